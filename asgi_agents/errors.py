@@ -1,0 +1,81 @@
+"""Every exception of the package."""
+
+from starlette.exceptions import HTTPException
+
+
+class AgentsError(Exception):
+    """Base of everything the package raises on purpose."""
+
+
+class ConfigurationError(AgentsError, ValueError):
+    """The configuration can't work.
+
+    Raised at construction; the message names the field, the value and what would be right.
+    """
+
+
+class AgentError(AgentsError):
+    """A call to an agent failed. Transports raise it; the guard turns it into the agent's failure mode."""
+
+
+class AgentConnectionError(AgentError):
+    """The agent could not be reached, or the connection broke before it answered."""
+
+
+class AgentProtocolError(AgentError):
+    """The agent answered with something that the protocol does not allow. The message names the field at fault."""
+
+
+class CircuitOpenError(AgentError):
+    """The agent's circuit breaker let no call through."""
+
+
+class QueueTimeoutError(AgentError):
+    """No permit of the agent's concurrency limit came free within the deadline."""
+
+
+class AgentTimeoutError(AgentError):
+    """The agent did not answer within the deadline."""
+
+
+class UnknownAgentError(AgentsError, LookupError):
+    """No agent has that id."""
+
+
+class GuardrailUnavailableError(AgentError, HTTPException):
+    """A fail-closed guardrail agent gave no verdict.
+
+    Also an :class:`starlette.exceptions.HTTPException` (503, or 504 for a timeout), so a handler that lets it through
+    answers as the middleware itself would have.
+    """
+
+    def __init__(self, status_code: int, detail: str, message: str, headers: dict[str, str] | None = None) -> None:
+        HTTPException.__init__(self, status_code, detail, headers)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ResponseAborted(AgentsError):  # noqa: N818 - says what happened, as ClientDisconnect does
+    """An agent stopped a response that had already started.
+
+    Raised out of the middleware because that is what makes a server break the connection off, so that the client can't
+    take the part it has for the whole.
+    """
+
+
+class ClosedByAgent(AgentsError, OSError):  # noqa: N818
+    """The app sent to a client that an agent had cut it off from.
+
+    An OSError, as the ASGI spec asks of sends after a disconnect.
+    """
+
+
+def caused_by_closing(exc: BaseException | None) -> bool:
+    """Whether ``exc`` is the app's way of saying that it met :class:`ClosedByAgent`."""
+    while exc is not None:
+        if isinstance(exc, ClosedByAgent):
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False

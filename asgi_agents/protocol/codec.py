@@ -1,0 +1,275 @@
+"""Bytes to and from events and answers: JSON with base64 payloads, msgpack with raw ones. No I/O.
+
+The wire nests decisions and header operations as ``{"block": {…}}`` and ``{"set": {…}}``; the structs of this module
+have that shape and stay private, so that nobody else has to know it.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from ..errors import AgentProtocolError
+from .events import EVENT_CLASSES, Event, EventType
+from .headers import decode_extension, encode_extension
+from .responses import (
+    PROTOCOL_VERSION,
+    Acknowledgement,
+    AgentResponse,
+    Allow,
+    Answer,
+    AuditMetadata,
+    Block,
+    BodyMutation,
+    Challenge,
+    Decision,
+    GuardrailResponse,
+    HeaderOp,
+    Redirect,
+    WebSocketClose,
+    WebSocketDecision,
+    WebSocketDrop,
+)
+
+
+class Encoding(StrEnum):
+    """How messages are spelt on a remote transport."""
+
+    JSON = "json"
+    MSGPACK = "msgpack"
+
+    @property
+    def content_type(self) -> str:
+        return f"application/{self.value}"
+
+
+class _Envelope(Struct):
+    version: int
+    event_type: EventType
+    payload: Event
+
+
+class _RawEnvelope(Struct):
+    version: int
+    event_type: EventType
+    payload: Raw
+
+
+class _Field(Struct):
+    name: str
+    value: str
+
+
+class _FieldName(Struct):
+    name: str
+
+
+class _HeaderOp(Struct, omit_defaults=True):
+    set: _Field | UnsetType = UNSET
+    add: _Field | UnsetType = UNSET
+    remove: _FieldName | UnsetType = UNSET
+
+
+class _Decision(Struct, omit_defaults=True):
+    block: Block | UnsetType = UNSET
+    redirect: Redirect | UnsetType = UNSET
+    challenge: Challenge | UnsetType = UNSET
+
+
+class _Close(Struct):
+    code: int
+    reason: str = ""
+
+
+class _WebSocketDecision(Struct, omit_defaults=True):
+    close: _Close | UnsetType = UNSET
+
+
+class _Response(Struct):
+    version: int = PROTOCOL_VERSION
+    decision: Literal["allow"] | _Decision = "allow"
+    request_headers: Sequence[_HeaderOp] = ()
+    response_headers: Sequence[_HeaderOp] = ()
+    routing_metadata: dict[str, str] = {}
+    audit: AuditMetadata | None = None
+    needs_more: bool = False
+    request_body_mutation: BodyMutation | None = None
+    response_body_mutation: BodyMutation | None = None
+    websocket_decision: Literal["allow", "drop"] | _WebSocketDecision | None = None
+
+
+class _Probe(Struct):
+    """Enough of an answer to tell its shape."""
+
+    detected: Raw | UnsetType = UNSET
+    success: Raw | UnsetType = UNSET
+
+
+_ENCODERS: dict[Encoding, msgspec.json.Encoder | msgspec.msgpack.Encoder] = {
+    Encoding.JSON: msgspec.json.Encoder(enc_hook=encode_extension),
+    Encoding.MSGPACK: msgspec.msgpack.Encoder(enc_hook=encode_extension),
+}
+_DECODERS: dict[tuple[Encoding, Any], msgspec.json.Decoder[Any] | msgspec.msgpack.Decoder[Any]] = {
+    (encoding, kind): decoder(kind, dec_hook=decode_extension)
+    for encoding, decoder in (
+        (Encoding.JSON, msgspec.json.Decoder),
+        (Encoding.MSGPACK, msgspec.msgpack.Decoder),
+    )
+    for kind in (_Response, _RawEnvelope, _Probe, GuardrailResponse, Acknowledgement, *EVENT_CLASSES.values())
+}
+
+
+def encode_event(event: Event, encoding: Encoding) -> bytes:
+    """The envelope of the HTTP transport: ``{"version", "event_type", "payload"}``."""
+    envelope = _Envelope(PROTOCOL_VERSION, event.event_type, event)
+    try:
+        return _ENCODERS[encoding].encode(envelope)
+    except (TypeError, ValueError, OverflowError) as exc:
+        # Reached by a `config` that isn't plain data, or by text that UTF-8 can't carry.
+        raise AgentProtocolError(f"the event can't be encoded as {encoding}: {exc}") from exc
+
+
+def decode_event(data: bytes, encoding: Encoding) -> Event:
+    """An event from its envelope; raises :class:`AgentProtocolError` naming the field at fault."""
+    envelope: _RawEnvelope = _decode(_RawEnvelope, data, encoding)
+    if envelope.version != PROTOCOL_VERSION:
+        raise AgentProtocolError(f"version: expected {PROTOCOL_VERSION}, got {envelope.version}")
+    event: Event = _decode(EVENT_CLASSES[envelope.event_type], bytes(envelope.payload), encoding, at="payload")
+    return event
+
+
+def encode_answer(answer: Answer, encoding: Encoding) -> bytes:
+    """An answer as agents send it."""
+    wire = _to_wire(answer) if isinstance(answer, AgentResponse) else answer
+    return _ENCODERS[encoding].encode(wire)
+
+
+def decode_answer(data: bytes, encoding: Encoding, event_type: EventType) -> Answer:
+    """An agent's answer to an ``event_type``; raises :class:`AgentProtocolError` naming the field at fault.
+
+    Guardrail agents may answer in the guardrail shape, ``configure`` and ``request_complete`` with an acknowledgement.
+    """
+    if event_type is EventType.GUARDRAIL_INSPECT and _probe(data, encoding).detected is not UNSET:
+        verdict: GuardrailResponse = _decode(GuardrailResponse, data, encoding)
+        return verdict
+    if event_type in (EventType.CONFIGURE, EventType.REQUEST_COMPLETE) and _probe(data, encoding).success is not UNSET:
+        acknowledgement: Acknowledgement = _decode(Acknowledgement, data, encoding)
+        return acknowledgement
+    return _from_wire(_decode(_Response, data, encoding))
+
+
+def _probe(data: bytes, encoding: Encoding) -> _Probe:
+    probe: _Probe = _decode(_Probe, data, encoding)
+    return probe
+
+
+def _decode(kind: Any, data: bytes, encoding: Encoding, *, at: str = "") -> Any:
+    try:
+        return _DECODERS[encoding, kind].decode(data)
+    except msgspec.ValidationError as exc:
+        raise AgentProtocolError(f"{at}: {exc}" if at else str(exc)) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise AgentProtocolError(f"not {encoding}: {exc}") from exc
+
+
+def _from_wire(wire: _Response) -> AgentResponse:
+    return AgentResponse(
+        version=wire.version,
+        decision=_decision_from_wire(wire.decision),
+        request_headers=_ops_from_wire("request_headers", wire.request_headers),
+        response_headers=_ops_from_wire("response_headers", wire.response_headers),
+        routing_metadata=wire.routing_metadata,
+        audit=AuditMetadata() if wire.audit is None else wire.audit,
+        needs_more=wire.needs_more,
+        request_body_mutation=wire.request_body_mutation,
+        response_body_mutation=wire.response_body_mutation,
+        websocket_decision=_websocket_decision_from_wire(wire.websocket_decision),
+    )
+
+
+def _decision_from_wire(wire: Literal["allow"] | _Decision) -> Decision:
+    if isinstance(wire, str):
+        return Allow()
+    given: list[Decision] = [d for d in (wire.block, wire.redirect, wire.challenge) if not isinstance(d, UnsetType)]
+    if len(given) != 1:
+        raise AgentProtocolError(
+            f'decision: expected "allow" or exactly one of block, redirect and challenge, got {len(given)} of them'
+        )
+    return given[0]
+
+
+def _ops_from_wire(field: str, wire: Sequence[_HeaderOp]) -> tuple[HeaderOp, ...]:
+    return tuple(_op_from_wire(field, index, op) for index, op in enumerate(wire))
+
+
+def _op_from_wire(field: str, index: int, wire: _HeaderOp) -> HeaderOp:
+    ops: list[HeaderOp] = []
+    if not isinstance(wire.set, UnsetType):
+        ops.append(HeaderOp.set(wire.set.name, wire.set.value))
+    if not isinstance(wire.add, UnsetType):
+        ops.append(HeaderOp.add(wire.add.name, wire.add.value))
+    if not isinstance(wire.remove, UnsetType):
+        ops.append(HeaderOp.remove(wire.remove.name))
+    if len(ops) != 1:
+        raise AgentProtocolError(f"{field}[{index}]: expected exactly one of set, add and remove, got {len(ops)}")
+    return ops[0]
+
+
+def _websocket_decision_from_wire(
+    wire: Literal["allow", "drop"] | _WebSocketDecision | None,
+) -> WebSocketDecision | None:
+    if wire is None or wire == "allow":
+        return None
+    if wire == "drop":
+        return WebSocketDrop()
+    if isinstance(wire, str) or isinstance(wire.close, UnsetType):
+        raise AgentProtocolError('websocket_decision: expected "allow", "drop" or {"close": {…}}')
+    return WebSocketClose(wire.close.code, wire.close.reason)
+
+
+def _to_wire(response: AgentResponse) -> _Response:
+    return _Response(
+        version=response.version,
+        decision=_decision_to_wire(response.decision),
+        request_headers=[_op_to_wire(op) for op in response.request_headers],
+        response_headers=[_op_to_wire(op) for op in response.response_headers],
+        routing_metadata=dict(response.routing_metadata),
+        audit=response.audit,
+        needs_more=response.needs_more,
+        request_body_mutation=response.request_body_mutation,
+        response_body_mutation=response.response_body_mutation,
+        websocket_decision=_websocket_decision_to_wire(response.websocket_decision),
+    )
+
+
+def _decision_to_wire(decision: Decision) -> Literal["allow"] | _Decision:
+    match decision:
+        case Block():
+            return _Decision(block=decision)
+        case Redirect():
+            return _Decision(redirect=decision)
+        case Challenge():
+            return _Decision(challenge=decision)
+        case Allow():
+            return "allow"
+
+
+def _op_to_wire(op: HeaderOp) -> _HeaderOp:
+    if op.kind == "remove":
+        return _HeaderOp(remove=_FieldName(op.name))
+    field = _Field(op.name, op.value)
+    return _HeaderOp(set=field) if op.kind == "set" else _HeaderOp(add=field)
+
+
+def _websocket_decision_to_wire(
+    decision: WebSocketDecision | None,
+) -> Literal["drop"] | _WebSocketDecision | None:
+    match decision:
+        case None:
+            return None
+        case WebSocketDrop():
+            return "drop"
+        case WebSocketClose(code, reason):
+            return _WebSocketDecision(close=_Close(code, reason))

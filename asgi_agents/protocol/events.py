@@ -1,0 +1,202 @@
+"""What the middleware tells an agent. Field names and spellings are the wire's (protocol version 2)."""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from msgspec import Struct
+
+from .headers import Headers
+
+
+class EventType(StrEnum):
+    """The events an agent can hear; the value is the wire spelling."""
+
+    CONFIGURE = "configure"
+    REQUEST_HEADERS = "request_headers"
+    REQUEST_BODY_CHUNK = "request_body_chunk"
+    RESPONSE_HEADERS = "response_headers"
+    RESPONSE_BODY_CHUNK = "response_body_chunk"
+    REQUEST_COMPLETE = "request_complete"
+    WEBSOCKET_FRAME = "websocket_frame"
+    GUARDRAIL_INSPECT = "guardrail_inspect"
+
+
+class Opcode(StrEnum):
+    """Websocket frame opcodes. ASGI servers hand on text and binary only; the rest exist for agents of other hosts."""
+
+    TEXT = "text"
+    BINARY = "binary"
+    PING = "ping"
+    PONG = "pong"
+    CLOSE = "close"
+    CONTINUATION = "continuation"
+
+
+class InspectionType(StrEnum):
+    """What a guardrail agent is asked to look for."""
+
+    PROMPT_INJECTION = "prompt_injection"
+    PII_DETECTION = "pii_detection"
+
+
+class RequestMetadata(Struct, frozen=True, kw_only=True):
+    """Who is asking, how, and under which ids. ``timestamp`` is RFC 3339, ``traceparent`` W3C trace context."""
+
+    correlation_id: str
+    request_id: str
+    client_ip: str
+    client_port: int
+    server_name: str | None = None
+    protocol: str
+    tls_version: str | None = None
+    tls_cipher: str | None = None
+    route_id: str | None = None
+    upstream_id: str | None = None
+    timestamp: str
+    traceparent: str | None = None
+
+
+class ConfigureEvent(Struct, frozen=True, kw_only=True):
+    """Sent once to each agent when it connects."""
+
+    event_type: ClassVar[EventType] = EventType.CONFIGURE
+
+    agent_id: str
+    config: Any = None
+
+
+class RequestHeadersEvent(Struct, frozen=True, kw_only=True):
+    """A request's head, or a websocket handshake. ``uri`` is path and query as received, still percent-encoded."""
+
+    event_type: ClassVar[EventType] = EventType.REQUEST_HEADERS
+
+    metadata: RequestMetadata
+    method: str
+    uri: str
+    headers: Headers
+
+    @property
+    def correlation_id(self) -> str:
+        return self.metadata.correlation_id
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, or None."""
+        return self.headers.first(name)
+
+
+class RequestBodyChunkEvent(Struct, frozen=True, kw_only=True):
+    """A piece of the request body; in buffer mode all of it. ``bytes_received`` counts this chunk too."""
+
+    event_type: ClassVar[EventType] = EventType.REQUEST_BODY_CHUNK
+
+    correlation_id: str
+    data: bytes
+    is_last: bool
+    total_size: int | None = None
+    chunk_index: int = 0
+    bytes_received: int = 0
+
+
+class ResponseHeadersEvent(Struct, frozen=True, kw_only=True):
+    """The head of the app's response."""
+
+    event_type: ClassVar[EventType] = EventType.RESPONSE_HEADERS
+
+    correlation_id: str
+    status: int
+    headers: Headers
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, or None."""
+        return self.headers.first(name)
+
+
+class ResponseBodyChunkEvent(Struct, frozen=True, kw_only=True):
+    """A piece of the response body; in buffer mode all of it. ``bytes_sent`` counts this chunk too."""
+
+    event_type: ClassVar[EventType] = EventType.RESPONSE_BODY_CHUNK
+
+    correlation_id: str
+    data: bytes
+    is_last: bool
+    total_size: int | None = None
+    chunk_index: int = 0
+    bytes_sent: int = 0
+
+
+class RequestCompleteEvent(Struct, frozen=True, kw_only=True):
+    """Sent after the last byte.
+
+    Sizes in bytes, as they crossed the client's side; ``duration_ms`` ends with the last byte.
+    """
+
+    event_type: ClassVar[EventType] = EventType.REQUEST_COMPLETE
+
+    correlation_id: str
+    status: int
+    duration_ms: int
+    request_body_size: int
+    response_body_size: int
+    upstream_attempts: int
+    error: str | None = None
+
+
+class WebSocketFrameEvent(Struct, frozen=True, kw_only=True):
+    """One websocket message.
+
+    ``frame_index`` counts from 0 in each direction; text is UTF-8 (lone surrogates encoded as such).
+    """
+
+    event_type: ClassVar[EventType] = EventType.WEBSOCKET_FRAME
+
+    correlation_id: str
+    opcode: Opcode
+    data: bytes
+    client_to_server: bool
+    frame_index: int
+    fin: bool = True
+    route_id: str | None = None
+    client_ip: str
+
+
+class GuardrailInspectEvent(Struct, frozen=True, kw_only=True):
+    """A piece of content that a handler wants looked at."""
+
+    event_type: ClassVar[EventType] = EventType.GUARDRAIL_INSPECT
+
+    correlation_id: str
+    inspection_type: InspectionType
+    content: str
+    model: str | None = None
+    categories: Sequence[str] = ()
+    route_id: str | None = None
+    metadata: Mapping[str, str] = {}
+
+
+BodyChunkEvent = RequestBodyChunkEvent | ResponseBodyChunkEvent
+
+Event = (
+    ConfigureEvent
+    | RequestHeadersEvent
+    | RequestBodyChunkEvent
+    | ResponseHeadersEvent
+    | ResponseBodyChunkEvent
+    | RequestCompleteEvent
+    | WebSocketFrameEvent
+    | GuardrailInspectEvent
+)
+
+EVENT_CLASSES: Mapping[EventType, type[Event]] = {
+    cls.event_type: cls
+    for cls in (
+        ConfigureEvent,
+        RequestHeadersEvent,
+        RequestBodyChunkEvent,
+        ResponseHeadersEvent,
+        ResponseBodyChunkEvent,
+        RequestCompleteEvent,
+        WebSocketFrameEvent,
+        GuardrailInspectEvent,
+    )
+}

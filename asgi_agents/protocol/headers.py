@@ -1,0 +1,90 @@
+"""Header fields as agents see them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import msgspec
+
+
+class Headers(Mapping[str, Sequence[str]]):
+    """Immutable, case-insensitive header fields: name to all its values, in the order received.
+
+    Names are lower-case. Bytes are decoded as latin-1, which never fails: a value that is not valid text still reaches
+    the agent. The dictionary is only built when something asks for more than :meth:`first`.
+    """
+
+    __slots__ = ("_fields", "_raw")
+
+    def __init__(self, fields: Mapping[str, Iterable[str]] | None = None) -> None:
+        self._raw: tuple[tuple[bytes, bytes], ...] = ()
+        self._fields: dict[str, tuple[str, ...]] | None = {}
+        for name, values in (fields or {}).items():
+            if isinstance(values, str):
+                raise TypeError(f"header {name!r}: expected a list of values, got the string {values!r}")
+            key = name.lower()
+            self._fields[key] = self._fields.get(key, ()) + tuple(values)
+
+    @classmethod
+    def from_raw(cls, raw: Iterable[tuple[bytes, bytes]]) -> Self:
+        """From ASGI header pairs, which are copied: later changes to the list don't show."""
+        headers = cls.__new__(cls)
+        headers._raw = tuple(raw)
+        headers._fields = None
+        return headers
+
+    def first(self, name: str) -> str | None:
+        """The first value of a field, or None. ``name`` in any case."""
+        if self._fields is not None:
+            values = self._fields.get(name.lower())
+            return values[0] if values else None
+        wanted = name.lower().encode("latin-1", "replace")
+        for key, value in self._raw:
+            if key == wanted or key.lower() == wanted:
+                return value.decode("latin-1")
+        return None
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        return self._dict()[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dict())
+
+    def __len__(self) -> int:
+        return len(self._dict())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Headers):
+            return self._dict() == other._dict()
+        if isinstance(other, Mapping):
+            return self._dict() == {name: tuple(values) for name, values in other.items()}
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._dict().items()))
+
+    def __repr__(self) -> str:
+        # Names only: an event that ends up in a log must not take credentials with it.
+        return f"Headers({sorted(self._dict())})"
+
+    def _dict(self) -> dict[str, tuple[str, ...]]:
+        fields = self._fields
+        if fields is None:
+            collected: dict[str, list[str]] = {}
+            for key, value in self._raw:
+                collected.setdefault(key.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+            fields = self._fields = {name: tuple(values) for name, values in collected.items()}
+        return fields
+
+
+def encode_extension(value: object) -> object:
+    """msgspec ``enc_hook``: what the wire carries for :class:`Headers`."""
+    if isinstance(value, Headers):
+        return value._dict()
+    raise NotImplementedError(f"can't encode {type(value).__name__}")
+
+
+def decode_extension(kind: type, value: Any) -> object:
+    """msgspec ``dec_hook``: :class:`Headers` from the wire."""
+    if kind is Headers:
+        return Headers(msgspec.convert(value, dict[str, list[str]]))
+    raise NotImplementedError(f"can't decode {kind.__name__}")

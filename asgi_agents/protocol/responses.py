@@ -1,0 +1,257 @@
+"""What an agent answers. The codec maps these to the wire's nested spelling."""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+PROTOCOL_VERSION = 2
+
+
+class Allow(Struct, frozen=True):
+    """Let it pass."""
+
+
+class Block(Struct, frozen=True):
+    """Answer in the app's place. ``headers`` win over what the middleware would have set."""
+
+    status: int = 403
+    body: str | None = None
+    headers: Mapping[str, str] | None = None
+
+
+class Redirect(Struct, frozen=True):
+    """Send the client elsewhere."""
+
+    url: str
+    status: int = 302
+
+
+class Challenge(Struct, frozen=True):
+    """Ask the client to prove something:
+
+    an HTTP auth scheme (``basic``, ``bearer``, …) or a type of the agent's own.
+    """
+
+    challenge_type: str
+    params: Mapping[str, str] = {}
+
+
+Decision = Allow | Block | Redirect | Challenge
+
+
+class WebSocketDrop(Struct, frozen=True):
+    """Swallow this frame."""
+
+
+class WebSocketClose(Struct, frozen=True):
+    """Close the websocket."""
+
+    code: int = 1008
+    reason: str = ""
+
+
+WebSocketDecision = WebSocketDrop | WebSocketClose
+
+
+class HeaderOp(Struct, frozen=True):
+    """One change to a set of headers; make one with :meth:`set`, :meth:`add` or :meth:`remove`."""
+
+    kind: Literal["set", "add", "remove"]
+    name: str
+    value: str = ""
+
+    @classmethod
+    def set(cls, name: str, value: str) -> Self:
+        """Replace every field of that name by one."""
+        return cls("set", name, value)
+
+    @classmethod
+    def add(cls, name: str, value: str) -> Self:
+        """Append a field, keeping those already there."""
+        return cls("add", name, value)
+
+    @classmethod
+    def remove(cls, name: str) -> Self:
+        """Remove every field of that name."""
+        return cls("remove", name)
+
+
+class BodyMutation(Struct, frozen=True):
+    """A change to the chunk just shown: ``data`` None passes it, empty drops it, anything else replaces it."""
+
+    data: bytes | None
+    chunk_index: int = 0
+
+
+class AuditMetadata(Struct, frozen=True, kw_only=True):
+    """What the agent wants remembered about its decision."""
+
+    tags: Sequence[str] = ()
+    rule_ids: Sequence[str] = ()
+    confidence: float | None = None
+    reason_codes: Sequence[str] = ()
+    custom: Mapping[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        for field in ("tags", "rule_ids", "reason_codes"):
+            values = getattr(self, field)
+            if isinstance(values, str):
+                raise TypeError(f"{field}: expected a sequence of strings, got the string {values!r}")
+            if type(values) is not tuple:
+                force_setattr(self, field, tuple(values))
+
+
+_ALLOW = Allow()
+_NO_AUDIT = AuditMetadata()
+
+
+class AgentResponse(Struct, frozen=True, kw_only=True):
+    """An agent's whole answer to one event."""
+
+    version: int = PROTOCOL_VERSION
+    decision: Decision = _ALLOW
+    request_headers: Sequence[HeaderOp] = ()
+    response_headers: Sequence[HeaderOp] = ()
+    routing_metadata: Mapping[str, str] = {}
+    audit: AuditMetadata = _NO_AUDIT
+    needs_more: bool = False
+    request_body_mutation: BodyMutation | None = None
+    response_body_mutation: BodyMutation | None = None
+    websocket_decision: WebSocketDecision | None = None
+
+    @property
+    def is_allow(self) -> bool:
+        """Whether nothing here stops the event: neither the decision nor the websocket decision."""
+        return type(self.decision) is Allow and self.websocket_decision is None
+
+    @classmethod
+    def allow(
+        cls,
+        *,
+        request_headers: Sequence[HeaderOp] = (),
+        response_headers: Sequence[HeaderOp] = (),
+        routing_metadata: Mapping[str, str] | None = None,
+        audit: AuditMetadata = _NO_AUDIT,
+        needs_more: bool = False,
+        request_body_mutation: BodyMutation | None = None,
+        response_body_mutation: BodyMutation | None = None,
+    ) -> Self:
+        """Let it pass, perhaps changed."""
+        return cls(
+            request_headers=request_headers,
+            response_headers=response_headers,
+            routing_metadata=routing_metadata or {},
+            audit=audit,
+            needs_more=needs_more,
+            request_body_mutation=request_body_mutation,
+            response_body_mutation=response_body_mutation,
+        )
+
+    @classmethod
+    def block(
+        cls,
+        status: int = 403,
+        body: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        response_headers: Sequence[HeaderOp] = (),
+        audit: AuditMetadata = _NO_AUDIT,
+        needs_more: bool = False,
+    ) -> Self:
+        """Answer ``status`` (200 to 599) with ``body`` in the app's place; None is the status' standard phrase."""
+        return cls(
+            decision=Block(status, body, headers),
+            response_headers=response_headers,
+            audit=audit,
+            needs_more=needs_more,
+        )
+
+    @classmethod
+    def redirect(
+        cls,
+        url: str,
+        status: int = 302,
+        *,
+        response_headers: Sequence[HeaderOp] = (),
+        audit: AuditMetadata = _NO_AUDIT,
+    ) -> Self:
+        """Redirect to ``url`` with 301, 302, 303, 307 or 308."""
+        return cls(decision=Redirect(url, status), response_headers=response_headers, audit=audit)
+
+    @classmethod
+    def challenge(
+        cls,
+        challenge_type: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        response_headers: Sequence[HeaderOp] = (),
+        audit: AuditMetadata = _NO_AUDIT,
+    ) -> Self:
+        """Challenge the client: ``challenge("bearer", {"realm": "api"})`` becomes 401 with ``www-authenticate``."""
+        return cls(
+            decision=Challenge(challenge_type, params or {}),
+            response_headers=response_headers,
+            audit=audit,
+        )
+
+    @classmethod
+    def websocket_drop(cls, *, audit: AuditMetadata = _NO_AUDIT) -> Self:
+        """Swallow the frame."""
+        return cls(websocket_decision=WebSocketDrop(), audit=audit)
+
+    @classmethod
+    def websocket_close(cls, code: int = 1008, reason: str = "", *, audit: AuditMetadata = _NO_AUDIT) -> Self:
+        """Close the websocket; ``reason`` is cut to 123 bytes of UTF-8 (RFC 6455, section 5.5.1)."""
+        return cls(websocket_decision=WebSocketClose(code, reason), audit=audit)
+
+
+#: The answer of an agent that has nothing to say; recognised by identity on the fast path.
+ALLOW = AgentResponse()
+
+
+class Severity(StrEnum):
+    """How bad a detection is."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+class TextSpan(Struct, frozen=True):
+    """Where in the inspected text, as the agent counts: start inclusive, end exclusive."""
+
+    start: int
+    end: int
+
+
+class Detection(Struct, frozen=True, kw_only=True):
+    """One thing that a guardrail agent found."""
+
+    category: str
+    description: str
+    severity: Severity = Severity.MEDIUM
+    confidence: float | None = None
+    span: TextSpan | None = None
+
+
+class GuardrailResponse(Struct, frozen=True, kw_only=True):
+    """The answer to a guardrail inspection. ``confidence`` is 0 to 1."""
+
+    detected: bool
+    confidence: float = 0.0
+    detections: Sequence[Detection] = ()
+    redacted_content: str | None = None
+
+
+class Acknowledgement(Struct, frozen=True, kw_only=True):
+    """The short answer to ``configure`` and ``request_complete``."""
+
+    success: bool
+    error: str | None = None
+
+
+Answer = AgentResponse | GuardrailResponse | Acknowledgement

@@ -1,0 +1,166 @@
+"""What an answer may contain. The rules hold for every transport, in-process agents included."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from ..errors import AgentProtocolError
+from .responses import (
+    ALLOW,
+    PROTOCOL_VERSION,
+    AgentResponse,
+    Allow,
+    AuditMetadata,
+    Block,
+    BodyMutation,
+    Challenge,
+    HeaderOp,
+    Redirect,
+    WebSocketClose,
+    WebSocketDrop,
+)
+
+# RFC 9110, section 5.6.2.
+TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+# RFC 9110, section 5.5: CR, LF and NUL are dangerous; anything beyond latin-1 can't be sent at all.
+_UNSENDABLE_VALUE = re.compile(r"[\r\n\x00]|[^\x00-\xff]")
+_UNSENDABLE_URL = re.compile(r"[\x00-\x20\x7f]")
+
+# Framing and hop-by-hop fields (RFC 9110, section 7.6.1, and RFC 9112, section 6) belong to the server and the app. An
+# agent that could set them could smuggle requests or desynchronise the connection.
+_UNTOUCHABLE = frozenset(
+    {
+        "connection",
+        "content-length",
+        "http2-settings",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_UNTOUCHABLE_PREFIX = "sec-websocket-"
+
+_REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+# RFC 6455, section 7.4, and the IANA registry: what an endpoint may put into a close frame.
+_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)})
+
+
+def check_response(response: object, *, may_mutate: bool, may_set_host: bool) -> AgentResponse:
+    """Return ``response`` if everything in it can be applied, else raise :class:`AgentProtocolError` naming the field.
+
+    ``may_mutate`` and ``may_set_host`` say what the agent's configuration lets it change.
+    """
+    if response is ALLOW or response is None:
+        return ALLOW
+    if not isinstance(response, AgentResponse):
+        raise AgentProtocolError(f"expected an AgentResponse or None, got {type(response).__name__}")
+    if response.version != PROTOCOL_VERSION:
+        raise AgentProtocolError(f"version: expected {PROTOCOL_VERSION}, got {response.version!r}")
+    _check_decision(response.decision)
+    _check_header_ops("request_headers", response.request_headers, may_set_host=may_set_host)
+    _check_header_ops("response_headers", response.response_headers, may_set_host=False)
+    _check_mutation("request_body_mutation", response.request_body_mutation, may_mutate=may_mutate)
+    _check_mutation("response_body_mutation", response.response_body_mutation, may_mutate=may_mutate)
+    _check_websocket_decision(response.websocket_decision)
+    if not isinstance(response.audit, AuditMetadata):
+        raise AgentProtocolError(f"audit: expected AuditMetadata, got {type(response.audit).__name__}")
+    _check_strings("routing_metadata", response.routing_metadata)
+    return response
+
+
+def _check_decision(decision: object) -> None:
+    match decision:
+        case Allow():
+            pass
+        case Block(status, body, headers):
+            if type(status) is not int or not 200 <= status <= 599:
+                raise AgentProtocolError(f"decision.block.status: expected 200 to 599, got {status!r}")
+            if body is not None:
+                _check_text("decision.block.body", body)
+            if headers is not None:
+                _check_strings("decision.block.headers", headers)
+                for name, value in headers.items():
+                    _check_header("decision.block.headers", name, value, may_set_host=False)
+        case Redirect(url, status):
+            if status not in _REDIRECT_STATUSES:
+                raise AgentProtocolError(
+                    f"decision.redirect.status: expected one of {sorted(_REDIRECT_STATUSES)}, got {status!r}"
+                )
+            _check_text("decision.redirect.url", url)
+            if not url or _UNSENDABLE_URL.search(url):
+                raise AgentProtocolError("decision.redirect.url: empty, or contains white space or control characters")
+        case Challenge(challenge_type, params):
+            if not isinstance(challenge_type, str) or not TOKEN.match(challenge_type):
+                raise AgentProtocolError("decision.challenge.challenge_type: not a token (RFC 9110, section 5.6.2)")
+            _check_strings("decision.challenge.params", params)
+            for name, value in params.items():
+                if not TOKEN.match(name) or _UNSENDABLE_VALUE.search(value):
+                    raise AgentProtocolError("decision.challenge.params: a name or value can't be sent in a header")
+        case _:
+            raise AgentProtocolError(
+                f"decision: expected Allow, Block, Redirect or Challenge, got {type(decision).__name__}"
+            )
+
+
+def _check_header_ops(field: str, ops: Iterable[HeaderOp], *, may_set_host: bool) -> None:
+    for index, op in enumerate(ops):
+        if not isinstance(op, HeaderOp) or op.kind not in ("set", "add", "remove"):
+            raise AgentProtocolError(f"{field}[{index}]: expected a HeaderOp, got {type(op).__name__}")
+        _check_header(f"{field}[{index}]", op.name, op.value, may_set_host=may_set_host)
+
+
+def _check_header(field: str, name: object, value: object, *, may_set_host: bool) -> None:
+    # Values never go into a message: they may be secrets, and messages end up in logs.
+    if not isinstance(name, str) or not TOKEN.match(name):
+        raise AgentProtocolError(f"{field}: the header name is not a token (RFC 9110, section 5.1)")
+    lower = name.lower()
+    if lower in _UNTOUCHABLE or lower.startswith(_UNTOUCHABLE_PREFIX):
+        raise AgentProtocolError(f"{field}: {lower!r} belongs to the server, no agent may change it")
+    if lower == "host" and not may_set_host:
+        raise AgentProtocolError(f"{field}: 'host' may only be changed with may_set_host=True, and only on requests")
+    if not isinstance(value, str) or _UNSENDABLE_VALUE.search(value):
+        raise AgentProtocolError(f"{field}: the value of {lower!r} contains CR, LF, NUL or non-latin-1 characters")
+
+
+def _check_mutation(field: str, mutation: object, *, may_mutate: bool) -> None:
+    if mutation is None:
+        return
+    if not isinstance(mutation, BodyMutation) or not isinstance(mutation.data, bytes | None):
+        raise AgentProtocolError(f"{field}: expected a BodyMutation with bytes or None")
+    if mutation.data is not None and not may_mutate:
+        # To ignore it would let through what the agent meant to take out.
+        raise AgentProtocolError(f'{field}: the agent may only read bodies; body_access="write" lets it change them')
+
+
+def _check_websocket_decision(decision: object) -> None:
+    match decision:
+        case None | WebSocketDrop():
+            pass
+        case WebSocketClose(code, reason):
+            if code not in _CLOSE_CODES:
+                raise AgentProtocolError(
+                    f"websocket_decision.close.code: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999, got {code!r}"
+                )
+            _check_text("websocket_decision.close.reason", reason)
+        case _:
+            raise AgentProtocolError(
+                f"websocket_decision: expected WebSocketDrop, WebSocketClose or None, got {type(decision).__name__}"
+            )
+
+
+def _check_text(field: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise AgentProtocolError(f"{field}: expected str, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise AgentProtocolError(f"{field}: contains lone surrogates, which UTF-8 can't carry") from None
+
+
+def _check_strings(field: str, value: object) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) and isinstance(v, str) for k, v in value.items()):
+        raise AgentProtocolError(f"{field}: expected a mapping of strings to strings")
