@@ -1,0 +1,214 @@
+"""Configuration values: frozen, and checked when they are made."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, Final, Literal
+
+from .agent import Agent
+from .errors import ConfigurationError
+from .protocol import TOKEN, EventType
+from .transports import HttpTransport, InProcessTransport, Transport
+
+DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
+_MAX_ID_LENGTH = 128
+
+
+def _require_seconds(where: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a number of seconds above 0")
+
+
+def _require_int(where: str, name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a whole number of at least {at_least}")
+
+
+def _require_member(where: str, name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a {kind.__name__}")
+
+
+class FailureMode(StrEnum):
+    """What a failed call means for the connection: CLOSED stops it, OPEN lets it go on without the agent."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class BodyMode:
+    """How an agent is shown a body.
+
+    ``BUFFER``: all of it at once, before anything of it is passed on. ``STREAM``: piece by piece as it comes.
+    ``BodyMode.hybrid(threshold)``: buffered up to ``threshold`` bytes, the rest piece by piece.
+    """
+
+    name: Literal["buffer", "stream", "hybrid"]
+    threshold: int = 0
+
+    BUFFER: ClassVar["BodyMode"]
+    STREAM: ClassVar["BodyMode"]
+
+    def __post_init__(self) -> None:
+        if self.name not in ("buffer", "stream", "hybrid"):
+            raise ConfigurationError(f"BodyMode: name={self.name!r}, expected 'buffer', 'stream' or 'hybrid'")
+        if self.name == "hybrid":
+            _require_int("BodyMode.hybrid", "threshold", self.threshold, at_least=1)
+
+    @classmethod
+    def hybrid(cls, threshold: int = 65536) -> "BodyMode":
+        """Buffer ``threshold`` bytes, then stream."""
+        return cls("hybrid", threshold)
+
+
+BodyMode.BUFFER = BodyMode("buffer")
+BodyMode.STREAM = BodyMode("stream")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitBreakerConfig:
+    """When to stop calling an agent that keeps failing, and how to find out that it is back.
+
+    ``failure_threshold`` failures in a row open the breaker. ``reset_timeout`` seconds later at most
+    ``half_open_max_calls`` calls at a time are let through on trial; ``success_threshold`` successes close it, one
+    failure opens it again.
+    """
+
+    failure_threshold: int = 5
+    success_threshold: int = 2
+    reset_timeout: float = 30.0
+    half_open_max_calls: int = 1
+
+    def __post_init__(self) -> None:
+        where = "CircuitBreakerConfig"
+        _require_int(where, "failure_threshold", self.failure_threshold, at_least=1)
+        _require_int(where, "success_threshold", self.success_threshold, at_least=1)
+        _require_seconds(where, "reset_timeout", self.reset_timeout)
+        _require_int(where, "half_open_max_calls", self.half_open_max_calls, at_least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """One agent: how to reach it, what it hears, and what its failures mean. Durations are seconds, sizes bytes.
+
+    :param id: unique in its manager; up to 128 token characters. It appears in metrics, logs and routes.
+    :param transport: an :class:`Agent`, an ``http://`` or ``https://`` URL, or any :class:`Transport`.
+    :param events: what the agent is to hear. None: what it says itself; a remote agent must be told.
+    :param failure_mode: what a failed call means, unless a route says otherwise.
+    :param timeout: one deadline for a call: queue wait, connect, send, answer.
+    :param chunk_timeout: the same for the body chunks of stream and hybrid mode.
+    :param max_concurrent_calls: further calls wait, within their deadline.
+    :param circuit_breaker: None switches it off.
+    :param request_body_mode: how the agent is shown request bodies; ``response_body_mode`` likewise.
+    :param max_request_body_bytes: the largest request body the agent is to inspect, in any mode. None: 1 MiB for a body
+        that has to be buffered, no limit for one that is streamed. ``max_response_body_bytes`` likewise.
+    :param body_access: ``"write"`` agents may send body mutations.
+    :param enforce: False makes it a shadow agent: it hears everything and is recorded, but nothing that it answers is
+        applied, and none of its failures count for the connection.
+    :param config: handed to the agent in ``configure`` when it connects; plain data for remote agents.
+    :param require_at_startup: fail the app's startup when the agent can't be configured then.
+    :param may_set_host: lets the agent change the ``host`` request header.
+    """
+
+    id: str
+    transport: Agent | Transport | str
+    _: KW_ONLY
+    events: Iterable[EventType] | None = None
+    failure_mode: FailureMode = FailureMode.CLOSED
+    timeout: float = 1.0
+    chunk_timeout: float = 5.0
+    max_concurrent_calls: int = 100
+    circuit_breaker: CircuitBreakerConfig | None = CircuitBreakerConfig()
+    request_body_mode: BodyMode = BodyMode.BUFFER
+    response_body_mode: BodyMode = BodyMode.BUFFER
+    max_request_body_bytes: int | None = None
+    max_response_body_bytes: int | None = None
+    body_access: Literal["read", "write"] = "read"
+    enforce: bool = True
+    config: Any = None
+    require_at_startup: bool = False
+    may_set_host: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not TOKEN.match(self.id) or len(self.id) > _MAX_ID_LENGTH:
+            raise ConfigurationError(
+                f"AgentConfig: id={self.id!r}, expected 1 to {_MAX_ID_LENGTH} letters, digits or any of !#$%&'*+-.^_`|~"
+            )
+        where = f"AgentConfig({self.id!r})"
+        object.__setattr__(self, "transport", _resolve_transport(where, self.transport))
+        object.__setattr__(self, "events", _resolve_events(where, self.reach, self.events))
+        _require_member(where, "failure_mode", self.failure_mode, FailureMode)
+        _require_seconds(where, "timeout", self.timeout)
+        _require_seconds(where, "chunk_timeout", self.chunk_timeout)
+        _require_int(where, "max_concurrent_calls", self.max_concurrent_calls, at_least=1)
+        if not isinstance(self.circuit_breaker, CircuitBreakerConfig | None):
+            raise ConfigurationError(
+                f"{where}: circuit_breaker={self.circuit_breaker!r}, expected a CircuitBreakerConfig or None"
+            )
+        for name in ("request_body_mode", "response_body_mode"):
+            _require_member(where, name, getattr(self, name), BodyMode)
+        for name in ("max_request_body_bytes", "max_response_body_bytes"):
+            if getattr(self, name) is not None:
+                _require_int(where, name, getattr(self, name), at_least=1)
+        if self.body_access not in ("read", "write"):
+            raise ConfigurationError(f"{where}: body_access={self.body_access!r}, expected 'read' or 'write'")
+        for name in ("enforce", "require_at_startup", "may_set_host"):
+            _require_member(where, name, getattr(self, name), bool)
+
+    @property
+    def reach(self) -> Transport:
+        """The transport, resolved from what was given."""
+        assert isinstance(self.transport, Transport)
+        return self.transport
+
+    @property
+    def hears(self) -> frozenset[EventType]:
+        """The events, resolved from what was given and what the agent says itself."""
+        assert isinstance(self.events, frozenset)
+        return self.events
+
+
+def _resolve_transport(where: str, given: object) -> Transport:
+    if isinstance(given, Agent):
+        return InProcessTransport(given)
+    if isinstance(given, str):
+        if not given.startswith(("http://", "https://")):
+            raise ConfigurationError(
+                f"{where}: transport={given!r}, expected an http:// or https:// URL, an Agent or a Transport"
+            )
+        return HttpTransport(given)
+    if isinstance(given, type) and issubclass(given, Agent):
+        raise ConfigurationError(f"{where}: transport={given.__name__}, expected an instance: {given.__name__}()")
+    if not isinstance(given, Transport):
+        raise ConfigurationError(f"{where}: transport={given!r}, expected an Agent, a URL or a Transport")
+    return given
+
+
+def _resolve_events(where: str, transport: Transport, given: object) -> frozenset[EventType]:
+    heard = transport.events
+    if given is None:
+        if heard is None:
+            raise ConfigurationError(
+                f"{where}: events=None, but a remote agent can't be asked; expected a set such as "
+                "{EventType.REQUEST_HEADERS}"
+            )
+        return heard
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigurationError(f"{where}: events={given!r}, expected a set of EventType")
+    events = set()
+    for item in given:
+        try:
+            events.add(EventType(item))
+        except ValueError:
+            known = ", ".join(EventType)
+            raise ConfigurationError(f"{where}: events contains {item!r}, expected any of {known}") from None
+    missing = events - (transport.carries if heard is None else heard & transport.carries)
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise ConfigurationError(
+            f"{where}: events contains {names}, which "
+            + ("its transport can't carry" if heard is None else "the agent has no hook for")
+        )
+    return frozenset(events)

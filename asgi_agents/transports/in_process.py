@@ -1,0 +1,35 @@
+"""Agents in the same process: called directly, nothing is serialised or copied."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from ..agent import HOOKS, Agent, may_suspend
+from ..protocol import Answer, Event, EventType
+
+
+class InProcessTransport:
+    """Calls the hooks of an :class:`~asgi_agents.Agent`."""
+
+    kind = "in_process"
+    remote = False
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.events: frozenset[EventType] | None = agent.events
+        self.carries = frozenset(EventType)
+        self._hooks: Mapping[EventType, Callable[[Any], Awaitable[Answer | None]]] = {
+            event_type: getattr(agent, hook) for event_type, hook in HOOKS.items()
+        }
+        self._may_suspend = {event_type: may_suspend(hook) for event_type, hook in self._hooks.items()}
+
+    def bind(self, max_concurrent_calls: int) -> None:
+        pass
+
+    def may_suspend(self, event_type: EventType) -> bool:
+        return self._may_suspend[event_type]
+
+    async def call(self, event: Event) -> Answer | None:
+        return await self._hooks[event.event_type](event)
+
+    async def aclose(self) -> None:
+        pass
