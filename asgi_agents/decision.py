@@ -1,0 +1,258 @@
+"""What one agent said, and what it all comes to."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+from .protocol import (
+    ALLOW,
+    AgentResponse,
+    Allow,
+    AuditMetadata,
+    Block,
+    BodyMutation,
+    Decision,
+    EventType,
+    HeaderOp,
+    Redirect,
+    WebSocketClose,
+    WebSocketDecision,
+)
+
+
+class FailureKind(StrEnum):
+    """Ways in which an agent can fail to judge."""
+
+    BREAKER_OPEN = "breaker_open"
+    QUEUE_TIMEOUT = "queue_timeout"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    REQUEST_TOO_LARGE = "request_too_large"
+    RESPONSE_TOO_LARGE = "response_too_large"
+
+
+class Failure(Struct, frozen=True):
+    """A call that brought no verdict. ``message`` names agent, event and fault; ``retry_after`` is seconds."""
+
+    kind: FailureKind
+    message: str
+    retry_after: float | None = None
+
+
+class Verdict(Struct, frozen=True):
+    """The outcome of showing one event to one agent: exactly one of ``response`` and ``failure`` is set.
+
+    ``fail_closed`` is the failure mode that held for this call, ``enforced`` is False for shadow agents, ``duration``
+    is seconds including the wait for a permit.
+    """
+
+    agent_id: str
+    event_type: EventType
+    response: AgentResponse | None
+    failure: Failure | None
+    fail_closed: bool
+    enforced: bool
+    duration: float
+
+    @property
+    def outcome(self) -> str:
+        """In one word:
+
+        ``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, or the failure's kind.
+        """
+        if self.failure is not None:
+            return self.failure.kind.value
+        assert self.response is not None
+        if self.response.websocket_decision is not None:
+            return "close" if isinstance(self.response.websocket_decision, WebSocketClose) else "drop"
+        return type(self.response.decision).__name__.lower()
+
+    @property
+    def provisional(self) -> bool:
+        """Whether the agent wants to see more before its answer counts."""
+        return self.response is not None and self.response.needs_more
+
+    @property
+    def denies(self) -> bool:
+        """Whether the agent said, in so many words, that this must not pass; provisional or not."""
+        return self.enforced and self.response is not None and not self.response.is_allow
+
+    @property
+    def fails_closed(self) -> bool:
+        """Whether the agent's failure stops the connection."""
+        return self.enforced and self.failure is not None and self.fail_closed
+
+
+class AgentDecision(Struct, frozen=True, kw_only=True):
+    """What all the agents that were asked come to.
+
+    ``decided_by`` names the agent that stopped it, ``failure`` is set when it did so by failing. Where nothing stopped
+    it, header operations and mutations are those of all agents in route order; where something did, only the decider's
+    ``response_headers`` are kept, for the reply. ``verdicts`` has every agent that answered, shadow agents too.
+    """
+
+    decision: Decision = Allow()
+    websocket_decision: WebSocketDecision | None = None
+    decided_by: str | None = None
+    failure: Failure | None = None
+    request_headers: Sequence[HeaderOp] = ()
+    response_headers: Sequence[HeaderOp] = ()
+    routing_metadata: Mapping[str, str] = {}
+    request_body_mutation: BodyMutation | None = None
+    response_body_mutation: BodyMutation | None = None
+    needs_more: bool = False
+    verdicts: Sequence[Verdict] = ()
+
+    @property
+    def is_allow(self) -> bool:
+        """Whether the event may pass."""
+        return type(self.decision) is Allow and self.websocket_decision is None
+
+    @property
+    def audit(self) -> Sequence[tuple[str, AuditMetadata]]:
+        """Agent id and audit metadata of every agent that gave any."""
+        return [
+            (verdict.agent_id, verdict.response.audit)
+            for verdict in self.verdicts
+            if verdict.response is not None and verdict.response.audit != _NO_AUDIT
+        ]
+
+    @property
+    def close(self) -> WebSocketClose:
+        """This decision as a websocket close:
+
+        policy violation (1008) for a denial, 1011 for a failure (RFC 6455, section 7.4.1).
+        """
+        if self.failure is not None:
+            return WebSocketClose(1011, _CLOSE_REASONS[self.failure.kind])
+        if isinstance(self.websocket_decision, WebSocketClose):
+            return self.websocket_decision
+        match self.decision:
+            case Block(_, body, _) if body:
+                return WebSocketClose(1008, body)
+            case Redirect():
+                return WebSocketClose(1008, "Redirected")
+            case _:
+                return WebSocketClose(1008, "Blocked")
+
+
+_NO_AUDIT = AuditMetadata()
+_PLAIN = ALLOW
+ALLOWED: Final = AgentDecision()
+
+_REPLIES: Mapping[FailureKind, tuple[int, str]] = {
+    FailureKind.BREAKER_OPEN: (503, "Service unavailable"),
+    FailureKind.QUEUE_TIMEOUT: (503, "Service unavailable"),
+    FailureKind.ERROR: (503, "Agent unavailable"),
+    FailureKind.TIMEOUT: (504, "Gateway timeout"),
+    FailureKind.REQUEST_TOO_LARGE: (413, "Payload too large for security inspection"),
+    FailureKind.RESPONSE_TOO_LARGE: (500, "Response too large for security inspection"),
+}
+_CLOSE_REASONS: Mapping[FailureKind, str] = {
+    FailureKind.BREAKER_OPEN: "Service unavailable",
+    FailureKind.QUEUE_TIMEOUT: "Service unavailable",
+    FailureKind.ERROR: "Agent error",
+    FailureKind.TIMEOUT: "Gateway timeout",
+    FailureKind.REQUEST_TOO_LARGE: "Payload too large for security inspection",
+    FailureKind.RESPONSE_TOO_LARGE: "Response too large for security inspection",
+}
+
+
+def failure_block(failure: Failure) -> Block:
+    """The reply to a client whose connection a fail-closed agent's failure stops."""
+    status, message = _REPLIES[failure.kind]
+    headers = None
+    if failure.retry_after is not None:
+        # Whole seconds (RFC 9110, section 10.2.3), rounded up so that the client doesn't come too early.
+        headers = {"retry-after": str(max(1, math.ceil(failure.retry_after)))}
+    return Block(status, message, headers)
+
+
+def is_settled(verdicts: Sequence[Verdict | None], *, final: bool) -> bool:
+    """Whether agents that have not answered yet (None) can no longer change what is decided.
+
+    True once an agent denied and every enforced one before it in route order has answered. ``final``: no more is
+    coming, so that provisional answers count.
+    """
+    for verdict in verdicts:
+        if verdict is None:
+            return False
+        if verdict.denies and (final or not verdict.provisional):
+            return True
+    return True
+
+
+def merge(verdicts: Iterable[Verdict], *, final: bool = True) -> AgentDecision:
+    """All verdicts, in route order, as one decision.
+
+    Explicit denials beat failures, failures beat allow; among equals the first in route order decides. While ``final``
+    is False, provisional (``needs_more``) answers decide nothing.
+    """
+    verdicts = tuple(verdicts)
+    denial: Verdict | None = None
+    breakdown: Verdict | None = None
+    plain = True
+    for verdict in verdicts:
+        if verdict.response is not _PLAIN:
+            plain = False
+        if denial is None and verdict.denies and (final or not verdict.provisional):
+            denial = verdict
+        if breakdown is None and verdict.fails_closed:
+            breakdown = verdict
+    if plain:
+        return AgentDecision(verdicts=verdicts)
+    if denial is not None:
+        assert denial.response is not None
+        return AgentDecision(
+            decision=denial.response.decision,
+            websocket_decision=denial.response.websocket_decision,
+            decided_by=denial.agent_id,
+            response_headers=denial.response.response_headers,
+            routing_metadata=denial.response.routing_metadata,
+            verdicts=verdicts,
+        )
+    if breakdown is not None:
+        assert breakdown.failure is not None
+        return AgentDecision(
+            decision=failure_block(breakdown.failure),
+            decided_by=breakdown.agent_id,
+            failure=breakdown.failure,
+            verdicts=verdicts,
+        )
+    return _merge_allowing(verdicts)
+
+
+def _merge_allowing(verdicts: tuple[Verdict, ...]) -> AgentDecision:
+    request_headers: list[HeaderOp] = []
+    response_headers: list[HeaderOp] = []
+    routing_metadata: dict[str, str] = {}
+    request_mutation: BodyMutation | None = None
+    response_mutation: BodyMutation | None = None
+    needs_more = False
+    for verdict in verdicts:
+        response = verdict.response
+        if response is None or not verdict.enforced:
+            continue
+        request_headers += response.request_headers
+        response_headers += response.response_headers
+        routing_metadata.update(response.routing_metadata)
+        # Each writer saw the output of those before it, so the last mutation is the whole change.
+        request_mutation = _changes(response.request_body_mutation) or request_mutation
+        response_mutation = _changes(response.response_body_mutation) or response_mutation
+        needs_more = needs_more or response.needs_more
+    return AgentDecision(
+        request_headers=request_headers,
+        response_headers=response_headers,
+        routing_metadata=routing_metadata,
+        request_body_mutation=request_mutation,
+        response_body_mutation=response_mutation,
+        needs_more=needs_more,
+        verdicts=verdicts,
+    )
+
+
+def _changes(mutation: BodyMutation | None) -> BodyMutation | None:
+    return None if mutation is None or mutation.data is None else mutation

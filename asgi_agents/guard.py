@@ -1,0 +1,340 @@
+"""One agent behind its concurrency limit, circuit breaker and deadline."""
+
+import logging
+import time
+import traceback
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, TypeVar
+
+import anyio
+from anyio import CancelScope
+
+from .breaker import BreakerState, CircuitBreaker
+from .config import AgentConfig, FailureMode
+from .decision import Failure, FailureKind, Verdict
+from .errors import AgentError, AgentTimeoutError, CircuitOpenError, QueueTimeoutError
+from .limiter import Limiter
+from .metrics import AgentMetrics, Tally
+from .protocol import (
+    ALLOW,
+    Acknowledgement,
+    AgentResponse,
+    Block,
+    ConfigureEvent,
+    Detection,
+    Event,
+    EventType,
+    GuardrailInspectEvent,
+    GuardrailResponse,
+    check_response,
+)
+
+logger = logging.getLogger("asgi_agents")
+
+T = TypeVar("T")
+
+# An agent that refuses its configuration is asked again after 0.1 s, 0.2 s, … up to this many seconds.
+_MAX_CONFIGURE_BACKOFF = 30.0
+# Seconds an agent may take to digest its configuration, if its own timeout is shorter.
+_CONFIGURE_TIMEOUT = 10.0
+
+
+class Guard:
+    """Calls one agent, and turns whatever happens into a :class:`Verdict`.
+
+    The order within a call: a permit, the breaker, the agent; all under one deadline. Permit and half-open slot are
+    given back however the call ends.
+    """
+
+    def __init__(self, config: AgentConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.config = config
+        self.breaker = (
+            None
+            if config.circuit_breaker is None
+            else CircuitBreaker(config.circuit_breaker, clock=clock, on_change=self._breaker_changed)
+        )
+        self._transport = config.reach
+        self._transport.bind(config.max_concurrent_calls)
+        self._limiter = Limiter(config.max_concurrent_calls)
+        self._tally = Tally()
+        self._failing = False
+        self._configured = not (EventType.CONFIGURE in config.hears or config.config is not None)
+        self._configuring: anyio.Event | None = None
+        self._configure_error = ""
+        self._configure_backoff = 0.0
+        self._configure_after = 0.0
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<Guard {self.config.id!r}>"
+
+    @property
+    def configured(self) -> bool:
+        """Whether the agent has taken its configuration, or needs none."""
+        return self._configured
+
+    def metrics(self) -> AgentMetrics:
+        """The counts so far."""
+        tally = self._tally
+        return AgentMetrics(
+            calls=tally.outcomes.total(),
+            outcomes=dict(tally.outcomes),
+            shadowed=tally.shadowed,
+            passed_open=tally.passed_open,
+            in_flight=self._limiter.taken,
+            waiting=self._limiter.waiting,
+            duration=tally.duration,
+        )
+
+    def may_suspend(self, event_type: EventType) -> bool:
+        """Whether :meth:`call` can suspend now. If not, it needs no task of its own to run beside others."""
+        return (
+            not self._configured
+            or self._transport.may_suspend(event_type)
+            or self._limiter.taken >= self._limiter.limit
+        )
+
+    async def call(self, event: Event, failure_mode: FailureMode, *, chunk: bool = False) -> Verdict:
+        """Show ``event`` to the agent. Raises nothing but cancellation.
+
+        ``chunk`` selects the deadline of streamed body chunks.
+        """
+        verdict, _ = await self._call(event, failure_mode, self.config.chunk_timeout if chunk else self.config.timeout)
+        return verdict
+
+    async def inspect(
+        self, event: GuardrailInspectEvent, failure_mode: FailureMode
+    ) -> tuple[Verdict, GuardrailResponse]:
+        """Ask a guardrail question. The response says nothing useful where the verdict is a failure."""
+        verdict, answer = await self._call(event, failure_mode, self.config.timeout)
+        if isinstance(answer, GuardrailResponse):
+            return verdict, answer
+        return verdict, _guardrail_from(verdict.response or ALLOW)
+
+    def skip(self, event_type: EventType, kind: FailureKind, failure_mode: FailureMode, fault: str) -> Verdict:
+        """The verdict on a body that is too large to show to this agent; it is not called."""
+        return self._failed(event_type, failure_mode, 0.0, Failure(kind, self._describe(event_type, fault)))
+
+    async def configure(self) -> None:
+        """Hand the agent its configuration, unless it has it; raises :class:`AgentError` when it doesn't take it.
+
+        Of concurrent calls one asks, the others wait for it.
+        """
+        if self._configured:
+            return
+        if self._configuring is not None:
+            await self._configuring.wait()
+        elif self._clock() >= self._configure_after:
+            await self._configure()
+        if not self._configured:
+            raise AgentError(f"not configured: {self._configure_error}")
+
+    @property
+    def configure_delay(self) -> float:
+        """Seconds until :meth:`configure` asks the agent again."""
+        return max(0.0, self._configure_after - self._clock())
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop."""
+        await self._transport.aclose()
+
+    def forget(self) -> None:
+        """The agent is to be configured anew before its next call."""
+        self._configured = not (EventType.CONFIGURE in self.config.hears or self.config.config is not None)
+        self._configure_after = self._configure_backoff = 0.0
+
+    async def _call(
+        self, event: Event, failure_mode: FailureMode, timeout: float
+    ) -> tuple[Verdict, AgentResponse | GuardrailResponse]:
+        event_type = event.event_type
+        started = time.monotonic()
+        try:
+            if not self._limiter.try_acquire():
+                await self._queue(timeout)
+            try:
+                answer = await self._guarded(event, timeout, started)
+            finally:
+                self._limiter.release()
+        except Exception as exc:
+            failure = self._explain(event_type, exc)
+            return self._failed(event_type, failure_mode, time.monotonic() - started, failure), ALLOW
+        if self._failing:
+            self._failing = False
+            logger.info("agent %r answers again", self.config.id)
+        verdict = Verdict(
+            self.config.id,
+            event_type,
+            answer if isinstance(answer, AgentResponse) else ALLOW,
+            None,
+            failure_mode is FailureMode.CLOSED,
+            self.config.enforce,
+            time.monotonic() - started,
+        )
+        self._tally.count(verdict)
+        return verdict, answer
+
+    async def _queue(self, timeout: float) -> None:
+        if self.breaker is not None and self.breaker.would_refuse:
+            # Don't make anyone wait for a permit only to be turned away.
+            raise CircuitOpenError("its circuit breaker is open")
+        with CancelScope(deadline=anyio.current_time() + timeout) as scope:
+            await self._limiter.acquire()
+        if scope.cancelled_caught:
+            raise QueueTimeoutError(
+                f"none of its {self._limiter.limit} concurrent calls ended within the deadline of {timeout:g} s"
+            )
+
+    async def _guarded(self, event: Event, timeout: float, started: float) -> AgentResponse | GuardrailResponse:
+        if not self._configured:
+            await self._within(self.configure(), timeout, started)
+        breaker = self.breaker
+        if breaker is None:
+            return await self._answer(event, timeout, started)
+        generation = breaker.acquire()
+        if generation is None:
+            raise CircuitOpenError("its circuit breaker is open")
+        try:
+            answer = await self._answer(event, timeout, started)
+        except Exception:
+            breaker.failure(generation)
+            raise
+        except BaseException:
+            breaker.release(generation)
+            raise
+        breaker.success(generation)
+        return answer
+
+    async def _answer(self, event: Event, timeout: float, started: float) -> AgentResponse | GuardrailResponse:
+        transport = self._transport
+        if transport.may_suspend(event.event_type):
+            answer = await self._within(transport.call(event), timeout, started)
+        else:
+            answer = await transport.call(event)
+        if isinstance(answer, GuardrailResponse) and event.event_type is EventType.GUARDRAIL_INSPECT:
+            return answer
+        if isinstance(answer, Acknowledgement):
+            if not answer.success:
+                raise AgentError(f"refused: {answer.error or 'no reason given'}")
+            return ALLOW
+        return check_response(
+            answer, may_mutate=self.config.body_access == "write", may_set_host=self.config.may_set_host
+        )
+
+    async def _within(self, call: Coroutine[Any, Any, T], timeout: float, started: float) -> T:
+        """Await ``call`` under what is left of the deadline."""
+        with CancelScope() as scope:
+            return await _arm_when_suspended(call, scope, started + timeout)
+        raise AgentTimeoutError(f"no answer within the deadline of {timeout:g} s")
+
+    async def _configure(self) -> None:
+        self._configuring = anyio.Event()
+        started = time.monotonic()
+        event = ConfigureEvent(agent_id=self.config.id, config=self.config.config)
+        try:
+            await self._answer(event, max(self.config.timeout, _CONFIGURE_TIMEOUT), started)
+        except Exception as exc:
+            failure = self._explain(EventType.CONFIGURE, exc)
+            if self._configure_error != failure.message:
+                logger.warning("%s; it is treated by its failure mode and asked again", failure.message)
+            self._configure_error = failure.message
+            self._configure_backoff = min(_MAX_CONFIGURE_BACKOFF, max(0.1, self._configure_backoff * 2))
+            self._configure_after = self._clock() + self._configure_backoff
+        else:
+            if self._configure_error:
+                logger.info("agent %r has taken its configuration", self.config.id)
+            self._configured = True
+            self._configure_error = ""
+        finally:
+            self._configuring.set()
+            self._configuring = None
+
+    def _explain(self, event_type: EventType, exc: Exception) -> Failure:
+        match exc:
+            case CircuitOpenError():
+                assert self.breaker is not None
+                return Failure(FailureKind.BREAKER_OPEN, self._describe(event_type, str(exc)), self.breaker.retry_after)
+            case QueueTimeoutError():
+                return Failure(FailureKind.QUEUE_TIMEOUT, self._describe(event_type, str(exc)))
+            case AgentTimeoutError():
+                return Failure(FailureKind.TIMEOUT, self._describe(event_type, str(exc)))
+            case AgentError():
+                return Failure(FailureKind.ERROR, self._describe(event_type, str(exc)))
+            case _:
+                # Not str(exc): an agent's own exception may carry the data that it choked on.
+                return Failure(
+                    FailureKind.ERROR, self._describe(event_type, f"raised {type(exc).__name__} at {_origin(exc)}")
+                )
+
+    def _describe(self, event_type: EventType, fault: str) -> str:
+        return f"agent {self.config.id!r}, {event_type.value}: {fault}"
+
+    def _failed(self, event_type: EventType, failure_mode: FailureMode, duration: float, failure: Failure) -> Verdict:
+        verdict = Verdict(
+            self.config.id,
+            event_type,
+            None,
+            failure,
+            failure_mode is FailureMode.CLOSED,
+            self.config.enforce,
+            duration,
+        )
+        self._tally.count(verdict)
+        if not self._failing and failure.kind in (FailureKind.ERROR, FailureKind.TIMEOUT, FailureKind.QUEUE_TIMEOUT):
+            self._failing = True
+            logger.warning("%s (logged once until it answers again)", failure.message)
+        return verdict
+
+    def _breaker_changed(self, old: BreakerState, new: BreakerState) -> None:
+        level = logging.WARNING if new is BreakerState.OPEN else logging.INFO
+        logger.log(level, "agent %r: circuit breaker %s -> %s", self.config.id, old.value, new.value)
+
+
+@types.coroutine
+def _arm_when_suspended(call: Coroutine[Any, Any, T], scope: CancelScope, deadline: float) -> Generator[Any, Any, T]:
+    """Drive ``call``, giving ``scope`` its deadline (on :func:`time.monotonic`) only once ``call`` suspends.
+
+    Entering a scope is cheap, arming its timer is not; most in-process calls finish in their first step. ``call`` runs
+    inside ``scope`` from the start, so scopes of its own nest as they should.
+    """
+    try:
+        awaited = call.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    scope.deadline = anyio.current_time() + deadline - time.monotonic()
+    while True:
+        try:
+            try:
+                sent = yield awaited
+            except GeneratorExit:
+                call.close()
+                raise
+            except BaseException as exc:
+                awaited = call.throw(exc)
+            else:
+                awaited = call.send(sent)
+        except StopIteration as done:
+            result = done.value
+            return result
+
+
+def _guardrail_from(response: AgentResponse) -> GuardrailResponse:
+    """A guardrail verdict from an agent that answered in the general shape: a denial is a detection."""
+    if response.is_allow:
+        return GuardrailResponse(detected=False, confidence=response.audit.confidence or 0.0)
+    body = response.decision.body if isinstance(response.decision, Block) else None
+    return GuardrailResponse(
+        detected=True,
+        confidence=1.0 if response.audit.confidence is None else response.audit.confidence,
+        detections=tuple(
+            Detection(category=category, description=body or "blocked by the agent")
+            for category in response.audit.reason_codes or response.audit.tags or ("blocked",)
+        ),
+    )
+
+
+def _origin(exc: Exception) -> str:
+    """Where an exception was raised, as ``file.py:12``."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "an unknown place"

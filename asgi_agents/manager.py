@@ -1,0 +1,460 @@
+"""Which agents hear an event, in parallel or in order, and what comes of it."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from types import TracebackType
+from typing import Self
+
+import anyio
+from msgspec import Struct
+from msgspec.structs import replace
+
+from .config import DEFAULT_MAX_BODY_BYTES, AgentConfig, FailureMode
+from .decision import AgentDecision, FailureKind, Verdict, failure_block, is_settled, merge
+from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
+from .guard import Guard
+from .metrics import AgentMetrics
+from .protocol import (
+    BodyChunkEvent,
+    BodyMutation,
+    Event,
+    EventType,
+    GuardrailInspectEvent,
+    GuardrailResponse,
+    RequestBodyChunkEvent,
+    RequestCompleteEvent,
+    RequestHeadersEvent,
+    ResponseBodyChunkEvent,
+    ResponseHeadersEvent,
+    WebSocketFrameEvent,
+)
+
+AgentReference = str | tuple[str, FailureMode]
+
+
+class RouteAgent(Struct, frozen=True):
+    """An agent on a route, with the failure mode that holds there."""
+
+    guard: Guard
+    failure_mode: FailureMode
+
+    async def hear(self, event: Event, *, chunk: bool = False) -> Verdict:
+        """Show ``event`` to the agent."""
+        return await self.guard.call(event, self.failure_mode, chunk=chunk)
+
+
+class Lineup:
+    """The agents of a route, in route order, resolved once for many connections.
+
+    ``connections`` counts those that hold it: an agent that is replaced or removed is only closed once nobody that may
+    still call it is left.
+    """
+
+    __slots__ = ("_by_event", "agents", "connections")
+
+    def __init__(self, agents: Sequence[RouteAgent]) -> None:
+        self.agents = tuple(agents)
+        self.connections = 0
+        self._by_event = {
+            event_type: tuple(agent for agent in self.agents if event_type in agent.guard.config.hears)
+            for event_type in EventType
+        }
+
+    def hearing(self, event_type: EventType) -> tuple[RouteAgent, ...]:
+        """Those that hear such events."""
+        return self._by_event[event_type]
+
+
+class AgentManager:
+    """All agents of an application, each behind its own guard.
+
+    An async context manager: entering connects and configures the agents, and retries in the background those that are
+    down; leaving closes their connections. It can be entered again afterwards, and more than once at a time. Without it
+    agents are configured before their first call.
+
+    The ``process_*`` methods return the merged decision. Wherever they take ``agents``, None means all, in the order
+    they were added, and a reference is an id or a pair of id and :class:`FailureMode`. They raise
+    :class:`UnknownAgentError` for an unknown id.
+
+    :param clock: monotonic seconds, for the breakers.
+    """
+
+    def __init__(self, agents: Iterable[AgentConfig] = (), *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._guards: dict[str, Guard] = {}
+        self._lineups: dict[tuple[AgentReference, ...] | None, Lineup] = {}
+        self._retired: list[Lineup] = []
+        self._users = 0
+        self._contexts: list[AbstractAsyncContextManager[Callable[[], Awaitable[None]]]] = []
+        for config in agents:
+            if not isinstance(config, AgentConfig):
+                raise ConfigurationError(f"AgentManager: agents contains {config!r}, expected AgentConfig instances")
+            if config.id in self._guards:
+                raise ConfigurationError(
+                    f"AgentManager: two agents have the id {config.id!r}, expected each to be unique"
+                )
+            self._guards[config.id] = Guard(config, clock=clock)
+
+    # What is there
+
+    @property
+    def agent_ids(self) -> Sequence[str]:
+        """The ids, in the order the agents were added."""
+        return tuple(self._guards)
+
+    @property
+    def metrics(self) -> Mapping[str, AgentMetrics]:
+        """What each agent was asked and what it said, by id."""
+        return {agent_id: guard.metrics() for agent_id, guard in self._guards.items()}
+
+    def get_agents_for_event(self, event_type: EventType) -> Sequence[str]:
+        """The ids of the agents that hear such events."""
+        return tuple(agent.guard.config.id for agent in self.lineup(None).hearing(event_type))
+
+    def any_agent_handles_event(self, agents: Iterable[AgentReference] | None, event_type: EventType) -> bool:
+        """Whether any of ``agents`` hears such events."""
+        return bool(self.lineup(agents).hearing(event_type))
+
+    def guard(self, agent_id: str) -> Guard:
+        """The guard of one agent."""
+        try:
+            return self._guards[agent_id]
+        except KeyError:
+            known = ", ".join(self._guards) or "none"
+            raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {known}") from None
+
+    def lineup(self, agents: Iterable[AgentReference] | None, *, missing_ok: bool = False) -> Lineup:
+        """Resolve ``agents``; ``missing_ok`` leaves out those that were removed."""
+        key = None if agents is None else tuple(agents)
+        lineup = self._lineups.get(key)
+        if lineup is None:
+            lineup = self._lineups[key] = self._resolve(key, missing_ok)
+        return lineup
+
+    # Events
+
+    async def process_request_headers(
+        self, event: RequestHeadersEvent, agents: Iterable[AgentReference] | None = None
+    ) -> AgentDecision:
+        """Show a request's head to its agents, all at once."""
+        return await self._process_in_parallel(event, agents)
+
+    async def process_response_headers(
+        self, event: ResponseHeadersEvent, agents: Iterable[AgentReference] | None = None
+    ) -> AgentDecision:
+        """Show a response's head to its agents, all at once."""
+        return await self._process_in_parallel(event, agents)
+
+    async def process_request_complete(
+        self, event: RequestCompleteEvent, agents: Iterable[AgentReference] | None = None
+    ) -> AgentDecision:
+        """Tell the agents how a request ended. Nothing depends on the answers."""
+        return merge(await self.consult(self.lineup(agents).hearing(event.event_type), event, everyone=True))
+
+    async def process_request_body(
+        self, event: RequestBodyChunkEvent, agents: Iterable[AgentReference] | None = None
+    ) -> AgentDecision:
+        """Pass a whole request body along the chain of its agents. Their body limits hold."""
+        return await self._process_along_chain(event, agents, chunk=False)
+
+    async def process_request_body_streaming(
+        self, event: RequestBodyChunkEvent, agents: Iterable[AgentReference] | None = None
+    ) -> AgentDecision:
+        """Pass a piece of a request body along the chain of its agents, under their chunk deadline."""
+        return await self._process_along_chain(event, agents, chunk=True)
+
+    async def process_response_body_streaming(
+        self, event: ResponseBodyChunkEvent, agents: Iterable[AgentReference] | None = None
+    ) -> AgentDecision:
+        """Pass a piece of a response body along the chain of its agents, under their chunk deadline."""
+        return await self._process_along_chain(event, agents, chunk=True)
+
+    async def process_websocket_frame(
+        self, event: WebSocketFrameEvent, agents: Iterable[AgentReference] | None = None
+    ) -> AgentDecision:
+        """Pass a websocket message along the chain of its agents.
+
+        What stops it is in ``websocket_decision``, or in ``close``.
+        """
+        return await self.judge_frame(event, self.lineup(agents).hearing(event.event_type))
+
+    async def call_guardrail_agent(
+        self, agent_id: str, event: GuardrailInspectEvent, failure_mode: FailureMode | None = None
+    ) -> GuardrailResponse:
+        """Ask one agent about a piece of content.
+
+        ``failure_mode`` is the agent's own where it is None. A fail-closed agent that gives no verdict raises
+        :class:`GuardrailUnavailableError`; a fail-open one, and a shadow agent always, detects nothing.
+        """
+        _, response = await self.inspect_guardrail(agent_id, event, failure_mode)
+        return response
+
+    async def inspect_guardrail(
+        self, agent_id: str, event: GuardrailInspectEvent, failure_mode: FailureMode | None = None
+    ) -> tuple[Verdict, GuardrailResponse]:
+        """:meth:`call_guardrail_agent`, with the verdict to record."""
+        guard = self.guard(agent_id)
+        if EventType.GUARDRAIL_INSPECT not in guard.config.hears:
+            raise UnknownAgentError(f"agent {agent_id!r} does not hear {EventType.GUARDRAIL_INSPECT.value}")
+        verdict, response = await guard.inspect(event, failure_mode or guard.config.failure_mode)
+        if verdict.fails_closed:
+            assert verdict.failure is not None
+            block = failure_block(verdict.failure)
+            raise GuardrailUnavailableError(
+                block.status, block.body or "", verdict.failure.message, dict(block.headers or {}) or None
+            )
+        if verdict.failure is not None or not verdict.enforced:
+            return verdict, GuardrailResponse(detected=False)
+        return verdict, response
+
+    # Life
+
+    async def initialize(self) -> None:
+        """Configure all agents, in parallel. One that is down stays to be configured later.
+
+        Raises :class:`AgentError` when that is one with ``require_at_startup``.
+        """
+        async with anyio.create_task_group() as tasks:
+            for guard in self._guards.values():
+                tasks.start_soon(_try_to_configure, guard)
+        for guard in self._guards.values():
+            if guard.config.require_at_startup:
+                try:
+                    await guard.configure()
+                except AgentError as exc:
+                    raise AgentError(f"agent {guard.config.id!r} is required at startup: {exc}") from exc
+
+    async def shutdown(self) -> None:
+        """Close the connections that belong to the running event loop. The manager can be used again afterwards."""
+        for guard in self._guards.values():
+            await guard.aclose()
+            guard.forget()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """:meth:`initialize` on entry, then retry whatever is down; :meth:`shutdown` when the last of its users leaves.
+
+        Yields a function to leave before the end of the block.
+        """
+        self._users += 1
+        left = False
+
+        async def leave() -> None:
+            nonlocal left
+            if not left:
+                left = True
+                self._users -= 1
+                if self._users == 0:
+                    with anyio.CancelScope(shield=True):
+                        await self.shutdown()
+
+        error: Exception | None = None
+        try:
+            await self.initialize()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._keep_configuring)
+                try:
+                    yield leave
+                except Exception as exc:
+                    # Raised again outside the task group, which would wrap it.
+                    error = exc
+                finally:
+                    tasks.cancel_scope.cancel()
+        finally:
+            await leave()
+        if error is not None:
+            raise error
+
+    async def __aenter__(self) -> Self:
+        context = self.running()
+        await context.__aenter__()
+        self._contexts.append(context)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._contexts.pop().__aexit__(kind, exc, traceback)
+
+    # Change while serving
+
+    async def add_agent(self, config: AgentConfig) -> None:
+        """Add an agent, last in the order. Connections that are already open don't hear of it."""
+        if config.id in self._guards:
+            raise ConfigurationError(
+                f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
+            )
+        guard = Guard(config, clock=self._clock)
+        await _try_to_configure(guard)
+        self._guards[config.id] = guard
+        self._retire_lineups()
+
+    async def replace_agent(self, config: AgentConfig, *, drain_timeout: float = 30.0) -> None:
+        """Put a new agent in the place of the one with the same id.
+
+        Connections that are open keep the old one, which is closed when the last of them ends, or after
+        ``drain_timeout`` seconds. Returns then.
+        """
+        old = self.guard(config.id)
+        new = Guard(config, clock=self._clock)
+        await _try_to_configure(new)
+        self._guards[config.id] = new
+        self._retire_lineups()
+        await self._drain(old, drain_timeout)
+
+    async def remove_agent(self, agent_id: str, *, drain_timeout: float = 30.0) -> None:
+        """Remove an agent, also from the routes that name it. Drains like :meth:`replace_agent`."""
+        old = self.guard(agent_id)
+        del self._guards[agent_id]
+        self._retire_lineups()
+        await self._drain(old, drain_timeout)
+
+    # The parts that exchanges are built from
+
+    async def consult(
+        self,
+        agents: Sequence[RouteAgent],
+        event: Event,
+        *,
+        chunk: bool = False,
+        final: bool = True,
+        everyone: bool = False,
+    ) -> Sequence[Verdict]:
+        """Show ``event`` to ``agents`` in parallel; the verdicts of those that answered, in route order.
+
+        Those that can't change the decision any more are cancelled, or never asked, unless ``everyone`` is to hear it.
+        Agents that can't suspend are asked one after the other, which costs no tasks.
+        """
+        if len(agents) == 1:
+            return (await agents[0].hear(event, chunk=chunk),)
+        verdicts: list[Verdict | None] = [None] * len(agents)
+        waiting: list[int] = []
+        for index, agent in enumerate(agents):
+            if agent.guard.may_suspend(event.event_type):
+                waiting.append(index)
+                continue
+            verdict = verdicts[index] = await agent.hear(event, chunk=chunk)
+            if verdict.denies and (final or not verdict.provisional) and not everyone:
+                # Whoever comes later can't overrule it; those before it still can.
+                break
+        if len(waiting) == 1:
+            verdicts[waiting[0]] = await agents[waiting[0]].hear(event, chunk=chunk)
+        elif waiting:
+            async with anyio.create_task_group() as tasks:
+
+                async def ask(index: int) -> None:
+                    verdicts[index] = await agents[index].hear(event, chunk=chunk)
+                    if not everyone and is_settled(verdicts, final=final):
+                        tasks.cancel_scope.cancel()
+
+                for index in waiting[1:]:
+                    tasks.start_soon(ask, index)
+                await ask(waiting[0])
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    async def judge_frame(self, event: WebSocketFrameEvent, agents: Sequence[RouteAgent]) -> AgentDecision:
+        """The decision on one websocket message. Nobody can change it, so all agents hear it at once."""
+        return merge(await self.consult(agents, event))
+
+    async def _process_in_parallel(
+        self,
+        event: RequestHeadersEvent | ResponseHeadersEvent,
+        agents: Iterable[AgentReference] | None,
+    ) -> AgentDecision:
+        return merge(await self.consult(self.lineup(agents).hearing(event.event_type), event))
+
+    async def _process_along_chain(
+        self, event: BodyChunkEvent, agents: Iterable[AgentReference] | None, *, chunk: bool
+    ) -> AgentDecision:
+        verdicts: list[Verdict] = []
+        for group in chain(self.lineup(agents).hearing(event.event_type)):
+            asked = []
+            for agent in group:
+                refusal = None if chunk else check_body_size(agent, event.event_type, len(event.data))
+                if refusal is None:
+                    asked.append(agent)
+                else:
+                    verdicts.append(refusal)
+            verdicts += await self.consult(asked, event, chunk=chunk, final=event.is_last)
+            decision = merge(verdicts, final=event.is_last)
+            if not decision.is_allow:
+                return decision
+            mutation = mutation_of(decision, event.event_type)
+            if mutation is not None:
+                event = replace(event, data=mutation.data)
+        return merge(verdicts, final=event.is_last)
+
+    async def _keep_configuring(self) -> None:
+        while True:
+            pending = [guard for guard in self._guards.values() if not guard.configured]
+            for guard in pending:
+                await _try_to_configure(guard)
+            delays = [guard.configure_delay for guard in pending if not guard.configured]
+            await anyio.sleep(max(0.05, min(delays, default=1.0)))
+
+    def _resolve(self, references: tuple[AgentReference, ...] | None, missing_ok: bool) -> Lineup:
+        if references is None:
+            return Lineup([RouteAgent(guard, guard.config.failure_mode) for guard in self._guards.values()])
+        agents = []
+        for reference in references:
+            agent_id, failure_mode = (reference, None) if isinstance(reference, str) else reference
+            if missing_ok and agent_id not in self._guards:
+                continue
+            guard = self.guard(agent_id)
+            agents.append(RouteAgent(guard, failure_mode or guard.config.failure_mode))
+        return Lineup(agents)
+
+    def _retire_lineups(self) -> None:
+        self._retired = [lineup for lineup in (*self._retired, *self._lineups.values()) if lineup.connections]
+        self._lineups = {}
+
+    async def _drain(self, guard: Guard, timeout: float) -> None:
+        with anyio.move_on_after(timeout):
+            while any(  # noqa: ASYNC110 - an event would cost every connection, this only an operator
+                lineup.connections and any(agent.guard is guard for agent in lineup.agents) for lineup in self._retired
+            ):
+                await anyio.sleep(0.02)
+        await guard.aclose()
+
+
+def chain(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:
+    """Cut a chain into steps: neighbours that only read make one, each writer makes one of its own."""
+    steps: list[list[RouteAgent]] = []
+    for agent in agents:
+        reads = agent.guard.config.body_access == "read"
+        if reads and steps and steps[-1][-1].guard.config.body_access == "read":
+            steps[-1].append(agent)
+        else:
+            steps.append([agent])
+    return steps
+
+
+def check_body_size(agent: RouteAgent, event_type: EventType, size: int) -> Verdict | None:
+    """The verdict on a whole body that is too large for ``agent``, or None where it isn't."""
+    config = agent.guard.config
+    request = event_type is EventType.REQUEST_BODY_CHUNK
+    limit = config.max_request_body_bytes if request else config.max_response_body_bytes
+    if size <= (DEFAULT_MAX_BODY_BYTES if limit is None else limit):
+        return None
+    return body_too_large(agent, event_type, DEFAULT_MAX_BODY_BYTES if limit is None else limit)
+
+
+def body_too_large(agent: RouteAgent, event_type: EventType, limit: int) -> Verdict:
+    """The verdict of an agent that is not shown a body because it is over ``limit`` bytes."""
+    request = event_type is EventType.REQUEST_BODY_CHUNK
+    kind = FailureKind.REQUEST_TOO_LARGE if request else FailureKind.RESPONSE_TOO_LARGE
+    return agent.guard.skip(event_type, kind, agent.failure_mode, f"body over its limit of {limit} bytes")
+
+
+def mutation_of(decision: AgentDecision, event_type: EventType) -> BodyMutation | None:
+    """The body mutation that belongs to the event; one for the other direction is meaningless and ignored."""
+    if event_type is EventType.REQUEST_BODY_CHUNK:
+        return decision.request_body_mutation
+    return decision.response_body_mutation
+
+
+async def _try_to_configure(guard: Guard) -> None:
+    # The guard has logged it, and asks again.
+    with suppress(AgentError):
+        await guard.configure()
