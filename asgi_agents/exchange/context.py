@@ -1,0 +1,117 @@
+"""What a handler finds at ``request.state.agents``."""
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec.structs import replace
+
+from ..config import FailureMode
+from ..decision import AgentDecision, Verdict, merge
+from ..manager import AgentManager, Lineup
+from ..protocol import ALLOW, AuditMetadata, GuardrailInspectEvent, GuardrailResponse, HeaderOp, InspectionType
+
+# A websocket or event stream may live for days: remember the newest.
+_MAX_VERDICTS = 1000
+
+
+class AgentContext:
+    """One connection's dealings with its agents so far.
+
+    :ivar correlation_id: names the connection to agents, in logs and in traces.
+    :ivar route: the pattern of the matched :class:`Route`, or None.
+    """
+
+    __slots__ = (
+        "_decided",
+        "_manager",
+        "_verdicts",
+        "correlation_id",
+        "lineup",
+        "request_ops",
+        "response_ops",
+        "route",
+    )
+
+    def __init__(self, manager: AgentManager, lineup: Lineup, correlation_id: str, route: str | None) -> None:
+        self.correlation_id = correlation_id
+        self.route = route
+        self.lineup = lineup
+        self.request_ops: list[HeaderOp] = []
+        self.response_ops: list[HeaderOp] = []
+        self._manager = manager
+        self._verdicts: deque[Verdict] = deque(maxlen=_MAX_VERDICTS)
+        self._decided: AgentDecision | None = None
+
+    @property
+    def decision(self) -> AgentDecision:
+        """The decision so far, with the verdicts behind it.
+
+        Verdicts on body chunks and frames that said nothing are left out.
+        """
+        if self._decided is not None:
+            return self._decided
+        return merge(self._verdicts, final=False)
+
+    @property
+    def audit(self) -> Sequence[tuple[str, AuditMetadata]]:
+        """Agent id and audit metadata of every agent that gave any, oldest first."""
+        return merge(self._verdicts, final=False).audit
+
+    @property
+    def routing_metadata(self) -> Mapping[str, str]:
+        """What the agents said for routing, later agents winning."""
+        return self.decision.routing_metadata
+
+    async def inspect_guardrail(
+        self,
+        agent_id: str,
+        content: str,
+        *,
+        inspection_type: InspectionType | str,
+        model: str | None = None,
+        categories: Sequence[str] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> GuardrailResponse:
+        """Ask a guardrail agent about ``content``, in the failure mode that the route gives the agent.
+
+        A fail-closed agent that gives no verdict raises :class:`~asgi_agents.GuardrailUnavailableError`, which answers
+        503 or 504 if the handler lets it through. ``inspection_type`` that doesn't exist raises ValueError.
+        """
+        event = GuardrailInspectEvent(
+            correlation_id=self.correlation_id,
+            inspection_type=InspectionType(inspection_type),
+            content=_sendable(content),
+            model=model,
+            categories=tuple(categories),
+            route_id=self.route,
+            metadata=metadata or {},
+        )
+        verdict, response = await self._manager.inspect_guardrail(agent_id, event, self._failure_mode(agent_id))
+        self.record((verdict,))
+        return response
+
+    def record(self, verdicts: Iterable[Verdict], *, every: bool = True) -> None:
+        """Remember verdicts; unless ``every``, only those that say something."""
+        for verdict in verdicts:
+            if every or verdict.response is not ALLOW:
+                self._verdicts.append(verdict)
+
+    def note_ops(self, decision: AgentDecision) -> None:
+        """Keep the header operations of a decision until there are headers to apply them to."""
+        self.request_ops += decision.request_headers
+        self.response_ops += decision.response_headers
+
+    def decide(self, decision: AgentDecision) -> None:
+        """This is what the connection ended on."""
+        self._decided = replace(decision, verdicts=tuple(self._verdicts))
+
+    def _failure_mode(self, agent_id: str) -> FailureMode | None:
+        for agent in self.lineup.agents:
+            if agent.guard.config.id == agent_id:
+                return agent.failure_mode
+        return None
+
+
+def _sendable(text: str) -> str:
+    """Lone surrogates, which JSON from a client can smuggle into a str, can't be encoded for a remote agent."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")

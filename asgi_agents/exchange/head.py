@@ -1,0 +1,48 @@
+"""The events that frame a connection: heads, and the end."""
+
+import anyio
+from msgspec.structs import replace
+
+from ..decision import AgentDecision, Verdict, merge
+from ..manager import AgentManager
+from ..protocol import EventType, RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
+from .context import AgentContext
+
+
+async def judge_head(
+    manager: AgentManager,
+    context: AgentContext,
+    event: RequestHeadersEvent | ResponseHeadersEvent,
+    *,
+    body_follows: bool,
+) -> tuple[AgentDecision, dict[str, Verdict]]:
+    """The decision on a head, and the provisional denials in it, by agent, which only the body can still turn around.
+
+    An answer with ``needs_more`` is provisional only if a body follows that its agent hears; else it is that agent's
+    last word.
+    """
+    lineup = context.lineup
+    body_event = (
+        EventType.REQUEST_BODY_CHUNK if isinstance(event, RequestHeadersEvent) else EventType.RESPONSE_BODY_CHUNK
+    )
+    hears_more = {agent.guard.config.id for agent in lineup.hearing(body_event)} if body_follows else set()
+    verdicts = await manager.consult(lineup.hearing(event.event_type), event, final=not hears_more)
+    if hears_more and any(verdict.provisional for verdict in verdicts):
+        verdicts = [_settle(verdict) if verdict.agent_id not in hears_more else verdict for verdict in verdicts]
+    context.record(verdicts)
+    decision = merge(verdicts, final=not hears_more)
+    provisional = {verdict.agent_id: verdict for verdict in verdicts if verdict.provisional and verdict.denies}
+    return decision, provisional if hears_more else {}
+
+
+def _settle(verdict: Verdict) -> Verdict:
+    if verdict.response is None or not verdict.response.needs_more:
+        return verdict
+    return replace(verdict, response=replace(verdict.response, needs_more=False))
+
+
+async def tell_complete(manager: AgentManager, context: AgentContext, event: RequestCompleteEvent) -> None:
+    """Tell the agents how the connection ended, also when it ended by cancellation; their deadlines bound it."""
+    with anyio.CancelScope(shield=True):
+        verdicts = await manager.consult(context.lineup.hearing(event.event_type), event, everyone=True)
+    context.record(verdicts, every=False)

@@ -1,0 +1,32 @@
+"""Header operations, applied to ASGI header lists. What may be in them is settled by ``protocol.check_response``."""
+
+from collections.abc import Iterable
+
+from ..protocol import HeaderOp
+from .scope import RawHeaders
+
+# They describe the bytes that the app meant to send, and are wrong for any others.
+_VALIDATORS = frozenset({b"accept-ranges", b"content-digest", b"content-md5", b"digest", b"etag", b"repr-digest"})
+
+
+def apply_header_ops(headers: Iterable[tuple[bytes, bytes]], ops: Iterable[HeaderOp]) -> RawHeaders:
+    """A new header list with ``ops`` done in order."""
+    result = list(headers)
+    for op in ops:
+        name = op.name.lower().encode("latin-1")
+        if op.kind != "add":
+            result = [pair for pair in result if pair[0].lower() != name]
+        if op.kind != "remove":
+            result.append((name, op.value.encode("latin-1")))
+    return result
+
+
+def without_body_claims(headers: Iterable[tuple[bytes, bytes]], length: int | None) -> RawHeaders:
+    """A new header list for a body that was changed:
+
+    no validators, and ``length`` as content-length, if it is known.
+    """
+    result = [pair for pair in headers if (name := pair[0].lower()) not in _VALIDATORS and name != b"content-length"]
+    if length is not None:
+        result.append((b"content-length", b"%d" % length))
+    return result

@@ -1,0 +1,237 @@
+"""One HTTP request and its response."""
+
+import time
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+from starlette.types import Message, Receive, Scope, Send
+
+from ..decision import ALLOWED, AgentDecision, Verdict
+from ..errors import caused_by_closing
+from ..manager import AgentManager
+from ..protocol import EventType, RequestCompleteEvent
+from .body import BodyInspection
+from .context import AgentContext
+from .head import judge_head, tell_complete
+from .headers import apply_header_ops, without_body_claims
+from .inbound import Inbound
+from .reply import ChallengeRenderer
+from .response import BODY_BYPASSES, ResponseInspection
+from .scope import App, RawHeaders, content_length, declares_body, request_headers_event
+
+_DISCONNECT: Message = {"type": "http.disconnect"}
+
+
+class HttpExchange:
+    """Takes a request to its agents, then to the app, and the response back past the agents."""
+
+    def __init__(
+        self,
+        manager: AgentManager,
+        context: AgentContext,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        render_challenge: ChallengeRenderer | None,
+    ) -> None:
+        self._manager = manager
+        self._context = context
+        self._scope = scope
+        self._raw_receive = receive
+        self._raw_send = send
+        self._lineup = context.lineup
+        self._response = ResponseInspection(
+            manager,
+            context,
+            scope,
+            send,
+            method=scope["method"],
+            render_challenge=render_challenge,
+            on_stop=self._stop_app,
+        )
+        self._inbound: Inbound | None = None
+        self._body: BodyInspection | None = None
+        self._body_ended = False
+        self._disconnected = False
+        self._app_called = False
+        self._bytes_received = 0
+        self._bytes_passed = 0
+        self._app_scope: anyio.CancelScope | None = None
+
+    async def run(self, app: App) -> Any:
+        """The whole exchange. Returns what the app returns."""
+        started = time.monotonic()
+        error: BaseException | None = None
+        try:
+            return await self._run(app)
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            if self._lineup.hearing(EventType.REQUEST_COMPLETE):
+                await self._complete(started, error)
+
+    async def _run(self, app: App) -> Any:
+        decision, provisional = await self._judge_request_head()
+        if not decision.is_allow:
+            await self._response.stop(decision)
+            return None
+        self._context.note_ops(decision)
+        if self._lineup.hearing(EventType.REQUEST_BODY_CHUNK):
+            self._body = BodyInspection(
+                self._manager,
+                self._context,
+                EventType.REQUEST_BODY_CHUNK,
+                length=content_length(self._scope["headers"]),
+                provisional=provisional,
+            )
+            refusal = self._body.admit()
+            if refusal is not None:
+                await self._response.stop(refusal)
+                return None
+        if self._body is not None or self._lineup.hearing(EventType.REQUEST_COMPLETE):
+            self._inbound = Inbound(self._raw_receive, screen=self._screen, judge=self._judge)
+        if self._body is not None and declares_body(self._scope):
+            while self._body.holding and not self._body_ended and not self._response.stopped:
+                assert self._inbound is not None
+                await self._inbound.pull()
+            if self._disconnected or self._response.stopped:
+                # What the client did send can't be judged as a whole any more, so that the app must not see it.
+                return None
+        return await self._call_app(app)
+
+    async def _judge_request_head(self) -> tuple[AgentDecision, dict[str, Verdict]]:
+        if not self._lineup.hearing(EventType.REQUEST_HEADERS):
+            return ALLOWED, {}
+        event = request_headers_event(self._scope, self._context.correlation_id, self._context.route)
+        return await judge_head(self._manager, self._context, event, body_follows=declares_body(self._scope))
+
+    async def _call_app(self, app: App) -> Any:
+        """Run the app in this task, with its own view of the scope."""
+        self._app_called = True
+        scope = self._scope
+        headers, extensions = scope["headers"], scope.get("extensions")
+        scope["headers"] = self._headers_for_app(headers)
+        if self._response.inspects_bodies and extensions and not BODY_BYPASSES.isdisjoint(extensions):
+            scope["extensions"] = {name: value for name, value in extensions.items() if name not in BODY_BYPASSES}
+        try:
+            if self._response.inspects or not self._body_settled:
+                return await self._call_stoppable(app)
+            inbound = self._inbound
+            receive = self._raw_receive if inbound is None else inbound.receive
+            return await app(scope, receive, self._send_for_app())
+        finally:
+            scope["headers"] = headers
+            if extensions is not None:
+                scope["extensions"] = extensions
+
+    async def _call_stoppable(self, app: App) -> Any:
+        """Run the app where a decision may end it, and nothing but it."""
+        result: Any = None
+        with anyio.CancelScope() as self._app_scope:
+            try:
+                if self._inbound is None:
+                    result = await app(self._scope, self._raw_receive, self._response.send)
+                else:
+                    result = await self._inbound.run_app(
+                        partial(app, self._scope, self._inbound.receive, self._response.send),
+                        aside=self._body is not None and not self._body_settled and self._body.may_suspend,
+                    )
+            except Exception as exc:
+                if not (self._response.stopped and caused_by_closing(exc)):
+                    raise
+        if self._response.error is not None:
+            raise self._response.error
+        return result
+
+    @property
+    def _body_settled(self) -> bool:
+        """Whether nothing of the request body is left to be judged."""
+        return self._body is None or self._body_ended
+
+    def _headers_for_app(self, headers: RawHeaders) -> RawHeaders:
+        body, ops = self._body, self._context.request_ops
+        if ops:
+            headers = apply_header_ops(headers, ops)
+        if body is not None and (body.changed if self._body_ended else body.may_change):
+            counted = self._body_ended and content_length(headers) is not None
+            headers = without_body_claims(headers, self._bytes_passed if counted else None)
+        return headers
+
+    def _send_for_app(self) -> Send:
+        if self._context.response_ops or self._lineup.hearing(EventType.REQUEST_COMPLETE):
+            return self._response.send
+        return self._raw_send
+
+    def _screen(self, message: Message) -> bool:
+        """What needs no agent: the end of the connection, and empty messages of an empty body."""
+        if message["type"] != "http.request":
+            self._disconnected = True
+            self._pass_on()
+            return True
+        data, last = message.get("body", b""), not message.get("more_body", False)
+        self._bytes_received += len(data)
+        if self._body is not None and (data or not self._body.judges_nothing):
+            return False
+        if last:
+            self._body_ended = True
+            self._pass_on()
+        return True
+
+    async def _judge(self, message: Message) -> None:
+        assert self._body is not None
+        assert self._inbound is not None
+        given, last = message.get("body", b""), not message.get("more_body", False)
+        data = given if isinstance(given, bytes) else bytes(given)
+        result = await self._body.feed(data, last)
+        if isinstance(result, AgentDecision):
+            await self._refuse(result)
+            return
+        if last:
+            self._body_ended = True
+            self._pass_on()
+        self._bytes_passed += len(result)
+        if result or last or not data:
+            self._inbound.deliver(message if result is given else {**message, "body": result})
+
+    async def _refuse(self, decision: AgentDecision) -> None:
+        """An agent refused the request body, perhaps while the app runs."""
+        assert self._inbound is not None
+        self._body_ended = True
+        self._inbound.end(_DISCONNECT)
+        await self._response.stop(decision)
+        if self._app_scope is not None and self._response.stopped:
+            # The client has its answer, now nobody needs the app. The checkpoint makes sure that it doesn't get to take
+            # the disconnect for an error of its own first.
+            self._app_scope.cancel()
+            await checkpoint()
+
+    def _stop_app(self, abort: bool) -> None:
+        if self._inbound is not None:
+            self._inbound.end(_DISCONNECT)
+        if abort and self._app_scope is not None:
+            self._app_scope.cancel()
+
+    def _pass_on(self) -> None:
+        if self._inbound is not None:
+            self._inbound.pass_on()
+
+    async def _complete(self, started: float, error: BaseException | None) -> None:
+        response = self._response
+        ended = response.finished_at or time.monotonic()
+        status = response.status
+        if not status:
+            # What the server makes of an app that raises; and what is customary for a client that left.
+            status = 499 if self._disconnected else 500
+        event = RequestCompleteEvent(
+            correlation_id=self._context.correlation_id,
+            status=status,
+            duration_ms=round((ended - started) * 1000),
+            request_body_size=self._bytes_received,
+            response_body_size=response.bytes_sent,
+            upstream_attempts=int(self._app_called),
+            error=None if error is None else type(error).__name__,
+        )
+        await tell_complete(self._manager, self._context, event)

@@ -1,0 +1,132 @@
+"""The one reader of a connection's ``receive``."""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from starlette.types import Message, Receive
+
+
+class Inbound:
+    """Judges each message once before the app gets it, whoever gives up waiting for it in between.
+
+    The app may cancel its ``receive`` at any time and call it again: a message that was read is never lost, and its
+    judgement, once begun, goes on. That takes a task of its own where judging can suspend; where it can't, everything
+    happens inside the app's call, and a message that needs no judgement is handed on without yielding.
+
+    :param source: the server's ``receive``.
+    :param screen: looks at a message without suspending; True hands it on as it is.
+    :param judge: judges a message, and calls :meth:`deliver` for what the app is to get, if anything.
+    :param wakeable: whether :meth:`end` has to interrupt a read, because the server would not.
+
+    The app has to be run with :meth:`run_app`.
+    """
+
+    def __init__(
+        self,
+        source: Receive,
+        *,
+        screen: Callable[[Message], bool],
+        judge: Callable[[Message], Awaitable[None]],
+        wakeable: bool = False,
+    ) -> None:
+        self._source = source
+        self._tasks: TaskGroup | None = None
+        self._screen = screen
+        self._judge = judge
+        self._wakeable = wakeable
+        self._ready: deque[Message] = deque()
+        self._judging: anyio.Event | None = None
+        self._reading: anyio.CancelScope | None = None
+        self._error: Exception | None = None
+        self._transparent = False
+        self._end: Message | None = None
+
+    def deliver(self, message: Message) -> None:
+        """The app gets ``message`` next."""
+        self._ready.append(message)
+
+    def pass_on(self) -> None:
+        """Nothing that follows needs judging: hand on what the server gives, as it gives it."""
+        self._transparent = True
+
+    def end(self, message: Message) -> None:
+        """From now on the app gets ``message``, again and again, and nothing of what is waiting."""
+        self._end = message
+        self._ready.clear()
+        if self._reading is not None:
+            self._reading.cancel()
+        if self._judging is not None:
+            self._judging.set()
+
+    async def pull(self) -> Message:
+        """Read and judge one message in this task, before the app runs. Returns what was read."""
+        message = await self._source()
+        if self._screen(message):
+            self._ready.append(message)
+        else:
+            await self._judge(message)
+        return message
+
+    async def receive(self) -> Message:
+        """The app's ``receive``."""
+        while not self._ready and self._end is None:
+            if self._judging is not None:
+                await self._judging.wait()
+            elif self._error is not None:
+                raise self._error
+            elif self._transparent:
+                return await self._source()
+            else:
+                message = await self._read()
+                if message is None:
+                    continue
+                if self._screen(message):
+                    return message
+                if self._tasks is None:
+                    await self._judge(message)
+                else:
+                    self._judging = anyio.Event()
+                    self._tasks.start_soon(self._judge_aside, message, self._judging)
+        return self._ready.popleft() if self._end is None else self._end
+
+    async def run_app(self, call: Callable[[], Awaitable[Any]], *, aside: bool) -> Any:
+        """Run the app in this task; ``aside`` if judging can suspend and so needs tasks beside it.
+
+        What the app raises comes out as it is: a task group would wrap it, and lose it to a cancellation while it
+        closes.
+        """
+        if not aside:
+            return await call()
+        error: Exception | None = None
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                try:
+                    return await call()
+                except Exception as exc:
+                    error = exc
+                finally:
+                    self._tasks.cancel_scope.cancel()
+        finally:
+            self._tasks = None
+            if error is not None:
+                raise error
+
+    async def _read(self) -> Message | None:
+        if not self._wakeable:
+            return await self._source()
+        with anyio.CancelScope() as self._reading:
+            return await self._source()
+        return None
+
+    async def _judge_aside(self, message: Message, done: anyio.Event) -> None:
+        try:
+            await self._judge(message)
+        except Exception as exc:
+            # Judging itself doesn't fail; what can is to send a reply. That is for the app's next receive to tell.
+            self._error = exc
+        finally:
+            self._judging = None
+            done.set()

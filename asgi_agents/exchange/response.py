@@ -1,0 +1,285 @@
+"""The app's response on its way to the client."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum, auto
+
+import anyio
+from anyio.lowlevel import checkpoint
+from starlette.types import Message, Scope, Send
+
+from ..decision import AgentDecision, Verdict
+from ..errors import ClosedByAgent, ResponseAborted
+from ..manager import AgentManager
+from ..protocol import EventType, Headers, ResponseHeadersEvent
+from .body import BodyInspection
+from .context import AgentContext
+from .head import judge_head
+from .headers import apply_header_ops, without_body_claims
+from .reply import ChallengeRenderer, describe, render_reply, server_sent_error
+from .scope import RawHeaders, content_length, header
+
+
+class _State(Enum):
+    IDLE = auto()  # the app has sent nothing
+    HELD = auto()  # its http.response.start waits for a verdict
+    OPEN = auto()  # the client has the start
+    DONE = auto()  # the client has everything
+    REPLACED = auto()  # the client has, or is getting, something else
+    CUT = auto()  # the client has a part, and the connection is to be broken off
+
+
+# What would send a file's bytes past us. They are not offered where bodies are inspected.
+BODY_BYPASSES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
+
+
+class ResponseInspection:
+    """Stands in for ``send``: holds the response back until it is judged, and replaces it or breaks it off when it must
+    not pass.
+
+    :param on_stop: called when the app should stop: its response was replaced (``abort`` False), or broken off or ended
+        early (True).
+    """
+
+    def __init__(
+        self,
+        manager: AgentManager,
+        context: AgentContext,
+        scope: Scope,
+        send: Send,
+        *,
+        method: str,
+        render_challenge: ChallengeRenderer | None,
+        on_stop: Callable[[bool], None],
+        prefix: str = "",
+    ) -> None:
+        self.status = 0
+        self.bytes_sent = 0
+        self.finished_at: float | None = None
+        self.error: ResponseAborted | None = None
+        self._manager = manager
+        self._context = context
+        self._scope = scope
+        self._send = send
+        self._method = method
+        self._render_challenge = render_challenge
+        self._on_stop = on_stop
+        self._prefix = prefix
+        self._state = _State.IDLE
+        self._start: Message = {}
+        self._headers: RawHeaders = []
+        self._body: BodyInspection | None = None
+        self._bodiless = False
+        self._event_stream = False
+        lineup = context.lineup
+        self._head_agents = lineup.hearing(EventType.RESPONSE_HEADERS)
+        self.inspects_bodies = bool(lineup.hearing(EventType.RESPONSE_BODY_CHUNK))
+
+    @property
+    def inspects(self) -> bool:
+        """Whether any agent has a say in the response."""
+        return self.inspects_bodies or bool(self._head_agents)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the client gets something else than what the app sends."""
+        return self._state in (_State.REPLACED, _State.CUT)
+
+    async def send(self, message: Message) -> None:
+        """The app's ``send``."""
+        if self.stopped:
+            # Not without yielding: an app that streams from memory would never let go of the event loop.
+            await checkpoint()
+            if message.get("more_body", False) and _raises_when_gone(self._scope):
+                raise ClosedByAgent("an agent has stopped this response")
+            return
+        kind = message["type"].removeprefix(self._prefix)
+        if kind == "http.response.start":
+            await self._take_start(message)
+        elif kind == "http.response.body":
+            await self._take_body(message)
+        elif kind in BODY_BYPASSES:
+            await self._take_file(message)
+        else:
+            # Trailers, early hints, push, debug, and whatever comes to be.
+            await self._send(message)
+
+    async def stop(self, decision: AgentDecision) -> None:
+        """Carry out a decision that isn't allow: reply in the app's place, or break off what has begun.
+
+        Sends first; ``on_stop`` follows, so that an app that is slow to end keeps nobody waiting.
+        """
+        match self._state:
+            case _State.IDLE | _State.HELD:
+                self._state = _State.REPLACED
+                self._context.decide(decision)
+                self._on_stop(False)
+                await self._reply(decision)
+            case _State.OPEN if self._event_stream:
+                self._state = _State.REPLACED
+                self._context.decide(decision)
+                with anyio.CancelScope(shield=True):
+                    await self._finish(server_sent_error(decision))
+                self._on_stop(True)
+            case _State.OPEN:
+                self._state = _State.CUT
+                self._context.decide(decision)
+                self.finished_at = time.monotonic()
+                self.error = ResponseAborted(f"response broken off after it had started: {describe(decision)}")
+                self._on_stop(True)
+            case _:
+                # The client has the whole response, or another decision was quicker.
+                pass
+
+    async def _reply(self, decision: AgentDecision) -> None:
+        reply = render_reply(decision, self._scope, self._render_challenge)
+        self.status = reply.status
+        start, body = reply.messages(self._prefix)
+        # Once the head is out the body has to follow, whoever stops waiting for it.
+        with anyio.CancelScope(shield=True):
+            await self._send(start)
+            await self._send(body)
+        self.bytes_sent = len(reply.body)
+        self.finished_at = time.monotonic()
+
+    async def _take_start(self, message: Message) -> None:
+        if self._state is not _State.IDLE:
+            self._refuse_out_of_order(message, unless=_State.OPEN)
+            await self._send(message)
+            return
+        self.status = message["status"]
+        if not self._head_agents and not self.inspects_bodies and not self._context.response_ops:
+            self._state = _State.OPEN
+            await self._send(message)
+            return
+        self._state = _State.HELD
+        self._start = message
+        # RFC 9110, section 6.4.1: these have no content.
+        self._bodiless = self._method == "HEAD" or self.status < 200 or self.status in (204, 304)
+        self._headers = apply_header_ops(message.get("headers", ()), self._context.response_ops)
+        provisional: dict[str, Verdict] = {}
+        if self._head_agents:
+            event = ResponseHeadersEvent(
+                correlation_id=self._context.correlation_id,
+                status=self.status,
+                headers=Headers.from_raw(self._headers),
+            )
+            with self._uninterrupted():
+                decision, provisional = await judge_head(
+                    self._manager, self._context, event, body_follows=self.inspects_bodies and not self._bodiless
+                )
+            if self.stopped:
+                return
+            if not decision.is_allow:
+                await self.stop(decision)
+                return
+            self._headers = apply_header_ops(self._headers, decision.response_headers)
+        self._context.response_ops.clear()
+        if self.inspects_bodies and not self._bodiless:
+            self._event_stream = (header(self._headers, b"content-type") or "").lower().startswith("text/event-stream")
+            self._body = BodyInspection(
+                self._manager,
+                self._context,
+                EventType.RESPONSE_BODY_CHUNK,
+                length=content_length(self._headers),
+                provisional=provisional,
+                streamed=self._event_stream,
+            )
+            refusal = self._body.admit()
+            if refusal is not None:
+                await self.stop(refusal)
+                return
+            if self._body.holding:
+                return
+        await self._release_start(None)
+
+    async def _take_body(self, message: Message) -> None:
+        if self.inspects_bodies:
+            self._refuse_out_of_order(message, unless=_State.HELD, or_unless=_State.OPEN)
+        last = not message.get("more_body", False)
+        body = self._body
+        if body is None:
+            if self._bodiless and self.inspects_bodies and message.get("body"):
+                # No client may see it, so no agent did: keep it from a server that would send it all the same.
+                message = {**message, "body": b""}
+            await self._forward(message, last)
+            return
+        given = message.get("body", b"")
+        data = given if isinstance(given, bytes) else bytes(given)
+        with self._uninterrupted():
+            result = await body.feed(data, last)
+        if self.stopped:
+            return
+        if isinstance(result, AgentDecision):
+            await self.stop(result)
+            return
+        if self._state is _State.HELD:
+            if body.holding and not last:
+                return
+            await self._release_start(len(result) if last else None)
+            if self.stopped:
+                return
+        if result or last or not data:
+            await self._forward(message if result is given else {**message, "body": result}, last)
+
+    async def _take_file(self, message: Message) -> None:
+        if self.inspects_bodies:
+            raise RuntimeError(
+                f"The app sent {message['type']!r}, which was not offered to it: agents inspect this response's body."
+            )
+        await self._forward(message, not message.get("more_body", False))
+
+    def _refuse_out_of_order(self, message: Message, *, unless: _State, or_unless: _State | None = None) -> None:
+        """Servers complain about messages out of order, but only about those that they see:
+
+        what waits for a verdict, they don't.
+        """
+        if self._state not in (unless, or_unless):
+            raise RuntimeError(f"Unexpected ASGI message {message['type']!r} in state {self._state.name.lower()}.")
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """An app that gives up a send while it is judged has lost that message.
+
+        What followed would have a hole in it.
+        """
+        try:
+            yield
+        except BaseException:
+            if not self.stopped:
+                self._state = _State.CUT
+                self.error = ResponseAborted("response broken off: the app cancelled a send that was being judged")
+            raise
+
+    async def _release_start(self, length: int | None) -> None:
+        """Let the head go; ``length`` is the size of the body where all of it is known."""
+        body = self._body
+        headers = self._headers
+        if body is not None and (body.changed if length is not None else body.may_change):
+            headers = without_body_claims(headers, length)
+        self._state = _State.OPEN
+        await self._send({**self._start, "headers": headers})
+
+    async def _forward(self, message: Message, last: bool) -> None:
+        if last:
+            # Before the send, not after it: the decision on what the client has must not wait for the client.
+            self._state = _State.DONE
+        await self._send(message)
+        self.bytes_sent += len(message.get("body", b""))
+        if last:
+            self.finished_at = time.monotonic()
+
+    async def _finish(self, data: bytes) -> None:
+        await self._send({"type": f"{self._prefix}http.response.body", "body": data})
+        self.bytes_sent += len(data)
+        self.finished_at = time.monotonic()
+
+
+def _raises_when_gone(scope: Scope) -> bool:
+    """Whether the server's ``send`` raises once the client is gone (ASGI HTTP spec 2.4).
+
+    Apps then count on it to end streams.
+    """
+    version = str((scope.get("asgi") or {}).get("spec_version", "2.0"))
+    return tuple(int(part) for part in version.split(".") if part.isdigit()) >= (2, 4)

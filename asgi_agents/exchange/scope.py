@@ -1,0 +1,108 @@
+"""What an ASGI scope says, in the agent protocol's words."""
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from starlette.types import Receive, Scope, Send
+
+from ..protocol import TOKEN, Headers, RequestHeadersEvent, RequestMetadata
+from ..telemetry import current_traceparent
+
+RawHeaders = list[tuple[bytes, bytes]]
+# As starlette.types.ASGIApp, but whatever the app returns is returned.
+App = Callable[[Scope, Receive, Send], Awaitable[Any]]
+
+_MAX_CORRELATION_ID_LENGTH = 128
+# RFC 8446, section 4.2.1, and RFC 8996.
+_TLS_VERSIONS = {0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
+
+
+def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
+    """The first value of a header, ``name`` in lower case, or None."""
+    for key, value in headers:
+        if key == name or key.lower() == name:
+            return value.decode("latin-1")
+    return None
+
+
+def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    """The declared body size in bytes, or None where there is none or it makes no sense."""
+    value = header(headers, b"content-length")
+    # isdigit alone would let other scripts' digits through.
+    return int(value) if value is not None and value.isascii() and value.isdigit() else None
+
+
+def declares_body(scope: Scope) -> bool:
+    """Whether the request can have a body, going by its head.
+
+    In HTTP/1 a request without content-length and transfer-encoding has none (RFC 9112, section 6.3); later versions
+    need not declare it.
+    """
+    length = content_length(scope["headers"])
+    if length is not None:
+        return length > 0
+    return not str(scope.get("http_version", "")).startswith("1") or (
+        header(scope["headers"], b"transfer-encoding") is not None
+    )
+
+
+def correlation_id(scope: Scope) -> str:
+    """``x-request-id`` where it is a sane token, else a new UUIDv7."""
+    given = header(scope["headers"], b"x-request-id")
+    if given is not None and len(given) <= _MAX_CORRELATION_ID_LENGTH and TOKEN.match(given):
+        return given
+    return new_id()
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562, section 5.7): sorts by time."""
+    value = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def uri(scope: Scope) -> str:
+    """Path and query as received. Where the server gives no raw path it is quoted anew."""
+    raw_path: bytes | None = scope.get("raw_path")
+    path = quote(scope["path"], errors="surrogatepass") if raw_path is None else raw_path.decode("latin-1")
+    query: bytes = scope.get("query_string", b"")
+    return f"{path}?{query.decode('latin-1')}" if query else path
+
+
+def client_ip(scope: Scope) -> str:
+    """The peer's address as the server tells it; empty on Unix sockets."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def request_headers_event(scope: Scope, correlation: str, route: str | None) -> RequestHeadersEvent:
+    """The event of an http request or a websocket handshake."""
+    headers: RawHeaders = scope["headers"]
+    client, server = scope.get("client"), scope.get("server")
+    tls = (scope.get("extensions") or {}).get("tls") or {}
+    version = str(scope.get("http_version", "1.1"))
+    cipher = tls.get("cipher_suite")
+    return RequestHeadersEvent(
+        metadata=RequestMetadata(
+            correlation_id=correlation,
+            request_id=new_id(),
+            client_ip=str(client[0]) if client else "",
+            client_port=int(client[1] or 0) if client else 0,
+            server_name=header(headers, b"host") or (str(server[0]) if server else None),
+            protocol=f"HTTP/{version}",
+            tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)),
+            tls_cipher=None if cipher is None else f"0x{cipher:04x}",
+            route_id=route,
+            timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            traceparent=current_traceparent() or header(headers, b"traceparent"),
+        ),
+        method=str(scope.get("method", "GET")),
+        uri=uri(scope),
+        headers=Headers.from_raw(headers),
+    )

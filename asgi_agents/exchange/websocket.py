@@ -1,0 +1,246 @@
+"""One websocket session."""
+
+import time
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import anyio
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+from ..decision import AgentDecision
+from ..errors import ClosedByAgent, caused_by_closing
+from ..manager import AgentManager
+from ..protocol import Allow, EventType, Opcode, RequestCompleteEvent, WebSocketDrop, WebSocketFrameEvent
+from .context import AgentContext
+from .head import judge_head, tell_complete
+from .headers import apply_header_ops
+from .inbound import Inbound
+from .reply import ChallengeRenderer, close_message, render_reply
+from .response import ResponseInspection
+from .scope import App, client_ip, request_headers_event
+
+# Seconds for a peer that doesn't answer a close frame.
+_CLOSE_TIMEOUT = 5.0
+
+
+class WebSocketExchange:
+    """Takes the handshake and then every message, in both directions, past the agents."""
+
+    def __init__(
+        self,
+        manager: AgentManager,
+        context: AgentContext,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        render_challenge: ChallengeRenderer | None,
+    ) -> None:
+        self._manager = manager
+        self._context = context
+        self._scope = scope
+        self._raw_receive = receive
+        self._raw_send = send
+        self._render_challenge = render_challenge
+        self._agents = context.lineup.hearing(EventType.WEBSOCKET_FRAME)
+        self._may_suspend = any(agent.guard.may_suspend(EventType.WEBSOCKET_FRAME) for agent in self._agents)
+        self._client_ip = client_ip(scope)
+        self._frames = {True: 0, False: 0}
+        self._bytes = {True: 0, False: 0}
+        # Messages of one direction must not overtake each other while they are judged.
+        self._sending = anyio.Lock(fast_acquire=True)
+        self._denial: ResponseInspection | None = None
+        self._status = 0
+        self._app_called = False
+        self._closed: AgentDecision | None = None
+        self._inbound = Inbound(
+            receive,
+            screen=self._screen,
+            judge=self._judge_received,
+            wakeable=bool(self._agents),
+        )
+
+    async def run(self, app: App) -> Any:
+        """The whole session. Returns what the app returns."""
+        started = time.monotonic()
+        error: BaseException | None = None
+        try:
+            return await self._run(app)
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            if self._context.lineup.hearing(EventType.REQUEST_COMPLETE):
+                await self._complete(started, error)
+
+    async def _run(self, app: App) -> Any:
+        if self._context.lineup.hearing(EventType.REQUEST_HEADERS):
+            event = request_headers_event(self._scope, self._context.correlation_id, self._context.route)
+            decision, _ = await judge_head(self._manager, self._context, event, body_follows=False)
+            if not decision.is_allow:
+                await self._deny(decision)
+                return None
+            self._context.note_ops(decision)
+        return await self._call_app(app)
+
+    async def _deny(self, decision: AgentDecision) -> None:
+        self._context.decide(decision)
+        if (await self._raw_receive())["type"] != "websocket.connect":
+            return
+        if decision.websocket_decision is not None or not self._can_send_response:
+            self._status = 403  # what servers make of a close before accept
+            await self._raw_send(close_message(decision.close))
+            return
+        reply = render_reply(decision, self._scope, self._render_challenge)
+        self._status = reply.status
+        for message in reply.messages("websocket."):
+            await self._raw_send(message)
+        self._bytes[False] += len(reply.body)
+
+    @property
+    def _can_send_response(self) -> bool:
+        return "websocket.http.response" in (self._scope.get("extensions") or {})
+
+    async def _call_app(self, app: App) -> Any:
+        """Run the app in this task, with its own view of the scope."""
+        self._app_called = True
+        scope = self._scope
+        headers = scope["headers"]
+        if self._context.request_ops:
+            scope["headers"] = apply_header_ops(headers, self._context.request_ops)
+        result: Any = None
+        try:
+            result = await self._inbound.run_app(
+                partial(app, scope, self._inbound.receive, self._send), aside=self._may_suspend
+            )
+        except Exception as exc:
+            # The session ended as an agent decided; that the app met the end of it is no error.
+            if self._closed is None or not (isinstance(exc, WebSocketDisconnect) or caused_by_closing(exc)):
+                raise
+        finally:
+            scope["headers"] = headers
+        if self._denial is not None and self._denial.error is not None:
+            raise self._denial.error
+        return result
+
+    def _screen(self, message: Message) -> bool:
+        if message["type"] == "websocket.disconnect":
+            self._inbound.pass_on()
+            return True
+        if message["type"] != "websocket.receive":
+            return True
+        if self._agents:
+            return False
+        self._count(message, True)
+        return True
+
+    async def _judge_received(self, message: Message) -> None:
+        decision = await self._judge(message, True)
+        if decision.is_allow:
+            self._inbound.deliver(message)
+        elif not _drops(decision):
+            await self._close(decision)
+
+    async def _send(self, message: Message) -> None:
+        if self._closed is not None:
+            if message["type"] == "websocket.close":
+                return  # the app agrees; a second close would make the server raise
+            raise ClosedByAgent("an agent has closed this websocket")
+        match message["type"]:
+            case "websocket.send" if self._agents:
+                async with self._sending:
+                    await self._send_judged(message)
+            case "websocket.send":
+                self._count(message, False)
+                await self._raw_send(message)
+            case "websocket.accept":
+                self._status = 101
+                if self._context.response_ops:
+                    headers = apply_header_ops(message.get("headers") or (), self._context.response_ops)
+                    message = {**message, "headers": headers}
+                await self._raw_send(message)
+            case "websocket.http.response.start" | "websocket.http.response.body":
+                await self._send_denial(message)
+            case _:
+                await self._raw_send(message)
+
+    async def _send_judged(self, message: Message) -> None:
+        decision = await self._judge(message, False)
+        if self._closed is not None:
+            raise ClosedByAgent("an agent has closed this websocket")
+        if decision.is_allow:
+            await self._raw_send(message)
+        elif not _drops(decision):
+            await self._close(decision)
+
+    async def _send_denial(self, message: Message) -> None:
+        """The app itself refuses the handshake: that is a response like any other."""
+        if self._denial is None:
+            self._denial = ResponseInspection(
+                self._manager,
+                self._context,
+                self._scope,
+                self._raw_send,
+                method="GET",
+                render_challenge=self._render_challenge,
+                on_stop=lambda abort: None,
+                prefix="websocket.",
+            )
+        await self._denial.send(message)
+        self._status = self._denial.status
+        self._bytes[False] = self._denial.bytes_sent
+
+    async def _judge(self, message: Message, client_to_server: bool) -> AgentDecision:
+        index = self._frames[client_to_server]
+        data = self._count(message, client_to_server)
+        event = WebSocketFrameEvent(
+            correlation_id=self._context.correlation_id,
+            opcode=Opcode.TEXT if message.get("bytes") is None else Opcode.BINARY,
+            data=data,
+            client_to_server=client_to_server,
+            frame_index=index,
+            route_id=self._context.route,
+            client_ip=self._client_ip,
+        )
+        decision = await self._manager.judge_frame(event, self._agents)
+        self._context.record(decision.verdicts, every=False)
+        return decision
+
+    def _count(self, message: Message, client_to_server: bool) -> bytes:
+        payload = message.get("bytes")
+        if payload is None:
+            # Python's str can hold what UTF-8 can't: an agent is to see that too.
+            payload = (message.get("text") or "").encode("utf-8", "surrogatepass")
+        self._frames[client_to_server] += 1
+        self._bytes[client_to_server] += len(payload)
+        return payload if isinstance(payload, bytes) else bytes(payload)
+
+    async def _close(self, decision: AgentDecision) -> None:
+        """Close the session on both sides; the app hears of it first, as its peer may be slow to answer."""
+        if self._closed is not None:
+            return
+        self._closed = decision
+        self._context.decide(decision)
+        message = close_message(decision.close)
+        self._inbound.end({**message, "type": "websocket.disconnect"})
+        with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            # The client may have been quicker.
+            with suppress(OSError):
+                await self._raw_send(message)
+
+    async def _complete(self, started: float, error: BaseException | None) -> None:
+        event = RequestCompleteEvent(
+            correlation_id=self._context.correlation_id,
+            status=self._status or (403 if error is None else 500),
+            duration_ms=round((time.monotonic() - started) * 1000),
+            request_body_size=self._bytes[True],
+            response_body_size=self._bytes[False],
+            upstream_attempts=int(self._app_called),
+            error=None if error is None else type(error).__name__,
+        )
+        await tell_complete(self._manager, self._context, event)
+
+
+def _drops(decision: AgentDecision) -> bool:
+    return isinstance(decision.websocket_decision, WebSocketDrop) and isinstance(decision.decision, Allow)

@@ -1,0 +1,124 @@
+"""Which agents hear which connections."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from starlette.routing import compile_path
+from starlette.types import Scope
+
+from .config import FailureMode
+from .errors import ConfigurationError
+from .manager import AgentReference
+
+_METHOD = re.compile(r"[A-Z]+\Z")
+
+
+class Route:
+    """The agents of all connections whose path matches ``path``.
+
+    :param path: a pattern in Starlette's syntax (``/items/{id:int}``, ``/api/{rest:path}``), matched against the whole
+        path below the app's ``root_path``. Unlike an app's route, ``{rest:path}`` also matches line breaks: a path must
+        not slip past its agents by one.
+    :param agents: ids, or pairs of id and the failure mode that holds on this route. The order decides who is asked
+        first along a chain and whose denial counts among several. Empty: nobody listens.
+    :param methods: None means all. ``GET`` includes ``HEAD``, and websocket handshakes, which are GET requests.
+    """
+
+    __slots__ = ("_regex", "agents", "methods", "path")
+
+    def __init__(self, path: str, agents: Iterable[AgentReference], *, methods: Iterable[str] | None = None) -> None:
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise ConfigurationError(f"Route: path={path!r}, expected a pattern that starts with '/'")
+        try:
+            regex, _, _ = compile_path(path)
+        except (AssertionError, ValueError) as exc:
+            raise ConfigurationError(f"Route({path!r}): path: {exc}") from exc
+        self.path = path
+        # `$` would let a trailing line break through, and without DOTALL one in the middle would break `{rest:path}`:
+        # both are ways around the agents to an app whose router is laxer.
+        self._regex = re.compile(regex.pattern.removesuffix("$") + r"\Z", re.DOTALL)
+        self.agents = tuple(_checked_reference(path, reference) for reference in _listed(path, "agents", agents))
+        self.methods: frozenset[str] | None = None
+        if methods is not None:
+            names = {_checked_method(path, method) for method in _listed(path, "methods", methods)}
+            self.methods = frozenset(names | {"HEAD"} if "GET" in names else names)
+
+    def __repr__(self) -> str:
+        return f"Route({self.path!r}, agents={list(self.agents)!r})"
+
+    def matches(self, path: str, method: str) -> bool:
+        """Whether the route is for that path, below ``root_path``, and method."""
+        return (self.methods is None or method in self.methods) and self._regex.match(path) is not None
+
+
+class Router:
+    """Finds the first route that matches a connection."""
+
+    def __init__(
+        self,
+        routes: Sequence[Route] | None,
+        default_agents: Iterable[AgentReference] | None,
+        root_path: str = "",
+    ) -> None:
+        self._root_path = root_path
+        self.routes = None if routes is None else tuple(routes)
+        for route in self.routes or ():
+            if not isinstance(route, Route):
+                raise ConfigurationError(f"AgentMiddleware: routes contains {route!r}, expected Route instances")
+        if default_agents is None:
+            self.default_agents: tuple[AgentReference, ...] | None = None if routes is None else ()
+        else:
+            self.default_agents = tuple(
+                _checked_reference("default_agents", reference)
+                for reference in _listed("default_agents", "agents", default_agents)
+            )
+
+    @property
+    def references(self) -> set[AgentReference]:
+        """Every agent that is named anywhere."""
+        named = {reference for route in self.routes or () for reference in route.agents}
+        return named | set(self.default_agents or ())
+
+    def find(self, scope: Scope) -> tuple[tuple[AgentReference, ...] | None, str | None]:
+        """The agents of a connection (None: all there are), and the pattern of its route (None: no route matched)."""
+        if self.routes:
+            path = path_below_root(scope["path"], self._root_path or scope.get("root_path", ""))
+            method = str(scope.get("method", "GET"))
+            for route in self.routes:
+                if route.matches(path, method):
+                    return route.agents, route.path
+        return self.default_agents, None
+
+
+def path_below_root(path: str, root: str) -> str:
+    """The path that the app's router sees:
+
+    without ``root`` where that is a prefix of whole segments (ASGI spec, connection scope).
+    """
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :]
+    return path
+
+
+def _listed(path: str, name: str, given: object) -> Iterable[object]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigurationError(f"Route({path!r}): {name}={given!r}, expected a list")
+    return given
+
+
+def _checked_reference(path: str, reference: object) -> AgentReference:
+    match reference:
+        case str():
+            return reference
+        case (str() as agent_id, FailureMode() as failure_mode):
+            return (agent_id, failure_mode)
+        case _:
+            raise ConfigurationError(
+                f"Route({path!r}): agents contains {reference!r}, expected an id or (id, FailureMode)"
+            )
+
+
+def _checked_method(path: str, method: object) -> str:
+    if not isinstance(method, str) or not _METHOD.match(method.upper()):
+        raise ConfigurationError(f"Route({path!r}): methods contains {method!r}, expected names such as 'GET'")
+    return method.upper()
