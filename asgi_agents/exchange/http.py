@@ -19,7 +19,7 @@ from .headers import apply_header_ops, without_body_claims
 from .inbound import Inbound
 from .reply import ChallengeRenderer
 from .response import BODY_BYPASSES, ResponseInspection
-from .scope import App, RawHeaders, content_length, declares_body, request_headers_event
+from .scope import App, RawHeaders, changed, content_length, declares_body, headers_of, request_headers_event
 
 _DISCONNECT: Message = {"type": "http.disconnect"}
 
@@ -84,7 +84,7 @@ class HttpExchange:
                 self._manager,
                 self._context,
                 EventType.REQUEST_BODY_CHUNK,
-                length=content_length(self._scope["headers"]),
+                length=content_length(headers_of(self._scope)),
                 provisional=provisional,
             )
             refusal = self._body.admit()
@@ -111,21 +111,20 @@ class HttpExchange:
     async def _call_app(self, app: App) -> Any:
         """Run the app in this task, with its own view of the scope."""
         self._app_called = True
-        scope = self._scope
-        headers, extensions = scope["headers"], scope.get("extensions")
-        scope["headers"] = self._headers_for_app(headers)
+        changes: dict[str, Any] = {}
+        headers = headers_of(self._scope)
+        headers_for_app = self._headers_for_app(headers)
+        if headers_for_app is not headers:
+            changes["headers"] = headers_for_app
+        extensions = self._scope.get("extensions")
         if self._response.inspects_bodies and extensions and not BODY_BYPASSES.isdisjoint(extensions):
-            scope["extensions"] = {name: value for name, value in extensions.items() if name not in BODY_BYPASSES}
-        try:
+            changes["extensions"] = {name: value for name, value in extensions.items() if name not in BODY_BYPASSES}
+        with changed(self._scope, changes):
             if self._response.inspects or not self._body_settled:
                 return await self._call_stoppable(app)
             inbound = self._inbound
             receive = self._raw_receive if inbound is None else inbound.receive
-            return await app(scope, receive, self._send_for_app())
-        finally:
-            scope["headers"] = headers
-            if extensions is not None:
-                scope["extensions"] = extensions
+            return await app(self._scope, receive, self._send_for_app())
 
     async def _call_stoppable(self, app: App) -> Any:
         """Run the app where a decision may end it, and nothing but it."""

@@ -11,7 +11,7 @@ from starlette.types import Message, Scope
 from ..decision import AgentDecision
 from ..protocol import Block, Challenge, Redirect, WebSocketClose
 from .headers import apply_header_ops
-from .scope import RawHeaders, header
+from .scope import RawHeaders, header, headers_of
 
 ChallengeRenderer = Callable[[Challenge, Scope], Response]
 
@@ -161,7 +161,7 @@ def _ascii(url: str) -> str:
 
 def _prefers_json(scope: Scope) -> bool:
     """Whether the client would rather have JSON than text (RFC 9110, section 12.5.1). Text where it doesn't say."""
-    accept = header(scope["headers"], b"accept")
+    accept = header(headers_of(scope), b"accept")
     if accept is None:
         return False
     best = {"json": 0.0, "text": 0.0}

@@ -101,6 +101,8 @@ class ResponseInspection:
             await self._take_body(message)
         elif kind in BODY_BYPASSES:
             await self._take_file(message)
+        elif kind == "http.response.trailers" and self._state is _State.HELD:
+            await self._show_too_early(message)
         else:
             # Trailers, early hints, push, debug, and whatever comes to be.
             await self._send(message)
@@ -144,9 +146,11 @@ class ResponseInspection:
         self.finished_at = time.monotonic()
 
     async def _take_start(self, message: Message) -> None:
+        if self._state is _State.HELD:
+            # The server has not seen the first one, so it could not complain about the second.
+            raise RuntimeError("Unexpected ASGI message 'http.response.start': the response has already been started.")
         if self._state is not _State.IDLE:
-            self._refuse_out_of_order(message, unless=_State.OPEN)
-            await self._send(message)
+            await self._send({**message, "headers": []} if self.inspects else message)
             return
         self.status = message["status"]
         if not self._head_agents and not self.inspects_bodies and not self._context.response_ops:
@@ -195,8 +199,10 @@ class ResponseInspection:
         await self._release_start(None)
 
     async def _take_body(self, message: Message) -> None:
-        if self.inspects_bodies:
-            self._refuse_out_of_order(message, unless=_State.HELD, or_unless=_State.OPEN)
+        if self.inspects_bodies and self._state not in (_State.HELD, _State.OPEN):
+            # Too early or too late, as the server will say; should it not, it has nothing that nobody judged.
+            await self._send({**message, "body": b""})
+            return
         last = not message.get("more_body", False)
         body = self._body
         if body is None:
@@ -230,13 +236,15 @@ class ResponseInspection:
             )
         await self._forward(message, not message.get("more_body", False))
 
-    def _refuse_out_of_order(self, message: Message, *, unless: _State, or_unless: _State | None = None) -> None:
-        """Servers complain about messages out of order, but only about those that they see:
+    async def _show_too_early(self, message: Message) -> None:
+        """Trailers before the body has ended: a server says so, but needs to have seen the start for it.
 
-        what waits for a verdict, they don't.
+        It gets the bare skeleton of both, and nothing that nobody judged.
         """
-        if self._state not in (unless, or_unless):
-            raise RuntimeError(f"Unexpected ASGI message {message['type']!r} in state {self._state.name.lower()}.")
+        self._state = _State.CUT
+        self.error = ResponseAborted("response broken off: the app sent trailers before the end of the body")
+        await self._send({**self._start, "headers": []})
+        await self._send({**message, "headers": []})
 
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:

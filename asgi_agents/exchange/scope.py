@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,29 @@ App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 _MAX_CORRELATION_ID_LENGTH = 128
 # RFC 8446, section 4.2.1, and RFC 8996.
 _TLS_VERSIONS = {0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
+
+
+def headers_of(scope: Scope) -> RawHeaders:
+    """The connection's headers; a scope made by hand may have none."""
+    headers: RawHeaders = scope.get("headers") or []
+    return headers
+
+
+@contextmanager
+def changed(scope: Scope, changes: Mapping[str, Any]) -> Iterator[None]:
+    """The very same scope with other values, while the app runs.
+
+    Not a copy: middlewares around this one read what the app has put there (``scope["route"]``). But they are to find
+    their own values again.
+    """
+    before = {key: scope[key] for key in changes if key in scope}
+    scope.update(changes)
+    try:
+        yield
+    finally:
+        for key in changes:
+            scope.pop(key, None)
+        scope.update(before)
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
@@ -42,17 +66,17 @@ def declares_body(scope: Scope) -> bool:
     In HTTP/1 a request without content-length and transfer-encoding has none (RFC 9112, section 6.3); later versions
     need not declare it.
     """
-    length = content_length(scope["headers"])
+    length = content_length(headers_of(scope))
     if length is not None:
         return length > 0
-    return not str(scope.get("http_version", "")).startswith("1") or (
-        header(scope["headers"], b"transfer-encoding") is not None
+    return not str(scope.get("http_version", "1.1")).startswith("1") or (
+        header(headers_of(scope), b"transfer-encoding") is not None
     )
 
 
 def correlation_id(scope: Scope) -> str:
     """``x-request-id`` where it is a sane token, else a new UUIDv7."""
-    given = header(scope["headers"], b"x-request-id")
+    given = header(headers_of(scope), b"x-request-id")
     if given is not None and len(given) <= _MAX_CORRELATION_ID_LENGTH and TOKEN.match(given):
         return given
     return new_id()
@@ -83,7 +107,7 @@ def client_ip(scope: Scope) -> str:
 
 def request_headers_event(scope: Scope, correlation: str, route: str | None) -> RequestHeadersEvent:
     """The event of an http request or a websocket handshake."""
-    headers: RawHeaders = scope["headers"]
+    headers = headers_of(scope)
     client, server = scope.get("client"), scope.get("server")
     tls = (scope.get("extensions") or {}).get("tls") or {}
     version = str(scope.get("http_version", "1.1"))

@@ -19,7 +19,7 @@ from .headers import apply_header_ops
 from .inbound import Inbound
 from .reply import ChallengeRenderer, close_message, render_reply
 from .response import ResponseInspection
-from .scope import App, client_ip, request_headers_event
+from .scope import App, changed, client_ip, headers_of, request_headers_event
 
 # Seconds for a peer that doesn't answer a close frame.
 _CLOSE_TIMEOUT = 5.0
@@ -105,21 +105,19 @@ class WebSocketExchange:
     async def _call_app(self, app: App) -> Any:
         """Run the app in this task, with its own view of the scope."""
         self._app_called = True
-        scope = self._scope
-        headers = scope["headers"]
+        changes = {}
         if self._context.request_ops:
-            scope["headers"] = apply_header_ops(headers, self._context.request_ops)
+            changes["headers"] = apply_header_ops(headers_of(self._scope), self._context.request_ops)
         result: Any = None
         try:
-            result = await self._inbound.run_app(
-                partial(app, scope, self._inbound.receive, self._send), aside=self._may_suspend
-            )
+            with changed(self._scope, changes):
+                result = await self._inbound.run_app(
+                    partial(app, self._scope, self._inbound.receive, self._send), aside=self._may_suspend
+                )
         except Exception as exc:
             # The session ended as an agent decided; that the app met the end of it is no error.
             if self._closed is None or not (isinstance(exc, WebSocketDisconnect) or caused_by_closing(exc)):
                 raise
-        finally:
-            scope["headers"] = headers
         if self._denial is not None and self._denial.error is not None:
             raise self._denial.error
         return result

@@ -1,0 +1,190 @@
+"""An agent as an ASGI app that speaks the HTTP transport."""
+
+import logging
+from typing import Final
+
+from anyio import CancelScope, create_task_group
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..agent import Agent
+from ..errors import AgentProtocolError, ConfigurationError
+from ..limiter import Limiter
+from ..protocol import (
+    PROTOCOL_VERSION,
+    Answer,
+    Encoding,
+    Event,
+    EventType,
+    GuardrailResponse,
+    check_response,
+    decode_event,
+    encode_answer,
+)
+from ..telemetry import remote_trace_context
+from ..transports import InProcessTransport
+
+logger = logging.getLogger("asgi_agents.serve")
+
+MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
+
+_ENCODINGS: Final = {encoding.content_type: encoding for encoding in Encoding}
+
+
+def agent_app(agent: Agent, *, max_event_bytes: int = MAX_EVENT_BYTES, max_concurrency: int | None = None) -> ASGIApp:
+    """An ASGI app that any ASGI server can run, to be reached with an ``http://`` or ``https://`` URL.
+
+    ``POST`` to any path takes an event and answers it, in JSON or msgpack, whichever the event came in. A hook that is
+    still at work when the caller hangs up, because its deadline has passed, is cancelled. ``GET`` tells what the agent
+    is, for health checks. Nothing here authenticates the caller: bind it where only the middleware gets at it, or put
+    an authenticating middleware around it.
+
+    :param max_event_bytes: a longer event is refused with 413.
+    :param max_concurrency: how many hooks may be at work at a time, the rest wait; None: as many as there are requests.
+    :raises ConfigurationError: for arguments that can't work.
+    """
+    if not isinstance(agent, Agent):
+        raise ConfigurationError(f"agent_app: agent={agent!r}, expected an instance of an Agent")
+    _require_positive("max_event_bytes", max_event_bytes)
+    if max_concurrency is not None:
+        _require_positive("max_concurrency", max_concurrency)
+    return _AgentApp(agent, max_event_bytes, None if max_concurrency is None else Limiter(max_concurrency))
+
+
+def _require_positive(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise ConfigurationError(f"agent_app: {name}={value!r}, expected a whole number of at least 1")
+
+
+class _AgentApp:
+    def __init__(self, agent: Agent, max_event_bytes: int, limiter: Limiter | None) -> None:
+        self._name = type(agent).__name__
+        self._hooks = InProcessTransport(agent)
+        self._max_event_bytes = max_event_bytes
+        self._limiter = limiter
+        self._about = {
+            "agent": self._name,
+            "protocol_version": PROTOCOL_VERSION,
+            "events": sorted(agent.events),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                reply = await self._http(scope, receive)
+                if reply is not None:
+                    await reply(scope, receive, send)
+            case "websocket":
+                await receive()
+                await send({"type": "websocket.close"})
+            case "lifespan":
+                await _lifespan(receive, send)
+            case unknown:
+                raise ValueError(f"unknown scope type {unknown!r}")
+
+    async def _http(self, scope: Scope, receive: Receive) -> Response | None:
+        """The reply, or None where nobody is left to have it."""
+        if scope["method"] in ("GET", "HEAD"):
+            return JSONResponse(self._about)
+        if scope["method"] != "POST":
+            return JSONResponse({"error": "events are posted"}, 405, {"allow": "GET, HEAD, POST"})
+        headers = Headers(scope=scope)
+        try:
+            encoding = _encoding(headers)
+            event = decode_event(await self._body(headers, receive), encoding)
+        except HTTPException as exc:
+            return JSONResponse({"error": exc.detail}, exc.status_code)
+        except AgentProtocolError as exc:
+            return JSONResponse({"error": str(exc)}, 400)
+        except ClientDisconnect:
+            return None
+        with remote_trace_context({name: headers.getlist(name) for name in ("traceparent", "tracestate")}):
+            if self._hooks.may_suspend(event.event_type):
+                return await self._reply_unless_disconnected(event, encoding, receive)
+            return await self._reply(event, encoding)
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        too_long = HTTPException(413, f"the event is longer than {self._max_event_bytes} bytes")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._max_event_bytes:
+            raise too_long
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            if len(body) > self._max_event_bytes:
+                raise too_long
+            more = message.get("more_body", False)
+        return bytes(body)
+
+    async def _reply_unless_disconnected(self, event: Event, encoding: Encoding, receive: Receive) -> Response | None:
+        reply = None
+        async with create_task_group() as group:
+            group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
+            # In this task, not a child: the hook sees the context variables of whatever is around the app.
+            reply = await self._reply_in_turn(event, encoding)
+            group.cancel_scope.cancel()
+        return reply
+
+    async def _reply_in_turn(self, event: Event, encoding: Encoding) -> Response:
+        if self._limiter is None:
+            return await self._reply(event, encoding)
+        await self._limiter.acquire()
+        try:
+            return await self._reply(event, encoding)
+        finally:
+            self._limiter.release()
+
+    async def _reply(self, event: Event, encoding: Encoding) -> Response:
+        event_type = event.event_type
+        try:
+            answer = await self._hooks.call(event)
+        except Exception as exc:
+            logger.exception("%s: %s: raised %s", self._name, event_type, type(exc).__name__)
+            return JSONResponse({"error": f"agent raised {type(exc).__name__}"}, 500)
+        try:
+            body = encode_answer(_checked(answer, event_type), encoding)
+        except Exception as exc:
+            # Not only AgentProtocolError: what is in `audit.custom` is first looked at when it is encoded.
+            logger.error("%s: %s: the answer can't be sent: %s", self._name, event_type, exc)
+            return JSONResponse({"error": "the agent's answer is not allowed by the protocol"}, 500)
+        return Response(body, media_type=encoding.content_type)
+
+
+def _encoding(headers: Headers) -> Encoding:
+    content_encoding = headers.get("content-encoding", "identity")
+    encoding = _ENCODINGS.get(headers.get("content-type", "").partition(";")[0].strip().lower())
+    if encoding is None or content_encoding.strip().lower() != "identity":
+        raise HTTPException(415, f"expected {' or '.join(_ENCODINGS)} without content-encoding")
+    return encoding
+
+
+def _checked(answer: Answer | None, event_type: EventType) -> Answer:
+    if event_type is EventType.GUARDRAIL_INSPECT:
+        if answer is None:
+            return GuardrailResponse(detected=False)
+        if isinstance(answer, GuardrailResponse):
+            return answer
+    # What the agent may change is for the middleware's configuration to say.
+    return check_response(answer, may_mutate=True, may_set_host=True)
+
+
+async def _cancel_on_disconnect(receive: Receive, scope: CancelScope) -> None:
+    message: Message = {}
+    while message.get("type") != "http.disconnect":
+        message = await receive()
+    scope.cancel()
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

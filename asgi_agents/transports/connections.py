@@ -1,0 +1,142 @@
+"""Keep-alive connections to one agent, which belong to one event loop."""
+
+import ssl
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any, Final
+
+import httpx
+from anyio import CancelScope
+from anyio.lowlevel import RunVar
+
+# Seconds. Less than the 5 after which uvicorn, hypercorn and Node close an idle connection themselves: a request that
+# crosses that close on the wire is lost, and can't be sent again without knowing whether the agent has seen it.
+KEEPALIVE_EXPIRY: Final = 4.0
+
+_CONNECTED: Final = frozenset({"connection.connect_tcp.complete", "connection.connect_unix_socket.complete"})
+
+
+class Connection(httpx.AsyncHTTPTransport):
+    """An httpx transport for one connection, which :meth:`aclose` closes whatever was cut short."""
+
+    def __init__(self, ssl_context: ssl.SSLContext, uds: str | None) -> None:
+        super().__init__(
+            verify=ssl_context,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_EXPIRY),
+            uds=uds,
+        )
+        self._socket: Any = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.scheme == "https":
+            request.extensions["trace"] = self._keep_socket
+        return await super().handle_async_request(request)
+
+    async def aclose(self) -> None:
+        with CancelScope(shield=True):
+            await super().aclose()
+            if self._socket is not None:
+                await self._socket.aclose()
+
+    async def _keep_socket(self, name: str, info: dict[str, Any]) -> None:
+        # httpcore 1.0.9 leaves the socket of a cancelled TLS handshake to the garbage collector.
+        if name in _CONNECTED:
+            self._socket = info["return_value"]
+
+
+class ConnectionStack:
+    """As many connections as there are calls under way; the one used last is used first, so that the rest can expire.
+
+    Not httpcore's own pool, because that does not survive cancellation: a call that is cancelled just after its
+    connection was made, which any deadline can do, keeps its slot for good
+    (https://github.com/encode/httpcore/issues/1093). Here a call has a connection to itself, and one that was cut
+    short is closed and thrown away whole.
+    """
+
+    def __init__(self, ssl_context: ssl.SSLContext, uds: str | None) -> None:
+        self._ssl_context = ssl_context
+        self._uds = uds
+        self._idle: deque[tuple[float, Connection]] = deque()
+        self._closed = False
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[httpx.AsyncBaseTransport]:
+        """A connection for one call. Leaving with an exception closes it."""
+        connection = self._idle.pop()[1] if self._idle else Connection(self._ssl_context, self._uds)
+        try:
+            yield connection
+        except BaseException:
+            await connection.aclose()
+            raise
+        if self._closed:
+            await connection.aclose()
+            return
+        now = time.monotonic()
+        self._idle.append((now, connection))
+        while self._idle[0][0] < now - KEEPALIVE_EXPIRY:
+            await self._idle.popleft()[1].aclose()
+
+    async def aclose(self) -> None:
+        """Close the idle connections now, and each of the others when its call ends."""
+        self._closed = True
+        while self._idle:
+            await self._idle.pop()[1].aclose()
+
+
+class SharedTransport:
+    """A transport that does its own pooling, lent to every call."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    def lease(self) -> AbstractAsyncContextManager[httpx.AsyncBaseTransport]:
+        """The transport, for one call."""
+        return nullcontext(self._transport)
+
+    async def aclose(self) -> None:
+        """Close the transport."""
+        await self._transport.aclose()
+
+
+Connections = ConnectionStack | SharedTransport
+
+
+class PerEventLoop:
+    """What ``make`` returns, once for each event loop, and closed when that ends.
+
+    An ending event loop finalises the async generators that are still alive (asyncio and uvloop in
+    ``shutdown_asyncgens``, trio in ``run``), so one that waits at its ``yield`` hears of it even where nobody shuts
+    anything down: ``TestClient(app)`` outside ``with`` runs a new loop for each request.
+    """
+
+    def __init__(self, make: Callable[[], Connections]) -> None:
+        self._make = make
+        self._current: RunVar[tuple[Connections, AsyncGenerator[Connections, None]] | None]
+        self._current = RunVar("asgi_agents.connections", default=None)
+
+    async def get(self) -> Connections:
+        """The running event loop's."""
+        current = self._current.get()
+        if current is None:
+            keeper = self._keep()
+            current = await anext(keeper), keeper
+            self._current.set(current)
+        return current[0]
+
+    async def aclose(self) -> None:
+        """Close the running event loop's, if there are any; :meth:`get` makes new ones."""
+        current = self._current.get()
+        if current is not None:
+            await current[1].aclose()
+
+    async def _keep(self) -> AsyncGenerator[Connections, None]:
+        connections = self._make()
+        try:
+            yield connections
+        finally:
+            # The sockets know their loop: what is kept by the loop must not keep it alive.
+            self._current.set(None)
+            await connections.aclose()

@@ -1,0 +1,325 @@
+"""Agents behind HTTP: one POST for each event."""
+
+import re
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from typing import Final, Literal, cast
+
+import httpx
+from anyio import CancelScope
+
+from .._version import __version__
+from ..errors import AgentConnectionError, AgentError, AgentProtocolError, ConfigurationError
+from ..protocol import TOKEN, Answer, Encoding, Event, EventType, decode_answer, encode_event
+from ..telemetry import inject_trace_context
+from .connections import KEEPALIVE_EXPIRY, Connections, ConnectionStack, PerEventLoop, SharedTransport
+from .tls import ClientCertificate, client_context
+
+MAX_ANSWER_BYTES: Final = 10 * 1024 * 1024
+
+TransportFactory = Callable[[], httpx.AsyncBaseTransport]
+
+# Set by this module for each message, or the connection's own (RFC 9110, section 7.6.1).
+_OWNED_HEADERS: Final = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "traceparent",
+        "tracestate",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# RFC 9110, section 5.5, without the obsolete bytes beyond ASCII, which HTTP libraries disagree about.
+_HEADER_VALUE: Final = re.compile(r"(?:[!-~](?:[\t -~]*[!-~])?)?\Z")
+
+# The guard's deadline ends a call.
+_NO_TIMEOUTS: Final = {"timeout": {"connect": None, "read": None, "write": None, "pool": None}}
+
+# h11 and aiohttp quote what they could not parse; what an agent sent does not belong into logs.
+_QUOTED_BYTES: Final = re.compile(r"(?:bytearray\()?b['\"].*", re.DOTALL)
+
+
+class HttpTransport:
+    """Posts events to an agent's URL and reads its answers.
+
+    Connections are kept alive on each event loop, and closed when it ends whether or not anything is shut down. A call
+    is never repeated: when the agent closes an idle connection in the very moment that it is used again, the call fails
+    as for any broken connection, because nobody can tell whether the agent has acted on the event already.
+
+    :param url: an ``http://`` or ``https://`` URL.
+    :param headers: sent with each event, credentials for instance; ASCII.
+    :param encoding: how events and answers are spelt.
+    :param verify: whom to trust for ``https``. True: the authorities that httpx trusts; a path (a PEM file, or a
+        directory of them): only those; an ``ssl.SSLContext`` is used as it is; False: anyone.
+    :param cert: a client certificate for ``https``: the path of a PEM file, or a tuple of certificate, key and, where
+        the key has one, its password.
+    :param uds: the path of a Unix socket to connect to, whatever the URL's host.
+    :param transport: what carries the requests instead of connections of our own. An ``httpx.AsyncBaseTransport`` is
+        used on every event loop, and closed by :meth:`aclose`. A function without arguments is called on each event
+        loop for the transport to use there, which is closed with the loop. ``"aiohttp"`` carries them with aiohttp;
+        asyncio only, needs the ``aiohttp`` extra.
+    :param max_answer_bytes: a longer answer is an agent error.
+    :raises ConfigurationError: for arguments that can't work.
+    """
+
+    kind = "http"
+    remote = True
+    events: frozenset[EventType] | None = None
+    carries = frozenset(EventType)
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        encoding: Encoding | str = Encoding.JSON,
+        verify: ssl.SSLContext | bool | str = True,
+        cert: ClientCertificate | None = None,
+        uds: str | None = None,
+        transport: httpx.AsyncBaseTransport | TransportFactory | Literal["aiohttp"] | None = None,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ) -> None:
+        self._url = _parse_url(url)
+        self._encoding = _parse_encoding(encoding)
+        self._headers = _fixed_headers(self._url, self._encoding, headers or {})
+        if type(max_answer_bytes) is not int or max_answer_bytes < 1:
+            raise _wrong("max_answer_bytes", max_answer_bytes, "a whole number of at least 1")
+        self._max_answer_bytes = max_answer_bytes
+        self._connections: SharedTransport | PerEventLoop
+        if transport is None or transport == "aiohttp":
+            if uds is not None and (not isinstance(uds, str) or not uds):
+                raise _wrong("uds", uds, "the path of a Unix socket")
+            if self._url.scheme == "https":
+                tls = client_context("HttpTransport", verify, cert)
+            elif verify is not True or cert is not None:
+                raise _wrong("url", url, "https://, for that is what verify and cert are about")
+            else:
+                tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx wants one; with no authorities it trusts nobody
+            self._connections = PerEventLoop(
+                _aiohttp(self._url, tls, uds) if transport else lambda: ConnectionStack(tls, uds)
+            )
+            return
+        for name, beside in (("verify", verify is not True), ("cert", cert is not None), ("uds", uds is not None)):
+            if beside:
+                raise ConfigurationError(f"HttpTransport: {name} beside transport, expected it to be given to that")
+        if isinstance(transport, httpx.AsyncBaseTransport):
+            self._connections = SharedTransport(transport)
+        elif callable(transport):
+            factory = transport
+            self._connections = PerEventLoop(lambda: SharedTransport(factory()))
+        else:
+            raise _wrong(
+                "transport", transport, "an httpx.AsyncBaseTransport, a function that returns one, or 'aiohttp'"
+            )
+
+    def __repr__(self) -> str:
+        return f"<HttpTransport {str(self._url.copy_with(query=None))!r}>"
+
+    def bind(self, max_concurrent_calls: int) -> None:
+        """Nothing to size: no call waits for another's connection."""
+
+    def may_suspend(self, event_type: EventType) -> bool:
+        return True
+
+    async def call(self, event: Event) -> Answer:
+        """Post ``event`` and return the answer.
+
+        :raises AgentConnectionError: the agent could not be reached, or the connection broke before it answered.
+        :raises AgentProtocolError: it answered with something that the protocol does not allow.
+        """
+        answer = await self._post(encode_event(event, self._encoding))
+        return decode_answer(answer, self._encoding, event.event_type)
+
+    async def aclose(self) -> None:
+        await self._connections.aclose()
+
+    async def _post(self, message: bytes) -> bytes:
+        """The one place where other libraries' errors become ours."""
+        try:
+            source = self._connections
+            connections = await source.get() if isinstance(source, PerEventLoop) else source
+            async with connections.lease() as transport:
+                response = await transport.handle_async_request(self._request(message))
+                return await self._read(response)
+        except AgentError:
+            raise
+        except Exception as exc:
+            raise AgentConnectionError(_describe(exc)) from exc
+
+    def _request(self, message: bytes) -> httpx.Request:
+        headers = [*self._headers, (b"content-length", b"%d" % len(message))]
+        trace_context: dict[str, str] = {}
+        inject_trace_context(trace_context)
+        headers += [(name.encode(), value.encode()) for name, value in trace_context.items()]
+        request = httpx.Request("POST", self._url, headers=headers, stream=_Body(message), extensions=_NO_TIMEOUTS)
+        request.read()  # for transports that want request.content
+        return request
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        try:
+            self._check_head(response)
+            answer = await self._read_body(response)
+        except BaseException:
+            with CancelScope(shield=True):
+                await response.aclose()
+            raise
+        await response.aclose()
+        return answer
+
+    def _check_head(self, response: httpx.Response) -> None:
+        if response.status_code != 200:
+            raise AgentProtocolError(f"expected status 200, got {response.status_code}")
+        headers = response.headers
+        # To decompress would let a short answer become a very long one.
+        content_encoding = headers.get("content-encoding", "identity")
+        if content_encoding.strip().lower() != "identity":
+            raise AgentProtocolError(f"content-encoding: expected none, got {content_encoding!r:.100}")
+        content_type = headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() != self._encoding.content_type:
+            raise AgentProtocolError(f"content-type: expected {self._encoding.content_type}, got {content_type!r:.100}")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._max_answer_bytes:
+            raise self._too_long()
+
+    async def _read_body(self, response: httpx.Response) -> bytes:
+        chunks: list[bytes] = []
+        received = 0
+        stream = aiter(cast(httpx.AsyncByteStream, response.stream))
+        async for chunk in stream:
+            received += len(chunk)
+            if received > self._max_answer_bytes:
+                await _abandon(stream)
+                raise self._too_long()
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _too_long(self) -> AgentProtocolError:
+        return AgentProtocolError(f"the answer is longer than {self._max_answer_bytes} bytes")
+
+
+class _Body(httpx.ByteStream):
+    """A request's body, as an iterator: its base is an async generator, and trio warns of those left unfinished."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._unsent = iter((data,))
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for data in self._unsent:
+            return data
+        raise StopAsyncIteration
+
+
+async def _abandon(stream: AsyncIterator[bytes]) -> None:
+    """Read on in a cancelled scope.
+
+    httpcore nests one async generator in the next. To leave the outer one ends only that; a cancelled read ends them
+    all, in order.
+    """
+    with CancelScope() as scope, suppress(Exception):
+        scope.cancel()
+        async for _ in stream:
+            pass
+
+
+def _describe(exc: BaseException) -> str:
+    told: BaseException | None = exc
+    # trio's BrokenResourceError, for one, leaves it to its cause to say what was wrong.
+    while told is not None and not str(told):
+        told = told.__cause__ or told.__context__
+    return f"{type(exc).__name__}: {_QUOTED_BYTES.sub('…', str(told or ''))}"
+
+
+def _parse_url(given: object) -> httpx.URL:
+    expected = "an http:// or https:// URL"
+    if not isinstance(given, str):
+        raise _wrong("url", given, expected)
+    try:
+        url = httpx.URL(given)
+    except httpx.InvalidURL as exc:
+        # Not the whole URL: there may be credentials in it.
+        raise ConfigurationError(f"HttpTransport: url: {exc}, expected {expected}") from exc
+    if url.userinfo:
+        without = str(url.copy_with(userinfo=b""))
+        raise ConfigurationError(
+            f"HttpTransport: url has credentials in it, expected {without!r} and headers={{'authorization': …}}"
+        )
+    if url.scheme not in ("http", "https"):
+        raise _wrong("url", given, expected)
+    if not url.host:
+        raise _wrong("url", given, f"{expected} with a host")
+    return url
+
+
+def _parse_encoding(given: Encoding | str) -> Encoding:
+    try:
+        return Encoding(given)
+    except ValueError:
+        raise _wrong("encoding", given, "'json' or 'msgpack'") from None
+
+
+def _fixed_headers(url: httpx.URL, encoding: Encoding, given: object) -> list[tuple[bytes, bytes]]:
+    """What every request has in common."""
+    fields = {
+        "host": url.netloc.decode(),
+        "user-agent": f"asgi-agents/{__version__}",
+        "accept": encoding.content_type,
+        "accept-encoding": "identity",
+        "content-type": encoding.content_type,
+    }
+    # No values in the messages: they may be secrets.
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"HttpTransport: headers is a {type(given).__name__}, expected names mapped to values")
+    for name, value in given.items():
+        if not isinstance(name, str) or not TOKEN.match(name):
+            raise _wrong("headers", name, "names of letters, digits and !#$%&'*+-.^_`|~ (RFC 9110, section 5.1)")
+        if name.lower() in _OWNED_HEADERS:
+            raise _wrong("headers", name, "none of those that the transport sets itself")
+        if not isinstance(value, str) or not _HEADER_VALUE.match(value):
+            raise ConfigurationError(
+                f"HttpTransport: headers[{name!r}], expected visible ASCII characters, with blanks only between them"
+            )
+        fields[name.lower()] = value
+    return [(name.encode(), value.encode()) for name, value in fields.items()]
+
+
+def _aiohttp(url: httpx.URL, tls: ssl.SSLContext, uds: str | None) -> Callable[[], Connections]:
+    try:
+        import aiohttp
+        from httpx_aiohttp import AiohttpTransport
+    except ImportError as exc:
+        raise _wrong(
+            "transport", "aiohttp", "the aiohttp extra to be there: pip install 'asgi-agents[aiohttp]'"
+        ) from exc
+    if uds is not None and url.scheme == "https":
+        raise _wrong("uds", uds, "an http:// URL: aiohttp would send this one's requests unencrypted")
+
+    def session() -> aiohttp.ClientSession:
+        # limit=0 is none: no call should wait for another's connection.
+        connector = (
+            aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=KEEPALIVE_EXPIRY)
+            if uds is None
+            else aiohttp.UnixConnector(uds, limit=0, keepalive_timeout=KEEPALIVE_EXPIRY)
+        )
+        # Without its jar it would hand an agent's cookies back with every later event.
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    return lambda: SharedTransport(AiohttpTransport(verify=tls, trust_env=False, client=session))
+
+
+def _wrong(field: str, value: object, expected: str) -> ConfigurationError:
+    return ConfigurationError(f"HttpTransport: {field}={value!r}, expected {expected}")
