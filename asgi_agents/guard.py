@@ -20,6 +20,7 @@ from .protocol import (
     ALLOW,
     Acknowledgement,
     AgentResponse,
+    Answer,
     Block,
     ConfigureEvent,
     Detection,
@@ -38,6 +39,7 @@ T = TypeVar("T")
 _MAX_CONFIGURE_BACKOFF = 30.0
 # Seconds an agent may take to digest its configuration, if its own timeout is shorter.
 _CONFIGURE_TIMEOUT = 10.0
+_MAX_FAULT_LENGTH = 300
 
 
 class Guard:
@@ -206,13 +208,17 @@ class Guard:
         return answer
 
     async def _answer(self, event: Event, timeout: float, started: float) -> AgentResponse | GuardrailResponse:
-        transport = self._transport
-        if transport.may_suspend(event.event_type):
-            answer = await self._within(transport.call(event), timeout, started)
-        else:
-            answer = await transport.call(event)
+        answer = await self._deliver(event, timeout, started)
         if isinstance(answer, GuardrailResponse) and event.event_type is EventType.GUARDRAIL_INSPECT:
             return answer
+        return self._checked(answer)
+
+    async def _deliver(self, event: Event, timeout: float, started: float) -> Answer | None:
+        if self._transport.may_suspend(event.event_type):
+            return await self._within(self._transport.call(event), timeout, started)
+        return await self._transport.call(event)
+
+    def _checked(self, answer: Answer | None) -> AgentResponse:
         if isinstance(answer, Acknowledgement):
             if not answer.success:
                 raise AgentError(f"refused: {answer.error or 'no reason given'}")
@@ -232,7 +238,9 @@ class Guard:
         started = time.monotonic()
         event = ConfigureEvent(agent_id=self.config.id, config=self.config.config)
         try:
-            await self._answer(event, max(self.config.timeout, _CONFIGURE_TIMEOUT), started)
+            answer = await self._deliver(event, max(self.config.timeout, _CONFIGURE_TIMEOUT), started)
+            if not self._checked(answer).is_allow:
+                raise AgentError("refused its configuration")
         except Exception as exc:
             failure = self._explain(EventType.CONFIGURE, exc)
             if self._configure_error != failure.message:
@@ -267,7 +275,9 @@ class Guard:
                 )
 
     def _describe(self, event_type: EventType, fault: str) -> str:
-        return f"agent {self.config.id!r}, {event_type.value}: {fault}"
+        # A fault may quote what the agent sent: no control characters into logs, and no megabytes.
+        printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in fault[:_MAX_FAULT_LENGTH])
+        return f"agent {self.config.id!r}, {event_type.value}: {printable}"
 
     def _failed(self, event_type: EventType, failure_mode: FailureMode, duration: float, failure: Failure) -> Verdict:
         verdict = Verdict(

@@ -47,7 +47,7 @@ class HttpExchange:
             context,
             scope,
             send,
-            method=scope["method"],
+            method=scope.get("method", "GET"),
             render_challenge=render_challenge,
             on_stop=self._stop_app,
         )
@@ -136,7 +136,10 @@ class HttpExchange:
                 else:
                     result = await self._inbound.run_app(
                         partial(app, self._scope, self._inbound.receive, self._response.send),
-                        aside=self._body is not None and not self._body_settled and self._body.may_suspend,
+                        aside=self._body is not None
+                        and not self._body_settled
+                        and self._body.may_suspend
+                        and declares_body(self._scope),
                     )
             except Exception as exc:
                 if not (self._response.stopped and caused_by_closing(exc)):

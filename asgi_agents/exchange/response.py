@@ -30,6 +30,8 @@ class _State(Enum):
     CUT = auto()  # the client has a part, and the connection is to be broken off
 
 
+RESPONSE_EVENTS = (EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK)
+
 # What would send a file's bytes past us. They are not offered where bodies are inspected.
 BODY_BYPASSES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
@@ -138,11 +140,13 @@ class ResponseInspection:
         reply = render_reply(decision, self._scope, self._render_challenge)
         self.status = reply.status
         start, body = reply.messages(self._prefix)
+        if self._method == "HEAD":
+            body["body"] = b""
         # Once the head is out the body has to follow, whoever stops waiting for it.
         with anyio.CancelScope(shield=True):
             await self._send(start)
             await self._send(body)
-        self.bytes_sent = len(reply.body)
+        self.bytes_sent = len(body["body"])
         self.finished_at = time.monotonic()
 
     async def _take_start(self, message: Message) -> None:

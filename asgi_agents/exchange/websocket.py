@@ -18,7 +18,7 @@ from .head import judge_head, tell_complete
 from .headers import apply_header_ops
 from .inbound import Inbound
 from .reply import ChallengeRenderer, close_message, render_reply
-from .response import ResponseInspection
+from .response import RESPONSE_EVENTS, ResponseInspection
 from .scope import App, changed, client_ip, headers_of, request_headers_event
 
 # Seconds for a peer that doesn't answer a close frame.
@@ -111,9 +111,11 @@ class WebSocketExchange:
         result: Any = None
         try:
             with changed(self._scope, changes):
-                result = await self._inbound.run_app(
-                    partial(app, self._scope, self._inbound.receive, self._send), aside=self._may_suspend
-                )
+                if self._listens:
+                    call = partial(app, self._scope, self._inbound.receive, self._send)
+                    result = await self._inbound.run_app(call, aside=self._may_suspend)
+                else:
+                    result = await app(self._scope, self._raw_receive, self._raw_send)
         except Exception as exc:
             # The session ended as an agent decided; that the app met the end of it is no error.
             if self._closed is None or not (isinstance(exc, WebSocketDisconnect) or caused_by_closing(exc)):
@@ -121,6 +123,12 @@ class WebSocketExchange:
         if self._denial is not None and self._denial.error is not None:
             raise self._denial.error
         return result
+
+    @property
+    def _listens(self) -> bool:
+        """Whether anything of what follows the handshake concerns an agent."""
+        heard = (EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE, *RESPONSE_EVENTS)
+        return bool(self._context.response_ops) or any(self._context.lineup.hearing(event) for event in heard)
 
     def _screen(self, message: Message) -> bool:
         if message["type"] == "websocket.disconnect":
