@@ -57,7 +57,6 @@ class Guard:
             else CircuitBreaker(config.circuit_breaker, clock=clock, on_change=self._breaker_changed)
         )
         self._transport = config.reach
-        self._transport.bind(config.max_concurrent_calls)
         self._limiter = Limiter(config.max_concurrent_calls)
         self._tally = Tally()
         self._failing = False
@@ -88,6 +87,11 @@ class Guard:
             waiting=self._limiter.waiting,
             duration=tally.duration,
         )
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether any call can ever suspend: if one can, the others may have to wait for its permit."""
+        return not self._configured or any(self._transport.may_suspend(event) for event in self.config.hears)
 
     def may_suspend(self, event_type: EventType) -> bool:
         """Whether :meth:`call` can suspend now. If not, it needs no task of its own to run beside others."""

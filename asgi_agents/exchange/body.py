@@ -45,12 +45,17 @@ class BodyInspection:
                     # What comes out of a writer has a size of its own.
                     length = None
         self.may_change = any(stage.writes for stage in self._stages)
-        self.may_suspend = any(agent.guard.may_suspend(event_type) for agent in agents)
+        self.may_wait = any(agent.guard.may_wait for agent in agents)
 
     @property
     def holding(self) -> bool:
         """Whether some agent has to see more before anything is passed on."""
         return any(stage.holding for stage in self._stages)
+
+    @property
+    def may_suspend(self) -> bool:
+        """Whether :meth:`feed` can suspend now; it never can where not :attr:`may_wait`."""
+        return self.may_wait and any(stage.may_suspend for stage in self._stages)
 
     @property
     def judges_nothing(self) -> bool:
@@ -118,6 +123,11 @@ class _Stage:
     def holding(self) -> bool:
         """Whether bytes that go in are kept for now."""
         return bool(self._agents) and (self._buffering or bool(self.provisional))
+
+    @property
+    def may_suspend(self) -> bool:
+        """Whether one of the agents can suspend now."""
+        return any(agent.guard.may_suspend(self._event_type) for agent in self._agents)
 
     def expect(self, provisional: Mapping[str, Verdict]) -> None:
         """Take over provisional denials of the head by this stage's agents."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ..protocol import HeaderOp
-from .scope import RawHeaders
+from .scope import RawHeaders, header
 
 # They describe the bytes that the app meant to send, and are wrong for any others.
 _VALIDATORS = frozenset({b"accept-ranges", b"content-digest", b"content-md5", b"digest", b"etag", b"repr-digest"})
@@ -22,11 +22,11 @@ def apply_header_ops(headers: Iterable[tuple[bytes, bytes]], ops: Iterable[Heade
 
 
 def without_body_claims(headers: Iterable[tuple[bytes, bytes]], length: int | None) -> RawHeaders:
-    """A new header list for a body that was changed:
+    """A new header list for a body that was changed: no validators, and ``length`` as content-length, if known.
 
-    no validators, and ``length`` as content-length, if it is known.
+    Never beside transfer-encoding (RFC 9112, section 6.2).
     """
     result = [pair for pair in headers if (name := pair[0].lower()) not in _VALIDATORS and name != b"content-length"]
-    if length is not None:
+    if length is not None and header(result, b"transfer-encoding") is None:
         result.append((b"content-length", b"%d" % length))
     return result

@@ -42,6 +42,7 @@ class HttpExchange:
         self._raw_receive = receive
         self._raw_send = send
         self._lineup = context.lineup
+        self._declares_body = declares_body(scope)
         self._response = ResponseInspection(
             manager,
             context,
@@ -91,10 +92,15 @@ class HttpExchange:
             if refusal is not None:
                 await self._response.stop(refusal)
                 return None
-        if self._body is not None or self._lineup.hearing(EventType.REQUEST_COMPLETE):
-            self._inbound = Inbound(self._raw_receive, screen=self._screen, judge=self._judge)
-        if self._body is not None and declares_body(self._scope):
-            while self._body.holding and not self._body_ended and not self._response.stopped:
+        if self._body is not None or self._response.inspects or self._lineup.hearing(EventType.REQUEST_COMPLETE):
+            self._inbound = Inbound(
+                self._raw_receive,
+                screen=self._screen,
+                judge=self._judge,
+                may_suspend=lambda: self._body is not None and self._body.may_suspend,
+            )
+        if self._body is not None and self._declares_body:
+            while self._body.holding and not (self._body_ended or self._disconnected or self._response.stopped):
                 assert self._inbound is not None
                 await self._inbound.pull()
             if self._disconnected or self._response.stopped:
@@ -106,7 +112,7 @@ class HttpExchange:
         if not self._lineup.hearing(EventType.REQUEST_HEADERS):
             return ALLOWED, {}
         event = request_headers_event(self._scope, self._context.correlation_id, self._context.route)
-        return await judge_head(self._manager, self._context, event, body_follows=declares_body(self._scope))
+        return await judge_head(self._manager, self._context, event, body_follows=self._declares_body)
 
     async def _call_app(self, app: App) -> Any:
         """Run the app in this task, with its own view of the scope."""
@@ -129,22 +135,18 @@ class HttpExchange:
     async def _call_stoppable(self, app: App) -> Any:
         """Run the app where a decision may end it, and nothing but it."""
         result: Any = None
+        inbound, body = self._inbound, self._body
+        assert inbound is not None
         with anyio.CancelScope() as self._app_scope:
             try:
-                if self._inbound is None:
-                    result = await app(self._scope, self._raw_receive, self._response.send)
-                else:
-                    result = await self._inbound.run_app(
-                        partial(app, self._scope, self._inbound.receive, self._response.send),
-                        aside=self._body is not None
-                        and not self._body_settled
-                        and self._body.may_suspend
-                        and declares_body(self._scope),
-                    )
+                result = await inbound.run_app(
+                    partial(app, self._scope, inbound.receive, self._response.send),
+                    beside=not self._body_settled and body is not None and body.may_wait and self._declares_body,
+                )
             except Exception as exc:
                 if not (self._response.stopped and caused_by_closing(exc)):
                     raise
-        if self._response.error is not None:
+        if self._response.error is not None and not self._disconnected:
             raise self._response.error
         return result
 
@@ -171,15 +173,12 @@ class HttpExchange:
         """What needs no agent: the end of the connection, and empty messages of an empty body."""
         if message["type"] != "http.request":
             self._disconnected = True
-            self._pass_on()
             return True
         data, last = message.get("body", b""), not message.get("more_body", False)
         self._bytes_received += len(data)
-        if self._body is not None and (data or not self._body.judges_nothing):
+        if self._body is not None and not self._body_ended and (data or not self._body.judges_nothing):
             return False
-        if last:
-            self._body_ended = True
-            self._pass_on()
+        self._body_ended = self._body_ended or last
         return True
 
     async def _judge(self, message: Message) -> None:
@@ -191,9 +190,7 @@ class HttpExchange:
         if isinstance(result, AgentDecision):
             await self._refuse(result)
             return
-        if last:
-            self._body_ended = True
-            self._pass_on()
+        self._body_ended = last
         self._bytes_passed += len(result)
         if result or last or not data:
             self._inbound.deliver(message if result is given else {**message, "body": result})
@@ -201,24 +198,21 @@ class HttpExchange:
     async def _refuse(self, decision: AgentDecision) -> None:
         """An agent refused the request body, perhaps while the app runs."""
         assert self._inbound is not None
-        self._body_ended = True
-        self._inbound.end(_DISCONNECT)
-        await self._response.stop(decision)
-        if self._app_scope is not None and self._response.stopped:
-            # The client has its answer, now nobody needs the app. The checkpoint makes sure that it doesn't get to take
-            # the disconnect for an error of its own first.
-            self._app_scope.cancel()
-            await checkpoint()
+        self._inbound.pause()
+        try:
+            await self._response.stop(decision)
+        finally:
+            # Now that the client has its answer nobody needs the app any more.
+            self._stop_app(abort=self._response.stopped)
+        # Where the app is in the middle of its receive: don't let it take the disconnect for an error of its own first.
+        await checkpoint()
 
     def _stop_app(self, abort: bool) -> None:
+        if abort and self._app_scope is not None:
+            # Before the disconnect, which the app could take for an error of its own.
+            self._app_scope.cancel()
         if self._inbound is not None:
             self._inbound.end(_DISCONNECT)
-        if abort and self._app_scope is not None:
-            self._app_scope.cancel()
-
-    def _pass_on(self) -> None:
-        if self._inbound is not None:
-            self._inbound.pass_on()
 
     async def _complete(self, started: float, error: BaseException | None) -> None:
         response = self._response

@@ -19,6 +19,7 @@ class Inbound:
     :param source: the server's ``receive``.
     :param screen: looks at a message without suspending; True hands it on as it is.
     :param judge: judges a message, and calls :meth:`deliver` for what the app is to get, if anything.
+    :param may_suspend: whether ``judge`` could suspend now.
     :param wakeable: whether :meth:`end` has to interrupt a read, because the server would not.
 
     The app has to be run with :meth:`run_app`.
@@ -30,10 +31,12 @@ class Inbound:
         *,
         screen: Callable[[Message], bool],
         judge: Callable[[Message], Awaitable[None]],
+        may_suspend: Callable[[], bool],
         wakeable: bool = False,
     ) -> None:
+        self.tasks: TaskGroup | None = None
         self._source = source
-        self._tasks: TaskGroup | None = None
+        self._may_suspend = may_suspend
         self._screen = screen
         self._judge = judge
         self._wakeable = wakeable
@@ -41,16 +44,16 @@ class Inbound:
         self._judging: anyio.Event | None = None
         self._reading: anyio.CancelScope | None = None
         self._error: Exception | None = None
-        self._transparent = False
         self._end: Message | None = None
 
     def deliver(self, message: Message) -> None:
         """The app gets ``message`` next."""
         self._ready.append(message)
 
-    def pass_on(self) -> None:
-        """Nothing that follows needs judging: hand on what the server gives, as it gives it."""
-        self._transparent = True
+    def pause(self) -> None:
+        """Nothing is read any more: whoever waits, waits for :meth:`end`."""
+        if self._judging is None:
+            self._judging = anyio.Event()
 
     def end(self, message: Message) -> None:
         """From now on the app gets ``message``, again and again, and nothing of what is waiting."""
@@ -72,45 +75,45 @@ class Inbound:
 
     async def receive(self) -> Message:
         """The app's ``receive``."""
-        while not self._ready and self._end is None:
+        while not self._ready and self._end is None and self._error is None:
             if self._judging is not None:
                 await self._judging.wait()
-            elif self._error is not None:
-                raise self._error
-            elif self._transparent:
-                return await self._source()
             else:
                 message = await self._read()
                 if message is None:
                     continue
                 if self._screen(message):
                     return message
-                if self._tasks is None:
+                if self.tasks is None or not self._may_suspend():
                     await self._judge(message)
                 else:
                     self._judging = anyio.Event()
-                    self._tasks.start_soon(self._judge_aside, message, self._judging)
+                    self.tasks.start_soon(self._judge_aside, message, self._judging)
+        if self._error is not None:
+            raise self._error
         return self._ready.popleft() if self._end is None else self._end
 
-    async def run_app(self, call: Callable[[], Awaitable[Any]], *, aside: bool) -> Any:
-        """Run the app in this task; ``aside`` if judging can suspend and so needs tasks beside it.
+    async def run_app(self, call: Callable[[], Awaitable[Any]], *, beside: bool) -> Any:
+        """Run the app in this task, with room for tasks ``beside`` it where judging needs them.
 
-        What the app raises comes out as it is: a task group would wrap it, and lose it to a cancellation while it
+        What the app raises comes out as it is: a task group would wrap it, or lose it to a cancellation while it
         closes.
         """
-        if not aside:
+        if not beside:
             return await call()
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
-            async with anyio.create_task_group() as self._tasks:
+            async with anyio.create_task_group() as self.tasks:
                 try:
                     return await call()
-                except Exception as exc:
+                except (anyio.get_cancelled_exc_class(), GeneratorExit):
+                    raise
+                except BaseException as exc:
                     error = exc
                 finally:
-                    self._tasks.cancel_scope.cancel()
+                    self.tasks.cancel_scope.cancel()
         finally:
-            self._tasks = None
+            self.tasks = None
             if error is not None:
                 raise error
 

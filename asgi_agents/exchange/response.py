@@ -11,6 +11,7 @@ from starlette.types import Message, Scope, Send
 
 from ..decision import AgentDecision, Verdict
 from ..errors import ClosedByAgent, ResponseAborted
+from ..limiter import Limiter
 from ..manager import AgentManager
 from ..protocol import EventType, Headers, ResponseHeadersEvent
 from .body import BodyInspection
@@ -69,6 +70,7 @@ class ResponseInspection:
         self._on_stop = on_stop
         self._prefix = prefix
         self._state = _State.IDLE
+        self._turn = Limiter(1)
         self._start: Message = {}
         self._headers: RawHeaders = []
         self._body: BodyInspection | None = None
@@ -90,6 +92,17 @@ class ResponseInspection:
 
     async def send(self, message: Message) -> None:
         """The app's ``send``."""
+        if not self.inspects:
+            await self._dispatch(message)
+            return
+        # What is sent from two tasks must not overtake what is being judged.
+        await self._turn.acquire()
+        try:
+            await self._dispatch(message)
+        finally:
+            self._turn.release()
+
+    async def _dispatch(self, message: Message) -> None:
         if self.stopped:
             # Not without yielding: an app that streams from memory would never let go of the event loop.
             await checkpoint()
@@ -118,14 +131,17 @@ class ResponseInspection:
             case _State.IDLE | _State.HELD:
                 self._state = _State.REPLACED
                 self._context.decide(decision)
-                self._on_stop(False)
-                await self._reply(decision)
+                try:
+                    await self._reply(decision)
+                finally:
+                    self._on_stop(False)
             case _State.OPEN if self._event_stream:
                 self._state = _State.REPLACED
                 self._context.decide(decision)
-                with anyio.CancelScope(shield=True):
-                    await self._finish(server_sent_error(decision))
-                self._on_stop(True)
+                try:
+                    await self._send_last(server_sent_error(decision))
+                finally:
+                    self._on_stop(True)
             case _State.OPEN:
                 self._state = _State.CUT
                 self._context.decide(decision)
@@ -138,15 +154,21 @@ class ResponseInspection:
 
     async def _reply(self, decision: AgentDecision) -> None:
         reply = render_reply(decision, self._scope, self._render_challenge)
-        self.status = reply.status
         start, body = reply.messages(self._prefix)
         if self._method == "HEAD":
             body["body"] = b""
+        self.status = reply.status
         # Once the head is out the body has to follow, whoever stops waiting for it.
         with anyio.CancelScope(shield=True):
             await self._send(start)
             await self._send(body)
         self.bytes_sent = len(body["body"])
+        self.finished_at = time.monotonic()
+
+    async def _send_last(self, data: bytes) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._send({"type": f"{self._prefix}http.response.body", "body": data})
+        self.bytes_sent += len(data)
         self.finished_at = time.monotonic()
 
     async def _take_start(self, message: Message) -> None:
@@ -156,27 +178,31 @@ class ResponseInspection:
         if self._state is not _State.IDLE:
             await self._send({**message, "headers": []} if self.inspects else message)
             return
-        self.status = message["status"]
-        if not self._head_agents and not self.inspects_bodies and not self._context.response_ops:
+        with self._uninterrupted():
+            await self._judge_start(message)
+
+    async def _judge_start(self, message: Message) -> None:
+        status: int = message["status"]
+        # RFC 9110, section 6.4.1: these have no content.
+        self._bodiless = self._method == "HEAD" or status < 200 or status in (204, 304)
+        if not self.inspects and not self._context.response_ops:
+            self.status = status
             self._state = _State.OPEN
             await self._send(message)
             return
         self._state = _State.HELD
         self._start = message
-        # RFC 9110, section 6.4.1: these have no content.
-        self._bodiless = self._method == "HEAD" or self.status < 200 or self.status in (204, 304)
         self._headers = apply_header_ops(message.get("headers", ()), self._context.response_ops)
         provisional: dict[str, Verdict] = {}
         if self._head_agents:
             event = ResponseHeadersEvent(
                 correlation_id=self._context.correlation_id,
-                status=self.status,
+                status=status,
                 headers=Headers.from_raw(self._headers),
             )
-            with self._uninterrupted():
-                decision, provisional = await judge_head(
-                    self._manager, self._context, event, body_follows=self.inspects_bodies and not self._bodiless
-                )
+            decision, provisional = await judge_head(
+                self._manager, self._context, event, body_follows=self.inspects_bodies and not self._bodiless
+            )
             if self.stopped:
                 return
             if not decision.is_allow:
@@ -219,19 +245,19 @@ class ResponseInspection:
         data = given if isinstance(given, bytes) else bytes(given)
         with self._uninterrupted():
             result = await body.feed(data, last)
-        if self.stopped:
-            return
-        if isinstance(result, AgentDecision):
-            await self.stop(result)
-            return
-        if self._state is _State.HELD:
-            if body.holding and not last:
-                return
-            await self._release_start(len(result) if last else None)
             if self.stopped:
                 return
-        if result or last or not data:
-            await self._forward(message if result is given else {**message, "body": result}, last)
+            if isinstance(result, AgentDecision):
+                await self.stop(result)
+                return
+            if self._state is _State.HELD:
+                if body.holding and not last:
+                    return
+                await self._release_start(len(result) if last else None)
+                if self.stopped:
+                    return
+            if result or last or not data:
+                await self._forward(message if result is given else {**message, "body": result}, last)
 
     async def _take_file(self, message: Message) -> None:
         if self.inspects_bodies:
@@ -252,25 +278,26 @@ class ResponseInspection:
 
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
-        """An app that gives up a send while it is judged has lost that message.
+        """An app that gives up a send while its message is judged, or held back here, has lost it.
 
         What followed would have a hole in it.
         """
         try:
             yield
         except BaseException:
-            if not self.stopped:
+            if self.inspects and self._state in (_State.HELD, _State.OPEN):
                 self._state = _State.CUT
-                self.error = ResponseAborted("response broken off: the app cancelled a send that was being judged")
+                self.error = ResponseAborted("response broken off: the app cancelled a send that was under way")
             raise
 
     async def _release_start(self, length: int | None) -> None:
         """Let the head go; ``length`` is the size of the body where all of it is known."""
         body = self._body
-        headers = self._headers
+        headers = apply_header_ops(self._headers, self._context.response_ops)
         if body is not None and (body.changed if length is not None else body.may_change):
             headers = without_body_claims(headers, length)
         self._state = _State.OPEN
+        self.status = self._start["status"]
         await self._send({**self._start, "headers": headers})
 
     async def _forward(self, message: Message, last: bool) -> None:
@@ -278,14 +305,10 @@ class ResponseInspection:
             # Before the send, not after it: the decision on what the client has must not wait for the client.
             self._state = _State.DONE
         await self._send(message)
-        self.bytes_sent += len(message.get("body", b""))
+        if not self._bodiless:
+            self.bytes_sent += len(message.get("body", b""))
         if last:
             self.finished_at = time.monotonic()
-
-    async def _finish(self, data: bytes) -> None:
-        await self._send({"type": f"{self._prefix}http.response.body", "body": data})
-        self.bytes_sent += len(data)
-        self.finished_at = time.monotonic()
 
 
 def _raises_when_gone(scope: Scope) -> bool:

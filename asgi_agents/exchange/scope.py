@@ -56,8 +56,10 @@ def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
 def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     """The declared body size in bytes, or None where there is none or it makes no sense."""
     value = header(headers, b"content-length")
-    # isdigit alone would let other scripts' digits through.
-    return int(value) if value is not None and value.isascii() and value.isdigit() else None
+    # isdigit alone would let other scripts' digits through, and nobody has a body of 10 ** 19 bytes.
+    if value is None or not value.isascii() or not value.isdigit() or len(value) > 18:
+        return None
+    return int(value)
 
 
 def declares_body(scope: Scope) -> bool:
@@ -66,11 +68,11 @@ def declares_body(scope: Scope) -> bool:
     In HTTP/1 a request without content-length and transfer-encoding has none (RFC 9112, section 6.3); later versions
     need not declare it.
     """
-    length = content_length(headers_of(scope))
-    if length is not None:
-        return length > 0
+    headers = headers_of(scope)
+    if header(headers, b"content-length") is not None:
+        return content_length(headers) != 0
     return not str(scope.get("http_version", "1.1")).startswith("1") or (
-        header(headers_of(scope), b"transfer-encoding") is not None
+        header(headers, b"transfer-encoding") is not None
     )
 
 

@@ -11,6 +11,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from ..decision import AgentDecision
 from ..errors import ClosedByAgent, caused_by_closing
+from ..limiter import Limiter
 from ..manager import AgentManager
 from ..protocol import Allow, EventType, Opcode, RequestCompleteEvent, WebSocketDrop, WebSocketFrameEvent
 from .context import AgentContext
@@ -44,20 +45,21 @@ class WebSocketExchange:
         self._raw_send = send
         self._render_challenge = render_challenge
         self._agents = context.lineup.hearing(EventType.WEBSOCKET_FRAME)
-        self._may_suspend = any(agent.guard.may_suspend(EventType.WEBSOCKET_FRAME) for agent in self._agents)
         self._client_ip = client_ip(scope)
         self._frames = {True: 0, False: 0}
         self._bytes = {True: 0, False: 0}
         # Messages of one direction must not overtake each other while they are judged.
-        self._sending = anyio.Lock(fast_acquire=True)
+        self._turn = Limiter(1)
         self._denial: ResponseInspection | None = None
         self._status = 0
         self._app_called = False
+        self._app_closed = False
         self._closed: AgentDecision | None = None
         self._inbound = Inbound(
             receive,
             screen=self._screen,
             judge=self._judge_received,
+            may_suspend=self._may_suspend,
             wakeable=bool(self._agents),
         )
 
@@ -113,16 +115,23 @@ class WebSocketExchange:
             with changed(self._scope, changes):
                 if self._listens:
                     call = partial(app, self._scope, self._inbound.receive, self._send)
-                    result = await self._inbound.run_app(call, aside=self._may_suspend)
+                    result = await self._inbound.run_app(call, beside=bool(self._agents))
                 else:
                     result = await app(self._scope, self._raw_receive, self._raw_send)
         except Exception as exc:
             # The session ended as an agent decided; that the app met the end of it is no error.
-            if self._closed is None or not (isinstance(exc, WebSocketDisconnect) or caused_by_closing(exc)):
+            if not (self._closed is not None or self._refusal_stopped) or not _met_the_end(exc):
                 raise
         if self._denial is not None and self._denial.error is not None:
             raise self._denial.error
         return result
+
+    def _may_suspend(self) -> bool:
+        return any(agent.guard.may_suspend(EventType.WEBSOCKET_FRAME) for agent in self._agents)
+
+    @property
+    def _refusal_stopped(self) -> bool:
+        return self._denial is not None and self._denial.stopped
 
     @property
     def _listens(self) -> bool:
@@ -131,9 +140,6 @@ class WebSocketExchange:
         return bool(self._context.response_ops) or any(self._context.lineup.hearing(event) for event in heard)
 
     def _screen(self, message: Message) -> bool:
-        if message["type"] == "websocket.disconnect":
-            self._inbound.pass_on()
-            return True
         if message["type"] != "websocket.receive":
             return True
         if self._agents:
@@ -142,6 +148,7 @@ class WebSocketExchange:
         return True
 
     async def _judge_received(self, message: Message) -> None:
+        message = _unambiguous(message)
         decision = await self._judge(message, True)
         if decision.is_allow:
             self._inbound.deliver(message)
@@ -149,14 +156,23 @@ class WebSocketExchange:
             await self._close(decision)
 
     async def _send(self, message: Message) -> None:
+        if not self._agents:
+            await self._send_in_turn(message)
+            return
+        await self._turn.acquire()
+        try:
+            await self._send_in_turn(message)
+        finally:
+            self._turn.release()
+
+    async def _send_in_turn(self, message: Message) -> None:
         if self._closed is not None:
             if message["type"] == "websocket.close":
                 return  # the app agrees; a second close would make the server raise
             raise ClosedByAgent("an agent has closed this websocket")
         match message["type"]:
             case "websocket.send" if self._agents:
-                async with self._sending:
-                    await self._send_judged(message)
+                await self._send_judged(_unambiguous(message))
             case "websocket.send":
                 self._count(message, False)
                 await self._raw_send(message)
@@ -168,6 +184,9 @@ class WebSocketExchange:
                 await self._raw_send(message)
             case "websocket.http.response.start" | "websocket.http.response.body":
                 await self._send_denial(message)
+            case "websocket.close":
+                self._app_closed = True
+                await self._raw_send(message)
             case _:
                 await self._raw_send(message)
 
@@ -223,17 +242,21 @@ class WebSocketExchange:
         return payload if isinstance(payload, bytes) else bytes(payload)
 
     async def _close(self, decision: AgentDecision) -> None:
-        """Close the session on both sides; the app hears of it first, as its peer may be slow to answer."""
+        """Close the session on both sides. The app hears of it at once, however slow the client is to answer."""
         if self._closed is not None:
             return
         self._closed = decision
         self._context.decide(decision)
         message = close_message(decision.close)
         self._inbound.end({**message, "type": "websocket.disconnect"})
-        with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-            # The client may have been quicker.
-            with suppress(OSError):
-                await self._raw_send(message)
+        if not self._app_closed:
+            assert self._inbound.tasks is not None
+            self._inbound.tasks.start_soon(self._send_close, message)
+
+    async def _send_close(self, message: Message) -> None:
+        # The client may have been quicker.
+        with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True), suppress(OSError):
+            await self._raw_send(message)
 
     async def _complete(self, started: float, error: BaseException | None) -> None:
         event = RequestCompleteEvent(
@@ -250,3 +273,17 @@ class WebSocketExchange:
 
 def _drops(decision: AgentDecision) -> bool:
     return isinstance(decision.websocket_decision, WebSocketDrop) and isinstance(decision.decision, Allow)
+
+
+def _unambiguous(message: Message) -> Message:
+    """Servers and apps differ in which of two payloads they take; one is judged, so one goes on."""
+    if message.get("bytes") is not None and message.get("text") is not None:
+        return {**message, "text": None}
+    return message
+
+
+def _met_the_end(exc: BaseException) -> bool:
+    """Whether ``exc`` is how an app's code says that the session is over."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(_met_the_end(inner) for inner in exc.exceptions)
+    return isinstance(exc, WebSocketDisconnect) or caused_by_closing(exc)

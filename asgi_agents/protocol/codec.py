@@ -126,7 +126,7 @@ def encode_event(event: Event, encoding: Encoding) -> bytes:
     envelope = _Envelope(PROTOCOL_VERSION, event.event_type, event)
     try:
         return _ENCODERS[encoding].encode(envelope)
-    except (TypeError, ValueError, OverflowError) as exc:
+    except (TypeError, ValueError, OverflowError, NotImplementedError) as exc:
         # Reached by a `config` that isn't plain data, or by text that UTF-8 can't carry.
         raise AgentProtocolError(f"the event can't be encoded as {encoding}: {exc}") from exc
 

@@ -33,10 +33,6 @@ class Transport(Protocol):
         """The events that this transport can deliver."""
         ...
 
-    def bind(self, max_concurrent_calls: int) -> None:
-        """Called once for each agent that is configured with this transport, before anything else."""
-        ...
-
     def may_suspend(self, event_type: EventType) -> bool:
         """Whether :meth:`call` can ever suspend for such an event. When in doubt, True."""
         ...

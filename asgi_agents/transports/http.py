@@ -46,7 +46,7 @@ _HEADER_VALUE: Final = re.compile(r"(?:[!-~](?:[\t -~]*[!-~])?)?\Z")
 # The guard's deadline ends a call.
 _NO_TIMEOUTS: Final = {"timeout": {"connect": None, "read": None, "write": None, "pool": None}}
 
-# h11 and aiohttp quote what they could not parse; what an agent sent does not belong into logs.
+# h11 and aiohttp quote what they could not parse; what an agent sent does not belong in logs.
 _QUOTED_BYTES: Final = re.compile(r"(?:bytearray\()?b['\"].*", re.DOTALL)
 
 
@@ -125,9 +125,6 @@ class HttpTransport:
 
     def __repr__(self) -> str:
         return f"<HttpTransport {str(self._url.copy_with(query=None))!r}>"
-
-    def bind(self, max_concurrent_calls: int) -> None:
-        """Nothing to size: no call waits for another's connection."""
 
     def may_suspend(self, event_type: EventType) -> bool:
         return True

@@ -22,9 +22,6 @@ class InProcessTransport:
         }
         self._may_suspend = {event_type: may_suspend(hook) for event_type, hook in self._hooks.items()}
 
-    def bind(self, max_concurrent_calls: int) -> None:
-        pass
-
     def may_suspend(self, event_type: EventType) -> bool:
         return self._may_suspend[event_type]
 
