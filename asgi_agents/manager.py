@@ -87,6 +87,8 @@ class AgentManager:
         self._retired: list[Lineup] = []
         self._users = 0
         self._contexts: list[AbstractAsyncContextManager[Callable[[], Awaitable[None]]]] = []
+        if not isinstance(agents, Iterable):
+            raise ConfigurationError(f"AgentManager: agents={agents!r}, expected a list of AgentConfig")
         for config in agents:
             if not isinstance(config, AgentConfig):
                 raise ConfigurationError(f"AgentManager: agents contains {config!r}, expected AgentConfig instances")

@@ -61,6 +61,8 @@ class Router:
         root_path: str = "",
     ) -> None:
         self._root_path = root_path
+        if routes is not None and not isinstance(routes, Iterable):
+            raise ConfigurationError(f"AgentMiddleware: routes={routes!r}, expected a list of Route")
         self.routes = None if routes is None else tuple(routes)
         for route in self.routes or ():
             if not isinstance(route, Route):

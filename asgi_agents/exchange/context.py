@@ -8,10 +8,20 @@ from msgspec.structs import replace
 from ..config import FailureMode
 from ..decision import AgentDecision, Verdict, merge
 from ..manager import AgentManager, Lineup
-from ..protocol import ALLOW, AuditMetadata, GuardrailInspectEvent, GuardrailResponse, HeaderOp, InspectionType
+from ..protocol import (
+    ALLOW,
+    AuditMetadata,
+    EventType,
+    GuardrailInspectEvent,
+    GuardrailResponse,
+    HeaderOp,
+    InspectionType,
+)
 
 # A websocket or event stream may live for days: remember the newest.
 _MAX_VERDICTS = 1000
+# What was said to a handler is the handler's to act on, and what is said at the end changes nothing.
+_NO_SAY = frozenset({EventType.GUARDRAIL_INSPECT, EventType.REQUEST_COMPLETE})
 
 
 class AgentContext:
@@ -50,7 +60,8 @@ class AgentContext:
         """
         if self._decided is not None:
             return self._decided
-        return merge(self._verdicts, final=False)
+        counting = merge((verdict for verdict in self._verdicts if verdict.event_type not in _NO_SAY), final=False)
+        return replace(counting, verdicts=tuple(self._verdicts))
 
     @property
     def audit(self) -> Sequence[tuple[str, AuditMetadata]]:

@@ -56,6 +56,7 @@ class HttpExchange:
         self._body: BodyInspection | None = None
         self._body_ended = False
         self._disconnected = False
+        self._refusing = False
         self._app_called = False
         self._bytes_received = 0
         self._bytes_passed = 0
@@ -146,6 +147,9 @@ class HttpExchange:
             except Exception as exc:
                 if not (self._response.stopped and caused_by_closing(exc)):
                     raise
+        # What the app, cancelled, did not live to meet in its receive.
+        if inbound.error is not None:
+            raise inbound.error
         if self._response.error is not None and not self._disconnected:
             raise self._response.error
         return result
@@ -199,16 +203,22 @@ class HttpExchange:
         """An agent refused the request body, perhaps while the app runs."""
         assert self._inbound is not None
         self._inbound.pause()
-        try:
-            await self._response.stop(decision)
-        finally:
-            # Now that the client has its answer nobody needs the app any more.
-            self._stop_app(abort=self._response.stopped)
+        self._refusing = True
+        await self._response.stop(decision)
+        if not self._response.stopped:
+            # The response was complete already; what the app still does is its own business, but it gets no more of the
+            # body.
+            self._inbound.end(_DISCONNECT)
+            return
         # Where the app is in the middle of its receive: don't let it take the disconnect for an error of its own first.
         await checkpoint()
 
     def _stop_app(self, abort: bool) -> None:
-        if abort and self._app_scope is not None:
+        """The client has its answer.
+
+        An app whose request or response was cut off is ended; else it may go on as it likes.
+        """
+        if (abort or self._refusing) and self._app_scope is not None:
             # Before the disconnect, which the app could take for an error of its own.
             self._app_scope.cancel()
         if self._inbound is not None:

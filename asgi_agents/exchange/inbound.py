@@ -43,7 +43,7 @@ class Inbound:
         self._ready: deque[Message] = deque()
         self._judging: anyio.Event | None = None
         self._reading: anyio.CancelScope | None = None
-        self._error: Exception | None = None
+        self.error: Exception | None = None
         self._end: Message | None = None
 
     def deliver(self, message: Message) -> None:
@@ -75,7 +75,7 @@ class Inbound:
 
     async def receive(self) -> Message:
         """The app's ``receive``."""
-        while not self._ready and self._end is None and self._error is None:
+        while not self._ready and self._end is None and self.error is None:
             if self._judging is not None:
                 await self._judging.wait()
             else:
@@ -89,8 +89,8 @@ class Inbound:
                 else:
                     self._judging = anyio.Event()
                     self.tasks.start_soon(self._judge_aside, message, self._judging)
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return self._ready.popleft() if self._end is None else self._end
 
     async def run_app(self, call: Callable[[], Awaitable[Any]], *, beside: bool) -> Any:
@@ -129,7 +129,7 @@ class Inbound:
             await self._judge(message)
         except Exception as exc:
             # Judging itself doesn't fail; what can is to send a reply. That is for the app's next receive to tell.
-            self._error = exc
+            self.error = exc
         finally:
             self._judging = None
             done.set()
