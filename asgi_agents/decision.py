@@ -120,6 +120,12 @@ class AgentDecision(Struct, frozen=True, kw_only=True):
             if verdict.response is not None and verdict.response.audit != _NO_AUDIT
         ]
 
+    def mutation(self, event_type: EventType) -> BodyMutation | None:
+        """The mutation of such a body; one for the other direction is meaningless and ignored."""
+        if event_type is EventType.REQUEST_BODY_CHUNK:
+            return self.request_body_mutation
+        return self.response_body_mutation
+
     @property
     def close(self) -> WebSocketClose:
         """This decision as a websocket close:

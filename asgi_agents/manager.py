@@ -7,18 +7,16 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-from msgspec import Struct
 from msgspec.structs import replace
 
-from .config import DEFAULT_MAX_BODY_BYTES, AgentConfig, FailureMode
-from .decision import AgentDecision, FailureKind, Verdict, failure_block, is_settled, merge
+from .config import AgentConfig, FailureMode
+from .decision import AgentDecision, Verdict, failure_block, merge
 from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
 from .guard import Guard
+from .lineup import AgentReference, Lineup, RouteAgent, chain, check_body_size, consult
 from .metrics import AgentMetrics
 from .protocol import (
     BodyChunkEvent,
-    BodyMutation,
-    Event,
     EventType,
     GuardrailInspectEvent,
     GuardrailResponse,
@@ -29,41 +27,6 @@ from .protocol import (
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
-
-AgentReference = str | tuple[str, FailureMode]
-
-
-class RouteAgent(Struct, frozen=True):
-    """An agent on a route, with the failure mode that holds there."""
-
-    guard: Guard
-    failure_mode: FailureMode
-
-    async def hear(self, event: Event, *, chunk: bool = False) -> Verdict:
-        """Show ``event`` to the agent."""
-        return await self.guard.call(event, self.failure_mode, chunk=chunk)
-
-
-class Lineup:
-    """The agents of a route, in route order, resolved once for many connections.
-
-    ``connections`` counts those that hold it: an agent that is replaced or removed is only closed once nobody that may
-    still call it is left.
-    """
-
-    __slots__ = ("_by_event", "agents", "connections")
-
-    def __init__(self, agents: Sequence[RouteAgent]) -> None:
-        self.agents = tuple(agents)
-        self.connections = 0
-        self._by_event = {
-            event_type: tuple(agent for agent in self.agents if event_type in agent.guard.config.hears)
-            for event_type in EventType
-        }
-
-    def hearing(self, event_type: EventType) -> tuple[RouteAgent, ...]:
-        """Those that hear such events."""
-        return self._by_event[event_type]
 
 
 class AgentManager:
@@ -152,7 +115,7 @@ class AgentManager:
         self, event: RequestCompleteEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
         """Tell the agents how a request ended. Nothing depends on the answers."""
-        return merge(await self.consult(self.lineup(agents).hearing(event.event_type), event, everyone=True))
+        return merge(await consult(self.lineup(agents).hearing(event.event_type), event, everyone=True))
 
     async def process_request_body(
         self, event: RequestBodyChunkEvent, agents: Iterable[AgentReference] | None = None
@@ -179,7 +142,7 @@ class AgentManager:
 
         What stops it is in ``websocket_decision``, or in ``close``.
         """
-        return await self.judge_frame(event, self.lineup(agents).hearing(event.event_type))
+        return await self._process_in_parallel(event, agents)
 
     async def call_guardrail_agent(
         self, agent_id: str, event: GuardrailInspectEvent, failure_mode: FailureMode | None = None
@@ -312,59 +275,14 @@ class AgentManager:
         self._retire_lineups()
         await self._drain(old, drain_timeout)
 
-    # The parts that exchanges are built from
-
-    async def consult(
-        self,
-        agents: Sequence[RouteAgent],
-        event: Event,
-        *,
-        chunk: bool = False,
-        final: bool = True,
-        everyone: bool = False,
-    ) -> Sequence[Verdict]:
-        """Show ``event`` to ``agents`` in parallel; the verdicts of those that answered, in route order.
-
-        Those that can't change the decision any more are cancelled, or never asked, unless ``everyone`` is to hear it.
-        Agents that can't suspend are asked one after the other, which costs no tasks.
-        """
-        if len(agents) == 1:
-            return (await agents[0].hear(event, chunk=chunk),)
-        verdicts: list[Verdict | None] = [None] * len(agents)
-        waiting: list[int] = []
-        for index, agent in enumerate(agents):
-            if agent.guard.may_suspend(event.event_type):
-                waiting.append(index)
-                continue
-            verdict = verdicts[index] = await agent.hear(event, chunk=chunk)
-            if verdict.denies and (final or not verdict.provisional) and not everyone:
-                # Whoever comes later can't overrule it; those before it still can.
-                break
-        if len(waiting) == 1:
-            verdicts[waiting[0]] = await agents[waiting[0]].hear(event, chunk=chunk)
-        elif waiting:
-            async with anyio.create_task_group() as tasks:
-
-                async def ask(index: int) -> None:
-                    verdicts[index] = await agents[index].hear(event, chunk=chunk)
-                    if not everyone and is_settled(verdicts, final=final):
-                        tasks.cancel_scope.cancel()
-
-                for index in waiting[1:]:
-                    tasks.start_soon(ask, index)
-                await ask(waiting[0])
-        return [verdict for verdict in verdicts if verdict is not None]
-
-    async def judge_frame(self, event: WebSocketFrameEvent, agents: Sequence[RouteAgent]) -> AgentDecision:
-        """The decision on one websocket message. Nobody can change it, so all agents hear it at once."""
-        return merge(await self.consult(agents, event))
+    # How
 
     async def _process_in_parallel(
         self,
-        event: RequestHeadersEvent | ResponseHeadersEvent,
+        event: RequestHeadersEvent | ResponseHeadersEvent | WebSocketFrameEvent,
         agents: Iterable[AgentReference] | None,
     ) -> AgentDecision:
-        return merge(await self.consult(self.lineup(agents).hearing(event.event_type), event))
+        return merge(await consult(self.lineup(agents).hearing(event.event_type), event))
 
     async def _process_along_chain(
         self, event: BodyChunkEvent, agents: Iterable[AgentReference] | None, *, chunk: bool
@@ -378,11 +296,11 @@ class AgentManager:
                     asked.append(agent)
                 else:
                     verdicts.append(refusal)
-            verdicts += await self.consult(asked, event, chunk=chunk, final=event.is_last)
+            verdicts += await consult(asked, event, chunk=chunk, final=event.is_last)
             decision = merge(verdicts, final=event.is_last)
             if not decision.is_allow:
                 return decision
-            mutation = mutation_of(decision, event.event_type)
+            mutation = decision.mutation(event.event_type)
             if mutation is not None:
                 event = replace(event, data=mutation.data)
         return merge(verdicts, final=event.is_last)
@@ -418,42 +336,6 @@ class AgentManager:
             ):
                 await anyio.sleep(0.02)
         await guard.aclose()
-
-
-def chain(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:
-    """Cut a chain into steps: neighbours that only read make one, each writer makes one of its own."""
-    steps: list[list[RouteAgent]] = []
-    for agent in agents:
-        reads = agent.guard.config.body_access == "read"
-        if reads and steps and steps[-1][-1].guard.config.body_access == "read":
-            steps[-1].append(agent)
-        else:
-            steps.append([agent])
-    return steps
-
-
-def check_body_size(agent: RouteAgent, event_type: EventType, size: int) -> Verdict | None:
-    """The verdict on a whole body that is too large for ``agent``, or None where it isn't."""
-    config = agent.guard.config
-    request = event_type is EventType.REQUEST_BODY_CHUNK
-    limit = config.max_request_body_bytes if request else config.max_response_body_bytes
-    if size <= (DEFAULT_MAX_BODY_BYTES if limit is None else limit):
-        return None
-    return body_too_large(agent, event_type, DEFAULT_MAX_BODY_BYTES if limit is None else limit)
-
-
-def body_too_large(agent: RouteAgent, event_type: EventType, limit: int) -> Verdict:
-    """The verdict of an agent that is not shown a body because it is over ``limit`` bytes."""
-    request = event_type is EventType.REQUEST_BODY_CHUNK
-    kind = FailureKind.REQUEST_TOO_LARGE if request else FailureKind.RESPONSE_TOO_LARGE
-    return agent.guard.skip(event_type, kind, agent.failure_mode, f"body over its limit of {limit} bytes")
-
-
-def mutation_of(decision: AgentDecision, event_type: EventType) -> BodyMutation | None:
-    """The body mutation that belongs to the event; one for the other direction is meaningless and ignored."""
-    if event_type is EventType.REQUEST_BODY_CHUNK:
-        return decision.request_body_mutation
-    return decision.response_body_mutation
 
 
 async def _try_to_configure(guard: Guard) -> None:

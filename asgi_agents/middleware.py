@@ -8,7 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .exchange import AgentContext, ChallengeRenderer, HttpExchange, WebSocketExchange, correlation_id
-from .manager import AgentManager, AgentReference
+from .lineup import AgentReference
+from .manager import AgentManager
 from .protocol import EventType
 from .routing import Route, Router
 
@@ -101,7 +102,7 @@ class AgentMiddleware:
         try:
             if not any(lineup.hearing(event) for event in events):
                 return await self.app(scope, receive, send)
-            return await exchange(self.manager, context, scope, receive, send, self._render_challenge).run(self.app)
+            return await exchange(context, scope, receive, send, self._render_challenge).run(self.app)
         finally:
             lineup.connections -= 1
             if outer is not None:

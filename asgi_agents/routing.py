@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from .config import FailureMode
 from .errors import ConfigurationError
-from .manager import AgentReference
+from .lineup import AgentReference
 
 _METHOD = re.compile(r"[A-Z]+\Z")
 

@@ -5,7 +5,7 @@ from itertools import groupby
 
 from ..config import DEFAULT_MAX_BODY_BYTES, AgentConfig, BodyMode
 from ..decision import AgentDecision, Verdict, merge
-from ..manager import AgentManager, RouteAgent, body_too_large, chain, mutation_of
+from ..lineup import RouteAgent, body_too_large, chain, consult
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
 from .context import AgentContext
 
@@ -24,7 +24,6 @@ class BodyInspection:
 
     def __init__(
         self,
-        manager: AgentManager,
         context: AgentContext,
         event_type: EventType,
         *,
@@ -38,7 +37,7 @@ class BodyInspection:
         self._stages: list[_Stage] = []
         for step in chain(agents):
             for mode, members in groupby(step, lambda agent: BodyMode.STREAM if streamed else self._mode(agent)):
-                stage = _Stage(manager, context, event_type, mode, list(members), length)
+                stage = _Stage(context, event_type, mode, list(members), length)
                 stage.expect(provisional or {})
                 self._stages.append(stage)
                 if stage.writes:
@@ -90,7 +89,6 @@ class _Stage:
 
     def __init__(
         self,
-        manager: AgentManager,
         context: AgentContext,
         event_type: EventType,
         mode: BodyMode,
@@ -100,7 +98,6 @@ class _Stage:
         self.seen = 0
         self.changed = False
         self.provisional: dict[str, Verdict] = {}
-        self._manager = manager
         self._context = context
         self._event_type = event_type
         self._mode = mode
@@ -169,7 +166,7 @@ class _Stage:
     async def _judge(self, data: bytes, last: bool, whole: bool) -> bytes | AgentDecision:
         event = self._event(data, last, whole)
         self._chunk_index += 1
-        verdicts = await self._manager.consult(self._agents, event, chunk=not whole, final=last)
+        verdicts = await consult(self._agents, event, chunk=not whole, final=last)
         self._context.record(verdicts, every=whole)
         decision = merge(verdicts, final=last)
         if not decision.is_allow:
@@ -182,7 +179,7 @@ class _Stage:
                 self.provisional[verdict.agent_id] = verdict
             else:
                 self.provisional.pop(verdict.agent_id, None)
-        mutation = mutation_of(decision, self._event_type)
+        mutation = decision.mutation(self._event_type)
         if mutation is not None and mutation.data is not None:
             self.changed = self.changed or mutation.data != data
             data = mutation.data

@@ -7,7 +7,8 @@ from msgspec.structs import replace
 
 from ..config import FailureMode
 from ..decision import AgentDecision, Verdict, merge
-from ..manager import AgentManager, Lineup
+from ..lineup import Lineup
+from ..manager import AgentManager
 from ..protocol import (
     ALLOW,
     AuditMetadata,

@@ -4,13 +4,12 @@ import anyio
 from msgspec.structs import replace
 
 from ..decision import AgentDecision, Verdict, merge
-from ..manager import AgentManager
+from ..lineup import consult
 from ..protocol import EventType, RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
 from .context import AgentContext
 
 
 async def judge_head(
-    manager: AgentManager,
     context: AgentContext,
     event: RequestHeadersEvent | ResponseHeadersEvent,
     *,
@@ -26,7 +25,7 @@ async def judge_head(
         EventType.REQUEST_BODY_CHUNK if isinstance(event, RequestHeadersEvent) else EventType.RESPONSE_BODY_CHUNK
     )
     hears_more = {agent.guard.config.id for agent in lineup.hearing(body_event)} if body_follows else set()
-    verdicts = await manager.consult(lineup.hearing(event.event_type), event, final=not hears_more)
+    verdicts = await consult(lineup.hearing(event.event_type), event, final=not hears_more)
     if hears_more and any(verdict.provisional for verdict in verdicts):
         verdicts = [_settle(verdict) if verdict.agent_id not in hears_more else verdict for verdict in verdicts]
     context.record(verdicts)
@@ -41,8 +40,8 @@ def _settle(verdict: Verdict) -> Verdict:
     return replace(verdict, response=replace(verdict.response, needs_more=False))
 
 
-async def tell_complete(manager: AgentManager, context: AgentContext, event: RequestCompleteEvent) -> None:
+async def tell_complete(context: AgentContext, event: RequestCompleteEvent) -> None:
     """Tell the agents how the connection ended, also when it ended by cancellation; their deadlines bound it."""
     with anyio.CancelScope(shield=True):
-        verdicts = await manager.consult(context.lineup.hearing(event.event_type), event, everyone=True)
+        verdicts = await consult(context.lineup.hearing(event.event_type), event, everyone=True)
     context.record(verdicts, every=False)

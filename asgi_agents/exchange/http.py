@@ -10,7 +10,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..decision import ALLOWED, AgentDecision, Verdict
 from ..errors import caused_by_closing
-from ..manager import AgentManager
 from ..protocol import EventType, RequestCompleteEvent
 from .body import BodyInspection
 from .context import AgentContext
@@ -29,14 +28,12 @@ class HttpExchange:
 
     def __init__(
         self,
-        manager: AgentManager,
         context: AgentContext,
         scope: Scope,
         receive: Receive,
         send: Send,
         render_challenge: ChallengeRenderer | None,
     ) -> None:
-        self._manager = manager
         self._context = context
         self._scope = scope
         self._raw_receive = receive
@@ -44,7 +41,6 @@ class HttpExchange:
         self._lineup = context.lineup
         self._declares_body = declares_body(scope)
         self._response = ResponseInspection(
-            manager,
             context,
             scope,
             send,
@@ -83,7 +79,6 @@ class HttpExchange:
         self._context.note_ops(decision)
         if self._lineup.hearing(EventType.REQUEST_BODY_CHUNK):
             self._body = BodyInspection(
-                self._manager,
                 self._context,
                 EventType.REQUEST_BODY_CHUNK,
                 length=content_length(headers_of(self._scope)),
@@ -113,7 +108,7 @@ class HttpExchange:
         if not self._lineup.hearing(EventType.REQUEST_HEADERS):
             return ALLOWED, {}
         event = request_headers_event(self._scope, self._context.correlation_id, self._context.route)
-        return await judge_head(self._manager, self._context, event, body_follows=self._declares_body)
+        return await judge_head(self._context, event, body_follows=self._declares_body)
 
     async def _call_app(self, app: App) -> Any:
         """Run the app in this task, with its own view of the scope."""
@@ -240,4 +235,4 @@ class HttpExchange:
             upstream_attempts=int(self._app_called),
             error=None if error is None else type(error).__name__,
         )
-        await tell_complete(self._manager, self._context, event)
+        await tell_complete(self._context, event)

@@ -12,7 +12,6 @@ from starlette.types import Message, Scope, Send
 from ..decision import AgentDecision, Verdict
 from ..errors import ClosedByAgent, ResponseAborted
 from ..limiter import Limiter
-from ..manager import AgentManager
 from ..protocol import EventType, Headers, ResponseHeadersEvent
 from .body import BodyInspection
 from .context import AgentContext
@@ -47,7 +46,6 @@ class ResponseInspection:
 
     def __init__(
         self,
-        manager: AgentManager,
         context: AgentContext,
         scope: Scope,
         send: Send,
@@ -61,7 +59,6 @@ class ResponseInspection:
         self.bytes_sent = 0
         self.finished_at: float | None = None
         self.error: ResponseAborted | None = None
-        self._manager = manager
         self._context = context
         self._scope = scope
         self._send = send
@@ -201,7 +198,7 @@ class ResponseInspection:
                 headers=Headers.from_raw(self._headers),
             )
             decision, provisional = await judge_head(
-                self._manager, self._context, event, body_follows=self.inspects_bodies and not self._bodiless
+                self._context, event, body_follows=self.inspects_bodies and not self._bodiless
             )
             if self.stopped:
                 return
@@ -213,7 +210,6 @@ class ResponseInspection:
         if self.inspects_bodies and not self._bodiless:
             self._event_stream = (header(self._headers, b"content-type") or "").lower().startswith("text/event-stream")
             self._body = BodyInspection(
-                self._manager,
                 self._context,
                 EventType.RESPONSE_BODY_CHUNK,
                 length=content_length(self._headers),

@@ -9,10 +9,10 @@ import anyio
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from ..decision import AgentDecision
+from ..decision import AgentDecision, merge
 from ..errors import ClosedByAgent, caused_by_closing
 from ..limiter import Limiter
-from ..manager import AgentManager
+from ..lineup import consult
 from ..protocol import Allow, EventType, Opcode, RequestCompleteEvent, WebSocketDrop, WebSocketFrameEvent
 from .context import AgentContext
 from .head import judge_head, tell_complete
@@ -31,14 +31,12 @@ class WebSocketExchange:
 
     def __init__(
         self,
-        manager: AgentManager,
         context: AgentContext,
         scope: Scope,
         receive: Receive,
         send: Send,
         render_challenge: ChallengeRenderer | None,
     ) -> None:
-        self._manager = manager
         self._context = context
         self._scope = scope
         self._raw_receive = receive
@@ -79,7 +77,7 @@ class WebSocketExchange:
     async def _run(self, app: App) -> Any:
         if self._context.lineup.hearing(EventType.REQUEST_HEADERS):
             event = request_headers_event(self._scope, self._context.correlation_id, self._context.route)
-            decision, _ = await judge_head(self._manager, self._context, event, body_follows=False)
+            decision, _ = await judge_head(self._context, event, body_follows=False)
             if not decision.is_allow:
                 await self._deny(decision)
                 return None
@@ -203,7 +201,6 @@ class WebSocketExchange:
         """The app itself refuses the handshake: that is a response like any other."""
         if self._denial is None:
             self._denial = ResponseInspection(
-                self._manager,
                 self._context,
                 self._scope,
                 self._raw_send,
@@ -228,7 +225,7 @@ class WebSocketExchange:
             route_id=self._context.route,
             client_ip=self._client_ip,
         )
-        decision = await self._manager.judge_frame(event, self._agents)
+        decision = merge(await consult(self._agents, event))
         self._context.record(decision.verdicts, every=False)
         return decision
 
@@ -268,7 +265,7 @@ class WebSocketExchange:
             upstream_attempts=int(self._app_called),
             error=None if error is None else type(error).__name__,
         )
-        await tell_complete(self._manager, self._context, event)
+        await tell_complete(self._context, event)
 
 
 def _drops(decision: AgentDecision) -> bool:

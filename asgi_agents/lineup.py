@@ -1,0 +1,116 @@
+"""The agents of a route, and how they are asked: side by side, or one after the other."""
+
+from collections.abc import Sequence
+
+import anyio
+from msgspec import Struct
+
+from .config import DEFAULT_MAX_BODY_BYTES, FailureMode
+from .decision import FailureKind, Verdict, is_settled
+from .guard import Guard
+from .protocol import Event, EventType
+
+AgentReference = str | tuple[str, FailureMode]
+
+
+class RouteAgent(Struct, frozen=True):
+    """An agent on a route, with the failure mode that holds there."""
+
+    guard: Guard
+    failure_mode: FailureMode
+
+    async def hear(self, event: Event, *, chunk: bool = False) -> Verdict:
+        """Show ``event`` to the agent."""
+        return await self.guard.call(event, self.failure_mode, chunk=chunk)
+
+
+class Lineup:
+    """The agents of a route, in route order, resolved once for many connections.
+
+    ``connections`` counts those that hold it: an agent that is replaced or removed is only closed once nobody that may
+    still call it is left.
+    """
+
+    __slots__ = ("_by_event", "agents", "connections")
+
+    def __init__(self, agents: Sequence[RouteAgent]) -> None:
+        self.agents = tuple(agents)
+        self.connections = 0
+        self._by_event = {
+            event_type: tuple(agent for agent in self.agents if event_type in agent.guard.config.hears)
+            for event_type in EventType
+        }
+
+    def hearing(self, event_type: EventType) -> tuple[RouteAgent, ...]:
+        """Those that hear such events."""
+        return self._by_event[event_type]
+
+
+async def consult(
+    agents: Sequence[RouteAgent],
+    event: Event,
+    *,
+    chunk: bool = False,
+    final: bool = True,
+    everyone: bool = False,
+) -> Sequence[Verdict]:
+    """Show ``event`` to ``agents`` in parallel; the verdicts of those that answered, in route order.
+
+    Those that can't change the decision any more are cancelled, or never asked, unless ``everyone`` is to hear it.
+    Agents that can't suspend are asked one after the other, which costs no tasks.
+    """
+    if len(agents) == 1:
+        return (await agents[0].hear(event, chunk=chunk),)
+    verdicts: list[Verdict | None] = [None] * len(agents)
+    waiting: list[int] = []
+    for index, agent in enumerate(agents):
+        if agent.guard.may_suspend(event.event_type):
+            waiting.append(index)
+            continue
+        verdict = verdicts[index] = await agent.hear(event, chunk=chunk)
+        if verdict.denies and (final or not verdict.provisional) and not everyone:
+            # Whoever comes later can't overrule it; those before it still can.
+            break
+    if len(waiting) == 1:
+        verdicts[waiting[0]] = await agents[waiting[0]].hear(event, chunk=chunk)
+    elif waiting:
+        async with anyio.create_task_group() as tasks:
+
+            async def ask(index: int) -> None:
+                verdicts[index] = await agents[index].hear(event, chunk=chunk)
+                if not everyone and is_settled(verdicts, final=final):
+                    tasks.cancel_scope.cancel()
+
+            for index in waiting[1:]:
+                tasks.start_soon(ask, index)
+            await ask(waiting[0])
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+def chain(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:
+    """Cut a chain into steps: neighbours that only read make one, each writer makes one of its own."""
+    steps: list[list[RouteAgent]] = []
+    for agent in agents:
+        reads = agent.guard.config.body_access == "read"
+        if reads and steps and steps[-1][-1].guard.config.body_access == "read":
+            steps[-1].append(agent)
+        else:
+            steps.append([agent])
+    return steps
+
+
+def check_body_size(agent: RouteAgent, event_type: EventType, size: int) -> Verdict | None:
+    """The verdict on a whole body that is too large for ``agent``, or None where it isn't."""
+    config = agent.guard.config
+    request = event_type is EventType.REQUEST_BODY_CHUNK
+    limit = config.max_request_body_bytes if request else config.max_response_body_bytes
+    if size <= (DEFAULT_MAX_BODY_BYTES if limit is None else limit):
+        return None
+    return body_too_large(agent, event_type, DEFAULT_MAX_BODY_BYTES if limit is None else limit)
+
+
+def body_too_large(agent: RouteAgent, event_type: EventType, limit: int) -> Verdict:
+    """The verdict of an agent that is not shown a body because it is over ``limit`` bytes."""
+    request = event_type is EventType.REQUEST_BODY_CHUNK
+    kind = FailureKind.REQUEST_TOO_LARGE if request else FailureKind.RESPONSE_TOO_LARGE
+    return agent.guard.skip(event_type, kind, agent.failure_mode, f"body over its limit of {limit} bytes")
