@@ -59,10 +59,7 @@ class Verdict(Struct, frozen=True):
 
     @property
     def outcome(self) -> str:
-        """In one word:
-
-        ``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, or the failure's kind.
-        """
+        """``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, or the failure's kind."""
         if self.failure is not None:
             return self.failure.kind.value
         assert self.response is not None
@@ -128,9 +125,9 @@ class AgentDecision(Struct, frozen=True, kw_only=True):
 
     @property
     def close(self) -> WebSocketClose:
-        """This decision as a websocket close:
+        """This decision as a websocket close.
 
-        policy violation (1008) for a denial, 1011 for a failure (RFC 6455, section 7.4.1).
+        Policy violation (1008) for a denial, 1011 for a failure (RFC 6455, section 7.4.1).
         """
         if self.failure is not None:
             return WebSocketClose(1011, _CLOSE_REASONS[self.failure.kind])

@@ -93,9 +93,9 @@ class Router:
 
 
 def path_below_root(path: str, root: str) -> str:
-    """The path that the app's router sees:
+    """The path that the app's router sees: without ``root``, where that is a prefix of whole segments.
 
-    without ``root`` where that is a prefix of whole segments (ASGI spec, connection scope).
+    ASGI spec, HTTP connection scope.
     """
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :]

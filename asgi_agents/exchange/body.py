@@ -205,9 +205,9 @@ class _Stage:
         )
 
     def _enforce_limits(self, size: int) -> AgentDecision | None:
-        """Deal with the agents whose limit ``size`` is over:
+        """Deal with the agents whose limit ``size`` is over.
 
-        the decision of the first that fails closed, else they are left out.
+        Returns the decision of the first that fails closed; those that fail open are left out.
         """
         if not any(size > self._limit(agent.guard.config) for agent in self._agents):
             return None

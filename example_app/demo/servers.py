@@ -1,0 +1,85 @@
+"""Real servers on the loopback interface."""
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import uvicorn
+from starlette.types import ASGIApp
+
+HOST = "127.0.0.1"
+_PATIENCE = 15.0  # seconds for a server to start or to stop
+
+
+# uvicorn says so of every websocket that is denied with a response (https://github.com/Kludex/uvicorn/pull/3138).
+_UNTRUE = "ASGI callable returned without completing handshake."
+
+
+@contextmanager
+def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
+    """Serve ``app`` with uvicorn in a thread; gives its URL. Port 0 is any that is free."""
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != _UNTRUE)
+    try:
+        listener = socket.create_server((HOST, port))
+    except (OSError, OverflowError) as exc:
+        raise SystemExit(f"can't listen on {HOST}:{port}: {exc}") from exc
+    with listener:
+        config = uvicorn.Config(app, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), name="uvicorn")
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise RuntimeError("the server did not start")
+                time.sleep(0.01)
+            yield f"http://{HOST}:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def waf_process() -> Iterator[str]:
+    """Run the firewall in a process of its own; gives its URL."""
+    # Somebody else may take the port before uvicorn does, in which case that fails, and so do we.
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    options = ["--host", HOST, "--port", str(port), "--log-level", "warning"]
+    code = str(Path(__file__).parents[2])
+    process = subprocess.Popen(  # noqa: S603 - nothing in there comes from outside
+        [sys.executable, "-m", "uvicorn", "--app-dir", code, *options, "example_app.waf_service:app"],
+        start_new_session=True,  # Ctrl-C is for us, and we stop it when nobody needs it any more
+    )
+    try:
+        url = f"http://{HOST}:{port}/"
+        _wait_until_up(url, process)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    with httpx.Client(trust_env=False) as client:
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                # An agent app says what it is.
+                client.get(url).raise_for_status()
+                return
+            except httpx.TransportError:
+                time.sleep(0.05)
+    raise RuntimeError(f"the firewall did not start at {url}")

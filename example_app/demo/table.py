@@ -1,0 +1,80 @@
+"""The outcomes as a table."""
+
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+from asgi_agents import Verdict
+
+from .run import Outcome
+
+_WIDTH = 160
+_GAP = "  "
+_HEADINGS = ("#", "request", "expected", "got", "decided by", "what each agent decided, and how many ms it took")
+_BOLD, _GREEN, _RED, _RESET = "\x1b[1m", "\x1b[32m", "\x1b[31m", "\x1b[0m"
+_NO_BREAK_SPACE = "\xa0"
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """Whether escape codes are welcome there (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def render(outcomes: Sequence[Outcome], *, colour: bool) -> Iterator[str]:
+    """The table's lines, of at most 160 columns unless an outcome is longer than anyone expected."""
+    rows = [_cells(number, outcome) for number, outcome in enumerate(outcomes, 1)]
+    widths = [max(map(len, column)) for column in zip(_HEADINGS[:-1], *(row[:-1] for row in rows), strict=False)]
+    indent = sum(widths) + len(widths) * len(_GAP)
+    room = max(40, _WIDTH - indent - len(_GAP) - 1)
+
+    def line(cells: Sequence[str], agents: str) -> str:
+        return _GAP.join(cell.ljust(width) for cell, width in zip((*cells, agents), (*widths, room), strict=True))
+
+    yield _painted(line(_HEADINGS[:-1], _HEADINGS[-1]).rstrip(), _BOLD, colour)
+    for (*cells, agents), outcome in zip(rows, outcomes, strict=True):
+        first, *others = textwrap.wrap(agents, room, break_on_hyphens=False)
+        mark = _painted("✓", _GREEN, colour) if outcome.right else _painted("✗", _RED, colour)
+        for text in (f"{line(cells, first)}{_GAP}{mark}", *(" " * indent + other for other in others)):
+            yield text.replace(_NO_BREAK_SPACE, " ")
+    yield ""
+    yield "(agent): a shadow agent, which is heard but not obeyed.  live: the answer arrived as it was made."
+    yield _summary(outcomes, colour)
+
+
+def _cells(number: int, outcome: Outcome) -> tuple[str, ...]:
+    decision = outcome.decision
+    decider = decision.decided_by or (f"({outcome.shadow})" if outcome.shadow else "")
+    return str(number), outcome.step.request, outcome.step.expected, outcome.got, decider, _agents(decision.verdicts)
+
+
+def _agents(verdicts: Sequence[Verdict]) -> str:
+    """The last thing each agent said that wasn't plain, and the time that all it said took."""
+    said: dict[str, str] = {}
+    took: dict[str, float] = {}
+    for verdict in verdicts:
+        words = _words(verdict)
+        if words != "allow" or verdict.agent_id not in said:
+            said[verdict.agent_id] = words
+        took[verdict.agent_id] = took.get(verdict.agent_id, 0.0) + verdict.duration * 1000
+    parts = (f"{agent_id} {words} {took[agent_id]:.2f}" for agent_id, words in said.items())
+    return ", ".join(part.replace(" ", _NO_BREAK_SPACE) for part in parts) or "none was asked"
+
+
+def _words(verdict: Verdict) -> str:
+    if verdict.response is None:
+        return verdict.outcome
+    if verdict.response.response_body_mutation is not None:
+        return "changes body"
+    return " ".join((verdict.outcome, *verdict.response.audit.rule_ids))
+
+
+def _summary(outcomes: Sequence[Outcome], colour: bool) -> str:
+    right = sum(outcome.right for outcome in outcomes)
+    if right == len(outcomes):
+        return _painted(f"All {right} came out as expected.", _GREEN, colour)
+    return _painted(f"{len(outcomes) - right} of {len(outcomes)} did not come out as expected.", _RED, colour)
+
+
+def _painted(text: str, code: str, colour: bool) -> str:
+    return f"{code}{text}{_RESET}" if colour else text

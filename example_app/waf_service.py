@@ -1,0 +1,7 @@
+"""The firewall in a process of its own: ``uvicorn example_app.waf_service:app``."""
+
+from asgi_agents.serve import agent_app
+
+from .agents import Waf
+
+app = agent_app(Waf())

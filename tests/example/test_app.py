@@ -1,0 +1,215 @@
+import gzip
+import json
+import logging
+
+import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from asgi_agents import AgentConfig, ConfigurationError
+from example_app.app import agent_configs, create_app
+
+from .conftest import ALICE, BOB
+
+
+def test_health_check_needs_no_key(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("key", ["", "key-of-mallory"])
+def test_api_without_a_known_key_is_401(client: TestClient, key: str) -> None:
+    response = client.get("/api/orders", headers={"x-api-key": key})
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "ApiKey"
+
+
+def test_app_sees_the_user_and_not_the_key(client: TestClient) -> None:
+    headers = {**ALICE, "x-user": "root"}
+    order = client.post("/api/orders", json={"item": "chair"}, headers=headers).json()
+    assert (order["id"], order["customer"]) == (3, "alice")
+
+
+def test_personal_data_leaves_the_orders_redacted(client: TestClient) -> None:
+    orders = client.get("/api/orders", headers=ALICE).json()
+    assert [(order["email"], order["phone"], order["card"]) for order in orders] == [
+        ("[email]", "[phone]", "[card]")
+    ] * 2
+
+
+def test_app_is_asked_for_whole_and_uncompressed_responses(client: TestClient) -> None:
+    headers = {**ALICE, "accept-encoding": "gzip", "range": "bytes=0-10"}
+    response = client.get("/api/orders", headers=headers)
+    assert response.status_code == 200
+    assert "content-encoding" not in response.headers
+
+
+def test_old_path_redirects_with_its_query(client: TestClient) -> None:
+    response = client.get("/old-orders?q=lamp")
+    assert (response.status_code, response.headers["location"]) == (308, "/api/orders?q=lamp")
+
+
+def test_admin_asks_for_a_bearer_token_whatever_the_key(client: TestClient) -> None:
+    for path in ("/admin/stats", "/%61dmin/stats"):
+        response = client.get(path, headers=ALICE)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == 'Bearer realm="admin"'
+
+
+def test_admin_takes_the_token(client: TestClient) -> None:
+    response = client.get("/admin/stats", headers={"authorization": "bearer token-of-root"})
+    assert response.json() == {"orders": 2, "asked_by": "root"}
+
+
+def test_paths_that_no_route_names_are_behind_the_firewall(client: TestClient) -> None:
+    assert client.get("/docs").status_code == 200
+    assert client.get("/docs?q=<script>").status_code == 403
+
+
+def test_shadow_rules_refuse_nothing(client: TestClient) -> None:
+    assert client.get("/api/orders?q=select wood", headers=ALICE).status_code == 200
+
+
+def test_small_upload_is_inspected_and_taken(client: TestClient) -> None:
+    response = client.post("/api/upload", files={"file": ("notes.txt", b"x" * 40_000)}, headers=ALICE)
+    assert response.json()["size"] == 40_000
+
+
+def test_attack_deep_inside_an_upload_is_refused(client: TestClient) -> None:
+    file = b"x" * 100_000 + b"<script>"
+    response = client.post("/api/upload", files={"file": ("notes.txt", file)}, headers=ALICE)
+    assert response.status_code == 403
+
+
+def test_upload_beyond_the_inspection_limit_is_413(client: TestClient) -> None:
+    response = client.post("/api/upload", files={"file": ("film.bin", bytes(300 * 1024))}, headers=ALICE)
+    assert response.status_code == 413
+
+
+def _spoken(stream: str) -> str:
+    return "".join(line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: "))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("contact?", "You can write to [email], or call her at [phone] on weekdays."),
+        ("payment?", "The card on file is [card], and the receipt went to [email]. Anything else?"),
+    ],
+)
+def test_chat_answers_are_redacted_across_events(client: TestClient, prompt: str, answer: str) -> None:
+    response = client.get("/api/chat", params={"prompt": prompt}, headers=ALICE)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert _spoken(response.text) == answer
+    assert response.text.endswith("event: done\ndata:\n\n")
+
+
+def test_chat_gives_the_same_prompt_the_same_answer(client: TestClient) -> None:
+    first, second = (client.post("/api/chat", json={"prompt": "hello"}, headers=ALICE).text for _ in range(2))
+    assert first == second
+
+
+def test_chat_refuses_prompts_with_personal_data(client: TestClient) -> None:
+    response = client.post("/api/chat", json={"prompt": "mail bob@example.org"}, headers=ALICE)
+    assert response.status_code == 422
+    assert response.json()["detail"].endswith("Found: email")
+
+
+def test_room_members_hear_each_other(client: TestClient) -> None:
+    with (
+        client.websocket_connect("/room/lounge", headers=ALICE) as alice,
+        client.websocket_connect("/room/lounge", headers=BOB) as bob,
+        client.websocket_connect("/room/garden", headers=BOB) as elsewhere,
+    ):
+        elsewhere.send_text("anyone?")
+        assert elsewhere.receive_text() == "bob: anyone?"
+        alice.send_text("hello")
+        assert (alice.receive_text(), bob.receive_text()) == ("alice: hello", "alice: hello")
+
+
+def test_room_does_not_hear_insults(client: TestClient) -> None:
+    with client.websocket_connect("/room/lounge", headers=ALICE) as alice:
+        alice.send_text("You IDIOTS!")
+        alice.send_text("sorry")
+        assert alice.receive_text() == "alice: sorry"
+
+
+def test_room_goes_on_when_a_member_is_thrown_out(client: TestClient) -> None:
+    with (
+        client.websocket_connect("/room/lounge", headers=ALICE) as alice,
+        client.websocket_connect("/room/lounge", headers=BOB) as bob,
+    ):
+        for _ in range(3):
+            alice.send_text("moron")
+        with pytest.raises(WebSocketDisconnect) as caught:
+            alice.receive_text()
+        assert (caught.value.code, caught.value.reason) == (4003, "repeated insults")
+        bob.send_text("at last")
+        assert bob.receive_text() == "bob: at last"
+
+
+def test_room_is_text_only(client: TestClient) -> None:
+    with client.websocket_connect("/room/lounge", headers=ALICE) as alice:
+        alice.send_bytes(b"moron")
+        with pytest.raises(WebSocketDisconnect) as caught:
+            alice.receive_text()
+        assert caught.value.code == 1003
+
+
+def test_failing_agent_opens_its_breaker(client: TestClient) -> None:
+    replies = [client.get("/demo/flaky") for _ in range(3)]
+    assert [reply.status_code for reply in replies] == [503, 503, 503]
+    assert [reply.text for reply in replies] == ["Agent unavailable", "Agent unavailable", "Service unavailable"]
+    assert replies[2].headers["retry-after"] == "1"
+
+
+def test_audit_log_has_one_line_per_connection_and_no_secrets(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "example_app.audit")
+    client.get("/api/orders?q=hush", headers={**ALICE, "x-request-id": "1"})
+    client.post("/api/orders", json={"item": "hush"}, headers={**ALICE, "x-request-id": "2", "user-agent": "hush"})
+    client.get("/api/orders", headers={"x-request-id": "3"})
+    with client.websocket_connect("/room/lounge", headers={**ALICE, "x-request-id": "4"}) as room:
+        room.send_text("hush")
+        room.receive_text()
+    client.get("/healthz", headers={"x-request-id": "5"})
+
+    assert "hush" not in caplog.text
+    assert "key-of-alice" not in caplog.text
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "example_app.audit"]
+    assert [(line["id"], line["method"], line["path"], line["status"], line["reached_app"]) for line in lines] == [
+        ("1", "GET", "/api/orders", 200, True),
+        ("2", "POST", "/api/orders", 201, True),
+        ("3", "GET", "/api/orders", 401, False),
+        ("4", "GET", "/room/lounge", 101, True),
+    ]
+
+
+def test_compressed_response_is_not_let_through_unread() -> None:
+    app = create_app()
+
+    @app.get("/api/zipped")
+    async def zipped() -> object:
+        from fastapi import Response
+
+        return Response(gzip.compress(b"{}"), media_type="application/json", headers={"content-encoding": "gzip"})
+
+    with TestClient(app) as client:
+        assert client.get("/api/zipped", headers=ALICE).status_code == 500
+
+
+def test_firewall_can_be_elsewhere() -> None:
+    (waf,) = (config for config in agent_configs("http://127.0.0.1:9/") if config.id == "waf")
+    assert waf.reach.remote
+    with TestClient(create_app(waf_url="http://127.0.0.1:9/")) as client:
+        # Nobody listens there, and the firewall fails closed.
+        assert client.get("/api/orders", headers=ALICE).status_code == 503
+        assert client.get("/healthz").status_code == 200
+
+
+def test_agents_hear_no_more_than_they_need() -> None:
+    heard = {config.id: sorted(config.hears) for config in agent_configs()}
+    assert heard["audit"] == ["request_complete", "request_headers"]
+    assert heard["waf"] == heard["waf-next"] == ["request_body_chunk", "request_headers"]
+    with pytest.raises(ConfigurationError, match="response_headers"):
+        AgentConfig("waf", agent_configs()[2].transport, events=["response_headers"])  # type: ignore[list-item]
