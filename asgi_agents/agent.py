@@ -2,6 +2,7 @@
 
 import dis
 import inspect
+from types import CodeType
 
 from .protocol import (
     AgentResponse,
@@ -82,6 +83,6 @@ def may_suspend(hook: object) -> bool:
     """
     function = getattr(hook, "__func__", hook)
     code = getattr(function, "__code__", None)
-    if code is None or not code.co_flags & inspect.CO_COROUTINE:
+    if type(code) is not CodeType or not code.co_flags & inspect.CO_COROUTINE:
         return True
     return any(instruction.opname == "SEND" for instruction in dis.get_instructions(code))

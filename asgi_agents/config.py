@@ -1,6 +1,5 @@
 """Configuration values: frozen, and checked when they are made."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
@@ -13,10 +12,11 @@ from .transports import HttpTransport, InProcessTransport, Transport
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
+_MAX_SECONDS = 366 * 24 * 3600
 
 
 def _require_seconds(where: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_SECONDS:
         raise ConfigurationError(f"{where}: {name}={value!r}, expected a number of seconds above 0")
 
 
@@ -56,6 +56,8 @@ class BodyMode:
             raise ConfigurationError(f"BodyMode: name={self.name!r}, expected 'buffer', 'stream' or 'hybrid'")
         if self.name == "hybrid":
             _require_int("BodyMode.hybrid", "threshold", self.threshold, at_least=1)
+        elif self.threshold != 0:
+            raise ConfigurationError(f"BodyMode: threshold={self.threshold!r}, expected one in hybrid mode only")
 
     @classmethod
     def hybrid(cls, threshold: int = 65536) -> "BodyMode":
@@ -187,14 +189,14 @@ def _resolve_transport(where: str, given: object) -> Transport:
 
 
 def _resolve_events(where: str, transport: Transport, given: object) -> frozenset[EventType]:
-    heard = transport.events
+    heard = None if transport.events is None else frozenset(transport.events)
     if given is None:
         if heard is None:
             raise ConfigurationError(
                 f"{where}: events=None, but a remote agent can't be asked; expected a set such as "
                 "{EventType.REQUEST_HEADERS}"
             )
-        return heard
+        given = heard
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigurationError(f"{where}: events={given!r}, expected a set of EventType")
     events = set()
@@ -204,11 +206,10 @@ def _resolve_events(where: str, transport: Transport, given: object) -> frozense
         except ValueError:
             known = ", ".join(EventType)
             raise ConfigurationError(f"{where}: events contains {item!r}, expected any of {known}") from None
-    missing = events - (transport.carries if heard is None else heard & transport.carries)
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise ConfigurationError(
-            f"{where}: events contains {names}, which "
-            + ("its transport can't carry" if heard is None else "the agent has no hook for")
-        )
+    if not events <= transport.carries:
+        names = ", ".join(sorted(events - transport.carries))
+        raise ConfigurationError(f"{where}: events contains {names}, which its transport can't carry")
+    if heard is not None and not events <= heard:
+        names = ", ".join(sorted(events - heard))
+        raise ConfigurationError(f"{where}: events contains {names}, which the agent has no hook for")
     return frozenset(events)

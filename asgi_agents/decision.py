@@ -247,8 +247,8 @@ def _merge_allowing(verdicts: tuple[Verdict, ...]) -> AgentDecision:
         response_mutation = _changes(response.response_body_mutation) or response_mutation
         needs_more = needs_more or response.needs_more
     return AgentDecision(
-        request_headers=request_headers,
-        response_headers=response_headers,
+        request_headers=tuple(request_headers),
+        response_headers=tuple(response_headers),
         routing_metadata=routing_metadata,
         request_body_mutation=request_mutation,
         response_body_mutation=response_mutation,

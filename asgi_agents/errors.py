@@ -73,9 +73,13 @@ class ClosedByAgent(AgentsError, OSError):  # noqa: N818
 
 
 def caused_by_closing(exc: BaseException | None) -> bool:
-    """Whether ``exc`` is the app's way of saying that it met :class:`ClosedByAgent`."""
-    while exc is not None:
+    """Whether ``exc`` is the app's way of saying that it met :class:`ClosedByAgent`; of a group, all of it."""
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        seen.add(id(exc))
         if isinstance(exc, ClosedByAgent):
+            return True
+        if isinstance(exc, BaseExceptionGroup) and all(caused_by_closing(inner) for inner in exc.exceptions):
             return True
         exc = exc.__cause__ or exc.__context__
     return False

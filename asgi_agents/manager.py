@@ -152,23 +152,19 @@ class AgentManager:
         ``failure_mode`` is the agent's own where it is None. A fail-closed agent that gives no verdict raises
         :class:`GuardrailUnavailableError`; a fail-open one, and a shadow agent always, detects nothing.
         """
-        _, response = await self.inspect_guardrail(agent_id, event, failure_mode)
+        verdict, response = await self.inspect_guardrail(agent_id, event, failure_mode)
+        if verdict.fails_closed:
+            raise unavailable(verdict)
         return response
 
     async def inspect_guardrail(
         self, agent_id: str, event: GuardrailInspectEvent, failure_mode: FailureMode | None = None
     ) -> tuple[Verdict, GuardrailResponse]:
-        """:meth:`call_guardrail_agent`, with the verdict to record."""
+        """:meth:`call_guardrail_agent`, with the verdict; one that fails closed is not raised."""
         guard = self.guard(agent_id)
         if EventType.GUARDRAIL_INSPECT not in guard.config.hears:
             raise UnknownAgentError(f"agent {agent_id!r} does not hear {EventType.GUARDRAIL_INSPECT.value}")
         verdict, response = await guard.inspect(event, failure_mode or guard.config.failure_mode)
-        if verdict.fails_closed:
-            assert verdict.failure is not None
-            block = failure_block(verdict.failure)
-            raise GuardrailUnavailableError(
-                block.status, block.body or "", verdict.failure.message, dict(block.headers or {}) or None
-            )
         if verdict.failure is not None or not verdict.enforced:
             return verdict, GuardrailResponse(detected=False)
         return verdict, response
@@ -336,6 +332,14 @@ class AgentManager:
             ):
                 await anyio.sleep(0.02)
         await guard.aclose()
+
+
+def unavailable(verdict: Verdict) -> GuardrailUnavailableError:
+    """The error that tells a handler of a verdict that fails closed."""
+    assert verdict.failure is not None
+    block = failure_block(verdict.failure)
+    headers = None if block.headers is None else dict(block.headers)
+    return GuardrailUnavailableError(block.status, block.body or "", verdict.failure.message, headers)
 
 
 async def _try_to_configure(guard: Guard) -> None:

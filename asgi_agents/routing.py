@@ -9,8 +9,7 @@ from starlette.types import Scope
 from .config import FailureMode
 from .errors import ConfigurationError
 from .lineup import AgentReference
-
-_METHOD = re.compile(r"[A-Z]+\Z")
+from .protocol import TOKEN
 
 
 class Route:
@@ -34,13 +33,17 @@ class Route:
         except (AssertionError, ValueError) as exc:
             raise ConfigurationError(f"Route({path!r}): path: {exc}") from exc
         self.path = path
-        # `$` would let a trailing line break through, and without DOTALL one in the middle would break `{rest:path}`:
-        # both are ways around the agents to an app whose router is laxer.
-        self._regex = re.compile(regex.pattern.removesuffix("$") + r"\Z", re.DOTALL)
+        # An app's route ends in `$`, which lets one line break follow; and `{rest:path}` stops at a line break, where
+        # another route of the app may not. Whatever any of them takes for this path, the agents are to hear.
+        self._regex = re.compile(regex.pattern.removesuffix("$") + r"\n?\Z", re.DOTALL)
         self.agents = tuple(_checked_reference(path, reference) for reference in _listed(path, "agents", agents))
         self.methods: frozenset[str] | None = None
         if methods is not None:
             names = {_checked_method(path, method) for method in _listed(path, "methods", methods)}
+            if not names:
+                raise ConfigurationError(
+                    f"Route({path!r}): methods={methods!r}, expected at least one, or None for all"
+                )
             self.methods = frozenset(names | {"HEAD"} if "GET" in names else names)
 
     def __repr__(self) -> str:
@@ -85,7 +88,10 @@ class Router:
         """The agents of a connection (None: all there are), and the pattern of its route (None: no route matched)."""
         if self.routes:
             path = path_below_root(scope["path"], self._root_path or scope.get("root_path", ""))
-            method = str(scope.get("method", "GET"))
+            if not path.startswith("/"):
+                # `*`, or a target of a form that a server has not made sense of: not a way around `/{rest:path}`.
+                path = "/" + path
+            method = str(scope.get("method", "GET")).upper()
             for route in self.routes:
                 if route.matches(path, method):
                     return route.agents, route.path
@@ -121,6 +127,6 @@ def _checked_reference(path: str, reference: object) -> AgentReference:
 
 
 def _checked_method(path: str, method: object) -> str:
-    if not isinstance(method, str) or not _METHOD.match(method.upper()):
+    if not isinstance(method, str) or not TOKEN.match(method):
         raise ConfigurationError(f"Route({path!r}): methods contains {method!r}, expected names such as 'GET'")
     return method.upper()

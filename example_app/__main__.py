@@ -11,7 +11,7 @@ from .app import create_app
 from .demo.decisions import DecisionLog
 from .demo.run import play
 from .demo.servers import serving, waf_process
-from .demo.table import render, wants_colour
+from .demo.table import render, style_for
 
 _TRY = """\
 Serving at {url} until Ctrl-C; the audit log follows. Try:
@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
         where = f"in a process of its own, at {waf_url}" if waf_url else "in this process"
         print(f"The shop is at {url}, its firewall {where}. Playing the script ...", flush=True)
         outcomes = list(play(url, decisions))
-        print("", *render(outcomes, colour=wants_colour(sys.stdout)), "", sep="\n", flush=True)
+        print("", *render(outcomes, style_for(sys.stdout)), "", sep="\n", flush=True)
         if options.check:
             return 0 if all(outcome.right for outcome in outcomes) else 1
         print(_TRY.format(url=url), flush=True)

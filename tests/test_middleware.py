@@ -782,6 +782,38 @@ async def test_a_manager_that_is_shared_is_closed_when_the_last_that_uses_it_has
     assert log == ["aclose"]
 
 
+async def test_a_manager_can_be_entered_by_several_tasks_that_leave_in_any_order() -> None:
+    log: list[str] = []
+    manager = AgentManager([AgentConfig("a", Logged(log))])
+    first_may_leave, second_may_leave = anyio.Event(), anyio.Event()
+
+    async def use(leave: anyio.Event) -> None:
+        async with manager:
+            await leave.wait()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(use, first_may_leave)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(use, second_may_leave)
+        await anyio.wait_all_tasks_blocked()
+        first_may_leave.set()
+        await anyio.wait_all_tasks_blocked()
+        assert log == []
+        second_may_leave.set()
+    assert log == ["aclose"]
+
+
+async def test_a_removed_agent_is_no_longer_known_whoever_asked_for_its_route_in_between() -> None:
+    manager = AgentManager([configured(Head(BLOCK), "waf")])
+    middleware = AgentMiddleware(hello, manager=manager, routes=[Route("/", ["waf"])])
+    await manager.remove_agent("waf")
+    exchange = Exchange()
+    await exchange.run(middleware)
+    assert exchange.status == 200
+    with pytest.raises(LookupError):
+        manager.any_agent_handles_event(["waf"], EventType.REQUEST_HEADERS)
+
+
 async def test_lifespan_state_is_the_apps_own() -> None:
     state: dict[str, Any] = {}
 
@@ -1250,6 +1282,25 @@ async def test_asking_is_disconnected_does_not_lose_a_body_that_is_being_judged(
     await exchange.run(middleware, http_scope(method="POST", headers=[(b"content-length", b"4")]))
     assert bodies == [b"body"]
     assert agent.bodies["request"] == b"body"
+
+
+async def test_a_client_that_leaves_while_its_body_is_buffered_ends_the_exchange(reads: Reads) -> None:
+    """A server says so again and again, and without yielding: who goes on asking stops everybody's requests."""
+    messages: list[Message] = [{"type": "http.request", "body": b"half a body", "more_body": True}]
+    asked = 0
+
+    async def receive() -> Message:
+        nonlocal asked
+        asked += 1
+        assert asked < 5, "asked again after http.disconnect"
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    exchange = Exchange()
+    scope = http_scope(method="POST", headers=[(b"content-length", b"100")])
+    await AgentMiddleware(hello, agents=[configured(reads)])(scope, receive, exchange.send)
+    assert exchange.sent == []
+    assert "request" not in reads.bodies
+    assert [event.status for event in reads.completed] == [499]
 
 
 @pytest.mark.parametrize("place", ["outside", "inside"])

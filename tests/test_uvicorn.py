@@ -682,7 +682,7 @@ def chat() -> FastAPI:
 @contextmanager
 def session(app: FastAPI, *agents: AgentConfig, path: str = "/echo", **server: Any) -> Iterator[ClientConnection]:
     app.add_middleware(AgentMiddleware, agents=agents)
-    with serve(app, **ws_server) as url, connect(url.replace("http", "ws").rstrip("/") + path) as websocket:
+    with serve(app, **server) as url, connect(url.replace("http", "ws").rstrip("/") + path) as websocket:
         yield websocket
 
 

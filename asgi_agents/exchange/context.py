@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from ..config import FailureMode
 from ..decision import AgentDecision, Verdict, merge
 from ..lineup import Lineup
-from ..manager import AgentManager
+from ..manager import AgentManager, unavailable
 from ..protocol import (
     ALLOW,
     AuditMetadata,
@@ -100,6 +100,8 @@ class AgentContext:
         )
         verdict, response = await self._manager.inspect_guardrail(agent_id, event, self._failure_mode(agent_id))
         self.record((verdict,))
+        if verdict.fails_closed:
+            raise unavailable(verdict)
         return response
 
     def record(self, verdicts: Iterable[Verdict], *, every: bool = True) -> None:

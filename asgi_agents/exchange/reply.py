@@ -55,7 +55,8 @@ class Reply(Struct, frozen=True):
 
 def render_reply(decision: AgentDecision, scope: Scope, render_challenge: ChallengeRenderer | None = None) -> Reply:
     """The response for a decision that isn't allow."""
-    reply = _render(decision, scope, render_challenge)
+    typed = any(op.name.lower() == "content-type" and op.kind != "remove" for op in decision.response_headers)
+    reply = _render(decision, scope, render_challenge, as_json=not typed and _prefers_json(scope))
     if decision.response_headers:
         reply = Reply(reply.status, apply_header_ops(reply.headers, decision.response_headers), reply.body)
     return reply
@@ -82,23 +83,25 @@ def describe(decision: AgentDecision) -> str:
     return f"agent {decision.decided_by!r}: {type(decision.decision).__name__.lower()}"
 
 
-def _render(decision: AgentDecision, scope: Scope, render_challenge: ChallengeRenderer | None) -> Reply:
+def _render(
+    decision: AgentDecision, scope: Scope, render_challenge: ChallengeRenderer | None, *, as_json: bool
+) -> Reply:
     match decision.decision:
         case Redirect(url, status):
-            return _reply(status, "", scope, {"location": _ascii(url)})
+            return _reply(status, "", {"location": _ascii(url)}, as_json=as_json)
         case Challenge() as challenge:
             if render_challenge is not None:
                 response = render_challenge(challenge, scope)
                 return Reply(response.status_code, list(response.raw_headers), bytes(response.body))
-            return _challenge_reply(challenge, scope)
+            return _challenge_reply(challenge, as_json=as_json)
         case Block(status, body, headers):
-            return _reply(status, _phrase(status) if body is None else body, scope, headers or {})
+            return _reply(status, _phrase(status) if body is None else body, headers or {}, as_json=as_json)
         case _:
             status, detail = _status_and_detail(decision)
-            return _reply(status, detail, scope, {})
+            return _reply(status, detail, {}, as_json=as_json)
 
 
-def _reply(status: int, text: str, scope: Scope, headers: Mapping[str, str]) -> Reply:
+def _reply(status: int, text: str, headers: Mapping[str, str], *, as_json: bool) -> Reply:
     given: RawHeaders = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     body = text.encode()
     # RFC 9110, section 6.4.1: these never have content.
@@ -106,7 +109,7 @@ def _reply(status: int, text: str, scope: Scope, headers: Mapping[str, str]) -> 
         body = b""
     raw: RawHeaders = []
     if body and header(given, b"content-type") is None:
-        if _prefers_json(scope):
+        if as_json:
             body = msgspec.json.encode(
                 {"type": "about:blank", "title": _phrase(status), "status": status, "detail": text}
             )
@@ -118,7 +121,7 @@ def _reply(status: int, text: str, scope: Scope, headers: Mapping[str, str]) -> 
     return Reply(status, raw + given, body)
 
 
-def _challenge_reply(challenge: Challenge, scope: Scope) -> Reply:
+def _challenge_reply(challenge: Challenge, *, as_json: bool) -> Reply:
     scheme = _AUTH_SCHEMES.get(challenge.challenge_type.lower())
     if scheme is None:
         body = msgspec.json.encode({"challenge_type": challenge.challenge_type, "params": challenge.params})
@@ -132,7 +135,9 @@ def _challenge_reply(challenge: Challenge, scope: Scope) -> Reply:
         '{}="{}"'.format(name, value.replace("\\", "\\\\").replace('"', '\\"'))
         for name, value in challenge.params.items()
     )
-    return _reply(401, "Unauthorized", scope, {"www-authenticate": f"{scheme} {params}" if params else scheme})
+    return _reply(
+        401, "Unauthorized", {"www-authenticate": f"{scheme} {params}" if params else scheme}, as_json=as_json
+    )
 
 
 def _status_and_detail(decision: AgentDecision) -> tuple[int, str]:
@@ -161,9 +166,8 @@ def _ascii(url: str) -> str:
 
 def _prefers_json(scope: Scope) -> bool:
     """Whether the client would rather have JSON than text (RFC 9110, section 12.5.1). Text where it doesn't say."""
-    accept = header(headers_of(scope), b"accept")
-    if accept is None:
-        return False
+    # Several fields are one list (RFC 9110, section 5.3).
+    accept = ",".join(value.decode("latin-1") for name, value in headers_of(scope) if name.lower() == b"accept")
     best = {"json": 0.0, "text": 0.0}
     for item in accept.lower().split(","):
         media_range, *params = (part.strip() for part in item.split(";"))

@@ -280,10 +280,12 @@ class ResponseInspection:
         """
         try:
             yield
-        except BaseException:
+        except BaseException as exc:
             if self.inspects and self._state in (_State.HELD, _State.OPEN):
                 self._state = _State.CUT
-                self.error = ResponseAborted("response broken off: the app cancelled a send that was under way")
+                # An OSError is how a server says that the client is gone: nobody is left to be misled.
+                if not isinstance(exc, OSError):
+                    self.error = ResponseAborted("response broken off: the app cancelled a send that was under way")
             raise
 
     async def _release_start(self, length: int | None) -> None:

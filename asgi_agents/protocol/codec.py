@@ -122,13 +122,11 @@ _DECODERS: dict[tuple[Encoding, Any], msgspec.json.Decoder[Any] | msgspec.msgpac
 
 
 def encode_event(event: Event, encoding: Encoding) -> bytes:
-    """The envelope of the HTTP transport: ``{"version", "event_type", "payload"}``."""
-    envelope = _Envelope(PROTOCOL_VERSION, event.event_type, event)
-    try:
-        return _ENCODERS[encoding].encode(envelope)
-    except (TypeError, ValueError, OverflowError, NotImplementedError) as exc:
-        # Reached by a `config` that isn't plain data, or by text that UTF-8 can't carry.
-        raise AgentProtocolError(f"the event can't be encoded as {encoding}: {exc}") from exc
+    """The envelope of the HTTP transport: ``{"version", "event_type", "payload"}``.
+
+    Raises :class:`AgentProtocolError` for an event that can't be sent.
+    """
+    return _encode(_Envelope(PROTOCOL_VERSION, event.event_type, event), encoding, "event")
 
 
 def decode_event(data: bytes, encoding: Encoding) -> Event:
@@ -141,9 +139,8 @@ def decode_event(data: bytes, encoding: Encoding) -> Event:
 
 
 def encode_answer(answer: Answer, encoding: Encoding) -> bytes:
-    """An answer as agents send it."""
-    wire = _to_wire(answer) if isinstance(answer, AgentResponse) else answer
-    return _ENCODERS[encoding].encode(wire)
+    """An answer as agents send it. Raises :class:`AgentProtocolError` for one that can't be sent."""
+    return _encode(_to_wire(answer) if isinstance(answer, AgentResponse) else answer, encoding, "answer")
 
 
 def decode_answer(data: bytes, encoding: Encoding, event_type: EventType) -> Answer:
@@ -158,6 +155,16 @@ def decode_answer(data: bytes, encoding: Encoding, event_type: EventType) -> Ans
         acknowledgement: Acknowledgement = _decode(Acknowledgement, data, encoding)
         return acknowledgement
     return _from_wire(_decode(_Response, data, encoding))
+
+
+def _encode(value: Any, encoding: Encoding, what: str) -> bytes:
+    try:
+        return _ENCODERS[encoding].encode(value)
+    except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as exc:
+        # Reached by data that isn't plain, or nested beyond reason, and by text that UTF-8 can't carry. A UnicodeError
+        # quotes the whole text, which may be anything.
+        fault = "text with lone surrogates" if isinstance(exc, UnicodeError) else str(exc)
+        raise AgentProtocolError(f"the {what} can't be encoded as {encoding}: {fault}") from exc
 
 
 def _probe(data: bytes, encoding: Encoding) -> _Probe:

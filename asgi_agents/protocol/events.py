@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from .headers import Headers
 
@@ -172,6 +173,10 @@ class GuardrailInspectEvent(Struct, frozen=True, kw_only=True):
     categories: Sequence[str] = ()
     route_id: str | None = None
     metadata: Mapping[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if type(self.categories) is not tuple:
+            force_setattr(self, "categories", tuple(self.categories))
 
 
 BodyChunkEvent = RequestBodyChunkEvent | ResponseBodyChunkEvent

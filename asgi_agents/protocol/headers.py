@@ -20,8 +20,8 @@ class Headers(Mapping[str, Sequence[str]]):
         self._fields: dict[str, tuple[str, ...]] | None = {}
         for name, values in (fields or {}).items():
             if isinstance(values, str):
-                raise TypeError(f"header {name!r}: expected a list of values, got the string {values!r}")
-            key = name.lower()
+                raise TypeError(f"headers: expected a list of values for {name!r}, got one string")
+            key = _lower(name)
             self._fields[key] = self._fields.get(key, ()) + tuple(values)
 
     @classmethod
@@ -35,16 +35,19 @@ class Headers(Mapping[str, Sequence[str]]):
     def first(self, name: str) -> str | None:
         """The first value of a field, or None. ``name`` in any case."""
         if self._fields is not None:
-            values = self._fields.get(name.lower())
+            values = self._fields.get(_lower(name))
             return values[0] if values else None
-        wanted = name.lower().encode("latin-1", "replace")
+        try:
+            wanted = name.encode("latin-1").lower()
+        except UnicodeEncodeError:
+            return None
         for key, value in self._raw:
             if key == wanted or key.lower() == wanted:
                 return value.decode("latin-1")
         return None
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
-        return self._dict()[name.lower()]
+        return self._dict()[_lower(name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._dict())
@@ -60,7 +63,7 @@ class Headers(Mapping[str, Sequence[str]]):
         return NotImplemented
 
     def __hash__(self) -> int:
-        return hash(tuple(self._dict().items()))
+        return hash(frozenset(self._dict().items()))
 
     def __repr__(self) -> str:
         # Names only: an event that ends up in a log must not take credentials with it.
@@ -71,9 +74,14 @@ class Headers(Mapping[str, Sequence[str]]):
         if fields is None:
             collected: dict[str, list[str]] = {}
             for key, value in self._raw:
-                collected.setdefault(key.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+                collected.setdefault(key.lower().decode("latin-1"), []).append(value.decode("latin-1"))
             fields = self._fields = {name: tuple(values) for name, values in collected.items()}
         return fields
+
+
+def _lower(name: str) -> str:
+    """Lower case for ASCII only, as for the bytes that names are (RFC 9110, section 5.1)."""
+    return name.lower() if name.isascii() else "".join(char.lower() if char.isascii() else char for char in name)
 
 
 def encode_extension(value: object) -> object:
@@ -86,5 +94,9 @@ def encode_extension(value: object) -> object:
 def decode_extension(kind: type, value: Any) -> object:
     """msgspec ``dec_hook``: :class:`Headers` from the wire."""
     if kind is Headers:
-        return Headers(msgspec.convert(value, dict[str, list[str]]))
+        try:
+            return Headers(msgspec.convert(value, dict[str, list[str]]))
+        except msgspec.ValidationError as exc:
+            # As a plain ValueError it gets the path of the field.
+            raise ValueError(f"headers: {exc}") from None
     raise NotImplementedError(f"can't decode {kind.__name__}")

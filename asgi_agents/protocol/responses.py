@@ -1,6 +1,6 @@
 """What an agent answers. The codec maps these to the wire's nested spelling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal, Self
 
@@ -8,6 +8,14 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 PROTOCOL_VERSION = 2
+
+
+def _freeze(value: Struct, *fields: str) -> None:
+    """Turn what was given for sequences into tuples; what makes no sense is left for validation to complain about."""
+    for field in fields:
+        items = getattr(value, field)
+        if type(items) is not tuple and isinstance(items, Iterable) and not isinstance(items, str | bytes):
+            force_setattr(value, field, tuple(items))
 
 
 class Allow(Struct, frozen=True):
@@ -82,7 +90,7 @@ class HeaderOp(Struct, frozen=True):
 class BodyMutation(Struct, frozen=True):
     """A change to the chunk just shown: ``data`` None passes it, empty drops it, anything else replaces it."""
 
-    data: bytes | None
+    data: bytes | None = None
     chunk_index: int = 0
 
 
@@ -96,12 +104,7 @@ class AuditMetadata(Struct, frozen=True, kw_only=True):
     custom: Mapping[str, Any] = {}
 
     def __post_init__(self) -> None:
-        for field in ("tags", "rule_ids", "reason_codes"):
-            values = getattr(self, field)
-            if isinstance(values, str):
-                raise TypeError(f"{field}: expected a sequence of strings, got the string {values!r}")
-            if type(values) is not tuple:
-                force_setattr(self, field, tuple(values))
+        _freeze(self, "tags", "rule_ids", "reason_codes")
 
 
 _ALLOW = Allow()
@@ -121,6 +124,9 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
     request_body_mutation: BodyMutation | None = None
     response_body_mutation: BodyMutation | None = None
     websocket_decision: WebSocketDecision | None = None
+
+    def __post_init__(self) -> None:
+        _freeze(self, "request_headers", "response_headers")
 
     @property
     def is_allow(self) -> bool:
@@ -245,6 +251,9 @@ class GuardrailResponse(Struct, frozen=True, kw_only=True):
     confidence: float = 0.0
     detections: Sequence[Detection] = ()
     redacted_content: str | None = None
+
+    def __post_init__(self) -> None:
+        _freeze(self, "detections")
 
 
 class Acknowledgement(Struct, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """What an answer may contain. The rules hold for every transport, in-process agents included."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from ..errors import AgentProtocolError
 from .responses import (
@@ -43,6 +43,7 @@ _UNTOUCHABLE = frozenset(
     }
 )
 _UNTOUCHABLE_PREFIX = "sec-websocket-"
+_NO_AUDIT = ALLOW.audit
 
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 # RFC 6455, section 7.4, and the IANA registry: what an endpoint may put into a close frame.
@@ -58,7 +59,7 @@ def check_response(response: object, *, may_mutate: bool, may_set_host: bool) ->
         return ALLOW
     if not isinstance(response, AgentResponse):
         raise AgentProtocolError(f"expected an AgentResponse or None, got {type(response).__name__}")
-    if response.version != PROTOCOL_VERSION:
+    if type(response.version) is not int or response.version != PROTOCOL_VERSION:
         raise AgentProtocolError(f"version: expected {PROTOCOL_VERSION}, got {response.version!r}")
     _check_decision(response.decision)
     _check_header_ops("request_headers", response.request_headers, may_set_host=may_set_host)
@@ -66,8 +67,9 @@ def check_response(response: object, *, may_mutate: bool, may_set_host: bool) ->
     _check_mutation("request_body_mutation", response.request_body_mutation, may_mutate=may_mutate)
     _check_mutation("response_body_mutation", response.response_body_mutation, may_mutate=may_mutate)
     _check_websocket_decision(response.websocket_decision)
-    if not isinstance(response.audit, AuditMetadata):
-        raise AgentProtocolError(f"audit: expected AuditMetadata, got {type(response.audit).__name__}")
+    _check_audit(response.audit)
+    if type(response.needs_more) is not bool:
+        raise AgentProtocolError(f"needs_more: expected a bool, got {type(response.needs_more).__name__}")
     _check_strings("routing_metadata", response.routing_metadata)
     return response
 
@@ -86,7 +88,7 @@ def _check_decision(decision: object) -> None:
                 for name, value in headers.items():
                     _check_header("decision.block.headers", name, value, may_set_host=False)
         case Redirect(url, status):
-            if status not in _REDIRECT_STATUSES:
+            if type(status) is not int or status not in _REDIRECT_STATUSES:
                 raise AgentProtocolError(
                     f"decision.redirect.status: expected one of {sorted(_REDIRECT_STATUSES)}, got {status!r}"
                 )
@@ -106,7 +108,9 @@ def _check_decision(decision: object) -> None:
             )
 
 
-def _check_header_ops(field: str, ops: Iterable[HeaderOp], *, may_set_host: bool) -> None:
+def _check_header_ops(field: str, ops: object, *, may_set_host: bool) -> None:
+    if not isinstance(ops, tuple):
+        raise AgentProtocolError(f"{field}: expected a sequence of HeaderOp, got {type(ops).__name__}")
     for index, op in enumerate(ops):
         if not isinstance(op, HeaderOp) or op.kind not in ("set", "add", "remove"):
             raise AgentProtocolError(f"{field}[{index}]: expected a HeaderOp, got {type(op).__name__}")
@@ -141,7 +145,7 @@ def _check_websocket_decision(decision: object) -> None:
         case None | WebSocketDrop():
             pass
         case WebSocketClose(code, reason):
-            if code not in _CLOSE_CODES:
+            if type(code) is not int or code not in _CLOSE_CODES:
                 raise AgentProtocolError(
                     f"websocket_decision.close.code: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999, got {code!r}"
                 )
@@ -150,6 +154,24 @@ def _check_websocket_decision(decision: object) -> None:
             raise AgentProtocolError(
                 f"websocket_decision: expected WebSocketDrop, WebSocketClose or None, got {type(decision).__name__}"
             )
+
+
+def _check_audit(audit: object) -> None:
+    if not isinstance(audit, AuditMetadata):
+        raise AgentProtocolError(f"audit: expected AuditMetadata, got {type(audit).__name__}")
+    if audit is _NO_AUDIT:
+        return
+    for field, values in (
+        ("tags", audit.tags),
+        ("rule_ids", audit.rule_ids),
+        ("reason_codes", audit.reason_codes),
+    ):
+        if not isinstance(values, tuple) or not all(isinstance(value, str) for value in values):
+            raise AgentProtocolError(f"audit.{field}: expected a sequence of strings")
+    if not isinstance(audit.confidence, int | float | None):
+        raise AgentProtocolError(f"audit.confidence: expected a number or None, got {type(audit.confidence).__name__}")
+    if not isinstance(audit.custom, Mapping) or not all(isinstance(key, str) for key in audit.custom):
+        raise AgentProtocolError("audit.custom: expected a mapping with strings for keys")
 
 
 def _check_text(field: str, value: object) -> None:

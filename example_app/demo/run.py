@@ -43,5 +43,5 @@ def play(url: str, decisions: DecisionLog) -> Iterator[Outcome]:
                 decision = decisions.wait_for(request_id)
             except Exception as exc:
                 # One step that breaks is a cross in the table, and no reason not to play the others.
-                got, decision = f"{type(exc).__name__}: {exc}", AgentDecision()
+                got, decision = f"{type(exc).__name__}: {' '.join(str(exc).split())}", AgentDecision()
             yield Outcome(step, got, decision)

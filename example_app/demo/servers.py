@@ -31,7 +31,7 @@ def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
     except (OSError, OverflowError) as exc:
         raise SystemExit(f"can't listen on {HOST}:{port}: {exc}") from exc
     with listener:
-        config = uvicorn.Config(app, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="uvicorn")
         thread.start()
@@ -53,7 +53,7 @@ def waf_process() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    options = ["--host", HOST, "--port", str(port), "--log-level", "warning"]
+    options = ["--host", HOST, "--port", str(port), "--log-level", "warning", "--ws", "none"]
     code = str(Path(__file__).parents[2])
     process = subprocess.Popen(  # noqa: S603 - nothing in there comes from outside
         [sys.executable, "-m", "uvicorn", "--app-dir", code, *options, "example_app.waf_service:app"],

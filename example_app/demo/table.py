@@ -3,7 +3,7 @@
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from asgi_agents import Verdict
 
@@ -16,30 +16,48 @@ _BOLD, _GREEN, _RED, _RESET = "\x1b[1m", "\x1b[32m", "\x1b[31m", "\x1b[0m"
 _NO_BREAK_SPACE = "\xa0"
 
 
-def wants_colour(stream: TextIO) -> bool:
-    """Whether escape codes are welcome there (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+class Style(NamedTuple):
+    """How rows that are right and rows that are wrong are marked, and whether there are colours."""
+
+    right: str = "✓"
+    wrong: str = "✗"
+    colour: bool = False
+
+    def paint(self, text: str, code: str) -> str:
+        """``text`` between escape codes, where those are welcome."""
+        return f"{code}{text}{_RESET}" if self.colour else text
 
 
-def render(outcomes: Sequence[Outcome], *, colour: bool) -> Iterator[str]:
+def style_for(stream: TextIO) -> Style:
+    """What ``stream`` can show, and wants to (https://no-color.org)."""
+    colour = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    style = Style(colour=colour)
+    try:
+        (style.right + style.wrong).encode(stream.encoding)
+    except UnicodeEncodeError:
+        style = Style("ok", "NO", colour)
+    return style
+
+
+def render(outcomes: Sequence[Outcome], style: Style) -> Iterator[str]:
     """The table's lines, of at most 160 columns unless an outcome is longer than anyone expected."""
     rows = [_cells(number, outcome) for number, outcome in enumerate(outcomes, 1)]
-    widths = [max(map(len, column)) for column in zip(_HEADINGS[:-1], *(row[:-1] for row in rows), strict=False)]
+    widths = [max(map(len, column)) for column in zip(_HEADINGS[:-1], *(row[:-1] for row in rows), strict=True)]
     indent = sum(widths) + len(widths) * len(_GAP)
-    room = max(40, _WIDTH - indent - len(_GAP) - 1)
+    room = max(40, _WIDTH - indent - len(_GAP) - len(style.wrong))
 
     def line(cells: Sequence[str], agents: str) -> str:
         return _GAP.join(cell.ljust(width) for cell, width in zip((*cells, agents), (*widths, room), strict=True))
 
-    yield _painted(line(_HEADINGS[:-1], _HEADINGS[-1]).rstrip(), _BOLD, colour)
+    yield style.paint(line(_HEADINGS[:-1], _HEADINGS[-1]).rstrip(), _BOLD)
     for (*cells, agents), outcome in zip(rows, outcomes, strict=True):
         first, *others = textwrap.wrap(agents, room, break_on_hyphens=False)
-        mark = _painted("✓", _GREEN, colour) if outcome.right else _painted("✗", _RED, colour)
+        mark = style.paint(style.right, _GREEN) if outcome.right else style.paint(style.wrong, _RED)
         for text in (f"{line(cells, first)}{_GAP}{mark}", *(" " * indent + other for other in others)):
             yield text.replace(_NO_BREAK_SPACE, " ")
     yield ""
     yield "(agent): a shadow agent, which is heard but not obeyed.  live: the answer arrived as it was made."
-    yield _summary(outcomes, colour)
+    yield _summary(outcomes, style)
 
 
 def _cells(number: int, outcome: Outcome) -> tuple[str, ...]:
@@ -69,12 +87,8 @@ def _words(verdict: Verdict) -> str:
     return " ".join((verdict.outcome, *verdict.response.audit.rule_ids))
 
 
-def _summary(outcomes: Sequence[Outcome], colour: bool) -> str:
+def _summary(outcomes: Sequence[Outcome], style: Style) -> str:
     right = sum(outcome.right for outcome in outcomes)
     if right == len(outcomes):
-        return _painted(f"All {right} came out as expected.", _GREEN, colour)
-    return _painted(f"{len(outcomes) - right} of {len(outcomes)} did not come out as expected.", _RED, colour)
-
-
-def _painted(text: str, code: str, colour: bool) -> str:
-    return f"{code}{text}{_RESET}" if colour else text
+        return style.paint(f"All {right} came out as expected.", _GREEN)
+    return style.paint(f"{len(outcomes) - right} of {len(outcomes)} did not come out as expected.", _RED)

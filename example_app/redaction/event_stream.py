@@ -26,9 +26,6 @@ class EventStreamRedactor:
         """See :class:`example_app.redaction.Redactor`."""
         lines = self._lines + data.decode("latin-1")
         complete = len(lines) if last else lines.rfind("\n") + 1
-        if complete < self._passed:
-            self._lines = lines
-            return b""
         # The text, and where in the stream each of its characters is.
         places = [place for value in _DATA.finditer(lines, 0, complete) for place in range(*value.span(1))]
         text = "".join(lines[place] for place in places)

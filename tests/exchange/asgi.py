@@ -245,7 +245,7 @@ class App:
         assert len(values) <= 1, f"{name!r} more than once"
         return values[0] if values else None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> str:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         self.calls += 1
         self.headers = list(scope["headers"])
         self.extensions = scope.get("extensions")
@@ -399,12 +399,23 @@ def guarded(app: ASGIApp, *agents: AgentConfig, **options: Any) -> AgentMiddlewa
 
 
 def assert_nothing_left(manager: AgentManager) -> None:
-    """No permit, no half-open slot is taken, and nobody waits for one."""
+    """No permit, no half-open slot is taken, nobody waits for one, and no agent is kept from being replaced."""
+    assert [lineup.connections for lineup in manager._lineups.values() if lineup.connections] == []
     for agent_id, metrics in manager.metrics.items():
         assert metrics.in_flight == 0, f"{agent_id} still holds permits"
         assert metrics.waiting == 0, f"{agent_id} still has a queue"
         breaker = manager.guard(agent_id).breaker
         assert breaker is None or breaker.trials == 0, f"{agent_id} still holds half-open slots"
+
+
+async def pull(receive: Receive) -> Message:
+    """Receive, as a task can."""
+    return await receive()
+
+
+async def push(send: Send, message: Message) -> None:
+    """Send, as a task can."""
+    await send(message)
 
 
 async def settle() -> None:

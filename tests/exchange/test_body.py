@@ -1,6 +1,7 @@
 """Bodies on their way past the agents: buffered, streamed and hybrid, read and changed, in both directions."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -114,9 +115,7 @@ async def test_a_buffering_agent_is_shown_the_whole_body_at_once(way: str, probe
 
 @each_way
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "undeclared"])
-async def test_a_streaming_agent_is_shown_each_chunk_as_it_comes(
-    way: str, declared: bool, probe: type[Probe]
-) -> None:
+async def test_a_streaming_agent_is_shown_each_chunk_as_it_comes(way: str, declared: bool, probe: type[Probe]) -> None:
     reader, passage = probe(**{f"{way}_body": None}), Passage(way, [b"one ", b"two ", b"three"], declared=declared)
     await passage.past(agent(way, reader, STREAM))
     assert passage.pieces == [b"one ", b"two ", b"three"]
@@ -266,6 +265,27 @@ async def test_what_is_below_a_hybrid_threshold_is_held_and_what_follows_is_not(
     assert holding == [True, True, True, False, False]
 
 
+@each_way
+@pytest.mark.parametrize(
+    ("mode", "passes"),
+    [(BUFFER, False), (STREAM, True), (BodyMode.hybrid(4), True), (BodyMode.hybrid(100), True)],
+    ids=["buffer", "stream", "hybrid", "hybrid, below its threshold"],
+)
+async def test_chunks_of_streamed_and_hybrid_bodies_have_a_deadline_of_their_own(
+    way: str, mode: BodyMode, passes: bool
+) -> None:
+    async def react(event: Any) -> Answer:
+        await anyio.sleep(0.03)
+        return None
+
+    passage = Passage(way, [b"one", b"two"])
+    middleware = guarded(
+        passage.app, agent(way, SlowProbe(**{f"{way}_body": react}), mode, timeout=0.01, chunk_timeout=5.0)
+    )
+    await passage.client.call(middleware)
+    assert passage.client.status == (200 if passes else 504)
+
+
 # Changes
 
 
@@ -295,9 +315,7 @@ async def test_a_dropped_chunk_leaves_its_neighbours_alone(way: str) -> None:
 @each_way
 @each_mode
 async def test_a_mutation_without_data_passes_what_was_shown(way: str, mode: BodyMode) -> None:
-    passing = AgentResponse.allow(
-        request_body_mutation=BodyMutation(None), response_body_mutation=BodyMutation(None)
-    )
+    passing = AgentResponse.allow(request_body_mutation=BodyMutation(None), response_body_mutation=BodyMutation(None))
     writer, passage = Probe(**{f"{way}_body": passing}), Passage(way, [b"one ", b"two"])
     assert await passage.past(agent(way, writer, mode, write=True)) == b"one two"
 
@@ -361,8 +379,10 @@ async def test_each_writer_sees_what_the_one_before_it_made(way: str, probe: typ
 async def test_agents_of_all_modes_in_one_chain_each_see_the_body_in_their_own_way(
     way: str, probe: type[Probe]
 ) -> None:
-    buffering, writing, mixed = probe(**{f"{way}_body": None}), probe(**{f"{way}_body": replace(bytes.upper)}), probe(
-        **{f"{way}_body": None}
+    buffering, writing, mixed = (
+        probe(**{f"{way}_body": None}),
+        probe(**{f"{way}_body": replace(bytes.upper)}),
+        probe(**{f"{way}_body": None}),
     )
     passage = Passage(way, [b"ab", b"cd", b"ef"])
     out = await passage.past(
@@ -746,12 +766,19 @@ async def test_an_undecided_fail_open_agent_is_left_out_once_too_much_is_held_fo
     piece = b"x" * (MIB // 2)
     passage = Passage(way, [piece, piece, b"y", b"z"])
     undecided, other = Probe(**{f"{way}_body": needs_more()}), Probe(**{f"{way}_body": None})
-    out = await passage.past(
-        agent(way, undecided, STREAM, failure_mode=FailureMode.OPEN), agent(way, other, STREAM)
-    )
+    out = await passage.past(agent(way, undecided, STREAM, failure_mode=FailureMode.OPEN), agent(way, other, STREAM))
     assert out == piece * 2 + b"yz"
     assert len(undecided.heard) == 3
     assert [data for _, data, _ in other.chunks] == [piece, piece, b"y", b"z"]
+
+
+@each_way
+async def test_an_undecided_agent_with_a_larger_limit_of_its_own_is_held_back_for_up_to_that(way: str) -> None:
+    piece = b"x" * MIB
+    passage = Passage(way, [piece, piece, b"verdict"])
+    limit: dict[str, Any] = {f"max_{way}_body_bytes": 3 * MIB}
+    out = await passage.past(agent(way, Probe(**{f"{way}_body": needs_more()}), STREAM, **limit))
+    assert out == piece * 2 + b"verdict"
 
 
 @each_way
@@ -957,4 +984,4 @@ def _total_size(event: Any) -> int | None:
 
 def _cut(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    return [data[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    return [data[begin:end] for begin, end in pairwise(edges)]

@@ -323,7 +323,9 @@ async def test_telling_of_the_end_can_be_cancelled_by_asyncio(anyio_backend: str
 
 async def test_a_reply_whose_head_is_out_is_finished_by_a_cancelled_request() -> None:
     """A half-sent reply would leave the connection in an undefined state."""
-    middleware = AgentMiddleware(_app(), agents=[AgentConfig("a", Probe(request_headers=AgentResponse.block(403, "no")))])
+    middleware = AgentMiddleware(
+        _app(), agents=[AgentConfig("a", Probe(request_headers=AgentResponse.block(403, "no")))]
+    )
     client = _client()
     client.take_nothing()
     async with anyio.create_task_group() as tasks:

@@ -119,9 +119,7 @@ async def test_only_the_newest_thousand_verdicts_are_kept() -> None:
 
 
 @pytest.mark.parametrize("event", ["request_headers", "request_body", "response_headers", "response_body"])
-async def test_audit_of_every_agent_that_answered_is_kept_when_another_denies(
-    event: str, probe: type[Probe]
-) -> None:
+async def test_audit_of_every_agent_that_answered_is_kept_when_another_denies(event: str, probe: type[Probe]) -> None:
     noting = probe(**{event: AgentResponse.allow(audit=AuditMetadata(tags=["seen"]))})
     denying = probe(**{event: AgentResponse.block(403, audit=AuditMetadata(rule_ids=["7"], confidence=0.9))})
     shadow = probe(**{event: AgentResponse.block(403, audit=AuditMetadata(reason_codes=["shadow"]))})
@@ -147,9 +145,7 @@ async def test_what_a_shadow_agent_would_have_done_is_in_the_verdicts_alone() ->
         response_body=AgentResponse.allow(response_body_mutation=BodyMutation(b"changed")),
     )
     client = Client()
-    context = await context_of(
-        guarded(App(), AgentConfig("a", shadow, enforce=False, body_access="write")), client
-    )
+    context = await context_of(guarded(App(), AgentConfig("a", shadow, enforce=False, body_access="write")), client)
     assert client.body == b"hello"
     assert client.header(b"x-shadow") is None
     assert context.decision.is_allow
@@ -170,7 +166,10 @@ async def test_the_final_decision_keeps_all_verdicts_so_far() -> None:
     )
     context = await context_of(guarded(App(), AgentConfig("a", agent)))
     assert context.decision.decision.status == 451  # type: ignore[union-attr]
-    assert [verdict.event_type.value for verdict in context.decision.verdicts] == ["request_headers", "response_body_chunk"]
+    assert [verdict.event_type.value for verdict in context.decision.verdicts] == [
+        "request_headers",
+        "response_body_chunk",
+    ]
 
 
 # Guardrails
@@ -245,9 +244,7 @@ async def test_a_kind_of_inspection_that_does_not_exist_is_a_value_error() -> No
 async def test_an_agent_that_is_no_guardrail_is_unknown(agent_id: str) -> None:
     app = Inspecting(agent_id)
     await context_of(
-        guarded(
-            app, AgentConfig("a", Guardrail(lambda event: None)), AgentConfig("deaf", Probe(request_headers=None))
-        )
+        guarded(app, AgentConfig("a", Guardrail(lambda event: None)), AgentConfig("deaf", Probe(request_headers=None)))
     )
     assert isinstance(app.error, UnknownAgentError)
 
@@ -321,9 +318,7 @@ async def test_a_guardrail_that_failed_is_among_the_verdicts_and_stops_nothing(m
 
 @pytest.mark.parametrize("via", ["agent", "route"])
 async def test_a_fail_open_guardrail_that_fails_detects_nothing(via: str) -> None:
-    config = AgentConfig(
-        "a", Guardrail(fail), failure_mode=FailureMode.OPEN if via == "agent" else FailureMode.CLOSED
-    )
+    config = AgentConfig("a", Guardrail(fail), failure_mode=FailureMode.OPEN if via == "agent" else FailureMode.CLOSED)
     app = Inspecting()
     await context_of(
         guarded(app, config, routes=None if via == "agent" else [Route("/", agents=[("a", FailureMode.OPEN)])])

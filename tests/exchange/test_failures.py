@@ -1,5 +1,6 @@
 """The failure table: what becomes of a request when an agent doesn't judge it."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,6 +92,10 @@ FAULTS = {
 }
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass
 class Setting:
     """One agent with a fault, a healthy one behind it, a request and an app."""
@@ -127,7 +132,7 @@ def _arrange(phase: Phase, fault: Fault, mode: FailureMode, via: str, other: Rea
         clock=lambda: now,
     )
     guard = manager.guard("a")
-    restore: Callable[[], None] = lambda: None
+    restore = _nothing
     if fault.kind is FailureKind.BREAKER_OPEN:
         assert guard.breaker is not None
         guard.breaker.failure(guard.breaker.acquire() or 0)
@@ -204,6 +209,29 @@ async def test_a_fail_open_failure_lets_the_request_go_on_with_the_other_agents(
     assert_nothing_left(it.manager)
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("mode", FailureMode)
+@pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
+async def test_an_agent_that_raises_a_cancellation_of_its_own_making_is_in_error(
+    phase: Phase, mode: FailureMode, anyio_backend: str
+) -> None:
+    """As awaiting a future that somebody else has cancelled does. Nobody has cancelled the request."""
+
+    async def fail(event: object) -> AgentResponse:
+        raise asyncio.CancelledError
+
+    fault = Fault(FailureKind.ERROR, 503, "Agent unavailable", True, lambda: fail)
+    it = _arrange(phase, fault, mode, "agent")
+    if mode is FailureMode.CLOSED and phase.aborts:
+        with pytest.raises(ResponseAborted):
+            await it.client.call(it.middleware)
+    else:
+        await it.client.call(it.middleware)
+        assert it.client.status == (503 if mode is FailureMode.CLOSED else 200)
+    assert it.manager.metrics["a"].outcomes["error"] >= 1
+    assert_nothing_left(it.manager)
+
+
 @pytest.mark.parametrize("mode", FailureMode)
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_errors_and_timeouts_count_for_the_breaker_and_waiting_in_vain_does_not(
@@ -238,7 +266,11 @@ async def test_a_shadow_agent_that_fails_stops_nothing(phase: Phase, fault: Faul
     middleware = guarded(
         app,
         AgentConfig(
-            "a", fault.agent(**{phase.event: fault.reaction()}), enforce=False, timeout=0.01, chunk_timeout=0.01,
+            "a",
+            fault.agent(**{phase.event: fault.reaction()}),
+            enforce=False,
+            timeout=0.01,
+            chunk_timeout=0.01,
             **phase.options,
         ),
     )
@@ -286,11 +318,12 @@ def _limited(direction: str, limit: Limit, agent: Probe, mode: FailureMode, via:
         "failure_mode": mode if via == "agent" else opposite,
         "circuit_breaker": CircuitBreakerConfig(failure_threshold=1),
     }
+    streamed: dict[str, Any] = {f"{direction}_body_mode": BodyMode.STREAM}
     return AgentMiddleware(
         app,
         agents=[
             AgentConfig("a", agent, **options),
-            AgentConfig("other", Probe(**{f"{direction}_body": None}), **{f"{direction}_body_mode": BodyMode.STREAM}),
+            AgentConfig("other", Probe(**{f"{direction}_body": None}), **streamed),
         ],
         routes=None if via == "agent" else [Route("/{rest:path}", agents=[("a", mode), "other"])],
     )

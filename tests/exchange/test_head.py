@@ -20,7 +20,7 @@ REQUEST = RequestHeadersEvent(
     headers=Headers(),
 )
 RESPONSE = ResponseHeadersEvent(correlation_id="id", status=200, headers=Headers())
-EVENTS = {"request": REQUEST, "response": RESPONSE}
+EVENTS: dict[str, RequestHeadersEvent | ResponseHeadersEvent] = {"request": REQUEST, "response": RESPONSE}
 each_way = pytest.mark.parametrize("way", EVENTS)
 
 
@@ -100,9 +100,7 @@ async def test_a_provisional_allow_is_an_allow(way: str) -> None:
 async def test_a_provisional_denial_of_a_shadow_agent_counts_for_nothing(way: str) -> None:
     agent = Probe(**{f"{way}_headers": PROVISIONAL, f"{way}_body": None})
     for body_follows in (True, False):
-        decision, provisional, _ = await judge(
-            way, AgentConfig("a", agent, enforce=False), body_follows=body_follows
-        )
+        decision, provisional, _ = await judge(way, AgentConfig("a", agent, enforce=False), body_follows=body_follows)
         assert decision.is_allow
         assert provisional == {}
 
@@ -113,7 +111,9 @@ async def test_a_failure_beside_a_provisional_denial_decides(way: str) -> None:
         raise ValueError
 
     waiting = Probe(**{f"{way}_headers": PROVISIONAL, f"{way}_body": None})
-    decision, _, _ = await judge(way, AgentConfig("waiting", waiting), AgentConfig("b", Probe(**{f"{way}_headers": fail})))
+    decision, _, _ = await judge(
+        way, AgentConfig("waiting", waiting), AgentConfig("b", Probe(**{f"{way}_headers": fail}))
+    )
     assert decision.decided_by == "b"
     assert decision.decision.status == 503
 

@@ -1,5 +1,8 @@
 """Header operations, and what a changed body may no longer claim."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,9 +141,11 @@ FORBIDDEN = [
 @pytest.mark.parametrize("name", FORBIDDEN)
 @pytest.mark.parametrize("kind", [HeaderOp.set, HeaderOp.add, lambda name, _: HeaderOp.remove(name)])
 @pytest.mark.parametrize("event", ["request_headers", "response_headers"])
-async def test_an_agent_that_touches_what_it_may_not_is_in_error(name: str, kind: object, event: str) -> None:
-    assert callable(kind)
-    answer = AgentResponse.allow(**{event: [kind(name, "1")]})
+async def test_an_agent_that_touches_what_it_may_not_is_in_error(
+    name: str, kind: Callable[[str, str], HeaderOp], event: str
+) -> None:
+    ops: dict[str, Any] = {event: [kind(name, "1")]}
+    answer = AgentResponse.allow(**ops)
     app, client = App(), Client()
     await client.call(guarded(app, AgentConfig("a", Probe(**{event: answer}))))
     assert (client.status, client.body) == (503, b"Agent unavailable")

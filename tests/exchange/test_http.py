@@ -1,6 +1,7 @@
 """One request, from its head to its last byte and after."""
 
 import contextvars
+import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route as AppRoute
@@ -43,6 +46,8 @@ from .asgi import (
     assert_nothing_left,
     body,
     guarded,
+    pull,
+    push,
     settle,
     start,
 )
@@ -216,9 +221,7 @@ async def test_an_http2_request_without_declared_length_is_read_before_the_app_i
 # A client that leaves
 
 
-@pytest.mark.parametrize(
-    "mode", [BodyMode.BUFFER, BodyMode.hybrid(100)], ids=lambda mode: mode.name
-)
+@pytest.mark.parametrize("mode", [BodyMode.BUFFER, BodyMode.hybrid(100)], ids=lambda mode: mode.name)
 @pytest.mark.parametrize("sent", [[], [b"part"]], ids=["at once", "half-way"])
 async def test_a_client_that_leaves_while_its_body_is_buffered_ends_the_request(
     mode: BodyMode, sent: list[bytes], probe: type[Probe]
@@ -228,13 +231,25 @@ async def test_a_client_that_leaves_while_its_body_is_buffered_ends_the_request(
     agent = probe(request_body=None, complete=None)
     middleware = guarded(app, AgentConfig("a", agent, request_body_mode=mode))
     receive = _at_most(client.receive, 10)
-    assert await middleware(client.scope, receive, client.send) is None  # type: ignore[func-returns-value]
+    assert await middleware(client.scope, receive, client.send) is None
     assert app.calls == 0
     assert agent.chunks == []
     assert client.messages == []
     assert agent.complete.status == 499
     assert agent.complete.request_body_size == len(b"".join(sent))
     assert_nothing_left(middleware.manager)
+
+
+async def test_a_client_that_leaves_while_its_last_words_are_judged_is_told_after_them() -> None:
+    held, app = Held(), App()
+    app.messages = ()
+    client = Client("POST", body=[b"part"], unfinished=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call, guarded(app, streaming(SlowProbe(request_body=held))))
+        await held.reached.wait()
+        client.leave()
+        held.gate.set()
+    assert app.received == [{"type": "http.request", "body": b"part", "more_body": True}, DISCONNECT]
 
 
 async def test_a_client_that_leaves_while_the_app_reads_is_told_to_the_app(probe: type[Probe]) -> None:
@@ -250,8 +265,8 @@ async def test_a_client_that_leaves_while_the_app_reads_is_told_to_the_app(probe
 
 async def test_a_late_block_is_answered_before_the_app_hears_of_it() -> None:
     """The app could take its client's end for an error of its own, and answer that."""
-    held, seen = Held(DENIED), []
-    client = Client("POST", body=[b"evil"], unfinished=True)
+    held, client = Held(DENIED), Client("POST", body=[b"evil"], unfinished=True)
+    seen: list[tuple[Message | str, bool]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -297,6 +312,108 @@ async def test_a_block_while_a_framework_reads_the_body_is_the_only_answer(
     assert (client.status, client.body) == (403, b"denied")
     assert len(client.starts) == 1
     assert_nothing_left(middleware.manager)
+
+
+class Passing(BaseHTTPMiddleware):
+    """A middleware of the kind that runs what is inside it in a task of its own."""
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["outside", "inside"])
+async def test_a_late_block_passes_through_other_middlewares(outside: bool, probe: type[Probe]) -> None:
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse(await request.body())
+
+    here = Middleware(AgentMiddleware, agents=[streaming(probe(request_body=deny(b"evil")))])
+    app = Starlette(
+        routes=[AppRoute("/", endpoint, methods=["POST"])],
+        middleware=[Middleware(Passing), here] if outside else [here, Middleware(Passing)],
+    )
+    client = Client("POST", body=[b"good", b"evil"], unfinished=True)
+    with anyio.fail_after(5):
+        await client.call(app)
+    assert (client.status, client.body) == (403, b"denied")
+
+
+async def test_a_reply_on_its_way_is_finished_when_the_app_ends_first() -> None:
+    held, client = Held(DENIED), Client("POST", body=[b"evil"], unfinished=True)
+    ended = anyio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pull, receive)
+            await held.reached.wait()
+            await settle()
+            tasks.cancel_scope.cancel()
+        ended.set()
+
+    middleware = guarded(app, streaming(SlowProbe(request_body=held)))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call, middleware)
+        await held.reached.wait()
+        client.take_nothing()
+        held.gate.set()
+        await ended.wait()
+        await settle()
+        client.take_everything()
+    assert (client.status, client.body) == (403, b"denied")
+    assert client.complete
+
+
+@pytest.mark.parametrize("event", ["response_headers", "response_body"])
+async def test_a_response_judged_while_the_reply_to_its_request_is_on_its_way_is_not_sent(event: str) -> None:
+    request_held, response_held = Held(DENIED), Held()
+    client = Client("POST", body=[b"evil"], unfinished=True)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pull, receive)
+            await request_held.reached.wait()
+            for message in App().messages:
+                await send(message)
+
+    agent = SlowProbe(request_body=request_held, **{event: response_held})
+    middleware = guarded(app, streaming(agent))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call, middleware)
+        await response_held.reached.wait()
+        client.take_nothing()
+        request_held.gate.set()
+        await settle()
+        response_held.gate.set()
+        await settle()
+        client.take_everything()
+    assert (client.status, client.body) == (403, b"denied")
+    assert_nothing_left(middleware.manager)
+
+
+@pytest.mark.parametrize("first", ["request", "response"])
+async def test_of_two_denials_at_once_the_client_gets_one(first: str) -> None:
+    held = {"request": Held(AgentResponse.block(401, "of request")), "response": Held(DENIED)}
+    client = Client("POST", body=[b"evil"], unfinished=True)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pull, receive)
+            await held["request"].reached.wait()
+            for message in App().messages:
+                await send(message)
+
+    agent = SlowProbe(request_body=held["request"], response_headers=held["response"])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call, guarded(app, streaming(agent)))
+        await held["response"].reached.wait()
+        client.take_nothing()
+        held[first].gate.set()
+        await settle()
+        for other in held.values():
+            other.gate.set()
+        await settle()
+        client.take_everything()
+    assert (client.status, client.body) == ((401, b"of request") if first == "request" else (403, b"denied"))
+    assert len(client.starts) == 1
 
 
 async def test_a_late_block_stops_what_the_app_sends_afterwards(probe: type[Probe]) -> None:
@@ -354,7 +471,7 @@ async def test_a_block_ends_an_app_that_waits_for_something_else() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(receive)
+                tasks.start_soon(pull, receive)
                 await anyio.sleep_forever()
         finally:
             ended.append(True)
@@ -386,7 +503,7 @@ async def test_a_block_while_the_response_head_is_judged_replaces_it() -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(send, start(200, (b"x-app", b"1")))
+            tasks.start_soon(push, send, start(200, (b"x-app", b"1")))
             await held.reached.wait()
             judged.set()
             await receive()
@@ -439,7 +556,7 @@ async def test_a_block_after_an_event_stream_has_started_ends_the_connection(
 async def test_a_block_after_the_response_is_complete_changes_nothing_for_the_client(probe: type[Probe]) -> None:
     seen: list[Message] = []
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> str:
+    async def app(scope: Scope, receive: Receive, send: Send) -> Any:
         await send(start())
         await send(body(b"done"))
         seen.append(await receive())
@@ -457,7 +574,7 @@ async def test_a_block_while_the_last_byte_is_on_its_way_does_not_spoil_it() -> 
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(receive)
+            tasks.start_soon(pull, receive)
             await held.reached.wait()
             await send(start())
             client.take_nothing()
@@ -494,7 +611,7 @@ async def test_a_reply_that_the_client_does_not_live_to_see_still_ends_the_app()
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(receive)
+                tasks.start_soon(pull, receive)
                 await anyio.sleep_forever()
         finally:
             ended.append(True)
@@ -558,17 +675,20 @@ async def test_the_last_byte_does_not_wait_for_agents_that_are_told_of_it() -> N
         held.gate.set()
 
 
-async def test_the_duration_ends_with_the_last_byte() -> None:
+async def test_the_duration_ends_with_the_last_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal now
+        now += 1.5
         for message in App().messages:
             await send(message)
-        await anyio.sleep(0.03)
+        now += 60.0
 
     agent = Probe(complete=None)
-    before = anyio.current_time
     await Client().call(guarded(app, AgentConfig("a", agent)))
-    assert before() > 0
-    assert agent.complete.duration_ms < 25
+    assert agent.complete.duration_ms == 1500
 
 
 async def test_every_agent_is_told_of_the_end_whatever_the_others_say(probe: type[Probe]) -> None:
@@ -603,22 +723,18 @@ async def test_the_end_of_a_request_whose_app_raises_is_told_with_the_error(prob
     assert (agent.complete.status, agent.complete.error) == (500, "KeyError")
 
 
-@pytest.mark.parametrize("inspected", ["response_headers", "response_body"])
-async def test_an_app_that_raises_while_its_response_is_held_has_failed_for_the_client(inspected: str) -> None:
+async def test_an_app_that_raises_while_its_response_is_held_has_failed_for_the_client() -> None:
     """The server has not seen the start, and answers 500."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(start(200))
         raise KeyError
 
-    agent = Probe(complete=None, **{inspected: AgentResponse.block(needs_more=True)})
-    both = {"response_headers": agent.events, "response_body": agent.events}
-    assert both
-    client = Client()
+    agent, client = Probe(complete=None, response_body=None), Client()
     with pytest.raises(KeyError):
-        await client.call(guarded(app, AgentConfig("a", agent), AgentConfig("b", Probe(response_body=None))))
-    if client.status is None:
-        assert agent.complete.status == 500
+        await client.call(guarded(app, AgentConfig("a", agent)))
+    assert client.status is None
+    assert (agent.complete.status, agent.complete.error) == (500, "KeyError")
 
 
 async def test_an_app_that_raises_in_mid_response_is_told_with_what_the_client_has() -> None:
@@ -687,9 +803,7 @@ async def test_background_tasks_end_before_the_request_does() -> None:
         order.append("complete")
         return None
 
-    app = Starlette(
-        routes=[AppRoute("/", lambda request: PlainTextResponse("hello", background=BackgroundTask(work)))]
-    )
+    app = Starlette(routes=[AppRoute("/", lambda request: PlainTextResponse("hello", background=BackgroundTask(work)))])
     await Client().call(guarded(app, AgentConfig("a", Probe(complete=told))))
     assert order == ["background", "complete"]
 
@@ -727,7 +841,7 @@ async def test_where_nothing_listens_the_app_is_called_with_the_very_same_receiv
 async def test_where_only_the_head_is_heard_the_app_is_called_with_the_very_same_receive_and_send() -> None:
     called_with: list[Any] = []
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> str:
+    async def app(scope: Scope, receive: Receive, send: Send) -> Any:
         called_with.extend((scope, receive, send))
         return "returned"
 
@@ -740,9 +854,7 @@ async def test_where_only_the_head_is_heard_the_app_is_called_with_the_very_same
     assert called_with[2] is send
 
 
-@pytest.mark.parametrize(
-    "event", ["request_headers", "request_body", "response_headers", "response_body", "complete"]
-)
+@pytest.mark.parametrize("event", ["request_headers", "request_body", "response_headers", "response_body", "complete"])
 async def test_what_the_app_returns_is_returned(event: str, probe: type[Probe]) -> None:
     client = Client("POST", body=[b"x"])
     for mode in (BodyMode.BUFFER, STREAM):
@@ -775,7 +887,11 @@ async def test_what_the_app_puts_into_the_scope_is_there_afterwards(probe: type[
     assert "http.response.pathsend" in extensions
 
 
-@pytest.mark.parametrize("error", [KeyError, BaseException], ids=["error", "base exception"])
+class Unusual(BaseException):
+    """Neither an error nor a cancellation: as SystemExit."""
+
+
+@pytest.mark.parametrize("error", [KeyError, Unusual], ids=["error", "base exception"])
 async def test_the_scope_is_restored_when_the_app_raises(error: type[BaseException], probe: type[Probe]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = "the app's route"
@@ -844,9 +960,7 @@ async def test_spans_of_the_app_are_children_of_the_span_around_the_middleware(p
 
 @pytest.mark.parametrize("error", [KeyError("x"), ExceptionGroup("x", [KeyError("y")])], ids=["error", "group"])
 @pytest.mark.parametrize("mode", [BodyMode.BUFFER, STREAM], ids=lambda mode: mode.name)
-async def test_exceptions_of_the_app_come_out_as_they_are(
-    error: Exception, mode: BodyMode, probe: type[Probe]
-) -> None:
+async def test_exceptions_of_the_app_come_out_as_they_are(error: Exception, mode: BodyMode, probe: type[Probe]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         raise error
@@ -856,10 +970,6 @@ async def test_exceptions_of_the_app_come_out_as_they_are(
     with pytest.raises(type(error)) as raised:
         await Client("POST", body=[b"x"], unfinished=mode is STREAM).call(middleware)
     assert raised.value is error
-
-
-class Unusual(BaseException):
-    """Neither an error nor a cancellation: as SystemExit."""
 
 
 @pytest.mark.parametrize("mode", [BodyMode.BUFFER, STREAM], ids=lambda mode: mode.name)
@@ -879,7 +989,7 @@ async def test_an_error_of_the_app_is_not_lost_when_the_client_cancels_at_the_sa
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(receive)
+            tasks.start_soon(pull, receive)
             await held.reached.wait()
             tasks.cancel_scope.cancel()
         client_scope.cancel()
@@ -897,7 +1007,7 @@ async def test_an_app_may_call_receive_while_its_send_is_blocked() -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(send, start())
+            tasks.start_soon(push, send, start())
             await settle()
             got.append(await receive())
             client.take_everything()
@@ -914,7 +1024,7 @@ async def test_an_app_may_call_receive_while_its_send_is_blocked() -> None:
 async def test_is_disconnected_answers_right_and_loses_nothing(
     events: tuple[str, ...], mode: BodyMode, probe: type[Probe]
 ) -> None:
-    answers = []
+    answers: list[bytes | bool] = []
     client = Client("POST", body=[b"one", b"two"])
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -969,10 +1079,6 @@ def _run_without_yielding(call: Awaitable[Any]) -> Any:
     raise AssertionError("it yielded")
 
 
-def _without_loop(app: Any, client: Client) -> Any:
-    return _run_without_yielding(client.call(app))
-
-
 @pytest.mark.parametrize(
     "events",
     [
@@ -988,10 +1094,9 @@ def _without_loop(app: Any, client: Client) -> Any:
 )
 @pytest.mark.parametrize("mode", [BodyMode.BUFFER, STREAM, BodyMode.hybrid(2)], ids=lambda mode: mode.name)
 @pytest.mark.parametrize("agents", [1, 2])
-def test_agents_that_do_not_suspend_make_no_request_yield(
+async def test_agents_that_do_not_suspend_make_no_request_yield(
     events: tuple[str, ...], mode: BodyMode, agents: int
 ) -> None:
-    """What doesn't yield can be run by hand, without an event loop."""
     app = App(start(), body(b"one", more=True), body(b"two"))
     middleware = guarded(
         app,
@@ -1001,13 +1106,9 @@ def test_agents_that_do_not_suspend_make_no_request_yield(
         ),
     )
     client = Client("POST", body=[b"one", b"two"])
-    with suppress(_NoLoop):
-        assert _without_loop(middleware, client) == "returned by the app"
-        assert app.body == b"onetwo"
-        assert client.body == b"onetwo"
-
-
-_NoLoop: type[Exception] = RuntimeError
+    assert _run_without_yielding(client.call(middleware)) == "returned by the app"
+    assert app.body == b"onetwo"
+    assert client.body == b"onetwo"
 
 
 async def test_a_request_that_nobody_judges_runs_to_its_end_in_a_cancelled_scope(probe: type[Probe]) -> None:
@@ -1035,11 +1136,11 @@ async def test_a_request_whose_agents_do_not_suspend_runs_to_its_end_in_a_cancel
 
 async def test_messages_of_a_body_that_nobody_hears_are_handed_on_without_yielding() -> None:
     """Where only the end is heard, receive and send are ours, but have nothing to do."""
-    client, done = Client("POST", body=[b"one", b"two"]), []
+    client = Client("POST", body=[b"one", b"two"])
+    done: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        for _ in range(2):
-            done.append(_run_without_yielding(receive()))
+        done.extend(_run_without_yielding(receive()) for _ in range(2))
         client.leave()
         done.append(_run_without_yielding(receive()))
 
@@ -1048,7 +1149,8 @@ async def test_messages_of_a_body_that_nobody_hears_are_handed_on_without_yieldi
 
 
 async def test_what_follows_the_body_is_handed_on_without_yielding() -> None:
-    client, done = Client("POST", body=[b"one", b"two"]), []
+    client = Client("POST", body=[b"one", b"two"])
+    done: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         for _ in range(2):
@@ -1096,7 +1198,9 @@ async def test_any_method_reaches_the_agents_as_it_is(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "length", [b"9" * 20, b"9" * 5000, b"-1", b"+3", b"3, 3", b"0x3", b"\xb2", b"", b" 3"], ids=lambda value: repr(value)[:12]
+    "length",
+    [b"9" * 20, b"9" * 5000, b"-1", b"+3", b"3, 3", b"0x3", b"\xb2", b"", b" 3"],
+    ids=lambda value: repr(value)[:12],
 )
 @pytest.mark.parametrize("mode", [BodyMode.BUFFER, STREAM], ids=lambda mode: mode.name)
 async def test_a_content_length_that_makes_no_sense_lets_nothing_past_the_agent(length: bytes, mode: BodyMode) -> None:
@@ -1151,8 +1255,10 @@ async def test_a_middleware_within_another_has_agents_of_its_own(probe: type[Pro
         await App()(scope, receive, send)
 
     agents = [
-        probe(request_body=None, response_body=lambda event: AgentResponse.allow(
-            response_body_mutation=BodyMutation(event.data + b"!")))
+        probe(
+            request_body=None,
+            response_body=lambda event: AgentResponse.allow(response_body_mutation=BodyMutation(event.data + b"!")),
+        )
         for _ in range(2)
     ]
     inner = guarded(app, AgentConfig("inner", agents[0], body_access="write"))
@@ -1166,7 +1272,7 @@ async def test_a_middleware_within_another_has_agents_of_its_own(probe: type[Pro
     assert [verdict.agent_id for verdict in seen[0].decision.verdicts] == ["inner", "inner"]
 
 
-async def test_a_disconnect_after_the_response_is_no_error_for_starlette(probe: type[Probe]) -> None:
+async def test_a_disconnect_within_the_body_is_starlettes_to_handle(probe: type[Probe]) -> None:
     async def endpoint(request: Request) -> Response:
         with pytest.raises(ClientDisconnect):
             await request.body()
@@ -1190,5 +1296,3 @@ def _at_most(receive: Receive, times: int) -> Receive:
         return await receive()
 
     return counted
-
-

@@ -8,6 +8,8 @@ from typing import Any
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
 from asgi_agents import AgentConfig, AgentResponse, BodyMode, RequestHeadersEvent
@@ -34,7 +36,7 @@ async def _cancelled_scope(receive: Receive) -> Message | None:
 
 async def _wait_for(receive: Receive) -> Message | None:
     with suppress(asyncio.TimeoutError):
-        return await asyncio.wait_for(receive(), 0.01)  # type: ignore[arg-type]
+        return await asyncio.wait_for(receive(), 0.01)
     return None
 
 
@@ -273,7 +275,7 @@ async def test_two_tasks_of_the_app_that_wait_for_one_judgement_get_one_message_
 async def test_a_judgement_that_the_app_does_not_wait_for_ends_with_the_app() -> None:
     held, client = Held(), Client("POST", body=[b"one"])
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> str:
+    async def app(scope: Scope, receive: Receive, send: Send) -> Any:
         await _cancelled_scope(receive)
         await held.reached.wait()
         return "returned by the app"
@@ -296,6 +298,47 @@ async def test_a_block_that_the_app_gave_up_waiting_for_is_answered_all_the_same
     with anyio.fail_after(5):
         await client.call(guarded(app, AgentConfig("a", SlowProbe(request_body=held), request_body_mode=STREAM)))
     assert (client.status, client.body) == (403, b"denied")
+
+
+@settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pieces=st.lists(st.binary(max_size=4), min_size=1, max_size=6),
+    manners=st.lists(st.booleans(), max_size=12),
+    mode=st.sampled_from([BodyMode.BUFFER, STREAM, BodyMode.hybrid(3)]),
+    agents=st.lists(st.tuples(st.sampled_from([Probe, SlowProbe]), st.booleans()), min_size=1, max_size=2),
+)
+async def test_whatever_the_app_gives_up_it_gets_every_byte_once_and_in_order(
+    pieces: list[bytes], manners: list[bool], mode: BodyMode, agents: list[tuple[type[Probe], bool]]
+) -> None:
+    got: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        patience = iter(manners)
+        while True:
+            message = await receive() if next(patience, True) else await _cancelled_scope(receive)
+            if message is None:
+                await checkpoint()
+                continue
+            got.append(message["body"])
+            if not message["more_body"]:
+                break
+
+    probes = [kind(request_body=None) for kind, _ in agents]
+    middleware = guarded(
+        app,
+        *(
+            AgentConfig(f"a{index}", probe, request_body_mode=mode, body_access="write" if write else "read")
+            for index, (probe, (_, write)) in enumerate(zip(probes, agents, strict=True))
+        ),
+    )
+    with anyio.fail_after(5):
+        await Client("POST", body=pieces).call(middleware)
+    whole = b"".join(pieces)
+    assert b"".join(got) == whole
+    for probe in probes:
+        assert b"".join(data for _, data, _ in probe.chunks) == whole
+        assert [index for index, _, _ in probe.chunks] == list(range(len(probe.chunks)))
+    assert_nothing_left(middleware.manager)
 
 
 async def test_unknown_messages_are_handed_on(probe: type[Probe]) -> None:

@@ -298,7 +298,11 @@ def test_messages_of_a_denial_response_have_the_websocket_prefix() -> None:
 )
 def test_an_event_stream_ends_with_one_event_that_says_why(decision: Any, status: int, detail: str) -> None:
     event = server_sent_error(AgentDecision(decision=decision))
-    begin, data, end = event[: len(b"\n\nevent: error\ndata: ")], event[len(b"\n\nevent: error\ndata: ") : -2], event[-2:]
+    begin, data, end = (
+        event[: len(b"\n\nevent: error\ndata: ")],
+        event[len(b"\n\nevent: error\ndata: ") : -2],
+        event[-2:],
+    )
     assert begin == b"\n\nevent: error\ndata: "
     assert end == b"\n\n"
     assert b"\n" not in data

@@ -4,6 +4,7 @@ import re
 import time
 from typing import Any
 
+import anyio
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -11,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from asgi_agents import AgentConfig, AgentResponse, HeaderOp, Route
 from asgi_agents.exchange import scope as scopes
 
-from .asgi import App, Client, Headers, Probe, guarded
+from .asgi import App, Client, Headers, Held, Probe, SlowProbe, guarded, settle
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -114,6 +115,21 @@ async def test_a_sane_request_id_names_the_connection(given: bytes) -> None:
     assert [heard.correlation_id for heard in agent.of("request_headers") + agent.of("complete")] == [
         given.decode()
     ] * 2
+
+
+async def test_connections_at_the_same_time_never_share_a_correlation_id() -> None:
+    """Agents keep their state, and stream transports match answers, by correlation id: a client must not be able to make
+    two of its connections look like one."""
+    held = Held()
+    agent = SlowProbe(request_headers=held)
+    middleware = guarded(App(), AgentConfig("a", agent))
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(Client(headers=[(b"x-request-id", b"same")]).call, middleware)
+        await settle()
+        held.gate.set()
+    first, second = agent.of("request_headers")
+    assert first.correlation_id != second.correlation_id
 
 
 @pytest.mark.parametrize(

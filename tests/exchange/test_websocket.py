@@ -58,6 +58,7 @@ class Server:
     def __init__(self, *frames: str | bytes, then_leaves: bool = False) -> None:
         self.sent: list[Message] = []
         self.on_close: Callable[[], Awaitable[object]] | None = None
+        self.complaint: Exception = OSError("the client is gone")
         self._incoming: deque[Message] = deque([{"type": "websocket.connect"}])
         self._arrived = anyio.Event()
         self._over = False
@@ -90,7 +91,7 @@ class Server:
         if self._over:
             raise RuntimeError(f"Unexpected ASGI message {message['type']!r}, after sending 'websocket.close'.")
         if self._client_gone:
-            raise OSError("the client is gone")
+            raise self.complaint
         self.sent.append(message)
         if message["type"] == "websocket.close":
             self._over = True
@@ -1117,7 +1118,9 @@ async def test_an_agents_close_after_the_apps_own_is_not_sent(judge: type[Judge]
     assert server.close == (1000, "done")
 
 
-async def test_an_agents_close_after_the_client_has_left_disturbs_nobody() -> None:
+@pytest.mark.parametrize("complaint", [OSError("gone"), RuntimeError("after sending 'websocket.close'")])
+async def test_an_agents_close_after_the_client_has_left_disturbs_nobody(complaint: Exception) -> None:
+    """Servers differ in what they raise."""
     agent, received = Held(b"slow", answers={b"slow": CLOSE}), list[Message]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -1129,9 +1132,33 @@ async def test_an_agents_close_after_the_client_has_left_disturbs_nobody() -> No
             agent.holds[b"slow"].set()
 
     server = Server(then_leaves=True)
+    server.complaint = complaint
     await run(guarded(app, agent), server)
     assert received == [{"type": "websocket.disconnect", "code": 1001, "reason": "going away"}]
     assert server.types == ["accept"]
+
+
+async def test_a_send_that_finds_the_client_gone_once_it_is_judged_raises_what_the_server_does() -> None:
+    agent, errors = Held(b"slow"), list[Exception]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+
+        async def say() -> None:
+            with pytest.raises(OSError, match="the client is gone") as caught:
+                await send_frame(send, "slow")
+            errors.append(caught.value)
+
+        async with anyio.create_task_group() as senders:
+            senders.start_soon(say)
+            await anyio.wait_all_tasks_blocked()
+            assert (await receive())["type"] == "websocket.disconnect"
+            agent.holds[b"slow"].set()
+
+    middleware = guarded(app, agent)
+    await run(middleware, Server(then_leaves=True))
+    assert [type(error) for error in errors] == [OSError]
+    assert_idle(middleware.manager)
 
 
 @pytest.mark.parametrize("frame", ["x", b"x", ""])
@@ -1250,6 +1277,19 @@ def test_a_fastapi_endpoint_sees_the_disconnect_and_the_client_the_close(
             websocket.receive_text()
     assert (closed.value.code, closed.value.reason) == (4001, "enough")
     assert seen == [(4001, "enough")]
+
+
+async def test_what_goes_wrong_with_sending_a_close_is_not_wrapped(judge: type[Judge]) -> None:
+    """In a middleware around this one, say."""
+    server = Server("x")
+
+    async def send(message: Message) -> None:
+        if message["type"] == "websocket.close":
+            raise ValueError("of a middleware")
+        await server.send(message)
+
+    with anyio.fail_after(10), pytest.raises(ValueError, match="of a middleware"):
+        await guarded(App(), judge({b"x": CLOSE}))(websocket_scope(), server.receive, send)
 
 
 async def test_an_agents_close_that_finds_the_client_gone_is_no_error(judge: type[Judge]) -> None:

@@ -203,7 +203,6 @@ async def test_is_a_transport() -> None:
     assert (transport.kind, transport.remote, transport.events) == ("http", True, None)
     assert transport.carries == frozenset(EventType)
     assert transport.may_suspend(EventType.CONFIGURE)
-    transport.bind(100)
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack", Encoding.JSON, Encoding.MSGPACK])
@@ -485,7 +484,6 @@ async def test_concurrent_calls_do_not_wait_for_each_other() -> None:
 
     async with raw_agent(behave) as agent:
         transport = HttpTransport(agent.url)
-        transport.bind(1)
         async with anyio.create_task_group() as group:
             for _ in range(5):
                 group.start_soon(transport.call, CHUNK)
