@@ -1,14 +1,12 @@
 """Requests that are cancelled, wherever they are: nothing is taken, nothing is left, and the next one works."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import pytest
 import trio
-from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 from starlette.types import Receive, Scope, Send
 
@@ -398,35 +396,26 @@ async def test_a_cancelled_guardrail_inspection_leaves_nothing_behind() -> None:
     assert_nothing_left(middleware.manager)
 
 
-async def _by_timeout(call: Callable[[], Awaitable[Any]], tasks: TaskGroup) -> None:
-    with anyio.move_on_after(0.01):
-        await call()
-
-
-async def _by_scope(call: Callable[[], Awaitable[Any]], tasks: TaskGroup) -> None:
-    async def run() -> None:
-        with inner:
-            await call()
-        done.set()
-
-    inner, done = anyio.CancelScope(), anyio.Event()
-    tasks.start_soon(run)
-    await settle()
-    inner.cancel()
-    await done.wait()
-
-
-@pytest.mark.parametrize("cancel", [_by_timeout, _by_scope], ids=["timeout", "scope"])
-async def test_a_cancelled_request_ends_the_task_that_judges_beside_it(
-    cancel: Callable[[Callable[[], Awaitable[Any]], TaskGroup], Awaitable[None]],
-) -> None:
+@pytest.mark.parametrize("expires", [True, False], ids=["deadline", "cancel"])
+async def test_a_cancelled_request_ends_the_task_that_judges_beside_it(expires: bool) -> None:
     first = _FirstHeld()
     middleware = AgentMiddleware(
         _app(), agents=[AgentConfig("a", SlowProbe(request_body=first), request_body_mode=STREAM)]
     )
-    client = _client()
+    client, scope = _client(), anyio.CancelScope()
+
+    async def serve() -> None:
+        with scope:
+            await client.call(middleware)
+
     async with anyio.create_task_group() as tasks:
-        await cancel(lambda: client.call(middleware), tasks)
+        tasks.start_soon(serve)
+        await first.held.reached.wait()
+        if expires:
+            scope.deadline = anyio.current_time()
+        else:
+            scope.cancel()
+    assert scope.cancelled_caught
     assert first.held.cancelled == 1
     assert client.messages == []
     await _assert_the_next_one_works(middleware)

@@ -77,18 +77,21 @@ class Fault:
     reaction: Callable[[], Reaction]
     agent: type[Probe] = SlowProbe
     retry_after: bytes | None = None
+    timeout: float = 5.0
 
 
 FAULTS = {
     "breaker open": Fault(
         FailureKind.BREAKER_OPEN, 503, "Service unavailable", True, lambda: AgentResponse.allow(), retry_after=b"20"
     ),
-    "no permit": Fault(FailureKind.QUEUE_TIMEOUT, 503, "Service unavailable", False, lambda: AgentResponse.allow()),
+    "no permit": Fault(
+        FailureKind.QUEUE_TIMEOUT, 503, "Service unavailable", False, lambda: AgentResponse.allow(), timeout=0.01
+    ),
     "raised": Fault(FailureKind.ERROR, 503, "Agent unavailable", True, lambda: _raise),
     "raised at once": Fault(FailureKind.ERROR, 503, "Agent unavailable", True, lambda: _raise, Probe),
     "bad answer": Fault(FailureKind.ERROR, 503, "Agent unavailable", True, lambda: _bad_answer),
     "forbidden header": Fault(FailureKind.ERROR, 503, "Agent unavailable", True, lambda: _forbidden_header, Probe),
-    "no answer": Fault(FailureKind.TIMEOUT, 504, "Gateway timeout", True, Held),
+    "no answer": Fault(FailureKind.TIMEOUT, 504, "Gateway timeout", True, Held, timeout=0.01),
 }
 
 
@@ -121,8 +124,8 @@ def _arrange(phase: Phase, fault: Fault, mode: FailureMode, via: str, other: Rea
                 "a",
                 fault.agent(**{phase.event: fault.reaction()}),
                 failure_mode=mode if via == "agent" else opposite,
-                timeout=0.01,
-                chunk_timeout=0.01,
+                timeout=fault.timeout,
+                chunk_timeout=fault.timeout,
                 max_concurrent_calls=1,
                 circuit_breaker=CircuitBreakerConfig(failure_threshold=1, reset_timeout=30.0),
                 **phase.options,
@@ -269,8 +272,8 @@ async def test_a_shadow_agent_that_fails_stops_nothing(phase: Phase, fault: Faul
             "a",
             fault.agent(**{phase.event: fault.reaction()}),
             enforce=False,
-            timeout=0.01,
-            chunk_timeout=0.01,
+            timeout=fault.timeout,
+            chunk_timeout=fault.timeout,
             **phase.options,
         ),
     )

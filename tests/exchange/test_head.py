@@ -136,7 +136,9 @@ async def test_the_end_is_told_to_everyone_even_when_one_denies_and_one_fails() 
         SlowProbe(complete=Held()),
         Probe(complete=None),
     ]
-    manager = AgentManager(AgentConfig(f"a{i}", agent, timeout=0.01) for i, agent in enumerate(agents))
+    manager = AgentManager(
+        AgentConfig(f"a{i}", agent, timeout=0.01 if i == 2 else 5.0) for i, agent in enumerate(agents)
+    )
     context = AgentContext(manager, manager.lineup(None), "id", None)
     event = RequestCompleteEvent(
         correlation_id="id",

@@ -118,8 +118,7 @@ async def test_a_sane_request_id_names_the_connection(given: bytes) -> None:
 
 
 async def test_connections_at_the_same_time_never_share_a_correlation_id() -> None:
-    """Agents keep their state, and stream transports match answers, by correlation id: a client must not be able to make
-    two of its connections look like one."""
+    """Agents keep their state by it, and transports may match answers by it."""
     held = Held()
     agent = SlowProbe(request_headers=held)
     middleware = guarded(App(), AgentConfig("a", agent))
