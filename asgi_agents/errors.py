@@ -26,18 +26,6 @@ class AgentProtocolError(AgentError):
     """The agent answered with something that the protocol does not allow. The message names the field at fault."""
 
 
-class CircuitOpenError(AgentError):
-    """The agent's circuit breaker let no call through."""
-
-
-class QueueTimeoutError(AgentError):
-    """No permit of the agent's concurrency limit came free within the deadline."""
-
-
-class AgentTimeoutError(AgentError):
-    """The agent did not answer within the deadline."""
-
-
 class UnknownAgentError(AgentsError, LookupError):
     """No agent has that id."""
 

@@ -1,6 +1,8 @@
 """One agent behind its concurrency limit, circuit breaker and deadline."""
 
+import asyncio
 import logging
+import math
 import time
 import traceback
 import types
@@ -13,7 +15,7 @@ from anyio import CancelScope
 from .breaker import BreakerState, CircuitBreaker
 from .config import AgentConfig, FailureMode
 from .decision import Failure, FailureKind, Verdict
-from .errors import AgentError, AgentTimeoutError, CircuitOpenError, QueueTimeoutError
+from .errors import AgentError
 from .limiter import Limiter
 from .metrics import AgentMetrics, Tally
 from .protocol import (
@@ -40,6 +42,7 @@ _MAX_CONFIGURE_BACKOFF = 30.0
 # Seconds an agent may take to digest its configuration, if its own timeout is shorter.
 _CONFIGURE_TIMEOUT = 10.0
 _MAX_FAULT_LENGTH = 300
+_ACKNOWLEDGED = frozenset({EventType.CONFIGURE, EventType.REQUEST_COMPLETE})
 
 
 class Guard:
@@ -127,14 +130,14 @@ class Guard:
 
         Of concurrent calls one asks, the others wait for it.
         """
-        if self._configured:
-            return
-        if self._configuring is not None:
-            await self._configuring.wait()
-        elif self._clock() >= self._configure_after:
-            await self._configure()
-        if not self._configured:
-            raise AgentError(f"not configured: {self._configure_error}")
+        while not self._configured:
+            if self._configuring is not None:
+                # Should the one that asks be cancelled, the next takes over.
+                await self._configuring.wait()
+            elif self._clock() >= self._configure_after:
+                await self._configure()
+            if self._clock() < self._configure_after and not self._configured:
+                raise AgentError(f"not configured: {self._configure_error}")
 
     @property
     def configure_delay(self) -> float:
@@ -163,8 +166,9 @@ class Guard:
             finally:
                 self._limiter.release()
         except Exception as exc:
-            failure = self._explain(event_type, exc)
-            return self._failed(event_type, failure_mode, time.monotonic() - started, failure), ALLOW
+            return self._failed(
+                event_type, failure_mode, time.monotonic() - started, self._explain(event_type, exc)
+            ), ALLOW
         if self._failing:
             self._failing = False
             logger.info("agent %r answers again", self.config.id)
@@ -183,27 +187,36 @@ class Guard:
     async def _queue(self, timeout: float) -> None:
         if self.breaker is not None and self.breaker.would_refuse:
             # Don't make anyone wait for a permit only to be turned away.
-            raise CircuitOpenError("its circuit breaker is open")
+            raise self._breaker_refusal()
         with CancelScope(deadline=anyio.current_time() + timeout) as scope:
             await self._limiter.acquire()
         if scope.cancelled_caught:
-            raise QueueTimeoutError(
-                f"none of its {self._limiter.limit} concurrent calls ended within the deadline of {timeout:g} s"
+            raise _NoVerdict(
+                FailureKind.QUEUE_TIMEOUT,
+                f"none of its {self._limiter.limit} concurrent calls ended within the deadline of {timeout:g} s",
             )
 
     async def _guarded(self, event: Event, timeout: float, started: float) -> AgentResponse | GuardrailResponse:
         if not self._configured:
-            await self._within(self.configure(), timeout, started)
+            try:
+                await self._within(self.configure(), timeout, started)
+            except _NoVerdict as exc:
+                self._not_configured(self._explain(EventType.CONFIGURE, exc))
+                raise
         breaker = self.breaker
         if breaker is None:
             return await self._answer(event, timeout, started)
         generation = breaker.acquire()
         if generation is None:
-            raise CircuitOpenError("its circuit breaker is open")
+            raise self._breaker_refusal()
         try:
             answer = await self._answer(event, timeout, started)
         except Exception:
-            breaker.failure(generation)
+            if anyio.current_effective_deadline() == -math.inf:
+                # It failed because the call was given up.
+                breaker.release(generation)
+            else:
+                breaker.failure(generation)
             raise
         except BaseException:
             breaker.release(generation)
@@ -211,19 +224,29 @@ class Guard:
         breaker.success(generation)
         return answer
 
+    def _breaker_refusal(self) -> "_NoVerdict":
+        assert self.breaker is not None
+        return _NoVerdict(FailureKind.BREAKER_OPEN, "its circuit breaker is open", self.breaker.retry_after)
+
     async def _answer(self, event: Event, timeout: float, started: float) -> AgentResponse | GuardrailResponse:
         answer = await self._deliver(event, timeout, started)
         if isinstance(answer, GuardrailResponse) and event.event_type is EventType.GUARDRAIL_INSPECT:
             return answer
-        return self._checked(answer)
+        return self._checked(event.event_type, answer)
 
     async def _deliver(self, event: Event, timeout: float, started: float) -> Answer | None:
-        if self._transport.may_suspend(event.event_type):
-            return await self._within(self._transport.call(event), timeout, started)
-        return await self._transport.call(event)
+        try:
+            if self._transport.may_suspend(event.event_type):
+                return await self._within(self._transport.call(event), timeout, started)
+            return await self._transport.call(event)
+        except asyncio.CancelledError as exc:
+            if _was_asked_for():
+                raise
+            # Its own, from a task or future of the agent's that was cancelled: a failure like any other.
+            raise AgentError("raised CancelledError, though nobody has cancelled it") from exc
 
-    def _checked(self, answer: Answer | None) -> AgentResponse:
-        if isinstance(answer, Acknowledgement):
+    def _checked(self, event_type: EventType, answer: Answer | None) -> AgentResponse:
+        if isinstance(answer, Acknowledgement) and event_type in _ACKNOWLEDGED:
             if not answer.success:
                 raise AgentError(f"refused: {answer.error or 'no reason given'}")
             return ALLOW
@@ -233,9 +256,15 @@ class Guard:
 
     async def _within(self, call: Coroutine[Any, Any, T], timeout: float, started: float) -> T:
         """Await ``call`` under what is left of the deadline."""
+        expired = _NoVerdict(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
         with CancelScope() as scope:
-            return await _arm_when_suspended(call, scope, started + timeout)
-        raise AgentTimeoutError(f"no answer within the deadline of {timeout:g} s")
+            try:
+                return await _arm_when_suspended(call, scope, started + timeout)
+            except Exception as exc:
+                if scope.cancel_called:
+                    raise expired from exc
+                raise
+        raise expired
 
     async def _configure(self) -> None:
         self._configuring = anyio.Event()
@@ -243,15 +272,10 @@ class Guard:
         event = ConfigureEvent(agent_id=self.config.id, config=self.config.config)
         try:
             answer = await self._deliver(event, max(self.config.timeout, _CONFIGURE_TIMEOUT), started)
-            if not self._checked(answer).is_allow:
+            if not self._checked(event.event_type, answer).is_allow:
                 raise AgentError("refused its configuration")
         except Exception as exc:
-            failure = self._explain(EventType.CONFIGURE, exc)
-            if self._configure_error != failure.message:
-                logger.warning("%s; it is treated by its failure mode and asked again", failure.message)
-            self._configure_error = failure.message
-            self._configure_backoff = min(_MAX_CONFIGURE_BACKOFF, max(0.1, self._configure_backoff * 2))
-            self._configure_after = self._clock() + self._configure_backoff
+            self._not_configured(self._explain(EventType.CONFIGURE, exc))
         else:
             if self._configure_error:
                 logger.info("agent %r has taken its configuration", self.config.id)
@@ -261,15 +285,17 @@ class Guard:
             self._configuring.set()
             self._configuring = None
 
+    def _not_configured(self, failure: Failure) -> None:
+        if self._configure_error != failure.message:
+            logger.warning("%s; it is treated by its failure mode and asked again", failure.message)
+        self._configure_error = failure.message
+        self._configure_backoff = min(_MAX_CONFIGURE_BACKOFF, max(0.1, self._configure_backoff * 2))
+        self._configure_after = self._clock() + self._configure_backoff
+
     def _explain(self, event_type: EventType, exc: Exception) -> Failure:
         match exc:
-            case CircuitOpenError():
-                assert self.breaker is not None
-                return Failure(FailureKind.BREAKER_OPEN, self._describe(event_type, str(exc)), self.breaker.retry_after)
-            case QueueTimeoutError():
-                return Failure(FailureKind.QUEUE_TIMEOUT, self._describe(event_type, str(exc)))
-            case AgentTimeoutError():
-                return Failure(FailureKind.TIMEOUT, self._describe(event_type, str(exc)))
+            case _NoVerdict():
+                return Failure(exc.kind, self._describe(event_type, str(exc)), exc.retry_after)
             case AgentError():
                 return Failure(FailureKind.ERROR, self._describe(event_type, str(exc)))
             case _:
@@ -302,6 +328,23 @@ class Guard:
     def _breaker_changed(self, old: BreakerState, new: BreakerState) -> None:
         level = logging.WARNING if new is BreakerState.OPEN else logging.INFO
         logger.log(level, "agent %r: circuit breaker %s -> %s", self.config.id, old.value, new.value)
+
+
+class _NoVerdict(Exception):  # noqa: N818 - it says what there is not
+    """The guard's own reasons for a failure; nothing that an agent could raise."""
+
+    def __init__(self, kind: FailureKind, fault: str, retry_after: float | None = None) -> None:
+        super().__init__(fault)
+        self.kind = kind
+        self.retry_after = retry_after
+
+
+def _was_asked_for() -> bool:
+    """Whether asyncio's CancelledError that is under way comes from outside the call."""
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 @types.coroutine

@@ -48,6 +48,8 @@ class AgentManager:
         self._guards: dict[str, Guard] = {}
         self._lineups: dict[tuple[AgentReference, ...] | None, Lineup] = {}
         self._retired: list[Lineup] = []
+        #: Ids of the connections that are open now, among all who share this manager.
+        self.live_correlation_ids: set[str] = set()
         self._users = 0
         self._contexts: list[AbstractAsyncContextManager[Callable[[], Awaitable[None]]]] = []
         if not isinstance(agents, Iterable):

@@ -94,7 +94,10 @@ class AgentMiddleware:
         lineup = self.manager.lineup(references, missing_ok=True)
         if not lineup.agents:
             return await self.app(scope, receive, send)
-        context = AgentContext(self.manager, lineup, correlation_id(scope), route)
+        live = self.manager.live_correlation_ids
+        correlation = correlation_id(scope, live)
+        live.add(correlation)
+        context = AgentContext(self.manager, lineup, correlation, route)
         state = scope.setdefault("state", {})
         outer = state.get("agents")
         state["agents"] = context
@@ -105,6 +108,7 @@ class AgentMiddleware:
             return await exchange(context, scope, receive, send, self._render_challenge).run(self.app)
         finally:
             lineup.connections -= 1
+            live.discard(correlation)
             if outer is not None:
                 # A middleware around this one has agents of its own.
                 state["agents"] = outer

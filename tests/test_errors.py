@@ -11,12 +11,9 @@ from asgi_agents.errors import (
     AgentError,
     AgentProtocolError,
     AgentsError,
-    AgentTimeoutError,
-    CircuitOpenError,
     ClosedByAgent,
     ConfigurationError,
     GuardrailUnavailableError,
-    QueueTimeoutError,
     ResponseAborted,
     UnknownAgentError,
     caused_by_closing,
@@ -40,10 +37,7 @@ def test_every_exception_is_public_and_has_the_one_base() -> None:
     [
         AgentConnectionError,
         AgentProtocolError,
-        AgentTimeoutError,
-        CircuitOpenError,
         GuardrailUnavailableError,
-        QueueTimeoutError,
     ],
 )
 def test_what_goes_wrong_with_an_agent_is_an_agent_error(kind: type[Exception]) -> None:

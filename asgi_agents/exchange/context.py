@@ -21,8 +21,9 @@ from ..protocol import (
 
 # A websocket or event stream may live for days: remember the newest.
 _MAX_VERDICTS = 1000
-# What was said to a handler is the handler's to act on, and what is said at the end changes nothing.
-_NO_SAY = frozenset({EventType.GUARDRAIL_INSPECT, EventType.REQUEST_COMPLETE})
+# What was said to a handler is the handler's to act on, a frame that was dropped is no word on the session, and what is
+# said at the end changes nothing.
+_NO_SAY = frozenset({EventType.GUARDRAIL_INSPECT, EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE})
 
 
 class AgentContext:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -76,10 +76,13 @@ def declares_body(scope: Scope) -> bool:
     )
 
 
-def correlation_id(scope: Scope) -> str:
-    """``x-request-id`` where it is a sane token, else a new UUIDv7."""
+def correlation_id(scope: Scope, taken: Container[str] = ()) -> str:
+    """``x-request-id`` where it is a sane token that no connection has ``taken``, else a new UUIDv7.
+
+    Agents keep state under this id: a client that could choose another's would reach into it.
+    """
     given = header(headers_of(scope), b"x-request-id")
-    if given is not None and len(given) <= _MAX_CORRELATION_ID_LENGTH and TOKEN.match(given):
+    if given is not None and len(given) <= _MAX_CORRELATION_ID_LENGTH and TOKEN.match(given) and given not in taken:
         return given
     return new_id()
 
