@@ -74,6 +74,11 @@ class Guard:
         return f"<Guard {self.config.id!r}>"
 
     @property
+    def busy(self) -> bool:
+        """Whether calls are under way or waiting."""
+        return self._limiter.taken > 0
+
+    @property
     def configured(self) -> bool:
         """Whether the agent has taken its configuration, or needs none."""
         return self._configured
@@ -177,7 +182,7 @@ class Guard:
             event_type,
             answer if isinstance(answer, AgentResponse) else ALLOW,
             None,
-            failure_mode is FailureMode.CLOSED,
+            failure_mode != FailureMode.OPEN,
             self.config.enforce,
             time.monotonic() - started,
         )
@@ -244,6 +249,12 @@ class Guard:
                 raise
             # Its own, from a task or future of the agent's that was cancelled: a failure like any other.
             raise AgentError("raised CancelledError, though nobody has cancelled it") from exc
+        except BaseExceptionGroup as group:
+            # Cancelled, and failed over it in a task group: what counts is that it was cancelled.
+            cancelled, rest = group.split(anyio.get_cancelled_exc_class())
+            if cancelled is None or not isinstance(rest, Exception | None):
+                raise
+            raise _first_leaf(cancelled) from group
 
     def _checked(self, event_type: EventType, answer: Answer | None) -> AgentResponse:
         if isinstance(answer, Acknowledgement) and event_type in _ACKNOWLEDGED:
@@ -260,7 +271,7 @@ class Guard:
         with CancelScope() as scope:
             try:
                 return await _arm_when_suspended(call, scope, started + timeout)
-            except Exception as exc:
+            except (Exception, BaseExceptionGroup) as exc:
                 if scope.cancel_called:
                     raise expired from exc
                 raise
@@ -315,7 +326,7 @@ class Guard:
             event_type,
             None,
             failure,
-            failure_mode is FailureMode.CLOSED,
+            failure_mode != FailureMode.OPEN,
             self.config.enforce,
             duration,
         )
@@ -337,6 +348,12 @@ class _NoVerdict(Exception):  # noqa: N818 - it says what there is not
         super().__init__(fault)
         self.kind = kind
         self.retry_after = retry_after
+
+
+def _first_leaf(exc: BaseException) -> BaseException:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
 
 
 def _was_asked_for() -> bool:
@@ -392,6 +409,8 @@ def _guardrail_from(response: AgentResponse) -> GuardrailResponse:
 
 
 def _origin(exc: Exception) -> str:
-    """Where an exception was raised, as ``file.py:12``."""
-    frames = traceback.extract_tb(exc.__traceback__)
-    return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "an unknown place"
+    """Where an exception was raised, as ``file.py:12``. Reads no source, which would block the event loop."""
+    place = "an unknown place"
+    for frame, line in traceback.walk_tb(exc.__traceback__):
+        place = f"{frame.f_code.co_filename.rpartition('/')[2]}:{line}"
+    return place

@@ -77,9 +77,20 @@ async def consult(
         async with anyio.create_task_group() as tasks:
 
             async def ask(index: int) -> None:
-                verdicts[index] = await agents[index].hear(event, chunk=chunk)
-                if not everyone and is_settled(verdicts, final=final):
+                verdict = await agents[index].hear(event, chunk=chunk)
+                if tasks.cancel_scope.cancel_called:
+                    return  # it failed over its own cancellation
+                verdicts[index] = verdict
+                if not everyone and is_settled(awaited(), final=final):
                     tasks.cancel_scope.cancel()
+
+            def awaited() -> list[Verdict | None]:
+                """Without the shadow agents that have not answered: no denial has to wait for them."""
+                return [
+                    verdict
+                    for verdict, agent in zip(verdicts, agents, strict=True)
+                    if verdict is not None or agent.guard.config.enforce
+                ]
 
             for index in waiting[1:]:
                 tasks.start_soon(ask, index)

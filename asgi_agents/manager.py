@@ -46,12 +46,13 @@ class AgentManager:
     def __init__(self, agents: Iterable[AgentConfig] = (), *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._guards: dict[str, Guard] = {}
-        self._lineups: dict[tuple[AgentReference, ...] | None, Lineup] = {}
+        self._lineups: dict[tuple[tuple[AgentReference, ...] | None, bool], Lineup] = {}
         self._retired: list[Lineup] = []
         #: Ids of the connections that are open now, among all who share this manager.
         self.live_correlation_ids: set[str] = set()
         self._users = 0
-        self._contexts: list[AbstractAsyncContextManager[Callable[[], Awaitable[None]]]] = []
+        self._watchers: list[Callable[[Guard], None]] = []
+        self._contexts: dict[int, list[AbstractAsyncContextManager[Callable[[], Awaitable[None]]]]] = {}
         if not isinstance(agents, Iterable):
             raise ConfigurationError(f"AgentManager: agents={agents!r}, expected a list of AgentConfig")
         for config in agents:
@@ -93,10 +94,10 @@ class AgentManager:
 
     def lineup(self, agents: Iterable[AgentReference] | None, *, missing_ok: bool = False) -> Lineup:
         """Resolve ``agents``; ``missing_ok`` leaves out those that were removed."""
-        key = None if agents is None else tuple(agents)
-        lineup = self._lineups.get(key)
+        references = None if agents is None else tuple(agents)
+        lineup = self._lineups.get((references, missing_ok))
         if lineup is None:
-            lineup = self._lineups[key] = self._resolve(key, missing_ok)
+            lineup = self._lineups[references, missing_ok] = self._resolve(references, missing_ok)
         return lineup
 
     # Events
@@ -166,7 +167,7 @@ class AgentManager:
         guard = self.guard(agent_id)
         if EventType.GUARDRAIL_INSPECT not in guard.config.hears:
             raise UnknownAgentError(f"agent {agent_id!r} does not hear {EventType.GUARDRAIL_INSPECT.value}")
-        verdict, response = await guard.inspect(event, failure_mode or guard.config.failure_mode)
+        verdict, response = await guard.inspect(event, FailureMode(failure_mode or guard.config.failure_mode))
         if verdict.failure is not None or not verdict.enforced:
             return verdict, GuardrailResponse(detected=False)
         return verdict, response
@@ -190,9 +191,16 @@ class AgentManager:
 
     async def shutdown(self) -> None:
         """Close the connections that belong to the running event loop. The manager can be used again afterwards."""
-        for guard in self._guards.values():
-            await guard.aclose()
+        error: Exception | None = None
+        for guard in tuple(self._guards.values()):
+            try:
+                await guard.aclose()
+            except Exception as exc:
+                # The others are to be closed all the same.
+                error = error or exc
             guard.forget()
+        if error is not None:
+            raise error
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
@@ -202,11 +210,13 @@ class AgentManager:
         """
         self._users += 1
         left = False
+        retrying = anyio.CancelScope()
 
         async def leave() -> None:
             nonlocal left
             if not left:
                 left = True
+                retrying.cancel()
                 self._users -= 1
                 if self._users == 0:
                     with anyio.CancelScope(shield=True):
@@ -216,7 +226,7 @@ class AgentManager:
         try:
             await self.initialize()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._keep_configuring)
+                tasks.start_soon(self._keep_configuring, retrying)
                 try:
                     yield leave
                 except Exception as exc:
@@ -232,13 +242,18 @@ class AgentManager:
     async def __aenter__(self) -> Self:
         context = self.running()
         await context.__aenter__()
-        self._contexts.append(context)
+        self._contexts.setdefault(anyio.get_current_task().id, []).append(context)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return await self._contexts.pop().__aexit__(kind, exc, traceback)
+        # Users may leave in any order, but each in the task that it came in.
+        task = anyio.get_current_task().id
+        context = self._contexts[task].pop()
+        if not self._contexts[task]:
+            del self._contexts[task]
+        return await context.__aexit__(kind, exc, traceback)
 
     # Change while serving
 
@@ -248,22 +263,29 @@ class AgentManager:
             raise ConfigurationError(
                 f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
             )
-        guard = Guard(config, clock=self._clock)
-        await _try_to_configure(guard)
-        self._guards[config.id] = guard
+        guard = self._guards[config.id] = Guard(config, clock=self._clock)
         self._retire_lineups()
+        await _try_to_configure(guard)
+        self._watch(guard)
 
     async def replace_agent(self, config: AgentConfig, *, drain_timeout: float = 30.0) -> None:
-        """Put a new agent in the place of the one with the same id.
+        """Put a new agent in the place of the one with the same id, once it is configured.
 
         Connections that are open keep the old one, which is closed when the last of them ends, or after
-        ``drain_timeout`` seconds. Returns then.
+        ``drain_timeout`` seconds. Returns then. Raises :class:`UnknownAgentError`, also when the old one is removed
+        meanwhile.
         """
-        old = self.guard(config.id)
+        self.guard(config.id)
         new = Guard(config, clock=self._clock)
         await _try_to_configure(new)
+        try:
+            old = self.guard(config.id)
+        except UnknownAgentError:
+            await new.aclose()
+            raise
         self._guards[config.id] = new
         self._retire_lineups()
+        self._watch(new)
         await self._drain(old, drain_timeout)
 
     async def remove_agent(self, agent_id: str, *, drain_timeout: float = 30.0) -> None:
@@ -287,14 +309,14 @@ class AgentManager:
     ) -> AgentDecision:
         verdicts: list[Verdict] = []
         for group in chain(self.lineup(agents).hearing(event.event_type)):
-            asked = []
-            for agent in group:
-                refusal = None if chunk else check_body_size(agent, event.event_type, len(event.data))
-                if refusal is None:
-                    asked.append(agent)
-                else:
-                    verdicts.append(refusal)
-            verdicts += await consult(asked, event, chunk=chunk, final=event.is_last)
+            refusals = (
+                {} if chunk else {agent: check_body_size(agent, event.event_type, len(event.data)) for agent in group}
+            )
+            asked = [agent for agent in group if refusals.get(agent) is None]
+            answers = await consult(asked, event, chunk=chunk, final=event.is_last)
+            refused = [verdict for verdict in refusals.values() if verdict is not None]
+            order = [agent.guard.config.id for agent in group]
+            verdicts += sorted((*refused, *answers), key=lambda verdict: order.index(verdict.agent_id))
             decision = merge(verdicts, final=event.is_last)
             if not decision.is_allow:
                 return decision
@@ -303,13 +325,32 @@ class AgentManager:
                 event = replace(event, data=mutation.data)
         return merge(verdicts, final=event.is_last)
 
-    async def _keep_configuring(self) -> None:
-        while True:
-            pending = [guard for guard in self._guards.values() if not guard.configured]
-            for guard in pending:
+    async def _keep_configuring(self, scope: anyio.CancelScope) -> None:
+        """Ask the agents that are down again and again, each in its own time, until ``scope`` is cancelled."""
+
+        async def retry(guard: Guard) -> None:
+            while not guard.configured and self._guards.get(guard.config.id) is guard:
+                await anyio.sleep(guard.configure_delay)
                 await _try_to_configure(guard)
-            delays = [guard.configure_delay for guard in pending if not guard.configured]
-            await anyio.sleep(max(0.05, min(delays, default=1.0)))
+
+        with scope:
+            async with anyio.create_task_group() as tasks:
+
+                def watch(guard: Guard) -> None:
+                    if not guard.configured:
+                        tasks.start_soon(retry, guard)
+
+                self._watchers.append(watch)
+                try:
+                    for guard in self._guards.values():
+                        watch(guard)
+                    await anyio.sleep_forever()
+                finally:
+                    self._watchers.remove(watch)
+
+    def _watch(self, guard: Guard) -> None:
+        for watch in self._watchers:
+            watch(guard)
 
     def _resolve(self, references: tuple[AgentReference, ...] | None, missing_ok: bool) -> Lineup:
         if references is None:
@@ -320,7 +361,7 @@ class AgentManager:
             if missing_ok and agent_id not in self._guards:
                 continue
             guard = self.guard(agent_id)
-            agents.append(RouteAgent(guard, failure_mode or guard.config.failure_mode))
+            agents.append(RouteAgent(guard, FailureMode(failure_mode or guard.config.failure_mode)))
         return Lineup(agents)
 
     def _retire_lineups(self) -> None:
@@ -329,7 +370,7 @@ class AgentManager:
 
     async def _drain(self, guard: Guard, timeout: float) -> None:
         with anyio.move_on_after(timeout):
-            while any(  # noqa: ASYNC110 - an event would cost every connection, this only an operator
+            while guard.busy or any(  # noqa: ASYNC110 - an event would cost every connection, this only an operator
                 lineup.connections and any(agent.guard is guard for agent in lineup.agents) for lineup in self._retired
             ):
                 await anyio.sleep(0.02)

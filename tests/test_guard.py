@@ -1,6 +1,7 @@
 import asyncio
 import contextvars
 import itertools
+import linecache
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -100,7 +101,8 @@ def answering(answer: Any) -> Behaviour:
 
 def raising(exc: BaseException) -> Behaviour:
     async def behave() -> Any:
-        raise exc
+        # Without what it gathered the last time.
+        raise exc.with_traceback(None)
 
     return behave
 
@@ -1368,6 +1370,17 @@ async def test_neither_logs_nor_verdicts_have_values_bodies_or_secrets(
 
     assert caplog.records
     assert not any(SECRET in str(vars(record)) for record in caplog.records)
+
+
+async def test_no_file_is_read_to_say_where_a_hook_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It is the event loop that would wait for the disk, each time that an agent fails.
+    touched = []
+    monkeypatch.setattr(linecache, "checkcache", lambda filename=None: touched.append(filename))
+    guard, _ = guarded(raising(ValueError()))
+
+    await guard.call(EVENT, CLOSED)
+
+    assert touched == []
 
 
 async def test_the_place_where_a_hook_raised_is_told_and_not_what_it_raised() -> None:

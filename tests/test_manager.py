@@ -139,7 +139,8 @@ def answering(answer: Any) -> Behaviour:
 
 def raising(exc: BaseException) -> Behaviour:
     async def behave(event: object) -> Any:
-        raise exc
+        # Without what it gathered the last time.
+        raise exc.with_traceback(None)
 
     return behave
 

@@ -606,7 +606,7 @@ def websocket_implementations() -> Iterator[str]:
     for name in ("websockets-sansio", "websockets", "wsproto"):
         with warnings.catch_warnings(), contextlib.suppress(ImportError):
             warnings.simplefilter("ignore")
-            importlib.import_module(WS_PROTOCOLS[name].partition(":")[0])
+            importlib.import_module(str(WS_PROTOCOLS[name]).partition(":")[0])
             yield name
 
 

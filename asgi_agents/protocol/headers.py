@@ -20,7 +20,7 @@ class Headers(Mapping[str, Sequence[str]]):
         self._fields: dict[str, tuple[str, ...]] | None = {}
         for name, values in (fields or {}).items():
             if isinstance(values, str):
-                raise TypeError(f"headers: expected a list of values for {name!r}, got one string")
+                raise TypeError(f"headers: {name!r} needs a list of values, got the string {values!r}")
             key = _lower(name)
             self._fields[key] = self._fields.get(key, ()) + tuple(values)
 

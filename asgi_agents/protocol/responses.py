@@ -104,6 +104,10 @@ class AuditMetadata(Struct, frozen=True, kw_only=True):
     custom: Mapping[str, Any] = {}
 
     def __post_init__(self) -> None:
+        for field in ("tags", "rule_ids", "reason_codes"):
+            if isinstance(getattr(self, field), str):
+                # A sequence of strings as well, and never meant as one.
+                raise TypeError(f"{field}: expected a sequence of strings, got the string {getattr(self, field)!r}")
         _freeze(self, "tags", "rule_ids", "reason_codes")
 
 

@@ -1,6 +1,5 @@
 from collections.abc import Sequence
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -84,7 +83,7 @@ def test_no_pair_of_a_raw_list_is_lost(raw: list[tuple[bytes, bytes]]) -> None:
 
     pairs = [(name, value) for name, values in headers.items() for value in values]
 
-    assert sorted(pairs) == sorted((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw)
+    assert sorted(pairs) == sorted((name.lower().decode("latin-1"), value.decode("latin-1")) for name, value in raw)
 
 
 @steady
@@ -174,5 +173,5 @@ def test_only_headers_are_an_extension_of_the_decoding() -> None:
     assert decode_extension(Headers, {"X": ["1"]}) == Headers({"x": ["1"]})
     with pytest.raises(NotImplementedError, match="complex"):
         decode_extension(complex, {})
-    with pytest.raises(msgspec.ValidationError):
+    with pytest.raises(ValueError, match="headers"):
         decode_extension(Headers, {"x": "1"})
