@@ -1099,6 +1099,43 @@ async def test_an_agent_that_hangs_in_configure_times_out_and_is_not_asked_again
     assert is_idle(guard)
 
 
+async def test_a_configuration_that_many_waited_for_in_vain_is_one_attempt() -> None:
+    guard, agent, _ = configurable(hang, timeout=0.02)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(guard.call, EVENT, CLOSED)
+
+    assert len(agent.configurations) == 1
+    assert round(guard.configure_delay, 6) == 0.1, "the more wait for it, the longer nobody asks again"
+
+
+async def test_who_gives_up_waiting_for_a_configuration_does_not_put_off_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ready = anyio.Event()
+    guard, _, _ = configurable(ready.wait, chunk_timeout=0.02)
+    verdicts: list[Verdict] = []
+
+    async def configure() -> None:
+        await guard.configure()
+
+    async def call() -> None:
+        verdicts.append(await guard.call(EVENT, CLOSED))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(configure)
+        await settle()
+        tasks.start_soon(call)
+        impatient = await guard.call(CHUNK, CLOSED, chunk=True)
+        ready.set()
+
+    assert failure_of(impatient)[0] is FailureKind.TIMEOUT
+    assert verdicts[0].response is BLOCK
+    assert guard.configure_delay == 0.0
+    assert not any("configure:" in record.getMessage() for record in caplog.records), "the one that asks has the say"
+
+
 async def test_configuring_on_its_own_has_a_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard_module, "_CONFIGURE_TIMEOUT", 0.02)
     guard, _, _ = configurable(hang, timeout=0.01)
@@ -1206,7 +1243,16 @@ async def test_a_guardrail_answer_in_the_general_shape_is_understood(answer: Any
     assert (await guard.inspect(QUESTION, CLOSED))[1] == response
 
 
-@pytest.mark.parametrize("behave", [raising(ValueError()), answering("no"), answering(Acknowledgement(success=True))])
+@pytest.mark.parametrize(
+    "behave",
+    [
+        raising(ValueError()),
+        answering("no"),
+        answering(Acknowledgement(success=True)),
+        answering(GuardrailResponse(detected=None)),  # type: ignore[arg-type]
+        answering(GuardrailResponse(detected="yes")),  # type: ignore[arg-type]
+    ],
+)
 async def test_a_guardrail_failure_is_a_verdict(behave: Behaviour) -> None:
     guard, _ = guarded(behave)
 

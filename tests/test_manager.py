@@ -681,6 +681,22 @@ async def test_a_cancelled_error_in_one_agent_silences_none_of_the_others(
     assert len(decision.verdicts) == len(behaviours)
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("others", [1, 2])
+async def test_an_agent_whose_task_is_cancelled_from_inside_does_not_let_the_event_pass(others: int) -> None:
+    async def cancel_itself(event: object) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(60)
+
+    manager = AgentManager(agents(block_soon, *[cancel_itself] * others))
+
+    decision = await manager.process_request_headers(REQUEST)
+
+    assert decision.decided_by == "a"
+
+
 async def test_an_agent_that_fails_while_it_is_cancelled_changes_no_decision() -> None:
     async def clean_up_badly() -> None:
         try:
@@ -1258,6 +1274,48 @@ async def test_an_agent_that_is_down_is_asked_again_until_it_is_back(fast: Fast)
     assert [delay for delay in fast.delays if delay != 1.0] == [0.1, 0.2, 0.4, 0.8, 1.6]
 
 
+@pytest.mark.parametrize("change", ["add", "replace"])
+async def test_an_agent_that_is_down_when_it_comes_is_asked_again_until_it_is_back(change: str, fast: Fast) -> None:
+    back = anyio.Event()
+
+    async def refuse_for_a_while(event: object) -> None:
+        if fake(manager, "b").configured < 3:
+            raise AgentConnectionError("refused")
+        back.set()
+
+    new = configured(refuse_for_a_while, id="b")
+    manager = AgentManager([configured()] if change == "add" else [configured(), configured(id="b")], clock=fast.clock)
+
+    with anyio.fail_after(10):
+        async with manager:
+            if change == "add":
+                await manager.add_agent(new)
+            else:
+                first: Any = new.reach
+                first.configure = raising(AgentConnectionError("refused"))
+                await manager.replace_agent(new)
+                first.configure = refuse_for_a_while
+            assert not manager.guard("b").configured
+            await back.wait()
+            await settle()
+            assert manager.guard("b").configured
+
+
+async def test_an_agent_that_is_down_and_removed_is_not_asked_again(fast: Fast) -> None:
+    down = configured(raising(AgentConnectionError("refused")))
+    manager = AgentManager([down], clock=fast.clock)
+
+    async with manager:
+        await settle()
+        gone = fake(manager, "a")
+        await manager.remove_agent("a")
+        await settle()
+        asked = gone.configured
+        await settle()
+
+    assert gone.configured == asked
+
+
 async def test_an_agent_that_is_down_at_startup_is_treated_by_its_failure_mode_meanwhile() -> None:
     manager = AgentManager([configured(raising(AgentConnectionError("refused")))])
 
@@ -1511,6 +1569,29 @@ async def test_a_question_that_is_under_way_is_answered_by_the_old_agent_before_
     assert busy.transport.closed == 1
 
 
+async def test_an_agent_further_down_the_chain_is_not_closed_before_its_turn() -> None:
+    busy, later = Busy(), Busy(BLOCK)
+    later.go.set()
+    manager = AgentManager(
+        [config("a", busy.transport, body_access="write"), config("b", later.transport, body_access="write")]
+    )
+    decisions: list[AgentDecision] = []
+
+    async def process() -> None:
+        decisions.append(await manager.process_request_body(body(b"x")))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(process)
+        await settle()
+        tasks.start_soon(manager.remove_agent, "b")
+        await settle()
+        busy.go.set()
+
+    assert decisions[0].decided_by == "b"
+    assert not later.closed_while_at_work
+    assert later.transport.closed == 1
+
+
 @pytest.mark.parametrize("change", ["replace", "remove"])
 async def test_an_old_agent_is_closed_when_the_last_connection_that_knows_it_ends(change: str) -> None:
     manager = AgentManager(agents(answering(BLOCK), answering(None)))
@@ -1589,6 +1670,33 @@ async def test_agents_may_come_and_go_while_the_manager_shuts_down() -> None:
         await manager.remove_agent("c")
 
     assert fake(manager, "b").closed == 1
+
+
+async def test_agents_may_come_and_go_while_the_manager_starts() -> None:
+    clock = Clock()
+    asked_again = anyio.Event()
+
+    async def refuse_at_first(event: object) -> None:
+        if fake(manager, "a").configured == 1:
+            raise AgentConnectionError("refused")
+        asked_again.set()
+        await settle()
+
+    async def take_its_time(event: object) -> None:
+        await settle()
+        clock.now += 1.0
+
+    manager = AgentManager(
+        [configured(refuse_at_first, require_at_startup=True), configured(take_its_time, id="b")], clock=clock
+    )
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(manager.initialize)
+        await asked_again.wait()
+        await manager.add_agent(configured(id="c"))
+
+    assert tuple(manager.agent_ids) == ("a", "b", "c")
+    assert manager.guard("a").configured
 
 
 async def test_no_event_is_lost_while_agents_come_and_go() -> None:

@@ -100,6 +100,7 @@ class _Stage:
         self.provisional: dict[str, Verdict] = {}
         self._context = context
         self._event_type = event_type
+        self._request = event_type is EventType.REQUEST_BODY_CHUNK
         self._mode = mode
         self._agents = agents
         self._length = length
@@ -166,7 +167,7 @@ class _Stage:
     async def _judge(self, data: bytes, last: bool, whole: bool) -> bytes | AgentDecision:
         event = self._event(data, last, whole)
         self._chunk_index += 1
-        verdicts = await consult(self._agents, event, chunk=not whole, final=last)
+        verdicts = await consult(self._agents, event, chunk=self._mode.name != "buffer", final=last)
         self._context.record(verdicts, every=whole)
         decision = merge(verdicts, final=last)
         if not decision.is_allow:
@@ -226,8 +227,7 @@ class _Stage:
         return None
 
     def _limit(self, config: AgentConfig) -> float:
-        request = self._event_type is EventType.REQUEST_BODY_CHUNK
-        limit = config.max_request_body_bytes if request else config.max_response_body_bytes
+        limit = config.max_request_body_bytes if self._request else config.max_response_body_bytes
         if limit is not None:
             return limit
         # Where nothing has to be held there is nothing to bound.
@@ -243,18 +243,23 @@ class _Stage:
     def _withhold(self, data: bytes) -> bytes | AgentDecision:
         self._withheld.append(data)
         self._withheld_size += len(data)
-        if self._withheld_size <= DEFAULT_MAX_BODY_BYTES:
-            return b""
-        # Whoever can't make up its mind within what we are ready to hold is treated as given too much.
-        undecided = [agent for agent in self._agents if agent.guard.config.id in self.provisional]
-        for agent in undecided:
-            verdict = body_too_large(agent, self._event_type, DEFAULT_MAX_BODY_BYTES)
+        # Whoever can't make up its mind within what it may be given is treated as given too much.
+        for agent in [agent for agent in self._agents if agent.guard.config.id in self.provisional]:
+            limit = int(min(self._limit(agent.guard.config), self._patience(agent.guard.config)))
+            if self._withheld_size <= limit:
+                continue
+            verdict = body_too_large(agent, self._event_type, limit)
             self._context.record((verdict,))
             if verdict.fails_closed:
                 return merge((verdict,))
             self._agents.remove(agent)
-        self.provisional.clear()
-        return self._release(b"")
+            del self.provisional[agent.guard.config.id]
+        return b"" if self.provisional else self._release(b"")
+
+    def _patience(self, config: AgentConfig) -> float:
+        """How many bytes are held for an agent that can't decide: its own limit, if it has one."""
+        limit = config.max_request_body_bytes if self._request else config.max_response_body_bytes
+        return DEFAULT_MAX_BODY_BYTES if limit is None else limit
 
     def _release(self, data: bytes) -> bytes:
         """``data`` behind whatever was kept back before it."""

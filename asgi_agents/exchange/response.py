@@ -190,6 +190,7 @@ class ResponseInspection:
         self._state = _State.HELD
         self._start = message
         self._headers = apply_header_ops(message.get("headers", ()), self._context.response_ops)
+        self._context.response_ops.clear()
         provisional: dict[str, Verdict] = {}
         if self._head_agents:
             event = ResponseHeadersEvent(
@@ -206,7 +207,6 @@ class ResponseInspection:
                 await self.stop(decision)
                 return
             self._headers = apply_header_ops(self._headers, decision.response_headers)
-        self._context.response_ops.clear()
         if self.inspects_bodies and not self._bodiless:
             self._event_stream = (header(self._headers, b"content-type") or "").lower().startswith("text/event-stream")
             self._body = BodyInspection(

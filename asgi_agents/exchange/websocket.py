@@ -51,8 +51,10 @@ class WebSocketExchange:
         self._denial: ResponseInspection | None = None
         self._status = 0
         self._app_called = False
-        self._app_closed = False
+        # One side has closed already: a close of ours would only make the server complain.
+        self._over = False
         self._closed: AgentDecision | None = None
+        self._close_error: Exception | None = None
         self._inbound = Inbound(
             receive,
             screen=self._screen,
@@ -120,6 +122,8 @@ class WebSocketExchange:
             # The session ended as an agent decided; that the app met the end of it is no error.
             if not (self._closed is not None or self._refusal_stopped) or not _met_the_end(exc):
                 raise
+        if self._close_error is not None:
+            raise self._close_error
         if self._denial is not None and self._denial.error is not None:
             raise self._denial.error
         return result
@@ -139,6 +143,7 @@ class WebSocketExchange:
 
     def _screen(self, message: Message) -> bool:
         if message["type"] != "websocket.receive":
+            self._over = self._over or message["type"] == "websocket.disconnect"
             return True
         if self._agents:
             return False
@@ -183,7 +188,7 @@ class WebSocketExchange:
             case "websocket.http.response.start" | "websocket.http.response.body":
                 await self._send_denial(message)
             case "websocket.close":
-                self._app_closed = True
+                self._over = True
                 await self._raw_send(message)
             case _:
                 await self._raw_send(message)
@@ -246,14 +251,18 @@ class WebSocketExchange:
         self._context.decide(decision)
         message = close_message(decision.close)
         self._inbound.end({**message, "type": "websocket.disconnect"})
-        if not self._app_closed:
+        if not self._over:
             assert self._inbound.tasks is not None
             self._inbound.tasks.start_soon(self._send_close, message)
 
     async def _send_close(self, message: Message) -> None:
-        # The client may have been quicker.
-        with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True), suppress(OSError):
-            await self._raw_send(message)
+        try:
+            # The client may have been quicker.
+            with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True), suppress(OSError):
+                await self._raw_send(message)
+        except Exception as exc:
+            # Out of the task group, which would wrap it.
+            self._close_error = exc
 
     async def _complete(self, started: float, error: BaseException | None) -> None:
         event = RequestCompleteEvent(

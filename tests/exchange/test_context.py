@@ -33,7 +33,7 @@ from asgi_agents import (
     UnknownAgentError,
 )
 
-from .asgi import App, Client, Probe, body, guarded, start
+from .asgi import Answer, App, Client, Probe, body, guarded, settle, start
 
 STREAM = BodyMode.STREAM
 
@@ -121,8 +121,15 @@ async def test_only_the_newest_thousand_verdicts_are_kept() -> None:
 @pytest.mark.parametrize("event", ["request_headers", "request_body", "response_headers", "response_body"])
 async def test_audit_of_every_agent_that_answered_is_kept_when_another_denies(event: str, probe: type[Probe]) -> None:
     noting = probe(**{event: AgentResponse.allow(audit=AuditMetadata(tags=["seen"]))})
-    denying = probe(**{event: AgentResponse.block(403, audit=AuditMetadata(rule_ids=["7"], confidence=0.9))})
-    shadow = probe(**{event: AgentResponse.block(403, audit=AuditMetadata(reason_codes=["shadow"]))})
+    denial = AgentResponse.block(403, audit=AuditMetadata(rule_ids=["7"], confidence=0.9))
+
+    async def deny_last(event: Any) -> Answer:
+        await settle()
+        return denial
+
+    denying = probe(**{event: denial if probe is Probe else deny_last})
+    # Nobody waits for a shadow agent that is slow, once the others have decided.
+    shadow = Probe(**{event: AgentResponse.block(403, audit=AuditMetadata(reason_codes=["shadow"]))})
     context = await context_of(
         guarded(
             App(),

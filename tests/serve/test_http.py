@@ -267,7 +267,7 @@ async def test_a_hook_that_raises_is_a_500_without_details(caplog: pytest.LogCap
         (AgentResponse.block(99), "decision.block.status: expected 200 to 599, got 99"),
         (AgentResponse.allow(request_headers=[HeaderOp.set("content-length", "0")]), "'content-length' belongs to"),
         (AgentResponse.allow(audit=AuditMetadata(custom={"when": object()})), "can't encode object"),
-        (AgentResponse.allow(routing_metadata={"a": "\ud800"}), "surrogates not allowed"),
+        (AgentResponse.allow(routing_metadata={"a": "\ud800"}), "lone surrogates"),
     ],
 )
 async def test_an_answer_that_cannot_be_sent_is_a_500(
