@@ -28,7 +28,6 @@ from anyio.lowlevel import checkpoint
 from fastapi import FastAPI, Request, WebSocket
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.base import RequestResponseEndpoint
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route as AppRoute
