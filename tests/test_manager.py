@@ -1288,6 +1288,7 @@ async def test_an_agent_that_is_down_when_it_comes_is_asked_again_until_it_is_ba
 
     with anyio.fail_after(10):
         async with manager:
+            await settle()
             if change == "add":
                 await manager.add_agent(new)
             else:

@@ -241,6 +241,13 @@ async def test_a_guardrail_is_asked_with_all_that_the_handler_says() -> None:
     )
 
 
+async def test_a_guardrail_is_told_nothing_that_the_handler_does_not_say() -> None:
+    agent = Guardrail(lambda event: None)
+    await context_of(guarded(Inspecting(), AgentConfig("a", agent)))
+    (event,) = agent.heard
+    assert (event.model, event.categories, event.metadata, event.route_id) == (None, (), {}, None)
+
+
 async def test_a_kind_of_inspection_that_does_not_exist_is_a_value_error() -> None:
     app = Inspecting(inspection_type="astrology")
     await context_of(guarded(app, AgentConfig("a", Guardrail(lambda event: None))))

@@ -569,6 +569,19 @@ async def test_a_block_after_the_response_is_complete_changes_nothing_for_the_cl
     assert seen == [DISCONNECT]
 
 
+@pytest.mark.parametrize("more", [{}, {"more_body": False}], ids=["by default", "in so many words"])
+async def test_a_block_after_a_file_was_sent_changes_nothing_for_the_client(more: Message, probe: type[Probe]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> Any:
+        await send(start())
+        await send({"type": "http.response.zerocopysend", "file": 3, **more})
+        await receive()
+        return "returned by the app"
+
+    client = Client("POST", body=[b"evil"])
+    assert await client.call(guarded(app, streaming(probe(request_body=DENIED)))) == "returned by the app"
+    assert client.complete
+
+
 async def test_a_block_while_the_last_byte_is_on_its_way_does_not_spoil_it() -> None:
     held, client = Held(DENIED), Client("POST", body=[b"evil"], unfinished=True)
 
@@ -1146,6 +1159,17 @@ async def test_messages_of_a_body_that_nobody_hears_are_handed_on_without_yieldi
 
     await client.call(guarded(app, AgentConfig("a", SlowProbe(complete=None))))
     assert [message["type"] for message in done] == ["http.request", "http.request", "http.disconnect"]
+
+
+async def test_empty_messages_of_a_body_that_has_had_nothing_yet_are_handed_on_without_yielding() -> None:
+    client = Client("POST", body=[b"", b""])
+    done: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        done.extend(_run_without_yielding(receive()) for _ in range(2))
+
+    await client.call(guarded(app, streaming(SlowProbe(request_body=None))))
+    assert [message["more_body"] for message in done] == [True, False]
 
 
 async def test_what_follows_the_body_is_handed_on_without_yielding() -> None:
