@@ -15,7 +15,7 @@ from anyio import CancelScope
 from .breaker import BreakerState, CircuitBreaker
 from .config import AgentConfig, FailureMode
 from .decision import Failure, FailureKind, Verdict
-from .errors import AgentError
+from .errors import AgentError, AgentProtocolError
 from .limiter import Limiter
 from .metrics import AgentMetrics, Tally
 from .protocol import (
@@ -130,19 +130,20 @@ class Guard:
         """The verdict on a body that is too large to show to this agent; it is not called."""
         return self._failed(event_type, failure_mode, 0.0, Failure(kind, self._describe(event_type, fault)))
 
+    def lost(self, event_type: EventType, failure_mode: FailureMode) -> Verdict:
+        """The verdict on a call whose task was cancelled from inside, so that it came to nothing."""
+        fault = self._describe(event_type, "its task was cancelled, though nobody has cancelled it")
+        return self._failed(event_type, failure_mode, 0.0, Failure(FailureKind.ERROR, fault))
+
     async def configure(self) -> None:
         """Hand the agent its configuration, unless it has it; raises :class:`AgentError` when it doesn't take it.
 
         Of concurrent calls one asks, the others wait for it.
         """
-        while not self._configured:
-            if self._configuring is not None:
-                # Should the one that asks be cancelled, the next takes over.
-                await self._configuring.wait()
-            elif self._clock() >= self._configure_after:
-                await self._configure()
-            if self._clock() < self._configure_after and not self._configured:
-                raise AgentError(f"not configured: {self._configure_error}")
+        try:
+            await self._await_configuration(max(self.config.timeout, _CONFIGURE_TIMEOUT), time.monotonic())
+        except _NoVerdict as exc:
+            raise AgentError(f"not configured: {self._configure_error or exc}") from exc
 
     @property
     def configure_delay(self) -> float:
@@ -203,11 +204,7 @@ class Guard:
 
     async def _guarded(self, event: Event, timeout: float, started: float) -> AgentResponse | GuardrailResponse:
         if not self._configured:
-            try:
-                await self._within(self.configure(), timeout, started)
-            except _NoVerdict as exc:
-                self._not_configured(self._explain(EventType.CONFIGURE, exc))
-                raise
+            await self._await_configuration(timeout, started)
         breaker = self.breaker
         if breaker is None:
             return await self._answer(event, timeout, started)
@@ -236,6 +233,8 @@ class Guard:
     async def _answer(self, event: Event, timeout: float, started: float) -> AgentResponse | GuardrailResponse:
         answer = await self._deliver(event, timeout, started)
         if isinstance(answer, GuardrailResponse) and event.event_type is EventType.GUARDRAIL_INSPECT:
+            if type(answer.detected) is not bool:
+                raise AgentProtocolError(f"detected: expected a bool, got {type(answer.detected).__name__}")
             return answer
         return self._checked(event.event_type, answer)
 
@@ -277,16 +276,27 @@ class Guard:
                 raise
         raise expired
 
-    async def _configure(self) -> None:
+    async def _await_configuration(self, timeout: float, started: float) -> None:
+        """Ask the agent to take its configuration, or wait for whoever does, and take over should that be cancelled."""
+        while not self._configured:
+            if self._configuring is not None:
+                await self._within(self._configuring.wait(), timeout, started)
+            elif self._clock() >= self._configure_after:
+                await self._configure(timeout, started)
+            if not self._configured and self._clock() < self._configure_after:
+                raise AgentError(f"not configured: {self._configure_error}")
+
+    async def _configure(self, timeout: float, started: float) -> None:
         self._configuring = anyio.Event()
-        started = time.monotonic()
         event = ConfigureEvent(agent_id=self.config.id, config=self.config.config)
         try:
-            answer = await self._deliver(event, max(self.config.timeout, _CONFIGURE_TIMEOUT), started)
+            answer = await self._deliver(event, timeout, started)
             if not self._checked(event.event_type, answer).is_allow:
                 raise AgentError("refused its configuration")
         except Exception as exc:
             self._not_configured(self._explain(EventType.CONFIGURE, exc))
+            if isinstance(exc, _NoVerdict):
+                raise
         else:
             if self._configure_error:
                 logger.info("agent %r has taken its configuration", self.config.id)

@@ -23,6 +23,10 @@ class RouteAgent(Struct, frozen=True):
         """Show ``event`` to the agent."""
         return await self.guard.call(event, self.failure_mode, chunk=chunk)
 
+    def lost(self, event_type: EventType) -> Verdict:
+        """The verdict on a call that vanished."""
+        return self.guard.lost(event_type, self.failure_mode)
+
 
 class Lineup:
     """The agents of a route, in route order, resolved once for many connections.
@@ -95,6 +99,11 @@ async def consult(
             for index in waiting[1:]:
                 tasks.start_soon(ask, index)
             await ask(waiting[0])
+        if everyone or not is_settled(awaited(), final=final):
+            # A call that ended without a verdict and without an error: its task was cancelled from inside, and the
+            # others with it. Silence is never consent.
+            for index in waiting:
+                verdicts[index] = verdicts[index] or agents[index].lost(event.event_type)
     return [verdict for verdict in verdicts if verdict is not None]
 
 

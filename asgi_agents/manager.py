@@ -1,8 +1,8 @@
 """Which agents hear an event, in parallel or in order, and what comes of it."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -118,7 +118,8 @@ class AgentManager:
         self, event: RequestCompleteEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
         """Tell the agents how a request ended. Nothing depends on the answers."""
-        return merge(await consult(self.lineup(agents).hearing(event.event_type), event, everyone=True))
+        with self._held(agents) as lineup:
+            return merge(await consult(lineup.hearing(event.event_type), event, everyone=True))
 
     async def process_request_body(
         self, event: RequestBodyChunkEvent, agents: Iterable[AgentReference] | None = None
@@ -182,7 +183,7 @@ class AgentManager:
         async with anyio.create_task_group() as tasks:
             for guard in self._guards.values():
                 tasks.start_soon(_try_to_configure, guard)
-        for guard in self._guards.values():
+        for guard in tuple(self._guards.values()):
             if guard.config.require_at_startup:
                 try:
                     await guard.configure()
@@ -302,28 +303,42 @@ class AgentManager:
         event: RequestHeadersEvent | ResponseHeadersEvent | WebSocketFrameEvent,
         agents: Iterable[AgentReference] | None,
     ) -> AgentDecision:
-        return merge(await consult(self.lineup(agents).hearing(event.event_type), event))
+        with self._held(agents) as lineup:
+            return merge(await consult(lineup.hearing(event.event_type), event))
 
     async def _process_along_chain(
         self, event: BodyChunkEvent, agents: Iterable[AgentReference] | None, *, chunk: bool
     ) -> AgentDecision:
-        verdicts: list[Verdict] = []
-        for group in chain(self.lineup(agents).hearing(event.event_type)):
-            refusals = (
-                {} if chunk else {agent: check_body_size(agent, event.event_type, len(event.data)) for agent in group}
-            )
-            asked = [agent for agent in group if refusals.get(agent) is None]
-            answers = await consult(asked, event, chunk=chunk, final=event.is_last)
-            refused = [verdict for verdict in refusals.values() if verdict is not None]
-            order = [agent.guard.config.id for agent in group]
-            verdicts += sorted((*refused, *answers), key=lambda verdict: order.index(verdict.agent_id))
-            decision = merge(verdicts, final=event.is_last)
-            if not decision.is_allow:
-                return decision
-            mutation = decision.mutation(event.event_type)
-            if mutation is not None:
-                event = replace(event, data=mutation.data)
-        return merge(verdicts, final=event.is_last)
+        with self._held(agents) as lineup:
+            verdicts: list[Verdict] = []
+            for group in chain(lineup.hearing(event.event_type)):
+                refusals = (
+                    {}
+                    if chunk
+                    else {agent: check_body_size(agent, event.event_type, len(event.data)) for agent in group}
+                )
+                asked = [agent for agent in group if refusals.get(agent) is None]
+                answers = await consult(asked, event, chunk=chunk, final=event.is_last)
+                refused = [verdict for verdict in refusals.values() if verdict is not None]
+                order = [agent.guard.config.id for agent in group]
+                verdicts += sorted((*refused, *answers), key=lambda verdict: order.index(verdict.agent_id))
+                decision = merge(verdicts, final=event.is_last)
+                if not decision.is_allow:
+                    return decision
+                mutation = decision.mutation(event.event_type)
+                if mutation is not None:
+                    event = replace(event, data=mutation.data)
+            return merge(verdicts, final=event.is_last)
+
+    @contextmanager
+    def _held(self, agents: Iterable[AgentReference] | None) -> Iterator[Lineup]:
+        """The lineup of ``agents``, none of which is closed meanwhile, as for a connection."""
+        lineup = self.lineup(agents)
+        lineup.connections += 1
+        try:
+            yield lineup
+        finally:
+            lineup.connections -= 1
 
     async def _keep_configuring(self, scope: anyio.CancelScope) -> None:
         """Ask the agents that are down again and again, each in its own time, until ``scope`` is cancelled."""

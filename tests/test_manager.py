@@ -555,10 +555,9 @@ async def test_a_denial_waits_for_everyone_before_it() -> None:
 async def test_a_shadow_agent_that_is_slow_holds_no_denial_up() -> None:
     manager = AgentManager([config("shadow", Fake(hang), enforce=False), config("a", Fake(answering(BLOCK)))])
 
-    with anyio.move_on_after(0.05) as scope:
+    with anyio.fail_after(10):
         assert (await manager.process_request_headers(REQUEST)).decided_by == "a"
 
-    assert not scope.cancelled_caught
     assert is_idle(manager)
 
 
@@ -1344,11 +1343,13 @@ async def test_one_agent_that_hangs_keeps_none_of_the_others_from_coming_back(fa
 
     manager = AgentManager([configured(hang_later, id="hung"), configured(come_back)], clock=fast.clock)
 
-    with anyio.move_on_after(0.05) as scope:
+    with anyio.fail_after(10):
         async with manager:
             await back.wait()
+            await settle()
 
-    assert not scope.cancelled_caught
+    assert not manager.guard("hung").configured
+    assert fake(manager, "hung").cancelled == 1
 
 
 async def test_a_required_agent_that_is_down_fails_the_startup() -> None:
