@@ -174,18 +174,18 @@ def failure_block(failure: Failure) -> Block:
     return Block(status, message, headers)
 
 
-def is_settled(verdicts: Sequence[Verdict | None], *, final: bool) -> bool:
-    """Whether agents that have not answered yet (None) can no longer change what is decided.
+def is_denied(verdicts: Iterable[Verdict | None], *, final: bool) -> bool:
+    """Whether it is decided that this must not pass, whatever those say that have not answered yet (None).
 
-    True once an agent denied and every enforced one before it in route order has answered. ``final``: no more is
-    coming, so that provisional answers count.
+    True once an agent has denied and all before it in route order have answered. ``final``: no more is coming, so that
+    provisional answers count.
     """
     for verdict in verdicts:
         if verdict is None:
             return False
         if verdict.denies and (final or not verdict.provisional):
             return True
-    return True
+    return False
 
 
 def merge(verdicts: Iterable[Verdict], *, final: bool = True) -> AgentDecision:

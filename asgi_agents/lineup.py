@@ -6,7 +6,7 @@ import anyio
 from msgspec import Struct
 
 from .config import DEFAULT_MAX_BODY_BYTES, FailureMode
-from .decision import FailureKind, Verdict, is_settled
+from .decision import FailureKind, Verdict, is_denied
 from .guard import Guard
 from .protocol import Event, EventType
 
@@ -78,33 +78,51 @@ async def consult(
     if len(waiting) == 1:
         verdicts[waiting[0]] = await agents[waiting[0]].hear(event, chunk=chunk)
     elif waiting:
-        async with anyio.create_task_group() as tasks:
-
-            async def ask(index: int) -> None:
-                verdict = await agents[index].hear(event, chunk=chunk)
-                if tasks.cancel_scope.cancel_called:
-                    return  # it failed over its own cancellation
-                verdicts[index] = verdict
-                if not everyone and is_settled(awaited(), final=final):
-                    tasks.cancel_scope.cancel()
-
-            def awaited() -> list[Verdict | None]:
-                """Without the shadow agents that have not answered: no denial has to wait for them."""
-                return [
-                    verdict
-                    for verdict, agent in zip(verdicts, agents, strict=True)
-                    if verdict is not None or agent.guard.config.enforce
-                ]
-
-            for index in waiting[1:]:
-                tasks.start_soon(ask, index)
-            await ask(waiting[0])
-        if everyone or not is_settled(awaited(), final=final):
-            # A call that ended without a verdict and without an error: its task was cancelled from inside, and the
-            # others with it. Silence is never consent.
-            for index in waiting:
-                verdicts[index] = verdicts[index] or agents[index].lost(event.event_type)
+        await _ask_at_once(agents, event, waiting, verdicts, chunk=chunk, final=final, everyone=everyone)
     return [verdict for verdict in verdicts if verdict is not None]
+
+
+async def _ask_at_once(
+    agents: Sequence[RouteAgent],
+    event: Event,
+    waiting: Sequence[int],
+    verdicts: list[Verdict | None],
+    *,
+    chunk: bool,
+    final: bool,
+    everyone: bool,
+) -> None:
+    """Fill in the ``verdicts`` of the agents that are ``waiting``, each in a task of its own, until it is denied."""
+
+    def denied() -> bool:
+        # No denial has to wait for a shadow agent before it.
+        return not everyone and is_denied(
+            (
+                verdict
+                for verdict, agent in zip(verdicts, agents, strict=True)
+                if verdict is not None or agent.guard.config.enforce
+            ),
+            final=final,
+        )
+
+    async with anyio.create_task_group() as tasks:
+
+        async def ask(index: int) -> None:
+            verdict = await agents[index].hear(event, chunk=chunk)
+            if tasks.cancel_scope.cancel_called:
+                return  # it failed over its own cancellation
+            verdicts[index] = verdict
+            if denied():
+                tasks.cancel_scope.cancel()
+
+        for index in waiting[1:]:
+            tasks.start_soon(ask, index)
+        await ask(waiting[0])
+    if not denied():
+        # A call can end without verdict and without error, when its task is cancelled from inside, and the others with
+        # it. Silence is never consent.
+        for index in waiting:
+            verdicts[index] = verdicts[index] or agents[index].lost(event.event_type)
 
 
 def chain(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:

@@ -12,7 +12,7 @@ from asgi_agents.decision import (
     FailureKind,
     Verdict,
     failure_block,
-    is_settled,
+    is_denied,
     merge,
 )
 from asgi_agents.protocol import (
@@ -313,28 +313,28 @@ def test_an_allowing_agent_that_needs_more_is_told_of() -> None:
 
 
 def test_a_denial_settles_once_everyone_before_it_has_answered() -> None:
-    assert is_settled([said(ALLOW), said(BLOCK), None], final=True)
-    assert is_settled([failed(), said(BLOCK), None], final=True)
-    assert not is_settled([None, said(BLOCK)], final=True)
-    assert not is_settled([said(ALLOW), None, said(BLOCK)], final=True)
+    assert is_denied([said(ALLOW), said(BLOCK), None], final=True)
+    assert is_denied([failed(), said(BLOCK), None], final=True)
+    assert not is_denied([None, said(BLOCK)], final=True)
+    assert not is_denied([said(ALLOW), None, said(BLOCK)], final=True)
 
 
 def test_a_failure_does_not_settle_because_a_denial_beats_it() -> None:
-    assert not is_settled([failed(), None], final=True)
+    assert not is_denied([failed(), None], final=True)
 
 
 def test_a_provisional_denial_settles_only_where_nothing_more_comes() -> None:
-    assert is_settled([said(PROVISIONAL), None], final=True)
-    assert not is_settled([said(PROVISIONAL), None], final=False)
+    assert is_denied([said(PROVISIONAL), None], final=True)
+    assert not is_denied([said(PROVISIONAL), None], final=False)
 
 
 def test_a_shadow_agents_denial_does_not_settle() -> None:
-    assert not is_settled([said(BLOCK, enforced=False), None], final=True)
+    assert not is_denied([said(BLOCK, enforced=False), None], final=True)
 
 
-def test_everyone_having_answered_settles() -> None:
-    assert is_settled([], final=True)
-    assert is_settled([said(ALLOW), failed()], final=False)
+def test_what_nobody_denied_is_not_denied() -> None:
+    assert not is_denied([], final=True)
+    assert not is_denied([said(ALLOW), failed()], final=False)
 
 
 ANSWERS = [
@@ -356,14 +356,14 @@ ANSWERS = [
     st.lists(st.tuples(st.sampled_from(ANSWERS), st.booleans()), max_size=5),
     st.booleans(),
 )
-def test_once_it_is_settled_no_late_answer_changes_the_decision(drawn: list[tuple[object, bool]], final: bool) -> None:
+def test_once_it_is_denied_no_late_answer_changes_the_decision(drawn: list[tuple[object, bool]], final: bool) -> None:
     verdicts = [make(f"agent-{index}") for index, (make, _) in enumerate(drawn)]  # type: ignore[operator]
     so_far = [verdict if answered else None for verdict, (_, answered) in zip(verdicts, drawn, strict=True)]
 
     now = merge([verdict for verdict in so_far if verdict is not None], final=final)
     later = merge(verdicts, final=final)
 
-    if is_settled(so_far, final=final):
+    if is_denied(so_far, final=final):
         assert replace(now, verdicts=()) == replace(later, verdicts=())
 
 

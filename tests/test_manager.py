@@ -552,6 +552,28 @@ async def test_a_denial_waits_for_everyone_before_it() -> None:
     assert fake(race.manager, "c").cancelled == 1
 
 
+async def test_a_shadow_agent_that_is_slow_is_waited_for_where_nobody_denies() -> None:
+    async def late(event: object) -> AgentResponse:
+        await settle()
+        return BLOCK
+
+    async def early(event: object) -> AgentResponse | None:
+        await checkpoint()
+        return None
+
+    manager = AgentManager(
+        [config("a", Fake(early)), config("shadow", Fake(late), enforce=False), config("b", Fake(early))]
+    )
+    decision = await manager.process_request_headers(REQUEST)
+
+    assert decision.is_allow
+    assert [(verdict.agent_id, verdict.outcome) for verdict in decision.verdicts] == [
+        ("a", "allow"),
+        ("shadow", "block"),
+        ("b", "allow"),
+    ]
+
+
 async def test_a_shadow_agent_that_is_slow_holds_no_denial_up() -> None:
     manager = AgentManager([config("shadow", Fake(hang), enforce=False), config("a", Fake(answering(BLOCK)))])
 
