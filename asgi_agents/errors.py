@@ -62,12 +62,16 @@ class ClosedByAgent(AgentsError, OSError):  # noqa: N818
 
 def caused_by_closing(exc: BaseException | None) -> bool:
     """Whether ``exc`` is the app's way of saying that it met :class:`ClosedByAgent`; of a group, all of it."""
-    seen: set[int] = set()
+    return _caused_by_closing(exc, set())
+
+
+def _caused_by_closing(exc: BaseException | None, seen: set[int]) -> bool:
+    # A group can be the context of its own members, where somebody has taken one out of it and raised that.
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))
         if isinstance(exc, ClosedByAgent):
             return True
-        if isinstance(exc, BaseExceptionGroup) and all(caused_by_closing(inner) for inner in exc.exceptions):
+        if isinstance(exc, BaseExceptionGroup) and all(_caused_by_closing(inner, seen) for inner in exc.exceptions):
             return True
         exc = exc.__cause__ or exc.__context__
     return False

@@ -128,3 +128,12 @@ class CircularError(Exception):
 
 def test_an_error_that_is_its_own_cause_is_no_endless_loop() -> None:
     assert not caused_by_closing(CircularError())
+
+
+def test_a_group_that_is_the_context_of_its_own_member_is_no_endless_loop() -> None:
+    member = ValueError()
+    group = ExceptionGroup("", [member])
+    member.__context__ = group
+
+    assert not caused_by_closing(member)
+    assert not caused_by_closing(group)

@@ -585,6 +585,15 @@ async def test_a_changed_request_without_a_length_is_not_given_one() -> None:
     assert app.headers == [(b"transfer-encoding", b"chunked")]
 
 
+async def test_a_changed_request_that_need_not_declare_its_body_is_not_given_a_length() -> None:
+    app, writer = App(), Probe(request_body=replace(lambda _: b"changed!"))
+    client = Client("POST", body=[b"abc"], http_version="2")
+    client.scope["headers"] = [(b"x-kept", b"1")]
+    await client.call(guarded(app, agent("request", writer, BUFFER, write=True)))
+    assert app.headers == [(b"x-kept", b"1")]
+    assert app.body == b"changed!"
+
+
 async def test_a_request_that_a_writer_left_alone_in_a_buffer_keeps_its_headers() -> None:
     app, writer = App(), Probe(request_body=None)
     client = Client("POST", headers=[(b"digest", b"y")], body=b"abc")

@@ -754,6 +754,17 @@ async def test_trailers_pass_after_the_body(probe: type[Probe]) -> None:
     assert client.messages[-1] is trailers
 
 
+async def test_trailers_before_the_end_of_a_held_body_break_the_response_off(probe: type[Probe]) -> None:
+    trailers = {"type": "http.response.trailers", "headers": [(b"x-secret", b"1")], "more_trailers": False}
+    client = Client(lenient=True)
+    app = App({**start(200, (b"x-secret", b"1")), "trailers": True}, body(b"one", more=True), trailers, body(b"two"))
+    with pytest.raises(ResponseAborted, match="trailers"):
+        await client.call(guarded(app, AgentConfig("a", probe(response_body=None))))
+    assert client.body == b""
+    assert not client.complete
+    assert all(message.get("headers", []) == [] for message in client.messages)
+
+
 async def test_trailers_of_a_replaced_response_are_dropped() -> None:
     trailers = {"type": "http.response.trailers", "headers": [(b"x-sum", b"1")], "more_trailers": False}
     client = Client()
@@ -1102,9 +1113,25 @@ async def test_every_byte_that_a_client_gets_was_judged_in_its_place(
 # What the context tells
 
 
-async def test_the_context_tells_what_a_response_ended_on() -> None:
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        (start(), {}),
+        (start(), {"response_body_mode": STREAM}),
+        (start(200, SSE), {}),
+    ],
+    ids=["replaced", "broken off", "event stream"],
+)
+@pytest.mark.parametrize(
+    "answer", [DENIED, AgentResponse.block(403, "denied", needs_more=True)], ids=["denied", "never decided"]
+)
+async def test_the_context_tells_what_a_response_ended_on(
+    head: Message, options: dict[str, Any], answer: AgentResponse
+) -> None:
     client = Client()
-    await client.call(guarded(App(), AgentConfig("a", Probe(response_body=DENIED))))
+    with suppress(ResponseAborted):
+        await client.call(guarded(App(head, body(b"x")), AgentConfig("a", Probe(response_body=answer), **options)))
     context: AgentContext = client.scope["state"]["agents"]
     assert context.decision.decided_by == "a"
+    assert context.decision.decision == answer.decision
     assert [verdict.outcome for verdict in context.decision.verdicts] == ["block"]

@@ -296,10 +296,11 @@ async def test_later_changes_of_the_headers_do_not_show_in_an_event() -> None:
 def test_a_scope_is_changed_in_place_and_restored() -> None:
     scope: Any = {"headers": [], "kept": 1}
     headers = scope["headers"]
-    with scopes.changed(scope, {"headers": [(b"a", b"b")], "extensions": {}}):
+    with scopes.changed(scope, {"headers": [(b"a", b"b")], "extensions": {}, "tls": None}):
         assert scope["headers"] == [(b"a", b"b")]
+        assert scope["extensions"] == {}
         scope["route"] = "x"
-        del scope["extensions"]
+        del scope["tls"]
     assert scope == {"headers": [], "kept": 1, "route": "x"}
     assert scope["headers"] is headers
 
