@@ -71,7 +71,9 @@ def _caused_by_closing(exc: BaseException | None, seen: set[int]) -> bool:
         seen.add(id(exc))
         if isinstance(exc, ClosedByAgent):
             return True
-        if isinstance(exc, BaseExceptionGroup) and all(_caused_by_closing(inner, seen) for inner in exc.exceptions):
+        if isinstance(exc, BaseExceptionGroup) and all(
+            _caused_by_closing(inner, set(seen)) for inner in exc.exceptions
+        ):
             return True
         exc = exc.__cause__ or exc.__context__
     return False
