@@ -28,6 +28,7 @@ from anyio.lowlevel import checkpoint
 from fastapi import FastAPI, Request, WebSocket
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route as AppRoute
@@ -229,9 +230,14 @@ def test_a_block_whose_status_has_no_body_keeps_the_connection_in_step(server: d
 # A late block
 
 
+async def pass_through(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    return await call_next(request)
+
+
 AROUND = {
     "nothing": [],
     "GZipMiddleware": [Middleware(GZipMiddleware, minimum_size=1)],
+    "BaseHTTPMiddleware": [Middleware(BaseHTTPMiddleware, dispatch=pass_through)],
 }
 
 

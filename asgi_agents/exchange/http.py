@@ -146,6 +146,7 @@ class HttpExchange:
         if inbound.error is not None:
             raise inbound.error
         if self._response.error is not None and not self._disconnected:
+            await self._response.spoil()
             raise self._response.error
         return result
 

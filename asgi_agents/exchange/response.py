@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum, auto
 
 import anyio
@@ -67,6 +67,7 @@ class ResponseInspection:
         self._on_stop = on_stop
         self._prefix = prefix
         self._state = _State.IDLE
+        self._started = False
         self._turn = Limiter(1)
         self._start: Message = {}
         self._headers: RawHeaders = []
@@ -148,6 +149,16 @@ class ResponseInspection:
             case _:
                 # The client has the whole response, or another decision was quicker.
                 pass
+
+    async def spoil(self) -> None:
+        """Keep whoever stands between us and the server from completing a response that was broken off.
+
+        Starlette's ``BaseHTTPMiddleware`` ends the body in good order when the app inside it raises, unless a message
+        that it doesn't know has come before. Servers don't know it either, and complain, which is as good.
+        """
+        if self._state is _State.CUT and self._started:
+            with suppress(Exception):
+                await self._send({"type": f"{self._prefix}http.response.aborted"})
 
     async def _reply(self, decision: AgentDecision) -> None:
         reply = render_reply(decision, self._scope, self._render_challenge)
@@ -295,6 +306,7 @@ class ResponseInspection:
         if body is not None and (body.changed if length is not None else body.may_change):
             headers = without_body_claims(headers, length)
         self._state = _State.OPEN
+        self._started = True
         self.status = self._start["status"]
         await self._send({**self._start, "headers": headers})
 

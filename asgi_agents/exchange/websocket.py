@@ -96,8 +96,10 @@ class WebSocketExchange:
             return
         reply = render_reply(decision, self._scope, self._render_challenge)
         self._status = reply.status
-        for message in reply.messages("websocket."):
-            await self._raw_send(message)
+        # Once the head is out the body has to follow.
+        with anyio.CancelScope(shield=True):
+            for message in reply.messages("websocket."):
+                await self._raw_send(message)
         self._bytes[False] += len(reply.body)
 
     @property

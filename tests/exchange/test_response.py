@@ -507,18 +507,13 @@ class Passing(BaseHTTPMiddleware):
         return await call_next(request)
 
 
-_starlette_completes = pytest.mark.xfail(
-    reason="Starlette's BaseHTTPMiddleware ends the body of an app that raises as if it were whole"
-)
-
-
 @pytest.mark.parametrize(
     ("outside", "inside"),
     [
         ([], [Middleware(Passing)]),
         ([], [Middleware(GZipMiddleware)]),
         ([Middleware(GZipMiddleware)], []),
-        pytest.param([Middleware(Passing)], [], marks=_starlette_completes),
+        ([Middleware(Passing)], []),
     ],
     ids=["base inside", "gzip inside", "gzip outside", "base outside"],
 )
@@ -531,7 +526,8 @@ async def test_a_response_broken_off_does_not_look_complete_through_other_middle
         middleware=[*outside, here, *inside],
     )
     client = Client(spec_version="2.3")
-    with pytest.raises(ResponseAborted):
+    # BaseHTTPMiddleware would end the body in good order, if it didn't come upon a message that it doesn't know.
+    with pytest.raises((ResponseAborted, AssertionError)):
         await client.call(app)
     assert client.status == 200
     assert client.body == b"good"
