@@ -42,6 +42,8 @@ _MAX_CONFIGURE_BACKOFF = 30.0
 # Seconds an agent may take to digest its configuration, if its own timeout is shorter.
 _CONFIGURE_TIMEOUT = 10.0
 _MAX_FAULT_LENGTH = 300
+# Seconds between two lines that say that an agent fails.
+_LOG_INTERVAL = 60.0
 _ACKNOWLEDGED = frozenset({EventType.CONFIGURE, EventType.REQUEST_COMPLETE})
 
 
@@ -63,6 +65,7 @@ class Guard:
         self._limiter = Limiter(config.max_concurrent_calls)
         self._tally = Tally()
         self._failing = False
+        self._quiet_until = -math.inf
         self._configured = not (EventType.CONFIGURE in config.hears or config.config is not None)
         self._configuring: anyio.Event | None = None
         self._configure_error = ""
@@ -342,8 +345,12 @@ class Guard:
         )
         self._tally.count(verdict)
         if not self._failing and failure.kind in (FailureKind.ERROR, FailureKind.TIMEOUT, FailureKind.QUEUE_TIMEOUT):
-            self._failing = True
-            logger.warning("%s (logged once until it answers again)", failure.message)
+            # An agent that fails now and then would otherwise fill the log: it gets a line a minute.
+            now = self._clock()
+            if now >= self._quiet_until:
+                self._failing = True
+                self._quiet_until = now + _LOG_INTERVAL
+                logger.warning("%s (logged once until it answers again)", failure.message)
         return verdict
 
     def _breaker_changed(self, old: BreakerState, new: BreakerState) -> None:

@@ -1316,7 +1316,8 @@ def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_failing_is_logged_once_until_the_agent_answers_again(caplog: pytest.LogCaptureFixture) -> None:
-    guard, transport = guarded(raising(AgentConnectionError("refused")), circuit_breaker=None)
+    clock = Clock()
+    guard, transport = guarded(raising(AgentConnectionError("refused")), clock=clock, circuit_breaker=None)
 
     for _ in range(3):
         await guard.call(EVENT, CLOSED)
@@ -1331,9 +1332,22 @@ async def test_failing_is_logged_once_until_the_agent_answers_again(caplog: pyte
     assert messages(caplog) == [(logging.INFO, "agent 'waf' answers again")]
 
     caplog.clear()
+    clock.now += 60
     transport.behave = raising(ValueError())
     await guard.call(EVENT, CLOSED)
     assert len(messages(caplog)) == 1
+
+
+async def test_an_agent_that_fails_now_and_then_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    guard, transport = guarded(answering(None), circuit_breaker=None)
+
+    for _ in range(10):
+        transport.behave = raising(ValueError())
+        await guard.call(EVENT, CLOSED)
+        transport.behave = answering(None)
+        await guard.call(EVENT, CLOSED)
+
+    assert [level for level, _ in messages(caplog)] == [logging.WARNING, logging.INFO]
 
 
 async def test_changes_of_the_breaker_are_logged_once_each(caplog: pytest.LogCaptureFixture) -> None:
