@@ -172,7 +172,7 @@ class HttpExchange:
     def _screen(self, message: Message) -> bool:
         """What needs no agent: the end of the connection, and empty messages of an empty body."""
         if message["type"] != "http.request":
-            self._disconnected = True
+            self._disconnected = self._disconnected or message["type"] == "http.disconnect"
             return True
         data, last = message.get("body", b""), not message.get("more_body", False)
         self._bytes_received += len(data)

@@ -30,6 +30,10 @@ class _State(Enum):
     CUT = auto()  # the client has a part, and the connection is to be broken off
 
 
+# Seconds for a client to take a reply, and for whoever is between it and us to take notice that there will be none.
+REPLY_TIMEOUT = 10.0
+_SPOIL_TIMEOUT = 1.0
+
 RESPONSE_EVENTS = (EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK)
 
 # What would send a file's bytes past us. They are not offered where bodies are inspected.
@@ -157,7 +161,8 @@ class ResponseInspection:
         that it doesn't know has come before. Servers don't know it either, and complain, which is as good.
         """
         if self._state is _State.CUT and self._started:
-            with suppress(Exception):
+            # Whoever has stopped reading is not waited for.
+            with anyio.move_on_after(_SPOIL_TIMEOUT, shield=True), suppress(Exception):
                 await self._send({"type": f"{self._prefix}http.response.aborted"})
 
     async def _reply(self, decision: AgentDecision) -> None:
@@ -166,18 +171,25 @@ class ResponseInspection:
         if self._method == "HEAD":
             body["body"] = b""
         self.status = reply.status
-        # Once the head is out the body has to follow, whoever stops waiting for it.
-        with anyio.CancelScope(shield=True):
-            await self._send(start)
-            await self._send(body)
+        await self._send_whole(start, body)
         self.bytes_sent = len(body["body"])
-        self.finished_at = time.monotonic()
 
     async def _send_last(self, data: bytes) -> None:
-        with anyio.CancelScope(shield=True):
-            await self._send({"type": f"{self._prefix}http.response.body", "body": data})
+        await self._send_whole({"type": f"{self._prefix}http.response.body", "body": data})
         self.bytes_sent += len(data)
+
+    async def _send_whole(self, *messages: Message) -> None:
+        """Send what belongs together, whoever stops waiting for it.
+
+        But don't wait for ever for a client that doesn't read.
+        """
+        with anyio.move_on_after(REPLY_TIMEOUT, shield=True) as scope:
+            for message in messages:
+                await self._send(message)
         self.finished_at = time.monotonic()
+        if scope.cancelled_caught:
+            self._state = _State.CUT
+            self.error = ResponseAborted(f"response broken off: the client has not taken it within {REPLY_TIMEOUT:g} s")
 
     async def _take_start(self, message: Message) -> None:
         if self._state is _State.HELD:

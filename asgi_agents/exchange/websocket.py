@@ -19,7 +19,7 @@ from .head import judge_head, tell_complete
 from .headers import apply_header_ops
 from .inbound import Inbound
 from .reply import ChallengeRenderer, close_message, render_reply
-from .response import RESPONSE_EVENTS, ResponseInspection
+from .response import REPLY_TIMEOUT, RESPONSE_EVENTS, ResponseInspection
 from .scope import App, changed, client_ip, headers_of, request_headers_event
 
 # Seconds for a peer that doesn't answer a close frame.
@@ -97,7 +97,7 @@ class WebSocketExchange:
         reply = render_reply(decision, self._scope, self._render_challenge)
         self._status = reply.status
         # Once the head is out the body has to follow.
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(REPLY_TIMEOUT, shield=True):
             for message in reply.messages("websocket."):
                 await self._raw_send(message)
         self._bytes[False] += len(reply.body)

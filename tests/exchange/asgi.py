@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from trio.testing import MockClock
 
 from asgi_agents import (
     Agent,
@@ -26,6 +27,9 @@ from asgi_agents import (
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
 )
+
+# An event loop on which hours pass in no time, as soon as everybody waits.
+VIRTUAL_TIME = ("trio", {"clock": MockClock(autojump_threshold=0)})
 
 DISCONNECT: Message = {"type": "http.disconnect"}
 

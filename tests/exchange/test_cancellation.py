@@ -23,7 +23,7 @@ from asgi_agents import (
     GuardrailResponse,
 )
 
-from .asgi import App, Client, Held, Probe, SlowProbe, assert_nothing_left, body, settle, start
+from .asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, assert_nothing_left, body, settle, start
 
 STREAM = BodyMode.STREAM
 
@@ -333,6 +333,30 @@ async def test_a_reply_whose_head_is_out_is_finished_by_a_cancelled_request() ->
         client.take_everything()
     assert client.body == b"no"
     assert client.complete
+
+
+@pytest.mark.parametrize("anyio_backend", [VIRTUAL_TIME], ids=["virtual time"])
+async def test_a_cancelled_request_does_not_wait_for_ever_for_its_client_to_read_the_reply(
+    anyio_backend: object,
+) -> None:
+    agent = Probe(request_headers=AgentResponse.block(403, "no"))
+    middleware = AgentMiddleware(_app(), agents=[AgentConfig("a", agent)])
+    client = _client()
+    client.take_nothing()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call, middleware)
+        await settle()
+        tasks.start_soon(_rescue, client)
+        await settle()
+        tasks.cancel_scope.cancel()
+    assert client.messages == []
+
+
+async def _rescue(client: Client) -> None:
+    """Let a client read on that has kept everybody waiting for a minute."""
+    with anyio.CancelScope(shield=True):
+        await anyio.sleep(60)
+        client.take_everything()
 
 
 async def test_a_cancelled_denial_gives_nothing_away() -> None:

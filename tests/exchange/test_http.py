@@ -200,6 +200,14 @@ async def test_a_provisional_denial_of_the_head_is_final_if_the_body_turns_out_e
     assert agent.chunks == []
 
 
+async def test_an_empty_message_does_not_make_a_provisional_denial_of_the_head_final(probe: type[Probe]) -> None:
+    agent = probe(request_headers=AgentResponse.block(needs_more=True), request_body=None)
+    app, client = App(), Client("POST", body=[b"", b"x"])
+    await client.call(guarded(app, streaming(agent)))
+    assert client.status == 200
+    assert app.body == b"x"
+
+
 async def test_a_body_that_was_not_declared_is_judged_while_the_app_reads_it(probe: type[Probe]) -> None:
     app, client = App(), Client(http_version="1.1")
     client._inbox.clear()

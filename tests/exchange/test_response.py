@@ -35,6 +35,7 @@ from asgi_agents import (
 )
 
 from .asgi import (
+    VIRTUAL_TIME,
     Answer,
     App,
     Client,
@@ -277,6 +278,15 @@ async def test_response_header_operations_of_a_body_verdict_reach_the_client_whi
     answer = AgentResponse.allow(response_headers=[HeaderOp.set("x-agent", "1")])
     client = Client()
     await client.call(guarded(App(), AgentConfig("a", Probe(response_body=answer))))
+    assert client.header(b"x-agent") == b"1"
+
+
+@pytest.mark.parametrize("event", ["request_headers", "response_headers", "response_body"])
+async def test_a_field_that_an_agent_adds_to_the_response_is_added_once(event: str, probe: type[Probe]) -> None:
+    answer = AgentResponse.allow(response_headers=[HeaderOp.add("x-agent", "1")])
+    client = Client()
+    agents = [AgentConfig("a", probe(**{event: answer})), AgentConfig("b", probe(response_headers=None))]
+    await client.call(guarded(App(), *agents, AgentConfig("c", probe(response_body=None))))
     assert client.header(b"x-agent") == b"1"
 
 
@@ -580,6 +590,25 @@ async def test_a_response_broken_off_while_its_start_is_on_its_way_sends_nothing
     assert not client.complete
 
 
+@pytest.mark.parametrize("anyio_backend", [VIRTUAL_TIME], ids=["virtual time"])
+async def test_a_response_is_broken_off_even_if_its_client_has_stopped_reading(anyio_backend: object) -> None:
+    held, client = Held(DENIED), Client("POST", body=[b"evil"], unfinished=True)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pull, receive)
+            await held.reached.wait()
+            await send(start())
+            client.take_nothing()
+            held.gate.set()
+            await send(body(b"hello", more=True))
+
+    agent = SlowProbe(request_body=held, response_body=None)
+    config = AgentConfig("a", agent, request_body_mode=STREAM, response_body_mode=STREAM)
+    with anyio.fail_after(60), pytest.raises(ResponseAborted):
+        await client.call(guarded(app, config))
+
+
 # Event streams
 
 
@@ -698,6 +727,13 @@ async def test_a_provisional_denial_of_the_head_is_final_for_an_empty_body(
     head = start(200, SSE) if event_stream else start()
     await client.call(guarded(App(head, body(more=True), body()), streaming(agent)))
     assert (client.status, client.body) == (403, b"first word")
+
+
+async def test_an_empty_message_does_not_make_a_provisional_denial_of_the_head_final(probe: type[Probe]) -> None:
+    agent = probe(response_headers=AgentResponse.block(needs_more=True), response_body=None)
+    client = Client()
+    await client.call(guarded(App(start(), body(more=True), body(b"x")), streaming(agent)))
+    assert (client.status, client.body) == (200, b"x")
 
 
 @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204)])
