@@ -139,12 +139,21 @@ def chain(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:
 
 def check_body_size(agent: RouteAgent, event_type: EventType, size: int) -> Verdict | None:
     """The verdict on a whole body that is too large for ``agent``, or None where it isn't."""
+    limit = held_limit(agent, event_type)
+    return None if size <= limit else body_too_large(agent, event_type, limit)
+
+
+def body_limit(agent: RouteAgent, event_type: EventType) -> int | None:
+    """The largest such body that ``agent`` is to inspect, in bytes, if its configuration says."""
     config = agent.guard.config
     request = event_type is EventType.REQUEST_BODY_CHUNK
-    limit = config.max_request_body_bytes if request else config.max_response_body_bytes
-    if size <= (DEFAULT_MAX_BODY_BYTES if limit is None else limit):
-        return None
-    return body_too_large(agent, event_type, DEFAULT_MAX_BODY_BYTES if limit is None else limit)
+    return config.max_request_body_bytes if request else config.max_response_body_bytes
+
+
+def held_limit(agent: RouteAgent, event_type: EventType) -> int:
+    """How many bytes of such a body are held for ``agent``: its own limit, or the default."""
+    limit = body_limit(agent, event_type)
+    return DEFAULT_MAX_BODY_BYTES if limit is None else limit
 
 
 def body_too_large(agent: RouteAgent, event_type: EventType, limit: int) -> Verdict:

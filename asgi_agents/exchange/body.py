@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from itertools import groupby
 
-from ..config import DEFAULT_MAX_BODY_BYTES, AgentConfig, BodyMode
+from ..config import BodyMode
 from ..decision import AgentDecision, Verdict, merge
-from ..lineup import RouteAgent, body_too_large, chain, consult
+from ..lineup import RouteAgent, body_limit, body_too_large, chain, consult, held_limit
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
 from .context import AgentContext
 
@@ -100,7 +100,6 @@ class _Stage:
         self.provisional: dict[str, Verdict] = {}
         self._context = context
         self._event_type = event_type
-        self._request = event_type is EventType.REQUEST_BODY_CHUNK
         self._mode = mode
         self._agents = agents
         self._length = length
@@ -210,11 +209,11 @@ class _Stage:
 
         Returns the decision of the first that fails closed; those that fail open are left out.
         """
-        if not any(size > self._limit(agent.guard.config) for agent in self._agents):
+        if not any(size > self._limit(agent) for agent in self._agents):
             return None
         staying: list[RouteAgent] = []
         for agent in self._agents:
-            limit = self._limit(agent.guard.config)
+            limit = self._limit(agent)
             if size <= limit:
                 staying.append(agent)
                 continue
@@ -226,12 +225,12 @@ class _Stage:
         self._agents = staying
         return None
 
-    def _limit(self, config: AgentConfig) -> float:
-        limit = config.max_request_body_bytes if self._request else config.max_response_body_bytes
-        if limit is not None:
-            return limit
-        # Where nothing has to be held there is nothing to bound.
-        return DEFAULT_MAX_BODY_BYTES if self._mode.name == "buffer" else float("inf")
+    def _limit(self, agent: RouteAgent) -> float:
+        if self._mode.name == "buffer":
+            return held_limit(agent, self._event_type)
+        # Where nothing has to be held there is nothing to bound, unless the agent says so.
+        limit = body_limit(agent, self._event_type)
+        return float("inf") if limit is None else limit
 
     def _resolve(self, data: bytes) -> bytes | AgentDecision:
         """Nothing more comes: a provisional denial that nobody took back is final."""
@@ -245,7 +244,7 @@ class _Stage:
         self._withheld_size += len(data)
         # Whoever can't make up its mind within what it may be given is treated as given too much.
         for agent in [agent for agent in self._agents if agent.guard.config.id in self.provisional]:
-            limit = int(min(self._limit(agent.guard.config), self._patience(agent.guard.config)))
+            limit = held_limit(agent, self._event_type)
             if self._withheld_size <= limit:
                 continue
             verdict = body_too_large(agent, self._event_type, limit)
@@ -255,11 +254,6 @@ class _Stage:
             self._agents.remove(agent)
             del self.provisional[agent.guard.config.id]
         return b"" if self.provisional else self._release(b"")
-
-    def _patience(self, config: AgentConfig) -> float:
-        """How many bytes are held for an agent that can't decide: its own limit, if it has one."""
-        limit = config.max_request_body_bytes if self._request else config.max_response_body_bytes
-        return DEFAULT_MAX_BODY_BYTES if limit is None else limit
 
     def _release(self, data: bytes) -> bytes:
         """``data`` behind whatever was kept back before it."""
