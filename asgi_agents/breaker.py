@@ -4,6 +4,7 @@
 
     CLOSED     every call passes; `failure_threshold` failures in a row -> OPEN
     OPEN       no call passes; after `reset_timeout` seconds            -> HALF_OPEN
+               at once, when the agent is known to be back              -> HALF_OPEN
     HALF_OPEN  at most `half_open_max_calls` calls at a time pass;
                `success_threshold` successes                            -> CLOSED
                one failure                                              -> OPEN
@@ -115,6 +116,11 @@ class CircuitBreaker:
         """The call was given up before it had an outcome: give its half-open slot back, count nothing."""
         if generation == self._generation and self._state is BreakerState.HALF_OPEN:
             self._trials -= 1
+
+    def try_again(self) -> None:
+        """Let trials in at once if it is open: there is reason to think that the agent is back."""
+        if self.state is BreakerState.OPEN:
+            self._enter(BreakerState.HALF_OPEN)
 
     def _enter(self, state: BreakerState) -> None:
         previous, self._state = self._state, state

@@ -1,6 +1,6 @@
 """Configuration values: frozen, and checked when they are made."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal
@@ -8,10 +8,12 @@ from typing import Any, ClassVar, Final, Literal
 from .agent import Agent
 from .errors import ConfigurationError
 from .protocol import TOKEN, EventType
-from .transports import HttpTransport, InProcessTransport, Transport
+from .protocol.stream import Framing
+from .transports import HttpTransport, InProcessTransport, StreamTransport, Transport
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
+_STREAM_SCHEMES = ("unix://", "tcp://")
 _MAX_SECONDS = 366 * 24 * 3600
 
 
@@ -96,8 +98,11 @@ class AgentConfig:
     """One agent: how to reach it, what it hears, and what its failures mean. Durations are seconds, sizes bytes.
 
     :param id: unique in its manager; up to 128 token characters. It appears in metrics, logs and routes.
-    :param transport: an :class:`Agent`, an ``http://`` or ``https://`` URL, or any :class:`Transport`.
-    :param events: what the agent is to hear. None: what it says itself; a remote agent must be told.
+    :param transport: an :class:`Agent`, a URL (``http://``, ``https://``, ``unix:///path`` or ``tcp://host:port``), a
+        list of ``unix://`` and ``tcp://`` URLs of the same agent, a :class:`StreamTransport`, or any
+        :class:`Transport`.
+    :param events: what the agent is to hear. None: what it says itself, in process or in the handshake of the stream
+        transport; other remote agents must be told.
     :param failure_mode: what a failed call means, unless a route says otherwise.
     :param timeout: one deadline for a call: queue wait, connect, send, answer.
     :param chunk_timeout: the same for the body chunks of stream and hybrid mode.
@@ -115,7 +120,7 @@ class AgentConfig:
     """
 
     id: str
-    transport: Agent | Transport | str
+    transport: Agent | Transport | StreamTransport | str | Sequence[str]
     _: KW_ONLY
     events: Iterable[EventType] | None = None
     failure_mode: FailureMode = FailureMode.CLOSED
@@ -160,37 +165,53 @@ class AgentConfig:
             _require_member(where, name, getattr(self, name), bool)
 
     @property
-    def reach(self) -> Transport:
+    def reach(self) -> Transport | StreamTransport:
         """The transport, resolved from what was given."""
-        assert isinstance(self.transport, Transport)
+        assert isinstance(self.transport, Transport | StreamTransport)
         return self.transport
 
     @property
-    def hears(self) -> frozenset[EventType]:
-        """The events, resolved from what was given and what the agent says itself."""
-        assert isinstance(self.events, frozenset)
+    def hears(self) -> frozenset[EventType] | None:
+        """The events, resolved from what was given and what the agent says itself; None: it will say."""
+        assert isinstance(self.events, frozenset | None)
         return self.events
 
 
-def _resolve_transport(where: str, given: object) -> Transport:
+def _resolve_transport(where: str, given: object) -> Transport | StreamTransport:
     if isinstance(given, Agent):
         return InProcessTransport(given)
     if isinstance(given, str):
-        if not given.startswith(("http://", "https://")):
+        if given.startswith(("http://", "https://")):
+            return HttpTransport(given)
+        if not given.startswith(_STREAM_SCHEMES):
             raise ConfigurationError(
-                f"{where}: transport={given!r}, expected an http:// or https:// URL, an Agent or a Transport"
+                f"{where}: transport={given!r}, expected an http://, https://, unix:// or tcp:// URL, an Agent or a "
+                "Transport"
             )
-        return HttpTransport(given)
+        return _stream_transport(where, given)
+    if isinstance(given, list | tuple):
+        if not all(isinstance(item, str) and item.startswith(_STREAM_SCHEMES) for item in given):
+            raise ConfigurationError(f"{where}: transport={given!r}, expected several unix:// or tcp:// URLs")
+        return _stream_transport(where, given)
     if isinstance(given, type) and issubclass(given, Agent):
         raise ConfigurationError(f"{where}: transport={given.__name__}, expected an instance: {given.__name__}()")
-    if not isinstance(given, Transport):
+    if not isinstance(given, Transport | StreamTransport):
         raise ConfigurationError(f"{where}: transport={given!r}, expected an Agent, a URL or a Transport")
     return given
 
 
-def _resolve_events(where: str, transport: Transport, given: object) -> frozenset[EventType]:
+def _stream_transport(where: str, endpoints: str | Sequence[str]) -> StreamTransport:
+    try:
+        return StreamTransport(endpoints)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"{where}: {exc}") from exc
+
+
+def _resolve_events(where: str, transport: Transport | StreamTransport, given: object) -> frozenset[EventType] | None:
     heard = None if transport.events is None else frozenset(transport.events)
     if given is None:
+        if isinstance(transport, StreamTransport) and transport.framing is Framing.V2:
+            return None
         if heard is None:
             raise ConfigurationError(
                 f"{where}: events=None, but a remote agent can't be asked; expected a set such as "

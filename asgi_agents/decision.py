@@ -28,6 +28,7 @@ class FailureKind(StrEnum):
 
     BREAKER_OPEN = "breaker_open"
     QUEUE_TIMEOUT = "queue_timeout"
+    UNAVAILABLE = "unavailable"
     ERROR = "error"
     TIMEOUT = "timeout"
     REQUEST_TOO_LARGE = "request_too_large"
@@ -149,6 +150,7 @@ ALLOWED: Final = AgentDecision()
 _REPLIES: Mapping[FailureKind, tuple[int, str]] = {
     FailureKind.BREAKER_OPEN: (503, "Service unavailable"),
     FailureKind.QUEUE_TIMEOUT: (503, "Service unavailable"),
+    FailureKind.UNAVAILABLE: (503, "Service unavailable"),
     FailureKind.ERROR: (503, "Agent unavailable"),
     FailureKind.TIMEOUT: (504, "Gateway timeout"),
     FailureKind.REQUEST_TOO_LARGE: (413, "Payload too large for security inspection"),
@@ -157,6 +159,7 @@ _REPLIES: Mapping[FailureKind, tuple[int, str]] = {
 _CLOSE_REASONS: Mapping[FailureKind, str] = {
     FailureKind.BREAKER_OPEN: "Service unavailable",
     FailureKind.QUEUE_TIMEOUT: "Service unavailable",
+    FailureKind.UNAVAILABLE: "Service unavailable",
     FailureKind.ERROR: "Agent error",
     FailureKind.TIMEOUT: "Gateway timeout",
     FailureKind.REQUEST_TOO_LARGE: "Payload too large for security inspection",

@@ -26,6 +26,14 @@ class AgentProtocolError(AgentError):
     """The agent answered with something that the protocol does not allow. The message names the field at fault."""
 
 
+class AgentUnavailableError(AgentError):
+    """The agent has said that it takes no calls now. Nothing was sent to it."""
+
+
+class EventTooLargeError(AgentError):
+    """The event is longer than the agent takes. Nothing was sent to it."""
+
+
 class UnknownAgentError(AgentsError, LookupError):
     """No agent has that id."""
 

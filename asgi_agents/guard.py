@@ -7,6 +7,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Coroutine, Generator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import anyio
@@ -15,9 +16,9 @@ from anyio import CancelScope
 from .breaker import BreakerState, CircuitBreaker
 from .config import AgentConfig, FailureMode
 from .decision import Failure, FailureKind, Verdict
-from .errors import AgentError, AgentProtocolError
+from .errors import AgentError, AgentProtocolError, AgentUnavailableError, EventTooLargeError
 from .limiter import Limiter
-from .metrics import AgentMetrics, Tally
+from .metrics import AgentMetrics, AgentStatistics, Tally
 from .protocol import (
     ALLOW,
     Acknowledgement,
@@ -32,6 +33,9 @@ from .protocol import (
     GuardrailResponse,
     check_response,
 )
+from .protocol.stream import CancelReason
+from .transports import StreamTransport, Transport
+from .transports.stream import Connection, StreamClient, cancel_reason
 
 logger = logging.getLogger("asgi_agents")
 
@@ -45,6 +49,11 @@ _MAX_FAULT_LENGTH = 300
 # Seconds between two lines that say that an agent fails.
 _LOG_INTERVAL = 60.0
 _ACKNOWLEDGED = frozenset({EventType.CONFIGURE, EventType.REQUEST_COMPLETE})
+_TOO_LARGE = {
+    EventType.REQUEST_BODY_CHUNK: FailureKind.REQUEST_TOO_LARGE,
+    EventType.RESPONSE_BODY_CHUNK: FailureKind.RESPONSE_TOO_LARGE,
+}
+_WORTH_A_LINE = frozenset({FailureKind.ERROR, FailureKind.TIMEOUT, FailureKind.QUEUE_TIMEOUT, FailureKind.UNAVAILABLE})
 
 
 class Guard:
@@ -61,20 +70,51 @@ class Guard:
             if config.circuit_breaker is None
             else CircuitBreaker(config.circuit_breaker, clock=clock, on_change=self._breaker_changed)
         )
-        self._transport = config.reach
+        reach = config.reach
+        #: The connections of an agent that is reached over lasting ones.
+        self.client: StreamClient | None = None
+        if isinstance(reach, StreamTransport):
+            self.client = reach.client(config.id, events=config.hears, config=config.config)
+            self._transport: Transport = self.client
+        else:
+            self._transport = reach
+        #: Called when the agent has said something new of what it hears.
+        self.on_change: Callable[[], object] = lambda: None
         self._limiter = Limiter(config.max_concurrent_calls)
         self._tally = Tally()
         self._failing = False
         self._quiet_until = -math.inf
-        self._configured = not (EventType.CONFIGURE in config.hears or config.config is not None)
+        self._hears = self.hears
+        # Lasting connections are configured one by one, when they are made.
+        self._configured = not self._needs_configuration
         self._configuring: anyio.Event | None = None
         self._configure_error = ""
         self._configure_backoff = 0.0
         self._configure_after = 0.0
         self._clock = clock
+        if self.client is not None:
+            self.client.on_change = self._client_changed
 
     def __repr__(self) -> str:
         return f"<Guard {self.config.id!r}>"
+
+    @property
+    def hears(self) -> frozenset[EventType]:
+        """The events to ask the agent about."""
+        if self.client is not None:
+            return self.client.hears
+        assert self.config.hears is not None
+        return self.config.hears
+
+    @property
+    def max_body_size(self) -> int | None:
+        """How many bytes of a body the agent says that it takes at a time, if it has said."""
+        return None if self.client is None else self.client.max_body_size
+
+    @property
+    def keeps_requests(self) -> bool:
+        """Whether :meth:`forget_request` has anything to do."""
+        return self.client is not None
 
     @property
     def busy(self) -> bool:
@@ -99,10 +139,22 @@ class Guard:
             duration=tally.duration,
         )
 
+    def statistics(self) -> AgentStatistics:
+        """How the agent is now."""
+        endpoints, waiting = ((), 0) if self.client is None else self.client.statistics()
+        return AgentStatistics(
+            transport=self._transport.kind,
+            in_flight=self._limiter.taken,
+            max_in_flight=self._limiter.limit,
+            waiting=self._limiter.waiting + waiting,
+            breaker=None if self.breaker is None else self.breaker.state,
+            endpoints=endpoints,
+        )
+
     @property
     def may_wait(self) -> bool:
         """Whether any call can ever suspend: if one can, the others may have to wait for its permit."""
-        return not self._configured or any(self._transport.may_suspend(event) for event in self.config.hears)
+        return not self._configured or any(self._transport.may_suspend(event) for event in self.hears)
 
     def may_suspend(self, event_type: EventType) -> bool:
         """Whether :meth:`call` can suspend now. If not, it needs no task of its own to run beside others."""
@@ -141,8 +193,12 @@ class Guard:
     async def configure(self) -> None:
         """Hand the agent its configuration, unless it has it; raises :class:`AgentError` when it doesn't take it.
 
-        Of concurrent calls one asks, the others wait for it.
+        Of concurrent calls one asks, the others wait for it. An agent behind lasting connections is waited for until
+        there is one.
         """
+        if self.client is not None:
+            await self.client.connect()
+            return
         try:
             await self._await_configuration(max(self.config.timeout, _CONFIGURE_TIMEOUT), time.monotonic())
         except _NoVerdict as exc:
@@ -159,19 +215,57 @@ class Guard:
 
     def forget(self) -> None:
         """The agent is to be configured anew before its next call."""
-        self._configured = not (EventType.CONFIGURE in self.config.hears or self.config.config is not None)
+        self._configured = not self._needs_configuration
         self._configure_after = self._configure_backoff = 0.0
+
+    def forget_request(self, correlation_id: str) -> None:
+        """The connection of that id is over."""
+        if self.client is not None:
+            self.client.forget(correlation_id)
+
+    async def push_config(self, config: Any) -> None:
+        """Give the agent another configuration while it runs; raises :class:`AgentError` when it doesn't take it."""
+        if self.client is not None:
+            await self.client.push_config(config)
+        else:
+            event = ConfigureEvent(agent_id=self.config.id, config=config)
+            timeout = max(self.config.timeout, _CONFIGURE_TIMEOUT)
+            try:
+                answer = await self._deliver(event, timeout, time.monotonic())
+                if not self._checked(event.event_type, answer).is_allow:
+                    raise AgentError("refused its configuration")
+            except Exception as exc:
+                raise AgentError(self._explain(EventType.CONFIGURE, exc).message) from exc
+            self._configured = True
+        self.config = replace(self.config, config=config)
+
+    @property
+    def _needs_configuration(self) -> bool:
+        return self.client is None and (EventType.CONFIGURE in self.hears or self.config.config is not None)
+
+    def _client_changed(self, came_up: bool) -> None:
+        assert self.client is not None
+        most = self.client.max_concurrency
+        limit = self.config.max_concurrent_calls
+        self._limiter.resize(limit if most is None else min(limit, most))
+        if came_up and self.breaker is not None:
+            self.breaker.try_again()
+        if self.hears != self._hears:
+            self._hears = self.hears
+            self.on_change()
 
     async def _call(
         self, event: Event, failure_mode: FailureMode, timeout: float
     ) -> tuple[Verdict, AgentResponse | GuardrailResponse]:
         event_type = event.event_type
         started = time.monotonic()
+        if self.client is not None:
+            timeout *= self.client.timeout_multiplier
         try:
             if not self._limiter.try_acquire():
                 await self._queue(timeout)
             try:
-                answer = await self._guarded(event, timeout, started)
+                answer = await self._guarded(event, timeout, started, failure_mode)
             finally:
                 self._limiter.release()
         except Exception as exc:
@@ -205,20 +299,24 @@ class Guard:
                 f"none of its {self._limiter.limit} concurrent calls ended within the deadline of {timeout:g} s",
             )
 
-    async def _guarded(self, event: Event, timeout: float, started: float) -> AgentResponse | GuardrailResponse:
+    async def _guarded(
+        self, event: Event, timeout: float, started: float, failure_mode: FailureMode
+    ) -> AgentResponse | GuardrailResponse:
         if not self._configured:
             await self._await_configuration(timeout, started)
         breaker = self.breaker
+        # While an agent has paused, there is nothing to wait for where it can be done without.
+        hold = failure_mode is not FailureMode.OPEN
         if breaker is None:
-            return await self._answer(event, timeout, started)
+            return await self._answer(event, timeout, started, hold=hold)
         generation = breaker.acquire()
         if generation is None:
             raise self._breaker_refusal()
         try:
-            answer = await self._answer(event, timeout, started)
-        except Exception:
-            if anyio.current_effective_deadline() == -math.inf:
-                # It failed because the call was given up.
+            answer = await self._answer(event, timeout, started, hold=hold)
+        except Exception as exc:
+            if anyio.current_effective_deadline() == -math.inf or _was_never_sent(exc):
+                # It failed because the call was given up, or before there was one.
                 breaker.release(generation)
             else:
                 breaker.failure(generation)
@@ -233,16 +331,23 @@ class Guard:
         assert self.breaker is not None
         return _NoVerdict(FailureKind.BREAKER_OPEN, "its circuit breaker is open", self.breaker.retry_after)
 
-    async def _answer(self, event: Event, timeout: float, started: float) -> AgentResponse | GuardrailResponse:
-        answer = await self._deliver(event, timeout, started)
+    async def _answer(
+        self, event: Event, timeout: float, started: float, *, hold: bool
+    ) -> AgentResponse | GuardrailResponse:
+        answer = await self._deliver(event, timeout, started, hold=hold)
         if isinstance(answer, GuardrailResponse) and event.event_type is EventType.GUARDRAIL_INSPECT:
             if type(answer.detected) is not bool:
                 raise AgentProtocolError(f"detected: expected a bool, got {type(answer.detected).__name__}")
             return answer
         return self._checked(event.event_type, answer)
 
-    async def _deliver(self, event: Event, timeout: float, started: float) -> Answer | None:
+    async def _deliver(self, event: Event, timeout: float, started: float, *, hold: bool = True) -> Answer | None:
         try:
+            if self.client is not None:
+                connection = self.client.reserve_now(event)
+                if connection is None:
+                    connection = await self._reserve(self.client, event, timeout, started, hold=hold)
+                return await self._within(connection.call(event), timeout, started)
             if self._transport.may_suspend(event.event_type):
                 return await self._within(self._transport.call(event), timeout, started)
             return await self._transport.call(event)
@@ -267,9 +372,28 @@ class Guard:
             answer, may_mutate=self.config.body_access == "write", may_set_host=self.config.may_set_host
         )
 
+    async def _reserve(
+        self, client: StreamClient, event: Event, timeout: float, started: float, *, hold: bool
+    ) -> Connection:
+        """Wait for a place on one of the agent's connections, under what is left of the deadline."""
+        with CancelScope(deadline=anyio.current_time() + started + timeout - time.monotonic()):
+            return await client.reserve(event, hold=hold)
+        waited_for = client.why_waiting(event)
+        if waited_for:
+            raise _NoVerdict(FailureKind.QUEUE_TIMEOUT, f"not sent within the deadline of {timeout:g} s: {waited_for}")
+        raise _NoVerdict(FailureKind.TIMEOUT, f"not connected within the deadline of {timeout:g} s")
+
     async def _within(self, call: Coroutine[Any, Any, T], timeout: float, started: float) -> T:
         """Await ``call`` under what is left of the deadline."""
         expired = _NoVerdict(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
+        outer = cancel_reason.get()
+
+        def why() -> CancelReason:
+            if scope.cancel_called:
+                return CancelReason.TIMEOUT
+            return CancelReason.CLIENT_DISCONNECT if outer is None else outer()
+
+        cancel_reason.set(why)
         with CancelScope() as scope:
             try:
                 return await _arm_when_suspended(call, scope, started + timeout)
@@ -277,6 +401,8 @@ class Guard:
                 if scope.cancel_called:
                     raise expired from exc
                 raise
+            finally:
+                cancel_reason.set(outer)
         raise expired
 
     async def _await_configuration(self, timeout: float, started: float) -> None:
@@ -320,6 +446,10 @@ class Guard:
         match exc:
             case _NoVerdict():
                 return Failure(exc.kind, self._describe(event_type, str(exc)), exc.retry_after)
+            case AgentUnavailableError():
+                return Failure(FailureKind.UNAVAILABLE, self._describe(event_type, str(exc)))
+            case EventTooLargeError():
+                return Failure(_TOO_LARGE.get(event_type, FailureKind.ERROR), self._describe(event_type, str(exc)))
             case AgentError():
                 return Failure(FailureKind.ERROR, self._describe(event_type, str(exc)))
             case _:
@@ -344,7 +474,7 @@ class Guard:
             duration,
         )
         self._tally.count(verdict)
-        if not self._failing and failure.kind in (FailureKind.ERROR, FailureKind.TIMEOUT, FailureKind.QUEUE_TIMEOUT):
+        if not self._failing and failure.kind in _WORTH_A_LINE:
             # An agent that fails now and then would otherwise fill the log: it gets a line a minute.
             now = self._clock()
             if now >= self._quiet_until:
@@ -365,6 +495,13 @@ class _NoVerdict(Exception):  # noqa: N818 - it says what there is not
         super().__init__(fault)
         self.kind = kind
         self.retry_after = retry_after
+
+
+def _was_never_sent(exc: Exception) -> bool:
+    """Whether a call failed before the agent could have anything to do with it."""
+    if isinstance(exc, _NoVerdict):
+        return exc.kind is FailureKind.QUEUE_TIMEOUT
+    return isinstance(exc, AgentUnavailableError | EventTooLargeError)
 
 
 def _first_leaf(exc: BaseException) -> BaseException:

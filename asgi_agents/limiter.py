@@ -50,9 +50,16 @@ class Limiter:
                 self._queue.remove(granted)
             raise
 
+    def resize(self, limit: int) -> None:
+        """Change the limit. Permits over a smaller one are not taken back, only not given out again."""
+        self.limit = limit
+        while self._queue and self._taken < limit:
+            self._taken += 1
+            self._queue.popleft().set()
+
     def release(self) -> None:
         """Give a permit back, to the first in the queue if there is one."""
-        if self._queue:
+        if self._queue and self._taken <= self.limit:
             self._queue.popleft().set()
         else:
             self._taken -= 1

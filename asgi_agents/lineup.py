@@ -9,6 +9,8 @@ from .config import DEFAULT_MAX_BODY_BYTES, FailureMode
 from .decision import FailureKind, Verdict, is_denied
 from .guard import Guard
 from .protocol import Event, EventType
+from .protocol.stream import CancelReason
+from .transports.stream import cancel_reason
 
 AgentReference = str | tuple[str, FailureMode]
 
@@ -35,15 +37,21 @@ class Lineup:
     still call it is left.
     """
 
-    __slots__ = ("_by_event", "agents", "connections")
+    __slots__ = ("_by_event", "_lasting", "agents", "connections")
 
     def __init__(self, agents: Sequence[RouteAgent]) -> None:
         self.agents = tuple(agents)
         self.connections = 0
+        self._lasting = tuple(agent.guard for agent in self.agents if agent.guard.keeps_requests)
         self._by_event = {
-            event_type: tuple(agent for agent in self.agents if event_type in agent.guard.config.hears)
+            event_type: tuple(agent for agent in self.agents if event_type in agent.guard.hears)
             for event_type in EventType
         }
+
+    def forget(self, correlation_id: str) -> None:
+        """The connection of that id is over."""
+        for guard in self._lasting:
+            guard.forget_request(correlation_id)
 
     def hearing(self, event_type: EventType) -> tuple[RouteAgent, ...]:
         """Those that hear such events."""
@@ -107,6 +115,9 @@ async def _ask_at_once(
 
     async with anyio.create_task_group() as tasks:
 
+        def why() -> CancelReason:
+            return CancelReason.BLOCKED_BY_AGENT if tasks.cancel_scope.cancel_called else CancelReason.CLIENT_DISCONNECT
+
         async def ask(index: int) -> None:
             verdict = await agents[index].hear(event, chunk=chunk)
             if tasks.cancel_scope.cancel_called:
@@ -115,9 +126,15 @@ async def _ask_at_once(
             if denied():
                 tasks.cancel_scope.cancel()
 
-        for index in waiting[1:]:
-            tasks.start_soon(ask, index)
-        await ask(waiting[0])
+        # The tasks take it over with the rest of the context.
+        before = cancel_reason.get()
+        cancel_reason.set(why)
+        try:
+            for index in waiting[1:]:
+                tasks.start_soon(ask, index)
+            await ask(waiting[0])
+        finally:
+            cancel_reason.set(before)
     if not denied():
         # A call can end without verdict and without error, when its task is cancelled from inside, and the others with
         # it. Silence is never consent.
@@ -151,9 +168,11 @@ def body_limit(agent: RouteAgent, event_type: EventType) -> int | None:
 
 
 def held_limit(agent: RouteAgent, event_type: EventType) -> int:
-    """How many bytes of such a body are held for ``agent``: its own limit, or the default."""
+    """How many bytes of such a body are held for ``agent``: its configured limit or the default, and what it takes."""
     limit = body_limit(agent, event_type)
-    return DEFAULT_MAX_BODY_BYTES if limit is None else limit
+    limit = DEFAULT_MAX_BODY_BYTES if limit is None else limit
+    most = agent.guard.max_body_size
+    return limit if most is None else min(limit, most)
 
 
 def body_too_large(agent: RouteAgent, event_type: EventType, limit: int) -> Verdict:

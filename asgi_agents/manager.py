@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 from msgspec.structs import replace
@@ -14,7 +14,7 @@ from .decision import AgentDecision, Verdict, failure_block, merge
 from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
 from .guard import Guard
 from .lineup import AgentReference, Lineup, RouteAgent, chain, check_body_size, consult
-from .metrics import AgentMetrics
+from .metrics import AgentMetrics, AgentStatistics
 from .protocol import (
     BodyChunkEvent,
     EventType,
@@ -27,6 +27,8 @@ from .protocol import (
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
+from .protocol.stream import AgentCapabilities
+from .transports.stream import ConfigUpdateCallback, MetricsCallback
 
 
 class AgentManager:
@@ -40,10 +42,25 @@ class AgentManager:
     they were added, and a reference is an id or a pair of id and :class:`FailureMode`. They raise
     :class:`UnknownAgentError` for an unknown id.
 
+    :param on_metrics_report: called with the agent's id and the :class:`MetricsReport` that an agent behind the stream
+        transport has sent; ``on_config_update`` with its :class:`ConfigUpdateRequest`. Both run on the event loop and
+        must not block. What they raise is logged.
     :param clock: monotonic seconds, for the breakers.
     """
 
-    def __init__(self, agents: Iterable[AgentConfig] = (), *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        agents: Iterable[AgentConfig] = (),
+        *,
+        on_metrics_report: MetricsCallback | None = None,
+        on_config_update: ConfigUpdateCallback | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        for name, callback in (("on_metrics_report", on_metrics_report), ("on_config_update", on_config_update)):
+            if callback is not None and not callable(callback):
+                raise ConfigurationError(f"AgentManager: {name}={callback!r}, expected a callable")
+        self._on_metrics_report = on_metrics_report
+        self._on_config_update = on_config_update
         self._clock = clock
         self._guards: dict[str, Guard] = {}
         self._lineups: dict[tuple[tuple[AgentReference, ...] | None, bool], Lineup] = {}
@@ -62,7 +79,7 @@ class AgentManager:
                 raise ConfigurationError(
                     f"AgentManager: two agents have the id {config.id!r}, expected each to be unique"
                 )
-            self._guards[config.id] = Guard(config, clock=clock)
+            self._guards[config.id] = self._make_guard(config)
 
     # What is there
 
@@ -75,6 +92,18 @@ class AgentManager:
     def metrics(self) -> Mapping[str, AgentMetrics]:
         """What each agent was asked and what it said, by id."""
         return {agent_id: guard.metrics() for agent_id, guard in self._guards.items()}
+
+    def statistics(self) -> Mapping[str, AgentStatistics]:
+        """How each agent is now, by id: calls under way and waiting, breaker, connections."""
+        return {agent_id: guard.statistics() for agent_id, guard in self._guards.items()}
+
+    def agent_capabilities(self, agent_id: str) -> AgentCapabilities | None:
+        """What an agent has said of itself in the handshake of the stream transport.
+
+        None for one that hasn't, or has none to say it in. Of several instances it is the first that is up.
+        """
+        client = self.guard(agent_id).client
+        return next(iter(client.capabilities), None) if client is not None else None
 
     def get_agents_for_event(self, event_type: EventType) -> Sequence[str]:
         """The ids of the agents that hear such events."""
@@ -166,7 +195,7 @@ class AgentManager:
     ) -> tuple[Verdict, GuardrailResponse]:
         """:meth:`call_guardrail_agent`, with the verdict; one that fails closed is not raised."""
         guard = self.guard(agent_id)
-        if EventType.GUARDRAIL_INSPECT not in guard.config.hears:
+        if EventType.GUARDRAIL_INSPECT not in guard.hears:
             raise UnknownAgentError(f"agent {agent_id!r} does not hear {EventType.GUARDRAIL_INSPECT.value}")
         verdict, response = await guard.inspect(event, FailureMode(failure_mode or guard.config.failure_mode))
         if verdict.failure is not None or not verdict.enforced:
@@ -264,7 +293,7 @@ class AgentManager:
             raise ConfigurationError(
                 f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
             )
-        guard = self._guards[config.id] = Guard(config, clock=self._clock)
+        guard = self._guards[config.id] = self._make_guard(config)
         self._retire_lineups()
         await _try_to_configure(guard)
         self._watch(guard)
@@ -277,7 +306,7 @@ class AgentManager:
         meanwhile.
         """
         self.guard(config.id)
-        new = Guard(config, clock=self._clock)
+        new = self._make_guard(config)
         await _try_to_configure(new)
         try:
             old = self.guard(config.id)
@@ -289,6 +318,13 @@ class AgentManager:
         self._watch(new)
         await self._drain(old, drain_timeout)
 
+    async def push_config(self, agent_id: str, config: Any) -> None:
+        """Give an agent another ``AgentConfig.config`` while it runs, all its instances, and those that connect later.
+
+        Raises :class:`AgentError` when it doesn't take it; what it had before then holds for those that did not get it.
+        """
+        await self.guard(agent_id).push_config(config)
+
     async def remove_agent(self, agent_id: str, *, drain_timeout: float = 30.0) -> None:
         """Remove an agent, also from the routes that name it. Drains like :meth:`replace_agent`."""
         old = self.guard(agent_id)
@@ -297,6 +333,14 @@ class AgentManager:
         await self._drain(old, drain_timeout)
 
     # How
+
+    def _make_guard(self, config: AgentConfig) -> Guard:
+        guard = Guard(config, clock=self._clock)
+        guard.on_change = self._retire_lineups
+        if guard.client is not None:
+            guard.client.on_metrics_report = self._on_metrics_report
+            guard.client.on_config_update = self._on_config_update
+        return guard
 
     async def _process_in_parallel(
         self,

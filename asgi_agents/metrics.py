@@ -1,10 +1,13 @@
 """Plain counters of what an agent was asked and what it said. Exporters read them; nothing here knows OpenTelemetry."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from msgspec import Struct
 
+from .breaker import BreakerState
 from .decision import Verdict
+from .transports import EndpointStatistics
 
 
 class AgentMetrics(Struct, frozen=True, kw_only=True):
@@ -23,6 +26,27 @@ class AgentMetrics(Struct, frozen=True, kw_only=True):
     in_flight: int
     waiting: int
     duration: float
+
+
+class AgentStatistics(Struct, frozen=True, kw_only=True):
+    """How one agent is at one moment.
+
+    ``in_flight`` calls of at most ``max_in_flight`` are under way, ``waiting`` ones wait for a permit or for a place on
+    a connection. ``breaker`` is None where it is switched off. ``endpoints`` are those of the stream transport, on the
+    running event loop.
+    """
+
+    transport: str
+    in_flight: int
+    max_in_flight: int
+    waiting: int
+    breaker: BreakerState | None
+    endpoints: Sequence[EndpointStatistics] = ()
+
+    @property
+    def connections(self) -> int:
+        """Lasting connections to the agent."""
+        return sum(endpoint.connections for endpoint in self.endpoints)
 
 
 class Tally:

@@ -6,6 +6,7 @@ have that shape and stay private, so that nobody else has to know it.
 
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import cache
 from typing import Any, Literal
 
 import msgspec
@@ -15,6 +16,7 @@ from ..errors import AgentProtocolError
 from .events import EVENT_CLASSES, Event, EventType
 from .headers import decode_extension, encode_extension
 from .responses import (
+    ALLOW,
     PROTOCOL_VERSION,
     Acknowledgement,
     AgentResponse,
@@ -111,14 +113,12 @@ _ENCODERS: dict[Encoding, msgspec.json.Encoder | msgspec.msgpack.Encoder] = {
     Encoding.JSON: msgspec.json.Encoder(enc_hook=encode_extension),
     Encoding.MSGPACK: msgspec.msgpack.Encoder(enc_hook=encode_extension),
 }
-_DECODERS: dict[tuple[Encoding, Any], msgspec.json.Decoder[Any] | msgspec.msgpack.Decoder[Any]] = {
-    (encoding, kind): decoder(kind, dec_hook=decode_extension)
-    for encoding, decoder in (
-        (Encoding.JSON, msgspec.json.Decoder),
-        (Encoding.MSGPACK, msgspec.msgpack.Decoder),
-    )
-    for kind in (_Response, _RawEnvelope, _Probe, GuardrailResponse, Acknowledgement, *EVENT_CLASSES.values())
-}
+
+
+@cache
+def _decoder(kind: Any, encoding: Encoding) -> msgspec.json.Decoder[Any] | msgspec.msgpack.Decoder[Any]:
+    make = msgspec.json.Decoder if encoding is Encoding.JSON else msgspec.msgpack.Decoder
+    return make(kind, dec_hook=decode_extension)
 
 
 def encode_event(event: Event, encoding: Encoding) -> bytes:
@@ -126,21 +126,21 @@ def encode_event(event: Event, encoding: Encoding) -> bytes:
 
     Raises :class:`AgentProtocolError` for an event that can't be sent.
     """
-    return _encode(_Envelope(PROTOCOL_VERSION, event.event_type, event), encoding, "event")
+    return encode_value(_Envelope(PROTOCOL_VERSION, event.event_type, event), encoding, "event")
 
 
 def decode_event(data: bytes, encoding: Encoding) -> Event:
     """An event from its envelope; raises :class:`AgentProtocolError` naming the field at fault."""
-    envelope: _RawEnvelope = _decode(_RawEnvelope, data, encoding)
+    envelope: _RawEnvelope = decode_value(_RawEnvelope, data, encoding)
     if envelope.version != PROTOCOL_VERSION:
         raise AgentProtocolError(f"version: expected {PROTOCOL_VERSION}, got {envelope.version}")
-    event: Event = _decode(EVENT_CLASSES[envelope.event_type], bytes(envelope.payload), encoding, at="payload")
+    event: Event = decode_value(EVENT_CLASSES[envelope.event_type], bytes(envelope.payload), encoding, at="payload")
     return event
 
 
 def encode_answer(answer: Answer, encoding: Encoding) -> bytes:
     """An answer as agents send it. Raises :class:`AgentProtocolError` for one that can't be sent."""
-    return _encode(_to_wire(answer) if isinstance(answer, AgentResponse) else answer, encoding, "answer")
+    return encode_value(answer_to_wire(answer) if isinstance(answer, AgentResponse) else answer, encoding, "answer")
 
 
 def decode_answer(data: bytes, encoding: Encoding, event_type: EventType) -> Answer:
@@ -149,15 +149,16 @@ def decode_answer(data: bytes, encoding: Encoding, event_type: EventType) -> Ans
     Guardrail agents may answer in the guardrail shape, ``configure`` and ``request_complete`` with an acknowledgement.
     """
     if event_type is EventType.GUARDRAIL_INSPECT and _probe(data, encoding).detected is not UNSET:
-        verdict: GuardrailResponse = _decode(GuardrailResponse, data, encoding)
+        verdict: GuardrailResponse = decode_value(GuardrailResponse, data, encoding)
         return verdict
     if event_type in (EventType.CONFIGURE, EventType.REQUEST_COMPLETE) and _probe(data, encoding).success is not UNSET:
-        acknowledgement: Acknowledgement = _decode(Acknowledgement, data, encoding)
+        acknowledgement: Acknowledgement = decode_value(Acknowledgement, data, encoding)
         return acknowledgement
-    return _from_wire(_decode(_Response, data, encoding))
+    return _from_wire(decode_value(_Response, data, encoding))
 
 
-def _encode(value: Any, encoding: Encoding, what: str) -> bytes:
+def encode_value(value: Any, encoding: Encoding, what: str) -> bytes:
+    """``value`` spelt in ``encoding``; ``what`` names it in the :class:`AgentProtocolError` for one that can't be."""
     try:
         return _ENCODERS[encoding].encode(value)
     except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as exc:
@@ -168,13 +169,14 @@ def _encode(value: Any, encoding: Encoding, what: str) -> bytes:
 
 
 def _probe(data: bytes, encoding: Encoding) -> _Probe:
-    probe: _Probe = _decode(_Probe, data, encoding)
+    probe: _Probe = decode_value(_Probe, data, encoding)
     return probe
 
 
-def _decode(kind: Any, data: bytes, encoding: Encoding, *, at: str = "") -> Any:
+def decode_value(kind: Any, data: bytes, encoding: Encoding, *, at: str = "") -> Any:
+    """A ``kind`` from its bytes; raises :class:`AgentProtocolError` naming the field at fault, within ``at``."""
     try:
-        return _DECODERS[encoding, kind].decode(data)
+        return _decoder(kind, encoding).decode(data)
     except msgspec.ValidationError as exc:
         raise AgentProtocolError(f"{at}: {exc}" if at else str(exc)) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -182,7 +184,7 @@ def _decode(kind: Any, data: bytes, encoding: Encoding, *, at: str = "") -> Any:
 
 
 def _from_wire(wire: _Response) -> AgentResponse:
-    return AgentResponse(
+    response = AgentResponse(
         version=wire.version,
         decision=_decision_from_wire(wire.decision),
         request_headers=_ops_from_wire("request_headers", wire.request_headers),
@@ -194,6 +196,8 @@ def _from_wire(wire: _Response) -> AgentResponse:
         response_body_mutation=wire.response_body_mutation,
         websocket_decision=_websocket_decision_from_wire(wire.websocket_decision),
     )
+    # Recognised by identity on the fast path.
+    return ALLOW if response == ALLOW else response
 
 
 def _decision_from_wire(wire: Literal["allow"] | _Decision) -> Decision:
@@ -236,7 +240,8 @@ def _websocket_decision_from_wire(
     return WebSocketClose(wire.close.code, wire.close.reason)
 
 
-def _to_wire(response: AgentResponse) -> _Response:
+def answer_to_wire(response: AgentResponse) -> Struct:
+    """What is encoded of an AgentResponse."""
     return _Response(
         version=response.version,
         decision=_decision_to_wire(response.decision),

@@ -3,5 +3,6 @@
 from .base import Transport
 from .http import HttpTransport
 from .in_process import InProcessTransport
+from .stream import EndpointStatistics, LoadBalancing, StreamTransport
 
-__all__ = ["HttpTransport", "InProcessTransport", "Transport"]
+__all__ = ["EndpointStatistics", "HttpTransport", "InProcessTransport", "LoadBalancing", "StreamTransport", "Transport"]

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import httpx
 from anyio import CancelScope
@@ -104,7 +104,18 @@ class SharedTransport:
 Connections = ConnectionStack | SharedTransport
 
 
-class PerEventLoop:
+class Closable(Protocol):
+    """What has to be closed while its event loop still runs."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+        ...
+
+
+C = TypeVar("C", bound=Closable)
+
+
+class PerEventLoop(Generic[C]):
     """What ``make`` returns, once for each event loop, and closed when that ends.
 
     An ending event loop finalises the async generators that are still alive (asyncio and uvloop in
@@ -112,12 +123,17 @@ class PerEventLoop:
     anything down: ``TestClient(app)`` outside ``with`` runs a new loop for each request.
     """
 
-    def __init__(self, make: Callable[[], Connections]) -> None:
+    def __init__(self, make: Callable[[], C]) -> None:
         self._make = make
-        self._current: RunVar[tuple[Connections, AsyncGenerator[Connections, None]] | None]
+        self._current: RunVar[tuple[C, AsyncGenerator[C, None]] | None]
         self._current = RunVar("asgi_agents.connections", default=None)
 
-    async def get(self) -> Connections:
+    def peek(self) -> C | None:
+        """The running event loop's, if there are any."""
+        current = self._current.get()
+        return None if current is None else current[0]
+
+    async def get(self) -> C:
         """The running event loop's."""
         current = self._current.get()
         if current is None:
@@ -132,7 +148,7 @@ class PerEventLoop:
         if current is not None:
             await current[1].aclose()
 
-    async def _keep(self) -> AsyncGenerator[Connections, None]:
+    async def _keep(self) -> AsyncGenerator[C, None]:
         connections = self._make()
         try:
             yield connections

@@ -96,7 +96,7 @@ class HttpTransport:
         if type(max_answer_bytes) is not int or max_answer_bytes < 1:
             raise _wrong("max_answer_bytes", max_answer_bytes, "a whole number of at least 1")
         self._max_answer_bytes = max_answer_bytes
-        self._connections: SharedTransport | PerEventLoop
+        self._connections: SharedTransport | PerEventLoop[Connections]
         if transport is None or transport == "aiohttp":
             if uds is not None and (not isinstance(uds, str) or not uds):
                 raise _wrong("uds", uds, "the path of a Unix socket")

@@ -1,0 +1,428 @@
+"""The stream transport's frames and messages, for both ends. No I/O.
+
+A frame is a 4-byte big-endian length, and as many bytes: a type byte and a payload. In the older framing
+(``envelope``) there is no type byte, and the payload is what the HTTP transport posts.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from enum import IntEnum, StrEnum
+from typing import Any, Final
+
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import asdict, force_setattr, replace
+
+from ..errors import AgentProtocolError
+from .codec import Encoding, answer_to_wire, decode_value, encode_value
+from .events import EVENT_CLASSES, ConfigureEvent, Event, EventType
+from .responses import ALLOW, AgentResponse, Answer, AuditMetadata
+
+#: The longest frame, type byte included, and the longest of the older framing.
+MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+MAX_ENVELOPE_BYTES: Final = 10 * 1024 * 1024
+
+_LENGTH_BYTES: Final = 4
+
+
+class Framing(StrEnum):
+    """Which of the two streams a peer speaks. It can't be told from the bytes."""
+
+    V2 = "v2"
+    ENVELOPE = "envelope"
+
+    @property
+    def max_bytes(self) -> int:
+        """The longest frame."""
+        return MAX_FRAME_BYTES if self is Framing.V2 else MAX_ENVELOPE_BYTES
+
+
+class MessageType(IntEnum):
+    """The type byte."""
+
+    HANDSHAKE_REQUEST = 0x01
+    HANDSHAKE_RESPONSE = 0x02
+    REQUEST_HEADERS = 0x10
+    REQUEST_BODY_CHUNK = 0x11
+    RESPONSE_HEADERS = 0x12
+    RESPONSE_BODY_CHUNK = 0x13
+    REQUEST_COMPLETE = 0x14
+    WEBSOCKET_FRAME = 0x15
+    GUARDRAIL_INSPECT = 0x16
+    CONFIGURE = 0x17
+    AGENT_RESPONSE = 0x20
+    HEALTH_STATUS = 0x30
+    METRICS_REPORT = 0x31
+    CONFIG_UPDATE_REQUEST = 0x32
+    FLOW_CONTROL = 0x33
+    CANCEL = 0x40
+    PING = 0x41
+    PONG = 0x42
+
+
+MESSAGE_OF_EVENT: Final[Mapping[EventType, MessageType]] = {
+    event_type: MessageType[event_type.name] for event_type in EventType
+}
+EVENT_OF_MESSAGE: Final[Mapping[int, EventType]] = {
+    int(message_type): event_type for event_type, message_type in MESSAGE_OF_EVENT.items()
+}
+
+#: The numbers by which a handshake names events.
+EVENT_NUMBERS: Final[Mapping[EventType, int]] = {
+    EventType.REQUEST_HEADERS: 1,
+    EventType.REQUEST_BODY_CHUNK: 2,
+    EventType.RESPONSE_HEADERS: 3,
+    EventType.RESPONSE_BODY_CHUNK: 4,
+    EventType.REQUEST_COMPLETE: 5,
+    EventType.WEBSOCKET_FRAME: 6,
+    EventType.GUARDRAIL_INSPECT: 7,
+    EventType.CONFIGURE: 8,
+}
+# Older agents say 0 for configure.
+_EVENT_OF_NUMBER: Final[Mapping[int, EventType]] = {
+    0: EventType.CONFIGURE,
+    **{number: event_type for event_type, number in EVENT_NUMBERS.items()},
+}
+
+
+class HealthState(IntEnum):
+    """How an agent says it is."""
+
+    HEALTHY = 1
+    DEGRADED = 2
+    DRAINING = 3
+    UNHEALTHY = 4
+
+
+class FlowAction(IntEnum):
+    """What an agent asks of the flow of calls."""
+
+    PAUSE = 1
+    RESUME = 2
+    UPDATE_CAPACITY = 3
+
+
+class CancelReason(IntEnum):
+    """Why a call was given up."""
+
+    CLIENT_DISCONNECT = 1
+    TIMEOUT = 2
+    BLOCKED_BY_AGENT = 3
+    UPSTREAM_ERROR = 4
+    SHUTDOWN = 5
+    MANUAL = 6
+
+
+class HandshakeRequest(Struct, kw_only=True):
+    """The first frame on a connection. ``supported_encodings`` in order of preference."""
+
+    supported_versions: Sequence[int]
+    proxy_id: str = ""
+    proxy_version: str = ""
+    config: Any = None
+    supported_encodings: Sequence[str] = ()
+
+
+class AgentFeatures(Struct, frozen=True, kw_only=True):
+    """What an agent can do.
+
+    ``concurrent_requests``: calls it takes at a time on one connection, 0 where it doesn't say. ``call_ids`` is an
+    extension of ours: each event has a ``call_id`` that its answer carries, so that no answer can be mistaken for
+    another's.
+    """
+
+    streaming_body: bool = False
+    websocket: bool = False
+    guardrails: bool = False
+    config_push: bool = False
+    metrics_export: bool = False
+    concurrent_requests: int = 0
+    cancellation: bool = False
+    flow_control: bool = False
+    health_reporting: bool = False
+    call_ids: bool = False
+
+
+class AgentLimits(Struct, frozen=True, kw_only=True):
+    """What an agent can take: bytes of a body shown at once, calls at a time, and the bytes of a chunk it likes."""
+
+    max_body_size: int = 10 * 1024 * 1024
+    max_concurrency: int = 100
+    preferred_chunk_size: int = 64 * 1024
+
+
+class AgentCapabilities(Struct, frozen=True, kw_only=True):
+    """What an agent says of itself in the handshake."""
+
+    agent_id: str = ""
+    name: str = ""
+    version: str = ""
+    supported_events: Sequence[int] = ()
+    features: AgentFeatures = AgentFeatures()
+    limits: AgentLimits = AgentLimits()
+
+    @property
+    def events(self) -> frozenset[EventType]:
+        """The events that it supports; numbers from the future are left out."""
+        return frozenset(_EVENT_OF_NUMBER[number] for number in self.supported_events if number in _EVENT_OF_NUMBER)
+
+
+class HandshakeResponse(Struct, kw_only=True):
+    """The agent's answer to the handshake."""
+
+    protocol_version: int
+    success: bool
+    error: str | None = None
+    encoding: str = Encoding.JSON
+    capabilities: AgentCapabilities | None = None
+
+
+class HealthStatus(Struct, frozen=True, kw_only=True):
+    """How the agent is. ``timeout_multiplier`` counts while it is degraded."""
+
+    state: int
+    agent_id: str = ""
+    message: str | None = None
+    timeout_multiplier: float = 1.0
+    timestamp_ms: int = 0
+
+
+class FlowControl(Struct, frozen=True, kw_only=True):
+    """Hold calls back, or no longer: all on this connection, or those with one id.
+
+    ``buffer_available`` is how many bytes of calls the agent can take at a time.
+    """
+
+    action: int
+    correlation_id: str | None = None
+    buffer_available: int | None = None
+    timestamp_ms: int = 0
+
+
+class Cancel(Struct, frozen=True, kw_only=True):
+    """Nobody waits for the answer any more. Without ``call_id``: to none of that ``correlation_id``'s calls."""
+
+    correlation_id: str
+    reason: int = CancelReason.MANUAL
+    timestamp_ms: int = 0
+    call_id: int | UnsetType = UNSET
+
+
+class Ping(Struct, frozen=True, kw_only=True):
+    """Are you there? The pong is an echo of it."""
+
+    sequence: int = 0
+    timestamp_ms: int = 0
+
+
+class CounterMetric(Struct, frozen=True, kw_only=True):
+    """A count that only grows."""
+
+    name: str
+    help: str | None = None
+    labels: Mapping[str, str] = {}
+    value: int
+
+
+class GaugeMetric(Struct, frozen=True, kw_only=True):
+    """A value of the moment."""
+
+    name: str
+    help: str | None = None
+    labels: Mapping[str, str] = {}
+    value: float
+
+
+class HistogramBucket(Struct, frozen=True):
+    """How many values were at most ``le``."""
+
+    le: float | str
+    count: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.le, str):
+            if self.le not in ("+Inf", "Inf"):
+                raise ValueError(f'expected a number or "+Inf", got {self.le!r:.40}')
+            force_setattr(self, "le", math.inf)
+
+
+class HistogramMetric(Struct, frozen=True, kw_only=True):
+    """A distribution; the buckets are cumulative."""
+
+    name: str
+    help: str | None = None
+    labels: Mapping[str, str] = {}
+    sum: float
+    count: int
+    buckets: Sequence[HistogramBucket] = ()
+
+
+class MetricsReport(Struct, frozen=True, kw_only=True):
+    """Figures that an agent sends of its own accord."""
+
+    agent_id: str = ""
+    timestamp_ms: int = 0
+    interval_ms: int = 0
+    counters: Sequence[CounterMetric] = ()
+    gauges: Sequence[GaugeMetric] = ()
+    histograms: Sequence[HistogramMetric] = ()
+
+
+class ConfigUpdateRequest(Struct, frozen=True, kw_only=True):
+    """An agent asks for a change of its configuration. What ``update_type`` holds is between it and the callback."""
+
+    request_id: str = ""
+    update_type: Any = None
+    timestamp_ms: int = 0
+
+
+class CallIds(Struct, frozen=True):
+    """By what an answer says which call it is for."""
+
+    correlation_id: str = ""
+    call_id: int | UnsetType = UNSET
+
+
+class _Custom(Struct):
+    custom: CallIds = CallIds()
+
+
+class _AnswerIds(Struct):
+    audit: _Custom | None = None
+
+
+class _PayloadIds(Struct):
+    correlation_id: str = ""
+    call_id: int | UnsetType = UNSET
+    metadata: Any = None
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames."""
+
+    def __init__(self, framing: Framing) -> None:
+        self._max_bytes = framing.max_bytes
+        self._rest = bytearray()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return bool(self._rest)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The frames that ``data`` completes, without their lengths.
+
+        Raises :class:`AgentProtocolError` at one that may not be; the stream can't be read any further then.
+        """
+        buffer: bytes | bytearray = data
+        if self._rest:
+            self._rest += data
+            buffer = self._rest
+        position = 0
+        size = len(buffer)
+        while size - position >= _LENGTH_BYTES:
+            start = position + _LENGTH_BYTES
+            length = int.from_bytes(buffer[position:start], "big")
+            if not 0 < length <= self._max_bytes:
+                raise AgentProtocolError(_describe_length(bytes(buffer[position:start]), length, self._max_bytes))
+            end = start + length
+            if end > size:
+                break
+            position = end
+            yield bytes(buffer[start:end])
+        if buffer is self._rest:
+            del self._rest[:position]
+        elif position < size:
+            self._rest += buffer[position:]
+
+
+def _describe_length(prefix: bytes, length: int, max_bytes: int) -> str:
+    fault = f"a frame of {length} bytes, expected 1 to {max_bytes}"
+    if prefix == b"HTTP":
+        return f"{fault}: the peer speaks HTTP"
+    return fault
+
+
+def encode_frame(message_type: MessageType, payload: bytes) -> bytes:
+    """A version 2 frame. Raises :class:`AgentProtocolError` for one that would be too long."""
+    _check_length(len(payload) + 1, MAX_FRAME_BYTES)
+    return b"%b%c%b" % ((len(payload) + 1).to_bytes(_LENGTH_BYTES, "big"), message_type, payload)
+
+
+def encode_envelope_frame(envelope: bytes) -> bytes:
+    """A frame of the older framing. Raises :class:`AgentProtocolError` for one that would be too long."""
+    _check_length(len(envelope), MAX_ENVELOPE_BYTES)
+    return len(envelope).to_bytes(_LENGTH_BYTES, "big") + envelope
+
+
+def _check_length(length: int, max_bytes: int) -> None:
+    if length > max_bytes:
+        raise AgentProtocolError(f"the event takes a frame of {length} bytes, expected {max_bytes} at most")
+
+
+def encode_message(message_type: MessageType, message: Struct, encoding: Encoding = Encoding.JSON) -> bytes:
+    """A frame of anything but an event or an answer."""
+    return encode_frame(message_type, encode_value(message, encoding, message_type.name.lower()))
+
+
+def correlation_id_of(event: Event) -> str:
+    """The id of the connection that an event is about; empty for ``configure``, which is about none."""
+    return "" if isinstance(event, ConfigureEvent) else event.correlation_id
+
+
+def encode_event_frame(event: Event, encoding: Encoding, ids: CallIds) -> bytes:
+    """An event's frame: its own payload, with the ids at the top."""
+    payload = asdict(event)
+    payload["correlation_id"] = ids.correlation_id
+    if ids.call_id is not UNSET:
+        payload["call_id"] = ids.call_id
+    return encode_frame(MESSAGE_OF_EVENT[event.event_type], encode_value(payload, encoding, "event"))
+
+
+def decode_payload_ids(payload: bytes, encoding: Encoding) -> CallIds:
+    """The ids at the top of an event's payload, or within its metadata."""
+    found: _PayloadIds = decode_value(_PayloadIds, payload, encoding)
+    correlation_id = found.correlation_id
+    if not correlation_id and isinstance(found.metadata, dict):
+        within = found.metadata.get("correlation_id")
+        correlation_id = within if isinstance(within, str) else ""
+    return CallIds(correlation_id, found.call_id)
+
+
+def decode_payload(event_type: EventType, payload: bytes, encoding: Encoding) -> Event:
+    """An event from its payload; raises :class:`AgentProtocolError` naming the field at fault."""
+    event: Event = decode_value(EVENT_CLASSES[event_type], payload, encoding)
+    return event
+
+
+def encode_answer_frame(answer: Answer, encoding: Encoding, ids: CallIds) -> bytes:
+    """An answer's frame. All its shapes carry the ids in ``audit.custom``."""
+    custom: dict[str, Any] = {"correlation_id": ids.correlation_id}
+    if ids.call_id is not UNSET:
+        custom["call_id"] = ids.call_id
+    if isinstance(answer, AgentResponse):
+        audit = replace(answer.audit, custom={**answer.audit.custom, **custom})
+        wire: Any = answer_to_wire(replace(answer, audit=audit))
+    else:
+        wire = {**asdict(answer), "audit": AuditMetadata(custom=custom)}
+    return encode_frame(MessageType.AGENT_RESPONSE, encode_value(wire, encoding, "answer"))
+
+
+def decode_answer_ids(payload: bytes, encoding: Encoding) -> CallIds:
+    """Which call an answer is for, as far as it says."""
+    found: _AnswerIds = decode_value(_AnswerIds, payload, encoding)
+    return CallIds() if found.audit is None else found.audit.custom
+
+
+def without_ids(answer: Answer) -> Answer:
+    """``answer`` without what :func:`encode_answer_frame` has added to it, which is no concern of anyone's."""
+    if not isinstance(answer, AgentResponse) or not answer.audit.custom.keys() & {"correlation_id", "call_id"}:
+        return answer
+    custom = {key: value for key, value in answer.audit.custom.items() if key not in ("correlation_id", "call_id")}
+    rest = replace(answer, audit=replace(answer.audit, custom=custom))
+    return ALLOW if rest == ALLOW else rest
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch, for the messages that carry their time."""
+    return time.time_ns() // 1_000_000

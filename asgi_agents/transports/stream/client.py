@@ -1,0 +1,156 @@
+"""What the guard of one agent needs of its connections, on whichever event loop it runs."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...errors import AgentUnavailableError
+from ...protocol import Answer, Event, EventType
+from ...protocol.stream import AgentCapabilities, ConfigUpdateRequest, MetricsReport, correlation_id_of
+from ..connections import PerEventLoop
+from .connection import Connection
+from .pool import Settings, StreamPool
+from .statistics import EndpointStatistics
+
+logger = logging.getLogger("asgi_agents")
+
+MetricsCallback = Callable[[str, MetricsReport], object]
+ConfigUpdateCallback = Callable[[str, ConfigUpdateRequest], object]
+
+
+class StreamClient:
+    """One agent behind a :class:`~asgi_agents.StreamTransport`.
+
+    :ivar on_change: called with whether the agent can be called again after it could not, whenever anything changes
+        that the agent says of itself, or of whether it can be reached.
+    """
+
+    kind = "stream"
+    remote = True
+
+    def __init__(self, settings: Settings, agent_id: str, events: frozenset[EventType] | None, config: Any) -> None:
+        self.agent_id = agent_id
+        self.events = events
+        self.config = config
+        self.carries = frozenset(EventType)
+        #: One for each endpoint that is up.
+        self.capabilities: Sequence[AgentCapabilities] = ()
+        self.timeout_multiplier = 1.0
+        self.on_change: Callable[[bool], object] = lambda came_up: None
+        self.on_metrics_report: MetricsCallback | None = None
+        self.on_config_update: ConfigUpdateCallback | None = None
+        self._pools = PerEventLoop(lambda: StreamPool(settings, self))
+
+    # What is known of the agent
+
+    @property
+    def hears(self) -> frozenset[EventType]:
+        """The events that the agent has to be asked about: until it has said what it hears, all."""
+        if self.events is not None:
+            return self.events
+        if not self.capabilities:
+            return self.carries
+        return frozenset().union(*(capabilities.events for capabilities in self.capabilities))
+
+    @property
+    def max_concurrency(self) -> int | None:
+        """How many calls at a time its instances take together; None where they haven't said."""
+        limits = [capabilities.limits.max_concurrency for capabilities in self.capabilities]
+        return sum(limits) if limits and all(limit > 0 for limit in limits) else None
+
+    @property
+    def max_body_size(self) -> int | None:
+        """How many bytes of a body they take at a time; None where they haven't said."""
+        sizes = [capabilities.limits.max_body_size for capabilities in self.capabilities]
+        return min((size for size in sizes if size > 0), default=None)
+
+    def statistics(self) -> tuple[Sequence[EndpointStatistics], int]:
+        """The endpoints, and how many calls wait for a place; of the running event loop."""
+        pool = self._pools.peek()
+        return ((), 0) if pool is None else (pool.statistics(), pool.waiting)
+
+    # Calls
+
+    def may_suspend(self, event_type: EventType) -> bool:
+        return True
+
+    def reserve_now(self, event: Event) -> Connection | None:
+        """A connection with a place for ``event``, or None where it has to wait for one."""
+        pool = self._pools.peek()
+        return None if pool is None else pool.reserve_now(correlation_id_of(event))
+
+    async def reserve(self, event: Event, *, hold: bool) -> Connection:
+        """A connection with a place for ``event``. ``hold``: while the agent has paused, wait rather than fail.
+
+        :raises AgentConnectionError: the agent can't be reached.
+        :raises AgentUnavailableError: it has said that it takes no calls.
+        """
+        pool = await self._pools.get()
+        correlation_id = correlation_id_of(event)
+        if not hold and pool.is_paused(correlation_id):
+            raise AgentUnavailableError("it has asked for a pause")
+        return await pool.reserve(correlation_id)
+
+    def why_waiting(self, event: Event) -> str:
+        """What a call that got no place has waited for; empty where it was for a connection."""
+        pool = self._pools.peek()
+        if pool is None or not pool.connections:
+            return ""
+        if pool.is_paused(correlation_id_of(event)):
+            return "it has asked for a pause"
+        return "its connections are busy"
+
+    async def call(self, event: Event) -> Answer:
+        """Reserve and call."""
+        connection = self.reserve_now(event) or await self.reserve(event, hold=True)
+        return await connection.call(event)
+
+    def forget(self, correlation_id: str) -> None:
+        """The request is over: its events need no certain connection any more."""
+        pool = self._pools.peek()
+        if pool is not None:
+            pool.forget(correlation_id)
+
+    # Life
+
+    async def connect(self) -> None:
+        """Wait for the first connection; raises :class:`AgentError` when the agent can't be reached now."""
+        await (await self._pools.get()).wait_connected()
+
+    async def push_config(self, config: Any) -> None:
+        """Hand the agent another configuration, for connections to come as well; raises :class:`AgentError`."""
+        before, self.config = self.config, config
+        try:
+            await (await self._pools.get()).push_config(config)
+        except BaseException:
+            self.config = before
+            raise
+
+    async def aclose(self) -> None:
+        await self._pools.aclose()
+
+    # What the pool tells
+
+    def pool_changed(self, *, came_up: bool) -> None:
+        pool = self._pools.peek()
+        if pool is None:
+            return
+        # What an agent that can't be reached has said holds until it says something else.
+        self.capabilities = pool.capabilities or self.capabilities
+        self.timeout_multiplier = max((c.timeout_multiplier for c in pool.connections), default=1.0)
+        self.on_change(came_up)
+
+    def metrics_reported(self, report: MetricsReport) -> None:
+        self._tell("metrics report", self.on_metrics_report, report)
+
+    def config_update_requested(self, request: ConfigUpdateRequest) -> None:
+        self._tell("config update request", self.on_config_update, request)
+
+    def _tell(self, what: str, callback: Callable[[str, Any], object] | None, message: Any) -> None:
+        if callback is None:
+            return
+        try:
+            callback(self.agent_id, message)
+        except Exception:
+            # It must not end the connection that the message came on.
+            logger.exception("agent %r: the callback for its %s failed", self.agent_id, what)

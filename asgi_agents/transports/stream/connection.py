@@ -1,0 +1,451 @@
+"""One connection to an agent: the handshake, calls under way, and what the agent says of its own accord."""
+
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Final, Protocol
+
+import anyio
+from msgspec import UNSET
+
+from ..._version import __version__
+from ...errors import AgentConnectionError, AgentError, AgentProtocolError, EventTooLargeError
+from ...protocol import (
+    ALLOW,
+    PROTOCOL_VERSION,
+    AgentResponse,
+    Answer,
+    Encoding,
+    Event,
+    EventType,
+    RequestBodyChunkEvent,
+    ResponseBodyChunkEvent,
+    decode_answer,
+    encode_event,
+)
+from ...protocol.codec import decode_value
+from ...protocol.stream import (
+    AgentCapabilities,
+    CallIds,
+    Cancel,
+    CancelReason,
+    FlowAction,
+    FlowControl,
+    FrameReader,
+    Framing,
+    HandshakeRequest,
+    HandshakeResponse,
+    HealthState,
+    HealthStatus,
+    MessageType,
+    Ping,
+    correlation_id_of,
+    decode_answer_ids,
+    encode_envelope_frame,
+    encode_event_frame,
+    encode_frame,
+    encode_message,
+    now_ms,
+    without_ids,
+)
+from ..wire import Wire
+from .line import Call, Line
+
+#: Tells, of a call that is being cancelled, why. Set by whoever cancels calls for a reason that the agent may know.
+cancel_reason: ContextVar[Callable[[], CancelReason] | None] = ContextVar("asgi_agents.cancel_reason", default=None)
+
+# An agent that is degraded may ask for more time, but not for any amount of it.
+_MAX_TIMEOUT_MULTIPLIER: Final = 10.0
+# How much one call counts in a connection's score.
+_SCORE_WEIGHT: Final = 0.1
+_ENVELOPE_HINT: Final = "an agent of the older kits needs framing='envelope'"
+
+
+class Owner(Protocol):
+    """Who has a connection, and is told what becomes of it. Called on the event loop; must not raise."""
+
+    def room_made(self, connection: "Connection") -> None:
+        """It may be able to take another call."""
+        ...
+
+    def health_changed(self, connection: "Connection", status: HealthStatus) -> None:
+        """The agent has said how it is."""
+        ...
+
+    def rated(self, connection: "Connection", *, answered: bool) -> None:
+        """A call was answered, or it failed by the agent's fault."""
+        ...
+
+    def lost(self, connection: "Connection") -> None:
+        """It takes no more calls; those under way have failed."""
+        ...
+
+    def message_received(self, message_type: MessageType, payload: bytes, encoding: Encoding) -> None:
+        """A message that is not about this connection."""
+        ...
+
+
+class Connection:
+    """Carries many calls at a time, all events of a request among them.
+
+    A :class:`~asgi_agents.transports.wire.Receiver`. Whoever wants to call takes a place first, with :meth:`reserve`,
+    and either uses it in :meth:`call` or gives it back.
+
+    :param encodings: what to offer in the handshake, best first; in the older framing the first is spoken.
+    :param max_calls: how many calls may be under way, those included that were given up and are still owed an answer.
+    """
+
+    def __init__(self, framing: Framing, encodings: tuple[Encoding, ...], owner: Owner, *, max_calls: int) -> None:
+        self.capabilities: AgentCapabilities | None = None
+        self.events = frozenset(EventType)
+        self.alive = False
+        #: Takes no new requests, because the agent has forgotten to answer.
+        self.retired = False
+        self.health = HealthState.HEALTHY
+        self.timeout_multiplier = 1.0
+        self.paused = False
+        #: Requests whose events have to come here.
+        self.requests = 0
+        #: Share of the latest calls that were answered in time, 0 to 1.
+        self.score = 1.0
+        self.late_answers = 0
+        self.unmatched_answers = 0
+        #: Why it was lost.
+        self.fault = ""
+        self._framing = framing
+        self._owner = owner
+        self._max_calls = max_calls
+        self._encodings = encodings
+        self._encoding = encodings[0]
+        self._wire: Wire | None = None
+        self._reader = FrameReader(framing)
+        self._line = Line()
+        self._reserved = 0
+        self._paused_ids: set[str] = set()
+        self._window: int | None = None
+        self._unanswered_bytes = 0
+        self._call_ids = False
+        self._cancellation = False
+        self._greeted = anyio.Event()
+        self._heard_at = time.monotonic()
+        self._pings = 0
+        self._pinged_at: float | None = None
+
+    # Beginning and end
+
+    async def shake_hands(self, wire: Wire, *, proxy_id: str, config: object) -> None:
+        """Start using ``wire``, whose receiver this is. In the older framing nothing is said.
+
+        :raises AgentConnectionError: the peer refuses, or is no agent.
+        """
+        self._wire = wire
+        if self._framing is Framing.V2:
+            request = HandshakeRequest(
+                supported_versions=[PROTOCOL_VERSION],
+                proxy_id=proxy_id,
+                proxy_version=__version__,
+                config=config,
+                supported_encodings=self._encodings,
+            )
+            wire.write(encode_message(MessageType.HANDSHAKE_REQUEST, request))
+            await self._greeted.wait()
+        if self.fault:
+            raise AgentConnectionError(self.fault)
+        self.alive = True
+
+    def _accept(self, greeting: bytes) -> None:
+        response: HandshakeResponse = decode_value(HandshakeResponse, greeting, Encoding.JSON, at="handshake")
+        if not response.success:
+            raise AgentProtocolError(f"refused the handshake: {response.error or 'no reason given'}")
+        if response.protocol_version != PROTOCOL_VERSION:
+            raise AgentProtocolError(
+                f"speaks version {response.protocol_version} of the protocol, expected {PROTOCOL_VERSION}"
+            )
+        if response.encoding not in self._encodings:
+            offered = " or ".join(self._encodings)
+            raise AgentProtocolError(f"chose the encoding {response.encoding!r:.40}, expected {offered}")
+        if response.capabilities is None:
+            raise AgentProtocolError("says nothing of its capabilities in the handshake")
+        self._encoding = Encoding(response.encoding)
+        self.capabilities = response.capabilities
+        self.events = response.capabilities.events
+        features, limits = response.capabilities.features, response.capabilities.limits
+        self._call_ids = features.call_ids
+        self._cancellation = features.cancellation
+        for limit in (features.concurrent_requests, limits.max_concurrency):
+            if limit > 0:
+                self._max_calls = min(self._max_calls, limit)
+        self._greeted.set()
+
+    def fail(self, fault: str) -> None:
+        """Take no more calls, fail those under way, and close."""
+        if not self.fault:
+            self.fault = fault
+        if self._wire is not None:
+            self._wire.abort()
+        self._end()
+
+    def cancel_all(self, reason: CancelReason) -> None:
+        """Tell the agent that nobody waits for any of the calls under way, and fail them."""
+        for call in self._line.clear():
+            self._announce_cancellation(call, reason)
+            self._fail_call(call, "the connection is being closed")
+
+    def close(self) -> None:
+        """Close once all that was written is sent."""
+        self.fault = self.fault or "the connection was closed"
+        if self._wire is not None:
+            self._wire.close()
+        self._end()
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing of it is left."""
+        if self._wire is not None:
+            await self._wire.wait_closed()
+
+    def _end(self) -> None:
+        was_alive, self.alive = self.alive, False
+        self._greeted.set()
+        for call in self._line.clear():
+            self._fail_call(call, self.fault)
+        if was_alive:
+            self._owner.lost(self)
+
+    @staticmethod
+    def _fail_call(call: Call, fault: str) -> None:
+        call.fault = fault
+        call.answered.set()
+
+    # Calls
+
+    @property
+    def in_rotation(self) -> bool:
+        """Whether it takes events of requests that are new to it."""
+        return self.alive and not self.retired and self.health in (HealthState.HEALTHY, HealthState.DEGRADED)
+
+    @property
+    def calls(self) -> int:
+        """Calls under way and places taken."""
+        return len(self._line) + self._reserved
+
+    @property
+    def waited_for(self) -> int:
+        """Calls and places that somebody waits for."""
+        return self._line.waited_for + self._reserved
+
+    def has_room(self, correlation_id: str) -> bool:
+        """Whether another call may begin now."""
+        return (
+            self.alive
+            and not self.paused
+            and len(self._line) + self._reserved < self._max_calls
+            and (self._window is None or self._unanswered_bytes < self._window)
+            and (not self._paused_ids or correlation_id not in self._paused_ids)
+        )
+
+    def is_paused(self, correlation_id: str) -> bool:
+        """Whether the agent has asked to be sent nothing, or nothing about this."""
+        return self.paused or self._window == 0 or correlation_id in self._paused_ids
+
+    def reserve(self) -> None:
+        """Take a place."""
+        self._reserved += 1
+
+    def give_back(self) -> None:
+        """Give a place back that was not used."""
+        self._reserved -= 1
+        self._owner.room_made(self)
+
+    async def call(self, event: Event) -> Answer:
+        """Send ``event`` and return the agent's answer. Uses up a place.
+
+        :raises AgentConnectionError: the connection was lost before the answer came.
+        :raises AgentProtocolError: the answer is not what the protocol allows.
+        :raises EventTooLargeError: the agent can't be shown that much at a time.
+        """
+        if event.event_type not in self.events:
+            self.give_back()
+            return ALLOW
+        try:
+            call, frame = self._prepare(event)
+            assert self._wire is not None
+            if self._wire.congested:
+                await self._wire.drain()
+            if not self.alive:
+                raise AgentConnectionError(self.fault)
+        except BaseException:
+            self.give_back()
+            raise
+        # From here on the line counts it.
+        self._reserved -= 1
+        self._line.add(call)
+        self._unanswered_bytes += call.size
+        self._wire.write(frame)
+        try:
+            await call.answered.wait()
+        except BaseException:
+            if not call.answered.is_set():
+                self._give_up(call)
+            raise
+        self._rate(answered=call.fault is None)
+        if call.fault is not None:
+            raise AgentConnectionError(call.fault)
+        return self._decode(call.payload, event.event_type)
+
+    def _prepare(self, event: Event) -> tuple[Call, bytes]:
+        if isinstance(event, RequestBodyChunkEvent | ResponseBodyChunkEvent) and self.capabilities is not None:
+            limit = self.capabilities.limits.max_body_size
+            if len(event.data) > limit > 0:
+                raise EventTooLargeError(f"{len(event.data)} bytes at a time, the agent takes {limit}")
+        call = Call(correlation_id_of(event))
+        if self._framing is Framing.ENVELOPE:
+            frame = encode_envelope_frame(encode_event(event, self._encoding))
+        else:
+            # An event about no connection gets an id all the same, to tell its answer by.
+            ids = CallIds(
+                call.correlation_id or f"{event.event_type.value}-{call.number}",
+                call.number if self._call_ids else UNSET,
+            )
+            call.correlation_id = ids.correlation_id
+            frame = encode_event_frame(event, self._encoding, ids)
+        call.size = len(frame)
+        return call, frame
+
+    def _decode(self, payload: bytes, event_type: EventType) -> Answer:
+        answer = without_ids(decode_answer(payload, self._encoding, event_type))
+        if isinstance(answer, AgentResponse) and answer.version == 0:
+            # How our own serving end says that there is no verdict.
+            raise AgentError("; ".join(answer.audit.reason_codes) or "the agent failed")
+        return answer
+
+    def _give_up(self, call: Call) -> None:
+        why = cancel_reason.get()
+        reason = CancelReason.CLIENT_DISCONNECT if why is None else why()
+        self._line.abandon(call)
+        self._announce_cancellation(call, reason)
+        if reason is CancelReason.TIMEOUT:
+            self._rate(answered=False)
+
+    def _announce_cancellation(self, call: Call, reason: CancelReason) -> None:
+        if self._cancellation and self._wire is not None:
+            cancel = Cancel(
+                correlation_id=call.correlation_id,
+                reason=reason,
+                timestamp_ms=now_ms(),
+                call_id=call.number if self._call_ids else UNSET,
+            )
+            self._wire.write(encode_message(MessageType.CANCEL, cancel, self._encoding))
+
+    def _rate(self, *, answered: bool) -> None:
+        self.score += _SCORE_WEIGHT * ((1.0 if answered else 0.0) - self.score)
+        self._owner.rated(self, answered=answered)
+
+    # What comes
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = time.monotonic()
+        try:
+            for frame in self._reader.feed(data):
+                if self.fault:
+                    break
+                if self._framing is Framing.ENVELOPE:
+                    self._answer_received(CallIds(), frame)
+                else:
+                    self._message_received(frame[0], frame[1:])
+        except AgentProtocolError as exc:
+            self.fail(str(exc))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.fault:
+            reason = "closed the connection" if exc is None else f"the connection broke: {type(exc).__name__}"
+            if self._framing is Framing.V2 and not self._greeted.is_set():
+                reason += f" during the handshake; {_ENVELOPE_HINT}"
+            self.fault = reason
+        self._end()
+
+    def _message_received(self, message_type: int, payload: bytes) -> None:
+        if message_type == MessageType.AGENT_RESPONSE and self._greeted.is_set():
+            self._answer_received(decode_answer_ids(payload, self._encoding), payload)
+        elif not self._greeted.is_set():
+            if message_type != MessageType.HANDSHAKE_RESPONSE:
+                raise AgentProtocolError(f"answered the handshake with a message of type {message_type:#04x}")
+            self._accept(payload)
+        elif message_type == MessageType.PING:
+            assert self._wire is not None
+            self._wire.write(encode_frame(MessageType.PONG, payload))
+        elif message_type == MessageType.HEALTH_STATUS:
+            self._owner.health_changed(self, decode_value(HealthStatus, payload, self._encoding, at="health_status"))
+        elif message_type == MessageType.FLOW_CONTROL:
+            self._control_flow(decode_value(FlowControl, payload, self._encoding, at="flow_control"))
+        elif message_type in (MessageType.METRICS_REPORT, MessageType.CONFIG_UPDATE_REQUEST):
+            self._owner.message_received(MessageType(message_type), payload, self._encoding)
+        # A pong says by coming that the peer is there; types that nobody knows are from the future.
+
+    def _answer_received(self, ids: CallIds, payload: bytes) -> None:
+        if not self._line and not ids.correlation_id:
+            # Whose it is can't be told; nor, then, whose the next one is.
+            raise AgentProtocolError("an answer to no call")
+        call = self._line.match(ids)
+        if call is None:
+            self.unmatched_answers += 1
+            return
+        self._unanswered_bytes -= call.size
+        if call.abandoned:
+            self.late_answers += 1
+        else:
+            call.payload = payload
+            call.answered.set()
+        self._owner.room_made(self)
+
+    def apply(self, status: HealthStatus) -> None:
+        """Take over how the agent says it is; states from the future say nothing."""
+        try:
+            self.health = HealthState(status.state)
+        except ValueError:
+            return
+        degraded = self.health is HealthState.DEGRADED
+        multiplier = status.timeout_multiplier if degraded else 1.0
+        self.timeout_multiplier = min(max(1.0, multiplier), _MAX_TIMEOUT_MULTIPLIER)
+
+    def _control_flow(self, control: FlowControl) -> None:
+        if control.action == FlowAction.UPDATE_CAPACITY:
+            self._window = control.buffer_available
+        elif control.correlation_id:
+            if control.action == FlowAction.PAUSE:
+                self._paused_ids.add(control.correlation_id)
+            else:
+                self._paused_ids.discard(control.correlation_id)
+        else:
+            self.paused = control.action == FlowAction.PAUSE
+        self._owner.room_made(self)
+
+    def forget(self, correlation_id: str) -> None:
+        """A request whose events came here is over, or goes elsewhere."""
+        self.requests -= 1
+        self._paused_ids.discard(correlation_id)
+
+    # Is it there?
+
+    def check(self, stall_timeout: float) -> None:
+        """Ping, and see whether the agent has answered.
+
+        One that has owed something for ``stall_timeout`` seconds and said nothing else either is gone: the connection
+        fails. One that goes on without having answered some call that was given up never will: the connection is
+        retired, before what it owes takes all its room.
+        """
+        now = time.monotonic()
+        if self._pinged_at is not None and self._heard_at > self._pinged_at:
+            self._pinged_at = None
+        oldest = self._line.oldest
+        owed_since = now if oldest is None or not oldest.abandoned else oldest.sent_at
+        silent_since = max(self._heard_at, min(owed_since, now if self._pinged_at is None else self._pinged_at))
+        if now - silent_since >= stall_timeout:
+            self.fail(f"nothing was heard of the agent for {stall_timeout:g} s")
+        elif now - owed_since >= stall_timeout:
+            self.retired = True
+        if self.alive and self._framing is Framing.V2 and self._pinged_at is None:
+            assert self._wire is not None
+            self._pings += 1
+            self._pinged_at = now
+            ping = Ping(sequence=self._pings, timestamp_ms=now_ms())
+            self._wire.write(encode_message(MessageType.PING, ping, self._encoding))

@@ -1,0 +1,75 @@
+"""One address of an agent: how it has done lately, and when it is to be tried again. No I/O."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ..wire import Address
+from .connection import Connection
+
+# Seconds before the first attempt to connect again, and the most.
+_FIRST_BACKOFF: Final = 0.1
+_MAX_BACKOFF: Final = 5.0
+# Failures in a row that take an endpoint out of rotation, and for how many seconds: doubled each time, up to a minute.
+_EJECT_AFTER: Final = 5
+_FIRST_EJECTION: Final = 5.0
+_MAX_EJECTION: Final = 60.0
+
+
+class Endpoint:
+    """Where one instance of the agent listens, and the connections to it.
+
+    :param clock: monotonic seconds.
+    """
+
+    def __init__(self, address: Address, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.address = address
+        self.connections: list[Connection] = []
+        #: Why it can't be reached; empty where it can, or nobody has tried yet.
+        self.fault = ""
+        self._clock = clock
+        self._attempts = 0
+        self._failures = 0
+        self._ejections = 0
+        self._ejected_until = 0.0
+
+    # Connecting
+
+    @property
+    def down(self) -> bool:
+        """Whether the latest attempt to connect has failed."""
+        return bool(self.fault)
+
+    def connected(self) -> None:
+        """An attempt has succeeded."""
+        self.fault = ""
+        self._attempts = 0
+
+    def not_connected(self, fault: str) -> float:
+        """An attempt has failed; returns the seconds to wait before the next.
+
+        Half of the wait is chance, so that not all clients of an agent that comes back knock at once.
+        """
+        self.fault = fault
+        backoff: float = min(_MAX_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(self._attempts, 16))
+        self._attempts += 1
+        return backoff * (0.5 + random.random() / 2)  # noqa: S311 - no secret
+
+    # Calls
+
+    @property
+    def ejected(self) -> bool:
+        """Whether its calls have failed so often that others should have them for a while."""
+        return self._clock() < self._ejected_until
+
+    def rated(self, *, answered: bool) -> None:
+        """Count a call that was answered, or failed by the agent's fault."""
+        if answered:
+            self._failures = self._ejections = 0
+            return
+        self._failures += 1
+        if self._failures >= _EJECT_AFTER:
+            self._failures = 0
+            self._ejected_until = self._clock() + min(_MAX_EJECTION, _FIRST_EJECTION * 2.0 ** min(self._ejections, 8))
+            self._ejections += 1

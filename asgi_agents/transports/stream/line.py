@@ -1,0 +1,105 @@
+"""Which call an answer is for. No I/O.
+
+An agent owes one answer to each event that it was sent, and pays its debts in the order they were made, unless it says
+otherwise: an answer that names a call is for that one, an answer that names a correlation id is for the oldest call
+with that id, and one that names nothing is for the oldest call of all.
+
+A call that was given up stays in line until its answer comes. That is then nobody's: were it handed to the next call,
+every answer from there on would go to the wrong one.
+"""
+
+import time
+from itertools import count
+from typing import Final
+
+import anyio
+from msgspec import UNSET
+
+from ...protocol.stream import CallIds
+
+_NUMBERS: Final = count(1)
+
+
+class Call:
+    """One event that has been sent, or is about to be.
+
+    ``answered`` is set when either ``payload`` or ``fault`` is there.
+    """
+
+    __slots__ = ("abandoned", "answered", "correlation_id", "fault", "number", "payload", "sent_at", "size")
+
+    def __init__(self, correlation_id: str) -> None:
+        self.correlation_id = correlation_id
+        self.number = next(_NUMBERS)
+        self.answered = anyio.Event()
+        self.payload = b""
+        self.fault: str | None = None
+        self.abandoned = False
+        self.size = 0
+        self.sent_at = 0.0
+
+
+class Line:
+    """The calls of one connection that are owed an answer, oldest first."""
+
+    __slots__ = ("_by_correlation_id", "_calls", "waited_for")
+
+    def __init__(self) -> None:
+        self._calls: dict[int, Call] = {}
+        self._by_correlation_id: dict[str, dict[int, Call]] = {}
+        #: Calls in line that somebody waits for.
+        self.waited_for = 0
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @property
+    def oldest(self) -> Call | None:
+        """The call that has been in line for longest."""
+        return next(iter(self._calls.values()), None)
+
+    def add(self, call: Call) -> None:
+        """Put ``call`` at the end."""
+        call.sent_at = time.monotonic()
+        self._calls[call.number] = call
+        self._by_correlation_id.setdefault(call.correlation_id, {})[call.number] = call
+        self.waited_for += 1
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits for it any more; the agent still owes the answer."""
+        if call.number in self._calls and not call.abandoned:
+            call.abandoned = True
+            self.waited_for -= 1
+
+    def match(self, ids: CallIds) -> Call | None:
+        """Take the call out that an answer with ``ids`` is for; None where it is for none."""
+        if ids.call_id is not UNSET:
+            assert isinstance(ids.call_id, int)
+            call = self._calls.get(ids.call_id)
+            if call is not None and ids.correlation_id not in ("", call.correlation_id):
+                call = None
+        elif ids.correlation_id:
+            same_id = self._by_correlation_id.get(ids.correlation_id)
+            call = next(iter(same_id.values())) if same_id else None
+        else:
+            call = self.oldest
+        if call is not None:
+            self._remove(call)
+        return call
+
+    def clear(self) -> list[Call]:
+        """Take all out; returns those that somebody waits for."""
+        waiting = [call for call in self._calls.values() if not call.abandoned]
+        self._calls.clear()
+        self._by_correlation_id.clear()
+        self.waited_for = 0
+        return waiting
+
+    def _remove(self, call: Call) -> None:
+        del self._calls[call.number]
+        same_id = self._by_correlation_id[call.correlation_id]
+        del same_id[call.number]
+        if not same_id:
+            del self._by_correlation_id[call.correlation_id]
+        if not call.abandoned:
+            self.waited_for -= 1

@@ -1,0 +1,130 @@
+"""Agents behind a Unix socket or TCP: how to reach them, as the user configures it."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ...errors import ConfigurationError
+from ...protocol import Encoding, EventType
+from ...protocol.stream import Framing
+from ..tls import ClientCertificate, client_context
+from ..wire import parse_address
+from .balancing import LoadBalancing
+from .client import StreamClient
+from .pool import Settings
+
+_MAX_SECONDS = 366 * 24 * 3600
+
+
+class StreamTransport:
+    """Many calls at a time over a few lasting connections.
+
+    Connections are made when the app starts, or before the first call, and again whenever they are lost, for as long as
+    the app lives. All events of a request go to one connection while that lives.
+
+    :param endpoints: ``unix:///path`` or ``tcp://host:port``, or several of them, all of the same agent. One that fails
+        is left out until it works again.
+    :param framing: ``"v2"``, or ``"envelope"`` for agents of the older kits, which have to be told what they hear.
+    :param encoding: what to speak, if the agent does: ``"json"`` or ``"msgpack"`` (maps with names, raw bytes).
+    :param connections: how many, to each endpoint.
+    :param load_balancing: how requests are spread over them; see :class:`LoadBalancing`.
+    :param connect_timeout: seconds to connect, handshake included.
+    :param drain_timeout: seconds that calls under way get when the connections are closed.
+    :param max_calls_per_connection: further calls wait, within their deadline.
+    :param ping_interval: seconds between pings.
+    :param stall_timeout: a connection on which the agent owes a pong, or the answer to a call that was given up, and
+        has said nothing at all for so many seconds, is closed.
+    :param tls: encrypt; ``tcp://`` only.
+    :param verify: whom to trust. True: the authorities that httpx trusts; a path (a PEM file, or a directory of them):
+        only those; an ``ssl.SSLContext`` is used as it is; False: anyone.
+    :param cert: a client certificate: the path of a PEM file, or a tuple of certificate, key and, where the key has
+        one, its password.
+    :raises ConfigurationError: for arguments that can't work.
+    """
+
+    kind = "stream"
+    remote = True
+    carries = frozenset(EventType)
+    #: An agent is asked in the handshake, or has to be told.
+    events: frozenset[EventType] | None = None
+
+    def __init__(
+        self,
+        endpoints: str | Sequence[str],
+        *,
+        framing: Framing | Literal["v2", "envelope"] = Framing.V2,
+        encoding: Encoding | Literal["json", "msgpack"] = Encoding.JSON,
+        connections: int = 4,
+        load_balancing: LoadBalancing
+        | Literal["round_robin", "least_connections", "health_based", "random"] = LoadBalancing.ROUND_ROBIN,
+        connect_timeout: float = 5.0,
+        drain_timeout: float = 30.0,
+        max_calls_per_connection: int = 100,
+        ping_interval: float = 10.0,
+        stall_timeout: float = 20.0,
+        tls: bool = False,
+        verify: Any = True,
+        cert: ClientCertificate | None = None,
+    ) -> None:
+        given = [endpoints] if isinstance(endpoints, str) else endpoints
+        if not isinstance(given, Sequence) or not given:
+            raise _wrong("endpoints", endpoints, "unix:///path or tcp://host:port, or a list of them")
+        addresses = [parse_address("StreamTransport: endpoints", endpoint) for endpoint in given]
+        if len(set(addresses)) < len(addresses):
+            raise _wrong("endpoints", endpoints, "each to be there once")
+        self.framing = _member(Framing, "framing", framing)
+        preferred = _member(Encoding, "encoding", encoding)
+        for name, value in (
+            ("connect_timeout", connect_timeout),
+            ("drain_timeout", drain_timeout),
+            ("ping_interval", ping_interval),
+            ("stall_timeout", stall_timeout),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_SECONDS:
+                raise _wrong(name, value, "a number of seconds above 0")
+        for name, number in (("connections", connections), ("max_calls_per_connection", max_calls_per_connection)):
+            if type(number) is not int or number < 1:
+                raise _wrong(name, number, "a whole number of at least 1")
+        if type(tls) is not bool:
+            raise _wrong("tls", tls, "True or False")
+        if tls and any(address.path is not None for address in addresses):
+            raise _wrong("tls", tls, "False for Unix sockets")
+        if not tls and (verify is not True or cert is not None):
+            raise _wrong("tls", tls, "True, for that is what verify and cert are about")
+        encodings: tuple[Encoding, ...] = (preferred,)
+        if self.framing is Framing.V2 and preferred is not Encoding.JSON:
+            # Every agent speaks that.
+            encodings = (preferred, Encoding.JSON)
+        self._settings = Settings(
+            addresses=addresses,
+            framing=self.framing,
+            encodings=encodings,
+            connections=connections,
+            load_balancing=_member(LoadBalancing, "load_balancing", load_balancing),
+            connect_timeout=float(connect_timeout),
+            drain_timeout=float(drain_timeout),
+            max_calls_per_connection=max_calls_per_connection,
+            ping_interval=float(ping_interval),
+            stall_timeout=float(stall_timeout),
+            tls=client_context("StreamTransport", verify, cert) if tls else None,
+        )
+
+    def __repr__(self) -> str:
+        return f"<StreamTransport {' '.join(str(address) for address in self._settings.addresses)}>"
+
+    def client(self, agent_id: str, *, events: frozenset[EventType] | None = None, config: Any = None) -> StreamClient:
+        """The connections of one agent.
+
+        ``events``: what it has to hear, None for whatever it says; ``config``: what to configure it with.
+        """
+        return StreamClient(self._settings, agent_id, events, config)
+
+
+def _wrong(field: str, value: object, expected: str) -> ConfigurationError:
+    return ConfigurationError(f"StreamTransport: {field}={value!r}, expected {expected}")
+
+
+def _member(kind: Any, field: str, value: object) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise _wrong(field, value, " or ".join(repr(str(member)) for member in kind)) from None

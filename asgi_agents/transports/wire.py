@@ -1,0 +1,286 @@
+"""Bytes to and from a peer over a Unix socket or TCP, for both ends of the stream transport.
+
+What comes is handed to a :class:`Receiver` at once, without a task that reads. On asyncio these are its own transports,
+which cost a fraction of a stream that is awaited; elsewhere anyio's streams, read and written in the background.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import anyio
+from anyio.abc import ByteStream
+from msgspec import Struct
+
+from ..errors import AgentConnectionError, ConfigurationError
+from .background import BackgroundTask, on_trio
+
+# Bytes that may wait to be sent before `congested` says so.
+_HIGH_WATER: Final = 256 * 1024
+_READ_BYTES: Final = 256 * 1024
+
+
+class Receiver(Protocol):
+    """What a :class:`Wire` tells. Both are called on the event loop, and must not raise."""
+
+    def data_received(self, data: bytes) -> None:
+        """The next bytes, in order."""
+        ...
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called once, last: the peer has gone or :meth:`Wire.abort` was called. None where it ended in order."""
+        ...
+
+
+class Wire(Protocol):
+    """One connection."""
+
+    @property
+    def congested(self) -> bool:
+        """Whether the peer is slow to read. :meth:`drain` waits until it has caught up."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send ``data`` after what was written before; never blocks. Nothing happens when the connection is lost."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until :attr:`congested` is over; returns also when the connection is lost."""
+        ...
+
+    def close(self) -> None:
+        """Close once all that was written is sent."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once."""
+        ...
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing of the connection is left."""
+        ...
+
+
+class Address(Struct, frozen=True):
+    """Where a peer is: the path of a Unix socket, or a host and a port."""
+
+    text: str
+    path: str | None = None
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_address(where: str, given: object) -> Address:
+    """``unix:///path`` or ``tcp://host:port``; ``where`` begins the message of the :class:`ConfigurationError`."""
+    expected = "unix:///path or tcp://host:port"
+    if not isinstance(given, str):
+        raise ConfigurationError(f"{where}: {given!r}, expected {expected}")
+    scheme, separator, rest = given.partition("://")
+    if separator and scheme == "unix":
+        if not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
+            raise ConfigurationError(
+                f"{where}: {given!r}, expected the absolute path of a socket: unix:///run/agent.sock"
+            )
+        return Address(given, path=rest)
+    if separator and scheme == "tcp":
+        host, colon, port = rest.rstrip("/").rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not host or not port.isascii() or not port.isdecimal() or not 0 <= int(port) < 65536:
+            raise ConfigurationError(f"{where}: {given!r}, expected a host and a port: tcp://127.0.0.1:9000")
+        return Address(given, host=host, port=int(port))
+    raise ConfigurationError(f"{where}: {given!r}, expected {expected}")
+
+
+async def connect(address: Address, receiver: Receiver, tls: ssl.SSLContext | None = None) -> Wire:
+    """Connect to ``address``, with TLS where a context is given; raises :class:`AgentConnectionError`."""
+    try:
+        return await (_connect_anyio if on_trio() else _connect_asyncio)(address, receiver, tls)
+    except (OSError, ssl.SSLError, ValueError, anyio.BrokenResourceError, anyio.EndOfStream) as exc:
+        raise AgentConnectionError(f"{address}: {_describe(exc)}") from exc
+
+
+def _describe(exc: BaseException) -> str:
+    told: BaseException | None = exc
+    while told is not None and not str(told):
+        told = told.__cause__ or told.__context__
+    return f"{type(exc).__name__}: {told or 'the connection was closed'}"
+
+
+async def _connect_asyncio(address: Address, receiver: Receiver, tls: ssl.SSLContext | None) -> Wire:
+    loop = asyncio.get_running_loop()
+
+    def wire() -> AsyncioWire:
+        return AsyncioWire(receiver)
+
+    if address.path is not None:
+        connecting = loop.create_unix_connection(wire, address.path)
+    else:
+        connecting = loop.create_connection(
+            wire, address.host, address.port, ssl=tls, server_hostname=address.host if tls else None
+        )
+    return (await connecting)[1]
+
+
+class AsyncioWire(asyncio.Protocol):
+    """A :class:`Wire` on asyncio's transports, TLS included."""
+
+    def __init__(self, receiver: Receiver, on_connect: Callable[["AsyncioWire"], None] | None = None) -> None:
+        self._receiver = receiver
+        self._on_connect = on_connect
+        self._transport: Any = None
+        self._writable: anyio.Event | None = None
+        self._closed = anyio.Event()
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        if self._on_connect is not None:
+            self._on_connect(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._receiver.data_received(data)
+
+    def pause_writing(self) -> None:
+        self._writable = anyio.Event()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.resume_writing()
+        self._closed.set()
+        self._receiver.connection_lost(exc)
+
+    # What we call
+
+    @property
+    def congested(self) -> bool:
+        return self._writable is not None
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def drain(self) -> None:
+        if self._writable is not None:
+            await self._writable.wait()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    async def wait_closed(self) -> None:
+        await self._closed.wait()
+
+
+async def _connect_anyio(address: Address, receiver: Receiver, tls: ssl.SSLContext | None) -> Wire:
+    stream: ByteStream
+    if address.path is not None:
+        stream = await anyio.connect_unix(address.path)
+    elif tls is None:
+        stream = await anyio.connect_tcp(address.host, address.port)
+    else:
+        stream = await anyio.connect_tcp(address.host, address.port, ssl_context=tls, tls_standard_compatible=False)
+    return AnyioWire(stream, receiver)
+
+
+class AnyioWire:
+    """A :class:`Wire` on any of anyio's streams."""
+
+    def __init__(self, stream: ByteStream, receiver: Receiver) -> None:
+        self._stream = stream
+        self._receiver = receiver
+        self._unsent = bytearray()
+        self._wake = anyio.Event()
+        self._writable: anyio.Event | None = None
+        self._closing = False
+        self._task = BackgroundTask(self._run)
+
+    @property
+    def congested(self) -> bool:
+        return self._writable is not None
+
+    def write(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self._unsent += data
+        self._wake.set()
+        if len(self._unsent) > _HIGH_WATER and self._writable is None:
+            self._writable = anyio.Event()
+
+    async def drain(self) -> None:
+        if self._writable is not None:
+            await self._writable.wait()
+
+    def close(self) -> None:
+        self._closing = True
+        self._wake.set()
+
+    def abort(self) -> None:
+        self._closing = True
+        self._task.cancel()
+
+    async def wait_closed(self) -> None:
+        await self._task.wait()
+
+    async def _run(self) -> None:
+        lost: Exception | None = None
+        try:
+            async with anyio.create_task_group() as tasks:
+
+                async def read() -> None:
+                    nonlocal lost
+                    lost = await self._read()
+                    tasks.cancel_scope.cancel()
+
+                async def write() -> None:
+                    nonlocal lost
+                    lost = await self._write()
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(read)
+                tasks.start_soon(write)
+        finally:
+            self._closing = True
+            self._sent()
+            await anyio.aclose_forcefully(self._stream)
+            self._receiver.connection_lost(lost)
+
+    async def _read(self) -> Exception | None:
+        try:
+            while True:
+                self._receiver.data_received(await self._stream.receive(_READ_BYTES))
+        except anyio.EndOfStream:
+            return None
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            return exc
+
+    async def _write(self) -> Exception | None:
+        try:
+            while self._unsent or not self._closing:
+                if not self._unsent:
+                    self._wake = anyio.Event()
+                    await self._wake.wait()
+                    continue
+                data = bytes(self._unsent)
+                self._unsent.clear()
+                await self._stream.send(data)
+                self._sent()
+            return None
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            return exc
+
+    def _sent(self) -> None:
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
