@@ -26,6 +26,10 @@ class AgentProtocolError(AgentError):
     """The agent answered with something that the protocol does not allow. The message names the field at fault."""
 
 
+class AgentTimeoutError(AgentError):
+    """The agent has not answered within the deadline of the call."""
+
+
 class AgentUnavailableError(AgentError):
     """The agent has said that it takes no calls now. Nothing was sent to it."""
 

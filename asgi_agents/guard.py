@@ -16,7 +16,7 @@ from anyio import CancelScope
 from .breaker import BreakerState, CircuitBreaker
 from .config import AgentConfig, FailureMode
 from .decision import Failure, FailureKind, Verdict
-from .errors import AgentError, AgentProtocolError, AgentUnavailableError, EventTooLargeError
+from .errors import AgentError, AgentProtocolError, AgentTimeoutError, AgentUnavailableError, EventTooLargeError
 from .limiter import Limiter
 from .metrics import AgentMetrics, AgentStatistics, Tally
 from .protocol import (
@@ -33,9 +33,8 @@ from .protocol import (
     GuardrailResponse,
     check_response,
 )
-from .protocol.stream import CancelReason
 from .transports import StreamTransport, Transport
-from .transports.stream import Connection, StreamClient, cancel_reason
+from .transports.stream import Connection, StreamClient
 
 logger = logging.getLogger("asgi_agents")
 
@@ -220,7 +219,7 @@ class Guard:
 
     def forget_request(self, correlation_id: str) -> None:
         """The connection of that id is over."""
-        if self.client is not None:
+        if self.client is not None and self.client.keeps_to_one_connection:
             self.client.forget(correlation_id)
 
     async def push_config(self, config: Any) -> None:
@@ -347,10 +346,12 @@ class Guard:
                 connection = self.client.reserve_now(event)
                 if connection is None:
                     connection = await self._reserve(self.client, event, timeout, started, hold=hold)
-                return await self._within(connection.call(event), timeout, started)
+                return await connection.call(event, started + timeout)
             if self._transport.may_suspend(event.event_type):
                 return await self._within(self._transport.call(event), timeout, started)
             return await self._transport.call(event)
+        except AgentTimeoutError as exc:
+            raise _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {timeout:g} s") from exc
         except asyncio.CancelledError as exc:
             if _was_asked_for():
                 raise
@@ -386,14 +387,6 @@ class Guard:
     async def _within(self, call: Coroutine[Any, Any, T], timeout: float, started: float) -> T:
         """Await ``call`` under what is left of the deadline."""
         expired = _NoVerdict(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
-        outer = cancel_reason.get()
-
-        def why() -> CancelReason:
-            if scope.cancel_called:
-                return CancelReason.TIMEOUT
-            return CancelReason.CLIENT_DISCONNECT if outer is None else outer()
-
-        cancel_reason.set(why)
         with CancelScope() as scope:
             try:
                 return await _arm_when_suspended(call, scope, started + timeout)
@@ -401,8 +394,6 @@ class Guard:
                 if scope.cancel_called:
                     raise expired from exc
                 raise
-            finally:
-                cancel_reason.set(outer)
         raise expired
 
     async def _await_configuration(self, timeout: float, started: float) -> None:

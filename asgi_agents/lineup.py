@@ -12,6 +12,16 @@ from .protocol import Event, EventType
 from .protocol.stream import CancelReason
 from .transports.stream import cancel_reason
 
+# All that can follow the head of an http request.
+_AFTER_THE_HEAD = frozenset(
+    {
+        EventType.REQUEST_BODY_CHUNK,
+        EventType.RESPONSE_HEADERS,
+        EventType.RESPONSE_BODY_CHUNK,
+        EventType.REQUEST_COMPLETE,
+    }
+)
+
 AgentReference = str | tuple[str, FailureMode]
 
 
@@ -37,7 +47,7 @@ class Lineup:
     still call it is left.
     """
 
-    __slots__ = ("_by_event", "_lasting", "agents", "connections")
+    __slots__ = ("_by_event", "_lasting", "agents", "connections", "hears", "hears_heads_only", "inspects_responses")
 
     def __init__(self, agents: Sequence[RouteAgent]) -> None:
         self.agents = tuple(agents)
@@ -47,6 +57,13 @@ class Lineup:
             event_type: tuple(agent for agent in self.agents if event_type in agent.guard.hears)
             for event_type in EventType
         }
+
+        #: The events that any agent hears.
+        self.hears = frozenset(event_type for event_type, hearing in self._by_event.items() if hearing)
+        #: Whether any agent has a say in what the app answers.
+        self.inspects_responses = not self.hears.isdisjoint({EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK})
+        #: Whether the head of a request is all of it that concerns any agent.
+        self.hears_heads_only = self.hears.isdisjoint(_AFTER_THE_HEAD)
 
     def forget(self, correlation_id: str) -> None:
         """The connection of that id is over."""

@@ -13,14 +13,16 @@ from .manager import AgentManager
 from .protocol import EventType
 from .routing import Route, Router
 
-_HTTP_EVENTS = (
-    EventType.REQUEST_HEADERS,
-    EventType.REQUEST_BODY_CHUNK,
-    EventType.RESPONSE_HEADERS,
-    EventType.RESPONSE_BODY_CHUNK,
-    EventType.REQUEST_COMPLETE,
+_HTTP_EVENTS = frozenset(
+    {
+        EventType.REQUEST_HEADERS,
+        EventType.REQUEST_BODY_CHUNK,
+        EventType.RESPONSE_HEADERS,
+        EventType.RESPONSE_BODY_CHUNK,
+        EventType.REQUEST_COMPLETE,
+    }
 )
-_WEBSOCKET_EVENTS = (*_HTTP_EVENTS, EventType.WEBSOCKET_FRAME)
+_WEBSOCKET_EVENTS = _HTTP_EVENTS | {EventType.WEBSOCKET_FRAME}
 
 
 class AgentMiddleware:
@@ -85,7 +87,7 @@ class AgentMiddleware:
     async def _serve(
         self,
         exchange: type[HttpExchange] | type[WebSocketExchange],
-        events: tuple[EventType, ...],
+        events: frozenset[EventType],
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -103,7 +105,7 @@ class AgentMiddleware:
         state["agents"] = context
         lineup.connections += 1
         try:
-            if not any(lineup.hearing(event) for event in events):
+            if lineup.hears.isdisjoint(events):
                 return await self.app(scope, receive, send)
             return await exchange(context, scope, receive, send, self._render_challenge).run(self.app)
         finally:

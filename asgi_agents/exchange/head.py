@@ -21,10 +21,14 @@ async def judge_head(
     last word.
     """
     lineup = context.lineup
+    if not body_follows:
+        verdicts = await consult(lineup.hearing(event.event_type), event)
+        context.record(verdicts)
+        return merge(verdicts), {}
     body_event = (
         EventType.REQUEST_BODY_CHUNK if isinstance(event, RequestHeadersEvent) else EventType.RESPONSE_BODY_CHUNK
     )
-    hears_more = {agent.guard.config.id for agent in lineup.hearing(body_event)} if body_follows else set()
+    hears_more = {agent.guard.config.id for agent in lineup.hearing(body_event)}
     verdicts = await consult(lineup.hearing(event.event_type), event, final=not hears_more)
     if hears_more and any(verdict.provisional for verdict in verdicts):
         verdicts = [_settle(verdict) if verdict.agent_id not in hears_more else verdict for verdict in verdicts]

@@ -1,6 +1,7 @@
 """One HTTP request and its response."""
 
 import time
+from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
@@ -40,14 +41,8 @@ class HttpExchange:
         self._raw_send = send
         self._lineup = context.lineup
         self._declares_body = declares_body(scope)
-        self._response = ResponseInspection(
-            context,
-            scope,
-            send,
-            method=scope.get("method", "GET"),
-            render_challenge=render_challenge,
-            on_stop=self._stop_app,
-        )
+        self._render_challenge = render_challenge
+        self._made_response: ResponseInspection | None = None
         self._inbound: Inbound | None = None
         self._body: BodyInspection | None = None
         self._body_ended = False
@@ -58,8 +53,24 @@ class HttpExchange:
         self._bytes_passed = 0
         self._app_scope: anyio.CancelScope | None = None
 
+    @property
+    def _response(self) -> ResponseInspection:
+        # Most requests are allowed, and most agents have no say in responses.
+        if self._made_response is None:
+            self._made_response = ResponseInspection(
+                self._context,
+                self._scope,
+                self._raw_send,
+                method=self._scope.get("method", "GET"),
+                render_challenge=self._render_challenge,
+                on_stop=self._stop_app,
+            )
+        return self._made_response
+
     async def run(self, app: App) -> Any:
         """The whole exchange. Returns what the app returns."""
+        if self._lineup.hears_heads_only:
+            return await self._run(app)
         started = time.monotonic()
         error: BaseException | None = None
         try:
@@ -77,6 +88,8 @@ class HttpExchange:
             await self._response.stop(decision)
             return None
         self._context.note_ops(decision)
+        if self._lineup.hears_heads_only:
+            return await self._call_app(app)
         if self._lineup.hearing(EventType.REQUEST_BODY_CHUNK):
             self._body = BodyInspection(
                 self._context,
@@ -88,7 +101,11 @@ class HttpExchange:
             if refusal is not None:
                 await self._response.stop(refusal)
                 return None
-        if self._body is not None or self._response.inspects or self._lineup.hearing(EventType.REQUEST_COMPLETE):
+        if (
+            self._body is not None
+            or self._lineup.inspects_responses
+            or self._lineup.hearing(EventType.REQUEST_COMPLETE)
+        ):
             self._inbound = Inbound(
                 self._raw_receive,
                 screen=self._screen,
@@ -119,14 +136,22 @@ class HttpExchange:
         if headers_for_app is not headers:
             changes["headers"] = headers_for_app
         extensions = self._scope.get("extensions")
-        if self._response.inspects_bodies and extensions and not BODY_BYPASSES.isdisjoint(extensions):
+        if (
+            extensions
+            and self._lineup.hearing(EventType.RESPONSE_BODY_CHUNK)
+            and not BODY_BYPASSES.isdisjoint(extensions)
+        ):
             changes["extensions"] = {name: value for name, value in extensions.items() if name not in BODY_BYPASSES}
+        stoppable = self._lineup.inspects_responses or not self._body_settled
+        if not changes:
+            return await (self._call_stoppable(app) if stoppable else self._call_freely(app))
         with changed(self._scope, changes):
-            if self._response.inspects or not self._body_settled:
-                return await self._call_stoppable(app)
-            inbound = self._inbound
-            receive = self._raw_receive if inbound is None else inbound.receive
-            return await app(self._scope, receive, self._send_for_app())
+            return await (self._call_stoppable(app) if stoppable else self._call_freely(app))
+
+    def _call_freely(self, app: App) -> Awaitable[Any]:
+        inbound = self._inbound
+        receive = self._raw_receive if inbound is None else inbound.receive
+        return app(self._scope, receive, self._send_for_app())
 
     async def _call_stoppable(self, app: App) -> Any:
         """Run the app where a decision may end it, and nothing but it."""

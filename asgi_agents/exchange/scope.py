@@ -21,6 +21,8 @@ _MAX_CORRELATION_ID_LENGTH = 128
 # RFC 8446, section 4.2.1, and RFC 8996.
 _TLS_VERSIONS = {0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
 
+_second = (0, "")
+
 
 def headers_of(scope: Scope) -> RawHeaders:
     """The connection's headers; a scope made by hand may have none."""
@@ -47,8 +49,9 @@ def changed(scope: Scope, changes: Mapping[str, Any]) -> Iterator[None]:
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
     """The first value of a header, ``name`` in lower case, or None."""
+    length = len(name)
     for key, value in headers:
-        if key == name or key.lower() == name:
+        if key == name or (len(key) == length and key.lower() == name):
             return value.decode("latin-1")
     return None
 
@@ -89,11 +92,41 @@ def correlation_id(scope: Scope, taken: Container[str] = ()) -> str:
 
 def new_id() -> str:
     """A UUIDv7 (RFC 9562, section 5.7): sorts by time."""
-    value = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    milliseconds = time.time_ns() // 1_000_000
+    chance = _randomness.take()
+    return (
+        f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{chance & 0xFFF:03x}"
+        f"-{0x8000 | chance >> 12 & 0x3FFF:04x}-{chance >> 26 & 0xFFFFFFFFFFFF:012x}"
+    )
+
+
+class _Randomness:
+    """80 random bits at a time from the operating system, which is asked for many at once: it answers slowly."""
+
+    def __init__(self) -> None:
+        self._left: list[int] = []
+        # A child process must not make its parent's ids.
+        os.register_at_fork(after_in_child=self._left.clear)
+
+    def take(self) -> int:
+        if not self._left:
+            block = os.urandom(10 * 128)
+            self._left.extend(int.from_bytes(block[start : start + 10]) for start in range(0, len(block), 10))
+        return self._left.pop()
+
+
+_randomness = _Randomness()
+
+
+def timestamp() -> str:
+    """Now, as RFC 3339 in UTC with milliseconds."""
+    global _second
+    milliseconds = time.time_ns() // 1_000_000
+    second, milliseconds = divmod(milliseconds, 1000)
+    if _second[0] != second:
+        # What a second's requests have in common takes longer to write than the rest of their event.
+        _second = second, datetime.fromtimestamp(second, UTC).isoformat()[:-6]
+    return f"{_second[1]}.{milliseconds:03d}+00:00"
 
 
 def uri(scope: Scope) -> str:
@@ -117,10 +150,12 @@ def request_headers_event(scope: Scope, correlation: str, route: str | None) -> 
     tls = (scope.get("extensions") or {}).get("tls") or {}
     version = str(scope.get("http_version", "1.1"))
     cipher = tls.get("cipher_suite")
+    # An id that we have made names this request and no other already.
+    given = header(headers, b"x-request-id") == correlation
     return RequestHeadersEvent(
         metadata=RequestMetadata(
             correlation_id=correlation,
-            request_id=new_id(),
+            request_id=new_id() if given else correlation,
             client_ip=str(client[0]) if client else "",
             client_port=int(client[1] or 0) if client else 0,
             server_name=header(headers, b"host") or (str(server[0]) if server else None),
@@ -128,7 +163,7 @@ def request_headers_event(scope: Scope, correlation: str, route: str | None) -> 
             tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)),
             tls_cipher=None if cipher is None else f"0x{cipher:04x}",
             route_id=route,
-            timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            timestamp=timestamp(),
             traceparent=current_traceparent() or header(headers, b"traceparent"),
         ),
         method=str(scope.get("method", "GET")),

@@ -4,7 +4,7 @@ The wire nests decisions and header operations as ``{"block": {…}}`` and ``{"s
 have that shape and stay private, so that nobody else has to know it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cache
 from typing import Any, Literal
@@ -89,17 +89,28 @@ class _WebSocketDecision(Struct, omit_defaults=True):
     close: _Close | UnsetType = UNSET
 
 
+class _Audit(Struct):
+    tags: Sequence[str] = ()
+    rule_ids: Sequence[str] = ()
+    confidence: float | None = None
+    reason_codes: Sequence[str] = ()
+    custom: dict[str, Any] = {}
+
+
 class _Response(Struct):
     version: int = PROTOCOL_VERSION
     decision: Literal["allow"] | _Decision = "allow"
     request_headers: Sequence[_HeaderOp] = ()
     response_headers: Sequence[_HeaderOp] = ()
     routing_metadata: dict[str, str] = {}
-    audit: AuditMetadata | None = None
+    audit: _Audit | None = None
     needs_more: bool = False
     request_body_mutation: BodyMutation | None = None
     response_body_mutation: BodyMutation | None = None
     websocket_decision: Literal["allow", "drop"] | _WebSocketDecision | None = None
+
+
+_NO_AUDIT = _Audit()
 
 
 class _Probe(Struct):
@@ -143,10 +154,10 @@ def encode_answer(answer: Answer, encoding: Encoding) -> bytes:
     return encode_value(answer_to_wire(answer) if isinstance(answer, AgentResponse) else answer, encoding, "answer")
 
 
-def decode_answer(data: bytes, encoding: Encoding, event_type: EventType) -> Answer:
+def decode_answer(data: bytes, encoding: Encoding, event_type: EventType, *, without: Sequence[str] = ()) -> Answer:
     """An agent's answer to an ``event_type``; raises :class:`AgentProtocolError` naming the field at fault.
 
-    Guardrail agents may answer in the guardrail shape, ``configure`` and ``request_complete`` with an acknowledgement.
+    ``without`` names entries of ``audit.custom`` that are the transport's own. Guardrail agents may answer in the guardrail shape, ``configure`` and ``request_complete`` with an acknowledgement.
     """
     if event_type is EventType.GUARDRAIL_INSPECT and _probe(data, encoding).detected is not UNSET:
         verdict: GuardrailResponse = decode_value(GuardrailResponse, data, encoding)
@@ -154,7 +165,11 @@ def decode_answer(data: bytes, encoding: Encoding, event_type: EventType) -> Ans
     if event_type in (EventType.CONFIGURE, EventType.REQUEST_COMPLETE) and _probe(data, encoding).success is not UNSET:
         acknowledgement: Acknowledgement = decode_value(Acknowledgement, data, encoding)
         return acknowledgement
-    return _from_wire(decode_value(_Response, data, encoding))
+    wire: _Response = decode_value(_Response, data, encoding)
+    if wire.audit is not None and wire.audit.custom:
+        for name in without:
+            wire.audit.custom.pop(name, None)
+    return ALLOW if _is_plain(wire) else _from_wire(wire)
 
 
 def encode_value(value: Any, encoding: Encoding, what: str) -> bytes:
@@ -184,20 +199,46 @@ def decode_value(kind: Any, data: bytes, encoding: Encoding, *, at: str = "") ->
 
 
 def _from_wire(wire: _Response) -> AgentResponse:
-    response = AgentResponse(
+    return AgentResponse(
         version=wire.version,
         decision=_decision_from_wire(wire.decision),
         request_headers=_ops_from_wire("request_headers", wire.request_headers),
         response_headers=_ops_from_wire("response_headers", wire.response_headers),
         routing_metadata=wire.routing_metadata,
-        audit=AuditMetadata() if wire.audit is None else wire.audit,
+        audit=_audit_from_wire(wire.audit),
         needs_more=wire.needs_more,
         request_body_mutation=wire.request_body_mutation,
         response_body_mutation=wire.response_body_mutation,
         websocket_decision=_websocket_decision_from_wire(wire.websocket_decision),
     )
-    # Recognised by identity on the fast path.
-    return ALLOW if response == ALLOW else response
+
+
+def _is_plain(wire: _Response) -> bool:
+    """Whether an answer says nothing but allow, as most do."""
+    return (
+        wire.decision == "allow"
+        and not wire.request_headers
+        and not wire.response_headers
+        and not wire.routing_metadata
+        and not wire.needs_more
+        and wire.request_body_mutation is None
+        and wire.response_body_mutation is None
+        and wire.websocket_decision is None
+        and wire.version == PROTOCOL_VERSION
+        and (wire.audit is None or wire.audit == _NO_AUDIT)
+    )
+
+
+def _audit_from_wire(wire: _Audit | None) -> AuditMetadata:
+    if wire is None:
+        return ALLOW.audit
+    return AuditMetadata(
+        tags=wire.tags,
+        rule_ids=wire.rule_ids,
+        confidence=wire.confidence,
+        reason_codes=wire.reason_codes,
+        custom=wire.custom,
+    )
 
 
 def _decision_from_wire(wire: Literal["allow"] | _Decision) -> Decision:
@@ -240,15 +281,18 @@ def _websocket_decision_from_wire(
     return WebSocketClose(wire.close.code, wire.close.reason)
 
 
-def answer_to_wire(response: AgentResponse) -> Struct:
-    """What is encoded of an AgentResponse."""
+def answer_to_wire(response: AgentResponse, custom: Mapping[str, Any] | None = None) -> Struct:
+    """What is encoded of an AgentResponse; ``custom`` is added to ``audit.custom``."""
+    audit = response.audit
     return _Response(
         version=response.version,
         decision=_decision_to_wire(response.decision),
         request_headers=[_op_to_wire(op) for op in response.request_headers],
         response_headers=[_op_to_wire(op) for op in response.response_headers],
         routing_metadata=dict(response.routing_metadata),
-        audit=response.audit,
+        audit=_Audit(
+            audit.tags, audit.rule_ids, audit.confidence, audit.reason_codes, {**audit.custom, **(custom or {})}
+        ),
         needs_more=response.needs_more,
         request_body_mutation=response.request_body_mutation,
         response_body_mutation=response.response_body_mutation,

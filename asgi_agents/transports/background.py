@@ -18,7 +18,8 @@ _ASYNCIO_TASKS: set[asyncio.Task[None]] = set()
 def on_trio() -> bool:
     """Whether the running event loop is trio's; else it is asyncio's, or one that does as asyncio's does."""
     trio = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_task())
+    # In trio's own callbacks there is no task, but its event loop all the same.
+    return trio is not None and bool(trio.lowlevel.in_trio_run())
 
 
 class BackgroundTask:
@@ -59,3 +60,65 @@ class BackgroundTask:
             logger.exception("a background task failed")
         finally:
             self._ended.set()
+
+
+class Signal:
+    """Something that happens once, for which one task waits.
+
+    On asyncio, a future: half of a call's time would go by making and waiting for a more general event.
+    """
+
+    __slots__ = ("_event", "_future", "is_set")
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._event: anyio.Event | None = None
+        self._future: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        """It has happened."""
+        self.is_set = True
+        if self._future is not None:
+            # The future is cancelled with the task that waits for it.
+            if not self._future.done():
+                self._future.set_result(None)
+        elif self._event is not None:
+            self._event.set()
+
+    async def wait(self) -> None:
+        """Wait for it; returns at once where it has happened."""
+        if self.is_set:
+            return
+        if on_trio():
+            self._event = anyio.Event()
+            await self._event.wait()
+        else:
+            self._future = asyncio.get_running_loop().create_future()
+            await self._future
+
+
+class Timer:
+    """Calls ``function`` on the event loop, once each time it was armed."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._armed: asyncio.TimerHandle | BackgroundTask | None = None
+
+    def arm(self, delay: float) -> None:
+        """Call it in ``delay`` seconds, and not when it was to be called before."""
+        self.disarm()
+        if on_trio():
+            self._armed = BackgroundTask(lambda: self._fire_in(delay))
+        else:
+            self._armed = asyncio.get_running_loop().call_later(delay, self._function, context=Context())
+
+    def disarm(self) -> None:
+        """Don't call it."""
+        if self._armed is not None:
+            self._armed.cancel()
+            self._armed = None
+
+    async def _fire_in(self, delay: float) -> None:
+        await anyio.sleep(delay)
+        self._armed = None
+        self._function()

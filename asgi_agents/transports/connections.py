@@ -1,7 +1,9 @@
 """Keep-alive connections to one agent, which belong to one event loop."""
 
+import asyncio
 import ssl
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -10,6 +12,8 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import httpx
 from anyio import CancelScope
 from anyio.lowlevel import RunVar
+
+from .background import on_trio
 
 # Seconds. Less than the 5 after which uvicorn, hypercorn and Node close an idle connection themselves: a request that
 # crosses that close on the wire is lost, and can't be sent again without knowing whether the agent has seen it.
@@ -127,11 +131,20 @@ class PerEventLoop(Generic[C]):
         self._make = make
         self._current: RunVar[tuple[C, AsyncGenerator[C, None]] | None]
         self._current = RunVar("asgi_agents.connections", default=None)
+        # What was found last, by asyncio's event loop: a RunVar takes longer than the rest of a call's bookkeeping.
+        self._latest: tuple[weakref.ref[asyncio.AbstractEventLoop], C] | None = None
 
     def peek(self) -> C | None:
         """The running event loop's, if there are any."""
+        if self._latest is not None and self._latest[0]() is _running_asyncio_loop():
+            return self._latest[1]
         current = self._current.get()
-        return None if current is None else current[0]
+        if current is None:
+            return None
+        loop = _running_asyncio_loop()
+        if loop is not None:
+            self._latest = weakref.ref(loop), current[0]
+        return current[0]
 
     async def get(self) -> C:
         """The running event loop's."""
@@ -155,4 +168,10 @@ class PerEventLoop(Generic[C]):
         finally:
             # The sockets know their loop: what is kept by the loop must not keep it alive.
             self._current.set(None)
+            self._latest = None
             await connections.aclose()
+
+
+def _running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    # Unlike the documented spelling this doesn't raise where another event loop runs.
+    return None if on_trio() else asyncio._get_running_loop()

@@ -19,6 +19,8 @@ from .background import BackgroundTask, on_trio
 # Bytes that may wait to be sent before `congested` says so.
 _HIGH_WATER: Final = 256 * 1024
 _READ_BYTES: Final = 256 * 1024
+# Bytes that wait for the end of the event loop's turn, to be sent together.
+_AT_ONCE: Final = 64 * 1024
 
 
 class Receiver(Protocol):
@@ -132,6 +134,9 @@ class AsyncioWire(asyncio.Protocol):
         self._receiver = receiver
         self._on_connect = on_connect
         self._transport: Any = None
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._loop = asyncio.get_running_loop()
         self._writable: anyio.Event | None = None
         self._closed = anyio.Event()
 
@@ -166,14 +171,27 @@ class AsyncioWire(asyncio.Protocol):
         return self._writable is not None
 
     def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        # All that is written in one turn of the event loop is sent at once: a system call, and a peer that is woken,
+        # cost more than the rest of a call.
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        if self._unsent_bytes > _AT_ONCE:
+            # Or `congested` would not know of it before the turn is over, however much that is.
+            self._flush()
+
+    def _flush(self) -> None:
+        data, self._unsent, self._unsent_bytes = self._unsent, [], 0
+        if data and not self._transport.is_closing():
+            self._transport.write(data[0] if len(data) == 1 else b"".join(data))
 
     async def drain(self) -> None:
         if self._writable is not None:
             await self._writable.wait()
 
     def close(self) -> None:
+        self._flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -253,8 +271,11 @@ class AnyioWire:
         finally:
             self._closing = True
             self._sent()
-            await anyio.aclose_forcefully(self._stream)
-            self._receiver.connection_lost(lost)
+            try:
+                await anyio.aclose_forcefully(self._stream)
+            finally:
+                # Closing may be a checkpoint, and this task is cancelled where the connection is aborted.
+                self._receiver.connection_lost(lost)
 
     async def _read(self) -> Exception | None:
         try:

@@ -14,6 +14,9 @@ from .statistics import EndpointStatistics
 
 logger = logging.getLogger("asgi_agents")
 
+# A guardrail question is about no other event, and a configuration about no request.
+_ALONE = frozenset({EventType.GUARDRAIL_INSPECT, EventType.CONFIGURE})
+
 MetricsCallback = Callable[[str, MetricsReport], object]
 ConfigUpdateCallback = Callable[[str, ConfigUpdateRequest], object]
 
@@ -36,6 +39,7 @@ class StreamClient:
         #: One for each endpoint that is up.
         self.capabilities: Sequence[AgentCapabilities] = ()
         self.timeout_multiplier = 1.0
+        self.keeps_to_one_connection = True
         self.on_change: Callable[[bool], object] = lambda came_up: None
         self.on_metrics_report: MetricsCallback | None = None
         self.on_config_update: ConfigUpdateCallback | None = None
@@ -131,13 +135,11 @@ class StreamClient:
 
     # What the pool tells
 
-    def pool_changed(self, *, came_up: bool) -> None:
-        pool = self._pools.peek()
-        if pool is None:
-            return
+    def pool_changed(self, pool: StreamPool, *, came_up: bool) -> None:
         # What an agent that can't be reached has said holds until it says something else.
         self.capabilities = pool.capabilities or self.capabilities
         self.timeout_multiplier = max((c.timeout_multiplier for c in pool.connections), default=1.0)
+        self.keeps_to_one_connection = len(self.hears - _ALONE) > 1
         self.on_change(came_up)
 
     def metrics_reported(self, report: MetricsReport) -> None:

@@ -1,5 +1,6 @@
 """One connection to an agent: the handshake, calls under way, and what the agent says of its own accord."""
 
+import math
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -9,7 +10,7 @@ import anyio
 from msgspec import UNSET
 
 from ..._version import __version__
-from ...errors import AgentConnectionError, AgentError, AgentProtocolError, EventTooLargeError
+from ...errors import AgentConnectionError, AgentError, AgentProtocolError, AgentTimeoutError, EventTooLargeError
 from ...protocol import (
     ALLOW,
     PROTOCOL_VERSION,
@@ -25,6 +26,7 @@ from ...protocol import (
 )
 from ...protocol.codec import decode_value
 from ...protocol.stream import (
+    ANSWER_IDS,
     AgentCapabilities,
     CallIds,
     Cancel,
@@ -46,8 +48,8 @@ from ...protocol.stream import (
     encode_frame,
     encode_message,
     now_ms,
-    without_ids,
 )
+from ..background import Timer
 from ..wire import Wire
 from .line import Call, Line
 
@@ -58,6 +60,7 @@ cancel_reason: ContextVar[Callable[[], CancelReason] | None] = ContextVar("asgi_
 _MAX_TIMEOUT_MULTIPLIER: Final = 10.0
 # How much one call counts in a connection's score.
 _SCORE_WEIGHT: Final = 0.1
+_GOOD_SCORE: Final = 0.99
 _ENVELOPE_HINT: Final = "an agent of the older kits needs framing='envelope'"
 
 
@@ -128,6 +131,10 @@ class Connection:
         self._cancellation = False
         self._greeted = anyio.Event()
         self._heard_at = time.monotonic()
+        self._timer = Timer(self._expire)
+        self._timer_at = math.inf
+        # Whether anything but the number of calls can stand in the way of another.
+        self._hindered = False
         self._pings = 0
         self._pinged_at: float | None = None
 
@@ -205,6 +212,7 @@ class Connection:
 
     def _end(self) -> None:
         was_alive, self.alive = self.alive, False
+        self._timer.disarm()
         self._greeted.set()
         for call in self._line.clear():
             self._fail_call(call, self.fault)
@@ -235,12 +243,12 @@ class Connection:
 
     def has_room(self, correlation_id: str) -> bool:
         """Whether another call may begin now."""
-        return (
-            self.alive
-            and not self.paused
-            and len(self._line) + self._reserved < self._max_calls
-            and (self._window is None or self._unanswered_bytes < self._window)
-            and (not self._paused_ids or correlation_id not in self._paused_ids)
+        if not self.alive or len(self._line) + self._reserved >= self._max_calls:
+            return False
+        return not self._hindered or not (
+            self.paused
+            or (self._window is not None and self._unanswered_bytes >= self._window)
+            or correlation_id in self._paused_ids
         )
 
     def is_paused(self, correlation_id: str) -> bool:
@@ -256,21 +264,23 @@ class Connection:
         self._reserved -= 1
         self._owner.room_made(self)
 
-    async def call(self, event: Event) -> Answer:
+    async def call(self, event: Event, deadline: float = math.inf) -> Answer:
         """Send ``event`` and return the agent's answer. Uses up a place.
 
+        :param deadline: on :func:`time.monotonic`.
         :raises AgentConnectionError: the connection was lost before the answer came.
         :raises AgentProtocolError: the answer is not what the protocol allows.
+        :raises AgentTimeoutError: the deadline has passed.
         :raises EventTooLargeError: the agent can't be shown that much at a time.
         """
         if event.event_type not in self.events:
             self.give_back()
             return ALLOW
         try:
-            call, frame = self._prepare(event)
+            call, frame = self._prepare(event, deadline)
             assert self._wire is not None
             if self._wire.congested:
-                await self._wire.drain()
+                await self._drain(self._wire, deadline)
             if not self.alive:
                 raise AgentConnectionError(self.fault)
         except BaseException:
@@ -280,24 +290,60 @@ class Connection:
         self._reserved -= 1
         self._line.add(call)
         self._unanswered_bytes += call.size
+        if deadline < self._timer_at:
+            self._set_timer(deadline)
         self._wire.write(frame)
         try:
             await call.answered.wait()
         except BaseException:
-            if not call.answered.is_set():
-                self._give_up(call)
+            if not call.answered.is_set:
+                why = cancel_reason.get()
+                self._give_up(call, CancelReason.CLIENT_DISCONNECT if why is None else why())
             raise
-        self._rate(answered=call.fault is None)
+        if call.expired:
+            raise AgentTimeoutError("no answer")
         if call.fault is not None:
+            self._rate(answered=False)
             raise AgentConnectionError(call.fault)
-        return self._decode(call.payload, event.event_type)
+        if self.score < 1.0:
+            self._rate(answered=True)
+        answer = decode_answer(call.payload, self._encoding, event.event_type, without=ANSWER_IDS)
+        if isinstance(answer, AgentResponse) and answer.version == 0:
+            # How our own serving end says that there is no verdict.
+            raise AgentError("; ".join(answer.audit.reason_codes) or "the agent failed")
+        return answer
 
-    def _prepare(self, event: Event) -> tuple[Call, bytes]:
+    @staticmethod
+    async def _drain(wire: Wire, deadline: float) -> None:
+        with anyio.CancelScope(deadline=anyio.current_time() + deadline - time.monotonic()):
+            await wire.drain()
+            return
+        raise AgentTimeoutError("not sent, for the agent does not read")
+
+    def _expire(self) -> None:
+        """The timer has fired: give up the calls whose deadline has passed."""
+        expired, first = self._line.expire(time.monotonic())
+        for call in expired:
+            call.expired = True
+            self._announce_cancellation(call, CancelReason.TIMEOUT)
+            self._rate(answered=False)
+            call.answered.set()
+        self._timer_at = math.inf
+        if first is not None:
+            self._set_timer(first)
+
+    def _set_timer(self, deadline: float) -> None:
+        # One timer for all calls: it is set anew once a timeout, not once a call.
+        if deadline < math.inf:
+            self._timer_at = deadline
+            self._timer.arm(max(0.001, deadline - time.monotonic()))
+
+    def _prepare(self, event: Event, deadline: float) -> tuple[Call, bytes]:
         if isinstance(event, RequestBodyChunkEvent | ResponseBodyChunkEvent) and self.capabilities is not None:
             limit = self.capabilities.limits.max_body_size
             if len(event.data) > limit > 0:
                 raise EventTooLargeError(f"{len(event.data)} bytes at a time, the agent takes {limit}")
-        call = Call(correlation_id_of(event))
+        call = Call(correlation_id_of(event), deadline)
         if self._framing is Framing.ENVELOPE:
             frame = encode_envelope_frame(encode_event(event, self._encoding))
         else:
@@ -311,20 +357,9 @@ class Connection:
         call.size = len(frame)
         return call, frame
 
-    def _decode(self, payload: bytes, event_type: EventType) -> Answer:
-        answer = without_ids(decode_answer(payload, self._encoding, event_type))
-        if isinstance(answer, AgentResponse) and answer.version == 0:
-            # How our own serving end says that there is no verdict.
-            raise AgentError("; ".join(answer.audit.reason_codes) or "the agent failed")
-        return answer
-
-    def _give_up(self, call: Call) -> None:
-        why = cancel_reason.get()
-        reason = CancelReason.CLIENT_DISCONNECT if why is None else why()
+    def _give_up(self, call: Call, reason: CancelReason) -> None:
         self._line.abandon(call)
         self._announce_cancellation(call, reason)
-        if reason is CancelReason.TIMEOUT:
-            self._rate(answered=False)
 
     def _announce_cancellation(self, call: Call, reason: CancelReason) -> None:
         if self._cancellation and self._wire is not None:
@@ -338,6 +373,8 @@ class Connection:
 
     def _rate(self, *, answered: bool) -> None:
         self.score += _SCORE_WEIGHT * ((1.0 if answered else 0.0) - self.score)
+        if self.score > _GOOD_SCORE:
+            self.score = 1.0
         self._owner.rated(self, answered=answered)
 
     # What comes
@@ -417,6 +454,7 @@ class Connection:
                 self._paused_ids.discard(control.correlation_id)
         else:
             self.paused = control.action == FlowAction.PAUSE
+        self._hindered = self.paused or self._window is not None or bool(self._paused_ids)
         self._owner.room_made(self)
 
     def forget(self, correlation_id: str) -> None:

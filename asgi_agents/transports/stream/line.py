@@ -12,10 +12,10 @@ import time
 from itertools import count
 from typing import Final
 
-import anyio
 from msgspec import UNSET
 
 from ...protocol.stream import CallIds
+from ..background import Signal
 
 _NUMBERS: Final = count(1)
 
@@ -23,15 +23,29 @@ _NUMBERS: Final = count(1)
 class Call:
     """One event that has been sent, or is about to be.
 
-    ``answered`` is set when either ``payload`` or ``fault`` is there.
+    ``answered`` is set when there is a ``payload`` or a ``fault``, or the ``deadline`` (:func:`time.monotonic`) has
+    passed.
     """
 
-    __slots__ = ("abandoned", "answered", "correlation_id", "fault", "number", "payload", "sent_at", "size")
+    __slots__ = (
+        "abandoned",
+        "answered",
+        "correlation_id",
+        "deadline",
+        "expired",
+        "fault",
+        "number",
+        "payload",
+        "sent_at",
+        "size",
+    )
 
-    def __init__(self, correlation_id: str) -> None:
+    def __init__(self, correlation_id: str, deadline: float) -> None:
         self.correlation_id = correlation_id
         self.number = next(_NUMBERS)
-        self.answered = anyio.Event()
+        self.answered = Signal()
+        self.deadline = deadline
+        self.expired = False
         self.payload = b""
         self.fault: str | None = None
         self.abandoned = False
@@ -70,6 +84,19 @@ class Line:
         if call.number in self._calls and not call.abandoned:
             call.abandoned = True
             self.waited_for -= 1
+
+    def expire(self, now: float) -> tuple[list[Call], float | None]:
+        """The calls whose deadline has passed, now abandoned, and the first deadline of the rest."""
+        expired, first = [], None
+        for call in self._calls.values():
+            if call.abandoned:
+                continue
+            if call.deadline <= now:
+                self.abandon(call)
+                expired.append(call)
+            elif first is None or call.deadline < first:
+                first = call.deadline
+        return expired, first
 
     def match(self, ids: CallIds) -> Call | None:
         """Take the call out that an answer with ``ids`` is for; None where it is for none."""

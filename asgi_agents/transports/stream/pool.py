@@ -4,6 +4,7 @@ import logging
 import os
 import ssl
 import stat
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
@@ -12,7 +13,7 @@ import anyio
 from anyio import CancelScope
 from msgspec import Struct
 
-from ...errors import AgentConnectionError, AgentError, AgentUnavailableError
+from ...errors import AgentConnectionError, AgentError, AgentTimeoutError, AgentUnavailableError
 from ...protocol import Acknowledgement, ConfigureEvent, Encoding, EventType
 from ...protocol.codec import decode_value
 from ...protocol.stream import (
@@ -74,7 +75,12 @@ class Peer(Protocol):
         """What to configure new connections with."""
         ...
 
-    def pool_changed(self, *, came_up: bool) -> None:
+    @property
+    def keeps_to_one_connection(self) -> bool:
+        """Whether a request can have more than one event, which then go to one connection."""
+        ...
+
+    def pool_changed(self, pool: "StreamPool", *, came_up: bool) -> None:
         """Connections have come or gone, or the agent has said something new of itself.
 
         ``came_up``: it can be called again after it could not.
@@ -114,6 +120,7 @@ class StreamPool:
         self._choose = chooser(settings.load_balancing)
         self._endpoints = [Endpoint(address) for address in settings.addresses]
         self._where: dict[Connection, Endpoint] = {}
+        self._rotation: list[Connection] = []
         self._affinities: dict[str, Connection] = {}
         # Those that any connection would do for, and those that want a certain one.
         self._waiting: dict[_Waiter, None] = {}
@@ -148,7 +155,7 @@ class StreamPool:
     @property
     def fault(self) -> str:
         """Why there are no connections; empty where there are, or may yet be."""
-        if any(connection.in_rotation for connection in self._where):
+        if self._rotation:
             return ""
         return "; ".join(endpoint.fault for endpoint in self._endpoints) if self._all_down else ""
 
@@ -163,7 +170,7 @@ class StreamPool:
     def is_paused(self, correlation_id: str) -> bool:
         """Whether a call about ``correlation_id`` would have to wait because the agent wants it to."""
         connection = self._affinity(correlation_id)
-        candidates = [c for c in self._where if c.in_rotation] if connection is None else [connection]
+        candidates = self._rotation if connection is None else [connection]
         return bool(candidates) and all(candidate.is_paused(correlation_id) for candidate in candidates)
 
     # A place for a call
@@ -227,14 +234,15 @@ class StreamPool:
         return None
 
     def _pick(self, correlation_id: str) -> Connection | None:
-        candidates = [c for c, e in self._where.items() if c.in_rotation and not e.ejected]
-        # Better one that fails often than none.
-        candidates = candidates or [connection for connection in self._where if connection.in_rotation]
+        candidates = self._rotation
+        if len(self._endpoints) > 1:
+            # Better one that fails often than none.
+            candidates = [c for c in candidates if not self._where[c].ejected] or candidates
         candidates = [connection for connection in candidates if connection.has_room(correlation_id)]
         if not candidates:
             return None
         connection = self._choose(candidates)
-        if correlation_id:
+        if correlation_id and self._peer.keeps_to_one_connection:
             if len(self._affinities) >= _MAX_AFFINITIES:
                 self.forget(next(iter(self._affinities)))
             self._affinities[correlation_id] = connection
@@ -245,7 +253,7 @@ class StreamPool:
         """Why it makes no sense to wait for a place; None where it does."""
         if self._closing:
             return AgentConnectionError("the connections are being closed")
-        if any(connection.in_rotation for connection in self._where) or self._affinity(correlation_id) is not None:
+        if self._rotation or self._affinity(correlation_id) is not None:
             return None
         if any(connection.health is HealthState.UNHEALTHY for connection in self._where):
             return AgentUnavailableError("it says that it is unhealthy")
@@ -320,8 +328,8 @@ class StreamPool:
             for each in affected:
                 self._close_if_done(each)
             self._missing[endpoint.address].set()
+            self._note()
             self._settle()
-            self._peer.pool_changed(came_up=False)
 
     def rated(self, connection: Connection, *, answered: bool) -> None:
         endpoint = self._where.get(connection)
@@ -358,16 +366,17 @@ class StreamPool:
             connection.close()
 
     def _note(self) -> None:
-        is_up = any(connection.in_rotation for connection in self._where)
+        self._rotation = [connection for connection in self._where if connection.in_rotation]
+        is_up = bool(self._rotation)
         came_up, self._was_up = is_up and not self._was_up, is_up
-        self._peer.pool_changed(came_up=came_up)
+        self._peer.pool_changed(self, came_up=came_up)
 
     # Keeping connections
 
     async def wait_connected(self) -> None:
         """Wait until there is a connection; raises :class:`AgentError` when none can be made for now."""
         while True:
-            if any(connection.in_rotation for connection in self._where):
+            if self._rotation:
                 return
             refusal = self._refusal("")
             if refusal is not None:
@@ -384,7 +393,9 @@ class StreamPool:
                 missing = self._missing[endpoint.address] = anyio.Event()
                 for connection in tuple(endpoint.connections):
                     connection.check(self._settings.stall_timeout)
-                    self._close_if_done(connection)
+                    if connection.retired:
+                        self._note()
+                        self._close_if_done(connection)
                 continue
             try:
                 connection = await self._connect(endpoint)
@@ -454,10 +465,11 @@ class StreamPool:
 
     async def _hand_over(self, connection: Connection, config: Any) -> None:
         connection.reserve()
-        with CancelScope(deadline=anyio.current_time() + _CONFIGURE_TIMEOUT) as scope:
-            answer = await connection.call(ConfigureEvent(agent_id=self._peer.agent_id, config=config))
-        if scope.cancelled_caught:
-            raise AgentConnectionError(f"it has not taken its configuration within {_CONFIGURE_TIMEOUT:g} s")
+        event = ConfigureEvent(agent_id=self._peer.agent_id, config=config)
+        try:
+            answer = await connection.call(event, time.monotonic() + _CONFIGURE_TIMEOUT)
+        except AgentTimeoutError as exc:
+            raise AgentError(f"it has not taken its configuration within {_CONFIGURE_TIMEOUT:g} s") from exc
         if isinstance(answer, Acknowledgement):
             if not answer.success:
                 raise AgentError(f"it refused its configuration: {answer.error or 'no reason given'}")
