@@ -1,5 +1,7 @@
 """Every exception of the package."""
 
+from typing import Final
+
 from starlette.exceptions import HTTPException
 
 
@@ -70,6 +72,14 @@ class ClosedByAgent(AgentsError, OSError):  # noqa: N818
 
     An OSError, as the ASGI spec asks of sends after a disconnect.
     """
+
+
+_MAX_PRINTED: Final = 300
+
+
+def printable(text: str) -> str:
+    """``text`` for a message that may end up in a log: one line, and not too long, whoever wrote it."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:_MAX_PRINTED])
 
 
 def caused_by_closing(exc: BaseException | None) -> bool:

@@ -16,7 +16,14 @@ from anyio import CancelScope
 from .breaker import BreakerState, CircuitBreaker
 from .config import AgentConfig, FailureMode
 from .decision import Failure, FailureKind, Verdict
-from .errors import AgentError, AgentProtocolError, AgentTimeoutError, AgentUnavailableError, EventTooLargeError
+from .errors import (
+    AgentError,
+    AgentProtocolError,
+    AgentTimeoutError,
+    AgentUnavailableError,
+    EventTooLargeError,
+    printable,
+)
 from .limiter import Limiter
 from .metrics import AgentMetrics, AgentStatistics, Tally
 from .protocol import (
@@ -44,7 +51,6 @@ T = TypeVar("T")
 _MAX_CONFIGURE_BACKOFF = 30.0
 # Seconds an agent may take to digest its configuration, if its own timeout is shorter.
 _CONFIGURE_TIMEOUT = 10.0
-_MAX_FAULT_LENGTH = 300
 # Seconds between two lines that say that an agent fails.
 _LOG_INTERVAL = 60.0
 _ACKNOWLEDGED = frozenset({EventType.CONFIGURE, EventType.REQUEST_COMPLETE})
@@ -209,8 +215,12 @@ class Guard:
         return max(0.0, self._configure_after - self._clock())
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop."""
+        """Close the connections of the running event loop. A later call makes new ones."""
         await self._transport.aclose()
+
+    async def retire(self) -> None:
+        """Close them, lasting ones for good: the agent was removed."""
+        await (self._transport.aclose() if self.client is None else self.client.retire())
 
     def forget(self) -> None:
         """The agent is to be configured anew before its next call."""
@@ -450,9 +460,8 @@ class Guard:
                 )
 
     def _describe(self, event_type: EventType, fault: str) -> str:
-        # A fault may quote what the agent sent: no control characters into logs, and no megabytes.
-        printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in fault[:_MAX_FAULT_LENGTH])
-        return f"agent {self.config.id!r}, {event_type.value}: {printable}"
+        # A fault may quote what the agent sent.
+        return f"agent {self.config.id!r}, {event_type.value}: {printable(fault)}"
 
     def _failed(self, event_type: EventType, failure_mode: FailureMode, duration: float, failure: Failure) -> Verdict:
         verdict = Verdict(

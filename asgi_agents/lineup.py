@@ -131,16 +131,21 @@ async def _ask_at_once(
         )
 
     async with anyio.create_task_group() as tasks:
+        decided = False
 
         def why() -> CancelReason:
-            return CancelReason.BLOCKED_BY_AGENT if tasks.cancel_scope.cancel_called else CancelReason.CLIENT_DISCONNECT
+            if decided:
+                return CancelReason.BLOCKED_BY_AGENT
+            return CancelReason.CLIENT_DISCONNECT if before is None else before()
 
         async def ask(index: int) -> None:
+            nonlocal decided
             verdict = await agents[index].hear(event, chunk=chunk)
             if tasks.cancel_scope.cancel_called:
                 return  # it failed over its own cancellation
             verdicts[index] = verdict
             if denied():
+                decided = True
                 tasks.cancel_scope.cancel()
 
         # The tasks take it over with the rest of the context.

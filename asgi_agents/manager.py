@@ -202,6 +202,12 @@ class AgentManager:
             return verdict, GuardrailResponse(detected=False)
         return verdict, response
 
+    def forget_request(self, agent_id: str, correlation_id: str) -> None:
+        """Nothing more will be asked of an agent about the connection of that id. The middleware sees to it itself."""
+        guard = self._guards.get(agent_id)
+        if guard is not None:
+            guard.forget_request(correlation_id)
+
     # Life
 
     async def initialize(self) -> None:
@@ -221,16 +227,22 @@ class AgentManager:
 
     async def shutdown(self) -> None:
         """Close the connections that belong to the running event loop. The manager can be used again afterwards."""
-        error: Exception | None = None
-        for guard in tuple(self._guards.values()):
+        errors: list[Exception] = []
+
+        async def close(guard: Guard) -> None:
             try:
                 await guard.aclose()
             except Exception as exc:
                 # The others are to be closed all the same.
-                error = error or exc
+                errors.append(exc)
             guard.forget()
-        if error is not None:
-            raise error
+
+        # At once: each may have to wait for calls under way.
+        async with anyio.create_task_group() as tasks:
+            for guard in self._guards.values():
+                tasks.start_soon(close, guard)
+        if errors:
+            raise errors[0]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
@@ -311,7 +323,7 @@ class AgentManager:
         try:
             old = self.guard(config.id)
         except UnknownAgentError:
-            await new.aclose()
+            await new.retire()
             raise
         self._guards[config.id] = new
         self._retire_lineups()
@@ -433,7 +445,7 @@ class AgentManager:
                 lineup.connections and any(agent.guard is guard for agent in lineup.agents) for lineup in self._retired
             ):
                 await anyio.sleep(0.02)
-        await guard.aclose()
+        await guard.retire()
 
 
 def unavailable(verdict: Verdict) -> GuardrailUnavailableError:

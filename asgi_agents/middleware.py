@@ -111,7 +111,7 @@ class AgentMiddleware:
         finally:
             lineup.connections -= 1
             live.discard(correlation)
-            lineup.forget(correlation)
+            context.close()
             if outer is not None:
                 # A middleware around this one has agents of its own.
                 state["agents"] = outer

@@ -34,6 +34,7 @@ class AgentContext:
     """
 
     __slots__ = (
+        "_asked_aside",
         "_decided",
         "_manager",
         "_verdicts",
@@ -53,6 +54,8 @@ class AgentContext:
         self._manager = manager
         self._verdicts: deque[Verdict] = deque(maxlen=_MAX_VERDICTS)
         self._decided: AgentDecision | None = None
+        # Guardrail agents that are not on the route.
+        self._asked_aside: set[str] = set()
 
     @property
     def decision(self) -> AgentDecision:
@@ -99,6 +102,8 @@ class AgentContext:
             route_id=self.route,
             metadata=metadata or {},
         )
+        if self._failure_mode(agent_id) is None:
+            self._asked_aside.add(agent_id)
         verdict, response = await self._manager.inspect_guardrail(agent_id, event, self._failure_mode(agent_id))
         self.record((verdict,))
         if verdict.fails_closed:
@@ -119,6 +124,12 @@ class AgentContext:
     def decide(self, decision: AgentDecision) -> None:
         """This is what the connection ended on."""
         self._decided = replace(decision, verdicts=tuple(self._verdicts))
+
+    def close(self) -> None:
+        """The connection is over."""
+        self.lineup.forget(self.correlation_id)
+        for agent_id in self._asked_aside:
+            self._manager.forget_request(agent_id, self.correlation_id)
 
     def _failure_mode(self, agent_id: str) -> FailureMode | None:
         for agent in self.lineup.agents:

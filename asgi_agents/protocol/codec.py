@@ -157,7 +157,8 @@ def encode_answer(answer: Answer, encoding: Encoding) -> bytes:
 def decode_answer(data: bytes, encoding: Encoding, event_type: EventType, *, without: Sequence[str] = ()) -> Answer:
     """An agent's answer to an ``event_type``; raises :class:`AgentProtocolError` naming the field at fault.
 
-    ``without`` names entries of ``audit.custom`` that are the transport's own. Guardrail agents may answer in the guardrail shape, ``configure`` and ``request_complete`` with an acknowledgement.
+    ``without`` names entries of ``audit.custom`` that are the transport's own. Guardrail agents may answer in the
+    guardrail shape, ``configure`` and ``request_complete`` with an acknowledgement.
     """
     if event_type is EventType.GUARDRAIL_INSPECT and _probe(data, encoding).detected is not UNSET:
         verdict: GuardrailResponse = decode_value(GuardrailResponse, data, encoding)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, force_setattr
 
-from ..errors import AgentProtocolError
+from ..errors import AgentProtocolError, EventTooLargeError
 from .codec import Encoding, answer_to_wire, decode_value, encode_value
 from .events import EVENT_CLASSES, ConfigureEvent, Event, EventType, RequestHeadersEvent
 from .responses import ALLOW, PROTOCOL_VERSION, AgentResponse, Answer, AuditMetadata
@@ -281,14 +281,20 @@ class ConfigUpdateRequest(Struct, frozen=True, kw_only=True):
 
 
 class CallIds(Struct, frozen=True):
-    """By what an answer says which call it is for."""
+    """By what an event or an answer says which call it is."""
 
     correlation_id: str = ""
     call_id: int | UnsetType = UNSET
 
 
+class _AnswerIdFields(Struct):
+    # Others may have entries of these names for something else.
+    correlation_id: Any = ""
+    call_id: Any = UNSET
+
+
 class _Custom(Struct):
-    custom: CallIds = CallIds()
+    custom: _AnswerIdFields | None = None
 
 
 class _AnswerIds(Struct):
@@ -348,20 +354,20 @@ def _describe_length(prefix: bytes, length: int, max_bytes: int) -> str:
 
 
 def encode_frame(message_type: MessageType, payload: bytes) -> bytes:
-    """A version 2 frame. Raises :class:`AgentProtocolError` for one that would be too long."""
+    """A version 2 frame. Raises :class:`EventTooLargeError` for one that would be too long."""
     _check_length(len(payload) + 1, MAX_FRAME_BYTES)
     return b"%b%c%b" % ((len(payload) + 1).to_bytes(_LENGTH_BYTES, "big"), message_type, payload)
 
 
 def encode_envelope_frame(envelope: bytes) -> bytes:
-    """A frame of the older framing. Raises :class:`AgentProtocolError` for one that would be too long."""
+    """A frame of the older framing. Raises :class:`EventTooLargeError` for one that would be too long."""
     _check_length(len(envelope), MAX_ENVELOPE_BYTES)
     return len(envelope).to_bytes(_LENGTH_BYTES, "big") + envelope
 
 
 def _check_length(length: int, max_bytes: int) -> None:
     if length > max_bytes:
-        raise AgentProtocolError(f"the event takes a frame of {length} bytes, expected {max_bytes} at most")
+        raise EventTooLargeError(f"it takes a frame of {length} bytes, expected {max_bytes} at most")
 
 
 def encode_message(message_type: MessageType, message: Struct, encoding: Encoding = Encoding.JSON) -> bytes:
@@ -429,7 +435,13 @@ def encode_answer_frame(answer: Answer, encoding: Encoding, ids: CallIds) -> byt
 def decode_answer_ids(payload: bytes, encoding: Encoding) -> CallIds:
     """Which call an answer is for, as far as it says."""
     found: _AnswerIds = decode_value(_AnswerIds, payload, encoding)
-    return CallIds() if found.audit is None else found.audit.custom
+    if found.audit is None or found.audit.custom is None:
+        return CallIds()
+    correlation_id, call_id = found.audit.custom.correlation_id, found.audit.custom.call_id
+    return CallIds(
+        correlation_id if type(correlation_id) is str else "",
+        call_id if type(call_id) is int else UNSET,
+    )
 
 
 def now_ms() -> int:

@@ -1,5 +1,6 @@
 """Agents behind a network address."""
 
 from .http import agent_app
+from .stream import serve_stream
 
-__all__ = ["agent_app"]
+__all__ = ["agent_app", "serve_stream"]

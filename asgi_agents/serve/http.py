@@ -1,6 +1,6 @@
 """An agent as an ASGI app that speaks the HTTP transport."""
 
-import logging
+from functools import partial
 from typing import Final
 
 from anyio import CancelScope, create_task_group
@@ -11,23 +11,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..agent import Agent
-from ..errors import AgentProtocolError, ConfigurationError
+from ..errors import AgentProtocolError
 from ..limiter import Limiter
-from ..protocol import (
-    PROTOCOL_VERSION,
-    Answer,
-    Encoding,
-    Event,
-    EventType,
-    GuardrailResponse,
-    check_response,
-    decode_event,
-    encode_answer,
-)
+from ..protocol import PROTOCOL_VERSION, Encoding, Event, decode_event, encode_answer
 from ..telemetry import remote_trace_context
-from ..transports import InProcessTransport
-
-logger = logging.getLogger("asgi_agents.serve")
+from .hooks import Hooks, NoAnswer, require_agent, require_positive
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 
@@ -46,29 +34,22 @@ def agent_app(agent: Agent, *, max_event_bytes: int = MAX_EVENT_BYTES, max_concu
     :param max_concurrency: how many hooks may be at work at a time, the rest wait; None: as many as there are requests.
     :raises ConfigurationError: for arguments that can't work.
     """
-    if not isinstance(agent, Agent):
-        raise ConfigurationError(f"agent_app: agent={agent!r}, expected an instance of an Agent")
-    _require_positive("max_event_bytes", max_event_bytes)
+    require_agent("agent_app", agent)
+    require_positive("agent_app", "max_event_bytes", max_event_bytes)
     if max_concurrency is not None:
-        _require_positive("max_concurrency", max_concurrency)
+        require_positive("agent_app", "max_concurrency", max_concurrency)
     return _AgentApp(agent, max_event_bytes, None if max_concurrency is None else Limiter(max_concurrency))
-
-
-def _require_positive(name: str, value: object) -> None:
-    if type(value) is not int or value < 1:
-        raise ConfigurationError(f"agent_app: {name}={value!r}, expected a whole number of at least 1")
 
 
 class _AgentApp:
     def __init__(self, agent: Agent, max_event_bytes: int, limiter: Limiter | None) -> None:
-        self._name = type(agent).__name__
-        self._hooks = InProcessTransport(agent)
+        self._hooks = Hooks(agent)
         self._max_event_bytes = max_event_bytes
         self._limiter = limiter
         self._about = {
-            "agent": self._name,
+            "agent": self._hooks.name,
             "protocol_version": PROTOCOL_VERSION,
-            "events": sorted(agent.events),
+            "events": sorted(self._hooks.events),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,18 +123,10 @@ class _AgentApp:
             self._limiter.release()
 
     async def _reply(self, event: Event, encoding: Encoding) -> Response:
-        event_type = event.event_type
         try:
-            answer = await self._hooks.call(event)
-        except Exception as exc:
-            logger.exception("%s: %s: raised %s", self._name, event_type, type(exc).__name__)
-            return JSONResponse({"error": f"agent raised {type(exc).__name__}"}, 500)
-        try:
-            body = encode_answer(_checked(answer, event_type), encoding)
-        except Exception as exc:
-            # Not only AgentProtocolError: what is in `audit.custom` is first looked at when it is encoded.
-            logger.error("%s: %s: the answer can't be sent: %s", self._name, event_type, exc)
-            return JSONResponse({"error": "the agent's answer is not allowed by the protocol"}, 500)
+            body = await self._hooks.answer(event, partial(encode_answer, encoding=encoding))
+        except NoAnswer as exc:
+            return JSONResponse({"error": str(exc)}, 500)
         return Response(body, media_type=encoding.content_type)
 
 
@@ -163,16 +136,6 @@ def _encoding(headers: Headers) -> Encoding:
     if encoding is None or content_encoding.strip().lower() != "identity":
         raise HTTPException(415, f"expected {' or '.join(_ENCODINGS)} without content-encoding")
     return encoding
-
-
-def _checked(answer: Answer | None, event_type: EventType) -> Answer:
-    if event_type is EventType.GUARDRAIL_INSPECT:
-        if answer is None:
-            return GuardrailResponse(detected=False)
-        if isinstance(answer, GuardrailResponse):
-            return answer
-    # What the agent may change is for the middleware's configuration to say.
-    return check_response(answer, may_mutate=True, may_set_host=True)
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: CancelScope) -> None:

@@ -42,6 +42,8 @@ class BackgroundTask:
             # The loop itself keeps no strong reference.
             _ASYNCIO_TASKS.add(task)
             task.add_done_callback(_ASYNCIO_TASKS.discard)
+            # One that is cancelled before its first step never runs at all.
+            task.add_done_callback(lambda _: self._ended.set())
 
     def cancel(self) -> None:
         """Cancel it; see :meth:`wait`."""

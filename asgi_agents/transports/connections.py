@@ -166,10 +166,12 @@ class PerEventLoop(Generic[C]):
         try:
             yield connections
         finally:
-            # The sockets know their loop: what is kept by the loop must not keep it alive.
-            self._current.set(None)
-            self._latest = None
-            await connections.aclose()
+            try:
+                await connections.aclose()
+            finally:
+                # The sockets know their loop: what is kept by the loop must not keep it alive.
+                self._current.set(None)
+                self._latest = None
 
 
 def _running_asyncio_loop() -> asyncio.AbstractEventLoop | None:

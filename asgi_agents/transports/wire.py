@@ -91,7 +91,7 @@ def parse_address(where: str, given: object) -> Address:
     if separator and scheme == "tcp":
         host, colon, port = rest.rstrip("/").rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isascii() or not port.isdecimal() or not 0 <= int(port) < 65536:
+        if not colon or not host or not port.isascii() or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
             raise ConfigurationError(f"{where}: {given!r}, expected a host and a port: tcp://127.0.0.1:9000")
         return Address(given, host=host, port=int(port))
     raise ConfigurationError(f"{where}: {given!r}, expected {expected}")
@@ -102,7 +102,7 @@ async def connect(address: Address, receiver: Receiver, tls: ssl.SSLContext | No
     try:
         return await (_connect_anyio if on_trio() else _connect_asyncio)(address, receiver, tls)
     except (OSError, ssl.SSLError, ValueError, anyio.BrokenResourceError, anyio.EndOfStream) as exc:
-        raise AgentConnectionError(f"{address}: {_describe(exc)}") from exc
+        raise AgentConnectionError(_describe(exc)) from exc
 
 
 def _describe(exc: BaseException) -> str:

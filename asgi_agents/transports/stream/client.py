@@ -9,13 +9,16 @@ from ...protocol import Answer, Event, EventType
 from ...protocol.stream import AgentCapabilities, ConfigUpdateRequest, MetricsReport, correlation_id_of
 from ..connections import PerEventLoop
 from .connection import Connection
-from .pool import Settings, StreamPool
+from .keeper import Settings
+from .pool import StreamPool
 from .statistics import EndpointStatistics
 
 logger = logging.getLogger("asgi_agents")
 
 # A guardrail question is about no other event, and a configuration about no request.
 _ALONE = frozenset({EventType.GUARDRAIL_INSPECT, EventType.CONFIGURE})
+# Of these a request has one.
+_ONCE = (EventType.REQUEST_HEADERS, EventType.RESPONSE_HEADERS, EventType.REQUEST_COMPLETE)
 
 MetricsCallback = Callable[[str, MetricsReport], object]
 ConfigUpdateCallback = Callable[[str, ConfigUpdateRequest], object]
@@ -38,6 +41,8 @@ class StreamClient:
         self.carries = frozenset(EventType)
         #: One for each endpoint that is up.
         self.capabilities: Sequence[AgentCapabilities] = ()
+        self._said: frozenset[EventType] = frozenset()
+        self._retired = False
         self.timeout_multiplier = 1.0
         self.keeps_to_one_connection = True
         self.on_change: Callable[[bool], object] = lambda came_up: None
@@ -52,9 +57,7 @@ class StreamClient:
         """The events that the agent has to be asked about: until it has said what it hears, all."""
         if self.events is not None:
             return self.events
-        if not self.capabilities:
-            return self.carries
-        return frozenset().union(*(capabilities.events for capabilities in self.capabilities))
+        return self._said or self.carries
 
     @property
     def max_concurrency(self) -> int | None:
@@ -81,7 +84,7 @@ class StreamClient:
     def reserve_now(self, event: Event) -> Connection | None:
         """A connection with a place for ``event``, or None where it has to wait for one."""
         pool = self._pools.peek()
-        return None if pool is None else pool.reserve_now(correlation_id_of(event))
+        return None if pool is None else pool.reserve_now(event)
 
     async def reserve(self, event: Event, *, hold: bool) -> Connection:
         """A connection with a place for ``event``. ``hold``: while the agent has paused, wait rather than fail.
@@ -89,16 +92,15 @@ class StreamClient:
         :raises AgentConnectionError: the agent can't be reached.
         :raises AgentUnavailableError: it has said that it takes no calls.
         """
-        pool = await self._pools.get()
-        correlation_id = correlation_id_of(event)
-        if not hold and pool.is_paused(correlation_id):
+        pool = await self._pool()
+        if not hold and pool.is_paused(correlation_id_of(event)):
             raise AgentUnavailableError("it has asked for a pause")
-        return await pool.reserve(correlation_id)
+        return await pool.reserve(event)
 
     def why_waiting(self, event: Event) -> str:
-        """What a call that got no place has waited for; empty where it was for a connection."""
+        """What a call that got no place has waited for; empty where the agent did nothing at all."""
         pool = self._pools.peek()
-        if pool is None or not pool.connections:
+        if pool is None or not pool.connections or pool.stuck:
             return ""
         if pool.is_paused(correlation_id_of(event)):
             return "it has asked for a pause"
@@ -119,27 +121,39 @@ class StreamClient:
 
     async def connect(self) -> None:
         """Wait for the first connection; raises :class:`AgentError` when the agent can't be reached now."""
-        await (await self._pools.get()).wait_connected()
+        await (await self._pool()).wait_connected()
 
     async def push_config(self, config: Any) -> None:
         """Hand the agent another configuration, for connections to come as well; raises :class:`AgentError`."""
         before, self.config = self.config, config
         try:
-            await (await self._pools.get()).push_config(config)
+            await (await self._pool()).push_config(config)
         except BaseException:
             self.config = before
             raise
 
     async def aclose(self) -> None:
+        """Close the connections of the running event loop. A later call makes new ones."""
         await self._pools.aclose()
+
+    async def retire(self) -> None:
+        """Close them for good."""
+        self._retired = True
+        await self._pools.aclose()
+
+    async def _pool(self) -> StreamPool:
+        if self._retired:
+            raise AgentUnavailableError("it was removed")
+        return await self._pools.get()
 
     # What the pool tells
 
     def pool_changed(self, pool: StreamPool, *, came_up: bool) -> None:
         # What an agent that can't be reached has said holds until it says something else.
         self.capabilities = pool.capabilities or self.capabilities
+        self._said = pool.events or self._said
         self.timeout_multiplier = max((c.timeout_multiplier for c in pool.connections), default=1.0)
-        self.keeps_to_one_connection = len(self.hears - _ALONE) > 1
+        self.keeps_to_one_connection = not any(self.hears - _ALONE <= {event_type} for event_type in _ONCE)
         self.on_change(came_up)
 
     def metrics_reported(self, report: MetricsReport) -> None:

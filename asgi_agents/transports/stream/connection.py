@@ -10,7 +10,14 @@ import anyio
 from msgspec import UNSET
 
 from ..._version import __version__
-from ...errors import AgentConnectionError, AgentError, AgentProtocolError, AgentTimeoutError, EventTooLargeError
+from ...errors import (
+    AgentConnectionError,
+    AgentError,
+    AgentProtocolError,
+    AgentTimeoutError,
+    AgentUnavailableError,
+    EventTooLargeError,
+)
 from ...protocol import (
     ALLOW,
     PROTOCOL_VERSION,
@@ -61,6 +68,7 @@ _MAX_TIMEOUT_MULTIPLIER: Final = 10.0
 # How much one call counts in a connection's score.
 _SCORE_WEIGHT: Final = 0.1
 _GOOD_SCORE: Final = 0.99
+_MAX_PING_BYTES: Final = 1024
 _ENVELOPE_HINT: Final = "an agent of the older kits needs framing='envelope'"
 
 
@@ -76,16 +84,30 @@ class Owner(Protocol):
         ...
 
     def rated(self, connection: "Connection", *, answered: bool) -> None:
-        """A call was answered, or it failed by the agent's fault."""
+        """A call was answered, or it failed by the agent's fault. Answers are only told of while it is ``watched``."""
         ...
 
-    def lost(self, connection: "Connection") -> None:
-        """It takes no more calls; those under way have failed."""
+    def keeps(self, connection: "Connection", correlation_id: str) -> bool:
+        """Whether the events of that request come here."""
+        ...
+
+    def lost(self, connection: "Connection", failed: int) -> None:
+        """It takes no more calls; those under way, so many that somebody waited for, have failed."""
         ...
 
     def message_received(self, message_type: MessageType, payload: bytes, encoding: Encoding) -> None:
         """A message that is not about this connection."""
         ...
+
+
+class Capacity:
+    """How many calls an instance of the agent takes at a time, whichever connection they come on."""
+
+    __slots__ = ("limit", "taken")
+
+    def __init__(self) -> None:
+        self.limit = math.inf
+        self.taken = 0
 
 
 class Connection:
@@ -95,10 +117,13 @@ class Connection:
     and either uses it in :meth:`call` or gives it back.
 
     :param encodings: what to offer in the handshake, best first; in the older framing the first is spoken.
+    :param capacity: shared by all connections to the same instance.
     :param max_calls: how many calls may be under way, those included that were given up and are still owed an answer.
     """
 
-    def __init__(self, framing: Framing, encodings: tuple[Encoding, ...], owner: Owner, *, max_calls: int) -> None:
+    def __init__(
+        self, framing: Framing, encodings: tuple[Encoding, ...], owner: Owner, capacity: Capacity, *, max_calls: int
+    ) -> None:
         self.capabilities: AgentCapabilities | None = None
         self.events = frozenset(EventType)
         self.alive = False
@@ -107,6 +132,8 @@ class Connection:
         self.health = HealthState.HEALTHY
         self.timeout_multiplier = 1.0
         self.paused = False
+        #: Whether an answer is news to the owner.
+        self.watched = True
         #: Requests whose events have to come here.
         self.requests = 0
         #: Share of the latest calls that were answered in time, 0 to 1.
@@ -117,6 +144,7 @@ class Connection:
         self.fault = ""
         self._framing = framing
         self._owner = owner
+        self._capacity = capacity
         self._max_calls = max_calls
         self._encodings = encodings
         self._encoding = encodings[0]
@@ -131,6 +159,7 @@ class Connection:
         self._cancellation = False
         self._greeted = anyio.Event()
         self._heard_at = time.monotonic()
+        self._leaving = False
         self._timer = Timer(self._expire)
         self._timer_at = math.inf
         # Whether anything but the number of calls can stand in the way of another.
@@ -179,13 +208,13 @@ class Connection:
         features, limits = response.capabilities.features, response.capabilities.limits
         self._call_ids = features.call_ids
         self._cancellation = features.cancellation
-        for limit in (features.concurrent_requests, limits.max_concurrency):
-            if limit > 0:
-                self._max_calls = min(self._max_calls, limit)
+        if features.concurrent_requests > 0:
+            self._max_calls = min(self._max_calls, features.concurrent_requests)
+        self._capacity.limit = limits.max_concurrency if limits.max_concurrency > 0 else math.inf
         self._greeted.set()
 
     def fail(self, fault: str) -> None:
-        """Take no more calls, fail those under way, and close."""
+        """Take no more calls, fail those under way, and close at once."""
         if not self.fault:
             self.fault = fault
         if self._wire is not None:
@@ -194,15 +223,19 @@ class Connection:
 
     def cancel_all(self, reason: CancelReason) -> None:
         """Tell the agent that nobody waits for any of the calls under way, and fail them."""
-        for call in self._line.clear():
+        self._leaving = True
+        for call in self._clear():
             self._announce_cancellation(call, reason)
-            self._fail_call(call, "the connection is being closed")
+            self._fail_call(call, "its connections are being closed")
 
-    def close(self) -> None:
-        """Close once all that was written is sent."""
-        self.fault = self.fault or "the connection was closed"
+    def close(self, why: str) -> None:
+        """Close once all that was written is sent, if the peer reads at all."""
+        self.fault = self.fault or why
         if self._wire is not None:
-            self._wire.close()
+            if self._wire.congested:
+                self._wire.abort()
+            else:
+                self._wire.close()
         self._end()
 
     async def wait_closed(self) -> None:
@@ -214,10 +247,15 @@ class Connection:
         was_alive, self.alive = self.alive, False
         self._timer.disarm()
         self._greeted.set()
-        for call in self._line.clear():
+        failed = self._clear()
+        for call in failed:
             self._fail_call(call, self.fault)
         if was_alive:
-            self._owner.lost(self)
+            self._owner.lost(self, len(failed))
+
+    def _clear(self) -> list[Call]:
+        self._capacity.taken -= len(self._line)
+        return self._line.clear()
 
     @staticmethod
     def _fail_call(call: Call, fault: str) -> None:
@@ -243,7 +281,11 @@ class Connection:
 
     def has_room(self, correlation_id: str) -> bool:
         """Whether another call may begin now."""
-        if not self.alive or len(self._line) + self._reserved >= self._max_calls:
+        if (
+            not self.alive
+            or len(self._line) + self._reserved >= self._max_calls
+            or self._capacity.taken >= self._capacity.limit
+        ):
             return False
         return not self._hindered or not (
             self.paused
@@ -258,10 +300,12 @@ class Connection:
     def reserve(self) -> None:
         """Take a place."""
         self._reserved += 1
+        self._capacity.taken += 1
 
     def give_back(self) -> None:
         """Give a place back that was not used."""
         self._reserved -= 1
+        self._capacity.taken -= 1
         self._owner.room_made(self)
 
     async def call(self, event: Event, deadline: float = math.inf) -> Answer:
@@ -282,7 +326,7 @@ class Connection:
             if self._wire.congested:
                 await self._drain(self._wire, deadline)
             if not self.alive:
-                raise AgentConnectionError(self.fault)
+                raise self._lost(self.fault)
         except BaseException:
             self.give_back()
             raise
@@ -303,15 +347,22 @@ class Connection:
         if call.expired:
             raise AgentTimeoutError("no answer")
         if call.fault is not None:
+            raise self._lost(call.fault)
+        try:
+            answer = decode_answer(call.payload, self._encoding, event.event_type, without=ANSWER_IDS)
+            if isinstance(answer, AgentResponse) and answer.version == 0:
+                # How our own serving end says that there is no verdict.
+                raise AgentError("; ".join(answer.audit.reason_codes) or "the agent failed")
+        except AgentError:
             self._rate(answered=False)
-            raise AgentConnectionError(call.fault)
-        if self.score < 1.0:
+            raise
+        if self.watched or self.score < 1.0:
             self._rate(answered=True)
-        answer = decode_answer(call.payload, self._encoding, event.event_type, without=ANSWER_IDS)
-        if isinstance(answer, AgentResponse) and answer.version == 0:
-            # How our own serving end says that there is no verdict.
-            raise AgentError("; ".join(answer.audit.reason_codes) or "the agent failed")
         return answer
+
+    def _lost(self, fault: str) -> AgentError:
+        # Nobody's fault where it was ourselves who closed it.
+        return AgentUnavailableError(fault) if self._leaving else AgentConnectionError(fault)
 
     @staticmethod
     async def _drain(wire: Wire, deadline: float) -> None:
@@ -408,8 +459,7 @@ class Connection:
                 raise AgentProtocolError(f"answered the handshake with a message of type {message_type:#04x}")
             self._accept(payload)
         elif message_type == MessageType.PING:
-            assert self._wire is not None
-            self._wire.write(encode_frame(MessageType.PONG, payload))
+            self._answer_ping(payload)
         elif message_type == MessageType.HEALTH_STATUS:
             self._owner.health_changed(self, decode_value(HealthStatus, payload, self._encoding, at="health_status"))
         elif message_type == MessageType.FLOW_CONTROL:
@@ -418,7 +468,17 @@ class Connection:
             self._owner.message_received(MessageType(message_type), payload, self._encoding)
         # A pong says by coming that the peer is there; types that nobody knows are from the future.
 
+    def _answer_ping(self, payload: bytes) -> None:
+        assert self._wire is not None
+        # A peer that asks and doesn't listen must not fill our memory with answers.
+        if len(payload) > _MAX_PING_BYTES or self._wire.congested:
+            raise AgentProtocolError("pings of that length, or without reading the pongs, are refused")
+        self._wire.write(encode_frame(MessageType.PONG, payload))
+
     def _answer_received(self, ids: CallIds, payload: bytes) -> None:
+        if not self._call_ids:
+            # An entry of that name is the agent's own.
+            ids = CallIds(ids.correlation_id)
         if not self._line and not ids.correlation_id:
             # Whose it is can't be told; nor, then, whose the next one is.
             raise AgentProtocolError("an answer to no call")
@@ -427,6 +487,7 @@ class Connection:
             self.unmatched_answers += 1
             return
         self._unanswered_bytes -= call.size
+        self._capacity.taken -= 1
         if call.abandoned:
             self.late_answers += 1
         else:
@@ -446,12 +507,13 @@ class Connection:
 
     def _control_flow(self, control: FlowControl) -> None:
         if control.action == FlowAction.UPDATE_CAPACITY:
-            self._window = control.buffer_available
+            self._window = None if control.buffer_available is None else max(0, control.buffer_available)
         elif control.correlation_id:
-            if control.action == FlowAction.PAUSE:
-                self._paused_ids.add(control.correlation_id)
-            else:
+            if control.action != FlowAction.PAUSE:
                 self._paused_ids.discard(control.correlation_id)
+            elif self._owner.keeps(self, control.correlation_id):
+                # Of any other there is nothing more to come, and nobody to forget it.
+                self._paused_ids.add(control.correlation_id)
         else:
             self.paused = control.action == FlowAction.PAUSE
         self._hindered = self.paused or self._window is not None or bool(self._paused_ids)

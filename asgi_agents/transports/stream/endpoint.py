@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Final
 
 from ..wire import Address
-from .connection import Connection
+from .connection import Capacity, Connection
 
 # Seconds before the first attempt to connect again, and the most.
 _FIRST_BACKOFF: Final = 0.1
 _MAX_BACKOFF: Final = 5.0
+# A connection that is lost before it has answered anything, and sooner than this, might as well not have been made.
+_SETTLED_AFTER: Final = 5.0
 # Failures in a row that take an endpoint out of rotation, and for how many seconds: doubled each time, up to a minute.
 _EJECT_AFTER: Final = 5
 _FIRST_EJECTION: Final = 5.0
@@ -26,10 +28,14 @@ class Endpoint:
     def __init__(self, address: Address, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.address = address
         self.connections: list[Connection] = []
+        #: How many calls its instance takes at a time, over all connections.
+        self.capacity = Capacity()
         #: Why it can't be reached; empty where it can, or nobody has tried yet.
         self.fault = ""
         self._clock = clock
         self._attempts = 0
+        self._settled = False
+        self._connected_at = 0.0
         self._failures = 0
         self._ejections = 0
         self._ejected_until = 0.0
@@ -38,16 +44,33 @@ class Endpoint:
 
     @property
     def down(self) -> bool:
-        """Whether the latest attempt to connect has failed."""
+        """Whether the latest attempt to connect has come to nothing."""
         return bool(self.fault)
 
+    @property
+    def flapping(self) -> bool:
+        """Whether connections to it are made, and lost before they are of any use."""
+        return not self._settled and self._attempts > 0
+
     def connected(self) -> None:
-        """An attempt has succeeded."""
+        """An attempt has succeeded. Whether it was worth while is still to be seen."""
         self.fault = ""
+        self._connected_at = self._clock()
+
+    def proved(self) -> None:
+        """It has answered a call."""
+        self._settled = True
         self._attempts = 0
 
+    def lost(self) -> bool:
+        """A connection was lost; returns whether it was of no use, so that the next attempt has to wait."""
+        if self._clock() - self._connected_at >= _SETTLED_AFTER:
+            self.proved()
+        settled, self._settled = self._settled, bool(self.connections) and self._settled
+        return not settled
+
     def not_connected(self, fault: str) -> float:
-        """An attempt has failed; returns the seconds to wait before the next.
+        """An attempt has come to nothing; returns the seconds to wait before the next.
 
         Half of the wait is chance, so that not all clients of an agent that comes back knock at once.
         """
@@ -59,6 +82,11 @@ class Endpoint:
     # Calls
 
     @property
+    def failing(self) -> bool:
+        """Whether an answer would make a difference to :attr:`ejected`."""
+        return self._failures > 0 or self._ejections > 0
+
+    @property
     def ejected(self) -> bool:
         """Whether its calls have failed so often that others should have them for a while."""
         return self._clock() < self._ejected_until
@@ -67,6 +95,7 @@ class Endpoint:
         """Count a call that was answered, or failed by the agent's fault."""
         if answered:
             self._failures = self._ejections = 0
+            self.proved()
             return
         self._failures += 1
         if self._failures >= _EJECT_AFTER:

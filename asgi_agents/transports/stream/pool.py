@@ -1,79 +1,42 @@
-"""The connections to one agent on one event loop: made, kept, chosen among, and given up."""
+"""The connections to one agent on one event loop: which call goes where, and who waits for what."""
 
 import logging
-import os
-import ssl
-import stat
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 import anyio
 from anyio import CancelScope
-from msgspec import Struct
 
-from ...errors import AgentConnectionError, AgentError, AgentTimeoutError, AgentUnavailableError
-from ...protocol import Acknowledgement, ConfigureEvent, Encoding, EventType
+from ...errors import AgentConnectionError, AgentError, AgentUnavailableError
+from ...protocol import Encoding, Event, EventType
 from ...protocol.codec import decode_value
 from ...protocol.stream import (
     AgentCapabilities,
     CancelReason,
     ConfigUpdateRequest,
-    Framing,
     HealthState,
     HealthStatus,
     MessageType,
     MetricsReport,
+    correlation_id_of,
 )
-from ..background import BackgroundTask
-from ..wire import Address, connect
-from .balancing import LoadBalancing, chooser
+from .balancing import chooser
 from .connection import Connection
 from .endpoint import Endpoint
+from .keeper import Keeper, Served, Settings, hand_over, leaving
 from .statistics import EndpointStatistics
 
 logger = logging.getLogger("asgi_agents")
 
 # Requests whose connection is remembered. Those whose end nobody tells of are forgotten, oldest first, beyond it.
 _MAX_AFFINITIES: Final = 100_000
-# Seconds an agent may take to digest its configuration.
-_CONFIGURE_TIMEOUT: Final = 10.0
+# Seconds between two lines about what an agent says of its health.
+_LOG_INTERVAL: Final = 10.0
 
 
-class Settings(Struct, frozen=True, kw_only=True):
-    """What a :class:`~asgi_agents.StreamTransport` was made with."""
-
-    addresses: Sequence[Address]
-    framing: Framing
-    encodings: tuple[Encoding, ...]
-    connections: int
-    load_balancing: LoadBalancing
-    connect_timeout: float
-    drain_timeout: float
-    max_calls_per_connection: int
-    ping_interval: float
-    stall_timeout: float
-    tls: ssl.SSLContext | None
-
-
-class Peer(Protocol):
+class Peer(Served, Protocol):
     """Whose connections these are."""
-
-    @property
-    def agent_id(self) -> str:
-        """The agent's id."""
-        ...
-
-    @property
-    def events(self) -> frozenset[EventType] | None:
-        """The events that the agent has to hear; None: whatever it says."""
-        ...
-
-    @property
-    def config(self) -> Any:
-        """What to configure new connections with."""
-        ...
 
     @property
     def keeps_to_one_connection(self) -> bool:
@@ -99,17 +62,27 @@ class Peer(Protocol):
 class _Waiter:
     """A call that waits for a place on a connection."""
 
-    __slots__ = ("connection", "correlation_id", "fault", "served")
+    __slots__ = ("connection", "correlation_id", "event_type", "fault", "served")
 
-    def __init__(self, correlation_id: str) -> None:
+    def __init__(self, event_type: EventType, correlation_id: str) -> None:
+        self.event_type = event_type
         self.correlation_id = correlation_id
         self.served = anyio.Event()
         self.connection: Connection | None = None
         self.fault: AgentError | None = None
 
+    def serve(self, connection: Connection) -> None:
+        connection.reserve()
+        self.connection = connection
+        self.served.set()
+
+    def refuse(self, fault: AgentError) -> None:
+        self.fault = fault
+        self.served.set()
+
 
 class StreamPool:
-    """Keeps ``settings.connections`` connections to each endpoint, for as long as it is not closed.
+    """Gives each call a place on a connection.
 
     All events of one request go to one connection while that lives. The first to come is the first to get a place.
     """
@@ -118,18 +91,20 @@ class StreamPool:
         self._settings = settings
         self._peer = peer
         self._choose = chooser(settings.load_balancing)
-        self._endpoints = [Endpoint(address) for address in settings.addresses]
         self._where: dict[Connection, Endpoint] = {}
         self._rotation: list[Connection] = []
+        # Whether some of them hear what others don't.
+        self._uneven = False
         self._affinities: dict[str, Connection] = {}
         # Those that any connection would do for, and those that want a certain one.
         self._waiting: dict[_Waiter, None] = {}
         self._waiting_for: dict[Connection, dict[_Waiter, None]] = {}
         self._closing = False
         self._was_up = False
+        self._quiet_until = 0.0
         self._changed = anyio.Event()
-        self._missing = {endpoint.address: anyio.Event() for endpoint in self._endpoints}
-        self._keepers = [BackgroundTask(partial(self._keep, endpoint)) for endpoint in self._endpoints]
+        self._endpoints = [Endpoint(address) for address in settings.addresses]
+        self._keepers = {endpoint: Keeper(endpoint, settings, peer, self) for endpoint in self._endpoints}
 
     # What there is
 
@@ -139,10 +114,15 @@ class StreamPool:
         return list(self._where)
 
     @property
+    def events(self) -> frozenset[EventType]:
+        """What any instance that is up hears."""
+        return frozenset().union(*(connection.events for connection in self._rotation))
+
+    @property
     def capabilities(self) -> Sequence[AgentCapabilities]:
-        """What the instances of the agent have said of themselves, one for each endpoint that is up."""
+        """What the instances of the agent have said of themselves, one for each endpoint that is up: the latest."""
         found = (
-            next((connection.capabilities for connection in endpoint.connections if connection.capabilities), None)
+            next((c.capabilities for c in reversed(endpoint.connections) if c.capabilities is not None), None)
             for endpoint in self._endpoints
         )
         return [capabilities for capabilities in found if capabilities is not None]
@@ -155,13 +135,14 @@ class StreamPool:
     @property
     def fault(self) -> str:
         """Why there are no connections; empty where there are, or may yet be."""
-        if self._rotation:
+        if self._rotation or not all(endpoint.down for endpoint in self._endpoints):
             return ""
-        return "; ".join(endpoint.fault for endpoint in self._endpoints) if self._all_down else ""
+        return "; ".join(endpoint.fault for endpoint in self._endpoints)
 
     @property
-    def _all_down(self) -> bool:
-        return all(endpoint.down for endpoint in self._endpoints)
+    def stuck(self) -> bool:
+        """Whether all that the agent has to do was given up, and it has not answered it."""
+        return any(c.calls for c in self._where) and not any(c.waited_for for c in self._where)
 
     def statistics(self) -> Sequence[EndpointStatistics]:
         """How the endpoints are."""
@@ -175,34 +156,39 @@ class StreamPool:
 
     # A place for a call
 
-    def reserve_now(self, correlation_id: str) -> Connection | None:
+    def reserve_now(self, event: Event) -> Connection | None:
         """A connection with a place taken on it, or None where a call would have to wait."""
+        if self._closing:
+            return None
+        correlation_id = correlation_id_of(event)
         connection = self._affinity(correlation_id)
-        if connection is not None:
-            if connection in self._waiting_for or not connection.has_room(correlation_id):
+        if connection is not None and self._hears(connection, event.event_type):
+            # Those that already wait for this connection would have had the room, but for a pause of their own.
+            if not connection.has_room(correlation_id):
                 return None
         elif self._waiting:
             return None
         else:
-            connection = self._pick(correlation_id)
+            connection = self._pick(event.event_type, correlation_id)
             if connection is None:
                 return None
         connection.reserve()
         return connection
 
-    async def reserve(self, correlation_id: str) -> Connection:
+    async def reserve(self, event: Event) -> Connection:
         """A connection with a place taken on it, as soon as there is one.
 
         :raises AgentConnectionError: the agent can't be reached.
-        :raises AgentUnavailableError: it has said that it takes no calls.
+        :raises AgentUnavailableError: it has said that it takes no calls, or its connections are being closed.
         """
-        connection = self.reserve_now(correlation_id)
+        connection = self.reserve_now(event)
         if connection is not None:
             return connection
+        correlation_id = correlation_id_of(event)
         refusal = self._refusal(correlation_id)
         if refusal is not None:
             raise refusal
-        waiter = _Waiter(correlation_id)
+        waiter = _Waiter(event.event_type, correlation_id)
         connection = self._affinity(correlation_id)
         queue = self._waiting if connection is None else self._waiting_for.setdefault(connection, {})
         queue[waiter] = None
@@ -218,23 +204,38 @@ class StreamPool:
 
     def forget(self, correlation_id: str) -> None:
         """The request is over."""
+        connection = self._part(correlation_id)
+        if connection is not None and not connection.in_rotation:
+            self.close_if_done(connection)
+
+    def keeps(self, connection: Connection, correlation_id: str) -> bool:
+        return self._affinities.get(correlation_id) is connection
+
+    def _part(self, correlation_id: str) -> Connection | None:
         connection = self._affinities.pop(correlation_id, None)
         if connection is not None:
             connection.forget(correlation_id)
-            if not connection.in_rotation:
-                self._close_if_done(connection)
+        return connection
 
     def _affinity(self, correlation_id: str) -> Connection | None:
         connection = self._affinities.get(correlation_id)
-        if connection is None:
-            return None
-        if connection.alive and connection.health is not HealthState.UNHEALTHY:
+        if connection is None or (connection.alive and connection.health is not HealthState.UNHEALTHY):
             return connection
-        self.forget(correlation_id)
+        self._part(correlation_id)
         return None
 
-    def _pick(self, correlation_id: str) -> Connection | None:
+    def _hears(self, connection: Connection, event_type: EventType) -> bool:
+        """Whether it is for this connection to judge such an event, rather than for another."""
+        return (
+            not self._uneven
+            or event_type in connection.events
+            or not any(event_type in other.events for other in self._rotation)
+        )
+
+    def _pick(self, event_type: EventType, correlation_id: str) -> Connection | None:
         candidates = self._rotation
+        if self._uneven:
+            candidates = [connection for connection in candidates if event_type in connection.events] or candidates
         if len(self._endpoints) > 1:
             # Better one that fails often than none.
             candidates = [c for c in candidates if not self._where[c].ejected] or candidates
@@ -242,9 +243,10 @@ class StreamPool:
         if not candidates:
             return None
         connection = self._choose(candidates)
-        if correlation_id and self._peer.keeps_to_one_connection:
+        if correlation_id and self._peer.keeps_to_one_connection and event_type is not EventType.REQUEST_COMPLETE:
+            self._part(correlation_id)
             if len(self._affinities) >= _MAX_AFFINITIES:
-                self.forget(next(iter(self._affinities)))
+                self._part(next(iter(self._affinities)))
             self._affinities[correlation_id] = connection
             connection.requests += 1
         return connection
@@ -252,12 +254,13 @@ class StreamPool:
     def _refusal(self, correlation_id: str) -> AgentError | None:
         """Why it makes no sense to wait for a place; None where it does."""
         if self._closing:
-            return AgentConnectionError("the connections are being closed")
+            return AgentUnavailableError("its connections are being closed")
         if self._rotation or self._affinity(correlation_id) is not None:
             return None
         if any(connection.health is HealthState.UNHEALTHY for connection in self._where):
             return AgentUnavailableError("it says that it is unhealthy")
-        return AgentConnectionError(self.fault) if self._all_down else None
+        fault = self.fault
+        return AgentConnectionError(fault) if fault else None
 
     def _leave(self, waiter: _Waiter) -> None:
         if waiter.connection is not None:
@@ -270,24 +273,47 @@ class StreamPool:
             if not queue:
                 del self._waiting_for[connection]
 
-    def _serve(self, queue: dict[_Waiter, None], find: Callable[[str], Connection | None]) -> None:
-        while queue:
-            waiter = next(iter(queue))
-            connection = find(waiter.correlation_id)
+    def _serve_waiting(self) -> None:
+        """Give places to those that any connection would do for."""
+        while self._waiting:
+            waiter = next(iter(self._waiting))
+            # Another event of its request may have been given a connection meanwhile.
+            connection = self._affinity(waiter.correlation_id)
+            if connection is not None and self._hears(connection, waiter.event_type):
+                del self._waiting[waiter]
+                if connection.has_room(waiter.correlation_id):
+                    waiter.serve(connection)
+                else:
+                    self._waiting_for.setdefault(connection, {})[waiter] = None
+                continue
+            connection = self._pick(waiter.event_type, waiter.correlation_id)
             if connection is None:
                 return
-            del queue[waiter]
-            connection.reserve()
-            waiter.connection = connection
-            waiter.served.set()
+            del self._waiting[waiter]
+            waiter.serve(connection)
+
+    def _serve_waiting_for(self, connection: Connection) -> None:
+        """Give the places of ``connection`` to those that want no other."""
+        queue = self._waiting_for[connection]
+        for waiter in tuple(queue):
+            if not connection.has_room(""):
+                break
+            if connection.has_room(waiter.correlation_id):
+                del queue[waiter]
+                waiter.serve(connection)
+        if not queue:
+            del self._waiting_for[connection]
 
     def _settle(self) -> None:
-        """Places may have been made, or the last hope of any be gone."""
-        self._serve(self._waiting, self._pick)
+        """Connections have come or gone: places may have been made, or the last hope of any be gone."""
+        for connection in tuple(self._waiting_for):
+            if not connection.alive or connection.health is HealthState.UNHEALTHY:
+                # Any other will do now.
+                self._waiting.update(self._waiting_for.pop(connection))
+        self._serve_waiting()
         if self._waiting and (refusal := self._refusal("")) is not None:
             for waiter in self._waiting:
-                waiter.fault = refusal
-                waiter.served.set()
+                waiter.refuse(refusal)
             self._waiting.clear()
         self._changed.set()
         self._changed = anyio.Event()
@@ -295,59 +321,57 @@ class StreamPool:
     # What connections tell
 
     def room_made(self, connection: Connection) -> None:
-        queue = self._waiting_for.get(connection)
-        if queue is not None:
-
-            def this_one(correlation_id: str) -> Connection | None:
-                return connection if connection.has_room(correlation_id) else None
-
-            self._serve(queue, this_one)
-            if not queue:
-                del self._waiting_for[connection]
+        if self._waiting_for:
+            # Not only for this one: connections to one endpoint share what its instance takes.
+            for wanted in tuple(self._waiting_for):
+                self._serve_waiting_for(wanted)
         if self._waiting:
-            self._serve(self._waiting, self._pick)
+            self._serve_waiting()
         if not connection.in_rotation:
-            self._close_if_done(connection)
+            self.close_if_done(connection)
 
     def health_changed(self, connection: Connection, status: HealthStatus) -> None:
-        # The agent speaks of itself, not of a connection. Those made later may already lead to its successor.
-        endpoint = self._where.get(connection)
-        affected = [connection] if endpoint is None else tuple(endpoint.connections)
         before = connection.health
-        for each in affected:
-            each.apply(status)
-        if connection.health is not before:
+        connection.apply(status)
+        endpoint = self._where.get(connection)
+        if connection.health is not before and endpoint is not None:
+            self._log_health(endpoint, connection.health)
+            if leaving(connection):
+                self._keepers[endpoint].lost(connection)
+                self.close_if_done(connection)
+        self._note()
+        self._settle()
+
+    def _log_health(self, endpoint: Endpoint, health: HealthState) -> None:
+        # It says so on each of its connections, and may change its mind at any time.
+        now = time.monotonic()
+        level = logging.INFO if health is HealthState.HEALTHY else logging.WARNING
+        if now >= self._quiet_until:
+            self._quiet_until = now + _LOG_INTERVAL
             logger.log(
-                logging.INFO if connection.health is HealthState.HEALTHY else logging.WARNING,
-                "agent %r at %s says that it is %s",
-                self._peer.agent_id,
-                "?" if endpoint is None else endpoint.address,
-                connection.health.name.lower(),
+                level, "agent %r at %s says that it is %s", self._peer.agent_id, endpoint.address, health.name.lower()
             )
-        if endpoint is not None:
-            for each in affected:
-                self._close_if_done(each)
-            self._missing[endpoint.address].set()
-            self._note()
-            self._settle()
 
     def rated(self, connection: Connection, *, answered: bool) -> None:
         endpoint = self._where.get(connection)
-        if endpoint is not None:
-            endpoint.rated(answered=answered)
+        if endpoint is None:
+            return
+        endpoint.rated(answered=answered)
+        if answered:
+            self._keepers[endpoint].proved()
+        # Most answers are no news.
+        for each in endpoint.connections:
+            each.watched = not answered
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: Connection, failed: int) -> None:
         endpoint = self._where.pop(connection, None)
         if endpoint is None:
             return
         endpoint.connections.remove(connection)
-        if not endpoint.connections and not self._closing:
-            logger.warning(
-                "agent %r at %s: %s; connecting again", self._peer.agent_id, endpoint.address, connection.fault
-            )
-        # Any other will do now.
-        self._waiting.update(self._waiting_for.pop(connection, {}))
-        self._missing[endpoint.address].set()
+        for _ in range(min(failed, 10)):
+            endpoint.rated(answered=False)
+        if not self._closing:
+            self._keepers[endpoint].lost(connection)
         self._note()
         self._settle()
 
@@ -359,146 +383,59 @@ class StreamPool:
                 decode_value(ConfigUpdateRequest, payload, encoding, at="config_update_request")
             )
 
-    def _close_if_done(self, connection: Connection) -> None:
-        """Close a connection that takes no new requests once those it has are over."""
-        leaving = connection.retired or connection.health is HealthState.DRAINING
-        if leaving and connection.alive and not connection.waited_for and not connection.requests:
-            connection.close()
+    # What keepers tell
 
-    def _note(self) -> None:
+    def connected(self, endpoint: Endpoint, connection: Connection) -> None:
+        self._where[connection] = endpoint
+        self._note(flapping=endpoint.flapping)
+        self._settle()
+
+    def not_connected(self, endpoint: Endpoint) -> None:
+        self._settle()
+
+    def close_if_done(self, connection: Connection) -> None:
+        """Close a connection that takes no new requests once those it has are over."""
+        if leaving(connection) and connection.alive and not connection.waited_for and not connection.requests:
+            connection.close("it was no longer needed")
+
+    def _note(self, *, flapping: bool = False) -> None:
         self._rotation = [connection for connection in self._where if connection.in_rotation]
+        self._uneven = len({connection.events for connection in self._rotation}) > 1
         is_up = bool(self._rotation)
-        came_up, self._was_up = is_up and not self._was_up, is_up
+        came_up, self._was_up = is_up and not self._was_up and not flapping, is_up
         self._peer.pool_changed(self, came_up=came_up)
 
-    # Keeping connections
+    # For the whole agent
 
     async def wait_connected(self) -> None:
         """Wait until there is a connection; raises :class:`AgentError` when none can be made for now."""
-        while True:
-            if self._rotation:
-                return
+        while not self._rotation:
             refusal = self._refusal("")
             if refusal is not None:
                 raise refusal
             await self._changed.wait()
 
-    async def _keep(self, endpoint: Endpoint) -> None:
-        """Keep the connections to ``endpoint``."""
-        missing = self._missing[endpoint.address]
-        while True:
-            if sum(not self._leaving(c) for c in endpoint.connections) >= self._settings.connections:
-                with anyio.move_on_after(self._settings.ping_interval):
-                    await missing.wait()
-                missing = self._missing[endpoint.address] = anyio.Event()
-                for connection in tuple(endpoint.connections):
-                    connection.check(self._settings.stall_timeout)
-                    if connection.retired:
-                        self._note()
-                        self._close_if_done(connection)
-                continue
-            try:
-                connection = await self._connect(endpoint)
-            except AgentError as exc:
-                await anyio.sleep(self._not_connected(endpoint, f"{endpoint.address}: {exc}"))
-            except Exception as exc:
-                # Whatever it was, nobody else would ever try again.
-                logger.exception("agent %r at %s", self._peer.agent_id, endpoint.address)
-                await anyio.sleep(self._not_connected(endpoint, f"{endpoint.address}: {type(exc).__name__}"))
-            else:
-                self._connected(endpoint, connection)
-                if self._leaving(connection):
-                    # It has said so before it was asked anything: don't try that again at once.
-                    await anyio.sleep(endpoint.not_connected(f"{endpoint.address}: it is draining"))
-
-    @staticmethod
-    def _leaving(connection: Connection) -> bool:
-        return connection.retired or connection.health is HealthState.DRAINING
-
-    def _connected(self, endpoint: Endpoint, connection: Connection) -> None:
-        if endpoint.down or not endpoint.connections:
-            logger.info("agent %r at %s: connected", self._peer.agent_id, endpoint.address)
-        endpoint.connected()
-        endpoint.connections.append(connection)
-        self._where[connection] = endpoint
-        self._note()
-        self._settle()
-
-    def _not_connected(self, endpoint: Endpoint, fault: str) -> float:
-        if endpoint.fault != fault and not endpoint.connections:
-            logger.warning("agent %r: %s; trying again", self._peer.agent_id, fault)
-        backoff = endpoint.not_connected(fault)
-        self._settle()
-        return backoff
-
-    async def _connect(self, endpoint: Endpoint) -> Connection:
-        """Connect, shake hands and configure; raises :class:`AgentError`."""
-        settings = self._settings
-        connection = Connection(settings.framing, settings.encodings, self, max_calls=settings.max_calls_per_connection)
-        try:
-            with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:
-                wire = await _connect(endpoint.address, connection, settings.tls)
-                await connection.shake_hands(wire, proxy_id=self._peer.agent_id, config=self._peer.config)
-            if scope.cancelled_caught:
-                raise AgentConnectionError(_no_handshake(settings))
-            self._check_events(connection)
-            await self._configure(connection)
-        except BaseException:
-            connection.fail("never used")
-            raise
-        return connection
-
-    def _check_events(self, connection: Connection) -> None:
-        lacking = (self._peer.events or frozenset()) - connection.events
-        if lacking:
-            supported = ", ".join(sorted(connection.events)) or "none"
-            raise AgentConnectionError(
-                f"it does not support {', '.join(sorted(lacking))}, which its events name; it supports {supported}"
-            )
-
-    async def _configure(self, connection: Connection) -> None:
-        wanted = self._peer.events is None or EventType.CONFIGURE in self._peer.events or self._peer.config is not None
-        if self._settings.framing is Framing.ENVELOPE:
-            wanted = self._peer.config is not None or EventType.CONFIGURE in (self._peer.events or ())
-        if wanted:
-            await self._hand_over(connection, self._peer.config)
-
-    async def _hand_over(self, connection: Connection, config: Any) -> None:
-        connection.reserve()
-        event = ConfigureEvent(agent_id=self._peer.agent_id, config=config)
-        try:
-            answer = await connection.call(event, time.monotonic() + _CONFIGURE_TIMEOUT)
-        except AgentTimeoutError as exc:
-            raise AgentError(f"it has not taken its configuration within {_CONFIGURE_TIMEOUT:g} s") from exc
-        if isinstance(answer, Acknowledgement):
-            if not answer.success:
-                raise AgentError(f"it refused its configuration: {answer.error or 'no reason given'}")
-        elif not getattr(answer, "is_allow", False):
-            raise AgentError("it refused its configuration")
-
     async def push_config(self, config: Any) -> None:
         """Hand ``config`` to each instance of the agent; raises :class:`AgentError` when one doesn't take it."""
         told = False
         for endpoint in self._endpoints:
-            connection = next((c for c in endpoint.connections if c.alive), None)
+            connection = next((c for c in reversed(endpoint.connections) if c.alive), None)
             if connection is None:
                 continue
-            if connection.capabilities is not None and EventType.CONFIGURE not in connection.events:
+            if EventType.CONFIGURE not in connection.events:
                 raise AgentError(f"{endpoint.address}: it takes no configuration")
             try:
-                await self._hand_over(connection, config)
+                await hand_over(connection, self._peer.agent_id, config)
             except AgentError as exc:
-                raise AgentError(f"{endpoint.address}: {exc}") from exc
+                raise type(exc)(f"{endpoint.address}: {exc}") from exc
             told = True
         if not told:
             raise AgentConnectionError(self.fault or "there is no connection to it")
 
-    # End
-
     async def aclose(self) -> None:
         """Make no more connections, wait for the calls under way as long as the settings say, and close."""
         self._closing = True
-        for keeper in self._keepers:
+        for keeper in self._keepers.values():
             keeper.cancel()
         self._settle()
         try:
@@ -509,37 +446,14 @@ class StreamPool:
             connections = tuple(self._where)
             for connection in connections:
                 connection.cancel_all(CancelReason.SHUTDOWN)
-                connection.close()
+                connection.close("it was closed")
             with anyio.move_on_after(1.0, shield=True):
-                for keeper in self._keepers:
+                for keeper in self._keepers.values():
                     await keeper.wait()
                 for connection in connections:
                     await connection.wait_closed()
             for connection in connections:
-                connection.fail("closed")
+                connection.fail("it was closed")
             with CancelScope(shield=True):
                 for connection in connections:
                     await connection.wait_closed()
-
-
-async def _connect(address: Address, connection: Connection, tls: ssl.SSLContext | None) -> Any:
-    if address.path is not None:
-        _check_socket(address.path)
-    return await connect(address, connection, tls)
-
-
-def _check_socket(path: str) -> None:
-    """A clearer word than the system's on a path that leads to something else."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as exc:
-        raise AgentConnectionError(f"{type(exc).__name__}: {exc.strerror}") from exc
-    if not stat.S_ISSOCK(mode):
-        raise AgentConnectionError("is not a socket")
-
-
-def _no_handshake(settings: Settings) -> str:
-    fault = f"not connected within {settings.connect_timeout:g} s"
-    if settings.framing is Framing.V2:
-        fault += ", handshake included; an agent of the older kits needs framing='envelope'"
-    return fault

@@ -10,7 +10,7 @@ from ..tls import ClientCertificate, client_context
 from ..wire import parse_address
 from .balancing import LoadBalancing
 from .client import StreamClient
-from .pool import Settings
+from .keeper import Settings
 
 _MAX_SECONDS = 366 * 24 * 3600
 

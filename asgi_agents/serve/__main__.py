@@ -1,0 +1,332 @@
+"""Serve an agent: ``python -m asgi_agents.serve mymodule:waf --bind unix:///run/waf.sock``."""
+
+import argparse
+import importlib
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Final
+
+import anyio
+from anyio import create_task_group
+from anyio.abc import TaskStatus
+
+from ..agent import Agent
+from ..errors import ConfigurationError
+from ..protocol.stream import Framing
+from ..transports.wire import Address, parse_address
+from .http import agent_app
+from .sockets import Listening, describe, listen
+from .stream import serve_stream
+from .workers import WorkerMistake, Workers
+
+logger: Final = logging.getLogger("asgi_agents.serve")
+
+_MISTAKE: Final = 2
+_STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+# Frames of a traceback that say nothing about where in the user's code it was.
+_NOT_THEIRS: Final = (__file__, importlib.__file__, "<frozen importlib.")
+# Seconds that a worker has beyond its own drain timeout.
+_GRACE: Final = 5.0
+
+
+class _MistakeError(Exception):
+    """What was asked for can't be done; the message is all that the user has to see."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        _check(options)
+        if options.workers > 1:
+            _find(options.agent)
+            _run(_supervise, options)
+        else:
+            _run(_serve, options, _load(options.agent))
+    except (Exception, BaseExceptionGroup) as exc:
+        culprit = _culprit(exc)
+        if not isinstance(culprit, _MistakeError | ConfigurationError | WorkerMistake | OSError):
+            raise
+        print(f"error: {culprit}", file=sys.stderr)  # noqa: T201
+        return _MISTAKE
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not (options.bind or options.http or options.fd or options.http_fd):
+        raise _MistakeError("nothing to bind: give --bind, --http, or both")
+    for bind in options.bind:
+        parse_address("--bind", bind)
+    if options.http is not None:
+        _http_address(options)
+    if (options.http or options.http_fd) and find_spec("uvicorn") is None:
+        raise _MistakeError("--http needs uvicorn: pip install uvicorn")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m asgi_agents.serve",
+        description="Serve an agent on Unix sockets, TCP and HTTP.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "agent", help="module:name of an Agent, or of what makes one when it's called without arguments"
+    )
+    parser.add_argument(
+        "--bind",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="unix:///path or tcp://host:port; may be repeated",
+    )
+    parser.add_argument("--http", metavar="HOST:PORT", help="serve the HTTP transport as well; needs uvicorn")
+    parser.add_argument("--workers", type=_whole, default=1, metavar="N", help="processes (1)")
+    parser.add_argument(
+        "--max-concurrency", type=_whole, default=100, metavar="N", help="hooks at work at a time, per address (100)"
+    )
+    parser.add_argument(
+        "--drain-timeout", type=_seconds, default=30.0, metavar="S", help="seconds for calls under way at the end (30)"
+    )
+    parser.add_argument("--framing", choices=[str(framing) for framing in Framing], default=str(Framing.V2))
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error", "critical"], default="info")
+    # Sockets that the parent of a worker has bound.
+    parser.add_argument("--fd", action="append", default=[], type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--http-fd", action="append", default=[], type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}, expected at least 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}, expected seconds")
+    return value
+
+
+# The agent
+
+
+def _find(spec: str) -> object:
+    """What ``module:name`` names: an Agent, or something that can be called."""
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name:
+        raise _MistakeError(f"{spec!r}, expected module:name")
+    with _as_mistakes(f"can't import {module_name!r}"):
+        found: Any = importlib.import_module(module_name)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise _MistakeError(f"{module_name!r} has no {name!r}")
+        found = getattr(found, part)
+    if not isinstance(found, Agent) and not callable(found):
+        raise _not_an_agent(spec, found)
+    return found
+
+
+def _load(spec: str) -> Agent:
+    found = _find(spec)
+    if not isinstance(found, Agent):
+        assert callable(found)
+        with _as_mistakes(f"{spec!r} can't be called"):
+            found = found()
+    if not isinstance(found, Agent):
+        raise _not_an_agent(spec, found)
+    return found
+
+
+def _not_an_agent(spec: str, found: object) -> _MistakeError:
+    return _MistakeError(
+        f"{spec!r} is a {type(found).__name__}, expected an Agent, or what makes one when it's called without arguments"
+    )
+
+
+@contextmanager
+def _as_mistakes(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        frames = traceback.extract_tb(exc.__traceback__)
+        # Where it went wrong, if that is in the user's code.
+        last = frames[-1] if frames else None
+        where = f" ({last.filename}:{last.lineno})" if last and not last.filename.startswith(_NOT_THEIRS) else ""
+        raise _MistakeError(f"{what}: {type(exc).__name__}: {exc}{where}") from exc
+
+
+# One process
+
+
+def _run(function: Any, *arguments: object) -> None:
+    anyio.run(function, *arguments, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+
+
+async def _serve(options: argparse.Namespace, agent: Agent) -> None:
+    shutdown = anyio.Event()
+    # Of workers, the parent speaks.
+    level = logging.DEBUG if options.fd or options.http_fd else logging.INFO
+    async with create_task_group() as supervision:
+        supervision.start_soon(_stop_on_signal, shutdown.set)
+        async with create_task_group() as tasks:
+            async for bind, sock in _streams(options):
+                address = await tasks.start(
+                    partial(
+                        serve_stream,
+                        agent,
+                        bind,
+                        framing=options.framing,
+                        max_concurrency=options.max_concurrency,
+                        drain_timeout=options.drain_timeout,
+                        sock=sock,
+                        shutdown=shutdown,
+                    )
+                )
+                logger.log(level, "listening on %s", address)
+            posts = [socket.socket(fileno=fd) for fd in options.http_fd]
+            if options.http is not None:
+                posts = [each.sock for each in await listen(_http_address(options))]
+            if posts:
+                await tasks.start(_serve_http, agent, posts, options, shutdown)
+                logger.log(level, "listening on %s", describe(posts[0]).replace("tcp:", "http:", 1))
+            if level == logging.DEBUG:
+                supervision.start_soon(_stop_without_parent, shutdown.set)
+        supervision.cancel_scope.cancel()
+    logger.log(level, "stopped")
+
+
+async def _streams(options: argparse.Namespace) -> AsyncIterator[tuple[str, socket.socket | None]]:
+    for bind in options.bind:
+        yield bind, None
+    for fd in options.fd:
+        sock = socket.socket(fileno=fd)
+        yield describe(sock), sock
+
+
+def _http_address(options: argparse.Namespace) -> Address:
+    return parse_address("--http", f"tcp://{options.http}")
+
+
+async def _serve_http(
+    agent: Agent,
+    posts: list[socket.socket],
+    options: argparse.Namespace,
+    shutdown: anyio.Event,
+    *,
+    task_status: TaskStatus[None],
+) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # They are for the whole process, not only for this.
+            yield
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            task_status.started()
+
+    config = uvicorn.Config(
+        agent_app(agent, max_concurrency=options.max_concurrency),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(options.drain_timeout),
+    )
+    server = Server(config)
+
+    async def stop() -> None:
+        await shutdown.wait()
+        server.should_exit = True
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(stop)
+        try:
+            await server.serve(sockets=posts)
+        finally:
+            for sock in posts:
+                sock.close()
+        tasks.cancel_scope.cancel()
+
+
+async def _stop_on_signal(stop: Callable[[], None], *, also: Callable[[int], None] = lambda signum: None) -> None:
+    with anyio.open_signal_receiver(*_STOPPING_SIGNALS) as signals:
+        stopping = False
+        async for signum in signals:
+            also(signum)
+            if stopping:
+                logging.shutdown()
+                os._exit(128 + signum)
+            stopping = True
+            stop()
+
+
+async def _stop_without_parent(stop: Callable[[], None]) -> None:
+    """The parent holds the other end of standard input, and never writes."""
+    await anyio.wait_readable(sys.stdin.fileno())
+    stop()
+
+
+# Several
+
+
+async def _supervise(options: argparse.Namespace) -> None:
+    streams: list[Listening] = []
+    posts: list[Listening] = []
+    try:
+        for bind in options.bind:
+            streams += await listen(parse_address("--bind", bind))
+        if options.http is not None:
+            posts += await listen(_http_address(options))
+        everything = [*streams, *posts]
+        command = [sys.executable, "-m", "asgi_agents.serve", options.agent]
+        for option in ("max_concurrency", "drain_timeout", "framing", "log_level"):
+            command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+        command += [f"--fd={each.sock.fileno()}" for each in streams]
+        command += [f"--http-fd={each.sock.fileno()}" for each in posts]
+        workers = Workers(command, [each.sock.fileno() for each in everything])
+
+        def stop() -> None:
+            # Nobody else is let in, while the workers answer whom they have.
+            for each in everything:
+                each.close()
+            workers.stop(options.drain_timeout + _GRACE)
+
+        async with create_task_group() as supervision:
+            supervision.start_soon(partial(_stop_on_signal, stop, also=workers.signal))
+            for each in streams:
+                logger.info("listening on %s with %d workers", each.address, options.workers)
+            for each in posts:
+                address = each.address.replace("tcp:", "http:", 1)
+                logger.info("listening on %s with %d workers", address, options.workers)
+            await workers.run(options.workers)
+            supervision.cancel_scope.cancel()
+    finally:
+        for each in (*streams, *posts):
+            each.close()
+    logger.info("stopped")
+
+
+def _culprit(exc: BaseException) -> BaseException:
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""What an agent answers to an event, or why it doesn't; the same on every address."""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from ..agent import Agent
+from ..errors import ConfigurationError
+from ..protocol import Answer, Event, EventType, GuardrailResponse, check_response
+from ..transports import InProcessTransport
+
+logger: Final = logging.getLogger("asgi_agents.serve")
+
+
+class NoAnswer(Exception):  # noqa: N818 - says what there is not
+    """The agent failed. The message says how, and nothing of what it knows; the cause is what it raised."""
+
+
+class Hooks:
+    """The hooks of one agent."""
+
+    def __init__(self, agent: Agent, name: str | None = None) -> None:
+        self.name = type(agent).__name__ if name is None else name
+        self.events = agent.events
+        self._transport = InProcessTransport(agent)
+
+    def may_suspend(self, event_type: EventType) -> bool:
+        """Whether :meth:`answer` can ever suspend."""
+        return self._transport.may_suspend(event_type)
+
+    async def answer(self, event: Event, encode: Callable[[Answer], bytes]) -> bytes:
+        """The agent's answer, if the protocol allows it, as ``encode`` spells it; raises :class:`NoAnswer`."""
+        event_type = event.event_type
+        try:
+            answer = await self._transport.call(event)
+        except Exception as exc:
+            logger.exception("%s: %s: raised %s", self.name, event_type, type(exc).__name__)
+            raise NoAnswer(f"agent raised {type(exc).__name__}") from exc
+        try:
+            return encode(_checked(answer, event_type))
+        except Exception as exc:
+            # Not only AgentProtocolError: what is in `audit.custom` is first looked at when it is encoded.
+            logger.error("%s: %s: the answer can't be sent: %s", self.name, event_type, exc)
+            raise NoAnswer("the agent's answer is not allowed by the protocol") from exc
+
+
+def require_agent(where: str, agent: object) -> None:
+    """Raise :class:`ConfigurationError` for what is no agent."""
+    if not isinstance(agent, Agent):
+        raise ConfigurationError(f"{where}: agent={agent!r}, expected an instance of an Agent")
+
+
+def require_positive(where: str, name: str, value: object) -> None:
+    """Raise :class:`ConfigurationError` for what is no whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a whole number of at least 1")
+
+
+def _checked(answer: Answer | None, event_type: EventType) -> Answer:
+    if event_type is EventType.GUARDRAIL_INSPECT:
+        if answer is None:
+            return GuardrailResponse(detected=False)
+        if isinstance(answer, GuardrailResponse):
+            return answer
+    # What the agent may change is for the middleware's configuration to say.
+    return check_response(answer, may_mutate=True, may_set_host=True)

@@ -1,0 +1,154 @@
+"""Sockets that listen, and the files of those that are Unix sockets."""
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from typing import Final
+
+import anyio
+from anyio import getaddrinfo
+
+from ..errors import ConfigurationError
+from ..transports.wire import Address
+
+BACKLOG: Final = 2048
+
+# Owner and group may connect, nobody else.
+_MODE: Final = 0o660
+# Seconds between the two attempts that show that nobody listens.
+_SECOND_LOOK: Final = 0.1
+
+
+class Listening:
+    """A socket that listens, and what was made for it."""
+
+    def __init__(self, sock: socket.socket, path: str | None = None) -> None:
+        self.sock = sock
+        self._path = path
+        self._file = None if path is None else _identity(path)
+
+    @property
+    def address(self) -> str:
+        """Where clients reach it, as they spell it."""
+        return describe(self.sock)
+
+    def unlink(self) -> None:
+        """Remove the socket's file, unless it is somebody else's by now."""
+        if self._path is not None and self._file is not None and _identity(self._path) == self._file:
+            os.unlink(self._path)
+        self._path = None
+
+    def close(self) -> None:
+        """Stop listening, and leave nothing behind."""
+        self.unlink()
+        self.sock.close()
+
+
+def describe(sock: socket.socket) -> str:
+    """The address of a listening socket."""
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return f"unix://{os.fsdecode(name)}"
+    host, port = name[:2]
+    return f"tcp://[{host}]:{port}" if sock.family == socket.AF_INET6 else f"tcp://{host}:{port}"
+
+
+async def listen(address: Address) -> Sequence[Listening]:
+    """Listen on ``address``: on one socket, or one for each of the host's addresses, all with the same port.
+
+    A Unix socket that nobody listens on any more is replaced. Raises :class:`ConfigurationError` for a path that holds
+    anything else than a socket, and OSError for an address that is in use or can't be had.
+    """
+    try:
+        return [await _listen_unix(address)] if address.path is not None else await _listen_tcp(address)
+    except OSError as exc:
+        if exc.errno is None:
+            # A path or host that Python itself refuses: too long, say.
+            raise ConfigurationError(f"{address}: {exc}") from exc
+        told = "in use: somebody listens there" if exc.errno == errno.EADDRINUSE else exc.strerror or str(exc)
+        raise OSError(exc.errno, f"{address}: {told}") from exc
+
+
+async def _listen_unix(address: Address) -> Listening:
+    path = address.path
+    assert path is not None
+    await _remove_stale(address, path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.bind(path)
+        listening = Listening(sock, path)
+        try:
+            # Before it listens, so that nobody connects by the mode that the umask has left.
+            os.chmod(path, _MODE)
+            sock.listen(BACKLOG)
+        except BaseException:
+            listening.unlink()
+            raise
+    except BaseException:
+        sock.close()
+        raise
+    return listening
+
+
+async def _remove_stale(address: Address, path: str) -> None:
+    found = _identity(path)
+    if found is None:
+        return
+    mode = os.lstat(path).st_mode
+    if not stat.S_ISSOCK(mode):
+        kind = "symlink" if stat.S_ISLNK(mode) else "directory" if stat.S_ISDIR(mode) else "file"
+        raise ConfigurationError(f"{address}: there is a {kind} that is no socket, and it stays")
+    for attempt in range(2):
+        if attempt:
+            # It may have been bound a moment ago, by somebody who is about to listen.
+            await anyio.sleep(_SECOND_LOOK)
+        if _listens(path):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    if _identity(path) == found:
+        os.unlink(path)
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except BlockingIOError:
+            # More clients than it accepts: very much alive.
+            return True
+        return True
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+async def _listen_tcp(address: Address) -> Sequence[Listening]:
+    resolved = await getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    port = address.port
+    listening: list[Listening] = []
+    try:
+        for family, _, _, _, name in dict.fromkeys(resolved):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            listening.append(Listening(sock))
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((name[0], port, *name[2:]))
+            port = sock.getsockname()[1]
+            sock.listen(BACKLOG)
+    except BaseException:
+        for made in listening:
+            made.sock.close()
+        raise
+    return listening

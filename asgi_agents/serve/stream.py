@@ -1,0 +1,158 @@
+"""An agent on a Unix socket or a TCP port, for the stream transport."""
+
+import math
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Final
+
+import anyio
+from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group, move_on_after
+from anyio.abc import TaskGroup, TaskStatus
+
+from .._version import __version__
+from ..agent import Agent
+from ..errors import ConfigurationError
+from ..protocol import EventType
+from ..protocol.stream import EVENT_NUMBERS, AgentCapabilities, AgentFeatures, AgentLimits, Framing
+from ..transports.wire import parse_address
+from .accept import accept
+from .connection import Service
+from .hooks import Hooks, require_agent, require_positive
+from .sockets import Listening, listen
+
+# A client that is drained has this many seconds to send what it was about to.
+QUIET: float = 1.0
+_TICK: Final = 0.02
+# Seconds for the last answers to leave.
+_CLOSING: Final = 1.0
+
+
+async def serve_stream(
+    agent: Agent,
+    bind: str,
+    *,
+    framing: Framing | str = Framing.V2,
+    max_concurrency: int = 100,
+    max_body_size: int = 10 * 1024 * 1024,
+    name: str | None = None,
+    drain_timeout: float = 30.0,
+    ssl_context: ssl.SSLContext | None = None,
+    sock: socket.socket | None = None,
+    shutdown: anyio.Event | None = None,
+    task_status: TaskStatus[str] = TASK_STATUS_IGNORED,
+) -> None:
+    """Serve ``agent`` on ``unix:///path`` or ``tcp://host:port`` until cancelled, or drained by way of ``shutdown``.
+
+    Events of a connection are answered concurrently. Hooks that never await run one after the other, as in the
+    middleware's own process. A Unix socket is open to its owner and group (0660); one that nobody listens on any more
+    is replaced, anything else at its path is left alone. On TCP nothing authenticates the client but an ``ssl_context``
+    that does: bind it where only the middleware gets at it.
+
+    :param framing: ``"v2"``, or ``"envelope"`` for clients that speak the older framing.
+    :param max_concurrency: how many hooks may be at work at a time, over all connections; the rest wait.
+    :param max_body_size: the bytes of a body that the agent takes at once.
+    :param name: what the agent calls itself; its class' name by default.
+    :param drain_timeout: seconds that events under way have to end in when it is shut down.
+    :param ssl_context: for TLS; tcp only.
+    :param sock: a socket that listens on ``bind`` already. It is closed in the end, its file is not removed.
+    :param shutdown: set it to stop listening, tell the clients so, answer what is under way, and return.
+    :param task_status: started with the address, in which port 0 has become the actual one.
+    :raises ConfigurationError: for arguments that can't work.
+    :raises OSError: for an address that is in use or can't be had.
+    """
+    require_agent("serve_stream", agent)
+    address = parse_address("serve_stream: bind", bind)
+    if framing not in list(Framing):
+        raise ConfigurationError(
+            f"serve_stream: framing={framing!r}, expected {' or '.join(map(repr, map(str, Framing)))}"
+        )
+    require_positive("serve_stream", "max_concurrency", max_concurrency)
+    require_positive("serve_stream", "max_body_size", max_body_size)
+    if name is not None and (not isinstance(name, str) or not name):
+        raise ConfigurationError(f"serve_stream: name={name!r}, expected text or None")
+    if not isinstance(drain_timeout, int | float) or not 0 <= drain_timeout < math.inf:
+        raise ConfigurationError(f"serve_stream: drain_timeout={drain_timeout!r}, expected seconds")
+    if ssl_context is not None and (address.path is not None or not isinstance(ssl_context, ssl.SSLContext)):
+        raise ConfigurationError("serve_stream: ssl_context, expected an ssl.SSLContext, and a tcp:// address")
+    if sock is not None and not (isinstance(sock, socket.socket) and _is_listening(sock)):
+        raise ConfigurationError(f"serve_stream: sock={sock!r}, expected a listening stream socket")
+
+    hooks = Hooks(agent, name)
+    capabilities = _capabilities(hooks, max_concurrency, max_body_size)
+    listening = await listen(address) if sock is None else [Listening(sock)]
+    try:
+        async with create_task_group() as tasks:
+            service = Service(hooks, Framing(framing), capabilities, max_concurrency, max_body_size, tasks)
+            try:
+                await _serve(service, tasks, listening, ssl_context, drain_timeout, shutdown, task_status)
+            finally:
+                service.stopped = True
+                with CancelScope(shield=True):
+                    for connection in list(service.connections):
+                        connection.abort()
+                        await connection.wait_closed()
+                tasks.cancel_scope.cancel()
+    finally:
+        for each in listening:
+            each.close()
+
+
+async def _serve(
+    service: Service,
+    tasks: TaskGroup,
+    listening: Sequence[Listening],
+    tls: ssl.SSLContext | None,
+    drain_timeout: float,
+    shutdown: anyio.Event | None,
+    task_status: TaskStatus[str],
+) -> None:
+    with ExitStack() as accepting:
+        for each in listening:
+            # The file first: whoever sees the socket refuse may replace it.
+            accepting.callback(await accept(each.sock, tls, service.client, tasks))
+            accepting.callback(each.unlink)
+        task_status.started(listening[0].address)
+        await (anyio.sleep_forever() if shutdown is None else shutdown.wait())
+    service.drain()
+    drained = time.monotonic()
+    with move_on_after(drain_timeout):
+        while service.connections and (  # noqa: ASYNC110 - time has to pass anyway
+            service.unanswered or time.monotonic() < max(drained, service.last_event) + QUIET
+        ):
+            await anyio.sleep(_TICK)
+    # What is still at work is cancelled when its connection is gone. It gets no answer: the client, which has not given
+    # it up, would take any for the agent's.
+    for connection in list(service.connections):
+        connection.close()
+    with move_on_after(_CLOSING):
+        for connection in list(service.connections):
+            await connection.wait_closed()
+
+
+def _is_listening(sock: socket.socket) -> bool:
+    # Not on every system can a socket be asked whether it listens.
+    return sock.type == socket.SOCK_STREAM and sock.fileno() >= 0
+
+
+def _capabilities(hooks: Hooks, max_concurrency: int, max_body_size: int) -> AgentCapabilities:
+    events = hooks.events
+    return AgentCapabilities(
+        agent_id=hooks.name,
+        name=hooks.name,
+        version=__version__,
+        supported_events=sorted(EVENT_NUMBERS[event] for event in events),
+        features=AgentFeatures(
+            streaming_body=bool(events & {EventType.REQUEST_BODY_CHUNK, EventType.RESPONSE_BODY_CHUNK}),
+            websocket=EventType.WEBSOCKET_FRAME in events,
+            guardrails=EventType.GUARDRAIL_INSPECT in events,
+            config_push=EventType.CONFIGURE in events,
+            concurrent_requests=max_concurrency,
+            cancellation=True,
+            health_reporting=True,
+            call_ids=True,
+        ),
+        limits=AgentLimits(max_body_size=max_body_size, max_concurrency=max_concurrency),
+    )
