@@ -60,7 +60,8 @@ HANDSHAKE_TIMEOUT: float = 5.0
 # Answers that are ready together are sent together, up to this many bytes.
 _BATCH_BYTES: Final = 64 * 1024
 
-_CANCELLED: Final = AgentResponse(audit=AuditMetadata(reason_codes=["cancelled"]))
+# Should it, against all order, reach somebody who still waits: it is no verdict.
+_CANCELLED: Final = AgentResponse(version=0, audit=AuditMetadata(reason_codes=["cancelled"]))
 _MALFORMED: Final = "the event is malformed"
 _KNOWN_ENCODINGS: Final = frozenset(encoding.value for encoding in Encoding)
 

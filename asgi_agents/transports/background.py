@@ -22,6 +22,11 @@ def on_trio() -> bool:
     return trio is not None and bool(trio.lowlevel.in_trio_run())
 
 
+def asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """asyncio's running event loop, or None on others."""
+    return None if on_trio() else asyncio.get_running_loop()
+
+
 class BackgroundTask:
     """Runs ``function`` on the running event loop until it returns, is cancelled, or the loop ends.
 
@@ -68,12 +73,15 @@ class Signal:
     """Something that happens once, for which one task waits.
 
     On asyncio, a future: half of a call's time would go by making and waiting for a more general event.
+
+    :param loop: asyncio's running event loop; None on others.
     """
 
-    __slots__ = ("_event", "_future", "is_set")
+    __slots__ = ("_event", "_future", "_loop", "is_set")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
         self.is_set = False
+        self._loop = loop
         self._event: anyio.Event | None = None
         self._future: asyncio.Future[None] | None = None
 
@@ -91,11 +99,11 @@ class Signal:
         """Wait for it; returns at once where it has happened."""
         if self.is_set:
             return
-        if on_trio():
+        if self._loop is None:
             self._event = anyio.Event()
             await self._event.wait()
         else:
-            self._future = asyncio.get_running_loop().create_future()
+            self._future = self._loop.create_future()
             await self._future
 
 

@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from threading import get_ident
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import httpx
@@ -131,19 +132,23 @@ class PerEventLoop(Generic[C]):
         self._make = make
         self._current: RunVar[tuple[C, AsyncGenerator[C, None]] | None]
         self._current = RunVar("asgi_agents.connections", default=None)
-        # What was found last, by asyncio's event loop: a RunVar takes longer than the rest of a call's bookkeeping.
-        self._latest: tuple[weakref.ref[asyncio.AbstractEventLoop], C] | None = None
+        # What was found last, and in which thread's event loop. To ask asyncio or a RunVar which loop is running takes
+        # longer than the rest of a call's bookkeeping: it asks the system for the process' id each time.
+        self._latest: tuple[int, weakref.ref[asyncio.AbstractEventLoop], C] | None = None
 
     def peek(self) -> C | None:
         """The running event loop's, if there are any."""
-        if self._latest is not None and self._latest[0]() is _running_asyncio_loop():
-            return self._latest[1]
+        if self._latest is not None and not on_trio():
+            thread, known, connections = self._latest
+            loop = known()
+            # A thread runs one at a time.
+            if thread == get_ident() and loop is not None and loop.is_running():
+                return connections
         current = self._current.get()
         if current is None:
             return None
-        loop = _running_asyncio_loop()
-        if loop is not None:
-            self._latest = weakref.ref(loop), current[0]
+        if not on_trio():
+            self._latest = get_ident(), weakref.ref(asyncio.get_running_loop()), current[0]
         return current[0]
 
     async def get(self) -> C:
@@ -172,8 +177,3 @@ class PerEventLoop(Generic[C]):
                 # The sockets know their loop: what is kept by the loop must not keep it alive.
                 self._current.set(None)
                 self._latest = None
-
-
-def _running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    # Unlike the documented spelling this doesn't raise where another event loop runs.
-    return None if on_trio() else asyncio._get_running_loop()

@@ -692,7 +692,7 @@ async def test_a_call_that_is_given_up_is_cancelled_and_answered_once(encoding: 
         await agent.until(lambda: agent.running == 2)
         await client.send(cancel(client, "1", call_id=0), cancel(client, "1", call_id=0), cancel(client, "9"))
         ids, answer = await client.answer()
-        assert (ids.call_id, reason_of(answer)) == (0, (2, ["cancelled"]))
+        assert (ids.call_id, reason_of(answer)) == (0, (0, ["cancelled"]))
         assert isinstance(answer, AgentResponse)
         assert answer.is_allow
         assert agent.cancelled == ["a"]
@@ -710,7 +710,7 @@ async def test_without_a_call_id_all_of_the_correlation_id_are_cancelled_also_in
         await client.send(cancel(client, "1"))
         for _ in range(2):
             ids, answer = await client.answer()
-            assert (ids.correlation_id, reason_of(answer)) == ("1", (2, ["cancelled"]))
+            assert (ids.correlation_id, reason_of(answer)) == ("1", (0, ["cancelled"]))
         agent.open("c")
         assert body_of((await client.answer())[1]) == "c"
     assert agent.entered == ["a", "c"]
@@ -723,7 +723,7 @@ async def test_what_is_refused_in_the_queue_is_answered_once_too() -> None:
         await client.post(chunk("1", b"a"), chunk("2", b"b"))
         await client.send(malformed, cancel(client, "2"), malformed)
         reasons = [reason_of((await client.answer())[1]) for _ in range(2)]
-        assert reasons == [(2, ["cancelled"])] * 2
+        assert reasons == [(0, ["cancelled"])] * 2
         await agent.until(lambda: agent.running == 1)
         agent.open("a")
         answers = [await client.answer() for _ in range(2)]
@@ -736,7 +736,7 @@ async def test_a_call_cancelled_before_it_began_never_begins() -> None:
     agent = Gated()
     async with serving(agent) as address, connected(address) as client:
         await client.send(client.spell(chunk("1", b"a")), cancel(client, "1"))
-        assert reason_of((await client.answer())[1]) == (2, ["cancelled"])
+        assert reason_of((await client.answer())[1]) == (0, ["cancelled"])
     assert agent.entered == []
 
 

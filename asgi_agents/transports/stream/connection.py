@@ -1,5 +1,6 @@
 """One connection to an agent: the handshake, calls under way, and what the agent says of its own accord."""
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -56,7 +57,7 @@ from ...protocol.stream import (
     encode_message,
     now_ms,
 )
-from ..background import Timer
+from ..background import Signal, Timer, asyncio_loop
 from ..wire import Wire
 from .line import Call, Line
 
@@ -149,6 +150,7 @@ class Connection:
         self._encodings = encodings
         self._encoding = encodings[0]
         self._wire: Wire | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._reader = FrameReader(framing)
         self._line = Line()
         self._reserved = 0
@@ -175,6 +177,7 @@ class Connection:
         :raises AgentConnectionError: the peer refuses, or is no agent.
         """
         self._wire = wire
+        self._loop = asyncio_loop()
         if self._framing is Framing.V2:
             request = HandshakeRequest(
                 supported_versions=[PROTOCOL_VERSION],
@@ -394,7 +397,7 @@ class Connection:
             limit = self.capabilities.limits.max_body_size
             if len(event.data) > limit > 0:
                 raise EventTooLargeError(f"{len(event.data)} bytes at a time, the agent takes {limit}")
-        call = Call(correlation_id_of(event), deadline)
+        call = Call(correlation_id_of(event), deadline, Signal(self._loop))
         if self._framing is Framing.ENVELOPE:
             frame = encode_envelope_frame(encode_event(event, self._encoding))
         else:

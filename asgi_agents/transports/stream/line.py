@@ -40,10 +40,10 @@ class Call:
         "size",
     )
 
-    def __init__(self, correlation_id: str, deadline: float) -> None:
+    def __init__(self, correlation_id: str, deadline: float, answered: Signal) -> None:
         self.correlation_id = correlation_id
         self.number = next(_NUMBERS)
-        self.answered = Signal()
+        self.answered = answered
         self.deadline = deadline
         self.expired = False
         self.payload = b""
