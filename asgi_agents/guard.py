@@ -314,41 +314,41 @@ class Guard:
         if not self._configured:
             await self._await_configuration(timeout, started)
         breaker = self.breaker
-        # While an agent has paused, there is nothing to wait for where it can be done without.
-        hold = failure_mode is not FailureMode.OPEN
-        if breaker is None:
-            return await self._answer(event, timeout, started, hold=hold)
-        generation = breaker.acquire()
+        generation = 0 if breaker is None else breaker.acquire()
         if generation is None:
             raise self._breaker_refusal()
         try:
-            answer = await self._answer(event, timeout, started, hold=hold)
-        except Exception as exc:
-            if anyio.current_effective_deadline() == -math.inf or _was_never_sent(exc):
-                # It failed because the call was given up, or before there was one.
-                breaker.release(generation)
-            else:
-                breaker.failure(generation)
+            # While an agent has paused, there is nothing to wait for where it can be done without.
+            answer = await self._deliver(event, timeout, started, hold=failure_mode is not FailureMode.OPEN)
+            judgement = self._judgement(event.event_type, answer)
+        except BaseException as exc:
+            if breaker is not None:
+                if (
+                    not isinstance(exc, Exception)
+                    or anyio.current_effective_deadline() == -math.inf
+                    or _was_never_sent(exc)
+                ):
+                    # It was given up, perhaps failing over that, or failed before there was a call.
+                    breaker.release(generation)
+                else:
+                    breaker.failure(generation)
             raise
-        except BaseException:
-            breaker.release(generation)
-            raise
-        breaker.success(generation)
-        return answer
+        if breaker is not None:
+            breaker.success(generation)
+        return judgement
 
     def _breaker_refusal(self) -> "_NoVerdict":
         assert self.breaker is not None
         return _NoVerdict(FailureKind.BREAKER_OPEN, "its circuit breaker is open", self.breaker.retry_after)
 
-    async def _answer(
-        self, event: Event, timeout: float, started: float, *, hold: bool
-    ) -> AgentResponse | GuardrailResponse:
-        answer = await self._deliver(event, timeout, started, hold=hold)
-        if isinstance(answer, GuardrailResponse) and event.event_type is EventType.GUARDRAIL_INSPECT:
+    def _judgement(self, event_type: EventType, answer: Answer | None) -> AgentResponse | GuardrailResponse:
+        if answer is ALLOW or answer is None:
+            return ALLOW
+        if isinstance(answer, GuardrailResponse) and event_type is EventType.GUARDRAIL_INSPECT:
             if type(answer.detected) is not bool:
                 raise AgentProtocolError(f"detected: expected a bool, got {type(answer.detected).__name__}")
             return answer
-        return self._checked(event.event_type, answer)
+        return self._checked(event_type, answer)
 
     async def _deliver(self, event: Event, timeout: float, started: float, *, hold: bool = True) -> Answer | None:
         try:

@@ -1,6 +1,6 @@
 """The agents of a route, and how they are asked: side by side, or one after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 import anyio
 from msgspec import Struct
@@ -31,9 +31,9 @@ class RouteAgent(Struct, frozen=True):
     guard: Guard
     failure_mode: FailureMode
 
-    async def hear(self, event: Event, *, chunk: bool = False) -> Verdict:
+    def hear(self, event: Event, *, chunk: bool = False) -> Awaitable[Verdict]:
         """Show ``event`` to the agent."""
-        return await self.guard.call(event, self.failure_mode, chunk=chunk)
+        return self.guard.call(event, self.failure_mode, chunk=chunk)
 
     def lost(self, event_type: EventType) -> Verdict:
         """The verdict on a call that vanished."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import anyio
@@ -40,7 +40,6 @@ class HttpExchange:
         self._raw_receive = receive
         self._raw_send = send
         self._lineup = context.lineup
-        self._declares_body = declares_body(scope)
         self._render_challenge = render_challenge
         self._made_response: ResponseInspection | None = None
         self._inbound: Inbound | None = None
@@ -52,6 +51,10 @@ class HttpExchange:
         self._bytes_received = 0
         self._bytes_passed = 0
         self._app_scope: anyio.CancelScope | None = None
+
+    @cached_property
+    def _declares_body(self) -> bool:
+        return declares_body(self._scope)
 
     @property
     def _response(self) -> ResponseInspection:
@@ -125,7 +128,8 @@ class HttpExchange:
         if not self._lineup.hearing(EventType.REQUEST_HEADERS):
             return ALLOWED, {}
         event = request_headers_event(self._scope, self._context.correlation_id, self._context.route)
-        return await judge_head(self._context, event, body_follows=self._declares_body)
+        body_follows = EventType.REQUEST_BODY_CHUNK in self._lineup.hears and self._declares_body
+        return await judge_head(self._context, event, body_follows=body_follows)
 
     async def _call_app(self, app: App) -> Any:
         """Run the app in this task, with its own view of the scope."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
 from typing import Any
 
@@ -95,16 +95,21 @@ class Signal:
         elif self._event is not None:
             self._event.set()
 
-    async def wait(self) -> None:
+    def __await__(self) -> Generator[Any, Any, object]:
         """Wait for it; returns at once where it has happened."""
         if self.is_set:
-            return
+            return iter_nothing()
         if self._loop is None:
             self._event = anyio.Event()
-            await self._event.wait()
-        else:
-            self._future = self._loop.create_future()
-            await self._future
+            return self._event.wait().__await__()
+        self._future = self._loop.create_future()
+        return self._future.__await__()
+
+
+def iter_nothing() -> Generator[Any, Any, None]:
+    """What is awaited without waiting."""
+    return
+    yield
 
 
 class Timer:

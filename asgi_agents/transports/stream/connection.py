@@ -341,7 +341,7 @@ class Connection:
             self._set_timer(deadline)
         self._wire.write(frame)
         try:
-            await call.answered.wait()
+            await call.answered
         except BaseException:
             if not call.answered.is_set:
                 why = cancel_reason.get()

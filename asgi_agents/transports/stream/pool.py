@@ -239,10 +239,14 @@ class StreamPool:
         if len(self._endpoints) > 1:
             # Better one that fails often than none.
             candidates = [c for c in candidates if not self._where[c].ejected] or candidates
-        candidates = [connection for connection in candidates if connection.has_room(correlation_id)]
         if not candidates:
             return None
         connection = self._choose(candidates)
+        if not connection.has_room(correlation_id):
+            candidates = [other for other in candidates if other.has_room(correlation_id)]
+            if not candidates:
+                return None
+            connection = self._choose(candidates)
         if correlation_id and self._peer.keeps_to_one_connection and event_type is not EventType.REQUEST_COMPLETE:
             self._part(correlation_id)
             if len(self._affinities) >= _MAX_AFFINITIES:
