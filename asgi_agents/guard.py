@@ -272,7 +272,7 @@ class Guard:
             timeout *= self.client.timeout_multiplier
         try:
             if not self._limiter.try_acquire():
-                await self._queue(timeout)
+                await self._queue(event, timeout, failure_mode)
             try:
                 answer = await self._guarded(event, timeout, started, failure_mode)
             finally:
@@ -296,7 +296,10 @@ class Guard:
         self._tally.count(verdict)
         return verdict, answer
 
-    async def _queue(self, timeout: float) -> None:
+    async def _queue(self, event: Event, timeout: float, failure_mode: FailureMode) -> None:
+        if failure_mode is FailureMode.OPEN and self.client is not None and self.client.is_paused(event):
+            # The permits are with calls that are held until the pause is over. This one need not be.
+            raise AgentUnavailableError("it has asked for a pause")
         if self.breaker is not None and self.breaker.would_refuse:
             # Don't make anyone wait for a permit only to be turned away.
             raise self._breaker_refusal()

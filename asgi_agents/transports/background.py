@@ -54,6 +54,11 @@ class BackgroundTask:
         """Cancel it; see :meth:`wait`."""
         self._scope.cancel()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._ended.is_set()
+
     async def wait(self) -> None:
         """Wait until it has ended."""
         await self._ended.wait()

@@ -5,6 +5,7 @@ which cost a fraction of a stream that is awaited; elsewhere anyio's streams, re
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -18,6 +19,8 @@ from .background import BackgroundTask, on_trio
 
 # Bytes that may wait to be sent before `congested` says so.
 _HIGH_WATER: Final = 256 * 1024
+# What fits into a `sockaddr_un` on Linux, less its last NUL.
+_MAX_PATH_BYTES: Final = 107
 _READ_BYTES: Final = 256 * 1024
 # Bytes that wait for the end of the event loop's turn, to be sent together.
 _AT_ONCE: Final = 64 * 1024
@@ -55,6 +58,11 @@ class Wire(Protocol):
         """Close once all that was written is sent."""
         ...
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing of the connection is left."""
+        ...
+
     def abort(self) -> None:
         """Close at once."""
         ...
@@ -83,6 +91,8 @@ def parse_address(where: str, given: object) -> Address:
         raise ConfigurationError(f"{where}: {given!r}, expected {expected}")
     scheme, separator, rest = given.partition("://")
     if separator and scheme == "unix":
+        if len(os.fsencode(rest)) > _MAX_PATH_BYTES:
+            raise ConfigurationError(f"{where}: {given!r}, expected a path of {_MAX_PATH_BYTES} bytes at most")
         if not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
             raise ConfigurationError(
                 f"{where}: {given!r}, expected the absolute path of a socket: unix:///run/agent.sock"
@@ -106,6 +116,11 @@ async def connect(address: Address, receiver: Receiver, tls: ssl.SSLContext | No
 
 
 def _describe(exc: BaseException) -> str:
+    if isinstance(exc.__cause__, BaseExceptionGroup):
+        # anyio tells of all the addresses of a host together.
+        exc = exc.__cause__.exceptions[0]
+    elif isinstance(exc.__cause__, OSError):
+        exc = exc.__cause__
     told: BaseException | None = exc
     while told is not None and not str(told):
         told = told.__cause__ or told.__context__
@@ -150,6 +165,10 @@ class AsyncioWire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._receiver.data_received(data)
+
+    def eof_received(self) -> None:
+        # A peer that sends no more has nothing to say to what we send, and may not even read it.
+        self._transport.abort()
 
     def pause_writing(self) -> None:
         self._writable = anyio.Event()
@@ -197,6 +216,10 @@ class AsyncioWire(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
     async def wait_closed(self) -> None:
         await self._closed.wait()
 
@@ -221,7 +244,7 @@ class AnyioWire:
         self._unsent = bytearray()
         self._wake = anyio.Event()
         self._writable: anyio.Event | None = None
-        self._closing = False
+        self._closing = self._aborted = False
         self._task = BackgroundTask(self._run)
 
     @property
@@ -245,25 +268,30 @@ class AnyioWire:
         self._wake.set()
 
     def abort(self) -> None:
-        self._closing = True
+        self._closing = self._aborted = True
         self._task.cancel()
+
+    @property
+    def closed(self) -> bool:
+        return self._task.ended
 
     async def wait_closed(self) -> None:
         await self._task.wait()
 
     async def _run(self) -> None:
         lost: Exception | None = None
+        over = False
         try:
             async with anyio.create_task_group() as tasks:
 
                 async def read() -> None:
-                    nonlocal lost
-                    lost = await self._read()
+                    nonlocal lost, over
+                    lost, over = await self._read(), True
                     tasks.cancel_scope.cancel()
 
                 async def write() -> None:
-                    nonlocal lost
-                    lost = await self._write()
+                    nonlocal lost, over
+                    lost, over = await self._write(), True
                     tasks.cancel_scope.cancel()
 
                 tasks.start_soon(read)
@@ -274,8 +302,10 @@ class AnyioWire:
             try:
                 await anyio.aclose_forcefully(self._stream)
             finally:
-                # Closing may be a checkpoint, and this task is cancelled where the connection is aborted.
-                self._receiver.connection_lost(lost)
+                # Closing may be a checkpoint, and this task is cancelled where the connection is aborted. Where it was
+                # not, the event loop ends, and nobody is left to hear of it.
+                if over or self._aborted:
+                    self._receiver.connection_lost(lost)
 
     async def _read(self) -> Exception | None:
         try:

@@ -86,6 +86,11 @@ class StreamClient:
         pool = self._pools.peek()
         return None if pool is None else pool.reserve_now(event)
 
+    def is_paused(self, event: Event) -> bool:
+        """Whether the agent has asked that this has to wait."""
+        pool = self._pools.peek()
+        return pool is not None and pool.is_paused(correlation_id_of(event))
+
     async def reserve(self, event: Event, *, hold: bool) -> Connection:
         """A connection with a place for ``event``. ``hold``: while the agent has paused, wait rather than fail.
 

@@ -241,6 +241,11 @@ class Connection:
                 self._wire.close()
         self._end()
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing of it is left."""
+        return self._wire is None or self._wire.closed
+
     async def wait_closed(self) -> None:
         """Wait until nothing of it is left."""
         if self._wire is not None:
@@ -292,7 +297,7 @@ class Connection:
             return False
         return not self._hindered or not (
             self.paused
-            or (self._window is not None and self._unanswered_bytes >= self._window)
+            or (self._window is not None and (self._reserved > 0 or self._unanswered_bytes >= self._window))
             or correlation_id in self._paused_ids
         )
 
@@ -340,6 +345,9 @@ class Connection:
         if deadline < self._timer_at:
             self._set_timer(deadline)
         self._wire.write(frame)
+        if self._window is not None:
+            # Only now it is known how much of it is left.
+            self._owner.room_made(self)
         try:
             await call.answered
         except BaseException:
@@ -459,7 +467,9 @@ class Connection:
             self._answer_received(decode_answer_ids(payload, self._encoding), payload)
         elif not self._greeted.is_set():
             if message_type != MessageType.HANDSHAKE_RESPONSE:
-                raise AgentProtocolError(f"answered the handshake with a message of type {message_type:#04x}")
+                fault = f"answered the handshake with a message of type {message_type:#04x}"
+                # An envelope begins like this.
+                raise AgentProtocolError(f"{fault}; {_ENVELOPE_HINT}" if message_type == ord("{") else fault)
             self._accept(payload)
         elif message_type == MessageType.PING:
             self._answer_ping(payload)
@@ -473,16 +483,17 @@ class Connection:
 
     def _answer_ping(self, payload: bytes) -> None:
         assert self._wire is not None
-        # A peer that asks and doesn't listen must not fill our memory with answers.
-        if len(payload) > _MAX_PING_BYTES or self._wire.congested:
-            raise AgentProtocolError("pings of that length, or without reading the pongs, are refused")
-        self._wire.write(encode_frame(MessageType.PONG, payload))
+        if len(payload) > _MAX_PING_BYTES:
+            raise AgentProtocolError(f"a ping of {len(payload)} bytes, expected {_MAX_PING_BYTES} at most")
+        if not self._wire.congested:
+            # A peer that asks and doesn't listen must not fill our memory with answers.
+            self._wire.write(encode_frame(MessageType.PONG, payload))
 
     def _answer_received(self, ids: CallIds, payload: bytes) -> None:
-        if not self._call_ids:
+        if not self._call_ids and ids.call_id is not UNSET:
             # An entry of that name is the agent's own.
             ids = CallIds(ids.correlation_id)
-        if not self._line and not ids.correlation_id:
+        if not self._line and ids == CallIds():
             # Whose it is can't be told; nor, then, whose the next one is.
             raise AgentProtocolError("an answer to no call")
         call = self._line.match(ids)
@@ -509,6 +520,8 @@ class Connection:
         self.timeout_multiplier = min(max(1.0, multiplier), _MAX_TIMEOUT_MULTIPLIER)
 
     def _control_flow(self, control: FlowControl) -> None:
+        if control.action not in tuple(FlowAction):
+            return
         if control.action == FlowAction.UPDATE_CAPACITY:
             self._window = None if control.buffer_available is None else max(0, control.buffer_available)
         elif control.correlation_id:

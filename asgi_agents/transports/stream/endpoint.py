@@ -35,6 +35,7 @@ class Endpoint:
         self._clock = clock
         self._attempts = 0
         self._settled = False
+        self._wasted = False
         self._connected_at = 0.0
         self._failures = 0
         self._ejections = 0
@@ -50,7 +51,7 @@ class Endpoint:
     @property
     def flapping(self) -> bool:
         """Whether connections to it are made, and lost before they are of any use."""
-        return not self._settled and self._attempts > 0
+        return self._wasted
 
     def connected(self) -> None:
         """An attempt has succeeded. Whether it was worth while is still to be seen."""
@@ -60,14 +61,18 @@ class Endpoint:
     def proved(self) -> None:
         """It has answered a call."""
         self._settled = True
+        self._wasted = False
         self._attempts = 0
 
     def lost(self) -> bool:
         """A connection was lost; returns whether it was of no use, so that the next attempt has to wait."""
         if self._clock() - self._connected_at >= _SETTLED_AFTER:
             self.proved()
-        settled, self._settled = self._settled, bool(self.connections) and self._settled
-        return not settled
+        if self._settled:
+            self._settled = bool(self.connections)
+            return False
+        self._wasted = True
+        return True
 
     def not_connected(self, fault: str) -> float:
         """An attempt has come to nothing; returns the seconds to wait before the next.
@@ -96,6 +101,9 @@ class Endpoint:
         if answered:
             self._failures = self._ejections = 0
             self.proved()
+            return
+        if self.ejected:
+            # What it still had under way is no news.
             return
         self._failures += 1
         if self._failures >= _EJECT_AFTER:

@@ -75,6 +75,10 @@ class KeeperOwner(Owner, Protocol):
         """An attempt has come to nothing."""
         ...
 
+    def checked(self) -> None:
+        """Some time has passed."""
+        ...
+
     def close_if_done(self, connection: Connection) -> None:
         """Close a connection that takes no new requests once those it has are over."""
         ...
@@ -107,8 +111,8 @@ class Keeper:
 
     def lost(self, connection: Connection) -> None:
         """A connection is gone, or takes no new requests: another has to be made."""
-        if self._endpoint.lost():
-            self._wasted = connection.fault or "it is draining"
+        if self._endpoint.lost() and not self._wasted:
+            self._wasted = connection.fault or why_leaving(connection)
         if not self._endpoint.connections:
             self._log_down(f"{self._endpoint.address}: {connection.fault}")
         self._wake.set()
@@ -175,9 +179,13 @@ class Keeper:
         while True:
             await anyio.sleep(self._settings.ping_interval)
             for connection in tuple(self._endpoint.connections):
+                was_leaving = leaving(connection)
                 connection.check(self._settings.stall_timeout)
+                if connection.alive and leaving(connection) and not was_leaving:
+                    self.lost(connection)
                 if connection.alive and leaving(connection):
                     self._owner.close_if_done(connection)
+            self._owner.checked()
 
     async def _connect(self) -> Connection:
         """Connect, shake hands and configure; raises :class:`AgentError`."""
@@ -197,6 +205,8 @@ class Keeper:
                 raise AgentConnectionError(_no_handshake(settings))
             self._check_events(connection)
             await self._configure(connection)
+            if not connection.alive:
+                raise AgentConnectionError(connection.fault)
         except BaseException:
             connection.fail("never used")
             raise
@@ -224,6 +234,11 @@ class Keeper:
 def leaving(connection: Connection) -> bool:
     """Whether it only finishes what it has begun."""
     return connection.retired or connection.health is HealthState.DRAINING
+
+
+def why_leaving(connection: Connection) -> str:
+    """In words."""
+    return "it is draining" if connection.health is HealthState.DRAINING else "it does not answer"
 
 
 async def hand_over(connection: Connection, agent_id: str, config: Any) -> None:

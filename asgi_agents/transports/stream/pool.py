@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
@@ -24,15 +25,16 @@ from ...protocol.stream import (
 from .balancing import chooser
 from .connection import Connection
 from .endpoint import Endpoint
-from .keeper import Keeper, Served, Settings, hand_over, leaving
+from .keeper import Keeper, Served, Settings, hand_over, leaving, why_leaving
 from .statistics import EndpointStatistics
 
 logger = logging.getLogger("asgi_agents")
 
 # Requests whose connection is remembered. Those whose end nobody tells of are forgotten, oldest first, beyond it.
 _MAX_AFFINITIES: Final = 100_000
-# Seconds between two lines about what an agent says of its health.
-_LOG_INTERVAL: Final = 10.0
+# How many lines there may be, in so many seconds, about what an agent says of its health.
+_LOG_LINES: Final = 6
+_LOG_INTERVAL: Final = 60.0
 
 
 class Peer(Served, Protocol):
@@ -99,9 +101,12 @@ class StreamPool:
         # Those that any connection would do for, and those that want a certain one.
         self._waiting: dict[_Waiter, None] = {}
         self._waiting_for: dict[Connection, dict[_Waiter, None]] = {}
+        # Closed, but perhaps not read to the end by the peer.
+        self._ending: list[Connection] = []
         self._closing = False
         self._was_up = False
-        self._quiet_until = 0.0
+        self._logged_health: dict[Endpoint, HealthState] = {}
+        self._log_times: deque[float] = deque()
         self._changed = anyio.Event()
         self._endpoints = [Endpoint(address) for address in settings.addresses]
         self._keepers = {endpoint: Keeper(endpoint, settings, peer, self) for endpoint in self._endpoints}
@@ -166,7 +171,7 @@ class StreamPool:
             # Those that already wait for this connection would have had the room, but for a pause of their own.
             if not connection.has_room(correlation_id):
                 return None
-        elif self._waiting:
+        elif self._waiting and not self._uneven:
             return None
         else:
             connection = self._pick(event.event_type, correlation_id)
@@ -190,7 +195,10 @@ class StreamPool:
             raise refusal
         waiter = _Waiter(event.event_type, correlation_id)
         connection = self._affinity(correlation_id)
-        queue = self._waiting if connection is None else self._waiting_for.setdefault(connection, {})
+        if connection is not None and self._hears(connection, event.event_type):
+            queue = self._waiting_for.setdefault(connection, {})
+        else:
+            queue = self._waiting
         queue[waiter] = None
         try:
             await waiter.served.wait()
@@ -279,8 +287,11 @@ class StreamPool:
 
     def _serve_waiting(self) -> None:
         """Give places to those that any connection would do for."""
-        while self._waiting:
-            waiter = next(iter(self._waiting))
+        # Of events that only some connections hear, and that have to wait, others need not wait as well.
+        stuck: set[EventType] = set()
+        for waiter in tuple(self._waiting) if self._uneven else iter(lambda: next(iter(self._waiting), None), None):
+            if waiter.event_type in stuck:
+                continue
             # Another event of its request may have been given a connection meanwhile.
             connection = self._affinity(waiter.correlation_id)
             if connection is not None and self._hears(connection, waiter.event_type):
@@ -291,10 +302,13 @@ class StreamPool:
                     self._waiting_for.setdefault(connection, {})[waiter] = None
                 continue
             connection = self._pick(waiter.event_type, waiter.correlation_id)
-            if connection is None:
+            if connection is not None:
+                del self._waiting[waiter]
+                waiter.serve(connection)
+            elif self._uneven:
+                stuck.add(waiter.event_type)
+            else:
                 return
-            del self._waiting[waiter]
-            waiter.serve(connection)
 
     def _serve_waiting_for(self, connection: Connection) -> None:
         """Give the places of ``connection`` to those that want no other."""
@@ -314,6 +328,9 @@ class StreamPool:
             if not connection.alive or connection.health is HealthState.UNHEALTHY:
                 # Any other will do now.
                 self._waiting.update(self._waiting_for.pop(connection))
+            else:
+                # What a lost one has had under way its instance has room for again.
+                self._serve_waiting_for(connection)
         self._serve_waiting()
         if self._waiting and (refusal := self._refusal("")) is not None:
             for waiter in self._waiting:
@@ -348,12 +365,20 @@ class StreamPool:
 
     def _log_health(self, endpoint: Endpoint, health: HealthState) -> None:
         # It says so on each of its connections, and may change its mind at any time.
+        if self._logged_health.get(endpoint, HealthState.HEALTHY) is health:
+            return
         now = time.monotonic()
-        level = logging.INFO if health is HealthState.HEALTHY else logging.WARNING
-        if now >= self._quiet_until:
-            self._quiet_until = now + _LOG_INTERVAL
+        while self._log_times and self._log_times[0] < now - _LOG_INTERVAL:
+            self._log_times.popleft()
+        if len(self._log_times) < _LOG_LINES:
+            self._log_times.append(now)
+            self._logged_health[endpoint] = health
             logger.log(
-                level, "agent %r at %s says that it is %s", self._peer.agent_id, endpoint.address, health.name.lower()
+                logging.INFO if health is HealthState.HEALTHY else logging.WARNING,
+                "agent %r at %s says that it is %s",
+                self._peer.agent_id,
+                endpoint.address,
+                health.name.lower(),
             )
 
     def rated(self, connection: Connection, *, answered: bool) -> None:
@@ -374,7 +399,7 @@ class StreamPool:
         endpoint.connections.remove(connection)
         for _ in range(min(failed, 10)):
             endpoint.rated(answered=False)
-        if not self._closing:
+        if not self._closing and not leaving(connection):
             self._keepers[endpoint].lost(connection)
         self._note()
         self._settle()
@@ -397,10 +422,19 @@ class StreamPool:
     def not_connected(self, endpoint: Endpoint) -> None:
         self._settle()
 
+    def checked(self) -> None:
+        # A connection may have been retired, and an endpoint that was ejected may have served its time.
+        if not all(connection.in_rotation for connection in self._rotation):
+            self._note()
+        if self._waiting:
+            self._serve_waiting()
+
     def close_if_done(self, connection: Connection) -> None:
         """Close a connection that takes no new requests once those it has are over."""
         if leaving(connection) and connection.alive and not connection.waited_for and not connection.requests:
-            connection.close("it was no longer needed")
+            self._ending = [each for each in self._ending if not each.closed]
+            self._ending.append(connection)
+            connection.close(why_leaving(connection))
 
     def _note(self, *, flapping: bool = False) -> None:
         self._rotation = [connection for connection in self._where if connection.in_rotation]
@@ -423,16 +457,17 @@ class StreamPool:
         """Hand ``config`` to each instance of the agent; raises :class:`AgentError` when one doesn't take it."""
         told = False
         for endpoint in self._endpoints:
-            connection = next((c for c in reversed(endpoint.connections) if c.alive), None)
-            if connection is None:
-                continue
-            if EventType.CONFIGURE not in connection.events:
-                raise AgentError(f"{endpoint.address}: it takes no configuration")
-            try:
-                await hand_over(connection, self._peer.agent_id, config)
-            except AgentError as exc:
-                raise type(exc)(f"{endpoint.address}: {exc}") from exc
-            told = True
+            # Each connection may lead to a process of its own.
+            for connection in tuple(endpoint.connections):
+                if not connection.alive:
+                    continue
+                if EventType.CONFIGURE not in connection.events:
+                    raise AgentError(f"{endpoint.address}: it takes no configuration")
+                try:
+                    await hand_over(connection, self._peer.agent_id, config)
+                except AgentError as exc:
+                    raise type(exc)(f"{endpoint.address}: {exc}") from exc
+                told = True
         if not told:
             raise AgentConnectionError(self.fault or "there is no connection to it")
 
@@ -447,7 +482,7 @@ class StreamPool:
                 while any(connection.waited_for for connection in self._where):  # noqa: ASYNC110 - only while closing
                     await anyio.sleep(0.01)
         finally:
-            connections = tuple(self._where)
+            connections = (*self._where, *self._ending)
             for connection in connections:
                 connection.cancel_all(CancelReason.SHUTDOWN)
                 connection.close("it was closed")

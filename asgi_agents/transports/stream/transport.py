@@ -69,6 +69,8 @@ class StreamTransport:
         if not isinstance(given, Sequence) or not given:
             raise _wrong("endpoints", endpoints, "unix:///path or tcp://host:port, or a list of them")
         addresses = [parse_address("StreamTransport: endpoints", endpoint) for endpoint in given]
+        if any(address.path is None and address.port == 0 for address in addresses):
+            raise _wrong("endpoints", endpoints, "a port above 0")
         if len(set(addresses)) < len(addresses):
             raise _wrong("endpoints", endpoints, "each to be there once")
         self.framing = _member(Framing, "framing", framing)

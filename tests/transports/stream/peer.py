@@ -1,6 +1,7 @@
 """An agent at the other end of a stream, which does only what a test tells it to."""
 
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
@@ -9,8 +10,9 @@ from typing import Any, Self
 
 import anyio
 import msgspec
+from anyio import CancelScope
 from anyio.abc import SocketStream
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.lowlevel import checkpoint
 
 from asgi_agents import AgentResponse, EventType
 from asgi_agents.protocol import ALLOW, Answer, Encoding, encode_answer
@@ -67,11 +69,14 @@ class Link:
         self.number = number
         self.stream = stream
         self.closed = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self._sending = anyio.Lock()
 
     async def send(self, data: bytes, *, piece: int | None = None) -> None:
         """Send ``data``, in pieces of so many bytes if wanted."""
-        for start in range(0, len(data), piece or len(data) or 1):
-            await self.stream.send(data[start : start + (piece or len(data))])
+        async with self._sending:
+            for start in range(0, len(data), piece or len(data) or 1):
+                await self.stream.send(data[start : start + (piece or len(data))])
 
     async def say(self, health: int, **fields: Any) -> None:
         """Send a health status."""
@@ -85,7 +90,9 @@ class Link:
 
     async def aclose(self) -> None:
         """Close this connection."""
-        await self.stream.aclose()
+        # Not the stream itself: anyio minds when that is being read from at the same time.
+        self.scope.cancel()
+        await self.closed.wait()
 
 
 class Received:
@@ -162,30 +169,38 @@ class Peer:
         self.handshakes: list[dict[str, Any]] = []
         self.behaviour = behaviour
         self._numbers = count()
-        self._send: MemoryObjectSendStream[Received]
-        self._receive: MemoryObjectReceiveStream[Received]
-        self._send, self._receive = anyio.create_memory_object_stream[Received](100_000)
+        self._events: deque[Received] = deque()
+        self._came = anyio.Event()
 
     async def next(self) -> Received:
         """The next event, in the order they came."""
         with anyio.fail_after(5):
-            return await self._receive.receive()
+            while not self._events:
+                await self._came.wait()
+            return self._events.popleft()
 
     @property
     def unread(self) -> int:
         """Events that :meth:`next` has not returned yet."""
-        return self._receive.statistics().current_buffer_used
+        return len(self._events)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Self]:
         """Accept connections within; all are closed afterwards."""
-        Path(self.path).unlink(missing_ok=True)
+        self._unlink()
         async with await anyio.create_unix_listener(self.path) as listener, anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, self._serve)
             try:
                 yield self
             finally:
+                # asyncio's readers don't like to be cancelled in the moment that there is something to read.
+                with CancelScope(shield=True):
+                    for _ in range(5):
+                        await checkpoint()
                 tasks.cancel_scope.cancel()
+        self._unlink()
+
+    def _unlink(self) -> None:
         Path(self.path).unlink(missing_ok=True)
 
     async def _serve(self, stream: SocketStream) -> None:
@@ -195,10 +210,11 @@ class Peer:
         if self.framing is Framing.ENVELOPE:
             self.links.append(link)
         try:
-            async with stream:
-                while True:
-                    for frame in reader.feed(await stream.receive()):
-                        await self._frame(link, frame)
+            with link.scope:
+                async with stream:
+                    while True:
+                        for frame in reader.feed(await stream.receive()):
+                            await self._frame(link, frame)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             pass
         finally:
@@ -232,6 +248,8 @@ class Peer:
 
     async def _event(self, event: Received) -> None:
         if self.behaviour is None:
-            await self._send.send(event)
+            self._events.append(event)
+            self._came.set()
+            self._came = anyio.Event()
         else:
             await self.behaviour(event)
