@@ -17,6 +17,7 @@ from .breaker import BreakerState, CircuitBreaker
 from .config import AgentConfig, FailureMode
 from .decision import Failure, FailureKind, Verdict
 from .errors import (
+    AgentConnectionError,
     AgentError,
     AgentProtocolError,
     AgentTimeoutError,
@@ -330,8 +331,9 @@ class Guard:
                     not isinstance(exc, Exception)
                     or anyio.current_effective_deadline() == -math.inf
                     or _was_never_sent(exc)
+                    or self._has_lost_one_of_many(exc)
                 ):
-                    # It was given up, perhaps failing over that, or failed before there was a call.
+                    # It was given up, perhaps failing over that, or it says nothing of the agent.
                     breaker.release(generation)
                 else:
                     breaker.failure(generation)
@@ -339,6 +341,10 @@ class Guard:
         if breaker is not None:
             breaker.success(generation)
         return judgement
+
+    def _has_lost_one_of_many(self, exc: BaseException) -> bool:
+        """Whether a connection was lost, and others are left: an instance of the agent is gone, but not the agent."""
+        return isinstance(exc, AgentConnectionError) and self.client is not None and self.client.connected
 
     def _breaker_refusal(self) -> "_NoVerdict":
         assert self.breaker is not None

@@ -71,6 +71,12 @@ class StreamClient:
         sizes = [capabilities.limits.max_body_size for capabilities in self.capabilities]
         return min((size for size in sizes if size > 0), default=None)
 
+    @property
+    def connected(self) -> bool:
+        """Whether there are connections that new requests can go to."""
+        pool = self._pools.peek()
+        return pool is not None and pool.connected
+
     def statistics(self) -> tuple[Sequence[EndpointStatistics], int]:
         """The endpoints, and how many calls wait for a place; of the running event loop."""
         pool = self._pools.peek()

@@ -67,7 +67,7 @@ class Served(Protocol):
 class KeeperOwner(Owner, Protocol):
     """Who uses the connections."""
 
-    def connected(self, endpoint: Endpoint, connection: Connection) -> None:
+    def made(self, endpoint: Endpoint, connection: Connection) -> None:
         """A connection is ready."""
         ...
 
@@ -148,7 +148,7 @@ class Keeper:
             endpoint.connections.append(connection)
             if not endpoint.flapping:
                 self._log_up()
-            self._owner.connected(endpoint, connection)
+            self._owner.made(endpoint, connection)
             if leaving(connection):
                 # It has said so before it was asked anything.
                 self.lost(connection)

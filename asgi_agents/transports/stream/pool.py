@@ -119,6 +119,11 @@ class StreamPool:
         return list(self._where)
 
     @property
+    def connected(self) -> bool:
+        """Whether any takes new requests."""
+        return bool(self._rotation)
+
+    @property
     def events(self) -> frozenset[EventType]:
         """What any instance that is up hears."""
         return frozenset().union(*(connection.events for connection in self._rotation))
@@ -414,7 +419,7 @@ class StreamPool:
 
     # What keepers tell
 
-    def connected(self, endpoint: Endpoint, connection: Connection) -> None:
+    def made(self, endpoint: Endpoint, connection: Connection) -> None:
         self._where[connection] = endpoint
         self._note(flapping=endpoint.flapping)
         self._settle()
