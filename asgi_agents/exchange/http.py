@@ -73,7 +73,11 @@ class HttpExchange:
     async def run(self, app: App) -> Any:
         """The whole exchange. Returns what the app returns."""
         if self._lineup.hears_heads_only:
-            return await self._run(app)
+            decision, _ = await self._judge_request_head()
+            if decision.is_allow and not decision.request_headers and not decision.response_headers:
+                # Nothing has changed, and nothing else of this connection concerns any agent.
+                return await app(self._scope, self._raw_receive, self._raw_send)
+            return await self._go_on(app, decision, {})
         started = time.monotonic()
         error: BaseException | None = None
         try:
@@ -87,6 +91,9 @@ class HttpExchange:
 
     async def _run(self, app: App) -> Any:
         decision, provisional = await self._judge_request_head()
+        return await self._go_on(app, decision, provisional)
+
+    async def _go_on(self, app: App, decision: AgentDecision, provisional: dict[str, Verdict]) -> Any:
         if not decision.is_allow:
             await self._response.stop(decision)
             return None

@@ -72,10 +72,11 @@ class Headers(Mapping[str, Sequence[str]]):
     def _dict(self) -> dict[str, tuple[str, ...]]:
         fields = self._fields
         if fields is None:
-            collected: dict[str, list[str]] = {}
+            fields = {}
             for key, value in self._raw:
-                collected.setdefault(key.lower().decode("latin-1"), []).append(value.decode("latin-1"))
-            fields = self._fields = {name: tuple(values) for name, values in collected.items()}
+                name, text = key.lower().decode("latin-1"), value.decode("latin-1")
+                fields[name] = (*fields[name], text) if name in fields else (text,)
+            self._fields = fields
         return fields
 
 
