@@ -72,10 +72,12 @@ class Headers(Mapping[str, Sequence[str]]):
     def _dict(self) -> dict[str, tuple[str, ...]]:
         fields = self._fields
         if fields is None:
-            fields = {}
-            for key, value in self._raw:
-                name, text = key.lower().decode("latin-1"), value.decode("latin-1")
-                fields[name] = (*fields[name], text) if name in fields else (text,)
+            fields = {key.lower().decode("latin-1"): (value.decode("latin-1"),) for key, value in self._raw}
+            if len(fields) < len(self._raw):
+                collected: dict[str, list[str]] = {name: [] for name in fields}
+                for key, value in self._raw:
+                    collected[key.lower().decode("latin-1")].append(value.decode("latin-1"))
+                fields = {name: tuple(values) for name, values in collected.items()}
             self._fields = fields
         return fields
 
