@@ -72,7 +72,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.http is not None:
         _http_address(options)
     if (options.http or options.http_fd) and find_spec("uvicorn") is None:
-        raise _MistakeError("--http needs uvicorn: pip install uvicorn")
+        raise _MistakeError("--http needs uvicorn: pip install 'asgi-agents[serve]'")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -339,7 +339,7 @@ def test_http_without_uvicorn_says_what_is_missing(
 ) -> None:
     monkeypatch.setattr("asgi_agents.serve.__main__.find_spec", lambda name: None)
     assert main(["house:waf", "--http", "127.0.0.1:0"]) == 2
-    assert capsys.readouterr().err == "error: --http needs uvicorn: pip install uvicorn\n"
+    assert capsys.readouterr().err == "error: --http needs uvicorn: pip install 'asgi-agents[serve]'\n"
 
 
 def test_an_agent_that_cannot_be_made_ends_the_workers(place: Path) -> None:
