@@ -137,14 +137,17 @@ class PerEventLoop(Generic[C]):
         self._latest: tuple[int, weakref.ref[asyncio.AbstractEventLoop], C] | None = None
 
     def peek(self) -> C | None:
-        """The running event loop's, if there are any."""
+        """The running event loop's, if there are any; None also where no event loop runs."""
         if self._latest is not None and not on_trio():
             thread, known, connections = self._latest
             loop = known()
             # A thread runs one at a time.
             if thread == get_ident() and loop is not None and loop.is_running():
                 return connections
-        current = self._current.get()
+        try:
+            current = self._current.get()
+        except RuntimeError:
+            return None
         if current is None:
             return None
         if not on_trio():
