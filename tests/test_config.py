@@ -51,7 +51,7 @@ def refusal(*args: Any, **kwargs: Any) -> str:
 def test_the_defaults_are_those_that_are_documented() -> None:
     config = AgentConfig("waf", Waf())
 
-    assert config.hears == {EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK}
+    assert set(config.hears or ()) == {EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK}
     assert config.failure_mode is FailureMode.CLOSED
     assert config.timeout == 1.0
     assert config.chunk_timeout == 5.0
@@ -104,8 +104,8 @@ def test_everything_can_be_given() -> None:
         may_set_host=True,
     )
 
-    assert config.hears == {EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK}
-    assert all(isinstance(event, EventType) for event in config.hears)
+    assert set(config.hears or ()) == {EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK}
+    assert all(isinstance(event, EventType) for event in config.hears or ())
     assert config.circuit_breaker is breaker
 
 
@@ -335,15 +335,17 @@ def test_an_event_that_the_transport_announces_but_can_not_carry_is_refused() ->
 
 
 def test_fewer_events_than_the_agent_hears_may_be_chosen() -> None:
-    assert AgentConfig("waf", Waf(), events=(EventType.REQUEST_HEADERS,)).hears == HEADERS
+    assert set(AgentConfig("waf", Waf(), events=(EventType.REQUEST_HEADERS,)).hears or ()) == HEADERS
 
 
 def test_events_from_an_iterator_are_not_lost() -> None:
-    assert AgentConfig("waf", URL, events=iter([EventType.REQUEST_HEADERS])).hears == HEADERS
+    assert set(AgentConfig("waf", URL, events=iter([EventType.REQUEST_HEADERS])).hears or ()) == HEADERS
 
 
 def test_a_transport_may_announce_its_events_in_any_kind_of_set() -> None:
-    assert AgentConfig("waf", FrameTransport({EventType.WEBSOCKET_FRAME})).hears == {EventType.WEBSOCKET_FRAME}
+    assert set(AgentConfig("waf", FrameTransport({EventType.WEBSOCKET_FRAME})).hears or ()) == {
+        EventType.WEBSOCKET_FRAME
+    }
 
 
 def test_failure_modes_are_spelt_in_one_word() -> None:

@@ -212,6 +212,6 @@ def test_firewall_can_be_elsewhere() -> None:
 
 
 def test_agents_hear_no_more_than_they_need() -> None:
-    heard = {config.id: sorted(config.hears) for config in agent_configs()}
+    heard = {config.id: sorted(config.hears or ()) for config in agent_configs()}
     assert heard["audit"] == ["request_complete", "request_headers"]
     assert heard["waf"] == heard["waf-next"] == ["request_body_chunk", "request_headers"]
