@@ -223,7 +223,7 @@ class AgentManager:
                 try:
                     await guard.configure()
                 except AgentError as exc:
-                    raise AgentError(f"agent {guard.config.id!r} is required at startup: {exc}") from exc
+                    raise type(exc)(f"agent {guard.config.id!r} is required at startup: {exc}") from exc
 
     async def shutdown(self) -> None:
         """Close the connections that belong to the running event loop. The manager can be used again afterwards."""

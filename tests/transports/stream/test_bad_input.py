@@ -14,7 +14,14 @@ import pytest
 from anyio.abc import SocketStream
 from starlette.testclient import TestClient
 
-from asgi_agents import AgentConfig, AgentError, AgentManager, AgentMiddleware, FailureMode, StreamTransport
+from asgi_agents import (
+    AgentConfig,
+    AgentConnectionError,
+    AgentManager,
+    AgentMiddleware,
+    FailureMode,
+    StreamTransport,
+)
 from asgi_agents.protocol.stream import MessageType, encode_frame
 
 from .peer import handshake
@@ -133,7 +140,7 @@ async def test_a_peer_that_is_no_agent_stops_the_startup(name: str, tcp: bool) -
     handler, fault = PEERS[name]
     async with at_the_other_end(handler, tcp=tcp) as url:
         manager = AgentManager([config(url, require_at_startup=True)])
-        with anyio.fail_after(5), pytest.raises(AgentError, match=fault) as caught:
+        with anyio.fail_after(5), pytest.raises(AgentConnectionError, match=fault) as caught:
             async with manager:
                 pass
 
@@ -211,7 +218,7 @@ async def test_a_place_where_no_agent_is_stops_the_startup(name: str) -> None:
         manager = AgentManager([AgentConfig("waf", transport, require_at_startup=True)])
     else:
         manager = AgentManager([config(url, require_at_startup=True)])
-    with anyio.fail_after(10), pytest.raises(AgentError, match=fault) as caught:
+    with anyio.fail_after(10), pytest.raises(AgentConnectionError, match=fault) as caught:
         async with manager:
             pass
 
