@@ -1172,8 +1172,9 @@ async def test_a_replaced_agent_answers_those_requests_that_know_it() -> None:
     async with new.listening(), managing(old, connections=1) as manager, anyio.create_task_group() as tasks:
         tasks.start_soon(manager.process_request_headers, head("a"))
         event = await old.next()
+        before = manager.guard("waf")
         tasks.start_soon(manager.replace_agent, agent(new))
-        await until(lambda: new.links)
+        await until(lambda: manager.guard("waf") is not before)
         assert (await manager.process_request_headers(head("b"))).is_allow
         assert old.links
         await event.answer()
