@@ -82,6 +82,14 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:_MAX_PRINTED])
 
 
+def told_by(exc: BaseException) -> str:
+    """What ``exc`` says, or else the first of those behind it that says anything: some leave it to their cause."""
+    told: BaseException | None = exc
+    while told is not None and not str(told):
+        told = told.__cause__ or told.__context__
+    return str(told or "")
+
+
 def caused_by_closing(exc: BaseException | None) -> bool:
     """Whether ``exc`` is the app's way of saying that it met :class:`ClosedByAgent`; of a group, all of it."""
     return _caused_by_closing(exc, set())

@@ -238,12 +238,8 @@ class Guard:
         if self.client is not None:
             await self.client.push_config(config)
         else:
-            event = ConfigureEvent(agent_id=self.config.id, config=config)
-            timeout = max(self.config.timeout, _CONFIGURE_TIMEOUT)
             try:
-                answer = await self._deliver(event, timeout, time.monotonic())
-                if not self._checked(event.event_type, answer).is_allow:
-                    raise AgentError("refused its configuration")
+                await self._hand_over(config, max(self.config.timeout, _CONFIGURE_TIMEOUT), time.monotonic())
             except Exception as exc:
                 raise AgentError(self._explain(EventType.CONFIGURE, exc).message) from exc
             self._configured = True
@@ -427,11 +423,8 @@ class Guard:
 
     async def _configure(self, timeout: float, started: float) -> None:
         self._configuring = anyio.Event()
-        event = ConfigureEvent(agent_id=self.config.id, config=self.config.config)
         try:
-            answer = await self._deliver(event, timeout, started)
-            if not self._checked(event.event_type, answer).is_allow:
-                raise AgentError("refused its configuration")
+            await self._hand_over(self.config.config, timeout, started)
         except Exception as exc:
             self._not_configured(self._explain(EventType.CONFIGURE, exc))
             if isinstance(exc, _NoVerdict):
@@ -444,6 +437,12 @@ class Guard:
         finally:
             self._configuring.set()
             self._configuring = None
+
+    async def _hand_over(self, config: Any, timeout: float, started: float) -> None:
+        event = ConfigureEvent(agent_id=self.config.id, config=config)
+        answer = await self._deliver(event, timeout, started)
+        if not self._checked(event.event_type, answer).is_allow:
+            raise AgentError("refused its configuration")
 
     def _not_configured(self, failure: Failure) -> None:
         if self._configure_error != failure.message:

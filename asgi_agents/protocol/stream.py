@@ -314,11 +314,6 @@ class FrameReader:
         self._max_bytes = framing.max_bytes
         self._rest = bytearray()
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether a frame has begun and not ended."""
-        return bool(self._rest)
-
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The frames that ``data`` completes, without their lengths.
 

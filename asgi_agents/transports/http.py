@@ -10,7 +10,7 @@ import httpx
 from anyio import CancelScope
 
 from .._version import __version__
-from ..errors import AgentConnectionError, AgentError, AgentProtocolError, ConfigurationError
+from ..errors import AgentConnectionError, AgentError, AgentProtocolError, ConfigurationError, told_by
 from ..protocol import TOKEN, Answer, Encoding, Event, EventType, decode_answer, encode_event
 from ..telemetry import inject_trace_context
 from .connections import KEEPALIVE_EXPIRY, Connections, ConnectionStack, PerEventLoop, SharedTransport
@@ -234,11 +234,8 @@ async def _abandon(stream: AsyncIterator[bytes]) -> None:
 
 
 def _describe(exc: BaseException) -> str:
-    told: BaseException | None = exc
     # trio's BrokenResourceError, for one, leaves it to its cause to say what was wrong.
-    while told is not None and not str(told):
-        told = told.__cause__ or told.__context__
-    return f"{type(exc).__name__}: {_QUOTED_BYTES.sub('…', str(told or ''))}"
+    return f"{type(exc).__name__}: {_QUOTED_BYTES.sub('…', told_by(exc))}"
 
 
 def _parse_url(given: object) -> httpx.URL:

@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import ByteStream
 from msgspec import Struct
 
-from ..errors import AgentConnectionError, ConfigurationError
+from ..errors import AgentConnectionError, ConfigurationError, told_by
 from .background import BackgroundTask, on_trio
 
 # Bytes that may wait to be sent before `congested` says so.
@@ -121,10 +121,7 @@ def _describe(exc: BaseException) -> str:
         exc = exc.__cause__.exceptions[0]
     elif isinstance(exc.__cause__, OSError):
         exc = exc.__cause__
-    told: BaseException | None = exc
-    while told is not None and not str(told):
-        told = told.__cause__ or told.__context__
-    return f"{type(exc).__name__}: {told or 'the connection was closed'}"
+    return f"{type(exc).__name__}: {told_by(exc) or 'the connection was closed'}"
 
 
 async def _connect_asyncio(address: Address, receiver: Receiver, tls: ssl.SSLContext | None) -> Wire:

@@ -70,7 +70,8 @@ _MAX_TIMEOUT_MULTIPLIER: Final = 10.0
 _SCORE_WEIGHT: Final = 0.1
 _GOOD_SCORE: Final = 0.99
 _MAX_PING_BYTES: Final = 1024
-_ENVELOPE_HINT: Final = "an agent of the older kits needs framing='envelope'"
+#: For whoever takes the one framing for the other.
+ENVELOPE_HINT: Final = "an agent of the older kits needs framing='envelope'"
 
 
 class Owner(Protocol):
@@ -161,7 +162,7 @@ class Connection:
         self._cancellation = False
         self._greeted = anyio.Event()
         self._heard_at = time.monotonic()
-        self._leaving = False
+        self._shutting_down = False
         self._timer = Timer(self._expire)
         self._timer_at = math.inf
         # Whether anything but the number of calls can stand in the way of another.
@@ -226,7 +227,7 @@ class Connection:
 
     def cancel_all(self, reason: CancelReason) -> None:
         """Tell the agent that nobody waits for any of the calls under way, and fail them."""
-        self._leaving = True
+        self._shutting_down = True
         for call in self._clear():
             self._announce_cancellation(call, reason)
             self._fail_call(call, "its connections are being closed")
@@ -373,7 +374,7 @@ class Connection:
 
     def _lost(self, fault: str) -> AgentError:
         # Nobody's fault where it was ourselves who closed it.
-        return AgentUnavailableError(fault) if self._leaving else AgentConnectionError(fault)
+        return AgentUnavailableError(fault) if self._shutting_down else AgentConnectionError(fault)
 
     @staticmethod
     async def _drain(wire: Wire, deadline: float) -> None:
@@ -458,7 +459,7 @@ class Connection:
         if not self.fault:
             reason = "closed the connection" if exc is None else f"the connection broke: {type(exc).__name__}"
             if self._framing is Framing.V2 and not self._greeted.is_set():
-                reason += f" during the handshake; {_ENVELOPE_HINT}"
+                reason += f" during the handshake; {ENVELOPE_HINT}"
             self.fault = reason
         self._end()
 
@@ -469,7 +470,7 @@ class Connection:
             if message_type != MessageType.HANDSHAKE_RESPONSE:
                 fault = f"answered the handshake with a message of type {message_type:#04x}"
                 # An envelope begins like this.
-                raise AgentProtocolError(f"{fault}; {_ENVELOPE_HINT}" if message_type == ord("{") else fault)
+                raise AgentProtocolError(f"{fault}; {ENVELOPE_HINT}" if message_type == ord("{") else fault)
             self._accept(payload)
         elif message_type == MessageType.PING:
             self._answer_ping(payload)

@@ -87,11 +87,6 @@ class Endpoint:
     # Calls
 
     @property
-    def failing(self) -> bool:
-        """Whether an answer would make a difference to :attr:`ejected`."""
-        return self._failures > 0 or self._ejections > 0
-
-    @property
     def ejected(self) -> bool:
         """Whether its calls have failed so often that others should have them for a while."""
         return self._clock() < self._ejected_until

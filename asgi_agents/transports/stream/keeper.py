@@ -18,7 +18,7 @@ from ...protocol.stream import Framing, HealthState
 from ..background import BackgroundTask
 from ..wire import Address, Wire, connect
 from .balancing import LoadBalancing
-from .connection import Connection, Owner
+from .connection import ENVELOPE_HINT, Connection, Owner
 from .endpoint import Endpoint
 
 logger = logging.getLogger("asgi_agents")
@@ -276,5 +276,5 @@ def _check_socket(path: str) -> None:
 def _no_handshake(settings: Settings) -> str:
     fault = f"not connected within {settings.connect_timeout:g} s"
     if settings.framing is Framing.V2:
-        fault += ", handshake included; an agent of the older kits needs framing='envelope'"
+        fault += f", handshake included; {ENVELOPE_HINT}"
     return fault
