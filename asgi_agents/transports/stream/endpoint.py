@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from ...protocol import EventType
 from ..wire import Address
 from .connection import Capacity, Connection
 
@@ -30,6 +31,8 @@ class Endpoint:
         self.connections: list[Connection] = []
         #: How many calls its instance takes at a time, over all connections.
         self.capacity = Capacity()
+        #: What its instance has said that it hears, at the latest; also while it is away.
+        self.events: frozenset[EventType] = frozenset()
         #: Why it can't be reached; empty where it can, or nobody has tried yet.
         self.fault = ""
         self._clock = clock

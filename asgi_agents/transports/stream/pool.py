@@ -95,7 +95,8 @@ class StreamPool:
         self._choose = chooser(settings.load_balancing)
         self._where: dict[Connection, Endpoint] = {}
         self._rotation: list[Connection] = []
-        # Whether some of them hear what others don't.
+        # What any instance hears, and whether there are connections that don't hear all of it.
+        self._events: frozenset[EventType] = frozenset()
         self._uneven = False
         self._affinities: dict[str, Connection] = {}
         # Those that any connection would do for, and those that want a certain one.
@@ -125,8 +126,10 @@ class StreamPool:
 
     @property
     def events(self) -> frozenset[EventType]:
-        """What any instance that is up hears."""
-        return frozenset().union(*(connection.events for connection in self._rotation))
+        """What any instance hears, also those that are away: what only these hear must not pass without them."""
+        return frozenset().union(
+            *(endpoint.events for endpoint in self._endpoints), *(connection.events for connection in self._rotation)
+        )
 
     @property
     def capabilities(self) -> Sequence[AgentCapabilities]:
@@ -195,7 +198,7 @@ class StreamPool:
         if connection is not None:
             return connection
         correlation_id = correlation_id_of(event)
-        refusal = self._refusal(correlation_id)
+        refusal = self._refusal(correlation_id, event.event_type)
         if refusal is not None:
             raise refusal
         waiter = _Waiter(event.event_type, correlation_id)
@@ -239,16 +242,12 @@ class StreamPool:
 
     def _hears(self, connection: Connection, event_type: EventType) -> bool:
         """Whether it is for this connection to judge such an event, rather than for another."""
-        return (
-            not self._uneven
-            or event_type in connection.events
-            or not any(event_type in other.events for other in self._rotation)
-        )
+        return not self._uneven or event_type in connection.events or event_type not in self._events
 
     def _pick(self, event_type: EventType, correlation_id: str) -> Connection | None:
         candidates = self._rotation
         if self._uneven:
-            candidates = [connection for connection in candidates if event_type in connection.events] or candidates
+            candidates = [connection for connection in candidates if self._hears(connection, event_type)]
         if len(self._endpoints) > 1:
             # Better one that fails often than none.
             candidates = [c for c in candidates if not self._where[c].ejected] or candidates
@@ -268,11 +267,17 @@ class StreamPool:
             connection.requests += 1
         return connection
 
-    def _refusal(self, correlation_id: str) -> AgentError | None:
+    def _refusal(self, correlation_id: str = "", event_type: EventType | None = None) -> AgentError | None:
         """Why it makes no sense to wait for a place; None where it does."""
         if self._closing:
             return AgentUnavailableError("its connections are being closed")
-        if self._rotation or self._affinity(correlation_id) is not None:
+        affinity = self._affinity(correlation_id)
+        usable = self._rotation if affinity is None else [*self._rotation, affinity]
+        if usable and event_type is not None and not any(self._hears(each, event_type) for each in usable):
+            # Others are up, but not those whose judgement it needs.
+            away = [endpoint.fault for endpoint in self._endpoints if event_type in endpoint.events]
+            return AgentConnectionError("; ".join(away)) if all(away) else None
+        if usable:
             return None
         if any(connection.health is HealthState.UNHEALTHY for connection in self._where):
             return AgentUnavailableError("it says that it is unhealthy")
@@ -337,10 +342,11 @@ class StreamPool:
                 # What a lost one has had under way its instance has room for again.
                 self._serve_waiting_for(connection)
         self._serve_waiting()
-        if self._waiting and (refusal := self._refusal("")) is not None:
-            for waiter in self._waiting:
+        for waiter in tuple(self._waiting):
+            refusal = self._refusal(event_type=waiter.event_type)
+            if refusal is not None:
+                del self._waiting[waiter]
                 waiter.refuse(refusal)
-            self._waiting.clear()
         self._changed.set()
         self._changed = anyio.Event()
 
@@ -421,6 +427,7 @@ class StreamPool:
 
     def made(self, endpoint: Endpoint, connection: Connection) -> None:
         self._where[connection] = endpoint
+        endpoint.events = connection.events
         self._note(flapping=endpoint.flapping)
         self._settle()
 
@@ -443,7 +450,8 @@ class StreamPool:
 
     def _note(self, *, flapping: bool = False) -> None:
         self._rotation = [connection for connection in self._where if connection.in_rotation]
-        self._uneven = len({connection.events for connection in self._rotation}) > 1
+        self._events = self.events
+        self._uneven = any(connection.events != self._events for connection in self._rotation)
         is_up = bool(self._rotation)
         came_up, self._was_up = is_up and not self._was_up and not flapping, is_up
         self._peer.pool_changed(self, came_up=came_up)
@@ -453,7 +461,7 @@ class StreamPool:
     async def wait_connected(self) -> None:
         """Wait until there is a connection; raises :class:`AgentError` when none can be made for now."""
         while not self._rotation:
-            refusal = self._refusal("")
+            refusal = self._refusal()
             if refusal is not None:
                 raise refusal
             await self._changed.wait()

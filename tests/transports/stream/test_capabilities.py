@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from asgi_agents import (
+    AgentConnectionError,
     AgentError,
     AgentManager,
     AgentMiddleware,
@@ -252,6 +253,25 @@ async def test_an_event_waits_for_an_instance_that_hears_it() -> None:
         await until(lambda: answers)
 
         assert not answers[0].is_allow
+
+
+async def test_an_event_that_only_an_instance_hears_that_is_away_is_not_let_through(impatient: None) -> None:
+    old, new = Peer(handshake(events=HEADS), behaviour=allow), Peer(handshake(events=BODIES), behaviour=allow)
+    async with client_of(old, new) as client:
+        pool = await connected(client, 2)
+        assert (await client.call(chunk("a"))).is_allow  # type: ignore[union-attr]
+
+        new.greeting = handshake(success=False, error="going")
+        await new.links[0].aclose()
+        await until(lambda: len(pool.connections) == 1 and pool.statistics()[1].state == "down")
+        for name in "ab":
+            with anyio.fail_after(2), pytest.raises(AgentConnectionError, match="going"):
+                await client.call(chunk(name))
+        assert (await client.call(head("c"))).is_allow  # type: ignore[union-attr]
+
+        new.greeting = handshake(events=BODIES)
+        await until(lambda: len(pool.connections) == 2)
+        assert (await client.call(chunk("a"))).is_allow  # type: ignore[union-attr]
 
 
 async def test_one_that_only_a_busy_instance_can_judge_holds_up_nobody_else() -> None:
