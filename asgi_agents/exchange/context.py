@@ -102,9 +102,10 @@ class AgentContext:
             route_id=self.route,
             metadata=metadata or {},
         )
-        if self._failure_mode(agent_id) is None:
+        failure_mode = self._failure_mode(agent_id)
+        if failure_mode is None:
             self._asked_aside.add(agent_id)
-        verdict, response = await self._manager.inspect_guardrail(agent_id, event, self._failure_mode(agent_id))
+        verdict, response = await self._manager.inspect_guardrail(agent_id, event, failure_mode)
         self.record((verdict,))
         if verdict.fails_closed:
             raise unavailable(verdict)
