@@ -2,8 +2,10 @@
 
 from ._version import __version__
 from .agent import Agent
+from .audit import AuditAgent, AuditAnswer, AuditRecord
 from .breaker import BreakerState
 from .config import AgentConfig, BodyMode, CircuitBreakerConfig, FailureMode
+from .correlation import CorrelationFilter, current_correlation_id
 from .decision import AgentDecision, Failure, FailureKind, Verdict
 from .errors import (
     AgentConnectionError,
@@ -21,7 +23,7 @@ from .errors import (
 )
 from .exchange import AgentContext
 from .manager import AgentManager
-from .metrics import AgentMetrics, AgentStatistics
+from .metrics import AgentMetrics, AgentStatistics, Incident
 from .middleware import AgentMiddleware
 from .protocol import (
     PROTOCOL_VERSION,
@@ -67,6 +69,7 @@ from .protocol.stream import (
     HistogramMetric,
     MetricsReport,
 )
+from .redaction import redact_secrets
 from .routing import Route
 from .transports import (
     EndpointStatistics,
@@ -98,7 +101,10 @@ __all__ = [
     "AgentUnavailableError",
     "AgentsError",
     "Allow",
+    "AuditAgent",
+    "AuditAnswer",
     "AuditMetadata",
+    "AuditRecord",
     "Block",
     "BodyMode",
     "BodyMutation",
@@ -109,6 +115,7 @@ __all__ = [
     "ConfigUpdateRequest",
     "ConfigurationError",
     "ConfigureEvent",
+    "CorrelationFilter",
     "CounterMetric",
     "Detection",
     "Encoding",
@@ -130,6 +137,7 @@ __all__ = [
     "HistogramMetric",
     "HttpTransport",
     "InProcessTransport",
+    "Incident",
     "InspectionType",
     "LoadBalancing",
     "MetricsReport",
@@ -153,4 +161,6 @@ __all__ = [
     "WebSocketDrop",
     "WebSocketFrameEvent",
     "__version__",
+    "current_correlation_id",
+    "redact_secrets",
 ]

@@ -63,6 +63,14 @@ class CircuitBreaker:
         return self._state
 
     @property
+    def observed(self) -> BreakerState:
+        """The state, for those who look from another thread: reading it changes nothing."""
+        state = self._state
+        if state is BreakerState.OPEN and self._clock() - self._opened_at >= self._config.reset_timeout:
+            return BreakerState.HALF_OPEN
+        return state
+
+    @property
     def trials(self) -> int:
         """Calls under way in half-open state."""
         return self._trials

@@ -79,6 +79,18 @@ class Verdict(Struct, frozen=True):
         return self.enforced and self.response is not None and not self.response.is_allow
 
     @property
+    def passed_open(self) -> bool:
+        """Whether the agent failed, and its failure mode let that through."""
+        return self.failure is not None and not self.fail_closed
+
+    @property
+    def would_stop(self) -> bool:
+        """Whether a shadow agent would have stopped this, had it a say."""
+        if self.enforced:
+            return False
+        return self.fail_closed if self.response is None else not self.response.is_allow
+
+    @property
     def fails_closed(self) -> bool:
         """Whether the agent's failure stops the connection."""
         return self.enforced and self.failure is not None and self.fail_closed

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import anyio
 from anyio import CancelScope
+from msgspec import Struct, structs
 
 from .breaker import BreakerState, CircuitBreaker
 from .config import AgentConfig, FailureMode
@@ -39,8 +40,12 @@ from .protocol import (
     EventType,
     GuardrailInspectEvent,
     GuardrailResponse,
+    RequestHeadersEvent,
     check_response,
 )
+from .protocol.stream import correlation_id_of
+from .telemetry import ActiveSpan, Telemetry
+from .trace_context import current_traceparent
 from .transports import StreamTransport, Transport
 from .transports.stream import Connection, StreamClient
 
@@ -59,6 +64,8 @@ _TOO_LARGE = {
     EventType.REQUEST_BODY_CHUNK: FailureKind.REQUEST_TOO_LARGE,
     EventType.RESPONSE_BODY_CHUNK: FailureKind.RESPONSE_TOO_LARGE,
 }
+# These carry data, as bytes.
+_WITH_DATA = frozenset({EventType.REQUEST_BODY_CHUNK, EventType.RESPONSE_BODY_CHUNK, EventType.WEBSOCKET_FRAME})
 _WORTH_A_LINE = frozenset({FailureKind.ERROR, FailureKind.TIMEOUT, FailureKind.QUEUE_TIMEOUT, FailureKind.UNAVAILABLE})
 
 
@@ -67,10 +74,25 @@ class Guard:
 
     The order within a call: a permit, the breaker, the agent; all under one deadline. Permit and half-open slot are
     given back however the call ends.
+
+    :param telemetry: where spans and durations go; None: to the global providers.
+    :param tally: what was counted of this agent's id before.
     """
 
-    def __init__(self, config: AgentConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        telemetry: Telemetry | None = None,
+        tally: Tally | None = None,
+    ) -> None:
         self.config = config
+        self.tally = Tally(config.id) if tally is None else tally
+        self._telemetry = Telemetry() if telemetry is None else telemetry
+        # Of each event on each route: the name of its span, and what every such span says.
+        self._own_attributes = {"asgi_agents.agent.id": config.id}
+        self._spans: dict[tuple[EventType, str | None], tuple[str, dict[str, str]]] = {}
         self.breaker = (
             None
             if config.circuit_breaker is None
@@ -87,7 +109,8 @@ class Guard:
         #: Called when the agent has said something new of what it hears.
         self.on_change: Callable[[], object] = lambda: None
         self._limiter = Limiter(config.max_concurrent_calls)
-        self._tally = Tally()
+        # Calls that wait for a place on a connection.
+        self._reserving = 0
         self._failing = False
         self._quiet_until = -math.inf
         self._hears = self.hears
@@ -134,16 +157,22 @@ class Guard:
 
     def metrics(self) -> AgentMetrics:
         """The counts so far."""
-        tally = self._tally
-        return AgentMetrics(
-            calls=tally.outcomes.total(),
-            outcomes=dict(tally.outcomes),
-            shadowed=tally.shadowed,
-            passed_open=tally.passed_open,
-            in_flight=self._limiter.taken,
-            waiting=self._limiter.waiting,
-            duration=tally.duration,
-        )
+        return self.tally.summary(self.active, self.queued)
+
+    @property
+    def active(self) -> int:
+        """Calls under way."""
+        return self._limiter.taken
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a permit or a place on a connection."""
+        return self._limiter.waiting + self._reserving
+
+    @property
+    def breaker_state(self) -> BreakerState | None:
+        """The state of its breaker, if it has one."""
+        return None if self.breaker is None else self.breaker.observed
 
     def statistics(self) -> AgentStatistics:
         """How the agent is now."""
@@ -170,31 +199,58 @@ class Guard:
             or self._limiter.taken >= self._limiter.limit
         )
 
-    async def call(self, event: Event, failure_mode: FailureMode, *, chunk: bool = False) -> Verdict:
+    async def call(
+        self, event: Event, failure_mode: FailureMode, *, chunk: bool = False, route: str | None = None
+    ) -> Verdict:
         """Show ``event`` to the agent. Raises nothing but cancellation.
 
         ``chunk`` selects the deadline of streamed body chunks.
         """
-        verdict, _ = await self._call(event, failure_mode, self.config.chunk_timeout if chunk else self.config.timeout)
+        call = _Call(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
+        # What is one of many has one span with the others, which is not for us to make.
+        if chunk or event.event_type is EventType.WEBSOCKET_FRAME:
+            verdict, _ = await self._call(call)
+            return verdict
+        span = self._start_span(call)
+        if span is None:
+            verdict, _ = await self._call(call)
+            return verdict
+        verdict, _ = await self._call_in(span, call)
         return verdict
 
     async def inspect(
-        self, event: GuardrailInspectEvent, failure_mode: FailureMode
+        self, event: GuardrailInspectEvent, failure_mode: FailureMode, *, route: str | None = None
     ) -> tuple[Verdict, GuardrailResponse]:
         """Ask a guardrail question. The response says nothing useful where the verdict is a failure."""
-        verdict, answer = await self._call(event, failure_mode, self.config.timeout)
+        call = _Call(event, failure_mode, route, self.config.timeout)
+        span = self._start_span(call)
+        verdict, answer = await (self._call(call) if span is None else self._call_in(span, call))
         if isinstance(answer, GuardrailResponse):
             return verdict, answer
         return verdict, _guardrail_from(verdict.response or ALLOW)
 
-    def skip(self, event_type: EventType, kind: FailureKind, failure_mode: FailureMode, fault: str) -> Verdict:
-        """The verdict on a body that is too large to show to this agent; it is not called."""
-        return self._failed(event_type, failure_mode, 0.0, Failure(kind, self._describe(event_type, fault)))
-
-    def lost(self, event_type: EventType, failure_mode: FailureMode) -> Verdict:
-        """The verdict on a call whose task was cancelled from inside, so that it came to nothing."""
-        fault = self._describe(event_type, "its task was cancelled, though nobody has cancelled it")
-        return self._failed(event_type, failure_mode, 0.0, Failure(FailureKind.ERROR, fault))
+    def skip(
+        self,
+        event_type: EventType,
+        kind: FailureKind,
+        failure_mode: FailureMode,
+        fault: str,
+        *,
+        correlation_id: str = "",
+        route: str | None = None,
+    ) -> Verdict:
+        """The verdict on an event that was not shown to the agent, or whose call came to nothing."""
+        failure = Failure(kind, self._describe(event_type, fault))
+        verdict = Verdict(
+            self.config.id, event_type, None, failure, failure_mode != FailureMode.OPEN, self.config.enforce, 0.0
+        )
+        name, attributes = self._span_of(event_type, route)
+        span = self._telemetry.tracing.call(name, attributes, correlation_id, remote=self._transport.remote)
+        if span is not None:
+            with span:
+                span.tell(verdict)
+        self._count(verdict, time.monotonic(), correlation_id, route)
+        return verdict
 
     async def configure(self) -> None:
         """Hand the agent its configuration, unless it has it; raises :class:`AgentError` when it doesn't take it.
@@ -260,40 +316,91 @@ class Guard:
             self._hears = self.hears
             self.on_change()
 
-    async def _call(
-        self, event: Event, failure_mode: FailureMode, timeout: float
-    ) -> tuple[Verdict, AgentResponse | GuardrailResponse]:
-        event_type = event.event_type
-        started = time.monotonic()
+    def _start_span(self, call: "_Call") -> ActiveSpan | None:
+        event = call.event
+        name, attributes = self._span_of(event.event_type, call.route)
+        return self._telemetry.tracing.call(name, attributes, correlation_id_of(event), remote=self._transport.remote)
+
+    def _span_of(self, event_type: EventType, route: str | None) -> tuple[str, dict[str, str]]:
+        span = self._spans.get((event_type, route))
+        if span is None:
+            attributes = {"asgi_agents.agent.id": self.config.id, "asgi_agents.event": event_type.value}
+            if route is not None:
+                attributes["asgi_agents.route"] = route
+            span = self._spans[event_type, route] = (f"{event_type.value} {self.config.id}", attributes)
+        return span
+
+    async def _call_in(self, span: ActiveSpan, call: "_Call") -> tuple[Verdict, AgentResponse | GuardrailResponse]:
+        with span:
+            if isinstance(call.event, RequestHeadersEvent):
+                # What the agent does for this call belongs under it, not beside it.
+                call.event = structs.replace(
+                    call.event, metadata=structs.replace(call.event.metadata, traceparent=current_traceparent())
+                )
+            verdict, answer = await self._call(call)
+            span.tell(verdict)
+            return verdict, answer
+
+    async def _call(self, call: "_Call") -> tuple[Verdict, AgentResponse | GuardrailResponse]:
+        call.started = time.monotonic()
         if self.client is not None:
-            timeout *= self.client.timeout_multiplier
+            call.timeout *= self.client.timeout_multiplier
+        answer: AgentResponse | GuardrailResponse = ALLOW
+        failure = None
         try:
             if not self._limiter.try_acquire():
-                await self._queue(event, timeout, failure_mode)
+                await self._queue(call)
             try:
-                answer = await self._guarded(event, timeout, started, failure_mode)
+                answer = await self._guarded(call)
             finally:
                 self._limiter.release()
         except Exception as exc:
-            return self._failed(
-                event_type, failure_mode, time.monotonic() - started, self._explain(event_type, exc)
-            ), ALLOW
-        if self._failing:
-            self._failing = False
-            logger.info("agent %r answers again", self.config.id)
+            failure = self._explain(call.event.event_type, exc)
+        return self._judged(call, answer, failure), answer
+
+    def _judged(self, call: "_Call", answer: AgentResponse | GuardrailResponse, failure: Failure | None) -> Verdict:
+        """The verdict on a call that has ended, counted."""
+        event = call.event
+        event_type = event.event_type
+        ended = time.monotonic()
         verdict = Verdict(
             self.config.id,
             event_type,
-            answer if isinstance(answer, AgentResponse) else ALLOW,
-            None,
-            failure_mode != FailureMode.OPEN,
+            None if failure is not None else answer if isinstance(answer, AgentResponse) else ALLOW,
+            failure,
+            call.failure_mode != FailureMode.OPEN,
             self.config.enforce,
-            time.monotonic() - started,
+            ended - call.started,
         )
-        self._tally.count(verdict)
-        return verdict, answer
+        self.tally.queue_waits.add(call.queued)
+        self._telemetry.metering.queue_duration.record(call.queued, self._own_attributes)
+        size = len(event.data) if event_type in _WITH_DATA else 0  # type: ignore[union-attr]
+        self._count(verdict, ended, correlation_id_of(event), call.route, size)
+        return verdict
 
-    async def _queue(self, event: Event, timeout: float, failure_mode: FailureMode) -> None:
+    def _count(self, verdict: Verdict, now: float, correlation_id: str, route: str | None, size: int = 0) -> None:
+        series = self.tally.count(verdict, now, correlation_id=correlation_id, route=route, size=size)
+        self._telemetry.metering.call_duration.record(verdict.duration, series.attributes)
+        if verdict.failure is None:
+            if self._failing:
+                self._failing = False
+                logger.info("agent %r answers again", self.config.id)
+        elif not self._failing and verdict.failure.kind in _WORTH_A_LINE:
+            # An agent that fails now and then would otherwise fill the log: it gets a line a minute.
+            now = self._clock()
+            if now >= self._quiet_until:
+                self._failing = True
+                self._quiet_until = now + _LOG_INTERVAL
+                logger.warning("%s (logged once until it answers again)", verdict.failure.message)
+
+    async def _queue(self, call: "_Call") -> None:
+        waited_from = time.monotonic()
+        try:
+            await self._wait_for_permit(call.event, call.timeout, call.failure_mode)
+        finally:
+            call.queued += time.monotonic() - waited_from
+
+    async def _wait_for_permit(self, event: Event, timeout: float, failure_mode: FailureMode) -> None:
         if failure_mode is FailureMode.OPEN and self.client is not None and self.client.is_paused(event):
             # The permits are with calls that are held until the pause is over. This one need not be.
             raise AgentUnavailableError("it has asked for a pause")
@@ -308,19 +415,16 @@ class Guard:
                 f"none of its {self._limiter.limit} concurrent calls ended within the deadline of {timeout:g} s",
             )
 
-    async def _guarded(
-        self, event: Event, timeout: float, started: float, failure_mode: FailureMode
-    ) -> AgentResponse | GuardrailResponse:
+    async def _guarded(self, call: "_Call") -> AgentResponse | GuardrailResponse:
         if not self._configured:
-            await self._await_configuration(timeout, started)
+            await self._await_configuration(call.timeout, call.started)
         breaker = self.breaker
         generation = 0 if breaker is None else breaker.acquire()
         if generation is None:
             raise self._breaker_refusal()
         try:
-            # While an agent has paused, there is nothing to wait for where it can be done without.
-            answer = await self._deliver(event, timeout, started, hold=failure_mode is not FailureMode.OPEN)
-            judgement = self._judgement(event.event_type, answer)
+            answer = await self._deliver(call)
+            judgement = self._judgement(call.event.event_type, answer)
         except BaseException as exc:
             if breaker is not None:
                 if (
@@ -355,18 +459,19 @@ class Guard:
             return answer
         return self._checked(event_type, answer)
 
-    async def _deliver(self, event: Event, timeout: float, started: float, *, hold: bool = True) -> Answer | None:
+    async def _deliver(self, call: "_Call") -> Answer | None:
+        event = call.event
         try:
             if self.client is not None:
                 connection = self.client.reserve_now(event)
                 if connection is None:
-                    connection = await self._reserve(self.client, event, timeout, started, hold=hold)
-                return await connection.call(event, started + timeout)
+                    connection = await self._reserve(self.client, call)
+                return await connection.call(event, call.started + call.timeout)
             if self._transport.may_suspend(event.event_type):
-                return await self._within(self._transport.call(event), timeout, started)
+                return await self._within(self._transport.call(event), call.timeout, call.started)
             return await self._transport.call(event)
         except AgentTimeoutError as exc:
-            raise _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {timeout:g} s") from exc
+            raise _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {call.timeout:g} s") from exc
         except asyncio.CancelledError as exc:
             if _was_asked_for():
                 raise
@@ -388,16 +493,23 @@ class Guard:
             answer, may_mutate=self.config.body_access == "write", may_set_host=self.config.may_set_host
         )
 
-    async def _reserve(
-        self, client: StreamClient, event: Event, timeout: float, started: float, *, hold: bool
-    ) -> Connection:
+    async def _reserve(self, client: StreamClient, call: "_Call") -> Connection:
         """Wait for a place on one of the agent's connections, under what is left of the deadline."""
-        with CancelScope(deadline=anyio.current_time() + started + timeout - time.monotonic()):
-            return await client.reserve(event, hold=hold)
-        waited_for = client.why_waiting(event)
+        waited_from = time.monotonic()
+        self._reserving += 1
+        try:
+            with CancelScope(deadline=anyio.current_time() + call.started + call.timeout - waited_from):
+                # While an agent has paused, there is nothing to wait for where it can be done without.
+                return await client.reserve(call.event, hold=call.failure_mode is not FailureMode.OPEN)
+        finally:
+            self._reserving -= 1
+            call.queued += time.monotonic() - waited_from
+        waited_for = client.why_waiting(call.event)
         if waited_for:
-            raise _NoVerdict(FailureKind.QUEUE_TIMEOUT, f"not sent within the deadline of {timeout:g} s: {waited_for}")
-        raise _NoVerdict(FailureKind.TIMEOUT, f"not connected within the deadline of {timeout:g} s")
+            raise _NoVerdict(
+                FailureKind.QUEUE_TIMEOUT, f"not sent within the deadline of {call.timeout:g} s: {waited_for}"
+            )
+        raise _NoVerdict(FailureKind.TIMEOUT, f"not connected within the deadline of {call.timeout:g} s")
 
     async def _within(self, call: Coroutine[Any, Any, T], timeout: float, started: float) -> T:
         """Await ``call`` under what is left of the deadline."""
@@ -440,7 +552,7 @@ class Guard:
 
     async def _hand_over(self, config: Any, timeout: float, started: float) -> None:
         event = ConfigureEvent(agent_id=self.config.id, config=config)
-        answer = await self._deliver(event, timeout, started)
+        answer = await self._deliver(_Call(event, FailureMode.CLOSED, None, timeout, started))
         if not self._checked(event.event_type, answer).is_allow:
             raise AgentError("refused its configuration")
 
@@ -471,29 +583,21 @@ class Guard:
         # A fault may quote what the agent sent.
         return f"agent {self.config.id!r}, {event_type.value}: {printable(fault)}"
 
-    def _failed(self, event_type: EventType, failure_mode: FailureMode, duration: float, failure: Failure) -> Verdict:
-        verdict = Verdict(
-            self.config.id,
-            event_type,
-            None,
-            failure,
-            failure_mode != FailureMode.OPEN,
-            self.config.enforce,
-            duration,
-        )
-        self._tally.count(verdict)
-        if not self._failing and failure.kind in _WORTH_A_LINE:
-            # An agent that fails now and then would otherwise fill the log: it gets a line a minute.
-            now = self._clock()
-            if now >= self._quiet_until:
-                self._failing = True
-                self._quiet_until = now + _LOG_INTERVAL
-                logger.warning("%s (logged once until it answers again)", failure.message)
-        return verdict
-
     def _breaker_changed(self, old: BreakerState, new: BreakerState) -> None:
+        self.tally.transitions[new.value] += 1
         level = logging.WARNING if new is BreakerState.OPEN else logging.INFO
         logger.log(level, "agent %r: circuit breaker %s -> %s", self.config.id, old.value, new.value)
+
+
+class _Call(Struct):
+    """An event on its way to the agent. ``timeout`` counts from ``started``; ``queued`` is how long it has waited."""
+
+    event: Event
+    failure_mode: FailureMode
+    route: str | None
+    timeout: float
+    started: float = 0.0
+    queued: float = 0.0
 
 
 class _NoVerdict(Exception):  # noqa: N818 - it says what there is not

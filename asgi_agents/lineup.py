@@ -8,8 +8,8 @@ from msgspec import Struct
 from .config import DEFAULT_MAX_BODY_BYTES, FailureMode
 from .decision import FailureKind, Verdict, is_denied
 from .guard import Guard
-from .protocol import Event, EventType
-from .protocol.stream import CancelReason
+from .protocol import BodyChunkEvent, Event, EventType
+from .protocol.stream import CancelReason, correlation_id_of
 from .transports.stream import cancel_reason
 
 # All that can follow the head of an http request.
@@ -26,18 +26,42 @@ AgentReference = str | tuple[str, FailureMode]
 
 
 class RouteAgent(Struct, frozen=True):
-    """An agent on a route, with the failure mode that holds there."""
+    """An agent on a route (None: of no route in particular), with the failure mode that holds there."""
 
     guard: Guard
     failure_mode: FailureMode
+    route: str | None = None
 
     def hear(self, event: Event, *, chunk: bool = False) -> Awaitable[Verdict]:
         """Show ``event`` to the agent."""
-        return self.guard.call(event, self.failure_mode, chunk=chunk)
+        return self.guard.call(event, self.failure_mode, chunk=chunk, route=self.route)
 
-    def lost(self, event_type: EventType) -> Verdict:
-        """The verdict on a call that vanished."""
-        return self.guard.lost(event_type, self.failure_mode)
+    def lost(self, event: Event) -> Verdict:
+        """The verdict on a call whose task was cancelled from inside, so that it came to nothing."""
+        fault = "its task was cancelled, though nobody has cancelled it"
+        return self._skip(event.event_type, correlation_id_of(event), FailureKind.ERROR, fault)
+
+    def body_too_large(self, event_type: EventType, correlation_id: str, limit: int) -> Verdict:
+        """The verdict of an agent that is not shown a body because it is over ``limit`` bytes."""
+        request = event_type is EventType.REQUEST_BODY_CHUNK
+        kind = FailureKind.REQUEST_TOO_LARGE if request else FailureKind.RESPONSE_TOO_LARGE
+        return self._skip(event_type, correlation_id, kind, f"body over its limit of {limit} bytes")
+
+    def _skip(self, event_type: EventType, correlation_id: str, kind: FailureKind, fault: str) -> Verdict:
+        return self.guard.skip(
+            event_type, kind, self.failure_mode, fault, correlation_id=correlation_id, route=self.route
+        )
+
+
+class RouteListing(Struct, frozen=True):
+    """What is known of a route without resolving it.
+
+    ``path`` is None for what no route matches, ``methods`` None for all. ``agents`` is None for all agents there are.
+    """
+
+    path: str | None
+    methods: tuple[str, ...] | None
+    agents: tuple[AgentReference, ...] | None
 
 
 class Lineup:
@@ -161,7 +185,7 @@ async def _ask_at_once(
         # A call can end without verdict and without error, when its task is cancelled from inside, and the others with
         # it. Silence is never consent.
         for index in waiting:
-            verdicts[index] = verdicts[index] or agents[index].lost(event.event_type)
+            verdicts[index] = verdicts[index] or agents[index].lost(event)
 
 
 def chain(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:
@@ -176,10 +200,12 @@ def chain(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:
     return steps
 
 
-def check_body_size(agent: RouteAgent, event_type: EventType, size: int) -> Verdict | None:
+def check_body_size(agent: RouteAgent, event: BodyChunkEvent) -> Verdict | None:
     """The verdict on a whole body that is too large for ``agent``, or None where it isn't."""
-    limit = held_limit(agent, event_type)
-    return None if size <= limit else body_too_large(agent, event_type, limit)
+    limit = held_limit(agent, event.event_type)
+    if len(event.data) <= limit:
+        return None
+    return agent.body_too_large(event.event_type, event.correlation_id, limit)
 
 
 def body_limit(agent: RouteAgent, event_type: EventType) -> int | None:
@@ -195,10 +221,3 @@ def held_limit(agent: RouteAgent, event_type: EventType) -> int:
     limit = DEFAULT_MAX_BODY_BYTES if limit is None else limit
     most = agent.guard.max_body_size
     return limit if most is None else min(limit, most)
-
-
-def body_too_large(agent: RouteAgent, event_type: EventType, limit: int) -> Verdict:
-    """The verdict of an agent that is not shown a body because it is over ``limit`` bytes."""
-    request = event_type is EventType.REQUEST_BODY_CHUNK
-    kind = FailureKind.REQUEST_TOO_LARGE if request else FailureKind.RESPONSE_TOO_LARGE
-    return agent.guard.skip(event_type, kind, agent.failure_mode, f"body over its limit of {limit} bytes")

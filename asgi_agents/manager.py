@@ -8,13 +8,16 @@ from typing import Any, Self
 
 import anyio
 from msgspec.structs import replace
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
 
+from .catalogue import Metered
 from .config import AgentConfig, FailureMode
 from .decision import AgentDecision, Verdict, failure_block, merge
 from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
 from .guard import Guard
-from .lineup import AgentReference, Lineup, RouteAgent, chain, check_body_size, consult
-from .metrics import AgentMetrics, AgentStatistics
+from .lineup import AgentReference, Lineup, RouteAgent, RouteListing, chain, check_body_size, consult
+from .metrics import AgentMetrics, AgentStatistics, Tally
 from .protocol import (
     BodyChunkEvent,
     EventType,
@@ -27,7 +30,9 @@ from .protocol import (
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
-from .protocol.stream import AgentCapabilities
+from .protocol.stream import AgentCapabilities, MetricsReport
+from .reports import Reports
+from .telemetry import Telemetry
 from .transports.stream import ConfigUpdateCallback, MetricsCallback
 
 
@@ -45,6 +50,8 @@ class AgentManager:
     :param on_metrics_report: called with the agent's id and the :class:`MetricsReport` that an agent behind the stream
         transport has sent; ``on_config_update`` with its :class:`ConfigUpdateRequest`. Both run on the event loop and
         must not block. What they raise is logged.
+    :param tracer_provider: where the spans go; None: to OpenTelemetry's global provider, if the application sets one.
+        ``meter_provider`` likewise for metrics.
     :param clock: monotonic seconds, for the breakers.
     """
 
@@ -54,6 +61,8 @@ class AgentManager:
         *,
         on_metrics_report: MetricsCallback | None = None,
         on_config_update: ConfigUpdateCallback | None = None,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, callback in (("on_metrics_report", on_metrics_report), ("on_config_update", on_config_update)):
@@ -62,8 +71,13 @@ class AgentManager:
         self._on_metrics_report = on_metrics_report
         self._on_config_update = on_config_update
         self._clock = clock
+        self.telemetry = Telemetry(tracer_provider, meter_provider)
+        #: What agents behind the stream transport have reported of themselves.
+        self.reports = Reports()
+        #: Which agents hear which paths, as the middlewares that share this manager have it.
+        self.listings: list[RouteListing] = []
         self._guards: dict[str, Guard] = {}
-        self._lineups: dict[tuple[tuple[AgentReference, ...] | None, bool], Lineup] = {}
+        self._lineups: dict[tuple[tuple[AgentReference, ...] | None, str | None, bool], Lineup] = {}
         self._retired: list[Lineup] = []
         #: Ids of the connections that are open now, among all who share this manager.
         self.live_correlation_ids: set[str] = set()
@@ -80,6 +94,8 @@ class AgentManager:
                     f"AgentManager: two agents have the id {config.id!r}, expected each to be unique"
                 )
             self._guards[config.id] = self._make_guard(config)
+        for guard in self._guards.values():
+            self.telemetry.metering.add(guard)
 
     # What is there
 
@@ -96,6 +112,20 @@ class AgentManager:
     def statistics(self) -> Mapping[str, AgentStatistics]:
         """How each agent is now, by id: calls under way and waiting, breaker, connections."""
         return {agent_id: guard.statistics() for agent_id, guard in self._guards.items()}
+
+    @property
+    def metered(self) -> Sequence[Metered]:
+        """The agents, for those who export their metrics."""
+        return tuple(self._guards.values())
+
+    def export_prometheus(self) -> str:
+        """All metrics of all agents, and those that agents report, in the Prometheus text format.
+
+        :raises ConfigurationError: the ``prometheus`` extra is missing.
+        """
+        from .prometheus import export
+
+        return export(self)
 
     def agent_capabilities(self, agent_id: str) -> AgentCapabilities | None:
         """What an agent has said of itself in the handshake of the stream transport.
@@ -121,13 +151,19 @@ class AgentManager:
             known = ", ".join(self._guards) or "none"
             raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {known}") from None
 
-    def lineup(self, agents: Iterable[AgentReference] | None, *, missing_ok: bool = False) -> Lineup:
-        """Resolve ``agents``; ``missing_ok`` leaves out those that were removed."""
+    def lineup(
+        self, agents: Iterable[AgentReference] | None, *, route: str | None = None, missing_ok: bool = False
+    ) -> Lineup:
+        """Resolve ``agents``, those of ``route``; ``missing_ok`` leaves out those that were removed."""
         references = None if agents is None else tuple(agents)
-        lineup = self._lineups.get((references, missing_ok))
+        lineup = self._lineups.get((references, route, missing_ok))
         if lineup is None:
-            lineup = self._lineups[references, missing_ok] = self._resolve(references, missing_ok)
+            lineup = self._lineups[references, route, missing_ok] = self._resolve(references, route, missing_ok)
         return lineup
+
+    def list_routes(self, listings: Iterable[RouteListing]) -> None:
+        """Have these routes shown, on the status page for one; a middleware tells its own."""
+        self.listings += [listing for listing in listings if listing not in self.listings]
 
     # Events
 
@@ -191,13 +227,18 @@ class AgentManager:
         return response
 
     async def inspect_guardrail(
-        self, agent_id: str, event: GuardrailInspectEvent, failure_mode: FailureMode | None = None
+        self,
+        agent_id: str,
+        event: GuardrailInspectEvent,
+        failure_mode: FailureMode | None = None,
     ) -> tuple[Verdict, GuardrailResponse]:
         """:meth:`call_guardrail_agent`, with the verdict; one that fails closed is not raised."""
         guard = self.guard(agent_id)
         if EventType.GUARDRAIL_INSPECT not in guard.hears:
             raise UnknownAgentError(f"agent {agent_id!r} does not hear {EventType.GUARDRAIL_INSPECT.value}")
-        verdict, response = await guard.inspect(event, FailureMode(failure_mode or guard.config.failure_mode))
+        verdict, response = await guard.inspect(
+            event, FailureMode(failure_mode or guard.config.failure_mode), route=event.route_id
+        )
         if verdict.failure is not None or not verdict.enforced:
             return verdict, GuardrailResponse(detected=False)
         return verdict, response
@@ -306,6 +347,7 @@ class AgentManager:
                 f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
             )
         guard = self._guards[config.id] = self._make_guard(config)
+        self.telemetry.metering.add(guard)
         self._retire_lineups()
         await _try_to_configure(guard)
         self._watch(guard)
@@ -317,8 +359,7 @@ class AgentManager:
         ``drain_timeout`` seconds. Returns then. Raises :class:`UnknownAgentError`, also when the old one is removed
         meanwhile.
         """
-        self.guard(config.id)
-        new = self._make_guard(config)
+        new = self._make_guard(config, self.guard(config.id).tally)
         await _try_to_configure(new)
         try:
             old = self.guard(config.id)
@@ -326,6 +367,8 @@ class AgentManager:
             await new.retire()
             raise
         self._guards[config.id] = new
+        self.telemetry.metering.discard(old)
+        self.telemetry.metering.add(new)
         self._retire_lineups()
         self._watch(new)
         await self._drain(old, drain_timeout)
@@ -341,18 +384,25 @@ class AgentManager:
         """Remove an agent, also from the routes that name it. Drains like :meth:`replace_agent`."""
         old = self.guard(agent_id)
         del self._guards[agent_id]
+        self.telemetry.metering.discard(old)
+        self.reports.forget(agent_id)
         self._retire_lineups()
         await self._drain(old, drain_timeout)
 
     # How
 
-    def _make_guard(self, config: AgentConfig) -> Guard:
-        guard = Guard(config, clock=self._clock)
+    def _make_guard(self, config: AgentConfig, tally: Tally | None = None) -> Guard:
+        guard = Guard(config, clock=self._clock, telemetry=self.telemetry, tally=tally)
         guard.on_change = self._retire_lineups
         if guard.client is not None:
-            guard.client.on_metrics_report = self._on_metrics_report
+            guard.client.on_metrics_report = self._metrics_reported
             guard.client.on_config_update = self._on_config_update
         return guard
+
+    def _metrics_reported(self, agent_id: str, endpoint: str, report: MetricsReport) -> None:
+        self.reports.add(agent_id, endpoint, report, time.monotonic())
+        if self._on_metrics_report is not None:
+            self._on_metrics_report(agent_id, report)
 
     async def _process_in_parallel(
         self,
@@ -368,11 +418,7 @@ class AgentManager:
         with self._held(agents) as lineup:
             verdicts: list[Verdict] = []
             for group in chain(lineup.hearing(event.event_type)):
-                refusals = (
-                    {}
-                    if chunk
-                    else {agent: check_body_size(agent, event.event_type, len(event.data)) for agent in group}
-                )
+                refusals = {} if chunk else {agent: check_body_size(agent, event) for agent in group}
                 asked = [agent for agent in group if refusals.get(agent) is None]
                 answers = await consult(asked, event, chunk=chunk, final=event.is_last)
                 refused = [verdict for verdict in refusals.values() if verdict is not None]
@@ -423,16 +469,16 @@ class AgentManager:
         for watch in self._watchers:
             watch(guard)
 
-    def _resolve(self, references: tuple[AgentReference, ...] | None, missing_ok: bool) -> Lineup:
+    def _resolve(self, references: tuple[AgentReference, ...] | None, route: str | None, missing_ok: bool) -> Lineup:
         if references is None:
-            return Lineup([RouteAgent(guard, guard.config.failure_mode) for guard in self._guards.values()])
+            return Lineup([RouteAgent(guard, guard.config.failure_mode, route) for guard in self._guards.values()])
         agents = []
         for reference in references:
             agent_id, failure_mode = (reference, None) if isinstance(reference, str) else reference
             if missing_ok and agent_id not in self._guards:
                 continue
             guard = self.guard(agent_id)
-            agents.append(RouteAgent(guard, FailureMode(failure_mode or guard.config.failure_mode)))
+            agents.append(RouteAgent(guard, FailureMode(failure_mode or guard.config.failure_mode), route))
         return Lineup(agents)
 
     def _retire_lineups(self) -> None:

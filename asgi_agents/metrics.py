@@ -1,13 +1,22 @@
-"""Plain counters of what an agent was asked and what it said. Exporters read them; nothing here knows OpenTelemetry."""
+"""Plain counts of what an agent was asked and what it said. Exporters read them; nothing here knows one of them."""
 
-from collections import Counter
-from collections.abc import Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
 from .breaker import BreakerState
-from .decision import Verdict
+from .decision import FailureKind, Verdict
+from .distribution import SIZE, Distribution
+from .history import History, Totals
+from .protocol import EventType
 from .transports import EndpointStatistics
+
+# How many of an agent's latest failures and of its latest denials are remembered.
+_MAX_INCIDENTS = 50
+_BODY_SKIPPED = frozenset({FailureKind.REQUEST_TOO_LARGE.value, FailureKind.RESPONSE_TOO_LARGE.value})
+_FAILURES = frozenset(kind.value for kind in FailureKind)
 
 
 class AgentMetrics(Struct, frozen=True, kw_only=True):
@@ -15,17 +24,23 @@ class AgentMetrics(Struct, frozen=True, kw_only=True):
 
     ``outcomes`` counts verdicts by outcome (``allow``, ``block``, …, ``timeout``, ``breaker_open``, …), ``shadowed``
     the denials and failures of a shadow agent that would have stopped something, ``passed_open`` failures that were let
-    through by the failure mode. ``in_flight`` and ``waiting`` are calls now; ``duration`` is seconds spent in all
-    calls.
+    through by the failure mode, ``skipped_bodies`` those of them that were bodies over the agent's limit.
+    ``in_flight`` and ``waiting`` are calls now; ``duration`` is seconds spent in all calls, ``queued`` seconds of that
+    spent waiting for a permit or a place on a connection. ``inspected`` is bytes of bodies and websocket messages by
+    event, ``breaker_transitions`` counts how often the breaker came to be in a state.
     """
 
     calls: int
     outcomes: dict[str, int]
     shadowed: int
     passed_open: int
+    skipped_bodies: int
     in_flight: int
     waiting: int
     duration: float
+    queued: float
+    inspected: dict[str, int]
+    breaker_transitions: dict[str, int]
 
 
 class AgentStatistics(Struct, frozen=True, kw_only=True):
@@ -49,22 +64,151 @@ class AgentStatistics(Struct, frozen=True, kw_only=True):
         return sum(endpoint.connections for endpoint in self.endpoints)
 
 
+class Incident(Struct, frozen=True, kw_only=True):
+    """A call that came out as a failure or as anything but allow.
+
+    ``time`` is seconds since the epoch, ``duration`` seconds. ``message`` says what went wrong, and is empty for a
+    denial.
+    """
+
+    time: float
+    correlation_id: str
+    route: str | None
+    event: str
+    outcome: str
+    failed: bool
+    failure_mode: str
+    enforced: bool
+    duration: float
+    message: str
+
+
+class Series:
+    """The calls to one agent that had the same event, outcome, failure mode and weight."""
+
+    __slots__ = ("attributes", "durations", "enforced", "event", "fail_closed", "failed", "latest", "outcome")
+
+    def __init__(self, agent_id: str, event: str, outcome: str, fail_closed: bool, enforced: bool) -> None:
+        self.event = event
+        self.outcome = outcome
+        self.failed = outcome in _FAILURES
+        self.fail_closed = fail_closed
+        self.enforced = enforced
+        self.durations = Distribution()
+        #: What the exported duration of such a call is described by.
+        self.attributes: Mapping[str, str] = {
+            "asgi_agents.agent.id": agent_id,
+            "asgi_agents.event": event,
+            ("error.type" if self.failed else "asgi_agents.decision"): outcome,
+        }
+        #: The last such call, unless it was one of the many that just allow.
+        self.latest: Incident | None = None
+
+    @property
+    def denied(self) -> bool:
+        """Whether the agent said that this must not pass."""
+        return not self.failed and self.outcome != "allow"
+
+    @property
+    def passed_open(self) -> bool:
+        """Whether these failures were let through by the failure mode."""
+        return self.failed and not self.fail_closed
+
+    @property
+    def body_skipped(self) -> bool:
+        """Whether these are bodies that went on without the agent."""
+        return self.outcome in _BODY_SKIPPED and not (self.fail_closed and self.enforced)
+
+    @property
+    def shadowed(self) -> bool:
+        """Whether these would have stopped something, had the agent had a say."""
+        return not self.enforced and (self.denied or (self.failed and self.fail_closed))
+
+
 class Tally:
-    """The counters behind :class:`AgentMetrics`."""
+    """The counters behind :class:`AgentMetrics`.
 
-    __slots__ = ("duration", "outcomes", "passed_open", "shadowed")
+    It belongs to an agent's id, and stays when :meth:`AgentManager.replace_agent` puts another in its place.
+    """
 
-    def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.shadowed = 0
-        self.passed_open = 0
-        self.duration = 0.0
+    def __init__(self, agent_id: str = "") -> None:
+        self.agent_id = agent_id
+        self.queue_waits = Distribution()
+        #: Bytes shown, and transitions to a state.
+        self.inspected: Counter[str] = Counter()
+        self.transitions: Counter[str] = Counter()
+        self.failures: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
+        self.denials: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
+        self.history = History(self._totals)
+        self._series: dict[tuple[EventType, str, bool, bool], Series] = {}
 
-    def count(self, verdict: Verdict) -> None:
-        """Add one verdict."""
-        self.outcomes[verdict.outcome] += 1
-        self.duration += verdict.duration
-        if verdict.failure is not None and not verdict.fail_closed:
-            self.passed_open += 1
-        elif not verdict.enforced and (verdict.response is None or not verdict.response.is_allow):
-            self.shadowed += 1
+    @property
+    def series(self) -> Iterable[Series]:
+        """Everything that was counted."""
+        # Scrapers may run in another thread.
+        return tuple(self._series.values())
+
+    def count(
+        self, verdict: Verdict, now: float, *, correlation_id: str = "", route: str | None = None, size: int = 0
+    ) -> Series:
+        """Add one verdict, on an event of ``size`` bytes; ``now`` is monotonic seconds."""
+        outcome = verdict.outcome
+        key = (verdict.event_type, outcome, verdict.fail_closed, verdict.enforced)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = Series(
+                verdict.agent_id, verdict.event_type.value, outcome, verdict.fail_closed, verdict.enforced
+            )
+        if now >= self.history.until:
+            self.history.turn(now)
+        series.durations.add(verdict.duration)
+        if size and verdict.failure is None:
+            self.inspected[series.event] += size
+        if outcome != "allow":
+            self._remember(series, verdict, correlation_id, route)
+        return series
+
+    def summary(self, in_flight: int, waiting: int) -> AgentMetrics:
+        """The counts so far, beside those of the moment."""
+        outcomes: Counter[str] = Counter()
+        for each in self.series:
+            outcomes[each.outcome] += each.durations.count
+        return AgentMetrics(
+            calls=outcomes.total(),
+            outcomes=dict(outcomes),
+            shadowed=sum(each.durations.count for each in self.series if each.shadowed),
+            passed_open=sum(each.durations.count for each in self.series if each.passed_open),
+            skipped_bodies=sum(each.durations.count for each in self.series if each.body_skipped),
+            in_flight=in_flight,
+            waiting=waiting,
+            duration=sum(each.durations.total for each in self.series),
+            queued=self.queue_waits.total,
+            inspected=dict(self.inspected),
+            breaker_transitions=dict(self.transitions),
+        )
+
+    def _remember(self, series: Series, verdict: Verdict, correlation_id: str, route: str | None) -> None:
+        series.latest = Incident(
+            time=time.time(),
+            correlation_id=correlation_id,
+            route=route,
+            event=series.event,
+            outcome=series.outcome,
+            failed=series.failed,
+            failure_mode="closed" if verdict.fail_closed else "open",
+            enforced=verdict.enforced,
+            duration=verdict.duration,
+            message="" if verdict.failure is None else verdict.failure.message,
+        )
+        (self.failures if series.failed else self.denials).append(series.latest)
+
+    def _totals(self) -> Totals:
+        calls = denials = failures = 0
+        buckets = [0] * SIZE
+        for each in self.series:
+            number = each.durations.count
+            calls += number
+            denials += number if each.denied else 0
+            failures += number if each.failed else 0
+            buckets = [total + count for total, count in zip(buckets, each.durations.buckets, strict=True)]
+        return Totals(calls, denials, failures, buckets)

@@ -3,15 +3,22 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .audit import Audit, AuditHook, Auditor, Redact
 from .config import AgentConfig
+from .correlation import enter, leave
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .exchange import AgentContext, ChallengeRenderer, HttpExchange, WebSocketExchange, correlation_id
+from .exchange.scope import CORRELATION_HEADER
 from .lineup import AgentReference
 from .manager import AgentManager
-from .protocol import EventType
+from .protocol import TOKEN, EventType
+from .redaction import redact_secrets
 from .routing import Route, Router
+from .telemetry import mark_current_span
 
 _HTTP_EVENTS = frozenset(
     {
@@ -22,6 +29,8 @@ _HTTP_EVENTS = frozenset(
         EventType.REQUEST_COMPLETE,
     }
 )
+# Where the headers of a response are.
+_HEADS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _WEBSOCKET_EVENTS = _HTTP_EVENTS | {EventType.WEBSOCKET_FRAME}
 
 
@@ -39,6 +48,16 @@ class AgentMiddleware:
     :param default_agents: who hears connections that no route matches. None: nobody, if there are routes.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
+    :param correlation_header: the request header whose value, if it is a sane token of at most 128 characters, names
+        the connection to agents, in logs and in spans. None: it is always named here, with a UUIDv7.
+    :param expose_correlation_id: put that name into every response, in the header ``correlation_header``
+        (``x-request-id`` where that is None).
+    :param audit_headers: request headers whose values belong into the audit record.
+    :param on_audit: called with the :class:`AuditRecord` of each connection that has agents, on the event loop: it must
+        not block. What it raises is logged.
+    :param audit_redact: what is done to every text from clients and agents before it is recorded. None: nothing.
+    :param tracer_provider: where the spans go, if not to OpenTelemetry's global provider; ``meter_provider`` likewise.
+        With ``manager``, they are given to that.
 
     Raises :class:`ConfigurationError` for what can't work.
     """
@@ -52,6 +71,13 @@ class AgentMiddleware:
         routes: Sequence[Route] | None = None,
         default_agents: Iterable[AgentReference] | None = None,
         challenge_renderer: ChallengeRenderer | None = None,
+        correlation_header: str | None = "x-request-id",
+        expose_correlation_id: bool = False,
+        audit_headers: Iterable[str] = (),
+        on_audit: AuditHook | None = None,
+        audit_redact: Redact | None = redact_secrets,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
     ) -> None:
         if (agents is None) == (manager is None):
             raise ConfigurationError("AgentMiddleware: expected either agents or manager, and not both")
@@ -59,8 +85,15 @@ class AgentMiddleware:
             raise ConfigurationError(f"AgentMiddleware: manager={manager!r}, expected an AgentManager")
         if challenge_renderer is not None and not callable(challenge_renderer):
             raise ConfigurationError(f"AgentMiddleware: challenge_renderer={challenge_renderer!r}, expected a callable")
+        if manager is None:
+            manager = AgentManager(agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider)
+        elif tracer_provider is not None or meter_provider is not None:
+            raise ConfigurationError("AgentMiddleware: a provider beside manager, expected it to be given to that")
         self.app = app
-        self.manager = AgentManager(agents or ()) if manager is None else manager
+        self.manager = manager
+        self._correlation_header = _checked_header(correlation_header)
+        self._exposed_as = (self._correlation_header or CORRELATION_HEADER) if expose_correlation_id else None
+        self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
         # FastAPI sets this root_path on the scope itself, but only further in than an outermost middleware can see.
         root_path = getattr(app, "root_path", "")
         self._router = Router(routes, default_agents, root_path if isinstance(root_path, str) else "")
@@ -71,6 +104,7 @@ class AgentMiddleware:
                 self.manager.guard(agent_id)
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
+        self.manager.list_routes(self._router.listings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
@@ -93,13 +127,19 @@ class AgentMiddleware:
         send: Send,
     ) -> Any:
         references, route = self._router.find(scope)
-        lineup = self.manager.lineup(references, missing_ok=True)
-        if not lineup.agents:
+        lineup = self.manager.lineup(references, route=route, missing_ok=True)
+        if not lineup.agents and self._exposed_as is None:
             return await self.app(scope, receive, send)
         live = self.manager.live_correlation_ids
-        correlation = correlation_id(scope, live)
+        correlation = correlation_id(scope, live, self._correlation_header)
         live.add(correlation)
-        context = AgentContext(self.manager, lineup, correlation, route)
+        context = AgentContext(self.manager, lineup, correlation, route, self._correlation_header)
+        audit = Audit(self._auditor, scope, context) if lineup.agents and self._auditor.wanted else None
+        if audit is not None or self._exposed_as is not None:
+            send = _watched(send, audit, self._exposed_as, correlation.encode())
+        mark_current_span(correlation)
+        entered = enter(correlation)
+        error: str | None = None
         state = scope.setdefault("state", {})
         outer = state.get("agents")
         state["agents"] = context
@@ -108,10 +148,16 @@ class AgentMiddleware:
             if lineup.hears.isdisjoint(events):
                 return await self.app(scope, receive, send)
             return await exchange(context, scope, receive, send, self._render_challenge).run(self.app)
+        except BaseException as exc:
+            error = type(exc).__name__
+            raise
         finally:
             lineup.connections -= 1
             live.discard(correlation)
             context.close()
+            if audit is not None:
+                audit.end(error)
+            leave(entered)
             if outer is not None:
                 # A middleware around this one has agents of its own.
                 state["agents"] = outer
@@ -141,3 +187,26 @@ class AgentMiddleware:
             # Raising would not stop the server: it would take lifespan for unsupported.
             await send({"type": "lifespan.startup.failed", "message": str(exc)})
             return None
+
+
+def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, correlation: bytes) -> Send:
+    """``send``, with the audit looking on and the correlation id in the head of the response."""
+
+    async def watched(message: Message) -> None:
+        if exposed_as is not None and message["type"] in _HEADS:
+            headers = [(name, value) for name, value in message.get("headers") or () if name.lower() != exposed_as]
+            message = {**message, "headers": [*headers, (exposed_as, correlation)]}
+        await send(message)
+        if audit is not None:
+            audit.sent(message)
+
+    return watched
+
+
+def _checked_header(name: object) -> bytes:
+    """The name as it stands in scopes; empty for None."""
+    if name is None:
+        return b""
+    if not isinstance(name, str) or not TOKEN.match(name):
+        raise ConfigurationError(f"AgentMiddleware: correlation_header={name!r}, expected the name of a header or None")
+    return name.lower().encode()

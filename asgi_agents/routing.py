@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from .config import FailureMode
 from .errors import ConfigurationError
-from .lineup import AgentReference
+from .lineup import AgentReference, RouteListing
 from .protocol import TOKEN
 
 
@@ -83,6 +83,15 @@ class Router:
         """Every agent that is named anywhere."""
         named = {reference for route in self.routes or () for reference in route.agents}
         return named | set(self.default_agents or ())
+
+    @property
+    def listings(self) -> Sequence[RouteListing]:
+        """All of it, for those who want to look."""
+        listed = [
+            RouteListing(route.path, None if route.methods is None else tuple(sorted(route.methods)), route.agents)
+            for route in self.routes or ()
+        ]
+        return (*listed, RouteListing(None, None, self.default_agents))
 
     def find(self, scope: Scope) -> tuple[tuple[AgentReference, ...] | None, str | None]:
         """The agents of a connection (None: all there are), and the pattern of its route (None: no route matched)."""

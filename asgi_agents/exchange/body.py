@@ -5,7 +5,7 @@ from itertools import groupby
 
 from ..config import BodyMode
 from ..decision import AgentDecision, Verdict, merge
-from ..lineup import RouteAgent, body_limit, body_too_large, chain, consult, held_limit
+from ..lineup import RouteAgent, body_limit, chain, held_limit
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
 from .context import AgentContext
 
@@ -166,7 +166,7 @@ class _Stage:
     async def _judge(self, data: bytes, last: bool, whole: bool) -> bytes | AgentDecision:
         event = self._event(data, last, whole)
         self._chunk_index += 1
-        verdicts = await consult(self._agents, event, chunk=self._mode.name != "buffer", final=last)
+        verdicts = await self._context.consult(self._agents, event, chunk=self._mode.name != "buffer", final=last)
         self._context.record(verdicts, every=whole)
         decision = merge(verdicts, final=last)
         if not decision.is_allow:
@@ -217,7 +217,7 @@ class _Stage:
             if size <= limit:
                 staying.append(agent)
                 continue
-            verdict = body_too_large(agent, self._event_type, int(limit))
+            verdict = agent.body_too_large(self._event_type, self._context.correlation_id, int(limit))
             self._context.record((verdict,))
             if verdict.fails_closed:
                 return merge((verdict,))
@@ -247,7 +247,7 @@ class _Stage:
             limit = held_limit(agent, self._event_type)
             if self._withheld_size <= limit:
                 continue
-            verdict = body_too_large(agent, self._event_type, limit)
+            verdict = agent.body_too_large(self._event_type, self._context.correlation_id, limit)
             self._context.record((verdict,))
             if verdict.fails_closed:
                 return merge((verdict,))

@@ -7,23 +7,49 @@ from msgspec.structs import replace
 
 from ..config import FailureMode
 from ..decision import AgentDecision, Verdict, merge
-from ..lineup import Lineup
+from ..lineup import Lineup, RouteAgent, consult
 from ..manager import AgentManager, unavailable
 from ..protocol import (
     ALLOW,
     AuditMetadata,
+    BodyChunkEvent,
     EventType,
     GuardrailInspectEvent,
     GuardrailResponse,
     HeaderOp,
     InspectionType,
+    WebSocketFrameEvent,
 )
+from ..telemetry import SessionSpan
+from .scope import CORRELATION_HEADER
 
 # A websocket or event stream may live for days: remember the newest.
 _MAX_VERDICTS = 1000
 # What was said to a handler is the handler's to act on, a frame that was dropped is no word on the session, and what is
 # said at the end changes nothing.
 _NO_SAY = frozenset({EventType.GUARDRAIL_INSPECT, EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE})
+
+
+_SESSION_NAMES = {
+    EventType.REQUEST_BODY_CHUNK: "request_body",
+    EventType.RESPONSE_BODY_CHUNK: "response_body",
+    EventType.WEBSOCKET_FRAME: "websocket_session",
+}
+
+
+class CallCount:
+    """How often one agent was asked about a connection, and for how many seconds."""
+
+    __slots__ = ("calls", "seconds")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.seconds = 0.0
+
+    def add(self, verdict: Verdict) -> None:
+        """Count one call."""
+        self.calls += 1
+        self.seconds += verdict.duration
 
 
 class AgentContext:
@@ -35,18 +61,30 @@ class AgentContext:
 
     __slots__ = (
         "_asked_aside",
+        "_calls",
         "_decided",
         "_manager",
+        "_sessions",
         "_verdicts",
+        "correlation_header",
         "correlation_id",
         "lineup",
         "request_ops",
         "response_ops",
         "route",
+        "verdicts_recorded",
     )
 
-    def __init__(self, manager: AgentManager, lineup: Lineup, correlation_id: str, route: str | None) -> None:
+    def __init__(
+        self,
+        manager: AgentManager,
+        lineup: Lineup,
+        correlation_id: str,
+        route: str | None,
+        correlation_header: bytes = CORRELATION_HEADER,
+    ) -> None:
         self.correlation_id = correlation_id
+        self.correlation_header = correlation_header
         self.route = route
         self.lineup = lineup
         self.request_ops: list[HeaderOp] = []
@@ -56,6 +94,11 @@ class AgentContext:
         self._decided: AgentDecision | None = None
         # Guardrail agents that are not on the route.
         self._asked_aside: set[str] = set()
+        # The spans of what comes in many events. None: nobody traces.
+        self._sessions: dict[EventType, SessionSpan | None] = {}
+        self._calls: dict[str, CallCount] | None = None
+        #: How many verdicts there were, those included that are forgotten by now.
+        self.verdicts_recorded = 0
 
     @property
     def decision(self) -> AgentDecision:
@@ -111,11 +154,34 @@ class AgentContext:
             raise unavailable(verdict)
         return response
 
+    async def consult(
+        self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
+    ) -> Sequence[Verdict]:
+        """Show a piece of a body, or a websocket message, to ``agents`` in parallel.
+
+        Many pieces share a span.
+        """
+        if not chunk and event.event_type is not EventType.WEBSOCKET_FRAME:
+            return await consult(agents, event, final=final)
+        session = self._session(event.event_type)
+        if session is None:
+            return await consult(agents, event, chunk=chunk, final=final)
+        with session.current():
+            verdicts = await consult(agents, event, chunk=chunk, final=final)
+        session.note(verdicts)
+        return verdicts
+
     def record(self, verdicts: Iterable[Verdict], *, every: bool = True) -> None:
         """Remember verdicts; unless ``every``, only those that say something."""
         for verdict in verdicts:
             if every or verdict.response is not ALLOW:
                 self._verdicts.append(verdict)
+                self.verdicts_recorded += 1
+            if self._calls is not None:
+                count = self._calls.get(verdict.agent_id)
+                if count is None:
+                    count = self._calls[verdict.agent_id] = CallCount()
+                count.add(verdict)
 
     def note_ops(self, decision: AgentDecision) -> None:
         """Keep the header operations of a decision until there are headers to apply them to."""
@@ -126,11 +192,29 @@ class AgentContext:
         """This is what the connection ended on."""
         self._decided = replace(decision, verdicts=tuple(self._verdicts))
 
+    def count_calls(self) -> Mapping[str, CallCount]:
+        """From now on, count the calls to each agent here."""
+        self._calls = {}
+        return self._calls
+
     def close(self) -> None:
         """The connection is over."""
+        for session in self._sessions.values():
+            if session is not None:
+                session.end()
         self.lineup.forget(self.correlation_id)
         for agent_id in self._asked_aside:
             self._manager.forget_request(agent_id, self.correlation_id)
+
+    def _session(self, event_type: EventType) -> SessionSpan | None:
+        if event_type not in self._sessions:
+            attributes = {"asgi_agents.event": event_type.value}
+            if self.route is not None:
+                attributes["asgi_agents.route"] = self.route
+            self._sessions[event_type] = self._manager.telemetry.tracing.session(
+                _SESSION_NAMES[event_type], attributes, self.correlation_id
+            )
+        return self._sessions[event_type]
 
     def _failure_mode(self, agent_id: str) -> FailureMode | None:
         for agent in self.lineup.agents:

@@ -2,11 +2,18 @@
 
 import anyio
 from msgspec.structs import replace
+from starlette.types import Scope
 
 from ..decision import AgentDecision, Verdict, merge
 from ..lineup import consult
 from ..protocol import EventType, RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
 from .context import AgentContext
+from .scope import request_headers_event
+
+
+def head_event(context: AgentContext, scope: Scope) -> RequestHeadersEvent:
+    """The event of a request or a handshake."""
+    return request_headers_event(scope, context.correlation_id, context.route, context.correlation_header)
 
 
 async def judge_head(

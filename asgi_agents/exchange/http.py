@@ -14,12 +14,12 @@ from ..errors import caused_by_closing
 from ..protocol import EventType, RequestCompleteEvent
 from .body import BodyInspection
 from .context import AgentContext
-from .head import judge_head, tell_complete
+from .head import head_event, judge_head, tell_complete
 from .headers import apply_header_ops, without_body_claims
 from .inbound import Inbound
 from .reply import ChallengeRenderer
 from .response import BODY_BYPASSES, ResponseInspection
-from .scope import App, RawHeaders, changed, content_length, declares_body, headers_of, request_headers_event
+from .scope import App, RawHeaders, changed, content_length, declares_body, headers_of
 
 _DISCONNECT: Message = {"type": "http.disconnect"}
 
@@ -134,7 +134,7 @@ class HttpExchange:
     async def _judge_request_head(self) -> tuple[AgentDecision, dict[str, Verdict]]:
         if not self._lineup.hearing(EventType.REQUEST_HEADERS):
             return ALLOWED, {}
-        event = request_headers_event(self._scope, self._context.correlation_id, self._context.route)
+        event = head_event(self._context, self._scope)
         body_follows = EventType.REQUEST_BODY_CHUNK in self._lineup.hears and self._declares_body
         return await judge_head(self._context, event, body_follows=body_follows)
 

@@ -11,12 +11,14 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from ..protocol import TOKEN, Headers, RequestHeadersEvent, RequestMetadata
-from ..telemetry import current_traceparent
+from ..trace_context import current_traceparent
 
 RawHeaders = list[tuple[bytes, bytes]]
 # As starlette.types.ASGIApp, but whatever the app returns is returned.
 App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
+#: The header that clients and proxies name a request by.
+CORRELATION_HEADER = b"x-request-id"
 _MAX_CORRELATION_ID_LENGTH = 128
 # RFC 8446, section 4.2.1, and RFC 8996.
 _TLS_VERSIONS = {0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
@@ -79,12 +81,12 @@ def declares_body(scope: Scope) -> bool:
     )
 
 
-def correlation_id(scope: Scope, taken: Container[str] = ()) -> str:
-    """``x-request-id`` where it is a sane token that no connection has ``taken``, else a new UUIDv7.
+def correlation_id(scope: Scope, taken: Container[str] = (), name: bytes = CORRELATION_HEADER) -> str:
+    """The header of that ``name`` where it is a sane token that no connection has ``taken``, else a new UUIDv7.
 
     Agents keep state under this id: a client that could choose another's would reach into it.
     """
-    given = header(headers_of(scope), b"x-request-id")
+    given = header(headers_of(scope), name)
     if given is not None and len(given) <= _MAX_CORRELATION_ID_LENGTH and TOKEN.match(given) and given not in taken:
         return given
     return new_id()
@@ -143,7 +145,9 @@ def client_ip(scope: Scope) -> str:
     return str(client[0]) if client else ""
 
 
-def request_headers_event(scope: Scope, correlation: str, route: str | None) -> RequestHeadersEvent:
+def request_headers_event(
+    scope: Scope, correlation: str, route: str | None, name: bytes = CORRELATION_HEADER
+) -> RequestHeadersEvent:
     """The event of an http request or a websocket handshake."""
     headers = headers_of(scope)
     client, server = scope.get("client"), scope.get("server")
@@ -151,7 +155,7 @@ def request_headers_event(scope: Scope, correlation: str, route: str | None) -> 
     version = str(scope.get("http_version", "1.1"))
     cipher = tls.get("cipher_suite")
     # An id that we have made names this request and no other already.
-    given = header(headers, b"x-request-id") == correlation
+    given = header(headers, name) == correlation
     return RequestHeadersEvent(
         metadata=RequestMetadata(
             correlation_id=correlation,

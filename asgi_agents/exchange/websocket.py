@@ -12,15 +12,14 @@ from starlette.websockets import WebSocketDisconnect
 from ..decision import AgentDecision, merge
 from ..errors import ClosedByAgent, caused_by_closing
 from ..limiter import Limiter
-from ..lineup import consult
 from ..protocol import Allow, EventType, Opcode, RequestCompleteEvent, WebSocketDrop, WebSocketFrameEvent
 from .context import AgentContext
-from .head import judge_head, tell_complete
+from .head import head_event, judge_head, tell_complete
 from .headers import apply_header_ops
 from .inbound import Inbound
 from .reply import ChallengeRenderer, close_message, render_reply
 from .response import REPLY_TIMEOUT, RESPONSE_EVENTS, ResponseInspection
-from .scope import App, changed, client_ip, headers_of, request_headers_event
+from .scope import App, changed, client_ip, headers_of
 
 # Seconds for a peer that doesn't answer a close frame.
 _CLOSE_TIMEOUT = 5.0
@@ -78,7 +77,7 @@ class WebSocketExchange:
 
     async def _run(self, app: App) -> Any:
         if self._context.lineup.hearing(EventType.REQUEST_HEADERS):
-            event = request_headers_event(self._scope, self._context.correlation_id, self._context.route)
+            event = head_event(self._context, self._scope)
             decision, _ = await judge_head(self._context, event, body_follows=False)
             if not decision.is_allow:
                 await self._deny(decision)
@@ -232,7 +231,7 @@ class WebSocketExchange:
             route_id=self._context.route,
             client_ip=self._client_ip,
         )
-        decision = merge(await consult(self._agents, event))
+        decision = merge(await self._context.consult(self._agents, event, chunk=False, final=True))
         self._context.record(decision.verdicts, every=False)
         return decision
 

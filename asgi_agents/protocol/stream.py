@@ -281,10 +281,11 @@ class ConfigUpdateRequest(Struct, frozen=True, kw_only=True):
 
 
 class CallIds(Struct, frozen=True):
-    """By what an event or an answer says which call it is."""
+    """By what an event or an answer says which call it is, and an event of which trace."""
 
     correlation_id: str = ""
     call_id: int | UnsetType = UNSET
+    traceparent: str = ""
 
 
 class _AnswerIdFields(Struct):
@@ -304,6 +305,7 @@ class _AnswerIds(Struct):
 class _PayloadIds(Struct):
     correlation_id: str = ""
     call_id: int | UnsetType = UNSET
+    traceparent: Any = None
     metadata: Any = None
 
 
@@ -375,14 +377,19 @@ def correlation_id_of(event: Event) -> str:
     return "" if isinstance(event, ConfigureEvent) else event.correlation_id
 
 
-def encode_event_frame(event: Event, encoding: Encoding, ids: CallIds) -> bytes:
-    """An event's frame: its own payload, with the ids at the top."""
+def encode_event_frame(event: Event, encoding: Encoding, ids: CallIds, traceparent: str | None = None) -> bytes:
+    """An event's frame: its own payload, with the ids at the top.
+
+    ``traceparent`` is an extension like ``call_id``, for events that have no place for it.
+    """
     payload = encode_value(event, encoding, "event")
     added: dict[str, Any] = {}
     if isinstance(event, _WITHOUT_ID):
         added["correlation_id"] = ids.correlation_id
     if ids.call_id is not UNSET:
         added["call_id"] = ids.call_id
+    if traceparent is not None:
+        added["traceparent"] = traceparent
     if added:
         payload = _with_fields(payload, encode_value(added, encoding, "event"), encoding)
     return encode_frame(MESSAGE_OF_EVENT[event.event_type], payload)
@@ -399,11 +406,15 @@ def _with_fields(payload: bytes, added: bytes, encoding: Encoding) -> bytes:
 def decode_payload_ids(payload: bytes, encoding: Encoding) -> CallIds:
     """The ids at the top of an event's payload, or within its metadata."""
     found: _PayloadIds = decode_value(_PayloadIds, payload, encoding)
-    correlation_id = found.correlation_id
-    if not correlation_id and isinstance(found.metadata, dict):
-        within = found.metadata.get("correlation_id")
-        correlation_id = within if isinstance(within, str) else ""
-    return CallIds(correlation_id, found.call_id)
+    correlation_id, traceparent = found.correlation_id, _text(found.traceparent)
+    if isinstance(found.metadata, dict):
+        correlation_id = correlation_id or _text(found.metadata.get("correlation_id"))
+        traceparent = traceparent or _text(found.metadata.get("traceparent"))
+    return CallIds(correlation_id, found.call_id, traceparent)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def decode_payload(event_type: EventType, payload: bytes, encoding: Encoding) -> Event:

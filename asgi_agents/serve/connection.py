@@ -3,7 +3,6 @@
 import logging
 import time
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import anyio
@@ -48,7 +47,6 @@ from ..protocol.stream import (
     encode_message,
     now_ms,
 )
-from ..telemetry import remote_trace_context
 from ..transports.wire import Wire
 from .dispatch import Call, Dispatcher
 from .hooks import Hooks, NoAnswer
@@ -206,9 +204,9 @@ class Connection:
 
     async def perform(self, call: Call) -> bytes:
         assert call.event is not None
+        caller = {"traceparent": [call.ids.traceparent]} if call.ids.traceparent else {}
         try:
-            with _trace_of(call.event):
-                return await self._service.hooks.answer(call.event, lambda answer: self._spell(answer, call))
+            return await self._service.hooks.answer(call.event, lambda answer: self._spell(answer, call), caller)
         except NoAnswer as exc:
             return self.refusal(call, str(exc), type(exc.__cause__).__name__)
 
@@ -485,13 +483,8 @@ class EnvelopeConnection(Connection):
         except AgentProtocolError as exc:
             self._malformed(CallIds(), None, exc)
         else:
-            self._heard(CallIds(), event)
+            traceparent = event.metadata.traceparent if isinstance(event, RequestHeadersEvent) else None
+            self._heard(CallIds(traceparent=traceparent or ""), event)
 
     def _spell(self, answer: Answer, call: Call) -> bytes:
         return encode_envelope_frame(encode_answer(answer, Encoding.JSON))
-
-
-def _trace_of(event: Event) -> AbstractContextManager[None]:
-    if isinstance(event, RequestHeadersEvent) and event.metadata.traceparent:
-        return remote_trace_context({"traceparent": [event.metadata.traceparent]})
-    return nullcontext()

@@ -1,12 +1,15 @@
 """What an agent answers to an event, or why it doesn't; the same on every address."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from ..agent import Agent
+from ..correlation import enter
 from ..errors import ConfigurationError
 from ..protocol import Answer, Event, EventType, GuardrailResponse, check_response
+from ..protocol.stream import correlation_id_of
+from ..telemetry import serving_span
 from ..transports import InProcessTransport
 
 logger: Final = logging.getLogger("asgi_agents.serve")
@@ -28,8 +31,18 @@ class Hooks:
         """Whether :meth:`answer` can ever suspend."""
         return self._transport.may_suspend(event_type)
 
-    async def answer(self, event: Event, encode: Callable[[Answer], bytes]) -> bytes:
-        """The agent's answer, if the protocol allows it, as ``encode`` spells it; raises :class:`NoAnswer`."""
+    async def answer(self, event: Event, encode: Callable[[Answer], bytes], caller: Mapping[str, list[str]]) -> bytes:
+        """The agent's answer, if the protocol allows it, as ``encode`` spells it; raises :class:`NoAnswer`.
+
+        ``caller`` has the ``traceparent`` and ``tracestate`` that came with the event.
+        """
+        correlation_id = correlation_id_of(event)
+        # Never left: what serves an event runs in a context of its own.
+        enter(correlation_id)
+        with serving_span(caller, self.name, event.event_type.value, correlation_id):
+            return await self._answer(event, encode)
+
+    async def _answer(self, event: Event, encode: Callable[[Answer], bytes]) -> bytes:
         event_type = event.event_type
         try:
             answer = await self._transport.call(event)

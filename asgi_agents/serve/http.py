@@ -1,5 +1,6 @@
 """An agent as an ASGI app that speaks the HTTP transport."""
 
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -14,7 +15,6 @@ from ..agent import Agent
 from ..errors import AgentProtocolError
 from ..limiter import Limiter
 from ..protocol import PROTOCOL_VERSION, Encoding, Event, decode_event, encode_answer
-from ..telemetry import remote_trace_context
 from .hooks import Hooks, NoAnswer, require_agent, require_positive
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
@@ -82,10 +82,12 @@ class _AgentApp:
             return JSONResponse({"error": str(exc)}, 400)
         except ClientDisconnect:
             return None
-        with remote_trace_context({name: headers.getlist(name) for name in ("traceparent", "tracestate")}):
-            if self._hooks.may_suspend(event.event_type):
-                return await self._reply_unless_disconnected(event, encoding, receive)
-            return await self._reply(event, encoding)
+        reply = partial(
+            self._reply, event, encoding, {name: headers.getlist(name) for name in ("traceparent", "tracestate")}
+        )
+        if self._hooks.may_suspend(event.event_type):
+            return await self._unless_disconnected(reply, receive)
+        return await reply()
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         too_long = HTTPException(413, f"the event is longer than {self._max_event_bytes} bytes")
@@ -104,27 +106,27 @@ class _AgentApp:
             more = message.get("more_body", False)
         return bytes(body)
 
-    async def _reply_unless_disconnected(self, event: Event, encoding: Encoding, receive: Receive) -> Response | None:
-        reply = None
+    async def _unless_disconnected(self, reply: Callable[[], Awaitable[Response]], receive: Receive) -> Response | None:
+        response = None
         async with create_task_group() as group:
             group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
             # In this task, not a child: the hook sees the context variables of whatever is around the app.
-            reply = await self._reply_in_turn(event, encoding)
+            response = await self._in_turn(reply)
             group.cancel_scope.cancel()
-        return reply
+        return response
 
-    async def _reply_in_turn(self, event: Event, encoding: Encoding) -> Response:
+    async def _in_turn(self, reply: Callable[[], Awaitable[Response]]) -> Response:
         if self._limiter is None:
-            return await self._reply(event, encoding)
+            return await reply()
         await self._limiter.acquire()
         try:
-            return await self._reply(event, encoding)
+            return await reply()
         finally:
             self._limiter.release()
 
-    async def _reply(self, event: Event, encoding: Encoding) -> Response:
+    async def _reply(self, event: Event, encoding: Encoding, caller: Mapping[str, list[str]]) -> Response:
         try:
-            body = await self._hooks.answer(event, partial(encode_answer, encoding=encoding))
+            body = await self._hooks.answer(event, partial(encode_answer, encoding=encoding), caller)
         except NoAnswer as exc:
             return JSONResponse({"error": str(exc)}, 500)
         return Response(body, media_type=encoding.content_type)

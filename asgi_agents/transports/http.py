@@ -12,7 +12,7 @@ from anyio import CancelScope
 from .._version import __version__
 from ..errors import AgentConnectionError, AgentError, AgentProtocolError, ConfigurationError, told_by
 from ..protocol import TOKEN, Answer, Encoding, Event, EventType, decode_answer, encode_event
-from ..telemetry import inject_trace_context
+from ..trace_context import inject_trace_context
 from .connections import KEEPALIVE_EXPIRY, Connections, ConnectionStack, PerEventLoop, SharedTransport
 from .tls import ClientCertificate, client_context
 

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import msgspec
 from anyio.abc import ByteStream
+from msgspec import UNSET, UnsetType
 
 from asgi_agents.protocol import Answer, Encoding, Event, EventType, decode_answer
 from asgi_agents.protocol.stream import (
@@ -65,8 +66,8 @@ class RawClient:
             assert (await self.message())[0] == MessageType.HEALTH_STATUS
         return response
 
-    def spell(self, event: Event, **call_id: int) -> bytes:
-        return encode_event_frame(event, self.encoding, CallIds(correlation_id_of(event), **call_id))
+    def spell(self, event: Event, call_id: int | UnsetType = UNSET) -> bytes:
+        return encode_event_frame(event, self.encoding, CallIds(correlation_id_of(event), call_id))
 
     async def post(self, *events: Event) -> None:
         """Send events without call ids."""

@@ -46,7 +46,8 @@ class StreamClient:
         self.timeout_multiplier = 1.0
         self.keeps_to_one_connection = True
         self.on_change: Callable[[bool], object] = lambda came_up: None
-        self.on_metrics_report: MetricsCallback | None = None
+        #: Called with the agent's id, the endpoint and the report.
+        self.on_metrics_report: Callable[[str, str, MetricsReport], object] | None = None
         self.on_config_update: ConfigUpdateCallback | None = None
         self._pools = PerEventLoop(lambda: StreamPool(settings, self))
 
@@ -167,17 +168,17 @@ class StreamClient:
         self.keeps_to_one_connection = not any(self.hears - _ALONE <= {event_type} for event_type in _ONCE)
         self.on_change(came_up)
 
-    def metrics_reported(self, report: MetricsReport) -> None:
-        self._tell("metrics report", self.on_metrics_report, report)
+    def metrics_reported(self, endpoint: str, report: MetricsReport) -> None:
+        self._tell("metrics report", self.on_metrics_report, endpoint, report)
 
     def config_update_requested(self, request: ConfigUpdateRequest) -> None:
         self._tell("config update request", self.on_config_update, request)
 
-    def _tell(self, what: str, callback: Callable[[str, Any], object] | None, message: Any) -> None:
+    def _tell(self, what: str, callback: Callable[..., object] | None, *message: object) -> None:
         if callback is None:
             return
         try:
-            callback(self.agent_id, message)
+            callback(self.agent_id, *message)
         except Exception:
             # It must not end the connection that the message came on.
             logger.exception("agent %r: the callback for its %s failed", self.agent_id, what)

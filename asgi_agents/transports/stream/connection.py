@@ -28,6 +28,7 @@ from ...protocol import (
     Event,
     EventType,
     RequestBodyChunkEvent,
+    RequestHeadersEvent,
     ResponseBodyChunkEvent,
     decode_answer,
     encode_event,
@@ -57,6 +58,7 @@ from ...protocol.stream import (
     encode_message,
     now_ms,
 )
+from ...trace_context import current_traceparent
 from ..background import Signal, Timer, asyncio_loop
 from ..wire import Wire
 from .line import Call, Line
@@ -97,7 +99,9 @@ class Owner(Protocol):
         """It takes no more calls; those under way, so many that somebody waited for, have failed."""
         ...
 
-    def message_received(self, message_type: MessageType, payload: bytes, encoding: Encoding) -> None:
+    def message_received(
+        self, connection: "Connection", message_type: MessageType, payload: bytes, encoding: Encoding
+    ) -> None:
         """A message that is not about this connection."""
         ...
 
@@ -416,7 +420,9 @@ class Connection:
                 call.number if self._call_ids else UNSET,
             )
             call.correlation_id = ids.correlation_id
-            frame = encode_event_frame(event, self._encoding, ids)
+            # The head of a request carries it by itself.
+            traced = self._call_ids and not isinstance(event, RequestHeadersEvent)
+            frame = encode_event_frame(event, self._encoding, ids, current_traceparent() if traced else None)
         call.size = len(frame)
         return call, frame
 
@@ -479,7 +485,7 @@ class Connection:
         elif message_type == MessageType.FLOW_CONTROL:
             self._control_flow(decode_value(FlowControl, payload, self._encoding, at="flow_control"))
         elif message_type in (MessageType.METRICS_REPORT, MessageType.CONFIG_UPDATE_REQUEST):
-            self._owner.message_received(MessageType(message_type), payload, self._encoding)
+            self._owner.message_received(self, MessageType(message_type), payload, self._encoding)
         # A pong says by coming that the peer is there; types that nobody knows are from the future.
 
     def _answer_ping(self, payload: bytes) -> None:

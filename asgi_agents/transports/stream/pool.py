@@ -52,8 +52,8 @@ class Peer(Served, Protocol):
         """
         ...
 
-    def metrics_reported(self, report: MetricsReport) -> None:
-        """The agent has sent figures."""
+    def metrics_reported(self, endpoint: str, report: MetricsReport) -> None:
+        """The agent behind ``endpoint`` has sent figures."""
         ...
 
     def config_update_requested(self, request: ConfigUpdateRequest) -> None:
@@ -415,9 +415,13 @@ class StreamPool:
         self._note()
         self._settle()
 
-    def message_received(self, message_type: MessageType, payload: bytes, encoding: Encoding) -> None:
+    def message_received(
+        self, connection: Connection, message_type: MessageType, payload: bytes, encoding: Encoding
+    ) -> None:
         if message_type is MessageType.METRICS_REPORT:
-            self._peer.metrics_reported(decode_value(MetricsReport, payload, encoding, at="metrics_report"))
+            report = decode_value(MetricsReport, payload, encoding, at="metrics_report")
+            endpoint = self._where.get(connection)
+            self._peer.metrics_reported("" if endpoint is None else str(endpoint.address), report)
         else:
             self._peer.config_update_requested(
                 decode_value(ConfigUpdateRequest, payload, encoding, at="config_update_request")

@@ -1,12 +1,9 @@
-"""The only module that knows OpenTelemetry.
+"""W3C trace context, in and out. With ``telemetry`` the only place that knows OpenTelemetry; API only."""
 
-API only: what is configured, and whether anything is, is the application's business.
-"""
-
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping
 
 from opentelemetry import context, trace
+from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 # W3C trace context rather than the global propagator: it is what the agent protocol names.
@@ -28,14 +25,6 @@ def current_traceparent() -> str | None:
     return carrier.get("traceparent")
 
 
-@contextmanager
-def remote_trace_context(carrier: Mapping[str, list[str]]) -> Iterator[None]:
-    """Within, the span that the values of ``traceparent`` and ``tracestate`` name is the current one, if they name one.
-
-    To be entered and left in the same task.
-    """
-    token = context.attach(_PROPAGATOR.extract(carrier, context.get_current()))
-    try:
-        yield
-    finally:
-        context.detach(token)
+def remote_context(carrier: Mapping[str, list[str]]) -> Context:
+    """The current context, with the span that ``traceparent`` and ``tracestate`` name, if they name one."""
+    return _PROPAGATOR.extract(carrier, context.get_current())

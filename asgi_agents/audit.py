@@ -1,0 +1,271 @@
+"""One record for each guarded connection: what every agent said, and what came of it."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+from starlette.types import Message, Scope
+
+from .config import FailureMode
+from .decision import AgentDecision, Verdict
+from .errors import ConfigurationError
+from .exchange import AgentContext
+from .exchange.scope import client_ip, headers_of
+from .protocol import TOKEN
+from .redaction import REDACTED, is_secret_header, redact_secrets
+from .telemetry import current_trace_id
+
+logger = logging.getLogger("asgi_agents.audit")
+
+Redact = Callable[[str], str]
+AuditHook = Callable[["AuditRecord"], object]
+
+# A session of days has its newest answers in its record.
+_MAX_ANSWERS: Final = 100
+_MAX_VALUE_LENGTH: Final = 1024
+
+
+class AuditAnswer(Struct, frozen=True, kw_only=True):
+    """What an agent said to one event, or how it failed.
+
+    ``decision`` is ``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close`` or None, ``failure`` the kind
+    of a failure or None. ``enforced`` is False for a shadow agent: that is what it would have done. ``seconds`` is the
+    duration of the call. Plain consent to single websocket messages and body chunks is left out.
+    """
+
+    agent: str
+    event: str
+    decision: str | None
+    failure: str | None
+    failure_mode: str
+    enforced: bool
+    seconds: float
+    tags: Sequence[str] = ()
+    rule_ids: Sequence[str] = ()
+    reason_codes: Sequence[str] = ()
+    confidence: float | None = None
+
+
+class AuditAgent(Struct, frozen=True, kw_only=True):
+    """How often an agent was asked about the connection, and how many seconds that took."""
+
+    agent: str
+    calls: int
+    seconds: float
+
+
+class AuditRecord(Struct, frozen=True, kw_only=True):
+    """One connection. ``str()`` gives it as a line of JSON.
+
+    :ivar time: when it began, RFC 3339 in UTC.
+    :ivar trace_id: 32 hex digits, where it is traced.
+    :ivar type: ``http`` or ``websocket``.
+    :ivar path: without the query.
+    :ivar route: the pattern of the matched :class:`Route`, or None.
+    :ivar status: what the client got, None if nothing; 101 for a websocket that was accepted.
+    :ivar close_code: with which the app or an agent closed the websocket.
+    :ivar complete: whether the response was sent to its end; for websockets, whether it was closed from this side.
+    :ivar decision: ``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, or the kind of the failure
+        that stopped it.
+    :ivar decided_by: the agent that stopped it, or None.
+    :ivar would_stop: the shadow agents that would have stopped it.
+    :ivar passed_open: the agents that failed and were gone on without.
+    :ivar agents: all that were asked, in the order of their first answers.
+    :ivar answers_left_out: how many there were before those in ``answers``.
+    :ivar headers: the request headers that ``audit_headers`` names.
+    :ivar error: the type of the exception that the app raised.
+    """
+
+    time: str
+    correlation_id: str
+    trace_id: str | None
+    type: str
+    method: str
+    path: str
+    route: str | None
+    client: str
+    status: int | None
+    close_code: int | None
+    complete: bool
+    seconds: float
+    decision: str
+    decided_by: str | None
+    would_stop: Sequence[str]
+    passed_open: Sequence[str]
+    agents: Sequence[AuditAgent]
+    answers: Sequence[AuditAnswer]
+    answers_left_out: int
+    headers: Mapping[str, str]
+    error: str | None
+
+    def __str__(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+
+class Auditor:
+    """Writes the records of a middleware.
+
+    :param headers: names of request headers whose values are recorded. Those of credentials are redacted all the same.
+    :param hook: called with each record, on the event loop: it must not block. What it raises is logged.
+    :param redact: what is done to every text that comes from a client or an agent. None: nothing at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        headers: Iterable[str] = (),
+        hook: AuditHook | None = None,
+        redact: Redact | None = redact_secrets,
+    ) -> None:
+        if isinstance(headers, str) or not isinstance(headers, Iterable):
+            raise ConfigurationError(f"AgentMiddleware: audit_headers={headers!r}, expected a list of header names")
+        self.headers = frozenset(_header_name(name) for name in headers)
+        for name, function in (("on_audit", hook), ("audit_redact", redact)):
+            if function is not None and not callable(function):
+                raise ConfigurationError(f"AgentMiddleware: {name}={function!r}, expected a callable")
+        self._hook = hook
+        self._redact = redact
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody will see the records."""
+        return self._hook is not None or logger.isEnabledFor(logging.INFO)
+
+    def write(self, record: AuditRecord) -> None:
+        """To the log and to the hook."""
+        logger.info("%s", record, extra={"audit": record, "correlation_id": record.correlation_id})
+        if self._hook is not None:
+            try:
+                self._hook(record)
+            except Exception:
+                logging.getLogger("asgi_agents").exception("the audit hook failed")
+
+    def clean(self, text: str) -> str:
+        """What may be written down of a text from outside."""
+        text = text if self._redact is None else self._redact(text)
+        return text if len(text) <= _MAX_VALUE_LENGTH else text[:_MAX_VALUE_LENGTH] + "…"
+
+    def chosen_headers(self, scope: Scope) -> Mapping[str, str]:
+        """The headers to record; several of one name are joined."""
+        chosen: dict[str, str] = {}
+        for raw_name, raw_value in headers_of(scope) if self.headers else ():
+            name = raw_name.decode("latin-1").lower()
+            if name in self.headers:
+                secret = self._redact is not None and is_secret_header(name)
+                value = REDACTED if secret else self.clean(raw_value.decode("latin-1"))
+                chosen[name] = f"{chosen[name]}, {value}" if name in chosen else value
+        return chosen
+
+
+class Audit:
+    """Follows one connection to its end."""
+
+    def __init__(self, auditor: Auditor, scope: Scope, context: AgentContext) -> None:
+        self._auditor = auditor
+        self._scope = scope
+        self._context = context
+        self._calls = context.count_calls()
+        self._began = time.time()
+        self._started = time.monotonic()
+        self._trace_id = current_trace_id()
+        # Now, while they are what the client has sent.
+        self._headers = auditor.chosen_headers(scope)
+        self._status: int | None = None
+        self._close_code: int | None = None
+        self._complete = False
+
+    def sent(self, message: Message) -> None:
+        """The client is sent this."""
+        match message["type"]:
+            case "http.response.start" | "websocket.http.response.start":
+                self._status = message["status"]
+            case "http.response.body" | "websocket.http.response.body" | "http.response.zerocopysend":
+                self._complete = not message.get("more_body", False)
+            case "http.response.pathsend":
+                self._complete = True
+            case "websocket.accept":
+                self._status = 101
+            case "websocket.close":
+                if self._status is None:
+                    self._status = 403  # what servers make of a close before accept
+                self._close_code = message.get("code", 1000)
+                self._complete = True
+
+    def end(self, error: str | None) -> None:
+        """The connection is over: write its record. ``error`` is the type of the exception that ended it."""
+        decision = self._context.decision
+        verdicts = decision.verdicts
+        clean = self._auditor.clean
+        self._auditor.write(
+            AuditRecord(
+                time=datetime.fromtimestamp(self._began, UTC).isoformat(timespec="milliseconds"),
+                correlation_id=self._context.correlation_id,
+                trace_id=self._trace_id,
+                type=self._scope["type"],
+                method=str(self._scope.get("method", "GET")),
+                path=clean(self._scope["path"]),
+                route=self._context.route,
+                client=client_ip(self._scope),
+                status=self._status,
+                close_code=self._close_code,
+                complete=self._complete,
+                seconds=round(time.monotonic() - self._started, 6),
+                decision=_in_a_word(decision),
+                decided_by=decision.decided_by,
+                would_stop=_agents(verdict for verdict in verdicts if verdict.would_stop),
+                passed_open=_agents(verdict for verdict in verdicts if verdict.passed_open),
+                agents=[
+                    AuditAgent(agent=agent_id, calls=count.calls, seconds=round(count.seconds, 6))
+                    for agent_id, count in self._calls.items()
+                ],
+                answers=[self._answer(verdict) for verdict in verdicts[-_MAX_ANSWERS:]],
+                answers_left_out=self._context.verdicts_recorded - min(len(verdicts), _MAX_ANSWERS),
+                headers=self._headers,
+                error=error,
+            )
+        )
+
+    def _answer(self, verdict: Verdict) -> AuditAnswer:
+        clean = self._auditor.clean
+        failed = verdict.failure is not None
+        said: dict[str, Any] = {}
+        if verdict.response is not None:
+            audit = verdict.response.audit
+            said = {
+                "tags": [clean(tag) for tag in audit.tags],
+                "rule_ids": [clean(rule) for rule in audit.rule_ids],
+                "reason_codes": [clean(code) for code in audit.reason_codes],
+                "confidence": audit.confidence,
+            }
+        return AuditAnswer(
+            agent=verdict.agent_id,
+            event=verdict.event_type.value,
+            decision=None if failed else verdict.outcome,
+            failure=verdict.outcome if failed else None,
+            failure_mode=(FailureMode.CLOSED if verdict.fail_closed else FailureMode.OPEN).value,
+            enforced=verdict.enforced,
+            seconds=round(verdict.duration, 6),
+            **said,
+        )
+
+
+def _in_a_word(decision: AgentDecision) -> str:
+    if decision.failure is not None:
+        return decision.failure.kind.value
+    if decision.websocket_decision is not None:
+        return type(decision.websocket_decision).__name__.removeprefix("WebSocket").lower()
+    return type(decision.decision).__name__.lower()
+
+
+def _agents(verdicts: Iterable[Verdict]) -> Sequence[str]:
+    return list(dict.fromkeys(verdict.agent_id for verdict in verdicts))
+
+
+def _header_name(name: object) -> str:
+    if not isinstance(name, str) or not TOKEN.match(name):
+        raise ConfigurationError(f"AgentMiddleware: audit_headers contains {name!r}, expected names of headers")
+    return name.lower()

@@ -1,0 +1,70 @@
+"""How durations are spread: counts in buckets, from which percentiles and exported histograms are read."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final
+
+#: Upper bounds of the buckets, in seconds: ten in each decade from 1 µs to 100 s, at most 28 % apart.
+BOUNDS: Final = (
+    *(
+        float(f"{mantissa}e{decade}")
+        for decade in range(-6, 2)
+        for mantissa in (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.4, 8)
+    ),
+    100.0,
+)
+
+#: Those that are exported, in seconds. Each is one of :data:`BOUNDS`.
+EXPORTED_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+_EXPORTED_INDEXES: Final = tuple(BOUNDS.index(bound) for bound in EXPORTED_BOUNDS)
+#: One bucket for each bound, and one for what is beyond the last.
+SIZE: Final = len(BOUNDS) + 1
+
+
+class Distribution:
+    """Durations in seconds."""
+
+    __slots__ = ("buckets", "count", "total")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self.buckets = [0] * SIZE
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self.count += 1
+        self.total += seconds
+        self.buckets[bisect_left(BOUNDS, seconds)] += 1
+
+    def merge(self, other: "Distribution") -> None:
+        """Count all of ``other``."""
+        self.count += other.count
+        self.total += other.total
+        self.buckets = [mine + its for mine, its in zip(self.buckets, other.buckets, strict=True)]
+
+    def exported(self) -> Sequence[int]:
+        """How many were at most each of :data:`EXPORTED_BOUNDS`; the last entry is the number of all."""
+        below = list(accumulate(self.buckets))
+        return (*(below[index] for index in _EXPORTED_INDEXES), self.count)
+
+
+def percentile(buckets: Sequence[int], fraction: float) -> float | None:
+    """The duration in seconds that ``fraction`` of those in ``buckets`` don't exceed; None where there are none.
+
+    Interpolated within a bucket, so it is off by less than the bucket's width (28 %).
+    """
+    count = sum(buckets)
+    if count == 0:
+        return None
+    rank = fraction * count
+    below = 0
+    for index, number in enumerate(buckets):
+        if number and below + number >= rank:
+            low = BOUNDS[index - 1] if index else 0.0
+            high = BOUNDS[index] if index < len(BOUNDS) else BOUNDS[-1]
+            return low + (high - low) * max(0.0, rank - below) / number
+        below += number
+    return BOUNDS[-1]

@@ -1,0 +1,108 @@
+"""The last ten minutes of an agent, in slots of ten seconds. Pure: the time is given."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from .distribution import SIZE, percentile
+
+#: Seconds in a slot, and how many of them are remembered.
+SLOT_SECONDS: Final = 10
+SLOTS: Final = 60
+
+
+class Totals(Struct, frozen=True):
+    """What was counted up to a moment: calls by how they came out, and their durations in buckets."""
+
+    calls: int = 0
+    denials: int = 0
+    failures: int = 0
+    buckets: Sequence[int] = (0,) * SIZE
+
+    def since(self, earlier: "Totals") -> "Totals":
+        """What has come since."""
+        return Totals(
+            self.calls - earlier.calls,
+            self.denials - earlier.denials,
+            self.failures - earlier.failures,
+            [now - then for now, then in zip(self.buckets, earlier.buckets, strict=True)],
+        )
+
+
+class Slot(Struct, frozen=True, kw_only=True):
+    """Ten seconds. The percentiles are seconds, None where there were no calls."""
+
+    calls: int
+    denials: int
+    failures: int
+    p50: float | None
+    p99: float | None
+
+
+class Latency(Struct, frozen=True, kw_only=True):
+    """Percentiles of the durations of the last ten minutes' calls, in seconds; None where there were none."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+
+class History:
+    """Remembers what the totals were at the end of each slot in which anything was counted.
+
+    So counting costs nothing but :attr:`until`: who counts calls :meth:`turn` first once the time has come.
+
+    :param totals: tells what was counted so far.
+    """
+
+    def __init__(self, totals: Callable[[], Totals]) -> None:
+        self._totals = totals
+        self._slot = 0
+        #: When the current slot ends, on the clock of whoever counts.
+        self.until = -math.inf
+        self._ended: deque[tuple[int, Totals]] = deque()
+        #: Up to the oldest slot that is remembered.
+        self._before = Totals()
+
+    def turn(self, now: float) -> None:
+        """It is ``now``: end the slot if its time is up."""
+        if now < self.until:
+            return
+        if self.until > -math.inf:
+            self._ended.append((self._slot, self._totals()))
+        self._slot = int(now // SLOT_SECONDS)
+        self.until = (self._slot + 1) * SLOT_SECONDS
+        while self._ended and self._ended[0][0] <= self._slot - SLOTS:
+            self._before = self._ended.popleft()[1]
+
+    def slots(self, now: float) -> Sequence[Slot]:
+        """The slots up to the current one, oldest first."""
+        self.turn(now)
+        slots = [_EMPTY] * SLOTS
+        before = self._before
+        for number, totals in (*self._ended, (self._slot, self._totals())):
+            slots[SLOTS - 1 - (self._slot - number)] = _slot(totals.since(before))
+            before = totals
+        return slots
+
+    def latency(self, now: float) -> Latency:
+        """The percentiles over all of them."""
+        self.turn(now)
+        buckets = self._totals().since(self._before).buckets
+        return Latency(p50=percentile(buckets, 0.5), p90=percentile(buckets, 0.9), p99=percentile(buckets, 0.99))
+
+
+def _slot(totals: Totals) -> Slot:
+    return Slot(
+        calls=totals.calls,
+        denials=totals.denials,
+        failures=totals.failures,
+        p50=percentile(totals.buckets, 0.5),
+        p99=percentile(totals.buckets, 0.99),
+    )
+
+
+_EMPTY: Final = Slot(calls=0, denials=0, failures=0, p50=None, p99=None)

@@ -1,0 +1,270 @@
+"""Our metrics, and those that agents report of themselves, for Prometheus. Needs the ``prometheus`` extra."""
+
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from .authorisation import Authorise, refusal, require_authorise
+from .catalogue import HISTOGRAMS, METRICS, Attributes, Histogram, Kind, Metered, Metric, collect, distributions
+from .distribution import EXPORTED_BOUNDS
+from .errors import ConfigurationError
+from .manager import AgentManager
+from .metrics import Incident
+from .protocol.stream import CounterMetric, GaugeMetric, HistogramMetric
+from .reports import Reported, ReportedMetric
+
+try:
+    from prometheus_client.exposition import choose_encoder, generate_latest
+    from prometheus_client.metrics_core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+    )
+    from prometheus_client.metrics_core import Metric as Family
+    from prometheus_client.registry import Collector
+    from prometheus_client.samples import Exemplar
+except ImportError as exc:
+    raise ConfigurationError(
+        "asgi_agents.prometheus: expected the prometheus extra to be there: pip install 'asgi-agents[prometheus]'"
+    ) from exc
+
+logger = logging.getLogger("asgi_agents")
+
+_SUFFIXES: Final = {"s": "seconds", "By": "bytes"}
+_BOUNDS: Final = (*(f"{bound:g}" for bound in EXPORTED_BOUNDS), "+Inf")
+# OpenMetrics, section "Exemplars".
+_MAX_EXEMPLAR_LENGTH: Final = 128
+
+_BAD_NAME: Final = re.compile(r"[^a-zA-Z0-9_:]")
+_BAD_LABEL: Final = re.compile(r"[^a-zA-Z0-9_]")
+_OURS: Final = frozenset({"agent_id", "endpoint", "le"})
+
+
+class PrometheusCollector(Collector):
+    """The metrics of a manager's agents, for a ``prometheus_client`` registry of your own.
+
+    ::
+
+        REGISTRY.register(PrometheusCollector(manager))
+    """
+
+    def __init__(self, manager: AgentManager) -> None:
+        if not isinstance(manager, AgentManager):
+            raise ConfigurationError(f"PrometheusCollector: manager={manager!r}, expected an AgentManager")
+        self._manager = manager
+        self._left_out: set[str] = set()
+
+    def collect(self) -> Iterator[Family]:
+        """All families: ours, then those of the agents."""
+        agents = self._manager.metered
+        taken: set[str] = set()
+        for family in (
+            *(_number(metric, agents) for metric in METRICS),
+            *(_histogram(metric, agents) for metric in HISTOGRAMS),
+        ):
+            taken |= _names(family)
+            yield family
+        yield from self._reported(taken)
+
+    def _reported(self, taken: set[str]) -> Iterable[Family]:
+        """The reports of the agents, as far as they make sense together; the rest is left out, and said so once."""
+        families: dict[str, Family] = {}
+        seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+        for reported in self._manager.reports.current(time.monotonic()):
+            name = _metric_name(reported.metric.name)
+            labels = _labels(reported)
+            family = families.get(name)
+            if family is None:
+                family = _family(name, reported.metric)
+                if not taken.isdisjoint(_names(family)):
+                    self._leave_out(reported, "another metric has this name")
+                    continue
+            elif type(family) is not _FAMILIES[type(reported.metric)]:
+                self._leave_out(reported, f"{name} is a {family.type}")
+                continue
+            series = (name, frozenset(labels.items()))
+            if series in seen:
+                self._leave_out(reported, f"there are two of {name} with the same labels")
+                continue
+            fault = _add(family, labels, reported.metric)
+            if fault:
+                self._leave_out(reported, fault)
+                continue
+            seen.add(series)
+            if name not in families:
+                families[name] = family
+                taken |= _names(family)
+        return families.values()
+
+    def _leave_out(self, reported: Reported, why: str) -> None:
+        message = f"agent {reported.agent_id!r}: metric {reported.metric.name!r:.100} is not exported: {why}"
+        if message not in self._left_out and len(self._left_out) < 1000:
+            self._left_out.add(message)
+            logger.warning("%s", message)
+
+
+class MetricsApp:
+    """An ASGI app that serves the metrics, to be mounted or added as a route.
+
+    ::
+
+        app.add_route("/-/metrics", MetricsApp(manager))
+
+    It speaks the Prometheus text format and, if asked for it, OpenMetrics; there each series of failures and denials
+    has the correlation id of its latest as an exemplar.
+
+    :param authorise: asked about each request.
+    """
+
+    def __init__(self, manager: AgentManager, *, authorise: Authorise | None = None) -> None:
+        require_authorise("MetricsApp", authorise)
+        self._collector = PrometheusCollector(manager)
+        self._authorise = authorise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        response = await self._respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return PlainTextResponse("Method Not Allowed", 405, {"allow": "GET, HEAD"})
+        refused = await refusal(self._authorise, request)
+        if refused is not None:
+            return refused
+        encode, content_type = choose_encoder(",".join(request.headers.getlist("accept")))
+        headers = {"content-type": content_type, "cache-control": "no-store"}
+        return Response(encode(self._collector), headers=headers)
+
+
+def export(manager: AgentManager) -> str:
+    """All metrics in the Prometheus text format."""
+    return generate_latest(PrometheusCollector(manager)).decode()
+
+
+def prometheus_name(name: str, unit: str) -> str:
+    """The family's name, as OpenTelemetry's own exporters would have it."""
+    name = name.replace(".", "_")
+    suffix = _SUFFIXES.get(unit)
+    return name if suffix is None else f"{name}_{suffix}"
+
+
+def _number(metric: Metric, agents: Sequence[Metered]) -> Family:
+    kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
+    family: Family = kind(
+        prometheus_name(metric.name, metric.unit), metric.description, unit=_SUFFIXES.get(metric.unit, "")
+    )
+    suffix = "_total" if metric.kind is Kind.COUNTER else ""
+    for point in collect(metric, agents):
+        exemplar = _exemplar(point.latest) if suffix else None
+        family.add_sample(family.name + suffix, _label_set(point.attributes), point.value, exemplar=exemplar)
+    return family
+
+
+def _histogram(metric: Histogram, agents: Sequence[Metered]) -> Family:
+    family = HistogramMetricFamily(prometheus_name(metric.name, metric.unit), metric.description, unit="seconds")
+    for attributes, distribution in distributions(metric, agents).items():
+        labels = _label_set(attributes)
+        counts = distribution.exported()
+        for bound, count in zip(_BOUNDS, counts, strict=True):
+            family.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, count)
+        family.add_sample(f"{family.name}_count", labels, counts[-1])
+        family.add_sample(f"{family.name}_sum", labels, distribution.total)
+    return family
+
+
+def _label_set(attributes: Attributes) -> dict[str, str]:
+    return {name.removeprefix("asgi_agents.").replace(".", "_"): value for name, value in attributes}
+
+
+def _exemplar(latest: Incident | None) -> Exemplar | None:
+    if latest is None or not latest.correlation_id:
+        return None
+    labels = {"correlation_id": latest.correlation_id}
+    if sum(len(name) + len(value) for name, value in labels.items()) > _MAX_EXEMPLAR_LENGTH:
+        return None
+    return Exemplar(labels, 1.0, latest.time)
+
+
+_FAMILIES: Final[Mapping[type[ReportedMetric], Callable[[str, str], Family]]] = {
+    CounterMetric: CounterMetricFamily,
+    GaugeMetric: GaugeMetricFamily,
+    HistogramMetric: HistogramMetricFamily,
+}
+
+
+def _family(name: str, metric: ReportedMetric) -> Family:
+    return _FAMILIES[type(metric)](name, _text(metric.help or "Reported by an agent."))
+
+
+def _names(family: Family) -> set[str]:
+    """Everything that a family stands under in the output."""
+    return {family.name, *(f"{family.name}_{suffix}" for suffix in ("total", "created", "bucket", "count", "sum"))}
+
+
+def _metric_name(given: str) -> str:
+    name = _BAD_NAME.sub("_", given).removesuffix("_total") or "_"
+    return f"_{name}" if name[0].isdigit() else name
+
+
+def _labels(reported: Reported) -> dict[str, str]:
+    labels = {}
+    for given, value in reported.metric.labels.items():
+        name = _BAD_LABEL.sub("_", given) or "_"
+        if name in _OURS or name.startswith("__") or name[0].isdigit():
+            name = f"exported_{name.lstrip('_')}"
+        labels[name] = _text(value)
+    return {**labels, "agent_id": reported.agent_id, "endpoint": reported.endpoint}
+
+
+def _text(given: str) -> str:
+    return given.encode("utf-8", "replace").decode()
+
+
+def _add(family: Family, labels: dict[str, str], metric: ReportedMetric) -> str:
+    """Add a value to its family; returns what is wrong with it."""
+    match metric:
+        case CounterMetric():
+            if metric.value < 0:
+                return f"a counter of {metric.value}"
+            family.add_sample(f"{family.name}_total", labels, metric.value)
+        case GaugeMetric():
+            family.add_sample(family.name, labels, metric.value)
+        case HistogramMetric():
+            return _add_histogram(family, labels, metric)
+    return ""
+
+
+def _add_histogram(family: Family, labels: dict[str, str], metric: HistogramMetric) -> str:
+    buckets: dict[float, int] = {}
+    for bucket in metric.buckets:
+        try:
+            bound = float(bucket.le)
+        except ValueError:
+            return f"a bucket up to {bucket.le!r:.100}"
+        if math.isnan(bound) or bound in buckets:
+            return f"a bucket up to {bound}, or two of them"
+        buckets[bound] = bucket.count
+    buckets.setdefault(math.inf, metric.count)
+    counts = [0, *(buckets[bound] for bound in sorted(buckets))]
+    if counts != sorted(counts) or counts[-1] != metric.count:
+        return "its buckets don't add up"
+    for bound in sorted(buckets):
+        le = "+Inf" if bound == math.inf else f"{bound!r}"
+        family.add_sample(f"{family.name}_bucket", {**labels, "le": le}, buckets[bound])
+    family.add_sample(f"{family.name}_count", labels, metric.count)
+    if min(buckets) >= 0 and metric.sum >= 0:
+        # OpenMetrics has no sum where values can be negative.
+        family.add_sample(f"{family.name}_sum", labels, metric.sum)
+    return ""

@@ -1,0 +1,9 @@
+"""Spans and instruments: with ``trace_context`` the only place that knows OpenTelemetry.
+
+API only: what is configured, and whether anything is, is the application's business.
+"""
+
+from .telemetry import Telemetry
+from .tracing import ActiveSpan, SessionSpan, current_trace_id, mark_current_span, serving_span
+
+__all__ = ["ActiveSpan", "SessionSpan", "Telemetry", "current_trace_id", "mark_current_span", "serving_span"]
