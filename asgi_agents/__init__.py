@@ -71,6 +71,7 @@ from .protocol.stream import (
 )
 from .redaction import redact_secrets
 from .routing import Route
+from .status import status_app
 from .transports import (
     EndpointStatistics,
     HttpTransport,
@@ -163,4 +164,5 @@ __all__ = [
     "__version__",
     "current_correlation_id",
     "redact_secrets",
+    "status_app",
 ]

@@ -50,6 +50,12 @@ class Latency(Struct, frozen=True, kw_only=True):
     p99: float | None
 
 
+class _Ended(Struct, frozen=True):
+    number: int
+    totals: Totals
+    slot: Slot
+
+
 class History:
     """Remembers what the totals were at the end of each slot in which anything was counted.
 
@@ -63,8 +69,8 @@ class History:
         self._slot = 0
         #: When the current slot ends, on the clock of whoever counts.
         self.until = -math.inf
-        self._ended: deque[tuple[int, Totals]] = deque()
-        #: Up to the oldest slot that is remembered.
+        self._ended: deque[_Ended] = deque()
+        # Up to the oldest slot that is remembered.
         self._before = Totals()
 
     def turn(self, now: float) -> None:
@@ -72,20 +78,20 @@ class History:
         if now < self.until:
             return
         if self.until > -math.inf:
-            self._ended.append((self._slot, self._totals()))
+            totals = self._totals()
+            self._ended.append(_Ended(self._slot, totals, _slot(totals.since(self._latest))))
         self._slot = int(now // SLOT_SECONDS)
         self.until = (self._slot + 1) * SLOT_SECONDS
-        while self._ended and self._ended[0][0] <= self._slot - SLOTS:
-            self._before = self._ended.popleft()[1]
+        while self._ended and self._ended[0].number <= self._slot - SLOTS:
+            self._before = self._ended.popleft().totals
 
     def slots(self, now: float) -> Sequence[Slot]:
         """The slots up to the current one, oldest first."""
         self.turn(now)
         slots = [_EMPTY] * SLOTS
-        before = self._before
-        for number, totals in (*self._ended, (self._slot, self._totals())):
-            slots[SLOTS - 1 - (self._slot - number)] = _slot(totals.since(before))
-            before = totals
+        for ended in self._ended:
+            slots[SLOTS - 1 - (self._slot - ended.number)] = ended.slot
+        slots[-1] = _slot(self._totals().since(self._latest))
         return slots
 
     def latency(self, now: float) -> Latency:
@@ -93,6 +99,11 @@ class History:
         self.turn(now)
         buckets = self._totals().since(self._before).buckets
         return Latency(p50=percentile(buckets, 0.5), p90=percentile(buckets, 0.9), p99=percentile(buckets, 0.99))
+
+    @property
+    def _latest(self) -> Totals:
+        """What was counted when the last slot ended."""
+        return self._ended[-1].totals if self._ended else self._before
 
 
 def _slot(totals: Totals) -> Slot:

@@ -137,7 +137,7 @@ class AgentMiddleware:
         audit = Audit(self._auditor, scope, context) if lineup.agents and self._auditor.wanted else None
         if audit is not None or self._exposed_as is not None:
             send = _watched(send, audit, self._exposed_as, correlation.encode())
-        mark_current_span(correlation)
+        context.server_span = mark_current_span(correlation)
         entered = enter(correlation)
         error: str | None = None
         state = scope.setdefault("state", {})

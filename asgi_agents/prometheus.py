@@ -111,11 +111,11 @@ class PrometheusCollector(Collector):
 
 
 class MetricsApp:
-    """An ASGI app that serves the metrics, to be mounted or added as a route.
+    """An ASGI app that serves the metrics, to be mounted, or to be the endpoint of a route.
 
     ::
 
-        app.add_route("/-/metrics", MetricsApp(manager))
+        app.routes.append(starlette.routing.Route("/-/metrics", MetricsApp(manager)))
 
     It speaks the Prometheus text format and, if asked for it, OpenMetrics; there each series of failures and denials
     has the correlation id of its latest as an exemplar.

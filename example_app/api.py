@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from asgi_agents import AgentContext
 
 from . import chat
+from .tracing import TracedRoute
 
-router = APIRouter()
+router = APIRouter(route_class=TracedRoute)
 
 # Set by the ApiKey agent, on the routes that name it.
 User = Annotated[str, Header(alias="x-user")]
@@ -127,6 +128,11 @@ async def stats(request: Request, user: User) -> dict[str, str | int]:
 @router.get("/demo/flaky")
 async def behind_a_flaky_agent() -> dict[str, str]:
     return {"status": "the agent was well"}
+
+
+@router.post("/demo/wishes")
+async def wish(request: Request) -> dict[str, str]:
+    return {"you may like": request.headers.get("x-may-like", "something")}
 
 
 @router.websocket("/room/{name}")

@@ -1,10 +1,22 @@
 """The app: endpoints, agents, and which agents guard which paths."""
 
 from fastapi import FastAPI
+from starlette import routing
+from starlette.requests import Request
 
-from asgi_agents import AgentConfig, AgentMiddleware, CircuitBreakerConfig, EventType, FailureMode, Route
+from asgi_agents import (
+    AgentConfig,
+    AgentManager,
+    AgentMiddleware,
+    CircuitBreakerConfig,
+    EventType,
+    FailureMode,
+    Route,
+    status_app,
+)
+from asgi_agents.prometheus import MetricsApp
 
-from .agents import ApiKey, AuditLog, Flaky, Moderator, PiiRedactor, Waf
+from .agents import ApiKey, Flaky, Moderator, PiiRedactor, Recommender, Waf
 from .agents.waf_rules import CANDIDATE_RULES
 from .api import first_orders, router
 from .rooms import Rooms
@@ -21,21 +33,22 @@ MAX_UPLOAD_BYTES = 256 * 1024
 # along a body: the firewall sees a body before anyone changes it.
 ROUTES = (
     Route("/healthz", agents=[]),
-    Route("/old-orders", agents=["audit", "waf"]),
-    Route("/api/{rest:path}", agents=["audit", "api-key", "waf", "waf-next", "pii"]),
-    Route(ADMIN, agents=["audit", "api-key", "waf", "pii"]),
-    Route("/room/{name}", agents=["audit", "api-key", "waf", "moderator"]),
-    Route("/demo/flaky", agents=["audit", "flaky"]),
+    # These ask by themselves who is asking.
+    Route("/-/{rest:path}", agents=[]),
+    Route("/old-orders", agents=["waf"]),
+    Route("/api/{rest:path}", agents=["api-key", "waf", "waf-next", "pii"]),
+    Route(ADMIN, agents=["api-key", "waf", "pii"]),
+    Route("/room/{name}", agents=["api-key", "waf", "moderator"]),
+    Route("/demo/flaky", agents=["flaky"]),
+    Route("/demo/wishes", agents=["recommender"]),
 )
 # A path that nobody thought of is not a path that nobody guards.
-DEFAULT_AGENTS = ("audit", "waf")
+DEFAULT_AGENTS = ("waf",)
 
 
 def agent_configs(waf_url: str | None = None) -> list[AgentConfig]:
     """The agents. With ``waf_url`` the firewall is behind that URL, else in this process."""
     return [
-        # An audit log that fails must not close the shop.
-        AgentConfig("audit", AuditLog(), failure_mode=FailureMode.OPEN),
         AgentConfig("api-key", ApiKey(API_KEYS, ADMIN_TOKENS, bearer_routes={ADMIN})),
         AgentConfig(
             "waf",
@@ -47,6 +60,8 @@ def agent_configs(waf_url: str | None = None) -> list[AgentConfig]:
         AgentConfig("waf-next", Waf(CANDIDATE_RULES), enforce=False),
         AgentConfig("pii", PiiRedactor(), body_access="write"),
         AgentConfig("moderator", Moderator(INSULTS)),
+        # The shop stays open without it.
+        AgentConfig("recommender", Recommender(failures=1), failure_mode=FailureMode.OPEN, max_request_body_bytes=1024),
         # For the demonstration only.
         AgentConfig(
             "flaky",
@@ -63,5 +78,20 @@ def create_app(*, waf_url: str | None = None, token_delay: float = 0.03) -> Fast
     app.state.rooms = Rooms()
     app.state.token_delay = token_delay
     app.include_router(router)
-    app.add_middleware(AgentMiddleware, agents=agent_configs(waf_url), routes=ROUTES, default_agents=DEFAULT_AGENTS)
+    manager = AgentManager(agent_configs(waf_url))
+    app.mount("/-/agents", status_app(manager, authorise=is_local))
+    app.routes.append(routing.Route("/-/metrics", MetricsApp(manager, authorise=is_local)))
+    app.add_middleware(
+        AgentMiddleware,
+        manager=manager,
+        routes=ROUTES,
+        default_agents=DEFAULT_AGENTS,
+        audit_headers=["user-agent"],
+        expose_correlation_id=True,
+    )
     return app
+
+
+def is_local(request: Request) -> bool:
+    """Whether somebody on this machine asks."""
+    return request.client is not None and request.client.host in ("127.0.0.1", "::1")

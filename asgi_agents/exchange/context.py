@@ -20,7 +20,7 @@ from ..protocol import (
     InspectionType,
     WebSocketFrameEvent,
 )
-from ..telemetry import SessionSpan
+from ..telemetry import ServerSpan, SessionSpan
 from .scope import CORRELATION_HEADER
 
 # A websocket or event stream may live for days: remember the newest.
@@ -72,6 +72,7 @@ class AgentContext:
         "request_ops",
         "response_ops",
         "route",
+        "server_span",
         "verdicts_recorded",
     )
 
@@ -86,6 +87,8 @@ class AgentContext:
         self.correlation_id = correlation_id
         self.correlation_header = correlation_header
         self.route = route
+        #: The span that was current when the connection came; messages may be sent from another's task.
+        self.server_span: ServerSpan | None = None
         self.lineup = lineup
         self.request_ops: list[HeaderOp] = []
         self.response_ops: list[HeaderOp] = []
@@ -212,7 +215,7 @@ class AgentContext:
             if self.route is not None:
                 attributes["asgi_agents.route"] = self.route
             self._sessions[event_type] = self._manager.telemetry.tracing.session(
-                _SESSION_NAMES[event_type], attributes, self.correlation_id
+                _SESSION_NAMES[event_type], attributes, self.correlation_id, self.server_span
             )
         return self._sessions[event_type]
 

@@ -14,6 +14,8 @@ from .._version import __version__
 from ..decision import Verdict
 from ..trace_context import remote_context
 
+#: The span that is current when a connection comes.
+ServerSpan = Span
 Attributes = Mapping[str, AttributeValue]
 
 AGENT_ID = "asgi_agents.agent.id"
@@ -42,11 +44,12 @@ def current_trace_id() -> str | None:
     return trace.format_trace_id(found.trace_id) if found.is_valid else None
 
 
-def mark_current_span(correlation_id: str) -> None:
-    """Make the server's span findable by the connection's id."""
+def mark_current_span(correlation_id: str) -> ServerSpan:
+    """Make the server's span findable by the connection's id. Returns it."""
     span = trace.get_current_span()
     if span.is_recording():
         span.set_attribute(CORRELATION_ID, correlation_id)
+    return span
 
 
 class _Attached:
@@ -154,14 +157,19 @@ class Tracing:
         span = self._start(name, SpanKind.CLIENT if remote else SpanKind.INTERNAL, attributes, correlation_id)
         return None if span is None else ActiveSpan(span)
 
-    def session(self, name: str, attributes: Attributes, correlation_id: str) -> SessionSpan | None:
-        """The span of many calls."""
-        span = self._start(name, SpanKind.INTERNAL, attributes, correlation_id)
+    def session(
+        self, name: str, attributes: Attributes, correlation_id: str, parent: ServerSpan | None
+    ) -> SessionSpan | None:
+        """The span of many calls; where it begins may be anywhere, so that it has to be told its ``parent``."""
+        context = None if parent is None else trace.set_span_in_context(parent)
+        span = self._start(name, SpanKind.INTERNAL, attributes, correlation_id, context)
         return None if span is None else SessionSpan(span)
 
-    def _start(self, name: str, kind: SpanKind, attributes: Attributes, correlation_id: str) -> Span | None:
+    def _start(
+        self, name: str, kind: SpanKind, attributes: Attributes, correlation_id: str, parent: Context | None = None
+    ) -> Span | None:
         # Where nothing is configured this is all there is to it.
-        span = self._tracer.start_span(name, None, kind, attributes)
+        span = self._tracer.start_span(name, parent, kind, attributes)
         if span is trace.INVALID_SPAN or (
             not span.is_recording() and span.get_span_context() == trace.get_current_span().get_span_context()
         ):

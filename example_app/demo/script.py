@@ -59,6 +59,10 @@ def _orders(response: httpx.Response) -> str:
     return _redactions(str(order) for order in response.json())
 
 
+def _like(response: httpx.Response) -> str:
+    return str(response.json()["you may like"])
+
+
 def _chat(topic: str) -> Play:
     def play(client: Client, request_id: str) -> str:
         started, tokens, times = time.monotonic(), [], []
@@ -176,6 +180,10 @@ STEPS = (
     # A message that is dropped doesn't decide the session: it goes on.
     Step("WS /room, an insult, sorry", _room("you idiot", then="sorry"), "sorry"),
     Step("WS /room, three insults", _room("idiot", "moron", "nitwit", then="bye"), "closed 4003", "moderator"),
+    # An agent that the shop can do without.
+    Step("POST /demo/wishes, its agent fails", _http("POST", "/demo/wishes", NOBODY, _like), "200 something"),
+    Step("POST /demo/wishes", _http("POST", "/demo/wishes", NOBODY, _like, content=b"rug"), "200 lamp"),
+    Step("POST /demo/wishes, 2 kB", _http("POST", "/demo/wishes", NOBODY, _like, content=b"rug " * 512), "200 lamp"),
     Step("GET /demo/flaky, its agent fails", _http("GET", "/demo/flaky", NOBODY), "503", "flaky"),
     Step("GET /demo/flaky, fails again", _http("GET", "/demo/flaky", NOBODY), "503", "flaky"),
     Step(

@@ -1,12 +1,13 @@
 """Real servers on the loopback interface."""
 
 import logging
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
 
 
 @contextmanager
-def waf_process() -> Iterator[str]:
-    """Run the firewall in a process of its own; gives its URL."""
+def waf_process(take_span: Callable[[str], object] | None = None) -> Iterator[str]:
+    """Run the firewall in a process of its own; gives its URL. ``take_span`` is given its spans, a line each."""
     # Somebody else may take the port before uvicorn does, in which case that fails, and so do we.
     with socket.socket() as probe:
         probe.bind((HOST, 0))
@@ -58,7 +59,12 @@ def waf_process() -> Iterator[str]:
     process = subprocess.Popen(  # noqa: S603 - nothing in there comes from outside
         [sys.executable, "-m", "uvicorn", "--app-dir", code, *options, "example_app.waf_service:app"],
         start_new_session=True,  # Ctrl-C is for us, and we stop it when nobody needs it any more
+        env={**os.environ, "EXAMPLE_APP_TRACE": "1" if take_span else ""},
+        stdout=None if take_span is None else subprocess.PIPE,
+        text=True,
     )
+    if take_span is not None:
+        threading.Thread(target=_pass_on, args=(process, take_span), name="spans", daemon=True).start()
     try:
         url = f"http://{HOST}:{port}/"
         _wait_until_up(url, process)
@@ -72,7 +78,13 @@ def waf_process() -> Iterator[str]:
             process.wait()
 
 
-def _wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
+def _pass_on(process: subprocess.Popen[str], take_span: Callable[[str], object]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        take_span(line)
+
+
+def _wait_until_up(url: str, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + _PATIENCE
     with httpx.Client(trust_env=False) as client:
         while time.monotonic() < deadline and process.poll() is None:

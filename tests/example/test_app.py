@@ -179,12 +179,12 @@ def test_failing_agent_opens_its_breaker(client: TestClient) -> None:
     assert replies[2].headers["retry-after"] == "1"
 
 
-def test_audit_log_has_one_line_per_connection_and_no_secrets(
+def test_audit_log_has_one_line_per_guarded_connection_and_no_secrets(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "example_app.audit")
+    caplog.set_level(logging.INFO, "asgi_agents.audit")
     client.get("/api/orders?q=hush", headers={**ALICE, "x-request-id": "1"})
-    client.post("/api/orders", json={"item": "hush"}, headers={**ALICE, "x-request-id": "2", "user-agent": "hush"})
+    client.post("/api/orders", json={"item": "hush"}, headers={**ALICE, "x-request-id": "2", "x-secret": "hush"})
     client.get("/api/orders", headers={"x-request-id": "3"})
     with client.websocket_connect("/room/lounge", headers={**ALICE, "x-request-id": "4"}) as room:
         room.send_text("hush")
@@ -193,13 +193,15 @@ def test_audit_log_has_one_line_per_connection_and_no_secrets(
 
     assert "hush" not in caplog.text
     assert "key-of-alice" not in caplog.text
-    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "example_app.audit"]
-    assert [(line["id"], line["method"], line["path"], line["status"], line["reached_app"]) for line in lines] == [
-        ("1", "GET", "/api/orders", 200, True),
-        ("2", "POST", "/api/orders", 201, True),
-        ("3", "GET", "/api/orders", 401, False),
-        ("4", "GET", "/room/lounge", 101, True),
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "asgi_agents.audit"]
+    shown = ("correlation_id", "method", "path", "status", "decided_by")
+    assert [tuple(line[name] for name in shown) for line in lines] == [
+        ("1", "GET", "/api/orders", 200, None),
+        ("2", "POST", "/api/orders", 201, None),
+        ("3", "GET", "/api/orders", 401, "api-key"),
+        ("4", "GET", "/room/lounge", 101, None),
     ]
+    assert {line["headers"]["user-agent"] for line in lines} == {"testclient"}
 
 
 def test_firewall_can_be_elsewhere() -> None:
@@ -213,5 +215,5 @@ def test_firewall_can_be_elsewhere() -> None:
 
 def test_agents_hear_no_more_than_they_need() -> None:
     heard = {config.id: sorted(config.hears or ()) for config in agent_configs()}
-    assert heard["audit"] == ["request_complete", "request_headers"]
+    assert heard["recommender"] == ["request_body_chunk", "request_headers"]
     assert heard["waf"] == heard["waf-next"] == ["request_body_chunk", "request_headers"]

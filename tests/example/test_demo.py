@@ -12,9 +12,8 @@ from example_app.demo.script import STEPS
 from example_app.demo.table import Style, render, style_for
 
 
-@pytest.mark.parametrize("options", [(), ("--waf-process",)], ids=["in process", "firewall in a process of its own"])
-def test_script_comes_out_as_expected(options: tuple[str, ...]) -> None:
-    result = subprocess.run(
+def _play(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-W", "error", "-m", "example_app", "--check", *options],
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -23,13 +22,49 @@ def test_script_comes_out_as_expected(options: tuple[str, ...]) -> None:
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.parametrize("options", [(), ("--waf-process",)], ids=["in process", "firewall in a process of its own"])
+def test_script_comes_out_as_expected(options: tuple[str, ...]) -> None:
+    result = _play(*options)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"All {len(STEPS)} came out as expected." in result.stdout
     assert "✗" not in result.stdout
     assert "\x1b" not in result.stdout
     assert all(len(line) <= 160 for line in result.stdout.splitlines())
-    # Nothing but the breaker's comings and goings.
-    assert all(line.startswith("  agents: agent 'flaky'") for line in result.stderr.splitlines())
+    # Nothing but what the agents that fail on purpose give rise to.
+    assert all(line.startswith("  agents: agent '") for line in result.stderr.splitlines())
+    assert {line.split("'")[1] for line in result.stderr.splitlines()} == {"flaky", "recommender"}
+
+
+@pytest.mark.parametrize("options", [(), ("--waf-process",)], ids=["in process", "firewall in a process of its own"])
+def test_each_request_is_one_trace_from_the_client_through_all_processes_to_the_handler(
+    options: tuple[str, ...],
+) -> None:
+    result = _play("--trace", *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    traces = [text.splitlines() for text in result.stdout.split("\ntrace ")[1:]]
+    assert len(traces) == len(STEPS)
+    # Process, depth and name of each span of `GET /api/orders`, the first that is allowed.
+    (trace,) = [lines for lines in traces if lines[1].split()[1:3] == ["GET", "/api/orders"]][1:2]
+    spans = [(line[2:10].strip(), line[10:68].rstrip(), line[69:78].strip()) for line in trace[1:] if line[2:3] != " "]
+    waf = (
+        [("shop", "    request_headers waf", "client"), ("waf", "      request_headers Waf", "server")]
+        if options
+        else [("shop", "    request_headers waf", "internal")]
+    )
+    assert spans[:2] == [("shop", "GET /api/orders", "client"), ("shop", "  GET /api/orders", "server")]
+    # Which begins first is theirs to say.
+    assert set(spans[2:]) == {
+        ("shop", "    request_headers api-key", "internal"),
+        *waf,
+        ("shop", "    request_headers waf-next", "internal"),
+        ("shop", "    request_headers pii", "internal"),
+        ("shop", "    handler list_orders", "internal"),
+        ("shop", "    response_headers pii", "internal"),
+        ("shop", "    response_body_chunk pii", "internal"),
+        ("shop", "    request_complete pii", "internal"),
+    }
 
 
 def _verdict(agent_id: str, response: AgentResponse, *, enforced: bool = True) -> Verdict:

@@ -1,0 +1,148 @@
+"""The status page as an ASGI app: HTML, JSON, and server-sent events."""
+
+import time
+from importlib.resources import files
+from typing import Final
+
+import anyio
+import msgspec
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..authorisation import Authorise, refusal, require_authorise
+from ..errors import ConfigurationError
+from ..manager import AgentManager
+from ..routing import path_below_root
+from .snapshot import take_snapshot
+
+# A stream that never ends would keep a server that shuts down gracefully waiting for the viewer. The page comes back.
+_STREAM_SECONDS: Final = 20.0
+# Seconds within which a viewer has to take what it is sent.
+_SEND_TIMEOUT: Final = 10.0
+# Milliseconds after which the page asks for a new stream.
+_RETRY: Final = b"retry: 250\n\n"
+
+_HEADERS: Final = {
+    "cache-control": "no-store",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+_CONTENT_TYPES: Final = {
+    "page.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+def status_app(manager: AgentManager, *, authorise: Authorise | None = None, interval: float = 1.0) -> ASGIApp:
+    """An ASGI app that shows the agents of ``manager``, to be mounted.
+
+    ::
+
+        app.mount("/-/agents", status_app(manager))
+
+    The page is at the mount's ``/``; what it shows is in ``status.json`` (a :class:`Status`), and comes anew every
+    ``interval`` seconds from ``events``. There are correlation ids, routes and the messages of failures in it, but no
+    header values and no bodies.
+
+    :param authorise: asked about each request. It takes the request and returns, or is a coroutine function that
+        returns, True, False (403), or the response that refuses it.
+    :raises ConfigurationError: for arguments that can't work.
+    """
+    if not isinstance(manager, AgentManager):
+        raise ConfigurationError(f"status_app: manager={manager!r}, expected an AgentManager")
+    require_authorise("status_app", authorise)
+    if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0.05 <= interval <= _STREAM_SECONDS:
+        raise ConfigurationError(
+            f"status_app: interval={interval!r}, expected seconds from 0.05 to {_STREAM_SECONDS:g}"
+        )
+    return _StatusApp(manager, authorise, interval)
+
+
+class _StatusApp:
+    def __init__(self, manager: AgentManager, authorise: Authorise | None, interval: float) -> None:
+        self._manager = manager
+        self._authorise = authorise
+        self._interval = interval
+        self._assets = {name: (files(__package__) / "page" / name).read_bytes() for name in _CONTENT_TYPES}
+        self._encoded = b""
+        self._encoded_at = float("-inf")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        response = await refusal(self._authorise, request)
+        if response is None:
+            path = path_below_root(scope["path"], scope.get("root_path", ""))
+            if request.method not in ("GET", "HEAD"):
+                response = PlainTextResponse("Method Not Allowed", 405, {"allow": "GET, HEAD"})
+            elif path == "/events" and request.method == "GET":
+                await self._stream(receive, send)
+                return
+            else:
+                response = self._respond(path)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        await response(scope, receive, send)
+
+    def _respond(self, path: str) -> Response:
+        if path == "/status.json":
+            return Response(self._status(), media_type="application/json")
+        name = path.removeprefix("/") or "page.html"
+        asset = self._assets.get(name)
+        if asset is None:
+            return PlainTextResponse("Not Found", 404)
+        return Response(asset, headers={"content-type": _CONTENT_TYPES[name]})
+
+    def _status(self) -> bytes:
+        """What many viewers see at the same time is made once."""
+        now = time.monotonic()
+        if now - self._encoded_at > self._interval / 2:
+            self._encoded = msgspec.json.encode(take_snapshot(self._manager))
+            self._encoded_at = now
+        return self._encoded
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
+        headers = {**_HEADERS, "content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            }
+        )
+        async with anyio.create_task_group() as tasks:
+
+            async def push() -> None:
+                ends = time.monotonic() + _STREAM_SECONDS
+                data = _RETRY
+                try:
+                    while time.monotonic() < ends:
+                        data += b"data: %b\n\n" % self._status()
+                        with anyio.fail_after(_SEND_TIMEOUT):
+                            await send({"type": "http.response.body", "body": data, "more_body": True})
+                        data = b""
+                        await anyio.sleep(self._interval)
+                    await send({"type": "http.response.body", "body": b""})
+                except (OSError, TimeoutError):
+                    pass  # the viewer is gone, or doesn't read
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(push)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
