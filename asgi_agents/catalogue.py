@@ -105,7 +105,10 @@ def _durations(agent: Metered) -> Iterator[tuple[Attributes, Distribution]]:
 
 
 def _queue_waits(agent: Metered) -> Iterator[tuple[Attributes, Distribution]]:
-    yield _attributes(agent), agent.tally.queue_waits
+    waits = Distribution()
+    waits.merge(agent.tally.queue_waits)
+    waits.add_zeros(sum(series.durations.count for series in agent.tally.series) - waits.count)
+    yield _attributes(agent), waits
 
 
 def _active(agent: Metered) -> Iterator[Point]:

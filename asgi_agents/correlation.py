@@ -1,9 +1,10 @@
 """The id of the connection that the running code serves."""
 
 import logging
-from contextlib import suppress
 from contextvars import ContextVar, Token
 from typing import Final
+
+logger = logging.getLogger("asgi_agents")
 
 _current: Final[ContextVar[str]] = ContextVar("asgi_agents_correlation_id", default="")
 
@@ -16,16 +17,17 @@ def current_correlation_id() -> str:
     return _current.get()
 
 
-def enter(correlation_id: str) -> Token[str]:
-    """Make ``correlation_id`` the current one, until :func:`leave`."""
-    return _current.set(correlation_id)
+#: Make an id the current one; returns the token for :func:`leave`.
+enter = _current.set
 
 
 def leave(token: Token[str]) -> None:
     """Back to what was before."""
-    # A coroutine that is thrown away may be closed from anywhere.
-    with suppress(ValueError):
+    try:
         _current.reset(token)
+    except ValueError:
+        # A coroutine that is thrown away may be closed from anywhere, where the token means nothing.
+        logger.debug("left the correlation id of %r elsewhere", token.old_value)
 
 
 class CorrelationFilter(logging.Filter):

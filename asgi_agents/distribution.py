@@ -26,29 +26,35 @@ SIZE: Final = len(BOUNDS) + 1
 class Distribution:
     """Durations in seconds."""
 
-    __slots__ = ("buckets", "count", "total")
+    __slots__ = ("buckets", "total")
 
     def __init__(self) -> None:
-        self.count = 0
         self.total = 0.0
         self.buckets = [0] * SIZE
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(self.buckets)
+
     def add(self, seconds: float) -> None:
         """Count one."""
-        self.count += 1
         self.total += seconds
         self.buckets[bisect_left(BOUNDS, seconds)] += 1
 
+    def add_zeros(self, number: int) -> None:
+        """Count so many that took no time."""
+        self.buckets[0] += number
+
     def merge(self, other: "Distribution") -> None:
         """Count all of ``other``."""
-        self.count += other.count
         self.total += other.total
         self.buckets = [mine + its for mine, its in zip(self.buckets, other.buckets, strict=True)]
 
     def exported(self) -> Sequence[int]:
         """How many were at most each of :data:`EXPORTED_BOUNDS`; the last entry is the number of all."""
         below = list(accumulate(self.buckets))
-        return (*(below[index] for index in _EXPORTED_INDEXES), self.count)
+        return (*(below[index] for index in _EXPORTED_INDEXES), below[-1])
 
 
 def percentile(buckets: Sequence[int], fraction: float) -> float | None:

@@ -15,6 +15,7 @@ from anyio import CancelScope
 from msgspec import Struct, structs
 
 from .breaker import BreakerState, CircuitBreaker
+from .cancellation import given_up, was_asked_for
 from .config import AgentConfig, FailureMode
 from .decision import Failure, FailureKind, Verdict
 from .errors import (
@@ -27,7 +28,7 @@ from .errors import (
     printable,
 )
 from .limiter import Limiter
-from .metrics import AgentMetrics, AgentStatistics, Tally
+from .metrics import AgentMetrics, AgentStatistics, Series, Tally
 from .protocol import (
     ALLOW,
     Acknowledgement,
@@ -57,6 +58,8 @@ T = TypeVar("T")
 _MAX_CONFIGURE_BACKOFF = 30.0
 # Seconds an agent may take to digest its configuration, if its own timeout is shorter.
 _CONFIGURE_TIMEOUT = 10.0
+# How many combinations of event and route are remembered.
+_MAX_SPANS = 10_000
 # Seconds between two lines that say that an agent fails.
 _LOG_INTERVAL = 60.0
 _ACKNOWLEDGED = frozenset({EventType.CONFIGURE, EventType.REQUEST_COMPLETE})
@@ -89,7 +92,12 @@ class Guard:
     ) -> None:
         self.config = config
         self.tally = Tally(config.id) if tally is None else tally
-        self._telemetry = Telemetry() if telemetry is None else telemetry
+        telemetry = Telemetry() if telemetry is None else telemetry
+        self._tracing = telemetry.tracing
+        self._export_duration = telemetry.metering.call_duration.record
+        self._export_queue_wait = telemetry.metering.queue_duration.record
+        # What most calls come to.
+        self._consents: dict[EventType, Series] = {}
         # Of each event on each route: the name of its span, and what every such span says.
         self._own_attributes = {"asgi_agents.agent.id": config.id}
         self._spans: dict[tuple[EventType, str | None], tuple[str, dict[str, str]]] = {}
@@ -208,14 +216,12 @@ class Guard:
         """
         call = _Call(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
         # What is one of many has one span with the others, which is not for us to make.
-        if chunk or event.event_type is EventType.WEBSOCKET_FRAME:
-            verdict, _ = await self._call(call)
-            return verdict
-        span = self._start_span(call)
-        if span is None:
-            verdict, _ = await self._call(call)
-            return verdict
-        verdict, _ = await self._call_in(span, call)
+        if not self._tracing.idle and not chunk and event.event_type is not EventType.WEBSOCKET_FRAME:
+            span = self._start_span(call)
+            if span is not None:
+                verdict, _ = await self._call_in(span, call)
+                return verdict
+        verdict, _ = await self._call(call)
         return verdict
 
     async def inspect(
@@ -223,7 +229,7 @@ class Guard:
     ) -> tuple[Verdict, GuardrailResponse]:
         """Ask a guardrail question. The response says nothing useful where the verdict is a failure."""
         call = _Call(event, failure_mode, route, self.config.timeout)
-        span = self._start_span(call)
+        span = None if self._tracing.idle else self._start_span(call)
         verdict, answer = await (self._call(call) if span is None else self._call_in(span, call))
         if isinstance(answer, GuardrailResponse):
             return verdict, answer
@@ -238,18 +244,23 @@ class Guard:
         *,
         correlation_id: str = "",
         route: str | None = None,
+        traced: bool = False,
     ) -> Verdict:
-        """The verdict on an event that was not shown to the agent, or whose call came to nothing."""
+        """The verdict on an event that was not shown to the agent, or whose call came to nothing.
+
+        ``traced``: it has a span already.
+        """
         failure = Failure(kind, self._describe(event_type, fault))
         verdict = Verdict(
             self.config.id, event_type, None, failure, failure_mode != FailureMode.OPEN, self.config.enforce, 0.0
         )
-        name, attributes = self._span_of(event_type, route)
-        span = self._telemetry.tracing.call(name, attributes, correlation_id, remote=self._transport.remote)
-        if span is not None:
-            with span:
-                span.tell(verdict)
-        self._count(verdict, time.monotonic(), correlation_id, route)
+        if not (traced or self._tracing.idle):
+            name, attributes = self._span_of(event_type, route)
+            span = self._tracing.call(name, attributes, correlation_id, remote=self._transport.remote)
+            if span is not None:
+                with span:
+                    span.tell(verdict)
+        self._count(verdict, time.monotonic(), correlation_id, route, 0)
         return verdict
 
     async def configure(self) -> None:
@@ -319,11 +330,14 @@ class Guard:
     def _start_span(self, call: "_Call") -> ActiveSpan | None:
         event = call.event
         name, attributes = self._span_of(event.event_type, call.route)
-        return self._telemetry.tracing.call(name, attributes, correlation_id_of(event), remote=self._transport.remote)
+        return self._tracing.call(name, attributes, correlation_id_of(event), remote=self._transport.remote)
 
     def _span_of(self, event_type: EventType, route: str | None) -> tuple[str, dict[str, str]]:
         span = self._spans.get((event_type, route))
         if span is None:
+            if len(self._spans) >= _MAX_SPANS:
+                # Routes that somebody makes up as they go.
+                self._spans.clear()
             attributes = {"asgi_agents.agent.id": self.config.id, "asgi_agents.event": event_type.value}
             if route is not None:
                 attributes["asgi_agents.route"] = route
@@ -338,15 +352,13 @@ class Guard:
                     call.event, metadata=structs.replace(call.event.metadata, traceparent=current_traceparent())
                 )
             verdict, answer = await self._call(call)
-            span.tell(verdict)
+            span.tell(verdict, given_up=call.given_up)
             return verdict, answer
 
     async def _call(self, call: "_Call") -> tuple[Verdict, AgentResponse | GuardrailResponse]:
         call.started = time.monotonic()
         if self.client is not None:
             call.timeout *= self.client.timeout_multiplier
-        answer: AgentResponse | GuardrailResponse = ALLOW
-        failure = None
         try:
             if not self._limiter.try_acquire():
                 await self._queue(call)
@@ -356,31 +368,37 @@ class Guard:
                 self._limiter.release()
         except Exception as exc:
             failure = self._explain(call.event.event_type, exc)
-        return self._judged(call, answer, failure), answer
+            if given_up() and not isinstance(exc, _NoVerdict):
+                # It has failed over that, or is too late for anyone: no news of the agent.
+                call.given_up = True
+                return self._verdict(call, None, failure, time.monotonic() - call.started), ALLOW
+            return self._judged(call, None, failure), ALLOW
+        return self._judged(call, answer if isinstance(answer, AgentResponse) else ALLOW, None), answer
 
-    def _judged(self, call: "_Call", answer: AgentResponse | GuardrailResponse, failure: Failure | None) -> Verdict:
+    def _judged(self, call: "_Call", response: AgentResponse | None, failure: Failure | None) -> Verdict:
         """The verdict on a call that has ended, counted."""
         event = call.event
         event_type = event.event_type
         ended = time.monotonic()
-        verdict = Verdict(
-            self.config.id,
-            event_type,
-            None if failure is not None else answer if isinstance(answer, AgentResponse) else ALLOW,
-            failure,
-            call.failure_mode != FailureMode.OPEN,
-            self.config.enforce,
-            ended - call.started,
-        )
-        self.tally.queue_waits.add(call.queued)
-        self._telemetry.metering.queue_duration.record(call.queued, self._own_attributes)
+        duration = ended - call.started
+        verdict = self._verdict(call, response, failure, duration)
+        if call.queued:
+            self.tally.queue_waits.add(call.queued)
+        self._export_queue_wait(call.queued, self._own_attributes)
+        consents = self._consents.get(event_type) if response is ALLOW else None
+        if consents is not None and not self._failing:
+            self.tally.add(consents, duration, ended)
+            self._export_duration(duration, consents.attributes)
+            return verdict
         size = len(event.data) if event_type in _WITH_DATA else 0  # type: ignore[union-attr]
-        self._count(verdict, ended, correlation_id_of(event), call.route, size)
+        series = self._count(verdict, ended, correlation_id_of(event), call.route, size)
+        if response is ALLOW and event_type not in _WITH_DATA:
+            self._consents[event_type] = series
         return verdict
 
-    def _count(self, verdict: Verdict, now: float, correlation_id: str, route: str | None, size: int = 0) -> None:
+    def _count(self, verdict: Verdict, now: float, correlation_id: str, route: str | None, size: int) -> Series:
         series = self.tally.count(verdict, now, correlation_id=correlation_id, route=route, size=size)
-        self._telemetry.metering.call_duration.record(verdict.duration, series.attributes)
+        self._export_duration(verdict.duration, series.attributes)
         if verdict.failure is None:
             if self._failing:
                 self._failing = False
@@ -392,6 +410,20 @@ class Guard:
                 self._failing = True
                 self._quiet_until = now + _LOG_INTERVAL
                 logger.warning("%s (logged once until it answers again)", verdict.failure.message)
+        return series
+
+    def _verdict(
+        self, call: "_Call", response: AgentResponse | None, failure: Failure | None, duration: float
+    ) -> Verdict:
+        return Verdict(
+            self.config.id,
+            call.event.event_type,
+            response,
+            failure,
+            call.failure_mode != FailureMode.OPEN,
+            self.config.enforce,
+            duration,
+        )
 
     async def _queue(self, call: "_Call") -> None:
         waited_from = time.monotonic()
@@ -429,7 +461,7 @@ class Guard:
             if breaker is not None:
                 if (
                     not isinstance(exc, Exception)
-                    or anyio.current_effective_deadline() == -math.inf
+                    or given_up()
                     or _was_never_sent(exc)
                     or self._has_lost_one_of_many(exc)
                 ):
@@ -473,7 +505,7 @@ class Guard:
         except AgentTimeoutError as exc:
             raise _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {call.timeout:g} s") from exc
         except asyncio.CancelledError as exc:
-            if _was_asked_for():
+            if was_asked_for():
                 raise
             # Its own, from a task or future of the agent's that was cancelled: a failure like any other.
             raise AgentError("raised CancelledError, though nobody has cancelled it") from exc
@@ -598,6 +630,7 @@ class _Call(Struct):
     timeout: float
     started: float = 0.0
     queued: float = 0.0
+    given_up: bool = False
 
 
 class _NoVerdict(Exception):  # noqa: N818 - it says what there is not
@@ -620,14 +653,6 @@ def _first_leaf(exc: BaseException) -> BaseException:
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]
     return exc
-
-
-def _was_asked_for() -> bool:
-    """Whether asyncio's CancelledError that is under way comes from outside the call."""
-    if anyio.current_effective_deadline() == -math.inf:
-        return True
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
 
 
 @types.coroutine

@@ -39,7 +39,7 @@ class RouteAgent(Struct, frozen=True):
     def lost(self, event: Event) -> Verdict:
         """The verdict on a call whose task was cancelled from inside, so that it came to nothing."""
         fault = "its task was cancelled, though nobody has cancelled it"
-        return self._skip(event.event_type, correlation_id_of(event), FailureKind.ERROR, fault)
+        return self._skip(event.event_type, correlation_id_of(event), FailureKind.ERROR, fault, traced=True)
 
     def body_too_large(self, event_type: EventType, correlation_id: str, limit: int) -> Verdict:
         """The verdict of an agent that is not shown a body because it is over ``limit`` bytes."""
@@ -47,9 +47,17 @@ class RouteAgent(Struct, frozen=True):
         kind = FailureKind.REQUEST_TOO_LARGE if request else FailureKind.RESPONSE_TOO_LARGE
         return self._skip(event_type, correlation_id, kind, f"body over its limit of {limit} bytes")
 
-    def _skip(self, event_type: EventType, correlation_id: str, kind: FailureKind, fault: str) -> Verdict:
+    def _skip(
+        self, event_type: EventType, correlation_id: str, kind: FailureKind, fault: str, *, traced: bool = False
+    ) -> Verdict:
         return self.guard.skip(
-            event_type, kind, self.failure_mode, fault, correlation_id=correlation_id, route=self.route
+            event_type,
+            kind,
+            self.failure_mode,
+            fault,
+            correlation_id=correlation_id,
+            route=self.route,
+            traced=traced,
         )
 
 

@@ -1,6 +1,7 @@
 """Plain counts of what an agent was asked and what it said. Exporters read them; nothing here knows one of them."""
 
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,7 +9,7 @@ from msgspec import Struct
 
 from .breaker import BreakerState
 from .decision import FailureKind, Verdict
-from .distribution import SIZE, Distribution
+from .distribution import BOUNDS, SIZE, Distribution
 from .history import History, Totals
 from .protocol import EventType
 from .transports import EndpointStatistics
@@ -133,6 +134,7 @@ class Tally:
 
     def __init__(self, agent_id: str = "") -> None:
         self.agent_id = agent_id
+        #: Of the calls that had to wait. All others didn't.
         self.queue_waits = Distribution()
         #: Bytes shown, and transitions to a state.
         self.inspected: Counter[str] = Counter()
@@ -153,20 +155,28 @@ class Tally:
     ) -> Series:
         """Add one verdict, on an event of ``size`` bytes; ``now`` is monotonic seconds."""
         outcome = verdict.outcome
-        key = (verdict.event_type, outcome, verdict.fail_closed, verdict.enforced)
+        # How a failure would have been treated is nothing to know of an answer.
+        fail_closed = verdict.failure is None or verdict.fail_closed
+        key = (verdict.event_type, outcome, fail_closed, verdict.enforced)
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = Series(
-                verdict.agent_id, verdict.event_type.value, outcome, verdict.fail_closed, verdict.enforced
+                verdict.agent_id, verdict.event_type.value, outcome, fail_closed, verdict.enforced
             )
-        if now >= self.history.until:
-            self.history.turn(now)
-        series.durations.add(verdict.duration)
+        self.add(series, verdict.duration, now)
         if size and verdict.failure is None:
             self.inspected[series.event] += size
         if outcome != "allow":
             self._remember(series, verdict, correlation_id, route)
         return series
+
+    def add(self, series: Series, duration: float, now: float) -> None:
+        """Add one call to those that came out like it."""
+        if now >= self.history.until:
+            self.history.turn(now)
+        durations = series.durations
+        durations.total += duration
+        durations.buckets[bisect_left(BOUNDS, duration)] += 1
 
     def summary(self, in_flight: int, waiting: int) -> AgentMetrics:
         """The counts so far, beside those of the moment."""

@@ -6,6 +6,9 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+#: The span that is current when a connection comes.
+ServerSpan = trace.Span
+
 # W3C trace context rather than the global propagator: it is what the agent protocol names.
 _PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -16,13 +19,18 @@ def inject_trace_context(carrier: MutableMapping[str, str]) -> None:
         _PROPAGATOR.inject(carrier)
 
 
-def current_traceparent() -> str | None:
-    """The current span as a W3C ``traceparent``, or None where there is no span."""
-    if trace.get_current_span() is trace.INVALID_SPAN:
+def traceparent_of(span: ServerSpan) -> str | None:
+    """``span`` as a W3C ``traceparent``, or None where it is none."""
+    if span is trace.INVALID_SPAN:
         return None
     carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier)
+    _PROPAGATOR.inject(carrier, trace.set_span_in_context(span))
     return carrier.get("traceparent")
+
+
+def current_traceparent() -> str | None:
+    """The current span as a W3C ``traceparent``, or None where there is no span."""
+    return traceparent_of(trace.get_current_span())
 
 
 def remote_context(carrier: Mapping[str, list[str]]) -> Context:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import report
+from tests.benchmarks import report, telemetry
 from tests.benchmarks.apps import VARIANTS
 from tests.benchmarks.fleet import Server
 from tests.benchmarks.handwritten import InProcess
@@ -101,3 +101,11 @@ def test_variants_and_peers_have_names_of_their_own() -> None:
     peers = {peer for variant in VARIANTS for peer in variant.peers}
     assert len(set(names)) == len(names)
     assert len({peer.name for peer in peers}) == len(peers)
+
+
+def test_the_cost_of_telemetry_is_told_as_a_share() -> None:
+    cases = telemetry.cases()
+    table = telemetry.markdown(cases, telemetry.measure(cases, rounds=2, requests=2))
+    lines = table.splitlines()
+    assert lines[2] == "| nothing counted, nothing traced | 1.000 | 1.000-1.000 |"
+    assert [line.split(" | ")[0] for line in lines[3:]] == ["| no SDK", "| an SDK that collects metrics", "| and spans"]

@@ -20,7 +20,8 @@ from ..protocol import (
     InspectionType,
     WebSocketFrameEvent,
 )
-from ..telemetry import ServerSpan, SessionSpan
+from ..telemetry import SessionSpan
+from ..trace_context import ServerSpan
 from .scope import CORRELATION_HEADER
 
 # A websocket or event stream may live for days: remember the newest.
@@ -62,6 +63,7 @@ class AgentContext:
     __slots__ = (
         "_asked_aside",
         "_calls",
+        "_closed",
         "_decided",
         "_manager",
         "_sessions",
@@ -98,9 +100,10 @@ class AgentContext:
         # Guardrail agents that are not on the route.
         self._asked_aside: set[str] = set()
         # The spans of what comes in many events. None: nobody traces.
-        self._sessions: dict[EventType, SessionSpan | None] = {}
+        self._sessions: dict[EventType, SessionSpan | None] | None = None
+        self._closed = False
         self._calls: dict[str, CallCount] | None = None
-        #: How many verdicts there were, those included that are forgotten by now.
+        #: How many verdicts there were since calls are counted, those included that are forgotten by now.
         self.verdicts_recorded = 0
 
     @property
@@ -164,8 +167,8 @@ class AgentContext:
 
         Many pieces share a span.
         """
-        if not chunk and event.event_type is not EventType.WEBSOCKET_FRAME:
-            return await consult(agents, event, final=final)
+        if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is EventType.WEBSOCKET_FRAME):
+            return await consult(agents, event, chunk=chunk, final=final)
         session = self._session(event.event_type)
         if session is None:
             return await consult(agents, event, chunk=chunk, final=final)
@@ -179,8 +182,8 @@ class AgentContext:
         for verdict in verdicts:
             if every or verdict.response is not ALLOW:
                 self._verdicts.append(verdict)
-                self.verdicts_recorded += 1
             if self._calls is not None:
+                self.verdicts_recorded += every or verdict.response is not ALLOW
                 count = self._calls.get(verdict.agent_id)
                 if count is None:
                     count = self._calls[verdict.agent_id] = CallCount()
@@ -202,14 +205,21 @@ class AgentContext:
 
     def close(self) -> None:
         """The connection is over."""
-        for session in self._sessions.values():
-            if session is not None:
-                session.end()
+        self._closed = True
+        if self._sessions is not None:
+            for session in self._sessions.values():
+                if session is not None:
+                    session.end()
         self.lineup.forget(self.correlation_id)
         for agent_id in self._asked_aside:
             self._manager.forget_request(agent_id, self.correlation_id)
 
     def _session(self, event_type: EventType) -> SessionSpan | None:
+        if self._closed:
+            # A task that the app has left behind still sends.
+            return None
+        if self._sessions is None:
+            self._sessions = {}
         if event_type not in self._sessions:
             attributes = {"asgi_agents.event": event_type.value}
             if self.route is not None:

@@ -7,13 +7,18 @@ from starlette.types import Scope
 from ..decision import AgentDecision, Verdict, merge
 from ..lineup import consult
 from ..protocol import EventType, RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
+from ..trace_context import current_traceparent, traceparent_of
 from .context import AgentContext
 from .scope import request_headers_event
 
 
 def head_event(context: AgentContext, scope: Scope) -> RequestHeadersEvent:
     """The event of a request or a handshake."""
-    return request_headers_event(scope, context.correlation_id, context.route, context.correlation_header)
+    span = context.server_span
+    traceparent = current_traceparent() if span is None else traceparent_of(span)
+    return request_headers_event(
+        scope, context.correlation_id, context.route, name=context.correlation_header, traceparent=traceparent
+    )
 
 
 async def judge_head(

@@ -11,7 +11,6 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from ..protocol import TOKEN, Headers, RequestHeadersEvent, RequestMetadata
-from ..trace_context import current_traceparent
 
 RawHeaders = list[tuple[bytes, bytes]]
 # As starlette.types.ASGIApp, but whatever the app returns is returned.
@@ -146,9 +145,17 @@ def client_ip(scope: Scope) -> str:
 
 
 def request_headers_event(
-    scope: Scope, correlation: str, route: str | None, name: bytes = CORRELATION_HEADER
+    scope: Scope,
+    correlation: str,
+    route: str | None,
+    *,
+    name: bytes = CORRELATION_HEADER,
+    traceparent: str | None = None,
 ) -> RequestHeadersEvent:
-    """The event of an http request or a websocket handshake."""
+    """The event of an http request or a websocket handshake.
+
+    Without a ``traceparent`` of ours it has the client's.
+    """
     headers = headers_of(scope)
     client, server = scope.get("client"), scope.get("server")
     tls = (scope.get("extensions") or {}).get("tls") or {}
@@ -168,7 +175,7 @@ def request_headers_event(
             tls_cipher=None if cipher is None else f"0x{cipher:04x}",
             route_id=route,
             timestamp=timestamp(),
-            traceparent=current_traceparent() or header(headers, b"traceparent"),
+            traceparent=traceparent or header(headers, b"traceparent"),
         ),
         method=str(scope.get("method", "GET")),
         uri=uri(scope),

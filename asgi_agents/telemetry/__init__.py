@@ -4,11 +4,10 @@ API only: what is configured, and whether anything is, is the application's busi
 """
 
 from .telemetry import Telemetry
-from .tracing import ActiveSpan, ServerSpan, SessionSpan, current_trace_id, mark_current_span, serving_span
+from .tracing import ActiveSpan, SessionSpan, current_trace_id, mark_current_span, serving_span
 
 __all__ = [
     "ActiveSpan",
-    "ServerSpan",
     "SessionSpan",
     "Telemetry",
     "current_trace_id",

@@ -1,7 +1,9 @@
 """Spans around calls, at both ends, and around sessions of many calls."""
 
+import time
+from asyncio import CancelledError
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import Self
 
@@ -11,11 +13,10 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from .._version import __version__
+from ..cancellation import was_asked_for
 from ..decision import Verdict
-from ..trace_context import remote_context
+from ..trace_context import ServerSpan, remote_context
 
-#: The span that is current when a connection comes.
-ServerSpan = Span
 Attributes = Mapping[str, AttributeValue]
 
 AGENT_ID = "asgi_agents.agent.id"
@@ -47,7 +48,7 @@ def current_trace_id() -> str | None:
 def mark_current_span(correlation_id: str) -> ServerSpan:
     """Make the server's span findable by the connection's id. Returns it."""
     span = trace.get_current_span()
-    if span.is_recording():
+    if span is not trace.INVALID_SPAN and span.is_recording():
         span.set_attribute(CORRELATION_ID, correlation_id)
     return span
 
@@ -67,9 +68,12 @@ class _Attached:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # A coroutine that is thrown away may be closed from anywhere, where the token means nothing.
         if kind is not GeneratorExit:
             context.detach(self._token)
+            return
+        # A coroutine that is thrown away may be closed from anywhere, where the token means nothing.
+        with suppress(ValueError):
+            self._token.var.reset(self._token)
 
 
 class ActiveSpan(_Attached):
@@ -81,9 +85,11 @@ class ActiveSpan(_Attached):
         super().__init__(trace.set_span_in_context(span))
         self._span = span
 
-    def tell(self, verdict: Verdict) -> None:
-        """Say how the call came out."""
-        if self._span.is_recording():
+    def tell(self, verdict: Verdict, *, given_up: bool = False) -> None:
+        """Say how the call came out, unless it was ``given_up``."""
+        if given_up:
+            self._span.set_attribute(CANCELLED, True)
+        elif self._span.is_recording():
             self._span.set_attributes(describe(verdict))
             if verdict.failure is not None:
                 self._span.set_status(Status(StatusCode.ERROR, verdict.failure.message))
@@ -106,30 +112,32 @@ class SessionSpan:
 
     def __init__(self, span: Span) -> None:
         self._span = span
-        self._context = trace.set_span_in_context(span)
+        self._last = time.time_ns()
         self._events = 0
         self._notes = 0
 
     def current(self) -> _Attached:
         """Within, it is the current span."""
-        return _Attached(self._context)
+        return _Attached(trace.set_span_in_context(self._span))
 
     def note(self, verdicts: Iterable[Verdict]) -> None:
         """Add what came of one event."""
+        self._last = time.time_ns()
         self._events += 1
         for verdict in verdicts:
-            if verdict.outcome == "allow" or self._notes >= _MAX_NOTES or not self._span.is_recording():
+            if verdict.outcome == "allow" or not self._span.is_recording():
                 continue
             self._notes += 1
-            self._span.add_event(DECISION, {AGENT_ID: verdict.agent_id, **describe(verdict)})
+            if self._notes <= _MAX_NOTES:
+                self._span.add_event(DECISION, {AGENT_ID: verdict.agent_id, **describe(verdict)})
             if verdict.failure is not None:
                 self._span.set_attribute(ERROR_TYPE, verdict.failure.kind.value)
                 self._span.set_status(Status(StatusCode.ERROR, verdict.failure.message))
 
     def end(self) -> None:
-        """The session is over."""
+        """Nothing more comes: it was over with the last event."""
         self._span.set_attribute(EVENTS, self._events)
-        self._span.end()
+        self._span.end(self._last)
 
 
 def describe(verdict: Verdict) -> dict[str, AttributeValue]:
@@ -151,6 +159,16 @@ class Tracing:
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
         self._tracer = get_tracer(provider)
+        self._waits_for_global = isinstance(self._tracer, trace.ProxyTracer)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no provider (yet), so that there is nothing to start.
+
+        A private name of OpenTelemetry's, because to ask for the provider takes as long as a tenth of a call to an
+        agent, and for a span that nobody sees half of that. Should the name go away it takes that long again.
+        """
+        return self._waits_for_global and getattr(trace, "_TRACER_PROVIDER", self) is None
 
     def call(self, name: str, attributes: Attributes, correlation_id: str, *, remote: bool) -> ActiveSpan | None:
         """The span of a call to an agent."""
@@ -190,13 +208,22 @@ def serving_span(
 
     To be entered and left in the same task.
     """
-    parent = remote_context(carrier) if any(carrier.values()) else None
+    parent = _caller(carrier)
     span = _serving.start_span(f"{event} {agent}", parent, SpanKind.SERVER)
     if span is trace.INVALID_SPAN:
         return _NOTHING
     if span.is_recording():
         span.set_attributes({AGENT_ID: agent, EVENT: event, CORRELATION_ID: correlation_id})
     return _Serving(trace.set_span_in_context(span, parent), span)
+
+
+def _caller(carrier: Mapping[str, list[str]]) -> Context | None:
+    """The context with the caller's span; None for the current one, also where that is the caller's child already."""
+    if not any(carrier.values()):
+        return None
+    parent = remote_context(carrier)
+    remote = trace.get_current_span(parent).get_span_context()
+    return None if trace.get_current_span().get_span_context().trace_id == remote.trace_id else parent
 
 
 class _Serving(_Attached):
@@ -210,7 +237,7 @@ class _Serving(_Attached):
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         super().__exit__(kind, exc, traceback)
-        if isinstance(exc, Exception):
+        if isinstance(exc, Exception) or (isinstance(exc, CancelledError) and not was_asked_for()):
             self._span.set_attribute(ERROR_TYPE, type(exc.__cause__ or exc).__name__)
             self._span.set_status(Status(StatusCode.ERROR, str(exc)))
         elif kind is not None:

@@ -18,8 +18,8 @@ UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def event(client: Client) -> Any:
-    return scopes.request_headers_event(client.scope, "id", "/{rest:path}")
+def event(client: Client, traceparent: str | None = None) -> Any:
+    return scopes.request_headers_event(client.scope, "id", "/{rest:path}", traceparent=traceparent)
 
 
 # Headers
@@ -268,10 +268,13 @@ def test_the_clients_traceparent_is_told_where_there_is_no_span() -> None:
     assert event(Client(headers=[(b"traceparent", TRACEPARENT.encode())])).metadata.traceparent == TRACEPARENT
 
 
-def test_the_current_span_comes_before_the_clients_traceparent() -> None:
+async def test_the_current_span_comes_before_the_clients_traceparent() -> None:
+    agent = Probe(request_headers=None)
     tracer = TracerProvider().get_tracer("test")
     with tracer.start_as_current_span("outer") as span:
-        told = event(Client(headers=[(b"traceparent", TRACEPARENT.encode())])).metadata.traceparent
+        client = Client(headers=[(b"traceparent", TRACEPARENT.encode())])
+        await client.call(guarded(App(), AgentConfig("a", agent)))
+    told = agent.of("request_headers")[0].metadata.traceparent
     assert told.split("-")[1] == trace.format_trace_id(span.get_span_context().trace_id)
 
 
