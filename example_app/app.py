@@ -1,5 +1,7 @@
 """The app: endpoints, agents, and which agents guard which paths."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from starlette import routing
 from starlette.requests import Request
@@ -71,14 +73,14 @@ def agent_configs(waf_url: str | None = None) -> list[AgentConfig]:
     ]
 
 
-def create_app(*, waf_url: str | None = None, token_delay: float = 0.03) -> FastAPI:
-    """The shop. ``token_delay``: seconds between two tokens of a chat answer."""
+def create_app(*, waf_url: str | None = None, token_delay: float = 0.03, **providers: Any) -> FastAPI:
+    """The shop. ``token_delay``: seconds between two tokens of a chat answer; ``providers``: OpenTelemetry's."""
     app = FastAPI(title="A shop behind agents")
     app.state.orders = first_orders()
     app.state.rooms = Rooms()
     app.state.token_delay = token_delay
     app.include_router(router)
-    manager = AgentManager(agent_configs(waf_url))
+    manager = AgentManager(agent_configs(waf_url), **providers)
     app.mount("/-/agents", status_app(manager, authorise=is_local))
     app.routes.append(routing.Route("/-/metrics", MetricsApp(manager, authorise=is_local)))
     app.add_middleware(

@@ -369,9 +369,7 @@ async def test_a_shadow_agent_that_is_shown_no_body_has_a_span_that_says_so(prob
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_call_whose_task_was_cancelled_from_inside_has_one_span(
-    anyio_backend: str, spans: Spans
-) -> None:
+async def test_a_call_whose_task_was_cancelled_from_inside_has_one_span(anyio_backend: str, spans: Spans) -> None:
     async def cancel_oneself(event: Event) -> None:
         task = asyncio.current_task()
         assert task is not None
