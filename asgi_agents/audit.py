@@ -1,9 +1,12 @@
 """One record for each guarded connection: what every agent said, and what came of it."""
 
+import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from inspect import iscoroutinefunction
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +23,7 @@ from .redaction import REDACTED, is_secret_header, redact_secrets
 from .telemetry import current_trace_id
 
 logger = logging.getLogger("asgi_agents.audit")
+operational = logging.getLogger("asgi_agents")
 
 Redact = Callable[[str], str]
 AuditHook = Callable[["AuditRecord"], object]
@@ -27,14 +31,19 @@ AuditHook = Callable[["AuditRecord"], object]
 # A session of days has its newest answers in its record.
 _MAX_ANSWERS: Final = 100
 _MAX_VALUE_LENGTH: Final = 1024
+# Longer texts are cut before anybody looks for secrets in them.
+_MAX_TEXT_LENGTH: Final = 16 * 1024
+_MAX_TAGS: Final = 50
+_UNPRINTABLE: Final = re.compile(r"[\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 
 
 class AuditAnswer(Struct, frozen=True, kw_only=True):
     """What an agent said to one event, or how it failed.
 
-    ``decision`` is ``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close`` or None, ``failure`` the kind
-    of a failure or None. ``enforced`` is False for a shadow agent: that is what it would have done. ``seconds`` is the
-    duration of the call. Plain consent to single websocket messages and body chunks is left out.
+    ``decision`` is ``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, ``detected`` or None,
+    ``failure`` the kind of a failure or None. ``enforced`` is False for a shadow agent: that is what it would have
+    done. ``seconds`` is the duration of the call. Plain consent to single websocket messages and body chunks is left
+    out.
     """
 
     agent: str
@@ -103,7 +112,9 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     error: str | None
 
     def __str__(self) -> str:
-        return msgspec.json.encode(self).decode()
+        line = msgspec.json.encode(self).decode()
+        # What ends a line for some readers, or does something to a terminal.
+        return line if line.isprintable() else _UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], line)
 
 
 class Auditor:
@@ -125,10 +136,13 @@ class Auditor:
             raise ConfigurationError(f"AgentMiddleware: audit_headers={headers!r}, expected a list of header names")
         self.headers = frozenset(_header_name(name) for name in headers)
         for name, function in (("on_audit", hook), ("audit_redact", redact)):
-            if function is not None and not callable(function):
-                raise ConfigurationError(f"AgentMiddleware: {name}={function!r}, expected a callable")
+            if function is not None and (not callable(function) or iscoroutinefunction(function)):
+                raise ConfigurationError(
+                    f"AgentMiddleware: {name}={function!r}, expected a function that is no coroutine"
+                )
         self._hook = hook
         self._redact = redact
+        self._complained: set[str] = set()
 
     @property
     def wanted(self) -> bool:
@@ -136,18 +150,37 @@ class Auditor:
         return self._hook is not None or logger.isEnabledFor(logging.INFO)
 
     def write(self, record: AuditRecord) -> None:
-        """To the log and to the hook."""
-        logger.info("%s", record, extra={"audit": record, "correlation_id": record.correlation_id})
+        """To the log and to the hook. Neither harms the connection by failing."""
+        if logger.isEnabledFor(logging.INFO):
+            try:
+                logger.handle(_log_record(record))
+            except Exception:
+                self._complain("the audit record could not be logged")
         if self._hook is not None:
             try:
                 self._hook(record)
             except Exception:
-                logging.getLogger("asgi_agents").exception("the audit hook failed")
+                self._complain("the audit hook failed")
 
-    def clean(self, text: str) -> str:
+    def clean(self, given: str) -> str:
         """What may be written down of a text from outside."""
-        text = text if self._redact is None else self._redact(text)
+        # Lone surrogates, which can't be written at all.
+        text = given[:_MAX_TEXT_LENGTH].encode("utf-8", "replace").decode()
+        if self._redact is not None:
+            try:
+                text = self._redact(text)
+                if not isinstance(text, str):
+                    raise TypeError(f"audit_redact returned {type(text).__name__}, expected str")
+            except Exception:
+                self._complain("audit_redact failed; what it was given is left out")
+                return REDACTED
         return text if len(text) <= _MAX_VALUE_LENGTH else text[:_MAX_VALUE_LENGTH] + "…"
+
+    def _complain(self, fault: str) -> None:
+        """With the traceback, once: what fails at one connection fails at the next."""
+        if fault not in self._complained:
+            self._complained.add(fault)
+            operational.exception("%s (logged once)", fault)
 
     def chosen_headers(self, scope: Scope) -> Mapping[str, str]:
         """The headers to record; several of one name are joined."""
@@ -157,7 +190,7 @@ class Auditor:
             if name in self.headers:
                 secret = self._redact is not None and is_secret_header(name)
                 value = REDACTED if secret else self.clean(raw_value.decode("latin-1"))
-                chosen[name] = f"{chosen[name]}, {value}" if name in chosen else value
+                chosen[name] = f"{chosen[name]}, {value}"[: _MAX_VALUE_LENGTH + 1] if name in chosen else value
         return chosen
 
 
@@ -177,16 +210,20 @@ class Audit:
         self._status: int | None = None
         self._close_code: int | None = None
         self._complete = False
+        self._trailers = False
 
     def sent(self, message: Message) -> None:
         """The client is sent this."""
         match message["type"]:
             case "http.response.start" | "websocket.http.response.start":
                 self._status = message["status"]
+                self._trailers = message.get("trailers", False)
             case "http.response.body" | "websocket.http.response.body" | "http.response.zerocopysend":
-                self._complete = not message.get("more_body", False)
+                self._complete = not (self._trailers or message.get("more_body", False))
             case "http.response.pathsend":
-                self._complete = True
+                self._complete = not self._trailers
+            case "http.response.trailers":
+                self._complete = not message.get("more_trailers", False)
             case "websocket.accept":
                 self._status = 101
             case "websocket.close":
@@ -196,37 +233,46 @@ class Audit:
                 self._complete = True
 
     def end(self, error: str | None) -> None:
-        """The connection is over: write its record. ``error`` is the type of the exception that ended it."""
+        """The connection is over: write its record. ``error`` is the type of the exception that ended it.
+
+        Raises nothing.
+        """
+        try:
+            record = self._record(error)
+        except Exception:
+            operational.exception("there is no audit record of %s", self._context.correlation_id)
+        else:
+            self._auditor.write(record)
+
+    def _record(self, error: str | None) -> AuditRecord:
         decision = self._context.decision
         verdicts = decision.verdicts
         clean = self._auditor.clean
-        self._auditor.write(
-            AuditRecord(
-                time=datetime.fromtimestamp(self._began, UTC).isoformat(timespec="milliseconds"),
-                correlation_id=self._context.correlation_id,
-                trace_id=self._trace_id,
-                type=self._scope["type"],
-                method=str(self._scope.get("method", "GET")),
-                path=clean(self._scope["path"]),
-                route=self._context.route,
-                client=client_ip(self._scope),
-                status=self._status,
-                close_code=self._close_code,
-                complete=self._complete,
-                seconds=round(time.monotonic() - self._started, 6),
-                decision=_in_a_word(decision),
-                decided_by=decision.decided_by,
-                would_stop=_agents(verdict for verdict in verdicts if verdict.would_stop),
-                passed_open=_agents(verdict for verdict in verdicts if verdict.passed_open),
-                agents=[
-                    AuditAgent(agent=agent_id, calls=count.calls, seconds=round(count.seconds, 6))
-                    for agent_id, count in self._calls.items()
-                ],
-                answers=[self._answer(verdict) for verdict in verdicts[-_MAX_ANSWERS:]],
-                answers_left_out=self._context.verdicts_recorded - min(len(verdicts), _MAX_ANSWERS),
-                headers=self._headers,
-                error=error,
-            )
+        return AuditRecord(
+            time=datetime.fromtimestamp(self._began, UTC).isoformat(timespec="milliseconds"),
+            correlation_id=self._context.correlation_id,
+            trace_id=self._trace_id,
+            type=self._scope["type"],
+            method=clean(str(self._scope.get("method", "GET"))),
+            path=clean(self._scope["path"]),
+            route=self._context.route,
+            client=clean(client_ip(self._scope)),
+            status=self._status,
+            close_code=self._close_code,
+            complete=self._complete,
+            seconds=round(time.monotonic() - self._started, 6),
+            decision=_in_a_word(decision),
+            decided_by=decision.decided_by,
+            would_stop=[agent_id for agent_id, count in self._calls.items() if count.would_stop],
+            passed_open=[agent_id for agent_id, count in self._calls.items() if count.passed_open],
+            agents=[
+                AuditAgent(agent=agent_id, calls=count.calls, seconds=round(count.seconds, 6))
+                for agent_id, count in self._calls.items()
+            ],
+            answers=[self._answer(verdict) for verdict in verdicts[-_MAX_ANSWERS:]],
+            answers_left_out=self._context.verdicts_recorded - min(len(verdicts), _MAX_ANSWERS),
+            headers=self._headers,
+            error=error,
         )
 
     def _answer(self, verdict: Verdict) -> AuditAnswer:
@@ -236,10 +282,11 @@ class Audit:
         if verdict.response is not None:
             audit = verdict.response.audit
             said = {
-                "tags": [clean(tag) for tag in audit.tags],
-                "rule_ids": [clean(rule) for rule in audit.rule_ids],
-                "reason_codes": [clean(code) for code in audit.reason_codes],
-                "confidence": audit.confidence,
+                "tags": [clean(tag) for tag in audit.tags[:_MAX_TAGS]],
+                "rule_ids": [clean(rule) for rule in audit.rule_ids[:_MAX_TAGS]],
+                "reason_codes": [clean(code) for code in audit.reason_codes[:_MAX_TAGS]],
+                # Perhaps one of numpy's.
+                "confidence": None if audit.confidence is None else float(audit.confidence),
             }
         return AuditAnswer(
             agent=verdict.agent_id,
@@ -261,8 +308,12 @@ def _in_a_word(decision: AgentDecision) -> str:
     return type(decision.decision).__name__.lower()
 
 
-def _agents(verdicts: Iterable[Verdict]) -> Sequence[str]:
-    return list(dict.fromkeys(verdict.agent_id for verdict in verdicts))
+def _log_record(record: AuditRecord) -> logging.LogRecord:
+    entry = logger.makeRecord(logger.name, logging.INFO, __file__, 0, "%s", (record,), None, "write")
+    # Not as `extra`, which raises where a record factory of the application has put the same.
+    entry.audit = record
+    entry.correlation_id = record.correlation_id
+    return entry
 
 
 def _header_name(name: object) -> str:

@@ -78,7 +78,7 @@ class CircuitBreaker:
     @property
     def retry_after(self) -> float:
         """Seconds until the next trial may pass; 0 unless open."""
-        if self.state is not BreakerState.OPEN:
+        if self.observed is not BreakerState.OPEN:
             return 0.0
         return max(0.0, self._opened_at + self._config.reset_timeout - self._clock())
 

@@ -105,10 +105,7 @@ def _durations(agent: Metered) -> Iterator[tuple[Attributes, Distribution]]:
 
 
 def _queue_waits(agent: Metered) -> Iterator[tuple[Attributes, Distribution]]:
-    waits = Distribution()
-    waits.merge(agent.tally.queue_waits)
-    waits.add_zeros(sum(series.durations.count for series in agent.tally.series) - waits.count)
-    yield _attributes(agent), waits
+    yield _attributes(agent), agent.tally.queue_waits
 
 
 def _active(agent: Metered) -> Iterator[Point]:
@@ -169,7 +166,7 @@ CALL_DURATION: Final = Histogram(
 )
 QUEUE_DURATION: Final = Histogram(
     name="asgi_agents.call.queue.duration",
-    description="How long a call waited for one of the agent's permits, or for a place on a connection.",
+    description="How long calls waited that had to, for one of the agent's permits or for a place on a connection.",
     read=_queue_waits,
 )
 HISTOGRAMS: Final = (CALL_DURATION, QUEUE_DURATION)
@@ -246,6 +243,12 @@ def distributions(metric: Histogram, agents: Iterable[Metered]) -> Mapping[Attri
     return {attributes: distribution for agent in agents for attributes, distribution in metric.read(agent)}
 
 
+def _later(one: Incident | None, other: Incident | None) -> Incident | None:
+    if one is None or other is None:
+        return one or other
+    return one if one.time > other.time else other
+
+
 def collect(metric: Metric, agents: Iterable[Metered]) -> Iterable[Point]:
     """The points of all ``agents``, one for each combination of attributes."""
     points: dict[Attributes, Point] = {}
@@ -253,6 +256,6 @@ def collect(metric: Metric, agents: Iterable[Metered]) -> Iterable[Point]:
         for point in metric.read(agent):
             known = points.get(point.attributes)
             if known is not None:
-                point = Point(point.attributes, known.value + point.value, point.latest or known.latest)
+                point = Point(point.attributes, known.value + point.value, _later(point.latest, known.latest))
             points[point.attributes] = point
     return points.values()

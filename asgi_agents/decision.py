@@ -47,7 +47,7 @@ class Verdict(Struct, frozen=True):
     """The outcome of showing one event to one agent: exactly one of ``response`` and ``failure`` is set.
 
     ``fail_closed`` is the failure mode that held for this call, ``enforced`` is False for shadow agents, ``duration``
-    is seconds including the wait for a permit.
+    is seconds including the wait for a permit, ``detected`` whether an inspection found something.
     """
 
     agent_id: str
@@ -57,12 +57,15 @@ class Verdict(Struct, frozen=True):
     fail_closed: bool
     enforced: bool
     duration: float
+    detected: bool = False
 
     @property
     def outcome(self) -> str:
-        """``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, or the failure's kind."""
+        """``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, ``detected``, or a failure's kind."""
         if self.failure is not None:
             return self.failure.kind.value
+        if self.detected:
+            return "detected"
         assert self.response is not None
         if self.response.websocket_decision is not None:
             return "close" if isinstance(self.response.websocket_decision, WebSocketClose) else "drop"
@@ -88,7 +91,7 @@ class Verdict(Struct, frozen=True):
         """Whether a shadow agent would have stopped this, had it a say."""
         if self.enforced:
             return False
-        return self.fail_closed if self.response is None else not self.response.is_allow
+        return self.fail_closed if self.response is None else self.detected or not self.response.is_allow
 
     @property
     def fails_closed(self) -> bool:

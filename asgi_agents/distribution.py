@@ -42,10 +42,6 @@ class Distribution:
         self.total += seconds
         self.buckets[bisect_left(BOUNDS, seconds)] += 1
 
-    def add_zeros(self, number: int) -> None:
-        """Count so many that took no time."""
-        self.buckets[0] += number
-
     def merge(self, other: "Distribution") -> None:
         """Count all of ``other``."""
         self.total += other.total

@@ -34,6 +34,7 @@ from .protocol import (
     Acknowledgement,
     AgentResponse,
     Answer,
+    AuditMetadata,
     Block,
     ConfigureEvent,
     Detection,
@@ -190,7 +191,7 @@ class Guard:
             in_flight=self._limiter.taken,
             max_in_flight=self._limiter.limit,
             waiting=self._limiter.waiting + waiting,
-            breaker=None if self.breaker is None else self.breaker.state,
+            breaker=self.breaker_state,
             endpoints=endpoints,
         )
 
@@ -373,18 +374,22 @@ class Guard:
                 call.given_up = True
                 return self._verdict(call, None, failure, time.monotonic() - call.started), ALLOW
             return self._judged(call, None, failure), ALLOW
-        return self._judged(call, answer if isinstance(answer, AgentResponse) else ALLOW, None), answer
+        if isinstance(answer, AgentResponse):
+            return self._judged(call, answer, None), answer
+        return self._judged(call, _as_response(answer), None, detected=answer.detected), answer
 
-    def _judged(self, call: "_Call", response: AgentResponse | None, failure: Failure | None) -> Verdict:
+    def _judged(
+        self, call: "_Call", response: AgentResponse | None, failure: Failure | None, *, detected: bool = False
+    ) -> Verdict:
         """The verdict on a call that has ended, counted."""
         event = call.event
         event_type = event.event_type
         ended = time.monotonic()
         duration = ended - call.started
-        verdict = self._verdict(call, response, failure, duration)
+        verdict = self._verdict(call, response, failure, duration, detected)
         if call.queued:
             self.tally.queue_waits.add(call.queued)
-        self._export_queue_wait(call.queued, self._own_attributes)
+            self._export_queue_wait(call.queued, self._own_attributes)
         consents = self._consents.get(event_type) if response is ALLOW else None
         if consents is not None and not self._failing:
             self.tally.add(consents, duration, ended)
@@ -413,7 +418,12 @@ class Guard:
         return series
 
     def _verdict(
-        self, call: "_Call", response: AgentResponse | None, failure: Failure | None, duration: float
+        self,
+        call: "_Call",
+        response: AgentResponse | None,
+        failure: Failure | None,
+        duration: float,
+        detected: bool = False,
     ) -> Verdict:
         return Verdict(
             self.config.id,
@@ -423,6 +433,7 @@ class Guard:
             call.failure_mode != FailureMode.OPEN,
             self.config.enforce,
             duration,
+            detected,
         )
 
     async def _queue(self, call: "_Call") -> None:
@@ -682,6 +693,14 @@ def _arm_when_suspended(call: Coroutine[Any, Any, T], scope: CancelScope, deadli
         except StopIteration as done:
             result = done.value
             return result
+
+
+def _as_response(answer: GuardrailResponse) -> AgentResponse:
+    """What an inspection found, for the record. What comes of it is the handler's to say."""
+    if not answer.detected:
+        return ALLOW
+    categories = tuple(dict.fromkeys(detection.category for detection in answer.detections))
+    return AgentResponse(audit=AuditMetadata(tags=categories, confidence=answer.confidence))
 
 
 def _guardrail_from(response: AgentResponse) -> GuardrailResponse:

@@ -400,7 +400,8 @@ class AgentManager:
         return guard
 
     def _metrics_reported(self, agent_id: str, endpoint: str, report: MetricsReport) -> None:
-        self.reports.add(agent_id, endpoint, report, time.monotonic())
+        if agent_id in self._guards:
+            self.reports.add(agent_id, endpoint, report, time.monotonic())
         if self._on_metrics_report is not None:
             self._on_metrics_report(agent_id, report)
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 from .breaker import BreakerState
 from .decision import FailureKind, Verdict
 from .distribution import BOUNDS, SIZE, Distribution
+from .errors import printable
 from .history import History, Totals
 from .protocol import EventType
 from .transports import EndpointStatistics
@@ -107,7 +108,7 @@ class Series:
 
     @property
     def denied(self) -> bool:
-        """Whether the agent said that this must not pass."""
+        """Whether the agent said that this must not pass, or has detected something."""
         return not self.failed and self.outcome != "allow"
 
     @property
@@ -134,12 +135,14 @@ class Tally:
 
     def __init__(self, agent_id: str = "") -> None:
         self.agent_id = agent_id
-        #: Of the calls that had to wait. All others didn't.
+        #: Of the calls that had to wait.
         self.queue_waits = Distribution()
         #: Bytes shown, and transitions to a state.
         self.inspected: Counter[str] = Counter()
         self.transitions: Counter[str] = Counter()
         self.failures: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
+        #: Calls that an open breaker has refused, lest they push out what has opened it.
+        self.refusals: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
         self.denials: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
         self.history = History(self._totals)
         self._series: dict[tuple[EventType, str, bool, bool], Series] = {}
@@ -200,8 +203,9 @@ class Tally:
     def _remember(self, series: Series, verdict: Verdict, correlation_id: str, route: str | None) -> None:
         series.latest = Incident(
             time=time.time(),
-            correlation_id=correlation_id,
-            route=route,
+            # A caller's own may be anything.
+            correlation_id=printable(correlation_id),
+            route=None if route is None else printable(route),
             event=series.event,
             outcome=series.outcome,
             failed=series.failed,
@@ -210,7 +214,10 @@ class Tally:
             duration=verdict.duration,
             message="" if verdict.failure is None else verdict.failure.message,
         )
-        (self.failures if series.failed else self.denials).append(series.latest)
+        if series.outcome == FailureKind.BREAKER_OPEN:
+            self.refusals.append(series.latest)
+        else:
+            (self.failures if series.failed else self.denials).append(series.latest)
 
     def _totals(self) -> Totals:
         calls = denials = failures = 0

@@ -16,6 +16,7 @@ from .exchange.scope import CORRELATION_HEADER
 from .lineup import AgentReference
 from .manager import AgentManager
 from .protocol import TOKEN, EventType
+from .protocol.validation import is_untouchable
 from .redaction import redact_secrets
 from .routing import Route, Router
 from .telemetry import mark_current_span
@@ -92,6 +93,10 @@ class AgentMiddleware:
         self.app = app
         self.manager = manager
         self._correlation_header = _checked_header(correlation_header)
+        if not isinstance(expose_correlation_id, bool):
+            raise ConfigurationError(
+                f"AgentMiddleware: expose_correlation_id={expose_correlation_id!r}, expected True or False"
+            )
         self._exposed_as = (self._correlation_header or CORRELATION_HEADER) if expose_correlation_id else None
         self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
         # FastAPI sets this root_path on the scope itself, but only further in than an outermost middleware can see.
@@ -209,4 +214,6 @@ def _checked_header(name: object) -> bytes:
         return b""
     if not isinstance(name, str) or not TOKEN.match(name):
         raise ConfigurationError(f"AgentMiddleware: correlation_header={name!r}, expected the name of a header or None")
+    if is_untouchable(name.lower()):
+        raise ConfigurationError(f"AgentMiddleware: correlation_header={name!r}, expected one that is not the server's")
     return name.lower().encode()

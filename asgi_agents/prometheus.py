@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -21,13 +22,14 @@ from .protocol.stream import CounterMetric, GaugeMetric, HistogramMetric
 from .reports import Reported, ReportedMetric
 
 try:
-    from prometheus_client.exposition import choose_encoder, generate_latest
+    from prometheus_client.exposition import generate_latest
     from prometheus_client.metrics_core import (
         CounterMetricFamily,
         GaugeMetricFamily,
         HistogramMetricFamily,
     )
     from prometheus_client.metrics_core import Metric as Family
+    from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
     from prometheus_client.registry import Collector
     from prometheus_client.samples import Exemplar
 except ImportError as exc:
@@ -37,13 +39,21 @@ except ImportError as exc:
 
 logger = logging.getLogger("asgi_agents")
 
+_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+_OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
 _SUFFIXES: Final = {"s": "seconds", "By": "bytes"}
 _BOUNDS: Final = (*(f"{bound:g}" for bound in EXPORTED_BOUNDS), "+Inf")
 # OpenMetrics, section "Exemplars".
 _MAX_EXEMPLAR_LENGTH: Final = 128
 
-_BAD_NAME: Final = re.compile(r"[^a-zA-Z0-9_:]")
+# Not colons: they are for those who write recording rules.
+_BAD_NAME: Final = re.compile(r"[^a-zA-Z0-9_]")
 _BAD_LABEL: Final = re.compile(r"[^a-zA-Z0-9_]")
+# What floats count exactly.
+_MAX_COUNT: Final = 2**53
+# How many lines are logged about what is left out.
+_MAX_LEFT_OUT: Final = 100
 _OURS: Final = frozenset({"agent_id", "endpoint", "le"})
 
 
@@ -104,8 +114,8 @@ class PrometheusCollector(Collector):
         return families.values()
 
     def _leave_out(self, reported: Reported, why: str) -> None:
-        message = f"agent {reported.agent_id!r}: metric {reported.metric.name!r:.100} is not exported: {why}"
-        if message not in self._left_out and len(self._left_out) < 1000:
+        message = f"agent {reported.agent_id!r}: metric {reported.metric.name!r:.100} is not exported: {why:.200}"
+        if message not in self._left_out and len(self._left_out) < _MAX_LEFT_OUT:
             self._left_out.add(message)
             logger.warning("%s", message)
 
@@ -125,7 +135,7 @@ class MetricsApp:
 
     def __init__(self, manager: AgentManager, *, authorise: Authorise | None = None) -> None:
         require_authorise("MetricsApp", authorise)
-        self._collector = PrometheusCollector(manager)
+        self._collector = _collector_of(manager)
         self._authorise = authorise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,14 +153,35 @@ class MetricsApp:
         refused = await refusal(self._authorise, request)
         if refused is not None:
             return refused
-        encode, content_type = choose_encoder(",".join(request.headers.getlist("accept")))
-        headers = {"content-type": content_type, "cache-control": "no-store"}
-        return Response(encode(self._collector), headers=headers)
+        # Not the library's choice, which takes whatever version and escaping it is asked for.
+        openmetrics = any(map(_asks_for_openmetrics, ",".join(request.headers.getlist("accept")).split(",")))
+        body: bytes = (generate_openmetrics if openmetrics else generate_latest)(self._collector)
+        headers = {"content-type": _OPENMETRICS if openmetrics else _TEXT, "cache-control": "no-store"}
+        return Response(body, headers=headers)
 
 
 def export(manager: AgentManager) -> str:
     """All metrics in the Prometheus text format."""
-    return generate_latest(PrometheusCollector(manager)).decode()
+    return generate_latest(_collector_of(manager)).decode()
+
+
+def _asks_for_openmetrics(accepted: str) -> bool:
+    media_type, *parameters = (part.strip().lower() for part in accepted.split(";"))
+    versions = [parameter.partition("=")[2] for parameter in parameters if parameter.startswith("version=")]
+    return media_type == "application/openmetrics-text" and versions in ([], ["1.0.0"])
+
+
+def _collector_of(manager: AgentManager) -> PrometheusCollector:
+    """One for each manager: it knows what it has complained of."""
+    if not isinstance(manager, AgentManager):
+        return PrometheusCollector(manager)  # which says what is wrong
+    collector = _collectors.get(manager)
+    if collector is None:
+        collector = _collectors[manager] = PrometheusCollector(manager)
+    return collector
+
+
+_collectors: "WeakKeyDictionary[AgentManager, PrometheusCollector]" = WeakKeyDictionary()
 
 
 def prometheus_name(name: str, unit: str) -> str:
@@ -191,7 +222,7 @@ def _label_set(attributes: Attributes) -> dict[str, str]:
 def _exemplar(latest: Incident | None) -> Exemplar | None:
     if latest is None or not latest.correlation_id:
         return None
-    labels = {"correlation_id": latest.correlation_id}
+    labels = {"correlation_id": _text(latest.correlation_id)}
     if sum(len(name) + len(value) for name, value in labels.items()) > _MAX_EXEMPLAR_LENGTH:
         return None
     return Exemplar(labels, 1.0, latest.time)
@@ -214,7 +245,10 @@ def _names(family: Family) -> set[str]:
 
 
 def _metric_name(given: str) -> str:
-    name = _BAD_NAME.sub("_", given).removesuffix("_total") or "_"
+    name = _BAD_NAME.sub("_", given)
+    while name.endswith("_total"):
+        name = name.removesuffix("_total")
+    name = name or "_"
     return f"_{name}" if name[0].isdigit() else name
 
 
@@ -236,8 +270,8 @@ def _add(family: Family, labels: dict[str, str], metric: ReportedMetric) -> str:
     """Add a value to its family; returns what is wrong with it."""
     match metric:
         case CounterMetric():
-            if metric.value < 0:
-                return f"a counter of {metric.value}"
+            if not 0 <= metric.value < _MAX_COUNT:
+                return "a counter below 0 or beyond all bounds"
             family.add_sample(f"{family.name}_total", labels, metric.value)
         case GaugeMetric():
             family.add_sample(family.name, labels, metric.value)
@@ -252,19 +286,19 @@ def _add_histogram(family: Family, labels: dict[str, str], metric: HistogramMetr
         try:
             bound = float(bucket.le)
         except ValueError:
-            return f"a bucket up to {bucket.le!r:.100}"
+            return "a bucket's bound is no number"
         if math.isnan(bound) or bound in buckets:
-            return f"a bucket up to {bound}, or two of them"
+            return "a bucket's bound is no number, or that of another"
         buckets[bound] = bucket.count
     buckets.setdefault(math.inf, metric.count)
     counts = [0, *(buckets[bound] for bound in sorted(buckets))]
-    if counts != sorted(counts) or counts[-1] != metric.count:
+    if counts != sorted(counts) or counts[-1] != metric.count or metric.count >= _MAX_COUNT:
         return "its buckets don't add up"
     for bound in sorted(buckets):
         le = "+Inf" if bound == math.inf else f"{bound!r}"
         family.add_sample(f"{family.name}_bucket", {**labels, "le": le}, buckets[bound])
-    family.add_sample(f"{family.name}_count", labels, metric.count)
     if min(buckets) >= 0 and metric.sum >= 0:
-        # OpenMetrics has no sum where values can be negative.
+        # OpenMetrics has neither where values can be negative.
+        family.add_sample(f"{family.name}_count", labels, metric.count)
         family.add_sample(f"{family.name}_sum", labels, metric.sum)
     return ""

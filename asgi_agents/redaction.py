@@ -7,21 +7,33 @@ REDACTED: Final = "[redacted]"
 
 # Names of headers whose values are credentials, whatever they look like.
 _SECRET_HEADER: Final = re.compile(
-    r"authorization|cookie|token|secret|passw|credential|session|signature|api[-_]?key|access[-_]?key|auth[-_]?key",
+    r"authorization|cookie|token|secret|passw|passphrase|pwd|otp|credential|session|signature|jwt|dpop"
+    r"|api[-_]?key|access[-_]?key|auth[-_]?key|private[-_]?key",
     re.IGNORECASE,
 )
+# Nothing here is tried twice on the same text (possessive quantifiers, no prefix of any length): the path of a request
+# is somebody else's, and must not take more time than it is long.
 _SECRETS: Final = re.compile(
     r"""
-      \b(?P<scheme>bearer|basic|digest|token|apikey)\s+[\w.~+/=-]{6,}  # credentials (RFC 9110, section 11.4)
-    | (?P<name>\b[\w-]*(?:passw(?:or)?d|secret|token|api[-_]?key|access[-_]?key|credential)[\w-]*["']?\s*[=:]\s*["']?)
-      [^\s"'&;,]+                                                      # name=value
-    | \beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?                              # JSON Web Token (RFC 7519)
-    | \b(?:sk|pk|rk)[-_](?:[A-Za-z]+[-_])*[A-Za-z0-9]{16,}             # API keys that say what they are
-    | \bgh[opsur]_[A-Za-z0-9]{16,}
-    | \bglpat-[\w-]{16,}
-    | \bxox[abeoprs]-[\w-]{10,}
-    | \bA[KS]IA[A-Z0-9]{16}\b
-    | -----BEGIN[ ][A-Z ]*PRIVATE[ ]KEY-----.*
+    # name=value, "name": "value", name: scheme value
+      (?P<name>
+        (?:passw(?:or)?d|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential|authorization)
+        [\w-]{0,40}+ \\?["']? \s{0,8}+ [=:] \s{0,8}+
+      )
+      (?: (?P<quote>\\?["']) (?:\\.|[^"'\\])*+ | (?P<kind>(?:bearer|basic|digest|token|apikey)\s++)? [^\s"'&;,]++ )
+    # credentials by their scheme (RFC 9110, section 11.4); those of digest are many
+    | (?<![\w-]) digest\s++ [^\r\n]*+
+    | (?<![A-Za-z]) (?P<scheme>bearer|basic|token|apikey) \s++ [\w.~+/=-]{6,}+
+    # JSON Web Tokens, signed (RFC 7515) or encrypted (RFC 7516)
+    | (?<![\w-]) eyJ[\w-]{8,}+ (?:\.[\w-]*+){1,4}+
+    # API keys that say what they are
+    | (?<![A-Za-z-]) (?:sk|pk|rk)[-_] (?=[\w-]{16}) [\w-]++
+    | (?<![A-Za-z]) gh[opsur]_[A-Za-z0-9]{16,}+
+    | (?<![A-Za-z]) github_pat_\w{16,}+
+    | (?<![\w-]) glpat-[\w-]{16,}+
+    | (?<![\w-]) xox[abeoprs]-[\w-]{10,}+
+    | (?<![A-Za-z]) A[KS]IA[A-Z0-9]{16,}+
+    | -----BEGIN[ ][A-Z ]{0,40}?PRIVATE[ ]KEY(?:[ ]BLOCK)?-----.*
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
@@ -44,4 +56,6 @@ def is_secret_header(name: str) -> bool:
 def _replacement(match: re.Match[str]) -> str:
     if match["scheme"]:
         return f"{match['scheme']} {REDACTED}"
-    return f"{match['name'] or ''}{REDACTED}"
+    if match["name"]:
+        return f"{match['name']}{match['quote'] or match['kind'] or ''}{REDACTED}"
+    return REDACTED

@@ -63,7 +63,13 @@ def agent_configs(waf_url: str | None = None) -> list[AgentConfig]:
         AgentConfig("pii", PiiRedactor(), body_access="write"),
         AgentConfig("moderator", Moderator(INSULTS)),
         # The shop stays open without it.
-        AgentConfig("recommender", Recommender(failures=1), failure_mode=FailureMode.OPEN, max_request_body_bytes=1024),
+        AgentConfig(
+            "recommender",
+            Recommender(failures=1),
+            failure_mode=FailureMode.OPEN,
+            max_concurrent_calls=1,
+            max_request_body_bytes=1024,
+        ),
         # For the demonstration only.
         AgentConfig(
             "flaky",

@@ -1198,7 +1198,29 @@ async def test_a_guardrail_answer_is_handed_on() -> None:
     verdict, response = await guard.inspect(QUESTION, CLOSED)
 
     assert response is answer
-    assert (verdict.response, verdict.failure) == (ALLOW, None)
+    assert verdict.response == AgentResponse.allow(audit=AuditMetadata(confidence=0.5))
+    assert (verdict.failure, verdict.outcome) == (None, "detected")
+
+
+async def test_what_an_inspection_has_found_is_told_in_the_verdict() -> None:
+    found = [Detection(category=category, description="…") for category in ("jailbreak", "pii", "jailbreak")]
+    guard, _ = guarded(answering(GuardrailResponse(detected=True, confidence=0.9, detections=found)))
+
+    verdict, _ = await guard.inspect(QUESTION, CLOSED)
+
+    assert verdict.response is not None
+    assert verdict.response.audit == AuditMetadata(tags=("jailbreak", "pii"), confidence=0.9)
+    assert verdict.response.is_allow
+    assert guard.metrics().outcomes == {"detected": 1}
+    assert [incident.outcome for incident in guard.tally.denials] == ["detected"]
+
+
+async def test_an_inspection_that_finds_nothing_is_plain_consent() -> None:
+    guard, _ = guarded(answering(GuardrailResponse(detected=False, confidence=0.9)))
+
+    verdict, _ = await guard.inspect(QUESTION, CLOSED)
+
+    assert (verdict.response, verdict.outcome) == (ALLOW, "allow")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec.structs import replace
 
 from ..config import FailureMode
-from ..decision import AgentDecision, Verdict, merge
+from ..decision import AgentDecision, FailureKind, Verdict, merge
 from ..lineup import Lineup, RouteAgent, consult
 from ..manager import AgentManager, unavailable
 from ..protocol import (
@@ -31,6 +31,8 @@ _MAX_VERDICTS = 1000
 _NO_SAY = frozenset({EventType.GUARDRAIL_INSPECT, EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE})
 
 
+# Failures that came without a call.
+_NOT_CALLED = frozenset({FailureKind.BREAKER_OPEN, FailureKind.REQUEST_TOO_LARGE, FailureKind.RESPONSE_TOO_LARGE})
 _SESSION_NAMES = {
     EventType.REQUEST_BODY_CHUNK: "request_body",
     EventType.RESPONSE_BODY_CHUNK: "response_body",
@@ -39,18 +41,23 @@ _SESSION_NAMES = {
 
 
 class CallCount:
-    """How often one agent was asked about a connection, and for how many seconds."""
+    """How often one agent was called for a connection, for how many seconds, and whether it stood in the way."""
 
-    __slots__ = ("calls", "seconds")
+    __slots__ = ("calls", "passed_open", "seconds", "would_stop")
 
     def __init__(self) -> None:
         self.calls = 0
         self.seconds = 0.0
+        self.would_stop = False
+        self.passed_open = False
 
     def add(self, verdict: Verdict) -> None:
-        """Count one call."""
-        self.calls += 1
+        """Count one verdict."""
+        if verdict.failure is None or verdict.failure.kind not in _NOT_CALLED:
+            self.calls += 1
         self.seconds += verdict.duration
+        self.would_stop = self.would_stop or verdict.would_stop
+        self.passed_open = self.passed_open or verdict.passed_open
 
 
 class AgentContext:
@@ -113,7 +120,7 @@ class AgentContext:
         Verdicts on body chunks and frames that said nothing are left out.
         """
         if self._decided is not None:
-            return self._decided
+            return replace(self._decided, verdicts=tuple(self._verdicts))
         counting = merge((verdict for verdict in self._verdicts if verdict.event_type not in _NO_SAY), final=False)
         return replace(counting, verdicts=tuple(self._verdicts))
 
@@ -196,7 +203,7 @@ class AgentContext:
 
     def decide(self, decision: AgentDecision) -> None:
         """This is what the connection ended on."""
-        self._decided = replace(decision, verdicts=tuple(self._verdicts))
+        self._decided = decision
 
     def count_calls(self) -> Mapping[str, CallCount]:
         """From now on, count the calls to each agent here."""

@@ -85,7 +85,7 @@ def correlation_id(scope: Scope, taken: Container[str] = (), name: bytes = CORRE
 
     Agents keep state under this id: a client that could choose another's would reach into it.
     """
-    given = header(headers_of(scope), name)
+    given = header(headers_of(scope), name) if name else None
     if given is not None and len(given) <= _MAX_CORRELATION_ID_LENGTH and TOKEN.match(given) and given not in taken:
         return given
     return new_id()
@@ -162,7 +162,7 @@ def request_headers_event(
     version = str(scope.get("http_version", "1.1"))
     cipher = tls.get("cipher_suite")
     # An id that we have made names this request and no other already.
-    given = header(headers, name) == correlation
+    given = bool(name) and header(headers, name) == correlation
     return RequestHeadersEvent(
         metadata=RequestMetadata(
             correlation_id=correlation,

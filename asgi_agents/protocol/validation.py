@@ -50,6 +50,11 @@ _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)})
 
 
+def is_untouchable(name: str) -> bool:
+    """Whether a header, ``name`` in lower case, frames a message or belongs to one hop."""
+    return name in _UNTOUCHABLE or name.startswith(_UNTOUCHABLE_PREFIX)
+
+
 def check_response(response: object, *, may_mutate: bool, may_set_host: bool) -> AgentResponse:
     """Return ``response`` if everything in it can be applied, else raise :class:`AgentProtocolError` naming the field.
 
@@ -122,7 +127,7 @@ def _check_header(field: str, name: object, value: object, *, may_set_host: bool
     if not isinstance(name, str) or not TOKEN.match(name):
         raise AgentProtocolError(f"{field}: the header name is not a token (RFC 9110, section 5.1)")
     lower = name.lower()
-    if lower in _UNTOUCHABLE or lower.startswith(_UNTOUCHABLE_PREFIX):
+    if is_untouchable(lower):
         raise AgentProtocolError(f"{field}: {lower!r} belongs to the server, no agent may change it")
     if lower == "host" and not may_set_host:
         raise AgentProtocolError(f"{field}: 'host' may only be changed with may_set_host=True, and only on requests")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ..agent import Agent
-from ..correlation import enter
+from ..correlation import enter, leave
 from ..errors import ConfigurationError
 from ..protocol import Answer, Event, EventType, GuardrailResponse, check_response
 from ..protocol.stream import correlation_id_of
@@ -37,10 +37,12 @@ class Hooks:
         ``caller`` has the ``traceparent`` and ``tracestate`` that came with the event.
         """
         correlation_id = correlation_id_of(event)
-        # Never left: what serves an event runs in a context of its own.
-        enter(correlation_id)
-        with serving_span(caller, self.name, event.event_type.value, correlation_id):
-            return await self._answer(event, encode)
+        entered = enter(correlation_id)
+        try:
+            with serving_span(caller, self.name, event.event_type.value, correlation_id):
+                return await self._answer(event, encode)
+        finally:
+            leave(entered)
 
     async def _answer(self, event: Event, encode: Callable[[Answer], bytes]) -> bytes:
         event_type = event.event_type

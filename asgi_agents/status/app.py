@@ -3,12 +3,13 @@
 import time
 from importlib.resources import files
 from typing import Final
+from urllib.parse import quote
 
 import anyio
 import msgspec
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..authorisation import Authorise, refusal, require_authorise
 from ..errors import ConfigurationError
@@ -35,11 +36,12 @@ _HEADERS: Final = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-_CONTENT_TYPES: Final = {
-    "page.html": "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+# By path: the file, and what it is.
+_ASSETS: Final = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 
 
@@ -73,7 +75,7 @@ class _StatusApp:
         self._manager = manager
         self._authorise = authorise
         self._interval = interval
-        self._assets = {name: (files(__package__) / "page" / name).read_bytes() for name in _CONTENT_TYPES}
+        self._files = {name: (files(__package__) / "page" / name).read_bytes() for name, _ in _ASSETS.values()}
         self._encoded = b""
         self._encoded_at = float("-inf")
 
@@ -87,62 +89,85 @@ class _StatusApp:
         request = Request(scope, receive)
         response = await refusal(self._authorise, request)
         if response is None:
-            path = path_below_root(scope["path"], scope.get("root_path", ""))
+            path = _path_of(scope)
             if request.method not in ("GET", "HEAD"):
                 response = PlainTextResponse("Method Not Allowed", 405, {"allow": "GET, HEAD"})
             elif path == "/events" and request.method == "GET":
                 await self._stream(receive, send)
                 return
             else:
-                response = self._respond(path)
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
+                response = self._respond(path, scope)
+        response.headers.update(_HEADERS)
         await response(scope, receive, send)
 
-    def _respond(self, path: str) -> Response:
-        if path == "/status.json":
-            return Response(self._status(), media_type="application/json")
-        name = path.removeprefix("/") or "page.html"
-        asset = self._assets.get(name)
+    def _respond(self, path: str, scope: Scope) -> Response:
+        match path:
+            case "":
+                # Else the page's links would lead elsewhere.
+                return RedirectResponse(f"{quote(scope['path'].rpartition('/')[2])}/")
+            case "/status.json":
+                return Response(self._status(min(0.5, self._interval / 2)), media_type="application/json")
+            case "/events":
+                return Response(media_type="text/event-stream")
+        asset = _ASSETS.get(path)
         if asset is None:
             return PlainTextResponse("Not Found", 404)
-        return Response(asset, headers={"content-type": _CONTENT_TYPES[name]})
+        name, content_type = asset
+        return Response(self._files[name], headers={"content-type": content_type})
 
-    def _status(self) -> bytes:
+    def _status(self, max_age: float) -> bytes:
         """What many viewers see at the same time is made once."""
         now = time.monotonic()
-        if now - self._encoded_at > self._interval / 2:
-            self._encoded = msgspec.json.encode(take_snapshot(self._manager))
+        if now - self._encoded_at > max_age:
+            self._encoded = msgspec.json.encode(take_snapshot(self._manager, self._interval))
             self._encoded_at = now
         return self._encoded
 
     async def _stream(self, receive: Receive, send: Send) -> None:
-        headers = {**_HEADERS, "content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-            }
-        )
+        error: Exception | None = None
         async with anyio.create_task_group() as tasks:
 
             async def push() -> None:
-                ends = time.monotonic() + _STREAM_SECONDS
-                data = _RETRY
+                nonlocal error
                 try:
-                    while time.monotonic() < ends:
-                        data += b"data: %b\n\n" % self._status()
-                        with anyio.fail_after(_SEND_TIMEOUT):
-                            await send({"type": "http.response.body", "body": data, "more_body": True})
-                        data = b""
-                        await anyio.sleep(self._interval)
-                    await send({"type": "http.response.body", "body": b""})
+                    await self._push(send)
                 except (OSError, TimeoutError):
                     pass  # the viewer is gone, or doesn't read
+                except Exception as exc:
+                    # Out of the task group, which would wrap it.
+                    error = exc
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(push)
             while (await receive())["type"] != "http.disconnect":
                 pass
             tasks.cancel_scope.cancel()
+        if error is not None:
+            raise error
+
+    async def _push(self, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            with anyio.fail_after(_SEND_TIMEOUT):
+                await send(message)
+
+        headers = {**_HEADERS, "content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
+        raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send_in_time({"type": "http.response.start", "status": 200, "headers": raw_headers})
+        ends = time.monotonic() + _STREAM_SECONDS
+        data = _RETRY
+        while (left := ends - time.monotonic()) > 0:
+            data += b"data: %b\n\n" % self._status(self._interval * 0.95)
+            await send_in_time({"type": "http.response.body", "body": data, "more_body": True})
+            data = b""
+            await anyio.sleep(min(self._interval, left))
+        await send_in_time({"type": "http.response.body", "body": b""})
+
+
+def _path_of(scope: Scope) -> str:
+    """The path below the mount."""
+    path, root = scope["path"], scope.get("root_path", "")
+    below: str = path_below_root(path, root)
+    if below == path and root:
+        # Behind a proxy that has taken the app's own root away already.
+        below = path_below_root(path, root.removeprefix(scope.get("app_root_path", "")))
+    return below

@@ -72,20 +72,25 @@ class RouteStatus(Struct, frozen=True, kw_only=True):
 
 
 class Status(Struct, frozen=True, kw_only=True):
-    """All agents and all routes. ``time`` is seconds since the epoch."""
+    """All agents and all routes.
+
+    ``time`` is seconds since the epoch, ``interval`` is how many there are between two of these in the stream.
+    """
 
     version: str = __version__
     time: float
+    interval: float
     slot_seconds: int = SLOT_SECONDS
     agents: Sequence[AgentStatus]
     routes: Sequence[RouteStatus]
 
 
-def take_snapshot(manager: AgentManager) -> Status:
+def take_snapshot(manager: AgentManager, interval: float = 1.0) -> Status:
     """How things are now; to be called on the event loop that serves."""
     now = time.monotonic()
     return Status(
         time=time.time(),
+        interval=interval,
         agents=[_agent(manager.guard(agent_id), now) for agent_id in manager.agent_ids],
         routes=[_route(manager, listing) for listing in manager.listings],
     )
@@ -112,7 +117,7 @@ def _agent(guard: Guard, now: float) -> AgentStatus:
         skipped_bodies=metrics.skipped_bodies,
         latency=tally.history.latency(now),
         slots=tally.history.slots(now),
-        failures=tuple(reversed(tally.failures)),
+        failures=sorted((*tally.failures, *tally.refusals), key=lambda incident: -incident.time),
         denials=tuple(reversed(tally.denials)),
         endpoints=statistics.endpoints,
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import httpx
@@ -107,6 +108,14 @@ def _room_without_key(client: Client, request_id: str) -> str:
         return f"{exc.response.status_code} {exc.response.headers.get('www-authenticate', '')}"
 
 
+def _both(play: Play) -> Play:
+    def play_both(client: Client, request_id: str) -> str:
+        with ThreadPoolExecutor() as threads:
+            return ", ".join(threads.map(lambda name: play(client, name), (request_id, f"{request_id}-too")))
+
+    return play_both
+
+
 def _later(seconds: float, play: Play) -> Play:
     def wait_and_play(client: Client, request_id: str) -> str:
         time.sleep(seconds)
@@ -184,6 +193,8 @@ STEPS = (
     Step("POST /demo/wishes, its agent fails", _http("POST", "/demo/wishes", NOBODY, _like), "200 something"),
     Step("POST /demo/wishes", _http("POST", "/demo/wishes", NOBODY, _like, content=b"rug"), "200 lamp"),
     Step("POST /demo/wishes, 2 kB", _http("POST", "/demo/wishes", NOBODY, _like, content=b"rug " * 512), "200 lamp"),
+    # It takes one call at a time, so that one of these has to wait.
+    Step("POST /demo/wishes, two at once", _both(_http("POST", "/demo/wishes", NOBODY, _like)), "200 lamp, 200 lamp"),
     Step("GET /demo/flaky, its agent fails", _http("GET", "/demo/flaky", NOBODY), "503", "flaky"),
     Step("GET /demo/flaky, fails again", _http("GET", "/demo/flaky", NOBODY), "503", "flaky"),
     Step(

@@ -44,7 +44,8 @@ def test_each_request_is_one_trace_from_the_client_through_all_processes_to_the_
     result = _play("--trace", *options)
     assert result.returncode == 0, result.stdout + result.stderr
     traces = [text.splitlines() for text in result.stdout.split("\ntrace ")[1:]]
-    assert len(traces) == len(STEPS)
+    # One step makes two requests.
+    assert len(traces) == len(STEPS) + 1
     # Process, depth and name of each span of `GET /api/orders`, the first that is allowed.
     (trace,) = [lines for lines in traces if lines[1].split()[1:3] == ["GET", "/api/orders"]][1:2]
     spans = [(line[2:10].strip(), line[10:68].rstrip(), line[69:78].strip()) for line in trace[1:] if line[2:3] != " "]

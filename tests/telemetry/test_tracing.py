@@ -243,7 +243,7 @@ async def test_a_guardrail_question_has_a_span(spans: Spans) -> None:
     assert is_child(span, spans.one("handler"))
     assert is_child(spans.one("handler"), server)
     assert is_child(spans.one("in the agent"), span)
-    assert attributes(span)["asgi_agents.decision"] == "allow"
+    assert attributes(span)["asgi_agents.decision"] == "detected"
     assert attributes(span)["asgi_agents.route"] == "/"
     assert attributes(span)["asgi_agents.correlation_id"]
 

@@ -2,7 +2,6 @@
 // Shows what `events` sends. What comes from outside is only ever set as text.
 
 const SVG = "http://www.w3.org/2000/svg";
-const STALE_AFTER = 5000; // ms
 const BREAKERS = {
   closed: ["breaker closed", "good"],
   half_open: ["breaker half-open", "warn"],
@@ -12,7 +11,9 @@ const byId = (id) => document.getElementById(id);
 
 const cards = new Map();
 let status = null;
+let held = null;
 let heardAt = 0;
+const loadedAt = Date.now();
 
 function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
@@ -106,7 +107,8 @@ function updateCard(card, agent) {
   setText(card.facts.calls, count(agent.calls));
   for (const name of ["p50", "p90", "p99"]) setText(card.facts[name], duration(agent.latency[name]));
   drawPlot(card, agent);
-  const failure = agent.failures[0];
+  // That the breaker is open is said above; here is why.
+  const failure = agent.failures.find((incident) => incident.outcome !== "breaker_open") ?? agent.failures[0];
   setText(card.last, failure ? `${clock(failure.time)} ${words(failure.outcome)}: ${fault(failure, agent.id)}` : "");
   updateDetails(card, agent);
 }
@@ -151,7 +153,10 @@ function drawPlot(card, agent) {
   for (const name of ["p99", "p50"]) {
     const points = slots.flatMap((slot, index) =>
       slot[name] === null ? [] : [`${(index + 0.5) * width},${88 - (slot[name] / slowest) * 34}`]);
-    if (points.length === 1) points.push(points[0].replace(/^[\d.]+/, (x) => Number(x) + width / 2));
+    if (points.length === 1) {
+      const [x, y] = points[0].split(",").map(Number);
+      points.splice(0, 1, `${x - width / 2},${y}`, `${x + width / 2},${y}`);
+    }
     if (points.length) shapes.push(shape("polyline", { class: name, points: points.join(" ") }));
   }
   card.plot.replaceChildren(...shapes);
@@ -170,12 +175,20 @@ function showAgents() {
       cards.delete(id);
     }
   }
-  status.agents.forEach((agent, index) => {
+  for (const agent of status.agents) {
     if (!cards.has(agent.id)) cards.set(agent.id, makeCard(agent.id));
-    const card = cards.get(agent.id);
-    if (list.children[index] !== card.root) list.insertBefore(card.root, list.children[index] ?? null);
-    updateCard(card, agent);
-  });
+    updateCard(cards.get(agent.id), agent);
+  }
+  const wanted = status.agents.map((agent) => cards.get(agent.id).root);
+  for (const root of wanted) if (!root.isConnected) list.append(root);
+  // To move what has the focus would take it away: the others are moved around it.
+  const still = Math.max(0, wanted.findIndex((root) => root.contains(document.activeElement)));
+  for (let index = still - 1; index >= 0; index--) {
+    if (wanted[index].nextElementSibling !== wanted[index + 1]) list.insertBefore(wanted[index], wanted[index + 1]);
+  }
+  for (let index = still + 1; index < wanted.length; index++) {
+    if (wanted[index].previousElementSibling !== wanted[index - 1]) wanted[index - 1].after(wanted[index]);
+  }
   byId("no-agents").hidden = status.agents.length > 0;
   const open = status.agents.filter((agent) => agent.breaker === "open").map((agent) => agent.id);
   setText(byId("summary"), plural(status.agents.length, "agent") +
@@ -190,18 +203,23 @@ function what(incident) {
     const passed = incident.failure_mode === "open" ? "passed, fail-open" : incident.enforced ? "stopped" : "would stop";
     return [words(incident.outcome), passed, incident.failure_mode === "open" ? "warn" : "bad"];
   }
-  return [words(incident.outcome), incident.enforced ? "" : "shadow, passed", incident.enforced ? "none" : "warn"];
+  if (!incident.enforced) return [words(incident.outcome), "shadow, passed", "warn"];
+  return [words(incident.outcome), incident.outcome === "detected" ? "told the handler" : "stopped", "info"];
+}
+
+function incidents() {
+  const all = status.agents.flatMap((agent) =>
+    [...agent.failures, ...agent.denials].map((incident) => ({ agent: agent.id, ...incident })));
+  return all.sort((a, b) => b.time - a.time);
 }
 
 function showIncidents() {
-  if (byId("hold").checked) return;
   const sought = byId("find").value.trim().toLowerCase();
-  const all = status.agents.flatMap((agent) =>
-    [...agent.failures, ...agent.denials].map((incident) => ({ agent: agent.id, ...incident })));
-  all.sort((a, b) => b.time - a.time);
+  const all = byId("hold").checked && held ? held : incidents();
+  held = all;
   const found = all.filter((incident) => {
-    const text = [incident.correlation_id, incident.agent, incident.route ?? "", incident.event, incident.message,
-      ...what(incident)].join(" ").toLowerCase();
+    const text = [incident.correlation_id, incident.agent, incident.route ?? "", incident.event, incident.outcome,
+      incident.message, ...what(incident)].join(" ").toLowerCase();
     return text.includes(sought) || text.includes(sought.replaceAll(" ", "_"));
   });
   const rows = found.slice(0, 200).map((incident) => {
@@ -214,7 +232,7 @@ function showIncidents() {
       element("td", { className: "nowrap", textContent: words(incident.event) }),
       element("td", { textContent: incident.route ?? "–" }),
       element("td", { className: "id", textContent: incident.correlation_id || "–" }),
-      element("td", { className: "nowrap", textContent: duration(incident.duration) }),
+      element("td", { className: "nowrap took", textContent: duration(incident.duration) }),
       element("td", { className: "wide", textContent: fault(incident, incident.agent) }));
   });
   const key = JSON.stringify([sought, found.slice(0, 200)]);
@@ -222,7 +240,8 @@ function showIncidents() {
     byId("incident-rows").replaceChildren(...rows);
     byId("incident-rows").dataset.key = key;
   }
-  setText(byId("found"), sought ? `${found.length} of ${all.length}` : all.length ? `${all.length} in all` : "None so far.");
+  setText(byId("found"), sought ? `${count(found.length)} of ${count(all.length)}`
+    : all.length ? `${count(all.length)} in all` : "None so far.");
 }
 
 // Routes
@@ -253,11 +272,13 @@ function show() {
 
 function showLive() {
   const live = byId("live");
-  const fresh = heardAt && Date.now() - heardAt < STALE_AFTER;
-  const state = fresh ? "on" : heardAt ? "off" : "wait";
+  const patience = Math.max(5000, 2500 * (status?.interval ?? 0)); // ms
+  const fresh = heardAt && Date.now() - heardAt < patience;
+  const state = fresh ? "on" : heardAt || Date.now() - loadedAt > patience ? "off" : "wait";
   if (live.dataset.state !== state) live.dataset.state = state;
   setText(live.querySelector("b"),
-    fresh ? "live" : heardAt ? `nothing heard since ${clock(heardAt / 1000)}` : "connecting");
+    fresh ? "live" : heardAt ? `nothing heard since ${clock(heardAt / 1000)}`
+      : state === "off" ? "no answer, or not allowed" : "connecting");
 }
 
 function listen() {
@@ -277,7 +298,7 @@ function listen() {
 byId("find").addEventListener("input", show);
 byId("hold").addEventListener("change", show);
 document.addEventListener("keydown", (press) => {
-  if (press.key === "/" && document.activeElement?.tagName !== "INPUT") {
+  if (press.key === "/" && !(press.ctrlKey || press.metaKey || press.altKey) && document.activeElement !== byId("find")) {
     press.preventDefault();
     byId("find").focus();
   }

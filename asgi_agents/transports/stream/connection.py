@@ -128,10 +128,19 @@ class Connection:
     """
 
     def __init__(
-        self, framing: Framing, encodings: tuple[Encoding, ...], owner: Owner, capacity: Capacity, *, max_calls: int
+        self,
+        framing: Framing,
+        encodings: tuple[Encoding, ...],
+        owner: Owner,
+        capacity: Capacity,
+        *,
+        max_calls: int,
+        address: str = "",
     ) -> None:
         self.capabilities: AgentCapabilities | None = None
         self.events = frozenset(EventType)
+        #: Where it leads.
+        self.address = address
         self.alive = False
         #: Takes no new requests, because the agent has forgotten to answer.
         self.retired = False

@@ -196,6 +196,7 @@ class Keeper:
             self._owner,
             self._endpoint.capacity,
             max_calls=settings.max_calls_per_connection,
+            address=str(self._endpoint.address),
         )
         try:
             with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:

@@ -420,8 +420,7 @@ class StreamPool:
     ) -> None:
         if message_type is MessageType.METRICS_REPORT:
             report = decode_value(MetricsReport, payload, encoding, at="metrics_report")
-            endpoint = self._where.get(connection)
-            self._peer.metrics_reported("" if endpoint is None else str(endpoint.address), report)
+            self._peer.metrics_reported(connection.address, report)
         else:
             self._peer.config_update_requested(
                 decode_value(ConfigUpdateRequest, payload, encoding, at="config_update_request")

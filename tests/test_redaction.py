@@ -1,0 +1,315 @@
+import base64
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asgi_agents import redact_secrets
+from asgi_agents.redaction import REDACTED, is_secret_header
+
+# Of every secret made here, so that it can be found in what is left.
+MARK = "Zq9X"
+WORDS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+alphanumeric = st.text(WORDS, min_size=16, max_size=60).map(lambda text: MARK + text)
+base64url = st.text(WORDS + "-_", min_size=16, max_size=60).map(lambda text: MARK + text)
+# RFC 6750, section 2.1.
+token68 = st.text(WORDS + "-._~+/", min_size=4, max_size=60).map(lambda text: f"{MARK}{text}==")
+names = st.sampled_from(
+    [
+        "password",
+        "passwd",
+        "PASSWORD",
+        "db_password",
+        "client-secret",
+        "secret",
+        "access_token",
+        "X-Auth-Token",
+        "api_key",
+        "apikey",
+        "API-KEY",
+        "access_key",
+        "aws_access_key_id",
+        "credential",
+        "refresh_token",
+    ]
+)
+before = st.sampled_from(["", "GET /x?a=1&", "said ", "(", "/", '{"', "[", "one, "])
+after = st.sampled_from(["", " and more", '"', "&b=1", ", x=2", ")", "\n", "'", "; c"])
+
+
+def mixed_case(text: str) -> st.SearchStrategy[str]:
+    return st.sampled_from([text, text.lower(), text.upper()])
+
+
+def cased(scheme: str, credentials: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    spaces = st.sampled_from([" ", "  ", "\t"])
+    return st.builds(lambda name, gap, rest: f"{name}{gap}{rest}", mixed_case(scheme), spaces, credentials)
+
+
+def named(value: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    separators = st.sampled_from(["=", ": ", ":", " = ", '": "', '="', "': '"])
+
+    def spelt(name: str, separator: str, text: str) -> str:
+        quote = separator[-1] if separator[-1] in "\"'" else ""
+        return f"{name}{separator}{text}{quote}"
+
+    return st.builds(spelt, names, separators, value)
+
+
+secrets = st.one_of(
+    cased("Bearer", token68),
+    cased("Basic", alphanumeric.map(lambda text: base64.b64encode(text.encode()).decode() + MARK)),
+    cased("Token", alphanumeric),
+    named(st.text(WORDS + ".!@#$%^*()_+?/~|-", min_size=1, max_size=40).map(lambda text: MARK + text)),
+    st.builds(lambda head, claims, signature: f"eyJ{head}.{claims}.{signature}", base64url, base64url, base64url),
+    st.builds(lambda head, claims: f"eyJ{head}.{claims}.", base64url, base64url),
+    alphanumeric.map(lambda text: f"sk-{text}"),
+    alphanumeric.map(lambda text: f"sk_live_{text}"),
+    alphanumeric.map(lambda text: f"ghp_{text}"),
+    st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", min_size=12, max_size=12).map(lambda text: f"AKIA{MARK.upper()}{text}"),
+    alphanumeric.map(lambda text: f"-----BEGIN RSA PRIVATE KEY-----\n{text}\n{text}\n-----END RSA PRIVATE KEY-----"),
+    alphanumeric.map(lambda text: f"-----BEGIN PRIVATE KEY-----\n{text}"),
+)
+pieces = st.one_of(
+    secrets,
+    st.text(max_size=8),
+    st.sampled_from(["password", "token", "secret", "=", ":", " ", '"', "Bearer", "basic", "eyJ", "-", "_", "[", "]"]),
+    st.sampled_from([REDACTED, "sk-", "ghp_", "AKIA", ".", ",", "&", "-----BEGIN PRIVATE KEY-----", "\n", "a" * 16]),
+)
+texts = st.lists(pieces, max_size=8).map("".join)
+
+
+@given(before, secrets, after)
+def test_no_part_of_a_secret_of_a_known_shape_is_left(start: str, secret: str, end: str) -> None:
+    left = redact_secrets(start + secret + end)
+    assert MARK.lower() not in left.lower()
+    assert REDACTED in left
+
+
+@given(st.lists(st.tuples(before, secrets), min_size=2, max_size=4))
+def test_several_secrets_are_all_redacted(several: list[tuple[str, str]]) -> None:
+    left = redact_secrets(" , ".join(start + secret for start, secret in several))
+    assert MARK.lower() not in left.lower()
+
+
+@given(st.text())
+def test_no_text_makes_it_raise(text: str) -> None:
+    assert isinstance(redact_secrets(text), str)
+
+
+@given(st.text(st.characters(codec=None, min_codepoint=0xD7F0, max_codepoint=0xE010)))
+def test_lone_surrogates_do_not_make_it_raise(text: str) -> None:
+    assert redact_secrets(f"password={text}x") == f"password={REDACTED}"
+
+
+@given(texts)
+@settings(max_examples=300)
+def test_what_is_redacted_once_stays_as_it_is(text: str) -> None:
+    once = redact_secrets(text)
+    assert redact_secrets(once) == once
+
+
+@given(texts)
+def test_redaction_makes_no_new_lines(text: str) -> None:
+    assert len(redact_secrets(text).splitlines()) <= len(text.splitlines())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "/api/users/42",
+        "/orders/0192f7a0-7c1d-7e39-8d3c-2b6f1a9d5e11/items",
+        "rule-942100",
+        "sql_injection",
+        "the bearer of this letter",
+        "no password was given",
+        "tokens: ",
+        "task-management-system",
+        "eyJ",
+        "ghp_short",
+        "AKIA",
+        "Ünïcödé/日本語",
+        "-----BEGIN CERTIFICATE-----\nMIIB",
+        REDACTED,
+    ],
+)
+def test_what_is_no_secret_is_left_alone(text: str) -> None:
+    assert redact_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("Authorization: Bearer abcdefgh", f"Authorization: Bearer {REDACTED}"),
+        ("/login?user=alice&password=hunter2&next=/", f"/login?user=alice&password={REDACTED}&next=/"),
+        ('{"user": "alice", "password": "hunter2"}', f'{{"user": "alice", "password": "{REDACTED}"}}'),
+        ("key AKIAIOSFODNN7EXAMPLE.", f"key {REDACTED}."),
+    ],
+)
+def test_what_stands_around_a_secret_is_kept(text: str, redacted: str) -> None:
+    assert redact_secrets(text) == redacted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"token: Bearer {MARK}abcdefgh",
+        f'"access_token": "Bearer {MARK}abcdefgh"',
+        f"x-auth-token=Basic {MARK}abcdefgh",
+        f"secret = Token {MARK}abcdefgh",
+    ],
+)
+def test_a_scheme_behind_a_name_does_not_shield_the_credentials(text: str) -> None:
+    assert MARK not in redact_secrets(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"password": "correct horse {MARK} staple"}}',
+        f"password='correct horse {MARK}'",
+        json.dumps({"password": f'a"{MARK}'}),
+        f'{{"password": "a,{MARK}"}}',
+        f'{{"secret": "a;{MARK}&b"}}',
+    ],
+)
+def test_a_quoted_value_is_redacted_to_its_closing_quote(text: str) -> None:
+    assert MARK not in redact_secrets(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sk-ant-api03-{MARK}bcD_fgh-Ijkl9mnopqrstuvwxyz0123456789AA",
+        f"sk-proj-{MARK}b_cD3-fghIjklmnopqrstuvwxyz0123456789",
+        f"sk-proj-abcdefghijklmnopqrst-{MARK}_{MARK}",
+        f"sk-svcacct-A1_b2-{MARK}",
+    ],
+)
+def test_api_keys_with_dashes_and_underscores_in_them_are_redacted_whole(text: str) -> None:
+    assert MARK not in redact_secrets(text)
+
+
+@pytest.mark.parametrize("key", ["ghp_" + MARK + "a" * 32, "sk-" + MARK + "a" * 32, "AKIAIOSFODNN7EXAMPLE"])
+@pytest.mark.parametrize("start", ["_", "key_", "%20"])
+def test_a_key_that_is_glued_to_other_text_is_redacted(start: str, key: str) -> None:
+    assert key not in redact_secrets(start + key)
+
+
+def test_the_answer_of_a_digest_is_redacted() -> None:
+    text = f'Digest username="Mufasa", realm="testrealm", nonce="dcd98b", response="{MARK}49393a05397450978507c4ef1"'
+    assert MARK not in redact_secrets(text)
+
+
+def test_an_encrypted_token_of_five_parts_is_redacted_whole() -> None:
+    # RFC 7516, section 7.1.
+    assert MARK not in redact_secrets(f"eyJhbGciOiJSU0EtT0FFUCJ9.OKOawDo13gRp.48V1_ALb6US0.{MARK}5eym8TW.XFBoMYUZodet")
+
+
+@pytest.mark.parametrize("token", ["abc", "Ab1-2"])
+def test_short_bearer_tokens_are_secrets_too(token: str) -> None:
+    assert token not in redact_secrets(f"Authorization: Bearer {token}")
+
+
+# Header names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "authorization",
+        "Authorization",
+        "proxy-authorization",
+        "cookie",
+        "Set-Cookie",
+        "x-api-key",
+        "x-apikey",
+        "x_api_key",
+        "x-auth-token",
+        "x-csrf-token",
+        "x-amz-security-token",
+        "x-client-secret",
+        "x-password",
+        "x-passwd",
+        "x-session-id",
+        "x-hub-signature-256",
+        "x-aws-access-key",
+        "x-credentials",
+    ],
+)
+def test_headers_of_credentials_are_known_by_their_names(name: str) -> None:
+    assert is_secret_header(name)
+
+
+@pytest.mark.parametrize("name", ["host", "user-agent", "accept", "x-request-id", "x-forwarded-for", "content-type"])
+def test_other_headers_are_not(name: str) -> None:
+    assert not is_secret_header(name)
+
+
+# Time
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The processor time of the quickest of several runs."""
+    took = []
+    for _ in range(5):
+        started = time.thread_time()
+        work()
+        took.append(time.thread_time() - started)
+        if took[-1] > 0.5:
+            break
+    return min(took)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "a",
+        "-",
+        "_",
+        " ",
+        '"',
+        "=",
+        "a-",
+        "a_",
+        "a.",
+        "-a=",
+        "token",
+        "token-",
+        "password ",
+        "secret:",
+        'password"',
+        "bearer ",
+        "basic\t",
+        "eyJaaaaaaaa",
+        "eyJaaaaaaaa-",
+        "eyJaaaaaaaa.",
+        "sk-",
+        "sk-a-",
+        "sk_a",
+        "ghp_",
+        "xoxb-",
+        "AKIA",
+        "glpat-",
+        "-----BEGIN ",
+        "-----BEGIN PRIVATE KEY",
+        "api-key-",
+        "a-token=",
+        "[redacted]",
+        "é-",
+        "\x00",
+    ],
+)
+def test_redaction_takes_time_in_proportion_to_the_text(unit: str) -> None:
+    for size in (250, 2_000, 12_500):
+        text = unit * (8 * size)
+        short, long = text[:size], text[: 8 * size]
+        # Eight times as much text: eight times as long, and not 64 times.
+        ratio = seconds(partial(redact_secrets, long)) / seconds(partial(redact_secrets, short))
+        assert ratio < 28, f"{ratio:.0f} times as long for 8 times {size} characters"
