@@ -1,15 +1,16 @@
 """The metrics that are exported, whichever way: their names, units, and what they are read from."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from msgspec import Struct
 
 from .breaker import BreakerState
 from .distribution import Distribution
 from .metrics import Incident, Series, Tally
+from .reports import Reports
 
 AGENT_ID: Final = "asgi_agents.agent.id"
 BREAKER_STATE: Final = "asgi_agents.breaker.state"
@@ -51,6 +52,21 @@ class Metered(Protocol):
     @property
     def breaker_state(self) -> BreakerState | None:
         """The state of its breaker, if it has one."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Whose metrics are exported: an :class:`~asgi_agents.AgentManager`."""
+
+    @property
+    def metered(self) -> Sequence[Metered]:
+        """Its agents."""
+        ...
+
+    @property
+    def reports(self) -> Reports:
+        """What they have reported of themselves."""
         ...
 
 

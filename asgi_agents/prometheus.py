@@ -13,10 +13,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .authorisation import Authorise, refusal, require_authorise
-from .catalogue import HISTOGRAMS, METRICS, Attributes, Histogram, Kind, Metered, Metric, collect, distributions
+from .catalogue import HISTOGRAMS, METRICS, Attributes, Histogram, Kind, Metered, Metric, Source, collect, distributions
 from .distribution import EXPORTED_BOUNDS
 from .errors import ConfigurationError
-from .manager import AgentManager
 from .metrics import Incident
 from .protocol.stream import CounterMetric, GaugeMetric, HistogramMetric
 from .reports import Reported, ReportedMetric
@@ -65,8 +64,8 @@ class PrometheusCollector(Collector):
         REGISTRY.register(PrometheusCollector(manager))
     """
 
-    def __init__(self, manager: AgentManager) -> None:
-        if not isinstance(manager, AgentManager):
+    def __init__(self, manager: Source) -> None:
+        if not isinstance(manager, Source):
             raise ConfigurationError(f"PrometheusCollector: manager={manager!r}, expected an AgentManager")
         self._manager = manager
         self._left_out: set[str] = set()
@@ -133,7 +132,7 @@ class MetricsApp:
     :param authorise: asked about each request.
     """
 
-    def __init__(self, manager: AgentManager, *, authorise: Authorise | None = None) -> None:
+    def __init__(self, manager: Source, *, authorise: Authorise | None = None) -> None:
         require_authorise("MetricsApp", authorise)
         self._collector = _collector_of(manager)
         self._authorise = authorise
@@ -160,7 +159,7 @@ class MetricsApp:
         return Response(body, headers=headers)
 
 
-def export(manager: AgentManager) -> str:
+def export(manager: Source) -> str:
     """All metrics in the Prometheus text format."""
     return generate_latest(_collector_of(manager)).decode()
 
@@ -171,9 +170,9 @@ def _asks_for_openmetrics(accepted: str) -> bool:
     return media_type == "application/openmetrics-text" and versions in ([], ["1.0.0"])
 
 
-def _collector_of(manager: AgentManager) -> PrometheusCollector:
+def _collector_of(manager: Source) -> PrometheusCollector:
     """One for each manager: it knows what it has complained of."""
-    if not isinstance(manager, AgentManager):
+    if not isinstance(manager, Source):
         return PrometheusCollector(manager)  # which says what is wrong
     collector = _collectors.get(manager)
     if collector is None:
@@ -181,7 +180,7 @@ def _collector_of(manager: AgentManager) -> PrometheusCollector:
     return collector
 
 
-_collectors: "WeakKeyDictionary[AgentManager, PrometheusCollector]" = WeakKeyDictionary()
+_collectors: "WeakKeyDictionary[Source, PrometheusCollector]" = WeakKeyDictionary()
 
 
 def prometheus_name(name: str, unit: str) -> str:
