@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.trace import NoOpTracerProvider
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
@@ -73,6 +74,10 @@ class AllowAll(Agent):
         heard["request_complete"] += 1
 
 
+# Starlette's tests of its own spans count every span there is.
+QUIET: Any = {"tracer_provider": NoOpTracerProvider()}
+
+
 def _agents(mode: str) -> list[AgentConfig]:
     """One agent, new for each app: apps live on different event loops, and share nothing in a real process either."""
     body_mode = {"stream": BodyMode.STREAM, "buffer": BodyMode.BUFFER}[mode]
@@ -100,7 +105,7 @@ def _wrap_outermost(patch: pytest.MonkeyPatch, mode: str) -> None:
     def construct_wrapped(self: TestClient, *args: Any, **kwargs: Any) -> None:
         construct(self, *args, **kwargs)
         transport: Any = self._transport
-        self.app = transport.app = AgentMiddleware(self.app, agents=_agents(mode))
+        self.app = transport.app = AgentMiddleware(self.app, agents=_agents(mode), **QUIET)
 
     patch.setattr(TestClient, "__init__", construct_wrapped)
 
@@ -115,7 +120,7 @@ def _wrap_user(patch: pytest.MonkeyPatch, mode: str) -> None:
     @wraps(build)
     def build_wrapped(self: Starlette) -> "ASGIApp":
         own = self.user_middleware
-        self.user_middleware = [Middleware(AgentMiddleware, agents=_agents(mode)), *own]
+        self.user_middleware = [Middleware(AgentMiddleware, agents=_agents(mode), **QUIET), *own]
         try:
             return build(self)
         finally:
