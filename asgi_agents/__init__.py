@@ -2,7 +2,8 @@
 
 from ._version import __version__
 from .agent import Agent
-from .audit import AuditAgent, AuditAnswer, AuditRecord
+from .audit import AuditAgent, AuditAnswer, AuditHook, AuditRecord
+from .authorisation import Authorise
 from .breaker import BreakerState
 from .config import AgentConfig, BodyMode, CircuitBreakerConfig, FailureMode
 from .correlation import CorrelationFilter, current_correlation_id
@@ -104,8 +105,10 @@ __all__ = [
     "Allow",
     "AuditAgent",
     "AuditAnswer",
+    "AuditHook",
     "AuditMetadata",
     "AuditRecord",
+    "Authorise",
     "Block",
     "BodyMode",
     "BodyMutation",

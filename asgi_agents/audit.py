@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from .decision import AgentDecision, Verdict
 from .errors import ConfigurationError
 from .exchange import AgentContext
 from .exchange.scope import client_ip, headers_of
-from .protocol import TOKEN
+from .protocol import TOKEN, AgentResponse
 from .redaction import REDACTED, is_secret_header, redact_secrets
 from .telemetry import current_trace_id
 
@@ -31,9 +32,12 @@ AuditHook = Callable[["AuditRecord"], object]
 # A session of days has its newest answers in its record.
 _MAX_ANSWERS: Final = 100
 _MAX_VALUE_LENGTH: Final = 1024
-# Longer texts are cut before anybody looks for secrets in them.
-_MAX_TEXT_LENGTH: Final = 16 * 1024
-_MAX_TAGS: Final = 50
+# What agents say of an answer, and what all of it comes to in a record: to look for secrets in it takes time.
+_MAX_TAGS: Final = 16
+_MAX_TAG_LENGTH: Final = 128
+_MAX_TAG_LENGTHS: Final = 32 * 1024
+# Seconds between two lines about the same fault.
+_LOG_INTERVAL: Final = 60.0
 _UNPRINTABLE: Final = re.compile(r"[\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 
 
@@ -42,8 +46,9 @@ class AuditAnswer(Struct, frozen=True, kw_only=True):
 
     ``decision`` is ``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, ``detected`` or None,
     ``failure`` the kind of a failure or None. ``enforced`` is False for a shadow agent: that is what it would have
-    done. ``seconds`` is the duration of the call. Plain consent to single websocket messages and body chunks is left
-    out.
+    done. ``changed`` names what the answer changes: ``request_headers``, ``response_headers``, ``request_body``,
+    ``response_body``. ``seconds`` is the duration of the call. Plain consent to single websocket messages and body
+    chunks is left out.
     """
 
     agent: str
@@ -53,6 +58,7 @@ class AuditAnswer(Struct, frozen=True, kw_only=True):
     failure_mode: str
     enforced: bool
     seconds: float
+    changed: Sequence[str] = ()
     tags: Sequence[str] = ()
     rule_ids: Sequence[str] = ()
     reason_codes: Sequence[str] = ()
@@ -75,7 +81,8 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     :ivar type: ``http`` or ``websocket``.
     :ivar path: without the query.
     :ivar route: the pattern of the matched :class:`Route`, or None.
-    :ivar status: what the client got, None if nothing; 101 for a websocket that was accepted.
+    :ivar status: what was sent to the client from here, None if nothing: of an app that raises (``error``) the server
+        makes a 500. 101 for a websocket that was accepted.
     :ivar close_code: with which the app or an agent closed the websocket.
     :ivar complete: whether the response was sent to its end; for websockets, whether it was closed from this side.
     :ivar decision: ``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, or the kind of the failure
@@ -142,7 +149,7 @@ class Auditor:
                 )
         self._hook = hook
         self._redact = redact
-        self._complained: set[str] = set()
+        self._quiet_until: dict[str, float] = {}
 
     @property
     def wanted(self) -> bool:
@@ -162,10 +169,10 @@ class Auditor:
             except Exception:
                 self._complain("the audit hook failed")
 
-    def clean(self, given: str) -> str:
-        """What may be written down of a text from outside."""
-        # Lone surrogates, which can't be written at all.
-        text = given[:_MAX_TEXT_LENGTH].encode("utf-8", "replace").decode()
+    def clean(self, given: str, length: int = _MAX_VALUE_LENGTH) -> str:
+        """What may be written down of a text from outside, of which that ``length`` is kept."""
+        # Cut twice: nobody looks for secrets in what is left out anyway. Lone surrogates can't be written at all.
+        text = given[: 2 * length].encode("utf-8", "replace").decode()
         if self._redact is not None:
             try:
                 text = self._redact(text)
@@ -174,13 +181,14 @@ class Auditor:
             except Exception:
                 self._complain("audit_redact failed; what it was given is left out")
                 return REDACTED
-        return text if len(text) <= _MAX_VALUE_LENGTH else text[:_MAX_VALUE_LENGTH] + "…"
+        return text if len(text) <= length else text[:length] + "…"
 
     def _complain(self, fault: str) -> None:
-        """With the traceback, once: what fails at one connection fails at the next."""
-        if fault not in self._complained:
-            self._complained.add(fault)
-            operational.exception("%s (logged once)", fault)
+        """With the traceback, once a minute: what fails at one connection fails at the next."""
+        now = time.monotonic()
+        if now >= self._quiet_until.get(fault, -math.inf):
+            self._quiet_until[fault] = now + _LOG_INTERVAL
+            operational.exception("%s (logged once a minute)", fault)
 
     def chosen_headers(self, scope: Scope) -> Mapping[str, str]:
         """The headers to record; several of one name are joined."""
@@ -199,14 +207,18 @@ class Audit:
 
     def __init__(self, auditor: Auditor, scope: Scope, context: AgentContext) -> None:
         self._auditor = auditor
-        self._scope = scope
         self._context = context
         self._calls = context.count_calls()
         self._began = time.time()
         self._started = time.monotonic()
         self._trace_id = current_trace_id()
         # Now, while they are what the client has sent.
+        self._type = scope["type"]
+        self._method = auditor.clean(str(scope.get("method", "GET")))
+        self._path = auditor.clean(scope["path"])
+        self._client = auditor.clean(client_ip(scope))
         self._headers = auditor.chosen_headers(scope)
+        self._room_for_tags = _MAX_TAG_LENGTHS
         self._status: int | None = None
         self._close_code: int | None = None
         self._complete = False
@@ -247,16 +259,15 @@ class Audit:
     def _record(self, error: str | None) -> AuditRecord:
         decision = self._context.decision
         verdicts = decision.verdicts
-        clean = self._auditor.clean
         return AuditRecord(
             time=datetime.fromtimestamp(self._began, UTC).isoformat(timespec="milliseconds"),
             correlation_id=self._context.correlation_id,
             trace_id=self._trace_id,
-            type=self._scope["type"],
-            method=clean(str(self._scope.get("method", "GET"))),
-            path=clean(self._scope["path"]),
+            type=self._type,
+            method=self._method,
+            path=self._path,
             route=self._context.route,
-            client=clean(client_ip(self._scope)),
+            client=self._client,
             status=self._status,
             close_code=self._close_code,
             complete=self._complete,
@@ -275,16 +286,25 @@ class Audit:
             error=error,
         )
 
+    def _texts(self, given: Sequence[str]) -> Sequence[str]:
+        texts: list[str] = []
+        for text in given[:_MAX_TAGS]:
+            if self._room_for_tags <= 0:
+                break
+            texts.append(self._auditor.clean(text, _MAX_TAG_LENGTH))
+            self._room_for_tags -= min(len(text), _MAX_TAG_LENGTH)
+        return texts
+
     def _answer(self, verdict: Verdict) -> AuditAnswer:
-        clean = self._auditor.clean
         failed = verdict.failure is not None
         said: dict[str, Any] = {}
         if verdict.response is not None:
             audit = verdict.response.audit
             said = {
-                "tags": [clean(tag) for tag in audit.tags[:_MAX_TAGS]],
-                "rule_ids": [clean(rule) for rule in audit.rule_ids[:_MAX_TAGS]],
-                "reason_codes": [clean(code) for code in audit.reason_codes[:_MAX_TAGS]],
+                "changed": _changed(verdict.response),
+                "tags": self._texts(audit.tags),
+                "rule_ids": self._texts(audit.rule_ids),
+                "reason_codes": self._texts(audit.reason_codes),
                 # Perhaps one of numpy's.
                 "confidence": None if audit.confidence is None else float(audit.confidence),
             }
@@ -298,6 +318,16 @@ class Audit:
             seconds=round(verdict.duration, 6),
             **said,
         )
+
+
+def _changed(response: AgentResponse) -> Sequence[str]:
+    changes = {
+        "request_headers": response.request_headers,
+        "response_headers": response.response_headers,
+        "request_body": response.request_body_mutation,
+        "response_body": response.response_body_mutation,
+    }
+    return [name for name, change in changes.items() if change]
 
 
 def _in_a_word(decision: AgentDecision) -> str:

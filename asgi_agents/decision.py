@@ -61,7 +61,10 @@ class Verdict(Struct, frozen=True):
 
     @property
     def outcome(self) -> str:
-        """``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, ``detected``, or a failure's kind."""
+        """What it comes to in a word.
+
+        ``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, ``detected``, or a failure's kind.
+        """
         if self.failure is not None:
             return self.failure.kind.value
         if self.detected:
@@ -70,6 +73,11 @@ class Verdict(Struct, frozen=True):
         if self.response.websocket_decision is not None:
             return "close" if isinstance(self.response.websocket_decision, WebSocketClose) else "drop"
         return type(self.response.decision).__name__.lower()
+
+    @property
+    def told_as(self) -> str:
+        """:attr:`outcome` for metrics and spans: a denial that is provisional is ``needs_more``."""
+        return "needs_more" if self.provisional and self.outcome != "allow" else self.outcome
 
     @property
     def provisional(self) -> bool:
@@ -89,7 +97,7 @@ class Verdict(Struct, frozen=True):
     @property
     def would_stop(self) -> bool:
         """Whether a shadow agent would have stopped this, had it a say."""
-        if self.enforced:
+        if self.enforced or self.provisional or self.event_type is EventType.REQUEST_COMPLETE:
             return False
         return self.fail_closed if self.response is None else self.detected or not self.response.is_allow
 

@@ -118,6 +118,8 @@ class Guard:
         #: Called when the agent has said something new of what it hears.
         self.on_change: Callable[[], object] = lambda: None
         self._limiter = Limiter(config.max_concurrent_calls)
+        #: Whose place this has taken, while that still has calls.
+        self.predecessor: Guard | None = None
         # Calls that wait for a place on a connection.
         self._reserving = 0
         self._failing = False
@@ -170,8 +172,8 @@ class Guard:
 
     @property
     def active(self) -> int:
-        """Calls under way."""
-        return self._limiter.taken
+        """Calls under way, those of the guard included that this one has replaced."""
+        return self._limiter.taken + (0 if self.predecessor is None else self.predecessor.active)
 
     @property
     def queued(self) -> int:

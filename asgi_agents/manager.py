@@ -79,6 +79,7 @@ class AgentManager:
         self._guards: dict[str, Guard] = {}
         self._lineups: dict[tuple[tuple[AgentReference, ...] | None, str | None, bool], Lineup] = {}
         self._retired: list[Lineup] = []
+        self._leaving: list[Guard] = []
         #: Ids of the connections that are open now, among all who share this manager.
         self.live_correlation_ids: set[str] = set()
         self._users = 0
@@ -115,8 +116,8 @@ class AgentManager:
 
     @property
     def metered(self) -> Sequence[Metered]:
-        """The agents, for those who export their metrics."""
-        return tuple(self._guards.values())
+        """The agents, for those who export their metrics; also those that are on their way out."""
+        return (*self._guards.values(), *self._leaving)
 
     def export_prometheus(self) -> str:
         """All metrics of all agents, and those that agents report, in the Prometheus text format.
@@ -371,7 +372,12 @@ class AgentManager:
         self.telemetry.metering.add(new)
         self._retire_lineups()
         self._watch(new)
-        await self._drain(old, drain_timeout)
+        self.reports.forget(config.id)
+        new.predecessor = old
+        try:
+            await self._drain(old, drain_timeout)
+        finally:
+            new.predecessor = None
 
     async def push_config(self, agent_id: str, config: Any) -> None:
         """Give an agent another ``AgentConfig.config`` while it runs, all its instances, and those that connect later.
@@ -384,10 +390,14 @@ class AgentManager:
         """Remove an agent, also from the routes that name it. Drains like :meth:`replace_agent`."""
         old = self.guard(agent_id)
         del self._guards[agent_id]
-        self.telemetry.metering.discard(old)
         self.reports.forget(agent_id)
         self._retire_lineups()
-        await self._drain(old, drain_timeout)
+        self._leaving.append(old)
+        try:
+            await self._drain(old, drain_timeout)
+        finally:
+            self._leaving.remove(old)
+            self.telemetry.metering.discard(old)
 
     # How
 

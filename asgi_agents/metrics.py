@@ -26,10 +26,10 @@ class AgentMetrics(Struct, frozen=True, kw_only=True):
 
     ``outcomes`` counts verdicts by outcome (``allow``, ``block``, …, ``timeout``, ``breaker_open``, …), ``shadowed``
     the denials and failures of a shadow agent that would have stopped something, ``passed_open`` failures that were let
-    through by the failure mode, ``skipped_bodies`` those of them that were bodies over the agent's limit.
-    ``in_flight`` and ``waiting`` are calls now; ``duration`` is seconds spent in all calls, ``queued`` seconds of that
-    spent waiting for a permit or a place on a connection. ``inspected`` is bytes of bodies and websocket messages by
-    event, ``breaker_transitions`` counts how often the breaker came to be in a state.
+    through by the failure mode, ``skipped_bodies`` bodies over the agent's limit that went on without it.
+    ``in_flight`` and ``waiting`` are calls now; ``duration`` is seconds spent in all calls, ``queue_duration`` seconds
+    of that spent waiting for a permit or a place on a connection. ``inspected`` is bytes of bodies and websocket
+    messages by event, ``breaker_transitions`` counts how often the breaker came to be in a state.
     """
 
     calls: int
@@ -40,7 +40,7 @@ class AgentMetrics(Struct, frozen=True, kw_only=True):
     in_flight: int
     waiting: int
     duration: float
-    queued: float
+    queue_duration: float
     inspected: dict[str, int]
     breaker_transitions: dict[str, int]
 
@@ -109,7 +109,7 @@ class Series:
     @property
     def denied(self) -> bool:
         """Whether the agent said that this must not pass, or has detected something."""
-        return not self.failed and self.outcome != "allow"
+        return not self.failed and self.outcome not in ("allow", "needs_more")
 
     @property
     def passed_open(self) -> bool:
@@ -124,7 +124,9 @@ class Series:
     @property
     def shadowed(self) -> bool:
         """Whether these would have stopped something, had the agent had a say."""
-        return not self.enforced and (self.denied or (self.failed and self.fail_closed))
+        stops = self.denied or (self.failed and self.fail_closed)
+        # What is said at the end changes nothing.
+        return stops and not self.enforced and self.event != EventType.REQUEST_COMPLETE
 
 
 class Tally:
@@ -157,7 +159,7 @@ class Tally:
         self, verdict: Verdict, now: float, *, correlation_id: str = "", route: str | None = None, size: int = 0
     ) -> Series:
         """Add one verdict, on an event of ``size`` bytes; ``now`` is monotonic seconds."""
-        outcome = verdict.outcome
+        outcome = verdict.told_as
         # How a failure would have been treated is nothing to know of an answer.
         fail_closed = verdict.failure is None or verdict.fail_closed
         key = (verdict.event_type, outcome, fail_closed, verdict.enforced)
@@ -169,7 +171,7 @@ class Tally:
         self.add(series, verdict.duration, now)
         if size and verdict.failure is None:
             self.inspected[series.event] += size
-        if outcome != "allow":
+        if series.failed or series.denied:
             self._remember(series, verdict, correlation_id, route)
         return series
 
@@ -195,7 +197,7 @@ class Tally:
             in_flight=in_flight,
             waiting=waiting,
             duration=sum(each.durations.total for each in self.series),
-            queued=self.queue_waits.total,
+            queue_duration=self.queue_waits.total,
             inspected=dict(self.inspected),
             breaker_transitions=dict(self.transitions),
         )

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .audit import Audit, AuditHook, Auditor, Redact
 from .config import AgentConfig
-from .correlation import enter, leave
+from .correlation import current_correlation_id, enter, leave
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .exchange import AgentContext, ChallengeRenderer, HttpExchange, WebSocketExchange, correlation_id
 from .exchange.scope import CORRELATION_HEADER
@@ -51,11 +51,12 @@ class AgentMiddleware:
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
     :param correlation_header: the request header whose value, if it is a sane token of at most 128 characters, names
         the connection to agents, in logs and in spans. None: it is always named here, with a UUIDv7.
-    :param expose_correlation_id: put that name into every response, in the header ``correlation_header``
-        (``x-request-id`` where that is None).
+    :param expose_correlation_id: put that name into every response that comes from here or from within, in the header
+        ``correlation_header`` (``x-request-id`` where that is None). Not into what is made around this middleware: a
+        server's own 500, for one.
     :param audit_headers: request headers whose values belong into the audit record.
     :param on_audit: called with the :class:`AuditRecord` of each connection that has agents, on the event loop: it must
-        not block. What it raises is logged.
+        not block. What it raises is logged, once a minute.
     :param audit_redact: what is done to every text from clients and agents before it is recorded. None: nothing.
     :param tracer_provider: where the spans go, if not to OpenTelemetry's global provider; ``meter_provider`` likewise.
         With ``manager``, they are given to that.
@@ -134,21 +135,28 @@ class AgentMiddleware:
         references, route = self._router.find(scope)
         lineup = self.manager.lineup(references, route=route, missing_ok=True)
         if not lineup.agents and self._exposed_as is None:
-            return await self.app(scope, receive, send)
+            if not current_correlation_id() or _is_guarded(scope):
+                return await self.app(scope, receive, send)
+            # Servers let a connection's requests inherit what an earlier one has set (uvicorn#2167).
+            entered = enter("")
+            try:
+                return await self.app(scope, receive, send)
+            finally:
+                leave(entered)
+        state = scope.setdefault("state", {})
+        outer = state.get("agents")
         live = self.manager.live_correlation_ids
         correlation = correlation_id(scope, live, self._correlation_header)
-        live.add(correlation)
         context = AgentContext(self.manager, lineup, correlation, route, self._correlation_header)
+        context.server_span = mark_current_span(correlation)
         audit = Audit(self._auditor, scope, context) if lineup.agents and self._auditor.wanted else None
         if audit is not None or self._exposed_as is not None:
             send = _watched(send, audit, self._exposed_as, correlation.encode())
-        context.server_span = mark_current_span(correlation)
-        entered = enter(correlation)
         error: str | None = None
-        state = scope.setdefault("state", {})
-        outer = state.get("agents")
         state["agents"] = context
         lineup.connections += 1
+        live.add(correlation)
+        entered = enter(correlation)
         try:
             if lineup.hears.isdisjoint(events):
                 return await self.app(scope, receive, send)
@@ -192,6 +200,11 @@ class AgentMiddleware:
             # Raising would not stop the server: it would take lifespan for unsupported.
             await send({"type": "lifespan.startup.failed", "message": str(exc)})
             return None
+
+
+def _is_guarded(scope: Scope) -> bool:
+    """Whether a middleware around this one has given the connection its id."""
+    return isinstance((scope.get("state") or {}).get("agents"), AgentContext)
 
 
 def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, correlation: bytes) -> Send:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .authorisation import Authorise, refusal, require_authorise
 from .catalogue import HISTOGRAMS, METRICS, Attributes, Histogram, Kind, Metered, Metric, Source, collect, distributions
@@ -48,12 +49,16 @@ _MAX_EXEMPLAR_LENGTH: Final = 128
 
 # Not colons: they are for those who write recording rules.
 _BAD_NAME: Final = re.compile(r"[^a-zA-Z0-9_]")
-_BAD_LABEL: Final = re.compile(r"[^a-zA-Z0-9_]")
 # What floats count exactly.
 _MAX_COUNT: Final = 2**53
 # How many lines are logged about what is left out.
 _MAX_LEFT_OUT: Final = 100
+_RESERVED: Final = "asgi_agents_"
 _OURS: Final = frozenset({"agent_id", "endpoint", "le"})
+
+
+# What was said of the reports of each manager's agents.
+_left_out: "WeakKeyDictionary[Source, set[str]]" = WeakKeyDictionary()
 
 
 class PrometheusCollector(Collector):
@@ -68,7 +73,8 @@ class PrometheusCollector(Collector):
         if not isinstance(manager, Source):
             raise ConfigurationError(f"PrometheusCollector: manager={manager!r}, expected an AgentManager")
         self._manager = manager
-        self._left_out: set[str] = set()
+        # Of each manager, however often it is exported: nothing is said twice.
+        self._left_out = _left_out.setdefault(manager, set())
 
     def collect(self) -> Iterator[Family]:
         """All families: ours, then those of the agents."""
@@ -89,6 +95,9 @@ class PrometheusCollector(Collector):
         for reported in self._manager.reports.current(time.monotonic()):
             name = _metric_name(reported.metric.name)
             labels = _labels(reported)
+            if name.startswith(_RESERVED):
+                self._leave_out(reported, f"{_RESERVED}… is for the metrics of this package")
+                continue
             family = families.get(name)
             if family is None:
                 family = _family(name, reported.metric)
@@ -119,22 +128,25 @@ class PrometheusCollector(Collector):
             logger.warning("%s", message)
 
 
-class MetricsApp:
+def metrics_app(manager: Source, *, authorise: Authorise | None = None) -> ASGIApp:
     """An ASGI app that serves the metrics, to be mounted, or to be the endpoint of a route.
 
     ::
 
-        app.routes.append(starlette.routing.Route("/-/metrics", MetricsApp(manager)))
+        app.routes.append(starlette.routing.Route("/-/metrics", metrics_app(manager)))
 
     It speaks the Prometheus text format and, if asked for it, OpenMetrics; there each series of failures and denials
     has the correlation id of its latest as an exemplar.
 
-    :param authorise: asked about each request.
+    :param authorise: asked about each request, as by :func:`~asgi_agents.status_app`.
     """
+    return _MetricsApp(manager, authorise)
 
-    def __init__(self, manager: Source, *, authorise: Authorise | None = None) -> None:
-        require_authorise("MetricsApp", authorise)
-        self._collector = _collector_of(manager)
+
+class _MetricsApp:
+    def __init__(self, manager: Source, authorise: Authorise | None) -> None:
+        require_authorise("metrics_app", authorise)
+        self._collector = PrometheusCollector(manager)
         self._authorise = authorise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,40 +159,31 @@ class MetricsApp:
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
-        if request.method not in ("GET", "HEAD"):
-            return PlainTextResponse("Method Not Allowed", 405, {"allow": "GET, HEAD"})
         refused = await refusal(self._authorise, request)
         if refused is not None:
             return refused
+        if request.method not in ("GET", "HEAD"):
+            return PlainTextResponse("Method Not Allowed", 405, {"allow": "GET, HEAD"})
         # Not the library's choice, which takes whatever version and escaping it is asked for.
         openmetrics = any(map(_asks_for_openmetrics, ",".join(request.headers.getlist("accept")).split(",")))
-        body: bytes = (generate_openmetrics if openmetrics else generate_latest)(self._collector)
+        # In a thread: agents may have much to report.
+        body: bytes = await to_thread.run_sync(
+            generate_openmetrics if openmetrics else generate_latest, self._collector
+        )
         headers = {"content-type": _OPENMETRICS if openmetrics else _TEXT, "cache-control": "no-store"}
         return Response(body, headers=headers)
 
 
 def export(manager: Source) -> str:
     """All metrics in the Prometheus text format."""
-    return generate_latest(_collector_of(manager)).decode()
+    return generate_latest(PrometheusCollector(manager)).decode()
 
 
 def _asks_for_openmetrics(accepted: str) -> bool:
     media_type, *parameters = (part.strip().lower() for part in accepted.split(";"))
     versions = [parameter.partition("=")[2] for parameter in parameters if parameter.startswith("version=")]
-    return media_type == "application/openmetrics-text" and versions in ([], ["1.0.0"])
-
-
-def _collector_of(manager: Source) -> PrometheusCollector:
-    """One for each manager: it knows what it has complained of."""
-    if not isinstance(manager, Source):
-        return PrometheusCollector(manager)  # which says what is wrong
-    collector = _collectors.get(manager)
-    if collector is None:
-        collector = _collectors[manager] = PrometheusCollector(manager)
-    return collector
-
-
-_collectors: "WeakKeyDictionary[Source, PrometheusCollector]" = WeakKeyDictionary()
+    wanted = not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return wanted and media_type == "application/openmetrics-text" and versions in ([], ["1.0.0"])
 
 
 def prometheus_name(name: str, unit: str) -> str:
@@ -254,7 +257,7 @@ def _metric_name(given: str) -> str:
 def _labels(reported: Reported) -> dict[str, str]:
     labels = {}
     for given, value in reported.metric.labels.items():
-        name = _BAD_LABEL.sub("_", given) or "_"
+        name = _BAD_NAME.sub("_", given) or "_"
         if name in _OURS or name.startswith("__") or name[0].isdigit():
             name = f"exported_{name.lstrip('_')}"
         labels[name] = _text(value)

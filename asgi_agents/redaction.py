@@ -7,8 +7,8 @@ REDACTED: Final = "[redacted]"
 
 # Names of headers whose values are credentials, whatever they look like.
 _SECRET_HEADER: Final = re.compile(
-    r"authorization|cookie|token|secret|passw|passphrase|pwd|otp|credential|session|signature|jwt|dpop"
-    r"|api[-_]?key|access[-_]?key|auth[-_]?key|private[-_]?key",
+    r"auth|hmac|cookie|token|secret|passw|passphrase|pwd|otp|credential|session|signature|jwt|dpop"
+    r"|api[-_]?key|access[-_]?key|private[-_]?key|client[-_]?key",
     re.IGNORECASE,
 )
 # Nothing here is tried twice on the same text (possessive quantifiers, no prefix of any length): the path of a request
@@ -17,10 +17,14 @@ _SECRETS: Final = re.compile(
     r"""
     # name=value, "name": "value", name: scheme value
       (?P<name>
-        (?:passw(?:or)?d|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential|authorization)
-        [\w-]{0,40}+ \\?["']? \s{0,8}+ [=:] \s{0,8}+
+        (?:passw(?:or)?d|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)
+        [\w\]-]{0,40}+ \\?["']? \s{0,8}+ (?:[=:]|%3d) \s{0,8}+
       )
       (?: (?P<quote>\\?["']) (?:\\.|[^"'\\])*+ | (?P<kind>(?:bearer|basic|digest|token|apikey)\s++)? [^\s"'&;,]++ )
+    # a header in a text, to the end of the line: schemes differ in what they put where
+    | (?P<header>(?:authorization|cookie) \\?["']? \s{0,8}+ [=:] \s{0,8}+ \\?["']?) [^\r\n"']++
+    # user:password@ of a URL
+    | (?P<url>://) [^\s/@:"']*+ : [^\s/@"']++ @
     # credentials by their scheme (RFC 9110, section 11.4); those of digest are many
     | (?<![\w-]) digest\s++ [^\r\n]*+
     | (?<![A-Za-z]) (?P<scheme>bearer|basic|token|apikey) \s++ [\w.~+/=-]{6,}+
@@ -32,6 +36,8 @@ _SECRETS: Final = re.compile(
     | (?<![A-Za-z]) github_pat_\w{16,}+
     | (?<![\w-]) glpat-[\w-]{16,}+
     | (?<![\w-]) xox[abeoprs]-[\w-]{10,}+
+    | (?<![A-Za-z]) AIza[\w-]{30,}+
+    | (?<![A-Za-z]) npm_[A-Za-z0-9]{16,}+
     | (?<![A-Za-z]) A[KS]IA[A-Z0-9]{16,}+
     | -----BEGIN[ ][A-Z ]{0,40}?PRIVATE[ ]KEY(?:[ ]BLOCK)?-----.*
     """,
@@ -56,6 +62,10 @@ def is_secret_header(name: str) -> bool:
 def _replacement(match: re.Match[str]) -> str:
     if match["scheme"]:
         return f"{match['scheme']} {REDACTED}"
+    if match["header"]:
+        return f"{match['header']}{REDACTED}"
+    if match["url"]:
+        return f"{match['url']}{REDACTED}@"
     if match["name"]:
         return f"{match['name']}{match['quote'] or match['kind'] or ''}{REDACTED}"
     return REDACTED

@@ -1,4 +1,4 @@
-"""W3C trace context, in and out. With ``telemetry`` the only place that knows OpenTelemetry; API only."""
+"""W3C trace context, in and out. With ``telemetry`` all that uses OpenTelemetry; API only."""
 
 from collections.abc import Mapping, MutableMapping
 

@@ -16,7 +16,7 @@ from asgi_agents import (
     Route,
     status_app,
 )
-from asgi_agents.prometheus import MetricsApp
+from asgi_agents.prometheus import metrics_app
 
 from .agents import ApiKey, Flaky, Moderator, PiiRedactor, Recommender, Waf
 from .agents.waf_rules import CANDIDATE_RULES
@@ -88,7 +88,7 @@ def create_app(*, waf_url: str | None = None, token_delay: float = 0.03, **provi
     app.include_router(router)
     manager = AgentManager(agent_configs(waf_url), **providers)
     app.mount("/-/agents", status_app(manager, authorise=is_local))
-    app.routes.append(routing.Route("/-/metrics", MetricsApp(manager, authorise=is_local)))
+    app.routes.append(routing.Route("/-/metrics", metrics_app(manager, authorise=is_local)))
     app.add_middleware(
         AgentMiddleware,
         manager=manager,
@@ -101,5 +101,5 @@ def create_app(*, waf_url: str | None = None, token_delay: float = 0.03, **provi
 
 
 def is_local(request: Request) -> bool:
-    """Whether somebody on this machine asks."""
+    """Whether somebody on this machine asks. Behind a proxy that is everybody: ask for a password there."""
     return request.client is not None and request.client.host in ("127.0.0.1", "::1")

@@ -221,7 +221,7 @@ async def test_the_wait_for_a_permit_is_measured(exporter: Exporter) -> None:
         tasks.cancel_scope.cancel()
 
     point = exporter.value("call.queue.duration")
-    assert (point.count, point.sum) == (1, pytest.approx(manager.metrics["waf"].queued))
+    assert (point.count, point.sum) == (1, pytest.approx(manager.metrics["waf"].queue_duration))
     assert point.sum >= 0.015
 
 
@@ -244,7 +244,7 @@ async def test_the_wait_for_a_place_on_a_connection_is_measured(exporter: Export
         point = exporter.value("call.queue.duration")
         assert point.count == 1
         assert 0.015 <= point.sum <= exporter.value("call.duration", event="request_headers", decision="allow").sum
-        assert manager.metrics["waf"].queued == pytest.approx(point.sum)
+        assert manager.metrics["waf"].queue_duration == pytest.approx(point.sum)
         assert exporter.value("call.active") == 0
 
 

@@ -43,7 +43,7 @@ NOTHING = AgentMetrics(
     in_flight=0,
     waiting=0,
     duration=0.0,
-    queued=0.0,
+    queue_duration=0.0,
     inspected={},
     breaker_transitions={},
 )
@@ -243,7 +243,7 @@ async def test_each_outcome_is_counted_and_nothing_is_left_under_way() -> None:
         in_flight=0,
         waiting=0,
         duration=metrics.duration,
-        queued=0.0,
+        queue_duration=0.0,
         inspected={"websocket_frame": 1},
         breaker_transitions={},
     )
@@ -320,13 +320,13 @@ async def test_the_wait_for_a_permit_is_measured_whether_one_came_or_not() -> No
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(manager.process_request_body_streaming, body(b"x"))
         await settle()
-        assert manager.metrics["waf"].queued == 0.0
+        assert manager.metrics["waf"].queue_duration == 0.0
         await manager.process_request_headers(REQUEST)
         tasks.cancel_scope.cancel()
     metrics = manager.metrics["waf"]
 
     assert metrics.outcomes == {"queue_timeout": 1}
-    assert 0.015 <= metrics.queued <= metrics.duration
+    assert 0.015 <= metrics.queue_duration <= metrics.duration
     assert manager.guard("waf").tally.queue_waits.count == 1
 
 

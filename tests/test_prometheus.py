@@ -33,7 +33,7 @@ from asgi_agents.decision import Failure, FailureKind, Verdict
 from asgi_agents.distribution import EXPORTED_BOUNDS
 from asgi_agents.errors import ConfigurationError
 from asgi_agents.manager import AgentManager
-from asgi_agents.prometheus import MetricsApp, PrometheusCollector, prometheus_name
+from asgi_agents.prometheus import PrometheusCollector, metrics_app, prometheus_name
 from asgi_agents.protocol import AgentResponse, EventType
 from asgi_agents.protocol.stream import CounterMetric, GaugeMetric, HistogramBucket, HistogramMetric, MetricsReport
 
@@ -83,7 +83,7 @@ def reported(manager: AgentManager, *metrics: Any, agent_id: str = "waf", endpoi
 
 
 def get(manager: AgentManager, accept: str = "", **options: Any) -> httpx.Response:
-    response: Any = TestClient(MetricsApp(manager, **options)).get("/", headers={"accept": accept})
+    response: Any = TestClient(metrics_app(manager, **options)).get("/", headers={"accept": accept})
     return response  # type: ignore[no-any-return]
 
 
@@ -327,7 +327,7 @@ def test_what_is_no_manager_is_a_configuration_error(manager: Any) -> None:
     with pytest.raises(ConfigurationError, match="expected an AgentManager"):
         PrometheusCollector(manager)
     with pytest.raises(ConfigurationError, match="expected an AgentManager"):
-        MetricsApp(manager)
+        metrics_app(manager)
 
 
 # Exemplars
@@ -631,7 +631,7 @@ def test_a_histogram_of_what_can_be_negative_is_exported_in_a_way_that_can_be_re
 )
 def test_what_makes_no_sense_is_left_out_and_logged_once(caplog: pytest.LogCaptureFixture, metric: Any) -> None:
     manager = managed()
-    app = TestClient(MetricsApp(manager))
+    app = TestClient(metrics_app(manager))
     reported(manager, metric, GaugeMetric(name="load", value=1))
 
     for _ in range(3):
@@ -652,7 +652,7 @@ def test_what_is_left_out_is_logged_once_however_it_is_exported(caplog: pytest.L
 
 def test_a_wrong_value_that_changes_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     manager = managed()
-    app = TestClient(MetricsApp(manager))
+    app = TestClient(metrics_app(manager))
     for number in range(5):
         reported(manager, CounterMetric(name="m", value=-1 - number))
         app.get("/")
@@ -809,7 +809,7 @@ def test_whatever_agents_report_openmetrics_can_be_read(fleet: list[tuple[str, s
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY"])
 def test_it_is_read_only(method: str) -> None:
-    response = TestClient(MetricsApp(managed())).request(method, "/")
+    response = TestClient(metrics_app(managed())).request(method, "/")
 
     assert response.status_code == 405
     assert {each.strip() for each in response.headers["allow"].split(",")} == {"GET", "HEAD"}
@@ -817,7 +817,7 @@ def test_it_is_read_only(method: str) -> None:
 
 
 def test_head_is_answered_like_get() -> None:
-    client = TestClient(MetricsApp(managed()))
+    client = TestClient(metrics_app(managed()))
     head, whole = client.head("/"), client.get("/")
 
     assert head.status_code == 200
@@ -859,7 +859,7 @@ def test_the_content_type_says_what_it_is(accept: str, content_type: str) -> Non
 )
 @pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
 def test_an_accept_header_that_makes_no_sense_is_no_error(kind: str, version: str) -> None:
-    client = TestClient(MetricsApp(managed()))
+    client = TestClient(metrics_app(managed()))
     headers = {"accept": f"{kind}; version={version}".encode("latin-1")}
 
     assert client.get("/", headers=headers).status_code == 200  # type: ignore[arg-type]
@@ -878,7 +878,7 @@ def test_however_a_scraper_wants_names_escaped_it_can_read_them(kind: str, escap
 
 
 def test_several_accept_headers_are_one() -> None:
-    client = TestClient(MetricsApp(managed()))
+    client = TestClient(metrics_app(managed()))
     response = client.get("/", headers=[("accept", "text/html"), ("accept", OPENMETRICS)])
 
     assert response.headers["content-type"].startswith("application/openmetrics-text")
@@ -889,11 +889,11 @@ def test_it_is_not_kept_by_caches() -> None:
 
 
 def metrics_route(manager: AgentManager) -> BaseRoute:
-    return Route("/metrics", MetricsApp(manager))
+    return Route("/metrics", metrics_app(manager))
 
 
 def metrics_mount(manager: AgentManager) -> BaseRoute:
-    return Mount("/metrics", MetricsApp(manager))
+    return Mount("/metrics", metrics_app(manager))
 
 
 @pytest.mark.parametrize("framework", [FastAPI, Starlette])
@@ -911,10 +911,10 @@ def test_it_works_in_an_app(place: Callable[[AgentManager], BaseRoute], framewor
 @pytest.mark.parametrize("framework", [FastAPI, Starlette])
 def test_it_works_with_add_route_and_mount(framework: type[Starlette]) -> None:
     app = framework()
-    app.mount("/mounted", MetricsApp(managed()))
+    app.mount("/mounted", metrics_app(managed()))
     # FastAPI and Starlette don't agree on what it takes; what is given is an ASGI app either way.
     add_route: Any = app.add_route
-    add_route("/routed", MetricsApp(managed()))
+    add_route("/routed", metrics_app(managed()))
     client = TestClient(app)
 
     for path in ("/mounted", "/mounted/", "/routed"):
@@ -923,7 +923,7 @@ def test_it_works_with_add_route_and_mount(framework: type[Starlette]) -> None:
 
 
 def test_a_websocket_is_refused() -> None:
-    client = TestClient(MetricsApp(managed()))
+    client = TestClient(metrics_app(managed()))
 
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/"):
         pass
@@ -939,7 +939,7 @@ def test_it_may_be_the_whole_app() -> None:
         sent.append(message)
 
     sent: list[Any] = []
-    anyio.run(MetricsApp(manager), {"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+    anyio.run(metrics_app(manager), {"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
     assert {message["type"] for message in sent} <= {"lifespan.startup.complete"}
 
 
@@ -973,7 +973,7 @@ def test_anything_but_true_is_refused(answer: Any, style: Callable[[Any], Any]) 
 
 @pytest.mark.parametrize("style", [saying, saying_later])
 def test_a_response_is_sent_instead(style: Callable[[Any], Any]) -> None:
-    client = TestClient(MetricsApp(managed(), authorise=style(RedirectResponse("/login"))), follow_redirects=False)
+    client = TestClient(metrics_app(managed(), authorise=style(RedirectResponse("/login"))), follow_redirects=False)
     response = client.get("/")
 
     assert (response.status_code, response.headers["location"]) == (307, "/login")
@@ -991,7 +991,7 @@ def test_one_who_raises_shows_nothing() -> None:
     for each in (authorise, authorise_later):
         with pytest.raises(RuntimeError, match="database is down"):
             get(managed(), authorise=each)
-        app = Starlette(routes=[Route("/", MetricsApp(managed(), authorise=each))])
+        app = Starlette(routes=[Route("/", metrics_app(managed(), authorise=each))])
         response = TestClient(app, raise_server_exceptions=False).get("/")
         assert response.status_code == 500
         assert "asgi_agents" not in response.text
@@ -999,7 +999,7 @@ def test_one_who_raises_shows_nothing() -> None:
 
 def test_it_is_asked_about_each_request() -> None:
     client = TestClient(
-        MetricsApp(managed(), authorise=lambda request: request.headers.get("authorization") == "Bearer s3cret")
+        metrics_app(managed(), authorise=lambda request: request.headers.get("authorization") == "Bearer s3cret")
     )
 
     assert client.get("/").status_code == 403
@@ -1010,8 +1010,8 @@ def test_it_is_asked_about_each_request() -> None:
 
 @pytest.mark.parametrize("authorise", [True, "admin", 5])
 def test_what_cant_be_asked_is_a_configuration_error(authorise: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"^MetricsApp: authorise="):
-        MetricsApp(managed(), authorise=authorise)
+    with pytest.raises(ConfigurationError, match=r"^metrics_app: authorise="):
+        metrics_app(managed(), authorise=authorise)
 
 
 # Without the extra

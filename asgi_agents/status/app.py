@@ -18,7 +18,8 @@ from ..routing import path_below_root
 from .snapshot import take_snapshot
 
 # A stream that never ends would keep a server that shuts down gracefully waiting for the viewer. The page comes back.
-_STREAM_SECONDS: Final = 20.0
+_STREAM_SECONDS: Final = 5.0
+_MAX_INTERVAL: Final = 20.0
 # Seconds within which a viewer has to take what it is sent.
 _SEND_TIMEOUT: Final = 10.0
 # Milliseconds after which the page asks for a new stream.
@@ -63,10 +64,8 @@ def status_app(manager: AgentManager, *, authorise: Authorise | None = None, int
     if not isinstance(manager, AgentManager):
         raise ConfigurationError(f"status_app: manager={manager!r}, expected an AgentManager")
     require_authorise("status_app", authorise)
-    if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0.05 <= interval <= _STREAM_SECONDS:
-        raise ConfigurationError(
-            f"status_app: interval={interval!r}, expected seconds from 0.05 to {_STREAM_SECONDS:g}"
-        )
+    if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0.05 <= interval <= _MAX_INTERVAL:
+        raise ConfigurationError(f"status_app: interval={interval!r}, expected seconds from 0.05 to {_MAX_INTERVAL:g}")
     return _StatusApp(manager, authorise, interval)
 
 
@@ -97,7 +96,8 @@ class _StatusApp:
                 return
             else:
                 response = self._respond(path, scope)
-        response.headers.update(_HEADERS)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
         await response(scope, receive, send)
 
     def _respond(self, path: str, scope: Scope) -> Response:
@@ -131,7 +131,7 @@ class _StatusApp:
                 nonlocal error
                 try:
                     await self._push(send)
-                except (OSError, TimeoutError):
+                except OSError:  # a timeout is one, too
                     pass  # the viewer is gone, or doesn't read
                 except Exception as exc:
                     # Out of the task group, which would wrap it.
@@ -153,7 +153,7 @@ class _StatusApp:
         headers = {**_HEADERS, "content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
         raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send_in_time({"type": "http.response.start", "status": 200, "headers": raw_headers})
-        ends = time.monotonic() + _STREAM_SECONDS
+        ends = time.monotonic() + max(_STREAM_SECONDS, self._interval)
         data = _RETRY
         while (left := ends - time.monotonic()) > 0:
             data += b"data: %b\n\n" % self._status(self._interval * 0.95)

@@ -1,4 +1,4 @@
-"""Spans and instruments: with ``trace_context`` the only place that knows OpenTelemetry.
+"""Spans and instruments: with ``trace_context`` all that uses OpenTelemetry. Others only name its providers.
 
 API only: what is configured, and whether anything is, is the application's business.
 """

@@ -125,7 +125,7 @@ class SessionSpan:
         self._last = time.time_ns()
         self._events += 1
         for verdict in verdicts:
-            if verdict.outcome == "allow" or not self._span.is_recording():
+            if verdict.told_as == "allow" or not self._span.is_recording():
                 continue
             self._notes += 1
             if self._notes <= _MAX_NOTES:
@@ -143,7 +143,7 @@ class SessionSpan:
 def describe(verdict: Verdict) -> dict[str, AttributeValue]:
     """A verdict as attributes."""
     if verdict.failure is None:
-        described: dict[str, AttributeValue] = {DECISION: verdict.outcome}
+        described: dict[str, AttributeValue] = {DECISION: verdict.told_as}
     else:
         described = {
             ERROR_TYPE: verdict.failure.kind.value,

@@ -32,7 +32,8 @@ def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
     except (OSError, OverflowError) as exc:
         raise SystemExit(f"can't listen on {HOST}:{port}: {exc}") from exc
     with listener:
-        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2)
+        # Else the requests of a connection inherit the trace of one that had a large body (uvicorn#2167).
+        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=6, reset_contextvars=True)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="uvicorn")
         thread.start()
@@ -54,7 +55,7 @@ def waf_process(take_span: Callable[[str], object] | None = None) -> Iterator[st
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    options = ["--host", HOST, "--port", str(port), "--log-level", "warning", "--ws", "none"]
+    options = ["--host", HOST, "--port", str(port), "--log-level", "warning", "--ws", "none", "--reset-contextvars"]
     code = str(Path(__file__).parents[2])
     process = subprocess.Popen(  # noqa: S603 - nothing in there comes from outside
         [sys.executable, "-m", "uvicorn", "--app-dir", code, *options, "example_app.waf_service:app"],

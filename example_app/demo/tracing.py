@@ -19,7 +19,7 @@ _NAME_WIDTH = 58
 
 
 class SpanNote(NamedTuple):
-    """What is told of a span. Times are nanoseconds."""
+    """What is told of a span. Times are nanoseconds; ``first`` is one whose parent is elsewhere, or none."""
 
     trace_id: str
     span_id: str
@@ -30,6 +30,7 @@ class SpanNote(NamedTuple):
     start: int
     end: int
     outcome: str
+    first: bool
 
     @property
     def duration(self) -> float:
@@ -56,7 +57,7 @@ class PipeExporter(SpanExporter):
 
 
 class TraceTrees(SpanExporter):
-    """Collects spans and prints each trace as a tree, once its root has ended.
+    """Collects spans and prints each trace as a tree, once what came first of it here has ended.
 
     :param show: is given the lines.
     """
@@ -65,7 +66,6 @@ class TraceTrees(SpanExporter):
         self._show = show
         self._traces: defaultdict[str, list[SpanNote]] = defaultdict(list)
         self._lock = threading.Lock()
-        self._timers: set[threading.Timer] = set()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         for span in spans:
@@ -74,16 +74,16 @@ class TraceTrees(SpanExporter):
 
     def add_line(self, line: str) -> None:
         """A span as :class:`PipeExporter` has written it."""
-        self.add(SpanNote(*json.loads(line)))
+        # It is part of something that ends here.
+        self.add(SpanNote(*json.loads(line))._replace(first=False))
 
     def add(self, note: SpanNote) -> None:
         """A span has ended."""
         with self._lock:
             self._traces[note.trace_id].append(note)
-            if note.parent_id is None:
+            if note.first:
                 timer = threading.Timer(_STRAGGLERS, self._print, (note.trace_id,))
                 timer.daemon = True
-                self._timers.add(timer)
                 timer.start()
 
     def flush(self) -> None:
@@ -138,4 +138,5 @@ def _note(span: ReadableSpan) -> SpanNote:
         span.start_time or 0,
         span.end_time or 0,
         str(outcome),
+        parent is None or parent.is_remote,
     )

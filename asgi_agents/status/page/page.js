@@ -12,6 +12,7 @@ const byId = (id) => document.getElementById(id);
 const cards = new Map();
 let status = null;
 let held = null;
+let shownIncidents = "";
 let heardAt = 0;
 const loadedAt = Date.now();
 
@@ -213,6 +214,20 @@ function incidents() {
   return all.sort((a, b) => b.time - a.time);
 }
 
+function incidentRow(incident) {
+  const [outcome, consequence, tone] = what(incident);
+  return element("tr", {},
+    element("td", { className: "nowrap", textContent: clock(incident.time) }),
+    element("td", { className: "nowrap", textContent: incident.agent }),
+    element("td", {}, element("span", { className: "badge", textContent: outcome, tone }),
+      consequence && element("span", { className: "more", textContent: ` ${consequence}` })),
+    element("td", { className: "nowrap", textContent: words(incident.event) }),
+    element("td", { textContent: incident.route ?? "–" }),
+    element("td", { className: "id", textContent: incident.correlation_id || "–" }),
+    element("td", { className: "nowrap took", textContent: duration(incident.duration) }),
+    element("td", { className: "wide", textContent: fault(incident, incident.agent) }));
+  }
+
 function showIncidents() {
   const sought = byId("find").value.trim().toLowerCase();
   const all = byId("hold").checked && held ? held : incidents();
@@ -222,23 +237,11 @@ function showIncidents() {
       incident.message, ...what(incident)].join(" ").toLowerCase();
     return text.includes(sought) || text.includes(sought.replaceAll(" ", "_"));
   });
-  const rows = found.slice(0, 200).map((incident) => {
-    const [outcome, consequence, tone] = what(incident);
-    return element("tr", {},
-      element("td", { className: "nowrap", textContent: clock(incident.time) }),
-      element("td", { className: "nowrap", textContent: incident.agent }),
-      element("td", {}, element("span", { className: "badge", textContent: outcome, tone }),
-        consequence && element("span", { className: "more", textContent: ` ${consequence}` })),
-      element("td", { className: "nowrap", textContent: words(incident.event) }),
-      element("td", { textContent: incident.route ?? "–" }),
-      element("td", { className: "id", textContent: incident.correlation_id || "–" }),
-      element("td", { className: "nowrap took", textContent: duration(incident.duration) }),
-      element("td", { className: "wide", textContent: fault(incident, incident.agent) }));
-  });
-  const key = JSON.stringify([sought, found.slice(0, 200)]);
-  if (byId("incident-rows").dataset.key !== key) {
-    byId("incident-rows").replaceChildren(...rows);
-    byId("incident-rows").dataset.key = key;
+  const shown = found.slice(0, 200);
+  const key = JSON.stringify([sought, shown]);
+  if (shownIncidents !== key) {
+    shownIncidents = key;
+    byId("incident-rows").replaceChildren(...shown.map(incidentRow));
   }
   setText(byId("found"), sought ? `${count(found.length)} of ${count(all.length)}`
     : all.length ? `${count(all.length)} in all` : "None so far.");
