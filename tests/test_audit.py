@@ -1222,3 +1222,40 @@ def probe(request: pytest.FixtureRequest) -> type[Probe]:
     """Agents whose hooks never suspend take shorter ways through the package than those whose hooks do."""
     kind: type[Probe] = request.param
     return kind
+
+
+async def test_what_agents_say_has_a_budget() -> None:
+    class Chatty(Agent):
+        async def on_websocket_frame(self, event: WebSocketFrameEvent) -> AgentResponse:
+            texts = [f"{number} {'x' * 1000}" for number in range(100)]
+            return AgentResponse.allow(audit=AuditMetadata(tags=texts, rule_ids=texts, reason_codes=texts))
+
+    audited = Audited(echo, Chatty())
+    await Session(*(str(number) for number in range(150))).call(audited)
+    record = audited.record
+
+    assert len(str(record)) < 100_000
+    assert len(record.answers) == 100
+    assert record.answers[0].tags
+    assert all(len(answer.tags) <= 16 and all(len(tag) <= 129 for tag in answer.tags) for answer in record.answers)
+
+
+async def test_the_record_is_about_what_the_client_has_asked_for() -> None:
+    async def rewrite(scope: Scope, receive: Receive, send: Send) -> None:
+        scope.update(path="/rewritten", method="X", client=("203.0.113.9", 1))
+        await App()(scope, receive, send)
+
+    audited = Audited(rewrite, Probe(request_headers=None))
+    await Client("POST", "/asked").call(audited)
+
+    assert (audited.record.method, audited.record.path) == ("POST", "/asked")
+    assert audited.record.client != "203.0.113.9"
+
+
+async def test_the_record_says_what_an_agent_has_changed() -> None:
+    answer = AgentResponse.allow(response_headers=[HeaderOp.set("x-seen", "1")])
+    audited = Audited(App(), Probe(request_headers=answer))
+    await Client().call(audited)
+
+    (said,) = audited.record.answers
+    assert (said.decision, list(said.changed)) == ("allow", ["response_headers"])

@@ -39,6 +39,7 @@ from asgi_agents import (
     Route,
     StreamTransport,
     WebSocketFrameEvent,
+    correlation,
     current_correlation_id,
 )
 from asgi_agents.protocol.codec import encode_event
@@ -871,3 +872,21 @@ def test_an_app_on_starlette_needs_nothing_else(anyio_backend_name: str) -> None
     answer = client.get("/")
     assert UUID7.match(answer.text)
     assert answer.headers["x-request-id"] == answer.text
+
+
+async def test_an_id_that_an_earlier_request_has_left_behind_is_not_that_of_an_unguarded_one() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(current_correlation_id())
+        await App()(scope, receive, send)
+
+    middleware = guarded(app, AgentConfig("a", Probe(request_headers=None)), routes=[Route("/free", [])])
+    # As if a server had run this in the context of another request (uvicorn#2167).
+    token = correlation.enter("left-behind")
+    try:
+        await Client(path="/free").call(middleware)
+        assert current_correlation_id() == "left-behind"
+    finally:
+        correlation.leave(token)
+    assert seen == [""]

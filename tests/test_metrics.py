@@ -433,3 +433,38 @@ def test_an_agent_is_not_counted_for_events_that_it_does_not_hear() -> None:
         client.get("/")
 
     assert "request_headers" not in {series.event for series in manager.guard("waf").tally.series}
+
+
+def provisional(*, enforced: bool) -> Verdict:
+    return answered(AgentResponse.block(needs_more=True), enforced=enforced)
+
+
+@pytest.mark.parametrize("enforced", [True, False])
+def test_a_denial_that_is_provisional_is_none_yet(enforced: bool) -> None:
+    tally = Tally()
+    tally.count(provisional(enforced=enforced), 0.0)
+
+    assert tally.summary(0, 0).outcomes == {"needs_more": 1}
+    assert tally.summary(0, 0).shadowed == 0
+    assert not tally.denials
+    assert not provisional(enforced=enforced).would_stop
+
+
+def test_what_a_shadow_agent_says_at_the_end_would_have_stopped_nothing() -> None:
+    failure = Failure(FailureKind.ERROR, "…")
+    verdict = Verdict("waf", EventType.REQUEST_COMPLETE, None, failure, True, False, 0.25)
+    tally = Tally()
+    tally.count(verdict, 0.0)
+
+    assert tally.summary(0, 0).shadowed == 0
+    assert not verdict.would_stop
+
+
+def test_refusals_of_an_open_breaker_do_not_push_out_what_has_opened_it() -> None:
+    tally = Tally()
+    tally.count(failed(FailureKind.TIMEOUT), 0.0, correlation_id="why")
+    for _ in range(1000):
+        tally.count(failed(FailureKind.BREAKER_OPEN), 0.0)
+
+    assert [incident.correlation_id for incident in tally.failures] == ["why"]
+    assert len(tally.refusals) < 1000

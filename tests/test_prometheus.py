@@ -1,3 +1,4 @@
+import gc
 import logging
 import math
 import os
@@ -5,8 +6,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -1064,3 +1067,37 @@ def test_without_the_extra_exporting_says_what_to_install_and_the_rest_works() -
     assert number == "0"
     assert len(refusals) == 3
     assert all("asgi-agents[prometheus]" in refusal for refusal in refusals)
+
+
+def test_an_exported_manager_can_go() -> None:
+    manager = managed("waf")
+    manager.export_prometheus()
+    gone = weakref.ref(manager)
+    del manager
+    gc.collect()
+
+    assert gone() is None
+
+
+def test_agents_report_nothing_under_the_names_of_this_package(caplog: pytest.LogCaptureFixture) -> None:
+    manager = managed("waf")
+    reported(manager, CounterMetric(name="asgi_agents_made_up", value=1), CounterMetric(name="fine", value=1))
+
+    assert [family.name for family in theirs(manager)] == ["fine"]
+    assert "asgi_agents_made_up" in caplog.text
+
+
+async def test_calls_are_seen_while_their_agent_is_on_its_way_out() -> None:
+    manager = AgentManager([AgentConfig(name, Fake(hang), timeout=60.0) for name in ("removed", "replaced")])
+    async with anyio.create_task_group() as tasks:
+        for name in manager.agent_ids:
+            tasks.start_soon(partial(manager.process_request_headers, REQUEST, [name]))
+        await settle()
+        tasks.start_soon(partial(manager.remove_agent, "removed", drain_timeout=60.0))
+        tasks.start_soon(partial(manager.replace_agent, AgentConfig("replaced", Fake()), drain_timeout=60.0))
+        await settle()
+        seen = {name: value(manager, "asgi_agents_call_active", agent_id=name) for name in ("removed", "replaced")}
+        tasks.cancel_scope.cancel()
+
+    assert seen == {"removed": 1, "replaced": 1}
+    assert manager.agent_ids == ("replaced",)

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from asgi_agents import MetricsReport
 from asgi_agents.protocol import EventType
-from asgi_agents.protocol.stream import CounterMetric, GaugeMetric, HistogramMetric, MessageType, encode_frame
+from asgi_agents.protocol.stream import (
+    CounterMetric,
+    GaugeMetric,
+    HistogramBucket,
+    HistogramMetric,
+    MessageType,
+    encode_frame,
+)
 from asgi_agents.reports import MAX_AGE, MAX_SERIES, Reported, Reports
 
 from .transports.stream.peer import ALL_EVENTS, Peer, Received, handshake
@@ -465,3 +472,39 @@ async def test_logging_of_what_an_agent_made_up_is_bounded(caplog: pytest.LogCap
             manager.export_prometheus()
 
         assert all(len(line) < 1000 for line in lines(caplog))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        counted(1, "n" * 129),
+        counted(1, label="v" * 257),
+        counted(1, **{f"l{number}": "" for number in range(17)}),
+        MetricsReport(counters=[CounterMetric(name="n", help="h" * 501, value=1)]),
+        MetricsReport(
+            histograms=[
+                HistogramMetric(
+                    name="n", sum=0, count=0, buckets=[HistogramBucket(float(bound), 0) for bound in range(65)]
+                )
+            ]
+        ),
+    ],
+    ids=["name", "label", "labels", "help", "buckets"],
+)
+def test_what_is_too_long_is_not_kept(report: MetricsReport, caplog: pytest.LogCaptureFixture) -> None:
+    reports = Reports()
+    reports.add("waf", HERE, report, 0.0)
+    reports.add("waf", HERE, measured(1.0), 0.0)
+
+    assert [name for _, _, name, _, _ in values(reports)] == ["load"]
+    assert len(refusals(caplog)) == 1
+
+
+def test_the_buckets_of_a_histogram_count_as_values() -> None:
+    reports = Reports()
+    buckets = [HistogramBucket(float(bound), 0) for bound in range(48)]
+    histograms = [HistogramMetric(name=f"h{number}", sum=0, count=0, buckets=buckets) for number in range(30)]
+    for _ in range(2):
+        reports.add("waf", HERE, MetricsReport(histograms=histograms), 0.0)
+
+    assert len(values(reports)) == MAX_SERIES // 50
