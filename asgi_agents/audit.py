@@ -14,7 +14,6 @@ import msgspec
 from msgspec import Struct
 from starlette.types import Message, Scope
 
-from .config import FailureMode
 from .decision import AgentDecision, Verdict
 from .errors import ConfigurationError
 from .exchange import AgentContext
@@ -313,7 +312,7 @@ class Audit:
             event=verdict.event_type.value,
             decision=None if failed else verdict.outcome,
             failure=verdict.outcome if failed else None,
-            failure_mode=(FailureMode.CLOSED if verdict.fail_closed else FailureMode.OPEN).value,
+            failure_mode=verdict.failure_mode,
             enforced=verdict.enforced,
             seconds=round(verdict.duration, 6),
             **said,

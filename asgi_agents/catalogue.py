@@ -7,28 +7,20 @@ from typing import Final, Protocol, runtime_checkable
 
 from msgspec import Struct
 
+from .attributes import AGENT_ID, BREAKER_STATE, DECISION, ENFORCED, ERROR_TYPE, EVENT, FAILURE_MODE
 from .breaker import BreakerState
 from .distribution import Distribution
 from .metrics import Incident, Series, Tally
 from .reports import Reports
 
-AGENT_ID: Final = "asgi_agents.agent.id"
-BREAKER_STATE: Final = "asgi_agents.breaker.state"
-DECISION: Final = "asgi_agents.decision"
-ENFORCED: Final = "asgi_agents.enforced"
-ERROR_TYPE: Final = "error.type"
-EVENT: Final = "asgi_agents.event"
-FAILURE_MODE: Final = "asgi_agents.failure_mode"
-
 Attributes = tuple[tuple[str, str], ...]
 
 
 class Kind(StrEnum):
-    """What a metric's values are."""
+    """What a metric's numbers are."""
 
     COUNTER = "counter"
     UP_DOWN_COUNTER = "updowncounter"
-    HISTOGRAM = "histogram"
 
 
 class Metered(Protocol):
@@ -112,12 +104,8 @@ _NAMES: Final = {
 
 
 def _durations(agent: Metered) -> Iterator[tuple[Attributes, Distribution]]:
-    merged: dict[Attributes, Distribution] = {}
     for series in agent.tally.series:
-        outcome = {"error_type" if series.failed else "decision": series.outcome}
-        attributes = _attributes(agent, event=series.event, **outcome)
-        merged.setdefault(attributes, Distribution()).merge(series.durations)
-    yield from merged.items()
+        yield _attributes(agent, **_outcome(series)), series.durations
 
 
 def _queue_waits(agent: Metered) -> Iterator[tuple[Attributes, Distribution]]:
@@ -156,7 +144,7 @@ def _failure(series: Series) -> Mapping[str, str]:
     }
 
 
-def _shadow(series: Series) -> Mapping[str, str]:
+def _outcome(series: Series) -> Mapping[str, str]:
     return {"event": series.event, "error_type" if series.failed else "decision": series.outcome}
 
 
@@ -249,14 +237,18 @@ METRICS: Final = (
         kind=Kind.COUNTER,
         unit="{decision}",
         description="What a shadow agent would have stopped.",
-        read=_of_series(lambda series: series.shadowed, _shadow),
+        read=_of_series(lambda series: series.shadowed, _outcome),
     ),
 )
 
 
 def distributions(metric: Histogram, agents: Iterable[Metered]) -> Mapping[Attributes, Distribution]:
-    """The distributions of all ``agents``, by their attributes."""
-    return {attributes: distribution for agent in agents for attributes, distribution in metric.read(agent)}
+    """The distributions of all ``agents``, one for each combination of attributes."""
+    merged: dict[Attributes, Distribution] = {}
+    for agent in agents:
+        for attributes, distribution in metric.read(agent):
+            merged.setdefault(attributes, Distribution()).merge(distribution)
+    return merged
 
 
 def _later(one: Incident | None, other: Incident | None) -> Incident | None:

@@ -90,6 +90,11 @@ class Verdict(Struct, frozen=True):
         return self.enforced and self.response is not None and not self.response.is_allow
 
     @property
+    def failure_mode(self) -> str:
+        """:attr:`fail_closed` in a word: ``closed`` or ``open``."""
+        return "closed" if self.fail_closed else "open"
+
+    @property
     def passed_open(self) -> bool:
         """Whether the agent failed, and its failure mode let that through."""
         return self.failure is not None and not self.fail_closed

@@ -14,6 +14,7 @@ import anyio
 from anyio import CancelScope
 from msgspec import Struct, structs
 
+from .attributes import AGENT_ID, EVENT, ROUTE
 from .breaker import BreakerState, CircuitBreaker
 from .cancellation import given_up, was_asked_for
 from .config import AgentConfig, FailureMode
@@ -100,7 +101,7 @@ class Guard:
         # What most calls come to.
         self._consents: dict[EventType, Series] = {}
         # Of each event on each route: the name of its span, and what every such span says.
-        self._own_attributes = {"asgi_agents.agent.id": config.id}
+        self._own_attributes = {AGENT_ID: config.id}
         self._spans: dict[tuple[EventType, str | None], tuple[str, dict[str, str]]] = {}
         self.breaker = (
             None
@@ -341,9 +342,9 @@ class Guard:
             if len(self._spans) >= _MAX_SPANS:
                 # Routes that somebody makes up as they go.
                 self._spans.clear()
-            attributes = {"asgi_agents.agent.id": self.config.id, "asgi_agents.event": event_type.value}
+            attributes = {AGENT_ID: self.config.id, EVENT: event_type.value}
             if route is not None:
-                attributes["asgi_agents.route"] = route
+                attributes[ROUTE] = route
             span = self._spans[event_type, route] = (f"{event_type.value} {self.config.id}", attributes)
         return span
 

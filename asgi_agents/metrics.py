@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
+from .attributes import AGENT_ID, DECISION, ERROR_TYPE, EVENT
 from .breaker import BreakerState
 from .decision import FailureKind, Verdict
 from .distribution import BOUNDS, SIZE, Distribution
@@ -99,9 +100,9 @@ class Series:
         self.durations = Distribution()
         #: What the exported duration of such a call is described by.
         self.attributes: Mapping[str, str] = {
-            "asgi_agents.agent.id": agent_id,
-            "asgi_agents.event": event,
-            ("error.type" if self.failed else "asgi_agents.decision"): outcome,
+            AGENT_ID: agent_id,
+            EVENT: event,
+            (ERROR_TYPE if self.failed else DECISION): outcome,
         }
         #: The last such call, unless it was one of the many that just allow.
         self.latest: Incident | None = None
@@ -185,18 +186,19 @@ class Tally:
 
     def summary(self, in_flight: int, waiting: int) -> AgentMetrics:
         """The counts so far, beside those of the moment."""
+        counted = [(series, series.durations.count) for series in self.series]
         outcomes: Counter[str] = Counter()
-        for each in self.series:
-            outcomes[each.outcome] += each.durations.count
+        for series, number in counted:
+            outcomes[series.outcome] += number
         return AgentMetrics(
             calls=outcomes.total(),
             outcomes=dict(outcomes),
-            shadowed=sum(each.durations.count for each in self.series if each.shadowed),
-            passed_open=sum(each.durations.count for each in self.series if each.passed_open),
-            skipped_bodies=sum(each.durations.count for each in self.series if each.body_skipped),
+            shadowed=sum(number for series, number in counted if series.shadowed),
+            passed_open=sum(number for series, number in counted if series.passed_open),
+            skipped_bodies=sum(number for series, number in counted if series.body_skipped),
             in_flight=in_flight,
             waiting=waiting,
-            duration=sum(each.durations.total for each in self.series),
+            duration=sum(series.durations.total for series, _ in counted),
             queue_duration=self.queue_waits.total,
             inspected=dict(self.inspected),
             breaker_transitions=dict(self.transitions),
@@ -211,7 +213,7 @@ class Tally:
             event=series.event,
             outcome=series.outcome,
             failed=series.failed,
-            failure_mode="closed" if verdict.fail_closed else "open",
+            failure_mode=verdict.failure_mode,
             enforced=verdict.enforced,
             duration=verdict.duration,
             message="" if verdict.failure is None else verdict.failure.message,

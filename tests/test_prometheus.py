@@ -1101,3 +1101,24 @@ async def test_calls_are_seen_while_their_agent_is_on_its_way_out() -> None:
 
     assert seen == {"removed": 1, "replaced": 1}
     assert manager.agent_ids == ("replaced",)
+    # To be cancelled while it drains leaves nothing behind.
+    assert value(manager, "asgi_agents_call_active", agent_id="removed") is None
+    assert value(manager, "asgi_agents_call_active", agent_id="replaced") == 0
+
+
+async def test_an_agent_that_comes_back_while_it_drains_adds_up_with_what_it_was() -> None:
+    manager = managed("waf", timeout=60.0)
+    await manager.process_request_headers(REQUEST)
+    manager.lineup(None).connections += 1  # a connection that is still open
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(manager.remove_agent, "waf", drain_timeout=60.0))
+        await settle()
+        await manager.add_agent(AgentConfig("waf", Fake()))
+        await manager.process_request_headers(REQUEST)
+        durations = value(manager, "asgi_agents_call_duration_seconds_count", event="request_headers", decision="allow")
+        decisions = value(
+            manager, "asgi_agents_decisions_total", event="request_headers", decision="allow", enforced="true"
+        )
+        tasks.cancel_scope.cancel()
+
+    assert (durations, decisions) == (2, 2)

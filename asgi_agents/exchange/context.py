@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from ..attributes import EVENT, ROUTE
 from ..config import FailureMode
 from ..decision import AgentDecision, FailureKind, Verdict, merge
 from ..lineup import Lineup, RouteAgent, consult
@@ -228,9 +229,9 @@ class AgentContext:
         if self._sessions is None:
             self._sessions = {}
         if event_type not in self._sessions:
-            attributes = {"asgi_agents.event": event_type.value}
+            attributes = {EVENT: event_type.value}
             if self.route is not None:
-                attributes["asgi_agents.route"] = self.route
+                attributes[ROUTE] = self.route
             self._sessions[event_type] = self._manager.telemetry.tracing.session(
                 _SESSION_NAMES[event_type], attributes, self.correlation_id, self.server_span
             )

@@ -13,22 +13,22 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from .._version import __version__
+from ..attributes import (
+    AGENT_ID,
+    CANCELLED,
+    CORRELATION_ID,
+    DECISION,
+    ENFORCED,
+    ERROR_TYPE,
+    EVENT,
+    EVENTS,
+    FAILURE_MODE,
+)
 from ..cancellation import was_asked_for
 from ..decision import Verdict
 from ..trace_context import ServerSpan, remote_context
 
 Attributes = Mapping[str, AttributeValue]
-
-AGENT_ID = "asgi_agents.agent.id"
-CANCELLED = "asgi_agents.cancelled"
-CORRELATION_ID = "asgi_agents.correlation_id"
-DECISION = "asgi_agents.decision"
-ENFORCED = "asgi_agents.enforced"
-ERROR_TYPE = "error.type"
-EVENT = "asgi_agents.event"
-EVENTS = "asgi_agents.events"
-FAILURE_MODE = "asgi_agents.failure_mode"
-ROUTE = "asgi_agents.route"
 
 # What a session of days may say in its span.
 _MAX_NOTES = 100
@@ -147,7 +147,7 @@ def describe(verdict: Verdict) -> dict[str, AttributeValue]:
     else:
         described = {
             ERROR_TYPE: verdict.failure.kind.value,
-            FAILURE_MODE: "closed" if verdict.fail_closed else "open",
+            FAILURE_MODE: verdict.failure_mode,
         }
     if not verdict.enforced:
         described[ENFORCED] = False
