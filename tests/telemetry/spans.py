@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
+import pytest
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -15,8 +16,22 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
 
-from asgi_agents import Agent
+from asgi_agents import Agent, AgentResponse, BodyMode
 from asgi_agents.serve import serve_stream
+from tests.exchange.asgi import Probe, SlowProbe
+
+STREAM = BodyMode.STREAM
+DENIED = AgentResponse.block(403, "denied")
+CLIENTS_TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+ALL: dict[str, Any] = {
+    "request_headers": None,
+    "request_body": None,
+    "response_headers": None,
+    "response_body": None,
+    "complete": None,
+}
+
+each_probe = pytest.mark.parametrize("probe", [Probe, SlowProbe], ids=["prompt", "slow"])
 
 
 class Spans:

@@ -41,20 +41,20 @@ from tests.exchange.test_websocket import App as SocketApp
 from tests.exchange.test_websocket import Server, accept, run, send_frame
 from tests.servers import serve
 
-from .spans import Spans, assert_cancelled, attributes, context_of, is_child, parent_id
+from .spans import (
+    ALL,
+    CLIENTS_TRACEPARENT,
+    DENIED,
+    STREAM,
+    Spans,
+    assert_cancelled,
+    attributes,
+    context_of,
+    each_probe,
+    is_child,
+    parent_id,
+)
 
-STREAM = BodyMode.STREAM
-DENIED = AgentResponse.block(403, "denied")
-REMOTE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-ALL: dict[str, Any] = {
-    "request_headers": None,
-    "request_body": None,
-    "response_headers": None,
-    "response_body": None,
-    "complete": None,
-}
-
-each_probe = pytest.mark.parametrize("probe", [Probe, SlowProbe], ids=["prompt", "slow"])
 each_mode = pytest.mark.parametrize("mode", [BodyMode.BUFFER, STREAM, BodyMode.hybrid(2)], ids=lambda mode: mode.name)
 
 
@@ -130,12 +130,12 @@ async def test_calls_are_below_the_span_of_an_instrumentation_outside(
     mode: BodyMode, probe: type[Probe], spans: Spans
 ) -> None:
     app = App(start(), body(b"one", more=True), body(b"two"))
-    client = Client("POST", body=[b"one", b"two"], headers=[(b"traceparent", REMOTE.encode())])
+    client = Client("POST", body=[b"one", b"two"], headers=[(b"traceparent", CLIENTS_TRACEPARENT.encode())])
     agents = [config(name, probe(**ALL), mode) for name in "ab"]
     await client.call(outside(spans, app, *agents))
     assert client.body == b"onetwo"
     server = server_span(spans)
-    assert f"{context_of(server).trace_id:032x}" in REMOTE
+    assert f"{context_of(server).trace_id:032x}" in CLIENTS_TRACEPARENT
     assert len(spans.ours) == (10 if mode is BodyMode.BUFFER else 8)
     assert all(is_child(span, server) for span in spans.ours)
 
@@ -151,11 +151,11 @@ async def test_the_span_of_an_instrumentation_outside_is_marked(probe: type[Prob
 @each_mode
 async def test_an_instrumentation_inside_works_as_ever(mode: BodyMode, probe: type[Probe], spans: Spans) -> None:
     app = App(start(), body(b"one", more=True), body(b"two"))
-    client = Client("POST", body=[b"one", b"two"], headers=[(b"traceparent", REMOTE.encode())])
+    client = Client("POST", body=[b"one", b"two"], headers=[(b"traceparent", CLIENTS_TRACEPARENT.encode())])
     agents = [config(name, probe(**ALL), mode) for name in "ab"]
     await client.call(inside(spans, app, *agents))
     assert (client.status, client.body, app.body) == (200, b"onetwo", b"onetwo")
-    assert f"{context_of(server_span(spans)).trace_id:032x}" in REMOTE
+    assert f"{context_of(server_span(spans)).trace_id:032x}" in CLIENTS_TRACEPARENT
     # There is no span yet that it could be the child of.
     assert all(span.parent is None for span in spans.ours if span.name.startswith("request_headers"))
     assert trace.get_current_span() is trace.INVALID_SPAN
@@ -476,13 +476,13 @@ async def test_calls_are_below_fastapis_server_span_which_keeps_its_route(
     path: str, mode: BodyMode, first: bool, spans: Spans
 ) -> None:
     async with client_of(fastapi_app(spans, mode=mode, first=first)) as client:
-        response = await client.get(f"/{path}/7", headers={"x-request-id": "abc-1", "traceparent": REMOTE})
+        response = await client.get(f"/{path}/7", headers={"x-request-id": "abc-1", "traceparent": CLIENTS_TRACEPARENT})
     assert response.json() == {"item": 7}
     server = server_span(spans)
     assert server.name == f"GET /{path}/{{item_id}}"
     assert attributes(server)["http.route"] == f"/{path}/{{item_id}}"
     assert attributes(server)["asgi_agents.correlation_id"] == "abc-1"
-    assert f"{context_of(server).trace_id:032x}" in REMOTE
+    assert f"{context_of(server).trace_id:032x}" in CLIENTS_TRACEPARENT
     assert_below_the_server(spans)
     assert is_child(spans.one("handler"), server)
 

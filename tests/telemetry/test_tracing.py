@@ -55,28 +55,21 @@ from tests.exchange.test_websocket import Server, accept, run, send_frame
 from tests.servers import serve
 
 from .spans import (
+    ALL,
+    CLIENTS_TRACEPARENT,
+    DENIED,
+    STREAM,
     Spans,
     assert_cancelled,
     assert_failed,
     attributes,
     context_of,
+    each_probe,
     is_child,
     serving,
     traceparent,
 )
 
-STREAM = BodyMode.STREAM
-DENIED = AgentResponse.block(403, "denied")
-CLIENTS_TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-ALL: dict[str, Any] = {
-    "request_headers": None,
-    "request_body": None,
-    "response_headers": None,
-    "response_body": None,
-    "complete": None,
-}
-
-each_probe = pytest.mark.parametrize("probe", [Probe, SlowProbe], ids=["prompt", "slow"])
 each_failure_mode = pytest.mark.parametrize("mode", FailureMode, ids=lambda mode: mode.value)
 
 
