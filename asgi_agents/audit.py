@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Final
 
@@ -147,13 +148,12 @@ class Auditor:
                     f"AgentMiddleware: {name}={function!r}, expected a function that is no coroutine"
                 )
         self._hook = hook
+        #: Whether anybody will see the records now.
+        self.wanted: Callable[[], bool] = (
+            partial(logger.isEnabledFor, logging.INFO) if hook is None else partial(bool, hook is not None)
+        )
         self._redact = redact
         self._quiet_until: dict[str, float] = {}
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody will see the records."""
-        return self._hook is not None or logger.isEnabledFor(logging.INFO)
 
     def write(self, record: AuditRecord) -> None:
         """To the log and to the hook. Neither harms the connection by failing."""

@@ -48,6 +48,8 @@ class CircuitBreaker:
         self._config = config
         self._clock = clock
         self._on_change = on_change
+        #: Whether it is closed, and the last call did not fail: :meth:`acquire` and :meth:`success` change nothing.
+        self.calm = True
         self._state = BreakerState.CLOSED
         self._generation = 0
         self._failures = 0
@@ -104,6 +106,7 @@ class CircuitBreaker:
             return
         if self._state is BreakerState.CLOSED:
             self._failures = 0
+            self.calm = True
             return
         self._trials -= 1
         self._successes += 1
@@ -114,6 +117,7 @@ class CircuitBreaker:
         """The call failed."""
         if generation != self._generation:
             return
+        self.calm = False
         if self._state is BreakerState.CLOSED:
             self._failures += 1
             if self._failures < self._config.failure_threshold:
@@ -134,6 +138,7 @@ class CircuitBreaker:
         previous, self._state = self._state, state
         self._generation += 1
         self._failures = self._successes = self._trials = 0
+        self.calm = state is BreakerState.CLOSED
         if state is BreakerState.OPEN:
             self._opened_at = self._clock()
         if self._on_change is not None:

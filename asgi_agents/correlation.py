@@ -9,6 +9,10 @@ logger = logging.getLogger("asgi_agents")
 _current: Final[ContextVar[str]] = ContextVar("asgi_agents_correlation_id", default="")
 
 
+#: The current id, without a call of Python's.
+current = _current.get
+
+
 def current_correlation_id() -> str:
     """The id of the guarded connection that the running code serves; empty where it serves none.
 

@@ -172,7 +172,6 @@ class AgentDecision(Struct, frozen=True, kw_only=True):
 
 
 _NO_AUDIT = AuditMetadata()
-_PLAIN = ALLOW
 ALLOWED: Final = AgentDecision()
 
 _REPLIES: Mapping[FailureKind, tuple[int, str]] = {
@@ -219,6 +218,14 @@ def is_denied(verdicts: Iterable[Verdict | None], *, final: bool) -> bool:
     return False
 
 
+def unanimous(verdicts: Iterable[Verdict]) -> bool:
+    """Whether all of them simply allow, as most do."""
+    for verdict in verdicts:  # noqa: SIM110 - all() and a generator take longer than a handful of verdicts
+        if verdict.response is not ALLOW:
+            return False
+    return True
+
+
 def merge(verdicts: Iterable[Verdict], *, final: bool = True) -> AgentDecision:
     """All verdicts, in route order, as one decision.
 
@@ -226,18 +233,15 @@ def merge(verdicts: Iterable[Verdict], *, final: bool = True) -> AgentDecision:
     is False, provisional (``needs_more``) answers decide nothing.
     """
     verdicts = tuple(verdicts)
+    if unanimous(verdicts):
+        return AgentDecision(verdicts=verdicts)
     denial: Verdict | None = None
     breakdown: Verdict | None = None
-    plain = True
     for verdict in verdicts:
-        if verdict.response is not _PLAIN:
-            plain = False
         if denial is None and verdict.denies and (final or not verdict.provisional):
             denial = verdict
         if breakdown is None and verdict.fails_closed:
             breakdown = verdict
-    if plain:
-        return AgentDecision(verdicts=verdicts)
     if denial is not None:
         assert denial.response is not None
         return AgentDecision(

@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -49,7 +49,7 @@ from .protocol import (
 from .protocol.stream import correlation_id_of
 from .telemetry import ActiveSpan, Telemetry
 from .trace_context import current_traceparent
-from .transports import StreamTransport, Transport
+from .transports import InProcessTransport, StreamTransport, Transport
 from .transports.stream import Connection, StreamClient
 
 logger = logging.getLogger("asgi_agents")
@@ -64,6 +64,9 @@ _CONFIGURE_TIMEOUT = 10.0
 _MAX_SPANS = 10_000
 # Seconds between two lines that say that an agent fails.
 _LOG_INTERVAL = 60.0
+# To look a member of an enumeration up by its name takes longer than most of what a call does (CPython 3.11).
+_OPEN = FailureMode.OPEN
+_WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
 _ACKNOWLEDGED = frozenset({EventType.CONFIGURE, EventType.REQUEST_COMPLETE})
 _TOO_LARGE = {
     EventType.REQUEST_BODY_CHUNK: FailureKind.REQUEST_TOO_LARGE,
@@ -118,6 +121,10 @@ class Guard:
             self._transport = reach
         #: Called when the agent has said something new of what it hears.
         self.on_change: Callable[[], object] = lambda: None
+        # The hooks of an agent in the process that can be called without ado.
+        self._steady: Mapping[EventType, Callable[[Any], Awaitable[Answer | None]]] = (
+            reach.steady if type(reach) is InProcessTransport else {}
+        )
         self._limiter = Limiter(config.max_concurrent_calls)
         #: Whose place this has taken, while that still has calls.
         self.predecessor: Guard | None = None
@@ -206,21 +213,45 @@ class Guard:
     def may_suspend(self, event_type: EventType) -> bool:
         """Whether :meth:`call` can suspend now. If not, it needs no task of its own to run beside others."""
         return (
-            not self._configured
-            or self._transport.may_suspend(event_type)
+            (event_type not in self._steady and self._transport.may_suspend(event_type))
+            or not self._configured
             or self._limiter.taken >= self._limiter.limit
         )
 
     async def call(
-        self, event: Event, failure_mode: FailureMode, *, chunk: bool = False, route: str | None = None
+        self, event: Event, failure_mode: FailureMode, chunk: bool = False, route: str | None = None
     ) -> Verdict:
         """Show ``event`` to the agent. Raises nothing but cancellation.
 
         ``chunk`` selects the deadline of streamed body chunks.
         """
-        call = _Call(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
+        event_type = event.event_type
         # What is one of many has one span with the others, which is not for us to make.
-        if not self._tracing.idle and not chunk and event.event_type is not EventType.WEBSOCKET_FRAME:
+        untraced = chunk or event_type is _WEBSOCKET_FRAME or self._tracing.idle
+        started, raised = 0.0, None
+        if (
+            untraced
+            and (hook := self._steady.get(event_type)) is not None
+            and self._limiter.taken < self._limiter.limit
+            and self._configured
+            and not self._failing
+            and (self.breaker is None or self.breaker.calm)
+        ):
+            # Most calls are like this: nothing can come between, so that there is no permit to take and give back, no
+            # deadline to arm and no slot of the breaker to hold.
+            started = time.monotonic()
+            try:
+                answer = await hook(event)
+                response = ALLOW if answer is None or answer is ALLOW else self._checked(event_type, answer)
+            except BaseException as exc:
+                raised = exc
+            else:
+                if response is ALLOW:
+                    return self._consented(event, failure_mode, route, started)
+                return self._judged(_Call(event, failure_mode, route, 0.0, started), response, None)
+        call = _Call(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
+        call.started, call.raised = started, raised
+        if not untraced:
             span = self._start_span(call)
             if span is not None:
                 verdict, _ = await self._call_in(span, call)
@@ -360,7 +391,7 @@ class Guard:
             return verdict, answer
 
     async def _call(self, call: "_Call") -> tuple[Verdict, AgentResponse | GuardrailResponse]:
-        call.started = time.monotonic()
+        call.started = call.started or time.monotonic()
         if self.client is not None:
             call.timeout *= self.client.timeout_multiplier
         try:
@@ -386,22 +417,40 @@ class Guard:
     ) -> Verdict:
         """The verdict on a call that has ended, counted."""
         event = call.event
-        event_type = event.event_type
-        ended = time.monotonic()
-        duration = ended - call.started
-        verdict = self._verdict(call, response, failure, duration, detected)
         if call.queued:
             self.tally.queue_waits.add(call.queued)
             self._export_queue_wait(call.queued, self._own_attributes)
-        consents = self._consents.get(event_type) if response is ALLOW else None
-        if consents is not None and not self._failing:
-            self.tally.add(consents, duration, ended)
-            self._export_duration(duration, consents.attributes)
-            return verdict
+        if response is ALLOW and not self._failing:
+            return self._consented(event, call.failure_mode, call.route, call.started)
+        ended = time.monotonic()
+        verdict = self._verdict(call, response, failure, ended - call.started, detected)
+        size = len(event.data) if event.event_type in _WITH_DATA else 0  # type: ignore[union-attr]
+        self._count(verdict, ended, correlation_id_of(event), call.route, size)
+        return verdict
+
+    def _consented(self, event: Event, failure_mode: FailureMode, route: str | None, started: float) -> Verdict:
+        """The verdict on a call that was answered with a plain allow, as most are, counted."""
+        ended = time.monotonic()
+        duration = ended - started
+        event_type = event.event_type
+        verdict = Verdict(
+            self.config.id,
+            event_type,
+            ALLOW,
+            None,
+            failure_mode is not _OPEN,
+            self.config.enforce,
+            duration,
+        )
         size = len(event.data) if event_type in _WITH_DATA else 0  # type: ignore[union-attr]
-        series = self._count(verdict, ended, correlation_id_of(event), call.route, size)
-        if response is ALLOW and event_type not in _WITH_DATA:
-            self._consents[event_type] = series
+        series = self._consents.get(event_type)
+        if series is None:
+            self._consents[event_type] = self._count(verdict, ended, "", route, size)
+            return verdict
+        self.tally.add(series, duration, ended)
+        self._export_duration(duration, series.attributes)
+        if size:
+            self.tally.inspected[series.event] += size
         return verdict
 
     def _count(self, verdict: Verdict, now: float, correlation_id: str, route: str | None, size: int) -> Series:
@@ -508,6 +557,8 @@ class Guard:
     async def _deliver(self, call: "_Call") -> Answer | None:
         event = call.event
         try:
+            if call.raised is not None:
+                raise call.raised
             if self.client is not None:
                 connection = self.client.reserve_now(event)
                 if connection is None:
@@ -645,6 +696,8 @@ class _Call(Struct):
     started: float = 0.0
     queued: float = 0.0
     given_up: bool = False
+    #: What the agent has raised already.
+    raised: BaseException | None = None
 
 
 class _NoVerdict(Exception):  # noqa: N818 - it says what there is not

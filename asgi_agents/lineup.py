@@ -8,7 +8,7 @@ from msgspec import Struct
 from .config import DEFAULT_MAX_BODY_BYTES, FailureMode
 from .decision import FailureKind, Verdict, is_denied
 from .guard import Guard
-from .protocol import BodyChunkEvent, Event, EventType
+from .protocol import ALLOW, BodyChunkEvent, Event, EventType
 from .protocol.stream import CancelReason, correlation_id_of
 from .transports.stream import cancel_reason
 
@@ -32,9 +32,9 @@ class RouteAgent(Struct, frozen=True):
     failure_mode: FailureMode
     route: str | None = None
 
-    def hear(self, event: Event, *, chunk: bool = False) -> Awaitable[Verdict]:
+    def hear(self, event: Event, chunk: bool = False) -> Awaitable[Verdict]:
         """Show ``event`` to the agent."""
-        return self.guard.call(event, self.failure_mode, chunk=chunk, route=self.route)
+        return self.guard.call(event, self.failure_mode, chunk, self.route)
 
     def lost(self, event: Event) -> Verdict:
         """The verdict on a call whose task was cancelled from inside, so that it came to nothing."""
@@ -79,19 +79,39 @@ class Lineup:
     still call it is left.
     """
 
-    __slots__ = ("_by_event", "_lasting", "agents", "connections", "hears", "hears_heads_only", "inspects_responses")
+    __slots__ = (
+        "_by_event",
+        "agents",
+        "concerns_http",
+        "concerns_websockets",
+        "connections",
+        "hear_heads",
+        "hears",
+        "hears_heads_only",
+        "inspects_responses",
+        "lasting",
+        "retired",
+    )
 
     def __init__(self, agents: Sequence[RouteAgent]) -> None:
         self.agents = tuple(agents)
         self.connections = 0
-        self._lasting = tuple(agent.guard for agent in self.agents if agent.guard.keeps_requests)
+        #: Whether something has changed, so that new connections get another.
+        self.retired = False
+        #: Those who want to know when a connection is over.
+        self.lasting = tuple(agent.guard for agent in self.agents if agent.guard.keeps_requests)
         self._by_event = {
             event_type: tuple(agent for agent in self.agents if event_type in agent.guard.hears)
             for event_type in EventType
         }
 
+        #: Those that hear the heads of requests.
+        self.hear_heads = self._by_event[EventType.REQUEST_HEADERS]
         #: The events that any agent hears.
         self.hears = frozenset(event_type for event_type, hearing in self._by_event.items() if hearing)
+        #: Whether anything of a request, or of a websocket session, concerns any agent.
+        self.concerns_http = not self.hears.isdisjoint({EventType.REQUEST_HEADERS, *_AFTER_THE_HEAD})
+        self.concerns_websockets = self.concerns_http or EventType.WEBSOCKET_FRAME in self.hears
         #: Whether any agent has a say in what the app answers.
         self.inspects_responses = not self.hears.isdisjoint({EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK})
         #: Whether the head of a request is all of it that concerns any agent.
@@ -99,7 +119,7 @@ class Lineup:
 
     def forget(self, correlation_id: str) -> None:
         """The connection of that id is over."""
-        for guard in self._lasting:
+        for guard in self.lasting:
             guard.forget_request(correlation_id)
 
     def hearing(self, event_type: EventType) -> tuple[RouteAgent, ...]:
@@ -121,19 +141,20 @@ async def consult(
     Agents that can't suspend are asked one after the other, which costs no tasks.
     """
     if len(agents) == 1:
-        return (await agents[0].hear(event, chunk=chunk),)
+        return (await agents[0].hear(event, chunk),)
+    event_type = event.event_type
     verdicts: list[Verdict | None] = [None] * len(agents)
     waiting: list[int] = []
     for index, agent in enumerate(agents):
-        if agent.guard.may_suspend(event.event_type):
+        if agent.guard.may_suspend(event_type):
             waiting.append(index)
             continue
-        verdict = verdicts[index] = await agent.hear(event, chunk=chunk)
-        if verdict.denies and (final or not verdict.provisional) and not everyone:
+        verdict = verdicts[index] = await agent.hear(event, chunk)
+        if verdict.response is not ALLOW and verdict.denies and (final or not verdict.provisional) and not everyone:
             # Whoever comes later can't overrule it; those before it still can.
             break
     if len(waiting) == 1:
-        verdicts[waiting[0]] = await agents[waiting[0]].hear(event, chunk=chunk)
+        verdicts[waiting[0]] = await agents[waiting[0]].hear(event, chunk)
     elif waiting:
         await _ask_at_once(agents, event, waiting, verdicts, chunk=chunk, final=final, everyone=everyone)
     return [verdict for verdict in verdicts if verdict is not None]
@@ -172,7 +193,7 @@ async def _ask_at_once(
 
         async def ask(index: int) -> None:
             nonlocal decided
-            verdict = await agents[index].hear(event, chunk=chunk)
+            verdict = await agents[index].hear(event, chunk)
             if tasks.cancel_scope.cancel_called:
                 return  # it failed over its own cancellation
             verdicts[index] = verdict

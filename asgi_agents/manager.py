@@ -493,6 +493,8 @@ class AgentManager:
         return Lineup(agents)
 
     def _retire_lineups(self) -> None:
+        for lineup in self._lineups.values():
+            lineup.retired = True
         self._retired = [lineup for lineup in (*self._retired, *self._lineups.values()) if lineup.connections]
         self._lineups = {}
 

@@ -9,30 +9,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .audit import Audit, AuditHook, Auditor, Redact
 from .config import AgentConfig
-from .correlation import current_correlation_id, enter, leave
+from .correlation import current, enter, leave
 from .errors import AgentError, ConfigurationError, UnknownAgentError
-from .exchange import AgentContext, ChallengeRenderer, HttpExchange, WebSocketExchange, correlation_id
-from .exchange.scope import CORRELATION_HEADER
-from .lineup import AgentReference
+from .exchange import AgentContext, ChallengeRenderer, serve_http, serve_websocket
+from .exchange.scope import CORRELATION_HEADER, correlation_id, headers_of
+from .lineup import AgentReference, Lineup
 from .manager import AgentManager
-from .protocol import TOKEN, EventType
+from .protocol import TOKEN, Headers
 from .protocol.validation import is_untouchable
 from .redaction import redact_secrets
 from .routing import Route, Router
 from .telemetry import mark_current_span
 
-_HTTP_EVENTS = frozenset(
-    {
-        EventType.REQUEST_HEADERS,
-        EventType.REQUEST_BODY_CHUNK,
-        EventType.RESPONSE_HEADERS,
-        EventType.RESPONSE_BODY_CHUNK,
-        EventType.REQUEST_COMPLETE,
-    }
-)
+_CONNECTIONS = frozenset({"http", "websocket"})
 # Where the headers of a response are.
 _HEADS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
-_WEBSOCKET_EVENTS = _HTTP_EVENTS | {EventType.WEBSOCKET_FRAME}
 
 
 class AgentMiddleware:
@@ -111,45 +102,51 @@ class AgentMiddleware:
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
         self.manager.list_routes(self._router.listings)
+        # The agents of each route (None: of what none matches).
+        self._lineups: dict[Route | None, Lineup] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
-        match scope["type"]:
-            case "http":
-                return await self._serve(HttpExchange, _HTTP_EVENTS, scope, receive, send)
-            case "websocket":
-                return await self._serve(WebSocketExchange, _WEBSOCKET_EVENTS, scope, receive, send)
-            case "lifespan":
-                return await self._live(scope, receive, send)
-            case _:
-                return await self.app(scope, receive, send)
+        kind = scope["type"]
+        if kind not in _CONNECTIONS:
+            return await (self._live(scope, receive, send) if kind == "lifespan" else self.app(scope, receive, send))
+        route = self._router.match(scope)
+        lineup = self._lineups.get(route)
+        if lineup is None or lineup.retired:
+            lineup = self._resolve(route)
+        if lineup.agents or self._exposed_as is not None:
+            return await self._guard(lineup, route, scope, receive, send)
+        if not current() or _is_guarded(scope):
+            return await self.app(scope, receive, send)
+        # Servers let a connection's requests inherit what an earlier one has set (uvicorn#2167).
+        entered = enter("")
+        try:
+            return await self.app(scope, receive, send)
+        finally:
+            leave(entered)
 
-    async def _serve(
-        self,
-        exchange: type[HttpExchange] | type[WebSocketExchange],
-        events: frozenset[EventType],
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> Any:
-        references, route = self._router.find(scope)
-        lineup = self.manager.lineup(references, route=route, missing_ok=True)
-        if not lineup.agents and self._exposed_as is None:
-            if not current_correlation_id() or _is_guarded(scope):
-                return await self.app(scope, receive, send)
-            # Servers let a connection's requests inherit what an earlier one has set (uvicorn#2167).
-            entered = enter("")
-            try:
-                return await self.app(scope, receive, send)
-            finally:
-                leave(entered)
+    def _resolve(self, route: Route | None) -> Lineup:
+        references, path = self._router.heard_by(route)
+        lineup = self._lineups[route] = self.manager.lineup(references, route=path, missing_ok=True)
+        return lineup
+
+    async def _guard(self, lineup: Lineup, route: Route | None, scope: Scope, receive: Receive, send: Send) -> Any:
+        """Serve a connection that has agents, or is to be named all the same."""
         state = scope.setdefault("state", {})
         outer = state.get("agents")
         live = self.manager.live_correlation_ids
-        correlation = correlation_id(scope, live, self._correlation_header)
-        context = AgentContext(self.manager, lineup, correlation, route, self._correlation_header)
-        context.server_span = mark_current_span(correlation)
-        audit = Audit(self._auditor, scope, context) if lineup.agents and self._auditor.wanted else None
+        headers = Headers.from_raw(headers_of(scope))
+        correlation = correlation_id(headers, live, self._correlation_header)
+        context = AgentContext(
+            self.manager,
+            lineup,
+            correlation,
+            None if route is None else route.path,
+            self._correlation_header,
+            headers,
+            mark_current_span(correlation),
+        )
+        audit = Audit(self._auditor, scope, context) if lineup.agents and self._auditor.wanted() else None
         if audit is not None or self._exposed_as is not None:
             send = _watched(send, audit, self._exposed_as, correlation.encode())
         error: str | None = None
@@ -158,9 +155,12 @@ class AgentMiddleware:
         live.add(correlation)
         entered = enter(correlation)
         try:
-            if lineup.hears.isdisjoint(events):
-                return await self.app(scope, receive, send)
-            return await exchange(context, scope, receive, send, self._render_challenge).run(self.app)
+            if scope["type"] == "http":
+                if lineup.concerns_http:
+                    return await serve_http(self.app, context, scope, receive, send, self._render_challenge)
+            elif lineup.concerns_websockets:
+                return await serve_websocket(self.app, context, scope, receive, send, self._render_challenge)
+            return await self.app(scope, receive, send)
         except BaseException as exc:
             error = type(exc).__name__
             raise

@@ -1,7 +1,9 @@
 """Which agents hear which connections."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from starlette.routing import compile_path
 from starlette.types import Scope
@@ -10,6 +12,10 @@ from .config import FailureMode
 from .errors import ConfigurationError
 from .lineup import AgentReference, RouteListing
 from .protocol import TOKEN
+
+# How many paths are remembered, of at most so many characters: anybody may ask for any.
+_MAX_KNOWN: Final = 2048
+_MAX_KNOWN_LENGTH: Final = 256
 
 
 class Route:
@@ -23,7 +29,7 @@ class Route:
     :param methods: None means all. ``GET`` includes ``HEAD``, and websocket handshakes, which are GET requests.
     """
 
-    __slots__ = ("_regex", "agents", "methods", "path")
+    __slots__ = ("agents", "methods", "path", "prefix", "regex")
 
     def __init__(self, path: str, agents: Iterable[AgentReference], *, methods: Iterable[str] | None = None) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
@@ -35,7 +41,9 @@ class Route:
         self.path = path
         # An app's route ends in `$`, which lets one line break follow; and `{rest:path}` stops at a line break, where
         # another route of the app may not. Whatever any of them takes for this path, the agents are to hear.
-        self._regex = re.compile(regex.pattern.removesuffix("$") + r"\n?\Z", re.DOTALL)
+        self.regex = re.compile(regex.pattern.removesuffix("$") + r"\n?\Z", re.DOTALL)
+        #: What every path that matches begins with.
+        self.prefix = path.partition("{")[0]
         self.agents = tuple(_checked_reference(path, reference) for reference in _listed(path, "agents", agents))
         self.methods: frozenset[str] | None = None
         if methods is not None:
@@ -50,8 +58,53 @@ class Route:
         return f"Route({self.path!r}, agents={list(self.agents)!r})"
 
     def matches(self, path: str, method: str) -> bool:
-        """Whether the route is for that path, below ``root_path``, and method."""
-        return (self.methods is None or method in self.methods) and self._regex.match(path) is not None
+        """Whether the route is for that path, below ``root_path``, and method, in upper case."""
+        return (self.methods is None or method in self.methods) and self.regex.match(path) is not None
+
+
+class RouteIndex:
+    """Finds the first of many routes without trying each of them.
+
+    A route can only match what begins as its pattern does, up to the first parameter. So those that may match are found
+    with a look-up for each length that such a beginning has, however many routes there are; the pattern is then tried
+    on them alone. What came of it is remembered for a while.
+    """
+
+    __slots__ = ("_by_prefix", "_known", "_lengths", "_methods_matter")
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        # With their numbers: the first of them wins, whatever its beginning.
+        self._by_prefix: dict[str, list[tuple[int, Route]]] = {}
+        for number, route in enumerate(routes):
+            self._by_prefix.setdefault(route.prefix, []).append((number, route))
+        self._lengths = sorted({len(prefix) for prefix in self._by_prefix})
+        self._methods_matter = any(route.methods is not None for route in routes)
+        # Paths that came lately.
+        self._known: dict[str | tuple[str, str], Route | None] = {}
+
+    def find(self, path: str, method: str) -> Route | None:
+        """The first route that matches."""
+        key = (path, method) if self._methods_matter else path
+        try:
+            return self._known[key]
+        except KeyError:
+            route = self._search(path, method.upper())
+        if len(path) <= _MAX_KNOWN_LENGTH:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = route
+        return route
+
+    def _search(self, path: str, method: str) -> Route | None:
+        best, found = math.inf, None
+        for length in self._lengths:
+            for number, route in self._by_prefix.get(path[:length], ()):
+                if number > best:
+                    break
+                if route.matches(path, method):
+                    best, found = number, route
+                    break
+        return found
 
 
 class Router:
@@ -70,6 +123,7 @@ class Router:
         for route in self.routes or ():
             if not isinstance(route, Route):
                 raise ConfigurationError(f"AgentMiddleware: routes contains {route!r}, expected Route instances")
+        self._index = RouteIndex(self.routes or ())
         if default_agents is None:
             self.default_agents: tuple[AgentReference, ...] | None = None if routes is None else ()
         else:
@@ -95,16 +149,24 @@ class Router:
 
     def find(self, scope: Scope) -> tuple[tuple[AgentReference, ...] | None, str | None]:
         """The agents of a connection (None: all there are), and the pattern of its route (None: no route matched)."""
-        if self.routes:
-            path = path_below_root(scope["path"], self._root_path or scope.get("root_path", ""))
-            if not path.startswith("/"):
-                # `*`, or a target of a form that a server has not made sense of: not a way around `/{rest:path}`.
-                path = "/" + path
-            method = str(scope.get("method", "GET")).upper()
-            for route in self.routes:
-                if route.matches(path, method):
-                    return route.agents, route.path
-        return self.default_agents, None
+        return self.heard_by(self.match(scope))
+
+    def heard_by(self, route: Route | None) -> tuple[tuple[AgentReference, ...] | None, str | None]:
+        """The agents of a route, and its pattern."""
+        return (self.default_agents, None) if route is None else (route.agents, route.path)
+
+    def match(self, scope: Scope) -> Route | None:
+        """The route of a connection, or None where none matches."""
+        if not self.routes:
+            return None
+        path: str = scope["path"]
+        root = self._root_path or scope.get("root_path")
+        if root:
+            path = path_below_root(path, root)
+        if path[:1] != "/":
+            # `*`, or a target of a form that a server has not made sense of: not a way around `/{rest:path}`.
+            path = "/" + path
+        return self._index.find(path, scope.get("method") or "GET")
 
 
 def path_below_root(path: str, root: str) -> str:

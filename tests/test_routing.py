@@ -458,3 +458,45 @@ def test_a_pair_may_be_a_list() -> None:
 
 def test_a_route_shows_what_it_is() -> None:
     assert repr(Route("/a", ["waf"])) == "Route('/a', agents=['waf'])"
+
+
+# Many routes
+
+_segments = st.sampled_from(["a", "b", "ab", "{x}", "{x:int}", "{x:path}", "1", "a.b"])
+_patterns = st.lists(_segments, max_size=3, unique_by=lambda segment: segment[:2]).map(
+    lambda parts: "/" + "/".join(parts)
+)
+_methods = st.sampled_from([None, ["GET"], ["POST"], ["POST", "PUT"]])
+_paths = st.lists(st.sampled_from(["a", "b", "ab", "1", "a.b", "", "x"]), max_size=4).map(
+    lambda parts: "/" + "/".join(parts)
+)
+
+
+@steady
+@given(st.lists(st.tuples(_patterns, _methods), max_size=12), st.lists(_paths, min_size=1, max_size=6), _methods)
+def test_the_index_finds_the_route_that_trying_one_after_the_other_finds(
+    declared: list[tuple[str, list[str] | None]], paths: list[str], methods: list[str] | None
+) -> None:
+    routes = [Route(pattern, [str(number)], methods=given) for number, (pattern, given) in enumerate(declared)]
+    router = Router(routes, None)
+    method = (methods or ["GET"])[0]
+    for path in (*paths, *paths):
+        expected = next((route for route in routes if route.matches(path, method)), None)
+        assert router.match(scope(path, method=method)) is expected
+
+
+def test_paths_that_are_not_remembered_any_more_find_their_routes_all_the_same() -> None:
+    router = Router([Route("/a/{id:int}", ["waf"])], None)
+    for number in range(5000):
+        assert agents_of(router, f"/a/{number}") == ("waf",)
+        assert agents_of(router, f"/b/{number}") == ()
+    assert agents_of(router, "/a/0") == ("waf",)
+    assert agents_of(router, "/a/" + "1" * 5000) == ("waf",)
+
+
+def test_a_path_is_remembered_for_its_method() -> None:
+    router = Router([Route("/a", ["post"], methods=["POST"]), Route("/a", ["any"])], None)
+    for _ in range(2):
+        assert agents_of(router, "/a", method="POST") == ("post",)
+        assert agents_of(router, "/a", method="post") == ("post",)
+        assert agents_of(router, "/a", method="GET") == ("any",)

@@ -1,9 +1,8 @@
 """One object per connection: what happens between the server, the agents and the app."""
 
 from .context import AgentContext
-from .http import HttpExchange
+from .http import serve_http
 from .reply import ChallengeRenderer
-from .scope import correlation_id
-from .websocket import WebSocketExchange
+from .websocket import serve_websocket
 
-__all__ = ["AgentContext", "ChallengeRenderer", "HttpExchange", "WebSocketExchange", "correlation_id"]
+__all__ = ["AgentContext", "ChallengeRenderer", "serve_http", "serve_websocket"]

@@ -1,8 +1,8 @@
 """What a handler finds at ``request.state.agents``."""
 
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ..attributes import EVENT, ROUTE
@@ -18,6 +18,7 @@ from ..protocol import (
     GuardrailInspectEvent,
     GuardrailResponse,
     HeaderOp,
+    Headers,
     InspectionType,
     WebSocketFrameEvent,
 )
@@ -61,58 +62,39 @@ class CallCount:
         self.passed_open = self.passed_open or verdict.passed_open
 
 
-class AgentContext:
+class AgentContext(Struct, eq=False):
     """One connection's dealings with its agents so far.
 
     :ivar correlation_id: names the connection to agents, in logs and in traces.
     :ivar route: the pattern of the matched :class:`Route`, or None.
     """
 
-    __slots__ = (
-        "_asked_aside",
-        "_calls",
-        "_closed",
-        "_decided",
-        "_manager",
-        "_sessions",
-        "_verdicts",
-        "correlation_header",
-        "correlation_id",
-        "lineup",
-        "request_ops",
-        "response_ops",
-        "route",
-        "server_span",
-        "verdicts_recorded",
-    )
+    # A struct, because every guarded connection makes one: it is filled in without a line of Python.
 
-    def __init__(
-        self,
-        manager: AgentManager,
-        lineup: Lineup,
-        correlation_id: str,
-        route: str | None,
-        correlation_header: bytes = CORRELATION_HEADER,
-    ) -> None:
-        self.correlation_id = correlation_id
-        self.correlation_header = correlation_header
-        self.route = route
-        #: The span that was current when the connection came; messages may be sent from another's task.
-        self.server_span: ServerSpan | None = None
-        self.lineup = lineup
-        self.request_ops: list[HeaderOp] = []
-        self.response_ops: list[HeaderOp] = []
-        self._manager = manager
-        self._verdicts: deque[Verdict] = deque(maxlen=_MAX_VERDICTS)
-        self._decided: AgentDecision | None = None
-        # Guardrail agents that are not on the route.
-        self._asked_aside: set[str] = set()
-        # The spans of what comes in many events. None: nobody traces.
-        self._sessions: dict[EventType, SessionSpan | None] | None = None
-        self._closed = False
-        self._calls: dict[str, CallCount] | None = None
-        #: How many verdicts there were since calls are counted, those included that are forgotten by now.
-        self.verdicts_recorded = 0
+    _manager: AgentManager
+    lineup: Lineup
+    correlation_id: str
+    route: str | None
+    correlation_header: bytes = CORRELATION_HEADER
+    #: The request's, where they are known already.
+    headers: Headers | None = None
+    #: The span that was current when the connection came; messages may be sent from another's task.
+    server_span: ServerSpan | None = None
+    request_ops: list[HeaderOp] = []
+    response_ops: list[HeaderOp] = []
+    #: How many verdicts there were since calls are counted, those included that are forgotten by now.
+    verdicts_recorded: int = 0
+    _verdicts: list[Verdict] = []
+    _decided: AgentDecision | None = None
+    # Guardrail agents that are not on the route.
+    _asked_aside: set[str] | None = None
+    # The spans of what comes in many events. None: nobody traces.
+    _sessions: dict[EventType, SessionSpan | None] | None = None
+    _closed: bool = False
+    _calls: dict[str, CallCount] | None = None
+
+    def __repr__(self) -> str:
+        return f"<AgentContext {self.correlation_id!r}>"
 
     @property
     def decision(self) -> AgentDecision:
@@ -121,14 +103,18 @@ class AgentContext:
         Verdicts on body chunks and frames that said nothing are left out.
         """
         if self._decided is not None:
-            return replace(self._decided, verdicts=tuple(self._verdicts))
-        counting = merge((verdict for verdict in self._verdicts if verdict.event_type not in _NO_SAY), final=False)
-        return replace(counting, verdicts=tuple(self._verdicts))
+            return replace(self._decided, verdicts=self._newest)
+        counting = merge((verdict for verdict in self._newest if verdict.event_type not in _NO_SAY), final=False)
+        return replace(counting, verdicts=self._newest)
+
+    @property
+    def _newest(self) -> Sequence[Verdict]:
+        return tuple(self._verdicts[-_MAX_VERDICTS:])
 
     @property
     def audit(self) -> Sequence[tuple[str, AuditMetadata]]:
         """Agent id and audit metadata of every agent that gave any, oldest first."""
-        return merge(self._verdicts, final=False).audit
+        return merge(self._newest, final=False).audit
 
     @property
     def routing_metadata(self) -> Mapping[str, str]:
@@ -161,7 +147,7 @@ class AgentContext:
         )
         failure_mode = self._failure_mode(agent_id)
         if failure_mode is None:
-            self._asked_aside.add(agent_id)
+            self._asked_aside = {agent_id, *(self._asked_aside or ())}
         verdict, response = await self._manager.inspect_guardrail(agent_id, event, failure_mode)
         self.record((verdict,))
         if verdict.fails_closed:
@@ -185,13 +171,15 @@ class AgentContext:
         session.note(verdicts)
         return verdicts
 
-    def record(self, verdicts: Iterable[Verdict], *, every: bool = True) -> None:
+    def record(self, verdicts: Sequence[Verdict], *, every: bool = True) -> None:
         """Remember verdicts; unless ``every``, only those that say something."""
-        for verdict in verdicts:
-            if every or verdict.response is not ALLOW:
-                self._verdicts.append(verdict)
-            if self._calls is not None:
-                self.verdicts_recorded += every or verdict.response is not ALLOW
+        telling = verdicts if every else [verdict for verdict in verdicts if verdict.response is not ALLOW]
+        self._verdicts += telling
+        if len(self._verdicts) >= 2 * _MAX_VERDICTS:
+            del self._verdicts[:-_MAX_VERDICTS]
+        if self._calls is not None:
+            self.verdicts_recorded += len(telling)
+            for verdict in verdicts:
                 count = self._calls.get(verdict.agent_id)
                 if count is None:
                     count = self._calls[verdict.agent_id] = CallCount()
@@ -218,8 +206,9 @@ class AgentContext:
             for session in self._sessions.values():
                 if session is not None:
                     session.end()
-        self.lineup.forget(self.correlation_id)
-        for agent_id in self._asked_aside:
+        if self.lineup.lasting:
+            self.lineup.forget(self.correlation_id)
+        for agent_id in self._asked_aside or ():
             self._manager.forget_request(agent_id, self.correlation_id)
 
     def _session(self, event_type: EventType) -> SessionSpan | None:

@@ -17,7 +17,12 @@ def head_event(context: AgentContext, scope: Scope) -> RequestHeadersEvent:
     span = context.server_span
     traceparent = current_traceparent() if span is None else traceparent_of(span)
     return request_headers_event(
-        scope, context.correlation_id, context.route, name=context.correlation_header, traceparent=traceparent
+        scope,
+        context.correlation_id,
+        context.route,
+        headers=context.headers,
+        name=context.correlation_header,
+        traceparent=traceparent,
     )
 
 

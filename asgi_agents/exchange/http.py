@@ -9,8 +9,9 @@ import anyio
 from anyio.lowlevel import checkpoint
 from starlette.types import Message, Receive, Scope, Send
 
-from ..decision import ALLOWED, AgentDecision, Verdict
+from ..decision import ALLOWED, AgentDecision, Verdict, merge, unanimous
 from ..errors import caused_by_closing
+from ..lineup import consult
 from ..protocol import EventType, RequestCompleteEvent
 from .body import BodyInspection
 from .context import AgentContext
@@ -22,6 +23,26 @@ from .response import BODY_BYPASSES, ResponseInspection
 from .scope import App, RawHeaders, changed, content_length, declares_body, headers_of
 
 _DISCONNECT: Message = {"type": "http.disconnect"}
+
+
+async def serve_http(
+    app: App,
+    context: AgentContext,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    render_challenge: ChallengeRenderer | None,
+) -> Any:
+    """Take a request past its agents, and the response back. Returns what the app returns."""
+    if context.lineup.hears_heads_only:
+        verdicts = await consult(context.lineup.hear_heads, head_event(context, scope))
+        context.record(verdicts)
+        if unanimous(verdicts):
+            # Nothing has changed, and nothing else of this connection concerns any agent.
+            return await app(scope, receive, send)
+        exchange = HttpExchange(context, scope, receive, send, render_challenge)
+        return await exchange.go_on(app, merge(verdicts), {})
+    return await HttpExchange(context, scope, receive, send, render_challenge).run(app)
 
 
 class HttpExchange:
@@ -72,12 +93,6 @@ class HttpExchange:
 
     async def run(self, app: App) -> Any:
         """The whole exchange. Returns what the app returns."""
-        if self._lineup.hears_heads_only:
-            decision, _ = await self._judge_request_head()
-            if decision.is_allow and not decision.request_headers and not decision.response_headers:
-                # Nothing has changed, and nothing else of this connection concerns any agent.
-                return await app(self._scope, self._raw_receive, self._raw_send)
-            return await self._go_on(app, decision, {})
         started = time.monotonic()
         error: BaseException | None = None
         try:
@@ -91,9 +106,10 @@ class HttpExchange:
 
     async def _run(self, app: App) -> Any:
         decision, provisional = await self._judge_request_head()
-        return await self._go_on(app, decision, provisional)
+        return await self.go_on(app, decision, provisional)
 
-    async def _go_on(self, app: App, decision: AgentDecision, provisional: dict[str, Verdict]) -> Any:
+    async def go_on(self, app: App, decision: AgentDecision, provisional: dict[str, Verdict]) -> Any:
+        """What comes after the decision on the request's head."""
         if not decision.is_allow:
             await self._response.stop(decision)
             return None

@@ -22,7 +22,13 @@ _MAX_CORRELATION_ID_LENGTH = 128
 # RFC 8446, section 4.2.1, and RFC 8996.
 _TLS_VERSIONS = {0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
 
-_second = (0, "")
+_PROTOCOLS = {version: f"HTTP/{version}" for version in ("1.0", "1.1", "2", "3")}
+_NO_EXTENSIONS: Mapping[str, Any] = {}
+
+# What the requests of a millisecond have in common takes longer to write than the rest of their event.
+_written_ms = 0
+_timestamp = ""
+_id_prefix = ""
 
 
 def headers_of(scope: Scope) -> RawHeaders:
@@ -80,54 +86,59 @@ def declares_body(scope: Scope) -> bool:
     )
 
 
-def correlation_id(scope: Scope, taken: Container[str] = (), name: bytes = CORRELATION_HEADER) -> str:
+def correlation_id(headers: Headers, taken: Container[str] = (), name: bytes = CORRELATION_HEADER) -> str:
     """The header of that ``name`` where it is a sane token that no connection has ``taken``, else a new UUIDv7.
 
     Agents keep state under this id: a client that could choose another's would reach into it.
     """
-    given = header(headers_of(scope), name) if name else None
-    if given is not None and len(given) <= _MAX_CORRELATION_ID_LENGTH and TOKEN.match(given) and given not in taken:
-        return given
+    raw = headers.raw_first(name) if name else None
+    if raw is not None and len(raw) <= _MAX_CORRELATION_ID_LENGTH:
+        given = raw.decode("latin-1")
+        if TOKEN.match(given) and given not in taken:
+            return given
     return new_id()
 
 
 def new_id() -> str:
     """A UUIDv7 (RFC 9562, section 5.7): sorts by time."""
-    milliseconds = time.time_ns() // 1_000_000
-    chance = _randomness.take()
-    return (
-        f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{chance & 0xFFF:03x}"
-        f"-{0x8000 | chance >> 12 & 0x3FFF:04x}-{chance >> 26 & 0xFFFFFFFFFFFF:012x}"
-    )
+    if time.time_ns() // 1_000_000 != _written_ms:
+        _write_now()
+    while True:
+        try:
+            return _id_prefix + _id_suffixes.pop()
+        except IndexError:
+            _make_suffixes()
 
 
-class _Randomness:
-    """80 random bits at a time from the operating system, which is asked for many at once: it answers slowly."""
-
-    def __init__(self) -> None:
-        self._left: list[int] = []
-        # A child process must not make its parent's ids.
-        os.register_at_fork(after_in_child=self._left.clear)
-
-    def take(self) -> int:
-        if not self._left:
-            block = os.urandom(10 * 128)
-            self._left.extend(int.from_bytes(block[start : start + 10]) for start in range(0, len(block), 10))
-        return self._left.pop()
+_BLOCK = 256
+# The random ends of ids to come: the operating system answers slowly, so that it is asked for many at once.
+_id_suffixes: list[str] = []
+# A child process must not make its parent's ids.
+os.register_at_fork(after_in_child=_id_suffixes.clear)
 
 
-_randomness = _Randomness()
+def _make_suffixes() -> None:
+    # 48 bits that nobody can guess for each, and 26 for all of a block.
+    digits = os.urandom(6 * _BLOCK + 4).hex()
+    middle = f"-7{digits[-8:-5]}-{'89ab'[int(digits[-5], 16) & 3]}{digits[-4:-1]}-"
+    _id_suffixes.extend([middle + digits[start : start + 12] for start in range(0, 12 * _BLOCK, 12)])
 
 
 def timestamp() -> str:
     """Now, as RFC 3339 in UTC with milliseconds."""
-    global _second
-    milliseconds = time.time_ns() // 1_000_000
-    second, milliseconds = divmod(milliseconds, 1000)
-    if _second[0] != second:
-        # What a second's requests have in common takes longer to write than the rest of their event.
-        _second = second, datetime.fromtimestamp(second, UTC).isoformat()[:-6]
-    return f"{_second[1]}.{milliseconds:03d}+00:00"
+    if time.time_ns() // 1_000_000 != _written_ms:
+        _write_now()
+    return _timestamp
+
+
+def _write_now() -> None:
+    global _written_ms, _timestamp, _id_prefix
+    now = time.time_ns() // 1_000_000
+    _id_prefix = f"{now >> 16:08x}-{now & 0xFFFF:04x}"
+    second, milliseconds = divmod(now, 1000)
+    _timestamp = f"{datetime.fromtimestamp(second, UTC).isoformat()[:-6]}.{milliseconds:03d}+00:00"
+    # Last: other threads have event loops of their own.
+    _written_ms = now
 
 
 def uri(scope: Scope) -> str:
@@ -149,35 +160,50 @@ def request_headers_event(
     correlation: str,
     route: str | None,
     *,
+    headers: Headers | None = None,
     name: bytes = CORRELATION_HEADER,
     traceparent: str | None = None,
 ) -> RequestHeadersEvent:
-    """The event of an http request or a websocket handshake.
+    """The event of an http request or a websocket handshake. ``headers`` are the scope's, if they are known already.
 
     Without a ``traceparent`` of ours it has the client's.
     """
-    headers = headers_of(scope)
-    client, server = scope.get("client"), scope.get("server")
-    tls = (scope.get("extensions") or {}).get("tls") or {}
-    version = str(scope.get("http_version", "1.1"))
-    cipher = tls.get("cipher_suite")
-    # An id that we have made names this request and no other already.
-    given = bool(name) and header(headers, name) == correlation
+    if headers is None:
+        headers = Headers.from_raw(headers_of(scope))
+    client = scope.get("client")
+    tls = (scope.get("extensions") or _NO_EXTENSIONS).get("tls")
+    version = scope.get("http_version", "1.1")
+    host = headers.raw_first(b"host")
+    given = headers.raw_first(name) if name else None
+    if traceparent is None:
+        clients = headers.raw_first(b"traceparent")
+        traceparent = None if clients is None else clients.decode("latin-1")
     return RequestHeadersEvent(
         metadata=RequestMetadata(
             correlation_id=correlation,
-            request_id=new_id() if given else correlation,
+            # An id that we have made names this request and no other already.
+            request_id=correlation if given is None or given.decode("latin-1") != correlation else new_id(),
             client_ip=str(client[0]) if client else "",
             client_port=int(client[1] or 0) if client else 0,
-            server_name=header(headers, b"host") or (str(server[0]) if server else None),
-            protocol=f"HTTP/{version}",
-            tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)),
-            tls_cipher=None if cipher is None else f"0x{cipher:04x}",
+            server_name=host.decode("latin-1") if host else _server_name(scope),
+            protocol=_PROTOCOLS.get(version) or f"HTTP/{version}",
+            tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)) if tls else None,
+            tls_cipher=_tls_cipher(tls) if tls else None,
             route_id=route,
             timestamp=timestamp(),
-            traceparent=traceparent or header(headers, b"traceparent"),
+            traceparent=traceparent,
         ),
         method=str(scope.get("method", "GET")),
         uri=uri(scope),
-        headers=Headers.from_raw(headers),
+        headers=headers,
     )
+
+
+def _server_name(scope: Scope) -> str | None:
+    server = scope.get("server")
+    return str(server[0]) if server else None
+
+
+def _tls_cipher(tls: Mapping[str, Any]) -> str | None:
+    cipher = tls.get("cipher_suite")
+    return None if cipher is None else f"0x{cipher:04x}"

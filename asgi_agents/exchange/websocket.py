@@ -25,6 +25,18 @@ from .scope import App, changed, client_ip, headers_of
 _CLOSE_TIMEOUT = 5.0
 
 
+async def serve_websocket(
+    app: App,
+    context: AgentContext,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    render_challenge: ChallengeRenderer | None,
+) -> Any:
+    """Take a session past its agents. Returns what the app returns."""
+    return await WebSocketExchange(context, scope, receive, send, render_challenge).run(app)
+
+
 class WebSocketExchange:
     """Takes the handshake and then every message, in both directions, past the agents."""
 

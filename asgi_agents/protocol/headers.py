@@ -13,10 +13,11 @@ class Headers(Mapping[str, Sequence[str]]):
     the agent. The dictionary is only built when something asks for more than :meth:`first`.
     """
 
-    __slots__ = ("_fields", "_raw")
+    __slots__ = ("_fields", "_firsts", "_raw")
 
     def __init__(self, fields: Mapping[str, Iterable[str]] | None = None) -> None:
         self._raw: tuple[tuple[bytes, bytes], ...] = ()
+        self._firsts: dict[bytes, bytes] | None = None
         self._fields: dict[str, tuple[str, ...]] | None = {}
         for name, values in (fields or {}).items():
             if isinstance(values, str):
@@ -29,22 +30,31 @@ class Headers(Mapping[str, Sequence[str]]):
         """From ASGI header pairs, which are copied: later changes to the list don't show."""
         headers = cls.__new__(cls)
         headers._raw = tuple(raw)
-        headers._fields = None
+        headers._fields = headers._firsts = None
         return headers
+
+    def raw_first(self, name: bytes) -> bytes | None:
+        """The first value of a field as it was received, or None; of headers made with :meth:`from_raw`.
+
+        ``name`` in lower case.
+        """
+        firsts = self._firsts
+        if firsts is None:
+            firsts = self._firsts = _first_values(self._raw)
+        return firsts.get(name)
 
     def first(self, name: str) -> str | None:
         """The first value of a field, or None. ``name`` in any case."""
         if self._fields is not None:
             values = self._fields.get(_lower(name))
             return values[0] if values else None
+        if self._firsts is None:
+            self._firsts = _first_values(self._raw)
         try:
-            wanted = name.encode("latin-1").lower()
+            value = self._firsts.get(name.encode("latin-1").lower())
         except UnicodeEncodeError:
             return None
-        for key, value in self._raw:
-            if key == wanted or key.lower() == wanted:
-                return value.decode("latin-1")
-        return None
+        return None if value is None else value.decode("latin-1")
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
         return self._dict()[_lower(name)]
@@ -80,6 +90,15 @@ class Headers(Mapping[str, Sequence[str]]):
                 fields = {name: tuple(values) for name, values in collected.items()}
             self._fields = fields
         return fields
+
+
+def _first_values(raw: tuple[tuple[bytes, bytes], ...]) -> dict[bytes, bytes]:
+    """By name, in lower case."""
+    firsts = dict(raw[::-1])
+    # Servers hand names on in lower case; a scope made by hand may not.
+    if b"".join(firsts).islower():
+        return firsts
+    return {name.lower(): value for name, value in raw[::-1]}
 
 
 def _lower(name: str) -> str:

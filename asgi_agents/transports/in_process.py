@@ -20,10 +20,11 @@ class InProcessTransport:
         self._hooks: Mapping[EventType, Callable[[Any], Awaitable[Answer | None]]] = {
             event_type: getattr(agent, hook) for event_type, hook in HOOKS.items()
         }
-        self._may_suspend = {event_type: may_suspend(hook) for event_type, hook in self._hooks.items()}
+        #: The hooks that finish in their first step: nothing can happen beside them, nor cancel them.
+        self.steady = {event_type: hook for event_type, hook in self._hooks.items() if not may_suspend(hook)}
 
     def may_suspend(self, event_type: EventType) -> bool:
-        return self._may_suspend[event_type]
+        return event_type not in self.steady
 
     async def call(self, event: Event) -> Answer | None:
         return await self._hooks[event.event_type](event)
