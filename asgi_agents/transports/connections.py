@@ -81,7 +81,7 @@ class ConnectionStack:
             return
         now = time.monotonic()
         self._idle.append((now, connection))
-        while self._idle[0][0] < now - KEEPALIVE_EXPIRY:
+        while self._idle and self._idle[0][0] < now - KEEPALIVE_EXPIRY:
             await self._idle.popleft()[1].aclose()
 
     async def aclose(self) -> None:

@@ -1,85 +1,68 @@
-"""Measurements -> numbers per row -> Markdown and JSON. No I/O."""
+"""What a part of the suite has found: tables to read, figures to judge, curves to draw. No I/O."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
 
 import msgspec
 
-from .load import Measurement
-from .variant import Variant
+from .ratios import spread
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A variant's rounds.
+class Table(msgspec.Struct, frozen=True):
+    """``rows`` begin with their title."""
 
-    ``shares`` are of the reference variant's requests per second in the same round. CPU is in cores.
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """How something grows.
+
+    :param lines: by their name, for each of ``x`` what every round came to.
+    :param bound: what the lines should stay below.
     """
 
     name: str
     title: str
-    requests_per_second: tuple[float, ...]
-    shares: tuple[float, ...]
-    p50_ms: tuple[float, ...]
-    p99_ms: tuple[float, ...]
-    server_cpu: tuple[float | None, ...]
-    peers_cpu: tuple[float | None, ...]
-    load_cpu: tuple[float | None, ...]
+    x_label: str
+    y_label: str
+    x: tuple[float, ...]
+    lines: dict[str, tuple[tuple[float, ...], ...]]
+    bound: float | None = None
 
 
-def rows(
-    variants: Iterable[Variant], measurements: Mapping[str, Sequence[Measurement]], reference: str
-) -> tuple[Row, ...]:
-    """One for each variant, in their order; ``reference`` is the name of the one that the others are measured by."""
-    whole = measurements[reference]
-    return tuple(_row(variant, measurements[variant.name], whole) for variant in variants)
+class Part(msgspec.Struct, frozen=True):
+    """:param figures: ratios by their name, every round's.
+    :param left_out: what could not be measured here, and why.
+    """
+
+    name: str
+    tables: tuple[Table, ...]
+    figures: dict[str, tuple[float, ...]]
+    curves: tuple[Curve, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
-def _row(variant: Variant, rounds: Sequence[Measurement], whole: Sequence[Measurement]) -> Row:
-    return Row(
-        name=variant.name,
-        title=variant.title,
-        requests_per_second=tuple(one.rate for one in rounds),
-        shares=tuple(one.rate / other.rate for one, other in zip(rounds, whole, strict=True)),
-        p50_ms=tuple(one.p50 * 1000 for one in rounds),
-        p99_ms=tuple(one.p99 * 1000 for one in rounds),
-        server_cpu=tuple(one.cpu[0] for one in rounds),
-        peers_cpu=tuple(_sum(one.cpu[1:-1]) for one in rounds),
-        load_cpu=tuple(one.cpu[-1] for one in rounds),
-    )
+def ratio(rounds: Sequence[float], digits: int = 2) -> tuple[str, str]:
+    """Two cells: the median, and the middle half."""
+    middle, low, high = spread(rounds)
+    return f"{middle:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def _sum(cores: Sequence[float | None]) -> float | None:
-    known = [one for one in cores if one is not None]
-    return sum(known) if known else None
-
-
-def markdown(rows: Iterable[Row]) -> str:
-    """A table of medians, with the least and the greatest share; CPU in per cent of one core."""
+def markdown(table: Table) -> str:
     lines = [
-        "| | share | min-max | requests/s | p50 ms | p99 ms | CPU: server | peers | load |",
-        "| --- | --: | :-: | --: | --: | --: | --: | --: | --: |",
+        f"| {' | '.join(('', *table.columns))} |",
+        f"| --- | {' | '.join('--:' for _ in table.columns)} |",
+        *(f"| {' | '.join(row)} |" for row in table.rows),
     ]
-    for row in rows:
-        cells = (
-            row.title,
-            f"{median(row.shares):.2f}",
-            f"{min(row.shares):.2f}-{max(row.shares):.2f}",
-            f"{median(row.requests_per_second):.0f}",
-            f"{median(row.p50_ms):.2f}",
-            f"{median(row.p99_ms):.2f}",
-            *(_per_cent(cores) for cores in (row.server_cpu, row.peers_cpu, row.load_cpu)),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return f"{table.title}\n\n" + "\n".join(lines)
 
 
-def _per_cent(cores: Iterable[float | None]) -> str:
-    known = [one for one in cores if one is not None]
-    return f"{median(known):.0%}" if known else ""
+def text(part: Part) -> str:
+    """All of its tables."""
+    return "\n\n".join((*map(markdown, part.tables), *(f"Left out: {reason}." for reason in part.left_out)))
 
 
-def json(rows: Iterable[Row], about: Mapping[str, object]) -> bytes:
+def json(parts: Iterable[Part], about: Mapping[str, object]) -> bytes:
     """Every round's numbers, with ``about`` beside them."""
-    return msgspec.json.format(msgspec.json.encode({**about, "rows": tuple(rows)}), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode({**about, "parts": tuple(parts)}), indent=2) + b"\n"

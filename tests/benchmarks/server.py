@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
-from .apps import VARIANTS
+from .variants import VARIANTS
 
 
 def _serve(name: str, directory: str, listener: str) -> None:

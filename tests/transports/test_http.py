@@ -526,6 +526,36 @@ async def test_connections_that_are_no_longer_needed_are_closed(monkeypatch: pyt
         await transport.aclose()
 
 
+async def test_a_call_closes_what_is_no_longer_needed_while_others_take_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closing, proceed = anyio.Event(), anyio.Event()
+
+    class SlowToClose(connections.Connection):
+        async def aclose(self) -> None:
+            closing.set()
+            await proceed.wait()
+            await super().aclose()
+
+    monkeypatch.setattr(connections, "Connection", SlowToClose)
+    stack = connections.ConnectionStack(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), None)
+
+    async def call() -> None:
+        async with stack.lease():
+            pass
+
+    async with stack.lease(), stack.lease():
+        pass
+    monkeypatch.setattr(connections, "KEEPALIVE_EXPIRY", 0.0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        await closing.wait()
+        async with stack.lease():
+            proceed.set()
+            await anyio.wait_all_tasks_blocked()
+    await stack.aclose()
+
+
 async def test_aclose_closes_and_a_later_call_opens_again() -> None:
     async with raw_agent(allow_everything) as agent:
         transport = HttpTransport(agent.url)

@@ -1,0 +1,31 @@
+"""How much is measured."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Times are seconds.
+
+    :param turns: rounds of what runs in this process, each about ``turn_seconds`` for each that takes turns.
+    :param rounds: rounds of what runs through servers, each of ``seconds`` after ``warmup``.
+    :param connections: that are loaded at the same time.
+    :param growth_rounds: of each point of a curve through servers, each of ``growth_seconds``.
+    """
+
+    turns: int = 120
+    turn_seconds: float = 0.008
+    rounds: int = 7
+    seconds: float = 1.2
+    warmup: float = 0.25
+    connections: int = 16
+    growth_rounds: int = 5
+    growth_seconds: float = 0.4
+    websockets: int = 5000
+
+
+FULL: Final = Plan()
+QUICK: Final = Plan(
+    turns=10, turn_seconds=0.002, rounds=3, seconds=0.2, warmup=0.1, growth_rounds=3, growth_seconds=0.1, websockets=500
+)

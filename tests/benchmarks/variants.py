@@ -1,0 +1,122 @@
+"""What is served and loaded: apps, bare and behind middlewares, by their names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from asgi_agents import (
+    AgentConfig,
+    AgentMiddleware,
+    BodyMode,
+    EventType,
+    HttpTransport,
+    StreamTransport,
+)
+
+from .agents import AllowBody, AllowFrames, allow
+from .apps import echo, hello, uploads
+from .handwritten import AiohttpPost, HttpxPost, InProcess, UnixSocketEcho
+from .variant import Peer, Variant
+
+STREAM_AGENT: Final = Peer(
+    "stream-agent", ("-m", "asgi_agents.serve", "tests.benchmarks.agents:allow", "--bind", "unix://{socket}")
+)
+
+
+def uvicorn_peer(name: str, app: str) -> Peer:
+    """``app`` in a uvicorn process like those of the variants."""
+    options = ("--loop", "uvloop", "--http", "httptools", "--log-level", "warning", "--no-access-log")
+    return Peer(name, ("-m", "uvicorn", app, "--uds", "{socket}", *options))
+
+
+HTTP_AGENT: Final = uvicorn_peer("http-agent", "tests.benchmarks.agents:http_allow")
+ECHO: Final = Peer("echo", ("-m", "tests.benchmarks.echo", "{socket}"))
+
+
+def _guarded(directory: Path) -> ASGIApp:
+    return AgentMiddleware(hello, agents=[AgentConfig("allow", allow)])
+
+
+def _unix_json(directory: Path) -> ASGIApp:
+    return _remote(StreamTransport(f"unix://{STREAM_AGENT.socket(directory)}"))
+
+
+def _unix_msgpack(directory: Path) -> ASGIApp:
+    return _remote(StreamTransport(f"unix://{STREAM_AGENT.socket(directory)}", encoding="msgpack"))
+
+
+def _http(directory: Path) -> ASGIApp:
+    return _remote(HttpTransport("http://agent/", uds=HTTP_AGENT.socket(directory)))
+
+
+def _http_aiohttp(directory: Path) -> ASGIApp:
+    return _remote(HttpTransport("http://agent/", uds=HTTP_AGENT.socket(directory), transport="aiohttp"))
+
+
+def _remote(transport: HttpTransport | StreamTransport) -> ASGIApp:
+    return AgentMiddleware(hello, agents=[AgentConfig("allow", transport, events={EventType.REQUEST_HEADERS})])
+
+
+async def _pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    return await call_next(request)
+
+
+def _reading_uploads(directory: Path) -> ASGIApp:
+    return AgentMiddleware(uploads, agents=[AgentConfig("allow", AllowBody(), request_body_mode=BodyMode.STREAM)])
+
+
+def _hearing_frames(directory: Path) -> ASGIApp:
+    return AgentMiddleware(echo, agents=[AgentConfig("allow", AllowFrames())])
+
+
+BARE: Final = Variant("bare", "no middleware", lambda directory: hello)
+UNIX_JSON: Final = Variant("unix-json", "asgi_agents, agent on a Unix socket, JSON", _unix_json, peers=(STREAM_AGENT,))
+
+#: What one agent does to the requests per second.
+REQUESTS: Final = (
+    BARE,
+    Variant("in-process", "asgi_agents, agent in the process", _guarded),
+    UNIX_JSON,
+    Variant("unix-msgpack", "asgi_agents, agent on a Unix socket, msgpack", _unix_msgpack, peers=(STREAM_AGENT,)),
+    Variant("http", "asgi_agents, agent over HTTP", _http, peers=(HTTP_AGENT,)),
+    Variant("http-aiohttp", "asgi_agents, agent over HTTP, with aiohttp", _http_aiohttp, peers=(HTTP_AGENT,)),
+    Variant(
+        "by-hand-httpx",
+        "by hand: a POST with `httpx.AsyncClient`",
+        lambda directory: HttpxPost(hello, HTTP_AGENT.socket(directory)),
+        peers=(HTTP_AGENT,),
+    ),
+    Variant(
+        "by-hand-aiohttp",
+        "by hand: a POST with aiohttp",
+        lambda directory: AiohttpPost(hello, HTTP_AGENT.socket(directory)),
+        peers=(HTTP_AGENT,),
+    ),
+    Variant(
+        "by-hand-echo",
+        "by hand: echo on a Unix socket, JSON, one connection",
+        lambda directory: UnixSocketEcho(hello, ECHO.socket(directory)),
+        peers=(ECHO,),
+    ),
+    Variant("by-hand-in-process", "by hand: a call in the process", lambda directory: InProcess(hello)),
+    Variant("base-http", "an empty `BaseHTTPMiddleware`", lambda directory: BaseHTTPMiddleware(hello, _pass_on)),
+)
+
+#: Streamed bodies, uninspected and read by an agent in the process.
+UPLOADS: Final = (
+    Variant("uploads-bare", "uninspected", lambda directory: uploads),
+    Variant("uploads-read", "one agent that reads", _reading_uploads),
+)
+
+#: Websockets, bare and heard by an agent in the process.
+WEBSOCKETS: Final = (
+    Variant("echo-bare", "no middleware", lambda directory: echo),
+    Variant("echo-heard", "one agent that hears messages", _hearing_frames),
+)
+
+VARIANTS: Final[Sequence[Variant]] = (*REQUESTS, *UPLOADS, *WEBSOCKETS)
