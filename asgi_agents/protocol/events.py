@@ -162,7 +162,11 @@ class WebSocketFrameEvent(Struct, frozen=True, kw_only=True):
 
 
 class GuardrailInspectEvent(Struct, frozen=True, kw_only=True):
-    """A piece of content that a handler wants looked at."""
+    """A piece of content that a handler wants looked at.
+
+    Lone surrogates, which JSON from a client can smuggle into a str, become replacement characters: no text that is to
+    be sent can have them.
+    """
 
     event_type: ClassVar[EventType] = EventType.GUARDRAIL_INSPECT
 
@@ -175,8 +179,17 @@ class GuardrailInspectEvent(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = {}
 
     def __post_init__(self) -> None:
-        if type(self.categories) is not tuple:
-            force_setattr(self, "categories", tuple(self.categories))
+        force_setattr(self, "content", _sendable(self.content))
+        if self.model is not None:
+            force_setattr(self, "model", _sendable(self.model))
+        force_setattr(self, "categories", tuple(map(_sendable, self.categories)))
+        if self.metadata:
+            metadata = {_sendable(name): _sendable(value) for name, value in self.metadata.items()}
+            force_setattr(self, "metadata", metadata)
+
+
+def _sendable(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 BodyChunkEvent = RequestBodyChunkEvent | ResponseBodyChunkEvent
