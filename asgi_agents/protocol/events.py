@@ -8,6 +8,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from .headers import Headers
+from .showing import names_of, shown, size_of, without_query
 
 
 class EventType(StrEnum):
@@ -66,6 +67,9 @@ class ConfigureEvent(Struct, frozen=True, kw_only=True):
     agent_id: str
     config: Any = None
 
+    def __repr__(self) -> str:
+        return shown(self, config="…")
+
 
 class RequestHeadersEvent(Struct, frozen=True, kw_only=True):
     """A request's head, or a websocket handshake. ``uri`` is path and query as received, still percent-encoded."""
@@ -85,6 +89,9 @@ class RequestHeadersEvent(Struct, frozen=True, kw_only=True):
         """The first value of a header, or None."""
         return self.headers.first(name)
 
+    def __repr__(self) -> str:
+        return shown(self, uri=repr(without_query(self.uri)))
+
 
 class RequestBodyChunkEvent(Struct, frozen=True, kw_only=True):
     """A piece of the request body; in buffer mode all of it. ``bytes_received`` counts this chunk too."""
@@ -97,6 +104,9 @@ class RequestBodyChunkEvent(Struct, frozen=True, kw_only=True):
     total_size: int | None = None
     chunk_index: int = 0
     bytes_received: int = 0
+
+    def __repr__(self) -> str:
+        return shown(self, data=size_of(self.data))
 
 
 class ResponseHeadersEvent(Struct, frozen=True, kw_only=True):
@@ -124,6 +134,9 @@ class ResponseBodyChunkEvent(Struct, frozen=True, kw_only=True):
     total_size: int | None = None
     chunk_index: int = 0
     bytes_sent: int = 0
+
+    def __repr__(self) -> str:
+        return shown(self, data=size_of(self.data))
 
 
 class RequestCompleteEvent(Struct, frozen=True, kw_only=True):
@@ -160,6 +173,9 @@ class WebSocketFrameEvent(Struct, frozen=True, kw_only=True):
     route_id: str | None = None
     client_ip: str
 
+    def __repr__(self) -> str:
+        return shown(self, data=size_of(self.data))
+
 
 class GuardrailInspectEvent(Struct, frozen=True, kw_only=True):
     """A piece of content that a handler wants looked at.
@@ -186,6 +202,9 @@ class GuardrailInspectEvent(Struct, frozen=True, kw_only=True):
         if self.metadata:
             metadata = {_sendable(name): _sendable(value) for name, value in self.metadata.items()}
             force_setattr(self, "metadata", metadata)
+
+    def __repr__(self) -> str:
+        return shown(self, content=size_of(self.content), metadata=names_of(self.metadata))
 
 
 def _sendable(text: str) -> str:
