@@ -38,7 +38,7 @@ _MAX_TAG_LENGTH: Final = 128
 _MAX_TAG_LENGTHS: Final = 32 * 1024
 # Seconds between two lines about the same fault.
 _LOG_INTERVAL: Final = 60.0
-_UNPRINTABLE: Final = re.compile(r"[\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+_BEYOND_ASCII: Final = re.compile(r"[^ -~]+")
 
 
 class AuditAnswer(Struct, frozen=True, kw_only=True):
@@ -121,7 +121,7 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         line = msgspec.json.encode(self).decode()
         # What ends a line for some readers, or does something to a terminal.
-        return line if line.isprintable() else _UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], line)
+        return line if line.isprintable() else _BEYOND_ASCII.sub(_escape_unprintable, line)
 
 
 class Auditor:
@@ -317,6 +317,10 @@ class Audit:
             seconds=round(verdict.duration, 6),
             **said,
         )
+
+
+def _escape_unprintable(found: re.Match[str]) -> str:
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in found[0])
 
 
 def _changed(response: AgentResponse) -> Sequence[str]:

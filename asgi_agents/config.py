@@ -1,7 +1,7 @@
 """Configuration values: frozen, and checked when they are made."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal
 
@@ -9,6 +9,7 @@ from .agent import Agent
 from .errors import ConfigurationError
 from .protocol import TOKEN, EventType
 from .protocol.stream import Framing
+from .redaction import redact_secrets
 from .transports import HttpTransport, InProcessTransport, StreamTransport, Transport
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
@@ -134,7 +135,7 @@ class AgentConfig:
     max_response_body_bytes: int | None = None
     body_access: Literal["read", "write"] = "read"
     enforce: bool = True
-    config: Any = None
+    config: Any = field(default=None, repr=False)
     require_at_startup: bool = False
     may_set_host: bool = False
 
@@ -185,13 +186,15 @@ def _resolve_transport(where: str, given: object) -> Transport | StreamTransport
             return HttpTransport(given)
         if not given.startswith(_STREAM_SCHEMES):
             raise ConfigurationError(
-                f"{where}: transport={given!r}, expected an http://, https://, unix:// or tcp:// URL, an Agent or a "
-                "Transport"
+                f"{where}: transport={redact_secrets(given)!r}, expected an http://, https://, unix:// or tcp:// "
+                "URL, an Agent or a Transport"
             )
         return _stream_transport(where, given)
     if isinstance(given, list | tuple):
         if not all(isinstance(item, str) and item.startswith(_STREAM_SCHEMES) for item in given):
-            raise ConfigurationError(f"{where}: transport={given!r}, expected several unix:// or tcp:// URLs")
+            raise ConfigurationError(
+                f"{where}: transport={redact_secrets(repr(given))}, expected several unix:// or tcp:// URLs"
+            )
         return _stream_transport(where, given)
     if isinstance(given, type) and issubclass(given, Agent):
         raise ConfigurationError(f"{where}: transport={given.__name__}, expected an instance: {given.__name__}()")

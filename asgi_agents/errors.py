@@ -37,7 +37,7 @@ class AgentUnavailableError(AgentError):
 
 
 class EventTooLargeError(AgentError):
-    """The event is longer than the agent takes. Nothing was sent to it."""
+    """The event is longer than the agent takes. It has seen nothing of it."""
 
 
 class UnknownAgentError(AgentsError, LookupError):

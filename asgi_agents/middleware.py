@@ -91,9 +91,7 @@ class AgentMiddleware:
             )
         self._exposed_as = (self._correlation_header or CORRELATION_HEADER) if expose_correlation_id else None
         self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
-        # FastAPI sets this root_path on the scope itself, but only further in than an outermost middleware can see.
-        root_path = getattr(app, "root_path", "")
-        self._router = Router(routes, default_agents, root_path if isinstance(root_path, str) else "")
+        self._router = Router(routes, default_agents, _root_path_of(app))
         self._render_challenge = challenge_renderer
         for reference in self._router.references:
             agent_id = reference if isinstance(reference, str) else reference[0]
@@ -200,6 +198,21 @@ class AgentMiddleware:
             # Raising would not stop the server: it would take lifespan for unsupported.
             await send({"type": "lifespan.startup.failed", "message": str(exc)})
             return None
+
+
+def _root_path_of(app: object) -> str:
+    """The root_path that FastAPI puts on the scope itself, only further in than an outermost middleware can see.
+
+    Other middlewares may stand between; they keep what they wrap in ``app``.
+    """
+    seen: set[int] = set()
+    while app is not None and id(app) not in seen:
+        root_path = getattr(app, "root_path", "")
+        if isinstance(root_path, str) and root_path:
+            return root_path
+        seen.add(id(app))
+        app = getattr(app, "app", None)
+    return ""
 
 
 def _is_guarded(scope: Scope) -> bool:

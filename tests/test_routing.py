@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from starlette._utils import get_route_path
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Mount, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
@@ -331,9 +333,9 @@ async def get(app: Any, path: str, *, root_path: str = "", method: str = "GET") 
 @pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")
 @pytest.mark.parametrize("server_root", ["", "/v1", "/other"])
 @pytest.mark.parametrize("path", ["/v1/items", "/items", "/other/items", "/v1/v1/items", "/v1/items\n", "/v1", "/v1/"])
-@pytest.mark.parametrize("outermost", [True, False])
+@pytest.mark.parametrize("where", ["outermost", "around another middleware", "inside"])
 async def test_no_path_reaches_a_fastapi_app_with_a_root_path_and_not_its_agents(
-    outermost: bool, path: str, server_root: str
+    where: str, path: str, server_root: str
 ) -> None:
     reached = []
     app = FastAPI(root_path="/v1")
@@ -345,8 +347,9 @@ async def test_no_path_reaches_a_fastapi_app_with_a_root_path_and_not_its_agents
 
     agents = [AgentConfig("waf", Blocking())]
     guarded: Any = app
-    if outermost:
-        guarded = AgentMiddleware(app, agents=agents, routes=[Route("/items", agents=["waf"])])
+    if where != "inside":
+        wrapped = app if where == "outermost" else GZipMiddleware(CORSMiddleware(app))
+        guarded = AgentMiddleware(wrapped, agents=agents, routes=[Route("/items", agents=["waf"])])
     else:
         app.add_middleware(AgentMiddleware, agents=agents, routes=[Route("/items", agents=["waf"])])
 

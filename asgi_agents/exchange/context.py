@@ -139,7 +139,7 @@ class AgentContext(Struct, eq=False):
         event = GuardrailInspectEvent(
             correlation_id=self.correlation_id,
             inspection_type=InspectionType(inspection_type),
-            content=_sendable(content),
+            content=content,
             model=model,
             categories=tuple(categories),
             route_id=self.route,
@@ -231,8 +231,3 @@ class AgentContext(Struct, eq=False):
             if agent.guard.config.id == agent_id:
                 return agent.failure_mode
         return None
-
-
-def _sendable(text: str) -> str:
-    """Lone surrogates, which JSON from a client can smuggle into a str, can't be encoded for a remote agent."""
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")

@@ -17,8 +17,16 @@ def apply_header_ops(headers: Iterable[tuple[bytes, bytes]], ops: Iterable[Heade
         if op.kind != "add":
             result = [pair for pair in result if pair[0].lower() != name]
         if op.kind != "remove":
-            result.append((name, op.value.encode("latin-1")))
+            result.append((name, field_value(op.value)))
     return result
+
+
+def field_value(given: str) -> bytes:
+    """``given`` without the blanks around it, which are no part of a value (RFC 9110, section 5.5).
+
+    Servers break a response off that has them.
+    """
+    return given.strip(" \t").encode("latin-1")
 
 
 def without_body_claims(headers: Iterable[tuple[bytes, bytes]], length: int | None) -> RawHeaders:

@@ -10,7 +10,7 @@ from starlette.types import Message, Scope
 
 from ..decision import AgentDecision
 from ..protocol import Block, Challenge, Redirect, WebSocketClose
-from .headers import apply_header_ops
+from .headers import apply_header_ops, field_value
 from .scope import RawHeaders, header, headers_of
 
 ChallengeRenderer = Callable[[Challenge, Scope], Response]
@@ -102,7 +102,7 @@ def _render(
 
 
 def _reply(status: int, text: str, headers: Mapping[str, str], *, as_json: bool) -> Reply:
-    given: RawHeaders = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    given: RawHeaders = [(name.lower().encode("latin-1"), field_value(value)) for name, value in headers.items()]
     body = text.encode()
     # RFC 9110, section 6.4.1: these never have content.
     if status in (204, 205, 304):

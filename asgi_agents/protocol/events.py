@@ -8,6 +8,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from .headers import Headers
+from .showing import names_of, shown, size_of, without_query
 
 
 class EventType(StrEnum):
@@ -66,6 +67,9 @@ class ConfigureEvent(Struct, frozen=True, kw_only=True):
     agent_id: str
     config: Any = None
 
+    def __repr__(self) -> str:
+        return shown(self, config="…")
+
 
 class RequestHeadersEvent(Struct, frozen=True, kw_only=True):
     """A request's head, or a websocket handshake. ``uri`` is path and query as received, still percent-encoded."""
@@ -85,6 +89,9 @@ class RequestHeadersEvent(Struct, frozen=True, kw_only=True):
         """The first value of a header, or None."""
         return self.headers.first(name)
 
+    def __repr__(self) -> str:
+        return shown(self, uri=repr(without_query(self.uri)))
+
 
 class RequestBodyChunkEvent(Struct, frozen=True, kw_only=True):
     """A piece of the request body; in buffer mode all of it. ``bytes_received`` counts this chunk too."""
@@ -97,6 +104,9 @@ class RequestBodyChunkEvent(Struct, frozen=True, kw_only=True):
     total_size: int | None = None
     chunk_index: int = 0
     bytes_received: int = 0
+
+    def __repr__(self) -> str:
+        return shown(self, data=size_of(self.data))
 
 
 class ResponseHeadersEvent(Struct, frozen=True, kw_only=True):
@@ -124,6 +134,9 @@ class ResponseBodyChunkEvent(Struct, frozen=True, kw_only=True):
     total_size: int | None = None
     chunk_index: int = 0
     bytes_sent: int = 0
+
+    def __repr__(self) -> str:
+        return shown(self, data=size_of(self.data))
 
 
 class RequestCompleteEvent(Struct, frozen=True, kw_only=True):
@@ -160,9 +173,16 @@ class WebSocketFrameEvent(Struct, frozen=True, kw_only=True):
     route_id: str | None = None
     client_ip: str
 
+    def __repr__(self) -> str:
+        return shown(self, data=size_of(self.data))
+
 
 class GuardrailInspectEvent(Struct, frozen=True, kw_only=True):
-    """A piece of content that a handler wants looked at."""
+    """A piece of content that a handler wants looked at.
+
+    Lone surrogates, which JSON from a client can smuggle into a str, become replacement characters: no text that is to
+    be sent can have them.
+    """
 
     event_type: ClassVar[EventType] = EventType.GUARDRAIL_INSPECT
 
@@ -175,8 +195,20 @@ class GuardrailInspectEvent(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = {}
 
     def __post_init__(self) -> None:
-        if type(self.categories) is not tuple:
-            force_setattr(self, "categories", tuple(self.categories))
+        force_setattr(self, "content", _sendable(self.content))
+        if self.model is not None:
+            force_setattr(self, "model", _sendable(self.model))
+        force_setattr(self, "categories", tuple(map(_sendable, self.categories)))
+        if self.metadata:
+            metadata = {_sendable(name): _sendable(value) for name, value in self.metadata.items()}
+            force_setattr(self, "metadata", metadata)
+
+    def __repr__(self) -> str:
+        return shown(self, content=size_of(self.content), metadata=names_of(self.metadata))
+
+
+def _sendable(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 BodyChunkEvent = RequestBodyChunkEvent | ResponseBodyChunkEvent

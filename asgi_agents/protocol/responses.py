@@ -7,6 +7,8 @@ from typing import Any, Literal, Self
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from .showing import names_of, shown, size_of, without_query
+
 PROTOCOL_VERSION = 2
 
 
@@ -29,12 +31,18 @@ class Block(Struct, frozen=True):
     body: str | None = None
     headers: Mapping[str, str] | None = None
 
+    def __repr__(self) -> str:
+        return shown(self, body=size_of(self.body), headers=names_of(self.headers))
+
 
 class Redirect(Struct, frozen=True):
     """Send the client elsewhere."""
 
     url: str
     status: int = 302
+
+    def __repr__(self) -> str:
+        return shown(self, url=repr(without_query(self.url)))
 
 
 class Challenge(Struct, frozen=True):
@@ -45,6 +53,9 @@ class Challenge(Struct, frozen=True):
 
     challenge_type: str
     params: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        return shown(self, params=names_of(self.params))
 
 
 Decision = Allow | Block | Redirect | Challenge
@@ -86,12 +97,18 @@ class HeaderOp(Struct, frozen=True):
         """Remove every field of that name."""
         return cls("remove", name)
 
+    def __repr__(self) -> str:
+        return shown(self, value="…")
+
 
 class BodyMutation(Struct, frozen=True):
     """A change to the chunk just shown: ``data`` None passes it, empty drops it, anything else replaces it."""
 
     data: bytes | None = None
     chunk_index: int = 0
+
+    def __repr__(self) -> str:
+        return shown(self, data=size_of(self.data))
 
 
 class AuditMetadata(Struct, frozen=True, kw_only=True):
@@ -109,6 +126,9 @@ class AuditMetadata(Struct, frozen=True, kw_only=True):
                 # A sequence of strings as well, and never meant as one.
                 raise TypeError(f"{field}: expected a sequence of strings, got the string {getattr(self, field)!r}")
         _freeze(self, "tags", "rule_ids", "reason_codes")
+
+    def __repr__(self) -> str:
+        return shown(self, custom=names_of(self.custom))
 
 
 _ALLOW = Allow()
@@ -247,6 +267,9 @@ class Detection(Struct, frozen=True, kw_only=True):
     confidence: float | None = None
     span: TextSpan | None = None
 
+    def __repr__(self) -> str:
+        return shown(self, description=size_of(self.description))
+
 
 class GuardrailResponse(Struct, frozen=True, kw_only=True):
     """The answer to a guardrail inspection. ``confidence`` is 0 to 1."""
@@ -258,6 +281,9 @@ class GuardrailResponse(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _freeze(self, "detections")
+
+    def __repr__(self) -> str:
+        return shown(self, redacted_content=size_of(self.redacted_content))
 
 
 class Acknowledgement(Struct, frozen=True, kw_only=True):

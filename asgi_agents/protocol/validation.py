@@ -21,8 +21,9 @@ from .responses import (
 
 # RFC 9110, section 5.6.2.
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
-# RFC 9110, section 5.5: CR, LF and NUL are dangerous; anything beyond latin-1 can't be sent at all.
-_UNSENDABLE_VALUE = re.compile(r"[\r\n\x00]|[^\x00-\xff]")
+# RFC 9110, section 5.5: CR, LF and NUL are dangerous; at any other control character but a tab servers break the
+# response off, after the app has run; anything beyond latin-1 can't be sent at all.
+_UNSENDABLE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")
 _UNSENDABLE_URL = re.compile(r"[\x00-\x20\x7f]")
 
 # Framing and hop-by-hop fields (RFC 9110, section 7.6.1, and RFC 9112, section 6) belong to the server and the app. An
@@ -132,7 +133,7 @@ def _check_header(field: str, name: object, value: object, *, may_set_host: bool
     if lower == "host" and not may_set_host:
         raise AgentProtocolError(f"{field}: 'host' may only be changed with may_set_host=True, and only on requests")
     if not isinstance(value, str) or _UNSENDABLE_VALUE.search(value):
-        raise AgentProtocolError(f"{field}: the value of {lower!r} contains CR, LF, NUL or non-latin-1 characters")
+        raise AgentProtocolError(f"{field}: the value of {lower!r} contains control or non-latin-1 characters")
 
 
 def _check_mutation(field: str, mutation: object, *, may_mutate: bool) -> None:

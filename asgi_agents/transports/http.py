@@ -10,7 +10,14 @@ import httpx
 from anyio import CancelScope
 
 from .._version import __version__
-from ..errors import AgentConnectionError, AgentError, AgentProtocolError, ConfigurationError, told_by
+from ..errors import (
+    AgentConnectionError,
+    AgentError,
+    AgentProtocolError,
+    ConfigurationError,
+    EventTooLargeError,
+    told_by,
+)
 from ..protocol import TOKEN, Answer, Encoding, Event, EventType, decode_answer, encode_event
 from ..trace_context import inject_trace_context
 from .connections import KEEPALIVE_EXPIRY, Connections, ConnectionStack, PerEventLoop, SharedTransport
@@ -134,6 +141,7 @@ class HttpTransport:
 
         :raises AgentConnectionError: the agent could not be reached, or the connection broke before it answered.
         :raises AgentProtocolError: it answered with something that the protocol does not allow.
+        :raises EventTooLargeError: it answered 413.
         """
         answer = await self._post(encode_event(event, self._encoding))
         return decode_answer(answer, self._encoding, event.event_type)
@@ -175,6 +183,9 @@ class HttpTransport:
         return answer
 
     def _check_head(self, response: httpx.Response) -> None:
+        if response.status_code == 413:
+            # Whoever sends large bodies or headers decides on that: it says nothing of how the agent is.
+            raise EventTooLargeError("it answered 413: it does not take an event of that length")
         if response.status_code != 200:
             raise AgentProtocolError(f"expected status 200, got {response.status_code}")
         headers = response.headers

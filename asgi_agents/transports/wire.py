@@ -90,6 +90,9 @@ def parse_address(where: str, given: object) -> Address:
     if not isinstance(given, str):
         raise ConfigurationError(f"{where}: {given!r}, expected {expected}")
     scheme, separator, rest = given.partition("://")
+    if "@" in rest and scheme != "unix":
+        # Not the address: they may be right.
+        raise ConfigurationError(f"{where}: there are credentials in the address, expected {expected}")
     if separator and scheme == "unix":
         if len(os.fsencode(rest)) > _MAX_PATH_BYTES:
             raise ConfigurationError(f"{where}: {given!r}, expected a path of {_MAX_PATH_BYTES} bytes at most")

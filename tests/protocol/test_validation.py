@@ -290,7 +290,24 @@ def test_a_header_name_is_a_token(make: Any, name: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["a\r\nb: c", "a\rb", "a\n", "\x00", "\u0100", "\u20ac", "\ud800", None, b"a", 1], ids=repr
+    "value",
+    [
+        "a\r\nb: c",
+        "a\rb",
+        "a\n",
+        "\x00",
+        "a\x0bb",
+        "a\x0cb",
+        "a\x1b[31m",
+        "a\x7f",
+        "\u0100",
+        "\u20ac",
+        "\ud800",
+        None,
+        b"a",
+        1,
+    ],
+    ids=repr,
 )
 def test_a_header_value_is_free_of_what_can_not_be_sent(value: Any) -> None:
     for op in (HeaderOp.set("x", value), HeaderOp.add("x", value)):

@@ -31,7 +31,7 @@ from starlette.types import Receive, Scope, Send
 
 from asgi_agents._version import __version__
 from asgi_agents.agent import Agent
-from asgi_agents.errors import AgentConnectionError, AgentProtocolError, ConfigurationError
+from asgi_agents.errors import AgentConnectionError, AgentProtocolError, ConfigurationError, EventTooLargeError
 from asgi_agents.protocol import (
     Acknowledgement,
     AgentResponse,
@@ -325,6 +325,11 @@ async def test_a_bad_answer_is_an_agent_error_that_says_why(response: dict[str, 
     with pytest.raises(AgentProtocolError, match=fault):
         # The guard's part, for the rules that hold for in-process agents too.
         check_response(await transport.call(CHUNK), may_mutate=True, may_set_host=True)
+
+
+async def test_an_agent_that_answers_413_has_been_sent_too_much() -> None:
+    with pytest.raises(EventTooLargeError, match="413"):
+        await answering(413, html="too large").call(CHUNK)
 
 
 async def test_identity_and_an_unreadable_content_length_are_let_through() -> None:
