@@ -247,6 +247,8 @@ def _parse_url(given: object) -> httpx.URL:
     except httpx.InvalidURL as exc:
         # Not the whole URL: there may be credentials in it.
         raise ConfigurationError(f"HttpTransport: url: {exc}, expected {expected}") from exc
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"HttpTransport: url: not UTF-8, expected {expected}") from None
     if url.userinfo:
         without = str(url.copy_with(userinfo=b""))
         raise ConfigurationError(

@@ -969,6 +969,8 @@ async def test_a_client_certificate_is_shown(pki: Pki) -> None:
         ({"url": "agent:9000"}, "url='agent:9000', expected an http:// or https:// URL"),
         ({"url": "ftp://agent/"}, "url='ftp://agent/', expected an http:// or https:// URL"),
         ({"url": "http:///x"}, "url='http:///x', expected an http:// or https:// URL with a host"),
+        ({"url": "http://agent/\ud800"}, "url: not UTF-8, expected an http:// or https:// URL"),
+        ({"url": "http://u:s3cret\ud800@agent/"}, "url: not UTF-8, expected an http:// or https:// URL"),
         ({"url": "http://u:s3cret@agent:port/"}, "url: Invalid port: 'port', expected an http:// or https:// URL"),
         ({"url": "http://u:s3cret@agent/x"}, "url has credentials in it, expected 'http://agent/x' and headers={"),
         ({"encoding": "xml"}, "encoding='xml', expected 'json' or 'msgpack'"),
