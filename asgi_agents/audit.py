@@ -37,7 +37,7 @@ _MAX_TAG_LENGTH: Final = 128
 _MAX_TAG_LENGTHS: Final = 32 * 1024
 # Seconds between two lines about the same fault.
 _LOG_INTERVAL: Final = 60.0
-_UNPRINTABLE: Final = re.compile(r"[\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+_UNPRINTABLE: Final = re.compile(r"[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 
 
 class AuditAnswer(Struct, frozen=True, kw_only=True):
