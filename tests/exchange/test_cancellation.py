@@ -468,8 +468,7 @@ async def test_an_app_that_gave_up_a_send_is_not_left_waiting_for_a_body_that_is
         with anyio.CancelScope() as given_up:
             given_up.cancel()
             await send(start())
-        for _ in range(3):
-            received.append(await receive())
+        received.extend([await receive() for _ in range(3)])
 
     client = _client()
     client.take_nothing()
