@@ -1,11 +1,12 @@
 """All there is to be fuzzed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from random import Random
 from typing import Final
 
 from msgspec import Struct
 
-from . import codecs, framing, reporting, routes, texts, wire
+from . import codecs, exchanges, framing, reporting, routes, texts, wire
 
 
 class Target(Struct, frozen=True):
@@ -32,6 +33,12 @@ def _decoder(run: Callable[[bytes], None], examples: int = 200) -> Target:
     )
 
 
+def _exchange(run: Callable[[bytes], None], examples: int) -> Target:
+    # It takes many choices to make one.
+    chance = Random(0)
+    return Target(run, [b"", *(chance.randbytes(size) for size in (200, 300, 400, 600) for _ in range(8))], examples)
+
+
 TARGETS: Final[Mapping[str, Target]] = {
     "answers": _decoder(codecs.answers),
     "events": _decoder(codecs.events),
@@ -46,4 +53,6 @@ TARGETS: Final[Mapping[str, Target]] = {
     "addresses": _plain(texts.addresses, 50),
     "routes": _plain(routes.routes, 300),
     "reports": _plain(reporting.reports, 60),
+    "http": _exchange(exchanges.http, 600),
+    "websocket": _exchange(exchanges.websocket, 500),
 }
