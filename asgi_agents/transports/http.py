@@ -17,6 +17,8 @@ from .connections import KEEPALIVE_EXPIRY, Connections, ConnectionStack, PerEven
 from .tls import ClientCertificate, client_context
 
 MAX_ANSWER_BYTES: Final = 10 * 1024 * 1024
+# Of a content-length: int() refuses what is much longer.
+_MAX_DIGITS: Final = 18
 
 TransportFactory = Callable[[], httpx.AsyncBaseTransport]
 
@@ -186,7 +188,7 @@ class HttpTransport:
         if content_type.partition(";")[0].strip().lower() != self._encoding.content_type:
             raise AgentProtocolError(f"content-type: expected {self._encoding.content_type}, got {content_type!r:.100}")
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._max_answer_bytes:
+        if length.isdecimal() and (len(length) > _MAX_DIGITS or int(length) > self._max_answer_bytes):
             raise self._too_long()
 
     async def _read_body(self, response: httpx.Response) -> bytes:

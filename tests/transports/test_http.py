@@ -315,6 +315,10 @@ PAGE = "<html><h1>It works!</h1></html>"
             "content-encoding: expected none, got 'gzip'",
         ),
         (
+            {"content": ALLOWED, "headers": {"content-type": "application/json", "content-length": "9" * 5000}},
+            "longer than 10485760 bytes",
+        ),
+        (
             {"content": b" " * 11 * MIB, "headers": {"content-type": "application/json"}},
             "longer than 10485760 bytes",
         ),
