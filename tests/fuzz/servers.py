@@ -74,9 +74,6 @@ class Server:
         raise NotImplementedError
 
     async def send(self, message: Message) -> None:
-        if self.plan.slow and not self.gone:
-            with anyio.move_on_after(self.plan.slow):
-                await self._left()
         if len(self.messages) == self.plan.leaves_after:
             self.leave()
         if self.gone:
@@ -88,6 +85,10 @@ class Server:
             raise RuntimeError(f"Unexpected ASGI message {message['type']!r}")
         self.messages.append(message)
         self._tell()
+        # Servers take a message, and then wait for what they have of it to leave.
+        if self.plan.slow:
+            with anyio.move_on_after(self.plan.slow):
+                await self._left()
 
     def _fits(self, message: Message) -> bool:
         raise NotImplementedError
