@@ -22,9 +22,7 @@ def main() -> None:
         print(f"{names[0]}: nothing to find fault with")
         return
     if importlib.util.find_spec("atheris") is None:
-        sys.exit(
-            "atheris is not installed: pip install -e '.[test,fuzz]' (it is to be had for CPython 3.11 to 3.14 on Linux)"
-        )
+        sys.exit("atheris is not installed. On Linux, with CPython 3.11 to 3.14: pip install -e '.[test,fuzz]'")
     with tempfile.TemporaryDirectory(prefix="asgi-agents-fuzz-") as work:
         findings = Path(work) / "findings"
         findings.mkdir()

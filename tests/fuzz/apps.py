@@ -172,7 +172,7 @@ def _legal(choices: Choices, counter: "count[int]") -> Iterator[Step]:
         yield from _between(choices)
         yield Step("send", {"type": "http.response.body", "body": piece, "more_body": True})
     yield from _between(choices)
-    last: Message = {"type": "http.response.body"}
+    last: dict[str, Any] = {"type": "http.response.body"}
     if choices.flag():
         last |= {"body": b"", "more_body": False}
     elif pieces and choices.flag() and not trailers:
@@ -227,8 +227,8 @@ def _any_step(choices: Choices, counter: "count[int]") -> Step:
             return Step("send", body, how)
         case 5:
             kind = choices.pick(("trailers", "early_hint", "debug", "push", "pathsend", "of_tomorrow"))
-            extra: dict[str, Any] = {"pathsend": {"path": "/x"}, "trailers": {"headers": []}}.get(kind, {})
-            return Step("send", {"type": f"http.response.{kind}", **extra}, how)
+            fields: dict[str, dict[str, Any]] = {"pathsend": {"path": "/x"}, "trailers": {"headers": []}}
+            return Step("send", {"type": f"http.response.{kind}", **fields.get(kind, {})}, how)
         case 6:
             return Step(choices.pick(("read", "read all")), how=how)
         case 7:

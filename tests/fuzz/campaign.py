@@ -87,7 +87,7 @@ def target_run(name: str, seconds: int, corpus: Path, findings: Path, progress: 
 def found(findings: Path) -> list[Finding]:
     """All that there is in the directory."""
     reports = []
-    for path in sorted(findings.iterdir()):
+    for path in sorted(findings.glob("*")):
         if path.suffix != ".txt":
             report = path.with_suffix(".txt")
             text = report.read_text(errors="replace") if report.exists() else "no report: it hung or died"

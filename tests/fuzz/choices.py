@@ -1,4 +1,4 @@
-"""Bytes as a sequence of choices: the same bytes are the same case, and a small change of them is a small change of it."""
+"""Bytes as a sequence of choices: the same bytes are the same case, and with a few others it is much the same."""
 
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar

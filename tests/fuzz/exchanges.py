@@ -181,10 +181,10 @@ def _explained(over: oracle.Over, check: Callable[[], None]) -> None:
 
 def _declares_body(scope: Scope) -> bool:
     """RFC 9112, section 6.3, and that later versions need not say."""
-    headers = dict(scope["headers"])
+    headers: dict[bytes, bytes] = dict(scope["headers"])
     if b"content-length" in headers:
         return headers[b"content-length"] != b"0"
-    return scope["http_version"] == "2" or b"transfer-encoding" in headers
+    return bool(scope["http_version"] == "2") or b"transfer-encoding" in headers
 
 
 def websocket(data: bytes) -> None:

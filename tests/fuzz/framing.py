@@ -95,7 +95,7 @@ def messages(data: bytes) -> None:
     try:
         message = decode_value(kind, wire.message(choices, encoding, names), encoding, at="message")
     except AgentProtocolError as exc:
-        assert str(exc)
+        wire.explained(exc)
         return
     said = encode_value(message, encoding, "message")
     again = decode_value(kind, said, encoding)
@@ -117,7 +117,7 @@ def ids(data: bytes) -> None:
         try:
             found = decode(payload, encoding)
         except AgentProtocolError as exc:
-            assert str(exc)
+            wire.explained(exc)
             continue
         assert isinstance(found.correlation_id, str)
         assert isinstance(found.traceparent, str)

@@ -2,7 +2,8 @@
 
 import asyncio
 import selectors
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import anyio
@@ -45,9 +46,6 @@ class _Loop(asyncio.SelectorEventLoop):
 
 def run(backend: str, function: Callable[[], Awaitable[None]]) -> None:
     """Run ``function`` on ``backend``. Raises :class:`Stuck` if it never ends, or leaves tasks behind."""
-    # Else it takes tasks that are ready in any order; as for Hypothesis, see trio#890.
-    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
-    trio_run._r.seed(0)  # type: ignore[attr-defined]
     options: dict[str, Any] = {"loop_factory": _Loop} if backend == "asyncio" else {"clock": MockClock(0, 0)}
 
     async def bounded() -> None:
@@ -59,7 +57,22 @@ def run(backend: str, function: Callable[[], Awaitable[None]]) -> None:
         if left - _OF_THE_LOOP:
             raise Stuck(f"tasks are left: {left}")
 
-    anyio.run(bounded, backend=backend, backend_options=options)
+    with _in_order():
+        anyio.run(bounded, backend=backend, backend_options=options)
+
+
+@contextmanager
+def _in_order() -> Iterator[None]:
+    """Trio takes tasks that are ready in any order, unless it is told not to, as by Hypothesis (trio#890)."""
+    before = trio_run._ALLOW_DETERMINISTIC_SCHEDULING
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    state = trio_run._r.getstate()
+    trio_run._r.seed(0)
+    try:
+        yield
+    finally:
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
+        trio_run._r.setstate(state)
 
 
 # Trio's own.

@@ -1,4 +1,4 @@
-"""What has to hold for one HTTP exchange, told from what its agents, its app and its client saw, and from nothing else."""
+"""What has to hold for one HTTP exchange, told from what its agents, its app and its client saw."""
 
 from collections.abc import Iterable, Sequence
 

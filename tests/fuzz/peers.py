@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -282,11 +283,9 @@ async def _serve(choices: Choices) -> None:
 
 def _events(stream: bytes, kind: Framing) -> int:
     """How many frames of ``stream`` want an answer."""
-    found = []
-    try:
+    found: list[bytes] = []
+    with suppress(AgentProtocolError):
         found.extend(FrameReader(kind).feed(stream))
-    except AgentProtocolError:
-        pass
     return len(found) if kind is Framing.ENVELOPE else sum(frame[0] in EVENT_OF_MESSAGE for frame in found)
 
 
@@ -367,7 +366,7 @@ def http_calling_end(data: bytes) -> None:
         try:
             answer = await transport.call(event)
         except AgentError as exc:
-            assert str(exc)
+            wire.explained(exc)
         else:
             assert isinstance(answer, AgentResponse | GuardrailResponse | Acknowledgement)
         longest = max(map(len, body._pieces))

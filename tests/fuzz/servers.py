@@ -1,4 +1,4 @@
-"""The server's side of a connection, that does nothing which ASGI forbids, and notes what is forbidden in what it gets."""
+"""The server's side of a connection: does nothing that ASGI forbids, and notes what it is sent that is forbidden."""
 
 from collections.abc import Sequence
 from typing import Any, Final

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from asgi_agents import AgentResponse, AuditMetadata, BodyMutation, HeaderOp
+from asgi_agents import AgentError, AgentResponse, AuditMetadata, BodyMutation, HeaderOp
+from asgi_agents.errors import printable
 from asgi_agents.protocol import (
     Acknowledgement,
     Answer,
@@ -249,6 +250,12 @@ def plain(value: Any, encoding: Encoding) -> Any:
             return {sendable(name): plain(item, encoding) for name, item in value.items()}
         case _:
             return value
+
+
+def explained(exc: AgentError) -> None:
+    """An error says what is wrong, in words that can be written down."""
+    assert str(exc)
+    printable(str(exc)).encode()
 
 
 def seeds() -> list[bytes]:
