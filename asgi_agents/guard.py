@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import anyio
 from anyio import CancelScope
+from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct, structs
 
 from .attributes import AGENT_ID, EVENT, ROUTE
@@ -570,7 +571,10 @@ class Guard:
         except AgentTimeoutError as exc:
             raise _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {call.timeout:g} s") from exc
         except asyncio.CancelledError as exc:
-            if was_asked_for():
+            # No cancellation reaches what can't suspend.
+            if self._transport.may_suspend(event.event_type) and was_asked_for():
+                # In the caller's scope's own words, if it has not had its say yet.
+                await checkpoint_if_cancelled()
                 raise
             # Its own, from a task or future of the agent's that was cancelled: a failure like any other.
             raise AgentError("raised CancelledError, though nobody has cancelled it") from exc

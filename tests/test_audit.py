@@ -1100,6 +1100,19 @@ async def test_nobody_can_forge_a_line_of_the_log(text: str, redact: bool, log: 
     assert audited.record.path == f"/{forged}"
 
 
+# Unicode Standard Annex #9, section 2
+@pytest.mark.parametrize(
+    "control", [*"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"], ids=ascii
+)
+async def test_no_text_makes_a_terminal_show_a_line_in_another_order(control: str, log: Lines) -> None:
+    notes = AuditMetadata(tags=[f"{control}abc"])
+    audited = Audited(App(), Probe(request_headers=AgentResponse.allow(audit=notes)))
+    await Client().call(audited)
+    (line,) = log.lines
+    assert control not in line
+    assert json.loads(line) == dictionary(audited.record)
+
+
 class Score(float):
     """As numpy.float64 is one."""
 

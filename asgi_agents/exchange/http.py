@@ -253,10 +253,10 @@ class HttpExchange:
         self._inbound.pause()
         self._refusing = True
         await self._response.stop(decision)
+        # Also where the response was complete already, or broken off by the app itself: what it still does is its own
+        # business, but it gets no more of the body.
+        self._inbound.end(_DISCONNECT)
         if not self._response.stopped:
-            # The response was complete already; what the app still does is its own business, but it gets no more of the
-            # body.
-            self._inbound.end(_DISCONNECT)
             return
         # Where the app is in the middle of its receive: don't let it take the disconnect for an error of its own first.
         await checkpoint()

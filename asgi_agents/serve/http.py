@@ -18,7 +18,8 @@ from ..protocol import PROTOCOL_VERSION, Encoding, Event, decode_event, encode_a
 from .hooks import Hooks, NoAnswer, require_agent, require_positive
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
-
+# Of a content-length: int() refuses what is much longer.
+_MAX_DIGITS: Final = 18
 _ENCODINGS: Final = {encoding.content_type: encoding for encoding in Encoding}
 
 
@@ -92,7 +93,7 @@ class _AgentApp:
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         too_long = HTTPException(413, f"the event is longer than {self._max_event_bytes} bytes")
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._max_event_bytes:
+        if length.isdecimal() and (len(length) > _MAX_DIGITS or int(length) > self._max_event_bytes):
             raise too_long
         body = bytearray()
         more = True

@@ -24,6 +24,8 @@ from .connections import KEEPALIVE_EXPIRY, Connections, ConnectionStack, PerEven
 from .tls import ClientCertificate, client_context
 
 MAX_ANSWER_BYTES: Final = 10 * 1024 * 1024
+# Of a content-length: int() refuses what is much longer.
+_MAX_DIGITS: Final = 18
 
 TransportFactory = Callable[[], httpx.AsyncBaseTransport]
 
@@ -197,7 +199,7 @@ class HttpTransport:
         if content_type.partition(";")[0].strip().lower() != self._encoding.content_type:
             raise AgentProtocolError(f"content-type: expected {self._encoding.content_type}, got {content_type!r:.100}")
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._max_answer_bytes:
+        if length.isdecimal() and (len(length) > _MAX_DIGITS or int(length) > self._max_answer_bytes):
             raise self._too_long()
 
     async def _read_body(self, response: httpx.Response) -> bytes:
@@ -258,6 +260,8 @@ def _parse_url(given: object) -> httpx.URL:
     except httpx.InvalidURL as exc:
         # Not the whole URL: there may be credentials in it.
         raise ConfigurationError(f"HttpTransport: url: {exc}, expected {expected}") from exc
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"HttpTransport: url: not UTF-8, expected {expected}") from None
     if url.userinfo:
         without = str(url.copy_with(userinfo=b""))
         raise ConfigurationError(

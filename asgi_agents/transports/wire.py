@@ -94,9 +94,14 @@ def parse_address(where: str, given: object) -> Address:
         # Not the address: they may be right.
         raise ConfigurationError(f"{where}: there are credentials in the address, expected {expected}")
     if separator and scheme == "unix":
-        if len(os.fsencode(rest)) > _MAX_PATH_BYTES:
+        try:
+            size = len(os.fsencode(rest))
+        except UnicodeEncodeError:
+            # Names that are no text are written with surrogates of their own (PEP 383); others name nothing.
+            size = 0
+        if size > _MAX_PATH_BYTES:
             raise ConfigurationError(f"{where}: {given!r}, expected a path of {_MAX_PATH_BYTES} bytes at most")
-        if not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
+        if size == 0 or not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
             raise ConfigurationError(
                 f"{where}: {given!r}, expected the absolute path of a socket: unix:///run/agent.sock"
             )
@@ -104,7 +109,16 @@ def parse_address(where: str, given: object) -> Address:
     if separator and scheme == "tcp":
         host, colon, port = rest.rstrip("/").rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isascii() or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
+        sendable = not any("\ud800" <= char <= "\udfff" for char in host)
+        if (
+            not colon
+            or not host
+            or not sendable
+            or not port.isascii()
+            or not port.isdecimal()
+            or len(port) > 5
+            or int(port) > 65535
+        ):
             raise ConfigurationError(f"{where}: {given!r}, expected a host and a port: tcp://127.0.0.1:9000")
         return Address(given, host=host, port=int(port))
     raise ConfigurationError(f"{where}: {given!r}, expected {expected}")

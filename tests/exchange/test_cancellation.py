@@ -21,9 +21,22 @@ from asgi_agents import (
     CircuitBreakerConfig,
     GuardrailInspectEvent,
     GuardrailResponse,
+    ResponseAborted,
 )
 
-from .asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, assert_nothing_left, body, settle, start
+from .asgi import (
+    DISCONNECT,
+    VIRTUAL_TIME,
+    App,
+    Client,
+    Held,
+    Probe,
+    SlowProbe,
+    assert_nothing_left,
+    body,
+    settle,
+    start,
+)
 
 STREAM = BodyMode.STREAM
 
@@ -443,3 +456,22 @@ async def test_a_cancelled_request_ends_the_task_that_judges_beside_it(expires: 
     assert first.held.cancelled == 1
     assert client.messages == []
     await _assert_the_next_one_works(middleware)
+
+
+async def test_an_app_that_gave_up_a_send_is_not_left_waiting_for_a_body_that_is_refused(probe: type[Probe]) -> None:
+    agent = probe(
+        request_body=lambda event: AgentResponse.block() if event.data == b"two" else None, response_headers=None
+    )
+    received: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.CancelScope() as given_up:
+            given_up.cancel()
+            await send(start())
+        received.extend([await receive() for _ in range(3)])
+
+    client = _client()
+    client.take_nothing()
+    with anyio.move_on_after(1), pytest.raises(ResponseAborted, match="the app cancelled a send"):
+        await client.call(AgentMiddleware(app, agents=[AgentConfig("a", agent, request_body_mode=STREAM)]))
+    assert received[1:] == [DISCONNECT, DISCONNECT]

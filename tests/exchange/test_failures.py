@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from asgi_agents import (
     AgentConfig,
@@ -233,6 +235,46 @@ async def test_an_agent_that_raises_a_cancellation_of_its_own_making_is_in_error
         assert it.client.status == (503 if mode is FailureMode.CLOSED else 200)
     assert it.manager.metrics["a"].outcomes["error"] >= 1
     assert_nothing_left(it.manager)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancellation_of_an_agents_own_making_is_not_that_of_an_app_which_polls(
+    probe: type[Probe], anyio_backend: str
+) -> None:
+    """As ``Request.is_disconnected()`` does, which receives within a scope that is cancelled already."""
+
+    def fail(event: object) -> AgentResponse:
+        raise asyncio.CancelledError
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.CancelScope() as polling:
+            polling.cancel()
+            await receive()
+        await App()(scope, receive, send)
+
+    client = Client("POST", body=[b"one", b"two"])
+    config = AgentConfig("a", probe(request_body=fail), request_body_mode=BodyMode.STREAM)
+    await client.call(guarded(app, config))
+    assert (client.status, client.body) == (503, b"Agent unavailable")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancellation_of_an_agents_own_making_does_not_escape_the_scope_of_a_send(anyio_backend: str) -> None:
+    went_on = False
+
+    def fail(event: object) -> AgentResponse:
+        raise asyncio.CancelledError
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal went_on
+        with anyio.CancelScope() as given_up:
+            given_up.cancel()
+            await send(start())
+        went_on = True
+
+    with pytest.raises(ResponseAborted, match="the app cancelled a send"):
+        await Client().call(guarded(app, AgentConfig("a", SlowProbe(response_headers=fail))))
+    assert went_on
 
 
 @pytest.mark.parametrize("mode", FailureMode)

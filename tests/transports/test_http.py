@@ -315,6 +315,10 @@ PAGE = "<html><h1>It works!</h1></html>"
             "content-encoding: expected none, got 'gzip'",
         ),
         (
+            {"content": ALLOWED, "headers": {"content-type": "application/json", "content-length": "9" * 5000}},
+            "longer than 10485760 bytes",
+        ),
+        (
             {"content": b" " * 11 * MIB, "headers": {"content-type": "application/json"}},
             "longer than 10485760 bytes",
         ),
@@ -1004,6 +1008,8 @@ async def test_a_client_certificate_is_shown(pki: Pki) -> None:
         ({"url": "agent:9000"}, "url='agent:9000', expected an http:// or https:// URL"),
         ({"url": "ftp://agent/"}, "url='ftp://agent/', expected an http:// or https:// URL"),
         ({"url": "http:///x"}, "url='http:///x', expected an http:// or https:// URL with a host"),
+        ({"url": "http://agent/\ud800"}, "url: not UTF-8, expected an http:// or https:// URL"),
+        ({"url": "http://u:s3cret\ud800@agent/"}, "url: not UTF-8, expected an http:// or https:// URL"),
         ({"url": "http://u:s3cret@agent:port/"}, "url: Invalid port: 'port', expected an http:// or https:// URL"),
         ({"url": "http://u:s3cret@agent/x"}, "url has credentials in it, expected 'http://agent/x' and headers={"),
         ({"encoding": "xml"}, "encoding='xml', expected 'json' or 'msgpack'"),

@@ -52,6 +52,8 @@ UNIX, TCP = "unix:///run/waf.sock", "tcp://127.0.0.1:9000"
         ({"endpoints": "unix:///run/"}, "expected the absolute path of a socket"),
         ({"endpoints": "unix://"}, "expected the absolute path of a socket"),
         ({"endpoints": "unix:///run/\0waf"}, "expected the absolute path of a socket"),
+        ({"endpoints": "unix:///run/\ud800"}, "expected the absolute path of a socket"),
+        ({"endpoints": "tcp://\ud800:9000"}, "expected a host and a port"),
         ({"endpoints": "tcp://"}, "expected a host and a port"),
         ({"endpoints": "tcp://127.0.0.1"}, "expected a host and a port"),
         ({"endpoints": "tcp://:9000"}, "expected a host and a port"),
