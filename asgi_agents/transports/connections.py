@@ -40,6 +40,15 @@ class Connection(httpx.AsyncHTTPTransport):
             request.extensions["trace"] = self._keep_socket
         return await super().handle_async_request(request)
 
+    @property
+    def reusable(self) -> bool:
+        """Whether nothing has come after the last response.
+
+        RFC 9112, section 6.3: that must not be processed as another response. httpcore 1.0.9 gives what has come in one
+        piece with a response to the next request; only what comes later makes it close the connection by itself.
+        """
+        return all(_is_read_to_the_end(connection) for connection in self._pool.connections)
+
     async def aclose(self) -> None:
         with CancelScope(shield=True):
             await super().aclose()
@@ -50,6 +59,15 @@ class Connection(httpx.AsyncHTTPTransport):
         # httpcore 1.0.9 leaves the socket of a cancelled TLS handshake to the garbage collector.
         if name in _CONNECTED:
             self._socket = info["return_value"]
+
+
+def _is_read_to_the_end(connection: Any) -> bool:
+    try:
+        # There is no public way to it. Where this one is gone nothing is kept, which is slow, and not wrong.
+        surplus, _ = connection._connection._h11_state.trailing_data
+    except AttributeError:
+        return False
+    return not surplus
 
 
 class ConnectionStack:
@@ -76,7 +94,7 @@ class ConnectionStack:
         except BaseException:
             await connection.aclose()
             raise
-        if self._closed:
+        if self._closed or not connection.reusable:
             await connection.aclose()
             return
         now = time.monotonic()

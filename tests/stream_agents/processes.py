@@ -1,12 +1,13 @@
 """Agents in processes of their own, which can be killed, frozen and asked to end."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -30,12 +31,13 @@ def until(condition: Callable[[], T], *, patience: float = PATIENCE, told: Calla
     return found
 
 
-class AgentProcess:
-    """An agent of :mod:`tests.stream_agents.agents`, served from the command line at ``arguments``."""
+class PythonProcess:
+    """A module that is run as ``python -m``, with ``environment`` added to our own."""
 
-    def __init__(self, place: Path, agent: str, *arguments: str) -> None:
-        self._log = place / "log"
-        self._command = [sys.executable, "-m", "asgi_agents.serve", f"{__package__}.agents:{agent}", *arguments]
+    def __init__(self, log: Path, module: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self._log = log
+        self._command = [sys.executable, "-m", *module]
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,20 +52,23 @@ class AgentProcess:
         return self._log.read_text()
 
     @property
-    def addresses(self) -> list[str]:
-        """Where it listens."""
-        return re.findall(r"listening on (\S+)", self.said)
+    def ended(self) -> bool:
+        """Whether there is no process now."""
+        return self._process is None or self._process.poll() is not None
 
-    def start(self) -> None:
+    def start(self, pass_fds: Sequence[int] = ()) -> None:
         """Start it, whether it is up yet or not."""
         assert self._process is None or self._process.returncode is not None
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-    def wait_up(self, addresses: int = 1) -> list[str]:
-        """Wait until it listens; returns where."""
-        until(lambda: len(self.addresses) == addresses, told=lambda: self.said)
-        return self.addresses
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                pass_fds=pass_fds,
+            )
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -89,6 +94,23 @@ class AgentProcess:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+
+class AgentProcess(PythonProcess):
+    """An agent of :mod:`tests.stream_agents.agents`, served from the command line at ``arguments``."""
+
+    def __init__(self, place: Path, agent: str, *arguments: str) -> None:
+        super().__init__(place / "log", ["asgi_agents.serve", f"{__package__}.agents:{agent}", *arguments])
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens."""
+        return re.findall(r"listening on (\S+)", self.said)
+
+    def wait_up(self, addresses: int = 1) -> list[str]:
+        """Wait until it listens; returns where."""
+        until(lambda: len(self.addresses) == addresses, told=lambda: self.said)
+        return self.addresses
 
 
 @contextmanager

@@ -48,6 +48,7 @@ from asgi_agents.protocol import (
     check_response,
     decode_event,
     encode_answer,
+    encode_event,
 )
 from asgi_agents.serve import agent_app
 from asgi_agents.transports import HttpTransport, Transport, connections
@@ -478,6 +479,33 @@ async def test_a_connection_is_used_again() -> None:
         for _ in range(3):
             await transport.call(CHUNK)
         assert agent.accepted == 1
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["at once", "apart"])
+async def test_an_answer_too_many_is_not_taken_for_the_next_one(apart: bool) -> None:
+    """RFC 9112, section 6.3: what follows a response must not be processed as another."""
+
+    async def behave(stream: anyio.abc.ByteStream) -> None:
+        while True:
+            event = await read_request(stream)
+            answer = raw_answer(b'{"routing_metadata":{"event":"%d"}}' % len(event))
+            await stream.send(answer if apart else 2 * answer)
+            if apart:
+                await anyio.sleep(0.01)
+                await stream.send(answer)
+
+    async with raw_agent(behave) as agent:
+        transport = HttpTransport(agent.url)
+        for size in range(10, 13):
+            event = RequestBodyChunkEvent(correlation_id="c" * size, data=b"", is_last=True)
+            asked = len(encode_event(event, Encoding.JSON))
+            answer = await transport.call(event)
+            assert isinstance(answer, AgentResponse)
+            assert answer.routing_metadata == {"event": str(asked)}
+            # The second one has come, if it was not there from the beginning.
+            await anyio.sleep(0.04)
+        assert agent.accepted == 3
         await transport.aclose()
 
 
