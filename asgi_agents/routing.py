@@ -62,53 +62,13 @@ class Route:
         return (self.methods is None or method in self.methods) and self.regex.match(path) is not None
 
 
-class RouteIndex:
-    """Finds the first of many routes without trying each of them.
+class Router:
+    """Finds the first route that matches a connection.
 
     A route can only match what begins as its pattern does, up to the first parameter. So those that may match are found
-    with a look-up for each length that such a beginning has, however many routes there are; the pattern is then tried
-    on them alone. What came of it is remembered for a while.
+    with a look-up for each length that such a beginning has, however many routes there are, and the pattern is tried on
+    them alone. What came of it is remembered for a while.
     """
-
-    __slots__ = ("_by_prefix", "_known", "_lengths", "_methods_matter")
-
-    def __init__(self, routes: Sequence[Route]) -> None:
-        # With their numbers: the first of them wins, whatever its beginning.
-        self._by_prefix: dict[str, list[tuple[int, Route]]] = {}
-        for number, route in enumerate(routes):
-            self._by_prefix.setdefault(route.prefix, []).append((number, route))
-        self._lengths = sorted({len(prefix) for prefix in self._by_prefix})
-        self._methods_matter = any(route.methods is not None for route in routes)
-        # Paths that came lately.
-        self._known: dict[str | tuple[str, str], Route | None] = {}
-
-    def find(self, path: str, method: str) -> Route | None:
-        """The first route that matches."""
-        key = (path, method) if self._methods_matter else path
-        try:
-            return self._known[key]
-        except KeyError:
-            route = self._search(path, method.upper())
-        if len(path) <= _MAX_KNOWN_LENGTH:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            self._known[key] = route
-        return route
-
-    def _search(self, path: str, method: str) -> Route | None:
-        best, found = math.inf, None
-        for length in self._lengths:
-            for number, route in self._by_prefix.get(path[:length], ()):
-                if number > best:
-                    break
-                if route.matches(path, method):
-                    best, found = number, route
-                    break
-        return found
-
-
-class Router:
-    """Finds the first route that matches a connection."""
 
     def __init__(
         self,
@@ -123,7 +83,14 @@ class Router:
         for route in self.routes or ():
             if not isinstance(route, Route):
                 raise ConfigurationError(f"AgentMiddleware: routes contains {route!r}, expected Route instances")
-        self._index = RouteIndex(self.routes or ())
+        # With their numbers: the first of them wins, whatever its beginning.
+        self._by_prefix: dict[str, list[tuple[int, Route]]] = {}
+        for number, route in enumerate(self.routes or ()):
+            self._by_prefix.setdefault(route.prefix, []).append((number, route))
+        self._lengths = sorted({len(prefix) for prefix in self._by_prefix})
+        self._methods_matter = any(route.methods is not None for route in self.routes or ())
+        # By path, or by path, root_path and method where these matter.
+        self._known: dict[str | tuple[str, str, str], Route | None] = {}
         if default_agents is None:
             self.default_agents: tuple[AgentReference, ...] | None = None if routes is None else ()
         else:
@@ -160,13 +127,31 @@ class Router:
         if not self.routes:
             return None
         path: str = scope["path"]
-        root = self._root_path or scope.get("root_path")
-        if root:
-            path = path_below_root(path, root)
-        if path[:1] != "/":
+        root: str = self._root_path or scope.get("root_path", "")
+        method: str = scope.get("method", "GET") if self._methods_matter else ""
+        key = (path, root, method) if root or method else path
+        if key in self._known:
+            return self._known[key]
+        route = self._search(path_below_root(path, root), method.upper())
+        if len(path) <= _MAX_KNOWN_LENGTH:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = route
+        return route
+
+    def _search(self, path: str, method: str) -> Route | None:
+        if not path.startswith("/"):
             # `*`, or a target of a form that a server has not made sense of: not a way around `/{rest:path}`.
             path = "/" + path
-        return self._index.find(path, scope.get("method") or "GET")
+        best, found = math.inf, None
+        for length in self._lengths:
+            for number, route in self._by_prefix.get(path[:length], ()):
+                if number > best:
+                    break
+                if route.matches(path, method):
+                    best, found = number, route
+                    break
+        return found
 
 
 def path_below_root(path: str, root: str) -> str:
