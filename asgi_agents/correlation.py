@@ -2,14 +2,24 @@
 
 import logging
 from contextvars import ContextVar, Token
-from typing import Final
+from typing import Final, Protocol
 
 logger = logging.getLogger("asgi_agents")
 
-_current: Final[ContextVar[str]] = ContextVar("asgi_agents_correlation_id", default="")
+
+class Named(Protocol):
+    """A connection, which may get its name only when somebody asks for it."""
+
+    @property
+    def correlation_id(self) -> str:
+        """Its name."""
+        ...
 
 
-#: The current id, without a call of Python's.
+_current: Final[ContextVar[Named | str]] = ContextVar("asgi_agents_correlation_id", default="")
+
+
+#: Whose code is running, or "".
 current = _current.get
 
 
@@ -18,14 +28,15 @@ def current_correlation_id() -> str:
 
     In the app, in in-process agents, and in agents that ``asgi_agents.serve`` runs.
     """
-    return _current.get()
+    found = _current.get()
+    return found if isinstance(found, str) else found.correlation_id
 
 
-#: Make an id the current one; returns the token for :func:`leave`.
+#: Make a connection, or an id, the current one; returns the token for :func:`leave`.
 enter = _current.set
 
 
-def leave(token: Token[str]) -> None:
+def leave(token: Token[Named | str]) -> None:
     """Back to what was before."""
     try:
         _current.reset(token)
@@ -44,5 +55,5 @@ class CorrelationFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Lets everything through."""
-        record.correlation_id = getattr(record, "correlation_id", None) or _current.get() or "-"
+        record.correlation_id = getattr(record, "correlation_id", None) or current_correlation_id() or "-"
         return True

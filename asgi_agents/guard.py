@@ -47,6 +47,7 @@ from .protocol import (
     RequestHeadersEvent,
     check_response,
 )
+from .protocol.events import PendingMetadata
 from .protocol.stream import correlation_id_of
 from .telemetry import ActiveSpan, Telemetry
 from .trace_context import current_traceparent
@@ -159,6 +160,11 @@ class Guard:
     def max_body_size(self) -> int | None:
         """How many bytes of a body the agent says that it takes at a time, if it has said."""
         return None if self.client is None else self.client.max_body_size
+
+    @property
+    def local(self) -> bool:
+        """Whether the agent is called directly, so that what it is shown doesn't leave the process."""
+        return type(self._transport) is InProcessTransport
 
     @property
     def keeps_requests(self) -> bool:
@@ -384,8 +390,11 @@ class Guard:
         with span:
             if isinstance(call.event, RequestHeadersEvent):
                 # What the agent does for this call belongs under it, not beside it.
+                metadata = call.event.metadata
+                if isinstance(metadata, PendingMetadata):
+                    metadata = metadata.written()
                 call.event = structs.replace(
-                    call.event, metadata=structs.replace(call.event.metadata, traceparent=current_traceparent())
+                    call.event, metadata=structs.replace(metadata, traceparent=current_traceparent())
                 )
             verdict, answer = await self._call(call)
             span.tell(verdict, given_up=call.given_up)

@@ -85,6 +85,7 @@ class Lineup:
         "concerns_http",
         "concerns_websockets",
         "connections",
+        "heads_stay",
         "hear_heads",
         "hears",
         "hears_heads_only",
@@ -107,6 +108,8 @@ class Lineup:
 
         #: Those that hear the heads of requests.
         self.hear_heads = self._by_event[EventType.REQUEST_HEADERS]
+        #: Whether no head leaves the process.
+        self.heads_stay = all(agent.guard.local for agent in self.hear_heads)
         #: The events that any agent hears.
         self.hears = frozenset(event_type for event_type, hearing in self._by_event.items() if hearing)
         #: Whether anything of a request, or of a websocket session, concerns any agent.

@@ -12,7 +12,7 @@ from .config import AgentConfig
 from .correlation import current, enter, leave
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .exchange import AgentContext, ChallengeRenderer, serve_http, serve_websocket
-from .exchange.scope import CORRELATION_HEADER, correlation_id, headers_of
+from .exchange.scope import CORRELATION_HEADER, headers_of
 from .lineup import AgentReference, Lineup
 from .manager import AgentManager
 from .protocol import TOKEN, Headers
@@ -132,26 +132,20 @@ class AgentMiddleware:
         """Serve a connection that has agents, or is to be named all the same."""
         state = scope.setdefault("state", {})
         outer = state.get("agents")
-        live = self.manager.live_correlation_ids
         headers = Headers.from_raw(headers_of(scope))
-        correlation = correlation_id(headers, live, self._correlation_header)
-        context = AgentContext(
-            self.manager,
-            lineup,
-            correlation,
-            None if route is None else route.path,
-            self._correlation_header,
-            headers,
-            mark_current_span(correlation),
-        )
+        name = self._correlation_header
+        context = AgentContext(self.manager, lineup, None, None if route is None else route.path, name, headers)
+        if name and headers.raw_first(name) is not None:
+            # A name that the client has given is taken before anybody else can have it.
+            context.find_name()
+        context.server_span = mark_current_span(context)
         audit = Audit(self._auditor, scope, context) if lineup.agents and self._auditor.wanted() else None
         if audit is not None or self._exposed_as is not None:
-            send = _watched(send, audit, self._exposed_as, correlation.encode())
+            send = _watched(send, audit, self._exposed_as, context)
         error: str | None = None
         state["agents"] = context
         lineup.connections += 1
-        live.add(correlation)
-        entered = enter(correlation)
+        entered = enter(context)
         try:
             if scope["type"] == "http":
                 if lineup.concerns_http:
@@ -164,7 +158,6 @@ class AgentMiddleware:
             raise
         finally:
             lineup.connections -= 1
-            live.discard(correlation)
             context.close()
             if audit is not None:
                 audit.end(error)
@@ -220,13 +213,13 @@ def _is_guarded(scope: Scope) -> bool:
     return isinstance((scope.get("state") or {}).get("agents"), AgentContext)
 
 
-def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, correlation: bytes) -> Send:
+def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, context: AgentContext) -> Send:
     """``send``, with the audit looking on and the correlation id in the head of the response."""
 
     async def watched(message: Message) -> None:
         if exposed_as is not None and message["type"] in _HEADS:
             headers = [(name, value) for name, value in message.get("headers") or () if name.lower() != exposed_as]
-            message = {**message, "headers": [*headers, (exposed_as, correlation)]}
+            message = {**message, "headers": [*headers, (exposed_as, context.correlation_id.encode())]}
         await send(message)
         if audit is not None:
             audit.sent(message)

@@ -133,7 +133,7 @@ class Router:
         if key in self._known:
             return self._known[key]
         route = self._search(path_below_root(path, root), method.upper())
-        if len(path) <= _MAX_KNOWN_LENGTH:
+        if len(path) + len(root) + len(method) <= _MAX_KNOWN_LENGTH:
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             self._known[key] = route

@@ -24,7 +24,7 @@ from ..protocol import (
 )
 from ..telemetry import SessionSpan
 from ..trace_context import ServerSpan
-from .scope import CORRELATION_HEADER
+from .scope import CORRELATION_HEADER, find_correlation_id
 
 # A websocket or event stream may live for days: remember the newest.
 _MAX_VERDICTS = 1000
@@ -65,7 +65,6 @@ class CallCount:
 class AgentContext(Struct, eq=False):
     """One connection's dealings with its agents so far.
 
-    :ivar correlation_id: names the connection to agents, in logs and in traces.
     :ivar route: the pattern of the matched :class:`Route`, or None.
     """
 
@@ -73,11 +72,11 @@ class AgentContext(Struct, eq=False):
 
     _manager: AgentManager
     lineup: Lineup
-    correlation_id: str
+    _name: str | None
     route: str | None
     correlation_header: bytes = CORRELATION_HEADER
-    #: The request's, where they are known already.
-    headers: Headers | None = None
+    #: The request's.
+    headers: Headers = Headers()
     #: The span that was current when the connection came; messages may be sent from another's task.
     server_span: ServerSpan | None = None
     request_ops: list[HeaderOp] = []
@@ -95,6 +94,22 @@ class AgentContext(Struct, eq=False):
 
     def __repr__(self) -> str:
         return f"<AgentContext {self.correlation_id!r}>"
+
+    @property
+    def correlation_id(self) -> str:
+        """Names the connection to agents, in logs and in traces.
+
+        Where the client has not given one, it is made when somebody asks for it first: often nobody does.
+        """
+        return self._name or self.find_name()
+
+    def find_name(self) -> str:
+        """Give the connection its id."""
+        live = self._manager.live_correlation_ids
+        name = self._name = find_correlation_id(self.headers, live, self.correlation_header)
+        if not self._closed:
+            live.add(name)
+        return name
 
     @property
     def decision(self) -> AgentDecision:
@@ -202,6 +217,8 @@ class AgentContext(Struct, eq=False):
     def close(self) -> None:
         """The connection is over."""
         self._closed = True
+        if self._name is not None:
+            self._manager.live_correlation_ids.discard(self._name)
         if self._sessions is not None:
             for session in self._sessions.values():
                 if session is not None:

@@ -86,7 +86,7 @@ def declares_body(scope: Scope) -> bool:
     )
 
 
-def correlation_id(headers: Headers, taken: Container[str] = (), name: bytes = CORRELATION_HEADER) -> str:
+def find_correlation_id(headers: Headers, taken: Container[str] = (), name: bytes = CORRELATION_HEADER) -> str:
     """The header of that ``name`` where it is a sane token that no connection has ``taken``, else a new UUIDv7.
 
     Agents keep state under this id: a client that could choose another's would reach into it.
@@ -124,19 +124,22 @@ def _make_suffixes() -> None:
     _id_suffixes.extend([middle + digits[start : start + 12] for start in range(0, 12 * _BLOCK, 12)])
 
 
-def timestamp() -> str:
-    """Now, as RFC 3339 in UTC with milliseconds."""
-    if time.time_ns() // 1_000_000 != _written_ms:
-        _write_now()
-    return _timestamp
+def timestamp(nanoseconds: int) -> str:
+    """A time since the epoch, as RFC 3339 in UTC with milliseconds."""
+    milliseconds = nanoseconds // 1_000_000
+    return _timestamp if milliseconds == _written_ms else _write_time(milliseconds)
+
+
+def _write_time(milliseconds: int) -> str:
+    second, rest = divmod(milliseconds, 1000)
+    return f"{datetime.fromtimestamp(second, UTC).isoformat()[:-6]}.{rest:03d}+00:00"
 
 
 def _write_now() -> None:
     global _written_ms, _timestamp, _id_prefix
     now = time.time_ns() // 1_000_000
     _id_prefix = f"{now >> 16:08x}-{now & 0xFFFF:04x}"
-    second, milliseconds = divmod(now, 1000)
-    _timestamp = f"{datetime.fromtimestamp(second, UTC).isoformat()[:-6]}.{milliseconds:03d}+00:00"
+    _timestamp = _write_time(now)
     # Last: other threads have event loops of their own.
     _written_ms = now
 
@@ -170,6 +173,27 @@ def request_headers_event(
     """
     if headers is None:
         headers = Headers.from_raw(headers_of(scope))
+    return RequestHeadersEvent(
+        metadata=request_metadata(
+            scope, correlation, route, headers, name=name, traceparent=traceparent, came_at=time.time_ns()
+        ),
+        method=str(scope.get("method", "GET")),
+        uri=uri(scope),
+        headers=headers,
+    )
+
+
+def request_metadata(
+    scope: Scope,
+    correlation: str,
+    route: str | None,
+    headers: Headers,
+    *,
+    name: bytes,
+    traceparent: str | None,
+    came_at: int,
+) -> RequestMetadata:
+    """What such an event says beside the head itself. ``came_at`` is nanoseconds since the epoch."""
     client = scope.get("client")
     tls = (scope.get("extensions") or _NO_EXTENSIONS).get("tls")
     version = scope.get("http_version", "1.1")
@@ -178,24 +202,19 @@ def request_headers_event(
     if traceparent is None:
         clients = headers.raw_first(b"traceparent")
         traceparent = None if clients is None else clients.decode("latin-1")
-    return RequestHeadersEvent(
-        metadata=RequestMetadata(
-            correlation_id=correlation,
-            # An id that we have made names this request and no other already.
-            request_id=correlation if given is None or given.decode("latin-1") != correlation else new_id(),
-            client_ip=str(client[0]) if client else "",
-            client_port=int(client[1] or 0) if client else 0,
-            server_name=host.decode("latin-1") if host else _server_name(scope),
-            protocol=_PROTOCOLS.get(version) or f"HTTP/{version}",
-            tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)) if tls else None,
-            tls_cipher=_tls_cipher(tls) if tls else None,
-            route_id=route,
-            timestamp=timestamp(),
-            traceparent=traceparent,
-        ),
-        method=str(scope.get("method", "GET")),
-        uri=uri(scope),
-        headers=headers,
+    return RequestMetadata(
+        correlation_id=correlation,
+        # An id that we have made names this request and no other already.
+        request_id=correlation if given is None or given.decode("latin-1") != correlation else new_id(),
+        client_ip=str(client[0]) if client else "",
+        client_port=int(client[1] or 0) if client else 0,
+        server_name=host.decode("latin-1") if host else _server_name(scope),
+        protocol=_PROTOCOLS.get(version) or f"HTTP/{version}",
+        tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)) if tls else None,
+        tls_cipher=_tls_cipher(tls) if tls else None,
+        route_id=route,
+        timestamp=timestamp(came_at),
+        traceparent=traceparent,
     )
 
 

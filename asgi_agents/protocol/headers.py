@@ -107,9 +107,11 @@ def _lower(name: str) -> str:
 
 
 def encode_extension(value: object) -> object:
-    """msgspec ``enc_hook``: what the wire carries for :class:`Headers`."""
+    """msgspec ``enc_hook``: what the wire carries for :class:`Headers`, and for what is yet to be written."""
     if isinstance(value, Headers):
         return value._dict()
+    if hasattr(value, "written"):
+        return value.written()
     raise NotImplementedError(f"can't encode {type(value).__name__}")
 
 

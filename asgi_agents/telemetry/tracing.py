@@ -25,6 +25,7 @@ from ..attributes import (
     FAILURE_MODE,
 )
 from ..cancellation import was_asked_for
+from ..correlation import Named
 from ..decision import Verdict
 from ..trace_context import ServerSpan, remote_context
 
@@ -45,12 +46,12 @@ def current_trace_id() -> str | None:
     return trace.format_trace_id(found.trace_id) if found.is_valid else None
 
 
-def mark_current_span(correlation_id: str) -> ServerSpan:
+def mark_current_span(connection: Named) -> ServerSpan:
     """Make the server's span findable by the connection's id. Returns it."""
     # Where nobody traces, there is nothing in the context, which is quicker to see than what is not in it.
     span = trace.get_current_span() if context.get_current() else trace.INVALID_SPAN
     if span is not trace.INVALID_SPAN and span.is_recording():
-        span.set_attribute(CORRELATION_ID, correlation_id)
+        span.set_attribute(CORRELATION_ID, connection.correlation_id)
     return span
 
 

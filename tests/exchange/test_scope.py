@@ -136,7 +136,7 @@ async def test_connections_at_the_same_time_never_share_a_correlation_id() -> No
 )
 def test_any_other_request_id_is_replaced_by_one_of_ours(given: bytes | None) -> None:
     client = Client(headers=[] if given is None else [(b"x-request-id", given)])
-    assert UUID7.match(scopes.correlation_id(protocol.Headers.from_raw(client.scope["headers"])))
+    assert UUID7.match(scopes.find_correlation_id(protocol.Headers.from_raw(client.scope["headers"])))
 
 
 def test_new_ids_are_different_and_sort_by_time() -> None:
