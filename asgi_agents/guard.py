@@ -528,7 +528,11 @@ class Guard:
         if generation is None:
             raise self._breaker_refusal()
         try:
-            answer = await self._deliver(call)
+            connection = None if self.client is None else self.client.reserve_now(call.event)
+            if connection is not None:
+                answer: Answer | None = await connection.call(call.event, call.started + call.timeout)
+            else:
+                answer = await self._deliver(call)
             judgement = self._judgement(call.event.event_type, answer)
         except BaseException as exc:
             if breaker is not None:
@@ -542,6 +546,8 @@ class Guard:
                     breaker.release(generation)
                 else:
                     breaker.failure(generation)
+            if isinstance(exc, AgentTimeoutError):
+                raise _expired(exc, call.timeout) from exc
             raise
         if breaker is not None:
             breaker.success(generation)
@@ -570,15 +576,13 @@ class Guard:
             if call.raised is not None:
                 raise call.raised
             if self.client is not None:
-                connection = self.client.reserve_now(event)
-                if connection is None:
-                    connection = await self._reserve(self.client, call)
+                connection = await self._reserve(self.client, call)
                 return await connection.call(event, call.started + call.timeout)
             if self._transport.may_suspend(event.event_type):
                 return await self._within(self._transport.call(event), call.timeout, call.started)
             return await self._transport.call(event)
         except AgentTimeoutError as exc:
-            raise _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {call.timeout:g} s") from exc
+            raise _expired(exc, call.timeout) from exc
         except asyncio.CancelledError as exc:
             # No cancellation reaches what can't suspend.
             if self._transport.may_suspend(event.event_type) and was_asked_for():
@@ -720,6 +724,10 @@ class _NoVerdict(Exception):  # noqa: N818 - it says what there is not
         super().__init__(fault)
         self.kind = kind
         self.retry_after = retry_after
+
+
+def _expired(exc: AgentTimeoutError, timeout: float) -> _NoVerdict:
+    return _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {timeout:g} s")
 
 
 def _was_never_sent(exc: Exception) -> bool:

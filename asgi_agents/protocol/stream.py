@@ -5,6 +5,7 @@ A frame is a 4-byte big-endian length, and as many bytes: a type byte and a payl
 """
 
 import math
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum, StrEnum
@@ -23,6 +24,9 @@ MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 MAX_ENVELOPE_BYTES: Final = 10 * 1024 * 1024
 
 _LENGTH_BYTES: Final = 4
+# What an id fits into.
+_MAX_DIGITS: Final = 18
+_FRAME_HEAD: Final = struct.Struct(">IB")
 # They carry their correlation id further in, or none.
 _WITHOUT_ID: Final = (RequestHeadersEvent, ConfigureEvent)
 #: What this transport adds to `audit.custom`.
@@ -67,6 +71,9 @@ class MessageType(IntEnum):
 MESSAGE_OF_EVENT: Final[Mapping[EventType, MessageType]] = {
     event_type: MessageType[event_type.name] for event_type in EventType
 }
+_MESSAGE_NUMBERS: Final = {event_type: int(message_type) for event_type, message_type in MESSAGE_OF_EVENT.items()}
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_JSON: Final = Encoding.JSON
 EVENT_OF_MESSAGE: Final[Mapping[int, EventType]] = {
     int(message_type): event_type for event_type, message_type in MESSAGE_OF_EVENT.items()
 }
@@ -321,6 +328,14 @@ class FrameReader:
 
         Raises :class:`AgentProtocolError` at one that may not be; the stream can't be read any further then.
         """
+        if not self._rest and len(data) - _LENGTH_BYTES == int.from_bytes(data[:_LENGTH_BYTES], "big"):
+            # One frame and nothing else, as most often.
+            length = len(data) - _LENGTH_BYTES
+            if 0 < length <= self._max_bytes:
+                return iter((data[_LENGTH_BYTES:],))
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> Iterator[bytes]:
         buffer: bytes | bytearray = data
         if self._rest:
             self._rest += data
@@ -350,10 +365,12 @@ def _describe_length(prefix: bytes, length: int, max_bytes: int) -> str:
     return fault
 
 
-def encode_frame(message_type: MessageType, payload: bytes) -> bytes:
+def encode_frame(message_type: int, payload: bytes) -> bytes:
     """A version 2 frame. Raises :class:`EventTooLargeError` for one that would be too long."""
-    _check_length(len(payload) + 1, MAX_FRAME_BYTES)
-    return b"%b%c%b" % ((len(payload) + 1).to_bytes(_LENGTH_BYTES, "big"), message_type, payload)
+    length = len(payload) + 1
+    if length > MAX_FRAME_BYTES:
+        _check_length(length, MAX_FRAME_BYTES)
+    return _FRAME_HEAD.pack(length, message_type) + payload
 
 
 def encode_envelope_frame(envelope: bytes) -> bytes:
@@ -383,8 +400,13 @@ def encode_event_frame(event: Event, encoding: Encoding, ids: CallIds, tracepare
     ``traceparent`` is an extension like ``call_id``, for events that have no place for it.
     """
     payload = encode_value(event, encoding, "event")
+    without_id = isinstance(event, _WITHOUT_ID)
+    if encoding is _JSON and without_id and ids.call_id is not UNSET and traceparent is None:
+        name = encode_value(ids.correlation_id, encoding, "event")
+        payload = b'{"correlation_id":%b,"call_id":%d,%b' % (name, ids.call_id, payload[1:])
+        return encode_frame(_MESSAGE_NUMBERS[event.event_type], payload)
     added: dict[str, Any] = {}
-    if isinstance(event, _WITHOUT_ID):
+    if without_id:
         added["correlation_id"] = ids.correlation_id
     if ids.call_id is not UNSET:
         added["call_id"] = ids.call_id
@@ -392,12 +414,12 @@ def encode_event_frame(event: Event, encoding: Encoding, ids: CallIds, tracepare
         added["traceparent"] = traceparent
     if added:
         payload = _with_fields(payload, encode_value(added, encoding, "event"), encoding)
-    return encode_frame(MESSAGE_OF_EVENT[event.event_type], payload)
+    return encode_frame(_MESSAGE_NUMBERS[event.event_type], payload)
 
 
 def _with_fields(payload: bytes, added: bytes, encoding: Encoding) -> bytes:
     """Two encoded maps as one: to encode an event as a dictionary for a field more would take twice as long."""
-    if encoding is Encoding.JSON:
+    if encoding is _JSON:
         return b"%b,%b" % (added[:-1], payload[1:])
     # Both are fixmaps, of at most 15 fields together: a byte 0x80 + fields, and the fields.
     return b"%c%b%b" % (payload[0] + (added[0] & 0x0F), added[1:], payload[1:])
@@ -423,8 +445,32 @@ def decode_payload(event_type: EventType, payload: bytes, encoding: Encoding) ->
     return event
 
 
+# How a plain allow is spelt in JSON, as most answers are: told at a glance, it need not be decoded.
+_PLAIN_BEGINNING: Final = b'{"version":%d,"decision":"allow","audit":{"custom":{"correlation_id":"' % PROTOCOL_VERSION
+_PLAIN_MIDDLE: Final = b'","call_id":'
+_PLAIN_END: Final = b"}}}"
+
+
+def read_plain_allow(payload: bytes) -> CallIds | None:
+    """The ids of an answer that is spelt just like that; None for any other, which may be a plain allow as well."""
+    if not payload.startswith(_PLAIN_BEGINNING) or not payload.endswith(_PLAIN_END):
+        return None
+    name, middle, number = payload[len(_PLAIN_BEGINNING) : -len(_PLAIN_END)].rpartition(_PLAIN_MIDDLE)
+    if not middle or not number.isdigit() or number[:1] == b"0" or len(number) > _MAX_DIGITS:
+        return None
+    # Nothing that would have had to be escaped, or is.
+    if not name.isascii() or b'"' in name or b"\\" in name:
+        return None
+    text = name.decode()
+    return CallIds(text, int(number)) if text.isprintable() else None
+
+
 def encode_answer_frame(answer: Answer, encoding: Encoding, ids: CallIds) -> bytes:
     """An answer's frame. All its shapes carry the ids in ``audit.custom``."""
+    if answer is ALLOW and encoding is _JSON and ids.call_id is not UNSET:
+        name = encode_value(ids.correlation_id, encoding, "answer")
+        plain = b"%b%b%d%b" % (_PLAIN_BEGINNING[:-1], name + _PLAIN_MIDDLE[1:], ids.call_id, _PLAIN_END)
+        return encode_frame(MessageType.AGENT_RESPONSE, plain)
     custom: dict[str, Any] = {"correlation_id": ids.correlation_id}
     if ids.call_id is not UNSET:
         custom["call_id"] = ids.call_id

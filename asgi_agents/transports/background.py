@@ -17,8 +17,11 @@ _ASYNCIO_TASKS: set[asyncio.Task[None]] = set()
 
 def on_trio() -> bool:
     """Whether the running event loop is trio's; else it is asyncio's, or one that does as asyncio's does."""
+    trio = sys.modules.get("trio")
+    if trio is None:
+        return False
     # Another thread may be importing it right now.
-    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
+    lowlevel = getattr(trio, "lowlevel", None)
     in_trio_run = getattr(lowlevel, "in_trio_run", None)
     # In trio's own callbacks there is no task, but its event loop all the same.
     return in_trio_run is not None and bool(in_trio_run())

@@ -57,6 +57,7 @@ from ...protocol.stream import (
     encode_frame,
     encode_message,
     now_ms,
+    read_plain_allow,
 )
 from ...trace_context import current_traceparent
 from ..background import Signal, Timer, asyncio_loop
@@ -72,6 +73,10 @@ _MAX_TIMEOUT_MULTIPLIER: Final = 10.0
 _SCORE_WEIGHT: Final = 0.1
 _GOOD_SCORE: Final = 0.99
 _MAX_PING_BYTES: Final = 1024
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_AGENT_RESPONSE: Final = int(MessageType.AGENT_RESPONSE)
+_TAKES_CALLS: Final = (HealthState.HEALTHY, HealthState.DEGRADED)
+_BODY_CHUNKS: Final = (RequestBodyChunkEvent, ResponseBodyChunkEvent)
 #: For whoever takes the one framing for the other.
 ENVELOPE_HINT: Final = "an agent of the older kits needs framing='envelope'"
 
@@ -158,6 +163,7 @@ class Connection:
         #: Why it was lost.
         self.fault = ""
         self._framing = framing
+        self._enveloped = framing is Framing.ENVELOPE
         self._owner = owner
         self._capacity = capacity
         self._max_calls = max_calls
@@ -172,14 +178,15 @@ class Connection:
         self._window: int | None = None
         self._unanswered_bytes = 0
         self._call_ids = False
+        self._reads_plain_allows = False
         self._cancellation = False
         self._greeted = anyio.Event()
         self._heard_at = time.monotonic()
         self._shutting_down = False
         self._timer = Timer(self._expire)
         self._timer_at = math.inf
-        # Whether anything but the number of calls can stand in the way of another.
-        self._hindered = False
+        #: Whether anything but the number of calls can stand in the way of another.
+        self.hindered = False
         self._pings = 0
         self._pinged_at: float | None = None
 
@@ -224,6 +231,7 @@ class Connection:
         self.events = response.capabilities.events
         features, limits = response.capabilities.features, response.capabilities.limits
         self._call_ids = features.call_ids
+        self._reads_plain_allows = self._call_ids and self._encoding is Encoding.JSON
         self._cancellation = features.cancellation
         if features.concurrent_requests > 0:
             self._max_calls = min(self._max_calls, features.concurrent_requests)
@@ -289,7 +297,7 @@ class Connection:
     @property
     def in_rotation(self) -> bool:
         """Whether it takes events of requests that are new to it."""
-        return self.alive and not self.retired and self.health in (HealthState.HEALTHY, HealthState.DEGRADED)
+        return self.alive and not self.retired and self.health in _TAKES_CALLS
 
     @property
     def calls(self) -> int:
@@ -309,7 +317,7 @@ class Connection:
             or self._capacity.taken >= self._capacity.limit
         ):
             return False
-        return not self._hindered or not (
+        return not self.hindered or not (
             self.paused
             or (self._window is not None and (self._reserved > 0 or self._unanswered_bytes >= self._window))
             or correlation_id in self._paused_ids
@@ -373,6 +381,10 @@ class Connection:
             raise AgentTimeoutError("no answer")
         if call.fault is not None:
             raise self._lost(call.fault)
+        if call.payload is None:
+            if self.watched or self.score < 1.0:
+                self._rate(answered=True)
+            return ALLOW
         try:
             answer = decode_answer(call.payload, self._encoding, event.event_type, without=ANSWER_IDS)
             if isinstance(answer, AgentResponse) and answer.version == 0:
@@ -415,12 +427,12 @@ class Connection:
             self._timer.arm(max(0.001, deadline - time.monotonic()))
 
     def _prepare(self, event: Event, deadline: float) -> tuple[Call, bytes]:
-        if isinstance(event, RequestBodyChunkEvent | ResponseBodyChunkEvent) and self.capabilities is not None:
+        if isinstance(event, _BODY_CHUNKS) and self.capabilities is not None:
             limit = self.capabilities.limits.max_body_size
             if len(event.data) > limit > 0:
                 raise EventTooLargeError(f"{len(event.data)} bytes at a time, the agent takes {limit}")
         call = Call(correlation_id_of(event), deadline, Signal(self._loop))
-        if self._framing is Framing.ENVELOPE:
+        if self._enveloped:
             frame = encode_envelope_frame(encode_event(event, self._encoding))
         else:
             # An event about no connection gets an id all the same, to tell its answer by.
@@ -463,7 +475,7 @@ class Connection:
             for frame in self._reader.feed(data):
                 if self.fault:
                     break
-                if self._framing is Framing.ENVELOPE:
+                if self._enveloped:
                     self._answer_received(CallIds(), frame)
                 else:
                     self._message_received(frame[0], frame[1:])
@@ -479,8 +491,12 @@ class Connection:
         self._end()
 
     def _message_received(self, message_type: int, payload: bytes) -> None:
-        if message_type == MessageType.AGENT_RESPONSE and self._greeted.is_set():
-            self._answer_received(decode_answer_ids(payload, self._encoding), payload)
+        if message_type == _AGENT_RESPONSE and self.capabilities is not None:
+            plain = read_plain_allow(payload) if self._reads_plain_allows else None
+            if plain is not None:
+                self._answer_received(plain, None)
+            else:
+                self._answer_received(decode_answer_ids(payload, self._encoding), payload)
         elif not self._greeted.is_set():
             if message_type != MessageType.HANDSHAKE_RESPONSE:
                 fault = f"answered the handshake with a message of type {message_type:#04x}"
@@ -505,11 +521,12 @@ class Connection:
             # A peer that asks and doesn't listen must not fill our memory with answers.
             self._wire.write(encode_frame(MessageType.PONG, payload))
 
-    def _answer_received(self, ids: CallIds, payload: bytes) -> None:
+    def _answer_received(self, ids: CallIds, payload: bytes | None) -> None:
+        """``payload`` is None for a plain allow."""
         if not self._call_ids and ids.call_id is not UNSET:
             # An entry of that name is the agent's own.
             ids = CallIds(ids.correlation_id)
-        if not self._line and ids == CallIds():
+        if not ids.correlation_id and ids.call_id is UNSET and not self._line:
             # Whose it is can't be told; nor, then, whose the next one is.
             raise AgentProtocolError("an answer to no call")
         call = self._line.match(ids)
@@ -548,7 +565,7 @@ class Connection:
                 self._paused_ids.add(control.correlation_id)
         else:
             self.paused = control.action == FlowAction.PAUSE
-        self._hindered = self.paused or self._window is not None or bool(self._paused_ids)
+        self.hindered = self.paused or self._window is not None or bool(self._paused_ids)
         self._owner.room_made(self)
 
     def forget(self, correlation_id: str) -> None:

@@ -23,8 +23,8 @@ _NUMBERS: Final = count(1)
 class Call:
     """One event that has been sent, or is about to be.
 
-    ``answered`` is set when there is a ``payload`` or a ``fault``, or the ``deadline`` (:func:`time.monotonic`) has
-    passed.
+    ``answered`` is set when there is a ``payload`` (None: a plain allow) or a ``fault``, or the ``deadline``
+    (:func:`time.monotonic`) has passed.
     """
 
     __slots__ = (
@@ -46,7 +46,7 @@ class Call:
         self.answered = answered
         self.deadline = deadline
         self.expired = False
-        self.payload = b""
+        self.payload: bytes | None = b""
         self.fault: str | None = None
         self.abandoned = False
         self.size = 0
@@ -56,11 +56,10 @@ class Call:
 class Line:
     """The calls of one connection that are owed an answer, oldest first."""
 
-    __slots__ = ("_by_correlation_id", "_calls", "waited_for")
+    __slots__ = ("_calls", "waited_for")
 
     def __init__(self) -> None:
         self._calls: dict[int, Call] = {}
-        self._by_correlation_id: dict[str, dict[int, Call]] = {}
         #: Calls in line that somebody waits for.
         self.waited_for = 0
 
@@ -76,7 +75,6 @@ class Line:
         """Put ``call`` at the end."""
         call.sent_at = time.monotonic()
         self._calls[call.number] = call
-        self._by_correlation_id.setdefault(call.correlation_id, {})[call.number] = call
         self.waited_for += 1
 
     def abandon(self, call: Call) -> None:
@@ -103,30 +101,22 @@ class Line:
         if ids.call_id is not UNSET:
             assert isinstance(ids.call_id, int)
             call = self._calls.get(ids.call_id)
-            if call is not None and ids.correlation_id not in ("", call.correlation_id):
+            if call is not None and ids.correlation_id and ids.correlation_id != call.correlation_id:
                 call = None
         elif ids.correlation_id:
-            same_id = self._by_correlation_id.get(ids.correlation_id)
-            call = next(iter(same_id.values())) if same_id else None
+            # Most answer in order, so that it is among the first.
+            call = next((call for call in self._calls.values() if call.correlation_id == ids.correlation_id), None)
         else:
             call = self.oldest
         if call is not None:
-            self._remove(call)
+            del self._calls[call.number]
+            if not call.abandoned:
+                self.waited_for -= 1
         return call
 
     def clear(self) -> list[Call]:
         """Take all out; returns those that somebody waits for."""
         waiting = [call for call in self._calls.values() if not call.abandoned]
         self._calls.clear()
-        self._by_correlation_id.clear()
         self.waited_for = 0
         return waiting
-
-    def _remove(self, call: Call) -> None:
-        del self._calls[call.number]
-        same_id = self._by_correlation_id[call.correlation_id]
-        del same_id[call.number]
-        if not same_id:
-            del self._by_correlation_id[call.correlation_id]
-        if not call.abandoned:
-            self.waited_for -= 1

@@ -35,6 +35,9 @@ _MAX_AFFINITIES: Final = 100_000
 # How many lines there may be, in so many seconds, about what an agent says of its health.
 _LOG_LINES: Final = 6
 _LOG_INTERVAL: Final = 60.0
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_UNHEALTHY: Final = HealthState.UNHEALTHY
+_REQUEST_COMPLETE: Final = EventType.REQUEST_COMPLETE
 
 
 class Peer(Served, Protocol):
@@ -173,6 +176,12 @@ class StreamPool:
         """A connection with a place taken on it, or None where a call would have to wait."""
         if self._closing:
             return None
+        if self._all_alike and self._rotation and not self._waiting and not self._peer.keeps_to_one_connection:
+            # One event for each request, which any connection will do for.
+            any_one = self._choose(self._rotation)
+            if not any_one.hindered and any_one.has_room(""):
+                any_one.reserve()
+                return any_one
         correlation_id = correlation_id_of(event)
         connection = self._affinity(correlation_id)
         if connection is not None and self._hears(connection, event.event_type):
@@ -235,7 +244,7 @@ class StreamPool:
 
     def _affinity(self, correlation_id: str) -> Connection | None:
         connection = self._affinities.get(correlation_id)
-        if connection is None or (connection.alive and connection.health is not HealthState.UNHEALTHY):
+        if connection is None or (connection.alive and connection.health is not _UNHEALTHY):
             return connection
         self._part(correlation_id)
         return None
@@ -243,6 +252,11 @@ class StreamPool:
     def _hears(self, connection: Connection, event_type: EventType) -> bool:
         """Whether it is for this connection to judge such an event, rather than for another."""
         return not self._uneven or event_type in connection.events or event_type not in self._events
+
+    @property
+    def _all_alike(self) -> bool:
+        """Whether it makes no difference which connection a new request goes to."""
+        return not self._uneven and len(self._endpoints) == 1 and not self._affinities
 
     def _pick(self, event_type: EventType, correlation_id: str) -> Connection | None:
         candidates = self._rotation
@@ -259,7 +273,7 @@ class StreamPool:
             if not candidates:
                 return None
             connection = self._choose(candidates)
-        if correlation_id and self._peer.keeps_to_one_connection and event_type is not EventType.REQUEST_COMPLETE:
+        if correlation_id and self._peer.keeps_to_one_connection and event_type is not _REQUEST_COMPLETE:
             self._part(correlation_id)
             if len(self._affinities) >= _MAX_AFFINITIES:
                 self._part(next(iter(self._affinities)))
