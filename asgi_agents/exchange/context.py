@@ -1,13 +1,13 @@
 """What a handler finds at ``request.state.agents``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..attributes import EVENT, ROUTE
 from ..config import FailureMode
-from ..decision import AgentDecision, FailureKind, Verdict, merge
+from ..decision import AgentDecision, FailureKind, Verdict, merge, unanimous
 from ..lineup import Lineup, RouteAgent, consult
 from ..manager import AgentManager, unavailable
 from ..protocol import (
@@ -35,6 +35,8 @@ _NO_SAY = frozenset({EventType.GUARDRAIL_INSPECT, EventType.WEBSOCKET_FRAME, Eve
 
 # Failures that came without a call.
 _NOT_CALLED = frozenset({FailureKind.BREAKER_OPEN, FailureKind.REQUEST_TOO_LARGE, FailureKind.RESPONSE_TOO_LARGE})
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
 _SESSION_NAMES = {
     EventType.REQUEST_BODY_CHUNK: "request_body",
     EventType.RESPONSE_BODY_CHUNK: "response_body",
@@ -169,15 +171,20 @@ class AgentContext(Struct, eq=False):
             raise unavailable(verdict)
         return response
 
-    async def consult(
+    def consult(
         self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
-    ) -> Sequence[Verdict]:
+    ) -> Awaitable[Sequence[Verdict]]:
         """Show a piece of a body, or a websocket message, to ``agents`` in parallel.
 
         Many pieces share a span.
         """
-        if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is EventType.WEBSOCKET_FRAME):
-            return await consult(agents, event, chunk=chunk, final=final)
+        if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
+            return consult(agents, event, chunk=chunk, final=final)
+        return self._consult_in_session(agents, event, chunk=chunk, final=final)
+
+    async def _consult_in_session(
+        self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
+    ) -> Sequence[Verdict]:
         session = self._session(event.event_type)
         if session is None:
             return await consult(agents, event, chunk=chunk, final=final)
@@ -188,6 +195,8 @@ class AgentContext(Struct, eq=False):
 
     def record(self, verdicts: Sequence[Verdict], *, every: bool = True) -> None:
         """Remember verdicts; unless ``every``, only those that say something."""
+        if not every and self._calls is None and unanimous(verdicts):
+            return
         telling = verdicts if every else [verdict for verdict in verdicts if verdict.response is not ALLOW]
         self._verdicts += telling
         if len(self._verdicts) >= 2 * _MAX_VERDICTS:

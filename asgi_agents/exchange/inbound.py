@@ -8,6 +8,8 @@ import anyio
 from anyio.abc import TaskGroup
 from starlette.types import Message, Receive
 
+from .interruption import Interruption
+
 
 class Inbound:
     """Judges each message once before the app gets it, whoever gives up waiting for it in between.
@@ -39,10 +41,9 @@ class Inbound:
         self._may_suspend = may_suspend
         self._screen = screen
         self._judge = judge
-        self._wakeable = wakeable
         self._ready: deque[Message] = deque()
         self._judging: anyio.Event | None = None
-        self._reading: anyio.CancelScope | None = None
+        self._interruption = Interruption() if wakeable else None
         self.error: Exception | None = None
         self._end: Message | None = None
 
@@ -59,8 +60,8 @@ class Inbound:
         """From now on the app gets ``message``, again and again, and nothing of what is waiting."""
         self._end = message
         self._ready.clear()
-        if self._reading is not None:
-            self._reading.cancel()
+        if self._interruption is not None:
+            self._interruption.interrupt()
         if self._judging is not None:
             self._judging.set()
 
@@ -79,7 +80,10 @@ class Inbound:
             if self._judging is not None:
                 await self._judging.wait()
             else:
-                message = await self._read()
+                if self._interruption is None:
+                    message: Message | None = await self._source()
+                else:
+                    message = await self._interruption.wait_for(self._source)
                 if message is None:
                     continue
                 if self._screen(message):
@@ -116,13 +120,6 @@ class Inbound:
             self.tasks = None
             if error is not None:
                 raise error
-
-    async def _read(self) -> Message | None:
-        if not self._wakeable:
-            return await self._source()
-        with anyio.CancelScope() as self._reading:
-            return await self._source()
-        return None
 
     async def _judge_aside(self, message: Message, done: anyio.Event) -> None:
         try:

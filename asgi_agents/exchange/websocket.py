@@ -9,7 +9,7 @@ import anyio
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from ..decision import AgentDecision, merge
+from ..decision import ALLOWED, AgentDecision, merge, unanimous
 from ..errors import ClosedByAgent, caused_by_closing
 from ..limiter import Limiter
 from ..protocol import Allow, EventType, Opcode, RequestCompleteEvent, WebSocketDrop, WebSocketFrameEvent
@@ -23,6 +23,9 @@ from .scope import App, changed, client_ip, headers_of
 
 # Seconds for a peer that doesn't answer a close frame.
 _CLOSE_TIMEOUT = 5.0
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
+_TEXT, _BINARY = Opcode.TEXT, Opcode.BINARY
 
 
 async def serve_websocket(
@@ -142,7 +145,10 @@ class WebSocketExchange:
         return result
 
     def _may_suspend(self) -> bool:
-        return any(agent.guard.may_suspend(EventType.WEBSOCKET_FRAME) for agent in self._agents)
+        for agent in self._agents:  # noqa: SIM110 - any() and a generator, for each message, take longer
+            if agent.guard.may_suspend(_WEBSOCKET_FRAME):
+                return True
+        return False
 
     @property
     def _refusal_stopped(self) -> bool:
@@ -166,7 +172,7 @@ class WebSocketExchange:
     async def _judge_received(self, message: Message) -> None:
         message = _unambiguous(message)
         decision = await self._judge(message, True)
-        if decision.is_allow:
+        if decision is ALLOWED or decision.is_allow:
             self._inbound.deliver(message)
         elif not _drops(decision):
             await self._close(decision)
@@ -175,9 +181,13 @@ class WebSocketExchange:
         if not self._agents:
             await self._send_in_turn(message)
             return
-        await self._turn.acquire()
+        if not self._turn.try_acquire():
+            await self._turn.acquire()
         try:
-            await self._send_in_turn(message)
+            if message["type"] == "websocket.send" and self._closed is None:
+                await self._send_judged(_unambiguous(message))
+            else:
+                await self._send_in_turn(message)
         finally:
             self._turn.release()
 
@@ -187,8 +197,6 @@ class WebSocketExchange:
                 return  # the app agrees; a second close would make the server raise
             raise ClosedByAgent("an agent has closed this websocket")
         match message["type"]:
-            case "websocket.send" if self._agents:
-                await self._send_judged(_unambiguous(message))
             case "websocket.send":
                 self._count(message, False)
                 await self._raw_send(message)
@@ -210,7 +218,7 @@ class WebSocketExchange:
         decision = await self._judge(message, False)
         if self._closed is not None:
             raise ClosedByAgent("an agent has closed this websocket")
-        if decision.is_allow:
+        if decision is ALLOWED or decision.is_allow:
             await self._raw_send(message)
         elif not _drops(decision):
             await self._close(decision)
@@ -236,16 +244,16 @@ class WebSocketExchange:
         data = self._count(message, client_to_server)
         event = WebSocketFrameEvent(
             correlation_id=self._context.correlation_id,
-            opcode=Opcode.TEXT if message.get("bytes") is None else Opcode.BINARY,
+            opcode=_TEXT if message.get("bytes") is None else _BINARY,
             data=data,
             client_to_server=client_to_server,
             frame_index=index,
             route_id=self._context.route,
             client_ip=self._client_ip,
         )
-        decision = merge(await self._context.consult(self._agents, event, chunk=False, final=True))
-        self._context.record(decision.verdicts, every=False)
-        return decision
+        verdicts = await self._context.consult(self._agents, event, chunk=False, final=True)
+        self._context.record(verdicts, every=False)
+        return ALLOWED if unanimous(verdicts) else merge(verdicts)
 
     def _count(self, message: Message, client_to_server: bool) -> bytes:
         payload = message.get("bytes")
