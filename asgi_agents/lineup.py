@@ -22,6 +22,9 @@ _AFTER_THE_HEAD = frozenset(
     }
 )
 
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_REQUEST_BODY_CHUNK = EventType.REQUEST_BODY_CHUNK
+
 AgentReference = str | tuple[str, FailureMode]
 
 
@@ -243,8 +246,7 @@ def check_body_size(agent: RouteAgent, event: BodyChunkEvent) -> Verdict | None:
 def body_limit(agent: RouteAgent, event_type: EventType) -> int | None:
     """The largest such body that ``agent`` is to inspect, in bytes, if its configuration says."""
     config = agent.guard.config
-    request = event_type is EventType.REQUEST_BODY_CHUNK
-    return config.max_request_body_bytes if request else config.max_response_body_bytes
+    return config.max_request_body_bytes if event_type is _REQUEST_BODY_CHUNK else config.max_response_body_bytes
 
 
 def held_limit(agent: RouteAgent, event_type: EventType) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import groupby
 
 from ..config import BodyMode
-from ..decision import AgentDecision, Verdict, merge
+from ..decision import AgentDecision, Verdict, merge, unanimous
 from ..lineup import RouteAgent, body_limit, chain, held_limit
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
 from .context import AgentContext
@@ -110,6 +110,10 @@ class _Stage:
         self._withheld: list[bytes] = []
         self._withheld_size = 0
         self._chunk_index = 0
+        self._request = event_type is EventType.REQUEST_BODY_CHUNK
+        self._buffers = mode.name == "buffer"
+        # Up to here no agent's limit needs a look. What an agent takes at a time, it may say anew at any time.
+        self._free = -1.0 if self._buffers else min(map(self._limit, agents))
 
     @property
     def writes(self) -> bool:
@@ -140,15 +144,16 @@ class _Stage:
     async def feed(self, data: bytes, last: bool) -> bytes | AgentDecision:
         """Judge or keep ``data``; returns what may go on."""
         self.seen += len(data)
-        refusal = self._enforce_limits(self.seen)
-        if refusal is not None:
-            return refusal
+        if self.seen > self._free:
+            refusal = self._enforce_limits(self.seen)
+            if refusal is not None:
+                return refusal
         if not self._agents:
             return self._release(data)
         if self._buffering:
             self._buffer.append(data)
             self._buffered += len(data)
-            if not last and (self._mode.name == "buffer" or self._buffered < self._mode.threshold):
+            if not last and (self._buffers or self._buffered < self._mode.threshold):
                 return b""
             data = b"".join(self._buffer)
             self._buffer.clear()
@@ -166,8 +171,10 @@ class _Stage:
     async def _judge(self, data: bytes, last: bool, whole: bool) -> bytes | AgentDecision:
         event = self._event(data, last, whole)
         self._chunk_index += 1
-        verdicts = await self._context.consult(self._agents, event, chunk=self._mode.name != "buffer", final=last)
+        verdicts = await self._context.consult(self._agents, event, chunk=not self._buffers, final=last)
         self._context.record(verdicts, every=whole)
+        if not self.provisional and unanimous(verdicts):
+            return self._release(data)
         decision = merge(verdicts, final=last)
         if not decision.is_allow:
             return decision
@@ -186,7 +193,7 @@ class _Stage:
         return self._withhold(data) if self.provisional else self._release(data)
 
     def _event(self, data: bytes, last: bool, whole: bool) -> BodyChunkEvent:
-        if self._event_type is EventType.REQUEST_BODY_CHUNK:
+        if self._request:
             return RequestBodyChunkEvent(
                 correlation_id=self._context.correlation_id,
                 data=data,
@@ -209,8 +216,6 @@ class _Stage:
 
         Returns the decision of the first that fails closed; those that fail open are left out.
         """
-        if not any(size > self._limit(agent) for agent in self._agents):
-            return None
         staying: list[RouteAgent] = []
         for agent in self._agents:
             limit = self._limit(agent)
@@ -226,7 +231,7 @@ class _Stage:
         return None
 
     def _limit(self, agent: RouteAgent) -> float:
-        if self._mode.name == "buffer":
+        if self._buffers:
             return held_limit(agent, self._event_type)
         # Where nothing has to be held there is nothing to bound, unless the agent says so.
         limit = body_limit(agent, self._event_type)

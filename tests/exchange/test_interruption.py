@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -111,10 +112,8 @@ async def test_a_cancellation_that_was_swallowed_earlier_does_not_count() -> Non
     interruption = Interruption()
 
     async def stubborn() -> str | None:
-        try:
+        with suppress(asyncio.CancelledError):
             await anyio.sleep_forever()
-        except asyncio.CancelledError:
-            pass
         return await interruption.wait_for(never)
 
     task = asyncio.create_task(stubborn())
