@@ -2,9 +2,9 @@
 
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import httpx
 from anyio import CancelScope
@@ -20,8 +20,11 @@ from ..errors import (
 )
 from ..protocol import TOKEN, Answer, Encoding, Event, EventType, decode_answer, encode_event
 from ..trace_context import inject_trace_context
-from .connections import KEEPALIVE_EXPIRY, Connections, ConnectionStack, PerEventLoop, SharedTransport
+from .connections import Connections, ConnectionStack, PerEventLoop, SharedTransport
 from .tls import ClientCertificate, client_context
+
+if TYPE_CHECKING:
+    from .aiohttp import AiohttpConnections
 
 MAX_ANSWER_BYTES: Final = 10 * 1024 * 1024
 # Of a content-length: int() refuses what is much longer.
@@ -105,7 +108,7 @@ class HttpTransport:
         if type(max_answer_bytes) is not int or max_answer_bytes < 1:
             raise _wrong("max_answer_bytes", max_answer_bytes, "a whole number of at least 1")
         self._max_answer_bytes = max_answer_bytes
-        self._connections: SharedTransport | PerEventLoop[Connections]
+        self._connections: SharedTransport | PerEventLoop[Connections | AiohttpConnections]
         if transport is None or transport == "aiohttp":
             if uds is not None and (not isinstance(uds, str) or not uds):
                 raise _wrong("uds", uds, "the path of a Unix socket")
@@ -115,9 +118,10 @@ class HttpTransport:
                 raise _wrong("url", url, "https://, for that is what verify and cert are about")
             else:
                 tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx wants one; with no authorities it trusts nobody
-            self._connections = PerEventLoop(
-                _aiohttp(self._url, tls, uds) if transport else lambda: ConnectionStack(tls, uds)
-            )
+            if transport is None:
+                self._connections = PerEventLoop(lambda: ConnectionStack(tls, uds))
+            else:
+                self._connections = PerEventLoop(_aiohttp(self._url, self._headers, tls, uds))
             return
         for name, beside in (("verify", verify is not True), ("cert", cert is not None), ("uds", uds is not None)):
             if beside:
@@ -155,7 +159,9 @@ class HttpTransport:
         """The one place where other libraries' errors become ours."""
         try:
             source = self._connections
-            connections = await source.get() if isinstance(source, PerEventLoop) else source
+            connections = source.peek() or await source.get() if isinstance(source, PerEventLoop) else source
+            if not isinstance(connections, Connections):
+                return await self._post_with_aiohttp(connections, message)
             async with connections.lease() as transport:
                 response = await transport.handle_async_request(self._request(message))
                 return await self._read(response)
@@ -163,6 +169,20 @@ class HttpTransport:
             raise
         except Exception as exc:
             raise AgentConnectionError(_describe(exc)) from exc
+
+    async def _post_with_aiohttp(self, connections: "AiohttpConnections", message: bytes) -> bytes:
+        trace_context: dict[str, str] = {}
+        inject_trace_context(trace_context)
+        async with connections.post(message, trace_context) as response:
+            self._check_head(response.status, response.headers)
+            chunks: list[bytes] = []
+            received = 0
+            async for chunk in response.content.iter_any():
+                received += len(chunk)
+                if received > self._max_answer_bytes:
+                    raise self._too_long()
+                chunks.append(chunk)
+            return b"".join(chunks)
 
     def _request(self, message: bytes) -> httpx.Request:
         headers = [*self._headers, (b"content-length", b"%d" % len(message))]
@@ -175,7 +195,7 @@ class HttpTransport:
 
     async def _read(self, response: httpx.Response) -> bytes:
         try:
-            self._check_head(response)
+            self._check_head(response.status_code, response.headers)
             answer = await self._read_body(response)
         except BaseException:
             with CancelScope(shield=True):
@@ -184,13 +204,12 @@ class HttpTransport:
         await response.aclose()
         return answer
 
-    def _check_head(self, response: httpx.Response) -> None:
-        if response.status_code == 413:
+    def _check_head(self, status: int, headers: Mapping[str, str]) -> None:
+        if status == 413:
             # Whoever sends large bodies or headers decides on that: it says nothing of how the agent is.
             raise EventTooLargeError("it answered 413: it does not take an event of that length")
-        if response.status_code != 200:
-            raise AgentProtocolError(f"expected status 200, got {response.status_code}")
-        headers = response.headers
+        if status != 200:
+            raise AgentProtocolError(f"expected status 200, got {status}")
         # To decompress would let a short answer become a very long one.
         content_encoding = headers.get("content-encoding", "identity")
         if content_encoding.strip().lower() != "identity":
@@ -306,28 +325,18 @@ def _fixed_headers(url: httpx.URL, encoding: Encoding, given: object) -> list[tu
     return [(name.encode(), value.encode()) for name, value in fields.items()]
 
 
-def _aiohttp(url: httpx.URL, tls: ssl.SSLContext, uds: str | None) -> Callable[[], Connections]:
+def _aiohttp(
+    url: httpx.URL, headers: Sequence[tuple[bytes, bytes]], tls: ssl.SSLContext, uds: str | None
+) -> "Callable[[], Connections | AiohttpConnections]":
     try:
-        import aiohttp
-        from httpx_aiohttp import AiohttpTransport
+        from .aiohttp import AiohttpConnections
     except ImportError as exc:
         raise _wrong(
             "transport", "aiohttp", "the aiohttp extra to be there: pip install 'asgi-agents[aiohttp]'"
         ) from exc
     if uds is not None and url.scheme == "https":
         raise _wrong("uds", uds, "an http:// URL: aiohttp would send this one's requests unencrypted")
-
-    def session() -> aiohttp.ClientSession:
-        # limit=0 is none: no call should wait for another's connection.
-        connector = (
-            aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=KEEPALIVE_EXPIRY)
-            if uds is None
-            else aiohttp.UnixConnector(uds, limit=0, keepalive_timeout=KEEPALIVE_EXPIRY)
-        )
-        # Without its jar it would hand an agent's cookies back with every later event.
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-
-    return lambda: SharedTransport(AiohttpTransport(verify=tls, trust_env=False, client=session))
+    return lambda: AiohttpConnections(str(url), headers, tls, uds)
 
 
 def _wrong(field: str, value: object, expected: str) -> ConfigurationError:

@@ -982,7 +982,8 @@ def test_aiohttp_is_only_imported_where_it_is_asked_for() -> None:
 
 
 def test_without_the_extra_aiohttp_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "httpx_aiohttp", None)
+    monkeypatch.delitem(sys.modules, "asgi_agents.transports.aiohttp", raising=False)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(ConfigurationError, match=r"'aiohttp', expected .*asgi-agents\[aiohttp\]"):
         HttpTransport("http://agent/", transport="aiohttp")
 
