@@ -10,11 +10,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from threading import get_ident
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+import httpcore
 import httpx
 from anyio import CancelScope
 from anyio.lowlevel import RunVar
 
 from .background import on_trio
+from .one_write import OneWriteBackend
 
 # Seconds. Less than the 5 after which uvicorn, hypercorn and Node close an idle connection themselves: a request that
 # crosses that close on the wire is lost, and can't be sent again without knowing whether the agent has seen it.
@@ -27,11 +29,15 @@ class Connection(httpx.AsyncHTTPTransport):
     """An httpx transport for one connection, which :meth:`aclose` closes whatever was cut short."""
 
     def __init__(self, ssl_context: ssl.SSLContext, uds: str | None) -> None:
-        super().__init__(
-            verify=ssl_context,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_EXPIRY),
+        super().__init__(verify=ssl_context, trust_env=False)
+        # httpx has no argument for the backend.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=ssl_context,
+            max_connections=1,
+            max_keepalive_connections=1,
+            keepalive_expiry=KEEPALIVE_EXPIRY,
             uds=uds,
+            network_backend=OneWriteBackend(),
         )
         self._socket: Any = None
 
