@@ -96,9 +96,7 @@ async def test_a_compressed_answer_is_never_unpacked(encoding: str, transport: A
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "endless"])
 @pytest.mark.parametrize("transport", [None, "aiohttp"])
-async def test_an_answer_without_end_is_cut_off_at_the_limit(
-    declared: bool, transport: Any, anyio_backend: str
-) -> None:
+async def test_an_answer_without_end_is_cut_off(declared: bool, transport: Any, anyio_backend: str) -> None:
     if transport == "aiohttp" and anyio_backend != "asyncio":
         pytest.skip("aiohttp is for asyncio")
     sent = 0
