@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import anyio
 import pytest
 from fastapi import FastAPI, Header, Request
 from starlette.responses import JSONResponse
@@ -15,13 +16,14 @@ from asgi_agents import (
     AgentMiddleware,
     AgentResponse,
     AuditMetadata,
+    FailureMode,
     RequestHeadersEvent,
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
     Route,
     WebSocketFrameEvent,
 )
-from tests.exchange.asgi import App, Client, body, guarded, start
+from tests.exchange.asgi import App, Client, Held, SlowProbe, body, guarded, start
 from tests.servers import serve
 
 from .raw import get
@@ -125,3 +127,21 @@ def test_a_path_that_no_route_names_has_no_agents(path: str) -> None:
 
     assert TestClient(middleware).get(path).status_code == 200
     assert agent.heard == []
+
+
+async def test_a_fail_open_agent_is_passed_by_whoever_keeps_it_busy() -> None:
+    held, app = Held(AgentResponse.block()), App()
+    config = AgentConfig(
+        "agent", SlowProbe(request_headers=held), failure_mode=FailureMode.OPEN, max_concurrent_calls=1, timeout=0.02
+    )
+    middleware = guarded(app, config)
+    busy, sly = Client(), Client()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(busy.call, middleware)
+        await held.reached.wait()
+        await sly.call(middleware)
+        held.gate.set()
+
+    assert sly.status == 200
+    assert app.calls >= 1
