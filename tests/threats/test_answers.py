@@ -321,10 +321,10 @@ async def test_an_answer_that_names_another_connection_is_nobodys() -> None:
         )
 
     async with Peer(behaviour=behave).listening() as peer:
-        client, manager = await ask(AgentConfig("agent", peer.url, events=HEADS, timeout=0.2))
+        client, manager = await ask(AgentConfig("agent", peer.url, events=HEADS, timeout=0.5))
 
     assert (client.status, outcomes(manager)) == (504, {"timeout": 1})
-    assert len(seen) == 1
+    assert "somebody-else" not in seen
 
 
 async def test_a_failure_of_an_agent_of_any_kind_fails_closed_by_default() -> None:

@@ -106,7 +106,7 @@ def test_what_a_remote_agent_says_of_its_failure_is_one_short_line(log: pytest.L
 
     if fault == "refused":
         with serve(agent_app(Refusing())) as url:
-            client = world(AgentConfig("agent", url, events={EventType.REQUEST_HEADERS}, config={"a": 1}))
+            client = world(AgentConfig("agent", url, events={EventType.REQUEST_HEADERS}, config={"a": 1}, timeout=10))
             assert client.get("/").status_code == 503
     else:
 
@@ -115,7 +115,7 @@ def test_what_a_remote_agent_says_of_its_failure_is_one_short_line(log: pytest.L
             await JSONResponse(answer)(scope, receive, send)
 
         with serve(app) as url:
-            client = world(AgentConfig("agent", HttpTransport(url), events={EventType.REQUEST_HEADERS}))
+            client = world(AgentConfig("agent", HttpTransport(url), events={EventType.REQUEST_HEADERS}, timeout=10))
             assert client.get("/").status_code == 503
 
     lines = [line for line in lines_of(log) if not line.startswith("{")]

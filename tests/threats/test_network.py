@@ -104,8 +104,7 @@ class Eavesdropper:
             try:
                 self.told += await stream.receive()
                 await stream.send(handshake())
-                while True:
-                    self.told += await stream.receive()
+                self.told += await stream.receive()
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass
 
@@ -128,7 +127,7 @@ async def test_tls_trusts_nobody_whose_certificate_is_wrong(
     listener = TLSListener(listener, server_context(certificate, authority), standard_compatible=False)
     transport: Any
     if via == "stream":
-        transport = StreamTransport(f"tcp://127.0.0.1:{port}", tls=True, verify=str(ca), connect_timeout=2)
+        transport = StreamTransport(f"tcp://127.0.0.1:{port}", tls=True, verify=str(ca), connect_timeout=10)
     else:
         carrier: Any = via if via == "aiohttp" else None
         transport = HttpTransport(f"https://127.0.0.1:{port}/", verify=str(ca), transport=carrier)
@@ -136,7 +135,7 @@ async def test_tls_trusts_nobody_whose_certificate_is_wrong(
 
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, _quietly(behave))
-        client, _, app = await ask(AgentConfig("agent", transport, events=HEADS, timeout=2))
+        client, _, app = await ask(AgentConfig("agent", transport, events=HEADS, timeout=10))
         tasks.cancel_scope.cancel()
 
     if certificate == "good":
@@ -162,13 +161,13 @@ async def test_tls_is_verified_unless_somebody_switches_it_off(via: str, authori
     port = listener.extra_attributes[anyio.abc.SocketAttribute.local_port]()
     listener = TLSListener(listener, server_context("good", authority), standard_compatible=False)
     transport: Any = (
-        StreamTransport(f"tcp://127.0.0.1:{port}", tls=True, connect_timeout=2)
+        StreamTransport(f"tcp://127.0.0.1:{port}", tls=True, connect_timeout=10)
         if via == "stream"
         else HttpTransport(f"https://127.0.0.1:{port}/")
     )
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, _quietly(getattr(eavesdropper, via)))
-        client, _, app = await ask(AgentConfig("agent", transport, events=HEADS, timeout=2))
+        client, _, app = await ask(AgentConfig("agent", transport, events=HEADS, timeout=10))
         tasks.cancel_scope.cancel()
 
     assert client.status in (503, 504)
@@ -182,7 +181,7 @@ async def test_without_tls_whoever_is_on_the_way_reads_and_answers() -> None:
     port = listener.extra_attributes[anyio.abc.SocketAttribute.local_port]()
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, eavesdropper.http)
-        client, _, app = await ask(AgentConfig("agent", f"http://127.0.0.1:{port}/", events=HEADS))
+        client, _, app = await ask(AgentConfig("agent", f"http://127.0.0.1:{port}/", events=HEADS, timeout=10))
         tasks.cancel_scope.cancel()
 
     assert (client.status, app.calls) == (200, 1)
@@ -235,7 +234,9 @@ async def test_a_redirect_by_an_agent_is_not_followed(
         await send({"type": "http.response.body", "body": b'{"decision":"allow"}'})
 
     with serve(elsewhere, lifespan="off") as url:
-        client, manager, app = await ask(AgentConfig("agent", HttpTransport(url, transport=transport), events=HEADS))
+        client, manager, app = await ask(
+            AgentConfig("agent", HttpTransport(url, transport=transport), events=HEADS, timeout=10)
+        )
 
     assert (client.status, app.calls, trap.caught) == (503, 0, 0)
     assert manager.metrics["agent"].outcomes == {FailureKind.ERROR: 1}
@@ -264,7 +265,9 @@ async def test_neither_proxies_nor_netrc_of_the_environment_see_an_event(
         await inner(scope, receive, send)
 
     with serve(looking, lifespan="off") as url:
-        client, _, _ = await ask(AgentConfig("agent", HttpTransport(url, transport=transport), events=HEADS))
+        client, _, _ = await ask(
+            AgentConfig("agent", HttpTransport(url, transport=transport), events=HEADS, timeout=10)
+        )
 
     assert (client.status, trap.caught) == (200, 0)
     assert b"authorization" not in headers[0]
@@ -285,7 +288,7 @@ async def test_cookies_of_an_agent_are_not_sent_back() -> None:
         await inner(scope, receive, send_with_cookie)
 
     with serve(baking, lifespan="off") as url:
-        middleware = guarded(App(), AgentConfig("agent", HttpTransport(url), events=HEADS))
+        middleware = guarded(App(), AgentConfig("agent", HttpTransport(url), events=HEADS, timeout=10))
         async with middleware.manager:
             for _ in range(3):
                 await Client().call(middleware)
@@ -372,7 +375,7 @@ async def test_a_served_agent_answers_whoever_reaches_it(tmp_path: Path) -> None
 
     async with anyio.create_task_group() as tasks:
         await tasks.start(_serve, Blocks(), f"unix://{path}")
-        client, _, _ = await ask(AgentConfig("stranger", f"unix://{path}"))
+        client, _, _ = await ask(AgentConfig("stranger", f"unix://{path}", timeout=10))
         tasks.cancel_scope.cancel()
 
     assert client.status == 418

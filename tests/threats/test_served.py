@@ -118,6 +118,7 @@ async def test_a_client_of_a_served_agent_that_never_introduces_itself_is_closed
             await slow.send(GREETING[:10])
             assert await closes(silent) == b""
             assert await closes(slow) == b""
+        monkeypatch.undo()
         assert await is_answered(path)
 
 
