@@ -78,6 +78,7 @@ VALUES: list[object] = [
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_repr_of_events_answers_and_configuration_shows_no_content(value: object) -> None:
     assert SECRET not in repr(value)
+    assert SECRET not in str(list(getattr(value, "__rich_repr__", list)()))
     assert type(value).__name__ in repr(value)
 
 
