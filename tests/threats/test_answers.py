@@ -116,6 +116,17 @@ async def test_an_answer_without_end_is_cut_off(declared: bool, transport: Any, 
     assert sent < (8 if declared else 20) * MIB
 
 
+async def test_a_frame_over_the_limit_ends_its_connection_before_it_is_read() -> None:
+    async def behave(event: Received) -> None:
+        # 16 MiB and a byte, of which only the beginning comes.
+        await event.link.send((16 * MIB + 1).to_bytes(4, "big") + b"\x20 ")
+
+    async with Peer(behaviour=behave).listening() as peer:
+        client, manager = await ask(AgentConfig("agent", peer.url, events=HEADS, timeout=15))
+
+    assert (client.status, outcomes(manager)) == (503, {"error": 1})
+
+
 NESTED = {
     "unknown field": b'{"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
     "audit": b'{"audit":{"custom":{"x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_003,
