@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from .headers import Headers
-from .showing import names_of, shown, size_of, without_query
+from .showing import Discreet, names_of, shown, size_of, without_query
 
 
 class EventType(StrEnum):
@@ -99,7 +99,7 @@ class PendingMetadata:
         return self.written().__reduce__()
 
 
-class ConfigureEvent(Struct, frozen=True, kw_only=True):
+class ConfigureEvent(Discreet, frozen=True, kw_only=True):
     """Sent once to each agent when it connects."""
 
     event_type: ClassVar[EventType] = EventType.CONFIGURE
@@ -111,7 +111,7 @@ class ConfigureEvent(Struct, frozen=True, kw_only=True):
         return shown(self, config="…")
 
 
-class RequestHeadersEvent(Struct, frozen=True, kw_only=True):
+class RequestHeadersEvent(Discreet, frozen=True, kw_only=True):
     """A request's head, or a websocket handshake. ``uri`` is path and query as received, still percent-encoded."""
 
     event_type: ClassVar[EventType] = EventType.REQUEST_HEADERS
@@ -133,7 +133,7 @@ class RequestHeadersEvent(Struct, frozen=True, kw_only=True):
         return shown(self, uri=repr(without_query(self.uri)))
 
 
-class RequestBodyChunkEvent(Struct, frozen=True, kw_only=True):
+class RequestBodyChunkEvent(Discreet, frozen=True, kw_only=True):
     """A piece of the request body; in buffer mode all of it. ``bytes_received`` counts this chunk too."""
 
     event_type: ClassVar[EventType] = EventType.REQUEST_BODY_CHUNK
@@ -163,7 +163,7 @@ class ResponseHeadersEvent(Struct, frozen=True, kw_only=True):
         return self.headers.first(name)
 
 
-class ResponseBodyChunkEvent(Struct, frozen=True, kw_only=True):
+class ResponseBodyChunkEvent(Discreet, frozen=True, kw_only=True):
     """A piece of the response body; in buffer mode all of it. ``bytes_sent`` counts this chunk too."""
 
     event_type: ClassVar[EventType] = EventType.RESPONSE_BODY_CHUNK
@@ -196,7 +196,7 @@ class RequestCompleteEvent(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class WebSocketFrameEvent(Struct, frozen=True, kw_only=True):
+class WebSocketFrameEvent(Discreet, frozen=True, kw_only=True):
     """One websocket message.
 
     ``frame_index`` counts from 0 in each direction; text is UTF-8 (lone surrogates encoded as such).
@@ -217,7 +217,7 @@ class WebSocketFrameEvent(Struct, frozen=True, kw_only=True):
         return shown(self, data=size_of(self.data))
 
 
-class GuardrailInspectEvent(Struct, frozen=True, kw_only=True):
+class GuardrailInspectEvent(Discreet, frozen=True, kw_only=True):
     """A piece of content that a handler wants looked at.
 
     Lone surrogates, which JSON from a client can smuggle into a str, become replacement characters: no text that is to

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from .showing import names_of, shown, size_of, without_query
+from .showing import Discreet, names_of, shown, size_of, without_query
 
 PROTOCOL_VERSION = 2
 
@@ -24,7 +24,7 @@ class Allow(Struct, frozen=True):
     """Let it pass."""
 
 
-class Block(Struct, frozen=True):
+class Block(Discreet, frozen=True):
     """Answer in the app's place. ``headers`` win over what the middleware would have set."""
 
     status: int = 403
@@ -35,7 +35,7 @@ class Block(Struct, frozen=True):
         return shown(self, body=size_of(self.body), headers=names_of(self.headers))
 
 
-class Redirect(Struct, frozen=True):
+class Redirect(Discreet, frozen=True):
     """Send the client elsewhere."""
 
     url: str
@@ -45,7 +45,7 @@ class Redirect(Struct, frozen=True):
         return shown(self, url=repr(without_query(self.url)))
 
 
-class Challenge(Struct, frozen=True):
+class Challenge(Discreet, frozen=True):
     """Ask the client to prove something.
 
     The type is an HTTP auth scheme (``basic``, ``bearer``, …) or one of the agent's own.
@@ -75,7 +75,7 @@ class WebSocketClose(Struct, frozen=True):
 WebSocketDecision = WebSocketDrop | WebSocketClose
 
 
-class HeaderOp(Struct, frozen=True):
+class HeaderOp(Discreet, frozen=True):
     """One change to a set of headers; make one with :meth:`set`, :meth:`add` or :meth:`remove`."""
 
     kind: Literal["set", "add", "remove"]
@@ -101,7 +101,7 @@ class HeaderOp(Struct, frozen=True):
         return shown(self, value="…")
 
 
-class BodyMutation(Struct, frozen=True):
+class BodyMutation(Discreet, frozen=True):
     """A change to the chunk just shown: ``data`` None passes it, empty drops it, anything else replaces it."""
 
     data: bytes | None = None
@@ -111,7 +111,7 @@ class BodyMutation(Struct, frozen=True):
         return shown(self, data=size_of(self.data))
 
 
-class AuditMetadata(Struct, frozen=True, kw_only=True):
+class AuditMetadata(Discreet, frozen=True, kw_only=True):
     """What the agent wants remembered about its decision."""
 
     tags: Sequence[str] = ()
@@ -258,7 +258,7 @@ class TextSpan(Struct, frozen=True):
     end: int
 
 
-class Detection(Struct, frozen=True, kw_only=True):
+class Detection(Discreet, frozen=True, kw_only=True):
     """One thing that a guardrail agent found."""
 
     category: str
@@ -271,7 +271,7 @@ class Detection(Struct, frozen=True, kw_only=True):
         return shown(self, description=size_of(self.description))
 
 
-class GuardrailResponse(Struct, frozen=True, kw_only=True):
+class GuardrailResponse(Discreet, frozen=True, kw_only=True):
     """The answer to a guardrail inspection. ``confidence`` is 0 to 1."""
 
     detected: bool

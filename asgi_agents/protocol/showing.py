@@ -1,8 +1,17 @@
 """What ``repr()`` shows of values with secrets or somebody's data in them: they end up in logs and tracebacks."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from msgspec import Struct
+
+
+class Discreet(Struct, frozen=True):
+    """Values whose ``repr()`` leaves something out."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # For tracebacks that are made with rich. What structs have of themselves shows everything.
+        return [("shown", repr(self))]
 
 
 def shown(value: Struct, /, **instead: str) -> str:

@@ -78,6 +78,7 @@ VALUES: list[object] = [
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_repr_of_events_answers_and_configuration_shows_no_content(value: object) -> None:
     assert SECRET not in repr(value)
+    assert SECRET not in str(list(getattr(value, "__rich_repr__", list)()))
     assert type(value).__name__ in repr(value)
 
 
@@ -142,13 +143,16 @@ async def hello(request: Request) -> Response:
 REQUESTS = ["/raise", "/raise-group", "/bad-header", "/bad-answer", "/bad-audit", "/hello"]
 
 
+@pytest.mark.parametrize("transport", [None, "aiohttp"])
 @pytest.mark.parametrize("failure_mode", FailureMode)
 def test_nothing_that_is_written_down_or_answered_has_secrets_in_it(
-    log: pytest.LogCaptureFixture, failure_mode: FailureMode
+    log: pytest.LogCaptureFixture, failure_mode: FailureMode, transport: Any
 ) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    nowhere = HttpTransport(f"http://127.0.0.1:9/?key={SECRET}", headers={"authorization": f"Bearer {SECRET}"})
+    nowhere = HttpTransport(
+        f"http://127.0.0.1:9/?key={SECRET}", headers={"authorization": f"Bearer {SECRET}"}, transport=transport
+    )
     options: dict[str, Any] = {"failure_mode": failure_mode, "circuit_breaker": None, "config": {"key": SECRET}}
     manager = AgentManager(
         [

@@ -130,7 +130,7 @@ class Early(Messages):
 @pytest.mark.parametrize("sly", SLY)
 def test_no_message_passes_unjudged_however_it_is_sent(server: dict[str, Any], sly: str, early: bool) -> None:
     talk, agent = Talk(), Early()
-    app = AgentMiddleware(talk.app, agents=[AgentConfig("agent", agent)])
+    app = AgentMiddleware(talk.app, agents=[AgentConfig("agent", agent, timeout=30)])
     with serve(app, **server) as url, connected(url) as sock:
         upgrade(sock)
         answered = b""
@@ -153,7 +153,7 @@ def test_no_message_passes_unjudged_however_it_is_sent(server: dict[str, Any], s
 def test_frames_that_come_with_a_handshake_that_is_denied_reach_nobody(server: dict[str, Any]) -> None:
     talk, agent = Talk(), Early(AgentResponse.block(403, "no"))
     with (
-        serve(AgentMiddleware(talk.app, agents=[AgentConfig("agent", agent)]), **server) as url,
+        serve(AgentMiddleware(talk.app, agents=[AgentConfig("agent", agent, timeout=30)]), **server) as url,
         connected(url) as sock,
     ):
         upgrade(sock)
