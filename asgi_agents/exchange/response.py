@@ -171,17 +171,17 @@ class ResponseInspection:
         if self._method == "HEAD":
             body["body"] = b""
         self.status = reply.status
-        await self._send_whole(start, body)
-        self.bytes_sent = len(body["body"])
+        if await self._send_whole(start, body):
+            self.bytes_sent = len(body["body"])
 
     async def _send_last(self, data: bytes) -> None:
-        await self._send_whole({"type": f"{self._prefix}http.response.body", "body": data})
-        self.bytes_sent += len(data)
+        if await self._send_whole({"type": f"{self._prefix}http.response.body", "body": data}):
+            self.bytes_sent += len(data)
 
-    async def _send_whole(self, *messages: Message) -> None:
+    async def _send_whole(self, *messages: Message) -> bool:
         """Send what belongs together, whoever stops waiting for it.
 
-        But don't wait for ever for a client that doesn't read.
+        But don't wait for ever for a client that doesn't read. Returns whether it has taken it.
         """
         with anyio.move_on_after(REPLY_TIMEOUT, shield=True) as scope:
             for message in messages:
@@ -190,6 +190,7 @@ class ResponseInspection:
         if scope.cancelled_caught:
             self._state = _State.CUT
             self.error = ResponseAborted(f"response broken off: the client has not taken it within {REPLY_TIMEOUT:g} s")
+        return not scope.cancelled_caught
 
     async def _take_start(self, message: Message) -> None:
         if self._state is _State.HELD:

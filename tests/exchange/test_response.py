@@ -609,6 +609,15 @@ async def test_a_response_is_broken_off_even_if_its_client_has_stopped_reading(a
         await client.call(guarded(app, config))
 
 
+@pytest.mark.parametrize("anyio_backend", [VIRTUAL_TIME], ids=["virtual time"])
+async def test_a_reply_that_its_client_never_takes_is_not_counted_as_sent(anyio_backend: object) -> None:
+    agent, client = Probe(request_headers=DENIED, complete=None), Client()
+    client.take_nothing()
+    await client.call(guarded(App(), AgentConfig("a", agent)))
+    assert client.messages == []
+    assert agent.complete.response_body_size == 0
+
+
 # Event streams
 
 

@@ -7,14 +7,15 @@ from typing import Any
 import anyio
 from starlette.types import Receive, Scope, Send
 
-from asgi_agents import AgentContext, AgentMiddleware, Route
+from asgi_agents import AgentContext, AgentMiddleware, AuditRecord, Route
 from tests.exchange.asgi import assert_nothing_left
 
-from . import oracle, session_oracle
+from . import ending, http_oracle, websocket_oracle
 from .agents import Hired, hire
-from .apps import Script, ScriptedApp, http_script, websocket_script
+from .apps import Script, ScriptedApp
 from .choices import Choices
 from .loops import BACKENDS, run
+from .scripts import http_script, websocket_script
 from .servers import HttpServer, Plan, Server, WebSocketServer
 
 
@@ -25,7 +26,7 @@ def http(data: bytes) -> None:
     agents = [hire(choices, number, backend=backend) for number in range(1 + choices.below(3))]
     at_once = choices.flag()
     requests = [_Request(choices, number) for number in range(1 + choices.below(3))]
-    run(backend, partial(_serve, agents, requests, at_once))
+    run(backend, partial(_serve, agents, requests, at_once, exposed=choices.flag()))
 
 
 class _Request:
@@ -115,7 +116,7 @@ def _client_frame(choices: Choices, index: int) -> dict[str, Any]:
     )
 
 
-async def _serve(agents: list[Hired], requests: Sequence[_Request | _Session], at_once: bool) -> None:
+async def _serve(agents: list[Hired], requests: Sequence[_Request | _Session], at_once: bool, *, exposed: bool) -> None:
     over: list[tuple[Server, int, _Request | _Session, AgentContext, Exception | None]] = []
     apps: dict[int, ScriptedApp] = {}
 
@@ -123,8 +124,13 @@ async def _serve(agents: list[Hired], requests: Sequence[_Request | _Session], a
         return await apps[scope["number"]](scope, receive, send)
 
     references = [(hired.config.id, hired.failure_mode) for hired in agents]
+    records: list[AuditRecord] = []
     middleware: Any = AgentMiddleware(
-        app, agents=[hired.config for hired in agents], routes=[Route("/{rest:path}", references)]
+        app,
+        agents=[hired.config for hired in agents],
+        routes=[Route("/{rest:path}", references)],
+        expose_correlation_id=exposed,
+        on_audit=records.append,
     )
 
     async def serve(number: int, request: _Request | _Session) -> None:
@@ -153,26 +159,28 @@ async def _serve(agents: list[Hired], requests: Sequence[_Request | _Session], a
     for server, number, request, context, error in over:
         told: dict[str, Any] = {
             "correlation_id": context.correlation_id,
+            "exposed": exposed,
+            "records": [record for record in records if record.correlation_id == context.correlation_id],
             "app": apps[number],
             "agents": agents,
             "decision": context.decision,
             "error": error,
         }
         if isinstance(server, HttpServer):
-            exchange = oracle.Exchange(
+            exchange = http_oracle.Exchange(
                 server=server, declares_body=_declares_body(request.scope), method=request.scope["method"], **told
             )
-            _explained(exchange, partial(oracle.check, exchange))
+            _explained(exchange, partial(http_oracle.check, exchange))
         elif isinstance(server, WebSocketServer):
-            session = session_oracle.Session(server=server, **told)
-            _explained(session, partial(session_oracle.check, session))
+            session = websocket_oracle.Session(server=server, **told)
+            _explained(session, partial(websocket_oracle.check, session))
     assert_nothing_left(middleware.manager)
     for hired in agents:
         assert not middleware.manager.guard(hired.config.id).busy
     assert not middleware.manager.live_correlation_ids
 
 
-def _explained(over: oracle.Over, check: Callable[[], None]) -> None:
+def _explained(over: ending.Over, check: Callable[[], None]) -> None:
     try:
         check()
     except AssertionError as exc:
@@ -194,4 +202,4 @@ def websocket(data: bytes) -> None:
     agents = [hire(choices, number, backend=backend) for number in range(1 + choices.below(3))]
     at_once = choices.flag()
     sessions = [_Session(choices, number) for number in range(1 + choices.below(3))]
-    run(backend, partial(_serve, agents, sessions, at_once))
+    run(backend, partial(_serve, agents, sessions, at_once, exposed=choices.flag()))

@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from . import codecs, exchanges, framing, peers, reporting, routes, texts, wire
+from . import codecs, exchanges, framing, http_peers, reporting, routes, stream_peers, texts, wire
 
 
 class Target(Struct, frozen=True):
@@ -53,10 +53,10 @@ TARGETS: Final[Mapping[str, Target]] = {
     "addresses": _plain(texts.addresses, 50),
     "routes": _plain(routes.routes, 300),
     "reports": _plain(reporting.reports, 60),
-    "calling_end": _exchange(peers.calling_end, 150),
-    "serving_end": _exchange(peers.serving_end, 150),
-    "http_calling_end": _decoder(peers.http_calling_end, 100),
-    "http_serving_end": _decoder(peers.http_serving_end, 100),
+    "calling_end": _exchange(stream_peers.calling_end, 150),
+    "serving_end": _exchange(stream_peers.serving_end, 150),
+    "http_calling_end": _decoder(http_peers.http_calling_end, 100),
+    "http_serving_end": _decoder(http_peers.http_serving_end, 100),
     "http": _exchange(exchanges.http, 400),
     "websocket": _exchange(exchanges.websocket, 300),
 }

@@ -7,9 +7,10 @@ from starlette.types import Message
 from asgi_agents import ResponseAborted
 from asgi_agents.protocol import Allow, EventType, WebSocketDrop, WebSocketFrameEvent
 
-from .agents import APP_HEADER, EVIL, Hired, Shown
+from .agents import Hired, Shown
 from .apps import AppError
-from .oracle import Over, check_complete_events, check_decider, check_head, let_pass
+from .ending import Over, check_accounts, check_decider, check_head, let_pass
+from .reactions import APP_HEADER, EVIL
 from .servers import WebSocketServer
 
 
@@ -55,7 +56,7 @@ def check(session: Session) -> None:
         case _:
             raise AssertionError(f"nobody raised {error!r}") from error
     check_decider(session)
-    check_complete_events(session)
+    check_accounts(session, server.messages)
     if app.calls:
         check_head(session, EventType.REQUEST_HEADERS, body_follows=False, what="handshake")
     _check_frames(session)

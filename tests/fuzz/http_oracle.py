@@ -2,44 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 
-from msgspec import Struct
+from asgi_agents import ClosedByAgent, ResponseAborted
+from asgi_agents.protocol import EventType, RequestBodyChunkEvent, RequestCompleteEvent, ResponseBodyChunkEvent
 
-from asgi_agents import AgentDecision, ClosedByAgent, ResponseAborted
-from asgi_agents.protocol import EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
-
-from .agents import APP_HEADER, EVIL, Hired, Shown
-from .apps import AppError, ScriptedApp
+from .agents import Hired, Shown
+from .apps import AppError
+from .ending import Over, check_accounts, check_decider, check_head, let_pass
+from .reactions import APP_HEADER, EVIL
 from .servers import HttpServer
 
 _SSE_ERROR = b"\n\nevent: error\ndata: "
-
-
-class Over(Struct, kw_only=True):
-    """A connection that is over: who took part, and how it ended."""
-
-    correlation_id: str
-    app: ScriptedApp
-    agents: Sequence[Hired]
-    decision: AgentDecision
-    error: BaseException | None
-
-    def hearing(self, event_type: EventType) -> list[Hired]:
-        """In route order."""
-        return [hired for hired in self.agents if hired.hears(event_type)]
-
-    def story(self) -> str:
-        """What happened, for whoever has to find out why."""
-        decision = self.decision
-        lines = [
-            f"app ({'legal' if self.app.script.legal else 'illegal'}): {list(self.app.script.steps)}",
-            f"app got {self.app.headers}, {self.app.received}; sent {self.app.sent}; finished: {self.app.finished}",
-            f"{self.error!r}; decided by {decision.decided_by}: {decision.decision}, {decision.websocket_decision}, "
-            f"{decision.failure}",
-        ]
-        for hired in self.agents:
-            lines.append(f"{hired.config.id}: {hired.failure_mode}, {hired.config}")
-            lines += [f"    {shown}" for event in EventType for shown in hired.agent.of(self.correlation_id, event)]
-        return "\n".join(lines)
 
 
 class Exchange(Over, kw_only=True):
@@ -81,7 +53,8 @@ def check(exchange: Exchange) -> None:
     check_decider(exchange)
     _check_request(exchange)
     _check_response(exchange)
-    check_complete_events(exchange)
+    check_accounts(exchange, exchange.server.messages)
+    _check_sizes(exchange)
 
 
 def _check_server(exchange: Exchange) -> None:
@@ -115,54 +88,6 @@ def _check_error(exchange: Exchange) -> None:
             assert not app.script.legal, f"the app did nothing wrong: {error!r}"
         case _:
             raise AssertionError(f"nobody raised {error!r}") from error
-
-
-def check_decider(exchange: Over) -> None:
-    """Nobody stops a connection but an enforced agent that denied, or failed closed."""
-    decision = exchange.decision
-    if decision.is_allow:
-        assert decision.decided_by is None
-        return
-    (decider,) = (hired for hired in exchange.agents if hired.config.id == decision.decided_by)
-    assert decider.config.enforce, "a shadow agent has decided"
-    shown = [shown for event in EventType for shown in decider.agent.of(exchange.correlation_id, event)]
-    if decision.failure is not None:
-        assert decider.closed, f"an agent that fails open has stopped it: {decision.failure}"
-        return
-    assert any(each.done and decider.outcome(each) in ("deny", "provisional") for each in shown), "nobody has denied it"
-
-
-def let_pass(hired: Hired, shown: Shown, *, final: bool) -> bool:
-    """Whether what was shown may pass as far as this agent is concerned."""
-    if not hired.config.enforce:
-        return True
-    if not shown.done:
-        # Cut off by its deadline, or because it didn't matter any more.
-        return not hired.closed
-    match hired.outcome(shown):
-        case "allow":
-            return True
-        case "provisional":
-            return not final
-        case "deny":
-            return False
-        case _:
-            return not hired.closed
-
-
-def check_head(exchange: Over, event_type: EventType, *, body_follows: bool, what: str) -> None:
-    """The head has passed: everybody whose say counts must have let it."""
-    body_event = (
-        EventType.REQUEST_BODY_CHUNK if event_type is EventType.REQUEST_HEADERS else EventType.RESPONSE_BODY_CHUNK
-    )
-    for hired in exchange.hearing(event_type):
-        shown = hired.agent.of(exchange.correlation_id, event_type)
-        assert len(shown) <= 1, f"{what}: {hired.config.id} was asked twice"
-        if not shown:
-            assert not hired.closed, f"{what}: passed {hired.config.id}, which fails closed and was not asked"
-            continue
-        final = not (body_follows and hired.hears(body_event))
-        assert let_pass(hired, shown[0], final=final), f"{what}: passed {hired.config.id}, which did not let it"
 
 
 def _check_request(exchange: Exchange) -> None:
@@ -313,6 +238,17 @@ def _through(hired: Hired, shown: Sequence[Shown], stream: bytes, *, pending: bo
     return out, not pending and position == len(stream)
 
 
-def check_complete_events(exchange: Over) -> None:
+def _check_sizes(exchange: Exchange) -> None:
+    """What agents and operators are told of the end is what the client has seen of it."""
+    server = exchange.server
+    if server.gone or server.plan.slow or not exchange.app.script.legal or server.start is None:
+        return
+    (record,) = exchange.records
+    assert (record.status, record.complete) == (server.start["status"], server.complete)
     for hired in exchange.hearing(EventType.REQUEST_COMPLETE):
-        assert len(hired.agent.of(exchange.correlation_id, EventType.REQUEST_COMPLETE)) <= 1
+        for shown in hired.agent.of(exchange.correlation_id, EventType.REQUEST_COMPLETE):
+            event = shown.event
+            assert isinstance(event, RequestCompleteEvent)
+            assert event.status == server.start["status"]
+            assert event.response_body_size == (0 if exchange.method == "HEAD" else len(server.body))
+            assert event.request_body_size == len(server.body_read)
