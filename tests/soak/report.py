@@ -49,7 +49,9 @@ def table(samples: Sequence[Sample], found: Mapping[Measure, Trend]) -> str:
 def _verdict(measure: Measure, each: Trend) -> str:
     if each.grows(measure.relevant):
         return "**grows**"
-    return "no slope" if each.p >= SIGNIFICANCE else "a slope, of no relevance"
+    if each.p >= SIGNIFICANCE:
+        return "no slope"
+    return "shrinks" if each.slope < 0 else "grows, below what is relevant"
 
 
 def plot(samples: Sequence[Sample], found: Mapping[Measure, Trend], path: Path) -> None:
