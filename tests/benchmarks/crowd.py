@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import uvloop
@@ -28,7 +28,7 @@ class _Member(WebSocketClient):
     def __init__(self, failed: asyncio.Future[None]) -> None:
         super().__init__([], failed, MESSAGE)
         self.opened: asyncio.Future[None] = failed.get_loop().create_future()
-        self.on_answer = lambda: None
+        self.on_answer: Callable[[], None]
 
     def _opened(self) -> None:
         self.opened.set_result(None)

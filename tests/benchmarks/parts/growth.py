@@ -51,13 +51,17 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
         bodies = _grow_bodies({server.variant.name: server.port for server in servers}, load, plan, progress)
     websockets = grow_websockets(plan, progress)
     curves = (agents, routes, bodies, *websockets)
-    figures = {
-        f"growth.{curve.name}.{f'{line}.' if len(curve.lines) > 1 else ''}{x:g}": rounds
-        for curve in curves
+    found = {name: rounds for curve in curves for name, rounds in figures(curve).items()}
+    return Part("growth", tuple(map(_table, curves)), found, curves)
+
+
+def figures(curve: Curve) -> dict[str, tuple[float, ...]]:
+    """By the curve's name, the line's, and where on it."""
+    return {
+        f"growth.{curve.name}.{line}.{x:g}": rounds
         for line, points in curve.lines.items()
         for x, rounds in zip(curve.x, points, strict=True)
     }
-    return Part("growth", tuple(map(_table, curves)), figures, curves)
 
 
 async def measure_agents(counts: Sequence[int], plan: Plan) -> list[tuple[float, ...]]:
@@ -161,8 +165,17 @@ def _seconds(size: int, plan: Plan) -> float:
 
 
 def _table(curve: Curve) -> Table:
-    rows = tuple(
-        (f"{curve.title}: {name}, {curve.y_label}", *(ratio(rounds)[0] for rounds in points))
-        for name, points in curve.lines.items()
-    )
-    return Table(f"Growth: {curve.title}", tuple(f"{x:g}" for x in curve.x), rows)
+    rows = []
+    for name, points in curve.lines.items():
+        cells = [ratio(rounds) for rounds in points]
+        rows.append(
+            (
+                name,
+                *(
+                    middle if len(rounds) == 1 else f"{middle} ({half})"
+                    for (middle, half), rounds in zip(cells, points, strict=True)
+                ),
+            )
+        )
+    title = f"Growth: {curve.title[0].lower()}{curve.title[1:]}; {curve.y_label} (and the middle half)"
+    return Table(title, curve.x_names, tuple(rows))
