@@ -5,14 +5,18 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
-from . import report
+from . import plots, readme, report, targets
 from .client import LoadError
 from .environment import environment
-from .fleet import StartError
+from .fleet import ROOT, StartError
 from .parts import PARTS
 from .plan import FULL, QUICK
+
+_README: Final = ROOT / "README.md"
+# Beside the targets; the rest is for those who run it.
+_SHOWN: Final = ("server", "envoy")
 
 
 def main() -> None:
@@ -20,8 +24,9 @@ def main() -> None:
     plan = QUICK if options.quick else FULL
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
-    print(", ".join(f"{name} {value}" for name, value in environment().items()), end=".\n\n")
-    parts = []
+    measured_in = ", ".join(f"{name} {value}" for name, value in environment().items()) + "."
+    print(measured_in, end="\n\n")
+    parts: list[report.Part] = []
     try:
         for name in options.parts or PARTS:
             part = PARTS[name](plan, _progress)
@@ -31,8 +36,17 @@ def main() -> None:
         sys.exit(str(exc))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    table = report.markdown(targets.judge({name: rounds for part in parts for name, rounds in part.figures.items()}))
+    print(table)
     if options.json is not None:
         options.json.write_bytes(report.json(parts, {"environment": environment(), "plan": asdict(plan)}))
+    if options.plots is not None:
+        for path in plots.write((curve for part in parts for curve in part.curves), options.plots):
+            _progress(f"wrote {path}")
+    if options.readme:
+        shown = [table, *(report.text(part) for part in parts if part.name in _SHOWN)]
+        quick = " A `--quick` run: the numbers are rough." if options.quick else ""
+        _README.write_text(readme.rewritten(_README.read_text(), "\n\n".join((measured_in + quick, *shown))))
 
 
 def _options() -> argparse.Namespace:
@@ -40,9 +54,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these: {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="a short run, to see that it works; the numbers are rough")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every round there")
+    parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="draw how it grows, as SVG files there")
+    parser.add_argument("--readme", action="store_true", help="put the results into README.md; needs all parts")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(PARTS)}")
+    if options.readme and set(options.parts or PARTS) != set(PARTS):
+        parser.error("--readme needs all parts")
+    if options.plots is not None and not plots.available():
+        parser.error("--plots needs matplotlib: pip install '.[benchmark]'")
     return options
 
 

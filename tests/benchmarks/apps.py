@@ -3,7 +3,7 @@
 from typing import Final
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -19,8 +19,11 @@ async def _take_order(request: Request) -> Response:
 
 async def _take_upload(request: Request) -> Response:
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+    except ClientDisconnect:
+        pass
     return JSONResponse({"bytes": size})
 
 

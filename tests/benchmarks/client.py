@@ -68,6 +68,7 @@ class Client(asyncio.Protocol):
         self._latencies = latencies
         self._failed = failed
         self._received = b""
+        self._ending = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
@@ -75,8 +76,16 @@ class Client(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(LoadError(f"the server closed a connection: {exc!r}"))
 
+    def end(self) -> None:
+        """Ask no more. The connection is closed when the last response is there."""
+        self._ending = True
+
     def abort(self) -> None:
         self._transport.abort()
+
+    @property
+    def ended(self) -> bool:
+        return self._transport.is_closing()
 
     def _fail(self, exc: LoadError) -> None:
         self._transport.abort()
@@ -112,6 +121,9 @@ class HttpClient(Client):
         self._ask()
 
     def _ask(self) -> None:
+        if self._ending:
+            self._transport.abort()
+            return
         self._sent = time.perf_counter()
         self._transport.write(self._head)
         if self._body:
@@ -162,6 +174,9 @@ class WebSocketClient(Client):
         self._received = data
 
     def ask(self) -> None:
+        if self._ending:
+            self._transport.abort()
+            return
         self._sent = time.perf_counter()
         self._transport.write(self._message)
 

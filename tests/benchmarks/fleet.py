@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from .variant import Peer, Variant
+from . import envoy
+from .variant import Front, Peer, Variant
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -75,13 +76,21 @@ def _start(command: list[str], processes: list[_Process], pass_fds: tuple[int, .
 def _start_server(
     variant: Variant, directory: Path, peers: Mapping[Peer, _Process], processes: list[_Process]
 ) -> Server:
+    pids = tuple(peers[peer].pid for peer in variant.peers)
+    if isinstance(variant.serves, Front):
+        process = _start(variant.serves.command(directory, variant.name), processes)
+        try:
+            port = envoy.port(directory, variant.name, _SECONDS_TO_START)
+        except TimeoutError as exc:
+            raise StartError(str(exc)) from exc
+        return Server(variant, port, process.pid, pids)
     # Closed here, so that it closes when the server dies and nobody waits for an answer from it.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fd = listener.fileno()
         command = [sys.executable, "-m", "tests.benchmarks.server", variant.name, str(directory), str(fd)]
         process = _start(command, processes, pass_fds=(fd,))
         port = listener.getsockname()[1]
-    return Server(variant, port, process.pid, tuple(peers[peer].pid for peer in variant.peers))
+    return Server(variant, port, process.pid, pids)
 
 
 def _wait_for_peer(peer: Peer, process: _Process, directory: Path) -> None:

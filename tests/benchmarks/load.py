@@ -12,11 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import quantiles
+from typing import Final
 
 import msgspec
 import uvloop
 
 from .client import Client, HttpClient, LoadError, WebSocketClient
+
+_SECONDS_TO_END: Final = 2.0
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -87,8 +90,13 @@ async def load(job: Job) -> Measurement:
         if failed.done():
             failed.result()
     finally:
-        # What happens to the connections from here on is of no interest.
+        # What happens to the connections from here on is of no interest, but the next server has the machine to itself.
         failed.cancel()
+        for one in clients:
+            one.end()
+        until = time.perf_counter() + _SECONDS_TO_END
+        while not all(one.ended for one in clients) and time.perf_counter() < until:  # noqa: ASYNC110 - nothing else runs
+            await asyncio.sleep(0.002)
         for one in clients:
             one.abort()
     if len(measured) < 2:

@@ -16,9 +16,9 @@ class Plan:
 
     turns: int = 120
     turn_seconds: float = 0.008
-    rounds: int = 7
-    seconds: float = 1.2
-    warmup: float = 0.25
+    rounds: int = 15
+    seconds: float = 0.5
+    warmup: float = 0.15
     connections: int = 16
     growth_rounds: int = 5
     growth_seconds: float = 0.4

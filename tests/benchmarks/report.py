@@ -19,7 +19,6 @@ class Curve(msgspec.Struct, frozen=True):
     """How something grows.
 
     :param lines: by their name, for each of ``x`` what every round came to.
-    :param bound: what the lines should stay below.
     """
 
     name: str
@@ -28,7 +27,10 @@ class Curve(msgspec.Struct, frozen=True):
     y_label: str
     x: tuple[float, ...]
     lines: dict[str, tuple[tuple[float, ...], ...]]
-    bound: float | None = None
+
+    @property
+    def x_names(self) -> tuple[str, ...]:
+        return tuple(map(_size if self.x_label == "bytes" else "{:,g}".format, self.x))
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -41,6 +43,13 @@ class Part(msgspec.Struct, frozen=True):
     figures: dict[str, tuple[float, ...]]
     curves: tuple[Curve, ...] = ()
     left_out: tuple[str, ...] = ()
+
+
+def _size(count: float) -> str:
+    for unit, size in (("MiB", 1024**2), ("KiB", 1024)):
+        if count >= size:
+            return f"{count / size:g} {unit}"
+    return f"{count:g} B"
 
 
 def ratio(rounds: Sequence[float], digits: int = 2) -> tuple[str, str]:

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import uvicorn
 
+from .variant import Front
 from .variants import VARIANTS
 
 
 def _serve(name: str, directory: str, listener: str) -> None:
     [variant] = [variant for variant in VARIANTS if variant.name == name]
+    if isinstance(variant.serves, Front):
+        raise TypeError(f"{name!r} has a server of its own")
     config = uvicorn.Config(
-        variant.app(Path(directory)),
+        variant.serves(Path(directory)),
         loop="uvloop",
         http="httptools",
         lifespan="on",

@@ -7,9 +7,7 @@ as well. Each as a share of the first.
 
 import argparse
 import asyncio
-import gc
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -19,36 +17,18 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp
 
-from asgi_agents import Agent, AgentConfig, AgentManager, AgentMiddleware, RequestHeadersEvent, middleware
+from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, middleware
 from asgi_agents.metrics import Series, Tally
 
-_SCOPE: Final = {
-    "type": "http",
-    "asgi": {"version": "3.0", "spec_version": "2.4"},
-    "http_version": "1.1",
-    "method": "GET",
-    "path": "/",
-    "raw_path": b"/",
-    "root_path": "",
-    "query_string": b"",
-    "headers": [(b"host", b"localhost"), (b"user-agent", b"benchmark"), (b"accept", b"*/*")],
-    "client": ("127.0.0.1", 50000),
-    "server": ("127.0.0.1", 80),
-    "scheme": "http",
-}
+from .agents import Allow
+from .apps import hello
+from .driver import body_messages, drive, http_scope
+from .turns import Turn, take_turns
 
-
-class Checker(Agent):
-    """Looks at a header, as a simple agent would."""
-
-    async def on_request_headers(self, event: RequestHeadersEvent) -> None:
-        event.header("x-blocked")
+_SCOPE: Final = http_scope("/items/42")
+_MESSAGES: Final = body_messages(b"")
 
 
 class _Uncounted(Tally):
@@ -95,11 +75,7 @@ def cases() -> Sequence[Case]:
 
 
 def _guarded(**providers: Any) -> AgentMiddleware:
-    async def hello(request: Request) -> PlainTextResponse:
-        return PlainTextResponse("Hello")
-
-    app = Starlette(routes=[Route("/", hello)])
-    return AgentMiddleware(app, manager=AgentManager([AgentConfig("checker", Checker())], **providers))
+    return AgentMiddleware(hello, manager=AgentManager([AgentConfig("checker", Allow())], **providers))
 
 
 def _without_telemetry() -> AgentMiddleware:
@@ -110,43 +86,26 @@ def _without_telemetry() -> AgentMiddleware:
     return app
 
 
-def measure(cases: Sequence[Case], rounds: int, requests: int) -> Sequence[Sequence[float]]:
-    """Seconds for ``requests`` requests, for each case in each round."""
-    return asyncio.run(_measure(cases, rounds, requests))
+def measure(cases: Sequence[Case], rounds: int, seconds: float) -> Sequence[Sequence[float]]:
+    """The seconds of a request, for each case in each round, which takes ``seconds`` for each."""
+    return asyncio.run(_measure(cases, rounds, seconds))
 
 
-async def _measure(cases: Sequence[Case], rounds: int, requests: int) -> Sequence[Sequence[float]]:
-    taken: list[list[float]] = [[] for _ in cases]
+async def _measure(cases: Sequence[Case], rounds: int, seconds: float) -> Sequence[Sequence[float]]:
     module: Any = middleware
     mark = module.mark_current_span
-    # It would strike whoever has the bad luck.
-    gc.disable()
+
+    def turn(case: Case) -> Turn:
+        async def drive_marked(times: int) -> None:
+            module.mark_current_span = mark if case.marks else lambda correlation: trace.INVALID_SPAN
+            await drive(case.app, _SCOPE, _MESSAGES, times)
+
+        return drive_marked
+
     try:
-        for number in range(rounds):
-            for index in range(len(cases)):
-                # Every round begins with another.
-                index = (index + number) % len(cases)
-                module.mark_current_span = mark if cases[index].marks else lambda correlation: trace.INVALID_SPAN
-                taken[index].append(await _drive(cases[index].app, requests))
-            gc.collect()
+        return await take_turns([turn(case) for case in cases], rounds, seconds)
     finally:
-        gc.enable()
         module.mark_current_span = mark
-    return taken
-
-
-async def _drive(app: ASGIApp, requests: int) -> float:
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Message) -> None:
-        pass
-
-    clock: Callable[[], float] = time.perf_counter
-    started = clock()
-    for _ in range(requests):
-        await app({**_SCOPE}, receive, send)
-    return clock() - started
 
 
 def markdown(cases: Sequence[Case], taken: Sequence[Sequence[float]]) -> str:
@@ -161,11 +120,10 @@ def markdown(cases: Sequence[Case], taken: Sequence[Sequence[float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.telemetry", description=__doc__)
     parser.add_argument("--rounds", type=int, default=101)
-    parser.add_argument("--requests", type=int, default=400, help="in each round")
+    parser.add_argument("--seconds", type=float, default=0.02, help="of each turn")
     options = parser.parse_args()
     compared = cases()
-    measure(compared, 2, options.requests)
-    print(markdown(compared, measure(compared, options.rounds, options.requests)))
+    print(markdown(compared, measure(compared, options.rounds, options.seconds)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
+from . import envoy
+from .envoy import Check
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -27,21 +30,40 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Front:
+    """Envoy before an app, in the place of a server of its own.
+
+    :param check: how it asks ``checker`` before it passes a request on. None: it doesn't.
+    :param concurrency: its worker threads.
+    """
+
+    app: Peer
+    check: Check = None
+    checker: Peer | None = None
+    concurrency: int = 1
+
+    def command(self, directory: Path, name: str) -> list[str]:
+        checker = None if self.checker is None else self.checker.socket(directory)
+        return envoy.command(directory, name, self.app.socket(directory), self.check, checker, self.concurrency)
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One row.
 
-    :param name: for the command line and the JSON file.
+    :param name: for the command line and the figures.
     :param title: for the table.
-    :param app: makes the app, in the process that serves it, from the directory of the peers' sockets.
-    :param needs: a module without which the row is left out.
+    :param serves: makes the app, in the process that serves it, from the directory of the peers' sockets; or what
+        stands in front of one that a peer serves.
+    :param needs: modules without which the row is left out.
     """
 
     name: str
     title: str
-    app: Callable[[Path], ASGIApp]
+    serves: Callable[[Path], ASGIApp] | Front
     peers: tuple[Peer, ...] = ()
-    needs: str | None = None
+    needs: tuple[str, ...] = ()
 
     @property
     def available(self) -> bool:
-        return self.needs is None or find_spec(self.needs) is not None
+        return all(find_spec(module) is not None for module in self.needs)

@@ -21,7 +21,7 @@ from asgi_agents import (
 from .agents import AllowBody, AllowFrames, allow
 from .apps import echo, hello, uploads
 from .handwritten import AiohttpPost, HttpxPost, InProcess, UnixSocketEcho
-from .variant import Peer, Variant
+from .variant import Front, Peer, Variant
 
 STREAM_AGENT: Final = Peer(
     "stream-agent", ("-m", "asgi_agents.serve", "tests.benchmarks.agents:allow", "--bind", "unix://{socket}")
@@ -119,4 +119,39 @@ WEBSOCKETS: Final = (
     Variant("echo-heard", "one agent that hears messages", _hearing_frames),
 )
 
-VARIANTS: Final[Sequence[Variant]] = (*REQUESTS, *UPLOADS, *WEBSOCKETS)
+_APP: Final = uvicorn_peer("app", "tests.benchmarks.apps:hello")
+_CHECK: Final = uvicorn_peer("check", "tests.benchmarks.agents:check")
+_PROCESSOR: Final = Peer("processor", ("-m", "tests.benchmarks.ext_proc", "{socket}"))
+
+
+def _envoys(concurrency: int) -> tuple[Variant, ...]:
+    workers = f"{concurrency} worker{'s' * (concurrency > 1)}"
+    return (
+        Variant(
+            f"envoy-{concurrency}",
+            f"Envoy that only passes on, {workers}",
+            Front(_APP, concurrency=concurrency),
+            peers=(_APP,),
+            needs=("envoy",),
+        ),
+        Variant(
+            f"ext-authz-{concurrency}",
+            f"Envoy with HTTP ext_authz, {workers}",
+            Front(_APP, "ext_authz", _CHECK, concurrency),
+            peers=(_APP, _CHECK),
+            needs=("envoy",),
+        ),
+        Variant(
+            f"ext-proc-{concurrency}",
+            f"Envoy with ext_proc, request headers only, {workers}",
+            Front(_APP, "ext_proc", _PROCESSOR, concurrency),
+            peers=(_APP, _PROCESSOR),
+            needs=("envoy", "grpc"),
+        ),
+    )
+
+
+#: Envoy before the same app.
+ENVOYS: Final = (*_envoys(1), *_envoys(2))
+
+VARIANTS: Final[Sequence[Variant]] = (*REQUESTS, *UPLOADS, *WEBSOCKETS, *ENVOYS)

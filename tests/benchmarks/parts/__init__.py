@@ -5,10 +5,12 @@ from typing import Final
 
 from ..plan import Plan
 from ..report import Part
-from . import direct, server
+from . import direct, envoy, growth, server
 
 #: By their names on the command line. Each takes the plan, and a function that tells how far it is.
 PARTS: Final[Mapping[str, Callable[[Plan, Callable[[str], None]], Part]]] = {
     "direct": direct.run,
     "server": server.run,
+    "envoy": envoy.run,
+    "growth": growth.run,
 }

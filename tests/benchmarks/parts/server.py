@@ -48,11 +48,11 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
 def measure(
     servers: Sequence[Server], plan: Plan, load: Loader, progress: Callable[[str], None]
 ) -> dict[str, list[Measurement]]:
-    jobs = {server.variant.name: _job(server, plan) for server in servers}
+    jobs = {server.variant.name: job(server, plan) for server in servers}
     return in_rounds(load.load, jobs, plan.rounds, progress)
 
 
-def _job(server: Server, plan: Plan) -> Job:
+def job(server: Server, plan: Plan) -> Job:
     connections, upload, message = plan.connections, None, None
     if server.variant in UPLOADS:
         connections, upload = _UPLOAD_CONNECTIONS, _UPLOAD
@@ -82,7 +82,7 @@ def requests_table(title: str, variants: Sequence[Variant], found: Measurements)
             *map(_per_cent, cores),
         )
         rows.append(row)
-    columns = ("share of bare", "middle half", "requests/s", "p50 ms", "p99 ms", "CPU: server", "agent", "load")
+    columns = ("share of bare", "middle half", "requests/s", "p50 ms", "p99 ms", "CPU: server", "peers", "load")
     return Table(title, columns, tuple(rows))
 
 

@@ -1,0 +1,149 @@
+"""What the suite is to find, and whether it did. No I/O."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from .ratios import spread
+from .report import Table
+
+Direction = Literal["at most", "at least"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A ratio, and the bound that it is to keep.
+
+    :param figure: the name under which a part reports it.
+    :param of: what it is a ratio of.
+    """
+
+    what: str
+    figure: str
+    direction: Direction
+    bound: float
+    of: str
+    per_cent: bool = False
+
+    def met_by(self, value: float) -> bool:
+        return value <= self.bound if self.direction == "at most" else value >= self.bound
+
+    def show(self, value: float) -> str:
+        return f"{value:.1%}" if self.per_cent else f"{value:.3g}"
+
+    @property
+    def wanted(self) -> str:
+        bound = f"{self.bound:.0%}" if self.per_cent else f"{self.bound:g}"
+        return f"{'≤' if self.direction == 'at most' else '≥'} {bound} {self.of}"
+
+
+TARGETS: Final = (
+    Target(
+        "no agent on the route: time added to a request",
+        "direct.headers.none.added",
+        "at most",
+        0.05,
+        "of the bare Starlette app",
+        per_cent=True,
+    ),
+    Target(
+        "one in-process agent on headers: time added to a request",
+        "direct.headers.1.added-over-base-http",
+        "at most",
+        0.06,
+        "of what an empty `BaseHTTPMiddleware` adds",
+    ),
+    Target(
+        "the same through uvicorn: requests per second",
+        "server.in-process.share",
+        "at least",
+        0.85,
+        "of the bare app",
+    ),
+    Target(
+        "three in-process agents that don't suspend: time added to a request",
+        "direct.headers.three-over-one.added",
+        "at most",
+        1.8,
+        "times what one adds",
+    ),
+    Target(
+        "the same: time of the whole request",
+        "direct.headers.three-over-one.time",
+        "at most",
+        1.8,
+        "times that with one",
+    ),
+    Target(
+        "1 MiB streamed through one read-only in-process agent, through uvicorn: time",
+        "server.upload.time",
+        "at most",
+        1.15,
+        "times uninspected",
+    ),
+    Target(
+        "websocket message through one in-process agent: time added",
+        "server.websocket.added",
+        "at most",
+        0.15,
+        "of an echo round trip through uvicorn",
+        per_cent=True,
+    ),
+    Target(
+        "one remote agent on a Unix socket: requests per second",
+        "server.unix-json.share",
+        "at least",
+        0.55,
+        "of the bare app",
+    ),
+    Target(
+        "the same",
+        "envoy.unix-json.over-ext-authz",
+        "at least",
+        1.0,
+        "times Envoy with HTTP ext_authz, app and check the same",
+    ),
+    Target(
+        "one remote agent over HTTP: requests per second",
+        "server.http.over-by-hand",
+        "at least",
+        1.8,
+        "times a hand-written middleware with `httpx.AsyncClient`",
+    ),
+    Target(
+        "the same, with the `aiohttp` extra",
+        "server.http-aiohttp.over-by-hand",
+        "at least",
+        6.0,
+        "times that middleware",
+    ),
+    Target(
+        "eight agents of 10 ms in parallel: time",
+        "growth.agents.all at once.8",
+        "at most",
+        1.15,
+        "times one",
+    ),
+    Target(
+        "finding the last of 1,000 routes: time",
+        "growth.routes.to find the route.1000",
+        "at most",
+        2.0,
+        "times the last of 10",
+    ),
+)
+
+
+def judge(figures: Mapping[str, Sequence[float]], targets: Sequence[Target] = TARGETS) -> Table:
+    """By the medians. What has not been measured is said to be so."""
+    rows = []
+    for target in targets:
+        rounds = figures.get(target.figure)
+        if rounds is None:
+            cells = ("not measured", "", "")
+        else:
+            middle, low, high = spread(rounds)
+            verdict = "met" if target.met_by(middle) else "**not met**"
+            cells = (target.show(middle), f"{target.show(low)} to {target.show(high)}", verdict)
+        rows.append((target.what, target.wanted, *cells))
+    return Table("Targets", ("target", "measured", "middle half", ""), tuple(rows))
