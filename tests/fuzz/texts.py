@@ -11,8 +11,8 @@ from starlette.types import Scope
 from asgi_agents import ConfigurationError
 from asgi_agents.audit import AuditAgent, AuditAnswer, Auditor, AuditRecord
 from asgi_agents.errors import printable
-from asgi_agents.exchange.scope import content_length, correlation_id, declares_body, request_headers_event
-from asgi_agents.protocol import TOKEN, Encoding, decode_event, encode_event
+from asgi_agents.exchange.scope import content_length, declares_body, find_correlation_id, headers_of, request_headers_event
+from asgi_agents.protocol import TOKEN, Encoding, Headers, decode_event, encode_event
 from asgi_agents.redaction import is_secret_header, redact_secrets
 from asgi_agents.trace_context import remote_context
 from asgi_agents.transports import HttpTransport, StreamTransport
@@ -122,7 +122,7 @@ def heads(data: bytes) -> None:
     assert declares_body(scope) in (True, False)
     taken = {"id-1"} if choices.flag() else set()
     name = choices.pick((b"x-request-id", b"", b"x-other"))
-    correlation = correlation_id(scope, taken, name)
+    correlation = find_correlation_id(Headers.from_raw(headers_of(scope)), taken, name)
     assert TOKEN.match(correlation)
     assert len(correlation) <= 128
     assert correlation not in taken
