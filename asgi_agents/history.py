@@ -1,6 +1,7 @@
 """The last ten minutes of an agent, in slots of ten seconds. Pure: the time is given."""
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -30,6 +31,11 @@ class Totals(Struct, frozen=True):
             self.failures - earlier.failures,
             [now - then for now, then in zip(self.buckets, earlier.buckets, strict=True)],
         )
+
+
+    def packed(self) -> "Totals":
+        """The same in a fifth of the memory."""
+        return Totals(self.calls, self.denials, self.failures, array("Q", self.buckets))
 
 
 class Slot(Struct, frozen=True, kw_only=True):
@@ -78,7 +84,8 @@ class History:
         if now < self.until:
             return
         if self.until > -math.inf:
-            totals = self._totals()
+            # Sixty of them are kept for each agent.
+            totals = self._totals().packed()
             self._ended.append(_Ended(self._slot, totals, _slot(totals.since(self._latest))))
         self._slot = int(now // SLOT_SECONDS)
         self.until = (self._slot + 1) * SLOT_SECONDS

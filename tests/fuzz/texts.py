@@ -11,7 +11,13 @@ from starlette.types import Scope
 from asgi_agents import ConfigurationError
 from asgi_agents.audit import AuditAgent, AuditAnswer, Auditor, AuditRecord
 from asgi_agents.errors import printable
-from asgi_agents.exchange.scope import content_length, declares_body, find_correlation_id, headers_of, request_headers_event
+from asgi_agents.exchange.scope import (
+    content_length,
+    declares_body,
+    find_correlation_id,
+    headers_of,
+    request_headers_event,
+)
 from asgi_agents.protocol import TOKEN, Encoding, Headers, decode_event, encode_event
 from asgi_agents.redaction import is_secret_header, redact_secrets
 from asgi_agents.trace_context import remote_context
