@@ -32,7 +32,6 @@ class Totals(Struct, frozen=True):
             [now - then for now, then in zip(self.buckets, earlier.buckets, strict=True)],
         )
 
-
     def packed(self) -> "Totals":
         """The same in a fifth of the memory."""
         return Totals(self.calls, self.denials, self.failures, array("Q", self.buckets))

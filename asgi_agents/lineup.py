@@ -147,7 +147,8 @@ async def consult(
     Agents that can't suspend are asked one after the other, which costs no tasks.
     """
     if len(agents) == 1:
-        return (await agents[0].hear(event, chunk),)
+        agent = agents[0]
+        return (await agent.guard.call(event, agent.failure_mode, chunk, agent.route),)
     event_type = event.event_type
     verdicts: list[Verdict | None] = [None] * len(agents)
     waiting: list[int] = []
@@ -155,7 +156,7 @@ async def consult(
         if agent.guard.may_suspend(event_type):
             waiting.append(index)
             continue
-        verdict = verdicts[index] = await agent.hear(event, chunk)
+        verdict = verdicts[index] = await agent.guard.call(event, agent.failure_mode, chunk, agent.route)
         if verdict.response is not ALLOW and verdict.denies and (final or not verdict.provisional) and not everyone:
             # Whoever comes later can't overrule it; those before it still can.
             break

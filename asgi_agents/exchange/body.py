@@ -172,8 +172,10 @@ class _Stage:
         event = self._event(data, last, whole)
         self._chunk_index += 1
         verdicts = await self._context.consult(self._agents, event, chunk=not self._buffers, final=last)
-        self._context.record(verdicts, every=whole)
-        if not self.provisional and unanimous(verdicts):
+        plain = not self.provisional and unanimous(verdicts)
+        if whole or not plain or self._context.counting:
+            self._context.record(verdicts, every=whole)
+        if plain:
             return self._release(data)
         decision = merge(verdicts, final=last)
         if not decision.is_allow:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from ..attributes import EVENT, ROUTE
 from ..config import FailureMode
-from ..decision import AgentDecision, FailureKind, Verdict, merge, unanimous
+from ..decision import AgentDecision, FailureKind, Verdict, merge
 from ..lineup import Lineup, RouteAgent, consult
 from ..manager import AgentManager, unavailable
 from ..protocol import (
@@ -195,8 +195,6 @@ class AgentContext(Struct, eq=False):
 
     def record(self, verdicts: Sequence[Verdict], *, every: bool = True) -> None:
         """Remember verdicts; unless ``every``, only those that say something."""
-        if not every and self._calls is None and unanimous(verdicts):
-            return
         telling = verdicts if every else [verdict for verdict in verdicts if verdict.response is not ALLOW]
         self._verdicts += telling
         if len(self._verdicts) >= 2 * _MAX_VERDICTS:
@@ -217,6 +215,11 @@ class AgentContext(Struct, eq=False):
     def decide(self, decision: AgentDecision) -> None:
         """This is what the connection ended on."""
         self._decided = decision
+
+    @property
+    def counting(self) -> bool:
+        """Whether every verdict counts, also one that says nothing."""
+        return self._calls is not None
 
     def count_calls(self) -> Mapping[str, CallCount]:
         """From now on, count the calls to each agent here."""

@@ -166,7 +166,7 @@ class WebSocketExchange:
             return True
         if self._agents:
             return False
-        self._count(message, True)
+        self._count(message, message.get("bytes"), True)
         return True
 
     async def _judge_received(self, message: Message) -> None:
@@ -198,7 +198,7 @@ class WebSocketExchange:
             raise ClosedByAgent("an agent has closed this websocket")
         match message["type"]:
             case "websocket.send":
-                self._count(message, False)
+                self._count(message, message.get("bytes"), False)
                 await self._raw_send(message)
             case "websocket.accept":
                 self._status = 101
@@ -240,23 +240,25 @@ class WebSocketExchange:
         self._bytes[False] = self._denial.bytes_sent
 
     async def _judge(self, message: Message, client_to_server: bool) -> AgentDecision:
-        index = self._frames[client_to_server]
-        data = self._count(message, client_to_server)
+        payload = message.get("bytes")
+        data = self._count(message, payload, client_to_server)
         event = WebSocketFrameEvent(
             correlation_id=self._context.correlation_id,
-            opcode=_TEXT if message.get("bytes") is None else _BINARY,
+            opcode=_TEXT if payload is None else _BINARY,
             data=data,
             client_to_server=client_to_server,
-            frame_index=index,
+            frame_index=self._frames[client_to_server] - 1,
             route_id=self._context.route,
             client_ip=self._client_ip,
         )
         verdicts = await self._context.consult(self._agents, event, chunk=False, final=True)
-        self._context.record(verdicts, every=False)
-        return ALLOWED if unanimous(verdicts) else merge(verdicts)
+        plain = unanimous(verdicts)
+        if not plain or self._context.counting:
+            self._context.record(verdicts, every=False)
+        return ALLOWED if plain else merge(verdicts)
 
-    def _count(self, message: Message, client_to_server: bool) -> bytes:
-        payload = message.get("bytes")
+    def _count(self, message: Message, payload: bytes | None, client_to_server: bool) -> bytes:
+        """The data of a message whose ``bytes`` are ``payload``, counted."""
         if payload is None:
             # Python's str can hold what UTF-8 can't: an agent is to see that too.
             payload = (message.get("text") or "").encode("utf-8", "surrogatepass")
