@@ -89,7 +89,8 @@ class AgentMiddleware:
             raise ConfigurationError(
                 f"AgentMiddleware: expose_correlation_id={expose_correlation_id!r}, expected True or False"
             )
-        self._exposed_as = (self._correlation_header or CORRELATION_HEADER) if expose_correlation_id else None
+        exposed_as = self._correlation_header or CORRELATION_HEADER
+        self._exposed_as = exposed_as.encode() if expose_correlation_id else None
         self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
         self._router = Router(routes, default_agents, _root_path_of(app))
         self._render_challenge = challenge_renderer
@@ -132,10 +133,10 @@ class AgentMiddleware:
         """Serve a connection that has agents, or is to be named all the same."""
         state = scope.setdefault("state", {})
         outer = state.get("agents")
-        headers = Headers.from_raw(headers_of(scope))
+        headers = Headers.from_raw(headers_of(scope), whole=not lineup.heads_stay)
         name = self._correlation_header
         context = AgentContext(self.manager, lineup, None, None if route is None else route.path, name, headers)
-        if name and headers.raw_first(name) is not None:
+        if name and headers.first(name) is not None:
             # A name that the client has given is taken before anybody else can have it.
             context.find_name()
         context.server_span = mark_current_span(context)
@@ -227,12 +228,12 @@ def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, context:
     return watched
 
 
-def _checked_header(name: object) -> bytes:
-    """The name as it stands in scopes; empty for None."""
+def _checked_header(name: object) -> str:
+    """The name in lower case; empty for None."""
     if name is None:
-        return b""
+        return ""
     if not isinstance(name, str) or not TOKEN.match(name):
         raise ConfigurationError(f"AgentMiddleware: correlation_header={name!r}, expected the name of a header or None")
     if is_untouchable(name.lower()):
         raise ConfigurationError(f"AgentMiddleware: correlation_header={name!r}, expected one that is not the server's")
-    return name.lower().encode()
+    return name.lower()

@@ -76,7 +76,7 @@ class AgentContext(Struct, eq=False):
     lineup: Lineup
     _name: str | None
     route: str | None
-    correlation_header: bytes = CORRELATION_HEADER
+    correlation_header: str = CORRELATION_HEADER
     #: The request's.
     headers: Headers = Headers()
     #: The span that was current when the connection came; messages may be sent from another's task.

@@ -17,7 +17,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
 #: The header that clients and proxies name a request by.
-CORRELATION_HEADER = b"x-request-id"
+CORRELATION_HEADER = "x-request-id"
 _MAX_CORRELATION_ID_LENGTH = 128
 # RFC 8446, section 4.2.1, and RFC 8996.
 _TLS_VERSIONS = {0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
@@ -86,16 +86,14 @@ def declares_body(scope: Scope) -> bool:
     )
 
 
-def find_correlation_id(headers: Headers, taken: Container[str] = (), name: bytes = CORRELATION_HEADER) -> str:
+def find_correlation_id(headers: Headers, taken: Container[str] = (), name: str = CORRELATION_HEADER) -> str:
     """The header of that ``name`` where it is a sane token that no connection has ``taken``, else a new UUIDv7.
 
     Agents keep state under this id: a client that could choose another's would reach into it.
     """
-    raw = headers.raw_first(name) if name else None
-    if raw is not None and len(raw) <= _MAX_CORRELATION_ID_LENGTH:
-        given = raw.decode("latin-1")
-        if TOKEN.match(given) and given not in taken:
-            return given
+    given = headers.first(name) if name else None
+    if given is not None and len(given) <= _MAX_CORRELATION_ID_LENGTH and TOKEN.match(given) and given not in taken:
+        return given
     return new_id()
 
 
@@ -164,7 +162,7 @@ def request_headers_event(
     route: str | None,
     *,
     headers: Headers | None = None,
-    name: bytes = CORRELATION_HEADER,
+    name: str = CORRELATION_HEADER,
     traceparent: str | None = None,
 ) -> RequestHeadersEvent:
     """The event of an http request or a websocket handshake. ``headers`` are the scope's, if they are known already.
@@ -189,7 +187,7 @@ def request_metadata(
     route: str | None,
     headers: Headers,
     *,
-    name: bytes,
+    name: str,
     traceparent: str | None,
     came_at: int,
 ) -> RequestMetadata:
@@ -197,24 +195,19 @@ def request_metadata(
     client = scope.get("client")
     tls = (scope.get("extensions") or _NO_EXTENSIONS).get("tls")
     version = scope.get("http_version", "1.1")
-    host = headers.raw_first(b"host")
-    given = headers.raw_first(name) if name else None
-    if traceparent is None:
-        clients = headers.raw_first(b"traceparent")
-        traceparent = None if clients is None else clients.decode("latin-1")
     return RequestMetadata(
         correlation_id=correlation,
         # An id that we have made names this request and no other already.
-        request_id=correlation if given is None or given.decode("latin-1") != correlation else new_id(),
+        request_id=new_id() if name and headers.first(name) == correlation else correlation,
         client_ip=str(client[0]) if client else "",
         client_port=int(client[1] or 0) if client else 0,
-        server_name=host.decode("latin-1") if host else _server_name(scope),
+        server_name=headers.first("host") or _server_name(scope),
         protocol=_PROTOCOLS.get(version) or f"HTTP/{version}",
         tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)) if tls else None,
         tls_cipher=_tls_cipher(tls) if tls else None,
         route_id=route,
         timestamp=timestamp(came_at),
-        traceparent=traceparent,
+        traceparent=traceparent or headers.first("traceparent"),
     )
 
 

@@ -26,22 +26,17 @@ class Headers(Mapping[str, Sequence[str]]):
             self._fields[key] = self._fields.get(key, ()) + tuple(values)
 
     @classmethod
-    def from_raw(cls, raw: Iterable[tuple[bytes, bytes]]) -> Self:
-        """From ASGI header pairs, which are copied: later changes to the list don't show."""
+    def from_raw(cls, raw: Iterable[tuple[bytes, bytes]], *, whole: bool = False) -> Self:
+        """From ASGI header pairs, which are copied: later changes to the list don't show.
+
+        ``whole``: all of them will be asked for, so that there is no use in being lazy.
+        """
         headers = cls.__new__(cls)
         headers._raw = tuple(raw)
         headers._fields = headers._firsts = None
+        if whole:
+            headers._dict()
         return headers
-
-    def raw_first(self, name: bytes) -> bytes | None:
-        """The first value of a field as it was received, or None; of headers made with :meth:`from_raw`.
-
-        ``name`` in lower case.
-        """
-        firsts = self._firsts
-        if firsts is None:
-            firsts = self._firsts = _first_values(self._raw)
-        return firsts.get(name)
 
     def first(self, name: str) -> str | None:
         """The first value of a field, or None. ``name`` in any case."""

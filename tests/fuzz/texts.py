@@ -127,7 +127,7 @@ def heads(data: bytes) -> None:
     assert length is None or 0 <= length < 10**18
     assert declares_body(scope) in (True, False)
     taken = {"id-1"} if choices.flag() else set()
-    name = choices.pick((b"x-request-id", b"", b"x-other"))
+    name = choices.pick(("x-request-id", "", "x-other"))
     correlation = find_correlation_id(Headers.from_raw(headers_of(scope)), taken, name)
     assert TOKEN.match(correlation)
     assert len(correlation) <= 128
