@@ -57,7 +57,7 @@ from ...protocol.stream import (
     encode_frame,
     encode_message,
     now_ms,
-    read_plain_allow,
+    plain_allow,
 )
 from ...trace_context import current_traceparent
 from ..background import Signal, Timer, asyncio_loop
@@ -178,7 +178,7 @@ class Connection:
         self._window: int | None = None
         self._unanswered_bytes = 0
         self._call_ids = False
-        self._reads_plain_allows = False
+        self._knows_plain_allows = False
         self._cancellation = False
         self._greeted = anyio.Event()
         self._heard_at = time.monotonic()
@@ -231,7 +231,7 @@ class Connection:
         self.events = response.capabilities.events
         features, limits = response.capabilities.features, response.capabilities.limits
         self._call_ids = features.call_ids
-        self._reads_plain_allows = self._call_ids and self._encoding is Encoding.JSON
+        self._knows_plain_allows = self._call_ids and self._encoding is Encoding.JSON
         self._cancellation = features.cancellation
         if features.concurrent_requests > 0:
             self._max_calls = min(self._max_calls, features.concurrent_requests)
@@ -441,6 +441,8 @@ class Connection:
                 call.number if self._call_ids else UNSET,
             )
             call.correlation_id = ids.correlation_id
+            if self._knows_plain_allows:
+                call.plain = plain_allow(call.correlation_id, call.number)
             # The head of a request carries it by itself.
             traced = self._call_ids and not isinstance(event, RequestHeadersEvent)
             frame = encode_event_frame(event, self._encoding, ids, current_traceparent() if traced else None)
@@ -475,7 +477,10 @@ class Connection:
             for frame in self._reader.feed(data):
                 if self.fault:
                     break
-                if self._enveloped:
+                call = self._line.match_plain(frame)
+                if call is not None:
+                    self._settle(call, None)
+                elif self._enveloped:
                     self._answer_received(CallIds(), frame)
                 else:
                     self._message_received(frame[0], frame[1:])
@@ -492,11 +497,7 @@ class Connection:
 
     def _message_received(self, message_type: int, payload: bytes) -> None:
         if message_type == _AGENT_RESPONSE and self.capabilities is not None:
-            plain = read_plain_allow(payload) if self._reads_plain_allows else None
-            if plain is not None:
-                self._answer_received(plain, None)
-            else:
-                self._answer_received(decode_answer_ids(payload, self._encoding), payload)
+            self._answer_received(decode_answer_ids(payload, self._encoding), payload)
         elif not self._greeted.is_set():
             if message_type != MessageType.HANDSHAKE_RESPONSE:
                 fault = f"answered the handshake with a message of type {message_type:#04x}"
@@ -521,8 +522,7 @@ class Connection:
             # A peer that asks and doesn't listen must not fill our memory with answers.
             self._wire.write(encode_frame(MessageType.PONG, payload))
 
-    def _answer_received(self, ids: CallIds, payload: bytes | None) -> None:
-        """``payload`` is None for a plain allow."""
+    def _answer_received(self, ids: CallIds, payload: bytes) -> None:
         if not self._call_ids and ids.call_id is not UNSET:
             # An entry of that name is the agent's own.
             ids = CallIds(ids.correlation_id)
@@ -532,7 +532,11 @@ class Connection:
         call = self._line.match(ids)
         if call is None:
             self.unmatched_answers += 1
-            return
+        else:
+            self._settle(call, payload)
+
+    def _settle(self, call: Call, payload: bytes | None) -> None:
+        """The answer to ``call`` has come; ``payload`` is None for a plain allow."""
         self._unanswered_bytes -= call.size
         self._capacity.taken -= 1
         if call.abandoned:

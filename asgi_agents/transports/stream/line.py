@@ -36,6 +36,7 @@ class Call:
         "fault",
         "number",
         "payload",
+        "plain",
         "sent_at",
         "size",
     )
@@ -47,6 +48,8 @@ class Call:
         self.deadline = deadline
         self.expired = False
         self.payload: bytes | None = b""
+        #: How its answer is spelt if it is a plain allow, where that is known.
+        self.plain: bytes | None = None
         self.fault: str | None = None
         self.abandoned = False
         self.size = 0
@@ -56,10 +59,11 @@ class Call:
 class Line:
     """The calls of one connection that are owed an answer, oldest first."""
 
-    __slots__ = ("_calls", "waited_for")
+    __slots__ = ("_calls", "_plain", "waited_for")
 
     def __init__(self) -> None:
         self._calls: dict[int, Call] = {}
+        self._plain: dict[bytes, Call] = {}
         #: Calls in line that somebody waits for.
         self.waited_for = 0
 
@@ -75,6 +79,8 @@ class Line:
         """Put ``call`` at the end."""
         call.sent_at = time.monotonic()
         self._calls[call.number] = call
+        if call.plain is not None:
+            self._plain[call.plain] = call
         self.waited_for += 1
 
     def abandon(self, call: Call) -> None:
@@ -109,14 +115,27 @@ class Line:
         else:
             call = self.oldest
         if call is not None:
-            del self._calls[call.number]
-            if not call.abandoned:
-                self.waited_for -= 1
+            self._remove(call)
         return call
+
+    def match_plain(self, frame: bytes) -> Call | None:
+        """Take the call out that ``frame`` says a plain allow to; None where it is anything else, or not spelt so."""
+        call = self._plain.get(frame)
+        if call is not None:
+            self._remove(call)
+        return call
+
+    def _remove(self, call: Call) -> None:
+        del self._calls[call.number]
+        if call.plain is not None:
+            del self._plain[call.plain]
+        if not call.abandoned:
+            self.waited_for -= 1
 
     def clear(self) -> list[Call]:
         """Take all out; returns those that somebody waits for."""
         waiting = [call for call in self._calls.values() if not call.abandoned]
         self._calls.clear()
+        self._plain.clear()
         self.waited_for = 0
         return waiting
