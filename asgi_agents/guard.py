@@ -404,11 +404,33 @@ class Guard:
         call.started = call.started or time.monotonic()
         if self.client is not None:
             call.timeout *= self.client.timeout_multiplier
+        breaker = self.breaker
+        generation: int | None = None
         try:
             if not self._limiter.try_acquire():
                 await self._queue(call)
             try:
-                answer = await self._guarded(call)
+                if not self._configured:
+                    await self._await_configuration(call.timeout, call.started)
+                if breaker is not None:
+                    generation = breaker.acquire()
+                    if generation is None:
+                        raise self._breaker_refusal()
+                connection = None if self.client is None else self.client.reserve_now(call.event)
+                if connection is not None:
+                    given: Answer | None = await connection.call(call.event, call.started + call.timeout)
+                else:
+                    given = await self._deliver(call)
+                answer = self._judgement(call.event.event_type, given)
+            except BaseException as exc:
+                if breaker is not None and generation is not None:
+                    self._tell(breaker, generation, exc)
+                if isinstance(exc, AgentTimeoutError):
+                    raise _expired(exc, call.timeout) from exc
+                raise
+            else:
+                if breaker is not None and generation is not None:
+                    breaker.success(generation)
             finally:
                 self._limiter.release()
         except Exception as exc:
@@ -520,38 +542,13 @@ class Guard:
                 f"none of its {self._limiter.limit} concurrent calls ended within the deadline of {timeout:g} s",
             )
 
-    async def _guarded(self, call: "_Call") -> AgentResponse | GuardrailResponse:
-        if not self._configured:
-            await self._await_configuration(call.timeout, call.started)
-        breaker = self.breaker
-        generation = 0 if breaker is None else breaker.acquire()
-        if generation is None:
-            raise self._breaker_refusal()
-        try:
-            connection = None if self.client is None else self.client.reserve_now(call.event)
-            if connection is not None:
-                answer: Answer | None = await connection.call(call.event, call.started + call.timeout)
-            else:
-                answer = await self._deliver(call)
-            judgement = self._judgement(call.event.event_type, answer)
-        except BaseException as exc:
-            if breaker is not None:
-                if (
-                    not isinstance(exc, Exception)
-                    or given_up()
-                    or _was_never_sent(exc)
-                    or self._has_lost_one_of_many(exc)
-                ):
-                    # It was given up, perhaps failing over that, or it says nothing of the agent.
-                    breaker.release(generation)
-                else:
-                    breaker.failure(generation)
-            if isinstance(exc, AgentTimeoutError):
-                raise _expired(exc, call.timeout) from exc
-            raise
-        if breaker is not None:
-            breaker.success(generation)
-        return judgement
+    def _tell(self, breaker: CircuitBreaker, generation: int, exc: BaseException) -> None:
+        """Tell the breaker how a call has failed."""
+        if not isinstance(exc, Exception) or given_up() or _was_never_sent(exc) or self._has_lost_one_of_many(exc):
+            # It was given up, perhaps failing over that, or it says nothing of the agent.
+            breaker.release(generation)
+        else:
+            breaker.failure(generation)
 
     def _has_lost_one_of_many(self, exc: BaseException) -> bool:
         """Whether a connection was lost, and others are left: an instance of the agent is gone, but not the agent."""
