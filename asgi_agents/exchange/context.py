@@ -77,8 +77,8 @@ class AgentContext(Struct, eq=False):
     _name: str | None
     route: str | None
     correlation_header: str = CORRELATION_HEADER
-    #: The request's.
-    headers: Headers = Headers()
+    #: The request's, where they were read already.
+    headers: Headers | None = None
     #: The span that was current when the connection came; messages may be sent from another's task.
     server_span: ServerSpan | None = None
     request_ops: list[HeaderOp] = []

@@ -9,7 +9,14 @@ from starlette.types import Scope
 
 from ..decision import AgentDecision, Verdict, merge
 from ..lineup import consult
-from ..protocol import EventType, RequestCompleteEvent, RequestHeadersEvent, RequestMetadata, ResponseHeadersEvent
+from ..protocol import (
+    EventType,
+    Headers,
+    RequestCompleteEvent,
+    RequestHeadersEvent,
+    RequestMetadata,
+    ResponseHeadersEvent,
+)
 from ..protocol.events import PendingMetadata
 from ..trace_context import current_traceparent, is_traced, traceparent_of
 from .context import AgentContext
@@ -19,11 +26,12 @@ from .scope import request_headers_event, request_metadata, uri
 class _Metadata(PendingMetadata):
     """Those of a request that nobody traces."""
 
-    __slots__ = ("_came_at", "_context", "_scope")
+    __slots__ = ("_came_at", "_context", "_headers", "_scope")
 
-    def __init__(self, context: AgentContext, scope: Scope) -> None:
+    def __init__(self, context: AgentContext, scope: Scope, headers: Headers) -> None:
         self._written = None
         self._context = context
+        self._headers = headers
         self._scope = scope
         self._came_at = time.time_ns()
 
@@ -38,7 +46,7 @@ class _Metadata(PendingMetadata):
             self._scope,
             context.correlation_id,
             context.route,
-            context.headers,
+            self._headers,
             name=context.correlation_header,
             traceparent=None,
             came_at=self._came_at,
@@ -48,18 +56,20 @@ class _Metadata(PendingMetadata):
 def head_event(context: AgentContext, scope: Scope) -> RequestHeadersEvent:
     """The event of a request or a handshake."""
     span = context.server_span
-    if context.lineup.heads_stay and span is not None and not is_traced(span):
+    headers = context.headers
+    if headers is not None and context.lineup.heads_stay and span is not None and not is_traced(span):
         return RequestHeadersEvent(
-            metadata=cast(RequestMetadata, _Metadata(context, scope)),
+            metadata=cast(RequestMetadata, _Metadata(context, scope, headers)),
             method=str(scope.get("method", "GET")),
             uri=uri(scope),
-            headers=context.headers,
+            headers=headers,
         )
     traceparent = current_traceparent() if span is None else traceparent_of(span)
     return request_headers_event(
         scope,
         context.correlation_id,
         context.route,
+        headers=context.headers,
         name=context.correlation_header,
         traceparent=traceparent,
     )

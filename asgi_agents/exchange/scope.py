@@ -86,12 +86,12 @@ def declares_body(scope: Scope) -> bool:
     )
 
 
-def find_correlation_id(headers: Headers, taken: Container[str] = (), name: str = CORRELATION_HEADER) -> str:
+def find_correlation_id(headers: Headers | None, taken: Container[str] = (), name: str = CORRELATION_HEADER) -> str:
     """The header of that ``name`` where it is a sane token that no connection has ``taken``, else a new UUIDv7.
 
     Agents keep state under this id: a client that could choose another's would reach into it.
     """
-    given = headers.first(name) if name else None
+    given = headers.first(name) if name and headers is not None else None
     if given is not None and len(given) <= _MAX_CORRELATION_ID_LENGTH and TOKEN.match(given) and given not in taken:
         return given
     return new_id()

@@ -41,7 +41,7 @@ class Headers(Mapping[str, Sequence[str]]):
     def first(self, name: str) -> str | None:
         """The first value of a field, or None. ``name`` in any case."""
         if self._fields is not None:
-            values = self._fields.get(name) or self._fields.get(_lower(name))
+            values = self._fields.get(name if name.islower() and name.isascii() else _lower(name))
             return values[0] if values else None
         if self._firsts is None:
             self._firsts = _first_values(self._raw)
