@@ -40,7 +40,9 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
             "server.http.over-by-hand": over(rates["http"], rates["by-hand-httpx"]),
             "server.http-aiohttp.over-by-hand": over(rates["http-aiohttp"], rates["by-hand-httpx"]),
             "server.upload.time": over(_times(found["uploads-read"]), _times(found["uploads-bare"])),
-            "server.websocket.added": added(_times(found["echo-heard"]), _times(found["echo-bare"])),
+            "server.websocket.added-per-message": tuple(
+                share / 2 for share in added(_times(found["echo-heard"]), _times(found["echo-bare"]))
+            ),
         },
     )
 
