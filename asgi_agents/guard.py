@@ -235,7 +235,7 @@ class Guard:
         event_type = event.event_type
         # What is one of many has one span with the others, which is not for us to make.
         untraced = chunk or event_type is _WEBSOCKET_FRAME or self._tracing.idle
-        started, raised = 0.0, None
+        call: _Call | None = None
         if (
             untraced
             and (hook := self._steady.get(event_type)) is not None
@@ -251,13 +251,13 @@ class Guard:
                 answer = await hook(event)
                 response = ALLOW if answer is None or answer is ALLOW else self._checked(event_type, answer)
             except BaseException as exc:
-                raised = exc
+                call = _Call(event, failure_mode, route, self.config.timeout, started, raised=exc)
             else:
                 if response is ALLOW:
                     return self._consented(event, failure_mode, route, started)
                 return self._judged(_Call(event, failure_mode, route, 0.0, started), response, None)
-        call = _Call(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
-        call.started, call.raised = started, raised
+        if call is None:
+            call = _Call(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
         if not untraced:
             span = self._start_span(call)
             if span is not None:
@@ -571,7 +571,11 @@ class Guard:
         event = call.event
         try:
             if call.raised is not None:
-                raise call.raised
+                try:
+                    raise call.raised
+                finally:
+                    # Its traceback leads here: one would keep the other alive.
+                    call.raised = None
             if self.client is not None:
                 connection = await self._reserve(self.client, call)
                 return await connection.call(event, call.started + call.timeout)

@@ -95,10 +95,13 @@ class Lineup:
         "inspects_responses",
         "lasting",
         "retired",
+        "route",
     )
 
-    def __init__(self, agents: Sequence[RouteAgent]) -> None:
+    def __init__(self, agents: Sequence[RouteAgent], route: str | None = None) -> None:
         self.agents = tuple(agents)
+        #: The pattern of the route, or None.
+        self.route = route
         self.connections = 0
         #: Whether something has changed, so that new connections get another.
         self.retired = False

@@ -482,7 +482,9 @@ class AgentManager:
 
     def _resolve(self, references: tuple[AgentReference, ...] | None, route: str | None, missing_ok: bool) -> Lineup:
         if references is None:
-            return Lineup([RouteAgent(guard, guard.config.failure_mode, route) for guard in self._guards.values()])
+            return Lineup(
+                [RouteAgent(guard, guard.config.failure_mode, route) for guard in self._guards.values()], route
+            )
         agents = []
         for reference in references:
             agent_id, failure_mode = (reference, None) if isinstance(reference, str) else reference
@@ -490,7 +492,7 @@ class AgentManager:
                 continue
             guard = self.guard(agent_id)
             agents.append(RouteAgent(guard, FailureMode(failure_mode or guard.config.failure_mode), route))
-        return Lineup(agents)
+        return Lineup(agents, route)
 
     def _retire_lineups(self) -> None:
         for lineup in self._lineups.values():

@@ -1,7 +1,7 @@
 """The ASGI middleware."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -21,6 +21,9 @@ from .redaction import redact_secrets
 from .routing import Route, Router
 from .telemetry import mark_current_span
 
+# How many paths are remembered, of at most so many characters: anybody may ask for any.
+_MAX_KNOWN: Final = 2048
+_MAX_KNOWN_LENGTH: Final = 256
 _CONNECTIONS = frozenset({"http", "websocket"})
 # Where the headers of a response are.
 _HEADS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
@@ -101,20 +104,22 @@ class AgentMiddleware:
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
         self.manager.list_routes(self._router.listings)
-        # The agents of each route (None: of what none matches).
-        self._lineups: dict[Route | None, Lineup] = {}
+        # The agents of the paths that came lately; where more than the path decides, of all that does.
+        self._known: dict[str | tuple[str, str, str], Lineup] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
         kind = scope["type"]
         if kind not in _CONNECTIONS:
             return await (self._live(scope, receive, send) if kind == "lifespan" else self.app(scope, receive, send))
-        route = self._router.match(scope)
-        lineup = self._lineups.get(route)
+        key = scope["path"]
+        if self._router.goes_by_method or scope.get("root_path"):
+            key = (key, scope.get("root_path", ""), str(scope.get("method", "GET")))
+        lineup = self._known.get(key)
         if lineup is None or lineup.retired:
-            lineup = self._resolve(route)
+            lineup = self._find(key, scope)
         if lineup.agents or self._exposed_as is not None:
-            return await self._guard(lineup, route, scope, receive, send)
+            return await self._guard(lineup, scope, receive, send)
         if not current() or _is_guarded(scope):
             return await self.app(scope, receive, send)
         # Servers let a connection's requests inherit what an earlier one has set (uvicorn#2167).
@@ -124,18 +129,22 @@ class AgentMiddleware:
         finally:
             leave(entered)
 
-    def _resolve(self, route: Route | None) -> Lineup:
-        references, path = self._router.heard_by(route)
-        lineup = self._lineups[route] = self.manager.lineup(references, route=path, missing_ok=True)
+    def _find(self, key: str | tuple[str, str, str], scope: Scope) -> Lineup:
+        references, route = self._router.find(scope)
+        lineup = self.manager.lineup(references, route=route, missing_ok=True)
+        if (len(key) if isinstance(key, str) else sum(map(len, key))) <= _MAX_KNOWN_LENGTH:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = lineup
         return lineup
 
-    async def _guard(self, lineup: Lineup, route: Route | None, scope: Scope, receive: Receive, send: Send) -> Any:
+    async def _guard(self, lineup: Lineup, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve a connection that has agents, or is to be named all the same."""
         state = scope.setdefault("state", {})
         outer = state.get("agents")
         headers = Headers.from_raw(headers_of(scope), whole=not lineup.heads_stay)
         name = self._correlation_header
-        context = AgentContext(self.manager, lineup, None, None if route is None else route.path, name, headers)
+        context = AgentContext(self.manager, lineup, None, lineup.route, name, headers)
         if name and headers.first(name) is not None:
             # A name that the client has given is taken before anybody else can have it.
             context.find_name()

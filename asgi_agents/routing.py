@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final
 
 from starlette.routing import compile_path
 from starlette.types import Scope
@@ -12,10 +11,6 @@ from .config import FailureMode
 from .errors import ConfigurationError
 from .lineup import AgentReference, RouteListing
 from .protocol import TOKEN
-
-# How many paths are remembered, of at most so many characters: anybody may ask for any.
-_MAX_KNOWN: Final = 2048
-_MAX_KNOWN_LENGTH: Final = 256
 
 
 class Route:
@@ -67,7 +62,7 @@ class Router:
 
     A route can only match what begins as its pattern does, up to the first parameter. So those that may match are found
     with a look-up for each length that such a beginning has, however many routes there are, and the pattern is tried on
-    them alone. What came of it is remembered for a while.
+    them alone.
     """
 
     def __init__(
@@ -88,9 +83,8 @@ class Router:
         for number, route in enumerate(self.routes or ()):
             self._by_prefix.setdefault(route.prefix, []).append((number, route))
         self._lengths = sorted({len(prefix) for prefix in self._by_prefix})
-        self._methods_matter = any(route.methods is not None for route in self.routes or ())
-        # By path, or by path, root_path and method where these matter.
-        self._known: dict[str | tuple[str, str, str], Route | None] = {}
+        #: Whether the method has a say as well as the path.
+        self.goes_by_method = any(route.methods is not None for route in self.routes or ())
         if default_agents is None:
             self.default_agents: tuple[AgentReference, ...] | None = None if routes is None else ()
         else:
@@ -126,20 +120,8 @@ class Router:
         """The route of a connection, or None where none matches."""
         if not self.routes:
             return None
-        path: str = scope["path"]
-        root: str = self._root_path or scope.get("root_path", "")
-        method: str = scope.get("method", "GET") if self._methods_matter else ""
-        key = (path, root, method) if root or method else path
-        if key in self._known:
-            return self._known[key]
-        route = self._search(path_below_root(path, root), method.upper())
-        if len(path) + len(root) + len(method) <= _MAX_KNOWN_LENGTH:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            self._known[key] = route
-        return route
-
-    def _search(self, path: str, method: str) -> Route | None:
+        path = path_below_root(scope["path"], self._root_path or scope.get("root_path", ""))
+        method = str(scope.get("method", "GET")).upper()
         if not path.startswith("/"):
             # `*`, or a target of a form that a server has not made sense of: not a way around `/{rest:path}`.
             path = "/" + path

@@ -1,5 +1,6 @@
 import asyncio
 import contextvars
+import gc
 import itertools
 import linecache
 import logging
@@ -1495,3 +1496,20 @@ async def test_a_guard_is_told_apart_by_its_agent() -> None:
     guard, _ = guarded(answering(None))
 
     assert repr(guard) == "<Guard 'waf'>"
+
+
+async def test_a_hook_that_raises_leaves_nothing_for_the_garbage_collector() -> None:
+    class Raises(Agent):
+        async def on_response_headers(self, event: ResponseHeadersEvent) -> None:
+            raise ValueError("no")
+
+    guard = Guard(AgentConfig("a", Raises(), circuit_breaker=None))
+    await guard.call(EVENT, CLOSED)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            await guard.call(EVENT, CLOSED)
+        assert gc.collect() < 10
+    finally:
+        gc.enable()

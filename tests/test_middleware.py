@@ -1610,3 +1610,80 @@ async def test_what_agents_raise_is_logged_without_what_it_says(caplog: pytest.L
     assert "ValueError" in caplog.text
     assert "4111" not in caplog.text
     assert b"4111" not in exchange.sent[1]["body"]
+
+
+# Many paths
+
+
+async def heard_at(middleware: AgentMiddleware, seen: list[str], **scope: Any) -> list[str]:
+    seen.clear()
+    await middleware({"type": "http", "method": "GET", "headers": [], **scope}, _no_body, _ignore)
+    return list(seen)
+
+
+async def _no_body() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _ignore(message: Message) -> None:
+    pass
+
+
+async def _answers(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+class _Told(Agent):
+    def __init__(self, name: str, seen: list[str]) -> None:
+        self._name, self._seen = name, seen
+
+    async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+        self._seen.append(self._name)
+
+
+async def test_a_path_that_was_asked_for_before_has_its_own_agents_again() -> None:
+    seen: list[str] = []
+    configs = [AgentConfig(name, _Told(name, seen)) for name in ("get", "post", "rest")]
+    routes = [
+        Route("/a", ["post"], methods=["POST"]),
+        Route("/a", ["get"], methods=["GET"]),
+        Route("/free", []),
+        Route("/{rest:path}", ["rest"]),
+    ]
+    middleware = AgentMiddleware(_answers, agents=configs, routes=routes)
+    for _ in range(2):
+        assert await heard_at(middleware, seen, path="/a") == ["get"]
+        assert await heard_at(middleware, seen, path="/a", method="POST") == ["post"]
+        assert await heard_at(middleware, seen, path="/a", method="post") == ["post"]
+        assert await heard_at(middleware, seen, path="/v1/a", root_path="/v1") == ["get"]
+        assert await heard_at(middleware, seen, path="/v1/a") == ["rest"]
+        assert await heard_at(middleware, seen, path="/free") == []
+        assert await heard_at(middleware, seen, path="/v1/free", root_path="/v1") == []
+
+
+async def test_paths_without_end_are_not_remembered_without_end() -> None:
+    seen: list[str] = []
+    middleware = AgentMiddleware(
+        _answers,
+        agents=[AgentConfig("a", _Told("a", seen))],
+        routes=[Route("/free", []), Route("/a/{rest:path}", ["a"])],
+    )
+    for number in range(5000):
+        assert await heard_at(middleware, seen, path=f"/a/{number}") == ["a"]
+    assert await heard_at(middleware, seen, path="/a/" + "x" * 100_000) == ["a"]
+    assert await heard_at(middleware, seen, path="/free") == []
+    assert sum(len(path) for path in middleware._known) < 100_000
+
+
+async def test_a_remembered_path_has_the_agents_of_now() -> None:
+    seen: list[str] = []
+    manager = AgentManager([AgentConfig("a", _Told("before", seen))])
+    middleware = AgentMiddleware(_answers, manager=manager)
+    assert await heard_at(middleware, seen, path="/a") == ["before"]
+    await manager.replace_agent(AgentConfig("a", _Told("after", seen)))
+    assert await heard_at(middleware, seen, path="/a") == ["after"]
+    await manager.add_agent(AgentConfig("b", _Told("more", seen)))
+    assert await heard_at(middleware, seen, path="/a") == ["after", "more"]
+    await manager.remove_agent("b")
+    assert await heard_at(middleware, seen, path="/a") == ["after"]
