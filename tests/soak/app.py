@@ -6,6 +6,7 @@ LISTENER is the inherited file descriptor of a listening socket, the other two a
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -30,6 +31,7 @@ from asgi_agents import (
     Route,
     StreamTransport,
 )
+from asgi_agents.history import SLOT_SECONDS, SLOTS, History
 
 from .agents import Watches
 from .samples import Sample, descriptors, resident
@@ -62,6 +64,8 @@ class SoakApp:
                 _configured("flaky", Watches()),
             ]
         )
+        for agent in AGENTS:
+            _fill(self._manager.guard(agent).tally.history)
         routes = [Route(f"/{agent}/{{rest:path}}", agents=[agent]) for agent in AGENTS]
         everybody = [(agent, FailureMode.OPEN) for agent in AGENTS]
         self.asgi = Starlette(
@@ -95,6 +99,16 @@ class SoakApp:
         )
         told = {"sample": sample, "connections": statistics["stream"].connections}
         return Response(msgspec.json.encode(told), media_type="application/json")
+
+
+def _fill(history: History) -> None:
+    """Let ten minutes pass in which nothing happened.
+
+    What is remembered of the last ten minutes would otherwise fill up all the while, and look like a leak.
+    """
+    now = time.monotonic()
+    for slots_ago in range(SLOTS, -1, -1):
+        history.turn(now - slots_ago * SLOT_SECONDS)
 
 
 def _configured(agent_id: str, transport: Watches | StreamTransport | HttpTransport) -> AgentConfig:
