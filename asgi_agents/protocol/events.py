@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from .headers import Headers
+from .headers import Headers, Pending
 from .showing import Discreet, names_of, shown, size_of, without_query
 
 
@@ -59,7 +59,7 @@ class RequestMetadata(Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
 
 
-class PendingMetadata:
+class PendingMetadata(Pending):
     """Stands in for the metadata of an event that stays in the process, until somebody looks at them: few agents do.
 
     In every other respect it is what :meth:`written` returns: a copy of it, whatever it is encoded as, is that.
