@@ -47,7 +47,6 @@ from .protocol import (
     RequestHeadersEvent,
     check_response,
 )
-from .protocol.events import PendingMetadata
 from .protocol.stream import correlation_id_of
 from .telemetry import ActiveSpan, Telemetry
 from .trace_context import current_traceparent
@@ -390,11 +389,8 @@ class Guard:
         with span:
             if isinstance(call.event, RequestHeadersEvent):
                 # What the agent does for this call belongs under it, not beside it.
-                metadata = call.event.metadata
-                if isinstance(metadata, PendingMetadata):
-                    metadata = metadata.written()
                 call.event = structs.replace(
-                    call.event, metadata=structs.replace(metadata, traceparent=current_traceparent())
+                    call.event, metadata=structs.replace(call.event.metadata, traceparent=current_traceparent())
                 )
             verdict, answer = await self._call(call)
             span.tell(verdict, given_up=call.given_up)

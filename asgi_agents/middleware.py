@@ -114,7 +114,7 @@ class AgentMiddleware:
             return await (self._live(scope, receive, send) if kind == "lifespan" else self.app(scope, receive, send))
         key = scope["path"]
         if self._router.goes_by_method or scope.get("root_path"):
-            key = (key, scope.get("root_path", ""), str(scope.get("method", "GET")))
+            key = (key, scope.get("root_path") or "", str(scope.get("method", "GET")))
         lineup = self._known.get(key)
         if lineup is None or lineup.retired:
             lineup = self._find(key, scope)
@@ -145,18 +145,20 @@ class AgentMiddleware:
         headers = Headers.from_raw(headers_of(scope), whole=not lineup.heads_stay)
         name = self._correlation_header
         context = AgentContext(self.manager, lineup, None, lineup.route, name, headers)
-        if name and headers.first(name) is not None:
-            # A name that the client has given is taken before anybody else can have it.
-            context.find_name()
-        context.server_span = mark_current_span(context)
-        audit = Audit(self._auditor, scope, context) if lineup.agents and self._auditor.wanted() else None
-        if audit is not None or self._exposed_as is not None:
-            send = _watched(send, audit, self._exposed_as, context)
+        audit: Audit | None = None
         error: str | None = None
         state["agents"] = context
         lineup.connections += 1
         entered = enter(context)
         try:
+            if name and headers.first(name) is not None:
+                # A name that the client has given is taken before anybody else can have it.
+                context.find_name()
+            context.server_span = mark_current_span(context)
+            if lineup.agents and self._auditor.wanted():
+                audit = Audit(self._auditor, scope, context)
+            if audit is not None or self._exposed_as is not None:
+                send = _watched(send, audit, self._exposed_as, context)
             if scope["type"] == "http":
                 if lineup.concerns_http:
                     return await serve_http(self.app, context, scope, receive, send, self._render_challenge)

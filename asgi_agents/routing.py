@@ -120,7 +120,7 @@ class Router:
         """The route of a connection, or None where none matches."""
         if not self.routes:
             return None
-        path = path_below_root(scope["path"], self._root_path or scope.get("root_path", ""))
+        path = path_below_root(scope["path"], self._root_path or scope.get("root_path") or "")
         method = str(scope.get("method", "GET")).upper()
         if not path.startswith("/"):
             # `*`, or a target of a form that a server has not made sense of: not a way around `/{rest:path}`.

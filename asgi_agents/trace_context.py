@@ -19,14 +19,9 @@ def inject_trace_context(carrier: MutableMapping[str, str]) -> None:
         _PROPAGATOR.inject(carrier)
 
 
-def is_traced(span: ServerSpan) -> bool:
-    """Whether there is a span at all."""
-    return span is not trace.INVALID_SPAN
-
-
 def traceparent_of(span: ServerSpan) -> str | None:
     """``span`` as a W3C ``traceparent``, or None where it is none."""
-    if not is_traced(span):
+    if span is trace.INVALID_SPAN:
         return None
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier, trace.set_span_in_context(span))

@@ -2,8 +2,11 @@
 
 import logging
 import re
+import sys
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -890,3 +893,52 @@ async def test_an_id_that_an_earlier_request_has_left_behind_is_not_that_of_an_u
     finally:
         correlation.leave(token)
     assert seen == [""]
+
+
+# Asked for late, and from anywhere
+
+
+async def test_an_id_that_is_asked_for_after_the_end_is_nobodys() -> None:
+    contexts: list[AgentContext] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        contexts.append(scope["state"]["agents"])
+
+    class Frames(Agent):
+        async def on_websocket_frame(self, event: WebSocketFrameEvent) -> None:
+            pass
+
+    middleware = guarded(app, AgentConfig("a", Frames()))
+    await Client().call(middleware)
+    assert contexts[0].correlation_id == contexts[0].correlation_id
+    assert not middleware.manager.live_correlation_ids
+
+
+async def test_threads_that_ask_at_the_same_time_hear_the_same_id() -> None:
+    found: list[set[str]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        start = threading.Barrier(2)
+
+        def ask() -> str:
+            start.wait(5)
+            return current_correlation_id()
+
+        with ThreadPoolExecutor(2) as threads:
+            asking = [threads.submit(copy_context().run, ask) for _ in range(2)]
+            found.append({future.result() for future in asking})
+
+    class Frames(Agent):
+        async def on_websocket_frame(self, event: WebSocketFrameEvent) -> None:
+            pass
+
+    middleware = guarded(app, AgentConfig("a", Frames()))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(50):
+            await Client().call(middleware)
+    finally:
+        sys.setswitchinterval(interval)
+    assert [len(ids) for ids in found] == [1] * 50
+    assert not middleware.manager.live_correlation_ids

@@ -1,6 +1,7 @@
 """What a handler finds at ``request.state.agents``."""
 
 from collections.abc import Awaitable, Mapping, Sequence
+from threading import Lock
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -42,6 +43,10 @@ _SESSION_NAMES = {
     EventType.RESPONSE_BODY_CHUNK: "response_body",
     EventType.WEBSOCKET_FRAME: "websocket_session",
 }
+
+
+# Handlers in threads, and what they log, may ask for a name that nobody has asked for yet.
+_naming = Lock()
 
 
 class CallCount:
@@ -107,6 +112,10 @@ class AgentContext(Struct, eq=False):
 
     def find_name(self) -> str:
         """Give the connection its id."""
+        with _naming:
+            return self._name or self._named()
+
+    def _named(self) -> str:
         live = self._manager.live_correlation_ids
         name = self._name = find_correlation_id(self.headers, live, self.correlation_header)
         if not self._closed:
@@ -228,9 +237,10 @@ class AgentContext(Struct, eq=False):
 
     def close(self) -> None:
         """The connection is over."""
-        self._closed = True
-        if self._name is not None:
-            self._manager.live_correlation_ids.discard(self._name)
+        with _naming:
+            self._closed = True
+            if self._name is not None:
+                self._manager.live_correlation_ids.discard(self._name)
         if self._sessions is not None:
             for session in self._sessions.values():
                 if session is not None:

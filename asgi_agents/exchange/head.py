@@ -1,69 +1,20 @@
 """The events that frame a connection: heads, and the end."""
 
-import time
-from typing import cast
-
 import anyio
 from msgspec.structs import replace
 from starlette.types import Scope
 
 from ..decision import AgentDecision, Verdict, merge
 from ..lineup import consult
-from ..protocol import (
-    EventType,
-    Headers,
-    RequestCompleteEvent,
-    RequestHeadersEvent,
-    RequestMetadata,
-    ResponseHeadersEvent,
-)
-from ..protocol.events import PendingMetadata
-from ..trace_context import current_traceparent, is_traced, traceparent_of
+from ..protocol import EventType, RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
+from ..trace_context import current_traceparent, traceparent_of
 from .context import AgentContext
-from .scope import request_headers_event, request_metadata, uri
-
-
-class _Metadata(PendingMetadata):
-    """Those of a request that nobody traces."""
-
-    __slots__ = ("_came_at", "_context", "_headers", "_scope")
-
-    def __init__(self, context: AgentContext, scope: Scope, headers: Headers) -> None:
-        self._written = None
-        self._context = context
-        self._headers = headers
-        self._scope = scope
-        self._came_at = time.time_ns()
-
-    @property
-    def correlation_id(self) -> str:
-        # What most agents look at, if at anything.
-        return self._context.correlation_id
-
-    def _write(self) -> RequestMetadata:
-        context = self._context
-        return request_metadata(
-            self._scope,
-            context.correlation_id,
-            context.route,
-            self._headers,
-            name=context.correlation_header,
-            traceparent=None,
-            came_at=self._came_at,
-        )
+from .scope import request_headers_event
 
 
 def head_event(context: AgentContext, scope: Scope) -> RequestHeadersEvent:
     """The event of a request or a handshake."""
     span = context.server_span
-    headers = context.headers
-    if headers is not None and context.lineup.heads_stay and span is not None and not is_traced(span):
-        return RequestHeadersEvent(
-            metadata=cast(RequestMetadata, _Metadata(context, scope, headers)),
-            method=str(scope.get("method", "GET")),
-            uri=uri(scope),
-            headers=headers,
-        )
     traceparent = current_traceparent() if span is None else traceparent_of(span)
     return request_headers_event(
         scope,

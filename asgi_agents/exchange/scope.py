@@ -171,43 +171,27 @@ def request_headers_event(
     """
     if headers is None:
         headers = Headers.from_raw(headers_of(scope))
+    client = scope.get("client")
+    tls = (scope.get("extensions") or _NO_EXTENSIONS).get("tls")
+    version = scope.get("http_version", "1.1")
     return RequestHeadersEvent(
-        metadata=request_metadata(
-            scope, correlation, route, headers, name=name, traceparent=traceparent, came_at=time.time_ns()
+        metadata=RequestMetadata(
+            correlation_id=correlation,
+            # An id that we have made names this request and no other already.
+            request_id=new_id() if name and headers.first(name) == correlation else correlation,
+            client_ip=str(client[0]) if client else "",
+            client_port=int(client[1] or 0) if client else 0,
+            server_name=headers.first("host") or _server_name(scope),
+            protocol=_PROTOCOLS.get(version) or f"HTTP/{version}",
+            tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)) if tls else None,
+            tls_cipher=_tls_cipher(tls) if tls else None,
+            route_id=route,
+            timestamp=timestamp(time.time_ns()),
+            traceparent=traceparent or headers.first("traceparent"),
         ),
         method=str(scope.get("method", "GET")),
         uri=uri(scope),
         headers=headers,
-    )
-
-
-def request_metadata(
-    scope: Scope,
-    correlation: str,
-    route: str | None,
-    headers: Headers,
-    *,
-    name: str,
-    traceparent: str | None,
-    came_at: int,
-) -> RequestMetadata:
-    """What such an event says beside the head itself. ``came_at`` is nanoseconds since the epoch."""
-    client = scope.get("client")
-    tls = (scope.get("extensions") or _NO_EXTENSIONS).get("tls")
-    version = scope.get("http_version", "1.1")
-    return RequestMetadata(
-        correlation_id=correlation,
-        # An id that we have made names this request and no other already.
-        request_id=new_id() if name and headers.first(name) == correlation else correlation,
-        client_ip=str(client[0]) if client else "",
-        client_port=int(client[1] or 0) if client else 0,
-        server_name=headers.first("host") or _server_name(scope),
-        protocol=_PROTOCOLS.get(version) or f"HTTP/{version}",
-        tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)) if tls else None,
-        tls_cipher=_tls_cipher(tls) if tls else None,
-        route_id=route,
-        timestamp=timestamp(came_at),
-        traceparent=traceparent or headers.first("traceparent"),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from .headers import Headers, Pending
+from .headers import Headers
 from .showing import Discreet, names_of, shown, size_of, without_query
 
 
@@ -57,46 +57,6 @@ class RequestMetadata(Struct, frozen=True, kw_only=True):
     upstream_id: str | None = None
     timestamp: str
     traceparent: str | None = None
-
-
-class PendingMetadata(Pending):
-    """Stands in for the metadata of an event that stays in the process, until somebody looks at them: few agents do.
-
-    In every other respect it is what :meth:`written` returns: a copy of it, whatever it is encoded as, is that.
-    """
-
-    __slots__ = ("_written",)
-
-    def __init__(self) -> None:
-        self._written: RequestMetadata | None = None
-
-    def written(self) -> RequestMetadata:
-        """The metadata."""
-        if self._written is None:
-            self._written = self._write()
-        return self._written
-
-    def _write(self) -> RequestMetadata:
-        raise NotImplementedError
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type[RequestMetadata]:  # type: ignore[override]
-        return RequestMetadata
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.written(), name)
-
-    def __eq__(self, other: object) -> bool:
-        return self.written() == other
-
-    def __hash__(self) -> int:
-        return hash(self.written())
-
-    def __repr__(self) -> str:
-        return repr(self.written())
-
-    def __reduce__(self) -> Any:
-        return self.written().__reduce__()
 
 
 class ConfigureEvent(Discreet, frozen=True, kw_only=True):

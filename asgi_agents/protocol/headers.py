@@ -101,22 +101,10 @@ def _lower(name: str) -> str:
     return name.lower() if name.isascii() else "".join(char.lower() if char.isascii() else char for char in name)
 
 
-class Pending:
-    """Stands in for something that is written when somebody looks at it."""
-
-    __slots__ = ()
-
-    def written(self) -> object:
-        """What it stands for."""
-        raise NotImplementedError
-
-
 def encode_extension(value: object) -> object:
-    """msgspec ``enc_hook``: what the wire carries for :class:`Headers`, and for what is yet to be written."""
+    """msgspec ``enc_hook``: what the wire carries for :class:`Headers`."""
     if isinstance(value, Headers):
         return value._dict()
-    if isinstance(value, Pending):
-        return value.written()
     raise NotImplementedError(f"can't encode {type(value).__name__}")
 
 
