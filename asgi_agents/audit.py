@@ -90,6 +90,8 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     :ivar decided_by: the agent that stopped it, or None.
     :ivar would_stop: the shadow agents that would have stopped it.
     :ivar passed_open: the agents that failed and were gone on without.
+    :ivar shown_encoded: the agents that were shown a body with a ``content-encoding`` as it was, and so could not read
+        it.
     :ivar agents: all that were asked, in the order of their first answers.
     :ivar answers_left_out: how many there were before those in ``answers``.
     :ivar headers: the request headers that ``audit_headers`` names.
@@ -112,6 +114,7 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     decided_by: str | None
     would_stop: Sequence[str]
     passed_open: Sequence[str]
+    shown_encoded: Sequence[str]
     agents: Sequence[AuditAgent]
     answers: Sequence[AuditAnswer]
     answers_left_out: int
@@ -275,6 +278,7 @@ class Audit:
             decided_by=decision.decided_by,
             would_stop=[agent_id for agent_id, count in self._calls.items() if count.would_stop],
             passed_open=[agent_id for agent_id, count in self._calls.items() if count.passed_open],
+            shown_encoded=self._context.shown_encoded,
             agents=[
                 AuditAgent(agent=agent_id, calls=count.calls, seconds=round(count.seconds, 6))
                 for agent_id, count in self._calls.items()

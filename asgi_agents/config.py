@@ -112,6 +112,17 @@ class AgentConfig:
     :param request_body_mode: how the agent is shown request bodies; ``response_body_mode`` likewise.
     :param max_request_body_bytes: the largest request body the agent is to inspect, in any mode. None: 1 MiB for a body
         that has to be buffered, no limit for one that is streamed. ``max_response_body_bytes`` likewise.
+    :param response_content_types: the types of response bodies that the agent hears: ``type/subtype`` or ``type/*``.
+        None: all. A response whose type is missing or can't be read is heard. Requests are heard whatever their type,
+        which is only what the client says.
+    :param decode: show the agent the content of bodies with a ``content-encoding`` (``gzip``, ``deflate``; ``br`` and
+        ``zstd`` where a library for them is installed), and let it change that. Its size limits count decoded bytes.
+        What can't be decoded, or grows to more than 100 times its size, goes by the failure mode; but where a writer
+        has begun to stream the content, it always ends the body. A body that was changed, or streamed through a writer,
+        goes on without the encoding.
+    :param ranges: let clients ask for parts of responses whose bodies the agent hears. False: the app sees no ``range``
+        header and answers with whole bodies; where ``response_content_types`` leaves ranges to other types, a partial
+        response of a type that the agent hears is answered with 416. Shadow agents change nothing of that.
     :param body_access: ``"write"`` agents may send body mutations.
     :param enforce: False makes it a shadow agent: it hears everything and is recorded, but nothing that it answers is
         applied, and none of its failures count for the connection.
@@ -134,6 +145,9 @@ class AgentConfig:
     max_request_body_bytes: int | None = None
     max_response_body_bytes: int | None = None
     body_access: Literal["read", "write"] = "read"
+    response_content_types: Iterable[str] | None = None
+    decode: bool = False
+    ranges: bool = False
     enforce: bool = True
     config: Any = field(default=None, repr=False)
     require_at_startup: bool = False
@@ -162,7 +176,8 @@ class AgentConfig:
                 _require_int(where, name, getattr(self, name), at_least=1)
         if self.body_access not in ("read", "write"):
             raise ConfigurationError(f"{where}: body_access={self.body_access!r}, expected 'read' or 'write'")
-        for name in ("enforce", "require_at_startup", "may_set_host"):
+        object.__setattr__(self, "response_content_types", _resolve_types(where, self.response_content_types))
+        for name in ("decode", "ranges", "enforce", "require_at_startup", "may_set_host"):
             _require_member(where, name, getattr(self, name), bool)
 
     @property
@@ -170,6 +185,14 @@ class AgentConfig:
         """The transport, resolved from what was given."""
         assert isinstance(self.transport, Transport | StreamTransport)
         return self.transport
+
+    def hears_response_type(self, media_type: str | None) -> bool:
+        """Whether the agent hears response bodies of that type, in lower case; None is a type that nobody can tell."""
+        types = self.response_content_types
+        if types is None or media_type is None:
+            return True
+        assert isinstance(types, frozenset)
+        return media_type in types or f"{media_type.partition('/')[0]}/*" in types
 
     @property
     def hears(self) -> frozenset[EventType] | None:
@@ -208,6 +231,24 @@ def _stream_transport(where: str, endpoints: str | Sequence[str]) -> StreamTrans
         return StreamTransport(endpoints)
     except ConfigurationError as exc:
         raise ConfigurationError(f"{where}: {exc}") from exc
+
+
+def _resolve_types(where: str, given: object) -> frozenset[str] | None:
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigurationError(f"{where}: response_content_types={given!r}, expected a set such as {{'text/*'}}")
+    types = set()
+    for item in given:
+        main, slash, sub = item.lower().partition("/") if isinstance(item, str) else ("", "", "")
+        if not slash or not TOKEN.match(main) or main == "*" or not TOKEN.match(sub):
+            raise ConfigurationError(
+                f"{where}: response_content_types contains {item!r}, expected type/subtype or type/*"
+            )
+        types.add(f"{main}/{sub}")
+    if not types:
+        raise ConfigurationError(f"{where}: response_content_types={given!r}, expected at least one, or None for all")
+    return frozenset(types)
 
 
 def _resolve_events(where: str, transport: Transport | StreamTransport, given: object) -> frozenset[EventType] | None:

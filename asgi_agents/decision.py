@@ -33,6 +33,19 @@ class FailureKind(StrEnum):
     TIMEOUT = "timeout"
     REQUEST_TOO_LARGE = "request_too_large"
     RESPONSE_TOO_LARGE = "response_too_large"
+    REQUEST_UNREADABLE = "request_unreadable"
+    RESPONSE_UNREADABLE = "response_unreadable"
+
+
+#: The agent was not shown the body, or not all of it, because of what the body is.
+BODY_NOT_INSPECTED: Final = frozenset(
+    {
+        FailureKind.REQUEST_TOO_LARGE,
+        FailureKind.RESPONSE_TOO_LARGE,
+        FailureKind.REQUEST_UNREADABLE,
+        FailureKind.RESPONSE_UNREADABLE,
+    }
+)
 
 
 class Failure(Struct, frozen=True):
@@ -182,6 +195,8 @@ _REPLIES: Mapping[FailureKind, tuple[int, str]] = {
     FailureKind.TIMEOUT: (504, "Gateway timeout"),
     FailureKind.REQUEST_TOO_LARGE: (413, "Payload too large for security inspection"),
     FailureKind.RESPONSE_TOO_LARGE: (500, "Response too large for security inspection"),
+    FailureKind.REQUEST_UNREADABLE: (415, "Payload unreadable for security inspection"),
+    FailureKind.RESPONSE_UNREADABLE: (500, "Response unreadable for security inspection"),
 }
 _CLOSE_REASONS: Mapping[FailureKind, str] = {
     FailureKind.BREAKER_OPEN: "Service unavailable",
@@ -191,6 +206,8 @@ _CLOSE_REASONS: Mapping[FailureKind, str] = {
     FailureKind.TIMEOUT: "Gateway timeout",
     FailureKind.REQUEST_TOO_LARGE: "Payload too large for security inspection",
     FailureKind.RESPONSE_TOO_LARGE: "Response too large for security inspection",
+    FailureKind.REQUEST_UNREADABLE: "Payload unreadable for security inspection",
+    FailureKind.RESPONSE_UNREADABLE: "Response unreadable for security inspection",
 }
 
 

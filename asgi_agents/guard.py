@@ -107,6 +107,8 @@ class Guard:
         # Of each event on each route: the name of its span, and what every such span says.
         self._own_attributes = {AGENT_ID: config.id}
         self._spans: dict[tuple[EventType, str | None], tuple[str, dict[str, str]]] = {}
+        # Of which of them the log has said that the agent is shown bodies as they were encoded.
+        self._warned_of_encoding: set[tuple[EventType, str | None]] = set()
         self.breaker = (
             None
             if config.circuit_breaker is None
@@ -303,6 +305,20 @@ class Guard:
                     span.tell(verdict)
         self._count(verdict, time.monotonic(), correlation_id, route, 0)
         return verdict
+
+    def warn_of_encoding(self, event_type: EventType, route: str | None) -> None:
+        """Say in the log, once a route, that the agent is shown bodies that it can't read."""
+        if (event_type, route) in self._warned_of_encoding or len(self._warned_of_encoding) >= _MAX_SPANS:
+            return
+        self._warned_of_encoding.add((event_type, route))
+        whose = "request" if event_type is EventType.REQUEST_BODY_CHUNK else "response"
+        logger.warning(
+            "agent %r is shown %s bodies with a content-encoding as they are%s; decode=True would show it their "
+            "content (logged once a route)",
+            self.config.id,
+            whose,
+            "" if route is None else f" on route {printable(route)!r}",
+        )
 
     async def configure(self) -> None:
         """Hand the agent its configuration, unless it has it; raises :class:`AgentError` when it doesn't take it.

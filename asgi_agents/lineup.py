@@ -50,6 +50,12 @@ class RouteAgent(Struct, frozen=True):
         kind = FailureKind.REQUEST_TOO_LARGE if request else FailureKind.RESPONSE_TOO_LARGE
         return self._skip(event_type, correlation_id, kind, f"body over its limit of {limit} bytes")
 
+    def body_unreadable(self, event_type: EventType, correlation_id: str, fault: str) -> Verdict:
+        """The verdict of an agent that can't be shown what is in a body."""
+        request = event_type is EventType.REQUEST_BODY_CHUNK
+        kind = FailureKind.REQUEST_UNREADABLE if request else FailureKind.RESPONSE_UNREADABLE
+        return self._skip(event_type, correlation_id, kind, f"body not readable: {fault}")
+
     def _skip(
         self, event_type: EventType, correlation_id: str, kind: FailureKind, fault: str, *, traced: bool = False
     ) -> Verdict:
@@ -85,6 +91,8 @@ class Lineup:
     __slots__ = (
         "_by_event",
         "agents",
+        "asks_for_plain_bodies",
+        "asks_for_whole_bodies",
         "concerns_http",
         "concerns_websockets",
         "connections",
@@ -94,8 +102,10 @@ class Lineup:
         "hears_heads_only",
         "inspects_responses",
         "lasting",
+        "reshapes_requests",
         "retired",
         "route",
+        "unpacks_bodies",
     )
 
     def __init__(self, agents: Sequence[RouteAgent], route: str | None = None) -> None:
@@ -123,6 +133,15 @@ class Lineup:
         self.concerns_websockets = self.concerns_http or EventType.WEBSOCKET_FRAME in self.hears
         #: Whether any agent has a say in what the app answers.
         self.inspects_responses = not self.hears.isdisjoint({EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK})
+        # Those that have a say in the bodies of responses, so that the app must send none that they can't judge.
+        judges = [agent.guard.config for agent in self._by_event[EventType.RESPONSE_BODY_CHUNK]]
+        judges = [config for config in judges if config.enforce]
+        #: Whether the app must not be asked for parts of bodies, for encoded ones, or for codings unknown here.
+        self.asks_for_whole_bodies = any(not c.ranges and c.response_content_types is None for c in judges)
+        self.asks_for_plain_bodies = any(c.body_access == "write" and not c.decode for c in judges)
+        self.unpacks_bodies = any(c.decode for c in judges)
+        #: Any of these.
+        self.reshapes_requests = self.asks_for_whole_bodies or self.asks_for_plain_bodies or self.unpacks_bodies
         #: Whether the head of a request is all of it that concerns any agent.
         self.hears_heads_only = self.hears.isdisjoint(_AFTER_THE_HEAD)
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from .attributes import AGENT_ID, DECISION, ERROR_TYPE, EVENT
 from .breaker import BreakerState
-from .decision import FailureKind, Verdict
+from .decision import BODY_NOT_INSPECTED, FailureKind, Verdict
 from .distribution import BOUNDS, SIZE, Distribution
 from .errors import printable
 from .history import History, Totals
@@ -18,7 +18,7 @@ from .transports import EndpointStatistics
 
 # How many of an agent's latest failures and of its latest denials are remembered.
 _MAX_INCIDENTS = 50
-_BODY_SKIPPED = frozenset({FailureKind.REQUEST_TOO_LARGE.value, FailureKind.RESPONSE_TOO_LARGE.value})
+_BODY_SKIPPED = frozenset(kind.value for kind in BODY_NOT_INSPECTED)
 _FAILURES = frozenset(kind.value for kind in FailureKind)
 
 
@@ -27,7 +27,8 @@ class AgentMetrics(Struct, frozen=True, kw_only=True):
 
     ``outcomes`` counts verdicts by outcome (``allow``, ``block``, …, ``timeout``, ``breaker_open``, …), ``shadowed``
     the denials and failures of a shadow agent that would have stopped something, ``passed_open`` failures that were let
-    through by the failure mode, ``skipped_bodies`` bodies over the agent's limit that went on without it.
+    through by the failure mode, ``skipped_bodies`` bodies over the agent's limit, or
+    that it could not read, that went on without it.
     ``in_flight`` and ``waiting`` are calls now; ``duration`` is seconds spent in all calls, ``queue_duration`` seconds
     of that spent waiting for a permit or a place on a connection. ``inspected`` is bytes of bodies and websocket
     messages by event, ``breaker_transitions`` counts how often the breaker came to be in a state.

@@ -384,6 +384,18 @@ def test_once_it_is_denied_no_late_answer_changes_the_decision(drawn: list[tuple
             "Payload too large for security inspection",
         ),
         (
+            FailureKind.REQUEST_UNREADABLE,
+            415,
+            "Payload unreadable for security inspection",
+            "Payload unreadable for security inspection",
+        ),
+        (
+            FailureKind.RESPONSE_UNREADABLE,
+            500,
+            "Response unreadable for security inspection",
+            "Response unreadable for security inspection",
+        ),
+        (
             FailureKind.RESPONSE_TOO_LARGE,
             500,
             "Response too large for security inspection",

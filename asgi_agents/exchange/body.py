@@ -1,13 +1,19 @@
 """Showing a body to a chain of agents: buffered, streamed, or first one and then the other. No ASGI in here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from ..config import BodyMode
+from msgspec.structs import replace
+
+from ..config import BodyMode, FailureMode
 from ..decision import AgentDecision, Verdict, merge, unanimous
 from ..lineup import RouteAgent, body_limit, chain, held_limit
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
 from .context import AgentContext
+from .decoding import Decoder, UnreadableBody
+
+# How many decoded bytes may become of one message, where all of them have to be passed on at once.
+_MAX_DECODED_AT_ONCE = 16 * 1024 * 1024
 
 
 class BodyInspection:
@@ -16,6 +22,8 @@ class BodyInspection:
     Feed it what arrives; it returns what may be passed on: bytes that every agent has judged, in order, changed where a
     writing agent changed them; or the decision that ends it. Nothing may be fed after that.
 
+    :param agents: those that are shown this body, in route order. None: all that hear such bodies.
+    :param codings: how the body is encoded, as :func:`~.decoding.codings_of` gives it.
     :param length: the body's declared size in bytes, if any.
     :param provisional: what agents that hear this body said of its head with ``needs_more``. It counts unless they say
         otherwise.
@@ -27,17 +35,31 @@ class BodyInspection:
         context: AgentContext,
         event_type: EventType,
         *,
+        agents: Sequence[RouteAgent] | None = None,
+        codings: Sequence[str] = (),
         length: int | None = None,
         provisional: Mapping[str, Verdict] | None = None,
         streamed: bool = False,
     ) -> None:
         self.changed = False
-        agents = context.lineup.hearing(event_type)
+        if agents is None:
+            agents = context.lineup.hearing(event_type)
         self._request = event_type is EventType.REQUEST_BODY_CHUNK
-        self._stages: list[_Stage] = []
+        # Whether what arrives is encoded. A body that is declared to be empty is not.
+        self._encoded = bool(codings) and length != 0
+        self._stages: list[_Stage | _DecodingStage] = []
+
+        def kind(agent: RouteAgent) -> tuple[BodyMode, bool]:
+            mode = BodyMode.STREAM if streamed else self._mode(agent)
+            return mode, self._encoded and agent.guard.config.decode
+
         for step in chain(agents):
-            for mode, members in groupby(step, lambda agent: BodyMode.STREAM if streamed else self._mode(agent)):
-                stage = _Stage(context, event_type, mode, list(members), length)
+            for (mode, decodes), members in groupby(step, kind):
+                stage: _Stage | _DecodingStage
+                if decodes:
+                    stage = _DecodingStage(_Stage(context, event_type, mode, list(members), None), codings)
+                else:
+                    stage = _Stage(context, event_type, mode, list(members), length)
                 stage.expect(provisional or {})
                 self._stages.append(stage)
                 if stage.writes:
@@ -61,21 +83,34 @@ class BodyInspection:
         """Whether an empty last message needs no agent: nothing was shown to any, and none has a say left."""
         return not any(stage.seen or stage.provisional for stage in self._stages)
 
+    @property
+    def decoded(self) -> bool:
+        """Whether what comes out has lost its content coding. Settled once nothing is :attr:`holding` any more."""
+        return self._encoded and any(stage.decoded for stage in self._stages)
+
     def admit(self) -> AgentDecision | None:
-        """Judge the body by its declared size alone: the decision that refuses it, or None. Call it before feeding."""
+        """Judge the body by its head alone, its size and its coding: the decision that refuses it, or None.
+
+        Call it before feeding.
+        """
+        encoded = self._encoded
         for stage in self._stages:
-            decision = stage.admit()
+            decision = stage.admit(encoded=encoded)
             if decision is not None:
                 return decision
+            # Behind a writer that sees the content it is not certain any more: the stage finds out when it is fed.
+            encoded = encoded and not (isinstance(stage, _DecodingStage) and stage.writes)
         return None
 
     async def feed(self, data: bytes, last: bool) -> bytes | AgentDecision:
         """Judge ``data``; ``last`` says that nothing follows."""
+        encoded = self._encoded
         for stage in self._stages:
-            result = await stage.feed(data, last)
+            result = await stage.feed(data, last, encoded)
             if isinstance(result, AgentDecision):
                 return result
             data = result
+            encoded = encoded and not stage.decoded
             self.changed = self.changed or stage.changed
         return data
 
@@ -97,6 +132,8 @@ class _Stage:
     ) -> None:
         self.seen = 0
         self.changed = False
+        #: Never: what it is shown it passes on as it is, or as a writer has changed it.
+        self.decoded = False
         self.provisional: dict[str, Verdict] = {}
         self._context = context
         self._event_type = event_type
@@ -137,12 +174,47 @@ class _Stage:
             if verdict is not None:
                 self.provisional[agent.guard.config.id] = verdict
 
-    def admit(self) -> AgentDecision | None:
-        """Refuse a body whose declared size is over an agent's limit, or leave that agent out."""
+    @property
+    def deserted(self) -> bool:
+        """Whether no agent is left that hears the body."""
+        return not self._agents
+
+    @property
+    def streams(self) -> bool:
+        """Whether nothing is ever buffered."""
+        return self._mode == BodyMode.STREAM
+
+    def admit(self, *, encoded: bool) -> AgentDecision | None:
+        """Going by its head, refuse a body over an agent's limit, or one that it can't read; or leave the agent out."""
+        if encoded and self.writes:
+            refusal = self.unreadable("it is encoded, and the agent has no decode=True")
+            if refusal is not None:
+                return refusal
         return None if self._length is None else self._enforce_limits(self._length)
 
-    async def feed(self, data: bytes, last: bool) -> bytes | AgentDecision:
-        """Judge or keep ``data``; returns what may go on."""
+    def unreadable(self, fault: str, *, whatever_the_mode: bool = False) -> AgentDecision | None:
+        """The agents can't be shown what is in the body.
+
+        Returns the decision of the first that fails closed; those that fail open are left out. ``whatever_the_mode``:
+        the first fails closed.
+        """
+        agents, self._agents = self._agents, []
+        self.provisional.clear()
+        for agent in agents:
+            if whatever_the_mode:
+                agent = replace(agent, failure_mode=FailureMode.CLOSED)
+            verdict = agent.body_unreadable(self._event_type, self._context.correlation_id, fault)
+            self._context.record((verdict,))
+            if verdict.fails_closed:
+                return merge((verdict,))
+        return None
+
+    async def feed(self, data: bytes, last: bool, encoded: bool = False) -> bytes | AgentDecision:
+        """Judge or keep ``data``; returns what may go on. ``encoded``: it has a content coding."""
+        if encoded and data and self.seen == 0:
+            refusal = self._begin_encoded()
+            if refusal is not None:
+                return refusal
         self.seen += len(data)
         if self.seen > self._free:
             refusal = self._enforce_limits(self.seen)
@@ -167,6 +239,13 @@ class _Stage:
         if not data and not last:
             return b""
         return await self._judge(data, last, whole)
+
+    def _begin_encoded(self) -> AgentDecision | None:
+        if self.writes:
+            return self.admit(encoded=True)
+        for agent in self._agents:
+            self._context.note_encoded(agent, self._event_type)
+        return None
 
     async def _judge(self, data: bytes, last: bool, whole: bool) -> bytes | AgentDecision:
         event = self._event(data, last, whole)
@@ -250,17 +329,28 @@ class _Stage:
         self._withheld.append(data)
         self._withheld_size += len(data)
         # Whoever can't make up its mind within what it may be given is treated as given too much.
-        for agent in [agent for agent in self._agents if agent.guard.config.id in self.provisional]:
+        undecided = [agent for agent in self._agents if agent.guard.config.id in self.provisional]
+        refusal = self._limit_held(undecided, self._withheld_size)
+        if refusal is not None:
+            return refusal
+        return b"" if self.provisional else self._release(b"")
+
+    def outgrown(self, size: int) -> AgentDecision | None:
+        """So many bytes are held for the agents, elsewhere: deal with those for whom that is too much."""
+        return self._limit_held(self._agents, size)
+
+    def _limit_held(self, agents: Sequence[RouteAgent], size: int) -> AgentDecision | None:
+        for agent in tuple(agents):
             limit = held_limit(agent, self._event_type)
-            if self._withheld_size <= limit:
+            if size <= limit:
                 continue
             verdict = agent.body_too_large(self._event_type, self._context.correlation_id, limit)
             self._context.record((verdict,))
             if verdict.fails_closed:
                 return merge((verdict,))
             self._agents.remove(agent)
-            del self.provisional[agent.guard.config.id]
-        return b"" if self.provisional else self._release(b"")
+            self.provisional.pop(agent.guard.config.id, None)
+        return None
 
     def _release(self, data: bytes) -> bytes:
         """``data`` behind whatever was kept back before it."""
@@ -271,4 +361,138 @@ class _Stage:
         self._withheld_size = 0
         self._buffer.clear()
         self._buffered = 0
+        return kept
+
+
+class _DecodingStage:
+    """Neighbours in the chain that are shown the content of an encoded body.
+
+    What only readers were shown goes on as it was, encoded. So does a body that a writer was shown as a whole and did
+    not change. What else comes from a writer is the content itself, from its first byte to its last.
+    """
+
+    def __init__(self, stage: _Stage, codings: Sequence[str]) -> None:
+        self.decoded = stage.writes and stage.streams
+        self._stage = stage
+        self._codings = codings
+        self._decoder: Decoder | None = None
+        # Encoded bytes that were decoded, but not passed on yet.
+        self._originals: list[bytes] = []
+        self._held = 0
+        # Nobody has to see what follows: it goes on as it is.
+        self._passing = False
+        self._begun = False
+
+    @property
+    def seen(self) -> int:
+        """How many bytes of content there were so far; at least 1 where anything has come."""
+        return self._stage.seen or int(self._begun)
+
+    @property
+    def changed(self) -> bool:
+        return self._stage.changed
+
+    @property
+    def provisional(self) -> Mapping[str, Verdict]:
+        return self._stage.provisional
+
+    @property
+    def writes(self) -> bool:
+        return self._stage.writes
+
+    @property
+    def holding(self) -> bool:
+        return self._stage.holding
+
+    @property
+    def may_suspend(self) -> bool:
+        return self._stage.may_suspend
+
+    def expect(self, provisional: Mapping[str, Verdict]) -> None:
+        self._stage.expect(provisional)
+
+    def admit(self, *, encoded: bool) -> AgentDecision | None:
+        """Refuse a coding that nobody here knows, or leave the agents out. The declared size is not the content's."""
+        return self._prepare() if encoded else None
+
+    def _prepare(self) -> AgentDecision | None:
+        try:
+            self._decoder = self._decoder or Decoder(self._codings)
+        except UnreadableBody as exc:
+            decision = self._stage.unreadable(str(exc))
+            self._passing, self.decoded = decision is None, False
+            return decision
+        return None
+
+    async def feed(self, data: bytes, last: bool, encoded: bool) -> bytes | AgentDecision:
+        """Decode ``data`` and judge the content; returns what may go on."""
+        if not encoded:
+            # A writer before this one has sent the content on.
+            self.decoded = False
+            return await self._stage.feed(data, last)
+        refusal = self._prepare()
+        if refusal is not None or self._passing:
+            return data if refusal is None else refusal
+        self._begun = self._begun or bool(data)
+        if not self.decoded:
+            self._originals.append(data)
+            self._held += len(data)
+        try:
+            content = await self._judge(data, last)
+        except UnreadableBody as exc:
+            # Who was sent a part of the content can't be sent the rest of what it was encoded as.
+            decision = self._stage.unreadable(str(exc), whatever_the_mode=self.decoded)
+            return self._pass_on() if decision is None else decision
+        if isinstance(content, AgentDecision):
+            return content
+        if self.decoded:
+            return content
+        if self._stage.holding:
+            # What is encoded can be much longer than its content.
+            refusal = self._stage.outgrown(self._held)
+            if refusal is not None:
+                return refusal
+        if self._stage.deserted:
+            return self._pass_on()
+        if self._stage.holding:
+            return b""
+        if not self._stage.writes or (last and not self._stage.changed):
+            return self._take_originals()
+        self.decoded = True
+        self._originals.clear()
+        return content
+
+    async def _judge(self, data: bytes, last: bool) -> bytes | AgentDecision:
+        """What the agents let pass of the content that ``data`` adds. Raises :class:`UnreadableBody`."""
+        assert self._decoder is not None
+        judged: list[bytes] = []
+        size = 0
+        # One piece behind, for only the last may be called so.
+        latest = b""
+        for piece in self._decoder.feed(data, last):
+            if latest:
+                result = await self._stage.feed(latest, False)
+                if isinstance(result, AgentDecision):
+                    return result
+                if self._stage.writes:
+                    judged.append(result)
+                    size += len(result)
+                    if size > _MAX_DECODED_AT_ONCE:
+                        raise UnreadableBody(f"one message makes more than {_MAX_DECODED_AT_ONCE} bytes of content")
+                if self._stage.deserted and not self.decoded:
+                    return b""
+            latest = piece
+        result = await self._stage.feed(latest, last)
+        if isinstance(result, AgentDecision):
+            return result
+        return b"".join((*judged, result)) if judged else result
+
+    def _pass_on(self) -> bytes:
+        self._passing = True
+        return self._take_originals()
+
+    def _take_originals(self) -> bytes:
+        kept = b"".join(self._originals)
+        self._originals.clear()
+        self._held = 0
         return kept

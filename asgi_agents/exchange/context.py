@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from ..attributes import EVENT, ROUTE
 from ..config import FailureMode
-from ..decision import AgentDecision, FailureKind, Verdict, merge
+from ..decision import BODY_NOT_INSPECTED, AgentDecision, FailureKind, Verdict, merge
 from ..lineup import Lineup, RouteAgent, consult
 from ..manager import AgentManager, unavailable
 from ..protocol import (
@@ -35,7 +35,7 @@ _NO_SAY = frozenset({EventType.GUARDRAIL_INSPECT, EventType.WEBSOCKET_FRAME, Eve
 
 
 # Failures that came without a call.
-_NOT_CALLED = frozenset({FailureKind.BREAKER_OPEN, FailureKind.REQUEST_TOO_LARGE, FailureKind.RESPONSE_TOO_LARGE})
+_NOT_CALLED = BODY_NOT_INSPECTED | {FailureKind.BREAKER_OPEN}
 # To look a member of an enumeration up by its name takes long (CPython 3.11).
 _WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
 _SESSION_NAMES = {
@@ -98,6 +98,8 @@ class AgentContext(Struct, eq=False):
     _sessions: dict[EventType, SessionSpan | None] | None = None
     _closed: bool = False
     _calls: dict[str, CallCount] | None = None
+    #: The agents that were shown a body as it was encoded.
+    shown_encoded: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<AgentContext {self.correlation_id!r}>"
@@ -220,6 +222,13 @@ class AgentContext(Struct, eq=False):
         """Keep the header operations of a decision until there are headers to apply them to."""
         self.request_ops += decision.request_headers
         self.response_ops += decision.response_headers
+
+    def note_encoded(self, agent: RouteAgent, event_type: EventType) -> None:
+        """An agent is shown a body that it can't read, because it is encoded."""
+        agent_id = agent.guard.config.id
+        if agent_id not in self.shown_encoded:
+            self.shown_encoded += (agent_id,)
+        agent.guard.warn_of_encoding(event_type, agent.route)
 
     def decide(self, decision: AgentDecision) -> None:
         """This is what the connection ended on."""

@@ -1,12 +1,14 @@
 """The events that frame a connection: heads, and the end."""
 
+from collections.abc import Sequence
+
 import anyio
 from msgspec.structs import replace
 from starlette.types import Scope
 
 from ..decision import AgentDecision, Verdict, merge
-from ..lineup import consult
-from ..protocol import EventType, RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
+from ..lineup import RouteAgent, consult
+from ..protocol import RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
 from ..trace_context import current_traceparent, traceparent_of
 from .context import AgentContext
 from .scope import request_headers_event
@@ -30,29 +32,32 @@ async def judge_head(
     context: AgentContext,
     event: RequestHeadersEvent | ResponseHeadersEvent,
     *,
-    body_follows: bool,
+    body_agents: Sequence[RouteAgent] = (),
 ) -> tuple[AgentDecision, dict[str, Verdict]]:
     """The decision on a head, and the provisional denials in it, by agent, which only the body can still turn around.
 
-    An answer with ``needs_more`` is provisional only if a body follows that its agent hears; else it is that agent's
-    last word.
+    An answer with ``needs_more`` is provisional only if its agent is one of ``body_agents``, which hear the body that
+    follows, if one does; else it is that agent's last word.
     """
     lineup = context.lineup
-    if not body_follows:
+    if not body_agents:
         verdicts = await consult(lineup.hearing(event.event_type), event)
         context.record(verdicts)
         return merge(verdicts), {}
-    body_event = (
-        EventType.REQUEST_BODY_CHUNK if isinstance(event, RequestHeadersEvent) else EventType.RESPONSE_BODY_CHUNK
-    )
-    hears_more = {agent.guard.config.id for agent in lineup.hearing(body_event)}
-    verdicts = await consult(lineup.hearing(event.event_type), event, final=not hears_more)
-    if hears_more and any(verdict.provisional for verdict in verdicts):
+    hears_more = {agent.guard.config.id for agent in body_agents}
+    verdicts = await consult(lineup.hearing(event.event_type), event, final=False)
+    if any(verdict.provisional for verdict in verdicts):
         verdicts = [_settle(verdict) if verdict.agent_id not in hears_more else verdict for verdict in verdicts]
     context.record(verdicts)
-    decision = merge(verdicts, final=not hears_more)
-    provisional = {verdict.agent_id: verdict for verdict in verdicts if verdict.provisional and verdict.denies}
-    return decision, provisional if hears_more else {}
+    decision = merge(verdicts, final=False)
+    return decision, {verdict.agent_id: verdict for verdict in verdicts if verdict.provisional and verdict.denies}
+
+
+def skipping_body(decision: AgentDecision) -> set[str]:
+    """The agents that want to see nothing of the body behind the head that ``decision`` is about."""
+    return {
+        verdict.agent_id for verdict in decision.verdicts if verdict.response is not None and verdict.response.skip_body
+    }
 
 
 def _settle(verdict: Verdict) -> Verdict:

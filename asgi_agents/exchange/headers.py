@@ -1,8 +1,8 @@
 """Header operations, applied to ASGI header lists. What may be in them is settled by ``protocol.check_response``."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
-from ..protocol import HeaderOp
+from ..protocol import TOKEN, HeaderOp
 from .scope import RawHeaders, header
 
 # They describe the bytes that the app meant to send, and are wrong for any others.
@@ -29,12 +29,30 @@ def field_value(given: str) -> bytes:
     return given.strip(" \t").encode("latin-1")
 
 
-def without_body_claims(headers: Iterable[tuple[bytes, bytes]], length: int | None) -> RawHeaders:
+def without_headers(headers: Iterable[tuple[bytes, bytes]], names: Container[bytes]) -> RawHeaders:
+    """A new header list without the fields of these ``names``, in lower case."""
+    return [pair for pair in headers if pair[0].lower() not in names]
+
+
+def media_type(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The ``content-type`` without its parameters, in lower case; None where there is none, or no one can tell."""
+    given = [value for name, value in headers if name.lower() == b"content-type"]
+    if len(given) != 1:
+        return None
+    essence = given[0].partition(b";")[0].decode("latin-1").strip().lower()
+    main, slash, sub = essence.partition("/")
+    return essence if slash and TOKEN.match(main) and TOKEN.match(sub) else None
+
+
+def without_body_claims(
+    headers: Iterable[tuple[bytes, bytes]], length: int | None, *, decoded: bool = False
+) -> RawHeaders:
     """A new header list for a body that was changed: no validators, and ``length`` as content-length, if known.
 
-    Never beside transfer-encoding (RFC 9112, section 6.2).
+    Never beside transfer-encoding (RFC 9112, section 6.2). ``decoded``: the body has lost its content coding, too.
     """
-    result = [pair for pair in headers if (name := pair[0].lower()) not in _VALIDATORS and name != b"content-length"]
+    outdated = _VALIDATORS | {b"content-length", b"content-encoding"} if decoded else _VALIDATORS | {b"content-length"}
+    result = without_headers(headers, outdated)
     if length is not None and header(result, b"transfer-encoding") is None:
         result.append((b"content-length", b"%d" % length))
     return result

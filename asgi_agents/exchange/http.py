@@ -15,14 +15,17 @@ from ..lineup import consult
 from ..protocol import EventType, RequestCompleteEvent
 from .body import BodyInspection
 from .context import AgentContext
-from .head import head_event, judge_head, tell_complete
-from .headers import apply_header_ops, without_body_claims
+from .decoding import acceptable, codings_of
+from .head import head_event, judge_head, skipping_body, tell_complete
+from .headers import apply_header_ops, without_body_claims, without_headers
 from .inbound import Inbound
 from .reply import ChallengeRenderer
 from .response import BODY_BYPASSES, ResponseInspection
 from .scope import App, RawHeaders, changed, content_length, declares_body, headers_of
 
 _DISCONNECT: Message = {"type": "http.disconnect"}
+_RANGE_HEADERS = frozenset({b"range", b"if-range"})
+_CODING_HEADERS = frozenset({b"accept-encoding"})
 
 
 async def serve_http(
@@ -116,10 +119,16 @@ class HttpExchange:
         self._context.note_ops(decision)
         if self._lineup.hears_heads_only:
             return await self._call_app(app)
-        if self._lineup.hearing(EventType.REQUEST_BODY_CHUNK):
+        agents = self._lineup.hearing(EventType.REQUEST_BODY_CHUNK)
+        if agents:
+            skipping = skipping_body(decision)
+            agents = tuple(agent for agent in agents if agent.guard.config.id not in skipping)
+        if agents:
             self._body = BodyInspection(
                 self._context,
                 EventType.REQUEST_BODY_CHUNK,
+                agents=agents,
+                codings=codings_of(headers_of(self._scope)),
                 length=content_length(headers_of(self._scope)),
                 provisional=provisional,
             )
@@ -151,8 +160,8 @@ class HttpExchange:
         if not self._lineup.hearing(EventType.REQUEST_HEADERS):
             return ALLOWED, {}
         event = head_event(self._context, self._scope)
-        body_follows = EventType.REQUEST_BODY_CHUNK in self._lineup.hears and self._declares_body
-        return await judge_head(self._context, event, body_follows=body_follows)
+        body_agents = self._lineup.hearing(EventType.REQUEST_BODY_CHUNK)
+        return await judge_head(self._context, event, body_agents=body_agents if self._declares_body else ())
 
     async def _call_app(self, app: App) -> Any:
         """Run the app in this task, with its own view of the scope."""
@@ -211,10 +220,21 @@ class HttpExchange:
         body, ops = self._body, self._context.request_ops
         if ops:
             headers = apply_header_ops(headers, ops)
+        if self._lineup.reshapes_requests:
+            headers = self._asked_for(headers)
         if body is not None and (body.changed if self._body_ended else body.may_change):
             counted = self._body_ended and content_length(headers) is not None
-            headers = without_body_claims(headers, self._bytes_passed if counted else None)
+            headers = without_body_claims(headers, self._bytes_passed if counted else None, decoded=body.decoded)
         return headers
+
+    def _asked_for(self, headers: RawHeaders) -> RawHeaders:
+        """``headers`` that ask for no response whose body its agents could not judge."""
+        lineup = self._lineup
+        if lineup.asks_for_whole_bodies:
+            headers = without_headers(headers, _RANGE_HEADERS)
+        if lineup.asks_for_plain_bodies:
+            return without_headers(headers, _CODING_HEADERS)
+        return acceptable(headers) if lineup.unpacks_bodies else headers
 
     def _send_for_app(self) -> Send:
         if self._context.response_ops or self._lineup.hearing(EventType.REQUEST_COMPLETE):

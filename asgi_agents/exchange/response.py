@@ -1,7 +1,7 @@
 """The app's response on its way to the client."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
 
@@ -12,11 +12,13 @@ from starlette.types import Message, Scope, Send
 from ..decision import AgentDecision, Verdict
 from ..errors import ClosedByAgent, ResponseAborted
 from ..limiter import Limiter
-from ..protocol import EventType, Headers, ResponseHeadersEvent
+from ..lineup import RouteAgent
+from ..protocol import Block, EventType, HeaderOp, Headers, ResponseHeadersEvent
 from .body import BodyInspection
 from .context import AgentContext
-from .head import judge_head
-from .headers import apply_header_ops, without_body_claims
+from .decoding import codings_of
+from .head import judge_head, skipping_body
+from .headers import apply_header_ops, media_type, without_body_claims, without_headers
 from .reply import ChallengeRenderer, describe, render_reply, server_sent_error
 from .scope import RawHeaders, content_length, header
 
@@ -77,6 +79,8 @@ class ResponseInspection:
         self._headers: RawHeaders = []
         self._body: BodyInspection | None = None
         self._bodiless = False
+        # The header fields that agents have set or removed: whatever else brings fields must not bring these.
+        self._ruled: set[str] = set()
         self._event_stream = False
         lineup = context.lineup
         self._head_agents = lineup.hearing(EventType.RESPONSE_HEADERS)
@@ -120,8 +124,12 @@ class ResponseInspection:
             await self._take_file(message)
         elif kind == "http.response.trailers" and self._state is _State.HELD:
             await self._show_too_early(message)
+        elif kind == "http.response.trailers":
+            await self._send(self._ruled_trailers(message))
+        elif kind == "http.response.early_hint":
+            await self._hint(message)
         else:
-            # Trailers, early hints, push, debug, and whatever comes to be.
+            # Push, debug, and whatever comes to be.
             await self._send(message)
 
     async def stop(self, decision: AgentDecision) -> None:
@@ -213,9 +221,11 @@ class ResponseInspection:
             return
         self._state = _State.HELD
         self._start = message
-        self._headers = apply_header_ops(message.get("headers", ()), self._context.response_ops)
+        self._headers = self._apply(message.get("headers", ()), self._context.response_ops)
         self._context.response_ops.clear()
+        given_type = media_type(self._headers)
         provisional: dict[str, Verdict] = {}
+        skipping: set[str] = set()
         if self._head_agents:
             event = ResponseHeadersEvent(
                 correlation_id=self._context.correlation_id,
@@ -223,19 +233,29 @@ class ResponseInspection:
                 headers=Headers.from_raw(self._headers),
             )
             decision, provisional = await judge_head(
-                self._context, event, body_follows=self.inspects_bodies and not self._bodiless
+                self._context, event, body_agents=() if self._bodiless else self._hearing_body(given_type)
             )
             if self.stopped:
                 return
             if not decision.is_allow:
                 await self.stop(decision)
                 return
-            self._headers = apply_header_ops(self._headers, decision.response_headers)
-        if self.inspects_bodies and not self._bodiless:
+            self._headers = self._apply(self._headers, decision.response_headers)
+            skipping = skipping_body(decision)
+        # The type that counts is the one that the client takes; but an agent that heard the app's hears the body too.
+        agents = self._hearing_body(given_type, media_type(self._headers), skipping=skipping)
+        too_little = self._too_little_for(agents, skipping)
+        if too_little is not None:
+            # RFC 9110, section 15.5.17.
+            await self.stop(AgentDecision(decision=Block(416, "Ranges are not available here"), decided_by=too_little))
+            return
+        if agents and not self._bodiless:
             self._event_stream = (header(self._headers, b"content-type") or "").lower().startswith("text/event-stream")
             self._body = BodyInspection(
                 self._context,
                 EventType.RESPONSE_BODY_CHUNK,
+                agents=agents,
+                codings=codings_of(self._headers),
                 length=content_length(self._headers),
                 provisional=provisional,
                 streamed=self._event_stream,
@@ -296,6 +316,49 @@ class ResponseInspection:
         await self._send({**self._start, "headers": []})
         await self._send({**message, "headers": []})
 
+    def _hearing_body(self, *media_types: str | None, skipping: Container[str] = ()) -> Sequence[RouteAgent]:
+        """The agents that hear a body of one of these types, without those that are ``skipping`` it."""
+        return [
+            agent
+            for agent in self._context.lineup.hearing(EventType.RESPONSE_BODY_CHUNK)
+            if agent.guard.config.id not in skipping
+            and any(agent.guard.config.hears_response_type(media_type) for media_type in media_types)
+        ]
+
+    def _too_little_for(self, agents: Sequence[RouteAgent], skipping: Container[str]) -> str | None:
+        """The first agent that would have to judge a part of a body, where the response is one.
+
+        Sees to it that clients are not told that they may ask for parts.
+        """
+        judging = _judging_whole_bodies(agents)
+        if judging:
+            self._headers = without_headers(self._headers, {b"accept-ranges"})
+        if self._bodiless:
+            return None
+        if media_type(self._headers) == "multipart/byteranges":
+            # Of what type the parts are, they say themselves.
+            judging = _judging_whole_bodies(self._hearing_body(None, skipping=skipping))
+        elif self._start["status"] != 206:
+            return None
+        return next(iter(judging), None)
+
+    def _apply(self, headers: Iterable[tuple[bytes, bytes]], ops: Sequence[HeaderOp]) -> RawHeaders:
+        self._ruled.update(op.name.lower() for op in ops if op.kind != "add")
+        return apply_header_ops(headers, ops)
+
+    def _ruled_trailers(self, message: Message) -> Message:
+        """Trailers, without the fields that agents have set or removed."""
+        headers = message.get("headers") or ()
+        if not self._ruled or not headers:
+            return message
+        return {**message, "headers": without_headers(headers, {name.encode("latin-1") for name in self._ruled})}
+
+    async def _hint(self, message: Message) -> None:
+        """Early hints are ``link`` fields ahead of the response: not where an agent has set or removed these."""
+        ruled = self._ruled.union(op.name.lower() for op in self._context.response_ops if op.kind != "add")
+        if "link" not in ruled:
+            await self._send(message)
+
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
         """An app that gives up a send while its message is judged, or held back here, has lost it.
@@ -315,9 +378,9 @@ class ResponseInspection:
     async def _release_start(self, length: int | None) -> None:
         """Let the head go; ``length`` is the size of the body where all of it is known."""
         body = self._body
-        headers = apply_header_ops(self._headers, self._context.response_ops)
+        headers = self._apply(self._headers, self._context.response_ops)
         if body is not None and (body.changed if length is not None else body.may_change):
-            headers = without_body_claims(headers, length)
+            headers = without_body_claims(headers, length, decoded=body.decoded)
         self._state = _State.OPEN
         self._started = True
         self.status = self._start["status"]
@@ -332,6 +395,11 @@ class ResponseInspection:
             self.bytes_sent += len(message.get("body", b""))
         if last:
             self.finished_at = time.monotonic()
+
+
+def _judging_whole_bodies(agents: Sequence[RouteAgent]) -> Sequence[str]:
+    """Those with a say in the body that must not be shown a part of it only."""
+    return [agent.guard.config.id for agent in agents if agent.guard.config.enforce and not agent.guard.config.ranges]
 
 
 def _raises_when_gone(scope: Scope) -> bool:

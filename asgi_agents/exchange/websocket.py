@@ -93,7 +93,7 @@ class WebSocketExchange:
     async def _run(self, app: App) -> Any:
         if self._context.lineup.hearing(EventType.REQUEST_HEADERS):
             event = head_event(self._context, self._scope)
-            decision, _ = await judge_head(self._context, event, body_follows=False)
+            decision, _ = await judge_head(self._context, event)
             if not decision.is_allow:
                 await self._deny(decision)
                 return None

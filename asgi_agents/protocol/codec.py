@@ -108,6 +108,8 @@ class _Response(Struct):
     request_body_mutation: BodyMutation | None = None
     response_body_mutation: BodyMutation | None = None
     websocket_decision: Literal["allow", "drop"] | _WebSocketDecision | None = None
+    # An extension of ours: other hosts of the protocol need not see it.
+    skip_body: bool | UnsetType = UNSET
 
 
 _NO_AUDIT = _Audit()
@@ -211,6 +213,7 @@ def _from_wire(wire: _Response) -> AgentResponse:
         request_body_mutation=wire.request_body_mutation,
         response_body_mutation=wire.response_body_mutation,
         websocket_decision=_websocket_decision_from_wire(wire.websocket_decision),
+        skip_body=wire.skip_body is True,
     )
 
 
@@ -222,6 +225,7 @@ def _is_plain(wire: _Response) -> bool:
         and not wire.response_headers
         and not wire.routing_metadata
         and not wire.needs_more
+        and wire.skip_body is not True
         and wire.request_body_mutation is None
         and wire.response_body_mutation is None
         and wire.websocket_decision is None
@@ -298,6 +302,7 @@ def answer_to_wire(response: AgentResponse, custom: Mapping[str, Any] | None = N
         request_body_mutation=response.request_body_mutation,
         response_body_mutation=response.response_body_mutation,
         websocket_decision=_websocket_decision_to_wire(response.websocket_decision),
+        skip_body=response.skip_body or UNSET,
     )
 
 

@@ -148,6 +148,7 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
     request_body_mutation: BodyMutation | None = None
     response_body_mutation: BodyMutation | None = None
     websocket_decision: WebSocketDecision | None = None
+    skip_body: bool = False
 
     def __post_init__(self) -> None:
         _freeze(self, "request_headers", "response_headers")
@@ -168,8 +169,12 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
         needs_more: bool = False,
         request_body_mutation: BodyMutation | None = None,
         response_body_mutation: BodyMutation | None = None,
+        skip_body: bool = False,
     ) -> Self:
-        """Let it pass, perhaps changed."""
+        """Let it pass, perhaps changed.
+
+        ``skip_body`` in an answer to a head: the agent is not shown the body that follows, a request's or a response's.
+        """
         return cls(
             request_headers=request_headers,
             response_headers=response_headers,
@@ -178,6 +183,7 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
             needs_more=needs_more,
             request_body_mutation=request_body_mutation,
             response_body_mutation=response_body_mutation,
+            skip_body=skip_body,
         )
 
     @classmethod

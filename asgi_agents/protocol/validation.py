@@ -76,6 +76,10 @@ def check_response(response: object, *, may_mutate: bool, may_set_host: bool) ->
     _check_audit(response.audit)
     if type(response.needs_more) is not bool:
         raise AgentProtocolError(f"needs_more: expected a bool, got {type(response.needs_more).__name__}")
+    if type(response.skip_body) is not bool:
+        raise AgentProtocolError(f"skip_body: expected a bool, got {type(response.skip_body).__name__}")
+    if response.skip_body and response.needs_more:
+        raise AgentProtocolError("skip_body: beside needs_more, which asks for the body")
     _check_strings("routing_metadata", response.routing_metadata)
     return response
 

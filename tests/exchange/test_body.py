@@ -513,6 +513,8 @@ VALIDATORS = [
     (b"Content-MD5", b"x"),
     (b"accept-ranges", b"bytes"),
 ]
+# Nobody is told to ask for parts of what an agent judges as a whole.
+WHOLE_BODY_VALIDATORS = [pair for pair in VALIDATORS if pair[0] != b"accept-ranges"]
 
 
 def _with_validators(mode: BodyMode, react: Callable[[Any], Answer] | None, **options: Any) -> tuple[Client, Any]:
@@ -551,14 +553,14 @@ async def test_a_response_that_a_writer_left_alone_in_a_buffer_keeps_its_headers
 ) -> None:
     client, app = _with_validators(BUFFER, react, write=True)
     await client.call(app)
-    assert client.headers == [*VALIDATORS, (b"Content-Length", b"6"), (b"x-kept", b"1")]
+    assert client.headers == [*WHOLE_BODY_VALIDATORS, (b"Content-Length", b"6"), (b"x-kept", b"1")]
 
 
 @each_mode
 async def test_a_response_that_is_only_read_keeps_its_headers(mode: BodyMode) -> None:
     client, app = _with_validators(mode, None)
     await client.call(app)
-    assert client.headers == [*VALIDATORS, (b"Content-Length", b"6"), (b"x-kept", b"1")]
+    assert client.headers == [*WHOLE_BODY_VALIDATORS, (b"Content-Length", b"6"), (b"x-kept", b"1")]
 
 
 async def test_a_changed_response_never_has_both_a_length_and_a_transfer_encoding() -> None:

@@ -27,7 +27,10 @@ each_way = pytest.mark.parametrize("way", EVENTS)
 async def judge(way: str, *agents: AgentConfig, body_follows: bool = True) -> tuple[Any, Any, AgentContext]:
     manager = AgentManager(agents)
     context = AgentContext(manager, manager.lineup(None), "id", None)
-    decision, provisional = await judge_head(context, EVENTS[way], body_follows=body_follows)
+    hearing = manager.lineup(None).hearing(
+        EventType.REQUEST_BODY_CHUNK if way == "request" else EventType.RESPONSE_BODY_CHUNK
+    )
+    decision, provisional = await judge_head(context, EVENTS[way], body_agents=hearing if body_follows else ())
     return decision, provisional, context
 
 

@@ -1,0 +1,249 @@
+"""Content codings (RFC 9110, section 8.4.1): from the bytes on the wire to the content. No ASGI in here.
+
+``gzip`` and ``deflate`` are always known. ``br`` is known where ``brotli`` 1.2 or newer is installed, ``zstd`` from
+Python 3.14 on or where ``backports.zstd`` is installed.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache, partial
+from importlib import import_module
+from typing import Any, Final, Protocol
+
+from .scope import RawHeaders
+
+#: The most that a body may grow by, over all of what has come of it.
+MAX_RATIO: Final = 100
+# Below so many bytes nothing is a bomb, however well it was compressed.
+_NEVER_A_BOMB: Final = 64 * 1024
+# How much is decoded at a time, in bytes.
+_PIECE: Final = 64 * 1024
+# Nobody encodes a body more often, but for an attack on whoever decodes it.
+_MAX_CODINGS: Final = 3
+# RFC 9659: 8 MiB is the largest window that a zstd decoder on the web has to have.
+_ZSTD_WINDOW_LOG: Final = 23
+
+
+class UnreadableBody(Exception):  # noqa: N818 - says what is wrong with it
+    """The body is not what its ``content-encoding`` says, or a coding that nobody here knows. The message says which.
+
+    It never quotes the body or the header.
+    """
+
+
+class _Layer(Protocol):
+    """Undoes one coding."""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """What ``data`` adds to the content, in pieces of about 64 KiB."""
+        ...
+
+    def finish(self) -> None:
+        """Nothing follows. Raises :class:`UnreadableBody` if something should."""
+        ...
+
+
+class Decoder:
+    """Decodes one body, bounded: it stops at a body that grows to more than :data:`MAX_RATIO` times its size.
+
+    :param codings: in the order in which they were applied, as :func:`codings_of` gives them.
+    :raises UnreadableBody: for a coding that isn't known here.
+    """
+
+    def __init__(self, codings: Iterable[str]) -> None:
+        self._layers: list[_Bounded] = [_Bounded(_layer(coding)) for coding in codings][::-1]
+        if len(self._layers) > _MAX_CODINGS:
+            raise UnreadableBody(f"encoded {len(self._layers)} times, expected {_MAX_CODINGS} at most")
+
+    def feed(self, data: bytes, last: bool) -> Iterator[bytes]:
+        """The content that ``data`` adds, in pieces of about 64 KiB; ``last`` says that nothing follows.
+
+        Raises :class:`UnreadableBody`, also after some pieces.
+        """
+        yield from self._through(0, data)
+        if last:
+            for layer in self._layers:
+                layer.finish()
+
+    def _through(self, index: int, data: bytes) -> Iterator[bytes]:
+        if index == len(self._layers):
+            yield data
+            return
+        for piece in self._layers[index].feed(data):
+            yield from self._through(index + 1, piece)
+
+
+class _Bounded:
+    """A layer that may not make too much of too little. The one place where libraries' errors become ours."""
+
+    def __init__(self, layer: _Layer) -> None:
+        self._layer = layer
+        self._taken = 0
+        self._given = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        self._taken += len(data)
+        pieces = self._layer.feed(data)
+        while True:
+            try:
+                piece = next(pieces, None)
+            except UnreadableBody:
+                raise
+            except Exception as exc:
+                # Each library has errors of its own, and none of these says anything but that the data is wrong.
+                raise UnreadableBody("not what its content-encoding says") from exc
+            if piece is None:
+                return
+            self._given += len(piece)
+            if self._given > max(_NEVER_A_BOMB, MAX_RATIO * self._taken):
+                raise UnreadableBody(f"grows to more than {MAX_RATIO} times its size when it is decoded")
+            if piece:
+                yield piece
+
+    def finish(self) -> None:
+        # An empty body is not encoded, whatever its head says.
+        if self._taken:
+            self._layer.finish()
+
+
+class _Inflate:
+    """``gzip`` (RFC 1952; all members) and ``deflate`` (RFC 1950, or bare RFC 1951 as some servers send it)."""
+
+    def __init__(self, coding: str) -> None:
+        self._gzip = coding == "gzip"
+        self._stream: Any = zlib.decompressobj(zlib.MAX_WBITS | 16) if self._gzip else None
+        self._head = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        if self._stream is None:
+            # Two bytes say which of the two it is.
+            data = self._head + data
+            if len(data) < 2:
+                self._head = data
+                return
+            has_header = data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
+            self._stream = zlib.decompressobj(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
+        while data:
+            if self._stream.eof:
+                if not self._gzip:
+                    raise UnreadableBody("something follows the end of what is encoded")
+                self._stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            while True:
+                piece = self._stream.decompress(data, _PIECE)
+                data = self._stream.unconsumed_tail
+                yield piece
+                if self._stream.eof or (not data and len(piece) < _PIECE):
+                    break
+            data = self._stream.unused_data
+
+    def finish(self) -> None:
+        if self._stream is None or not self._stream.eof:
+            raise UnreadableBody("ends before what is encoded does")
+
+
+class _Brotli:
+    """``br`` (RFC 7932)."""
+
+    def __init__(self, library: Any) -> None:
+        self._stream = library.Decompressor()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        while True:
+            piece = self._stream.process(data, output_buffer_limit=_PIECE)
+            data = b""
+            # Whether it holds more back is only told by asking for it.
+            if not piece:
+                return
+            yield piece
+
+    def finish(self) -> None:
+        if not self._stream.is_finished():
+            raise UnreadableBody("ends before what is encoded does")
+
+
+class _Zstd:
+    """``zstd`` (RFC 8878; all frames)."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self._stream = self._new()
+
+    def _new(self) -> Any:
+        parameter = self._library.DecompressionParameter.window_log_max
+        return self._library.ZstdDecompressor(options={parameter: _ZSTD_WINDOW_LOG})
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        while data:
+            if self._stream.eof:
+                self._stream = self._new()
+            while True:
+                yield self._stream.decompress(data, _PIECE)
+                data = b""
+                if self._stream.eof or self._stream.needs_input:
+                    break
+            data = self._stream.unused_data if self._stream.eof else b""
+
+    def finish(self) -> None:
+        if not self._stream.eof:
+            raise UnreadableBody("ends before what is encoded does")
+
+
+def codings_of(headers: RawHeaders) -> tuple[str, ...]:
+    """The codings of a body in the order in which they were applied, in lower case; empty for a body as it is."""
+    given = b",".join(value for name, value in headers if name.lower() == b"content-encoding")
+    if not given:
+        return ()
+    names = (name.strip().lower() for name in given.decode("latin-1").split(","))
+    return tuple(_ALIASES.get(name, name) for name in names if name not in ("", "identity"))
+
+
+def acceptable(headers: RawHeaders) -> RawHeaders:
+    """A new header list that accepts no content coding but those that can be decoded here.
+
+    Preferences stay as the client has them.
+    """
+    result: RawHeaders = []
+    for name, value in headers:
+        if name.lower() != b"accept-encoding":
+            result.append((name, value))
+            continue
+        items = [item for item in value.decode("latin-1").split(",") if _is_known(item.partition(";")[0])]
+        # An empty value asks for the body as it is; no field at all would leave it to the app.
+        result.append((name, ",".join(items).strip().encode("latin-1") or b"identity"))
+    return result
+
+
+def _is_known(item: str) -> bool:
+    coding = item.strip().lower()
+    return coding == "identity" or _ALIASES.get(coding, coding) in known_codings()
+
+
+_ALIASES: Final[Mapping[str, str]] = {"x-gzip": "gzip"}
+
+
+@cache
+def known_codings() -> Mapping[str, Callable[[], _Layer]]:
+    """The codings that can be decoded here, and how."""
+    known: dict[str, Callable[[], _Layer]] = {
+        "gzip": partial(_Inflate, "gzip"),
+        "deflate": partial(_Inflate, "deflate"),
+    }
+    with suppress(ImportError):
+        brotli = import_module("brotli")
+        # Without it one call could make gigabytes of a few bytes.
+        if hasattr(brotli.Decompressor, "can_accept_more_data"):
+            known["br"] = partial(_Brotli, brotli)
+    for name in ("compression.zstd", "backports.zstd"):
+        with suppress(ImportError):
+            zstd = import_module(name)
+            known["zstd"] = partial(_Zstd, zstd)
+            break
+    return known
+
+
+def _layer(coding: str) -> _Layer:
+    make = known_codings().get(coding)
+    if make is None:
+        raise UnreadableBody("its content-encoding is none that can be decoded here")
+    return make()
