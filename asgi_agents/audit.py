@@ -114,7 +114,7 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     decided_by: str | None
     would_stop: Sequence[str]
     passed_open: Sequence[str]
-    shown_encoded: Sequence[str]
+    shown_encoded: Sequence[str] = ()
     agents: Sequence[AuditAgent]
     answers: Sequence[AuditAnswer]
     answers_left_out: int

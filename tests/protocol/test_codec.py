@@ -288,6 +288,7 @@ GOLDEN_ANSWERS: list[tuple[str, AgentResponse, str]] = [
         '"custom": {"score": 5, "x": [null, "y"]}}}',
     ),
     ("needs more", AgentResponse.allow(needs_more=True), '{"needs_more": true}'),
+    ("skip body", AgentResponse.allow(skip_body=True), '{"skip_body": true}'),
     (
         "request body replaced",
         AgentResponse.allow(request_body_mutation=BodyMutation(b"\x00\xff\xfehi", 3)),
@@ -618,6 +619,7 @@ MALFORMED = [
     ('{"audit": {"custom": []}}', "audit.custom"),
     ('{"needs_more": "false"}', "needs_more"),
     ('{"needs_more": 1}', "needs_more"),
+    ('{"skip_body": 1}', "skip_body"),
     ('{"request_body_mutation": "x"}', "request_body_mutation"),
     ('{"request_body_mutation": {"data": 1}}', "request_body_mutation.data"),
     ('{"response_body_mutation": {"data": null, "chunk_index": "0"}}', "response_body_mutation.chunk_index"),
@@ -1042,6 +1044,7 @@ responses = st.builds(
         custom=st.dictionaries(text, plain, max_size=3),
     ),
     needs_more=st.booleans(),
+    skip_body=st.booleans(),
     request_body_mutation=mutation,
     response_body_mutation=mutation,
     websocket_decision=st.none() | st.builds(WebSocketDrop) | st.builds(WebSocketClose, st.integers(1000, 4999), text),

@@ -491,6 +491,15 @@ def test_routing_metadata_maps_strings_to_strings(metadata: Any) -> None:
     assert refusal(unchecked(routing_metadata=metadata)).startswith("routing_metadata: ")
 
 
+@pytest.mark.parametrize("skip_body", ["no", 1, None], ids=repr)
+def test_skip_body_is_a_bool(skip_body: Any) -> None:
+    assert refusal(unchecked(skip_body=skip_body)).startswith("skip_body: ")
+
+
+def test_an_agent_can_not_both_skip_a_body_and_want_more_of_it() -> None:
+    assert refusal(unchecked(skip_body=True, needs_more=True)).startswith("skip_body: ")
+
+
 @pytest.mark.parametrize("needs_more", ["no", 1, None], ids=repr)
 def test_needs_more_is_a_bool(needs_more: Any) -> None:
     assert refusal(unchecked(needs_more=needs_more)).startswith("needs_more: ")
