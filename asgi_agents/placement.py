@@ -143,6 +143,7 @@ class _GuardedStack:
     def __init__(self, guard: _Guard, inner: ASGIApp) -> None:
         self.guard = guard
         self.inner = inner
+        #: As in every middleware, so that others can look through.
         self.app = guard.outermost
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -173,13 +174,13 @@ class _Protected:
             if isinstance(stack, _GuardedStack) and stack.guard is guard:
                 # It was read before, and is now put back.
                 stack = stack.inner
-            for part in _chain(stack):
-                if isinstance(part, _GuardedStack) and part.guard is guard:
-                    raise ConfigurationError(
-                        f"middleware_stack={type(stack).__qualname__}(app.middleware_stack), which has the agents in it"
-                        " already; expected app.build_middleware_stack() in it, or that middleware in"
-                        " protect(..., outside=[...])"
-                    )
+            if guard.inside in _chain(stack):
+                # It would call itself for ever.
+                raise ConfigurationError(
+                    f"middleware_stack={type(stack).__qualname__}(app.middleware_stack), which has the agents in it"
+                    " already; expected app.build_middleware_stack() in it, or that middleware in"
+                    " protect(..., outside=[...])"
+                )
             guard.inside.app = stack
             stack = _GuardedStack(guard, stack)
         vars(self)[_STACK] = stack
@@ -251,7 +252,7 @@ def _is_agent_middleware(factory: object) -> bool:
 
 
 def _chain(app: object) -> Iterator[object]:
-    """``app``, and what it wraps: middlewares keep that in ``app``."""
+    """``app``, and what it wraps, which middlewares keep in ``app``."""
     seen: set[int] = set()
     while app is not None and id(app) not in seen:
         yield app
