@@ -26,6 +26,7 @@ from .exchange import AgentContext
 from .manager import AgentManager
 from .metrics import AgentMetrics, AgentStatistics, Incident
 from .middleware import AgentMiddleware
+from .placement import protect
 from .protocol import (
     PROTOCOL_VERSION,
     AgentResponse,
@@ -166,6 +167,7 @@ __all__ = [
     "WebSocketFrameEvent",
     "__version__",
     "current_correlation_id",
+    "protect",
     "redact_secrets",
     "status_app",
 ]
