@@ -120,6 +120,9 @@ class AgentConfig:
         What can't be decoded, or grows to more than 100 times its size, goes by the failure mode; but where a writer
         has begun to stream the content, it always ends the body. A body that was changed, or streamed through a writer,
         goes on without the encoding.
+    :param hold_head: keep the head of a streamed response back until the agent has judged the first piece of its body,
+        so that a block there can still be answered with a status. Without it that is so where the head declares a
+        length; the head of a stream without a length leaves at once, as its clients expect.
     :param ranges: let clients ask for parts of responses whose bodies the agent hears. False: the app sees no ``range``
         header and answers with whole bodies; where ``response_content_types`` leaves ranges to other types, a partial
         response of a type that the agent hears is answered with 416. Shadow agents change nothing of that.
@@ -147,6 +150,7 @@ class AgentConfig:
     body_access: Literal["read", "write"] = "read"
     response_content_types: Iterable[str] | None = None
     decode: bool = False
+    hold_head: bool = False
     ranges: bool = False
     enforce: bool = True
     config: Any = field(default=None, repr=False)
@@ -177,7 +181,7 @@ class AgentConfig:
         if self.body_access not in ("read", "write"):
             raise ConfigurationError(f"{where}: body_access={self.body_access!r}, expected 'read' or 'write'")
         object.__setattr__(self, "response_content_types", _resolve_types(where, self.response_content_types))
-        for name in ("decode", "ranges", "enforce", "require_at_startup", "may_set_host"):
+        for name in ("decode", "hold_head", "ranges", "enforce", "require_at_startup", "may_set_host"):
             _require_member(where, name, getattr(self, name), bool)
 
     @property

@@ -363,8 +363,8 @@ async def test_a_response_that_is_broken_off_leaves_one_record(probe: type[Probe
 
 
 async def test_an_event_stream_that_is_ended_early_is_complete() -> None:
-    app = App(start(200, SSE), body(b"data: 1\n\n", more=True), body(b"evil", more=True))
-    agent = Probe(response_body=lambda event: DENIED if event.data == b"evil" else None)
+    app = App(start(200, SSE), body(b"data: 1\n\n", more=True), body(b"evil\n\n", more=True))
+    agent = Probe(response_body=lambda event: DENIED if b"evil" in event.data else None)
     client, audited = Client(), Audited(app, AgentConfig("a", agent, response_body_mode=STREAM))
     await client.call(audited)
     assert client.complete

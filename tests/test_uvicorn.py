@@ -306,9 +306,10 @@ def test_a_blocked_event_stream_ends_with_an_error_event(server: dict[str, Any],
     with serve(app, **server) as url:
         response = httpx.get(url)
     assert response.status_code == 200
-    good, error = response.text.rstrip("\n").split("\n\n\n\n")
+    good, error = response.text.rstrip("\n").split("\n\n")
     assert good == "data: good"
-    assert error == 'event: error\ndata: {"status":502,"detail":"evil response"}'
+    expected = '{"type":"error","error":{"message":"evil response","type":"blocked","code":"502"}}'
+    assert error == f"event: error\ndata: {expected}"
 
 
 # Streaming
@@ -340,9 +341,9 @@ def test_the_first_chunk_of_a_response_arrives_before_the_last_is_made(
 
     def endpoint(request: Request) -> Response:
         async def content() -> AsyncIterator[bytes]:
-            yield b"first"
+            yield b"first\n\n"
             await steps.wait_for_client()
-            yield b"last"
+            yield b"last\n\n"
 
         return StreamingResponse(content(), media_type=media_type)
 
@@ -351,9 +352,9 @@ def test_the_first_chunk_of_a_response_arrives_before_the_last_is_made(
     )
     with serve(app, **server) as url, httpx.stream("GET", url, timeout=PATIENCE) as response:
         chunks = response.iter_raw()
-        assert next(chunks) == b"first"
+        assert next(chunks) == b"first\n\n"
         steps.client.set()
-        assert next(chunks) == b"last"
+        assert next(chunks) == b"last\n\n"
 
 
 def test_the_app_has_the_first_chunk_of_a_request_before_the_client_sends_the_last(server: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Showing a body to a chain of agents: buffered, streamed, or first one and then the other. No ASGI in here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from msgspec.structs import replace
@@ -11,6 +11,7 @@ from ..lineup import RouteAgent, body_limit, chain, held_limit
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
 from .context import AgentContext
 from .decoding import Decoder, UnreadableBody
+from .framing import MAX_UNIT_BYTES, Cutter
 
 # How many decoded bytes may become of one message, where all of them have to be passed on at once.
 _MAX_DECODED_AT_ONCE = 16 * 1024 * 1024
@@ -27,7 +28,8 @@ class BodyInspection:
     :param length: the body's declared size in bytes, if any.
     :param provisional: what agents that hear this body said of its head with ``needs_more``. It counts unless they say
         otherwise.
-    :param streamed: show the body to everyone piece by piece, whatever their mode.
+    :param cutter: for a body that streams in units: makes what cuts it. It is shown to everyone piece by piece,
+        whatever their mode, and each piece is some whole units.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class BodyInspection:
         codings: Sequence[str] = (),
         length: int | None = None,
         provisional: Mapping[str, Verdict] | None = None,
-        streamed: bool = False,
+        cutter: Callable[[], Cutter] | None = None,
     ) -> None:
         self.changed = False
         if agents is None:
@@ -50,16 +52,13 @@ class BodyInspection:
         self._stages: list[_Stage | _DecodingStage] = []
 
         def kind(agent: RouteAgent) -> tuple[BodyMode, bool]:
-            mode = BodyMode.STREAM if streamed else self._mode(agent)
+            mode = self._mode(agent) if cutter is None else BodyMode.STREAM
             return mode, self._encoded and agent.guard.config.decode
 
         for step in chain(agents):
             for (mode, decodes), members in groupby(step, kind):
-                stage: _Stage | _DecodingStage
-                if decodes:
-                    stage = _DecodingStage(_Stage(context, event_type, mode, list(members), None), codings)
-                else:
-                    stage = _Stage(context, event_type, mode, list(members), length)
+                plain = _Stage(context, event_type, mode, list(members), None if decodes else length, cutter)
+                stage = _DecodingStage(plain, codings) if decodes else plain
                 stage.expect(provisional or {})
                 self._stages.append(stage)
                 if stage.writes:
@@ -72,6 +71,11 @@ class BodyInspection:
     def holding(self) -> bool:
         """Whether some agent has to see more before anything is passed on."""
         return any(stage.holding for stage in self._stages)
+
+    @property
+    def judged(self) -> bool:
+        """Whether every agent has been shown something of it."""
+        return all(stage.judged for stage in self._stages)
 
     @property
     def may_suspend(self) -> bool:
@@ -129,6 +133,7 @@ class _Stage:
         mode: BodyMode,
         agents: list[RouteAgent],
         length: int | None,
+        cutter: Callable[[], Cutter] | None,
     ) -> None:
         self.seen = 0
         self.changed = False
@@ -140,6 +145,7 @@ class _Stage:
         self._mode = mode
         self._agents = agents
         self._length = length
+        self._cutter = None if cutter is None else cutter()
         self._buffering = mode != BodyMode.STREAM
         # Bytes not yet shown to the agents, and bytes shown whose verdict is still provisional.
         self._buffer: list[bytes] = []
@@ -161,6 +167,15 @@ class _Stage:
     def holding(self) -> bool:
         """Whether bytes that go in are kept for now."""
         return bool(self._agents) and (self._buffering or bool(self.provisional))
+
+    @property
+    def partial(self) -> int:
+        """How many bytes of a unit that has not ended yet are kept."""
+        return 0 if self._cutter is None else self._cutter.held
+
+    @property
+    def judged(self) -> bool:
+        return self._chunk_index > 0 or not self._agents
 
     @property
     def may_suspend(self) -> bool:
@@ -198,23 +213,26 @@ class _Stage:
         Returns the decision of the first that fails closed; those that fail open are left out. ``whatever_the_mode``:
         the first fails closed.
         """
-        agents, self._agents = self._agents, []
-        self.provisional.clear()
-        for agent in agents:
-            if whatever_the_mode:
-                agent = replace(agent, failure_mode=FailureMode.CLOSED)
-            verdict = agent.body_unreadable(self._event_type, self._context.correlation_id, fault)
-            self._context.record((verdict,))
-            if verdict.fails_closed:
-                return merge((verdict,))
-        return None
+        if whatever_the_mode:
+            self._agents = [replace(agent, failure_mode=FailureMode.CLOSED) for agent in self._agents]
+        return self._fail(lambda agent: agent.body_unreadable(self._event_type, self._context.correlation_id, fault))
 
     async def feed(self, data: bytes, last: bool, encoded: bool = False) -> bytes | AgentDecision:
         """Judge or keep ``data``; returns what may go on. ``encoded``: it has a content coding."""
         if encoded and data and self.seen == 0:
+            # What is encoded has no units to be cut at.
+            self._cutter = None
             refusal = self._begin_encoded()
             if refusal is not None:
                 return refusal
+        if self._cutter is not None:
+            data = self._cutter.feed(data, last)
+            if self._cutter.held > MAX_UNIT_BYTES:
+                refusal = self._fail(lambda agent: self._too_large(agent, MAX_UNIT_BYTES))
+                if refusal is not None:
+                    return refusal
+            if not self._agents:
+                data += self._cutter.feed(b"", True)
         self.seen += len(data)
         if self.seen > self._free:
             refusal = self._enforce_limits(self.seen)
@@ -293,23 +311,32 @@ class _Stage:
         )
 
     def _enforce_limits(self, size: int) -> AgentDecision | None:
-        """Deal with the agents whose limit ``size`` is over.
+        """Deal with the agents whose limit ``size`` is over."""
+
+        def judge(agent: RouteAgent) -> Verdict | None:
+            limit = self._limit(agent)
+            return None if size <= limit else self._too_large(agent, int(limit))
+
+        return self._fail(judge)
+
+    def _fail(self, judge: Callable[[RouteAgent], Verdict | None]) -> AgentDecision | None:
+        """Ask ``judge`` for the verdict of each agent that can't be shown the body; None for one that can.
 
         Returns the decision of the first that fails closed; those that fail open are left out.
         """
-        staying: list[RouteAgent] = []
-        for agent in self._agents:
-            limit = self._limit(agent)
-            if size <= limit:
-                staying.append(agent)
+        for agent in tuple(self._agents):
+            verdict = judge(agent)
+            if verdict is None:
                 continue
-            verdict = agent.body_too_large(self._event_type, self._context.correlation_id, int(limit))
             self._context.record((verdict,))
             if verdict.fails_closed:
                 return merge((verdict,))
+            self._agents.remove(agent)
             self.provisional.pop(agent.guard.config.id, None)
-        self._agents = staying
         return None
+
+    def _too_large(self, agent: RouteAgent, limit: int) -> Verdict:
+        return agent.body_too_large(self._event_type, self._context.correlation_id, limit)
 
     def _limit(self, agent: RouteAgent) -> float:
         if self._buffers:
@@ -329,28 +356,21 @@ class _Stage:
         self._withheld.append(data)
         self._withheld_size += len(data)
         # Whoever can't make up its mind within what it may be given is treated as given too much.
-        undecided = [agent for agent in self._agents if agent.guard.config.id in self.provisional]
-        refusal = self._limit_held(undecided, self._withheld_size)
+        refusal = self.limit_held(self._withheld_size, undecided_only=True)
         if refusal is not None:
             return refusal
         return b"" if self.provisional else self._release(b"")
 
-    def outgrown(self, size: int) -> AgentDecision | None:
-        """So many bytes are held for the agents, elsewhere: deal with those for whom that is too much."""
-        return self._limit_held(self._agents, size)
+    def limit_held(self, size: int, *, undecided_only: bool = False) -> AgentDecision | None:
+        """So many bytes are held for the agents: deal with those for whom that is too much."""
 
-    def _limit_held(self, agents: Sequence[RouteAgent], size: int) -> AgentDecision | None:
-        for agent in tuple(agents):
+        def judge(agent: RouteAgent) -> Verdict | None:
             limit = held_limit(agent, self._event_type)
-            if size <= limit:
-                continue
-            verdict = agent.body_too_large(self._event_type, self._context.correlation_id, limit)
-            self._context.record((verdict,))
-            if verdict.fails_closed:
-                return merge((verdict,))
-            self._agents.remove(agent)
-            self.provisional.pop(agent.guard.config.id, None)
-        return None
+            if size <= limit or (undecided_only and agent.guard.config.id not in self.provisional):
+                return None
+            return self._too_large(agent, limit)
+
+        return self._fail(judge)
 
     def _release(self, data: bytes) -> bytes:
         """``data`` behind whatever was kept back before it."""
@@ -391,6 +411,10 @@ class _DecodingStage:
     @property
     def changed(self) -> bool:
         return self._stage.changed
+
+    @property
+    def judged(self) -> bool:
+        return self._stage.judged
 
     @property
     def provisional(self) -> Mapping[str, Verdict]:
@@ -447,14 +471,15 @@ class _DecodingStage:
             return content
         if self.decoded:
             return content
-        if self._stage.holding:
+        holding = self._stage.holding or self._stage.partial > 0
+        if holding:
             # What is encoded can be much longer than its content.
-            refusal = self._stage.outgrown(self._held)
+            refusal = self._stage.limit_held(self._held)
             if refusal is not None:
                 return refusal
         if self._stage.deserted:
             return self._pass_on()
-        if self._stage.holding:
+        if holding:
             return b""
         if not self._stage.writes or (last and not self._stage.changed):
             return self._take_originals()

@@ -200,8 +200,10 @@ class HttpExchange:
                     partial(app, self._scope, inbound.receive, self._response.send),
                     beside=not self._body_settled and body is not None and body.may_wait and self._declares_body,
                 )
+                await self._response.release_head()
             except Exception as exc:
                 if not (self._response.stopped and caused_by_closing(exc)):
+                    await self._response.release_head()
                     raise
         # What the app, cancelled, did not live to meet in its receive.
         if inbound.error is not None:
@@ -222,7 +224,7 @@ class HttpExchange:
             headers = apply_header_ops(headers, ops)
         if self._lineup.reshapes_requests:
             headers = self._asked_for(headers)
-        if body is not None and (body.changed if self._body_ended else body.may_change):
+        if body is not None and (body.changed or body.decoded if self._body_ended else body.may_change):
             counted = self._body_ended and content_length(headers) is not None
             headers = without_body_claims(headers, self._bytes_passed if counted else None, decoded=body.decoded)
         return headers

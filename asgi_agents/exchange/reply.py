@@ -68,12 +68,6 @@ def close_message(close: WebSocketClose) -> Message:
     return {"type": "websocket.close", "code": close.code, "reason": reason}
 
 
-def server_sent_error(decision: AgentDecision) -> bytes:
-    """The last event of an event stream that was stopped. The leading blank line ends whatever was under way."""
-    status, detail = _status_and_detail(decision)
-    return b"\n\nevent: error\ndata: " + msgspec.json.encode({"status": status, "detail": detail}) + b"\n\n"
-
-
 def describe(decision: AgentDecision) -> str:
     """One line for logs and errors: who, and what; no agent-given text."""
     if decision.failure is not None:
@@ -97,7 +91,7 @@ def _render(
         case Block(status, body, headers):
             return _reply(status, _phrase(status) if body is None else body, headers or {}, as_json=as_json)
         case _:
-            status, detail = _status_and_detail(decision)
+            status, detail = status_and_detail(decision)
             return _reply(status, detail, {}, as_json=as_json)
 
 
@@ -140,7 +134,8 @@ def _challenge_reply(challenge: Challenge, *, as_json: bool) -> Reply:
     )
 
 
-def _status_and_detail(decision: AgentDecision) -> tuple[int, str]:
+def status_and_detail(decision: AgentDecision) -> tuple[int, str]:
+    """The status that a reply has, and a text for it."""
     match decision.decision:
         case Block(status, body, _):
             return status, _phrase(status) if body is None else body

@@ -1,9 +1,10 @@
 """The app's response on its way to the client."""
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
+from functools import partial
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -17,9 +18,10 @@ from ..protocol import Block, EventType, HeaderOp, Headers, ResponseHeadersEvent
 from .body import BodyInspection
 from .context import AgentContext
 from .decoding import codings_of
+from .framing import Cutter, StreamedType, last_unit, streamed_type
 from .head import judge_head, skipping_body
 from .headers import apply_header_ops, media_type, without_body_claims, without_headers
-from .reply import ChallengeRenderer, describe, render_reply, server_sent_error
+from .reply import ChallengeRenderer, describe, render_reply
 from .scope import RawHeaders, content_length, header
 
 
@@ -81,7 +83,12 @@ class ResponseInspection:
         self._bodiless = False
         # The header fields that agents have set or removed: whatever else brings fields must not bring these.
         self._ruled: set[str] = set()
-        self._event_stream = False
+        self._encoded = False
+        # What is known of a body that streams in units, and the end of what the client has of it.
+        self._streamed: StreamedType | None = None
+        self._tail = b""
+        # The head waits for the verdict on the body's first piece, and for no more.
+        self._waits_for_first = False
         lineup = context.lineup
         self._head_agents = lineup.hearing(EventType.RESPONSE_HEADERS)
         self.inspects_bodies = bool(lineup.hearing(EventType.RESPONSE_BODY_CHUNK))
@@ -145,11 +152,11 @@ class ResponseInspection:
                     await self._reply(decision)
                 finally:
                     self._on_stop(False)
-            case _State.OPEN if self._event_stream:
+            case _State.OPEN if (ending := self._ending(decision)) is not None:
                 self._state = _State.REPLACED
                 self._context.decide(decision)
                 try:
-                    await self._send_last(server_sent_error(decision))
+                    await self._send_last(ending)
                 finally:
                     self._on_stop(True)
             case _State.OPEN:
@@ -172,6 +179,20 @@ class ResponseInspection:
             # Whoever has stopped reading is not waited for.
             with anyio.move_on_after(_SPOIL_TIMEOUT, shield=True), suppress(Exception):
                 await self._send({"type": f"{self._prefix}http.response.aborted"})
+
+    async def release_head(self) -> None:
+        """The app has ended, perhaps by raising, before it sent any of the body: the head waits for nothing more.
+
+        As if nobody had waited, so that the server makes of it what it would have made of the app alone.
+        """
+        if self._state is _State.HELD and self._waits_for_first:
+            await self._release_start(None)
+
+    def _ending(self, decision: AgentDecision) -> bytes | None:
+        """What ends the body in good order, whole units behind it; None where the connection has to be broken off."""
+        if self._streamed is None or (self._encoded and not (self._body and self._body.decoded)):
+            return None
+        return last_unit(self._streamed, decision, media_type(self._headers) or "", sent=self._tail)
 
     async def _reply(self, decision: AgentDecision) -> None:
         reply = render_reply(decision, self._scope, self._render_challenge)
@@ -250,23 +271,37 @@ class ResponseInspection:
             await self.stop(AgentDecision(decision=Block(416, "Ranges are not available here"), decided_by=too_little))
             return
         if agents and not self._bodiless:
-            self._event_stream = (header(self._headers, b"content-type") or "").lower().startswith("text/event-stream")
-            self._body = BodyInspection(
-                self._context,
-                EventType.RESPONSE_BODY_CHUNK,
-                agents=agents,
-                codings=codings_of(self._headers),
-                length=content_length(self._headers),
-                provisional=provisional,
-                streamed=self._event_stream,
-            )
-            refusal = self._body.admit()
+            refusal = self._begin_body(agents, provisional)
             if refusal is not None:
                 await self.stop(refusal)
                 return
-            if self._body.holding:
+            assert self._body is not None
+            if self._body.holding or self._waits_for_first:
                 return
         await self._release_start(None)
+
+    def _begin_body(self, agents: Sequence[RouteAgent], provisional: Mapping[str, Verdict]) -> AgentDecision | None:
+        """Get ready to show the body to ``agents``. Returns the decision that refuses it by its head alone, or None."""
+        codings = codings_of(self._headers)
+        self._encoded = bool(codings)
+        self._streamed = streamed_type(media_type(self._headers))
+        cutter: Callable[[], Cutter] | None = None
+        if self._streamed is not None:
+            # Its end may be one of ours, so that its length is not the app's to say.
+            self._headers = without_headers(self._headers, {b"content-length"})
+            cutter = partial(self._streamed.cutter, header(self._headers, b"content-type") or "")
+        length = content_length(self._headers)
+        self._body = BodyInspection(
+            self._context,
+            EventType.RESPONSE_BODY_CHUNK,
+            agents=agents,
+            codings=codings,
+            length=length,
+            provisional=provisional,
+            cutter=cutter,
+        )
+        self._waits_for_first = bool(length) or any(agent.guard.config.hold_head for agent in agents)
+        return self._body.admit()
 
     async def _take_body(self, message: Message) -> None:
         if self.inspects_bodies and self._state not in (_State.HELD, _State.OPEN):
@@ -291,12 +326,14 @@ class ResponseInspection:
                 await self.stop(result)
                 return
             if self._state is _State.HELD:
-                if body.holding and not last:
+                if not last and (body.holding or (self._waits_for_first and not body.judged)):
                     return
                 await self._release_start(len(result) if last else None)
                 if self.stopped:
                     return
             if result or last or not data:
+                if self._streamed is not None:
+                    self._tail = (self._tail + result[-4:])[-4:]
                 await self._forward(message if result is given else {**message, "body": result}, last)
 
     async def _take_file(self, message: Message) -> None:
@@ -379,7 +416,7 @@ class ResponseInspection:
         """Let the head go; ``length`` is the size of the body where all of it is known."""
         body = self._body
         headers = self._apply(self._headers, self._context.response_ops)
-        if body is not None and (body.changed if length is not None else body.may_change):
+        if body is not None and (body.changed or body.decoded if length is not None else body.may_change):
             headers = without_body_claims(headers, length, decoded=body.decoded)
         self._state = _State.OPEN
         self._started = True

@@ -34,7 +34,7 @@ FAILURES: Mapping[int, frozenset[str]] = {
 }
 FAILURE_CLOSES = frozenset({(1011, reason) for reason in ("Service unavailable", "Agent error", "Gateway timeout")})
 
-_ERROR_EVENT = re.compile(rb"\n\nevent: error\ndata: \{[^\n]*\}\n\n\Z")
+_ERROR_EVENT = re.compile(rb"(?<![^\n])event: error\ndata: \{[^\n]*\}\n\n\Z")
 
 
 class Violation(NamedTuple):

@@ -188,6 +188,6 @@ async def _converse(socket: ClientConnection, session: Session, messages: Sequen
 def _outcome(sent: Sent, got: Got) -> str:
     if got.ending is not Ending.COMPLETE:
         return f"{got.status} {got.ending.value}"
-    if sent.events and b"\nevent: error\n" in got.body:
+    if sent.events and b"event: error\n" in got.body:
         return "200 event: error"
     return str(got.status)

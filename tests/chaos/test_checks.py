@@ -97,9 +97,9 @@ def test_a_response_may_be_cut_where_a_failure_or_poison_can_do_that() -> None:
 
 
 def test_an_event_stream_may_end_with_an_error() -> None:
-    told = b'\n\nevent: error\ndata: {"status":503,"detail":"x"}\n\n'
+    told = b'event: error\ndata: {"type":"error","error":{"message":"x","type":"error","code":"503"}}\n\n'
     request = sent(CLOSED, events=True)
-    piece = SEALS["waf"].wrap(TOKEN, "response", request.plain[:10])
+    piece = SEALS["waf"].wrap(TOKEN, "response", request.plain[: request.plain.index(b"\n\n") + 2])
     assert found(request, good(request)._replace(body=piece + told)) == set()
 
 

@@ -22,6 +22,7 @@ from asgi_agents import (
     FailureMode,
 )
 from asgi_agents.exchange.body import BodyInspection
+from asgi_agents.exchange.framing import Cutter
 
 from .asgi import Answer, App, Client, Held, Probe, SlowProbe, assert_nothing_left, body, guarded, settle, start
 
@@ -36,6 +37,11 @@ each_way = pytest.mark.parametrize("way", ["request", "response"])
 reproducible = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+def uncut() -> Cutter:
+    """For a body whose every piece is a unit."""
+    return Cutter((b"",), lambda data, start: len(data))
 
 
 def replace(change: Callable[[bytes], bytes]) -> Callable[[Any], Answer]:
@@ -974,9 +980,9 @@ async def test_a_body_may_change_only_if_an_enforced_agent_may_write(way: str) -
 
 @each_way
 @each_mode
-async def test_streamed_overrides_every_mode(way: str, mode: BodyMode) -> None:
+async def test_a_body_in_units_is_streamed_whatever_the_mode(way: str, mode: BodyMode) -> None:
     reader = Probe(**{f"{way}_body": None})
-    inspection = _inspection(AgentManager([agent(way, reader, mode)]), way, streamed=True)
+    inspection = _inspection(AgentManager([agent(way, reader, mode)]), way, cutter=uncut)
     assert not inspection.holding
     assert await inspection.feed(b"1", False) == b"1"
     assert await inspection.feed(b"2", True) == b"2"
@@ -986,7 +992,7 @@ async def test_streamed_overrides_every_mode(way: str, mode: BodyMode) -> None:
 @each_way
 async def test_a_body_streamed_against_the_mode_of_its_agent_has_no_default_limit(way: str) -> None:
     reader = Probe(**{f"{way}_body": None})
-    inspection = _inspection(AgentManager([agent(way, reader, BUFFER)]), way, streamed=True)
+    inspection = _inspection(AgentManager([agent(way, reader, BUFFER)]), way, cutter=uncut)
     piece = b"x" * MIB
     assert await inspection.feed(piece, False) == piece
     assert await inspection.feed(piece, True) == piece

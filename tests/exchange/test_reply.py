@@ -21,7 +21,7 @@ from asgi_agents import (
     WebSocketClose,
     WebSocketDrop,
 )
-from asgi_agents.exchange.reply import Reply, close_message, describe, render_reply, server_sent_error
+from asgi_agents.exchange.reply import Reply, close_message, describe, render_reply
 
 from .asgi import App, Client, Probe, guarded
 
@@ -282,32 +282,7 @@ def test_messages_of_a_denial_response_have_the_websocket_prefix() -> None:
     assert content == {"type": "websocket.http.response.body", "body": b"no"}
 
 
-# Event streams, and words
-
-
-@pytest.mark.parametrize(
-    ("decision", "status", "detail"),
-    [
-        (Block(451, "no"), 451, "no"),
-        (Block(403), 403, "Forbidden"),
-        (Block(403, "line\n\nevent: fake"), 403, "line\n\nevent: fake"),
-        (Redirect("/login", 303), 303, "See Other"),
-        (Challenge("captcha"), 403, "Challenge required"),
-        (Allow(), 403, "Forbidden"),
-    ],
-)
-def test_an_event_stream_ends_with_one_event_that_says_why(decision: Any, status: int, detail: str) -> None:
-    event = server_sent_error(AgentDecision(decision=decision))
-    begin, data, end = (
-        event[: len(b"\n\nevent: error\ndata: ")],
-        event[len(b"\n\nevent: error\ndata: ") : -2],
-        event[-2:],
-    )
-    assert begin == b"\n\nevent: error\ndata: "
-    assert end == b"\n\n"
-    assert b"\n" not in data
-    assert b"\r" not in data
-    assert msgspec.json.decode(data) == {"status": status, "detail": detail}
+# Words
 
 
 def test_a_description_names_who_and_what_and_none_of_the_agents_words() -> None:

@@ -647,9 +647,12 @@ async def test_a_blocked_event_stream_ends_with_one_error_event(mode: BodyMode, 
     assert client.complete
     head, error = client.chunks
     assert head == b"data: 1\n\n"
-    assert error.startswith(b"\n\nevent: error\ndata: ")
+    assert error.startswith(b"event: error\ndata: ")
     assert error.endswith(b"\n\n")
-    assert msgspec.json.decode(error.split(b"data: ")[1]) == {"status": 403, "detail": "denied"}
+    assert msgspec.json.decode(error.split(b"data: ")[1]) == {
+        "type": "error",
+        "error": {"message": "denied", "type": "blocked", "code": "403"},
+    }
     assert not app.finished
 
 
@@ -685,7 +688,8 @@ async def test_a_failing_agent_ends_an_event_stream_with_its_reply_as_an_event()
 
     client = Client()
     await client.call(guarded(App(start(200, SSE), body(b"data: 1\n\n")), AgentConfig("a", Probe(response_body=fail))))
-    assert client.body == b'\n\nevent: error\ndata: {"status":503,"detail":"Agent unavailable"}\n\n'
+    error = b'{"type":"error","error":{"message":"Agent unavailable","type":"error","code":"503"}}'
+    assert client.body == b"event: error\ndata: " + error + b"\n\n"
 
 
 async def test_an_event_stream_that_becomes_one_by_an_agents_operation_is_not_buffered() -> None:
@@ -694,8 +698,8 @@ async def test_an_event_stream_that_becomes_one_by_an_agents_operation_is_not_bu
         response_body=None,
     )
     client = Client()
-    await client.call(guarded(App(start(), body(b"1", more=True), body(b"2")), AgentConfig("a", agent)))
-    assert agent.chunks == [(0, b"1", False), (1, b"2", True)]
+    await client.call(guarded(App(start(), body(b"1\n\n", more=True), body(b"2\n\n")), AgentConfig("a", agent)))
+    assert agent.chunks == [(0, b"1\n\n", False), (1, b"2\n\n", True)]
 
 
 async def test_an_event_stream_may_be_changed_event_by_event() -> None:
@@ -1119,7 +1123,7 @@ async def test_no_order_of_messages_brings_a_byte_past_an_agent_that_blocks_them
         await client.call(guarded(Unruly(messages, head_first), AgentConfig("a", agent, response_body_mode=mode)))
     for message in client.messages:
         assert b"secret" not in message.get("body", b"")
-        assert message.get("body", b"") in (b"", b"denied") or message["body"].startswith(b"\n\nevent: error")
+        assert message.get("body", b"") in (b"", b"denied") or message["body"].startswith(b"event: error")
         assert message["type"] not in BYPASSES
 
 
@@ -1147,7 +1151,7 @@ async def test_every_byte_that_a_client_gets_was_judged_in_its_place(
     with suppress(ResponseAborted):
         await client.call(guarded(Unruly(messages, head_first), AgentConfig("a", agent, response_body_mode=mode)))
     allowed = b"".join(data for _, data, _ in agent.chunks if b"secret" not in data)
-    own = [chunk for chunk in client.chunks if chunk != b"denied" and not chunk.startswith(b"\n\nevent: error")]
+    own = [chunk for chunk in client.chunks if chunk != b"denied" and not chunk.startswith(b"event: error")]
     assert allowed.startswith(b"".join(own))
 
 
