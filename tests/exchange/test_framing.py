@@ -19,10 +19,10 @@ from asgi_agents import (
     Failure,
     FailureKind,
     FailureMode,
+    ResponseAborted,
 )
 from asgi_agents.decision import failure_block
 from asgi_agents.exchange.framing import MAX_UNIT_BYTES, error_object, last_unit, streamed_type
-from asgi_agents.exchange.response import ResponseAborted
 
 from .asgi import App, Client, Probe, SlowProbe, body, guarded, start
 from .test_body import agent, each_mode
@@ -240,7 +240,7 @@ async def test_a_writers_agents_behind_it_are_shown_whole_events_too(mode: BodyM
     def hold_back(event: Any) -> AgentResponse:
         held.append(event.data)
         data = b"" if not event.is_last else b"".join(held)
-        if len(held) == 2:
+        if len(held) == 2 and not event.is_last:
             data, held[:] = b"".join(held)[:5], [b"".join(held)[5:]]
         return AgentResponse.allow(response_body_mutation=BodyMutation(data))
 
