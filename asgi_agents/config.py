@@ -111,7 +111,7 @@ class AgentConfig:
     :param circuit_breaker: None switches it off.
     :param request_body_mode: how the agent is shown request bodies; ``response_body_mode`` likewise.
     :param max_request_body_bytes: the largest request body the agent is to inspect, in any mode. None: 1 MiB for a body
-        that has to be buffered, no limit for one that is streamed. ``max_response_body_bytes`` likewise.
+        that has to be kept, no limit for one that passes as it comes. ``max_response_body_bytes`` likewise.
     :param response_content_types: the types of response bodies that the agent hears: ``type/subtype`` or ``type/*``.
         None: all. A response whose type is missing or can't be read is heard. Requests are heard whatever their type,
         which is only what the client says.
@@ -126,6 +126,10 @@ class AgentConfig:
     :param ranges: let clients ask for parts of responses whose bodies the agent hears. False: the app sees no ``range``
         header and answers with whole bodies; where ``response_content_types`` leaves ranges to other types, a partial
         response of a type that the agent hears is answered with 416. Shadow agents change nothing of that.
+    :param request_length: of an agent that may change streamed request bodies. ``"known"``: the app is started when all
+        of the body was judged, and told its length, without which many frameworks take it for empty. Until then the
+        body is kept, up to ``max_request_body_bytes``: 1 MiB of it in memory, the rest in a temporary file.
+        ``"unknown"``: the app is started at once, without a ``content-length``.
     :param body_access: ``"write"`` agents may send body mutations.
     :param enforce: False makes it a shadow agent: it hears everything and is recorded, but nothing that it answers is
         applied, and none of its failures count for the connection.
@@ -148,6 +152,7 @@ class AgentConfig:
     max_request_body_bytes: int | None = None
     max_response_body_bytes: int | None = None
     body_access: Literal["read", "write"] = "read"
+    request_length: Literal["known", "unknown"] = "known"
     response_content_types: Iterable[str] | None = None
     decode: bool = False
     hold_head: bool = False
@@ -180,6 +185,8 @@ class AgentConfig:
                 _require_int(where, name, getattr(self, name), at_least=1)
         if self.body_access not in ("read", "write"):
             raise ConfigurationError(f"{where}: body_access={self.body_access!r}, expected 'read' or 'write'")
+        if self.request_length not in ("known", "unknown"):
+            raise ConfigurationError(f"{where}: request_length={self.request_length!r}, expected 'known' or 'unknown'")
         object.__setattr__(self, "response_content_types", _resolve_types(where, self.response_content_types))
         for name in ("decode", "hold_head", "ranges", "enforce", "require_at_startup", "may_set_host"):
             _require_member(where, name, getattr(self, name), bool)

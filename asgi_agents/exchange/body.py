@@ -64,8 +64,25 @@ class BodyInspection:
                 if stage.writes:
                     # What comes out of a writer has a size of its own.
                     length = None
-        self.may_change = any(stage.writes for stage in self._stages)
         self.may_wait = any(agent.guard.may_wait for agent in agents)
+
+    @property
+    def may_change(self) -> bool:
+        """Whether what comes out can differ from what went in, or does already."""
+        return self.changed or any(stage.writes for stage in self._stages)
+
+    @property
+    def spools(self) -> bool:
+        """Whether what is judged has to be kept, for its length is to be known."""
+        return any(stage.spools for stage in self._stages)
+
+    def limit_spooled(self, size: int) -> AgentDecision | None:
+        """So many bytes are kept: the decision that refuses the body, or None. Agents that fail open are left out."""
+        for stage in self._stages:
+            refusal = stage.limit_held(size) if stage.spools else None
+            if refusal is not None:
+                return refusal
+        return None
 
     @property
     def holding(self) -> bool:
@@ -156,7 +173,7 @@ class _Stage:
         self._request = event_type is EventType.REQUEST_BODY_CHUNK
         self._buffers = mode.name == "buffer"
         # Up to here no agent's limit needs a look. What an agent takes at a time, it may say anew at any time.
-        self._free = -1.0 if self._buffers else min(map(self._limit, agents))
+        self._free = -1.0 if self._buffers or self.spools else min(map(self._limit, agents))
 
     @property
     def writes(self) -> bool:
@@ -167,6 +184,13 @@ class _Stage:
     def holding(self) -> bool:
         """Whether bytes that go in are kept for now."""
         return bool(self._agents) and (self._buffering or bool(self.provisional))
+
+    @property
+    def spools(self) -> bool:
+        """Whether what comes out is kept until there is no more."""
+        if not self._request or self._buffers or not self.writes:
+            return False
+        return any(agent.guard.config.request_length == "known" for agent in self._agents)
 
     @property
     def partial(self) -> int:
@@ -339,7 +363,7 @@ class _Stage:
         return agent.body_too_large(self._event_type, self._context.correlation_id, limit)
 
     def _limit(self, agent: RouteAgent) -> float:
-        if self._buffers:
+        if self._buffers or self.spools:
             return held_limit(agent, self._event_type)
         # Where nothing has to be held there is nothing to bound, unless the agent says so.
         limit = body_limit(agent, self._event_type)
@@ -415,6 +439,13 @@ class _DecodingStage:
     @property
     def judged(self) -> bool:
         return self._stage.judged
+
+    @property
+    def spools(self) -> bool:
+        return self._stage.spools
+
+    def limit_held(self, size: int) -> AgentDecision | None:
+        return self._stage.limit_held(size)
 
     @property
     def provisional(self) -> Mapping[str, Verdict]:

@@ -22,6 +22,7 @@ from .inbound import Inbound
 from .reply import ChallengeRenderer
 from .response import BODY_BYPASSES, ResponseInspection
 from .scope import App, RawHeaders, changed, content_length, declares_body, headers_of
+from .spool import Spool
 
 _DISCONNECT: Message = {"type": "http.disconnect"}
 _RANGE_HEADERS = frozenset({b"range", b"if-range"})
@@ -75,6 +76,7 @@ class HttpExchange:
         self._bytes_received = 0
         self._bytes_passed = 0
         self._app_scope: anyio.CancelScope | None = None
+        self._spool: Spool | None = None
 
     @cached_property
     def _declares_body(self) -> bool:
@@ -147,14 +149,31 @@ class HttpExchange:
                 judge=self._judge,
                 may_suspend=lambda: self._body is not None and self._body.may_suspend,
             )
-        if self._body is not None and self._declares_body:
-            while self._body.holding and not (self._body_ended or self._disconnected or self._response.stopped):
+        if self._body is None or not self._declares_body:
+            return await self._call_app(app)
+        if self._body.spools:
+            self._spool = Spool()
+        try:
+            while self._waits_for_body:
                 assert self._inbound is not None
                 await self._inbound.pull()
             if self._disconnected or self._response.stopped:
                 # What the client did send can't be judged as a whole any more, so that the app must not see it.
                 return None
-        return await self._call_app(app)
+            if self._spool is not None:
+                await self._spool.rewind()
+            return await self._call_app(app)
+        finally:
+            if self._spool is not None:
+                await self._spool.aclose()
+
+    @property
+    def _waits_for_body(self) -> bool:
+        """Whether the app must not be started before more of the body was judged."""
+        assert self._body is not None
+        if self._body_ended or self._disconnected or self._response.stopped:
+            return False
+        return self._body.holding or (self._spool is not None and self._body.spools)
 
     async def _judge_request_head(self) -> tuple[AgentDecision, dict[str, Verdict]]:
         if not self._lineup.hearing(EventType.REQUEST_HEADERS):
@@ -185,9 +204,13 @@ class HttpExchange:
             return await (self._call_stoppable(app) if stoppable else self._call_freely(app))
 
     def _call_freely(self, app: App) -> Awaitable[Any]:
-        inbound = self._inbound
-        receive = self._raw_receive if inbound is None else inbound.receive
-        return app(self._scope, receive, self._send_for_app())
+        return app(self._scope, self._receive_for_app(), self._send_for_app())
+
+    def _receive_for_app(self) -> Receive:
+        receive = self._raw_receive if self._inbound is None else self._inbound.receive
+        if self._spool is None:
+            return receive
+        return self._spool.receive(receive, ended=self._body_ended)
 
     async def _call_stoppable(self, app: App) -> Any:
         """Run the app where a decision may end it, and nothing but it."""
@@ -197,7 +220,7 @@ class HttpExchange:
         with anyio.CancelScope() as self._app_scope:
             try:
                 result = await inbound.run_app(
-                    partial(app, self._scope, inbound.receive, self._response.send),
+                    partial(app, self._scope, self._receive_for_app(), self._response.send),
                     beside=not self._body_settled and body is not None and body.may_wait and self._declares_body,
                 )
                 await self._response.release_head()
@@ -266,7 +289,12 @@ class HttpExchange:
             return
         self._body_ended = last
         self._bytes_passed += len(result)
-        if result or last or not data:
+        if self._spool is not None and not self._app_called:
+            await self._spool.write(result)
+            refusal = self._body.limit_spooled(self._spool.size)
+            if refusal is not None:
+                await self._refuse(refusal)
+        elif result or last or not data:
             self._inbound.deliver(message if result is given else {**message, "body": result})
 
     async def _refuse(self, decision: AgentDecision) -> None:

@@ -610,11 +610,11 @@ async def test_a_request_that_a_writer_left_alone_in_a_buffer_keeps_its_headers(
 
 
 @pytest.mark.parametrize("mode", [STREAM, HYBRID], ids=lambda mode: mode.name)
-async def test_a_request_that_a_writer_is_shown_while_it_is_read_has_no_length(mode: BodyMode) -> None:
+async def test_a_request_that_a_writer_is_shown_while_the_app_reads_it_has_no_length(mode: BodyMode) -> None:
     app, writer = App(), Probe(request_body=replace(bytes.upper))
     client = Client("POST", body=[b"abcd", b"ef"])
     client.scope["headers"] = [(b"digest", b"y"), (b"content-length", b"6"), (b"x-kept", b"1")]
-    await client.call(guarded(app, agent("request", writer, mode, write=True)))
+    await client.call(guarded(app, agent("request", writer, mode, write=True, request_length="unknown")))
     assert app.headers == [(b"x-kept", b"1")]
     assert app.body == b"ABCDEF"
 

@@ -1,0 +1,80 @@
+"""A request body that is kept until all of it was judged, so that the app can be told how long it is."""
+
+from collections import deque
+from tempfile import TemporaryFile
+from typing import Final
+
+import anyio
+from anyio import CancelScope
+from starlette.types import Message, Receive
+
+#: How many bytes are kept in memory; what is beyond goes to a temporary file.
+MAX_MEMORY_BYTES: Final = 1024 * 1024
+# How much of a file the app gets at a time.
+_PIECE: Final = 64 * 1024
+
+
+class Spool:
+    """Takes a body in pieces, and gives it back in order. Memory first, then a temporary file without a name."""
+
+    def __init__(self) -> None:
+        #: Bytes taken so far.
+        self.size = 0
+        self._pieces: deque[bytes] = deque()
+        self._file: anyio.AsyncFile[bytes] | None = None
+        self._in_file = 0
+        self._ended = False
+
+    async def write(self, data: bytes) -> None:
+        """Keep ``data``. Raises OSError where the file system has no room."""
+        if self._file is None and self.size + len(data) > MAX_MEMORY_BYTES:
+            # A file that nobody has taken over would be left to the garbage collector.
+            with CancelScope(shield=True):
+                self._file = anyio.wrap_file(await anyio.to_thread.run_sync(TemporaryFile))
+        if self._file is not None:
+            await self._file.write(data)
+            self._in_file += len(data)
+        elif data:
+            self._pieces.append(data)
+        self.size += len(data)
+
+    async def rewind(self) -> None:
+        """Nothing more is written: what was is to be read."""
+        if self._file is not None:
+            await self._file.seek(0)
+
+    def receive(self, rest: Receive, *, ended: bool) -> Receive:
+        """A ``receive`` that gives the body and then what ``rest`` gives.
+
+        ``ended``: the body is all here. Messages of ``rest`` that belong to the body are left out then.
+        """
+
+        async def receive() -> Message:
+            if self._pieces:
+                return self._message(self._pieces.popleft(), ended)
+            if self._in_file:
+                assert self._file is not None
+                # Whoever gives up waiting must not lose what was read: that is over before long.
+                with CancelScope(shield=True):
+                    data = await self._file.read(_PIECE)
+                self._in_file -= len(data)
+                return self._message(data, ended)
+            if ended and not self._ended:
+                return self._message(b"", ended)
+            message = await rest()
+            while ended and message["type"] == "http.request":
+                message = await rest()
+            return message
+
+        return receive
+
+    def _message(self, data: bytes, ended: bool) -> Message:
+        more = not ended or bool(self._pieces) or self._in_file > 0
+        self._ended = self._ended or not more
+        return {"type": "http.request", "body": data, "more_body": more}
+
+    async def aclose(self) -> None:
+        """Delete the file, if there is one."""
+        if self._file is not None:
+            with CancelScope(shield=True):
+                await self._file.aclose()
