@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 
 from .attributes import AGENT_ID, EVENT, ROUTE
 from .breaker import BreakerState, CircuitBreaker
-from .cancellation import given_up, was_asked_for
+from .cancellation import cancel_requests, given_up, raise_swallowed, was_asked_for
 from .config import AgentConfig, FailureMode
 from .decision import Failure, FailureKind, Verdict
 from .errors import (
@@ -623,16 +623,31 @@ class Guard:
         raise _NoVerdict(FailureKind.TIMEOUT, f"not connected within the deadline of {call.timeout:g} s")
 
     async def _within(self, call: Coroutine[Any, Any, T], timeout: float, started: float) -> T:
-        """Await ``call`` under what is left of the deadline."""
-        expired = _NoVerdict(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
-        with CancelScope() as scope:
-            try:
-                return await _arm_when_suspended(call, scope, started + timeout)
-            except (Exception, BaseExceptionGroup) as exc:
+        """Await ``call`` under what is left of the deadline.
+
+        A call that was cancelled may swallow that and go on. Whatever it returns or raises then is discarded: it has
+        timed out if the deadline cancelled it, and a cancellation from outside is raised again.
+        """
+        # Empty until the call suspends: before that nothing can cancel it.
+        requests: list[int] = []
+        try:
+            with CancelScope() as scope:
+                result = await _arm_when_suspended(call, scope, started + timeout, requests)
+        except (Exception, BaseExceptionGroup, asyncio.CancelledError) as exc:
+            if requests:
+                if isinstance(exc, asyncio.CancelledError):
+                    if given_up() or cancel_requests() > requests[0]:
+                        raise
+                else:
+                    await raise_swallowed(requests[0])
                 if scope.cancel_called:
-                    raise expired from exc
-                raise
-        raise expired
+                    raise _no_answer(timeout) from exc
+            raise
+        if requests:
+            await raise_swallowed(requests[0])
+            if scope.cancel_called:
+                raise _no_answer(timeout)
+        return result
 
     async def _await_configuration(self, timeout: float, started: float) -> None:
         """Ask the agent to take its configuration, or wait for whoever does, and take over should that be cancelled."""
@@ -723,6 +738,10 @@ class _NoVerdict(Exception):  # noqa: N818 - it says what there is not
         self.retry_after = retry_after
 
 
+def _no_answer(timeout: float) -> _NoVerdict:
+    return _NoVerdict(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
+
+
 def _expired(exc: AgentTimeoutError, timeout: float) -> _NoVerdict:
     return _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {timeout:g} s")
 
@@ -741,17 +760,21 @@ def _first_leaf(exc: BaseException) -> BaseException:
 
 
 @types.coroutine
-def _arm_when_suspended(call: Coroutine[Any, Any, T], scope: CancelScope, deadline: float) -> Generator[Any, Any, T]:
+def _arm_when_suspended(
+    call: Coroutine[Any, Any, T], scope: CancelScope, deadline: float, requests: list[int]
+) -> Generator[Any, Any, T]:
     """Drive ``call``, giving ``scope`` its deadline (on :func:`time.monotonic`) only once ``call`` suspends.
 
     Entering a scope is cheap, arming its timer is not; most in-process calls finish in their first step. ``call`` runs
-    inside ``scope`` from the start, so scopes of its own nest as they should.
+    inside ``scope`` from the start, so scopes of its own nest as they should. Once it suspends, ``requests`` has what
+    :func:`cancel_requests` is then.
     """
     try:
         awaited = call.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
+    requests.append(cancel_requests())
     scope.deadline = anyio.current_time() + deadline - time.monotonic()
     while True:
         try:
