@@ -1,5 +1,6 @@
 """What an agent answers to an event, or why it doesn't; the same on every address."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -52,6 +53,10 @@ class Hooks:
         requests = cancel_requests() if suspends else 0
         try:
             answer = await self._transport.call(event)
+        except asyncio.CancelledError:
+            if suspends:
+                await raise_swallowed(requests)
+            raise
         except Exception as exc:
             logger.exception("%s: %s: raised %s", self.name, event_type, type(exc).__name__)
             if suspends:
