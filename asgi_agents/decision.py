@@ -33,6 +33,7 @@ class FailureKind(StrEnum):
     TIMEOUT = "timeout"
     REQUEST_TOO_LARGE = "request_too_large"
     RESPONSE_TOO_LARGE = "response_too_large"
+    NOT_APPLICABLE = "not_applicable"
 
 
 class Failure(Struct, frozen=True):
@@ -147,7 +148,7 @@ class AgentDecision(Struct, frozen=True, kw_only=True):
         ]
 
     def mutation(self, event_type: EventType) -> BodyMutation | None:
-        """The mutation of such a body; one for the other direction is meaningless and ignored."""
+        """The mutation of such a body."""
         if event_type is EventType.REQUEST_BODY_CHUNK:
             return self.request_body_mutation
         return self.response_body_mutation
@@ -182,6 +183,7 @@ _REPLIES: Mapping[FailureKind, tuple[int, str]] = {
     FailureKind.TIMEOUT: (504, "Gateway timeout"),
     FailureKind.REQUEST_TOO_LARGE: (413, "Payload too large for security inspection"),
     FailureKind.RESPONSE_TOO_LARGE: (500, "Response too large for security inspection"),
+    FailureKind.NOT_APPLICABLE: (503, "Agent unavailable"),
 }
 _CLOSE_REASONS: Mapping[FailureKind, str] = {
     FailureKind.BREAKER_OPEN: "Service unavailable",
@@ -191,6 +193,7 @@ _CLOSE_REASONS: Mapping[FailureKind, str] = {
     FailureKind.TIMEOUT: "Gateway timeout",
     FailureKind.REQUEST_TOO_LARGE: "Payload too large for security inspection",
     FailureKind.RESPONSE_TOO_LARGE: "Response too large for security inspection",
+    FailureKind.NOT_APPLICABLE: "Agent error",
 }
 
 

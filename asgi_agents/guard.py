@@ -27,6 +27,7 @@ from .errors import (
     AgentTimeoutError,
     AgentUnavailableError,
     EventTooLargeError,
+    NotApplicableError,
     printable,
 )
 from .limiter import Limiter
@@ -47,6 +48,7 @@ from .protocol import (
     RequestHeadersEvent,
     check_response,
 )
+from .protocol.applicability import check_applicable
 from .protocol.stream import correlation_id_of
 from .telemetry import ActiveSpan, Telemetry
 from .trace_context import current_traceparent
@@ -75,7 +77,15 @@ _TOO_LARGE = {
 }
 # These carry data, as bytes.
 _WITH_DATA = frozenset({EventType.REQUEST_BODY_CHUNK, EventType.RESPONSE_BODY_CHUNK, EventType.WEBSOCKET_FRAME})
-_WORTH_A_LINE = frozenset({FailureKind.ERROR, FailureKind.TIMEOUT, FailureKind.QUEUE_TIMEOUT, FailureKind.UNAVAILABLE})
+_WORTH_A_LINE = frozenset(
+    {
+        FailureKind.ERROR,
+        FailureKind.TIMEOUT,
+        FailureKind.QUEUE_TIMEOUT,
+        FailureKind.UNAVAILABLE,
+        FailureKind.NOT_APPLICABLE,
+    }
+)
 
 
 class Guard:
@@ -540,7 +550,12 @@ class Guard:
 
     def _tell(self, breaker: CircuitBreaker, generation: int, exc: BaseException) -> None:
         """Tell the breaker how a call has failed."""
-        if not isinstance(exc, Exception) or given_up() or _was_never_sent(exc) or self._has_lost_one_of_many(exc):
+        if (
+            not isinstance(exc, Exception)
+            or given_up()
+            or _says_nothing_of_its_health(exc)
+            or self._has_lost_one_of_many(exc)
+        ):
             # It was given up, perhaps failing over that, or it says nothing of the agent.
             breaker.release(generation)
         else:
@@ -600,9 +615,12 @@ class Guard:
             if not answer.success:
                 raise AgentError(f"refused: {answer.error or 'no reason given'}")
             return ALLOW
-        return check_response(
+        response = check_response(
             answer, may_mutate=self.config.body_access == "write", may_set_host=self.config.may_set_host
         )
+        if response is not ALLOW:
+            check_applicable(event_type, response)
+        return response
 
     async def _reserve(self, client: StreamClient, call: "_Call") -> Connection:
         """Wait for a place on one of the agent's connections, under what is left of the deadline."""
@@ -697,6 +715,8 @@ class Guard:
                 return Failure(FailureKind.UNAVAILABLE, self._describe(event_type, str(exc)))
             case EventTooLargeError():
                 return Failure(_TOO_LARGE.get(event_type, FailureKind.ERROR), self._describe(event_type, str(exc)))
+            case NotApplicableError():
+                return Failure(FailureKind.NOT_APPLICABLE, self._describe(event_type, str(exc)))
             case AgentError():
                 return Failure(FailureKind.ERROR, self._describe(event_type, str(exc)))
             case _:
@@ -746,11 +766,12 @@ def _expired(exc: AgentTimeoutError, timeout: float) -> _NoVerdict:
     return _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {timeout:g} s")
 
 
-def _was_never_sent(exc: Exception) -> bool:
-    """Whether a call failed before the agent could have anything to do with it."""
+def _says_nothing_of_its_health(exc: Exception) -> bool:
+    """Whether a call failed before the agent could have anything to do with it, or after it had answered."""
     if isinstance(exc, _NoVerdict):
         return exc.kind is FailureKind.QUEUE_TIMEOUT
-    return isinstance(exc, AgentUnavailableError | EventTooLargeError)
+    # When an answer is not applicable depends on the request: a client could open the breaker with a few large bodies.
+    return isinstance(exc, AgentUnavailableError | EventTooLargeError | NotApplicableError)
 
 
 def _first_leaf(exc: BaseException) -> BaseException:

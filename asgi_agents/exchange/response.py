@@ -209,6 +209,7 @@ class ResponseInspection:
         if not self.inspects and not self._context.response_ops:
             self.status = status
             self._state = _State.OPEN
+            self._context.response_head_gone = True
             await self._send(message)
             return
         self._state = _State.HELD
@@ -319,7 +320,7 @@ class ResponseInspection:
         if body is not None and (body.changed if length is not None else body.may_change):
             headers = without_body_claims(headers, length)
         self._state = _State.OPEN
-        self._started = True
+        self._started = self._context.response_head_gone = True
         self.status = self._start["status"]
         await self._send({**self._start, "headers": headers})
 

@@ -102,7 +102,10 @@ class HeaderOp(Discreet, frozen=True):
 
 
 class BodyMutation(Discreet, frozen=True):
-    """A change to the chunk just shown: ``data`` None passes it, empty drops it, anything else replaces it."""
+    """A change to the chunk just shown: ``data`` None passes it, empty drops it, anything else replaces it.
+
+    ``chunk_index`` is part of the wire format and is ignored: there is only one chunk that an answer can change.
+    """
 
     data: bytes | None = None
     chunk_index: int = 0

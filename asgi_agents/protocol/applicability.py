@@ -1,0 +1,63 @@
+"""Which parts of an answer apply to which event.
+
+An answer that allows may carry only what its event has a use for:
+
+=====================  ===============  ================  =====================  ======================
+event                  request_headers  response_headers  request_body_mutation  response_body_mutation
+=====================  ===============  ================  =====================  ======================
+request_headers        yes              yes               no                     no
+request_body_chunk     until the app    until the head    yes                    no
+                       is called        is sent
+response_headers       no               yes               no                     no
+response_body_chunk    no               until the head    no                     yes
+                                        is sent
+websocket_frame        no               no                no                     no
+configure              no               no                no                     no
+guardrail_inspect      no               no                no                     no
+request_complete       no               no                no                     no
+=====================  ===============  ================  =====================  ======================
+
+Whether a head is gone is for the exchange to find out when it applies the answer; the rest is checked here. A mutation
+whose ``data`` is None changes nothing, and is fine anywhere. An answer that denies is carried out as it is: nothing
+passes that its other fields could change, and its ``response_headers`` go out with the reply where there is one.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from ..errors import NotApplicableError
+from .events import EventType
+from .responses import AgentResponse, BodyMutation
+
+#: The events whose allowing answers may have the field.
+APPLIES_TO: Final[Mapping[str, frozenset[EventType]]] = {
+    "request_headers": frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK}),
+    "response_headers": frozenset(
+        {
+            EventType.REQUEST_HEADERS,
+            EventType.REQUEST_BODY_CHUNK,
+            EventType.RESPONSE_HEADERS,
+            EventType.RESPONSE_BODY_CHUNK,
+        }
+    ),
+    "request_body_mutation": frozenset({EventType.REQUEST_BODY_CHUNK}),
+    "response_body_mutation": frozenset({EventType.RESPONSE_BODY_CHUNK}),
+}
+
+
+def check_applicable(event_type: EventType, response: AgentResponse) -> None:
+    """Raise :class:`NotApplicableError` for a part of a checked answer that its event has no use for."""
+    if not response.is_allow:
+        return
+    for field, events in APPLIES_TO.items():
+        if event_type not in events and changes_something(given := getattr(response, field)):
+            what = "a mutation" if isinstance(given, BodyMutation) else "header operations"
+            right = ", ".join(event.value for event in EventType if event in events)
+            raise NotApplicableError(
+                f"{field} does not apply to {event_type.value}: {what} may only be in answers to {right}"
+            )
+
+
+def changes_something(given: object) -> bool:
+    """Whether a field of an answer, header operations or a mutation, asks for a change."""
+    return given.data is not None if isinstance(given, BodyMutation) else bool(given)
