@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from ..agent import Agent
+from ..agent import Agent, check_agent
 from ..cancellation import cancel_requests, raise_swallowed
 from ..correlation import enter, leave
 from ..errors import ConfigurationError
@@ -74,9 +74,10 @@ class Hooks:
 
 
 def require_agent(where: str, agent: object) -> None:
-    """Raise :class:`ConfigurationError` for what is no agent."""
+    """Raise :class:`ConfigurationError` for what is no agent, or one that would not be asked as it seems."""
     if not isinstance(agent, Agent):
         raise ConfigurationError(f"{where}: agent={agent!r}, expected an instance of an Agent")
+    check_agent(where, agent)
 
 
 def require_positive(where: str, name: str, value: object) -> None:
