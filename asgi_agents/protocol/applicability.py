@@ -43,16 +43,21 @@ APPLIES_TO: Final[Mapping[str, frozenset[EventType]]] = {
     "request_body_mutation": frozenset({EventType.REQUEST_BODY_CHUNK}),
     "response_body_mutation": frozenset({EventType.RESPONSE_BODY_CHUNK}),
 }
+# The other way round, so that most answers need one look-up.
+_HAS_NO_USE_FOR: Final[Mapping[EventType, tuple[str, ...]]] = {
+    event_type: tuple(field for field, events in APPLIES_TO.items() if event_type not in events)
+    for event_type in EventType
+}
 
 
 def check_applicable(event_type: EventType, response: AgentResponse) -> None:
     """Raise :class:`NotApplicableError` for a part of a checked answer that its event has no use for."""
     if not response.is_allow:
         return
-    for field, events in APPLIES_TO.items():
-        if event_type not in events and changes_something(given := getattr(response, field)):
+    for field in _HAS_NO_USE_FOR[event_type]:
+        if changes_something(given := getattr(response, field)):
             what = "a mutation" if isinstance(given, BodyMutation) else "header operations"
-            right = ", ".join(event.value for event in EventType if event in events)
+            right = ", ".join(event.value for event in EventType if event in APPLIES_TO[field])
             raise NotApplicableError(
                 f"{field} does not apply to {event_type.value}: {what} may only be in answers to {right}"
             )

@@ -139,7 +139,11 @@ _NO_AUDIT = AuditMetadata()
 
 
 class AgentResponse(Struct, frozen=True, kw_only=True):
-    """An agent's whole answer to one event."""
+    """An agent's whole answer to one event.
+
+    Header operations and mutations that the event has no use for, or that come when the head is gone, are a failure of
+    the agent.
+    """
 
     version: int = PROTOCOL_VERSION
     decision: Decision = _ALLOW

@@ -148,7 +148,7 @@ def _load(spec: str) -> Agent:
             found = found()
     if not isinstance(found, Agent):
         raise _not_an_agent(spec, found)
-    check_agent(spec, found)
+    check_agent(repr(spec), found)
     return found
 
 

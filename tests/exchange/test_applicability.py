@@ -102,7 +102,9 @@ def answering(event_type: EventType, answer: AgentResponse) -> Agent:
     async def hook(self: Agent, event: Event) -> AgentResponse:
         return answer
 
-    kind: type[Agent] = type("Answering", (Agent,), {HOOKS[event_type]: hook})
+    # One that is only configured hears nothing, and is refused.
+    hooks = {HOOKS[event_type]: hook, HOOKS[EventType.REQUEST_COMPLETE]: hook}
+    kind: type[Agent] = type("Answering", (Agent,), hooks)
     return kind()
 
 
