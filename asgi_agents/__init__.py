@@ -19,6 +19,7 @@ from .errors import (
     ConfigurationError,
     EventTooLargeError,
     GuardrailUnavailableError,
+    NotApplicableError,
     ResponseAborted,
     UnknownAgentError,
 )
@@ -146,6 +147,7 @@ __all__ = [
     "InspectionType",
     "LoadBalancing",
     "MetricsReport",
+    "NotApplicableError",
     "Opcode",
     "Redirect",
     "RequestBodyChunkEvent",

@@ -2,8 +2,13 @@
 
 import dis
 import inspect
-from types import CodeType
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from difflib import get_close_matches
+from types import CodeType, FunctionType
+from typing import Any
 
+from .errors import ConfigurationError
 from .protocol import (
     AgentResponse,
     ConfigureEvent,
@@ -26,7 +31,8 @@ class Agent:
 
     One instance serves every connection, concurrently; per-connection state is kept under ``event.correlation_id`` and
     dropped in :meth:`on_request_complete`. Returning None means allow. Whatever a hook raises is an agent error and
-    follows the agent's failure mode. Events are shared between agents: don't change what is inside them.
+    follows the agent's failure mode. Events are shared between agents: don't change what is inside them. Names that
+    begin with ``on_`` are for hooks: another is refused, because it is most likely misspelt.
 
     A hook runs on the event loop, and its deadline can only end it where it awaits: work that blocks belongs in
     ``anyio.to_thread.run_sync``.
@@ -67,11 +73,66 @@ class Agent:
     @property
     def events(self) -> frozenset[EventType]:
         """The events that this agent hears: those whose hook it overrides."""
-        return frozenset(
-            event_type
-            for event_type, hook in HOOKS.items()
-            if getattr(getattr(self, hook), "__func__", None) is not getattr(Agent, hook)
-        )
+        return frozenset(event_type for event_type, hook in HOOKS.items() if _overrides(self, hook))
+
+
+def check_agent(where: str, agent: Agent) -> None:
+    """Raise :class:`ConfigurationError`, beginning with ``where``, for an agent that would not be asked as it seems.
+
+    That is one with an attribute ``on_…`` that is no hook, with a hook that can't be awaited, or with no hook at all
+    but :meth:`Agent.on_configure`. One that overrides :attr:`Agent.events` says itself what it hears.
+    """
+    name = type(agent).__name__
+    for attribute in _attributes(agent):
+        if attribute.startswith("on_") and attribute not in HOOKS.values():
+            nearest = get_close_matches(attribute, HOOKS.values(), 1)
+            right = nearest[0] if nearest else f"one of {', '.join(HOOKS.values())}, or a name without 'on_'"
+            raise ConfigurationError(f"{where}: {name}.{attribute} is no hook, expected {right}")
+    for hook in HOOKS.values():
+        if _overrides(agent, hook) and (fault := _fault_of(getattr(agent, hook))):
+            raise ConfigurationError(f"{where}: {name}.{hook} is {fault}, expected an 'async def' without 'yield'")
+    declares = getattr(type(agent), "events", None) is not Agent.events
+    if not declares and agent.events <= {EventType.CONFIGURE}:
+        right = ", ".join(hook for event_type, hook in HOOKS.items() if event_type is not EventType.CONFIGURE)
+        raise ConfigurationError(f"{where}: {name} hears nothing, expected it to override at least one of {right}")
+
+
+def _attributes(agent: Agent) -> Iterator[str]:
+    """The names of what the agent and its classes define."""
+    yield from getattr(agent, "__dict__", ())
+    for kind in type(agent).__mro__:
+        yield from vars(kind)
+
+
+def _overrides(agent: Agent, hook: str) -> bool:
+    return getattr(getattr(agent, hook), "__func__", None) is not getattr(Agent, hook)
+
+
+def _fault_of(hook: object) -> str | None:
+    """What keeps a hook from being awaited, as far as can be told without calling it.
+
+    A function that wraps a coroutine function hands its coroutine on, as decorators do. What objects, partials and
+    mocks return is known when they are called.
+    """
+    if not callable(hook):
+        return f"a {type(hook).__name__}"
+    function = getattr(hook, "__func__", hook)
+    # ValueError: it wraps itself.
+    with suppress(ValueError):
+        function = inspect.unwrap(function, stop=lambda wrapper: _fault_of_function(wrapper) != _PLAIN)
+    return _fault_of_function(function)
+
+
+_PLAIN = "a plain function"
+
+
+def _fault_of_function(function: Callable[..., Any]) -> str | None:
+    if not isinstance(function, FunctionType) or inspect.iscoroutinefunction(function):
+        return None
+    flags = function.__code__.co_flags
+    if flags & inspect.CO_ITERABLE_COROUTINE:
+        return None
+    return "a generator function" if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR) else _PLAIN
 
 
 def may_suspend(hook: object) -> bool:

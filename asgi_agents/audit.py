@@ -19,7 +19,8 @@ from .decision import AgentDecision, Verdict
 from .errors import ConfigurationError
 from .exchange import AgentContext
 from .exchange.scope import client_ip, headers_of
-from .protocol import TOKEN, AgentResponse
+from .protocol import TOKEN, AgentResponse, EventType
+from .protocol.applicability import APPLIES_TO, changes_something
 from .redaction import REDACTED, is_secret_header, redact_secrets
 from .telemetry import current_trace_id
 
@@ -304,7 +305,7 @@ class Audit:
         if verdict.response is not None:
             audit = verdict.response.audit
             said = {
-                "changed": _changed(verdict.response),
+                "changed": _changed(verdict.event_type, verdict.response),
                 "tags": self._texts(audit.tags),
                 "rule_ids": self._texts(audit.rule_ids),
                 "reason_codes": self._texts(audit.reason_codes),
@@ -327,14 +328,14 @@ def _escape_unprintable(found: re.Match[str]) -> str:
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in found[0])
 
 
-def _changed(response: AgentResponse) -> Sequence[str]:
-    changes = {
-        "request_headers": response.request_headers,
-        "response_headers": response.response_headers,
-        "request_body": response.request_body_mutation,
-        "response_body": response.response_body_mutation,
-    }
-    return [name for name, change in changes.items() if change]
+def _changed(event_type: EventType, response: AgentResponse) -> Sequence[str]:
+    # A denial changes nothing but the headers of its reply.
+    fields = APPLIES_TO if response.is_allow else ("response_headers",)
+    return [
+        field.removesuffix("_mutation")
+        for field in fields
+        if event_type in APPLIES_TO[field] and changes_something(getattr(response, field))
+    ]
 
 
 def _in_a_word(decision: AgentDecision) -> str:

@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal
 
-from .agent import Agent
+from .agent import Agent, check_agent
 from .errors import ConfigurationError
 from .protocol import TOKEN, EventType
 from .protocol.stream import Framing
@@ -214,6 +214,7 @@ class AgentConfig:
 
 def _resolve_transport(where: str, given: object) -> Transport | StreamTransport:
     if isinstance(given, Agent):
+        check_agent(where, given)
         return InProcessTransport(given)
     if isinstance(given, str):
         if given.startswith(("http://", "https://")):

@@ -35,6 +35,7 @@ class FailureKind(StrEnum):
     RESPONSE_TOO_LARGE = "response_too_large"
     REQUEST_UNREADABLE = "request_unreadable"
     RESPONSE_UNREADABLE = "response_unreadable"
+    NOT_APPLICABLE = "not_applicable"
 
 
 #: The agent was not shown the body, or not all of it, because of what the body is.
@@ -160,7 +161,7 @@ class AgentDecision(Struct, frozen=True, kw_only=True):
         ]
 
     def mutation(self, event_type: EventType) -> BodyMutation | None:
-        """The mutation of such a body; one for the other direction is meaningless and ignored."""
+        """The mutation of such a body."""
         if event_type is EventType.REQUEST_BODY_CHUNK:
             return self.request_body_mutation
         return self.response_body_mutation
@@ -197,6 +198,7 @@ _REPLIES: Mapping[FailureKind, tuple[int, str]] = {
     FailureKind.RESPONSE_TOO_LARGE: (500, "Response too large for security inspection"),
     FailureKind.REQUEST_UNREADABLE: (415, "Payload unreadable for security inspection"),
     FailureKind.RESPONSE_UNREADABLE: (500, "Response unreadable for security inspection"),
+    FailureKind.NOT_APPLICABLE: (503, "Agent unavailable"),
 }
 _CLOSE_REASONS: Mapping[FailureKind, str] = {
     FailureKind.BREAKER_OPEN: "Service unavailable",
@@ -208,6 +210,7 @@ _CLOSE_REASONS: Mapping[FailureKind, str] = {
     FailureKind.RESPONSE_TOO_LARGE: "Response too large for security inspection",
     FailureKind.REQUEST_UNREADABLE: "Payload unreadable for security inspection",
     FailureKind.RESPONSE_UNREADABLE: "Response unreadable for security inspection",
+    FailureKind.NOT_APPLICABLE: "Agent error",
 }
 
 

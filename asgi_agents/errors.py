@@ -28,6 +28,10 @@ class AgentProtocolError(AgentError):
     """The agent answered with something that the protocol does not allow. The message names the field at fault."""
 
 
+class NotApplicableError(AgentProtocolError):
+    """The agent's answer would change what its event has nothing to do with, or what is gone already."""
+
+
 class AgentTimeoutError(AgentError):
     """The agent has not answered within the deadline of the call."""
 

@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 
 from .attributes import AGENT_ID, EVENT, ROUTE
 from .breaker import BreakerState, CircuitBreaker
-from .cancellation import given_up, was_asked_for
+from .cancellation import cancel_requests, given_up, raise_swallowed, was_asked_for
 from .config import AgentConfig, FailureMode
 from .decision import Failure, FailureKind, Verdict
 from .errors import (
@@ -27,6 +27,7 @@ from .errors import (
     AgentTimeoutError,
     AgentUnavailableError,
     EventTooLargeError,
+    NotApplicableError,
     printable,
 )
 from .limiter import Limiter
@@ -47,6 +48,7 @@ from .protocol import (
     RequestHeadersEvent,
     check_response,
 )
+from .protocol.applicability import check_applicable
 from .protocol.stream import correlation_id_of
 from .telemetry import ActiveSpan, Telemetry
 from .trace_context import current_traceparent
@@ -75,7 +77,15 @@ _TOO_LARGE = {
 }
 # These carry data, as bytes.
 _WITH_DATA = frozenset({EventType.REQUEST_BODY_CHUNK, EventType.RESPONSE_BODY_CHUNK, EventType.WEBSOCKET_FRAME})
-_WORTH_A_LINE = frozenset({FailureKind.ERROR, FailureKind.TIMEOUT, FailureKind.QUEUE_TIMEOUT, FailureKind.UNAVAILABLE})
+_WORTH_A_LINE = frozenset(
+    {
+        FailureKind.ERROR,
+        FailureKind.TIMEOUT,
+        FailureKind.QUEUE_TIMEOUT,
+        FailureKind.UNAVAILABLE,
+        FailureKind.NOT_APPLICABLE,
+    }
+)
 
 
 class Guard:
@@ -556,7 +566,12 @@ class Guard:
 
     def _tell(self, breaker: CircuitBreaker, generation: int, exc: BaseException) -> None:
         """Tell the breaker how a call has failed."""
-        if not isinstance(exc, Exception) or given_up() or _was_never_sent(exc) or self._has_lost_one_of_many(exc):
+        if (
+            not isinstance(exc, Exception)
+            or given_up()
+            or _says_nothing_of_its_health(exc)
+            or self._has_lost_one_of_many(exc)
+        ):
             # It was given up, perhaps failing over that, or it says nothing of the agent.
             breaker.release(generation)
         else:
@@ -616,9 +631,12 @@ class Guard:
             if not answer.success:
                 raise AgentError(f"refused: {answer.error or 'no reason given'}")
             return ALLOW
-        return check_response(
+        response = check_response(
             answer, may_mutate=self.config.body_access == "write", may_set_host=self.config.may_set_host
         )
+        if response is not ALLOW:
+            check_applicable(event_type, response)
+        return response
 
     async def _reserve(self, client: StreamClient, call: "_Call") -> Connection:
         """Wait for a place on one of the agent's connections, under what is left of the deadline."""
@@ -639,16 +657,31 @@ class Guard:
         raise _NoVerdict(FailureKind.TIMEOUT, f"not connected within the deadline of {call.timeout:g} s")
 
     async def _within(self, call: Coroutine[Any, Any, T], timeout: float, started: float) -> T:
-        """Await ``call`` under what is left of the deadline."""
-        expired = _NoVerdict(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
-        with CancelScope() as scope:
-            try:
-                return await _arm_when_suspended(call, scope, started + timeout)
-            except (Exception, BaseExceptionGroup) as exc:
+        """Await ``call`` under what is left of the deadline.
+
+        A call that was cancelled may swallow that and go on. Whatever it returns or raises then is discarded: it has
+        timed out if the deadline cancelled it, and a cancellation from outside is raised again.
+        """
+        # Empty until the call suspends: before that nothing can cancel it.
+        requests: list[int] = []
+        try:
+            with CancelScope() as scope:
+                result = await _arm_when_suspended(call, scope, started + timeout, requests)
+        except (Exception, BaseExceptionGroup, asyncio.CancelledError) as exc:
+            if requests:
+                if isinstance(exc, asyncio.CancelledError):
+                    if given_up() or cancel_requests() > requests[0]:
+                        raise
+                else:
+                    await raise_swallowed(requests[0])
                 if scope.cancel_called:
-                    raise expired from exc
-                raise
-        raise expired
+                    raise _no_answer(timeout) from exc
+            raise
+        if requests:
+            await raise_swallowed(requests[0])
+            if scope.cancel_called:
+                raise _no_answer(timeout)
+        return result
 
     async def _await_configuration(self, timeout: float, started: float) -> None:
         """Ask the agent to take its configuration, or wait for whoever does, and take over should that be cancelled."""
@@ -698,6 +731,8 @@ class Guard:
                 return Failure(FailureKind.UNAVAILABLE, self._describe(event_type, str(exc)))
             case EventTooLargeError():
                 return Failure(_TOO_LARGE.get(event_type, FailureKind.ERROR), self._describe(event_type, str(exc)))
+            case NotApplicableError():
+                return Failure(FailureKind.NOT_APPLICABLE, self._describe(event_type, str(exc)))
             case AgentError():
                 return Failure(FailureKind.ERROR, self._describe(event_type, str(exc)))
             case _:
@@ -739,15 +774,20 @@ class _NoVerdict(Exception):  # noqa: N818 - it says what there is not
         self.retry_after = retry_after
 
 
+def _no_answer(timeout: float) -> _NoVerdict:
+    return _NoVerdict(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
+
+
 def _expired(exc: AgentTimeoutError, timeout: float) -> _NoVerdict:
     return _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {timeout:g} s")
 
 
-def _was_never_sent(exc: Exception) -> bool:
-    """Whether a call failed before the agent could have anything to do with it."""
+def _says_nothing_of_its_health(exc: Exception) -> bool:
+    """Whether a call failed before the agent could have anything to do with it, or after it had answered."""
     if isinstance(exc, _NoVerdict):
         return exc.kind is FailureKind.QUEUE_TIMEOUT
-    return isinstance(exc, AgentUnavailableError | EventTooLargeError)
+    # When an answer is not applicable depends on the request: a client could open the breaker with a few large bodies.
+    return isinstance(exc, AgentUnavailableError | EventTooLargeError | NotApplicableError)
 
 
 def _first_leaf(exc: BaseException) -> BaseException:
@@ -757,17 +797,21 @@ def _first_leaf(exc: BaseException) -> BaseException:
 
 
 @types.coroutine
-def _arm_when_suspended(call: Coroutine[Any, Any, T], scope: CancelScope, deadline: float) -> Generator[Any, Any, T]:
+def _arm_when_suspended(
+    call: Coroutine[Any, Any, T], scope: CancelScope, deadline: float, requests: list[int]
+) -> Generator[Any, Any, T]:
     """Drive ``call``, giving ``scope`` its deadline (on :func:`time.monotonic`) only once ``call`` suspends.
 
     Entering a scope is cheap, arming its timer is not; most in-process calls finish in their first step. ``call`` runs
-    inside ``scope`` from the start, so scopes of its own nest as they should.
+    inside ``scope`` from the start, so scopes of its own nest as they should. Once it suspends, ``requests`` has what
+    :func:`cancel_requests` is then.
     """
     try:
         awaited = call.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
+    requests.append(cancel_requests())
     scope.deadline = anyio.current_time() + deadline - time.monotonic()
     while True:
         try:

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Sequence
 
 import anyio
 from msgspec import Struct
+from msgspec.structs import replace
 
 from .config import DEFAULT_MAX_BODY_BYTES, FailureMode
 from .decision import FailureKind, Verdict, is_denied
@@ -55,6 +56,11 @@ class RouteAgent(Struct, frozen=True):
         request = event_type is EventType.REQUEST_BODY_CHUNK
         kind = FailureKind.REQUEST_UNREADABLE if request else FailureKind.RESPONSE_UNREADABLE
         return self._skip(event_type, correlation_id, kind, f"body not readable: {fault}")
+
+    def not_applicable(self, verdict: Verdict, correlation_id: str, fault: str) -> Verdict:
+        """What becomes of ``verdict`` when it can't be applied any more. It was counted as an answer before."""
+        failed = self._skip(verdict.event_type, correlation_id, FailureKind.NOT_APPLICABLE, fault)
+        return replace(failed, duration=verdict.duration)
 
     def _skip(
         self, event_type: EventType, correlation_id: str, kind: FailureKind, fault: str, *, traced: bool = False

@@ -39,7 +39,7 @@ class Route:
         self.regex = re.compile(regex.pattern.removesuffix("$") + r"\n?\Z", re.DOTALL)
         #: What every path that matches begins with.
         self.prefix = path.partition("{")[0]
-        self.agents = tuple(_checked_reference(path, reference) for reference in _listed(path, "agents", agents))
+        self.agents = _checked_references(path, agents)
         self.methods: frozenset[str] | None = None
         if methods is not None:
             names = {_checked_method(path, method) for method in _listed(path, "methods", methods)}
@@ -88,10 +88,7 @@ class Router:
         if default_agents is None:
             self.default_agents: tuple[AgentReference, ...] | None = None if routes is None else ()
         else:
-            self.default_agents = tuple(
-                _checked_reference("default_agents", reference)
-                for reference in _listed("default_agents", "agents", default_agents)
-            )
+            self.default_agents = _checked_references("default_agents", default_agents)
 
     @property
     def references(self) -> set[AgentReference]:
@@ -150,6 +147,19 @@ def _listed(path: str, name: str, given: object) -> Iterable[object]:
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigurationError(f"Route({path!r}): {name}={given!r}, expected a list")
     return given
+
+
+def _checked_references(path: str, given: object) -> tuple[AgentReference, ...]:
+    references = tuple(_checked_reference(path, reference) for reference in _listed(path, "agents", given))
+    seen: set[str] = set()
+    for reference in references:
+        agent_id = reference if isinstance(reference, str) else reference[0]
+        if agent_id in seen:
+            raise ConfigurationError(
+                f"Route({path!r}): agents contains {agent_id!r} more than once, expected each agent once"
+            )
+        seen.add(agent_id)
+    return references
 
 
 def _checked_reference(path: str, reference: object) -> AgentReference:

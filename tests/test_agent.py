@@ -1,16 +1,20 @@
 import functools
+import re
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
 from asgi_agents.agent import HOOKS, Agent, may_suspend
-from asgi_agents.config import AgentConfig
+from asgi_agents.config import AgentConfig, FailureMode
+from asgi_agents.decision import FailureKind
+from asgi_agents.errors import ConfigurationError
+from asgi_agents.guard import Guard
 from asgi_agents.protocol import (
     AgentResponse,
     ConfigureEvent,
@@ -22,6 +26,7 @@ from asgi_agents.protocol import (
     RequestHeadersEvent,
     ResponseHeadersEvent,
 )
+from asgi_agents.serve import agent_app, serve_stream
 from asgi_agents.transports import InProcessTransport, Transport
 
 RESPONSE = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers())
@@ -275,3 +280,224 @@ async def test_a_hook_without_await_completes_in_one_step() -> None:
 
     with pytest.raises(StopIteration):
         coroutine.send(None)
+
+
+# What is refused
+
+
+def refusal(agent: Agent) -> str:
+    """What every place that takes an agent says about this one, without the name of the place."""
+    said = []
+    for where, take in (
+        ("AgentConfig('waf')", lambda: AgentConfig("waf", agent)),
+        ("InProcessTransport", lambda: InProcessTransport(agent)),
+        ("agent_app", lambda: agent_app(agent)),
+        ("serve_stream", lambda: serve_stream(agent, "unix:///nowhere").send(None)),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            take()
+        place, _, fault = str(caught.value).partition(": ")
+        assert place == where
+        said.append(fault)
+    assert len(set(said)) == 1
+    return said[0]
+
+
+def agent_with(**attributes: Any) -> Agent:
+    """An agent that hears request heads, with these attributes beside."""
+    kind: type[Agent] = type("Waf", (Headed,), attributes)
+    return kind()
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "right"),
+    [
+        ("on_request_header", "on_request_headers"),
+        ("on_requests_headers", "on_request_headers"),
+        ("on_request_body", "on_request_body_chunk"),
+        ("on_response_header", "on_response_headers"),
+        ("on_response_body_chunks", "on_response_body_chunk"),
+        ("on_web_socket_frame", "on_websocket_frame"),
+        ("on_guardrails_inspect", "on_guardrail_inspect"),
+        ("on_request_completed", "on_request_complete"),
+        ("on_configured", "on_configure"),
+    ],
+)
+@pytest.mark.parametrize("place", ["class", "mixin", "grandparent", "instance"])
+def test_a_misspelt_hook_is_refused_and_the_right_one_is_named(misspelt: str, right: str, place: str) -> None:
+    match place:
+        case "class":
+            agent = agent_with(**{misspelt: none})
+        case "mixin":
+            agent = type("Waf", (type("Mixin", (), {misspelt: none}), Headed), {})()
+        case "grandparent":
+            agent = type("Waf", (type("Parent", (Headed,), {misspelt: none}),), {})()
+        case _:
+            agent = agent_with()
+            setattr(agent, misspelt, none)
+
+    assert refusal(agent) == f"Waf.{misspelt} is no hook, expected {right}"
+
+
+def test_what_resembles_no_hook_is_refused_all_the_same() -> None:
+    fault = refusal(agent_with(on_xyzzy=none))
+
+    assert fault.startswith("Waf.on_xyzzy is no hook, expected one of on_configure, ")
+    assert fault.endswith(", or a name without 'on_'")
+
+
+def test_other_names_are_nobodys_business() -> None:
+    AgentConfig("waf", agent_with(_on_request=none, one=1, only=none, request_headers=none))
+
+
+class Nothing(Agent):
+    pass
+
+
+class ConfiguredOnly(Agent):
+    async def on_configure(self, event: ConfigureEvent) -> None:
+        return None
+
+
+@pytest.mark.parametrize("kind", [Agent, Nothing, ConfiguredOnly])
+def test_an_agent_that_hears_nothing_is_refused(kind: type[Agent]) -> None:
+    assert refusal(kind()).startswith(f"{kind.__name__} hears nothing, expected it to override at least one of on_")
+
+
+def test_an_agent_may_say_itself_what_it_hears() -> None:
+    class Dynamic(Agent):
+        def __init__(self, *events: EventType) -> None:
+            self._events = frozenset(events)
+
+        @property
+        def events(self) -> frozenset[EventType]:
+            return self._events
+
+    assert not AgentConfig("waf", Dynamic()).hears
+    assert AgentConfig("waf", Dynamic(EventType.WEBSOCKET_FRAME)).hears == frozenset({EventType.WEBSOCKET_FRAME})
+
+
+def plain(self: Any, event: object, /) -> None:
+    return None
+
+
+def generator(self: Agent, event: object) -> Generator[None, None, None]:
+    yield
+
+
+async def async_generator(self: Agent, event: object) -> AsyncIterator[None]:
+    yield
+
+
+def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (plain, "a plain function"),
+        (lambda self, event: none(event), "a plain function"),
+        (generator, "a generator function"),
+        (async_generator, "a generator function"),
+        (wrapped(plain), "a plain function"),
+        (wrapped(wrapped(plain)), "a plain function"),
+        (wrapped(generator), "a generator function"),
+        (wrapped(async_generator), "a generator function"),
+        (staticmethod(plain), "a plain function"),
+        (classmethod(plain), "a plain function"),
+        (None, "a NoneType"),
+        ("allow", "a str"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("hook_name", HOOKS.values())
+def test_a_hook_that_can_not_be_awaited_is_refused(hook_name: str, given: Any, fault: str) -> None:
+    assert refusal(agent_with(**{hook_name: given})) == (
+        f"Waf.{hook_name} is {fault}, expected an 'async def' without 'yield'"
+    )
+
+
+def test_a_function_that_wraps_itself_is_plain() -> None:
+    def hook(self: Agent, event: object) -> None: ...
+
+    hook.__wrapped__ = hook  # type: ignore[attr-defined]
+
+    assert "is a plain function" in refusal(agent_with(on_websocket_frame=hook))
+
+
+def asynchronous(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(function)
+    async def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+async def block_it(self: Any, event: object, /) -> AgentResponse:
+    return AgentResponse.block(418)
+
+
+def block_plainly(*args: object) -> AgentResponse:
+    return AgentResponse.block(418)
+
+
+@types.coroutine
+def block_in_a_generator(self: Agent, event: object) -> Generator[Any, Any, AgentResponse]:
+    yield from checkpoint().__await__()
+    return AgentResponse.block(418)
+
+
+class Blocking:
+    async def __call__(self, event: object) -> AgentResponse:
+        return AgentResponse.block(418)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        block_it,
+        staticmethod(hook),
+        classmethod(block_it),
+        wrapped(block_it),
+        wrapped(wrapped(block_it)),
+        asynchronous(block_plainly),
+        wrapped(asynchronous(block_plainly)),
+        block_in_a_generator,
+        Blocking(),
+        functools.partial(hook),
+        functools.partial(lambda event: hook(event)),
+        functools.partialmethod(block_it),
+        AsyncMock(return_value=AgentResponse.block(418)),
+        Mock(side_effect=lambda event: hook(event)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_whatever_returns_an_awaitable_is_a_hook(given: Any) -> None:
+    guard = Guard(AgentConfig("waf", agent_with(on_response_headers=given)))
+
+    assert (await guard.call(RESPONSE, FailureMode.CLOSED)).response == AgentResponse.block(418)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (functools.partial(block_plainly), "AgentResponse"),
+        (Mock(return_value=None), "NoneType"),
+        (lambda self, event: 1, "int"),
+    ],
+    ids=["partial", "mock", "function"],
+)
+async def test_a_hook_that_returns_no_awaitable_has_failed_and_says_so(given: Any, what: str) -> None:
+    agent = agent_with(on_response_headers=Mock(side_effect=functools.partial(given, None)) if what == "int" else given)
+    verdict = await Guard(AgentConfig("waf", agent)).call(RESPONSE, FailureMode.CLOSED)
+
+    assert verdict.failure is not None
+    assert verdict.failure.kind is FailureKind.ERROR
+    assert re.search(
+        rf"response_headers: on_response_headers returned {what}, expected an awaitable$", verdict.failure.message
+    )

@@ -18,7 +18,7 @@ from asgi_agents.agent import Agent
 from asgi_agents.config import AgentConfig, FailureMode
 from asgi_agents.errors import ConfigurationError
 from asgi_agents.middleware import AgentMiddleware
-from asgi_agents.protocol import AgentResponse, RequestHeadersEvent
+from asgi_agents.protocol import AgentResponse, EventType, RequestHeadersEvent
 from asgi_agents.routing import Route, Router, path_below_root
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
@@ -400,7 +400,7 @@ def test_agents_that_are_no_list_are_refused(agents: Any) -> None:
         ("waf", "open"),
         (FailureMode.OPEN, "waf"),
         ["waf", FailureMode.OPEN, 1],
-        AgentConfig("a", Agent()),
+        AgentConfig("a", "http://agent.example/", events={EventType.REQUEST_HEADERS}),
     ],
     ids=lambda value: repr(value)[:20],
 )
@@ -410,6 +410,24 @@ def test_a_reference_that_is_neither_an_id_nor_an_id_and_a_failure_mode_is_refus
         Route("/a", [reference])
     with pytest.raises(ConfigurationError, match=expected):
         Router(None, [reference])
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        ["waf", "waf"],
+        ["waf", "other", "waf"],
+        ["waf", ("waf", FailureMode.OPEN)],
+        [("waf", FailureMode.OPEN), ("waf", FailureMode.CLOSED)],
+        [("waf", FailureMode.OPEN), ("waf", FailureMode.OPEN)],
+    ],
+)
+def test_an_agent_that_is_on_a_route_twice_is_refused(twice: Any) -> None:
+    expected = re.escape("agents contains 'waf' more than once, expected each agent once")
+    with pytest.raises(ConfigurationError, match=re.escape("Route('/a'): ") + expected):
+        Route("/a", twice)
+    with pytest.raises(ConfigurationError, match=expected):
+        Router(None, twice)
 
 
 @pytest.mark.parametrize("methods", ["GET", 1], ids=repr)

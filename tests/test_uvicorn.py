@@ -874,6 +874,9 @@ def test_a_required_agent_that_is_down_keeps_the_server_from_starting(caplog: py
         async def on_configure(self, event: ConfigureEvent) -> None:
             raise RuntimeError("down")
 
+        async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+            raise AssertionError("nobody asks it")
+
     started: list[str] = []
 
     @asynccontextmanager

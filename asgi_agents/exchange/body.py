@@ -294,6 +294,8 @@ class _Stage:
         self._chunk_index += 1
         verdicts = await self._context.consult(self._agents, event, chunk=not self._buffers, final=last)
         plain = not self.provisional and unanimous(verdicts)
+        if not plain:
+            verdicts = self._context.applicable(self._agents, verdicts)
         if whole or not plain or self._context.counting:
             self._context.record(verdicts, every=whole)
         if plain:
@@ -301,9 +303,7 @@ class _Stage:
         decision = merge(verdicts, final=last)
         if not decision.is_allow:
             return decision
-        if self._chunk_index == 1:
-            # Later on the headers are gone.
-            self._context.note_ops(decision)
+        self._context.note_ops(decision)
         for verdict in verdicts:
             if verdict.provisional and verdict.denies and not last:
                 self.provisional[verdict.agent_id] = verdict

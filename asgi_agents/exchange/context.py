@@ -88,6 +88,9 @@ class AgentContext(Struct, eq=False):
     server_span: ServerSpan | None = None
     request_ops: list[HeaderOp] = []
     response_ops: list[HeaderOp] = []
+    #: Whether the app was called with the request's head, and whether the client has been sent the response's.
+    request_head_gone: bool = False
+    response_head_gone: bool = False
     #: How many verdicts there were since calls are counted, those included that are forgotten by now.
     verdicts_recorded: int = 0
     _verdicts: list[Verdict] = []
@@ -229,6 +232,30 @@ class AgentContext(Struct, eq=False):
         if agent_id not in self.shown_encoded:
             self.shown_encoded += (agent_id,)
         agent.guard.warn_of_encoding(event_type, agent.route)
+
+    def applicable(self, agents: Sequence[RouteAgent], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
+        """The verdicts on a piece of a body, as they can be applied now.
+
+        An agent that allows it with operations on headers that are gone has failed instead.
+        """
+        if not (self.request_head_gone or self.response_head_gone):
+            return verdicts
+        return [self._in_time(agents, verdict) for verdict in verdicts]
+
+    def _in_time(self, agents: Sequence[RouteAgent], verdict: Verdict) -> Verdict:
+        response = verdict.response
+        if response is None or not response.is_allow:
+            return verdict
+        if response.request_headers and self.request_head_gone:
+            field, until = "request_headers", "the app is called"
+        elif response.response_headers and self.response_head_gone:
+            field, until = "response_headers", "the head of the response is sent"
+        else:
+            return verdict
+        (agent,) = (agent for agent in agents if agent.guard.config.id == verdict.agent_id)
+        event = verdict.event_type.value
+        fault = f"{field} does not apply to this {event}: header operations may only be in answers before {until}"
+        return agent.not_applicable(verdict, self.correlation_id, fault)
 
     def decide(self, decision: AgentDecision) -> None:
         """This is what the connection ended on."""

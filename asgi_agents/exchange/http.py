@@ -184,7 +184,7 @@ class HttpExchange:
 
     async def _call_app(self, app: App) -> Any:
         """Run the app in this task, with its own view of the scope."""
-        self._app_called = True
+        self._app_called = self._context.request_head_gone = True
         changes: dict[str, Any] = {}
         headers = headers_of(self._scope)
         headers_for_app = self._headers_for_app(headers)

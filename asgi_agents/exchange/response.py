@@ -238,6 +238,7 @@ class ResponseInspection:
         if not self.inspects and not self._context.response_ops:
             self.status = status
             self._state = _State.OPEN
+            self._context.response_head_gone = True
             await self._send(message)
             return
         self._state = _State.HELD
@@ -419,7 +420,7 @@ class ResponseInspection:
         if body is not None and (body.changed or body.decoded if length is not None else body.may_change):
             headers = without_body_claims(headers, length, decoded=body.decoded)
         self._state = _State.OPEN
-        self._started = True
+        self._started = self._context.response_head_gone = True
         self.status = self._start["status"]
         await self._send({**self._start, "headers": headers})
 

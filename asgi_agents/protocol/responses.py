@@ -102,7 +102,10 @@ class HeaderOp(Discreet, frozen=True):
 
 
 class BodyMutation(Discreet, frozen=True):
-    """A change to the chunk just shown: ``data`` None passes it, empty drops it, anything else replaces it."""
+    """A change to the chunk just shown: ``data`` None passes it, empty drops it, anything else replaces it.
+
+    ``chunk_index`` is part of the wire format and is ignored: there is only one chunk that an answer can change.
+    """
 
     data: bytes | None = None
     chunk_index: int = 0
@@ -136,7 +139,11 @@ _NO_AUDIT = AuditMetadata()
 
 
 class AgentResponse(Struct, frozen=True, kw_only=True):
-    """An agent's whole answer to one event."""
+    """An agent's whole answer to one event.
+
+    Header operations and mutations that the event has no use for, or that come when the head is gone, are a failure of
+    the agent.
+    """
 
     version: int = PROTOCOL_VERSION
     decision: Decision = _ALLOW

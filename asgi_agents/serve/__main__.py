@@ -19,7 +19,7 @@ import anyio
 from anyio import create_task_group
 from anyio.abc import TaskStatus
 
-from ..agent import Agent
+from ..agent import Agent, check_agent
 from ..errors import ConfigurationError
 from ..protocol.stream import Framing
 from ..transports.wire import Address, parse_address
@@ -148,6 +148,7 @@ def _load(spec: str) -> Agent:
             found = found()
     if not isinstance(found, Agent):
         raise _not_an_agent(spec, found)
+    check_agent(repr(spec), found)
     return found
 
 

@@ -1,10 +1,12 @@
 """What an agent answers to an event, or why it doesn't; the same on every address."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from ..agent import Agent
+from ..agent import Agent, check_agent
+from ..cancellation import cancel_requests, raise_swallowed
 from ..correlation import enter, leave
 from ..errors import ConfigurationError
 from ..protocol import Answer, Event, EventType, GuardrailResponse, check_response
@@ -46,11 +48,23 @@ class Hooks:
 
     async def _answer(self, event: Event, encode: Callable[[Answer], bytes]) -> bytes:
         event_type = event.event_type
+        suspends = self.may_suspend(event_type)
+        # One that can't suspend may run outside of any task.
+        requests = cancel_requests() if suspends else 0
         try:
             answer = await self._transport.call(event)
+        except asyncio.CancelledError:
+            if suspends:
+                await raise_swallowed(requests)
+            raise
         except Exception as exc:
             logger.exception("%s: %s: raised %s", self.name, event_type, type(exc).__name__)
+            if suspends:
+                await raise_swallowed(requests)
             raise NoAnswer(f"agent raised {type(exc).__name__}") from exc
+        if suspends:
+            # Nobody waits for the answer of a hook that was cancelled, whether it has swallowed that or not.
+            await raise_swallowed(requests)
         try:
             return encode(_checked(answer, event_type))
         except Exception as exc:
@@ -60,9 +74,10 @@ class Hooks:
 
 
 def require_agent(where: str, agent: object) -> None:
-    """Raise :class:`ConfigurationError` for what is no agent."""
+    """Raise :class:`ConfigurationError` for what is no agent, or one that would not be asked as it seems."""
     if not isinstance(agent, Agent):
         raise ConfigurationError(f"{where}: agent={agent!r}, expected an instance of an Agent")
+    check_agent(where, agent)
 
 
 def require_positive(where: str, name: str, value: object) -> None:

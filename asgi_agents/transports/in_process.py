@@ -1,27 +1,38 @@
 """Agents in the same process: called directly, nothing is serialised or copied."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from inspect import isawaitable, iscoroutinefunction
 from typing import Any
 
-from ..agent import HOOKS, Agent, may_suspend
+from ..agent import HOOKS, Agent, check_agent, may_suspend
+from ..errors import AgentError
 from ..protocol import Answer, Event, EventType
+
+Hook = Callable[[Any], Awaitable[Answer | None]]
 
 
 class InProcessTransport:
-    """Calls the hooks of an :class:`~asgi_agents.Agent`."""
+    """Calls the hooks of an :class:`~asgi_agents.Agent`.
+
+    :raises ConfigurationError: for an agent that hears nothing, or has a hook that is misspelt or can't be awaited.
+    """
 
     kind = "in_process"
     remote = False
 
     def __init__(self, agent: Agent) -> None:
+        check_agent("InProcessTransport", agent)
         self.agent = agent
         self.events: frozenset[EventType] | None = agent.events
         self.carries = frozenset(EventType)
-        self._hooks: Mapping[EventType, Callable[[Any], Awaitable[Answer | None]]] = {
-            event_type: getattr(agent, hook) for event_type, hook in HOOKS.items()
-        }
+        hooks: Mapping[EventType, Hook] = {event_type: getattr(agent, hook) for event_type, hook in HOOKS.items()}
         #: The hooks that finish in their first step: nothing can happen beside them, nor cancel them.
-        self.steady = {event_type: hook for event_type, hook in self._hooks.items() if not may_suspend(hook)}
+        self.steady = {event_type: hook for event_type, hook in hooks.items() if not may_suspend(hook)}
+        self._hooks: Mapping[EventType, Hook] = {
+            event_type: hook if iscoroutinefunction(hook) else partial(_call, HOOKS[event_type], hook)
+            for event_type, hook in hooks.items()
+        }
 
     def may_suspend(self, event_type: EventType) -> bool:
         return event_type not in self.steady
@@ -31,3 +42,12 @@ class InProcessTransport:
 
     async def aclose(self) -> None:
         pass
+
+
+async def _call(name: str, hook: Hook, event: Event) -> Answer | None:
+    """Call what is no coroutine function, and may return anything."""
+    returned: object = hook(event)
+    if not isawaitable(returned):
+        raise AgentError(f"{name} returned {type(returned).__name__}, expected an awaitable")
+    answer: Answer | None = await returned
+    return answer

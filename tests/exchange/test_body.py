@@ -341,14 +341,16 @@ async def test_a_change_by_an_agent_that_only_reads_is_an_agent_error(way: str) 
 
 
 @each_way
-async def test_a_mutation_for_the_other_direction_changes_nothing(way: str) -> None:
+async def test_a_mutation_for_the_other_direction_is_a_failure(way: str) -> None:
     other = BodyMutation(b"changed")
     answer = (
         AgentResponse.allow(response_body_mutation=other)
         if way == "request"
         else AgentResponse.allow(request_body_mutation=other)
     )
-    assert await Passage(way, [b"one"]).past(agent(way, Probe(**{f"{way}_body": answer}), BUFFER, write=True)) == b"one"
+    passage = Passage(way, [b"one"])
+    await passage.client.call(guarded(passage.app, agent(way, Probe(**{f"{way}_body": answer}), BUFFER, write=True)))
+    assert (passage.client.status, passage.client.body) == (503, b"Agent unavailable")
 
 
 @each_way

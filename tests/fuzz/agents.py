@@ -70,6 +70,8 @@ class Scripted(Agent):
             return "allow"
         if kind in ("mutate", "drop"):
             return self._mutation(shown)
+        if kind == "misfit":
+            return self._misfit(shown)
         return shown.reaction.answer
 
     def _mutation(self, shown: Shown) -> AgentResponse:
@@ -81,6 +83,13 @@ class Scripted(Agent):
             mutation = BodyMutation(shown.reaction.mutated(event.data), event.chunk_index)
             return AgentResponse.allow(response_body_mutation=mutation, needs_more=needs_more)
         return AgentResponse.allow(needs_more=needs_more)
+
+    def _misfit(self, shown: Shown) -> AgentResponse:
+        """A change to a body that the event is not about."""
+        mutation = BodyMutation(b"misfit")
+        if isinstance(shown.event, ResponseBodyChunkEvent):
+            return AgentResponse.allow(request_body_mutation=mutation)
+        return AgentResponse.allow(response_body_mutation=mutation)
 
     async def on_request_headers(self, event: Any) -> Any:
         return self._end(self._begin(event))

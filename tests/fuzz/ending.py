@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 from starlette.types import Message
 
-from asgi_agents import AgentDecision, AuditRecord
+from asgi_agents import AgentDecision, AuditRecord, FailureKind
 from asgi_agents.protocol import EventType
 
 from .agents import Hired, Shown
@@ -57,6 +57,8 @@ def check_decider(exchange: Over) -> None:
     shown = [shown for event in EventType for shown in decider.agent.of(exchange.correlation_id, event)]
     if decision.failure is not None:
         assert decider.closed, f"an agent that fails open has stopped it: {decision.failure}"
+        if decision.failure.kind is FailureKind.NOT_APPLICABLE:
+            assert any(each.done and each.reaction.kind in ("ops", "misfit") for each in shown), decision.failure
         return
     assert any(each.done and decider.outcome(each) in ("deny", "provisional") for each in shown), "nobody has denied it"
 

@@ -59,8 +59,16 @@ class Reaction(Struct, frozen=True):
     def outcome(self, *, writes: bool, event_type: EventType) -> str:
         """``allow``, ``deny`` or ``fail``: what it has to come to."""
         match self.kind:
-            case "allow" | "ops":
+            case "allow":
                 return "allow"
+            case "ops":
+                # In answer to a piece of a body they may come too late: then the agent has failed after all, see
+                # `check_decider`. For what passes that makes no difference: where it fails closed, nothing follows.
+                assert self.answer is not None
+                misfits = (self.answer.request_headers and event_type not in _BEFORE_THE_APP) or (
+                    self.answer.response_headers and event_type not in _BEFORE_THE_CLIENT
+                )
+                return "fail" if misfits else "allow"
             case "deny":
                 return "deny"
             case "mutate" | "drop":
@@ -80,6 +88,9 @@ class Reaction(Struct, frozen=True):
 
 
 _BODIES: Final = frozenset({EventType.REQUEST_BODY_CHUNK, EventType.RESPONSE_BODY_CHUNK})
+#: Events whose answers may have operations on the headers of requests, and of responses.
+_BEFORE_THE_APP: Final = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
+_BEFORE_THE_CLIENT: Final = _BEFORE_THE_APP | {EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK}
 
 
 def reaction(choices: Choices) -> Reaction:
@@ -89,13 +100,15 @@ def reaction(choices: Choices) -> Reaction:
     match choices.pick(("allow", "allow", "allow", "allow", "ops", "deny", "mutate", "drop", "fail")):
         case "ops":
             ops = choices.pick(_OPS)
-            return Reaction("ops", AgentResponse.allow(request_headers=ops, response_headers=ops), False, suspends)
+            on_request, on_response = choices.pick(((ops, ()), ((), ops), (ops, ops)))
+            answer = AgentResponse.allow(request_headers=on_request, response_headers=on_response)
+            return Reaction("ops", answer, False, suspends)
         case "deny":
             return Reaction("deny", _more(choices.pick(_DENIALS), needs_more), needs_more, suspends)
         case "mutate" | "drop" as kind:
             return Reaction(kind, None, needs_more, suspends)
         case "fail":
-            match choices.below(6):
+            match choices.below(7):
                 case 0:
                     return Reaction("raise", suspends=suspends)
                 case 1:
@@ -105,6 +118,8 @@ def reaction(choices: Choices) -> Reaction:
                 case 3:
                     return Reaction("cancelled", suspends=suspends)
                 case 4:
+                    return Reaction("misfit", suspends=suspends)
+                case 5:
                     op = choices.pick(_FORBIDDEN_OPS)
                     return Reaction("illegal", AgentResponse.allow(request_headers=[op], response_headers=[op]))
                 case _:

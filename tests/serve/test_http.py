@@ -78,6 +78,12 @@ def http_scope(event: Event, **headers: str) -> Scope:
     }
 
 
+class Deaf(Agent):
+    """Says itself that it hears nothing."""
+
+    events = frozenset()
+
+
 class ApiKey(Agent):
     async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse:
         return AgentResponse.block(401, event.data.hex(), headers={"www-authenticate": "ApiKey"})
@@ -129,12 +135,12 @@ async def test_a_guardrail_answers_in_the_guardrail_shape() -> None:
 
 @pytest.mark.parametrize("event", [CONFIGURE, CHUNK, COMPLETE])
 async def test_an_event_without_a_hook_is_allowed(event: Event) -> None:
-    response = await ask(agent_app(Agent()), event)
+    response = await ask(agent_app(Deaf()), event)
     assert decode_answer(response.content, Encoding.JSON, event.event_type) == AgentResponse()
 
 
 async def test_a_guardrail_that_returns_nothing_has_found_nothing() -> None:
-    response = await ask(agent_app(Agent()), QUESTION)
+    response = await ask(agent_app(Deaf()), QUESTION)
     assert response.json() == {"detected": False, "confidence": 0.0, "detections": [], "redacted_content": None}
 
 

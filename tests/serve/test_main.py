@@ -37,6 +37,11 @@ class Waf(Agent):
         return AgentResponse.block(403, "proceeded")
 
 
+class Misspelt(Agent):
+    async def on_request_header(self, event):
+        return AgentResponse.block(403)
+
+
 class Demanding(Agent):
     def __init__(self, level):
         pass
@@ -284,6 +289,7 @@ async def test_a_socket_in_use_is_one_line(place: Path) -> None:
         ("house:wave", "'house' has no 'wave'"),
         ("house:words", "'house:words' is a str, expected an Agent"),
         ("house:dictionary", "'house:dictionary' is a dict, expected an Agent"),
+        ("house:Misspelt", "'house:Misspelt': Misspelt.on_request_header is no hook, expected on_request_headers"),
         ("house:Demanding", "'house:Demanding' can't be called: TypeError: "),
         ("house:fail", "'house:fail' can't be called: LookupError: no such luck (PLACE/house.py:"),
         ("house:waf --bind http://a", "--bind: 'http://a', expected unix:///path or tcp://host:port"),

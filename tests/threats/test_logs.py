@@ -31,7 +31,7 @@ from asgi_agents import (
 from asgi_agents.prometheus import metrics_app
 from asgi_agents.serve import agent_app
 from asgi_agents.status import status_app
-from tests.exchange.asgi import App, Client, Held, SlowProbe, guarded
+from tests.exchange.asgi import App, Client, Held, Probe, SlowProbe, guarded
 from tests.servers import serve
 
 from .raw import get
@@ -169,8 +169,7 @@ NO_IDS = [b"", b"a b", b"a" * 129, b"a,b", b"<a>", b"a\tb", b"\xff", b'"a"', b"a
 @pytest.mark.parametrize("given", NO_IDS, ids=repr)
 def test_an_id_from_a_client_is_a_short_token_or_not_taken(server: dict[str, Any], given: bytes) -> None:
     app = Starlette(routes=[AppRoute("/", show_id)])
-    agent = Agent()
-    guarded_app = AgentMiddleware(app, agents=[AgentConfig("agent", agent)], expose_correlation_id=True)
+    guarded_app = AgentMiddleware(app, agents=[AgentConfig("agent", Probe())], expose_correlation_id=True)
     with serve(guarded_app, **server) as url:
         answered = get(url, b"/", b"x-request-id: " + given)
         taken = get(url, b"/", b"x-request-id: a-Token!")
@@ -235,7 +234,7 @@ def test_status_page_and_metrics_show_nothing_to_whom_authorise_refuses(where: s
 
 
 def test_status_page_and_metrics_are_not_there_unless_they_are_mounted() -> None:
-    app = AgentMiddleware(Starlette(), agents=[AgentConfig("agent", Agent(), events=set())])
+    app = AgentMiddleware(Starlette(), agents=[AgentConfig("agent", Probe())])
     client = TestClient(app)
     for path in ("/-/agents/", "/-/status/", "/-/metrics", "/metrics", "/status.json"):
         assert client.get(path).status_code == 404

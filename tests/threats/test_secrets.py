@@ -42,6 +42,7 @@ from asgi_agents import (
 from asgi_agents.prometheus import metrics_app
 from asgi_agents.protocol import Opcode
 from asgi_agents.status import status_app
+from tests.exchange.asgi import Probe
 
 SECRET = "hunter2"
 
@@ -70,7 +71,7 @@ VALUES: list[object] = [
     AgentResponse.redirect(f"https://login.example/?code={SECRET}"),
     AgentResponse.challenge("captcha", {"key": SECRET}),
     GuardrailResponse(detected=True, redacted_content=SECRET),
-    AgentConfig("a", Agent(), events=set(), config={"key": SECRET}),
+    AgentConfig("a", Probe(), config={"key": SECRET}),
     HttpTransport(f"https://agent.example/?key={SECRET}", headers={"authorization": SECRET}),
 ]
 

@@ -73,6 +73,12 @@ def raw_answer(body: bytes = ALLOWED, *, head: bytes = b"") -> bytes:
     )
 
 
+class Deaf(Agent):
+    """Says itself that it hears nothing."""
+
+    events = frozenset()
+
+
 @dataclass
 class RawAgent:
     """An agent at the level of bytes, on the loop of the test: ``behave`` is called with each connection."""
@@ -759,7 +765,7 @@ class PeerRecorder:
     """An ASGI app that allows everything and knows which connections it was asked over."""
 
     def __init__(self) -> None:
-        self.app = agent_app(Agent())
+        self.app = agent_app(Deaf())
         self.peers: list[object] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -800,7 +806,7 @@ def test_connections_are_kept_within_a_loop_and_closed_when_it_ends(
 
 @pytest.mark.parametrize("carrier", [None, "aiohttp"])
 def test_an_event_loop_that_has_ended_is_not_kept_alive(carrier: Any) -> None:
-    with serve(agent_app(Agent())) as url:
+    with serve(agent_app(Deaf())) as url:
         transport = HttpTransport(url, transport=carrier)
 
         async def call() -> "weakref.ref[object]":
