@@ -61,7 +61,7 @@ def check_applicable(event_type: EventType, response: AgentResponse) -> None:
     if not response.is_allow:
         return
     for field in _HAS_NO_USE_FOR[event_type]:
-        if changes_something(given := getattr(response, field)):
+        if changes_something(getattr(response, field)):
             what = _NAMES.get(field, "header operations")
             right = ", ".join(event.value for event in EventType if event in APPLIES_TO[field])
             raise NotApplicableError(
