@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import random
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -25,7 +26,9 @@ from tests.exchange.asgi import body as chunk
 from .asking import ask, ask_again, config, outcomes
 
 SECRET = b"secret-4711"
-PLAIN = b"before " * 300 + SECRET + b" after" * 300
+# Not to be compressed to less than a hundredth.
+NOISE = b"".join(b"%d " % (number * 7919 % 10007) for number in range(400))
+PLAIN = NOISE + SECRET + NOISE
 EVIL = AgentResponse.block(451)
 
 
@@ -48,10 +51,12 @@ class Writer(Agent):
     """Replaces the secret, in either direction."""
 
     async def on_request_body_chunk(self, event: Any) -> AgentResponse:
-        return AgentResponse.allow(request_body_mutation=BodyMutation(event.data.replace(SECRET, b"***")))
+        redacted = BodyMutation(event.data.replace(SECRET, b"***"))
+        return AgentResponse.allow(request_body_mutation=redacted if SECRET in event.data else None)
 
     async def on_response_body_chunk(self, event: Any) -> AgentResponse:
-        return AgentResponse.allow(response_body_mutation=BodyMutation(event.data.replace(SECRET, b"***")))
+        redacted = BodyMutation(event.data.replace(SECRET, b"***"))
+        return AgentResponse.allow(response_body_mutation=redacted if SECRET in event.data else None)
 
 
 WRITES: dict[str, Any] = {"body_access": "write"}
@@ -77,7 +82,7 @@ RANGES = [
 
 @pytest.fixture
 def files(tmp_path: Path) -> Starlette:
-    for name in ("page.txt", "image.png", "nameless"):
+    for name in ("page.txt", "image.png"):
         (tmp_path / name).write_bytes(PLAIN)
 
     def download(request: Any) -> FileResponse:
@@ -95,7 +100,7 @@ def test_no_part_of_a_body_goes_out_alone(
 ) -> None:
     client = TestClient(guarded(files, config(kind(), **options)), raise_server_exceptions=False)
     etag = TestClient(files).get(path).headers["etag"]
-    for headers in ({"range": asked}, {"range": asked, "if-range": etag}, {"Range": asked}):
+    for headers in ({"range": asked}, {"range": asked, "if-range": etag}):
         try:
             answer = client.get(path, headers=headers)
         except Exception:  # noqa: S112 - the connection was broken off
@@ -112,7 +117,7 @@ def test_no_part_of_a_body_goes_out_alone(
 
 async def test_the_app_sees_no_range_that_an_enforcing_agent_s_route_does_not_serve() -> None:
     asked = [(b"range", b"bytes=0-1"), (b"If-Range", b"x"), (b"RANGE", b"bytes=1-"), (b"accept", b"*/*")]
-    hears, whole = Probe(response_body=None), {"ranges": True}
+    hears, whole = Probe(response_body=None), dict[str, Any](ranges=True)
     for agents, seen in [
         ([config(hears)], 1),
         ([config(hears, **whole)], 4),
@@ -179,15 +184,15 @@ UNREADABLE: dict[str, tuple[str, bytes]] = {
     "nonsense": ("gzip;q=1", PLAIN),
     "a bomb": ("gzip", gzip.compress(bytes(60 * 1024 * 1024))),
     "a bomb within the limit": ("gzip", gzip.compress(bytes(900_000))),
-    "over the limit": ("gzip", gzip.compress(bytes(range(256)) * 5000)),
+    "over the limit": ("gzip", gzip.compress(random.Random(1).randbytes(600_000).hex().encode())),  # noqa: S311
 }
 each_coding = pytest.mark.parametrize(("coding", "encode"), CODINGS.values(), ids=CODINGS)
 each_unreadable = pytest.mark.parametrize(("coding", "data"), UNREADABLE.values(), ids=UNREADABLE)
 
 
-def encoded(coding: str, data: bytes, size: int = 97) -> App:
-    pieces = [data[at : at + size] for at in range(0, len(data), max(size, len(data) // 100))] if size == 97 else [data]
-    pieces = [data] if len(data) > 50_000 or b"".join(pieces) != data else pieces
+def encoded(coding: str, data: bytes) -> App:
+    step = max(97, len(data) // 50 + 1)
+    pieces = [data[at : at + step] for at in range(0, len(data), step)]
     head = start(200, (b"content-encoding", coding.encode()), (b"content-type", b"text/plain"), (b"etag", b'"x"'))
     return App(head, *(chunk(piece, more=True) for piece in pieces), chunk())
 
@@ -199,15 +204,16 @@ def upload(coding: str, data: bytes) -> Client:
 def decoded(headers: Any, body: bytes) -> bytes:
     """As a client or an app reads it."""
     coding = dict(headers).get(b"content-encoding", b"identity")
-    return body if coding == b"identity" else zlib.decompress(body, 47)
+    unpack = {b"\x1f\x8b": gzip.decompress, b"x\x9c": zlib.decompress}
+    return body if coding == b"identity" else unpack[body[:2]](body)
 
 
 @each_coding
 @pytest.mark.parametrize("options", [{}, STREAM], ids=["buffer", "stream"])
 async def test_a_reader_hears_what_the_client_will_read(coding: str, encode: Any, options: dict[str, Any]) -> None:
-    reader, app = Reader(), encoded(coding, encode(PLAIN))
-    client = await ask(app, config(reader, decode=True, **options), client=upload(coding, encode(b"good")))
-    assert (reader.request, app.body) == (b"good", encode(b"good") if coding != "gzip" else app.body)
+    reader, app, small = Reader(), encoded(coding, encode(PLAIN)), encode(b"good")
+    client = await ask(app, config(reader, decode=True, **options), client=upload(coding, small))
+    assert (reader.request, app.body, app.header(b"content-encoding")) == (b"good", small, coding.encode())
     assert SECRET in reader.response
     assert not client.complete or client.status == 451
     client = await ask(App(), config(Reader(), decode=True, **options), client=upload(coding, encode(PLAIN)))
@@ -219,7 +225,6 @@ async def test_a_reader_hears_what_the_client_will_read(coding: str, encode: Any
 async def test_a_writer_changes_what_the_client_will_read(coding: str, encode: Any, options: dict[str, Any]) -> None:
     app = encoded(coding, encode(PLAIN))
     agent = config(Writer(), decode=True, **WRITES, **options)
-    # Streaming writers are shown the secret in two pieces, perhaps: this one can only be held to whole ones.
     client = await ask(app, agent, client=upload(coding, encode(PLAIN)))
     assert client.status == 200
     body = decoded(client.headers, client.body)
@@ -229,7 +234,8 @@ async def test_a_writer_changes_what_the_client_will_read(coding: str, encode: A
     else:
         assert client.header(b"content-encoding") in (None, b"identity")
         assert client.header(b"content-length") is None
-        assert client.body in (PLAIN, PLAIN.replace(SECRET, b"***"))
+        # A writer that keeps nothing may have seen the secret in two pieces.
+        assert {client.body, decoded(app.headers, app.body)} <= {PLAIN, PLAIN.replace(SECRET, b"***")}
 
 
 @each_coding
@@ -246,6 +252,7 @@ async def test_a_buffered_body_that_nobody_changes_goes_out_as_it_came(coding: s
 @pytest.mark.parametrize("name", ["reader", "open reader", "streaming reader", "writer", "streaming writer"])
 async def test_what_can_t_be_read_goes_by_the_failure_mode(coding: str, data: bytes, name: str) -> None:
     kind, options = AGENTS[name]
+    options = {**options, "max_request_body_bytes": 2**20, "max_response_body_bytes": 2**20}
     is_open = options.get("failure_mode") is FailureMode.OPEN
     tracemalloc.start()
     down = guarded(encoded(coding, data), config(kind(), decode=True, **options))
@@ -269,6 +276,37 @@ async def test_what_can_t_be_read_goes_by_the_failure_mode(coding: str, data: by
     assert sum(number for outcome, number in outcomes(up).items() if outcome != "allow") == 1
 
 
+def zstandard(data: bytes) -> bytes:
+    compress: Callable[[bytes], bytes] = pytest.importorskip("backports.zstd").compress
+    return compress(data)
+
+
+HIDDEN: dict[str, tuple[list[str], Callable[[bytes], bytes]]] = {
+    "twice": (["gzip, gzip"], lambda data: gzip.compress(gzip.compress(data))),
+    "said twice": (["gzip, gzip"], gzip.compress),
+    "two codings": (["deflate, gzip"], lambda data: gzip.compress(deflated(data))),
+    "two fields": (["gzip", "deflate"], lambda data: deflated(gzip.compress(data))),
+    "two fields, one of them a lie": (["identity", "gzip"], gzip.compress),
+    "an alias": (["x-gzip"], gzip.compress),
+    "blanks": ([" gzip ,"], gzip.compress),
+    "deflate without its envelope": (["deflate"], lambda data: deflated(data, -15)),
+    "zstd": (["zstd"], zstandard),
+    "two frames of zstd": (["zstd"], lambda data: zstandard(b"good") + zstandard(data)),
+}
+
+
+@pytest.mark.parametrize("name", ["reader", "writer", "streaming reader"])
+@pytest.mark.parametrize(("codings", "encode"), HIDDEN.values(), ids=HIDDEN)
+async def test_what_other_spellings_hide_is_found_or_refused(codings: list[str], encode: Any, name: str) -> None:
+    kind, options = AGENTS[name]
+    data, fields = encode(PLAIN), [(b"content-encoding", coding.encode()) for coding in codings]
+    down, up = App(start(200, *fields), chunk(data)), App()
+    client = await ask(down, config(kind(), decode=True, **options))
+    assert data not in client.body
+    await ask(up, config(kind(), decode=True, **options), client=Client("POST", headers=fields, body=[data]))
+    assert data not in up.body
+
+
 def test_the_redactor_of_readme_behind_gzip_changes_what_the_client_gets() -> None:
     async def page(request: Any) -> PlainTextResponse:
         return PlainTextResponse(PLAIN.decode())
@@ -283,10 +321,16 @@ def test_the_redactor_of_readme_behind_gzip_changes_what_the_client_gets() -> No
 
 async def test_a_writer_that_can_t_decode_asks_for_what_it_can_read() -> None:
     accepts = [(b"Accept-Encoding", b"br"), (b"accept-encoding", b"gzip"), (b"accept", b"*/*")]
-    for options, seen in [(WRITES, 1), ({**WRITES, "enforce": False}, 3), ({}, 3), ({"decode": True}, 3)]:
+    hears = Probe(response_body=None)
+    for agent, seen in [
+        (config(hears, **WRITES), 1),
+        (config(hears, **WRITES, enforce=False), 3),
+        (config(Probe(request_body=None), **WRITES), 3),
+        (config(hears), 3),
+    ]:
         app = App()
-        await ask(app, config(Probe(response_body=None), **options), client=Client(headers=accepts))
-        assert len(app.headers) == seen, options
+        await ask(app, agent, client=Client(headers=accepts))
+        assert len(app.headers) == seen, agent
 
 
 @pytest.mark.parametrize("failure_mode", FailureMode)
@@ -308,9 +352,8 @@ async def test_what_is_encoded_all_the_same_fails_such_a_writer(failure_mode: Fa
 async def test_a_reader_that_can_t_decode_says_so_once_for_each_route(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "asgi_agents")
     agent = config(Probe(response_body=None))
-    middleware = guarded(
-        encoded("gzip", gzip.compress(b"good")), agent, routes=[Route(p, ["agent"]) for p in ["/a", "/b"]]
-    )
+    routes = [Route("/a", ["agent"]), Route("/b", ["agent"])]
+    middleware = guarded(encoded("gzip", gzip.compress(b"good")), agent, routes=routes)
     for path, number in [("/a", 1), ("/a", 1), ("/b", 2), ("/a", 2), ("/b", 2)]:
         client = await ask_again(middleware, Client(path=path))
         assert (client.status, len(caplog.records)) == (200, number)
