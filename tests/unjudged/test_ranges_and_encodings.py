@@ -204,7 +204,7 @@ def upload(coding: str, data: bytes) -> Client:
 def decoded(headers: Any, body: bytes) -> bytes:
     """As a client or an app reads it."""
     coding = dict(headers).get(b"content-encoding", b"identity")
-    unpack = {b"\x1f\x8b": gzip.decompress, b"x\x9c": zlib.decompress}
+    unpack: dict[bytes, Callable[[Any], bytes]] = {b"\x1f\x8b": gzip.decompress, b"x\x9c": zlib.decompress}
     return body if coding == b"identity" else unpack[body[:2]](body)
 
 
