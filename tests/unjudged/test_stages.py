@@ -1,6 +1,5 @@
 """An agent that comes after another is shown what that has made of the head, and the client can't speak for either."""
 
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -147,12 +146,11 @@ async def test_a_client_can_t_set_what_an_agent_sets(
     given = [(spelling, b"mallory"), (b"x-other", b"1"), (spelling, b"root")]
     keys, before, later = Probe(request_headers=answer), Probe(request_headers=None), Probe(request_headers=None)
     app, echo = App(), Echo()
-    make: Callable[[Any], Any] = lambda app: guarded(  # noqa: E731
-        app,
-        config(before, "before"),
-        config(keys, "api-key", sets=sets, **options),
-        config(later, "later", after=["api-key"]),
-    )
+
+    def make(app: Any) -> Any:
+        own = config(keys, "api-key", sets=sets, **options)
+        return guarded(app, config(before, "before"), own, config(later, "later", after=["api-key"]))
+
     for middleware, connection in ((make(app), Client(headers=given)), (make(echo), Session(headers=given))):
         if "breaker" in request.node.callspec.id:
             open_breaker(middleware)
