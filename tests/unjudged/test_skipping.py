@@ -6,7 +6,16 @@ from typing import Any
 import anyio.abc
 import pytest
 
-from asgi_agents import Agent, AgentResponse, BodyMode, BodyMutation, ConfigurationError, EventType, HttpTransport
+from asgi_agents import (
+    Agent,
+    AgentResponse,
+    BodyMode,
+    BodyMutation,
+    ConfigurationError,
+    EventType,
+    HeaderOp,
+    HttpTransport,
+)
 from asgi_agents.protocol import Encoding, encode_answer
 from tests.exchange.asgi import App, Client, Probe, SlowProbe, guarded, start
 from tests.exchange.asgi import body as chunk
@@ -79,7 +88,7 @@ async def test_of_two_agents_each_hears_its_own_types() -> None:
     assert [bool(agent.heard) for agent in (one, other, all_of_them)] == [True, False, True]
 
 
-@pytest.mark.parametrize("types", ["text/html", {"text"}, {1}, {"text/"}, {"*/html"}, {"text/html; charset=x"}])
+@pytest.mark.parametrize("types", ["text/html", {"text"}, {1}, {"text/"}, {"a b/c"}])
 def test_types_that_make_no_sense_are_refused(types: Any) -> None:
     with pytest.raises(ConfigurationError, match="response_content_types"):
         config(Probe(response_body=None), response_content_types=types)
@@ -121,8 +130,6 @@ async def test_one_request_s_skip_is_not_the_next_one_s() -> None:
 
 
 async def test_header_operations_of_an_answer_that_skips_hold() -> None:
-    from asgi_agents import HeaderOp
-
     app = App()
     answer = skip_body(request_headers=[HeaderOp.set("x-user", "alice")])
     await ask(app, config(Probe(request_headers=answer, request_body=None)), client=Client("POST", body=b"hello"))
@@ -176,7 +183,7 @@ async def test_an_agent_elsewhere_can_say_it(over: str, said: bool) -> None:
     assert heard == ["request_headers"] + ["request_body_chunk"] * (not said)
 
 
-@pytest.mark.parametrize("said", [1, "yes", None, []])
+@pytest.mark.parametrize("said", [1, "yes", []])
 async def test_only_true_and_false_are_said(said: Any) -> None:
     async def behave(stream: anyio.abc.ByteStream) -> None:
         while True:

@@ -48,7 +48,6 @@ class TestWhatAnAgentIsSaidToHear:
             elif fate != "nothing":
                 (link,) = second.links
                 await (link.say(3) if fate == "the second drains" else link.aclose())
-                second.path = "/nowhere"
             await settle()
             await event.answer()
 
