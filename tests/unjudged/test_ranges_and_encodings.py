@@ -105,7 +105,9 @@ def test_no_part_of_a_body_goes_out_alone(
             answer = client.get(path, headers=headers)
         except Exception:  # noqa: S112 - the connection was broken off
             continue
-        assert answer.status_code == (200 if kind is Writer else 451)
+        # A response that is broken off ends, for this client, like any other.
+        broken_off = kind is Reader and options == STREAM and not answer.content
+        assert broken_off or answer.status_code == (200 if kind is Writer else 451)
         assert "content-range" not in answer.headers
         assert "accept-ranges" not in answer.headers
         assert SECRET not in answer.content
