@@ -272,7 +272,8 @@ async def test_what_can_t_be_read_goes_by_the_failure_mode(coding: str, data: by
         assert not client.complete or client.status != 200
         assert client.body == b"" or not data.startswith(client.body) or "streaming" in name
         assert uploader.status != 200
-        assert app.body != data
+        # What streams may have passed, judged as far as it can be decoded; but nobody takes it for the whole.
+        assert app.body != data or ("streaming" in name and app.disconnected)
         assert app.calls == 0 or "streaming" in name
     assert sum(number for outcome, number in outcomes(down).items() if outcome != "allow") == 1
     assert sum(number for outcome, number in outcomes(up).items() if outcome != "allow") == 1
