@@ -2,18 +2,18 @@
 
 The candidates are the routes that match it, in the order given. Usually the first one holds. But a route of ours can
 match more than the app's route of the same spelling does: ``Route("/items")`` is for all methods, the app's ``/items``
-perhaps for GET alone, and the app sends a POST on to another handler. So where the candidates name different agents, the
-app's own router has the last word:
+perhaps for GET alone, and the app sends a POST on to another handler. So where the candidates name different agents,
+the app's own router has the last word:
 
 - The router is asked which of its routes it runs. What counts is the *full spelling* of that route: the prefixes of the
   mounts and included routers around it, and its own pattern.
-- A candidate is skipped if a route of the app has its full spelling and the router runs another one. A candidate that is
-  spelt like no route of the app, such as a catch-all, is never skipped.
+- A candidate is skipped if a route of the app has its full spelling and the router runs another one. A candidate that
+  is spelt like no route of the app, such as a catch-all, is never skipped.
 - If that leaves nobody, or if the router runs nothing (404, 405, a redirect, an error while matching), the first
   candidate holds.
 
-Therefore, whenever a handler runs, the agents of the route that is spelt like the handler's own have been asked, whatever
-the order of the routes; unless one stands before it that also matches and is spelt like no route of the app.
+Therefore, whenever a handler runs, the agents of the route that is spelt like the handler's own have been asked,
+whatever the order of the routes; unless one stands before it that also matches and is spelt like no route of the app.
 
 What can't be seen from here: a middleware between the agents and the app's router that rewrites the path.
 """
