@@ -69,13 +69,14 @@ class Resolver:
         What lasts holds for every connection with the same path, root path and method. All else depends on the app's
         routes, and is remembered here as long as they stay the same.
         """
-        if not self._routes:
-            return None, True
+        if not self._varied:
+            return self._router.match(scope), True
+        theirs = self._theirs_for(scope)
+        key = (scope["type"], str(scope.get("method", "")), scope.get("root_path") or "", scope["path"])
+        if key in theirs.settled:
+            return theirs.settled[key], False
         path, method = self._router.target(scope)
         candidates = self._router.candidates(path, method)
-        if not self._varied:
-            return (candidates[0] if candidates else None), True
-        theirs = self._theirs_for(scope)
         # Where a mount makes the app's routers see another path than the rest of ours, a handler can run whose pattern
         # does not match it. Starlette does so for a path that ends in a line break, and below a root path that is not a
         # prefix of the path.
@@ -84,9 +85,6 @@ class Resolver:
         shifted = theirs.shifts or outside or "\n" in path
         if not shifted and _agree(candidates):
             return (candidates[0] if candidates else None), True
-        key = (scope["type"], str(scope.get("method", "")), scope.get("root_path") or "", scope["path"])
-        if key in theirs.settled:
-            return theirs.settled[key], False
         if not shifted and not theirs.has(candidates[0]):
             route: Route | None = candidates[0]
         else:
@@ -152,7 +150,7 @@ class _Theirs:
     def __init__(self, router: routing.Router | None) -> None:
         self._router = router
         #: Every list of routes below, by its owner, and every app in a mount with what was found in it.
-        self._lists: dict[int, tuple[routing.Router, tuple[BaseRoute, ...]]] = {}
+        self._lists: dict[int, tuple[routing.Router, list[BaseRoute]]] = {}
         self._apps: list[tuple[object, routing.Router | None, str]] = []
         self._spellings: set[str] = set()
         self._mounts: set[str] = set()
@@ -175,7 +173,7 @@ class _Theirs:
             return False
         try:
             for owner, routes in self._lists.values():
-                if tuple(owner.routes) != routes:
+                if owner.routes != routes:
                     return False
             return all(_router_of(app) == (inner, root) for app, inner, root in self._apps)
         except Exception:
@@ -214,7 +212,7 @@ class _Theirs:
     def _add_router(self, router: routing.Router, prefix: str, around: frozenset[int]) -> None:
         if id(router) in around:
             return  # an app within itself
-        routes = tuple(router.routes)
+        routes = router.routes[:]
         self._lists[id(router)] = (router, routes)
         self._volatile = self._volatile or _is_foreign(router, "app")
         for route in routes:
@@ -225,7 +223,7 @@ class _Theirs:
         if _is_included(route):
             included = route.original_router
             self._volatile = self._volatile or _is_foreign(included)  # it may have a `matches` of its own
-            self._lists[id(included)] = (included, tuple(included.routes))
+            self._lists[id(included)] = (included, included.routes[:])
             for candidate in route.effective_candidates():
                 if _is_included(candidate):
                     self._add(candidate, prefix, around)
