@@ -1,7 +1,7 @@
 """The ASGI middleware."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -18,12 +18,10 @@ from .manager import AgentManager
 from .protocol import TOKEN, Headers
 from .protocol.validation import is_untouchable
 from .redaction import redact_secrets
+from .resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
 from .routing import Route, Router
 from .telemetry import mark_current_span
 
-# How many paths are remembered, of at most so many characters: anybody may ask for any.
-_MAX_KNOWN: Final = 2048
-_MAX_KNOWN_LENGTH: Final = 256
 _CONNECTIONS = frozenset({"http", "websocket"})
 # Where the headers of a response are.
 _HEADS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
@@ -38,8 +36,9 @@ class AgentMiddleware:
 
     :param agents: the agents; or
     :param manager: a manager that has them, to be shared or changed while serving.
-    :param routes: which agents hear which paths; the first match wins. None: every agent hears everything, in the order
-        given.
+    :param routes: which agents hear which paths; the first match wins. But a route that is spelt like one of the app's
+        yields to a later one where the app's router runs another (:mod:`asgi_agents.resolver`). None: every agent hears
+        everything, in the order given.
     :param default_agents: who hears connections that no route matches. None: nobody, if there are routes.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
@@ -96,6 +95,7 @@ class AgentMiddleware:
         self._exposed_as = exposed_as.encode() if expose_correlation_id else None
         self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
         self._router = Router(routes, default_agents, _root_path_of(app))
+        self._resolver = Resolver(self._router, app)
         self._render_challenge = challenge_renderer
         for reference in self._router.references:
             agent_id = reference if isinstance(reference, str) else reference[0]
@@ -104,7 +104,8 @@ class AgentMiddleware:
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
         self.manager.list_routes(self._router.listings)
-        # The agents of the paths that came lately; where more than the path decides, of all that does.
+        # The agents of the paths that came lately; where more than the path decides, of all that does. What depends on
+        # the app's own routes is not among it: the resolver remembers that.
         self._known: dict[str | tuple[str, str, str], Lineup] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -130,10 +131,11 @@ class AgentMiddleware:
             leave(entered)
 
     def _find(self, key: str | tuple[str, str, str], scope: Scope) -> Lineup:
-        references, route = self._router.find(scope)
+        found, lasts = self._resolver.resolve(scope)
+        references, route = self._router.heard_by(found)
         lineup = self.manager.lineup(references, route=route, missing_ok=True)
-        if (len(key) if isinstance(key, str) else sum(map(len, key))) <= _MAX_KNOWN_LENGTH:
-            if len(self._known) >= _MAX_KNOWN:
+        if lasts and (len(key) if isinstance(key, str) else sum(map(len, key))) <= MAX_KNOWN_LENGTH:
+            if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[key] = lineup
         return lineup
