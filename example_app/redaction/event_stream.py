@@ -6,9 +6,9 @@ A model writes an address in many events. What has to be read together:
   above tells several texts at that place apart.
 - Any other data: as they are, one after the other.
 
-Such a text ends with the stream. An event is passed on when it is sure what becomes of each text in it; but a text of
-which ``PATIENCE`` events say nothing doesn't hold up the others any longer. If it goes on later and makes an address of
-what has been passed on, only the rest of that can be redacted.
+An event is passed on when it is sure what becomes of each text in it. Two kinds of text don't hold it up: one of which
+the next ``PATIENCE`` events say nothing, and one that is the same word in every event, like a name or an id. If such a
+text goes on and makes an address of what has been passed on, only the rest of that can be redacted.
 
 All else stays as it is, to the byte, unless there are personal data in it: comments, names, ids and the ends of lines.
 """
@@ -30,6 +30,7 @@ PATIENCE = 3
 _REMEMBERED = 1000
 
 _DATA = re.compile(r"data(?:: ?([^\r\n]*))?(?=[\r\n]|\Z)")
+_LETTER = re.compile("[a-zA-Z]")
 _MARK = "\xef\xbb\xbf"
 _PLAIN = 0
 
@@ -70,6 +71,8 @@ class _RunningText:
 
     def __init__(self) -> None:
         self.last_event = 0
+        # The piece of which nothing but repetitions have come, if that is so.
+        self._only_piece: str | None = None
         # `_text` begins at `_origin` of the whole; what is before `_settled` is only context.
         self._text = ""
         self._origin = self._settled = 0
@@ -81,6 +84,12 @@ class _RunningText:
         self._text += text
         self.last_event = number
         event.unsettled += 1
+        if end == 0:
+            self._only_piece = text if _LETTER.search(text) else None
+        elif text == self._only_piece:
+            self.give_up()
+        else:
+            self._only_piece = None
 
     def settle(self, last: bool = False) -> None:
         """Redact what is sure, and let go of the events that have nothing else."""

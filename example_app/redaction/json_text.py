@@ -30,6 +30,8 @@ _DOCUMENT, _FIRST_ITEM = _VALUE | {"end"}, _VALUE | {"]"}
 _FIRST_KEY, _KEY, _COLON = {"string", "}"}, {"string"}, {":"}
 _AFTER_ITEM, _AFTER_MEMBER, _AFTER_DOCUMENT = {",", "]"}, {",", "}"}, {"end"}
 
+# Nothing that is looked for has fewer characters.
+_SHORTEST = 6
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
 _SHORT = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
@@ -131,6 +133,8 @@ def path_of(scalar: Scalar) -> int:
 
 def edits_for(text: str, scalar: Scalar) -> Iterator[Edit]:
     """What redacts that scalar. A number with a card in it becomes a string."""
+    if scalar.end - scalar.start < _SHORTEST:
+        return
     if scalar.kind == "number":
         if _is_card(text[scalar.start : scalar.end]):
             yield Edit(scalar.start, scalar.end, '"[card]"')
@@ -146,10 +150,10 @@ def _unescaped(escape: re.Match[str]) -> str:
 
 def _is_card(number: str) -> bool:
     spellings = [number.lstrip("-")]
-    if not number.isdigit():
+    if not number.isdigit() and len(number) > 15:
         try:
             value = abs(Decimal(number))
-            # The same number without an exponent, if it may have as many digits as a card.
+            # The same number without an exponent, if it has as many digits as a card, or a few more.
             spellings += [f"{value:f}"] if 0 <= value.adjusted() < 32 else []
         except ArithmeticError:
             # An exponent that is beyond all numbers.
