@@ -95,23 +95,26 @@ class _RunningText:
         """Redact what is sure, and let go of the events that have nothing else."""
         found, edge = settled(self._text, self._settled - self._origin, last)
         for kind, start, end in found:
-            self._redact(start + self._origin, end + self._origin, f"[{kind}]")
+            self._drop_parts(self._origin + start)
+            self._redact(kind, start, end)
         self._settled = edge + self._origin
         self._drop_parts(self._settled)
         context = max(0, edge - CONTEXT)
         self._text, self._origin = self._text[context:], self._origin + context
 
     def give_up(self) -> None:
-        """Hold up no event any longer."""
+        """Hold up no event any longer. What looks like personal data so far is redacted, whatever may come."""
+        for found in find(self._text, self._settled - self._origin):
+            self._redact(*found)
         for part in self._parts:
             part.let_go()
 
-    def _redact(self, start: int, end: int, label: str) -> None:
-        self._drop_parts(start)
+    def _redact(self, kind: str, start: int, end: int) -> None:
+        start, end, label = start + self._origin, end + self._origin, f"[{kind}]"
         for part in self._parts:
             if part.start >= end:
                 break
-            if not part.event.passed:
+            if part.end > start and not part.event.passed:
                 first, behind = max(start, part.start) - part.start, min(end, part.end) - part.start
                 part.event.redact(part.places[first], part.places[behind], label)
                 # The label takes the place of the first piece, the others go.
