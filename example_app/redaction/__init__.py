@@ -39,7 +39,6 @@ __all__ = [
 
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^"';\s]+)""", re.IGNORECASE)
 _EXTENDING_ASCII = {"ascii", "iso8859-1", "utf-8"}
-_JSON = {"json", "x-json"}
 _NDJSON = {"jsonl", "x-jsonl", "jsonlines", "x-jsonlines", "ndjson", "x-ndjson", "stream+json"}
 _TEXT = {"xml", "javascript", "yaml", "x-yaml"}
 
@@ -76,10 +75,10 @@ def _redactor(main: str, subtype: str) -> Redactor | None:
         return EventStreamRedactor()
     if subtype in _NDJSON:
         return NdjsonRedactor()
-    if subtype in _JSON or subtype.endswith("+json"):
+    if "json" in subtype:
         return JsonRedactor()
-    if main == "multipart" or "json" in subtype:
-        raise UnreadableError("a body of several parts, or a relative of JSON that nobody knows")
+    if main == "multipart":
+        raise UnreadableError("each part has a type of its own")
     if main == "text" or subtype in _TEXT or subtype.endswith(("+xml", "+yaml")):
         return TextRedactor()
     return None

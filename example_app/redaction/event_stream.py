@@ -46,8 +46,7 @@ class _Event:
 
     def redact(self, start: int, end: int, label: str) -> None:
         # A blank at the beginning of data would be taken for the one that may stand behind the colon: put that there.
-        bare = self.raw[start - 1 : start] == ":" and self.raw[start : start + 1] != " " and label == ""
-        self.edits.append(Edit(start, end, " " if bare else label))
+        self.edits.append(Edit(start, end, label or " " if self.raw[start - 1 : start] == ":" else label))
 
 
 @dataclass(slots=True, eq=False)

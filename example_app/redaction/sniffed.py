@@ -7,8 +7,8 @@ from .event_stream import EventStreamRedactor
 from .json_body import JsonRedactor, NdjsonRedactor
 from .text import TextRedactor
 
-# White space and the bytes of UTF-8's byte order mark, which say nothing and are passed on.
-_SAYING_NOTHING = b" \t\r\n\xef\xbb\xbf"
+# White space and the bytes of UTF-8's byte order mark: passed on before it is known what follows.
+_SKIPPED = b" \t\r\n\xef\xbb\xbf"
 _EVENTS = re.compile(rb"(?:data|event|id|retry)?:")
 # As many bytes as the longest of these has.
 _ENOUGH = 6
@@ -26,7 +26,7 @@ class SniffedRedactor:
         passed = b""
         if self._redactor is None:
             data = self._begun + data
-            content = data.lstrip(_SAYING_NOTHING)
+            content = data.lstrip(_SKIPPED)
             passed, data = data[: len(data) - len(content)], content
             if len(content) < _ENOUGH and not last:
                 self._begun = content
