@@ -48,6 +48,10 @@ class UnknownAgentError(AgentsError, LookupError):
     """No agent has that id."""
 
 
+class NoAgentContextError(AgentsError, LookupError):
+    """A handler asked for its :class:`~asgi_agents.AgentContext`, and no agents are asked about its path."""
+
+
 class GuardrailUnavailableError(AgentError, HTTPException):
     """A fail-closed guardrail agent gave no verdict.
 

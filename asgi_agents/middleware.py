@@ -1,6 +1,7 @@
 """The ASGI middleware."""
 
 from collections.abc import Iterable, Sequence
+from keyword import iskeyword
 from typing import Any, Final
 
 from opentelemetry.metrics import MeterProvider
@@ -12,6 +13,7 @@ from .config import AgentConfig
 from .correlation import current, enter, leave
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .exchange import AgentContext, ChallengeRenderer, serve_http, serve_websocket
+from .exchange.context import STATE_KEY
 from .exchange.scope import CORRELATION_HEADER, headers_of
 from .lineup import AgentReference, Lineup
 from .manager import AgentManager
@@ -43,6 +45,9 @@ class AgentMiddleware:
     :param default_agents: who hears connections that no route matches. None: nobody, if there are routes.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
+    :param state_key: a second name of the connection's :class:`AgentContext` in ``scope["state"]``, where it is always
+        ``asgi_agents``: ``request.state.agents``. A state that has something else of that name keeps it. None: no
+        second name.
     :param correlation_header: the request header whose value, if it is a sane token of at most 128 characters, names
         the connection to agents, in logs and in spans. None: it is always named here, with a UUIDv7.
     :param expose_correlation_id: put that name into every response that comes from here or from within, in the header
@@ -67,6 +72,7 @@ class AgentMiddleware:
         routes: Sequence[Route] | None = None,
         default_agents: Iterable[AgentReference] | None = None,
         challenge_renderer: ChallengeRenderer | None = None,
+        state_key: str | None = "agents",
         correlation_header: str | None = "x-request-id",
         expose_correlation_id: bool = False,
         audit_headers: Iterable[str] = (),
@@ -97,6 +103,7 @@ class AgentMiddleware:
         self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
         self._router = Router(routes, default_agents, _root_path_of(app))
         self._render_challenge = challenge_renderer
+        self._alias = _checked_alias(state_key)
         for reference in self._router.references:
             agent_id = reference if isinstance(reference, str) else reference[0]
             try:
@@ -141,13 +148,17 @@ class AgentMiddleware:
     async def _guard(self, lineup: Lineup, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve a connection that has agents, or is to be named all the same."""
         state = scope.setdefault("state", {})
-        outer = state.get("agents")
+        outer = state.get(STATE_KEY)
         headers = Headers.from_raw(headers_of(scope), whole=not lineup.heads_stay)
         name = self._correlation_header
         context = AgentContext(self.manager, lineup, None, lineup.route, name, headers)
         audit: Audit | None = None
         error: str | None = None
-        state["agents"] = context
+        state[STATE_KEY] = context
+        alias = self._alias
+        aliased = None if alias is None else state.get(alias, context)
+        if isinstance(aliased, AgentContext):
+            state[alias] = context
         lineup.connections += 1
         entered = enter(context)
         try:
@@ -176,7 +187,11 @@ class AgentMiddleware:
             leave(entered)
             if outer is not None:
                 # A middleware around this one has agents of its own.
-                state["agents"] = outer
+                state[STATE_KEY] = outer
+                if alias is not None and state.get(alias) is context:
+                    state[alias] = aliased
+                    if aliased is context:
+                        del state[alias]
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Connect the agents before the app starts, close them after it has ended."""
@@ -222,7 +237,7 @@ def _root_path_of(app: object) -> str:
 
 def _is_guarded(scope: Scope) -> bool:
     """Whether a middleware around this one has given the connection its id."""
-    return isinstance((scope.get("state") or {}).get("agents"), AgentContext)
+    return isinstance((scope.get("state") or {}).get(STATE_KEY), AgentContext)
 
 
 def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, context: AgentContext) -> Send:
@@ -237,6 +252,17 @@ def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, context:
             audit.sent(message)
 
     return watched
+
+
+def _checked_alias(name: object) -> str | None:
+    """The second name of the context; None where there is none."""
+    if name is None or name == STATE_KEY:
+        return None
+    if not isinstance(name, str) or not name.isidentifier() or iskeyword(name):
+        raise ConfigurationError(
+            f"AgentMiddleware: state_key={name!r}, expected an identifier such as 'agents', or None for no second name"
+        )
+    return name
 
 
 def _checked_header(name: object) -> str:
