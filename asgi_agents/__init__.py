@@ -24,7 +24,7 @@ from .errors import (
     ResponseAborted,
     UnknownAgentError,
 )
-from .exchange import AgentContext
+from .exchange import AgentContext, ErrorInfo, ErrorRenderer, fastapi_error
 from .manager import AgentManager
 from .metrics import AgentMetrics, AgentStatistics, Incident
 from .middleware import AgentMiddleware
@@ -127,6 +127,8 @@ __all__ = [
     "Detection",
     "Encoding",
     "EndpointStatistics",
+    "ErrorInfo",
+    "ErrorRenderer",
     "Event",
     "EventTooLargeError",
     "EventType",
@@ -171,6 +173,7 @@ __all__ = [
     "WebSocketFrameEvent",
     "__version__",
     "current_correlation_id",
+    "fastapi_error",
     "protect",
     "redact_secrets",
     "status_app",

@@ -12,7 +12,7 @@ from .audit import Audit, AuditHook, Auditor, Redact
 from .config import AgentConfig
 from .correlation import current, enter, leave
 from .errors import AgentError, ConfigurationError, UnknownAgentError
-from .exchange import AgentContext, ChallengeRenderer, serve_http, serve_websocket
+from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
 from .exchange.context import STATE_KEY
 from .exchange.scope import CORRELATION_HEADER, headers_of
 from .lineup import AgentReference, Lineup
@@ -45,6 +45,13 @@ class AgentMiddleware:
     :param default_agents: who hears connections that no route matches. None: nobody, if there are routes.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
+    :param render_error: makes the response to a client that an agent denies or fails for, from an :class:`ErrorInfo`
+        and the scope, on the event loop: it must not block. :func:`fastapi_error` makes FastAPI's
+        ``{"detail": ...}``. None: text, or ``application/problem+json`` for a client that prefers JSON. Its response
+        must have its body in memory; background tasks of it are not run. The headers that agents give to the reply are
+        put on it. A status below 400 is replaced by that of the denial or failure. Where it raises, or returns
+        something else, the client gets the built-in reply, and the log says so once a minute. Redirects and challenges,
+        and what ends a response that has begun, are none of its business.
     :param state_key: a second name of the connection's :class:`AgentContext` in ``scope["state"]``, where it is always
         ``asgi_agents``: ``request.state.agents``. A state that has something else of that name keeps it. None: no
         second name.
@@ -72,6 +79,7 @@ class AgentMiddleware:
         routes: Sequence[Route] | None = None,
         default_agents: Iterable[AgentReference] | None = None,
         challenge_renderer: ChallengeRenderer | None = None,
+        render_error: ErrorRenderer | None = None,
         state_key: str | None = "agents",
         correlation_header: str | None = "x-request-id",
         expose_correlation_id: bool = False,
@@ -85,8 +93,7 @@ class AgentMiddleware:
             raise ConfigurationError("AgentMiddleware: expected either agents or manager, and not both")
         if manager is not None and not isinstance(manager, AgentManager):
             raise ConfigurationError(f"AgentMiddleware: manager={manager!r}, expected an AgentManager")
-        if challenge_renderer is not None and not callable(challenge_renderer):
-            raise ConfigurationError(f"AgentMiddleware: challenge_renderer={challenge_renderer!r}, expected a callable")
+        self._renderers = Renderers(challenge_renderer, render_error)
         if manager is None:
             manager = AgentManager(agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider)
         elif tracer_provider is not None or meter_provider is not None:
@@ -102,7 +109,6 @@ class AgentMiddleware:
         self._exposed_as = exposed_as.encode() if expose_correlation_id else None
         self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
         self._router = Router(routes, default_agents, _root_path_of(app))
-        self._render_challenge = challenge_renderer
         self._alias = _checked_alias(state_key)
         for reference in self._router.references:
             agent_id = reference if isinstance(reference, str) else reference[0]
@@ -172,9 +178,9 @@ class AgentMiddleware:
                 send = _watched(send, audit, self._exposed_as, context)
             if scope["type"] == "http":
                 if lineup.concerns_http:
-                    return await serve_http(self.app, context, scope, receive, send, self._render_challenge)
+                    return await serve_http(self.app, context, scope, receive, send, self._renderers)
             elif lineup.concerns_websockets:
-                return await serve_websocket(self.app, context, scope, receive, send, self._render_challenge)
+                return await serve_websocket(self.app, context, scope, receive, send, self._renderers)
             return await self.app(scope, receive, send)
         except BaseException as exc:
             error = type(exc).__name__
