@@ -19,11 +19,12 @@ from .errors import (
     ConfigurationError,
     EventTooLargeError,
     GuardrailUnavailableError,
+    NoAgentContextError,
     NotApplicableError,
     ResponseAborted,
     UnknownAgentError,
 )
-from .exchange import AgentContext
+from .exchange import AgentContext, ErrorInfo, ErrorRenderer, fastapi_error
 from .manager import AgentManager
 from .metrics import AgentMetrics, AgentStatistics, Incident
 from .middleware import AgentMiddleware
@@ -126,6 +127,8 @@ __all__ = [
     "Detection",
     "Encoding",
     "EndpointStatistics",
+    "ErrorInfo",
+    "ErrorRenderer",
     "Event",
     "EventTooLargeError",
     "EventType",
@@ -147,6 +150,7 @@ __all__ = [
     "InspectionType",
     "LoadBalancing",
     "MetricsReport",
+    "NoAgentContextError",
     "NotApplicableError",
     "Opcode",
     "Redirect",
@@ -169,6 +173,7 @@ __all__ = [
     "WebSocketFrameEvent",
     "__version__",
     "current_correlation_id",
+    "fastapi_error",
     "protect",
     "redact_secrets",
     "status_app",

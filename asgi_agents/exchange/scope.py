@@ -32,8 +32,14 @@ _id_prefix = ""
 
 
 def headers_of(scope: Scope) -> RawHeaders:
-    """The connection's headers; a scope made by hand may have none."""
+    """The connection's headers; a scope made by hand may have none.
+
+    ASGI allows any iterable, and some can be read only once. What is neither a list nor a tuple becomes a list, in the
+    scope as well, for the app is not the only one that reads it.
+    """
     headers: RawHeaders = scope.get("headers") or []
+    if type(headers) is not list and not isinstance(headers, list | tuple):
+        headers = scope["headers"] = [(name, value) for name, value in headers]
     return headers
 
 
