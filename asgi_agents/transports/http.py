@@ -20,7 +20,8 @@ from ..errors import (
 )
 from ..protocol import TOKEN, Answer, Encoding, Event, EventType, decode_answer, encode_event
 from ..trace_context import inject_trace_context
-from .connections import Connections, ConnectionStack, PerEventLoop, SharedTransport
+from .connections import Connections, ConnectionStack, SharedTransport
+from .per_event_loop import PerEventLoop
 from .tls import ClientCertificate, client_context
 
 if TYPE_CHECKING:
