@@ -1166,7 +1166,6 @@ def guard(app: FastAPI, agent: AgentConfig, around: tuple[list[Middleware], list
     return app
 
 
-@pytest.mark.filterwarnings("ignore::starlette.exceptions.StarletteDeprecationWarning")
 def test_fastapi_does_what_it_does_without_agents(
     anyio_backend: str,
     reads: Reads,

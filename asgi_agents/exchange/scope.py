@@ -117,8 +117,9 @@ def new_id() -> str:
 _BLOCK = 256
 # The random ends of ids to come: the operating system answers slowly, so that it is asked for many at once.
 _id_suffixes: list[str] = []
-# A child process must not make its parent's ids.
-os.register_at_fork(after_in_child=_id_suffixes.clear)
+# A child process must not make its parent's ids. Where processes can't fork (Windows), there is no such function.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_id_suffixes.clear)
 
 
 def _make_suffixes() -> None:
