@@ -130,12 +130,13 @@ def test_every_module_can_be_imported_but_the_one_for_unix_sockets() -> None:
         "AgentConfig('waf', ['tcp://127.0.0.1:9', 'unix:///run/agent.sock'])",
         "HttpTransport('http://agent/', uds='/run/agent.sock')",
         "HttpTransport('http://agent/', uds='/run/agent.sock', transport='aiohttp')",
-        "anyio.run(serve_stream, Agent(), 'unix:///run/agent.sock')",
+        "anyio.run(serve_stream, Waf(), 'unix:///run/agent.sock')",
     ],
 )
 def test_a_unix_socket_is_a_configuration_error_that_says_so(code: str) -> None:
     printed = run(
         "import anyio\nfrom asgi_agents import *\nfrom asgi_agents.serve import serve_stream\n"
+        "class Waf(Agent):\n    async def on_request_headers(self, event): ...\n"
         f"try:\n    {code}\nexcept ConfigurationError as exc:\n    print(exc)"
     )
     assert UNIX in printed
