@@ -1181,7 +1181,7 @@ def test_fastapi_does_what_it_does_without_agents(
         ledger = Ledger()
         app = fastapi_app(ledger, file)
         if guarded:
-            guard(app, configured(reads, **modes), around)
+            guard(app, configured(reads, ranges=True, **modes), around)
         else:
             app.user_middleware[:] = [*around[0], *around[1]]
         with client_of(app, anyio_backend, raise_server_exceptions=False) as client:
