@@ -1,5 +1,7 @@
 """ASGI middleware that puts external and in-process agents in front of any FastAPI or Starlette app."""
 
+from typing import TYPE_CHECKING
+
 from ._version import __version__
 from .agent import Agent
 from .audit import AuditAgent, AuditAnswer, AuditHook, AuditRecord
@@ -19,11 +21,12 @@ from .errors import (
     ConfigurationError,
     EventTooLargeError,
     GuardrailUnavailableError,
+    NoAgentContextError,
     NotApplicableError,
     ResponseAborted,
     UnknownAgentError,
 )
-from .exchange import AgentContext
+from .exchange import AgentContext, ErrorInfo, ErrorRenderer, fastapi_error
 from .manager import AgentManager
 from .metrics import AgentMetrics, AgentStatistics, Incident
 from .middleware import AgentMiddleware
@@ -74,15 +77,26 @@ from .protocol.stream import (
 )
 from .redaction import redact_secrets
 from .routing import Route
-from .status import status_app
-from .transports import (
-    EndpointStatistics,
-    HttpTransport,
-    InProcessTransport,
-    LoadBalancing,
-    StreamTransport,
-    Transport,
-)
+from .transports import EndpointStatistics, InProcessTransport, LoadBalancing, StreamTransport, Transport
+
+if TYPE_CHECKING:
+    from .status import status_app
+    from .transports import HttpTransport
+else:
+    # What only some need is imported when it is asked for (PEP 562): httpx alone takes as long as all the rest.
+    _LAZY = {"HttpTransport": "transports", "status_app": "status"}
+
+    def __getattr__(name: str) -> object:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -126,6 +140,8 @@ __all__ = [
     "Detection",
     "Encoding",
     "EndpointStatistics",
+    "ErrorInfo",
+    "ErrorRenderer",
     "Event",
     "EventTooLargeError",
     "EventType",
@@ -147,6 +163,7 @@ __all__ = [
     "InspectionType",
     "LoadBalancing",
     "MetricsReport",
+    "NoAgentContextError",
     "NotApplicableError",
     "Opcode",
     "Redirect",
@@ -169,6 +186,7 @@ __all__ = [
     "WebSocketFrameEvent",
     "__version__",
     "current_correlation_id",
+    "fastapi_error",
     "protect",
     "redact_secrets",
     "status_app",

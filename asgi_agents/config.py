@@ -10,7 +10,7 @@ from .errors import ConfigurationError
 from .protocol import TOKEN, EventType
 from .protocol.stream import Framing
 from .redaction import redact_secrets
-from .transports import HttpTransport, InProcessTransport, StreamTransport, Transport
+from .transports import InProcessTransport, StreamTransport, Transport
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
@@ -218,6 +218,9 @@ def _resolve_transport(where: str, given: object) -> Transport | StreamTransport
         return InProcessTransport(given)
     if isinstance(given, str):
         if given.startswith(("http://", "https://")):
+            # Imported here because httpx, which comes with it, takes long to import.
+            from .transports.http import HttpTransport
+
             return HttpTransport(given)
         if not given.startswith(_STREAM_SCHEMES):
             raise ConfigurationError(

@@ -131,7 +131,8 @@ class AgentDecision(Struct, frozen=True, kw_only=True):
 
     ``decided_by`` names the agent that stopped it, ``failure`` is set when it did so by failing. Where nothing stopped
     it, header operations and mutations are those of all agents in route order; where something did, only the decider's
-    ``response_headers`` are kept, for the reply. ``verdicts`` has every agent that answered, shadow agents too.
+    ``response_headers`` are kept, for the reply, and as ``always_headers`` those with ``always`` of all others that
+    answered. ``verdicts`` has every agent that answered, shadow agents too.
     """
 
     decision: Decision = Allow()
@@ -140,6 +141,7 @@ class AgentDecision(Struct, frozen=True, kw_only=True):
     failure: Failure | None = None
     request_headers: Sequence[HeaderOp] = ()
     response_headers: Sequence[HeaderOp] = ()
+    always_headers: Sequence[HeaderOp] = ()
     routing_metadata: Mapping[str, str] = {}
     request_body_mutation: BodyMutation | None = None
     response_body_mutation: BodyMutation | None = None
@@ -269,6 +271,7 @@ def merge(verdicts: Iterable[Verdict], *, final: bool = True) -> AgentDecision:
             websocket_decision=denial.response.websocket_decision,
             decided_by=denial.agent_id,
             response_headers=denial.response.response_headers,
+            always_headers=_always_headers(verdicts, denial),
             routing_metadata=denial.response.routing_metadata,
             verdicts=verdicts,
         )
@@ -278,9 +281,21 @@ def merge(verdicts: Iterable[Verdict], *, final: bool = True) -> AgentDecision:
             decision=failure_block(breakdown.failure),
             decided_by=breakdown.agent_id,
             failure=breakdown.failure,
+            always_headers=_always_headers(verdicts, breakdown),
             verdicts=verdicts,
         )
     return _merge_allowing(verdicts)
+
+
+def _always_headers(verdicts: Iterable[Verdict], decider: Verdict) -> Sequence[HeaderOp]:
+    """The header operations for every response of all but the decider, in route order."""
+    return tuple(
+        op
+        for verdict in verdicts
+        if verdict is not decider and verdict.enforced and verdict.response is not None
+        for op in verdict.response.response_headers
+        if op.always
+    )
 
 
 def _merge_allowing(verdicts: tuple[Verdict, ...]) -> AgentDecision:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 import time
-import traceback
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from dataclasses import replace
@@ -28,6 +27,7 @@ from .errors import (
     AgentUnavailableError,
     EventTooLargeError,
     NotApplicableError,
+    origin_of,
     printable,
 )
 from .limiter import Limiter
@@ -738,7 +738,7 @@ class Guard:
             case _:
                 # Not str(exc): an agent's own exception may carry the data that it choked on.
                 return Failure(
-                    FailureKind.ERROR, self._describe(event_type, f"raised {type(exc).__name__} at {_origin(exc)}")
+                    FailureKind.ERROR, self._describe(event_type, f"raised {type(exc).__name__} at {origin_of(exc)}")
                 )
 
     def _describe(self, event_type: EventType, fault: str) -> str:
@@ -850,11 +850,3 @@ def _guardrail_from(response: AgentResponse) -> GuardrailResponse:
             for category in response.audit.reason_codes or response.audit.tags or ("blocked",)
         ),
     )
-
-
-def _origin(exc: Exception) -> str:
-    """Where an exception was raised, as ``file.py:12``. Reads no source, which would block the event loop."""
-    place = "an unknown place"
-    for frame, line in traceback.walk_tb(exc.__traceback__):
-        place = f"{frame.f_code.co_filename.rpartition('/')[2]}:{line}"
-    return place

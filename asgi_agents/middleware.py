@@ -1,7 +1,8 @@
 """The ASGI middleware."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from keyword import iskeyword
+from typing import Any
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -11,19 +12,18 @@ from .audit import Audit, AuditHook, Auditor, Redact
 from .config import AgentConfig
 from .correlation import current, enter, leave
 from .errors import AgentError, ConfigurationError, UnknownAgentError
-from .exchange import AgentContext, ChallengeRenderer, serve_http, serve_websocket
+from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
+from .exchange.context import STATE_KEY
 from .exchange.scope import CORRELATION_HEADER, headers_of
 from .lineup import AgentReference, Lineup
 from .manager import AgentManager
 from .protocol import TOKEN, Headers
 from .protocol.validation import is_untouchable
 from .redaction import redact_secrets
+from .resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
 from .routing import Route, Router
 from .telemetry import mark_current_span
 
-# How many paths are remembered, of at most so many characters: anybody may ask for any.
-_MAX_KNOWN: Final = 2048
-_MAX_KNOWN_LENGTH: Final = 256
 _CONNECTIONS = frozenset({"http", "websocket"})
 # Where the headers of a response are.
 _HEADS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
@@ -38,11 +38,22 @@ class AgentMiddleware:
 
     :param agents: the agents; or
     :param manager: a manager that has them, to be shared or changed while serving.
-    :param routes: which agents hear which paths; the first match wins. None: every agent hears everything, in the order
-        given.
+    :param routes: which agents hear which paths; the first match wins. But a route that is spelt like one of the app's
+        yields to a later one where the app's router runs another (:mod:`asgi_agents.resolver`). None: every agent hears
+        everything, in the order given.
     :param default_agents: who hears connections that no route matches. None: nobody, if there are routes.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
+    :param render_error: makes the response to a client that an agent denies or fails for, from an :class:`ErrorInfo`
+        and the scope, on the event loop: it must not block. :func:`fastapi_error` makes FastAPI's
+        ``{"detail": ...}``. None: text, or ``application/problem+json`` for a client that prefers JSON. Its response
+        must have its body in memory; background tasks of it are not run. The headers that agents give to the reply are
+        put on it. A status below 400 is replaced by that of the denial or failure. Where it raises, or returns
+        something else, the client gets the built-in reply, and the log says so once a minute. Redirects and challenges,
+        and what ends a response that has begun, are none of its business.
+    :param state_key: a second name of the connection's :class:`AgentContext` in ``scope["state"]``, where it is always
+        ``asgi_agents``: ``request.state.agents``. A state that has something else of that name keeps it. None: no
+        second name.
     :param correlation_header: the request header whose value, if it is a sane token of at most 128 characters, names
         the connection to agents, in logs and in spans. None: it is always named here, with a UUIDv7.
     :param expose_correlation_id: put that name into every response that comes from here or from within, in the header
@@ -67,6 +78,8 @@ class AgentMiddleware:
         routes: Sequence[Route] | None = None,
         default_agents: Iterable[AgentReference] | None = None,
         challenge_renderer: ChallengeRenderer | None = None,
+        render_error: ErrorRenderer | None = None,
+        state_key: str | None = "agents",
         correlation_header: str | None = "x-request-id",
         expose_correlation_id: bool = False,
         audit_headers: Iterable[str] = (),
@@ -79,8 +92,7 @@ class AgentMiddleware:
             raise ConfigurationError("AgentMiddleware: expected either agents or manager, and not both")
         if manager is not None and not isinstance(manager, AgentManager):
             raise ConfigurationError(f"AgentMiddleware: manager={manager!r}, expected an AgentManager")
-        if challenge_renderer is not None and not callable(challenge_renderer):
-            raise ConfigurationError(f"AgentMiddleware: challenge_renderer={challenge_renderer!r}, expected a callable")
+        self._renderers = Renderers(challenge_renderer, render_error)
         if manager is None:
             manager = AgentManager(agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider)
         elif tracer_provider is not None or meter_provider is not None:
@@ -96,7 +108,8 @@ class AgentMiddleware:
         self._exposed_as = exposed_as.encode() if expose_correlation_id else None
         self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
         self._router = Router(routes, default_agents, _root_path_of(app))
-        self._render_challenge = challenge_renderer
+        self._resolver = Resolver(self._router, app)
+        self._alias = _checked_alias(state_key)
         for reference in self._router.references:
             agent_id = reference if isinstance(reference, str) else reference[0]
             try:
@@ -104,7 +117,8 @@ class AgentMiddleware:
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
         self.manager.list_routes(self._router.listings)
-        # The agents of the paths that came lately; where more than the path decides, of all that does.
+        # The agents of the paths that came lately; where more than the path decides, of all that does. What depends on
+        # the app's own routes is not among it: the resolver remembers that.
         self._known: dict[str | tuple[str, str, str], Lineup] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -130,10 +144,11 @@ class AgentMiddleware:
             leave(entered)
 
     def _find(self, key: str | tuple[str, str, str], scope: Scope) -> Lineup:
-        references, route = self._router.find(scope)
+        found, lasts = self._resolver.resolve(scope)
+        references, route = self._router.heard_by(found)
         lineup = self.manager.lineup(references, route=route, missing_ok=True)
-        if (len(key) if isinstance(key, str) else sum(map(len, key))) <= _MAX_KNOWN_LENGTH:
-            if len(self._known) >= _MAX_KNOWN:
+        if lasts and (len(key) if isinstance(key, str) else sum(map(len, key))) <= MAX_KNOWN_LENGTH:
+            if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[key] = lineup
         return lineup
@@ -141,13 +156,17 @@ class AgentMiddleware:
     async def _guard(self, lineup: Lineup, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve a connection that has agents, or is to be named all the same."""
         state = scope.setdefault("state", {})
-        outer = state.get("agents")
+        outer = state.get(STATE_KEY)
         headers = Headers.from_raw(headers_of(scope), whole=not lineup.heads_stay)
         name = self._correlation_header
         context = AgentContext(self.manager, lineup, None, lineup.route, name, headers)
         audit: Audit | None = None
         error: str | None = None
-        state["agents"] = context
+        state[STATE_KEY] = context
+        alias = self._alias
+        aliased = None if alias is None else state.get(alias, context)
+        if isinstance(aliased, AgentContext):
+            state[alias] = context
         lineup.connections += 1
         entered = enter(context)
         try:
@@ -161,9 +180,9 @@ class AgentMiddleware:
                 send = _watched(send, audit, self._exposed_as, context)
             if scope["type"] == "http":
                 if lineup.concerns_http:
-                    return await serve_http(self.app, context, scope, receive, send, self._render_challenge)
+                    return await serve_http(self.app, context, scope, receive, send, self._renderers)
             elif lineup.concerns_websockets:
-                return await serve_websocket(self.app, context, scope, receive, send, self._render_challenge)
+                return await serve_websocket(self.app, context, scope, receive, send, self._renderers)
             return await self.app(scope, receive, send)
         except BaseException as exc:
             error = type(exc).__name__
@@ -176,7 +195,11 @@ class AgentMiddleware:
             leave(entered)
             if outer is not None:
                 # A middleware around this one has agents of its own.
-                state["agents"] = outer
+                state[STATE_KEY] = outer
+                if alias is not None and state.get(alias) is context:
+                    state[alias] = aliased
+                    if aliased is context:
+                        del state[alias]
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Connect the agents before the app starts, close them after it has ended."""
@@ -222,7 +245,7 @@ def _root_path_of(app: object) -> str:
 
 def _is_guarded(scope: Scope) -> bool:
     """Whether a middleware around this one has given the connection its id."""
-    return isinstance((scope.get("state") or {}).get("agents"), AgentContext)
+    return isinstance((scope.get("state") or {}).get(STATE_KEY), AgentContext)
 
 
 def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, context: AgentContext) -> Send:
@@ -237,6 +260,17 @@ def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, context:
             audit.sent(message)
 
     return watched
+
+
+def _checked_alias(name: object) -> str | None:
+    """The second name of the context; None where there is none."""
+    if name is None or name == STATE_KEY:
+        return None
+    if not isinstance(name, str) or not name.isidentifier() or iskeyword(name):
+        raise ConfigurationError(
+            f"AgentMiddleware: state_key={name!r}, expected an identifier such as 'agents', or None for no second name"
+        )
+    return name
 
 
 def _checked_header(name: object) -> str:

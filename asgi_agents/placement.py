@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .audit import AuditHook, Redact
 from .config import AgentConfig
 from .errors import ConfigurationError
-from .exchange import ChallengeRenderer
+from .exchange import ChallengeRenderer, ErrorRenderer
 from .lineup import AgentReference
 from .manager import AgentManager
 from .middleware import AgentMiddleware
@@ -35,6 +35,8 @@ def protect(
     routes: Sequence[Route] | None = None,
     default_agents: Iterable[AgentReference] | None = None,
     challenge_renderer: ChallengeRenderer | None = None,
+    render_error: ErrorRenderer | None = None,
+    state_key: str | None = "agents",
     correlation_header: str | None = "x-request-id",
     expose_correlation_id: bool = False,
     audit_headers: Iterable[str] = (),
@@ -87,6 +89,8 @@ def protect(
         routes=routes,
         default_agents=default_agents,
         challenge_renderer=challenge_renderer,
+        render_error=render_error,
+        state_key=state_key,
         correlation_header=correlation_header,
         expose_correlation_id=expose_correlation_id,
         audit_headers=audit_headers,

@@ -17,14 +17,14 @@ class Route:
     """The agents of all connections whose path matches ``path``.
 
     :param path: a pattern in Starlette's syntax (``/items/{id:int}``, ``/api/{rest:path}``), matched against the whole
-        path below the app's ``root_path``. Unlike an app's route, ``{rest:path}`` also matches line breaks: a path must
-        not slip past its agents by one.
+        path below the app's ``root_path``, prefixes of mounts included. It matches what an app's route with that
+        pattern matches, no more and no less.
     :param agents: ids, or pairs of id and the failure mode that holds on this route. The order decides who is asked
         first along a chain and whose denial counts among several. Empty: nobody listens.
     :param methods: None means all. ``GET`` includes ``HEAD``, and websocket handshakes, which are GET requests.
     """
 
-    __slots__ = ("agents", "methods", "path", "prefix", "regex")
+    __slots__ = ("across_lines", "agents", "methods", "path", "prefix", "regex")
 
     def __init__(self, path: str, agents: Iterable[AgentReference], *, methods: Iterable[str] | None = None) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
@@ -34,9 +34,10 @@ class Route:
         except (AssertionError, ValueError) as exc:
             raise ConfigurationError(f"Route({path!r}): path: {exc}") from exc
         self.path = path
-        # An app's route ends in `$`, which lets one line break follow; and `{rest:path}` stops at a line break, where
-        # another route of the app may not. Whatever any of them takes for this path, the agents are to hear.
-        self.regex = re.compile(regex.pattern.removesuffix("$") + r"\n?\Z", re.DOTALL)
+        #: The app's own: whatever another one matched, it would take from a route that the app prefers.
+        self.regex = regex
+        #: The same, but ``{rest:path}`` does not stop at a line break. For the resolver alone.
+        self.across_lines = re.compile(regex.pattern, regex.flags | re.DOTALL)
         #: What every path that matches begins with.
         self.prefix = path.partition("{")[0]
         self.agents = _checked_references(path, agents)
@@ -53,12 +54,19 @@ class Route:
         return f"Route({self.path!r}, agents={list(self.agents)!r})"
 
     def matches(self, path: str, method: str) -> bool:
-        """Whether the route is for that path, below ``root_path``, and method, in upper case."""
-        return (self.methods is None or method in self.methods) and self.regex.match(path) is not None
+        """Whether the route is for that path, below ``root_path``, and method, in upper case.
+
+        The path is matched as a Starlette ``Route`` with the same pattern matches it.
+        """
+        return self.takes(method) and self.regex.match(path) is not None
+
+    def takes(self, method: str) -> bool:
+        """Whether the route is for that method, in upper case."""
+        return self.methods is None or method in self.methods
 
 
 class Router:
-    """Finds the first route that matches a connection.
+    """Finds the routes that match a connection.
 
     A route can only match what begins as its pattern does, up to the first parameter. So those that may match are found
     with a look-up for each length that such a beginning has, however many routes there are, and the pattern is tried on
@@ -114,14 +122,10 @@ class Router:
         return (self.default_agents, None) if route is None else (route.agents, route.path)
 
     def match(self, scope: Scope) -> Route | None:
-        """The route of a connection, or None where none matches."""
+        """The first route that matches a connection, or None where none does."""
         if not self.routes:
             return None
-        path = path_below_root(scope["path"], self._root_path or scope.get("root_path") or "")
-        method = str(scope.get("method", "GET")).upper()
-        if not path.startswith("/"):
-            # `*`, or a target of a form that a server has not made sense of: not a way around `/{rest:path}`.
-            path = "/" + path
+        path, method = self.target(scope)
         best, found = math.inf, None
         for length in self._lengths:
             for number, route in self._by_prefix.get(path[:length], ()):
@@ -131,6 +135,34 @@ class Router:
                     best, found = number, route
                     break
         return found
+
+    def candidates(self, path: str, method: str) -> list[Route]:
+        """Every route that matches what :meth:`target` has returned, in the order given."""
+        found = [
+            (number, route)
+            for length in self._lengths
+            for number, route in self._by_prefix.get(path[:length], ())
+            if route.matches(path, method)
+        ]
+        if len(found) > 1:
+            found.sort(key=_number)
+        return [route for _, route in found]
+
+    def target(self, scope: Scope) -> tuple[str, str]:
+        """The path that patterns are matched against, and the method in upper case. A handshake is a GET request."""
+        path = path_below_root(scope["path"], self.root_of(scope))
+        if not path.startswith("/"):
+            # `*`, or a target of a form that a server has not made sense of: not a way around `/{rest:path}`.
+            path = "/" + path
+        return path, str(scope.get("method", "GET")).upper()
+
+    def root_of(self, scope: Scope) -> str:
+        """The ``root_path`` that the app's router will see."""
+        return self._root_path or scope.get("root_path") or ""
+
+
+def _number(numbered: tuple[int, Route]) -> int:
+    return numbered[0]
 
 
 def path_below_root(path: str, root: str) -> str:

@@ -187,6 +187,44 @@ def test_only_the_response_headers_of_the_one_that_decides_are_kept() -> None:
     assert tuple(decision.request_headers) == ()
 
 
+@pytest.mark.parametrize("stopped", [said(BLOCK, "z"), failed(agent_id="z")])
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_what_others_want_done_to_every_response_is_kept_in_route_order(stopped: Verdict, place: int) -> None:
+    ops = [HeaderOp.set("x", "1", always=True), HeaderOp.add("x", "2", always=True), HeaderOp.remove("y", always=True)]
+    others = [
+        said(AgentResponse.allow(response_headers=[ops[0], HeaderOp.set("z", "1")]), "a"),
+        said(AgentResponse.allow(response_headers=[ops[1]], needs_more=True), "b"),
+        said(
+            AgentResponse.allow(response_headers=[ops[2]], request_headers=[HeaderOp.set("q", "1", always=True)]), "c"
+        ),
+    ]
+    shadow = said(AgentResponse.allow(response_headers=[HeaderOp.set("s", "1", always=True)]), "s", enforced=False)
+    passing = failed(agent_id="p", closed=False)
+
+    decision = merge([shadow, *others[:place], stopped, *others[place:], passing])
+
+    assert decision.decided_by == "z"
+    assert list(decision.always_headers) == ops
+    assert tuple(decision.response_headers) == tuple(decision.request_headers) == ()
+
+
+def test_the_deciders_own_headers_are_not_among_those_of_others() -> None:
+    own = (HeaderOp.set("x", "1", always=True), HeaderOp.set("y", "1"))
+    other = HeaderOp.set("x", "2", always=True)
+    decision = merge(
+        [said(AgentResponse.block(response_headers=own), "a"), said(AgentResponse.block(response_headers=[other]), "b")]
+    )
+
+    assert (tuple(decision.response_headers), tuple(decision.always_headers)) == (own, (other,))
+
+
+def test_where_nothing_is_stopped_always_makes_no_difference() -> None:
+    op = HeaderOp.set("x", "1", always=True)
+    decision = merge([said(AgentResponse.allow(response_headers=[op])), said(ALLOW)])
+
+    assert (tuple(decision.response_headers), tuple(decision.always_headers)) == ((op,), ())
+
+
 def test_a_failure_changes_no_headers() -> None:
     ops = (HeaderOp.set("x", "1"),)
 

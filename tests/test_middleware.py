@@ -224,6 +224,11 @@ ANYTHING: Any = object()
             {"manager": MANAGER, "challenge_renderer": "page.html"},
             "challenge_renderer='page.html', expected a callable",
         ),
+        ({"manager": MANAGER, "state_key": ""}, "state_key='', expected an identifier such as 'agents', or None"),
+        ({"manager": MANAGER, "state_key": "my agents"}, "state_key='my agents'"),
+        ({"manager": MANAGER, "state_key": "class"}, "state_key='class'"),
+        ({"manager": MANAGER, "state_key": b"agents"}, "state_key=b'agents'"),
+        ({"manager": MANAGER, "state_key": 1}, "state_key=1"),
     ],
 )
 def test_what_can_not_work_is_refused_when_it_is_made(options: dict[str, Any], message: str) -> None:
@@ -436,6 +441,118 @@ async def test_the_state_of_a_scope_is_kept_and_added_to() -> None:
     assert isinstance(seen[0]["agents"], AgentContext)
     # What the app leaves there is for the middlewares around it to read.
     assert state["user"] == "alice"
+
+
+async def state_in_app(state: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """What the app finds in ``scope["state"]``, of which ``state`` is there already."""
+    seen: list[dict[str, Any]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(dict(scope["state"]))
+        await hello(scope, receive, send)
+
+    middleware = AgentMiddleware(app, agents=[configured(Head())], **options)
+    await Exchange().run(middleware, http_scope(state=state))
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("state_key", "names"),
+    [
+        ("agents", {"asgi_agents", "agents"}),
+        ("guards", {"asgi_agents", "guards"}),
+        ("asgi_agents", {"asgi_agents"}),
+        (None, {"asgi_agents"}),
+    ],
+)
+async def test_the_context_has_one_name_that_is_certain_and_one_that_is_chosen(
+    state_key: str | None, names: set[str]
+) -> None:
+    state = await state_in_app({}, state_key=state_key)
+    assert {name for name, value in state.items() if isinstance(value, AgentContext)} == set(state) == names
+    assert len({id(context) for context in state.values()}) == 1
+
+
+@pytest.mark.parametrize("own", [["an agent of the app"], "", 0, None, object()])
+@pytest.mark.parametrize("state_key", ["agents", "guards"])
+async def test_what_the_app_keeps_in_its_state_under_the_chosen_name_stays_there(own: object, state_key: str) -> None:
+    state = {state_key: own, "other": 1}
+    seen = await state_in_app(state, state_key=state_key)
+    assert seen[state_key] is own
+    assert state[state_key] is own
+    assert isinstance(seen["asgi_agents"], AgentContext)
+
+
+def test_a_handler_finds_the_agents_that_its_lifespan_has_made_and_those_that_were_asked(anyio_backend: str) -> None:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        yield {"agents": ["of the app"]}
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/")
+    async def both(request: Request) -> Any:
+        return [request.state.agents, request.state.asgi_agents.decision.is_allow]
+
+    with client_of(AgentMiddleware(app, agents=[configured(Head())]), anyio_backend) as client:
+        for _ in range(2):
+            assert client.get("/").json() == [["of the app"], True]
+
+
+NAMINGS = [(outer, inner) for outer in ("agents", "guards", None) for inner in ("agents", "guards", None)]
+
+
+@pytest.mark.parametrize(("outer_key", "inner_key"), NAMINGS)
+@pytest.mark.parametrize("own", [None, "of the app"])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_nested_middlewares_leave_the_state_as_they_found_it(
+    outer_key: str | None, inner_key: str | None, own: str | None, fails: bool
+) -> None:
+    """Whatever each calls its context, whatever the app has there, and however the inner app ends."""
+    state: dict[str, Any] = {} if own is None else {"agents": own}
+    inside: dict[str, Any] = {}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        inside.update(scope["state"])
+        await hello(scope, receive, send)
+        if fails:
+            raise ValueError("of the app")
+
+    middle = AgentMiddleware(app, agents=[configured(Head(), "inner")], state_key=inner_key)
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+
+    async def between(scope: Scope, receive: Receive, send: Send) -> None:
+        before.update(scope["state"])
+        try:
+            await middle(scope, receive, send)
+        finally:
+            after.update(scope["state"])
+
+    outer = AgentMiddleware(between, agents=[configured(Head(), "outer")], state_key=outer_key)
+    try:
+        await Exchange().run(outer, http_scope(state=state))
+    except ValueError:
+        assert fails
+    assert after == before == state
+    assert inside["asgi_agents"] is not before["asgi_agents"]
+    for name in {key for key in (outer_key, inner_key) if key is not None}:
+        if name == "agents" and own is not None:
+            assert inside[name] == before[name] == own
+        else:
+            assert inside[name] is (inside if name == inner_key else before)["asgi_agents"]
+
+
+async def test_a_name_that_the_app_takes_for_itself_meanwhile_stays_the_apps() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["agents"] = "of the app"
+        await hello(scope, receive, send)
+
+    inner = AgentMiddleware(app, agents=[configured(Head(), "inner")])
+    scope = http_scope(state={})
+    await Exchange().run(AgentMiddleware(inner, agents=[configured(Head(), "outer")]), scope)
+    assert scope["state"]["agents"] == "of the app"
+    assert isinstance(scope["state"]["asgi_agents"], AgentContext)
 
 
 async def test_nested_middlewares_each_show_their_own_agents() -> None:
@@ -1049,7 +1166,6 @@ def guard(app: FastAPI, agent: AgentConfig, around: tuple[list[Middleware], list
     return app
 
 
-@pytest.mark.filterwarnings("ignore::starlette.exceptions.StarletteDeprecationWarning")
 def test_fastapi_does_what_it_does_without_agents(
     anyio_backend: str,
     reads: Reads,
@@ -1065,7 +1181,7 @@ def test_fastapi_does_what_it_does_without_agents(
         ledger = Ledger()
         app = fastapi_app(ledger, file)
         if guarded:
-            guard(app, configured(reads, **modes), around)
+            guard(app, configured(reads, ranges=True, **modes), around)
         else:
             app.user_middleware[:] = [*around[0], *around[1]]
         with client_of(app, anyio_backend, raise_server_exceptions=False) as client:

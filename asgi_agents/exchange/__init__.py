@@ -2,7 +2,16 @@
 
 from .context import AgentContext
 from .http import serve_http
-from .reply import ChallengeRenderer
+from .rendering import ChallengeRenderer, ErrorInfo, ErrorRenderer, Renderers, fastapi_error
 from .websocket import serve_websocket
 
-__all__ = ["AgentContext", "ChallengeRenderer", "serve_http", "serve_websocket"]
+__all__ = [
+    "AgentContext",
+    "ChallengeRenderer",
+    "ErrorInfo",
+    "ErrorRenderer",
+    "Renderers",
+    "fastapi_error",
+    "serve_http",
+    "serve_websocket",
+]

@@ -1,7 +1,8 @@
-"""What a handler finds at ``request.state.agents``."""
+"""What a handler finds at ``request.state.asgi_agents``, and at ``request.state.agents``."""
 
 from collections.abc import Awaitable, Mapping, Sequence
 from threading import Lock
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -26,6 +27,9 @@ from ..protocol import (
 from ..telemetry import SessionSpan
 from ..trace_context import ServerSpan
 from .scope import CORRELATION_HEADER, find_correlation_id
+
+#: Where the context of a connection is in ``scope["state"]``, whatever other name the middleware gives it there.
+STATE_KEY: Final = "asgi_agents"
 
 # A websocket or event stream may live for days: remember the newest.
 _MAX_VERDICTS = 1000

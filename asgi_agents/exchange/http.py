@@ -19,7 +19,7 @@ from .decoding import acceptable, codings_of
 from .head import head_event, judge_head, skipping_body, tell_complete
 from .headers import apply_header_ops, without_body_claims, without_headers
 from .inbound import Inbound
-from .reply import ChallengeRenderer
+from .rendering import Renderers
 from .response import BODY_BYPASSES, ResponseInspection
 from .scope import App, RawHeaders, changed, content_length, declares_body, headers_of
 from .spool import Spool
@@ -35,7 +35,7 @@ async def serve_http(
     scope: Scope,
     receive: Receive,
     send: Send,
-    render_challenge: ChallengeRenderer | None,
+    renderers: Renderers,
 ) -> Any:
     """Take a request past its agents, and the response back. Returns what the app returns."""
     if context.lineup.hears_heads_only:
@@ -44,9 +44,9 @@ async def serve_http(
         if unanimous(verdicts):
             # Nothing has changed, and nothing else of this connection concerns any agent.
             return await app(scope, receive, send)
-        exchange = HttpExchange(context, scope, receive, send, render_challenge)
+        exchange = HttpExchange(context, scope, receive, send, renderers)
         return await exchange.go_on(app, merge(verdicts), {})
-    return await HttpExchange(context, scope, receive, send, render_challenge).run(app)
+    return await HttpExchange(context, scope, receive, send, renderers).run(app)
 
 
 class HttpExchange:
@@ -58,14 +58,14 @@ class HttpExchange:
         scope: Scope,
         receive: Receive,
         send: Send,
-        render_challenge: ChallengeRenderer | None,
+        renderers: Renderers,
     ) -> None:
         self._context = context
         self._scope = scope
         self._raw_receive = receive
         self._raw_send = send
         self._lineup = context.lineup
-        self._render_challenge = render_challenge
+        self._renderers = renderers
         self._made_response: ResponseInspection | None = None
         self._inbound: Inbound | None = None
         self._body: BodyInspection | None = None
@@ -91,7 +91,7 @@ class HttpExchange:
                 self._scope,
                 self._raw_send,
                 method=self._scope.get("method", "GET"),
-                render_challenge=self._render_challenge,
+                renderers=self._renderers,
                 on_stop=self._stop_app,
             )
         return self._made_response

@@ -1,19 +1,18 @@
 """A decision as ASGI messages that answer in the app's place."""
 
 import http
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 from msgspec import Struct
-from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from ..decision import AgentDecision
-from ..protocol import Block, Challenge, Redirect, WebSocketClose
-from .headers import apply_header_ops, field_value
+from ..protocol import Block, Challenge, HeaderOp, Headers, Redirect, WebSocketClose
+from .headers import apply_header_ops, field_value, without_headers
+from .rendering import ErrorInfo, Renderers
 from .scope import RawHeaders, header, headers_of
-
-ChallengeRenderer = Callable[[Challenge, Scope], Response]
 
 # The IANA HTTP Authentication Scheme Registry.
 _AUTH_SCHEMES = {
@@ -36,6 +35,12 @@ _AUTH_SCHEMES = {
     )
 }
 _MAX_REASON_BYTES = 123
+# RFC 9110, section 6.4.1: these never have content.
+_WITHOUT_CONTENT = frozenset({204, 205, 304})
+# What a body is, only whoever has made it can say.
+_OF_THE_BODY = frozenset({"content-encoding", "content-type"})
+
+_BUILT_IN: Final = Renderers()
 
 
 class Reply(Struct, frozen=True):
@@ -53,13 +58,82 @@ class Reply(Struct, frozen=True):
         )
 
 
-def render_reply(decision: AgentDecision, scope: Scope, render_challenge: ChallengeRenderer | None = None) -> Reply:
-    """The response for a decision that isn't allow."""
-    typed = any(op.name.lower() == "content-type" and op.kind != "remove" for op in decision.response_headers)
-    reply = _render(decision, scope, render_challenge, as_json=not typed and _prefers_json(scope))
-    if decision.response_headers:
-        reply = Reply(reply.status, apply_header_ops(reply.headers, decision.response_headers), reply.body)
-    return reply
+def render_reply(
+    decision: AgentDecision, scope: Scope, renderers: Renderers = _BUILT_IN, *, earlier: Sequence[HeaderOp] = ()
+) -> Reply:
+    """The response for a decision that isn't allow.
+
+    :param earlier: the header operations with ``always`` from the answers to earlier events of the connection.
+    """
+    own = decision.response_headers
+    others = _by_others(decision, earlier)
+    match decision.decision:
+        case Challenge() | Redirect():
+            pass
+        case _:
+            reply = _rendered(decision, scope, renderers, others)
+            if reply is not None:
+                return reply
+    typed = any(op.name.lower() == "content-type" and op.kind != "remove" for op in own)
+    reply = _render(decision, scope, renderers, as_json=not typed and _prefers_json(scope))
+    if not others and not own:
+        return reply
+    return Reply(reply.status, apply_header_ops(reply.headers, (*others, *own)), reply.body)
+
+
+def _by_others(decision: AgentDecision, earlier: Sequence[HeaderOp]) -> Sequence[HeaderOp]:
+    """The operations of other answers than the one that decided, each once.
+
+    They neither replace nor remove what that answer says itself, nor do they say what its body is.
+    """
+    if not earlier and not decision.always_headers:
+        return ()
+    said = {name.lower() for name in _headers_of_answer(decision)}
+    # A provisional answer, and its operations, can be part of two decisions.
+    known = {id(op) for op in decision.response_headers}
+    others: list[HeaderOp] = []
+    for op in (*earlier, *decision.always_headers):
+        name = op.name.lower()
+        if id(op) not in known and name not in _OF_THE_BODY and (op.kind == "add" or name not in said):
+            known.add(id(op))
+            others.append(op)
+    return others
+
+
+def _headers_of_answer(decision: AgentDecision) -> Mapping[str, str]:
+    """What the deciding answer says in headers, other than by header operations."""
+    match decision.decision:
+        case Redirect(url, _):
+            return {"location": _ascii(url)}
+        case Challenge() as challenge:
+            return _challenge_headers(challenge)
+        case Block(_, _, headers):
+            return headers or {}
+        case _:
+            return {}
+
+
+def _rendered(decision: AgentDecision, scope: Scope, renderers: Renderers, others: Sequence[HeaderOp]) -> Reply | None:
+    """The reply as ``render_error`` makes it; None where it makes none."""
+    status, detail = status_and_detail(decision)
+    if not renderers.renders_errors or status in _WITHOUT_CONTENT:
+        return None
+    given = _raw(_headers_of_answer(decision))
+    info = ErrorInfo(
+        status=status,
+        detail=detail,
+        kind="block" if decision.failure is None else decision.failure.kind,
+        agent_id=decision.decided_by,
+        headers=Headers.from_raw(apply_header_ops(given, (*others, *decision.response_headers))),
+    )
+    rendered = renderers.error(info, scope)
+    if rendered is None:
+        return None
+    status, headers, body = rendered
+    said = [pair for pair in given if pair[0].decode("latin-1") not in _OF_THE_BODY]
+    headers = [*without_headers(headers, {name for name, _ in said}), *said]
+    own = [op for op in decision.response_headers if op.name.lower() not in _OF_THE_BODY]
+    return Reply(status, apply_header_ops(headers, (*others, *own)), body)
 
 
 def close_message(close: WebSocketClose) -> Message:
@@ -77,30 +151,27 @@ def describe(decision: AgentDecision) -> str:
     return f"agent {decision.decided_by!r}: {type(decision.decision).__name__.lower()}"
 
 
-def _render(
-    decision: AgentDecision, scope: Scope, render_challenge: ChallengeRenderer | None, *, as_json: bool
-) -> Reply:
+def _render(decision: AgentDecision, scope: Scope, renderers: Renderers, *, as_json: bool) -> Reply:
     match decision.decision:
-        case Redirect(url, status):
-            return _reply(status, "", {"location": _ascii(url)}, as_json=as_json)
+        case Redirect(_, status):
+            return _reply(status, "", _headers_of_answer(decision), as_json=as_json)
         case Challenge() as challenge:
-            if render_challenge is not None:
-                response = render_challenge(challenge, scope)
+            if renderers.challenge is not None:
+                response = renderers.challenge(challenge, scope)
                 return Reply(response.status_code, list(response.raw_headers), bytes(response.body))
             return _challenge_reply(challenge, as_json=as_json)
-        case Block(status, body, headers):
-            return _reply(status, _phrase(status) if body is None else body, headers or {}, as_json=as_json)
         case _:
             status, detail = status_and_detail(decision)
-            return _reply(status, detail, {}, as_json=as_json)
+            return _reply(status, detail, _headers_of_answer(decision), as_json=as_json)
+
+
+def _raw(headers: Mapping[str, str]) -> RawHeaders:
+    return [(name.lower().encode("latin-1"), field_value(value)) for name, value in headers.items()]
 
 
 def _reply(status: int, text: str, headers: Mapping[str, str], *, as_json: bool) -> Reply:
-    given: RawHeaders = [(name.lower().encode("latin-1"), field_value(value)) for name, value in headers.items()]
-    body = text.encode()
-    # RFC 9110, section 6.4.1: these never have content.
-    if status in (204, 205, 304):
-        body = b""
+    given = _raw(headers)
+    body = b"" if status in _WITHOUT_CONTENT else text.encode()
     raw: RawHeaders = []
     if body and header(given, b"content-type") is None:
         if as_json:
@@ -116,22 +187,28 @@ def _reply(status: int, text: str, headers: Mapping[str, str], *, as_json: bool)
 
 
 def _challenge_reply(challenge: Challenge, *, as_json: bool) -> Reply:
-    scheme = _AUTH_SCHEMES.get(challenge.challenge_type.lower())
-    if scheme is None:
+    headers = _challenge_headers(challenge)
+    if not headers:
         body = msgspec.json.encode({"challenge_type": challenge.challenge_type, "params": challenge.params})
         return Reply(
             403,
             [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
             body,
         )
+    return _reply(401, "Unauthorized", headers, as_json=as_json)
+
+
+def _challenge_headers(challenge: Challenge) -> Mapping[str, str]:
+    """``www-authenticate`` for an HTTP auth scheme, nothing for any other challenge."""
+    scheme = _AUTH_SCHEMES.get(challenge.challenge_type.lower())
+    if scheme is None:
+        return {}
     # RFC 9110, section 11.6.1: auth-param values as quoted strings.
     params = ", ".join(
         '{}="{}"'.format(name, value.replace("\\", "\\\\").replace('"', '\\"'))
         for name, value in challenge.params.items()
     )
-    return _reply(
-        401, "Unauthorized", {"www-authenticate": f"{scheme} {params}" if params else scheme}, as_json=as_json
-    )
+    return {"www-authenticate": f"{scheme} {params}" if params else scheme}
 
 
 def status_and_detail(decision: AgentDecision) -> tuple[int, str]:

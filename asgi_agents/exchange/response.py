@@ -21,7 +21,8 @@ from .decoding import codings_of
 from .framing import Cutter, StreamedType, last_unit, streamed_type
 from .head import judge_head, skipping_body
 from .headers import apply_header_ops, media_type, without_body_claims, without_headers
-from .reply import ChallengeRenderer, describe, render_reply
+from .rendering import Renderers
+from .reply import describe, render_reply
 from .scope import RawHeaders, content_length, header
 
 
@@ -59,7 +60,7 @@ class ResponseInspection:
         send: Send,
         *,
         method: str,
-        render_challenge: ChallengeRenderer | None,
+        renderers: Renderers,
         on_stop: Callable[[bool], None],
         prefix: str = "",
     ) -> None:
@@ -71,7 +72,7 @@ class ResponseInspection:
         self._scope = scope
         self._send = send
         self._method = method
-        self._render_challenge = render_challenge
+        self._renderers = renderers
         self._on_stop = on_stop
         self._prefix = prefix
         self._state = _State.IDLE
@@ -83,6 +84,8 @@ class ResponseInspection:
         self._bodiless = False
         # The header fields that agents have set or removed: whatever else brings fields must not bring these.
         self._ruled: set[str] = set()
+        # What agents want done to every response, one in the app's place too.
+        self._always: list[HeaderOp] = []
         self._encoded = False
         # What is known of a body that streams in units, and the end of what the client has of it.
         self._streamed: StreamedType | None = None
@@ -195,7 +198,9 @@ class ResponseInspection:
         return last_unit(self._streamed, decision, media_type(self._headers) or "", sent=self._tail)
 
     async def _reply(self, decision: AgentDecision) -> None:
-        reply = render_reply(decision, self._scope, self._render_challenge)
+        # Those of the context have not met a response yet.
+        earlier = [*self._always, *(op for op in self._context.response_ops if op.always)]
+        reply = render_reply(decision, self._scope, self._renderers, earlier=earlier)
         start, body = reply.messages(self._prefix)
         if self._method == "HEAD":
             body["body"] = b""
@@ -381,6 +386,7 @@ class ResponseInspection:
         return next(iter(judging), None)
 
     def _apply(self, headers: Iterable[tuple[bytes, bytes]], ops: Sequence[HeaderOp]) -> RawHeaders:
+        self._always += [op for op in ops if op.always]
         self._ruled.update(op.name.lower() for op in ops if op.kind != "add")
         return apply_header_ops(headers, ops)
 

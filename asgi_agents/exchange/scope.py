@@ -32,8 +32,14 @@ _id_prefix = ""
 
 
 def headers_of(scope: Scope) -> RawHeaders:
-    """The connection's headers; a scope made by hand may have none."""
+    """The connection's headers; a scope made by hand may have none.
+
+    ASGI allows any iterable, and some can be read only once. What is neither a list nor a tuple becomes a list, in the
+    scope as well, for the app is not the only one that reads it.
+    """
     headers: RawHeaders = scope.get("headers") or []
+    if type(headers) is not list and not isinstance(headers, list | tuple):
+        headers = scope["headers"] = [(name, value) for name, value in headers]
     return headers
 
 
@@ -111,8 +117,9 @@ def new_id() -> str:
 _BLOCK = 256
 # The random ends of ids to come: the operating system answers slowly, so that it is asked for many at once.
 _id_suffixes: list[str] = []
-# A child process must not make its parent's ids.
-os.register_at_fork(after_in_child=_id_suffixes.clear)
+# A child process must not make its parent's ids. Where processes can't fork (Windows), there is no such function.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_id_suffixes.clear)
 
 
 def _make_suffixes() -> None:

@@ -17,7 +17,8 @@ from .context import AgentContext
 from .head import head_event, judge_head, tell_complete
 from .headers import apply_header_ops
 from .inbound import Inbound
-from .reply import ChallengeRenderer, close_message, render_reply
+from .rendering import Renderers
+from .reply import close_message, render_reply
 from .response import REPLY_TIMEOUT, RESPONSE_EVENTS, ResponseInspection
 from .scope import App, changed, client_ip, headers_of
 
@@ -34,10 +35,10 @@ async def serve_websocket(
     scope: Scope,
     receive: Receive,
     send: Send,
-    render_challenge: ChallengeRenderer | None,
+    renderers: Renderers,
 ) -> Any:
     """Take a session past its agents. Returns what the app returns."""
-    return await WebSocketExchange(context, scope, receive, send, render_challenge).run(app)
+    return await WebSocketExchange(context, scope, receive, send, renderers).run(app)
 
 
 class WebSocketExchange:
@@ -49,13 +50,13 @@ class WebSocketExchange:
         scope: Scope,
         receive: Receive,
         send: Send,
-        render_challenge: ChallengeRenderer | None,
+        renderers: Renderers,
     ) -> None:
         self._context = context
         self._scope = scope
         self._raw_receive = receive
         self._raw_send = send
-        self._render_challenge = render_challenge
+        self._renderers = renderers
         self._agents = context.lineup.hearing(EventType.WEBSOCKET_FRAME)
         self._client_ip = client_ip(scope)
         self._frames = {True: 0, False: 0}
@@ -108,7 +109,7 @@ class WebSocketExchange:
             self._status = 403  # what servers make of a close before accept
             await self._raw_send(close_message(decision.close))
             return
-        reply = render_reply(decision, self._scope, self._render_challenge)
+        reply = render_reply(decision, self._scope, self._renderers)
         self._status = reply.status
         # Once the head is out the body has to follow.
         with anyio.move_on_after(REPLY_TIMEOUT, shield=True):
@@ -231,7 +232,7 @@ class WebSocketExchange:
                 self._scope,
                 self._raw_send,
                 method="GET",
-                render_challenge=self._render_challenge,
+                renderers=self._renderers,
                 on_stop=lambda abort: None,
                 prefix="websocket.",
             )

@@ -59,13 +59,16 @@ class _RawEnvelope(Struct):
     payload: Raw
 
 
-class _Field(Struct):
+class _Field(Struct, omit_defaults=True):
     name: str
     value: str
+    # An extension of ours, here and below: other hosts of the protocol need not see it.
+    always: bool = False
 
 
-class _FieldName(Struct):
+class _FieldName(Struct, omit_defaults=True):
     name: str
+    always: bool = False
 
 
 class _HeaderOp(Struct, omit_defaults=True):
@@ -264,11 +267,11 @@ def _ops_from_wire(field: str, wire: Sequence[_HeaderOp]) -> tuple[HeaderOp, ...
 def _op_from_wire(field: str, index: int, wire: _HeaderOp) -> HeaderOp:
     ops: list[HeaderOp] = []
     if not isinstance(wire.set, UnsetType):
-        ops.append(HeaderOp.set(wire.set.name, wire.set.value))
+        ops.append(HeaderOp.set(wire.set.name, wire.set.value, always=wire.set.always))
     if not isinstance(wire.add, UnsetType):
-        ops.append(HeaderOp.add(wire.add.name, wire.add.value))
+        ops.append(HeaderOp.add(wire.add.name, wire.add.value, always=wire.add.always))
     if not isinstance(wire.remove, UnsetType):
-        ops.append(HeaderOp.remove(wire.remove.name))
+        ops.append(HeaderOp.remove(wire.remove.name, always=wire.remove.always))
     if len(ops) != 1:
         raise AgentProtocolError(f"{field}[{index}]: expected exactly one of set, add and remove, got {len(ops)}")
     return ops[0]
@@ -320,8 +323,8 @@ def _decision_to_wire(decision: Decision) -> Literal["allow"] | _Decision:
 
 def _op_to_wire(op: HeaderOp) -> _HeaderOp:
     if op.kind == "remove":
-        return _HeaderOp(remove=_FieldName(op.name))
-    field = _Field(op.name, op.value)
+        return _HeaderOp(remove=_FieldName(op.name, op.always))
+    field = _Field(op.name, op.value, op.always)
     return _HeaderOp(set=field) if op.kind == "set" else _HeaderOp(add=field)
 
 

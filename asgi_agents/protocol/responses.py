@@ -76,26 +76,31 @@ WebSocketDecision = WebSocketDrop | WebSocketClose
 
 
 class HeaderOp(Discreet, frozen=True):
-    """One change to a set of headers; make one with :meth:`set`, :meth:`add` or :meth:`remove`."""
+    """One change to a set of headers; make one with :meth:`set`, :meth:`add` or :meth:`remove`.
+
+    ``always`` matters among ``response_headers``: the change is made as well where the client is answered in the app's
+    place, because another agent denies or fails. The headers of a rate limit are wanted there, for one.
+    """
 
     kind: Literal["set", "add", "remove"]
     name: str
     value: str = ""
+    always: bool = False
 
     @classmethod
-    def set(cls, name: str, value: str) -> Self:
+    def set(cls, name: str, value: str, *, always: bool = False) -> Self:
         """Replace every field of that name by one."""
-        return cls("set", name, value)
+        return cls("set", name, value, always)
 
     @classmethod
-    def add(cls, name: str, value: str) -> Self:
+    def add(cls, name: str, value: str, *, always: bool = False) -> Self:
         """Append a field, keeping those already there."""
-        return cls("add", name, value)
+        return cls("add", name, value, always)
 
     @classmethod
-    def remove(cls, name: str) -> Self:
+    def remove(cls, name: str, *, always: bool = False) -> Self:
         """Remove every field of that name."""
-        return cls("remove", name)
+        return cls("remove", name, always=always)
 
     def __repr__(self) -> str:
         return shown(self, value="…")

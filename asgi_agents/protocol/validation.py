@@ -56,6 +56,11 @@ def is_untouchable(name: str) -> bool:
     return name in _UNTOUCHABLE or name.startswith(_UNTOUCHABLE_PREFIX)
 
 
+def is_sendable(name: str, value: str) -> bool:
+    """Whether a header of that name and value can be put on the wire (RFC 9110, sections 5.1 and 5.5)."""
+    return TOKEN.match(name) is not None and not _UNSENDABLE_VALUE.search(value)
+
+
 def check_response(response: object, *, may_mutate: bool, may_set_host: bool) -> AgentResponse:
     """Return ``response`` if everything in it can be applied, else raise :class:`AgentProtocolError` naming the field.
 
@@ -125,6 +130,8 @@ def _check_header_ops(field: str, ops: object, *, may_set_host: bool) -> None:
         if not isinstance(op, HeaderOp) or op.kind not in ("set", "add", "remove"):
             raise AgentProtocolError(f"{field}[{index}]: expected a HeaderOp, got {type(op).__name__}")
         _check_header(f"{field}[{index}]", op.name, op.value, may_set_host=may_set_host)
+        if type(op.always) is not bool:
+            raise AgentProtocolError(f"{field}[{index}].always: expected a bool, got {type(op.always).__name__}")
 
 
 def _check_header(field: str, name: object, value: object, *, may_set_host: bool) -> None:

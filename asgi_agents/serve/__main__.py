@@ -1,6 +1,7 @@
 """Serve an agent: ``python -m asgi_agents.serve mymodule:waf --bind unix:///run/waf.sock``."""
 
 import argparse
+import asyncio
 import importlib
 import logging
 import math
@@ -8,9 +9,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Final
@@ -18,6 +20,7 @@ from typing import Any, Final
 import anyio
 from anyio import create_task_group
 from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from ..agent import Agent, check_agent
 from ..errors import ConfigurationError
@@ -31,7 +34,10 @@ from .workers import WorkerMistake, Workers
 logger: Final = logging.getLogger("asgi_agents.serve")
 
 _MISTAKE: Final = 2
-_STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+# SIGBREAK, which is Ctrl-Break, only Windows has.
+_STOPPING_SIGNALS: Final = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)
+)
 # Frames of a traceback that say nothing about where in the user's code it was.
 _NOT_THEIRS: Final = (__file__, importlib.__file__, "<frozen importlib.")
 # Seconds that a worker has beyond its own drain timeout.
@@ -54,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _find(options.agent)
             _run(_supervise, options)
         else:
-            _run(_serve, options, _load(options.agent))
+            _run(_serve, options, _load(options.agent), worker=_is_worker(options))
     except (Exception, BaseExceptionGroup) as exc:
         culprit = _culprit(exc)
         if not isinstance(culprit, _MistakeError | ConfigurationError | WorkerMistake | OSError):
@@ -89,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="ADDRESS",
-        help="unix:///path or tcp://host:port; may be repeated",
+        help="unix:///path (not on Windows) or tcp://host:port; may be repeated",
     )
     parser.add_argument("--http", metavar="HOST:PORT", help="serve the HTTP transport as well; needs uvicorn")
     parser.add_argument("--workers", type=_whole, default=1, metavar="N", help="processes (1)")
@@ -173,14 +179,22 @@ def _as_mistakes(what: str) -> Iterator[None]:
 # One process
 
 
-def _run(function: Any, *arguments: object) -> None:
-    anyio.run(function, *arguments, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+def _run(function: Any, *arguments: object, worker: bool = False) -> None:
+    options: dict[str, Any] = {"use_uvloop": find_spec("uvloop") is not None}
+    if worker and sys.platform == "win32":
+        # The default there, a proactor, can't accept on a socket on which another process' proactor does.
+        options["loop_factory"] = asyncio.SelectorEventLoop
+    anyio.run(function, *arguments, backend_options=options)
+
+
+def _is_worker(options: argparse.Namespace) -> bool:
+    return bool(options.fd or options.http_fd)
 
 
 async def _serve(options: argparse.Namespace, agent: Agent) -> None:
     shutdown = anyio.Event()
     # Of workers, the parent speaks.
-    level = logging.DEBUG if options.fd or options.http_fd else logging.INFO
+    level = logging.DEBUG if _is_worker(options) else logging.INFO
     async with create_task_group() as supervision:
         supervision.start_soon(_stop_on_signal, shutdown.set)
         async with create_task_group() as tasks:
@@ -266,7 +280,7 @@ async def _serve_http(
 
 
 async def _stop_on_signal(stop: Callable[[], None], *, also: Callable[[int], None] = lambda signum: None) -> None:
-    with anyio.open_signal_receiver(*_STOPPING_SIGNALS) as signals:
+    with _signals() as signals:
         stopping = False
         async for signum in signals:
             also(signum)
@@ -277,9 +291,49 @@ async def _stop_on_signal(stop: Callable[[], None], *, also: Callable[[int], Non
             stop()
 
 
+@contextmanager
+def _signals() -> Iterator[MemoryObjectReceiveStream[int]]:
+    """The signals that tell this process to stop, as they come.
+
+    Not anyio's receiver of signals, because on Windows asyncio has no way to add a signal handler to an event loop.
+    """
+    loop = asyncio.get_running_loop()
+    streams = anyio.create_memory_object_stream[int](math.inf)
+    sending, receiving = streams
+
+    def handle(signum: int, frame: object) -> None:
+        loop.call_soon_threadsafe(pass_on, signum)
+
+    def pass_on(signum: int) -> None:
+        # One that comes in the very end is received by nobody.
+        with suppress(anyio.ClosedResourceError):
+            sending.send_nowait(signum)
+
+    before = [(signum, signal.signal(signum, handle)) for signum in _STOPPING_SIGNALS]
+    with sending, receiving:
+        try:
+            yield receiving
+        finally:
+            for signum, handler in before:
+                signal.signal(signum, handler)
+
+
 async def _stop_without_parent(stop: Callable[[], None]) -> None:
     """The parent holds the other end of standard input, and never writes."""
-    await anyio.wait_readable(sys.stdin.fileno())
+    loop = asyncio.get_running_loop()
+    closed = anyio.Event()
+
+    def read() -> None:
+        with suppress(OSError):
+            os.read(stdin, 1)
+        # Nobody waits any more where the event loop is closed.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(closed.set)
+
+    stdin = sys.stdin.fileno()
+    # A thread, because on Windows no event loop waits for pipes. A daemon, because nothing else ends its reading.
+    threading.Thread(target=read, name="asgi_agents stdin", daemon=True).start()
+    await closed.wait()
     stop()
 
 
@@ -300,7 +354,7 @@ async def _supervise(options: argparse.Namespace) -> None:
             command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
         command += [f"--fd={each.sock.fileno()}" for each in streams]
         command += [f"--http-fd={each.sock.fileno()}" for each in posts]
-        workers = Workers(command, [each.sock.fileno() for each in everything])
+        workers = Workers(command, [fd for each in everything for fd in each.descriptors])
 
         def stop() -> None:
             # Nobody else is let in, while the workers answer whom they have.

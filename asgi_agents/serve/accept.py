@@ -13,7 +13,7 @@ from anyio.abc import ByteStream, TaskGroup
 
 from ..transports.background import on_trio
 from ..transports.wire import AnyioWire, AsyncioWire, Receiver, Wire
-from .sockets import BACKLOG
+from .sockets import BACKLOG, is_unix
 
 if TYPE_CHECKING:
     import trio
@@ -53,7 +53,7 @@ async def _accept_asyncio(
         receiver = client()
         return AsyncioWire(receiver, receiver.connected)
 
-    if sock.family != socket.AF_UNIX:
+    if not is_unix(sock):
         timeout = None if tls is None else _TLS_TIMEOUT
         server = await loop.create_server(wire, sock=sock, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=timeout)
     else:

@@ -5,18 +5,24 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio import getaddrinfo
 
 from ..errors import ConfigurationError
-from ..transports.wire import Address
+from ..transports.wire import HAS_UNIX_SOCKETS, Address
+
+if TYPE_CHECKING:
+    from .lock import Lock
 
 BACKLOG: Final = 2048
 
 # Owner and group may connect, nobody else.
 _MODE: Final = 0o660
+# On POSIX systems SO_REUSEADDR lets a server start while connections of the one before it linger. On Windows it would
+# let any process bind a port that is in use; SO_EXCLUSIVEADDRUSE keeps others from it.
+_BIND_OPTION: Final = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
 # Seconds between the two attempts that show that nobody listens.
 _SECOND_LOOK: Final = 0.1
 
@@ -24,9 +30,10 @@ _SECOND_LOOK: Final = 0.1
 class Listening:
     """A socket that listens, and what was made for it."""
 
-    def __init__(self, sock: socket.socket, path: str | None = None) -> None:
+    def __init__(self, sock: socket.socket, path: str | None = None, lock: "Lock | None" = None) -> None:
         self.sock = sock
         self._path = path
+        self._lock = lock
         self._file = None if path is None else _identity(path)
 
     @property
@@ -34,11 +41,19 @@ class Listening:
         """Where clients reach it, as they spell it."""
         return describe(self.sock)
 
+    @property
+    def descriptors(self) -> list[int]:
+        """What a process inherits that is to serve this socket: the socket, and the lock on its path."""
+        return [self.sock.fileno(), *([] if self._lock is None else [self._lock.fileno()])]
+
     def unlink(self) -> None:
-        """Remove the socket's file, unless it is somebody else's by now."""
+        """Remove the socket's file, unless it is another server's by now, and let others have the path."""
         if self._path is not None and self._file is not None and _identity(self._path) == self._file:
             os.unlink(self._path)
         self._path = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def close(self) -> None:
         """Stop listening, and leave nothing behind."""
@@ -46,10 +61,15 @@ class Listening:
         self.sock.close()
 
 
+def is_unix(sock: socket.socket) -> bool:
+    """Whether it is a Unix socket."""
+    return HAS_UNIX_SOCKETS and sock.family == socket.AF_UNIX
+
+
 def describe(sock: socket.socket) -> str:
     """The address of a listening socket."""
     name = sock.getsockname()
-    if sock.family == socket.AF_UNIX:
+    if is_unix(sock):
         return f"unix://{os.fsdecode(name)}"
     host, port = name[:2]
     return f"tcp://[{host}]:{port}" if sock.family == socket.AF_INET6 else f"tcp://{host}:{port}"
@@ -58,8 +78,12 @@ def describe(sock: socket.socket) -> str:
 async def listen(address: Address) -> Sequence[Listening]:
     """Listen on ``address``: on one socket, or one for each of the host's addresses, all with the same port.
 
-    A Unix socket that nobody listens on any more is replaced. Raises :class:`ConfigurationError` for a path that holds
-    anything else than a socket, and OSError for an address that is in use or can't be had.
+    A Unix socket that nobody listens on any more is replaced. A lock on its path, held until :meth:`Listening.unlink`,
+    keeps other servers from replacing this one's: a connection that is refused does not show that nobody listens, since
+    macOS refuses connections also while a server has as many waiting as it takes.
+
+    Raises :class:`ConfigurationError` for a path that holds anything else than a socket, and OSError for an address
+    that is in use or can't be had.
     """
     try:
         return [await _listen_unix(address)] if address.path is not None else await _listen_tcp(address)
@@ -72,35 +96,52 @@ async def listen(address: Address) -> Sequence[Listening]:
 
 
 async def _listen_unix(address: Address) -> Listening:
+    # Imported here because it needs fcntl, which Windows does not have.
+    from .lock import Lock
+
     path = address.path
     assert path is not None
-    await _remove_stale(address, path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Looked at first, so that no lock file is left beside what is no socket.
+    _refuse_all_but_sockets(address, path)
+    lock = Lock(path)
     try:
-        sock.setblocking(False)
-        sock.bind(path)
-        listening = Listening(sock, path)
+        await _remove_stale(address, path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Before it listens, so that nobody connects by the mode that the umask has left.
-            os.chmod(path, _MODE)
-            sock.listen(BACKLOG)
+            sock.setblocking(False)
+            sock.bind(path)
+            listening = Listening(sock, path, lock)
+            try:
+                # Before it listens, so that nobody connects by the mode that the umask has left.
+                os.chmod(path, _MODE)
+                sock.listen(BACKLOG)
+            except BaseException:
+                listening.unlink()
+                raise
         except BaseException:
-            listening.unlink()
+            sock.close()
             raise
     except BaseException:
-        sock.close()
+        lock.release()
         raise
     return listening
 
 
-async def _remove_stale(address: Address, path: str) -> None:
-    found = _identity(path)
-    if found is None:
+def _refuse_all_but_sockets(address: Address, path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
         return
-    mode = os.lstat(path).st_mode
     if not stat.S_ISSOCK(mode):
         kind = "symlink" if stat.S_ISLNK(mode) else "directory" if stat.S_ISDIR(mode) else "file"
         raise ConfigurationError(f"{address}: there is a {kind} that is no socket, and it stays")
+
+
+async def _remove_stale(address: Address, path: str) -> None:
+    _refuse_all_but_sockets(address, path)
+    found = _identity(path)
+    if found is None:
+        return
     for attempt in range(2):
         if attempt:
             # It may have been bound a moment ago, by somebody who is about to listen.
@@ -141,7 +182,7 @@ async def _listen_tcp(address: Address) -> Sequence[Listening]:
             sock = socket.socket(family, socket.SOCK_STREAM)
             listening.append(Listening(sock))
             sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, _BIND_OPTION, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((name[0], port, *name[2:]))

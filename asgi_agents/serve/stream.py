@@ -48,8 +48,9 @@ async def serve_stream(
 
     Events of a connection are answered concurrently. Hooks that never await run one after the other, as in the
     middleware's own process. A Unix socket is open to its owner and group (0660); one that nobody listens on any more
-    is replaced, anything else at its path is left alone. On TCP nothing authenticates the client but an ``ssl_context``
-    that does: bind it where only the middleware gets at it.
+    is replaced, anything else at its path is left alone. As long as it is served, a lock file stands beside it
+    (``/path.lock``), so that two servers never take it from each other. On TCP nothing authenticates the client but an
+    ``ssl_context`` that does: bind it where only the middleware gets at it.
 
     :param framing: ``"v2"``, or ``"envelope"`` for clients that speak the older framing.
     :param max_concurrency: how many hooks may be at work at a time, over all connections; the rest wait.

@@ -1,11 +1,14 @@
 """Processes that serve the same sockets, and are replaced when they die."""
 
 import logging
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 import anyio
 from anyio import create_task_group, move_on_after
@@ -25,7 +28,10 @@ class WorkerMistake(Exception):  # noqa: N818 - says whose it is
 
 
 class Workers:
-    """Keeps a number of processes running."""
+    """Keeps a number of processes running.
+
+    :param fds: descriptors (on Windows: handles) that each of them inherits.
+    """
 
     def __init__(self, command: Sequence[str], fds: Sequence[int]) -> None:
         self._command = command
@@ -41,10 +47,18 @@ class Workers:
                 tasks.start_soon(self._keep_one)
 
     def signal(self, signum: int) -> None:
-        """Hand a signal on to all of them."""
+        """Hand a signal on to all of them.
+
+        Windows has no signals for other processes: there the first only makes :meth:`stop` close the standard inputs,
+        and a further one kills.
+        """
         for process in self._processes:
-            if process.returncode is None:
+            if process.returncode is not None:
+                continue
+            if sys.platform != "win32":
                 process.send_signal(signal.Signals(signum))
+            elif self._stopping.is_set():
+                process.kill()
 
     def stop(self, patience: float) -> None:
         """Replace none that end from now on, and kill those that haven't after ``patience`` seconds."""
@@ -70,14 +84,9 @@ class Workers:
             backoff = min(_MAX_BACKOFF, backoff * 2)
 
     async def _run_one(self) -> int:
-        # A session of its own, or a Ctrl-C would reach it twice; by its standard input it notices when this ends.
+        # By its standard input it notices when this ends.
         process = await anyio.open_process(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=None,
-            stderr=None,
-            pass_fds=self._fds,
-            start_new_session=True,
+            self._command, stdin=subprocess.PIPE, stdout=None, stderr=None, **_inheriting(self._fds)
         )
         self._processes.add(process)
         if self._stopping.is_set():
@@ -96,9 +105,23 @@ class Workers:
 
     async def _kill_in_the_end(self, process: Process) -> None:
         await self._stopping.wait()
+        if process.stdin is not None:
+            # What tells it to stop where there are no signals.
+            with suppress(OSError, anyio.BrokenResourceError):
+                await process.stdin.aclose()
         await anyio.sleep(self._patience)
         logger.warning("a worker has not ended in time, and is killed")
         process.kill()
+
+
+def _inheriting(fds: Sequence[int]) -> dict[str, Any]:
+    """How to start a process that inherits ``fds``, and that the terminal's Ctrl-C does not reach a second time."""
+    if sys.platform != "win32":
+        return {"pass_fds": fds, "start_new_session": True}
+    for fd in fds:
+        os.set_handle_inheritable(fd, True)
+    startup = subprocess.STARTUPINFO(lpAttributeList={"handle_list": list(fds)})
+    return {"startupinfo": startup, "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 
 
 def _describe(code: int) -> str:

@@ -213,7 +213,8 @@ def serving_span(
     parent = _caller(carrier)
     span = _serving.start_span(f"{event} {agent}", parent, SpanKind.SERVER)
     if span is trace.INVALID_SPAN:
-        return _NOTHING
+        # Where no provider is set, OpenTelemetry's API before 1.40 forgets the parent that it was given.
+        return _NOTHING if parent is None else _Attached(parent)
     if span.is_recording():
         span.set_attributes({AGENT_ID: agent, EVENT: event, CORRELATION_ID: correlation_id})
     return _Serving(trace.set_span_in_context(span, parent), span)

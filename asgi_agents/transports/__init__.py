@@ -1,8 +1,22 @@
 """Ways to reach an agent."""
 
+from typing import TYPE_CHECKING
+
 from .base import Transport
-from .http import HttpTransport
 from .in_process import InProcessTransport
 from .stream import EndpointStatistics, LoadBalancing, StreamTransport
+
+if TYPE_CHECKING:
+    from .http import HttpTransport
+else:
+
+    def __getattr__(name: str) -> object:
+        # With it comes httpx, which takes as long to import as all the rest, and which only agents behind HTTP need.
+        if name != "HttpTransport":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .http import HttpTransport
+
+        return HttpTransport
+
 
 __all__ = ["EndpointStatistics", "HttpTransport", "InProcessTransport", "LoadBalancing", "StreamTransport", "Transport"]

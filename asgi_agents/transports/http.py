@@ -20,8 +20,10 @@ from ..errors import (
 )
 from ..protocol import TOKEN, Answer, Encoding, Event, EventType, decode_answer, encode_event
 from ..trace_context import inject_trace_context
-from .connections import Connections, ConnectionStack, PerEventLoop, SharedTransport
+from .connections import Connections, ConnectionStack, SharedTransport
+from .per_event_loop import PerEventLoop
 from .tls import ClientCertificate, client_context
+from .wire import unusable_path
 
 if TYPE_CHECKING:
     from .aiohttp import AiohttpConnections
@@ -76,7 +78,7 @@ class HttpTransport:
         directory of them): only those; an ``ssl.SSLContext`` is used as it is; False: anyone.
     :param cert: a client certificate for ``https``: the path of a PEM file, or a tuple of certificate, key and, where
         the key has one, its password.
-    :param uds: the path of a Unix socket to connect to, whatever the URL's host.
+    :param uds: the path of a Unix socket to connect to, whatever the URL's host; not on Windows.
     :param transport: what carries the requests instead of connections of our own. An ``httpx.AsyncBaseTransport`` is
         used on every event loop, and closed by :meth:`aclose`. A function without arguments is called on each event
         loop for the transport to use there, which is closed with the loop. ``"aiohttp"`` carries them with aiohttp;
@@ -112,6 +114,9 @@ class HttpTransport:
         if transport is None or transport == "aiohttp":
             if uds is not None and (not isinstance(uds, str) or not uds):
                 raise _wrong("uds", uds, "the path of a Unix socket")
+            unusable = None if uds is None else unusable_path(uds)
+            if unusable is not None:
+                raise _wrong("uds", uds, unusable)
             if self._url.scheme == "https":
                 tls = client_context("HttpTransport", verify, cert)
             elif verify is not True or cert is not None:

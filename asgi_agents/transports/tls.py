@@ -3,8 +3,6 @@
 import os
 import ssl
 
-import httpx
-
 from ..errors import ConfigurationError
 
 ClientCertificate = str | tuple[str, str] | tuple[str, str, str]
@@ -49,6 +47,9 @@ def _parse_cert(where: str, given: object) -> tuple[str, str | None, str | None]
 
 def _trusting(where: str, verify: object) -> ssl.SSLContext:
     if isinstance(verify, bool):
+        # Imported here because importing httpx takes long, and most transports never come here.
+        import httpx
+
         return httpx.create_ssl_context(verify=verify)
     if not isinstance(verify, str):
         raise ConfigurationError(f"{where}: verify={verify!r}, expected True, False, a path or an ssl.SSLContext")

@@ -6,7 +6,9 @@ which cost a fraction of a stream that is awaited; elsewhere anyio's streams, re
 
 import asyncio
 import os
+import socket
 import ssl
+import sys
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -19,8 +21,10 @@ from .background import BackgroundTask, on_trio
 
 # Bytes that may wait to be sent before `congested` says so.
 _HIGH_WATER: Final = 256 * 1024
-# What fits into a `sockaddr_un` on Linux, less its last NUL.
-_MAX_PATH_BYTES: Final = 107
+# On Windows neither Python's sockets nor asyncio's event loops know Unix sockets.
+HAS_UNIX_SOCKETS: Final = hasattr(socket, "AF_UNIX") and sys.platform != "win32"
+# What fits into a `sockaddr_un`, less its last NUL: 108 bytes on Linux, 104 on macOS and the BSDs.
+_MAX_PATH_BYTES: Final = 107 if sys.platform == "linux" else 103
 _READ_BYTES: Final = 256 * 1024
 # Bytes that wait for the end of the event loop's turn, to be sent together.
 _AT_ONCE: Final = 64 * 1024
@@ -84,6 +88,18 @@ class Address(Struct, frozen=True):
         return self.text
 
 
+def unusable_path(path: str) -> str | None:
+    """What is expected instead of ``path`` where no Unix socket can have it, for a message; None where one can."""
+    if not HAS_UNIX_SOCKETS:
+        return f"TCP: Python has no Unix sockets on this platform ({sys.platform})"
+    try:
+        too_long = len(os.fsencode(path)) > _MAX_PATH_BYTES
+    except UnicodeEncodeError:
+        # Names that are no text are written with surrogates of their own (PEP 383); others name nothing.
+        return "the absolute path of a socket"
+    return f"a path of {_MAX_PATH_BYTES} bytes at most" if too_long else None
+
+
 def parse_address(where: str, given: object) -> Address:
     """``unix:///path`` or ``tcp://host:port``; ``where`` begins the message of the :class:`ConfigurationError`."""
     expected = "unix:///path or tcp://host:port"
@@ -94,14 +110,10 @@ def parse_address(where: str, given: object) -> Address:
         # Not the address: they may be right.
         raise ConfigurationError(f"{where}: there are credentials in the address, expected {expected}")
     if separator and scheme == "unix":
-        try:
-            size = len(os.fsencode(rest))
-        except UnicodeEncodeError:
-            # Names that are no text are written with surrogates of their own (PEP 383); others name nothing.
-            size = 0
-        if size > _MAX_PATH_BYTES:
-            raise ConfigurationError(f"{where}: {given!r}, expected a path of {_MAX_PATH_BYTES} bytes at most")
-        if size == 0 or not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
+        wanted = unusable_path(rest)
+        if wanted is not None:
+            raise ConfigurationError(f"{where}: {given!r}, expected {wanted}")
+        if not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
             raise ConfigurationError(
                 f"{where}: {given!r}, expected the absolute path of a socket: unix:///run/agent.sock"
             )

@@ -13,9 +13,14 @@ _PII = re.compile(
     re.VERBOSE | re.ASCII | re.IGNORECASE,
 )
 # The end of a text that more text could make part of a match: nothing but characters that matches are made of.
-_UNSETTLED = re.compile(r"(?: [\w.%+@-]+ | [+(\d][\d\ .()-]* )? \Z", re.VERBOSE | re.ASCII)
+_UNSETTLED = re.compile(r"(?: [\w.%+@-]++ | [+(\d][\d\ .()-]*+ )? \Z", re.VERBOSE | re.ASCII)
+# The end of a word in which no match can begin: an address has at most 64 characters before its "@", and where one or a
+# number begins, a word does.
+_LONG_WORD = re.compile(r"[\w.+-]{65}", re.ASCII)
 # More than the longest match and the character behind it.
 _REACH: Final = 640
+#: How much of what is settled has to be kept before the rest, to go on from there later.
+CONTEXT: Final = 65
 
 
 class Found(NamedTuple):
@@ -54,13 +59,14 @@ def replace(text: str, start: int, end: int, found: Iterable[Found]) -> str:
 def settled(text: str, start: int, last: bool) -> tuple[list[Found], int]:
     """What is in ``text[start:]`` whatever may follow it, and up to where that is all there is.
 
-    ``last`` says that nothing follows. To go on from there later, keep one character before it, as context.
+    ``last`` says that nothing follows. To go on from there later, keep ``CONTEXT`` characters before it.
     """
     edge = len(text)
     if not last:
         unsettled = _UNSETTLED.search(text, max(start, edge - _REACH))
         assert unsettled is not None
-        edge = unsettled.start()
+        if "@" in unsettled[0] or not _LONG_WORD.fullmatch(text, max(0, edge - CONTEXT)):
+            edge = unsettled.start()
     sure: list[Found] = []
     for found in find(text, start):
         if found.start >= edge:

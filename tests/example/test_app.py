@@ -59,6 +59,32 @@ def test_compressed_response_is_not_let_through_unread() -> None:
         assert client.get("/api/zipped", headers=ALICE).status_code == 500
 
 
+@pytest.mark.parametrize(
+    ("content_type", "body", "expected"),
+    [
+        (None, rb'{"a": "bob\u0040example.org"}', (200, '{"a": "[email]"}')),
+        ("application/json", b'{"a": "x", "a": "bob@example.org"}', (200, '{"a": "x", "a": "[email]"}')),
+        ("application/x-ndjson", b'{"a": 4111111111111111}\n{}\n', (200, '{"a": "[card]"}\n{}\n')),
+        ("text/event-stream", b"id:1\rdata: bob@exa\r\rdata: mple.org\r\r", (200, "id:1\rdata: [email]\r\rdata: \r\r")),
+        ("application/json", b"[" * 50_000 + b"1" + b"]" * 50_000, (200, "[" * 50_000 + "1" + "]" * 50_000)),
+        ("application/json", b"bob@example.org", (500, "The response can't be inspected")),
+        ("text/plain; charset=utf-16", "bob@example.org".encode("utf-16"), (500, "The response can't be inspected")),
+    ],
+)
+def test_responses_are_redacted_as_what_they_are(
+    content_type: str | None, body: bytes, expected: tuple[int, str]
+) -> None:
+    app = create_app()
+
+    @app.get("/api/anything")
+    async def anything() -> Response:
+        return Response(body, headers={} if content_type is None else {"content-type": content_type})
+
+    with TestClient(app) as client:
+        response = client.get("/api/anything", headers=ALICE)
+        assert (response.status_code, response.text) == expected
+
+
 def test_old_path_redirects_with_its_query(client: TestClient) -> None:
     response = client.get("/old-orders?q=lamp")
     assert (response.status_code, response.headers["location"]) == (308, "/api/orders?q=lamp")

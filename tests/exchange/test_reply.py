@@ -21,6 +21,7 @@ from asgi_agents import (
     WebSocketClose,
     WebSocketDrop,
 )
+from asgi_agents.exchange import Renderers
 from asgi_agents.exchange.reply import Reply, close_message, describe, render_reply
 
 from .asgi import App, Client, Probe, guarded
@@ -214,7 +215,7 @@ def test_a_renderer_replaces_both() -> None:
 
     for kind in ("basic", "captcha"):
         decision = AgentDecision(decision=Challenge(kind), response_headers=[HeaderOp.set("x-agent", "1")])
-        reply = render_reply(decision, scope(), renderer)
+        reply = render_reply(decision, scope(), Renderers(renderer))
         assert reply.status == 428
         assert msgspec.json.decode(reply.body) == {"please": kind}
         assert header(reply, b"x-renderer") == b"1"
@@ -226,7 +227,7 @@ def test_a_renderer_is_not_asked_about_anything_else() -> None:
     def renderer(challenge: Challenge, scope: Scope) -> Response:
         raise AssertionError
 
-    assert render_reply(AgentDecision(decision=Block()), scope(), renderer).status == 403
+    assert render_reply(AgentDecision(decision=Block()), scope(), Renderers(renderer)).status == 403
 
 
 @pytest.mark.parametrize("params", [{"realm": "a\r\nx: 1"}, {"re alm": "1"}, {"realm": "\u20ac"}])

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -9,10 +10,10 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from asgi_agents import AgentConfig, AgentResponse, HeaderOp, Route, protocol
+from asgi_agents import AgentConfig, AgentResponse, AuditRecord, HeaderOp, Route, protocol
 from asgi_agents.exchange import scope as scopes
 
-from .asgi import App, Client, Headers, Held, Probe, SlowProbe, guarded, settle
+from .asgi import App, Client, Headers, Held, Probe, SlowProbe, body, guarded, settle
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -43,6 +44,79 @@ async def test_values_that_are_not_utf_8_reach_the_agents(probe: type[Probe]) ->
     assert heard.headers["x-bad"] == ("\xff\xfe", "\xc3\x28")
     assert heard.headers["x-\xff"] == ("1",)
     assert app.headers == headers
+
+
+class OneAtATime:
+    """Neither a list nor a tuple, but it can be read more than once."""
+
+    def __init__(self, headers: Headers) -> None:
+        self._headers = tuple(headers)
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return iter(self._headers)
+
+
+@pytest.mark.parametrize("given", [list, tuple, iter, OneAtATime, lambda pairs: (pair for pair in pairs)])
+@pytest.mark.parametrize("asks", ["nothing", "heads", "bodies", "everything"])
+async def test_headers_that_can_be_read_only_once_reach_agents_audit_and_app(
+    probe: type[Probe], given: Callable[[Headers], Headers], asks: str
+) -> None:
+    headers = [(b"content-length", b"4"), (b"accept", b"application/json"), (b"x-mine", b"1"), (b"x-mine", b"2")]
+    reactions: dict[str, dict[str, Any]] = {
+        "nothing": {},
+        "heads": {"request_headers": None},
+        "bodies": {"request_body": None},
+        "everything": dict.fromkeys(
+            ("request_headers", "request_body", "response_headers", "response_body", "complete")
+        ),
+    }
+    records: list[AuditRecord] = []
+    app, client, agent = App(), Client("POST", body=b"body", headers=headers), probe(**reactions[asks])
+    client.scope["headers"] = given(headers)
+    options: dict[str, Any] = {"audit_headers": ["x-mine"], "on_audit": records.append, "default_agents": ["a"]}
+    if asks == "nothing":
+        agent = probe(request_headers=None)
+        options = {"routes": [Route("/elsewhere", agents=["a"])]}
+    await client.call(guarded(app, AgentConfig("a", agent), **options))
+    assert client.status == 200
+    assert app.headers == headers
+    assert app.body == b"body"
+    for event in agent.of("request_headers"):
+        assert event.headers == {"content-length": ["4"], "accept": ["application/json"], "x-mine": ["1", "2"]}
+    assert [record.headers for record in records] == ([] if asks == "nothing" else [{"x-mine": "1, 2"}])
+
+
+async def test_headers_that_can_be_read_only_once_are_there_for_nested_middlewares_and_those_around() -> None:
+    headers = [(b"x-mine", b"1")]
+    app, client, inner, outer = App(), Client(), Probe(request_headers=None), Probe(request_headers=None)
+    client.scope["headers"] = iter(headers)
+    await client.call(guarded(guarded(app, AgentConfig("inner", inner)), AgentConfig("outer", outer)))
+    for agent in (inner, outer):
+        assert agent.of("request_headers")[0].headers == {"x-mine": ["1"]}
+    assert app.headers == client.scope["headers"] == headers
+
+
+async def test_headers_that_can_be_read_only_once_are_changed_and_answered_by() -> None:
+    app, client = App(), Client(headers=[])
+    client.scope["headers"] = iter([(b"x-mine", b"1")])
+    answer = AgentResponse.allow(request_headers=[HeaderOp.set("x-user", "alice")])
+    await client.call(guarded(app, AgentConfig("a", Probe(request_headers=answer))))
+    assert app.headers == [(b"x-mine", b"1"), (b"x-user", b"alice")]
+
+    client = Client()
+    client.scope["headers"] = iter([(b"accept", b"application/json")])
+    await client.call(guarded(App(), AgentConfig("a", Probe(request_headers=AgentResponse.block()))))
+    assert client.header(b"content-type") == b"application/problem+json"
+
+
+async def test_headers_of_a_response_that_can_be_read_only_once_reach_agents_and_client(probe: type[Probe]) -> None:
+    for reactions in ({"request_headers": None}, {"response_headers": None}, {"response_body": None}):
+        agent = probe(**reactions)
+        app = App({"type": "http.response.start", "status": 200, "headers": iter([(b"x-mine", b"1")])}, body(b"hello"))
+        client = Client()
+        await client.call(guarded(app, AgentConfig("a", agent), expose_correlation_id=True))
+        assert client.header(b"x-mine") == b"1"
+        assert client.body == b"hello"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import asyncio
+import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
@@ -39,6 +40,7 @@ from asgi_agents import (
     Route,
     WebSocketDrop,
     WebSocketFrameEvent,
+    fastapi_error,
 )
 
 BLOCK = AgentResponse.block()
@@ -523,6 +525,33 @@ async def test_a_denial_carries_the_response_headers_of_the_agent_that_decided()
     headers = dict(server.sent[0]["headers"])
     assert headers[b"x-by"] == b"decider"
     assert b"x-of" not in headers
+
+
+@pytest.mark.parametrize("extensions", [DENIAL_EXTENSION, {}])
+async def test_what_an_agent_says_for_every_response_is_on_the_denial_of_a_handshake_and_on_no_close(
+    extensions: dict[str, Any],
+) -> None:
+    for answer in (BLOCK, RuntimeError("broken")):
+        server = Server()
+        limiter = Head(AgentResponse.allow(response_headers=[HeaderOp.set("x-ratelimit-remaining", "7", always=True)]))
+        await run(guarded(App(), limiter, Head(answer)), server, extensions=extensions)
+        if extensions:
+            assert dict(server.sent[0]["headers"])[b"x-ratelimit-remaining"] == b"7"
+        else:
+            assert set(server.sent[0]) == {"type", "code", "reason"}
+
+
+async def test_a_denial_of_the_handshake_is_rendered_as_the_app_renders_errors() -> None:
+    for answer, status, detail in (
+        (AgentResponse.block(429, "slow down"), 429, "slow down"),
+        (RuntimeError(), 503, "Agent unavailable"),
+    ):
+        server = Server()
+        middleware = guarded(App(), Head(answer), render_error=fastapi_error)
+        await run(middleware, server, extensions=DENIAL_EXTENSION)
+        assert server.sent[0]["status"] == status
+        assert (b"content-type", b"application/json") in server.sent[0]["headers"]
+        assert json.loads(server.sent[1]["body"]) == {"detail": detail}
 
 
 async def test_a_challenge_of_the_handshake_can_be_rendered_by_the_user() -> None:

@@ -51,7 +51,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "log_lines": _plain(texts.log_lines, 50),
     "heads": _plain(texts.heads),
     "addresses": _plain(texts.addresses, 50),
-    "routes": _plain(routes.routes, 300),
+    "routes": _exchange(routes.routes, 300),
     "reports": _plain(reporting.reports, 60),
     "calling_end": _exchange(stream_peers.calling_end, 150),
     "serving_end": _exchange(stream_peers.serving_end, 150),

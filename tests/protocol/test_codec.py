@@ -280,6 +280,20 @@ GOLDEN_ANSWERS: list[tuple[str, AgentResponse, str]] = [
         '{"response_headers": [{"remove": {"name": "server"}}, {"set": {"name": "server", "value": ""}}, '
         '{"set": {"name": "server", "value": "s"}}]}',
     ),
+    (
+        "response header operations for every response",
+        AgentResponse.allow(
+            response_headers=(
+                HeaderOp.set("x-a", "1", always=True),
+                HeaderOp.add("x-b", "2", always=True),
+                HeaderOp.remove("x-c", always=True),
+                HeaderOp.set("x-d", "3", always=False),
+            )
+        ),
+        '{"response_headers": [{"set": {"name": "x-a", "value": "1", "always": true}}, '
+        '{"add": {"name": "x-b", "value": "2", "always": true}}, {"remove": {"name": "x-c", "always": true}}, '
+        '{"set": {"name": "x-d", "value": "3"}}]}',
+    ),
     ("routing", AgentResponse.allow(routing_metadata={"pool": "blue"}), '{"routing_metadata": {"pool": "blue"}}'),
     (
         "audit",
@@ -608,6 +622,8 @@ MALFORMED = [
         r"response_headers\[1\]: expected exactly one",
     ),
     ('{"response_headers": [{"add": {"name": "a", "value": 1}}]}', r"response_headers\[0\].add.value"),
+    ('{"response_headers": [{"set": {"name": "a", "value": "b", "always": 1}}]}', r"response_headers\[0\].set.always"),
+    ('{"response_headers": [{"remove": {"name": "a", "always": "yes"}}]}', r"response_headers\[0\].remove.always"),
     ('{"routing_metadata": {"a": 1}}', "routing_metadata"),
     ('{"routing_metadata": null}', "routing_metadata"),
     ('{"audit": []}', "audit"),
@@ -1021,7 +1037,9 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Event]] = {
     ),
 }
 ops = st.lists(
-    st.builds(HeaderOp.set, text, text) | st.builds(HeaderOp.add, text, text) | st.builds(HeaderOp.remove, text),
+    st.builds(HeaderOp.set, text, text, always=st.booleans())
+    | st.builds(HeaderOp.add, text, text, always=st.booleans())
+    | st.builds(HeaderOp.remove, text, always=st.booleans()),
     max_size=3,
 ).map(tuple)
 mutation = st.none() | st.builds(BodyMutation, st.none() | payload_data, size)

@@ -108,6 +108,14 @@ def test_header_operations_are_made_by_kind() -> None:
     assert HeaderOp.set("a", "1") == HeaderOp("set", "a", "1")
     assert HeaderOp.add("a", "1") == HeaderOp("add", "a", "1")
     assert HeaderOp.remove("a") == HeaderOp("remove", "a", "")
+    for made in (HeaderOp.set("a", "1"), HeaderOp.add("a", "1"), HeaderOp.remove("a")):
+        assert not made.always
+    for made in (
+        HeaderOp.set("a", "1", always=True),
+        HeaderOp.add("a", "1", always=True),
+        HeaderOp.remove("a", always=True),
+    ):
+        assert made.always
 
 
 @pytest.mark.parametrize("field", ["tags", "rule_ids", "reason_codes"])

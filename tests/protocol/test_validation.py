@@ -356,6 +356,18 @@ def test_header_operations_are_a_sequence_of_header_operations(field: str, ops: 
     assert refusal(unchecked(**{field: ops})).startswith(field)
 
 
+@pytest.mark.parametrize("always", ["no", 1, None], ids=repr)
+@pytest.mark.parametrize("field", ["request_headers", "response_headers"])
+def test_always_is_a_bool(field: str, always: Any) -> None:
+    ops = [HeaderOp.remove("a"), HeaderOp("set", "a", "b", always)]
+    assert refusal(unchecked(**{field: ops})).startswith(f"{field}[1].always: expected a bool")
+
+
+@pytest.mark.parametrize("op", [HeaderOp.set("connection", "x", always=True), HeaderOp.set("a", "\n", always=True)])
+def test_what_is_done_always_may_do_no_more_than_the_rest(op: HeaderOp) -> None:
+    assert refusal(unchecked(response_headers=[op])).startswith("response_headers[0]: ")
+
+
 def test_header_operations_from_an_iterator_are_not_lost_by_checking_them() -> None:
     ops: Any = iter([HeaderOp.remove("authorization")])
     response = AgentResponse.allow(request_headers=ops)

@@ -346,6 +346,38 @@ def test_an_upgrade_is_no_way_past_the_agents(served: tuple[World, str]) -> None
     assert len(world.heard) >= len(world.ran)
 
 
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+def test_no_request_on_the_wire_is_taken_for_one_to_a_public_handler(http: str) -> None:
+    world = World()
+    private, public = world.endpoint("/{section}/{name}"), world.endpoint("/files/{rest:path}")
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    router = APIRouter()
+    router.add_api_route("/{rest:path}", public, methods=["GET"], response_model=None)
+    app.include_router(router, prefix="/files")
+    app.add_api_websocket_route("/{section}/{name}", world.websocket("/{section}/{name}"))
+    app.add_api_route("/{section}/{name}", private, methods=["GET", "HEAD", "POST"], response_model=None)
+    routes = [Route("/files/{rest:path}", []), Route("/{section}/{name}", ["agent"])]
+    websocket = (
+        b"connection: Upgrade",
+        b"upgrade: websocket",
+        b"sec-websocket-version: 13",
+        b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
+    )
+    with serve(AgentMiddleware(app, agents=world.agents, routes=routes), http=http, loop="asyncio") as url:
+        for _ in range(2):
+            get(url, b"/files/a")
+            assert (world.ran, world.heard) == (["/files/{rest:path}"], [])
+            world.ran.clear()
+            get(url, b"/files/a%0Ab")
+            get(url, b"/files/a", method=b"POST")
+            get(url, b"/files/a", method=b"HEAD")
+            get(url, b"/files/a", *websocket)
+            assert world.ran == ["/{section}/{name}"] * 4
+            assert world.heard == ["/{section}/{name}"] * 4
+            world.ran.clear()
+            world.heard.clear()
+
+
 def test_a_path_that_the_app_rewrites_further_in_is_judged_as_it_came() -> None:
     """What is not defended: what stands between the agents and the app's router can send a request elsewhere."""
     world = World()

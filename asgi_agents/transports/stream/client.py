@@ -7,7 +7,7 @@ from typing import Any
 from ...errors import AgentUnavailableError
 from ...protocol import Answer, Event, EventType
 from ...protocol.stream import AgentCapabilities, ConfigUpdateRequest, MetricsReport, correlation_id_of
-from ..connections import PerEventLoop
+from ..per_event_loop import PerEventLoop
 from .connection import Connection
 from .keeper import Settings
 from .pool import StreamPool

@@ -1,0 +1,117 @@
+"""That the target for routes finds what it is for: each of these was a fault, or would be one."""
+
+import logging
+import re
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from asgi_agents import Route, resolver
+from asgi_agents.resolver import Resolver
+
+from .routes import routes
+
+
+def first_match(patch: pytest.MonkeyPatch) -> None:
+    """The app's router is never asked."""
+
+    def settle(self: Resolver, candidates: list[Route], *others: Any) -> Route | None:
+        return candidates[0] if candidates else None
+
+    patch.setattr(Resolver, "_settle", settle)
+
+
+def more_than_starlette(patch: pytest.MonkeyPatch) -> None:
+    """A pattern goes on after a line break, and takes one more at its end."""
+
+    def matches(self: Route, path: str, method: str) -> bool:
+        wide = re.compile(self.regex.pattern.removesuffix("$") + r"\n?\Z", re.DOTALL)
+        return self.takes(method) and wide.match(path) is not None
+
+    patch.setattr(Route, "matches", matches)
+
+
+def prefixes_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """What is in a mount is taken for what it is spelt like inside."""
+    original = resolver._match
+    patch.setattr(resolver, "_match", lambda router, scope, prefix: original(router, scope, ""))
+
+
+def root_paths_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """The app's router is asked for the path as a mount has it, not as the router in it sees it."""
+    original = resolver._match_within
+
+    def within(route: Any, child_scope: Any, scope: Any, prefix: str) -> str | None:
+        return original(route, {key: child_scope[key] for key in child_scope if key != "root_path"}, scope, prefix)
+
+    patch.setattr(resolver, "_match_within", within)
+
+
+def methods_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """What is remembered for one method, type or host is given to another."""
+    original = resolver._Theirs.remember
+
+    class Careless(dict[Any, Any]):
+        def __contains__(self, key: object) -> bool:
+            return super().__contains__(self.cut(key))
+
+        def __getitem__(self, key: object) -> Any:
+            return super().__getitem__(self.cut(key))
+
+        def __setitem__(self, key: object, value: object) -> None:
+            super().__setitem__(self.cut(key), value)
+
+        def cut(self, key: Any) -> object:
+            return key[2:]
+
+    def remember(self: Any, key: Any, route: Route | None) -> None:
+        if not isinstance(self.settled, Careless):
+            self.settled = Careless()
+        original(self, key, route)
+
+    patch.setattr(resolver._Theirs, "remember", remember)
+
+
+def shifts_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A handler is only ever run for a path that matches its spelling."""
+    original = Resolver._settle
+
+    def settle(self: Resolver, candidates: list[Route], match: str | None, method: str, theirs: Any) -> Route | None:
+        if match not in {route.path for route in candidates}:
+            return candidates[0] if candidates else None
+        return original(self, candidates, match, method, theirs)
+
+    patch.setattr(Resolver, "_settle", settle)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    "defect",
+    [
+        first_match,
+        more_than_starlette,
+        prefixes_forgotten,
+        root_paths_forgotten,
+        methods_forgotten,
+        shifts_forgotten,
+    ],
+    ids=lambda defect: defect.__name__,
+)
+def test_a_planted_defect_is_found(defect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    defect(monkeypatch)
+    chance = Random(0)  # noqa: S311 - nobody is to be kept from guessing it
+    with pytest.raises(AssertionError):
+        _many(chance)
+
+
+def _many(chance: Random) -> None:
+    for _ in range(4000):
+        routes(chance.randbytes(200))

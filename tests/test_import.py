@@ -1,0 +1,82 @@
+"""What `import asgi_agents` brings with it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import asgi_agents
+
+# Packages that the package needs itself, with all that they import on their own.
+_NEEDED = """
+import anyio, anyio.lowlevel, anyio.streams.memory, msgspec, opentelemetry.context, opentelemetry.metrics
+import opentelemetry.trace.propagation.tracecontext
+import starlette.applications, starlette.datastructures, starlette.exceptions, starlette.requests, starlette.responses, starlette.routing
+import starlette.websockets
+"""
+# What only some need: each of them takes longer to import than the package itself.
+_LATER = ["aiohttp", "h11", "httpcore", "httpx", "opentelemetry.sdk", "prometheus_client", "trio", "uvicorn", "uvloop"]
+
+
+def run(code: str) -> list[str]:
+    """What ``code``, in a process of its own, leaves in ``out``, sorted."""
+    code = f"import json, sys\nout = []\n{code}\nprint(json.dumps(sorted(out)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def test_what_only_some_need_is_not_imported() -> None:
+    assert (
+        run(f"import asgi_agents, asgi_agents.serve\nout = [name for name in {_LATER!r} if name in sys.modules]") == []
+    )
+
+
+def test_nothing_is_imported_beside_the_package_and_the_parts_of_others_that_it_needs() -> None:
+    found = run(f"{_NEEDED}\nbefore = set(sys.modules)\nimport asgi_agents\nout = set(sys.modules) - before")
+    others = {name for name in found if name.partition(".")[0] not in {"asgi_agents", *sys.stdlib_module_names}}
+    assert others == set()
+
+
+def test_agents_that_need_nothing_else_bring_nothing_else() -> None:
+    code = (
+        "from asgi_agents import Agent, AgentConfig, AgentMiddleware\n"
+        "class Waf(Agent):\n"
+        "    async def on_request_headers(self, event): ...\n"
+        "AgentMiddleware(None, agents=[AgentConfig('a', Waf()), AgentConfig('b', 'tcp://127.0.0.1:9')])\n"
+        f"out = [name for name in {_LATER!r} if name in sys.modules]"
+    )
+    assert run(code) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from asgi_agents import HttpTransport\nHttpTransport('http://127.0.0.1:9')",
+        "from asgi_agents.transports import HttpTransport\nHttpTransport('http://127.0.0.1:9')",
+        "import asgi_agents\nasgi_agents.HttpTransport('http://127.0.0.1:9')",
+        "from asgi_agents import AgentConfig\nAgentConfig('a', 'http://127.0.0.1:9', events=['request_headers'])",
+    ],
+)
+def test_an_agent_behind_http_brings_httpx_when_it_is_configured_not_at_its_first_call(code: str) -> None:
+    """An import takes longer than many calls may, and nothing else runs on the event loop meanwhile."""
+    assert run(f"{code}\nout = [name for name in ('httpcore', 'httpx') if name in sys.modules]") == [
+        "httpcore",
+        "httpx",
+    ]
+
+
+def test_all_public_names_are_there() -> None:
+    assert set(asgi_agents.__all__) <= set(dir(asgi_agents))
+    assert all(getattr(asgi_agents, name) is not None for name in asgi_agents.__all__)
+    assert run(
+        "from asgi_agents import *\nout = [n for n in globals() if n[0] != '_' and n not in ('json', 'sys', 'out')]"
+    ) == sorted(name for name in asgi_agents.__all__ if name[0] != "_")
+    assert set(run("import asgi_agents\nout = dir(asgi_agents)")) >= set(asgi_agents.__all__)
+
+
+@pytest.mark.parametrize("module", ["asgi_agents", "asgi_agents.transports"])
+def test_a_name_that_does_not_exist_is_an_error_that_names_it(module: str) -> None:
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'HttpTransprot'"):
+        getattr(sys.modules[module], "HttpTransprot")  # noqa: B009
