@@ -34,6 +34,8 @@ from .stage import PATIENCE, Handlers, Stage
 STREAMS: Final = 20
 
 
+# Frameworks leave the files of a form to the garbage collector when its client leaves.
+@pytest.mark.filterwarnings("ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning")
 class Promises:
     """An app of a framework, guarded.
 
@@ -42,8 +44,10 @@ class Promises:
     under these names; handlers run within ``handlers.one()``.
     """
 
-    #: Event loggers whose errors are what the framework makes of a client that left.
+    #: Loggers whose errors are what the framework makes of a client that left.
     complains: tuple[str, ...] = ()
+    #: Whether the app reads bodies whose length nobody has declared.
+    reads_chunked = True
 
     @staticmethod
     def make_app(handlers: Handlers) -> ASGIApp:
@@ -62,7 +66,8 @@ class Promises:
     ) -> None:
         stage.guard(case.agent(EventType.REQUEST_BODY_CHUNK))
         assert seen_whole(client.post("/echo", content=TEXT)) == WHOLE[case.act]
-        assert seen_whole(client.post("/echo", content=pieces())) == WHOLE[case.act]
+        if self.reads_chunked:
+            assert seen_whole(client.post("/echo", content=pieces())) == WHOLE[case.act]
 
     @pytest.mark.parametrize("case", CASES, ids=str)
     def test_a_form_with_a_file_reaches_the_app_as_its_agents_decide(

@@ -15,6 +15,9 @@ from flask import Flask, Response, request
 
 
 class TestFlask(Promises):
+    # The WSGI environment has no way to say that the body has an end all the same.
+    reads_chunked = False
+
     @staticmethod
     def make_app(handlers: Handlers) -> ASGIApp:
         app = Flask(__name__)
