@@ -89,14 +89,12 @@ class Handlers:
         with self.one():
             yield from pieces()
 
-    def blocking_endless(self) -> Iterator[str]:
-        """:meth:`endless` likewise."""
+    def blocking_many(self) -> Iterator[str]:
+        """Events for a while. Nobody can end a generator that runs in a thread but itself."""
         with self.one():
-            number = 0
-            while True:
+            for number in range(20):
                 yield EVENT.format(WORDS[min(number, 3)])
-                number += 1
-                time.sleep(0.02)
+                time.sleep(0.01)
 
 
 class Stage:

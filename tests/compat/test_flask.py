@@ -43,7 +43,7 @@ class TestFlask(Promises):
 
         @app.get("/endless")
         def endless() -> Response:
-            return Response(handlers.blocking_endless(), mimetype=EVENT_STREAM)
+            return Response(handlers.blocking_many(), mimetype=EVENT_STREAM)
 
         guarded: ASGIApp = WSGIMiddleware(app, workers=30)
         return guarded
