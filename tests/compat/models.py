@@ -8,11 +8,11 @@ import anyio
 import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
-from asgi_agents import EventType
+from asgi_agents import BodyMode, ErrorInfo, EventType
 
-from .cases import CASES, EVENT_STREAM, EVENTS, STOPPED, UNAVAILABLE, WHOLE, Case, Seen
+from .cases import CASES, EVENT_STREAM, EVENTS, STOPPED, UNAVAILABLE, WHOLE, Act, Case, Seen
 from .promises import complaints
 from .stage import Handlers, Stage
 
@@ -56,6 +56,13 @@ class ModelPromises:
         for dialect in self.dialects:
             assert self.seen(stage.url, dialect, stream=True) == WHOLE[case.act]._replace(status=200)
 
+    @pytest.mark.parametrize("act", [Act.BEFORE, Act.MIDWAY, Act.FAIL], ids=str)
+    def test_replies_can_have_the_shape_in_which_clients_look_for_messages(self, stage: Stage, act: Act) -> None:
+        stage.guard(Case(act, BodyMode.BUFFER, False).agent(EventType.REQUEST_BODY_CHUNK), render_error=model_error)
+        for dialect in self.dialects:
+            with pytest.raises(self.error, match=str(WHOLE[act].error)):
+                list(self.read(stage.url, dialect, stream=True))
+
     def seen(self, url: str, dialect: str, *, stream: bool) -> Seen:
         """What the client's user sees; the status is not for users."""
         words: list[str] = []
@@ -63,10 +70,20 @@ class ModelPromises:
             for text in self.read(url, dialect, stream=stream):
                 words += text.split()
         except self.error as exc:
-            messages = [message for message in (STOPPED, UNAVAILABLE) if message in str(exc)]
+            # What comes instead of a stream is not always in the text of the error, but in the error.
+            told = f"{exc} {getattr(exc, 'body', None)}"
+            messages = [message for message in (STOPPED, UNAVAILABLE) if message in told]
             assert len(messages) == 1, f"{exc!r} has the message of the agents, and no other"
             return Seen(200, tuple(words), messages[0])
         return Seen(200, tuple(words))
+
+
+def model_error(error: ErrorInfo, scope: Scope) -> Response:
+    """A denial or failure as clients of language models expect them."""
+    return JSONResponse(
+        {"type": "error", "error": {"message": error.detail, "type": error.kind, "code": str(error.status)}},
+        error.status,
+    )
 
 
 def make_app(handlers: Handlers) -> ASGIApp:

@@ -104,14 +104,14 @@ class Stage:
         self.app = app
         self.handlers = handlers
         self.url = ""
-        self._guarded = app
+        self._guarded: ASGIApp = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.app if scope["type"] == "lifespan" else self._guarded)(scope, receive, send)
 
-    def guard(self, *agents: AgentConfig) -> None:
-        """From now on ``agents`` stand in front of the app; none: nothing does."""
-        self._guarded = AgentMiddleware(self.app, agents=agents) if agents else self.app
+    def guard(self, *agents: AgentConfig, **options: Any) -> None:
+        """From now on ``agents`` stand in front of the app; ``options`` are those of :class:`AgentMiddleware`."""
+        self._guarded = AgentMiddleware(self.app, agents=agents, **options)
 
 
 @contextmanager
