@@ -100,6 +100,10 @@ class Owner(Protocol):
         """Whether the events of that request come here."""
         ...
 
+    def hears(self, event_type: EventType) -> bool:
+        """Whether the agent is to be asked about such events, on this connection or on another."""
+        ...
+
     def lost(self, connection: "Connection", failed: int) -> None:
         """It takes no more calls; those under way, so many that somebody waited for, have failed."""
         ...
@@ -143,6 +147,7 @@ class Connection:
         address: str = "",
     ) -> None:
         self.capabilities: AgentCapabilities | None = None
+        #: What it is asked about: what its handshake names, or the configuration in its place.
         self.events = frozenset(EventType)
         #: Where it leads.
         self.address = address
@@ -345,10 +350,15 @@ class Connection:
         :raises AgentConnectionError: the connection was lost before the answer came.
         :raises AgentProtocolError: the answer is not what the protocol allows.
         :raises AgentTimeoutError: the deadline has passed.
+        :raises AgentUnavailableError: the agent is to be asked about such events, but not on this connection.
         :raises EventTooLargeError: the agent can't be shown that much at a time.
         """
         if event.event_type not in self.events:
             self.give_back()
+            if self._owner.hears(event.event_type):
+                # Nothing was sent, so it is no failure of the agent's; nor is it a verdict.
+                raise AgentUnavailableError(f"no instance that supports {event.event_type} can be asked")
+            # No instance supports it, and nobody has configured it: the request began before the agent had said so.
             return ALLOW
         try:
             call, frame = self._prepare(event, deadline)

@@ -63,6 +63,10 @@ class Served(Protocol):
         """What to configure new connections with."""
         ...
 
+    def overrule(self, supported: frozenset[EventType]) -> None:
+        """An instance says that it supports less than the agent is to be asked about. It is asked all the same."""
+        ...
+
 
 class KeeperOwner(Owner, Protocol):
     """Who uses the connections."""
@@ -204,7 +208,7 @@ class Keeper:
                 await connection.shake_hands(wire, proxy_id=self._served.agent_id, config=self._served.config)
             if scope.cancelled_caught:
                 raise AgentConnectionError(_no_handshake(settings))
-            self._check_events(connection)
+            self._settle_events(connection)
             await self._configure(connection)
             if not connection.alive:
                 raise AgentConnectionError(connection.fault)
@@ -213,15 +217,17 @@ class Keeper:
             raise
         return connection
 
-    def _check_events(self, connection: Connection) -> None:
-        needed = self._served.events
-        supported = ", ".join(sorted(connection.events)) or "none"
-        if needed is None:
-            if not connection.events - {EventType.CONFIGURE}:
-                raise AgentConnectionError(f"it supports no events that anybody could ask it about: {supported}")
-        elif not needed <= connection.events:
-            lacking = ", ".join(sorted(needed - connection.events))
-            raise AgentConnectionError(f"it does not support {lacking}, which its events name; it supports {supported}")
+    def _settle_events(self, connection: Connection) -> None:
+        supported, configured = connection.events, self._served.events
+        if configured is None:
+            if not supported - {EventType.CONFIGURE}:
+                names = ", ".join(sorted(supported)) or "none"
+                raise AgentConnectionError(f"it supports no events that anybody could ask it about: {names}")
+        elif connection.capabilities is not None:
+            # The published Rust kit names request heads only, whatever its agent implements.
+            if not configured <= supported:
+                self._served.overrule(supported)
+            connection.events = configured | (supported & {EventType.CONFIGURE})
 
     async def _configure(self, connection: Connection) -> None:
         if self._settings.framing is Framing.V2:

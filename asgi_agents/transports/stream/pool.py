@@ -37,6 +37,7 @@ _LOG_LINES: Final = 6
 _LOG_INTERVAL: Final = 60.0
 # To look a member of an enumeration up by its name takes long (CPython 3.11).
 _UNHEALTHY: Final = HealthState.UNHEALTHY
+_UNHEALTHY_FAULT: Final = "it says that it is unhealthy"
 _REQUEST_COMPLETE: Final = EventType.REQUEST_COMPLETE
 
 
@@ -98,7 +99,8 @@ class StreamPool:
         self._choose = chooser(settings.load_balancing)
         self._where: dict[Connection, Endpoint] = {}
         self._rotation: list[Connection] = []
-        # What any instance hears, and whether there are connections that don't hear all of it.
+        # What any instance hears, and whether there are connections, of those out of rotation too, that don't hear all
+        # of it.
         self._events: frozenset[EventType] = frozenset()
         self._uneven = False
         self._affinities: dict[str, Connection] = {}
@@ -130,9 +132,7 @@ class StreamPool:
     @property
     def events(self) -> frozenset[EventType]:
         """What any instance hears, also those that are away: what only these hear must not pass without them."""
-        return frozenset().union(
-            *(endpoint.events for endpoint in self._endpoints), *(connection.events for connection in self._rotation)
-        )
+        return frozenset().union(*(endpoint.events for endpoint in self._endpoints))
 
     @property
     def capabilities(self) -> Sequence[AgentCapabilities]:
@@ -236,6 +236,10 @@ class StreamPool:
     def keeps(self, connection: Connection, correlation_id: str) -> bool:
         return self._affinities.get(correlation_id) is connection
 
+    def hears(self, event_type: EventType) -> bool:
+        configured = self._peer.events
+        return event_type in (self.events if configured is None else configured)
+
     def _part(self, correlation_id: str) -> Connection | None:
         connection = self._affinities.pop(correlation_id, None)
         if connection is not None:
@@ -289,12 +293,16 @@ class StreamPool:
         usable = self._rotation if affinity is None else [*self._rotation, affinity]
         if usable and event_type is not None and not any(self._hears(each, event_type) for each in usable):
             # Others are up, but not those whose judgement it needs.
-            away = [endpoint.fault for endpoint in self._endpoints if event_type in endpoint.events]
-            return AgentConnectionError("; ".join(away)) if all(away) else None
+            needed = [endpoint for endpoint in self._endpoints if event_type in endpoint.events]
+            if all(endpoint.fault or endpoint.unhealthy for endpoint in needed):
+                if any(endpoint.unhealthy for endpoint in needed):
+                    return AgentUnavailableError(_UNHEALTHY_FAULT)
+                return AgentConnectionError("; ".join(endpoint.fault for endpoint in needed))
+            return None
         if usable:
             return None
         if any(connection.health is HealthState.UNHEALTHY for connection in self._where):
-            return AgentUnavailableError("it says that it is unhealthy")
+            return AgentUnavailableError(_UNHEALTHY_FAULT)
         fault = self.fault
         return AgentConnectionError(fault) if fault else None
 
@@ -444,7 +452,7 @@ class StreamPool:
 
     def made(self, endpoint: Endpoint, connection: Connection) -> None:
         self._where[connection] = endpoint
-        endpoint.events = connection.events
+        endpoint.note_events()
         self._note(flapping=endpoint.flapping)
         self._settle()
 
@@ -468,7 +476,8 @@ class StreamPool:
     def _note(self, *, flapping: bool = False) -> None:
         self._rotation = [connection for connection in self._where if connection.in_rotation]
         self._events = self.events
-        self._uneven = any(connection.events != self._events for connection in self._rotation)
+        # One that is out of rotation still has its requests.
+        self._uneven = any(not self._events <= connection.events for connection in self._where)
         is_up = bool(self._rotation)
         came_up, self._was_up = is_up and not self._was_up and not flapping, is_up
         self._peer.pool_changed(self, came_up=came_up)
