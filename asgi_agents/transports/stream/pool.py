@@ -91,6 +91,10 @@ class StreamPool:
     """Gives each call a place on a connection.
 
     All events of one request go to one connection while that lives. The first to come is the first to get a place.
+
+    Where a connection carries one call at a time, as in the older framing, requests are kept apart as far as there are
+    connections: the agents of the older kits remember a request on its connection, so that it can't change to another
+    one because a call of another request takes long.
     """
 
     def __init__(self, settings: Settings, peer: Peer) -> None:
@@ -156,6 +160,11 @@ class StreamPool:
         return "; ".join(endpoint.fault for endpoint in self._endpoints)
 
     @property
+    def short_of_connections(self) -> bool:
+        """Whether there are requests that have no connection to themselves."""
+        return bool(self._waiting) or len(self._affinities) > len(self._rotation)
+
+    @property
     def stuck(self) -> bool:
         """Whether all that the agent has to do was given up, and it has not answered it."""
         return any(c.calls for c in self._where) and not any(c.waited_for for c in self._where)
@@ -217,6 +226,7 @@ class StreamPool:
         else:
             queue = self._waiting
         queue[waiter] = None
+        self._grow()
         try:
             await waiter.served.wait()
         except BaseException:
@@ -271,6 +281,10 @@ class StreamPool:
             candidates = [c for c in candidates if not self._where[c].ejected] or candidates
         if not candidates:
             return None
+        if self._settings.on_demand:
+            candidates = _with_fewest_requests([c for c in candidates if c.has_room(correlation_id)])
+            if not candidates:
+                return None
         connection = self._choose(candidates)
         if not connection.has_room(correlation_id):
             candidates = [other for other in candidates if other.has_room(correlation_id)]
@@ -283,7 +297,14 @@ class StreamPool:
                 self._part(next(iter(self._affinities)))
             self._affinities[correlation_id] = connection
             connection.requests += 1
+            self._grow()
         return connection
+
+    def _grow(self) -> None:
+        """Have connections made where they are made on demand, and there are too few."""
+        if self._settings.on_demand and self.short_of_connections:
+            for keeper in self._keepers.values():
+                keeper.wanted()
 
     def _refusal(self, correlation_id: str = "", event_type: EventType | None = None) -> AgentError | None:
         """Why it makes no sense to wait for a place; None where it does."""
@@ -535,3 +556,8 @@ class StreamPool:
             with CancelScope(shield=True):
                 for connection in connections:
                     await connection.wait_closed()
+
+
+def _with_fewest_requests(connections: Sequence[Connection]) -> list[Connection]:
+    fewest = min((connection.requests for connection in connections), default=0)
+    return [connection for connection in connections if connection.requests == fewest]
