@@ -279,7 +279,7 @@ class AnyioWire:
 
     @property
     def unread(self) -> bool:
-        return is_readable(self._stream.extra(SocketAttribute.raw_socket, None))
+        return is_readable(self._stream.extra(SocketAttribute.raw_socket, None))  # noqa: S610 - no query
 
     def write(self, data: bytes) -> None:
         if self._closing:
@@ -339,7 +339,7 @@ class AnyioWire:
 
     async def _read(self) -> Exception | None:
         try:
-            tls = self._stream.extra(TLSAttribute.ssl_object, None)
+            tls = self._stream.extra(TLSAttribute.ssl_object, None)  # noqa: S610 - no query
             while True:
                 data = await self._stream.receive(_READ_BYTES)
                 self._receiver.data_received(data if tls is None else data + _decrypted(tls))

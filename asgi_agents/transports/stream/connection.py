@@ -137,11 +137,11 @@ class Connection:
     and either uses it in :meth:`call` or gives it back.
 
     A peer with the feature ``call_ids`` names the call in its answer. An answer of any other peer is matched by its
-    correlation id, or by order, so that one that nobody asked for could be taken for another's. Two things prevent that:
+    correlation id, or by order. One that nobody asked for could then be taken for the answer to the next event:
 
-    - An answer that matches no call fails the connection, and so does an answer that had begun to arrive before the
-      event of the call that it matches was sent. What the socket holds is read before an event is sent on an idle
-      connection. An answer that begins to arrive after the event was sent can't be told from the one to that event.
+    - An answer that matches no call fails the connection. So does one that had begun to arrive before the event of the
+      call that it matches was sent. What the socket holds is read before an event is sent on an idle connection. An
+      answer that begins to arrive later, unasked for, can't be told from the answer to that event.
     - Agents that don't know guardrail events may never answer one. The ``correlation_id`` of such an event on the wire
       is ``<correlation id>/inspect-<n>``, with an ``n`` that no other has, so that the answer it is still owed is not
       matched with the next answer about the same request.

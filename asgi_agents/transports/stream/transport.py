@@ -31,8 +31,8 @@ class StreamTransport:
         is left out until it works again.
     :param framing: ``"v2"``, or ``"envelope"`` for agents of the older kits, which have to be told what they hear.
     :param encoding: what to speak, if the agent does: ``"json"`` or ``"msgpack"`` (maps with names, raw bytes).
-    :param connections: how many, to each endpoint. None: 4. With ``"envelope"`` it is the most there may be: one is made
-        at the start, others when there are more requests than connections. None is then the agent's
+    :param connections: how many, to each endpoint. None: 4. With ``"envelope"`` it is the most there may be: one is
+        made at the start, others when there are more requests than connections. None is then the agent's
         ``max_concurrent_calls``, but at most 32.
     :param load_balancing: how requests are spread over them; see :class:`LoadBalancing`.
     :param connect_timeout: seconds to connect, handshake included.
