@@ -53,15 +53,14 @@ class AiohttpConnections:
 
 def _connector(tls: ssl.SSLContext, uds: str | None) -> aiohttp.BaseConnector:
     # limit=0 is none: no call should wait for another's connection.
-    options: dict[str, Any] = {"limit": 0, "keepalive_timeout": KEEPALIVE_EXPIRY}
-
     def make(**options: Any) -> aiohttp.BaseConnector:
+        options["limit"] = 0
         return aiohttp.TCPConnector(ssl=tls, **options) if uds is None else aiohttp.UnixConnector(uds, **options)
 
-    connector: Any = make(**options)
+    connector: Any = make(keepalive_timeout=KEEPALIVE_EXPIRY)
     # There is no public way to say what the connections are made of. Where this one is gone none is used again.
     if not (hasattr(connector, "_factory") and all(hasattr(ResponseHandler, name) for name in _OVERRIDDEN)):
-        return make(limit=0, force_close=True)
+        return make(force_close=True)
     connector._factory = functools.partial(_Handler, loop=asyncio.get_running_loop())
     return cast(aiohttp.BaseConnector, connector)
 

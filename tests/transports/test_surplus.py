@@ -353,3 +353,20 @@ async def test_nothing_that_comes_after_an_answer_on_a_stream_is_the_next_one(
         assert verdicts[-1] == "own"
         if speech == "envelope":
             assert not agent.reused
+
+
+async def test_where_aiohttp_has_changed_no_connection_is_used_twice(
+    monkeypatch: pytest.MonkeyPatch, anyio_backend: str
+) -> None:
+    if anyio_backend != "asyncio":
+        pytest.skip("aiohttp is for asyncio")
+    from asgi_agents.transports import aiohttp as carrier
+
+    monkeypatch.setattr(carrier, "_OVERRIDDEN", ("a_method_of_old",))
+    async with hostile(Http("content-length"), KINDS["again"], "while idle") as agent:
+        transport = HttpTransport(f"http://127.0.0.1:{agent.port}/", transport="aiohttp")
+        verdicts = await provoke(agent, transport.call)
+        await transport.aclose()
+
+        assert verdicts == ["first", "own", "own"]
+        assert not agent.reused

@@ -3,7 +3,7 @@
 import random
 import tempfile
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import anyio
@@ -16,7 +16,20 @@ from asgi_agents.protocol import Block, Event
 from asgi_agents.protocol.stream import HealthState
 
 from .peer import Peer, Received, handshake
-from .pools import agent, allow, chunk, client_in, client_of, connected, get, head, managing, response_head, until
+from .pools import (
+    agent,
+    allow,
+    chunk,
+    client_in,
+    client_of,
+    connected,
+    get,
+    head,
+    managing,
+    pool_of,
+    response_head,
+    until,
+)
 from .test_pool import impatient as impatient
 
 HEAD, BODY, RESPONSE = EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK, EventType.RESPONSE_HEADERS
@@ -137,7 +150,9 @@ async def change(peer: Peer, what: str, events: frozenset[EventType]) -> None:
             peer.greeting = handshake(events=events)
         case _:
             for link in tuple(peer.links):
-                await link.say(states[what])
+                # The client may have closed it meanwhile.
+                with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
+                    await link.say(states[what])
 
 
 async def play(heard: Sequence[set[EventType]], configured: bool, steps: Sequence[Step]) -> None:
