@@ -79,9 +79,9 @@ class HttpTransport:
         the key has one, its password.
     :param uds: the path of a Unix socket to connect to, whatever the URL's host.
     :param transport: what carries the requests instead of connections of our own, and keeps the rules above or not. An
-        ``httpx.AsyncBaseTransport`` is used on every event loop, and closed by :meth:`aclose`. A function without arguments is called on each event
-        loop for the transport to use there, which is closed with the loop. ``"aiohttp"`` carries them with aiohttp;
-        asyncio only, needs the ``aiohttp`` extra.
+        ``httpx.AsyncBaseTransport`` is used on every event loop, and closed by :meth:`aclose`. A function without
+        arguments is called on each event loop for the transport to use there, which is closed with the loop.
+        ``"aiohttp"`` carries them with aiohttp; asyncio only, needs the ``aiohttp`` extra.
     :param max_answer_bytes: a longer answer is an agent error.
     :raises ConfigurationError: for arguments that can't work.
     """
