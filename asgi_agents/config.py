@@ -105,7 +105,7 @@ class AgentConfig:
         list of ``unix://`` and ``tcp://`` URLs of the same agent, a :class:`StreamTransport`, or any
         :class:`Transport`.
     :param events: what the agent is to hear. None: what it says itself, in process or in the handshake of the stream
-        transport; other remote agents must be told.
+        transport; other remote agents must be told. What is named here overrules the handshake.
     :param failure_mode: what a failed call means, unless a route says otherwise.
     :param timeout: one deadline for a call: queue wait, connect, send, answer.
     :param chunk_timeout: the same for the body chunks of stream and hybrid mode.
