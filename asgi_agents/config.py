@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Final, Literal
 from .agent import Agent, check_agent
 from .errors import ConfigurationError
 from .protocol import TOKEN, EventType
+from .protocol.headers import as_one_spelling
 from .protocol.stream import Framing
+from .protocol.validation import is_untouchable
 from .redaction import redact_secrets
 from .transports import InProcessTransport, StreamTransport, Transport
 
@@ -103,7 +105,7 @@ class AgentConfig:
         list of ``unix://`` and ``tcp://`` URLs of the same agent, a :class:`StreamTransport`, or any
         :class:`Transport`.
     :param events: what the agent is to hear. None: what it says itself, in process or in the handshake of the stream
-        transport; other remote agents must be told.
+        transport; other remote agents must be told. What is named here overrules the handshake.
     :param failure_mode: what a failed call means, unless a route says otherwise.
     :param timeout: one deadline for a call: queue wait, connect, send, answer.
     :param chunk_timeout: the same for the body chunks of stream and hybrid mode.
@@ -136,6 +138,15 @@ class AgentConfig:
     :param config: handed to the agent in ``configure`` when it connects; plain data for remote agents.
     :param require_at_startup: fail the app's startup when the agent can't be configured then.
     :param may_set_host: lets the agent change the ``host`` request header.
+    :param after: ids of agents that the heads of requests and websocket handshakes are shown to before this one. It is
+        asked once they have answered, under its own deadline from then on, and shown the head with their changes and
+        those of the agents that they come after. It is not asked where one of the agents asked before it has stopped
+        the request. Where one has failed open, it is asked without that one's changes. Agents that are not on the route
+        are ignored; everything else stays parallel, and the order of the route still decides whose answer counts.
+    :param sets: names of request headers that only this agent may set, such as ``{"x-user"}``. They are taken out of
+        the client's request before any agent or the app sees it, in any case and with underscores too (``X_User``),
+        wherever the agent is on the route and hears request heads or request bodies; also when it fails open. Not for a
+        shadow agent, which sets nothing.
     """
 
     id: str
@@ -161,6 +172,8 @@ class AgentConfig:
     config: Any = field(default=None, repr=False)
     require_at_startup: bool = False
     may_set_host: bool = False
+    after: Iterable[str] = ()
+    sets: Iterable[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not TOKEN.match(self.id) or len(self.id) > _MAX_ID_LENGTH:
@@ -190,6 +203,8 @@ class AgentConfig:
         object.__setattr__(self, "response_content_types", _resolve_types(where, self.response_content_types))
         for name in ("decode", "hold_head", "ranges", "enforce", "require_at_startup", "may_set_host"):
             _require_member(where, name, getattr(self, name), bool)
+        object.__setattr__(self, "after", _resolve_after(where, self.id, self.after))
+        object.__setattr__(self, "sets", _resolve_sets(where, self.sets, may_set_host=self.may_set_host))
 
     @property
     def reach(self) -> Transport | StreamTransport:
@@ -264,6 +279,35 @@ def _resolve_types(where: str, given: object) -> frozenset[str] | None:
     if not types:
         raise ConfigurationError(f"{where}: response_content_types={given!r}, expected at least one, or None for all")
     return frozenset(types)
+
+
+def _resolve_after(where: str, own_id: str, given: object) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigurationError(f"{where}: after={given!r}, expected a list of ids of agents")
+    ids: list[str] = []
+    for agent_id in given:
+        if not isinstance(agent_id, str):
+            raise ConfigurationError(f"{where}: after contains {agent_id!r}, expected ids of agents")
+        if agent_id == own_id:
+            raise ConfigurationError(f"{where}: after contains {agent_id!r}, expected other agents than itself")
+        ids.append(agent_id)
+    return tuple(ids)
+
+
+def _resolve_sets(where: str, given: object, *, may_set_host: bool) -> frozenset[str]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigurationError(f"{where}: sets={given!r}, expected a set of header names")
+    names = set()
+    for name in given:
+        if not isinstance(name, str) or not TOKEN.match(name):
+            raise ConfigurationError(f"{where}: sets contains {name!r}, expected names of headers such as 'x-user'")
+        spelt = as_one_spelling(name)
+        if is_untouchable(spelt):
+            raise ConfigurationError(f"{where}: sets contains {name!r}, which belongs to the server, expected others")
+        if spelt == "host" and not may_set_host:
+            raise ConfigurationError(f"{where}: sets contains {name!r}, expected may_set_host=True beside it")
+        names.add(spelt)
+    return frozenset(names)
 
 
 def _resolve_events(where: str, transport: Transport | StreamTransport, given: object) -> frozenset[EventType] | None:

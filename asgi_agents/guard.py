@@ -128,7 +128,12 @@ class Guard:
         #: The connections of an agent that is reached over lasting ones.
         self.client: StreamClient | None = None
         if isinstance(reach, StreamTransport):
-            self.client = reach.client(config.id, events=config.hears, config=config.config)
+            self.client = reach.client(
+                config.id,
+                events=config.hears,
+                config=config.config,
+                max_concurrent_calls=config.max_concurrent_calls,
+            )
             self._transport: Transport = self.client
         else:
             self._transport = reach

@@ -1,6 +1,7 @@
-"""The agents of a route, and how they are asked: side by side, or one after the other."""
+"""The agents of a route, and how they are asked: side by side, in stages, or one after the other."""
 
-from collections.abc import Awaitable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Container, Sequence
 
 import anyio
 from msgspec import Struct
@@ -9,8 +10,9 @@ from msgspec.structs import replace
 from .config import DEFAULT_MAX_BODY_BYTES, FailureMode
 from .decision import FailureKind, Verdict, is_denied
 from .guard import Guard
-from .protocol import ALLOW, BodyChunkEvent, Event, EventType
+from .protocol import ALLOW, BodyChunkEvent, Event, EventType, RequestHeadersEvent
 from .protocol.stream import CancelReason, correlation_id_of
+from .stages import order_of
 from .transports.stream import cancel_reason
 
 # All that can follow the head of an http request.
@@ -22,6 +24,9 @@ _AFTER_THE_HEAD = frozenset(
         EventType.REQUEST_COMPLETE,
     }
 )
+
+# Those in whose answers an agent can set request headers.
+_REQUESTS = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
 
 # To look a member of an enumeration up by its name takes long (CPython 3.11).
 _REQUEST_BODY_CHUNK = EventType.REQUEST_BODY_CHUNK
@@ -39,6 +44,11 @@ class RouteAgent(Struct, frozen=True):
     def hear(self, event: Event, chunk: bool = False) -> Awaitable[Verdict]:
         """Show ``event`` to the agent."""
         return self.guard.call(event, self.failure_mode, chunk, self.route)
+
+    @property
+    def stops_when_failing(self) -> bool:
+        """Whether a failure of the agent stops the connection."""
+        return self.guard.config.enforce and self.failure_mode is FailureMode.CLOSED
 
     def lost(self, event: Event) -> Verdict:
         """The verdict on a call whose task was cancelled from inside, so that it came to nothing."""
@@ -102,15 +112,18 @@ class Lineup:
         "concerns_http",
         "concerns_websockets",
         "connections",
+        "head_order",
         "heads_stay",
         "hear_heads",
         "hears",
         "hears_heads_only",
         "inspects_responses",
         "lasting",
+        "plain_heads_only",
         "reshapes_requests",
         "retired",
         "route",
+        "sets",
         "unpacks_bodies",
     )
 
@@ -150,6 +163,21 @@ class Lineup:
         self.reshapes_requests = self.asks_for_whole_bodies or self.asks_for_plain_bodies or self.unpacks_bodies
         #: Whether the head of a request is all of it that concerns any agent.
         self.hears_heads_only = self.hears.isdisjoint(_AFTER_THE_HEAD)
+        #: Which of those that hear heads are asked after which; None: all of them at once.
+        self.head_order = order_of(
+            {agent.guard.config.id: tuple(agent.guard.config.after) for agent in self.agents},
+            [agent.guard.config.id for agent in self.hear_heads],
+        )
+        #: Whether heads are all that is heard, and everybody hears them at once.
+        self.plain_heads_only = self.hears_heads_only and self.head_order is None
+        #: The headers that are the agents' alone to set, so that they are taken out of what the client sends.
+        self.sets: frozenset[str] = frozenset().union(
+            *(
+                agent.guard.config.sets
+                for agent in self.agents
+                if agent.guard.config.enforce and not agent.guard.hears.isdisjoint(_REQUESTS)
+            )
+        )
 
     def forget(self, correlation_id: str) -> None:
         """The connection of that id is over."""
@@ -191,21 +219,103 @@ async def consult(
     if len(waiting) == 1:
         verdicts[waiting[0]] = await agents[waiting[0]].hear(event, chunk)
     elif waiting:
-        await _ask_at_once(agents, event, waiting, verdicts, chunk=chunk, final=final, everyone=everyone)
+        events = [event] * len(agents)
+        await _ask_at_once(agents, events, waiting, verdicts, chunk=chunk, final=final, everyone=everyone)
     return [verdict for verdict in verdicts if verdict is not None]
+
+
+async def consult_head(
+    lineup: Lineup, event: RequestHeadersEvent, *, hear_more: Container[str] = frozenset()
+) -> Sequence[Verdict]:
+    """Show a request's head to the agents of ``lineup``, each once those that it comes after have answered.
+
+    It is shown the head with their changes. Agents that come after nobody are asked at once. Once a verdict stops the
+    request, no agent is asked any more that comes after another. The verdicts are in the order in which their changes
+    are made: one that comes after others may overrule what it was shown.
+
+    :param hear_more: the ids of agents whose denials with ``needs_more`` are provisional, because a body follows.
+    """
+    order = lineup.head_order
+    if order is None:
+        return await consult(lineup.hear_heads, event, final=not hear_more)
+    agents = [lineup.hear_heads[place] for place in order.places]
+    verdicts: list[Verdict | None] = [None] * len(agents)
+    events: list[RequestHeadersEvent] = [event] * len(agents)
+    # Positions of those that were not asked yet, because they come after others.
+    left = {position for position, after in enumerate(order.after) if after}
+
+    def next_ones(stopped: bool) -> Sequence[int]:
+        """Those of whom all have answered that they come after; nobody once the request is stopped."""
+        if stopped:
+            left.clear()
+        ready = [position for position in sorted(left) if all(verdicts[before] for before in order.after[position])]
+        for position in ready:
+            left.remove(position)
+            events[position] = _changed_by([verdicts[before] for before in order.after[position]], event)
+        return ready
+
+    waiting: list[int] = []
+    asking = deque(position for position, after in enumerate(order.after) if not after)
+    while asking:
+        position = asking.popleft()
+        if agents[position].guard.may_suspend(event.event_type):
+            waiting.append(position)
+            continue
+        verdict = verdicts[position] = await agents[position].hear(events[position])
+        stopped = _stops(verdict, hear_more)
+        if stopped and verdict.denies:
+            # Whoever comes later can't overrule it; those before it still can.
+            left.clear()
+            break
+        asking.extend(next_ones(stopped))
+    if waiting:
+        await _ask_at_once(
+            agents,
+            events,
+            waiting,
+            verdicts,
+            chunk=False,
+            final=not hear_more,
+            everyone=False,
+            then=lambda verdict: next_ones(_stops(verdict, hear_more)),
+        )
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+def _changed_by(verdicts: Sequence[Verdict | None], event: RequestHeadersEvent) -> RequestHeadersEvent:
+    """The head as the app would see it after these ``verdicts``."""
+    ops = [
+        op
+        for verdict in verdicts
+        if verdict is not None and verdict.response is not None and verdict.enforced
+        for op in verdict.response.request_headers
+    ]
+    return replace(event, headers=event.headers.changed(ops)) if ops else event
+
+
+def _stops(verdict: Verdict, hear_more: Container[str]) -> bool:
+    """Whether nothing that is said later can let the request pass."""
+    if verdict.denies:
+        return not (verdict.provisional and verdict.agent_id in hear_more)
+    return verdict.fails_closed
 
 
 async def _ask_at_once(
     agents: Sequence[RouteAgent],
-    event: Event,
+    events: Sequence[Event],
     waiting: Sequence[int],
     verdicts: list[Verdict | None],
     *,
     chunk: bool,
     final: bool,
     everyone: bool,
+    then: Callable[[Verdict], Sequence[int]] = lambda verdict: (),
 ) -> None:
-    """Fill in the ``verdicts`` of the agents that are ``waiting``, each in a task of its own, until it is denied."""
+    """Fill in the ``verdicts`` of the agents that are ``waiting``, each in a task of its own, until it is denied.
+
+    ``events`` has what each of the ``agents`` is shown. ``then`` says who else is to be asked, given another verdict.
+    """
+    asked = list(waiting)
 
     def denied() -> bool:
         # No denial has to wait for a shadow agent before it.
@@ -228,13 +338,17 @@ async def _ask_at_once(
 
         async def ask(index: int) -> None:
             nonlocal decided
-            verdict = await agents[index].hear(event, chunk)
+            verdict = await agents[index].hear(events[index], chunk)
             if tasks.cancel_scope.cancel_called:
                 return  # it failed over its own cancellation
             verdicts[index] = verdict
             if denied():
                 decided = True
                 tasks.cancel_scope.cancel()
+                return
+            for following in then(verdict):
+                asked.append(following)
+                tasks.start_soon(ask, following)
 
         # The tasks take it over with the rest of the context.
         before = cancel_reason.get()
@@ -248,8 +362,8 @@ async def _ask_at_once(
     if not denied():
         # A call can end without verdict and without error, when its task is cancelled from inside, and the others with
         # it. Silence is never consent.
-        for index in waiting:
-            verdicts[index] = verdicts[index] or agents[index].lost(event)
+        for index in asked:
+            verdicts[index] = verdicts[index] or agents[index].lost(events[index])
 
 
 def chain(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:

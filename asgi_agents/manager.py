@@ -16,7 +16,7 @@ from .config import AgentConfig, FailureMode
 from .decision import AgentDecision, Verdict, failure_block, merge
 from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
 from .guard import Guard
-from .lineup import AgentReference, Lineup, RouteAgent, RouteListing, chain, check_body_size, consult
+from .lineup import AgentReference, Lineup, RouteAgent, RouteListing, chain, check_body_size, consult, consult_head
 from .metrics import AgentMetrics, AgentStatistics, Tally
 from .protocol import (
     BodyChunkEvent,
@@ -32,6 +32,7 @@ from .protocol import (
 )
 from .protocol.stream import AgentCapabilities, MetricsReport
 from .reports import Reports
+from .stages import find_circle
 from .telemetry import Telemetry
 from .transports.stream import ConfigUpdateCallback, MetricsCallback
 
@@ -96,6 +97,7 @@ class AgentManager:
                 )
             self._guards[config.id] = self._make_guard(config)
         for guard in self._guards.values():
+            self._check_order(guard.config)
             self.telemetry.metering.add(guard)
 
     # What is there
@@ -171,8 +173,15 @@ class AgentManager:
     async def process_request_headers(
         self, event: RequestHeadersEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
-        """Show a request's head to its agents, all at once."""
-        return await self._process_in_parallel(event, agents)
+        """Show a request's head to its agents, stage by stage.
+
+        None of them sees the headers that are for agents alone to set (``AgentConfig.sets``). Whoever passes the
+        request on has to leave them out as well.
+        """
+        with self._held(agents) as lineup:
+            if lineup.sets:
+                event = replace(event, headers=event.headers.without(lineup.sets))
+            return merge(await consult_head(lineup, event))
 
     async def process_response_headers(
         self, event: ResponseHeadersEvent, agents: Iterable[AgentReference] | None = None
@@ -347,6 +356,7 @@ class AgentManager:
             raise ConfigurationError(
                 f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
             )
+        self._check_order(config)
         guard = self._guards[config.id] = self._make_guard(config)
         self.telemetry.metering.add(guard)
         self._retire_lineups()
@@ -360,11 +370,15 @@ class AgentManager:
         ``drain_timeout`` seconds. Returns then. Raises :class:`UnknownAgentError`, also when the old one is removed
         meanwhile.
         """
-        new = self._make_guard(config, self.guard(config.id).tally)
+        tally = self.guard(config.id).tally
+        self._check_order(config)
+        new = self._make_guard(config, tally)
         await _try_to_configure(new)
         try:
             old = self.guard(config.id)
-        except UnknownAgentError:
+            # Others may have come, or gone, meanwhile.
+            self._check_order(config)
+        except (UnknownAgentError, ConfigurationError):
             await new.retire()
             raise
         self._guards[config.id] = new
@@ -409,6 +423,19 @@ class AgentManager:
             guard.client.on_config_update = self._on_config_update
         return guard
 
+    def _check_order(self, config: AgentConfig) -> None:
+        """Raise ConfigurationError where ``config`` comes after agents that there are not, or after itself."""
+        unknown = [agent_id for agent_id in config.after if agent_id not in self._guards]
+        if unknown:
+            known = ", ".join(self._guards) or "none"
+            where = f"AgentConfig({config.id!r})"
+            raise ConfigurationError(f"{where}: after contains {unknown[0]!r}, which is no agent; there are: {known}")
+        after = {agent_id: tuple(guard.config.after) for agent_id, guard in self._guards.items()}
+        circle = find_circle({**after, config.id: tuple(config.after)})
+        if circle is not None:
+            names = " -> ".join([*circle, circle[0]])
+            raise ConfigurationError(f"AgentConfig({config.id!r}): after makes a circle, expected none: {names}")
+
     def _metrics_reported(self, agent_id: str, endpoint: str, report: MetricsReport) -> None:
         if agent_id in self._guards:
             self.reports.add(agent_id, endpoint, report, time.monotonic())
@@ -417,7 +444,7 @@ class AgentManager:
 
     async def _process_in_parallel(
         self,
-        event: RequestHeadersEvent | ResponseHeadersEvent | WebSocketFrameEvent,
+        event: ResponseHeadersEvent | WebSocketFrameEvent,
         agents: Iterable[AgentReference] | None,
     ) -> AgentDecision:
         with self._held(agents) as lineup:

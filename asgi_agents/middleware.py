@@ -14,7 +14,7 @@ from .correlation import current, enter, leave
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
 from .exchange.context import STATE_KEY
-from .exchange.scope import CORRELATION_HEADER, headers_of
+from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
 from .lineup import AgentReference, Lineup
 from .manager import AgentManager
 from .protocol import TOKEN, Headers
@@ -153,11 +153,20 @@ class AgentMiddleware:
             self._known[key] = lineup
         return lineup
 
-    async def _guard(self, lineup: Lineup, scope: Scope, receive: Receive, send: Send) -> Any:
-        """Serve a connection that has agents, or is to be named all the same."""
+    async def _guard(
+        self, lineup: Lineup, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
+    ) -> Any:
+        """Serve a connection that has agents, or is to be named all the same.
+
+        ``given`` is the scope as it came, where the client's headers in ``scope`` were cleaned.
+        """
         state = scope.setdefault("state", {})
         outer = state.get(STATE_KEY)
-        headers = Headers.from_raw(headers_of(scope), whole=not lineup.heads_stay)
+        headers = Headers.of_request(headers_of(scope), whole=not lineup.heads_stay)
+        if headers.cookies_joined or lineup.sets:
+            others = cleaned(headers_of(scope), lineup.sets) if lineup.agents else None
+            if others is not None:
+                return await self._guard_with(others, lineup, scope, receive, send)
         name = self._correlation_header
         context = AgentContext(self.manager, lineup, None, lineup.route, name, headers)
         audit: Audit | None = None
@@ -175,7 +184,7 @@ class AgentMiddleware:
                 context.find_name()
             context.server_span = mark_current_span(context)
             if lineup.agents and self._auditor.wanted():
-                audit = Audit(self._auditor, scope, context)
+                audit = Audit(self._auditor, given or scope, context)
             if audit is not None or self._exposed_as is not None:
                 send = _watched(send, audit, self._exposed_as, context)
             if scope["type"] == "http":
@@ -200,6 +209,14 @@ class AgentMiddleware:
                     state[alias] = aliased
                     if aliased is context:
                         del state[alias]
+
+    async def _guard_with(self, headers: RawHeaders, lineup: Lineup, scope: Scope, receive: Receive, send: Send) -> Any:
+        """Serve a connection as if the client had sent these headers."""
+        own = OwnScope(scope, {"headers": headers})
+        try:
+            return await self._guard(lineup, own.scope, receive, own.sending(send), scope)
+        finally:
+            own.hand_back()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Connect the agents before the app starts, close them after it has ended."""

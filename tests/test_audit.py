@@ -957,6 +957,16 @@ async def test_headers_are_recorded_as_the_client_sent_them_not_as_agents_change
     assert audited.record.headers == {"user-agent": "me"}
 
 
+async def test_headers_that_are_taken_out_of_the_request_are_recorded_all_the_same() -> None:
+    records: list[AuditRecord] = []
+    config = AgentConfig("a", Probe(request_headers=None), sets={"x-user"})
+    app = App()
+    middleware = guarded(app, config, audit_headers=["x-user"], on_audit=records.append)
+    await Client(headers=[(b"x-user", b"mallory")]).call(middleware)
+    assert records[0].headers == {"x-user": "mallory"}
+    assert app.headers == []
+
+
 CREDENTIALS = ["authorization", "Cookie", "x-api-key", "x-auth-token", "x-client-secret", "x-password", "x-apikey"]
 
 

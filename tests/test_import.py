@@ -12,7 +12,8 @@ import asgi_agents
 _NEEDED = """
 import anyio, anyio.lowlevel, anyio.streams.memory, msgspec, opentelemetry.context, opentelemetry.metrics
 import opentelemetry.trace.propagation.tracecontext
-import starlette.applications, starlette.datastructures, starlette.exceptions, starlette.requests, starlette.responses, starlette.routing
+import starlette.applications
+import starlette.datastructures, starlette.exceptions, starlette.requests, starlette.responses, starlette.routing
 import starlette.websockets
 """
 # What only some need: each of them takes longer to import than the package itself.

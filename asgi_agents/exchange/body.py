@@ -25,7 +25,7 @@ class BodyInspection:
 
     :param agents: those that are shown this body, in route order. None: all that hear such bodies.
     :param codings: how the body is encoded, as :func:`~.decoding.codings_of` gives it.
-    :param length: the body's declared size in bytes, if any.
+    :param length: the body's declared size in bytes, if any. A hint: what arrives counts.
     :param provisional: what agents that hear this body said of its head with ``needs_more``. It counts unless they say
         otherwise.
     :param cutter: for a body that streams in units: makes what cuts it. It is shown to everyone piece by piece,
@@ -112,7 +112,8 @@ class BodyInspection:
     def admit(self) -> AgentDecision | None:
         """Judge the body by its head alone, its size and its coding: the decision that refuses it, or None.
 
-        Call it before feeding.
+        Call it before feeding. Only an agent that fails closed can refuse a body because of its size. No agent is left
+        out because of what somebody declares.
         """
         encoded = self._encoded
         for stage in self._stages:
@@ -229,7 +230,15 @@ class _Stage:
             refusal = self.unreadable("it is encoded, and the agent has no decode=True")
             if refusal is not None:
                 return refusal
-        return None if self._length is None else self._enforce_limits(self._length)
+        if self._length is None or self._length <= self._free:
+            return None
+        for agent in self._agents:
+            limit = self._limit(agent)
+            if self._length > limit and agent.stops_when_failing:
+                verdict = self._too_large(agent, int(limit))
+                self._context.record((verdict,))
+                return merge((verdict,))
+        return None
 
     def unreadable(self, fault: str, *, whatever_the_mode: bool = False) -> AgentDecision | None:
         """The agents can't be shown what is in the body.
@@ -290,7 +299,7 @@ class _Stage:
         return None
 
     async def _judge(self, data: bytes, last: bool, whole: bool) -> bytes | AgentDecision:
-        event = self._event(data, last, whole)
+        event = self._event(data, last)
         self._chunk_index += 1
         verdicts = await self._context.consult(self._agents, event, chunk=not self._buffers, final=last)
         plain = not self.provisional and unanimous(verdicts)
@@ -315,13 +324,13 @@ class _Stage:
             data = mutation.data
         return self._withhold(data) if self.provisional else self._release(data)
 
-    def _event(self, data: bytes, last: bool, whole: bool) -> BodyChunkEvent:
+    def _event(self, data: bytes, last: bool) -> BodyChunkEvent:
         if self._request:
             return RequestBodyChunkEvent(
                 correlation_id=self._context.correlation_id,
                 data=data,
                 is_last=last,
-                total_size=len(data) if whole else self._length,
+                total_size=self._total_size(last),
                 chunk_index=self._chunk_index,
                 bytes_received=self.seen,
             )
@@ -329,7 +338,7 @@ class _Stage:
             correlation_id=self._context.correlation_id,
             data=data,
             is_last=last,
-            total_size=len(data) if whole else self._length,
+            total_size=self._total_size(last),
             chunk_index=self._chunk_index,
             bytes_sent=self.seen,
         )
@@ -361,6 +370,12 @@ class _Stage:
 
     def _too_large(self, agent: RouteAgent, limit: int) -> Verdict:
         return agent.body_too_large(self._event_type, self._context.correlation_id, limit)
+
+    def _total_size(self, last: bool) -> int | None:
+        """How large the body is: known once all of it was seen. Before that, what was declared, unless it is wrong."""
+        if last:
+            return self.seen
+        return self._length if self._length is not None and self.seen <= self._length else None
 
     def _limit(self, agent: RouteAgent) -> float:
         if self._buffers or self.spools:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from starlette.types import Scope
 
 from ..decision import AgentDecision, Verdict, merge
-from ..lineup import RouteAgent, consult
+from ..lineup import RouteAgent, consult, consult_head
 from ..protocol import RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
 from ..trace_context import current_traceparent, traceparent_of
 from .context import AgentContext
@@ -40,12 +40,14 @@ async def judge_head(
     follows, if one does; else it is that agent's last word.
     """
     lineup = context.lineup
-    if not body_agents:
-        verdicts = await consult(lineup.hearing(event.event_type), event)
+    hears_more = {agent.guard.config.id for agent in body_agents}
+    if lineup.head_order is not None and isinstance(event, RequestHeadersEvent):
+        verdicts = await consult_head(lineup, event, hear_more=hears_more)
+    else:
+        verdicts = await consult(lineup.hearing(event.event_type), event, final=not hears_more)
+    if not hears_more:
         context.record(verdicts)
         return merge(verdicts), {}
-    hears_more = {agent.guard.config.id for agent in body_agents}
-    verdicts = await consult(lineup.hearing(event.event_type), event, final=False)
     if any(verdict.provisional for verdict in verdicts):
         verdicts = [_settle(verdict) if verdict.agent_id not in hears_more else verdict for verdict in verdicts]
     context.record(verdicts)

@@ -1,8 +1,9 @@
 """Header operations, applied to ASGI header lists. What may be in them is settled by ``protocol.check_response``."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 from ..protocol import TOKEN, HeaderOp
+from ..protocol.headers import join_cookies
 from .scope import RawHeaders, header
 
 # They describe the bytes that the app meant to send, and are wrong for any others.
@@ -18,6 +19,14 @@ def apply_header_ops(headers: Iterable[tuple[bytes, bytes]], ops: Iterable[Heade
             result = [pair for pair in result if pair[0].lower() != name]
         if op.kind != "remove":
             result.append((name, field_value(op.value)))
+    return result
+
+
+def apply_request_ops(headers: Iterable[tuple[bytes, bytes]], ops: Sequence[HeaderOp]) -> RawHeaders:
+    """:func:`apply_header_ops` for the app: a cookie that is added is in one field with those that were there."""
+    result = apply_header_ops(headers, ops)
+    if any(op.kind == "add" and op.name.lower() == "cookie" for op in ops):
+        return join_cookies(result) or result
     return result
 
 
@@ -49,10 +58,17 @@ def without_body_claims(
 ) -> RawHeaders:
     """A new header list for a body that was changed: no validators, and ``length`` as content-length, if known.
 
-    Never beside transfer-encoding (RFC 9112, section 6.2). ``decoded``: the body has lost its content coding, too.
+    ``decoded``: the body has lost its content coding, too.
     """
-    outdated = _VALIDATORS | {b"content-length", b"content-encoding"} if decoded else _VALIDATORS | {b"content-length"}
-    result = without_headers(headers, outdated)
+    outdated = _VALIDATORS | {b"content-encoding"} if decoded else _VALIDATORS
+    return with_length(without_headers(headers, outdated), length)
+
+
+def with_length(headers: Iterable[tuple[bytes, bytes]], length: int | None) -> RawHeaders:
+    """A new header list with ``length`` as its only content-length, or with none: where it is None, and beside
+    transfer-encoding (RFC 9112, section 6.2).
+    """
+    result = [pair for pair in headers if pair[0].lower() != b"content-length"]
     if length is not None and header(result, b"transfer-encoding") is None:
         result.append((b"content-length", b"%d" % length))
     return result

@@ -17,11 +17,11 @@ from .body import BodyInspection
 from .context import AgentContext
 from .decoding import acceptable, codings_of
 from .head import head_event, judge_head, skipping_body, tell_complete
-from .headers import apply_header_ops, without_body_claims, without_headers
+from .headers import apply_request_ops, with_length, without_body_claims, without_headers
 from .inbound import Inbound
 from .rendering import Renderers
 from .response import BODY_BYPASSES, ResponseInspection
-from .scope import App, RawHeaders, changed, content_length, declares_body, headers_of
+from .scope import App, OwnScope, RawHeaders, certainly_bodiless, declared_length, header, headers_of, may_have_body
 from .spool import Spool
 
 _DISCONNECT: Message = {"type": "http.disconnect"}
@@ -38,7 +38,7 @@ async def serve_http(
     renderers: Renderers,
 ) -> Any:
     """Take a request past its agents, and the response back. Returns what the app returns."""
-    if context.lineup.hears_heads_only:
+    if context.lineup.plain_heads_only:
         verdicts = await consult(context.lineup.hear_heads, head_event(context, scope))
         context.record(verdicts)
         if unanimous(verdicts):
@@ -70,6 +70,7 @@ class HttpExchange:
         self._inbound: Inbound | None = None
         self._body: BodyInspection | None = None
         self._body_ended = False
+        self._declared_length: int | None = None
         self._disconnected = False
         self._refusing = False
         self._app_called = False
@@ -79,8 +80,8 @@ class HttpExchange:
         self._spool: Spool | None = None
 
     @cached_property
-    def _declares_body(self) -> bool:
-        return declares_body(self._scope)
+    def _may_have_body(self) -> bool:
+        return may_have_body(self._scope)
 
     @property
     def _response(self) -> ResponseInspection:
@@ -126,12 +127,13 @@ class HttpExchange:
             skipping = skipping_body(decision)
             agents = tuple(agent for agent in agents if agent.guard.config.id not in skipping)
         if agents:
+            self._declared_length = declared_length(headers_of(self._scope))
             self._body = BodyInspection(
                 self._context,
                 EventType.REQUEST_BODY_CHUNK,
                 agents=agents,
                 codings=codings_of(headers_of(self._scope)),
-                length=content_length(headers_of(self._scope)),
+                length=self._declared_length,
                 provisional=provisional,
             )
             refusal = self._body.admit()
@@ -149,15 +151,18 @@ class HttpExchange:
                 judge=self._judge,
                 may_suspend=lambda: self._body is not None and self._body.may_suspend,
             )
-        if self._body is None or not self._declares_body:
+        if self._body is None or certainly_bodiless(self._scope):
             return await self._call_app(app)
         if self._body.spools:
             self._spool = Spool()
         try:
+            # Whatever the head declares: what counts is what arrives.
             while self._waits_for_body:
                 assert self._inbound is not None
                 await self._inbound.pull()
-            if self._disconnected or self._response.stopped:
+            if self._stopped:
+                return None
+            if self._disconnected and (self._bytes_received or self._may_have_body):
                 # What the client did send can't be judged as a whole any more, so that the app must not see it.
                 return None
             if self._spool is not None:
@@ -180,7 +185,7 @@ class HttpExchange:
             return ALLOWED, {}
         event = head_event(self._context, self._scope)
         body_agents = self._lineup.hearing(EventType.REQUEST_BODY_CHUNK)
-        return await judge_head(self._context, event, body_agents=body_agents if self._declares_body else ())
+        return await judge_head(self._context, event, body_agents=body_agents if self._may_have_body else ())
 
     async def _call_app(self, app: App) -> Any:
         """Run the app in this task, with its own view of the scope."""
@@ -199,12 +204,17 @@ class HttpExchange:
             changes["extensions"] = {name: value for name, value in extensions.items() if name not in BODY_BYPASSES}
         stoppable = self._lineup.inspects_responses or not self._body_settled
         if not changes:
-            return await (self._call_stoppable(app) if stoppable else self._call_freely(app))
-        with changed(self._scope, changes):
-            return await (self._call_stoppable(app) if stoppable else self._call_freely(app))
+            return await (self._call_stoppable if stoppable else self._call_freely)(app, self._scope)
+        own = OwnScope(self._scope, changes)
+        # Nothing was sent yet, so that nobody has the other one.
+        self._raw_send = own.sending(self._raw_send)
+        try:
+            return await (self._call_stoppable if stoppable else self._call_freely)(app, own.scope)
+        finally:
+            own.hand_back()
 
-    def _call_freely(self, app: App) -> Awaitable[Any]:
-        return app(self._scope, self._receive_for_app(), self._send_for_app())
+    def _call_freely(self, app: App, scope: Scope) -> Awaitable[Any]:
+        return app(scope, self._receive_for_app(), self._send_for_app())
 
     def _receive_for_app(self) -> Receive:
         receive = self._raw_receive if self._inbound is None else self._inbound.receive
@@ -212,7 +222,7 @@ class HttpExchange:
             return receive
         return self._spool.receive(receive, ended=self._body_ended)
 
-    async def _call_stoppable(self, app: App) -> Any:
+    async def _call_stoppable(self, app: App, scope: Scope) -> Any:
         """Run the app where a decision may end it, and nothing but it."""
         result: Any = None
         inbound, body = self._inbound, self._body
@@ -220,8 +230,8 @@ class HttpExchange:
         with anyio.CancelScope() as self._app_scope:
             try:
                 result = await inbound.run_app(
-                    partial(app, self._scope, self._receive_for_app(), self._response.send),
-                    beside=not self._body_settled and body is not None and body.may_wait and self._declares_body,
+                    partial(app, scope, self._receive_for_app(), self._response.send),
+                    beside=not self._body_settled and body is not None and body.may_wait and self._may_have_body,
                 )
                 await self._response.release_head()
             except Exception as exc:
@@ -237,6 +247,11 @@ class HttpExchange:
         return result
 
     @property
+    def _stopped(self) -> bool:
+        """Whether the client gets something else than what the app answers."""
+        return self._made_response is not None and self._made_response.stopped
+
+    @property
     def _body_settled(self) -> bool:
         """Whether nothing of the request body is left to be judged."""
         return self._body is None or self._body_ended
@@ -244,12 +259,14 @@ class HttpExchange:
     def _headers_for_app(self, headers: RawHeaders) -> RawHeaders:
         body, ops = self._body, self._context.request_ops
         if ops:
-            headers = apply_header_ops(headers, ops)
+            headers = apply_request_ops(headers, ops)
         if self._lineup.reshapes_requests:
             headers = self._asked_for(headers)
         if body is not None and (body.changed or body.decoded if self._body_ended else body.may_change):
-            counted = self._body_ended and content_length(headers) is not None
+            counted = self._body_ended and header(headers, b"content-length") is not None
             headers = without_body_claims(headers, self._bytes_passed if counted else None, decoded=body.decoded)
+        elif self._declares_wrong_length:
+            headers = with_length(headers, self._bytes_passed)
         return headers
 
     def _asked_for(self, headers: RawHeaders) -> RawHeaders:
@@ -260,6 +277,16 @@ class HttpExchange:
         if lineup.asks_for_plain_bodies:
             return without_headers(headers, _CODING_HEADERS)
         return acceptable(headers) if lineup.unpacks_bodies else headers
+
+    @property
+    def _declares_wrong_length(self) -> bool:
+        """Whether the head says something else of the body than what the agents have judged, all of it.
+
+        An app that goes by its content-length would take another body.
+        """
+        if not self._body_ended or self._declared_length == self._bytes_passed or not self._may_have_body:
+            return False
+        return header(headers_of(self._scope), b"content-length") is not None
 
     def _send_for_app(self) -> Send:
         if self._context.response_ops or self._lineup.hearing(EventType.REQUEST_COMPLETE):

@@ -23,7 +23,7 @@ from .head import judge_head, skipping_body
 from .headers import apply_header_ops, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import describe, render_reply
-from .scope import RawHeaders, content_length, header
+from .scope import RawHeaders, declared_length, header
 
 
 class _State(Enum):
@@ -296,7 +296,7 @@ class ResponseInspection:
             # Its end may be one of ours, so that its length is not the app's to say.
             self._headers = without_headers(self._headers, {b"content-length"})
             cutter = partial(self._streamed.cutter, header(self._headers, b"content-type") or "")
-        length = content_length(self._headers)
+        length = declared_length(self._headers)
         self._body = BodyInspection(
             self._context,
             EventType.RESPONSE_BODY_CHUNK,

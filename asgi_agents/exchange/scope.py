@@ -2,15 +2,15 @@
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ..protocol import TOKEN, Headers, RequestHeadersEvent, RequestMetadata
+from ..protocol.headers import as_one_spelling, join_cookies
 
 RawHeaders = list[tuple[bytes, bytes]]
 # As starlette.types.ASGIApp, but whatever the app returns is returned.
@@ -25,10 +25,24 @@ _TLS_VERSIONS = {0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: 
 _PROTOCOLS = {version: f"HTTP/{version}" for version in ("1.0", "1.1", "2", "3")}
 _NO_EXTENSIONS: Mapping[str, Any] = {}
 
+# What is changed for the app. Those around it have their own.
+_NOT_HANDED_BACK = frozenset({"headers", "extensions"})
+_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start"})
+_MISSING: Final = object()
+
 # What the requests of a millisecond have in common takes longer to write than the rest of their event.
 _written_ms = 0
 _timestamp = ""
 _id_prefix = ""
+
+
+def cleaned(headers: RawHeaders, sets: Container[str]) -> RawHeaders | None:
+    """A client's headers as agents and app are to see them; None where they may stay as they are.
+
+    Those that are in ``sets``, for agents alone to set, are taken out. Several fields of cookies become one.
+    """
+    kept = [pair for pair in headers if as_one_spelling(pair[0].decode("latin-1")) not in sets] if sets else headers
+    return join_cookies(kept) or (kept if len(kept) < len(headers) else None)
 
 
 def headers_of(scope: Scope) -> RawHeaders:
@@ -43,21 +57,33 @@ def headers_of(scope: Scope) -> RawHeaders:
     return headers
 
 
-@contextmanager
-def changed(scope: Scope, changes: Mapping[str, Any]) -> Iterator[None]:
-    """The very same scope with other values, while the app runs.
+class OwnScope:
+    """The app's own scope: a shallow copy of the ``given`` one, with other headers or extensions.
 
-    Not a copy: middlewares around this one read what the app has put there (``scope["route"]``). But they are to find
-    their own values again.
+    It stays as it is for whoever the app leaves behind, however late they look at the headers. Middlewares around this
+    one read in theirs what the app has put into its own (``scope["route"]``), so that this is handed back to them.
     """
-    before = {key: scope[key] for key in changes if key in scope}
-    scope.update(changes)
-    try:
-        yield
-    finally:
-        for key in changes:
-            scope.pop(key, None)
-        scope.update(before)
+
+    def __init__(self, given: Scope, changes: Mapping[str, Any]) -> None:
+        self.scope: Scope = {**given, **changes}
+        self._given = given
+        self._known: dict[str, Any] = dict(self.scope)
+
+    def hand_back(self) -> None:
+        """Put what the app has set since last time into the given scope, apart from headers and extensions."""
+        for key, value in tuple(self.scope.items()):
+            if self._known.get(key, _MISSING) is not value and key not in _NOT_HANDED_BACK:
+                self._known[key] = self._given[key] = value
+
+    def sending(self, send: Send) -> Send:
+        """``send``, by which the given scope is up to date when the response starts, or a websocket's session."""
+
+        async def send_handing_back(message: Message) -> None:
+            if message["type"] in _STARTS:
+                self.hand_back()
+            await send(message)
+
+        return send_handing_back
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
@@ -69,27 +95,52 @@ def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
     return None
 
 
-def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
-    """The declared body size in bytes, or None where there is none or it makes no sense."""
-    value = header(headers, b"content-length")
-    # isdigit alone would let other scripts' digits through, and nobody has a body of 10 ** 19 bytes.
-    if value is None or not value.isascii() or not value.isdigit() or len(value) > 18:
+def declared_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    """The size of the body in bytes as the head declares it, or None where it declares none that makes sense.
+
+    A hint, and nothing to rely on: what counts is what arrives. Beside transfer-encoding a content-length means nothing
+    (RFC 9112, section 6.3); neither do several that differ.
+    """
+    declared: bytes | None = None
+    for key, value in headers:
+        length = len(key)
+        if length == 17 and key.lower() == b"transfer-encoding":
+            return None
+        if length == 14 and key.lower() == b"content-length":
+            if declared is not None and declared != value:
+                return None
+            declared = value
+    # Nobody has a body of 10 ** 18 bytes.
+    if declared is None or not declared.isdigit() or len(declared) > 18:
         return None
-    return int(value)
+    return int(declared)
 
 
-def declares_body(scope: Scope) -> bool:
-    """Whether the request can have a body, going by its head.
+def may_have_body(scope: Scope) -> bool:
+    """Whether the request's head says that a body may follow.
 
-    In HTTP/1 a request without content-length and transfer-encoding has none (RFC 9112, section 6.3); later versions
-    need not declare it.
+    In HTTP/1 a request without content-length and transfer-encoding has none (RFC 9112, section 6.3); HTTP/2 and 3 need
+    not declare any. A hint like :func:`declared_length`: one that declares a length of 0 may have a body.
     """
     headers = headers_of(scope)
-    if header(headers, b"content-length") is not None:
-        return content_length(headers) != 0
-    return not str(scope.get("http_version", "1.1")).startswith("1") or (
-        header(headers, b"transfer-encoding") is not None
+    return (
+        not _is_http_1(scope)
+        or header(headers, b"content-length") is not None
+        or header(headers, b"transfer-encoding") is not None
     )
+
+
+def certainly_bodiless(scope: Scope) -> bool:
+    """Whether no body can arrive, so that there is nothing to wait for.
+
+    What the head declares does not make it certain: gateways that get their requests in other ways than HTTP/1 call it
+    1.1 all the same, and leave the fields of framing out. None leaves out all fields.
+    """
+    return not headers_of(scope) and _is_http_1(scope)
+
+
+def _is_http_1(scope: Scope) -> bool:
+    return str(scope.get("http_version", "1.1")).startswith("1")
 
 
 def find_correlation_id(headers: Headers | None, taken: Container[str] = (), name: str = CORRELATION_HEADER) -> str:

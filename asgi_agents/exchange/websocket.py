@@ -15,12 +15,12 @@ from ..limiter import Limiter
 from ..protocol import Allow, EventType, Opcode, RequestCompleteEvent, WebSocketDrop, WebSocketFrameEvent
 from .context import AgentContext
 from .head import head_event, judge_head, tell_complete
-from .headers import apply_header_ops
+from .headers import apply_header_ops, apply_request_ops
 from .inbound import Inbound
 from .rendering import Renderers
 from .reply import close_message, render_reply
 from .response import REPLY_TIMEOUT, RESPONSE_EVENTS, ResponseInspection
-from .scope import App, changed, client_ip, headers_of
+from .scope import App, OwnScope, client_ip, headers_of
 
 # Seconds for a peer that doesn't answer a close frame.
 _CLOSE_TIMEOUT = 5.0
@@ -124,21 +124,25 @@ class WebSocketExchange:
     async def _call_app(self, app: App) -> Any:
         """Run the app in this task, with its own view of the scope."""
         self._app_called = True
-        changes = {}
+        scope = self._scope
+        own: OwnScope | None = None
         if self._context.request_ops:
-            changes["headers"] = apply_header_ops(headers_of(self._scope), self._context.request_ops)
+            own = OwnScope(scope, {"headers": apply_request_ops(headers_of(scope), self._context.request_ops)})
+            scope, self._raw_send = own.scope, own.sending(self._raw_send)
         result: Any = None
         try:
-            with changed(self._scope, changes):
-                if self._listens:
-                    call = partial(app, self._scope, self._inbound.receive, self._send)
-                    result = await self._inbound.run_app(call, beside=bool(self._agents))
-                else:
-                    result = await app(self._scope, self._raw_receive, self._raw_send)
+            if self._listens:
+                call = partial(app, scope, self._inbound.receive, self._send)
+                result = await self._inbound.run_app(call, beside=bool(self._agents))
+            else:
+                result = await app(scope, self._raw_receive, self._raw_send)
         except Exception as exc:
             # The session ended as an agent decided; that the app met the end of it is no error.
             if not (self._closed is not None or self._refusal_stopped) or not _met_the_end(exc):
                 raise
+        finally:
+            if own is not None:
+                own.hand_back()
         if self._close_error is not None:
             raise self._close_error
         if self._denial is not None and self._denial.error is not None:

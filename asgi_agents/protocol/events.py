@@ -86,7 +86,25 @@ class RequestHeadersEvent(Discreet, frozen=True, kw_only=True):
         return self.metadata.correlation_id
 
     def header(self, name: str) -> str | None:
-        """The first value of a header, or None."""
+        """What a Starlette or FastAPI app takes for the value of a header, or None: the first of several fields.
+
+        Several ``cookie`` fields are joined with ``; ``, for the app too. All values of a name are in ``headers``. How
+        apps read several fields of one name:
+
+        =====================================  =====================================================================
+        ``request.headers[…]``, ``.get(…)``,   the first
+        ``request.url`` (``host``), FastAPI's
+        ``Header()``, its security schemes
+        ``headers.getlist(…)``, FastAPI's      all; an agent finds the same in ``event.headers[…]``
+        ``Header()`` of a list or model
+        ``request.cookies``, ``Cookie()``,     all, and there is only one: they are joined
+        ``APIKeyCookie``
+        Django                                 all, joined with ``,``; names with underscores are dropped
+        WSGI apps                              all, joined with ``,``; ``x_user`` is taken for ``x-user``
+        =====================================  =====================================================================
+
+        An agent in front of a Django or WSGI app has to judge all values, and under WSGI both spellings.
+        """
         return self.headers.first(name)
 
     def __repr__(self) -> str:

@@ -1,19 +1,40 @@
 """Header fields as agents see them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
+
+from .responses import HeaderOp
+
+# To encode the name takes longer than to look it up.
+_OFTEN_ASKED_FOR: Mapping[str, bytes] = {
+    name: name.encode()
+    for name in (
+        "accept",
+        "authorization",
+        "content-type",
+        "cookie",
+        "host",
+        "traceparent",
+        "user-agent",
+        "x-request-id",
+    )
+}
 
 
 class Headers(Mapping[str, Sequence[str]]):
     """Immutable, case-insensitive header fields: name to all its values, in the order received.
 
-    Names are lower-case. Bytes are decoded as latin-1, which never fails: a value that is not valid text still reaches
-    the agent. The dictionary is only built when something asks for more than :meth:`first`.
+    Names are lower-case. Several ``cookie`` fields are one, joined with ``; ``. Bytes are decoded as latin-1, which
+    never fails: a value that is not valid text still reaches the agent. The dictionary is only built when something
+    asks for more than :meth:`first`.
     """
 
-    __slots__ = ("_fields", "_firsts", "_raw")
+    __slots__ = ("_fields", "_firsts", "_raw", "cookies_joined")
+
+    #: Whether there were several ``cookie`` fields. Only :meth:`of_request` tells.
+    cookies_joined: bool
 
     def __init__(self, fields: Mapping[str, Iterable[str]] | None = None) -> None:
         self._raw: tuple[tuple[bytes, bytes], ...] = ()
@@ -24,6 +45,7 @@ class Headers(Mapping[str, Sequence[str]]):
                 raise TypeError(f"headers: {name!r} needs a list of values, got the string {values!r}")
             key = _lower(name)
             self._fields[key] = self._fields.get(key, ()) + tuple(values)
+        _join_cookies_in(self._fields)
 
     @classmethod
     def from_raw(cls, raw: Iterable[tuple[bytes, bytes]], *, whole: bool = False) -> Self:
@@ -38,18 +60,45 @@ class Headers(Mapping[str, Sequence[str]]):
             headers._dict()
         return headers
 
+    @classmethod
+    def of_request(cls, raw: Iterable[tuple[bytes, bytes]], *, whole: bool = False) -> Self:
+        """:meth:`from_raw`, for the fields of a client's request, of which some will be asked for in any case."""
+        headers = cls.__new__(cls)
+        headers._raw = raw = tuple(raw)
+        headers._fields = headers._firsts = None
+        names = len(headers._dict() if whole else headers._find_firsts())
+        headers.cookies_joined = names < len(raw) and join_cookies(raw) is not None
+        return headers
+
     def first(self, name: str) -> str | None:
         """The first value of a field, or None. ``name`` in any case."""
         if self._fields is not None:
             values = self._fields.get(name if name.islower() and name.isascii() else _lower(name))
             return values[0] if values else None
-        if self._firsts is None:
-            self._firsts = _first_values(self._raw)
-        try:
-            value = self._firsts.get(name.encode("latin-1").lower())
-        except UnicodeEncodeError:
-            return None
+        firsts = self._firsts or self._find_firsts()
+        key = _OFTEN_ASKED_FOR.get(name)
+        if key is None:
+            try:
+                key = name.encode("latin-1").lower()
+            except UnicodeEncodeError:
+                return None
+        value = firsts.get(key)
         return None if value is None else value.decode("latin-1")
+
+    def without(self, names: Container[str]) -> "Headers":
+        """The fields but those of ``names``, which are as :func:`as_one_spelling` has them."""
+        return Headers({name: values for name, values in self.items() if as_one_spelling(name) not in names})
+
+    def changed(self, ops: Iterable[HeaderOp]) -> "Headers":
+        """The fields with ``ops`` done in order, as they would be done for the app."""
+        fields = dict(self._dict())
+        for op in ops:
+            name = _lower(op.name)
+            before = fields.pop(name, ()) if op.kind != "add" else fields.get(name, ())
+            if op.kind != "remove":
+                # The blanks around a value are no part of it (RFC 9110, section 5.5).
+                fields[name] = (*(before if op.kind == "add" else ()), op.value.strip(" \t"))
+        return Headers(fields)
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
         return self._dict()[_lower(name)]
@@ -83,17 +132,49 @@ class Headers(Mapping[str, Sequence[str]]):
                 for key, value in self._raw:
                     collected[key.lower().decode("latin-1")].append(value.decode("latin-1"))
                 fields = {name: tuple(values) for name, values in collected.items()}
+                _join_cookies_in(fields)
             self._fields = fields
         return fields
 
-
-def _first_values(raw: tuple[tuple[bytes, bytes], ...]) -> dict[bytes, bytes]:
-    """By name, in lower case."""
-    firsts = dict(raw[::-1])
-    # Servers hand names on in lower case; a scope made by hand may not.
-    if b"".join(firsts).islower():
+    def _find_firsts(self) -> dict[bytes, bytes]:
+        """The first values by name, in lower case."""
+        raw = self._raw
+        firsts = dict(raw[::-1])
+        # Servers hand names on in lower case; a scope made by hand may not.
+        if not b"".join(firsts).islower():
+            firsts = {name.lower(): value for name, value in raw[::-1]}
+        if len(firsts) < len(raw) and b"cookie" in firsts:
+            firsts[b"cookie"] = b"; ".join([value for name, value in raw if name.lower() == b"cookie"])
+        self._firsts = firsts
         return firsts
-    return {name.lower(): value for name, value in raw[::-1]}
+
+
+def join_cookies(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]] | None:
+    """Raw fields with one ``cookie`` field in the place of the first of several; None where there are not several.
+
+    A client may send its cookies in several fields, and whoever passes them on joins them (RFC 9113, section 8.2.3).
+    """
+    cookies = [value for name, value in headers if name.lower() == b"cookie"]
+    if len(cookies) < 2:
+        return None
+    joined: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        if name.lower() != b"cookie":
+            joined.append((name, value))
+        elif cookies:
+            joined.append((name, b"; ".join(cookies)))
+            cookies.clear()
+    return joined
+
+
+def as_one_spelling(name: str) -> str:
+    """The spelling that all names have in common which WSGI and CGI take for the same (RFC 3875, section 4.1.18)."""
+    return name.lower().replace("_", "-")
+
+
+def _join_cookies_in(fields: dict[str, tuple[str, ...]]) -> None:
+    if len(fields.get("cookie", ())) > 1:
+        fields["cookie"] = ("; ".join(fields["cookie"]),)
 
 
 def _lower(name: str) -> str:

@@ -321,6 +321,11 @@ class FrameReader:
         self._max_bytes = framing.max_bytes
         self._rest = bytearray()
 
+    @property
+    def pending(self) -> bool:
+        """Whether a frame has begun that has not ended."""
+        return bool(self._rest)
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The frames that ``data`` completes, without their lengths.
 

@@ -69,7 +69,8 @@ class HttpTransport:
 
     Connections are kept alive on each event loop, and closed when it ends whether or not anything is shut down. A call
     is never repeated: when the agent closes an idle connection in the very moment that it is used again, the call fails
-    as for any broken connection, because nobody can tell whether the agent has acted on the event already.
+    as for any broken connection, because nobody can tell whether the agent has acted on the event already. A connection
+    on which anything has come after an answer is not used again.
 
     :param url: an ``http://`` or ``https://`` URL.
     :param headers: sent with each event, credentials for instance; ASCII.
@@ -79,10 +80,10 @@ class HttpTransport:
     :param cert: a client certificate for ``https``: the path of a PEM file, or a tuple of certificate, key and, where
         the key has one, its password.
     :param uds: the path of a Unix socket to connect to, whatever the URL's host; not on Windows.
-    :param transport: what carries the requests instead of connections of our own. An ``httpx.AsyncBaseTransport`` is
-        used on every event loop, and closed by :meth:`aclose`. A function without arguments is called on each event
-        loop for the transport to use there, which is closed with the loop. ``"aiohttp"`` carries them with aiohttp;
-        asyncio only, needs the ``aiohttp`` extra.
+    :param transport: what carries the requests instead of connections of our own, and keeps the rules above or not. An
+        ``httpx.AsyncBaseTransport`` is used on every event loop, and closed by :meth:`aclose`. A function without
+        arguments is called on each event loop for the transport to use there, which is closed with the loop.
+        ``"aiohttp"`` carries them with aiohttp; asyncio only, needs the ``aiohttp`` extra.
     :param max_answer_bytes: a longer answer is an agent error.
     :raises ConfigurationError: for arguments that can't work.
     """

@@ -10,14 +10,17 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import anyio
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSAttribute
 from msgspec import Struct
 
 from ..errors import AgentConnectionError, ConfigurationError, told_by
 from .background import BackgroundTask, on_trio
+from .readable import is_readable
 
 # Bytes that may wait to be sent before `congested` says so.
 _HIGH_WATER: Final = 256 * 1024
@@ -48,6 +51,11 @@ class Wire(Protocol):
     @property
     def congested(self) -> bool:
         """Whether the peer is slow to read. :meth:`drain` waits until it has caught up."""
+        ...
+
+    @property
+    def unread(self) -> bool:
+        """Whether the peer has sent something, or has closed, and the receiver does not know yet."""
         ...
 
     def write(self, data: bytes) -> None:
@@ -215,6 +223,10 @@ class AsyncioWire(asyncio.Protocol):
     def congested(self) -> bool:
         return self._writable is not None
 
+    @property
+    def unread(self) -> bool:
+        return is_readable(self._transport.get_extra_info("socket"))
+
     def write(self, data: bytes) -> None:
         # All that is written in one turn of the event loop is sent at once: a system call, and a peer that is woken,
         # cost more than the rest of a call.
@@ -277,6 +289,10 @@ class AnyioWire:
     def congested(self) -> bool:
         return self._writable is not None
 
+    @property
+    def unread(self) -> bool:
+        return is_readable(self._stream.extra(SocketAttribute.raw_socket, None))  # noqa: S610 - no query
+
     def write(self, data: bytes) -> None:
         if self._closing:
             return
@@ -335,8 +351,10 @@ class AnyioWire:
 
     async def _read(self) -> Exception | None:
         try:
+            tls = self._stream.extra(TLSAttribute.ssl_object, None)  # noqa: S610 - no query
             while True:
-                self._receiver.data_received(await self._stream.receive(_READ_BYTES))
+                data = await self._stream.receive(_READ_BYTES)
+                self._receiver.data_received(data if tls is None else data + _decrypted(tls))
         except anyio.EndOfStream:
             return None
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
@@ -361,3 +379,13 @@ class AnyioWire:
         if self._writable is not None:
             self._writable.set()
             self._writable = None
+
+
+def _decrypted(tls: ssl.SSLObject) -> bytes:
+    """What has come together with the record that was read last, so that all that has come is handed over at once."""
+    data = bytearray()
+    # Whatever it is that is wrong, the next read finds it too.
+    with suppress(ssl.SSLError):
+        while chunk := tls.read(_READ_BYTES):
+            data += chunk
+    return bytes(data)

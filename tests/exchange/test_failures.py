@@ -555,18 +555,20 @@ async def test_a_shadow_agent_with_a_limit_refuses_nothing(direction: str) -> No
     assert middleware.manager.metrics["a"].shadowed == 1
 
 
-async def test_the_first_of_two_agents_over_their_limits_decides() -> None:
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
+async def test_of_two_agents_over_their_limits_the_one_that_fails_closed_decides(declared: bool) -> None:
     middleware = guarded(
         App(),
         AgentConfig("a", Probe(request_body=None), max_request_body_bytes=5, failure_mode=FailureMode.OPEN),
         AgentConfig("b", Probe(request_body=None), max_request_body_bytes=5),
     )
-    client = Client("POST", body=b"123456")
+    client = Client("POST", body=b"123456" if declared else [b"123456"])
     await client.call(middleware)
     assert client.status == 413
     context: AgentContext = client.scope["state"]["agents"]
     assert context.decision.decided_by == "b"
-    assert [verdict.agent_id for verdict in context.decision.verdicts] == ["a", "b"]
+    # A declared size leaves nobody out.
+    assert [verdict.agent_id for verdict in context.decision.verdicts] == (["b"] if declared else ["a", "b"])
 
 
 async def test_a_writer_that_shrinks_the_body_makes_it_fit_for_the_next_agent() -> None:

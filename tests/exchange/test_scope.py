@@ -139,44 +139,77 @@ async def test_headers_of_a_response_that_can_be_read_only_once_reach_agents_and
     ],
     ids=repr,
 )
-def test_a_content_length_is_a_number_or_nothing(value: bytes, length: int | None) -> None:
-    assert scopes.content_length([(b"Content-Length", value)]) == length
+def test_a_declared_length_is_a_number_or_nothing(value: bytes, length: int | None) -> None:
+    assert scopes.declared_length([(b"Content-Length", value)]) == length
 
 
-def test_no_content_length_is_nothing() -> None:
-    assert scopes.content_length([]) is None
+def test_no_content_length_declares_nothing() -> None:
+    assert scopes.declared_length([]) is None
 
 
 def test_a_content_length_of_thousands_of_digits_is_no_error() -> None:
-    assert scopes.content_length([(b"content-length", b"9" * 5000)]) is None
+    assert scopes.declared_length([(b"content-length", b"9" * 5000)]) is None
 
 
 @pytest.mark.parametrize(
-    ("http_version", "headers", "declared"),
+    ("headers", "length"),
+    [
+        ([(b"content-length", b"4"), (b"content-length", b"4")], 4),
+        ([(b"content-length", b"4"), (b"Content-Length", b"5")], None),
+        ([(b"content-length", b"4"), (b"content-length", b"4"), (b"content-length", b"5")], None),
+        ([(b"content-length", b"4"), (b"transfer-encoding", b"chunked")], None),
+        ([(b"transfer-encoding", b"chunked"), (b"content-length", b"4")], None),
+        ([(b"Transfer-Encoding", b"identity"), (b"content-length", b"4")], None),
+        ([(b"x-content-length", b"4")], None),
+        ([(b"content-lengtH", b"4"), (b"accept-language", b"5")], 4),
+    ],
+)
+def test_a_content_length_says_nothing_beside_transfer_encoding_or_another(
+    headers: Headers, length: int | None
+) -> None:
+    assert scopes.declared_length(headers) == length
+
+
+@pytest.mark.parametrize(
+    ("http_version", "headers", "possible"),
     [
         ("1.1", [], False),
         ("1.0", [], False),
-        ("1.1", [(b"content-length", b"0")], False),
+        ("1.1", [(b"content-length", b"0")], True),
         ("1.1", [(b"content-length", b"1")], True),
         ("1.1", [(b"transfer-encoding", b"chunked")], True),
         ("1.1", [(b"Transfer-Encoding", b"")], True),
+        ("1.1", [(b"content-length", b"0"), (b"transfer-encoding", b"chunked")], True),
         ("1.1", [(b"content-length", b"nonsense")], True),
         ("2", [], True),
-        ("2", [(b"content-length", b"0")], False),
+        ("2", [(b"content-length", b"0")], True),
         ("3", [], True),
         ("2", [(b"content-length", b"1")], True),
     ],
 )
-def test_a_request_declares_a_body_as_its_http_version_does(
-    http_version: str, headers: Headers, declared: bool
-) -> None:
+def test_a_head_says_whether_a_body_may_follow(http_version: str, headers: Headers, possible: bool) -> None:
     client = Client(http_version=http_version)
     client.scope["headers"] = headers
-    assert scopes.declares_body(client.scope) is declared
+    assert scopes.may_have_body(client.scope) is possible
 
 
-def test_a_request_without_a_version_and_headers_declares_no_body() -> None:
-    assert not scopes.declares_body({"type": "http"})
+def test_a_request_without_a_version_and_headers_has_no_body() -> None:
+    assert not scopes.may_have_body({"type": "http"})
+
+
+@pytest.mark.parametrize(
+    ("scope", "certain"),
+    [
+        ({}, True),
+        ({"http_version": "1.0", "headers": []}, True),
+        ({"http_version": "1.1", "headers": None}, True),
+        ({"http_version": "1.1", "headers": [(b"host", b"app.example")]}, False),
+        ({"http_version": "2", "headers": []}, False),
+        ({"http_version": "3"}, False),
+    ],
+)
+def test_only_a_head_of_http_1_without_any_field_makes_it_certain(scope: dict[str, Any], certain: bool) -> None:
+    assert scopes.certainly_bodiless(scope) is certain
 
 
 # Ids
@@ -370,16 +403,30 @@ async def test_later_changes_of_the_headers_do_not_show_in_an_event() -> None:
 # The app's view
 
 
-def test_a_scope_is_changed_in_place_and_restored() -> None:
-    scope: Any = {"headers": [], "kept": 1}
-    headers = scope["headers"]
-    with scopes.changed(scope, {"headers": [(b"a", b"b")], "extensions": {}, "tls": None}):
-        assert scope["headers"] == [(b"a", b"b")]
-        assert scope["extensions"] == {}
-        scope["route"] = "x"
-        del scope["tls"]
-    assert scope == {"headers": [], "kept": 1, "route": "x"}
-    assert scope["headers"] is headers
+def test_what_the_app_sets_in_its_own_scope_is_handed_back_but_for_headers_and_extensions() -> None:
+    given: Any = {"headers": [], "path": "/a", "state": {}, "kept": 1, "gone": 2}
+    own = scopes.OwnScope(given, {"headers": [(b"a", b"b")], "extensions": {}})
+    assert own.scope == {**given, "headers": [(b"a", b"b")], "extensions": {}}
+    own.scope["route"] = "x"
+    own.scope["path"] = "/b"
+    own.scope["headers"].append((b"c", b"d"))
+    own.scope["extensions"] = {"new": {}}
+    del own.scope["gone"]
+    assert "route" not in given
+    own.hand_back()
+    assert given == {"headers": [], "path": "/b", "state": {}, "kept": 1, "gone": 2, "route": "x"}
+    assert given["state"] is own.scope["state"]
+
+
+def test_what_others_have_set_meanwhile_is_not_undone_by_handing_back() -> None:
+    given: Any = {"headers": [], "path": "/a"}
+    own = scopes.OwnScope(given, {"headers": []})
+    own.scope["route"] = "the app's"
+    own.hand_back()
+    given.update(path="/changed", route="changed")
+    own.scope["endpoint"] = "the app's"
+    own.hand_back()
+    assert given == {"headers": [], "path": "/changed", "route": "changed", "endpoint": "the app's"}
 
 
 def test_headers_may_be_missing() -> None:

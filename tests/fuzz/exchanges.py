@@ -41,7 +41,9 @@ class _Request:
             case 0 | 1:
                 headers.append((b"content-length", b"%d" % len(body)))
             case 2:
-                headers.append((b"transfer-encoding", b"chunked"))
+                headers.append((b"transfer-encoding", choices.pick((b"chunked", b"chunked", b"identity"))))
+                if choices.flag():
+                    headers.append((b"content-length", choices.pick((b"0", b"1000"))))
             case 3:
                 headers.append((b"content-length", choices.pick((b"0", b"1", b"1000", b"x", b"-1"))))
             case _:
@@ -168,7 +170,7 @@ async def _serve(agents: list[Hired], requests: Sequence[_Request | _Session], a
         }
         if isinstance(server, HttpServer):
             exchange = http_oracle.Exchange(
-                server=server, declares_body=_declares_body(request.scope), method=request.scope["method"], **told
+                server=server, may_have_body=_may_have_body(request.scope), method=request.scope["method"], **told
             )
             _explained(exchange, partial(http_oracle.check, exchange))
         elif isinstance(server, WebSocketServer):
@@ -187,12 +189,10 @@ def _explained(over: ending.Over, check: Callable[[], None]) -> None:
         raise AssertionError(f"{exc}\n{over.story()}") from exc
 
 
-def _declares_body(scope: Scope) -> bool:
-    """RFC 9112, section 6.3, and that later versions need not say."""
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    if b"content-length" in headers:
-        return headers[b"content-length"] != b"0"
-    return bool(scope["http_version"] == "2") or b"transfer-encoding" in headers
+def _may_have_body(scope: Scope) -> bool:
+    """RFC 9112, section 6.3: in HTTP/1 no field of the two, no body. What a field says of it counts for nothing."""
+    names = {name for name, _ in scope["headers"]}
+    return bool(scope["http_version"] == "2") or not names.isdisjoint({b"content-length", b"transfer-encoding"})
 
 
 def websocket(data: bytes) -> None:

@@ -47,6 +47,7 @@ class FakeWire:
         self.written = bytearray()
         self.closed = False
         self.congested = False
+        self.unread = False
 
     def write(self, data: bytes) -> None:
         if not self.closed:
@@ -103,6 +104,9 @@ class _Owner:
 
     def keeps(self, connection: Connection, correlation_id: str) -> bool:
         return correlation_id == "c-1"
+
+    def hears(self, event_type: EventType) -> bool:
+        return True
 
     def lost(self, connection: Connection, failed: int) -> None:
         self.failed += failed

@@ -12,10 +12,10 @@ from asgi_agents import ConfigurationError
 from asgi_agents.audit import AuditAgent, AuditAnswer, Auditor, AuditRecord
 from asgi_agents.errors import printable
 from asgi_agents.exchange.scope import (
-    content_length,
-    declares_body,
+    declared_length,
     find_correlation_id,
     headers_of,
+    may_have_body,
     request_headers_event,
 )
 from asgi_agents.protocol import TOKEN, Encoding, Headers, decode_event, encode_event
@@ -123,9 +123,9 @@ def heads(data: bytes) -> None:
         ),
     }
     scope |= {key: value for key, value in optional.items() if choices.flag()}
-    length = content_length(headers)
+    length = declared_length(headers)
     assert length is None or 0 <= length < 10**18
-    assert declares_body(scope) in (True, False)
+    assert may_have_body(scope) in (True, False)
     taken = {"id-1"} if choices.flag() else set()
     name = choices.pick(("x-request-id", "", "x-other"))
     correlation = find_correlation_id(Headers.from_raw(headers_of(scope)), taken, name)

@@ -1,11 +1,12 @@
 """What is trusted, and what nobody but the agent or the app itself can see to."""
 
+import json
 import time
 from typing import Any
 
 import anyio
 import pytest
-from fastapi import FastAPI, Header, Request
+from fastapi import Cookie, FastAPI, Header, Request
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
@@ -48,19 +49,29 @@ def test_an_agent_in_the_process_is_bound_by_nothing_where_it_does_not_await() -
 
 
 def test_of_several_fields_of_a_name_agents_and_apps_take_the_same(server: dict[str, Any]) -> None:
-    """The first is `event.header(…)`, `request.headers[…]` and FastAPI's `Header()`; all are in `event.headers`."""
+    """The first is `event.header(…)`, `request.headers[…]` and FastAPI's `Header()`; all are in `event.headers`.
+
+    Cookies are one field for everybody, whose last value of a name counts.
+    """
     app, agent = FastAPI(), Heads()
 
     @app.get("/")
-    def show(request: Request, x_api_key: str = Header()) -> list[str]:
-        return [x_api_key, request.headers["x-api-key"]]
+    def show(request: Request, x_api_key: str = Header(), session: str = Cookie()) -> list[Any]:
+        cookies = [request.headers.getlist("cookie"), request.cookies, session]
+        return [x_api_key, request.headers["x-api-key"], *cookies]
 
+    names = (b"X-Api-Key: first", b"cookie: a=1; session=mine", b"x-api-key: second", b"Cookie: session=stolen")
     with serve(AgentMiddleware(app, agents=[AgentConfig("agent", agent)]), **server) as url:
-        answered = get(url, b"/", b"X-Api-Key: first", b"x-api-key: second", b"x-api-key:")
+        answered = get(url, b"/", *names, b"x-api-key:")
 
-    assert answered.endswith(b'["first","first"]')
-    assert agent.heard[0].header("x-api-key") == "first"
-    assert agent.heard[0].headers["x-api-key"] == ("first", "second", "")
+    joined = "a=1; session=mine; session=stolen"
+    cookies = {"a": "1", "session": "stolen"}
+    assert json.loads(answered.partition(b"\r\n\r\n")[2]) == ["first", "first", [joined], cookies, "stolen"]
+    (event,) = agent.heard
+    assert event.header("x-api-key") == "first"
+    assert event.headers["x-api-key"] == ("first", "second", "")
+    assert event.header("cookie") == joined
+    assert event.headers["cookie"] == (joined,)
 
 
 def test_an_agent_sees_a_path_as_it_came_and_the_app_sees_it_decoded(server: dict[str, Any]) -> None:

@@ -65,6 +65,12 @@ class Server:
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """One will do: what is tested are other processes."""
+    return "asyncio"
+
+
+@pytest.fixture
 def place() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="agents-") as path:
         (Path(path) / "house.py").write_text(AGENT)

@@ -42,6 +42,8 @@ class StreamClient:
         #: One for each endpoint that is up.
         self.capabilities: Sequence[AgentCapabilities] = ()
         self._said: frozenset[EventType] = frozenset()
+        #: Events that the log has named as configured, though an instance says that it doesn't support them.
+        self._overruled: frozenset[EventType] = frozenset()
         self._retired = False
         self.timeout_multiplier = 1.0
         self.keeps_to_one_connection = True
@@ -159,6 +161,20 @@ class StreamClient:
         return await self._pools.get()
 
     # What the pool tells
+
+    def overrule(self, supported: frozenset[EventType]) -> None:
+        assert self.events is not None
+        unsupported = self.events - supported
+        if unsupported <= self._overruled:
+            # Another connection, or another instance, says so as well.
+            return
+        self._overruled |= unsupported
+        logger.warning(
+            "agent %r says that it supports %s; its events= also name %s: it is asked about these too",
+            self.agent_id,
+            ", ".join(sorted(supported)) or "nothing",
+            ", ".join(sorted(unsupported)),
+        )
 
     def pool_changed(self, pool: StreamPool, *, came_up: bool) -> None:
         # What an agent that can't be reached has said holds until it says something else.

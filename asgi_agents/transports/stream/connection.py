@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from typing import Final, Protocol
 
 import anyio
-from msgspec import UNSET
+from anyio.lowlevel import checkpoint
+from msgspec import UNSET, structs
 
 from ..._version import __version__
 from ...errors import (
@@ -27,6 +28,7 @@ from ...protocol import (
     Encoding,
     Event,
     EventType,
+    GuardrailInspectEvent,
     RequestBodyChunkEvent,
     RequestHeadersEvent,
     ResponseBodyChunkEvent,
@@ -73,6 +75,9 @@ _MAX_TIMEOUT_MULTIPLIER: Final = 10.0
 _SCORE_WEIGHT: Final = 0.1
 _GOOD_SCORE: Final = 0.99
 _MAX_PING_BYTES: Final = 1024
+# An event loop needs two or three to read what a socket holds.
+_MAX_TURNS: Final = 20
+_UNASKED: Final = "an answer to no call"
 # To look a member of an enumeration up by its name takes long (CPython 3.11).
 _AGENT_RESPONSE: Final = int(MessageType.AGENT_RESPONSE)
 _TAKES_CALLS: Final = (HealthState.HEALTHY, HealthState.DEGRADED)
@@ -98,6 +103,10 @@ class Owner(Protocol):
 
     def keeps(self, connection: "Connection", correlation_id: str) -> bool:
         """Whether the events of that request come here."""
+        ...
+
+    def hears(self, event_type: EventType) -> bool:
+        """Whether the agent is to be asked about such events, on this connection or on another."""
         ...
 
     def lost(self, connection: "Connection", failed: int) -> None:
@@ -127,6 +136,16 @@ class Connection:
     A :class:`~asgi_agents.transports.wire.Receiver`. Whoever wants to call takes a place first, with :meth:`reserve`,
     and either uses it in :meth:`call` or gives it back.
 
+    A peer with the feature ``call_ids`` names the call in its answer. An answer of any other peer is matched by its
+    correlation id, or by order. One that nobody asked for could then be taken for the answer to the next event:
+
+    - An answer that matches no call fails the connection. So does one that had begun to arrive before the event of the
+      call that it matches was sent. What the socket holds is read before an event is sent on an idle connection. An
+      answer that begins to arrive later, unasked for, can't be told from the answer to that event.
+    - Agents that don't know guardrail events may never answer one. The ``correlation_id`` of such an event on the wire
+      is ``<correlation id>/inspect-<n>``, with an ``n`` that no other has, so that the answer it is still owed is not
+      matched with the next answer about the same request.
+
     :param encodings: what to offer in the handshake, best first; in the older framing the first is spoken.
     :param capacity: shared by all connections to the same instance.
     :param max_calls: how many calls may be under way, those included that were given up and are still owed an answer.
@@ -143,6 +162,7 @@ class Connection:
         address: str = "",
     ) -> None:
         self.capabilities: AgentCapabilities | None = None
+        #: What it is asked about: what its handshake names, or the configuration in its place.
         self.events = frozenset(EventType)
         #: Where it leads.
         self.address = address
@@ -172,6 +192,8 @@ class Connection:
         self._wire: Wire | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reader = FrameReader(framing)
+        # The position of the first call that was sent after the frame that is now arriving had begun.
+        self._too_late_for: int | None = None
         self._line = Line()
         self._reserved = 0
         self._paused_ids: set[str] = set()
@@ -345,16 +367,23 @@ class Connection:
         :raises AgentConnectionError: the connection was lost before the answer came.
         :raises AgentProtocolError: the answer is not what the protocol allows.
         :raises AgentTimeoutError: the deadline has passed.
+        :raises AgentUnavailableError: the agent is to be asked about such events, but not on this connection.
         :raises EventTooLargeError: the agent can't be shown that much at a time.
         """
         if event.event_type not in self.events:
             self.give_back()
+            if self._owner.hears(event.event_type):
+                # Nothing was sent, so it is no failure of the agent's; nor is it a verdict.
+                raise AgentUnavailableError(f"no instance that supports {event.event_type} can be asked")
+            # No instance supports it, and nobody has configured it: the request began before the agent had said so.
             return ALLOW
         try:
             call, frame = self._prepare(event, deadline)
             assert self._wire is not None
             if self._wire.congested:
                 await self._drain(self._wire, deadline)
+            if not (self._call_ids or self._line) and self._wire.unread:
+                await self._read_first(self._wire)
             if not self.alive:
                 raise self._lost(self.fault)
         except BaseException:
@@ -363,6 +392,8 @@ class Connection:
         # From here on the line counts it.
         self._reserved -= 1
         self._line.add(call)
+        if self._too_late_for is None and not self._call_ids and self._reader.pending:
+            self._too_late_for = call.position
         self._unanswered_bytes += call.size
         if deadline < self._timer_at:
             self._set_timer(deadline)
@@ -408,6 +439,14 @@ class Connection:
             return
         raise AgentTimeoutError("not sent, for the agent does not read")
 
+    async def _read_first(self, wire: Wire) -> None:
+        """Let the event loop read what has come before anything is sent: it may be what nobody has asked for."""
+        for _ in range(_MAX_TURNS):
+            await checkpoint()
+            if not wire.unread or self._line or not self.alive:
+                return
+        self.fail("it sends more than can be read")
+
     def _expire(self) -> None:
         """The timer has fired: give up the calls whose deadline has passed."""
         expired, first = self._line.expire(time.monotonic())
@@ -435,6 +474,9 @@ class Connection:
         if self._enveloped:
             frame = encode_envelope_frame(encode_event(event, self._encoding))
         else:
+            if isinstance(event, GuardrailInspectEvent) and not self._call_ids:
+                event = structs.replace(event, correlation_id=f"{event.correlation_id}/inspect-{call.number}")
+                call.correlation_id = event.correlation_id
             # An event about no connection gets an id all the same, to tell its answer by.
             ids = CallIds(
                 call.correlation_id or f"{event.event_type.value}-{call.number}",
@@ -477,13 +519,16 @@ class Connection:
             for frame in self._reader.feed(data):
                 if self.fault:
                     break
+                too_late_for, self._too_late_for = self._too_late_for, None
                 call = self._line.match_plain(frame)
                 if call is not None:
                     self._settle(call, None)
                 elif self._enveloped:
-                    self._answer_received(CallIds(), frame)
+                    self._answer_received(CallIds(), frame, too_late_for)
                 else:
-                    self._message_received(frame[0], frame[1:])
+                    self._message_received(frame[0], frame[1:], too_late_for)
+            if self._enveloped and self._reader.pending and not self._line:
+                raise AgentProtocolError(_UNASKED)
         except AgentProtocolError as exc:
             self.fail(str(exc))
 
@@ -495,9 +540,9 @@ class Connection:
             self.fault = reason
         self._end()
 
-    def _message_received(self, message_type: int, payload: bytes) -> None:
+    def _message_received(self, message_type: int, payload: bytes, too_late_for: int | None) -> None:
         if message_type == _AGENT_RESPONSE and self.capabilities is not None:
-            self._answer_received(decode_answer_ids(payload, self._encoding), payload)
+            self._answer_received(decode_answer_ids(payload, self._encoding), payload, too_late_for)
         elif not self._greeted.is_set():
             if message_type != MessageType.HANDSHAKE_RESPONSE:
                 fault = f"answered the handshake with a message of type {message_type:#04x}"
@@ -522,18 +567,22 @@ class Connection:
             # A peer that asks and doesn't listen must not fill our memory with answers.
             self._wire.write(encode_frame(MessageType.PONG, payload))
 
-    def _answer_received(self, ids: CallIds, payload: bytes) -> None:
+    def _answer_received(self, ids: CallIds, payload: bytes, too_late_for: int | None) -> None:
+        """An answer has come whole.
+
+        ``too_late_for``: the position of the first call that was sent after the answer had begun to arrive.
+        """
         if not self._call_ids and ids.call_id is not UNSET:
             # An entry of that name is the agent's own.
             ids = CallIds(ids.correlation_id)
-        if not ids.correlation_id and ids.call_id is UNSET and not self._line:
-            # Whose it is can't be told; nor, then, whose the next one is.
-            raise AgentProtocolError("an answer to no call")
-        call = self._line.match(ids)
-        if call is None:
-            self.unmatched_answers += 1
-        else:
+        call = self._line.match(ids, before=too_late_for)
+        if call is not None:
             self._settle(call, payload)
+            return
+        self.unmatched_answers += 1
+        if not self._call_ids or ids == CallIds():
+            # Whose it is can't be told; nor, then, whose the next one is.
+            raise AgentProtocolError(_UNASKED)
 
     def _settle(self, call: Call, payload: bytes | None) -> None:
         """The answer to ``call`` has come; ``payload`` is None for a plain allow."""

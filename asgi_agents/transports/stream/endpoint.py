@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ...protocol import EventType
+from ...protocol.stream import HealthState
 from ..wire import Address
 from .connection import Capacity, Connection
 
@@ -31,7 +32,7 @@ class Endpoint:
         self.connections: list[Connection] = []
         #: How many calls its instance takes at a time, over all connections.
         self.capacity = Capacity()
-        #: What its instance has said that it hears, at the latest; also while it is away.
+        #: What its connections hear. What a lost one has heard counts until another was made in its place.
         self.events: frozenset[EventType] = frozenset()
         #: Why it can't be reached; empty where it can, or nobody has tried yet.
         self.fault = ""
@@ -52,6 +53,11 @@ class Endpoint:
         return bool(self.fault)
 
     @property
+    def unhealthy(self) -> bool:
+        """Whether there are connections to it, and its instance says on all of them that it is unhealthy."""
+        return bool(self.connections) and all(c.health is HealthState.UNHEALTHY for c in self.connections)
+
+    @property
     def flapping(self) -> bool:
         """Whether connections to it are made, and lost before they are of any use."""
         return self._wasted
@@ -60,6 +66,10 @@ class Endpoint:
         """An attempt has succeeded. Whether it was worth while is still to be seen."""
         self.fault = ""
         self._connected_at = self._clock()
+
+    def note_events(self) -> None:
+        """A connection was added."""
+        self.events = frozenset().union(*(connection.events for connection in self.connections))
 
     def proved(self) -> None:
         """It has answered a call."""

@@ -30,12 +30,17 @@ _LOG_INTERVAL: Final = 60.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """What a :class:`~asgi_agents.StreamTransport` was made with."""
+    """What a :class:`~asgi_agents.StreamTransport` was made with.
+
+    ``on_demand``: ``connections`` to an endpoint are the most there may be, and all but the first are made when there
+    are more requests than connections.
+    """
 
     addresses: Sequence[Address]
     framing: Framing
     encodings: tuple[Encoding, ...]
     connections: int
+    on_demand: bool
     load_balancing: LoadBalancing
     connect_timeout: float
     drain_timeout: float
@@ -63,9 +68,18 @@ class Served(Protocol):
         """What to configure new connections with."""
         ...
 
+    def overrule(self, supported: frozenset[EventType]) -> None:
+        """An instance says that it supports less than the agent is to be asked about. It is asked all the same."""
+        ...
+
 
 class KeeperOwner(Owner, Protocol):
     """Who uses the connections."""
+
+    @property
+    def short_of_connections(self) -> bool:
+        """Whether there are requests that have no connection to themselves."""
+        ...
 
     def made(self, endpoint: Endpoint, connection: Connection) -> None:
         """A connection is ready."""
@@ -85,7 +99,10 @@ class KeeperOwner(Owner, Protocol):
 
 
 class Keeper:
-    """Keeps ``settings.connections`` connections to ``endpoint`` until it is cancelled."""
+    """Keeps ``settings.connections`` connections to ``endpoint`` until it is cancelled; on demand up to as many.
+
+    Connections that were made on demand are kept.
+    """
 
     def __init__(self, endpoint: Endpoint, settings: Settings, served: Served, owner: KeeperOwner) -> None:
         self._endpoint = endpoint
@@ -117,6 +134,10 @@ class Keeper:
             self._log_down(f"{self._endpoint.address}: {connection.fault}")
         self._wake.set()
 
+    def wanted(self) -> None:
+        """Its owner is short of connections."""
+        self._wake.set()
+
     def proved(self) -> None:
         """A call was answered."""
         self._log_up()
@@ -127,11 +148,20 @@ class Keeper:
             if self._wasted:
                 fault, self._wasted = self._wasted, ""
                 await self._back_off(fault)
-            elif sum(not leaving(connection) for connection in endpoint.connections) >= self._settings.connections:
+            elif self._has_enough():
+                # An attempt on demand may have come to nothing, but there are connections.
+                endpoint.fault = ""
                 await self._wake.wait()
                 self._wake = anyio.Event()
             else:
                 await self._make_one(endpoint)
+
+    def _has_enough(self) -> bool:
+        settings = self._settings
+        wanted = settings.connections
+        if settings.on_demand and not self._owner.short_of_connections:
+            wanted = 1
+        return sum(not leaving(connection) for connection in self._endpoint.connections) >= wanted
 
     async def _make_one(self, endpoint: Endpoint) -> None:
         try:
@@ -204,7 +234,7 @@ class Keeper:
                 await connection.shake_hands(wire, proxy_id=self._served.agent_id, config=self._served.config)
             if scope.cancelled_caught:
                 raise AgentConnectionError(_no_handshake(settings))
-            self._check_events(connection)
+            self._settle_events(connection)
             await self._configure(connection)
             if not connection.alive:
                 raise AgentConnectionError(connection.fault)
@@ -213,15 +243,17 @@ class Keeper:
             raise
         return connection
 
-    def _check_events(self, connection: Connection) -> None:
-        needed = self._served.events
-        supported = ", ".join(sorted(connection.events)) or "none"
-        if needed is None:
-            if not connection.events - {EventType.CONFIGURE}:
-                raise AgentConnectionError(f"it supports no events that anybody could ask it about: {supported}")
-        elif not needed <= connection.events:
-            lacking = ", ".join(sorted(needed - connection.events))
-            raise AgentConnectionError(f"it does not support {lacking}, which its events name; it supports {supported}")
+    def _settle_events(self, connection: Connection) -> None:
+        supported, configured = connection.events, self._served.events
+        if configured is None:
+            if not supported - {EventType.CONFIGURE}:
+                names = ", ".join(sorted(supported)) or "none"
+                raise AgentConnectionError(f"it supports no events that anybody could ask it about: {names}")
+        elif connection.capabilities is not None:
+            # The published Rust kit names request heads only, whatever its agent implements.
+            if not configured <= supported:
+                self._served.overrule(supported)
+            connection.events = configured | (supported & {EventType.CONFIGURE})
 
     async def _configure(self, connection: Connection) -> None:
         if self._settings.framing is Framing.V2:

@@ -37,6 +37,7 @@ class Call:
         "number",
         "payload",
         "plain",
+        "position",
         "sent_at",
         "size",
     )
@@ -53,17 +54,20 @@ class Call:
         self.fault: str | None = None
         self.abandoned = False
         self.size = 0
+        #: Which of the calls of its line it is, in the order in which they were sent.
+        self.position = 0
         self.sent_at = 0.0
 
 
 class Line:
     """The calls of one connection that are owed an answer, oldest first."""
 
-    __slots__ = ("_calls", "_plain", "waited_for")
+    __slots__ = ("_added", "_calls", "_plain", "waited_for")
 
     def __init__(self) -> None:
         self._calls: dict[int, Call] = {}
         self._plain: dict[bytes, Call] = {}
+        self._added = 0
         #: Calls in line that somebody waits for.
         self.waited_for = 0
 
@@ -78,6 +82,8 @@ class Line:
     def add(self, call: Call) -> None:
         """Put ``call`` at the end."""
         call.sent_at = time.monotonic()
+        self._added += 1
+        call.position = self._added
         self._calls[call.number] = call
         if call.plain is not None:
             self._plain[call.plain] = call
@@ -102,8 +108,11 @@ class Line:
                 first = call.deadline
         return expired, first
 
-    def match(self, ids: CallIds) -> Call | None:
-        """Take the call out that an answer with ``ids`` is for; None where it is for none."""
+    def match(self, ids: CallIds, *, before: int | None = None) -> Call | None:
+        """Take the call out that an answer with ``ids`` is for; None where it is for none.
+
+        An answer that doesn't name its call is for none that was sent at the position ``before`` or later.
+        """
         if ids.call_id is not UNSET:
             assert isinstance(ids.call_id, int)
             call = self._calls.get(ids.call_id)
@@ -114,6 +123,8 @@ class Line:
             call = next((call for call in self._calls.values() if call.correlation_id == ids.correlation_id), None)
         else:
             call = self.oldest
+        if call is not None and before is not None and ids.call_id is UNSET and call.position >= before:
+            call = None
         if call is not None:
             self._remove(call)
         return call

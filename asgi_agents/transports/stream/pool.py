@@ -37,6 +37,7 @@ _LOG_LINES: Final = 6
 _LOG_INTERVAL: Final = 60.0
 # To look a member of an enumeration up by its name takes long (CPython 3.11).
 _UNHEALTHY: Final = HealthState.UNHEALTHY
+_UNHEALTHY_FAULT: Final = "it says that it is unhealthy"
 _REQUEST_COMPLETE: Final = EventType.REQUEST_COMPLETE
 
 
@@ -90,6 +91,10 @@ class StreamPool:
     """Gives each call a place on a connection.
 
     All events of one request go to one connection while that lives. The first to come is the first to get a place.
+
+    Where a connection carries one call at a time, as in the older framing, requests are kept apart as far as there are
+    connections: the agents of the older kits remember a request on its connection, so that it can't change to another
+    one because a call of another request takes long.
     """
 
     def __init__(self, settings: Settings, peer: Peer) -> None:
@@ -98,7 +103,8 @@ class StreamPool:
         self._choose = chooser(settings.load_balancing)
         self._where: dict[Connection, Endpoint] = {}
         self._rotation: list[Connection] = []
-        # What any instance hears, and whether there are connections that don't hear all of it.
+        # What any instance hears, and whether there are connections, of those out of rotation too, that don't hear all
+        # of it.
         self._events: frozenset[EventType] = frozenset()
         self._uneven = False
         self._affinities: dict[str, Connection] = {}
@@ -130,9 +136,7 @@ class StreamPool:
     @property
     def events(self) -> frozenset[EventType]:
         """What any instance hears, also those that are away: what only these hear must not pass without them."""
-        return frozenset().union(
-            *(endpoint.events for endpoint in self._endpoints), *(connection.events for connection in self._rotation)
-        )
+        return frozenset().union(*(endpoint.events for endpoint in self._endpoints))
 
     @property
     def capabilities(self) -> Sequence[AgentCapabilities]:
@@ -154,6 +158,11 @@ class StreamPool:
         if self._rotation or not all(endpoint.down for endpoint in self._endpoints):
             return ""
         return "; ".join(endpoint.fault for endpoint in self._endpoints)
+
+    @property
+    def short_of_connections(self) -> bool:
+        """Whether there are requests that have no connection to themselves."""
+        return bool(self._waiting) or len(self._affinities) > len(self._rotation)
 
     @property
     def stuck(self) -> bool:
@@ -217,6 +226,7 @@ class StreamPool:
         else:
             queue = self._waiting
         queue[waiter] = None
+        self._grow()
         try:
             await waiter.served.wait()
         except BaseException:
@@ -235,6 +245,10 @@ class StreamPool:
 
     def keeps(self, connection: Connection, correlation_id: str) -> bool:
         return self._affinities.get(correlation_id) is connection
+
+    def hears(self, event_type: EventType) -> bool:
+        configured = self._peer.events
+        return event_type in (self.events if configured is None else configured)
 
     def _part(self, correlation_id: str) -> Connection | None:
         connection = self._affinities.pop(correlation_id, None)
@@ -267,6 +281,10 @@ class StreamPool:
             candidates = [c for c in candidates if not self._where[c].ejected] or candidates
         if not candidates:
             return None
+        if self._settings.on_demand:
+            candidates = _with_fewest_requests([c for c in candidates if c.has_room(correlation_id)])
+            if not candidates:
+                return None
         connection = self._choose(candidates)
         if not connection.has_room(correlation_id):
             candidates = [other for other in candidates if other.has_room(correlation_id)]
@@ -279,7 +297,14 @@ class StreamPool:
                 self._part(next(iter(self._affinities)))
             self._affinities[correlation_id] = connection
             connection.requests += 1
+            self._grow()
         return connection
+
+    def _grow(self) -> None:
+        """Have connections made where they are made on demand, and there are too few."""
+        if self._settings.on_demand and self.short_of_connections:
+            for keeper in self._keepers.values():
+                keeper.wanted()
 
     def _refusal(self, correlation_id: str = "", event_type: EventType | None = None) -> AgentError | None:
         """Why it makes no sense to wait for a place; None where it does."""
@@ -289,12 +314,16 @@ class StreamPool:
         usable = self._rotation if affinity is None else [*self._rotation, affinity]
         if usable and event_type is not None and not any(self._hears(each, event_type) for each in usable):
             # Others are up, but not those whose judgement it needs.
-            away = [endpoint.fault for endpoint in self._endpoints if event_type in endpoint.events]
-            return AgentConnectionError("; ".join(away)) if all(away) else None
+            needed = [endpoint for endpoint in self._endpoints if event_type in endpoint.events]
+            if all(endpoint.fault or endpoint.unhealthy for endpoint in needed):
+                if any(endpoint.unhealthy for endpoint in needed):
+                    return AgentUnavailableError(_UNHEALTHY_FAULT)
+                return AgentConnectionError("; ".join(endpoint.fault for endpoint in needed))
+            return None
         if usable:
             return None
         if any(connection.health is HealthState.UNHEALTHY for connection in self._where):
-            return AgentUnavailableError("it says that it is unhealthy")
+            return AgentUnavailableError(_UNHEALTHY_FAULT)
         fault = self.fault
         return AgentConnectionError(fault) if fault else None
 
@@ -444,7 +473,7 @@ class StreamPool:
 
     def made(self, endpoint: Endpoint, connection: Connection) -> None:
         self._where[connection] = endpoint
-        endpoint.events = connection.events
+        endpoint.note_events()
         self._note(flapping=endpoint.flapping)
         self._settle()
 
@@ -468,7 +497,8 @@ class StreamPool:
     def _note(self, *, flapping: bool = False) -> None:
         self._rotation = [connection for connection in self._where if connection.in_rotation]
         self._events = self.events
-        self._uneven = any(connection.events != self._events for connection in self._rotation)
+        # One that is out of rotation still has its requests.
+        self._uneven = any(not self._events <= connection.events for connection in self._where)
         is_up = bool(self._rotation)
         came_up, self._was_up = is_up and not self._was_up and not flapping, is_up
         self._peer.pool_changed(self, came_up=came_up)
@@ -526,3 +556,8 @@ class StreamPool:
             with CancelScope(shield=True):
                 for connection in connections:
                     await connection.wait_closed()
+
+
+def _with_fewest_requests(connections: Sequence[Connection]) -> list[Connection]:
+    fewest = min((connection.requests for connection in connections), default=0)
+    return [connection for connection in connections if connection.requests == fewest]

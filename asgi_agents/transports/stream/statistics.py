@@ -47,7 +47,7 @@ def _state(
     connections = endpoint.connections
     if not connections:
         return "down" if endpoint.down else "connecting"
-    if all(connection.health is HealthState.UNHEALTHY for connection in connections):
+    if endpoint.unhealthy:
         return "unhealthy"
     if not any(connection.in_rotation for connection in connections):
         return "draining"

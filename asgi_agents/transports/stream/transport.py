@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
 from ...errors import ConfigurationError
 from ...protocol import Encoding, EventType
 from ...protocol.stream import Framing
@@ -13,6 +15,10 @@ from .client import StreamClient
 from .keeper import Settings
 
 _MAX_SECONDS = 366 * 24 * 3600
+_CONNECTIONS = 4
+_CALLS = 100
+# To each endpoint. The published kits have no limit of their own, and each connection costs both sides a descriptor.
+_MOST_ON_DEMAND = 32
 
 
 class StreamTransport:
@@ -25,11 +31,15 @@ class StreamTransport:
         is left out until it works again.
     :param framing: ``"v2"``, or ``"envelope"`` for agents of the older kits, which have to be told what they hear.
     :param encoding: what to speak, if the agent does: ``"json"`` or ``"msgpack"`` (maps with names, raw bytes).
-    :param connections: how many, to each endpoint.
+    :param connections: how many, to each endpoint. None: 4. With ``"envelope"`` it is the most there may be: one is
+        made at the start, others when there are more requests than connections. None is then the agent's
+        ``max_concurrent_calls``, but at most 32.
     :param load_balancing: how requests are spread over them; see :class:`LoadBalancing`.
     :param connect_timeout: seconds to connect, handshake included.
     :param drain_timeout: seconds that calls under way get when the connections are closed.
-    :param max_calls_per_connection: further calls wait, within their deadline.
+    :param max_calls_per_connection: further calls wait, within their deadline. None: 100. With ``"envelope"`` it is
+        always 1: these agents may answer as they finish, and no answer says which event it is to. A call that was given
+        up counts until its answer has come.
     :param ping_interval: seconds between pings.
     :param stall_timeout: a connection on which the agent owes a pong, or the answer to a call that was given up, and
         has said nothing at all for so many seconds, is closed.
@@ -53,12 +63,12 @@ class StreamTransport:
         *,
         framing: Framing | Literal["v2", "envelope"] = Framing.V2,
         encoding: Encoding | Literal["json", "msgpack"] = Encoding.JSON,
-        connections: int = 4,
+        connections: int | None = None,
         load_balancing: LoadBalancing
         | Literal["round_robin", "least_connections", "health_based", "random"] = LoadBalancing.ROUND_ROBIN,
         connect_timeout: float = 5.0,
         drain_timeout: float = 30.0,
-        max_calls_per_connection: int = 100,
+        max_calls_per_connection: int | None = None,
         ping_interval: float = 10.0,
         stall_timeout: float = 20.0,
         tls: bool = False,
@@ -84,8 +94,17 @@ class StreamTransport:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_SECONDS:
                 raise _wrong(name, value, "a number of seconds above 0")
         for name, number in (("connections", connections), ("max_calls_per_connection", max_calls_per_connection)):
-            if type(number) is not int or number < 1:
-                raise _wrong(name, number, "a whole number of at least 1")
+            if number is not None and (type(number) is not int or number < 1):
+                raise _wrong(name, number, "a whole number of at least 1, or None")
+        on_demand = self.framing is Framing.ENVELOPE
+        if on_demand and max_calls_per_connection not in (None, 1):
+            raise _wrong(
+                "max_calls_per_connection",
+                max_calls_per_connection,
+                "1 with framing='envelope', whose answers don't say which event they are to; "
+                "connections= says how many calls there may be at a time",
+            )
+        self._connections = connections
         if type(tls) is not bool:
             raise _wrong("tls", tls, "True or False")
         if tls and any(address.path is not None for address in addresses):
@@ -100,11 +119,12 @@ class StreamTransport:
             addresses=addresses,
             framing=self.framing,
             encodings=encodings,
-            connections=connections,
+            connections=connections or (_MOST_ON_DEMAND if on_demand else _CONNECTIONS),
+            on_demand=on_demand,
             load_balancing=_member(LoadBalancing, "load_balancing", load_balancing),
             connect_timeout=float(connect_timeout),
             drain_timeout=float(drain_timeout),
-            max_calls_per_connection=max_calls_per_connection,
+            max_calls_per_connection=1 if on_demand else max_calls_per_connection or _CALLS,
             ping_interval=float(ping_interval),
             stall_timeout=float(stall_timeout),
             tls=client_context("StreamTransport", verify, cert) if tls else None,
@@ -113,12 +133,23 @@ class StreamTransport:
     def __repr__(self) -> str:
         return f"<StreamTransport {' '.join(str(address) for address in self._settings.addresses)}>"
 
-    def client(self, agent_id: str, *, events: frozenset[EventType] | None = None, config: Any = None) -> StreamClient:
+    def client(
+        self,
+        agent_id: str,
+        *,
+        events: frozenset[EventType] | None = None,
+        config: Any = None,
+        max_concurrent_calls: int = _MOST_ON_DEMAND,
+    ) -> StreamClient:
         """The connections of one agent.
 
-        ``events``: what it has to hear, None for whatever it says; ``config``: what to configure it with.
+        ``events``: what it has to hear, None for whatever it says; ``config``: what to configure it with;
+        ``max_concurrent_calls``: how many calls there are at a time at most.
         """
-        return StreamClient(self._settings, agent_id, events, config)
+        settings = self._settings
+        if settings.on_demand and self._connections is None:
+            settings = replace(settings, connections=min(max_concurrent_calls, _MOST_ON_DEMAND))
+        return StreamClient(settings, agent_id, events, config)
 
 
 def _wrong(field: str, value: object, expected: str) -> ConfigurationError:

@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from asgi_agents import EventType, StreamTransport
 from asgi_agents.protocol import Answer, Block, Event, RequestBodyChunkEvent
+from asgi_agents.protocol.stream import Framing
 from asgi_agents.transports.background import on_trio
 from asgi_agents.transports.stream import Connection, StreamClient
 from asgi_agents.transports.stream.pool import StreamPool
@@ -173,7 +174,8 @@ async def talking(
                     await client.connect()
                 talk_pool = client._pools.peek()
                 assert talk_pool is not None
-                await until(lambda: len(talk_pool.connections) == settings["connections"])
+                first = 1 if peer.framing is Framing.ENVELOPE else settings["connections"]
+                await until(lambda: len(talk_pool.connections) == first)
                 async with anyio.create_task_group() as tasks:
                     yield Talk(peer, client, tasks)
                     tasks.cancel_scope.cancel()

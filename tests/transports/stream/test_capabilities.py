@@ -1,6 +1,5 @@
 """What an agent says that it can do, and that it is held to it, and spared the rest."""
 
-import logging
 from collections import Counter
 from typing import Any
 
@@ -32,7 +31,6 @@ from .pools import (
     get,
     head,
     is_idle,
-    lines,
     managing,
     nowhere,
     pool_of,
@@ -40,6 +38,7 @@ from .pools import (
     response_head,
     settle,
     until,
+    warnings,
 )
 from .test_pool import impatient as impatient
 
@@ -59,6 +58,10 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 def heard_by(manager: AgentManager) -> set[EventType]:
     return {event_type for event_type in EventType if manager.get_agents_for_event(event_type)}
+
+
+def peer_of(events: frozenset[EventType]) -> Peer:
+    return Peer(handshake(events=events), behaviour=blocking)
 
 
 def blocking(event: Received) -> Any:
@@ -151,42 +154,50 @@ async def test_configured_events_are_all_that_an_agent_is_sent() -> None:
         assert [event.event_type for event in heard] == [EventType.REQUEST_HEADERS]
 
 
-async def test_an_agent_that_does_not_hear_what_it_has_to_stops_the_startup() -> None:
-    peer = Peer(handshake(events=HEADS), behaviour=allow)
-    events = HEADS | {EventType.WEBSOCKET_FRAME}
-    manager = AgentManager([agent(peer, events=events, require_at_startup=True)])
-    async with peer.listening():
-        with anyio.fail_after(5), pytest.raises(AgentError) as caught:
-            async with manager:
-                pass
+async def test_an_agent_is_asked_about_what_is_configured_whatever_it_says(caplog: pytest.LogCaptureFixture) -> None:
+    """The published Rust kit says that it hears request heads, whatever its agent implements."""
+    heard: list[Received] = []
+    peer = Peer(handshake(events=HEADS), behaviour=recording(blocking, heard))
+    stream = {"connections": 3}
+    async with managing(peer, peer_of(HEADS), connections=6, stream=stream, events=BODIES) as manager:
+        assert heard_by(manager) == BODIES
+        assert not (await manager.process_request_body(chunk())).is_allow
 
-    told = str(caught.value)
-    assert "'waf' is required at startup" in told
-    assert "does not support websocket_frame" in told
-    assert "it supports request_headers" in told
+    assert EventType.CONFIGURE not in {event.event_type for event in heard}
+    # One line, not one for each connection.
+    assert warnings(caplog) == [
+        "agent 'waf' says that it supports request_headers; its events= also name request_body_chunk: "
+        "it is asked about these too"
+    ]
 
 
-async def test_an_agent_that_does_not_hear_what_it_has_to_is_a_line_and_its_failure_mode(
-    impatient: None, caplog: pytest.LogCaptureFixture
+async def test_what_an_instance_supports_even_less_of_is_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = peer_of(BODIES), peer_of(HEADS)
+    events = BODIES | {EventType.WEBSOCKET_FRAME}
+    async with managing(first, events=events, connections=1) as manager:
+        client_in(manager).overrule(HEADS)
+        client_in(manager).overrule(BODIES)
+        assert await manager.process_websocket_frame(frame())
+
+    assert len(warnings(caplog)) == 2
+    assert second.accepted == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "configured", "sent"),
+    [
+        (HEADS, HEADS, False),
+        (HEADS | {EventType.CONFIGURE}, HEADS, True),
+        (HEADS, HEADS | {EventType.CONFIGURE}, True),
+    ],
+)
+async def test_a_configuration_is_sent_where_either_side_names_it(
+    said: frozenset[EventType], configured: frozenset[EventType], sent: bool
 ) -> None:
     heard: list[Received] = []
-    peer = Peer(handshake(events=HEADS), behaviour=recording(allow, heard))
-    with caplog.at_level(logging.INFO, logger="asgi_agents"):
-        async with managing(peer, events=HEADS | {EventType.WEBSOCKET_FRAME}, circuit_breaker=None) as manager:
-            app = AgentMiddleware(echo, manager=manager)
-            for _ in range(20):
-                assert await get(app) == (503, b"Agent unavailable")
-            await until(lambda: peer.accepted > 5)
-
-            told = [line for line in lines(caplog) if line.endswith("; connecting again")]
-            assert len(told) == 1
-            assert "does not support websocket_frame" in told[0]
-            assert heard == []
-
-            # When it has learnt it, everything is well.
-            peer.greeting = handshake()
-            await until(lambda: manager.statistics()["waf"].connections == 1)
-            assert (await get(app))[0] == 200
+    peer = Peer(handshake(events=said), behaviour=recording(allow, heard))
+    async with managing(peer, connections=1, events=configured, config={"a": 1}):
+        assert [event.event_type for event in heard] == [EventType.CONFIGURE] * sent
 
 
 async def test_event_numbers_from_the_future_are_left_out() -> None:

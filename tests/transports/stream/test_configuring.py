@@ -103,9 +103,12 @@ async def test_an_agent_of_the_older_kits_is_configured_too() -> None:
     configured = Configured(AgentResponse.allow())
     peer = Peer(framing="envelope", behaviour=configured)
     stream = {"connections": 2, "framing": "envelope"}
-    events = {EventType.REQUEST_HEADERS}
-    async with managing(peer, connections=2, stream=stream, events=events, config={"a": 1}):
-        assert configured.configs == [{"a": 1}] * 2
+    events = {EventType.REQUEST_HEADERS, EventType.RESPONSE_HEADERS}
+    async with managing(peer, connections=1, stream=stream, events=events, config={"a": 1}) as manager:
+        # Two requests at a time have two connections.
+        for name in "ab":
+            await manager.process_request_headers(head(name))
+        await until(lambda: configured.configs == [{"a": 1}] * 2)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)

@@ -16,6 +16,7 @@ from asgi_agents import (
     AgentConfig,
     AgentConnectionError,
     AgentError,
+    AgentManager,
     AgentProtocolError,
     ConfigurationError,
     EventType,
@@ -71,6 +72,10 @@ UNIX, TCP = "unix:///run/waf.sock", "tcp://127.0.0.1:9000"
         ({"connections": -1}, "connections=-1, expected"),
         ({"connections": 1.5}, r"connections=1\.5, expected"),
         ({"connections": True}, "connections=True, expected"),
+        (
+            {"framing": "envelope", "max_calls_per_connection": 2},
+            "max_calls_per_connection=2, expected 1 with framing='envelope'",
+        ),
         ({"max_calls_per_connection": 0}, "max_calls_per_connection=0, expected"),
         ({"max_calls_per_connection": "100"}, "max_calls_per_connection='100', expected"),
         ({"connect_timeout": 0}, "connect_timeout=0, expected a number of seconds above 0"),
@@ -163,7 +168,25 @@ def test_every_kind_of_balancing_can_be_named(kind: Any) -> None:
 def test_the_defaults_are_those_that_are_documented() -> None:
     settings = StreamTransport(UNIX)._settings
 
-    assert (settings.connections, settings.max_calls_per_connection) == (4, 100)
+    assert (settings.connections, settings.max_calls_per_connection, settings.on_demand) == (4, 100, False)
+
+
+@pytest.mark.parametrize(
+    ("connections", "calls", "most"), [(None, 100, 32), (None, 32, 32), (None, 5, 5), (50, 5, 50), (1, 100, 1)]
+)
+async def test_agents_of_the_older_kits_get_as_many_connections_as_they_may_have_calls(
+    connections: int | None, calls: int, most: int
+) -> None:
+    transport = StreamTransport(UNIX, framing="envelope", connections=connections)
+    manager = AgentManager([AgentConfig("kit", transport, events={EventType.CONFIGURE}, max_concurrent_calls=calls)])
+    client = manager.guard("kit").client
+    assert client is not None
+    async with manager:
+        pool = client._pools.peek()
+        assert pool is not None
+        settings = pool._settings
+
+    assert (settings.connections, settings.max_calls_per_connection, settings.on_demand) == (most, 1, True)
     assert (settings.connect_timeout, settings.drain_timeout) == (5.0, 30.0)
     assert settings.load_balancing is LoadBalancing.ROUND_ROBIN
     assert settings.encodings == ("json",)

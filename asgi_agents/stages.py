@@ -1,0 +1,66 @@
+"""Which agents hear a request's head after which others."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from msgspec import Struct
+
+
+class HeadOrder(Struct, frozen=True):
+    """In which order the agents that hear heads make their changes, and after whom each of them is asked.
+
+    ``places`` are the agents' places in route order. An agent stands behind all those that it comes after; otherwise
+    route order holds. ``after`` has for each of them the positions in ``places`` of those that it comes after, directly
+    or not: it is asked once they have answered, and shown their changes.
+    """
+
+    places: tuple[int, ...]
+    after: tuple[tuple[int, ...], ...]
+
+
+def find_circle(after: Mapping[str, Collection[str]]) -> Sequence[str] | None:
+    """Agents of which each comes after the next, and the last after the first; None where there are none.
+
+    :param after: by its id, the ids of those that each agent comes after. Ids that are no key are ignored.
+    """
+    done: set[str] = set()
+    for start in after:
+        # Depth first, without recursion: the way to where we are, and what is left to be tried at each place.
+        path, rest = [start], [iter(after[start])]
+        while path:
+            following = next(rest[-1], None)
+            if following is None:
+                done.add(path.pop())
+                rest.pop()
+            elif following in path:
+                return path[path.index(following) :]
+            elif following in after and following not in done:
+                path.append(following)
+                rest.append(iter(after[following]))
+    return None
+
+
+def order_of(after: Mapping[str, Collection[str]], hearing: Sequence[str]) -> HeadOrder | None:
+    """The order of the agents ``hearing`` heads; None where all of them are asked at once.
+
+    :param after: by its id, for each agent of the route in any order, the ids of those that it comes after. It has no
+        circle. Ids of agents that are not on the route are ignored.
+    """
+    named = {agent_id: [name for name in names if name in after] for agent_id, names in after.items()}
+    if not any(named.values()):
+        return None
+    before: dict[str, frozenset[str]] = {}
+    levels: dict[str, int] = {}
+    level = 0
+    while len(levels) < len(named):
+        ready = [agent_id for agent_id in named if agent_id not in levels and before.keys() >= set(named[agent_id])]
+        assert ready, "agents come after each other in a circle"
+        for agent_id in ready:
+            before[agent_id] = frozenset(named[agent_id]).union(*(before[name] for name in named[agent_id]))
+            levels[agent_id] = level
+        level += 1
+    places = sorted(range(len(hearing)), key=lambda place: (levels[hearing[place]], place))
+    positions = {hearing[place]: position for position, place in enumerate(places)}
+    waited_for = tuple(
+        tuple(sorted(positions[name] for name in before[hearing[place]] if name in positions)) for place in places
+    )
+    return HeadOrder(tuple(places), waited_for) if any(waited_for) else None
