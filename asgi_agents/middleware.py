@@ -8,7 +8,7 @@ from opentelemetry.trace import TracerProvider
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .audit import Audit, AuditHook, Auditor, Redact
-from .config import AgentConfig
+from .config import MAX_SECONDS, AgentConfig
 from .correlation import current, enter, leave
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .exchange import AgentContext, ChallengeRenderer, serve_http, serve_websocket
@@ -43,6 +43,11 @@ class AgentMiddleware:
     :param default_agents: who hears connections that no route matches. None: nobody, if there are routes.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
+    :param stop_grace: seconds for an app that an agent has stopped while it ran: its request was refused, its response
+        was broken off or ended early, or its websocket closed. It finds its client gone: ``receive`` gives a
+        disconnect, and ``send`` does nothing, or raises an OSError where the server's would (``spec_version`` 2.4). One
+        that has noticed neither by then is cancelled. So is one that has noticed and has not ended, where its response
+        is to be broken off: the server breaks the connection off when the app has ended. 0: cancelled at once.
     :param correlation_header: the request header whose value, if it is a sane token of at most 128 characters, names
         the connection to agents, in logs and in spans. None: it is always named here, with a UUIDv7.
     :param expose_correlation_id: put that name into every response that comes from here or from within, in the header
@@ -67,6 +72,7 @@ class AgentMiddleware:
         routes: Sequence[Route] | None = None,
         default_agents: Iterable[AgentReference] | None = None,
         challenge_renderer: ChallengeRenderer | None = None,
+        stop_grace: float = 1.0,
         correlation_header: str | None = "x-request-id",
         expose_correlation_id: bool = False,
         audit_headers: Iterable[str] = (),
@@ -85,6 +91,7 @@ class AgentMiddleware:
             manager = AgentManager(agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider)
         elif tracer_provider is not None or meter_provider is not None:
             raise ConfigurationError("AgentMiddleware: a provider beside manager, expected it to be given to that")
+        self._stop_grace = _checked_grace(stop_grace)
         self.app = app
         self.manager = manager
         self._correlation_header = _checked_header(correlation_header)
@@ -161,9 +168,13 @@ class AgentMiddleware:
                 send = _watched(send, audit, self._exposed_as, context)
             if scope["type"] == "http":
                 if lineup.concerns_http:
-                    return await serve_http(self.app, context, scope, receive, send, self._render_challenge)
+                    return await serve_http(
+                        self.app, context, scope, receive, send, self._render_challenge, self._stop_grace
+                    )
             elif lineup.concerns_websockets:
-                return await serve_websocket(self.app, context, scope, receive, send, self._render_challenge)
+                return await serve_websocket(
+                    self.app, context, scope, receive, send, self._render_challenge, self._stop_grace
+                )
             return await self.app(scope, receive, send)
         except BaseException as exc:
             error = type(exc).__name__
@@ -237,6 +248,13 @@ def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, context:
             audit.sent(message)
 
     return watched
+
+
+def _checked_grace(seconds: object) -> float:
+    # No NaN, and nothing that an event loop's clock could not count to.
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
+        raise ConfigurationError(f"AgentMiddleware: stop_grace={seconds!r}, expected a number of seconds, 0 or more")
+    return float(seconds)
 
 
 def _checked_header(name: object) -> str:
