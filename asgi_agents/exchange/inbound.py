@@ -100,9 +100,7 @@ class Inbound:
 
     async def _next(self) -> Message | None:
         """The next message of the client, or None where there is none any more."""
-        while not self._ready:
-            if self._end is not None or self.error is not None:
-                return None
+        while not self._ready and self._end is None and self.error is None:
             if self._judging is not None:
                 await self._judging.wait()
             else:
@@ -119,7 +117,8 @@ class Inbound:
                 else:
                     self._judging = anyio.Event()
                     self.tasks.start_soon(self._judge_aside, message, self._judging)
-        return self._ready.popleft()
+        # A judgement may come after the end: its message is discarded.
+        return self._ready.popleft() if self._end is None and self.error is None else None
 
     async def run_app(self, call: Callable[[], Awaitable[Any]], *, beside: bool) -> Any:
         """Run the app in this task, with room for tasks ``beside`` it where judging needs them.

@@ -76,8 +76,6 @@ class WebSocketExchange:
         # One side has closed already: a close of ours would only make the server complain.
         self._over = False
         self._closed: AgentDecision | None = None
-        # Whether the app has noticed that an agent has closed the session.
-        self._told = False
         self._close_error: Exception | None = None
         self._inbound = Inbound(
             receive,
@@ -205,9 +203,8 @@ class WebSocketExchange:
 
     async def _send_in_turn(self, message: Message) -> None:
         if self._closed is not None:
-            if self._told:
-                # An app that goes on sending all the same must let go of the event loop.
-                await checkpoint()
+            # An app that goes on sending must let go of the event loop.
+            await checkpoint()
             self._app_told()
             if message["type"] == "websocket.close":
                 return  # the app agrees; a second close would make the server raise
@@ -303,7 +300,6 @@ class WebSocketExchange:
 
     def _app_told(self) -> None:
         """The app has noticed the end, and may take the time that it would take over a client that left."""
-        self._told = True
         if self._inbound.tasks is not None:
             self._inbound.tasks.cancel_scope.deadline = math.inf
 
