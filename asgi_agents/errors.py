@@ -98,9 +98,7 @@ def caused_by_closing(exc: BaseException | None, *disconnects: type[BaseExceptio
     return _caused_by_closing(exc, (ClosedByAgent, *disconnects), set())
 
 
-def _caused_by_closing(
-    exc: BaseException | None, ends: tuple[type[BaseException], ...], seen: set[int]
-) -> bool:
+def _caused_by_closing(exc: BaseException | None, ends: tuple[type[BaseException], ...], seen: set[int]) -> bool:
     # A group can be the context of its own members, where somebody has taken one out of it and raised that.
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))

@@ -24,6 +24,7 @@ from .telemetry import mark_current_span
 # How many paths are remembered, of at most so many characters: anybody may ask for any.
 _MAX_KNOWN: Final = 2048
 _MAX_KNOWN_LENGTH: Final = 256
+_FAILED_LIFESPAN = frozenset({"lifespan.startup.failed", "lifespan.shutdown.failed"})
 _CONNECTIONS = frozenset({"http", "websocket"})
 # Where the headers of a response are.
 _HEADS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
@@ -190,30 +191,53 @@ class AgentMiddleware:
                 state["agents"] = outer
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        """Connect the agents before the app starts, close them after it has ended."""
+        """Connect the agents before the app starts, close them when it has ended.
+
+        Servers look at what has become of the app right after its last message, and serve one that seems to live. So
+        nothing may suspend here between that message, or what the app raises, and the end.
+        """
         unread = [await receive()]
+        try:
+            close = await self.manager.start()
+        except AgentError as exc:
+            # Both, as Starlette does it. Raising alone would not stop the server: it would take lifespan for
+            # unsupported.
+            await send({"type": "lifespan.startup.failed", "message": str(exc)})
+            raise
+        stopping = False
 
         async def replay() -> Message:
-            return unread.pop() if unread else await receive()
+            nonlocal stopping
+            message = unread.pop() if unread else await receive()
+            stopping = stopping or message["type"] == "lifespan.shutdown"
+            return message
 
-        running = False
-        try:
-            async with self.manager.running() as close:
-
-                async def close_first(message: Message) -> None:
-                    # The server may end the event loop as soon as it has this.
-                    if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-                        await close()
+        async def close_first(message: Message) -> None:
+            # The server may end the event loop as soon as it has the last one.
+            if message["type"] == "lifespan.shutdown.complete":
+                await close()
+            elif message["type"] in _FAILED_LIFESPAN:
+                try:
+                    await close()
+                finally:
+                    # Whatever else goes wrong, the server must not serve an app that has failed to start.
                     await send(message)
+                return
+            await send(message)
 
-                running = True
-                return await self.app(scope, replay, close_first)
-        except AgentError as exc:
-            if running:
-                raise
-            # Raising would not stop the server: it would take lifespan for unsupported.
-            await send({"type": "lifespan.startup.failed", "message": str(exc)})
-            return None
+        try:
+            await self.app(scope, replay, close_first)
+        except Exception:
+            if stopping:
+                await close()
+            raise
+        except BaseException:
+            await close()
+            raise
+        if stopping:
+            await close()
+        # Else the app has no lifespan, or it is over too soon. The server goes on, and so do the agents, as they do for
+        # apps that have none.
 
 
 def _root_path_of(app: object) -> str:
