@@ -288,14 +288,14 @@ class WebSocketExchange:
         self._closed = decision
         self._context.decide(decision)
         message = close_message(decision.close)
-        tasks = self._inbound.tasks
-        assert tasks is not None
         if not self._over:
+            tasks = self._inbound.tasks
+            assert tasks is not None
             tasks.start_soon(self._send_close, message)
-        if self._stop_grace:
-            tasks.cancel_scope.deadline = anyio.current_time() + self._stop_grace
-        else:
-            tasks.cancel_scope.cancel()
+            if self._stop_grace:
+                tasks.cancel_scope.deadline = anyio.current_time() + self._stop_grace
+            else:
+                tasks.cancel_scope.cancel()
         self._inbound.end({**message, "type": "websocket.disconnect"})
 
     def _app_told(self) -> None:
