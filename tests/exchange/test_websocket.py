@@ -1254,12 +1254,12 @@ async def test_an_app_that_goes_on_sending_after_the_end_of_its_session_lets_oth
             while others < 10:
                 others += 1
                 await checkpoint()
-            tasks.cancel_scope.cancel()
+            group.cancel_scope.cancel()
 
         await accept(receive, send)
         await send_frame(send, "evil")
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(other)
+        async with anyio.create_task_group() as group:
+            group.start_soon(other)
             while True:
                 with suppress(OSError):
                     await send_frame(send, "more")
