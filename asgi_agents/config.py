@@ -17,11 +17,11 @@ from .transports import InProcessTransport, StreamTransport, Transport
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
 _STREAM_SCHEMES = ("unix://", "tcp://")
-_MAX_SECONDS = 366 * 24 * 3600
+MAX_SECONDS = 366 * 24 * 3600
 
 
 def _require_seconds(where: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_SECONDS:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
         raise ConfigurationError(f"{where}: {name}={value!r}, expected a number of seconds above 0")
 
 

@@ -107,19 +107,22 @@ def told_by(exc: BaseException) -> str:
     return str(told or "")
 
 
-def caused_by_closing(exc: BaseException | None) -> bool:
-    """Whether ``exc`` is the app's way of saying that it met :class:`ClosedByAgent`; of a group, all of it."""
-    return _caused_by_closing(exc, set())
+def caused_by_closing(exc: BaseException | None, *disconnects: type[BaseException]) -> bool:
+    """Whether ``exc`` is the app's way of saying that it met :class:`ClosedByAgent`; of a group, all of it.
+
+    :param disconnects: what frameworks raise when ``receive`` gives a disconnect. It counts as well.
+    """
+    return _caused_by_closing(exc, (ClosedByAgent, *disconnects), set())
 
 
-def _caused_by_closing(exc: BaseException | None, seen: set[int]) -> bool:
+def _caused_by_closing(exc: BaseException | None, ends: tuple[type[BaseException], ...], seen: set[int]) -> bool:
     # A group can be the context of its own members, where somebody has taken one out of it and raised that.
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))
-        if isinstance(exc, ClosedByAgent):
+        if isinstance(exc, ends):
             return True
         if isinstance(exc, BaseExceptionGroup) and all(
-            _caused_by_closing(inner, set(seen)) for inner in exc.exceptions
+            _caused_by_closing(inner, ends, set(seen)) for inner in exc.exceptions
         ):
             return True
         exc = exc.__cause__ or exc.__context__

@@ -34,6 +34,7 @@ from .protocol.stream import AgentCapabilities, MetricsReport
 from .reports import Reports
 from .stages import find_circle
 from .telemetry import Telemetry
+from .transports.background import BackgroundTask
 from .transports.stream import ConfigUpdateCallback, MetricsCallback
 
 
@@ -301,36 +302,41 @@ class AgentManager:
 
         Yields a function to leave before the end of the block.
         """
+        leave = await self.start()
+        try:
+            yield leave
+        finally:
+            await leave()
+
+    async def start(self) -> Callable[[], Awaitable[None]]:
+        """Enter without a block to leave: returns the function to leave with, for which a second call does nothing.
+
+        Until then the agents that are down are retried by a task of the event loop.
+        """
         self._users += 1
+        retrying: BackgroundTask | None = None
         left = False
-        retrying = anyio.CancelScope()
 
         async def leave() -> None:
             nonlocal left
-            if not left:
-                left = True
-                retrying.cancel()
-                self._users -= 1
+            if left:
+                return
+            left = True
+            self._users -= 1
+            with anyio.CancelScope(shield=True):
+                if retrying is not None:
+                    retrying.cancel()
+                    await retrying.wait()
                 if self._users == 0:
-                    with anyio.CancelScope(shield=True):
-                        await self.shutdown()
+                    await self.shutdown()
 
-        error: Exception | None = None
         try:
             await self.initialize()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._keep_configuring, retrying)
-                try:
-                    yield leave
-                except Exception as exc:
-                    # Raised again outside the task group, which would wrap it.
-                    error = exc
-                finally:
-                    tasks.cancel_scope.cancel()
-        finally:
+        except BaseException:
             await leave()
-        if error is not None:
-            raise error
+            raise
+        retrying = BackgroundTask(self._keep_configuring)
+        return leave
 
     async def __aenter__(self) -> Self:
         context = self.running()
@@ -480,28 +486,27 @@ class AgentManager:
         finally:
             lineup.connections -= 1
 
-    async def _keep_configuring(self, scope: anyio.CancelScope) -> None:
-        """Ask the agents that are down again and again, each in its own time, until ``scope`` is cancelled."""
+    async def _keep_configuring(self) -> None:
+        """Ask the agents that are down again and again, each in its own time, until cancelled."""
 
         async def retry(guard: Guard) -> None:
             while not guard.configured and self._guards.get(guard.config.id) is guard:
                 await anyio.sleep(guard.configure_delay)
                 await _try_to_configure(guard)
 
-        with scope:
-            async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as tasks:
 
-                def watch(guard: Guard) -> None:
-                    if not guard.configured:
-                        tasks.start_soon(retry, guard)
+            def watch(guard: Guard) -> None:
+                if not guard.configured:
+                    tasks.start_soon(retry, guard)
 
-                self._watchers.append(watch)
-                try:
-                    for guard in self._guards.values():
-                        watch(guard)
-                    await anyio.sleep_forever()
-                finally:
-                    self._watchers.remove(watch)
+            self._watchers.append(watch)
+            try:
+                for guard in self._guards.values():
+                    watch(guard)
+                await anyio.sleep_forever()
+            finally:
+                self._watchers.remove(watch)
 
     def _watch(self, guard: Guard) -> None:
         for watch in self._watchers:

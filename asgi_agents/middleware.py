@@ -9,7 +9,7 @@ from opentelemetry.trace import TracerProvider
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .audit import Audit, AuditHook, Auditor, Redact
-from .config import AgentConfig
+from .config import MAX_SECONDS, AgentConfig
 from .correlation import current, enter, leave
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
@@ -24,6 +24,7 @@ from .resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
 from .routing import Route, Router
 from .telemetry import mark_current_span
 
+_FAILED_LIFESPAN = frozenset({"lifespan.startup.failed", "lifespan.shutdown.failed"})
 _CONNECTIONS = frozenset({"http", "websocket"})
 # Where the headers of a response are.
 _HEADS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
@@ -54,6 +55,11 @@ class AgentMiddleware:
     :param state_key: a second name of the connection's :class:`AgentContext` in ``scope["state"]``, where it is always
         ``asgi_agents``: ``request.state.agents``. A state that has something else of that name keeps it. None: no
         second name.
+    :param stop_grace: seconds for an app that an agent has stopped while it ran: its request was refused, its response
+        was broken off or ended early, or its websocket closed. It finds its client gone: ``receive`` gives a
+        disconnect, and ``send`` does nothing, or raises an OSError where the server's would (``spec_version`` 2.4). One
+        that has noticed neither by then is cancelled. So is one that has noticed and has not ended, where its response
+        is to be broken off: the server breaks the connection off when the app has ended. 0: cancelled at once.
     :param correlation_header: the request header whose value, if it is a sane token of at most 128 characters, names
         the connection to agents, in logs and in spans. None: it is always named here, with a UUIDv7.
     :param expose_correlation_id: put that name into every response that comes from here or from within, in the header
@@ -80,6 +86,7 @@ class AgentMiddleware:
         challenge_renderer: ChallengeRenderer | None = None,
         render_error: ErrorRenderer | None = None,
         state_key: str | None = "agents",
+        stop_grace: float = 1.0,
         correlation_header: str | None = "x-request-id",
         expose_correlation_id: bool = False,
         audit_headers: Iterable[str] = (),
@@ -97,6 +104,7 @@ class AgentMiddleware:
             manager = AgentManager(agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider)
         elif tracer_provider is not None or meter_provider is not None:
             raise ConfigurationError("AgentMiddleware: a provider beside manager, expected it to be given to that")
+        self._stop_grace = _checked_grace(stop_grace)
         self.app = app
         self.manager = manager
         self._correlation_header = _checked_header(correlation_header)
@@ -189,9 +197,9 @@ class AgentMiddleware:
                 send = _watched(send, audit, self._exposed_as, context)
             if scope["type"] == "http":
                 if lineup.concerns_http:
-                    return await serve_http(self.app, context, scope, receive, send, self._renderers)
+                    return await serve_http(self.app, context, scope, receive, send, self._renderers, self._stop_grace)
             elif lineup.concerns_websockets:
-                return await serve_websocket(self.app, context, scope, receive, send, self._renderers)
+                return await serve_websocket(self.app, context, scope, receive, send, self._renderers, self._stop_grace)
             return await self.app(scope, receive, send)
         except BaseException as exc:
             error = type(exc).__name__
@@ -219,30 +227,53 @@ class AgentMiddleware:
             own.hand_back()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        """Connect the agents before the app starts, close them after it has ended."""
+        """Connect the agents before the app starts, close them when it has ended.
+
+        Servers look at what has become of the app right after its last message, and serve one that seems to live. So
+        nothing may suspend here between that message, or what the app raises, and the end.
+        """
         unread = [await receive()]
+        try:
+            close = await self.manager.start()
+        except AgentError as exc:
+            # Both, as Starlette does it. Raising alone would not stop the server: it would take lifespan for
+            # unsupported.
+            await send({"type": "lifespan.startup.failed", "message": str(exc)})
+            raise
+        stopping = False
 
         async def replay() -> Message:
-            return unread.pop() if unread else await receive()
+            nonlocal stopping
+            message = unread.pop() if unread else await receive()
+            stopping = stopping or message["type"] == "lifespan.shutdown"
+            return message
 
-        running = False
-        try:
-            async with self.manager.running() as close:
-
-                async def close_first(message: Message) -> None:
-                    # The server may end the event loop as soon as it has this.
-                    if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-                        await close()
+        async def close_first(message: Message) -> None:
+            # The server may end the event loop as soon as it has the last one.
+            if message["type"] == "lifespan.shutdown.complete":
+                await close()
+            elif message["type"] in _FAILED_LIFESPAN:
+                try:
+                    await close()
+                finally:
+                    # Whatever else goes wrong, the server must not serve an app that has failed to start.
                     await send(message)
+                return
+            await send(message)
 
-                running = True
-                return await self.app(scope, replay, close_first)
-        except AgentError as exc:
-            if running:
-                raise
-            # Raising would not stop the server: it would take lifespan for unsupported.
-            await send({"type": "lifespan.startup.failed", "message": str(exc)})
-            return None
+        try:
+            await self.app(scope, replay, close_first)
+        except Exception:
+            if stopping:
+                await close()
+            raise
+        except BaseException:
+            await close()
+            raise
+        if stopping:
+            await close()
+        # Else the app has no lifespan, or it is over too soon. The server goes on, and so do the agents, as they do for
+        # apps that have none.
 
 
 def _root_path_of(app: object) -> str:
@@ -288,6 +319,13 @@ def _checked_alias(name: object) -> str | None:
             f"AgentMiddleware: state_key={name!r}, expected an identifier such as 'agents', or None for no second name"
         )
     return name
+
+
+def _checked_grace(seconds: object) -> float:
+    # No NaN, and nothing that an event loop's clock could not count to.
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
+        raise ConfigurationError(f"AgentMiddleware: stop_grace={seconds!r}, expected a number of seconds, 0 or more")
+    return float(seconds)
 
 
 def _checked_header(name: object) -> str:

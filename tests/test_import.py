@@ -10,7 +10,9 @@ import asgi_agents
 
 # Packages that the package needs itself, with all that they import on their own.
 _NEEDED = """
-import anyio, anyio.lowlevel, anyio.streams.memory, msgspec, opentelemetry.context, opentelemetry.metrics
+import anyio, anyio.lowlevel, anyio.streams.memory, anyio.streams.tls, msgspec, opentelemetry.context
+from anyio.abc import SocketAttribute
+import opentelemetry.metrics
 import opentelemetry.trace.propagation.tracecontext
 import starlette.applications
 import starlette.datastructures, starlette.exceptions, starlette.requests, starlette.responses, starlette.routing

@@ -752,7 +752,7 @@ async def test_a_required_agent_that_is_down_fails_the_startup_and_the_app_is_no
     assert "'down' is required at startup" in lifespan.sent[0]["message"]
     assert "not yet" not in lifespan.sent[0]["message"], "an agent's own words may be secrets"
     assert log == []
-    assert lifespan.error is None, "raising would make the server believe that lifespans are not supported"
+    assert isinstance(lifespan.error, AgentError), "as an app that fails its startup, after it has said so"
     assert lifespan.types == ["startup.failed"]
 
 
@@ -827,6 +827,111 @@ async def test_the_apps_failure_to_start_is_passed_on() -> None:
     assert "no database" in server.sent[0]["message"]
     assert isinstance(server.error, ValueError)
     assert log == ["aclose"]
+
+
+class Watching(Lifespan):
+    """Lets the app go on for one step after its first message and looks at what has become of it, as servers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = False
+        self.over_in_time: bool | None = None
+
+    async def look(self) -> None:
+        await self._startup.wait()
+        self.over_in_time = self.over
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        try:
+            await super().run(app, scope)
+        finally:
+            self.over = True
+
+
+async def says_that_it_failed(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+
+async def says_that_it_failed_and_raises(scope: Scope, receive: Receive, send: Send) -> None:
+    await says_that_it_failed(scope, receive, send)
+    raise ValueError("no database")
+
+
+async def raises_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        raise ValueError("no lifespan")
+    await hello(scope, receive, send)
+
+
+async def raises_after_it_has_received(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await receive()
+    await raises_at_once(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        says_that_it_failed,
+        says_that_it_failed_and_raises,
+        raises_at_once,
+        raises_after_it_has_received,
+        leaves_at_once,
+    ],
+)
+async def test_what_the_app_does_last_is_the_last_that_happens(app: ASGIApp) -> None:
+    """A server that finds it still running serves it, although it has failed to start."""
+    log: list[str] = []
+    seen = []
+    for served in (app, AgentMiddleware(app, agents=[AgentConfig("a", Logged(log))])):
+        server = Watching()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.look)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(server.run, served, {"type": "lifespan", "asgi": {"version": "3.0"}})
+        seen.append((server.sent, type(server.error), server.over_in_time))
+    assert seen[1] == seen[0]
+    assert seen[1][2]
+    assert log == (["aclose"] if server.sent else []), "who is served without a lifespan needs its agents"
+
+
+@pytest.mark.parametrize("app", [raises_at_once, raises_after_it_has_received, leaves_at_once])
+async def test_an_agent_that_is_down_is_tried_again_also_where_the_app_has_no_lifespan(app: ASGIApp) -> None:
+    agent = Configurable(refusals=2)
+    middleware = AgentMiddleware(app, agents=[configured(agent)])
+    server = Lifespan()
+    async with server.of(middleware):
+        with anyio.fail_after(10):
+            await agent.taken.wait()
+        exchange = Exchange()
+        await exchange.run(middleware)
+        assert exchange.status == 200
+    await middleware.manager.shutdown()
+
+
+async def test_agents_that_cannot_be_closed_do_not_hide_that_the_app_has_failed_to_start() -> None:
+    class Stuck(InProcessTransport):
+        async def aclose(self) -> None:
+            raise RuntimeError("stuck")
+
+    server = Lifespan()
+    async with server.of(AgentMiddleware(says_that_it_failed, agents=[AgentConfig("a", Stuck(Head()))])):
+        pass
+    assert server.types == ["startup.failed"]
+
+
+@pytest.mark.parametrize("handles", ["the app", "an agent"])
+def test_a_test_client_raises_what_has_failed_the_startup(handles: str, anyio_backend: str) -> None:
+    log: list[str] = []
+    if handles == "the app":
+        app, agent, error = says_that_it_failed_and_raises, Configurable(), ValueError
+    else:
+        app, agent, error = logging_app(log), Configurable(refusals=1000), AgentError  # type: ignore[assignment]
+    middleware = AgentMiddleware(app, agents=[configured(agent, require_at_startup=True)])
+    with pytest.raises(error), TestClient(middleware, backend=anyio_backend):  # type: ignore[arg-type]
+        raise AssertionError("it has not started")
+    assert log == []
 
 
 async def test_an_agents_error_that_the_app_raises_in_its_lifespan_is_the_apps() -> None:
@@ -1230,7 +1335,9 @@ def test_a_request_that_is_blocked_by_its_body_leaves_nothing_of_it_in_the_app(
     for path in ("/echo", "/count", "/depends/body"):
         response = client.post(path, content=b"evil")
         assert (response.status_code, response.text) == (422, "evil request")
-    assert ledger.entries in ([], ["session opened", "session closed"])
+    # Where the body is streamed the app is in the middle of it, and finds its client gone.
+    seen = ["session opened", "session saw ClientDisconnect", "session closed"]
+    assert ledger.entries in ([], ["session opened", "session closed"], seen)
     assert client.post("/echo", content=b"good").content == b"good"
 
 

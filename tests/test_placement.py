@@ -34,6 +34,7 @@ from starlette.websockets import WebSocket
 from asgi_agents import (
     Agent,
     AgentConfig,
+    AgentError,
     AgentManager,
     AgentMiddleware,
     AgentResponse,
@@ -580,7 +581,8 @@ async def test_a_required_agent_that_is_down_keeps_the_app_from_starting(cls: ty
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+    with pytest.raises(AgentError, match="is required at startup"):
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
 
     assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
     assert log == []

@@ -34,6 +34,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route as AppRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import WS_PROTOCOLS
+from uvicorn.lifespan.on import LifespanOn
 from websockets.sync.client import ClientConnection, connect
 
 from asgi_agents import (
@@ -889,6 +890,43 @@ def test_a_required_agent_that_is_down_keeps_the_server_from_starting(caplog: py
         uvicorn.Server(uvicorn.Config(app, port=0, log_config=None)).run()
     assert started == []
     assert any("'waf' is required at startup" in record.getMessage() for record in caplog.records)
+
+
+def _ending(*messages: str, raises: bool) -> ASGIApp:
+    """An app that ends its lifespan after these messages, perhaps by raising."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await receive()
+            await send({"type": f"lifespan.{message}", "message": "the app's own"})
+        if raises:
+            raise RuntimeError("the app's own")
+
+    return app
+
+
+@pytest.mark.usefixtures("aborts")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("mode", ["auto", "on"])
+@pytest.mark.parametrize("raises", [True, False])
+@pytest.mark.parametrize(
+    "messages", [(), ("startup.failed",), ("startup.complete",), ("startup.complete", "shutdown.complete")]
+)
+async def test_uvicorn_knows_of_an_apps_lifespan_what_it_knows_without_agents(
+    messages: tuple[str, ...], raises: bool, mode: Any, anyio_backend: str
+) -> None:
+    """At the very moment at which it looks."""
+    app = _ending(*messages, raises=raises)
+    known = []
+    for served in (app, AgentMiddleware(app, agents=[configured(Stalls())])):
+        lifespan = LifespanOn(uvicorn.Config(served, lifespan=mode, log_config=None))
+        for phase in (lifespan.startup, lifespan.shutdown):
+            with anyio.fail_after(5):
+                await phase()
+            known.append(
+                (lifespan.startup_failed, lifespan.shutdown_failed, lifespan.error_occurred, lifespan.should_exit)
+            )
+    assert known[2:] == known[:2]
 
 
 # Stalls

@@ -1,12 +1,13 @@
 """One HTTP request and its response."""
 
+import math
 import time
 from collections.abc import Awaitable
 from functools import cached_property, partial
 from typing import Any
 
 import anyio
-from anyio.lowlevel import checkpoint
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from ..decision import ALLOWED, AgentDecision, Verdict, merge, unanimous
@@ -36,6 +37,7 @@ async def serve_http(
     receive: Receive,
     send: Send,
     renderers: Renderers,
+    stop_grace: float,
 ) -> Any:
     """Take a request past its agents, and the response back. Returns what the app returns."""
     if context.lineup.plain_heads_only:
@@ -44,13 +46,17 @@ async def serve_http(
         if unanimous(verdicts):
             # Nothing has changed, and nothing else of this connection concerns any agent.
             return await app(scope, receive, send)
-        exchange = HttpExchange(context, scope, receive, send, renderers)
+        exchange = HttpExchange(context, scope, receive, send, renderers, stop_grace)
         return await exchange.go_on(app, merge(verdicts), {})
-    return await HttpExchange(context, scope, receive, send, renderers).run(app)
+    return await HttpExchange(context, scope, receive, send, renderers, stop_grace).run(app)
 
 
 class HttpExchange:
-    """Takes a request to its agents, then to the app, and the response back past the agents."""
+    """Takes a request to its agents, then to the app, and the response back past the agents.
+
+    An app whose request is refused while it runs, or whose response is broken off or ended early, finds its client
+    gone. It is cancelled ``stop_grace`` seconds later unless it has ended or noticed.
+    """
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class HttpExchange:
         receive: Receive,
         send: Send,
         renderers: Renderers,
+        stop_grace: float,
     ) -> None:
         self._context = context
         self._scope = scope
@@ -66,13 +73,13 @@ class HttpExchange:
         self._raw_send = send
         self._lineup = context.lineup
         self._renderers = renderers
+        self._stop_grace = stop_grace
         self._made_response: ResponseInspection | None = None
         self._inbound: Inbound | None = None
         self._body: BodyInspection | None = None
         self._body_ended = False
         self._declared_length: int | None = None
         self._disconnected = False
-        self._refusing = False
         self._app_called = False
         self._bytes_received = 0
         self._bytes_passed = 0
@@ -94,6 +101,7 @@ class HttpExchange:
                 method=self._scope.get("method", "GET"),
                 renderers=self._renderers,
                 on_stop=self._stop_app,
+                on_told=self._app_told,
             )
         return self._made_response
 
@@ -150,6 +158,9 @@ class HttpExchange:
                 screen=self._screen,
                 judge=self._judge,
                 may_suspend=lambda: self._body is not None and self._body.may_suspend,
+                on_told=self._app_told,
+                # The server takes a client whose response we break off for one that is still there.
+                wakeable=self._body is not None or self._lineup.inspects_responses,
             )
         if self._body is None or certainly_bodiless(self._scope):
             return await self._call_app(app)
@@ -235,10 +246,10 @@ class HttpExchange:
                 )
                 await self._response.release_head()
             except Exception as exc:
-                if not (self._response.stopped and caused_by_closing(exc)):
+                if not (self._response.stopped and caused_by_closing(exc, ClientDisconnect)):
                     await self._response.release_head()
                     raise
-        # What the app, cancelled, did not live to meet in its receive.
+        # What the app did not meet in its receive any more.
         if inbound.error is not None:
             raise inbound.error
         if self._response.error is not None and not self._disconnected:
@@ -328,26 +339,34 @@ class HttpExchange:
         """An agent refused the request body, perhaps while the app runs."""
         assert self._inbound is not None
         self._inbound.pause()
-        self._refusing = True
-        await self._response.stop(decision)
+        await self._response.stop(decision, cut_off=True)
         # Also where the response was complete already, or broken off by the app itself: what it still does is its own
         # business, but it gets no more of the body.
         self._inbound.end(_DISCONNECT)
-        if not self._response.stopped:
-            return
-        # Where the app is in the middle of its receive: don't let it take the disconnect for an error of its own first.
-        await checkpoint()
 
-    def _stop_app(self, abort: bool) -> None:
-        """The client has its answer.
+    def _stop_app(self, cut_off: bool) -> None:
+        """The client has its answer, or is to have no more of it: the app finds its client gone.
 
-        An app whose request or response was cut off is ended; else it may go on as it likes.
+        Cancelling it at once would be no such end. A framework that runs its handlers in tasks of its own ends these
+        when the client leaves, and leaves them behind when it is cancelled itself.
         """
-        if (abort or self._refusing) and self._app_scope is not None:
-            # Before the disconnect, which the app could take for an error of its own.
-            self._app_scope.cancel()
+        if cut_off and self._app_scope is not None:
+            if self._stop_grace:
+                # A timer of the event loop, and no task.
+                self._app_scope.deadline = anyio.current_time() + self._stop_grace
+            else:
+                self._app_scope.cancel()
         if self._inbound is not None:
             self._inbound.end(_DISCONNECT)
+
+    def _app_told(self) -> None:
+        """The app has noticed the end, and may take the time that it would take over a client that left.
+
+        Not where its response is broken off: servers break the connection off when we raise, for which the app has to
+        have ended, and the client waits for that.
+        """
+        if self._app_scope is not None and self._response.error is None:
+            self._app_scope.deadline = math.inf
 
     async def _complete(self, started: float, error: BaseException | None) -> None:
         response = self._response

@@ -8,6 +8,7 @@ import anyio
 from anyio.abc import TaskGroup
 from starlette.types import Message, Receive
 
+from ..limiter import Limiter
 from .interruption import Interruption
 
 
@@ -18,11 +19,14 @@ class Inbound:
     judgement, once begun, goes on. That takes a task of its own where judging can suspend; where it can't, everything
     happens inside the app's call, and a message that needs no judgement is handed on without yielding.
 
+    More than one task of the app may wait for a message at a time. Whoever asked first gets the first.
+
     :param source: the server's ``receive``.
     :param screen: looks at a message without suspending; True hands it on as it is.
     :param judge: judges a message, and calls :meth:`deliver` for what the app is to get, if anything.
     :param may_suspend: whether ``judge`` could suspend now.
     :param wakeable: whether :meth:`end` has to interrupt a read, because the server would not.
+    :param on_told: called whenever the app gets the message of :meth:`end`.
 
     The app has to be run with :meth:`run_app`.
     """
@@ -35,6 +39,7 @@ class Inbound:
         judge: Callable[[Message], Awaitable[None]],
         may_suspend: Callable[[], bool],
         wakeable: bool = False,
+        on_told: Callable[[], None] = lambda: None,
     ) -> None:
         self.tasks: TaskGroup | None = None
         self._source = source
@@ -44,6 +49,8 @@ class Inbound:
         self._ready: deque[Message] = deque()
         self._judging: anyio.Event | None = None
         self._interruption = Interruption() if wakeable else None
+        self._on_told = on_told
+        self._turn = Limiter(1)
         self.error: Exception | None = None
         self._end: Message | None = None
 
@@ -76,6 +83,23 @@ class Inbound:
 
     async def receive(self) -> Message:
         """The app's ``receive``."""
+        if self._end is None and self.error is None:
+            if not self._turn.try_acquire():
+                await self._turn.acquire()
+            try:
+                message = await self._next()
+            finally:
+                self._turn.release()
+            if message is not None:
+                return message
+        if self.error is not None:
+            raise self.error
+        assert self._end is not None
+        self._on_told()
+        return self._end
+
+    async def _next(self) -> Message | None:
+        """The next message of the client, or None where there is none any more."""
         while not self._ready and self._end is None and self.error is None:
             if self._judging is not None:
                 await self._judging.wait()
@@ -93,9 +117,8 @@ class Inbound:
                 else:
                     self._judging = anyio.Event()
                     self.tasks.start_soon(self._judge_aside, message, self._judging)
-        if self.error is not None:
-            raise self.error
-        return self._ready.popleft() if self._end is None else self._end
+        # A judgement may come after the end: its message is discarded.
+        return self._ready.popleft() if self._end is None and self.error is None else None
 
     async def run_app(self, call: Callable[[], Awaitable[Any]], *, beside: bool) -> Any:
         """Run the app in this task, with room for tasks ``beside`` it where judging needs them.

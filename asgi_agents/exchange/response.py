@@ -49,8 +49,9 @@ class ResponseInspection:
     """Stands in for ``send``: holds the response back until it is judged, and replaces it or breaks it off when it must
     not pass.
 
-    :param on_stop: called when the app should stop: its response was replaced (``abort`` False), or broken off or ended
-        early (True).
+    :param on_stop: called when the client has its answer. True: the app is cut off, because its request was refused or
+        its response was broken off or ended early. False: its response was replaced, and it may go on as it likes.
+    :param on_told: called when an app that was stopped knows it, or has sent its whole response in spite of it.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ResponseInspection:
         method: str,
         renderers: Renderers,
         on_stop: Callable[[bool], None],
+        on_told: Callable[[], None],
         prefix: str = "",
     ) -> None:
         self.status = 0
@@ -74,6 +76,9 @@ class ResponseInspection:
         self._method = method
         self._renderers = renderers
         self._on_stop = on_stop
+        self._on_told = on_told
+        # Whether the app is to find its client gone.
+        self._cut_off = False
         self._prefix = prefix
         self._state = _State.IDLE
         self._started = False
@@ -120,10 +125,7 @@ class ResponseInspection:
 
     async def _dispatch(self, message: Message) -> None:
         if self.stopped:
-            # Not without yielding: an app that streams from memory would never let go of the event loop.
-            await checkpoint()
-            if message.get("more_body", False) and _raises_when_gone(self._scope):
-                raise ClosedByAgent("an agent has stopped this response")
+            await self._drop(message)
             return
         kind = message["type"].removeprefix(self._prefix)
         if kind == "http.response.start":
@@ -141,11 +143,31 @@ class ResponseInspection:
         else:
             # Push, debug, and whatever comes to be.
             await self._send(message)
+        if self._cut_off:
+            # By what was sent just now, or while it was judged: as for a client that leaves meanwhile.
+            await self._drop(message)
 
-    async def stop(self, decision: AgentDecision) -> None:
+    async def _drop(self, message: Message) -> None:
+        """Do as servers do once the client is gone."""
+        # Not without yielding: an app that streams from memory would never let go of the event loop.
+        await checkpoint()
+        more = message.get("more_body", False)
+        if (more or self._cut_off) and _raises_when_gone(self._scope):
+            self._on_told()
+            raise ClosedByAgent("an agent has stopped this response")
+        if more and not self._cut_off:
+            # It was only replaced, but its app goes on streaming, perhaps for ever.
+            self._cut_off = True
+            self._on_stop(True)
+        elif not more and message["type"].endswith("http.response.body"):
+            self._on_told()
+
+    async def stop(self, decision: AgentDecision, *, cut_off: bool = False) -> None:
         """Carry out a decision that isn't allow: reply in the app's place, or break off what has begun.
 
         Sends first; ``on_stop`` follows, so that an app that is slow to end keeps nobody waiting.
+
+        :param cut_off: the app is to find its client gone also where nothing of its response has reached the client.
         """
         match self._state:
             case _State.IDLE | _State.HELD:
@@ -154,19 +176,22 @@ class ResponseInspection:
                 try:
                     await self._reply(decision)
                 finally:
-                    self._on_stop(False)
+                    self._cut_off = cut_off
+                    self._on_stop(cut_off)
             case _State.OPEN if (ending := self._ending(decision)) is not None:
                 self._state = _State.REPLACED
                 self._context.decide(decision)
                 try:
                     await self._send_last(ending)
                 finally:
+                    self._cut_off = True
                     self._on_stop(True)
             case _State.OPEN:
                 self._state = _State.CUT
                 self._context.decide(decision)
                 self.finished_at = time.monotonic()
                 self.error = ResponseAborted(f"response broken off after it had started: {describe(decision)}")
+                self._cut_off = True
                 self._on_stop(True)
             case _:
                 # The client has the whole response, or another decision was quicker.

@@ -1,11 +1,13 @@
 """One websocket session."""
 
+import math
 import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
@@ -36,13 +38,17 @@ async def serve_websocket(
     receive: Receive,
     send: Send,
     renderers: Renderers,
+    stop_grace: float,
 ) -> Any:
     """Take a session past its agents. Returns what the app returns."""
-    return await WebSocketExchange(context, scope, receive, send, renderers).run(app)
+    return await WebSocketExchange(context, scope, receive, send, renderers, stop_grace).run(app)
 
 
 class WebSocketExchange:
-    """Takes the handshake and then every message, in both directions, past the agents."""
+    """Takes the handshake and then every message, in both directions, past the agents.
+
+    An app whose session an agent closes is cancelled ``stop_grace`` seconds later unless it has ended or noticed.
+    """
 
     def __init__(
         self,
@@ -51,12 +57,14 @@ class WebSocketExchange:
         receive: Receive,
         send: Send,
         renderers: Renderers,
+        stop_grace: float,
     ) -> None:
         self._context = context
         self._scope = scope
         self._raw_receive = receive
         self._raw_send = send
         self._renderers = renderers
+        self._stop_grace = stop_grace
         self._agents = context.lineup.hearing(EventType.WEBSOCKET_FRAME)
         self._client_ip = client_ip(scope)
         self._frames = {True: 0, False: 0}
@@ -76,6 +84,7 @@ class WebSocketExchange:
             judge=self._judge_received,
             may_suspend=self._may_suspend,
             wakeable=bool(self._agents),
+            on_told=self._app_told,
         )
 
     async def run(self, app: App) -> Any:
@@ -138,7 +147,8 @@ class WebSocketExchange:
                 result = await app(scope, self._raw_receive, self._raw_send)
         except Exception as exc:
             # The session ended as an agent decided; that the app met the end of it is no error.
-            if not (self._closed is not None or self._refusal_stopped) or not _met_the_end(exc):
+            stopped = self._closed is not None or self._refusal_stopped
+            if not (stopped and caused_by_closing(exc, WebSocketDisconnect)):
                 raise
         finally:
             if own is not None:
@@ -198,6 +208,9 @@ class WebSocketExchange:
 
     async def _send_in_turn(self, message: Message) -> None:
         if self._closed is not None:
+            # An app that goes on sending must let go of the event loop.
+            await checkpoint()
+            self._app_told()
             if message["type"] == "websocket.close":
                 return  # the app agrees; a second close would make the server raise
             raise ClosedByAgent("an agent has closed this websocket")
@@ -222,6 +235,7 @@ class WebSocketExchange:
     async def _send_judged(self, message: Message) -> None:
         decision = await self._judge(message, False)
         if self._closed is not None:
+            self._app_told()
             raise ClosedByAgent("an agent has closed this websocket")
         if decision is ALLOWED or decision.is_allow:
             await self._raw_send(message)
@@ -237,7 +251,8 @@ class WebSocketExchange:
                 self._raw_send,
                 method="GET",
                 renderers=self._renderers,
-                on_stop=lambda abort: None,
+                on_stop=lambda cut_off: None,
+                on_told=self._app_told,
                 prefix="websocket.",
             )
         await self._denial.send(message)
@@ -278,10 +293,20 @@ class WebSocketExchange:
         self._closed = decision
         self._context.decide(decision)
         message = close_message(decision.close)
-        self._inbound.end({**message, "type": "websocket.disconnect"})
         if not self._over:
-            assert self._inbound.tasks is not None
-            self._inbound.tasks.start_soon(self._send_close, message)
+            tasks = self._inbound.tasks
+            assert tasks is not None
+            tasks.start_soon(self._send_close, message)
+            if self._stop_grace:
+                tasks.cancel_scope.deadline = anyio.current_time() + self._stop_grace
+            else:
+                tasks.cancel_scope.cancel()
+        self._inbound.end({**message, "type": "websocket.disconnect"})
+
+    def _app_told(self) -> None:
+        """The app has noticed the end, and may take the time that it would take over a client that left."""
+        if self._inbound.tasks is not None:
+            self._inbound.tasks.cancel_scope.deadline = math.inf
 
     async def _send_close(self, message: Message) -> None:
         try:
@@ -314,10 +339,3 @@ def _unambiguous(message: Message) -> Message:
     if message.get("bytes") is not None and message.get("text") is not None:
         return {**message, "text": None}
     return message
-
-
-def _met_the_end(exc: BaseException) -> bool:
-    """Whether ``exc`` is how an app's code says that the session is over."""
-    if isinstance(exc, BaseExceptionGroup):
-        return all(_met_the_end(inner) for inner in exc.exceptions)
-    return isinstance(exc, WebSocketDisconnect) or caused_by_closing(exc)

@@ -462,7 +462,7 @@ async def test_only_the_apps_own_scope_is_cancelled_by_a_late_block(probe: type[
             await receive()
 
     async def outer(scope: Scope, receive: Receive, send: Send) -> None:
-        await guarded(app, streaming(probe(request_body=DENIED)))(scope, receive, send)
+        await guarded(app, streaming(probe(request_body=DENIED)), stop_grace=0)(scope, receive, send)
         await checkpoint()
         ran_on.append(True)
 
@@ -472,7 +472,7 @@ async def test_only_the_apps_own_scope_is_cancelled_by_a_late_block(probe: type[
     assert client.status == 403
 
 
-async def test_a_block_ends_an_app_that_waits_for_something_else() -> None:
+async def test_a_block_without_a_grace_ends_an_app_that_waits_for_something_else() -> None:
     """The app has one task that reads, and is busy with another."""
     ended = []
 
@@ -486,7 +486,7 @@ async def test_a_block_ends_an_app_that_waits_for_something_else() -> None:
 
     client = Client("POST", body=[b"evil"])
     with anyio.fail_after(5):
-        await client.call(guarded(app, streaming(SlowProbe(request_body=DENIED))))
+        await client.call(guarded(app, streaming(SlowProbe(request_body=DENIED)), stop_grace=0))
     assert ended
     assert (client.status, client.body) == (403, b"denied")
 
@@ -642,7 +642,7 @@ async def test_a_reply_that_the_client_does_not_live_to_see_still_ends_the_app()
 
         async def serve() -> None:
             with suppress(OSError):
-                await client.call(guarded(app, streaming(SlowProbe(request_body=held))))
+                await client.call(guarded(app, streaming(SlowProbe(request_body=held)), stop_grace=0))
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(serve)

@@ -269,7 +269,90 @@ async def test_two_tasks_of_the_app_that_wait_for_one_judgement_get_one_message_
             held.gate.set()
 
     await client.call(guarded(app, AgentConfig("a", SlowProbe(request_body=held), request_body_mode=STREAM)))
-    assert sorted(got) == [b"one", b"two"]
+    assert got == [b"one", b"two"]
+
+
+async def test_tasks_that_receive_at_the_same_time_get_the_messages_in_the_order_in_which_they_asked(
+    probe: type[Probe],
+) -> None:
+    got: list[tuple[str, bytes]] = []
+    client = Client("POST", unfinished=True)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def read(name: str) -> None:
+            got.append((name, (await receive())["body"]))
+
+        async with anyio.create_task_group() as tasks, anyio.create_task_group() as impatient:
+            for name in ("first", "second"):
+                tasks.start_soon(read, name)
+                await settle()
+            impatient.start_soon(read, "gives up")
+            await settle()
+            tasks.start_soon(read, "third")
+            await settle()
+            impatient.cancel_scope.cancel()
+            for piece in (b"one", b"two", b"three"):
+                client.give(piece, more=True)
+
+    with anyio.fail_after(5):
+        await client.call(guarded(app, AgentConfig("a", probe(request_body=None), request_body_mode=STREAM)))
+    assert got == [("first", b"one"), ("second", b"two"), ("third", b"three")]
+
+
+async def test_all_who_wait_for_a_message_are_told_of_the_end(probe: type[Probe]) -> None:
+    got: list[Message] = []
+    client = Client("POST", unfinished=True)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def read() -> None:
+            got.append(await receive())
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(read)
+            await settle()
+            client.give(b"evil", more=True)
+
+    agent = AgentConfig("a", probe(request_body=AgentResponse.block()), request_body_mode=STREAM)
+    with anyio.fail_after(5):
+        await client.call(guarded(app, agent))
+    assert got == [DISCONNECT] * 3
+    assert client.status == 403
+
+
+@settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    readers=st.integers(1, 4),
+    patience=st.lists(st.booleans(), max_size=12),
+    pieces=st.integers(1, 12),
+    kind=st.sampled_from([Probe, SlowProbe]),
+)
+async def test_however_many_read_and_give_up_no_message_is_lost_or_out_of_order(
+    readers: int, patience: list[bool], pieces: int, kind: type[Probe]
+) -> None:
+    got: list[bytes] = []
+    whole = [b"%d" % index for index in range(pieces)]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def read() -> None:
+            while len(got) < pieces:
+                with anyio.CancelScope() as given_up:
+                    if not (patience.pop() if patience else True):
+                        given_up.cancel()
+                    message = await receive()
+                    if message["type"] == "http.request":
+                        got.append(message["body"])
+                await checkpoint()
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(readers):
+                tasks.start_soon(read)
+
+    with anyio.fail_after(5):
+        agent = AgentConfig("a", kind(request_body=None), request_body_mode=STREAM)
+        await Client("POST", body=whole, unfinished=True).call(guarded(app, agent))
+    assert got == whole
 
 
 async def test_a_judgement_that_the_app_does_not_wait_for_ends_with_the_app() -> None:

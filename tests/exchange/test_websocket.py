@@ -43,6 +43,8 @@ from asgi_agents import (
     fastapi_error,
 )
 
+from .asgi import VIRTUAL_TIME
+
 BLOCK = AgentResponse.block()
 DROP = AgentResponse.websocket_drop()
 CLOSE = AgentResponse.websocket_close(4001, "enough")
@@ -1240,6 +1242,61 @@ async def test_an_app_that_only_sends_ends_with_the_session(judge: type[Judge]) 
     await run(guarded(app, judge({b"3": CLOSE})), server)
     assert server.frames == ["0", "1", "2"]
     assert server.types[-1] == "close"
+
+
+@pytest.mark.parametrize("anyio_backend", [VIRTUAL_TIME], ids=["virtual time"])
+@pytest.mark.parametrize(
+    ("notices", "grace", "seconds"),
+    [("nothing", 1.0, 1), ("nothing", 0, 0), ("nothing", 3, 3), ("receives", 1.0, 9), ("sends", 1.0, 9)],
+)
+async def test_an_app_that_does_not_notice_the_end_of_its_session_is_cancelled_after_the_grace(
+    notices: str, grace: float, seconds: float, anyio_backend: object
+) -> None:
+    lasted: list[float] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        began = anyio.current_time()
+        try:
+            await send_frame(send, "evil")
+            if notices == "receives":
+                assert (await receive())["type"] == "websocket.disconnect"
+            elif notices == "sends":
+                with pytest.raises(OSError, match="closed this websocket"):
+                    await send_frame(send, "more")
+            await anyio.sleep(9)
+        finally:
+            lasted.append(anyio.current_time() - began)
+
+    server = Server()
+    await run(guarded(app, AtOnce({b"evil": CLOSE}), stop_grace=grace), server)
+    assert lasted == [pytest.approx(seconds)]
+    assert server.types == ["accept", "close"]
+
+
+async def test_an_app_that_goes_on_sending_after_the_end_of_its_session_lets_others_run(judge: type[Judge]) -> None:
+    others = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def other() -> None:
+            nonlocal others
+            while others < 10:
+                others += 1
+                await checkpoint()
+            group.cancel_scope.cancel()
+
+        await accept(receive, send)
+        await send_frame(send, "evil")
+        async with anyio.create_task_group() as group:
+            group.start_soon(other)
+            while True:
+                with suppress(OSError):
+                    await send_frame(send, "more")
+
+    server = Server()
+    with anyio.fail_after(5):
+        await run(guarded(app, judge({b"evil": CLOSE})), server)
+    assert others == 10
 
 
 async def send_only(websocket: WebSocket) -> None:

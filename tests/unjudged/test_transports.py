@@ -78,7 +78,8 @@ class TestWhatAnAgentIsSaidToHear:
                 for _ in range(4):
                     client = await ask_again(middleware, Client("POST", body=b"evil"))
                     assert client.status == 422
-        assert sum("request_body_chunk" in record.getMessage() for record in caplog.records) == 1
+        lines = [record.getMessage() for record in caplog.records if record.name == "asgi_agents"]
+        assert sum("request_body_chunk" in line for line in lines) == 1
 
 
 class TestTheOlderFraming:
@@ -228,7 +229,8 @@ class TestWhatComesAfterTheEndOfAnAnswer:
         app = App()
         async with Peer(framing=framing, behaviour=judge).listening() as peer:
             transport = StreamTransport(peer.url, connections=1, framing="envelope" if framing == "envelope" else "v2")
-            middleware = guarded(app, config(transport, events={HEAD}))
+            # Its breaker would count the calls that fail while it connects again.
+            middleware = guarded(app, config(transport, events={HEAD}, circuit_breaker=None))
             async with connected(middleware):
                 while len(links) < 3:
                     # Those that come while it connects again may fail.
