@@ -201,12 +201,14 @@ class ResponseInspection:
         """Keep whoever stands between us and the server from completing a response that was broken off.
 
         Starlette's ``BaseHTTPMiddleware`` ends the body in good order when the app inside it raises, unless a message
-        that it doesn't know has come before. Servers don't know it either, and complain, which is as good.
+        that it doesn't know has come before. It raises an AssertionError then, whose text is the message: this has the
+        reason in it, so that the server's log has it too. Servers don't know the message either, and complain, which is
+        as good.
         """
         if self._state is _State.CUT and self._started:
             # Whoever has stopped reading is not waited for.
             with anyio.move_on_after(_SPOIL_TIMEOUT, shield=True), suppress(Exception):
-                await self._send({"type": f"{self._prefix}http.response.aborted"})
+                await self._send({"type": f"{self._prefix}http.response.aborted", "reason": str(self.error)})
 
     async def release_head(self) -> None:
         """The app has ended, perhaps by raising, before it sent any of the body: the head waits for nothing more.

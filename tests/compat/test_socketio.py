@@ -45,7 +45,7 @@ class TestSocketIO:
 
     @pytest.mark.parametrize(("transport", "case"), MATRIX, ids=str)
     def test_messages_reach_the_client_as_agents_decide(self, stage: Stage, transport: str, case: Case) -> None:
-        # Polls are answered without a length, and a client whose answer is broken off never says that it is disconnected.
+        # Polls are answered without a length, and a client whose answer is broken off doesn't say that it has ended.
         stage.guard(case.agent(EventType.WEBSOCKET_FRAME, EventType.RESPONSE_BODY_CHUNK, hold_head=True))
         words, connected = asyncio.run(talk(stage.url, transport))
         match case.act:

@@ -86,7 +86,7 @@ def subscribe(url: str, field: str) -> Seen:
             assert message["type"] == "complete"
             return Seen(1000, tuple(words))
     except websockets.exceptions.ConnectionClosed as exc:
-        assert exc.rcvd is not None
-        return Seen(exc.rcvd.code, tuple(words), exc.rcvd.reason)
+        close = exc.rcvd
+        return Seen(1006, tuple(words)) if close is None else Seen(close.code, tuple(words), close.reason)
     except websockets.exceptions.InvalidStatus as exc:
         return Seen(exc.response.status_code, (), exc.response.body.decode())
