@@ -82,6 +82,8 @@ class ResponseInspection:
         self._prefix = prefix
         self._state = _State.IDLE
         self._started = False
+        # The app has sent something that nobody was to get.
+        self._dropping = False
         self._turn = Limiter(1)
         self._start: Message = {}
         self._headers: RawHeaders = []
@@ -149,8 +151,12 @@ class ResponseInspection:
 
     async def _drop(self, message: Message) -> None:
         """Do as servers do once the client is gone."""
-        # Not without yielding: an app that streams from memory would never let go of the event loop.
-        await checkpoint()
+        # Not without yielding: an app that streams from memory would never let go of the event loop. But not the first
+        # time: where the app is cancelled for its client's leaving, that is to meet the generator that it streams from
+        # in a wait of its own, which ends it. In a send it would leave it to the garbage collector.
+        if self._dropping:
+            await checkpoint()
+        self._dropping = True
         more = message.get("more_body", False)
         if (more or self._cut_off) and _raises_when_gone(self._scope):
             self._on_told()
