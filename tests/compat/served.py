@@ -27,6 +27,7 @@ from asgi_agents import (
 from .cases import EVENT_STREAM, STOPPED
 
 LOG_VARIABLE = "ASGI_AGENTS_COMPAT_LOG"
+MODE_VARIABLE = "ASGI_AGENTS_COMPAT_MODE"
 LIMIT = 1000
 # Seconds between two pieces of a stream, and how many a stream that ends by itself has.
 PAUSE = 0.1
@@ -152,6 +153,7 @@ app: ASGIApp = AgentMiddleware(
             chunk_timeout=30.0,
             circuit_breaker=None,
             max_request_body_bytes=LIMIT,
+            request_body_mode=BodyMode.STREAM if os.environ.get(MODE_VARIABLE) == "stream" else BodyMode.BUFFER,
             response_body_mode=BodyMode.STREAM,
         )
     ],

@@ -21,10 +21,10 @@ from typing import Final, NamedTuple
 
 import httpx
 import websockets.exceptions
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from .cases import STOPPED
-from .served import LIMIT, LOG_VARIABLE, PIECES
+from .served import LIMIT, LOG_VARIABLE, MODE_VARIABLE, PIECES
 
 APP: Final = "tests.compat.served:app"
 # Seconds: for a server to come up, for an answer, and for a server to end.
@@ -42,6 +42,14 @@ class Server(NamedTuple):
     command: tuple[str, ...]
     http2: bool = False
     websockets: bool = True
+    #: How the agent is shown request bodies.
+    request_body_mode: str = "buffer"
+
+    @property
+    def title(self) -> str:
+        """What it is called in the table."""
+        mode = ", requests streamed" if self.request_body_mode == "stream" else ""
+        return f"{self.name}{', HTTP/2' if self.http2 else ''}{mode}"
 
     @property
     def missing(self) -> str | None:
@@ -77,6 +85,8 @@ SERVERS: Final = (
     _uvicorn("httptools", "websockets-sansio"),
     _uvicorn("httptools", "wsproto"),
     _uvicorn("zttp", "websockets", "--http2", name="uvicorn, zttp"),
+    # The way out where buffering a request without a body takes for ever.
+    _uvicorn("zttp", "websockets", "--http2", name="uvicorn, zttp")._replace(request_body_mode="stream"),
     _hypercorn("asyncio", http2=False),
     _hypercorn("asyncio", http2=True),
     _hypercorn("trio", http2=False),
@@ -106,10 +116,11 @@ class Running:
             base_url=self.url, http1=not self.server.http2, http2=self.server.http2, timeout=PATIENCE, trust_env=False
         )
 
-    def websocket(self, path: str = "/websocket") -> connect:
-        return connect(
-            f"{self.url.replace('http', 'ws')}{path}", open_timeout=PATIENCE, close_timeout=SOON, compression=None
-        )
+    @contextmanager
+    def websocket(self, path: str = "/websocket") -> Iterator[ClientConnection]:
+        url = f"{self.url.replace('http', 'ws')}{path}"
+        with connect(url, open_timeout=PATIENCE, close_timeout=SOON, compression=None) as websocket:
+            yield websocket
 
     def lines(self) -> list[str]:
         """What the app has logged."""
@@ -125,7 +136,7 @@ class Running:
         return lines[-1].strip() if lines else "it said nothing"
 
 
-class NotStarted(Exception):
+class NotStartedError(Exception):
     """A server has not come up."""
 
 
@@ -315,7 +326,10 @@ def sigterm(running: Running) -> str | None:
 
 
 def _still_serves(client: httpx.Client) -> str | None:
-    response = client.get("/")
+    try:
+        response = client.get("/")
+    except httpx.ReadTimeout:
+        return "as it should, but the next GET has no answer"
     return None if response.text == "hello" else f"then {response.status_code}"
 
 
@@ -357,7 +371,7 @@ TRIALS: Final[dict[str, Trial]] = {
 
 @contextmanager
 def running(server: Server, directory: Path) -> Iterator[Running]:
-    """Start ``server``; raises :class:`NotStarted` where it doesn't come up."""
+    """Start ``server``; raises :class:`NotStartedError` where it doesn't come up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     log, errors = directory / "log", directory / "errors"
@@ -365,7 +379,7 @@ def running(server: Server, directory: Path) -> Iterator[Running]:
     with errors.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *(part.format(port=port) for part in server.command)],
-            env={**os.environ, LOG_VARIABLE: str(log)},
+            env={**os.environ, LOG_VARIABLE: str(log), MODE_VARIABLE: server.request_body_mode},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -386,7 +400,7 @@ def _wait_until_up(started: Running) -> None:
             return
         except OSError:
             if started.process.poll() is not None or time.monotonic() > deadline:
-                raise NotStarted(f"does not start: {started.last_error()}") from None
+                raise NotStartedError(f"does not start: {started.last_error()}") from None
             time.sleep(0.05)
 
 
@@ -417,7 +431,7 @@ def attempt(server: Server, name: str, directory: Path) -> str:
             return TRIALS[name](started) or "ok"
     except httpx.ReadTimeout:
         return "no answer"
-    except NotStarted as exc:
+    except NotStartedError as exc:
         return str(exc)
     except Exception as exc:
         # Whatever a client makes of it: httpx lets through what its library for HTTP/2 raises.
@@ -435,15 +449,12 @@ def table(servers: Sequence[Server], results: dict[tuple[str, str], str]) -> str
             notes.append(outcome)
         return f"({notes.index(outcome) + 1})"
 
-    def title(server: Server) -> str:
-        return f"{server.name}{', HTTP/2' if server.http2 else ''}"
-
     lines = [
-        "| | " + " | ".join(title(server) for server in servers) + " |",
+        "| | " + " | ".join(server.title for server in servers) + " |",
         "| --- |" + " :-: |" * len(servers),
     ]
     for name in TRIALS:
-        cells = (cell(results[title(server), name]) for server in servers if (title(server), name) in results)
+        cells = (cell(results[server.title, name]) for server in servers)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", *(f"{number}. {note}" for number, note in enumerate(notes, 1))]
     versions = {server.distribution: version(server.distribution) for server in servers}
@@ -461,16 +472,15 @@ def main() -> None:
     for server in filter(None, SERVERS):
         if server.missing is not None:
             print(f"{server.name}: skipped, {server.missing} is not installed", file=sys.stderr)
-        elif arguments.server in server.name:
+        elif arguments.server in server.title:
             present.append(server)
     results = {}
     with tempfile.TemporaryDirectory() as directory:
         for server in present:
-            title = f"{server.name}{', HTTP/2' if server.http2 else ''}"
             for name in TRIALS:
                 outcome = attempt(server, name, Path(directory)) if arguments.trial in name else "–"
-                results[title, name] = outcome
-                print(f"{title}: {name}: {outcome}", file=sys.stderr)
+                results[server.title, name] = outcome
+                print(f"{server.title}: {name}: {outcome}", file=sys.stderr)
     print(table(present, results))
 
 
