@@ -269,10 +269,11 @@ class HttpExchange:
 
     def _headers_for_app(self, headers: RawHeaders) -> RawHeaders:
         body, ops = self._body, self._context.request_ops
+        if self._lineup.reshapes_requests:
+            # What the client has asked for; what an agent asks for in its place is its own to say.
+            headers = self._asked_for(headers)
         if ops:
             headers = apply_request_ops(headers, ops)
-        if self._lineup.reshapes_requests:
-            headers = self._asked_for(headers)
         if body is not None and (body.changed or body.decoded if self._body_ended else body.may_change):
             counted = self._body_ended and header(headers, b"content-length") is not None
             headers = without_body_claims(headers, self._bytes_passed if counted else None, decoded=body.decoded)

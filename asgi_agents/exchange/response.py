@@ -301,6 +301,9 @@ class ResponseInspection:
             # RFC 9110, section 15.5.17.
             await self.stop(AgentDecision(decision=Block(416, "Ranges are not available here"), decided_by=too_little))
             return
+        if self._method == "HEAD" and any(agent.guard.config.body_access == "write" for agent in _judges(agents)):
+            # What GET would say of the body is not known (RFC 9110, section 9.3.2): an agent could change it.
+            self._headers = without_body_claims(self._headers, None)
         if agents and not self._bodiless:
             refusal = self._begin_body(agents, provisional)
             if refusal is not None:
@@ -466,9 +469,14 @@ class ResponseInspection:
             self.finished_at = time.monotonic()
 
 
+def _judges(agents: Sequence[RouteAgent]) -> Sequence[RouteAgent]:
+    """Those with a say in the body."""
+    return [agent for agent in agents if agent.guard.config.enforce]
+
+
 def _judging_whole_bodies(agents: Sequence[RouteAgent]) -> Sequence[str]:
     """Those with a say in the body that must not be shown a part of it only."""
-    return [agent.guard.config.id for agent in agents if agent.guard.config.enforce and not agent.guard.config.ranges]
+    return [agent.guard.config.id for agent in _judges(agents) if not agent.guard.config.ranges]
 
 
 def _raises_when_gone(scope: Scope) -> bool:

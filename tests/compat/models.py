@@ -190,5 +190,3 @@ def response_object(text: str) -> dict[str, Any]:
         "tool_choice": "auto",
         "tools": [],
     }
-
-

@@ -61,9 +61,7 @@ class Promises:
         assert not complaints(caplog, self.complains)
 
     @pytest.mark.parametrize("case", CASES, ids=str)
-    def test_a_body_reaches_the_app_as_its_agents_decide(
-        self, stage: Stage, client: httpx.Client, case: Case
-    ) -> None:
+    def test_a_body_reaches_the_app_as_its_agents_decide(self, stage: Stage, client: httpx.Client, case: Case) -> None:
         stage.guard(case.agent(EventType.REQUEST_BODY_CHUNK))
         assert seen_whole(client.post("/echo", content=TEXT)) == WHOLE[case.act]
         if self.reads_chunked:
@@ -85,9 +83,7 @@ class Promises:
         assert seen_whole(client.post("/echo", content=TEXT)) == WHOLE[case.act]
 
     @pytest.mark.parametrize("case", CASES, ids=str)
-    def test_events_reach_the_client_as_its_agents_decide(
-        self, stage: Stage, client: httpx.Client, case: Case
-    ) -> None:
+    def test_events_reach_the_client_as_its_agents_decide(self, stage: Stage, client: httpx.Client, case: Case) -> None:
         stage.guard(case.agent(EventType.RESPONSE_BODY_CHUNK))
         assert seen_events(client.get("/events")) == EVENTS[case.act]
 

@@ -20,9 +20,7 @@ class TestAnthropic(ModelPromises):
     def read(self, url: str, dialect: str, *, stream: bool) -> Iterator[str]:
         with anthropic.Anthropic(base_url=url, api_key="k", max_retries=0, timeout=PATIENCE) as client:
             if not stream:
-                message = client.messages.create(
-                    model="m", max_tokens=9, messages=[{"role": "user", "content": TEXT}]
-                )
+                message = client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": TEXT}])
                 for block in message.content:
                     if block.type == "text":
                         yield block.text

@@ -35,7 +35,6 @@ KINDS = ("auto", "legacy")
 
 
 class McpPromises:
-
     @pytest.fixture(autouse=True)
     def everything_ends(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         yield
