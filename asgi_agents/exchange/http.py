@@ -273,7 +273,7 @@ class HttpExchange:
             headers = apply_request_ops(headers, ops)
         if self._lineup.reshapes_requests:
             headers = self._asked_for(headers)
-        if body is not None and (body.changed or body.decoded if self._body_ended else body.may_change):
+        if body is not None and body.alters(ended=self._body_ended):
             counted = self._body_ended and header(headers, b"content-length") is not None
             headers = without_body_claims(headers, self._bytes_passed if counted else None, decoded=body.decoded)
         elif self._declares_wrong_length:

@@ -448,7 +448,7 @@ class ResponseInspection:
         """Let the head go; ``length`` is the size of the body where all of it is known."""
         body = self._body
         headers = self._apply(self._headers, self._context.response_ops)
-        if body is not None and (body.changed or body.decoded if length is not None else body.may_change):
+        if body is not None and body.alters(ended=length is not None):
             headers = without_body_claims(headers, length, decoded=body.decoded)
         self._state = _State.OPEN
         self._started = self._context.response_head_gone = True
