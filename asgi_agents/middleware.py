@@ -164,14 +164,15 @@ class AgentMiddleware:
     async def _guard(
         self, lineup: Lineup, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
     ) -> Any:
-        """Serve a connection that has agents, or is to be named all the same.
+        """Serve a connection that has agents, or whose response is to carry its correlation id.
 
-        ``given`` is the scope as it came, where the client's headers in ``scope`` were cleaned.
+        ``given`` is the scope as it came, where ``scope`` is a copy with cleaned headers. None: ``scope`` is as it
+        came.
         """
         state = scope.setdefault("state", {})
         outer = state.get(STATE_KEY)
         headers = Headers.of_request(headers_of(scope), whole=not lineup.heads_stay)
-        if headers.cookies_joined or lineup.sets:
+        if (headers.cookies_joined or lineup.sets) and given is None:
             others = cleaned(headers_of(scope), lineup.sets) if lineup.agents else None
             if others is not None:
                 return await self._guard_with(others, lineup, scope, receive, send)
