@@ -50,8 +50,8 @@ class AgentMiddleware:
         ``{"detail": ...}``. None: text, or ``application/problem+json`` for a client that prefers JSON. Its response
         must have its body in memory; background tasks of it are not run. The headers that agents give to the reply are
         put on it. A status below 400 is replaced by that of the denial or failure. Where it raises, or returns
-        something else, the client gets the built-in reply, and the log says so once a minute. Redirects and challenges,
-        and what ends a response that has begun, are none of its business.
+        something else, the client gets the built-in reply, and the log says so once a minute. It is not called for
+        redirects and challenges, nor for what ends a response that has begun.
     :param state_key: a second name of the connection's :class:`AgentContext` in ``scope["state"]``, where it is always
         ``asgi_agents``: ``request.state.agents``. A state that has something else of that name keeps it. None: no
         second name.
@@ -325,7 +325,9 @@ def _checked_alias(name: object) -> str | None:
 def _checked_grace(seconds: object) -> float:
     # No NaN, and nothing that an event loop's clock could not count to.
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
-        raise ConfigurationError(f"AgentMiddleware: stop_grace={seconds!r}, expected a number of seconds, 0 or more")
+        raise ConfigurationError(
+            f"AgentMiddleware: stop_grace={seconds!r}, expected a number of seconds from 0 to {MAX_SECONDS}"
+        )
     return float(seconds)
 
 
