@@ -177,6 +177,9 @@ class AgentMiddleware:
             if others is not None:
                 return await self._guard_with(others, lineup, scope, receive, send)
         name = self._correlation_header
+        if name and headers.first(name) is None:
+            # The client has given no name, so that nobody has to look again.
+            name = ""
         context = AgentContext(self.manager, lineup, None, lineup.route, name, headers)
         audit: Audit | None = None
         error: str | None = None
@@ -188,7 +191,7 @@ class AgentMiddleware:
         lineup.connections += 1
         entered = enter(context)
         try:
-            if name and headers.first(name) is not None:
+            if name:
                 # A name that the client has given is taken before anybody else can have it.
                 context.find_name()
             context.server_span = mark_current_span(context)
