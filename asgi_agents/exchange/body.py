@@ -72,11 +72,14 @@ class BodyInspection:
 
     @property
     def spools(self) -> bool:
-        """Whether what is judged has to be kept, for its length is to be known."""
+        """Whether what was judged has to be kept until the body has ended, so that the app can be told its length."""
         return any(stage.spools for stage in self._stages)
 
     def limit_spooled(self, size: int) -> AgentDecision | None:
-        """So many bytes are kept: the decision that refuses the body, or None. Agents that fail open are left out."""
+        """Check the limits for ``size`` bytes kept: the decision that refuses the body, or None.
+
+        Agents that fail open are left out.
+        """
         for stage in self._stages:
             refusal = stage.limit_held(size) if stage.spools else None
             if refusal is not None:
@@ -154,7 +157,7 @@ class _Stage:
     ) -> None:
         self.seen = 0
         self.changed = False
-        #: Never: what it is shown it passes on as it is, or as a writer has changed it.
+        #: Always False: only a :class:`_DecodingStage` removes a coding.
         self.decoded = False
         self.provisional: dict[str, Verdict] = {}
         self._context = context
@@ -400,7 +403,7 @@ class _Stage:
         return b"" if self.provisional else self._release(b"")
 
     def limit_held(self, size: int, *, undecided_only: bool = False) -> AgentDecision | None:
-        """So many bytes are held for the agents: deal with those for whom that is too much."""
+        """Fail the agents whose limit is below ``size`` bytes held for them."""
 
         def judge(agent: RouteAgent) -> Verdict | None:
             limit = held_limit(agent, self._event_type)

@@ -37,12 +37,12 @@ def field_value(given: str) -> bytes:
 
 
 def without_headers(headers: Iterable[tuple[bytes, bytes]], names: Container[bytes]) -> RawHeaders:
-    """A new header list without the fields of these ``names``, in lower case."""
+    """A new header list without the fields of these ``names``, which are in lower case."""
     return [pair for pair in headers if pair[0].lower() not in names]
 
 
 def media_type(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The ``content-type`` without its parameters, in lower case; None where there is none, or no one can tell."""
+    """The ``content-type`` without its parameters, in lower case; None where it is missing or unreadable."""
     given = [value for name, value in headers if name.lower() == b"content-type"]
     if len(given) != 1:
         return None

@@ -87,7 +87,7 @@ class ResponseInspection:
         self._headers: RawHeaders = []
         self._body: BodyInspection | None = None
         self._bodiless = False
-        # The header fields that agents have set or removed: whatever else brings fields must not bring these.
+        # The header fields that agents have set or removed: trailers and early hints must not bring these.
         self._ruled: set[str] = set()
         # What agents want done to every response, one in the app's place too.
         self._always: list[HeaderOp] = []
