@@ -214,7 +214,7 @@ class AgentConfig:
         return self.transport
 
     def hears_response_type(self, media_type: str | None) -> bool:
-        """Whether the agent hears response bodies of that type, in lower case; None is a type that nobody can tell."""
+        """Whether the agent hears response bodies of that type, in lower case. None: missing or unreadable."""
         types = self.response_content_types
         if types is None or media_type is None:
             return True
