@@ -77,7 +77,7 @@ class Agent:
 
 
 def check_agent(where: str, agent: Agent) -> None:
-    """Raise :class:`ConfigurationError`, beginning with ``where``, for an agent that would not be asked as it seems.
+    """Raise :class:`ConfigurationError`, beginning with ``where``, for an agent whose hooks can't be called as written.
 
     That is one with an attribute ``on_…`` that is no hook, with a hook that can't be awaited, or with no hook at all
     but :meth:`Agent.on_configure`. One that overrides :attr:`Agent.events` says itself what it hears.

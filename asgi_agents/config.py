@@ -143,10 +143,11 @@ class AgentConfig:
         those of the agents that they come after. It is not asked where one of the agents asked before it has stopped
         the request. Where one has failed open, it is asked without that one's changes. Agents that are not on the route
         are ignored; everything else stays parallel, and the order of the route still decides whose answer counts.
-    :param sets: names of request headers that only this agent may set, such as ``{"x-user"}``. They are taken out of
-        the client's request before any agent or the app sees it, in any case and with underscores too (``X_User``),
-        wherever the agent is on the route and hears request heads or request bodies; also when it fails open. Not for a
-        shadow agent, which sets nothing.
+    :param sets: names of request headers that this agent sets and clients may not, such as ``{"x-user"}``. They are
+        taken out of the client's request before any agent or the app sees it, in any case and with underscores too
+        (``X_User``), wherever the agent is on the route and hears request heads or request bodies; also when it fails
+        open. On a route without this agent the client's header stays. Other agents may set it as well. Not for a shadow
+        agent, which sets nothing.
     """
 
     id: str
@@ -213,7 +214,7 @@ class AgentConfig:
         return self.transport
 
     def hears_response_type(self, media_type: str | None) -> bool:
-        """Whether the agent hears response bodies of that type, in lower case; None is a type that nobody can tell."""
+        """Whether the agent hears response bodies of that type, in lower case. None: missing or unreadable."""
         types = self.response_content_types
         if types is None or media_type is None:
             return True

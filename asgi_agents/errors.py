@@ -30,7 +30,7 @@ class AgentProtocolError(AgentError):
 
 
 class NotApplicableError(AgentProtocolError):
-    """The agent's answer would change what its event has nothing to do with, or what is gone already."""
+    """The agent's answer has a field that does not apply to its event, or does not apply any more."""
 
 
 class AgentTimeoutError(AgentError):

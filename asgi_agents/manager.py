@@ -32,7 +32,7 @@ from .protocol import (
 )
 from .protocol.stream import AgentCapabilities, MetricsReport
 from .reports import Reports
-from .stages import find_circle
+from .stages import find_cycle
 from .telemetry import Telemetry
 from .transports.background import BackgroundTask
 from .transports.stream import ConfigUpdateCallback, MetricsCallback
@@ -437,10 +437,10 @@ class AgentManager:
             where = f"AgentConfig({config.id!r})"
             raise ConfigurationError(f"{where}: after contains {unknown[0]!r}, which is no agent; there are: {known}")
         after = {agent_id: tuple(guard.config.after) for agent_id, guard in self._guards.items()}
-        circle = find_circle({**after, config.id: tuple(config.after)})
-        if circle is not None:
-            names = " -> ".join([*circle, circle[0]])
-            raise ConfigurationError(f"AgentConfig({config.id!r}): after makes a circle, expected none: {names}")
+        cycle = find_cycle({**after, config.id: tuple(config.after)})
+        if cycle is not None:
+            names = " -> ".join([*cycle, cycle[0]])
+            raise ConfigurationError(f"AgentConfig({config.id!r}): after makes a cycle, expected none: {names}")
 
     def _metrics_reported(self, agent_id: str, endpoint: str, report: MetricsReport) -> None:
         if agent_id in self._guards:

@@ -27,11 +27,11 @@ class AgentMetrics(Struct, frozen=True, kw_only=True):
 
     ``outcomes`` counts verdicts by outcome (``allow``, ``block``, …, ``timeout``, ``breaker_open``, …), ``shadowed``
     the denials and failures of a shadow agent that would have stopped something, ``passed_open`` failures that were let
-    through by the failure mode, ``skipped_bodies`` bodies over the agent's limit, or
-    that it could not read, that went on without it.
-    ``in_flight`` and ``waiting`` are calls now; ``duration`` is seconds spent in all calls, ``queue_duration`` seconds
-    of that spent waiting for a permit or a place on a connection. ``inspected`` is bytes of bodies and websocket
-    messages by event, ``breaker_transitions`` counts how often the breaker came to be in a state.
+    through by the failure mode, ``skipped_bodies`` bodies that went on without the agent because they were over its
+    limit or it could not read them. ``in_flight`` and ``waiting`` are calls now; ``duration`` is seconds spent in all
+    calls, ``queue_duration`` seconds of that spent waiting for a permit or a place on a connection. ``inspected`` is
+    bytes of bodies and websocket messages by event, ``breaker_transitions`` counts how often the breaker came to be in
+    a state.
     """
 
     calls: int

@@ -50,8 +50,8 @@ class AgentMiddleware:
         ``{"detail": ...}``. None: text, or ``application/problem+json`` for a client that prefers JSON. Its response
         must have its body in memory; background tasks of it are not run. The headers that agents give to the reply are
         put on it. A status below 400 is replaced by that of the denial or failure. Where it raises, or returns
-        something else, the client gets the built-in reply, and the log says so once a minute. Redirects and challenges,
-        and what ends a response that has begun, are none of its business.
+        something else, the client gets the built-in reply, and the log says so once a minute. It is not called for
+        redirects and challenges, nor for what ends a response that has begun.
     :param state_key: a second name of the connection's :class:`AgentContext` in ``scope["state"]``, where it is always
         ``asgi_agents``: ``request.state.agents``. A state that has something else of that name keeps it. None: no
         second name.
@@ -164,18 +164,22 @@ class AgentMiddleware:
     async def _guard(
         self, lineup: Lineup, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
     ) -> Any:
-        """Serve a connection that has agents, or is to be named all the same.
+        """Serve a connection that has agents, or whose response is to carry its correlation id.
 
-        ``given`` is the scope as it came, where the client's headers in ``scope`` were cleaned.
+        ``given`` is the scope as it came, where ``scope`` is a copy with cleaned headers. None: ``scope`` is as it
+        came.
         """
         state = scope.setdefault("state", {})
         outer = state.get(STATE_KEY)
         headers = Headers.of_request(headers_of(scope), whole=not lineup.heads_stay)
-        if headers.cookies_joined or lineup.sets:
+        if (headers.cookies_joined or lineup.sets) and given is None:
             others = cleaned(headers_of(scope), lineup.sets) if lineup.agents else None
             if others is not None:
                 return await self._guard_with(others, lineup, scope, receive, send)
         name = self._correlation_header
+        if name and headers.first(name) is None:
+            # The client has given no name, so that nobody has to look again.
+            name = ""
         context = AgentContext(self.manager, lineup, None, lineup.route, name, headers)
         audit: Audit | None = None
         error: str | None = None
@@ -187,7 +191,7 @@ class AgentMiddleware:
         lineup.connections += 1
         entered = enter(context)
         try:
-            if name and headers.first(name) is not None:
+            if name:
                 # A name that the client has given is taken before anybody else can have it.
                 context.find_name()
             context.server_span = mark_current_span(context)
@@ -324,7 +328,9 @@ def _checked_alias(name: object) -> str | None:
 def _checked_grace(seconds: object) -> float:
     # No NaN, and nothing that an event loop's clock could not count to.
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
-        raise ConfigurationError(f"AgentMiddleware: stop_grace={seconds!r}, expected a number of seconds, 0 or more")
+        raise ConfigurationError(
+            f"AgentMiddleware: stop_grace={seconds!r}, expected a number of seconds from 0 to {MAX_SECONDS}"
+        )
     return float(seconds)
 
 

@@ -113,12 +113,8 @@ class Router:
         ]
         return (*listed, RouteListing(None, None, self.default_agents))
 
-    def find(self, scope: Scope) -> tuple[tuple[AgentReference, ...] | None, str | None]:
-        """The agents of a connection (None: all there are), and the pattern of its route (None: no route matched)."""
-        return self.heard_by(self.match(scope))
-
     def heard_by(self, route: Route | None) -> tuple[tuple[AgentReference, ...] | None, str | None]:
-        """The agents of a route, and its pattern."""
+        """The agents of a route (None: all there are), and its pattern. No route: the default agents, and None."""
         return (self.default_agents, None) if route is None else (route.agents, route.path)
 
     def match(self, scope: Scope) -> Route | None:

@@ -17,7 +17,7 @@ class HeadOrder(Struct, frozen=True):
     after: tuple[tuple[int, ...], ...]
 
 
-def find_circle(after: Mapping[str, Collection[str]]) -> Sequence[str] | None:
+def find_cycle(after: Mapping[str, Collection[str]]) -> Sequence[str] | None:
     """Agents of which each comes after the next, and the last after the first; None where there are none.
 
     :param after: by its id, the ids of those that each agent comes after. Ids that are no key are ignored.
@@ -43,7 +43,7 @@ def order_of(after: Mapping[str, Collection[str]], hearing: Sequence[str]) -> He
     """The order of the agents ``hearing`` heads; None where all of them are asked at once.
 
     :param after: by its id, for each agent of the route in any order, the ids of those that it comes after. It has no
-        circle. Ids of agents that are not on the route are ignored.
+        cycle. Ids of agents that are not on the route are ignored.
     """
     named = {agent_id: [name for name in names if name in after] for agent_id, names in after.items()}
     if not any(named.values()):
@@ -53,7 +53,7 @@ def order_of(after: Mapping[str, Collection[str]], hearing: Sequence[str]) -> He
     level = 0
     while len(levels) < len(named):
         ready = [agent_id for agent_id in named if agent_id not in levels and before.keys() >= set(named[agent_id])]
-        assert ready, "agents come after each other in a circle"
+        assert ready, "agents come after each other in a cycle"
         for agent_id in ready:
             before[agent_id] = frozenset(named[agent_id]).union(*(before[name] for name in named[agent_id]))
             levels[agent_id] = level

@@ -114,6 +114,7 @@ class Server:
     def __init__(self, *, method: str) -> None:
         length = BODY if method == "POST" else 0
         self.left = length
+        self.ended = False
         self.received = 0
         self.scope: Scope = {
             "type": "http",
@@ -127,11 +128,12 @@ class Server:
 
     async def receive(self) -> Message:
         await checkpoint()
-        if self.scope["method"] == "GET":
+        if self.ended:
             await anyio.sleep_forever()
         size = min(CHUNK, self.left)
         self.left -= size
-        return {"type": "http.request", "body": bytes(size), "more_body": self.left > 0}
+        self.ended = self.left == 0
+        return {"type": "http.request", "body": bytes(size), "more_body": not self.ended}
 
     async def send(self, message: Message) -> None:
         await checkpoint()

@@ -35,8 +35,13 @@ def scope(path: str, *, method: str = "GET", root_path: str = "", kind: str = "h
     return made
 
 
+def found(router: Router, path: str, **kwargs: str) -> Any:
+    """The agents of a connection, and the pattern of its route."""
+    return router.heard_by(router.match(scope(path, **kwargs)))
+
+
 def agents_of(router: Router, path: str, **kwargs: str) -> Any:
-    return router.find(scope(path, **kwargs))[0]
+    return found(router, path, **kwargs)[0]
 
 
 def methods_of(*methods: str) -> set[str]:
@@ -235,31 +240,31 @@ def test_the_first_match_wins() -> None:
         None,
     )
 
-    assert router.find(scope("/healthz")) == ((), "/healthz")
-    assert router.find(scope("/api/1")) == (("int",), "/api/{id:int}")
-    assert router.find(scope("/api/x", method="POST")) == (("post",), "/api/{rest:path}")
-    assert router.find(scope("/api/x")) == (("rest", ("waf", FailureMode.OPEN)), "/api/{rest:path}")
-    assert router.find(scope("/other")) == ((), None)
+    assert found(router, "/healthz") == ((), "/healthz")
+    assert found(router, "/api/1") == (("int",), "/api/{id:int}")
+    assert found(router, "/api/x", method="POST") == (("post",), "/api/{rest:path}")
+    assert found(router, "/api/x") == (("rest", ("waf", FailureMode.OPEN)), "/api/{rest:path}")
+    assert found(router, "/other") == ((), None)
 
 
 def test_without_routes_everyone_hears_everything() -> None:
-    assert Router(None, None).find(scope("/")) == (None, None)
+    assert found(Router(None, None), "/") == (None, None)
 
 
 def test_without_routes_the_default_agents_hear_everything() -> None:
-    assert Router(None, ["waf"]).find(scope("/")) == (("waf",), None)
+    assert found(Router(None, ["waf"]), "/") == (("waf",), None)
 
 
 @pytest.mark.parametrize("routes", [[], [Route("/a", ["a"])]])
 def test_with_routes_nobody_hears_what_matches_none_of_them(routes: list[Route]) -> None:
-    assert Router(routes, None).find(scope("/other")) == ((), None)
+    assert found(Router(routes, None), "/other") == ((), None)
 
 
 def test_default_agents_hear_what_matches_no_route() -> None:
     router = Router([Route("/a", [])], ["waf", ("log", FailureMode.OPEN)])
 
-    assert router.find(scope("/a")) == ((), "/a")
-    assert router.find(scope("/other")) == (("waf", ("log", FailureMode.OPEN)), None)
+    assert found(router, "/a") == ((), "/a")
+    assert found(router, "/other") == (("waf", ("log", FailureMode.OPEN)), None)
 
 
 def test_the_router_knows_everyone_who_is_named_anywhere() -> None:

@@ -23,7 +23,7 @@ from asgi_agents import (
     Route,
 )
 from asgi_agents.protocol import Headers
-from asgi_agents.stages import find_circle, order_of
+from asgi_agents.stages import find_cycle, order_of
 from tests.exchange.asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, guarded, settle
 
 ALICE = AgentResponse.allow(request_headers=[HeaderOp.set("x-user", "alice")])
@@ -324,8 +324,8 @@ async def test_whatever_the_agents_name_each_is_asked_after_them_and_shown_their
 
 
 @pytest.mark.parametrize("agents", [{"a": ["b"], "b": ["a"]}, {"a": ["b"], "b": ["c"], "c": ["a"]}])
-def test_a_circle_is_refused(agents: dict[str, list[str]]) -> None:
-    with pytest.raises(ConfigurationError, match=r"AgentConfig\('a'\): after makes a circle, expected none: a -> b"):
+def test_a_cycle_is_refused(agents: dict[str, list[str]]) -> None:
+    with pytest.raises(ConfigurationError, match=r"AgentConfig\('a'\): after makes a cycle, expected none: a -> b"):
         AgentManager([AgentConfig(each, Probe(request_headers=None), after=after) for each, after in agents.items()])
 
 
@@ -343,7 +343,7 @@ async def test_agents_that_come_later_are_held_to_the_same(probe: type[Probe]) -
     with pytest.raises(ConfigurationError, match="no agent"):
         await manager.add_agent(config("b", "c"))
     await manager.add_agent(config("b", "a"))
-    with pytest.raises(ConfigurationError, match="circle"):
+    with pytest.raises(ConfigurationError, match="cycle"):
         await manager.replace_agent(config("a", "b"))
     with pytest.raises(ConfigurationError, match="no agent"):
         await manager.replace_agent(config("a", "c"))
@@ -351,7 +351,7 @@ async def test_agents_that_come_later_are_held_to_the_same(probe: type[Probe]) -
     # Whoever names it then comes after nobody.
     await manager.remove_agent("a")
     assert manager.lineup(None).head_order is None
-    with pytest.raises(ConfigurationError, match="circle"):
+    with pytest.raises(ConfigurationError, match="cycle"):
         await manager.add_agent(config("a", "b"))
     await manager.add_agent(config("a"))
     assert manager.lineup(None).head_order is not None
@@ -389,7 +389,7 @@ async def test_an_agent_that_was_removed_while_its_successor_was_configured_is_m
 
 
 @pytest.mark.parametrize(
-    ("after", "circle"),
+    ("after", "cycle"),
     [
         ({}, None),
         ({"a": ["x"]}, None),
@@ -400,8 +400,8 @@ async def test_an_agent_that_was_removed_while_its_successor_was_configured_is_m
     ],
     ids=range(6),
 )
-def test_a_circle_is_found(after: dict[str, list[str]], circle: list[str] | None) -> None:
-    assert find_circle(after) == circle
+def test_a_cycle_is_found(after: dict[str, list[str]], cycle: list[str] | None) -> None:
+    assert find_cycle(after) == cycle
 
 
 def test_where_nobody_on_the_route_is_named_all_are_asked_at_once() -> None:

@@ -23,7 +23,7 @@ class BodyInspection:
     Feed it what arrives; it returns what may be passed on: bytes that every agent has judged, in order, changed where a
     writing agent changed them; or the decision that ends it. Nothing may be fed after that.
 
-    :param agents: those that are shown this body, in route order. None: all that hear such bodies.
+    :param agents: those that are shown this body, in route order.
     :param codings: how the body is encoded, as :func:`~.decoding.codings_of` gives it.
     :param length: the body's declared size in bytes, if any. A hint: what arrives counts.
     :param provisional: what agents that hear this body said of its head with ``needs_more``. It counts unless they say
@@ -37,15 +37,13 @@ class BodyInspection:
         context: AgentContext,
         event_type: EventType,
         *,
-        agents: Sequence[RouteAgent] | None = None,
+        agents: Sequence[RouteAgent],
         codings: Sequence[str] = (),
         length: int | None = None,
         provisional: Mapping[str, Verdict] | None = None,
         cutter: Callable[[], Cutter] | None = None,
     ) -> None:
         self.changed = False
-        if agents is None:
-            agents = context.lineup.hearing(event_type)
         self._request = event_type is EventType.REQUEST_BODY_CHUNK
         # Whether what arrives is encoded. A body that is declared to be empty is not.
         self._encoded = bool(codings) and length != 0
@@ -66,18 +64,22 @@ class BodyInspection:
                     length = None
         self.may_wait = any(agent.guard.may_wait for agent in agents)
 
-    @property
-    def may_change(self) -> bool:
-        """Whether what comes out can differ from what went in, or does already."""
+    def alters(self, *, ended: bool) -> bool:
+        """Whether what comes out differs from what went in. Until the body has ``ended``: whether it can."""
+        if ended:
+            return self.changed or self.decoded
         return self.changed or any(stage.writes for stage in self._stages)
 
     @property
     def spools(self) -> bool:
-        """Whether what is judged has to be kept, for its length is to be known."""
+        """Whether what was judged has to be kept until the body has ended, so that the app can be told its length."""
         return any(stage.spools for stage in self._stages)
 
     def limit_spooled(self, size: int) -> AgentDecision | None:
-        """So many bytes are kept: the decision that refuses the body, or None. Agents that fail open are left out."""
+        """Check the limits for ``size`` bytes kept: the decision that refuses the body, or None.
+
+        Agents that fail open are left out.
+        """
         for stage in self._stages:
             refusal = stage.limit_held(size) if stage.spools else None
             if refusal is not None:
@@ -155,7 +157,7 @@ class _Stage:
     ) -> None:
         self.seen = 0
         self.changed = False
-        #: Never: what it is shown it passes on as it is, or as a writer has changed it.
+        #: Always False: only a :class:`_DecodingStage` removes a coding.
         self.decoded = False
         self.provisional: dict[str, Verdict] = {}
         self._context = context
@@ -401,7 +403,7 @@ class _Stage:
         return b"" if self.provisional else self._release(b"")
 
     def limit_held(self, size: int, *, undecided_only: bool = False) -> AgentDecision | None:
-        """So many bytes are held for the agents: deal with those for whom that is too much."""
+        """Fail the agents whose limit is below ``size`` bytes held for them."""
 
         def judge(agent: RouteAgent) -> Verdict | None:
             limit = held_limit(agent, self._event_type)

@@ -85,6 +85,7 @@ class AgentContext(Struct, eq=False):
     lineup: Lineup
     _name: str | None
     route: str | None
+    #: Where the client's name for the connection is; empty where there is none.
     correlation_header: str = CORRELATION_HEADER
     #: The request's, where they were read already.
     headers: Headers | None = None

@@ -19,7 +19,7 @@ MAX_RATIO: Final = 100
 _NEVER_A_BOMB: Final = 64 * 1024
 # How much is decoded at a time, in bytes.
 _PIECE: Final = 64 * 1024
-# Nobody encodes a body more often, but for an attack on whoever decodes it.
+# More codings than this have no honest use; each multiplies what a small body can grow to.
 _MAX_CODINGS: Final = 3
 # RFC 9659: 8 MiB is the largest window that a zstd decoder on the web has to have.
 _ZSTD_WINDOW_LOG: Final = 23

@@ -83,7 +83,7 @@ def streamed_type(media_type: str | None) -> StreamedType | None:
 
 
 def last_unit(streamed: StreamedType, decision: AgentDecision, media_type: str, *, sent: bytes) -> bytes | None:
-    """What ends a body that an agent has stopped. None: there is no way to say it.
+    """What ends a body that an agent has stopped. None: its type has no such unit.
 
     A block that has a ``content-type`` of the same type brings its own last units. ``sent`` is the end of what the
     client has already, at least the last four bytes.

@@ -3,9 +3,10 @@
 from collections.abc import Container, Iterable, Sequence
 
 from ..protocol import TOKEN, HeaderOp
-from ..protocol.headers import join_cookies
+from ..protocol.headers import join_cookies, without_blanks
 from .scope import RawHeaders, header
 
+_LENGTH = frozenset({b"content-length"})
 # They describe the bytes that the app meant to send, and are wrong for any others.
 _VALIDATORS = frozenset({b"accept-ranges", b"content-digest", b"content-md5", b"digest", b"etag", b"repr-digest"})
 
@@ -31,20 +32,17 @@ def apply_request_ops(headers: Iterable[tuple[bytes, bytes]], ops: Sequence[Head
 
 
 def field_value(given: str) -> bytes:
-    """``given`` without the blanks around it, which are no part of a value (RFC 9110, section 5.5).
-
-    Servers break a response off that has them.
-    """
-    return given.strip(" \t").encode("latin-1")
+    """``given`` as a server takes it: with blanks around it, it would break the response off."""
+    return without_blanks(given).encode("latin-1")
 
 
 def without_headers(headers: Iterable[tuple[bytes, bytes]], names: Container[bytes]) -> RawHeaders:
-    """A new header list without the fields of these ``names``, in lower case."""
+    """A new header list without the fields of these ``names``, which are in lower case."""
     return [pair for pair in headers if pair[0].lower() not in names]
 
 
 def media_type(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The ``content-type`` without its parameters, in lower case; None where there is none, or no one can tell."""
+    """The ``content-type`` without its parameters, in lower case; None where it is missing or unreadable."""
     given = [value for name, value in headers if name.lower() == b"content-type"]
     if len(given) != 1:
         return None
@@ -68,7 +66,7 @@ def with_length(headers: Iterable[tuple[bytes, bytes]], length: int | None) -> R
     """A new header list with ``length`` as its only content-length, or with none: where it is None, and beside
     transfer-encoding (RFC 9112, section 6.2).
     """
-    result = [pair for pair in headers if pair[0].lower() != b"content-length"]
+    result = without_headers(headers, _LENGTH)
     if length is not None and header(result, b"transfer-encoding") is None:
         result.append((b"content-length", b"%d" % length))
     return result

@@ -187,7 +187,7 @@ class HttpExchange:
     def _waits_for_body(self) -> bool:
         """Whether the app must not be started before more of the body was judged."""
         assert self._body is not None
-        if self._body_ended or self._disconnected or self._response.stopped:
+        if self._body_ended or self._disconnected or self._stopped:
             return False
         return self._body.holding or (self._spool is not None and self._body.spools)
 
@@ -217,7 +217,7 @@ class HttpExchange:
         if not changes:
             return await (self._call_stoppable if stoppable else self._call_freely)(app, self._scope)
         own = OwnScope(self._scope, changes)
-        # Nothing was sent yet, so that nobody has the other one.
+        # Nobody has the other one yet: the inspection of the response is made below, with the call of the app.
         self._raw_send = own.sending(self._raw_send)
         try:
             return await (self._call_stoppable if stoppable else self._call_freely)(app, own.scope)
@@ -269,11 +269,12 @@ class HttpExchange:
 
     def _headers_for_app(self, headers: RawHeaders) -> RawHeaders:
         body, ops = self._body, self._context.request_ops
+        if self._lineup.reshapes_requests:
+            # What the client has asked for; what an agent asks for in its place is its own to say.
+            headers = self._asked_for(headers)
         if ops:
             headers = apply_request_ops(headers, ops)
-        if self._lineup.reshapes_requests:
-            headers = self._asked_for(headers)
-        if body is not None and (body.changed or body.decoded if self._body_ended else body.may_change):
+        if body is not None and body.alters(ended=self._body_ended):
             counted = self._body_ended and header(headers, b"content-length") is not None
             headers = without_body_claims(headers, self._bytes_passed if counted else None, decoded=body.decoded)
         elif self._declares_wrong_length:

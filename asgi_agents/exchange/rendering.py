@@ -128,5 +128,5 @@ def _usable(response: Any, status: int) -> tuple[int, RawHeaders, bytes]:
         if not is_untouchable(name.decode("latin-1").lower()):
             headers.append((name.lower(), value))
     headers.append((b"content-length", b"%d" % len(body)))
-    # Whoever forgets the status has made a 200 of a denial.
+    # A response without an explicit status is a 200, which a denial must not be.
     return int(given) if given >= 400 else status, headers, bytes(body)

@@ -37,7 +37,7 @@ _AUTH_SCHEMES = {
 _MAX_REASON_BYTES = 123
 # RFC 9110, section 6.4.1: these never have content.
 _WITHOUT_CONTENT = frozenset({204, 205, 304})
-# What a body is, only whoever has made it can say.
+# These describe the body: only who makes the body may set them.
 _OF_THE_BODY = frozenset({"content-encoding", "content-type"})
 
 _BUILT_IN: Final = Renderers()

@@ -89,7 +89,7 @@ class ResponseInspection:
         self._headers: RawHeaders = []
         self._body: BodyInspection | None = None
         self._bodiless = False
-        # The header fields that agents have set or removed: whatever else brings fields must not bring these.
+        # The header fields that agents have set or removed: trailers and early hints must not bring these.
         self._ruled: set[str] = set()
         # What agents want done to every response, one in the app's place too.
         self._always: list[HeaderOp] = []
@@ -304,11 +304,17 @@ class ResponseInspection:
             skipping = skipping_body(decision)
         # The type that counts is the one that the client takes; but an agent that heard the app's hears the body too.
         agents = self._hearing_body(given_type, media_type(self._headers), skipping=skipping)
-        too_little = self._too_little_for(agents, skipping)
-        if too_little is not None:
+        if _needing_whole_bodies(agents):
+            # The client must not be told that it may ask for parts.
+            self._headers = without_headers(self._headers, {b"accept-ranges"})
+        refused_by = self._shown_only_a_part(agents, skipping)
+        if refused_by is not None:
             # RFC 9110, section 15.5.17.
-            await self.stop(AgentDecision(decision=Block(416, "Ranges are not available here"), decided_by=too_little))
+            await self.stop(AgentDecision(decision=Block(416, "Ranges are not available here"), decided_by=refused_by))
             return
+        if self._method == "HEAD" and any(agent.guard.config.body_access == "write" for agent in _judges(agents)):
+            # What GET would say of the body is not known (RFC 9110, section 9.3.2): an agent could change it.
+            self._headers = without_body_claims(self._headers, None)
         if agents and not self._bodiless:
             refusal = self._begin_body(agents, provisional)
             if refusal is not None:
@@ -401,22 +407,16 @@ class ResponseInspection:
             and any(agent.guard.config.hears_response_type(media_type) for media_type in media_types)
         ]
 
-    def _too_little_for(self, agents: Sequence[RouteAgent], skipping: Container[str]) -> str | None:
-        """The first agent that would have to judge a part of a body, where the response is one.
-
-        Sees to it that clients are not told that they may ask for parts.
-        """
-        judging = _judging_whole_bodies(agents)
-        if judging:
-            self._headers = without_headers(self._headers, {b"accept-ranges"})
+    def _shown_only_a_part(self, agents: Sequence[RouteAgent], skipping: Container[str]) -> str | None:
+        """The first agent that needs the whole body, where the response is a part of one (RFC 9110, section 14)."""
         if self._bodiless:
             return None
         if media_type(self._headers) == "multipart/byteranges":
-            # Of what type the parts are, they say themselves.
-            judging = _judging_whole_bodies(self._hearing_body(None, skipping=skipping))
+            # The types of the parts are in the parts themselves.
+            agents = self._hearing_body(None, skipping=skipping)
         elif self._start["status"] != 206:
             return None
-        return next(iter(judging), None)
+        return next(iter(_needing_whole_bodies(agents)), None)
 
     def _apply(self, headers: Iterable[tuple[bytes, bytes]], ops: Sequence[HeaderOp]) -> RawHeaders:
         self._always += [op for op in ops if op.always]
@@ -456,7 +456,7 @@ class ResponseInspection:
         """Let the head go; ``length`` is the size of the body where all of it is known."""
         body = self._body
         headers = self._apply(self._headers, self._context.response_ops)
-        if body is not None and (body.changed or body.decoded if length is not None else body.may_change):
+        if body is not None and body.alters(ended=length is not None):
             headers = without_body_claims(headers, length, decoded=body.decoded)
         self._state = _State.OPEN
         self._started = self._context.response_head_gone = True
@@ -474,9 +474,14 @@ class ResponseInspection:
             self.finished_at = time.monotonic()
 
 
-def _judging_whole_bodies(agents: Sequence[RouteAgent]) -> Sequence[str]:
-    """Those with a say in the body that must not be shown a part of it only."""
-    return [agent.guard.config.id for agent in agents if agent.guard.config.enforce and not agent.guard.config.ranges]
+def _judges(agents: Sequence[RouteAgent]) -> Sequence[RouteAgent]:
+    """Those with a say in the body."""
+    return [agent for agent in agents if agent.guard.config.enforce]
+
+
+def _needing_whole_bodies(agents: Sequence[RouteAgent]) -> Sequence[str]:
+    """The ids of those that have a say in the body, and must not be shown only a part of it."""
+    return [agent.guard.config.id for agent in _judges(agents) if not agent.guard.config.ranges]
 
 
 def _raises_when_gone(scope: Scope) -> bool:

@@ -94,10 +94,10 @@ class Headers(Mapping[str, Sequence[str]]):
         fields = dict(self._dict())
         for op in ops:
             name = _lower(op.name)
-            before = fields.pop(name, ()) if op.kind != "add" else fields.get(name, ())
+            if op.kind != "add":
+                fields.pop(name, None)
             if op.kind != "remove":
-                # The blanks around a value are no part of it (RFC 9110, section 5.5).
-                fields[name] = (*(before if op.kind == "add" else ()), op.value.strip(" \t"))
+                fields[name] = (*fields.get(name, ()), without_blanks(op.value))
         return Headers(fields)
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
@@ -165,6 +165,11 @@ def join_cookies(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, by
             joined.append((name, b"; ".join(cookies)))
             cookies.clear()
     return joined
+
+
+def without_blanks(value: str) -> str:
+    """A value without the spaces and tabs around it, which are no part of it (RFC 9110, section 5.5)."""
+    return value.strip(" \t")
 
 
 def as_one_spelling(name: str) -> str:

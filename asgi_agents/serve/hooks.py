@@ -74,7 +74,7 @@ class Hooks:
 
 
 def require_agent(where: str, agent: object) -> None:
-    """Raise :class:`ConfigurationError` for what is no agent, or one that would not be asked as it seems."""
+    """Raise :class:`ConfigurationError` for what is no agent, and as :func:`check_agent` does."""
     if not isinstance(agent, Agent):
         raise ConfigurationError(f"{where}: agent={agent!r}, expected an instance of an Agent")
     check_agent(where, agent)

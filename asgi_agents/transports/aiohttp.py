@@ -77,7 +77,7 @@ class _Handler(ResponseHandler):
     _answer: AnswerEnd | None = None
 
     def set_response_params(self, *args: Any, **params: Any) -> None:
-        # So begins a request.
+        # aiohttp calls this when it begins a request.
         self._answer = AnswerEnd()
         super().set_response_params(*args, **params)
 

@@ -960,7 +960,9 @@ async def test_a_body_with_something_forbidden_never_passes_as_a_whole(
 
 def _inspection(manager: AgentManager, way: str, **options: Any) -> BodyInspection:
     event_type = EventType.REQUEST_BODY_CHUNK if way == "request" else EventType.RESPONSE_BODY_CHUNK
-    return BodyInspection(AgentContext(manager, manager.lineup(None), "id", None), event_type, **options)
+    lineup = manager.lineup(None)
+    context = AgentContext(manager, lineup, "id", None)
+    return BodyInspection(context, event_type, agents=lineup.hearing(event_type), **options)
 
 
 @each_way
@@ -976,8 +978,8 @@ async def test_a_body_may_change_only_if_an_enforced_agent_may_write(way: str) -
     reader = agent(way, Probe(**{f"{way}_body": None}), BUFFER, id="reader")
     shadow = agent(way, Probe(**{f"{way}_body": None}), BUFFER, write=True, enforce=False, id="shadow")
     writer = agent(way, Probe(**{f"{way}_body": None}), BUFFER, write=True, id="writer")
-    assert not _inspection(AgentManager([reader, shadow]), way).may_change
-    assert _inspection(AgentManager([reader, shadow, writer]), way).may_change
+    assert not _inspection(AgentManager([reader, shadow]), way).alters(ended=False)
+    assert _inspection(AgentManager([reader, shadow, writer]), way).alters(ended=False)
 
 
 @each_way

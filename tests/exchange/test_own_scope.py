@@ -20,13 +20,15 @@ def changing(**more: Any) -> AgentConfig:
     return AgentConfig("a", Probe(request_headers=CHANGES, **more))
 
 
-# Ways to change what the app sees: by a head's answer; by a body's; where responses are inspected as well; by taking
-# response extensions from it.
+# Ways to change what the app sees: by a head's answer, or a body's; where responses, or the end, are heard as well; by
+# taking headers from it.
 CONFIGS: dict[str, Callable[[], AgentConfig]] = {
     "head": changing,
     "body": lambda: AgentConfig("a", Probe(request_body=CHANGES)),
     "response": lambda: changing(response_headers=None, response_body=None),
     "complete": lambda: changing(complete=None),
+    "body and response": lambda: AgentConfig("a", Probe(request_body=CHANGES, response_headers=None)),
+    "body and complete": lambda: AgentConfig("a", Probe(request_body=CHANGES, complete=None)),
     "writer": lambda: AgentConfig(
         "a",
         Probe(request_body=AgentResponse.allow(request_body_mutation=BodyMutation(b"new"))),

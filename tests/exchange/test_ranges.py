@@ -80,6 +80,17 @@ async def test_a_part_that_nobody_asked_for_is_refused_too() -> None:
     assert client.status == 416
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"), [({}, True), ({"write": True}, False), ({"write": True, "enforce": False}, True)]
+)
+async def test_head_says_nothing_of_a_body_that_an_agent_could_change(options: dict[str, Any], kept: bool) -> None:
+    claims = [(b"content-length", b"10"), (b"etag", b'"1"'), (b"content-digest", b"sha-256=:x:")]
+    client = Client("HEAD")
+    app = App(start(200, (b"content-type", b"text/plain"), *claims), body())
+    await client.call(guarded(app, agent("response", Probe(response_body=None), BUFFER, **options)))
+    assert client.headers == [(b"content-type", b"text/plain"), *(claims if kept else [])]
+
+
 class Redactor(Agent):
     async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> AgentResponse:
         return AgentResponse.allow(response_body_mutation=BodyMutation(event.data.replace(b"secret", b"*")))

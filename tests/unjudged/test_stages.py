@@ -108,7 +108,7 @@ async def test_a_deadline_begins_with_its_stage() -> None:
 
 @pytest.mark.parametrize("after", [{"a": ["a"]}, {"a": ["b"], "b": ["a"]}, {"a": ["b"], "b": ["c"], "c": ["a"]},
                                    {"a": ["nobody"]}, {"a": "b"}, {"a": ["b", 1]}])  # fmt: skip
-def test_circles_and_unknown_agents_are_refused(after: dict[str, Any]) -> None:
+def test_cycles_and_unknown_agents_are_refused(after: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="after"):
         AgentManager([config(Probe(request_headers=None), name, after=after.get(name, [])) for name in "abc"])
 
