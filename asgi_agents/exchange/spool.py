@@ -1,7 +1,9 @@
 """A request body that is kept until all of it was judged, so that the app can be told how long it is."""
 
 from collections import deque
+from contextlib import suppress
 from tempfile import TemporaryFile
+from threading import Lock
 from typing import Final
 
 import anyio
@@ -24,6 +26,8 @@ class Spool:
         self._file: anyio.AsyncFile[bytes] | None = None
         self._in_file = 0
         self._ended = False
+        # Whoever reads has it: in threads, of which one may still be at it when the task that wants its piece is gone.
+        self._reading = Lock()
 
     async def write(self, data: bytes) -> None:
         """Keep ``data``. Raises OSError where the file system has no room."""
@@ -52,13 +56,13 @@ class Spool:
         async def receive() -> Message:
             if self._pieces:
                 return self._message(self._pieces.popleft(), ended)
-            if self._in_file:
-                assert self._file is not None
-                # Whoever gives up waiting must not lose what was read: that is over before long.
+            while self._in_file:
+                # Whoever asks within a cancelled scope gets what is there, as from a server.
                 with CancelScope(shield=True):
-                    data = await self._file.read(_PIECE)
-                self._in_file -= len(data)
-                return self._message(data, ended)
+                    await anyio.to_thread.run_sync(self._read_piece)
+                # Another task may have taken it.
+                if self._pieces:
+                    return self._message(self._pieces.popleft(), ended)
             if ended and not self._ended:
                 return self._message(b"", ended)
             message = await rest()
@@ -68,13 +72,33 @@ class Spool:
 
         return receive
 
+    def _read_piece(self) -> None:
+        """Get the next piece of the file ready, for whoever asks first. Runs in a thread."""
+        with self._reading:
+            if self._file is None or not self._in_file or self._pieces:
+                return
+            data = self._file.wrapped.read(_PIECE)
+            # In this order: never is there nothing left for those that look meanwhile.
+            self._pieces.append(data)
+            self._in_file -= len(data)
+
     def _message(self, data: bytes, ended: bool) -> Message:
         more = not ended or bool(self._pieces) or self._in_file > 0
         self._ended = self._ended or not more
         return {"type": "http.request", "body": data, "more_body": more}
 
     async def aclose(self) -> None:
-        """Delete the file, if there is one."""
+        """Delete the file, if there is one. Whoever still reads the body finds that the request is over."""
+        self._ended = True
+        self._pieces.clear()
         if self._file is not None:
-            with CancelScope(shield=True):
-                await self._file.aclose()
+            # What there was no room for, it tries to write once more.
+            with CancelScope(shield=True), suppress(OSError):
+                await anyio.to_thread.run_sync(self._close)
+
+    def _close(self) -> None:
+        with self._reading:
+            self._in_file = 0
+            self._pieces.clear()
+            assert self._file is not None
+            self._file.wrapped.close()
