@@ -211,10 +211,15 @@ class ResponseInspection:
     async def release_head(self) -> None:
         """The app has ended, perhaps by raising, before it sent any of the body: the head waits for nothing more.
 
-        As if nobody had waited, so that the server makes of it what it would have made of the app alone.
+        As if nobody had waited, so that the server makes of it what it would have made of the app alone. But not where
+        an agent has denied it, and only the body could have turned that around.
         """
         if self._state is _State.HELD and self._waits_for_first:
-            await self._release_start(None)
+            denial = None if self._body is None else self._body.denial
+            if denial is None:
+                await self._release_start(None)
+            else:
+                await self.stop(denial)
 
     def _ending(self, decision: AgentDecision) -> bytes | None:
         """What ends the body in good order, whole units behind it; None where the connection has to be broken off."""
