@@ -5,6 +5,7 @@ import errno
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
+from threading import Event
 from typing import Any
 
 import anyio
@@ -282,6 +283,33 @@ async def test_without_room_for_the_body_the_app_never_starts(monkeypatch: pytes
     assert (app.calls, client.messages) == (0, [])
     assert [file.closed for file in files] == [True]
     assert_nothing_left(middleware.manager)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_file_that_is_made_when_the_request_is_over_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[BytesIO] = []
+    begun, go_on, made = Event(), Event(), Event()
+
+    def make() -> BytesIO:
+        begun.set()
+        go_on.wait(20)
+        files.append(BytesIO())
+        made.set()
+        return files[0]
+
+    monkeypatch.setattr(spool, "TemporaryFile", make)
+    client = upload([bytes(2 * MIB)])
+    task = asyncio.create_task(client.call(guarded(App(), writer(STREAM, bytes.upper))))
+    with anyio.fail_after(20):
+        while not begun.is_set():
+            await checkpoint()
+        # As a server does that shuts down: a shield is none against that.
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+        while not (made.is_set() and files[0].closed):
+            await checkpoint()
 
 
 async def test_an_empty_body_is_one_empty_message() -> None:
