@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from ..transports.background import on_trio
 
@@ -45,10 +46,12 @@ class Interruption:
         try:
             return await function()
         except asyncio.CancelledError:
-            # Somebody else may have cancelled it as well.
-            if not self._called or task.cancelling() - 1 > cancellations:
-                raise
-            return None
+            if self._called and task.cancelling() - 1 <= cancellations:
+                return None
+            # Somebody else has cancelled it. A scope knows its own cancellation when it meets it, but this one is ours
+            # if we were first: the scope would let it go on, through the app and to whoever stands around us.
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            raise
         finally:
             self._task = None
             if self._called:

@@ -82,6 +82,8 @@ class ResponseInspection:
         self._prefix = prefix
         self._state = _State.IDLE
         self._started = False
+        # The app has sent something that nobody was to get.
+        self._dropping = False
         self._turn = Limiter(1)
         self._start: Message = {}
         self._headers: RawHeaders = []
@@ -149,8 +151,12 @@ class ResponseInspection:
 
     async def _drop(self, message: Message) -> None:
         """Do as servers do once the client is gone."""
-        # Not without yielding: an app that streams from memory would never let go of the event loop.
-        await checkpoint()
+        # Not without yielding: an app that streams from memory would never let go of the event loop. But not the first
+        # time: where the app is cancelled for its client's leaving, that is to meet the generator that it streams from
+        # in a wait of its own, which ends it. In a send it would leave it to the garbage collector.
+        if self._dropping:
+            await checkpoint()
+        self._dropping = True
         more = message.get("more_body", False)
         if (more or self._cut_off) and _raises_when_gone(self._scope):
             self._on_told()
@@ -201,12 +207,14 @@ class ResponseInspection:
         """Keep whoever stands between us and the server from completing a response that was broken off.
 
         Starlette's ``BaseHTTPMiddleware`` ends the body in good order when the app inside it raises, unless a message
-        that it doesn't know has come before. Servers don't know it either, and complain, which is as good.
+        that it doesn't know has come before. It raises an AssertionError then, whose text is the message: this has the
+        reason in it, so that the server's log has it too. Servers don't know the message either, and complain, which is
+        as good.
         """
         if self._state is _State.CUT and self._started:
             # Whoever has stopped reading is not waited for.
             with anyio.move_on_after(_SPOIL_TIMEOUT, shield=True), suppress(Exception):
-                await self._send({"type": f"{self._prefix}http.response.aborted"})
+                await self._send({"type": f"{self._prefix}http.response.aborted", "reason": str(self.error)})
 
     async def release_head(self) -> None:
         """The app has ended, perhaps by raising, before it sent any of the body: the head waits for nothing more.

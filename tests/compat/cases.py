@@ -80,6 +80,15 @@ PIECES: Final = EVENTS | {
     Act.END: Seen(200, WORDS[:3], whole=False),
     Act.FAIL: Seen(200, WORDS[:2], whole=False),
 }
+#: Messages of a websocket: ``status`` is the code of the close, of a handshake that is denied that of the response.
+MESSAGES: Final = {
+    Act.ALLOW: Seen(1000, WORDS),
+    Act.CHANGE: Seen(1000, tuple(word for word in WORDS if word != "two")),
+    Act.BEFORE: _REFUSED,
+    Act.MIDWAY: Seen(4003, WORDS[:2], STOPPED),
+    Act.END: Seen(4003, WORDS[:3], STOPPED),
+    Act.FAIL: Seen(1011, WORDS[:2], "Agent error"),
+}
 
 
 class Case(NamedTuple):
@@ -92,8 +101,8 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mode.name}-{self.act}-{'slow' if self.suspends else 'prompt'}"
 
-    def agent(self, *events: EventType) -> AgentConfig:
-        """An agent that hears ``events`` and acts."""
+    def agent(self, *events: EventType, **options: Any) -> AgentConfig:
+        """An agent that hears ``events`` and acts; ``options`` are further ones of :class:`AgentConfig`."""
         kind = SlowJudge if self.suspends else Judge
         return config(
             kind(self.act),
@@ -101,11 +110,14 @@ class Case(NamedTuple):
             request_body_mode=self.mode,
             response_body_mode=self.mode,
             body_access="write" if self.act is Act.CHANGE else "read",
+            **options,
         )
 
 
 MODES: Final = (BodyMode.BUFFER, BodyMode.STREAM, BodyMode.hybrid(6))
 CASES: Final = tuple(Case(*line) for line in product(Act, MODES, (False, True)))
+#: For what has no modes.
+FRAMES: Final = tuple(case for case in CASES if case.mode is BodyMode.BUFFER)
 
 
 def config(agent: Agent, **options: Any) -> AgentConfig:
@@ -133,8 +145,13 @@ class Judge(Agent):
     async def on_websocket_frame(self, event: WebSocketFrameEvent) -> AgentResponse | None:
         if event.client_to_server:
             return None
-        verdict = self.judge(event.data)
-        return AgentResponse.websocket_close(4003, STOPPED) if isinstance(verdict, AgentResponse) else None
+        match self.judge(event.data):
+            case AgentResponse():
+                return AgentResponse.websocket_close(4003, STOPPED)
+            case BodyMutation():
+                # A message can't be changed, only dropped.
+                return AgentResponse.websocket_drop()
+        return None
 
     def judge_head(self) -> AgentResponse | None:
         return AgentResponse.block(403, STOPPED) if self.act is Act.BEFORE else None

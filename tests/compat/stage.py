@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import anyio
+from anyio.lowlevel import checkpoint
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_agents import AgentConfig, AgentMiddleware
@@ -45,7 +45,7 @@ class Handlers:
     def all_ended(self, patience: float = 10.0) -> bool:
         """Whether all that have begun have ended, within ``patience`` seconds.
 
-        Frameworks that stop in the middle of a generator leave it to the garbage collector, also for clients that leave.
+        Frameworks that stop in the middle of a generator leave it to the garbage collector, as for clients that leave.
         """
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
@@ -60,14 +60,14 @@ class Handlers:
         with self.one():
             for word in WORDS:
                 yield event.format(word)
-                await anyio.sleep(0)
+                await checkpoint()
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The words as a body of pieces."""
         with self.one():
             for piece in pieces():
                 yield piece
-                await anyio.sleep(0)
+                await checkpoint()
 
     async def endless(self, event: str = EVENT) -> AsyncIterator[str]:
         """Events for as long as anybody takes them."""

@@ -1,7 +1,7 @@
 """Ending a wait from outside, whatever else is cancelled at the same time."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
@@ -78,6 +78,41 @@ async def test_a_cancellation_is_not_lost_in_an_interruption(interrupted_first: 
                 step()
     assert scope.cancelled_caught
     assert not went_on
+
+
+async def in_a_group() -> str:
+    """As what Starlette's ``BaseHTTPMiddleware`` gives for a receive: its end takes a while."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(never)
+        await never()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("function", [never, in_a_group])
+@pytest.mark.parametrize("between", range(4))
+@pytest.mark.parametrize("interrupted_first", [False, True])
+async def test_a_scope_of_the_task_that_waits_takes_its_own_cancellation(
+    interrupted_first: bool, between: int, function: Callable[[], Awaitable[str]]
+) -> None:
+    interruption = Interruption()
+    steps: list[Callable[[], object]] = [interruption.interrupt]
+
+    async def interrupt_and_cancel() -> None:
+        await settle()
+        for step in steps if interrupted_first else reversed(steps):
+            step()
+            for _ in range(between):
+                await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope:
+            steps.append(scope.cancel)
+            tasks.start_soon(interrupt_and_cancel)
+            await interruption.wait_for(function)
+            await anyio.sleep_forever()
+        assert scope.cancelled_caught
+    # Nothing is left of either.
+    await anyio.lowlevel.checkpoint()
 
 
 async def test_a_deadline_around_the_wait_holds() -> None:

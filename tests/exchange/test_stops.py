@@ -1,6 +1,7 @@
 """An app that an agent stops while it runs ends as it would have ended over a client that left."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -287,6 +288,33 @@ def _client(kind: type[Client], method: str, media_type: str, spec_version: str)
     client = kind(method, spec_version=spec_version, **given)
     client.scope["media_type"] = media_type
     return client
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "text/event-stream"])
+async def test_a_generator_that_waits_ends_with_its_stream_and_not_with_the_next_garbage_collection(
+    media_type: str, probe: type[Probe]
+) -> None:
+    ended = False
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal ended
+        try:
+            for piece in PIECES:
+                yield piece
+                await anyio.sleep(0.01)
+        finally:
+            ended = True
+
+    agent = AgentConfig("a", probe(response_body=deny_evil), response_body_mode=STREAM)
+    client = Client(spec_version="2.3")
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(ResponseAborted):
+            await client.call(guarded(StreamingResponse(pieces(), media_type=media_type), agent))
+        assert ended
+    finally:
+        gc.enable()
 
 
 # Starlette leaves generators of its own to the garbage collector, which trio minds.
