@@ -268,7 +268,7 @@ async def consult_head(
             left.clear()
             break
         asking.extend(next_ones(stopped))
-    if waiting:
+    while waiting:
         await _ask_at_once(
             agents,
             events,
@@ -279,6 +279,8 @@ async def consult_head(
             everyone=False,
             then=lambda verdict: next_ones(_stops(verdict, hear_more)),
         )
+        # Those that come after a call that came to nothing have not been asked: nobody was told that it is over.
+        waiting = list(next_ones(any(verdict is not None and _stops(verdict, hear_more) for verdict in verdicts)))
     return [verdict for verdict in verdicts if verdict is not None]
 
 

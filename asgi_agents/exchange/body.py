@@ -45,8 +45,9 @@ class BodyInspection:
     ) -> None:
         self.changed = False
         self._request = event_type is EventType.REQUEST_BODY_CHUNK
-        # Whether what arrives is encoded. A body that is declared to be empty is not.
-        self._encoded = bool(codings) and length != 0
+        # Whether what arrives is encoded, if anything does: also where the head declares an empty body.
+        self._encoded = bool(codings)
+        self._declared_empty = length == 0
         self._stages: list[_Stage | _DecodingStage] = []
 
         def kind(agent: RouteAgent) -> tuple[BodyMode, bool]:
@@ -68,7 +69,7 @@ class BodyInspection:
         """Whether what comes out differs from what went in. Until the body has ``ended``: whether it can."""
         if ended:
             return self.changed or self.decoded
-        return self.changed or any(stage.writes for stage in self._stages)
+        return self.changed or self.decoded or any(stage.writes for stage in self._stages)
 
     @property
     def spools(self) -> bool:
@@ -102,6 +103,13 @@ class BodyInspection:
         return self.may_wait and any(stage.may_suspend for stage in self._stages)
 
     @property
+    def denial(self) -> AgentDecision | None:
+        """The decision on the body if nothing more comes of it: provisional denials are final then. None: there are
+        none.
+        """
+        return next((denial for stage in self._stages if (denial := stage.denial) is not None), None)
+
+    @property
     def judges_nothing(self) -> bool:
         """Whether an empty last message needs no agent: nothing was shown to any, and none has a say left."""
         return not any(stage.seen or stage.provisional for stage in self._stages)
@@ -117,7 +125,7 @@ class BodyInspection:
         Call it before feeding. Only an agent that fails closed can refuse a body because of its size. No agent is left
         out because of what somebody declares.
         """
-        encoded = self._encoded
+        encoded = self._encoded and not self._declared_empty
         for stage in self._stages:
             decision = stage.admit(encoded=encoded)
             if decision is not None:
@@ -164,6 +172,7 @@ class _Stage:
         self._event_type = event_type
         self._mode = mode
         self._agents = agents
+        self._everyone = tuple(agents)
         self._length = length
         self._cutter = None if cutter is None else cutter()
         self._buffering = mode != BodyMode.STREAM
@@ -199,6 +208,14 @@ class _Stage:
     def partial(self) -> int:
         """How many bytes of a unit that has not ended yet are kept."""
         return 0 if self._cutter is None else self._cutter.held
+
+    @property
+    def denial(self) -> AgentDecision | None:
+        """What the provisional denials come to if nobody takes them back."""
+        if not self.provisional:
+            return None
+        order = [agent.guard.config.id for agent in self._agents]
+        return merge(sorted(self.provisional.values(), key=lambda verdict: order.index(verdict.agent_id)))
 
     @property
     def judged(self) -> bool:
@@ -246,10 +263,11 @@ class _Stage:
         """The agents can't be shown what is in the body.
 
         Returns the decision of the first that fails closed; those that fail open are left out. ``whatever_the_mode``:
-        the first fails closed.
+        the first fails closed, also one that was left out before.
         """
         if whatever_the_mode:
-            self._agents = [replace(agent, failure_mode=FailureMode.CLOSED) for agent in self._agents]
+            agents = self._agents or self._everyone
+            self._agents = [replace(agent, failure_mode=FailureMode.CLOSED) for agent in agents]
         return self._fail(lambda agent: agent.body_unreadable(self._event_type, self._context.correlation_id, fault))
 
     async def feed(self, data: bytes, last: bool, encoded: bool = False) -> bytes | AgentDecision:
@@ -388,10 +406,8 @@ class _Stage:
 
     def _resolve(self, data: bytes) -> bytes | AgentDecision:
         """Nothing more comes: a provisional denial that nobody took back is final."""
-        if self.provisional:
-            order = [agent.guard.config.id for agent in self._agents]
-            return merge(sorted(self.provisional.values(), key=lambda verdict: order.index(verdict.agent_id)))
-        return self._release(data)
+        denial = self.denial
+        return self._release(data) if denial is None else denial
 
     def _withhold(self, data: bytes) -> bytes | AgentDecision:
         self._withheld.append(data)
@@ -458,6 +474,10 @@ class _DecodingStage:
         return self._stage.judged
 
     @property
+    def denial(self) -> AgentDecision | None:
+        return self._stage.denial
+
+    @property
     def spools(self) -> bool:
         return self._stage.spools
 
@@ -501,6 +521,9 @@ class _DecodingStage:
         if not encoded:
             # A writer before this one has sent the content on.
             self.decoded = False
+            return await self._stage.feed(data, last)
+        if not data and not self._begun:
+            # An empty body is not encoded, whatever its head says.
             return await self._stage.feed(data, last)
         refusal = self._prepare()
         if refusal is not None or self._passing:
@@ -547,7 +570,7 @@ class _DecodingStage:
                 result = await self._stage.feed(latest, False)
                 if isinstance(result, AgentDecision):
                     return result
-                if self._stage.writes:
+                if self._stage.writes or self.decoded:
                     judged.append(result)
                     size += len(result)
                     if size > _MAX_DECODED_AT_ONCE:

@@ -13,12 +13,14 @@ from typing import Any, Final, Protocol
 
 from .scope import RawHeaders
 
-#: The most that a body may grow by, over all of what has come of it.
+#: The most that a body may grow by, over all of what has come of it, with all its codings undone.
 MAX_RATIO: Final = 100
 # Below so many bytes nothing is a bomb, however well it was compressed.
 _NEVER_A_BOMB: Final = 64 * 1024
 # How much is decoded at a time, in bytes.
 _PIECE: Final = 64 * 1024
+# What each member or frame counts for, whatever is in it: to begin one takes time, and a body can be millions of them.
+_MEMBER_COST: Final = 1024
 # More codings than this have no honest use; each multiplies what a small body can grow to.
 _MAX_CODINGS: Final = 3
 # RFC 9659: 8 MiB is the largest window that a zstd decoder on the web has to have.
@@ -33,7 +35,12 @@ class UnreadableBody(Exception):  # noqa: N818 - says what is wrong with it
 
 
 class _Layer(Protocol):
-    """Undoes one coding."""
+    """Undoes one coding.
+
+    :ivar members: how many members or frames have begun.
+    """
+
+    members: int
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """What ``data`` adds to the content, in pieces of about 64 KiB."""
@@ -52,26 +59,32 @@ class Decoder:
     """
 
     def __init__(self, codings: Iterable[str]) -> None:
-        self._layers: list[_Bounded] = [_Bounded(_layer(coding)) for coding in codings][::-1]
-        if len(self._layers) > _MAX_CODINGS:
-            raise UnreadableBody(f"encoded {len(self._layers)} times, expected {_MAX_CODINGS} at most")
+        names = list(codings)
+        if len(names) > _MAX_CODINGS:
+            raise UnreadableBody(f"encoded {len(names)} times, expected {_MAX_CODINGS} at most")
+        self._layers: list[_Bounded] = [_Bounded(_layer(coding)) for coding in reversed(names)]
+        self._taken = 0
 
     def feed(self, data: bytes, last: bool) -> Iterator[bytes]:
         """The content that ``data`` adds, in pieces of about 64 KiB; ``last`` says that nothing follows.
 
         Raises :class:`UnreadableBody`, also after some pieces.
         """
-        yield from self._through(0, data)
+        self._taken += len(data)
+        limit = max(_NEVER_A_BOMB, MAX_RATIO * self._taken)
+        # The libraries copy what they have not come to with every piece, and with every member.
+        for start in range(0, len(data), _PIECE):
+            yield from self._through(0, data[start : start + _PIECE], limit)
         if last:
             for layer in self._layers:
                 layer.finish()
 
-    def _through(self, index: int, data: bytes) -> Iterator[bytes]:
+    def _through(self, index: int, data: bytes, limit: int) -> Iterator[bytes]:
         if index == len(self._layers):
             yield data
             return
-        for piece in self._layers[index].feed(data):
-            yield from self._through(index + 1, piece)
+        for piece in self._layers[index].feed(data, limit):
+            yield from self._through(index + 1, piece, limit)
 
 
 class _Bounded:
@@ -79,11 +92,15 @@ class _Bounded:
 
     def __init__(self, layer: _Layer) -> None:
         self._layer = layer
-        self._taken = 0
+        self._begun = False
         self._given = 0
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        self._taken += len(data)
+    def feed(self, data: bytes, limit: int) -> Iterator[bytes]:
+        """What ``data`` adds. ``limit`` bounds all that the layer has made so far, by what came on the wire.
+
+        By that, and not by what the layer before has made of it: two layers could else make a hundred times a hundred.
+        """
+        self._begun = self._begun or bool(data)
         pieces = self._layer.feed(data)
         while True:
             try:
@@ -96,14 +113,14 @@ class _Bounded:
             if piece is None:
                 return
             self._given += len(piece)
-            if self._given > max(_NEVER_A_BOMB, MAX_RATIO * self._taken):
+            if self._given + _MEMBER_COST * self._layer.members > limit:
                 raise UnreadableBody(f"grows to more than {MAX_RATIO} times its size when it is decoded")
             if piece:
                 yield piece
 
     def finish(self) -> None:
         # An empty body is not encoded, whatever its head says.
-        if self._taken:
+        if self._begun:
             self._layer.finish()
 
 
@@ -111,6 +128,7 @@ class _Inflate:
     """``gzip`` (RFC 1952; all members) and ``deflate`` (RFC 1950, or bare RFC 1951 as some servers send it)."""
 
     def __init__(self, coding: str) -> None:
+        self.members = 1
         self._gzip = coding == "gzip"
         self._stream: Any = zlib.decompressobj(zlib.MAX_WBITS | 16) if self._gzip else None
         self._head = b""
@@ -129,6 +147,7 @@ class _Inflate:
                 if not self._gzip:
                     raise UnreadableBody("something follows the end of what is encoded")
                 self._stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+                self.members += 1
             while True:
                 piece = self._stream.decompress(data, _PIECE)
                 data = self._stream.unconsumed_tail
@@ -146,6 +165,7 @@ class _Brotli:
     """``br`` (RFC 7932)."""
 
     def __init__(self, library: Any) -> None:
+        self.members = 1
         self._stream = library.Decompressor()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -166,10 +186,12 @@ class _Zstd:
     """``zstd`` (RFC 8878; all frames)."""
 
     def __init__(self, library: Any) -> None:
+        self.members = 0
         self._library = library
         self._stream = self._new()
 
     def _new(self) -> Any:
+        self.members += 1
         parameter = self._library.DecompressionParameter.window_log_max
         return self._library.ZstdDecompressor(options={parameter: _ZSTD_WINDOW_LOG})
 

@@ -219,9 +219,16 @@ class ResponseInspection:
     async def release_head(self) -> None:
         """The app has ended, perhaps by raising, before it sent any of the body: the head waits for nothing more.
 
-        As if nobody had waited, so that the server makes of it what it would have made of the app alone.
+        As if nobody had waited, so that the server makes of it what it would have made of the app alone. But not where
+        an agent has denied it, and only the body could have turned that around; nor where the body is buffered, so that
+        its agents would have decided on the head as well.
         """
-        if self._state is _State.HELD and self._waits_for_first:
+        if self._state is not _State.HELD or not self._waits_for_first:
+            return
+        assert self._body is not None
+        if self._body.denial is not None:
+            await self.stop(self._body.denial)
+        elif not self._body.holding:
             await self._release_start(None)
 
     def _ending(self, decision: AgentDecision) -> bytes | None:

@@ -1,7 +1,9 @@
 """A request body that is kept until all of it was judged, so that the app can be told how long it is."""
 
 from collections import deque
+from contextlib import suppress
 from tempfile import TemporaryFile
+from threading import Lock
 from typing import Final
 
 import anyio
@@ -24,13 +26,16 @@ class Spool:
         self._file: anyio.AsyncFile[bytes] | None = None
         self._in_file = 0
         self._ended = False
+        self._closed = False
+        # Whoever reads or closes the file has it: in threads, of which one may still be at it when the task that
+        # has begun it is gone.
+        self._lock = Lock()
 
     async def write(self, data: bytes) -> None:
         """Keep ``data``. Raises OSError where the file system has no room."""
         if self._file is None and self.size + len(data) > MAX_MEMORY_BYTES:
-            # A file that nobody has taken over would be left to the garbage collector.
             with CancelScope(shield=True):
-                self._file = anyio.wrap_file(await anyio.to_thread.run_sync(TemporaryFile))
+                await anyio.to_thread.run_sync(self._open)
         if self._file is not None:
             await self._file.write(data)
             self._in_file += len(data)
@@ -50,15 +55,16 @@ class Spool:
         """
 
         async def receive() -> Message:
-            if self._pieces:
-                return self._message(self._pieces.popleft(), ended)
-            if self._in_file:
-                assert self._file is not None
-                # Whoever gives up waiting must not lose what was read: that is over before long.
+            while True:
+                # In this order, and the other way round where it is read: never does it look as if nothing were left.
+                in_file = self._in_file
+                if self._pieces:
+                    return self._message(self._pieces.popleft(), ended)
+                if not in_file:
+                    break
+                # Whoever asks within a cancelled scope gets what is there, as from a server. Another task may take it.
                 with CancelScope(shield=True):
-                    data = await self._file.read(_PIECE)
-                self._in_file -= len(data)
-                return self._message(data, ended)
+                    await anyio.to_thread.run_sync(self._read_piece)
             if ended and not self._ended:
                 return self._message(b"", ended)
             message = await rest()
@@ -68,13 +74,39 @@ class Spool:
 
         return receive
 
+    def _open(self) -> None:
+        """Make the file. Runs in a thread."""
+        self._file = anyio.wrap_file(TemporaryFile())  # noqa: SIM115 - aclose() closes it
+        # In this order, and the other way round in aclose(): whichever comes last closes it.
+        if self._closed:
+            self._close()
+
+    def _read_piece(self) -> None:
+        """Get the next piece of the file ready, for whoever asks first. Runs in a thread."""
+        with self._lock:
+            if self._file is None or not self._in_file or self._pieces:
+                return
+            data = self._file.wrapped.read(_PIECE)
+            self._pieces.append(data)
+            self._in_file -= len(data)
+
     def _message(self, data: bytes, ended: bool) -> Message:
         more = not ended or bool(self._pieces) or self._in_file > 0
         self._ended = self._ended or not more
         return {"type": "http.request", "body": data, "more_body": more}
 
     async def aclose(self) -> None:
-        """Delete the file, if there is one."""
+        """Delete the file, if there is one. Whoever still reads the body finds that the request is over."""
+        self._ended = self._closed = True
+        self._pieces.clear()
         if self._file is not None:
-            with CancelScope(shield=True):
-                await self._file.aclose()
+            # What there was no room for, it tries to write once more.
+            with CancelScope(shield=True), suppress(OSError):
+                await anyio.to_thread.run_sync(self._close)
+
+    def _close(self) -> None:
+        with self._lock:
+            self._in_file = 0
+            self._pieces.clear()
+            assert self._file is not None
+            self._file.wrapped.close()

@@ -3,8 +3,10 @@
 import gzip
 import random
 import sys
+import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from itertools import pairwise
 
@@ -87,6 +89,50 @@ def test_what_grows_too_much_is_unreadable_long_before_its_end(coding: str, enco
     with pytest.raises(UnreadableBody, match="100 times"):
         take_all()
     assert given_out <= max(100 * len(bomb), 64 * 1024)
+
+
+def _padded(unit: bytes, times: int, ratio: int) -> bytes:
+    """``unit`` so many times, compressed, with noise in the names of empty members: not smaller than by ``ratio``."""
+    noise = _noise(1, times * (len(unit) // ratio))
+    step = len(noise) // times
+    empty = gzip.compress(b"", mtime=0)
+    pieces = [
+        # RFC 1952, section 2.3.1.1: an extra field.
+        empty[:3] + b"\x04" + empty[4:10] + step.to_bytes(2, "little") + noise[place : place + step] + empty[10:]
+        for place in range(0, len(noise), step)
+    ]
+    return gzip.compress(b"".join(unit + piece for piece in pieces), 9)
+
+
+def test_what_grows_with_every_coding_is_bounded_by_what_came_on_the_wire() -> None:
+    zeros = gzip.compress(bytes(64 * 1024), 9)
+    # Each coding alone stays below the bound.
+    content = _padded(gzip.compress(bytes(4096), 0) + zeros * 60, 10, 50)
+    pieces: list[bytes] = []
+    with pytest.raises(UnreadableBody, match="grows to more than 100 times"):
+        pieces.extend(Decoder(["gzip", "gzip"]).feed(content, True))
+    assert not pieces or sum(map(len, pieces)) <= 100 * len(content)
+
+
+@pytest.mark.parametrize("codings", [1, 2, 3])
+def test_empty_members_are_not_for_nothing(codings: int) -> None:
+    # Each takes as long as thousands of bytes, and there is room for millions of them in what a few bytes can become.
+    data = gzip.compress(b"", mtime=0) * 1000
+    for _ in range(codings - 1):
+        data = _padded(data, 30, 85)
+    decoder = Decoder(["gzip"] * codings)
+    begun = time.process_time()
+    with suppress(UnreadableBody):
+        assert sum(map(len, decoder.feed(data, True))) == 0
+    assert sum(layer._layer.members for layer in decoder._layers) <= codings * max(1000, len(data) * 100 // 1024)
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("size", [100, 1000])
+def test_many_small_members_are_a_body_like_any_other(size: int) -> None:
+    content = _noise(1, 200_000).hex().encode()
+    encoded = b"".join(gzip.compress(content[start : start + size]) for start in range(0, len(content), size))
+    assert b"".join(Decoder(["gzip"]).feed(encoded, True)) == content
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asgi_agents import AgentConfig, AuditRecord, BodyMode, FailureMode, ResponseAborted
+from asgi_agents import AgentConfig, AgentResponse, AuditRecord, BodyMode, FailureMode, ResponseAborted
 from asgi_agents.decision import FailureKind
 
 from .asgi import App, Client, Probe, SlowProbe, body, guarded, start
@@ -303,3 +303,69 @@ async def test_an_encoded_event_stream_is_decoded_as_it_streams(mode: BodyMode) 
     passage = Passage("response", pieces, GZIP, (b"content-type", b"text/event-stream"))
     assert await passage.past(config) == b"".join(pieces)
     assert [data for _, data, _ in probe.chunks if data] == events
+
+
+@each_mode
+@each_way
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("coding", [b"gzip", b"nonsense"])
+async def test_an_encoded_body_that_is_declared_to_be_empty_is_judged_if_it_comes(
+    way: str, mode: BodyMode, write: bool, coding: bytes
+) -> None:
+    def react(event: Any) -> AgentResponse | None:
+        return AgentResponse.block(403) if b"secret" in event.data else None
+
+    headers = ((b"content-encoding", coding), (b"content-length", b"0"))
+    passage = Passage(way, cut(ENCODED), *headers)
+    # Nothing in HTTP/2 says more of a body than this.
+    passage.client.scope["headers"] = list(headers) if way == "request" else []
+    config = agent(way, Probe(**{f"{way}_body": react}), mode, write=write, decode=True)
+    with suppress(ResponseAborted):
+        await passage.past(config)
+    assert passage.arrived <= (mode == STREAM)
+    assert ENCODED not in passage.out
+    assert b"secret" not in passage.out
+    if coding == b"gzip" and not write and mode == STREAM and passage.client.status == 200:
+        # Of a stream that only readers hear, there may be what came before.
+        assert b"secret" not in zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(passage.out)
+    elif passage.client.status == 200 or way == "request":
+        assert passage.out == b""
+
+
+@each_way
+@pytest.mark.parametrize("coding", [b"gzip", b"nonsense"])
+@pytest.mark.parametrize("write", [False, True])
+async def test_an_empty_body_is_not_encoded_whatever_its_head_says(way: str, coding: bytes, write: bool) -> None:
+    passage = Passage(way, [b""], (b"content-encoding", coding), declared=True)
+    probe = Probe(**{f"{way}_body": None})
+    assert await passage.past(agent(way, probe, STREAM, write=write, decode=True)) == b""
+    assert passage.arrived
+    assert probe.heard == []
+
+
+@each_mode
+@each_way
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("size", [100, 1000, 10**6])
+async def test_a_writer_that_is_left_out_midway_leaves_a_whole_body_behind(
+    way: str, mode: BodyMode, declared: bool, size: int
+) -> None:
+    content = b"".join(b"%d " % (number * 7919 % 10007) for number in range(60_000))
+    encoded = gzip.compress(content)
+    passage = Passage(way, cut(encoded, size), declared=declared)
+    probe = Probe(**{f"{way}_body": replace(lambda data: data)})
+    options: dict[str, Any] = {f"max_{way}_body_bytes": 100_000, "failure_mode": FailureMode.OPEN}
+    out = await passage.past(agent(way, probe, mode, write=True, decode=True, **options))
+    assert passage.header(b"content-length") in (None, b"%d" % len(out))
+    assert (gzip.decompress(out) if passage.header(b"content-encoding") else out) == content
+
+
+@pytest.mark.parametrize("ends", [ENCODED[:-6], ENCODED[:-4] + b"xxxx", ENCODED + b"more"])
+async def test_content_that_turns_out_unreadable_behind_a_writer_that_was_left_out_is_broken_off(ends: bytes) -> None:
+    probe = Probe(response_body=replace(lambda data: data))
+    options: dict[str, Any] = {"max_response_body_bytes": 300, "failure_mode": FailureMode.OPEN}
+    passage = Passage("response", [*cut(ends), b""])
+    with pytest.raises(ResponseAborted):
+        await passage.past(agent("response", probe, STREAM, write=True, decode=True, **options))
+    assert not passage.client.complete
+    assert CONTENT.startswith(passage.out)

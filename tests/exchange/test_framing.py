@@ -1,6 +1,7 @@
 """Bodies that stream in units: cut between them, and ended behind one."""
 
 import re
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -337,12 +338,48 @@ async def test_a_head_waits_for_the_first_verdict_and_no_more() -> None:
     assert client.header(b"content-length") == b"2"
 
 
+@pytest.mark.parametrize("kind", [Probe, SlowProbe])
+@pytest.mark.parametrize("mode", [BodyMode.STREAM, BodyMode.BUFFER])
+@pytest.mark.parametrize("options", [{}, {"hold_head": True}], ids=["declared", "held"])
+@pytest.mark.parametrize("sent", [[], [body(more=True)], [body(b"{", more=True)]], ids=["nothing", "empty", "a part"])
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_denied_head_that_only_the_body_could_save_goes_out_with_none(
+    kind: type[Probe], mode: BodyMode, options: dict[str, Any], sent: list[Any], raises: bool
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(answer(length=not options))
+        for message in sent:
+            await send(message)
+        if raises:
+            raise LookupError
+
+    denial = AgentResponse.block(451, needs_more=True)
+    undecided = agent("response", kind(response_headers=denial, response_body=denial), mode, **options)
+    client = Client()
+    with pytest.raises(LookupError) if raises else nullcontext():
+        await client.call(guarded(app, undecided))
+    assert client.status == 451
+    assert client.complete
+
+
 @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 304), ("GET", 204)])
 async def test_a_head_without_a_body_waits_for_nothing(method: str, status: int) -> None:
     client = Client(method)
     app = App(start(status, (b"content-length", b"2")), body())
     await client.call(guarded(app, agent("response", Probe(response_body=None), BodyMode.STREAM)))
     assert client.status == status
+
+
+async def test_the_head_of_a_buffered_response_does_not_go_before_its_agents_have_judged_the_body() -> None:
+    client = Client()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(answer(length=True))
+        raise ValueError("the app's own")
+
+    with pytest.raises(ValueError, match="the app's own"):
+        await client.call(guarded(app, agent("response", Probe(response_body=None), BodyMode.BUFFER)))
+    assert client.messages == []
 
 
 @pytest.mark.parametrize("raises", [True, False])

@@ -1,6 +1,11 @@
 """Request bodies that a writer is shown as they come: kept until their length is known."""
 
+import asyncio
+import errno
 from collections.abc import Sequence
+from contextlib import suppress
+from io import BytesIO
+from threading import Event
 from typing import Any
 
 import anyio
@@ -12,7 +17,7 @@ from asgi_agents import AgentConfig, AgentResponse, BodyMode, BodyMutation, Conf
 from asgi_agents.exchange import spool
 from asgi_agents.exchange.spool import Spool
 
-from .asgi import App, Client, Probe, SlowProbe, guarded
+from .asgi import App, Client, Probe, SlowProbe, assert_nothing_left, guarded, pull
 from .test_body import HYBRID, MIB, STREAM, agent, replace
 
 LENGTH = b"content-length"
@@ -181,6 +186,130 @@ async def test_a_receive_that_is_given_up_loses_nothing(monkeypatch: pytest.Monk
             await checkpoint()
     assert got == data
     await kept.aclose()
+
+
+async def nothing_more() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def in_a_file(pieces: int) -> tuple[Spool, bytes]:
+    """A body of so many pieces that is in a file but for its first part, ready to be read."""
+    kept, data = Spool(), [bytes([number]) * 64 * 1024 for number in range(pieces)]
+    for piece in data:
+        await kept.write(piece)
+    await kept.rewind()
+    return kept, b"".join(data)
+
+
+@pytest.mark.parametrize("readers", [2, 5])
+async def test_several_readers_at_a_time_get_all_of_it_in_order(readers: int) -> None:
+    kept, data = await in_a_file(40)
+    receive = kept.receive(nothing_more, ended=True)
+    got: list[Message] = []
+
+    async def read() -> None:
+        while (message := await receive())["type"] == "http.request":
+            got.append(message)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(readers):
+            tasks.start_soon(read)
+    await kept.aclose()
+    assert b"".join(message["body"] for message in got) == data
+    assert [message["more_body"] for message in got] == [True] * (len(got) - 1) + [False]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+async def test_a_task_that_is_cancelled_while_it_reads_loses_nothing(steps: int) -> None:
+    # A shield is none against the cancellation of a task, as asyncio.wait_for() does it.
+    kept, data = await in_a_file(40)
+    receive = kept.receive(nothing_more, ended=True)
+    got, more = b"", True
+    while more:
+        task = asyncio.create_task(pull(receive))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            message = await task
+            got, more = got + message["body"], message["more_body"]
+            continue
+        message = await receive()
+        got, more = got + message["body"], message["more_body"]
+    await kept.aclose()
+    assert got == data
+
+
+@pytest.mark.parametrize("pieces", [2, 40], ids=["in memory", "in a file"])
+async def test_whoever_reads_after_the_request_finds_that_it_is_over(pieces: int) -> None:
+    kept, _ = await in_a_file(pieces)
+    receive = kept.receive(nothing_more, ended=True)
+    assert (await receive())["more_body"]
+    await kept.aclose()
+    assert await receive() == {"type": "http.disconnect"}
+
+
+@pytest.mark.parametrize("fails", ["write", "seek"])
+async def test_without_room_for_the_body_the_app_never_starts(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    class Full(BytesIO):
+        def write(self, data: object) -> int:
+            return self._fail("write")
+
+        def seek(self, *args: int) -> int:
+            return self._fail("seek")
+
+        def close(self) -> None:
+            super().close()
+            # As a file does that still has something to write.
+            self._fail(fails)
+
+        def _fail(self, name: str) -> int:
+            if name == fails:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return 0
+
+    files: list[Full] = []
+
+    def make() -> Full:
+        files.append(Full())
+        return files[-1]
+
+    monkeypatch.setattr(spool, "TemporaryFile", make)
+    app, client = App(), upload([bytes(MIB)] * 2)
+    middleware = guarded(app, writer(STREAM, bytes.upper, SlowProbe))
+    with pytest.raises(OSError, match="No space left"):
+        await client.call(middleware)
+    assert (app.calls, client.messages) == (0, [])
+    assert [file.closed for file in files] == [True]
+    assert_nothing_left(middleware.manager)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_file_that_is_made_when_the_request_is_over_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[BytesIO] = []
+    begun, go_on, made = Event(), Event(), Event()
+
+    def make() -> BytesIO:
+        begun.set()
+        go_on.wait(20)
+        files.append(BytesIO())
+        made.set()
+        return files[0]
+
+    monkeypatch.setattr(spool, "TemporaryFile", make)
+    client = upload([bytes(2 * MIB)])
+    task = asyncio.create_task(client.call(guarded(App(), writer(STREAM, bytes.upper))))
+    with anyio.fail_after(20):
+        while not begun.is_set():
+            await checkpoint()
+        # As a server does that shuts down: a shield is none against that.
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+        while not (made.is_set() and files[0].closed):
+            await checkpoint()
 
 
 async def test_an_empty_body_is_one_empty_message() -> None:

@@ -1,9 +1,11 @@
 """An agent that comes after another is shown what that has made of the head, and the client can't speak for either."""
 
+import asyncio
 from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from asgi_agents import AgentManager, AgentResponse, BreakerState, ConfigurationError, FailureMode, HeaderOp, Route
 from tests.exchange.asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, guarded
@@ -65,6 +67,36 @@ async def test_a_stage_is_reached_only_through_those_before_it(
     first = config(Probe(request_headers=answer), "api-key", failure_mode=failure_mode)
     client = await ask(App(), config(limiter, "limiter", after=["api-key"]), first, client=Client(headers=GIVEN))
     assert (client.status, heard(limiter)) == (status, asked)
+
+
+async def cancels_its_own_task(event: object) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await checkpoint()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+# The first of them is asked in the task of the request, which would be cancelled with it.
+@pytest.mark.parametrize("names", ["abcd", "acbd", "adcb"])
+@pytest.mark.parametrize("chain", [{"c": ["b"]}, {"c": ["b"], "d": ["c"]}, {"d": ["b", "c"]}])
+@pytest.mark.parametrize("denying", ["c", "d"])
+async def test_a_call_that_came_to_nothing_leaves_nobody_unasked(
+    names: str, chain: dict[str, list[str]], denying: str
+) -> None:
+    reactions: dict[str, Any] = {"b": cancels_its_own_task, denying: BLOCK}
+    agents = [
+        config(
+            SlowProbe(request_headers=reactions.get(name)),
+            name,
+            after=chain.get(name, []),
+            failure_mode=FailureMode.OPEN if name == "b" else FailureMode.CLOSED,
+        )
+        for name in names
+    ]
+    app = App()
+    client = await ask(app, *agents)
+    assert (client.status, app.calls) == (403, 0)
 
 
 async def test_a_shadow_agent_changes_nothing_for_those_after_it() -> None:
