@@ -58,6 +58,13 @@ class Wire(Protocol):
         """Whether the peer has sent something, or has closed, and the receiver does not know yet."""
         ...
 
+    @property
+    def turns_behind(self) -> int:
+        """Turns of the event loop that what was read from the socket can take to the receiver; :attr:`unread` is False
+        meanwhile.
+        """
+        ...
+
     def write(self, data: bytes) -> None:
         """Send ``data`` after what was written before; never blocks. Nothing happens when the connection is lost."""
         ...
@@ -227,6 +234,11 @@ class AsyncioWire(asyncio.Protocol):
     def unread(self) -> bool:
         return is_readable(self._transport.get_extra_info("socket"))
 
+    @property
+    def turns_behind(self) -> int:
+        # asyncio reads in the same turn in which it calls the receiver.
+        return 0
+
     def write(self, data: bytes) -> None:
         # All that is written in one turn of the event loop is sent at once: a system call, and a peer that is woken,
         # cost more than the rest of a call.
@@ -292,6 +304,11 @@ class AnyioWire:
     @property
     def unread(self) -> bool:
         return is_readable(self._stream.extra(SocketAttribute.raw_socket, None))  # noqa: S610 - no query
+
+    @property
+    def turns_behind(self) -> int:
+        # trio lets others run between the system call and the return of a read.
+        return 3
 
     def write(self, data: bytes) -> None:
         if self._closing:

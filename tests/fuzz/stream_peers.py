@@ -48,6 +48,7 @@ class FakeWire:
         self.closed = False
         self.congested = False
         self.unread = False
+        self.turns_behind = 0
 
     def write(self, data: bytes) -> None:
         if not self.closed:

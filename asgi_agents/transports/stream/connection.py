@@ -382,7 +382,7 @@ class Connection:
             assert self._wire is not None
             if self._wire.congested:
                 await self._drain(self._wire, deadline)
-            if not (self._call_ids or self._line) and self._wire.unread:
+            if not (self._call_ids or self._line) and (self._wire.turns_behind or self._wire.unread):
                 await self._read_first(self._wire)
             if not self.alive:
                 raise self._lost(self.fault)
@@ -441,9 +441,11 @@ class Connection:
 
     async def _read_first(self, wire: Wire) -> None:
         """Let the event loop read what has come before anything is sent: it may be what nobody has asked for."""
+        quiet = 0
         for _ in range(_MAX_TURNS):
             await checkpoint()
-            if not wire.unread or self._line or not self.alive:
+            quiet = 0 if wire.unread else quiet + 1
+            if quiet > wire.turns_behind or self._line or not self.alive:
                 return
         self.fail("it sends more than can be read")
 
