@@ -133,6 +133,7 @@ class EventStreamRedactor:
         self._size = 0
         self._begun = False
         self._events: deque[_Event] = deque()
+        self._passed: list[str] = []
         self._number = 0
         self._texts: OrderedDict[int, _RunningText] = OrderedDict()
         self._recent: deque[list[_RunningText]] = deque()
@@ -144,6 +145,8 @@ class EventStreamRedactor:
             self._size += len(line)
             if line[0] in "\r\n":
                 self._take_event()
+                # At once, so that what becomes of an event does not depend on how much has come with it.
+                self._pass_on()
             elif self._size > LIMIT:
                 raise UnreadableError("an event is too long to be held")
         if last:
@@ -151,12 +154,16 @@ class EventStreamRedactor:
             self._take_event()
             for text in self._texts.values():
                 text.settle(last=True)
-        passed = []
+            self._pass_on()
+        passed = "".join(self._passed)
+        self._passed.clear()
+        return passed.encode("latin-1")
+
+    def _pass_on(self) -> None:
         while self._events and not self._events[0].unsettled:
             event = self._events.popleft()
             event.passed = True
-            passed.append(edited(event.raw, event.edits))
-        return "".join(passed).encode("latin-1")
+            self._passed.append(edited(event.raw, event.edits))
 
     def _take_event(self) -> None:
         event = _Event("".join(self._block))

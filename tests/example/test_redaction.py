@@ -106,6 +106,11 @@ def test_output_does_not_depend_on_the_cuts(
     assert fed(make(), [body, b""]) == whole
 
 
+def test_a_word_that_comes_again_and_then_goes_on_is_the_same_for_any_cut() -> None:
+    body = b"data: alice\n\ndata: alice\n\ndata: @example.com\n\n"
+    assert fed(EventStreamRedactor(), [body]) == fed(EventStreamRedactor(), bytewise(body))
+
+
 @steady
 @given(text=TEXTS)
 def test_text_in_pieces_is_redacted_like_text_in_one_piece(text: str) -> None:
