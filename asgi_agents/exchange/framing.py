@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from ..decision import AgentDecision
 from ..protocol import Block
+from .headers import media_type as media_type_of
 from .reply import status_and_detail
 
 #: How many bytes of a unit that has not ended yet are held.
@@ -113,8 +114,8 @@ def _own_ending(decision: AgentDecision, media_type: str) -> bytes | None:
     block = decision.decision
     if not isinstance(block, Block) or not block.body:
         return None
-    given = next((value for name, value in (block.headers or {}).items() if name.lower() == "content-type"), "")
-    return block.body.encode() if given.partition(";")[0].strip().lower() == media_type else None
+    given = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (block.headers or {}).items()]
+    return block.body.encode() if media_type_of(given) == media_type else None
 
 
 def _last_event_end(data: bytearray, start: int) -> int:
