@@ -70,11 +70,16 @@ class Eavesdropper:
     def __init__(self) -> None:
         self.told = b""
 
+    async def _hear(self, stream: anyio.abc.ByteStream) -> None:
+        # Not `self.told += await ...`: that forgets what another connection has told it meanwhile.
+        data = await stream.receive()
+        self.told += data
+
     async def http(self, stream: anyio.abc.ByteStream) -> None:
         async with stream:
             try:
                 while True:
-                    self.told += await stream.receive()
+                    await self._hear(stream)
                     answer = b'{"decision":"allow"}'
                     await stream.send(
                         b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
@@ -86,9 +91,9 @@ class Eavesdropper:
     async def stream(self, stream: anyio.abc.ByteStream) -> None:
         async with stream:
             try:
-                self.told += await stream.receive()
+                await self._hear(stream)
                 await stream.send(handshake())
-                self.told += await stream.receive()
+                await self._hear(stream)
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass
 
