@@ -941,7 +941,9 @@ async def test_an_agent_that_is_given_a_configuration_is_configured_whatever_it_
     assert transport.heard == [ConfigureEvent(agent_id="waf", config={"a": 1}), EVENT]
 
 
-@pytest.mark.parametrize("hears", [{"events": set(EventType)}, {"config": 0}, {"config": {}}], ids=repr)
+@pytest.mark.parametrize(
+    "hears", [{"events": set(EventType)}, {"config": 0}, {"config": {}}], ids=["events", "0", "{}"]
+)
 async def test_a_configuration_that_is_falsy_is_a_configuration(hears: dict[str, Any]) -> None:
     guard, transport = guarded(answering(None), **hears)
 
