@@ -80,7 +80,8 @@ def check_agent(where: str, agent: Agent) -> None:
     """Raise :class:`ConfigurationError`, beginning with ``where``, for an agent whose hooks can't be called as written.
 
     That is one with an attribute ``on_…`` that is no hook, with a hook that can't be awaited or takes other parameters
-    than the event, or with no hook at all but :meth:`Agent.on_configure`. One that overrides :attr:`Agent.events` says itself what it hears.
+    than the event, or with no hook at all but :meth:`Agent.on_configure`. One that overrides :attr:`Agent.events` says
+    itself what it hears.
     """
     name = type(agent).__name__
     for attribute in _attributes(agent):
@@ -93,7 +94,7 @@ def check_agent(where: str, agent: Agent) -> None:
             raise ConfigurationError(f"{where}: {name}.{hook} is {fault}, expected an 'async def' without 'yield'")
         if _overrides(agent, hook) and (parameters := _wrong_parameters(agent, hook)) is not None:
             raise ConfigurationError(
-                f"{where}: {name}.{hook}{parameters} can't be called with an event, expected async def {hook}(self, event)"
+                f"{where}: {name}.{hook}{parameters} can't be called with an event alone, expected {hook}(self, event)"
             )
     declares = getattr(type(agent), "events", None) is not Agent.events
     if not declares and agent.events <= {EventType.CONFIGURE}:

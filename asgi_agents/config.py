@@ -227,9 +227,7 @@ class AgentConfig:
         _require_int(where, "max_concurrent_calls", self.max_concurrent_calls, at_least=1)
         if not isinstance(self.circuit_breaker, CircuitBreakerConfig | None):
             given = named(self.circuit_breaker)
-            raise ConfigurationError(
-                f"{where}: circuit_breaker={given}, expected a CircuitBreakerConfig, or None for none"
-            )
+            raise ConfigurationError(f"{where}: circuit_breaker={given}, expected a CircuitBreakerConfig or None")
         for name in ("request_body_mode", "response_body_mode"):
             object.__setattr__(self, name, _as_body_mode(where, name, getattr(self, name)))
         for name in ("max_request_body_bytes", "max_response_body_bytes"):

@@ -562,6 +562,16 @@ def _require_config(shown: str, given: object) -> None:
     raise ConfigurationError(f"{shown} {named(given)}, expected {right}")
 
 
+def require_manager(shown: str, given: object) -> None:
+    """Raise :class:`ConfigurationError` unless it is an AgentManager. ``shown`` begins its message."""
+    if isinstance(given, AgentManager):
+        return
+    right = "an AgentManager: manager = AgentManager([AgentConfig(...)])"
+    if isinstance(getattr(given, "manager", None), AgentManager):
+        right = "its AgentManager, which is in its attribute manager"
+    raise ConfigurationError(f"{shown}{named(given)}, expected {right}")
+
+
 def unavailable(verdict: Verdict) -> GuardrailUnavailableError:
     """The error that tells a handler of a verdict that fails closed."""
     assert verdict.failure is not None
