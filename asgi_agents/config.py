@@ -24,17 +24,17 @@ MAX_SECONDS = 366 * 24 * 3600
 
 def _require_seconds(where: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
-        raise ConfigurationError(f"{where}: {name}={named(value)}, expected a number of seconds above 0")
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a number of seconds above 0")
 
 
 def _require_int(where: str, name: str, value: object, *, at_least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigurationError(f"{where}: {name}={named(value)}, expected a whole number of at least {at_least}")
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a whole number of at least {at_least}")
 
 
 def _require_member(where: str, name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind):
-        raise ConfigurationError(f"{where}: {name}={named(value)}, expected a {kind.__name__}")
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a {kind.__name__}")
 
 
 class FailureMode(StrEnum):
@@ -214,8 +214,7 @@ class AgentConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not TOKEN.match(self.id) or len(self.id) > _MAX_ID_LENGTH:
             raise ConfigurationError(
-                f"AgentConfig: id={named(self.id)}, expected 1 to {_MAX_ID_LENGTH} letters, digits or any of"
-                " !#$%&'*+-.^_`|~"
+                f"AgentConfig: id={self.id!r}, expected 1 to {_MAX_ID_LENGTH} letters, digits or any of !#$%&'*+-.^_`|~"
             )
         where = f"AgentConfig({self.id!r})"
         object.__setattr__(self, "transport", _resolve_transport(where, self.transport))
@@ -226,8 +225,9 @@ class AgentConfig:
         _require_seconds(where, "chunk_timeout", self.chunk_timeout)
         _require_int(where, "max_concurrent_calls", self.max_concurrent_calls, at_least=1)
         if not isinstance(self.circuit_breaker, CircuitBreakerConfig | None):
-            given = named(self.circuit_breaker)
-            raise ConfigurationError(f"{where}: circuit_breaker={given}, expected a CircuitBreakerConfig or None")
+            raise ConfigurationError(
+                f"{where}: circuit_breaker={self.circuit_breaker!r}, expected a CircuitBreakerConfig or None"
+            )
         for name in ("request_body_mode", "response_body_mode"):
             object.__setattr__(self, name, _as_body_mode(where, name, getattr(self, name)))
         for name in ("max_request_body_bytes", "max_response_body_bytes"):

@@ -4,6 +4,7 @@ from typing import Final
 
 _PLAIN: Final = (str, bytes, int, float, bool, type(None))
 _MAX_LENGTH: Final = 80
+_VOWELS: Final = tuple("AEIOaeio")
 
 
 def named(value: object) -> str:
@@ -19,4 +20,5 @@ def named(value: object) -> str:
     name = getattr(value, "__name__", None)
     if isinstance(name, str) and callable(value):
         return f"the function {name}"
-    return f"an object of type {type(value).__name__}"
+    kind = type(value).__name__
+    return f"an {kind}" if kind[:1] in _VOWELS else f"a {kind}"

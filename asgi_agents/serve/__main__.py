@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         culprit = _culprit(exc)
         if not isinstance(culprit, _MistakeError | ConfigurationError | WorkerMistake | OSError):
             raise
-        print(f"error: {culprit}", file=sys.stderr)  # noqa: T201
+        told = culprit.strerror if isinstance(culprit, OSError) and culprit.filename is None else None
+        print(f"error: {told or culprit}", file=sys.stderr)  # noqa: T201
         return _MISTAKE
     return 0
 
