@@ -134,18 +134,18 @@ def _wrong_parameters(agent: Agent, hook: str) -> str | None:
     A function that wraps another counts by its own parameters, which are those that it is called with.
     """
     called = getattr(agent, hook)
+    function = getattr(called, "__func__", called)
     try:
-        inspect.signature(called, follow_wrapped=False).bind(None)
-    except TypeError:
-        function = getattr(called, "__func__", called)
         parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
-        plain = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
-        static = isinstance(inspect.getattr_static(agent, hook), staticmethod)
-        return f"{inspect.Signature(plain)}{', a static method,' if static else ''}"
-    except ValueError:
+    except (TypeError, ValueError):
         # One that nobody can look into, as of a built-in.
         return None
-    return None
+    with suppress(TypeError, ValueError):  # ValueError: a method that takes nothing at all, not even itself
+        inspect.signature(called, follow_wrapped=False).bind(None)
+        return None
+    plain = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
+    static = isinstance(inspect.getattr_static(agent, hook), staticmethod)
+    return f"{inspect.Signature(plain)}{', a static method,' if static else ''}"
 
 
 _PLAIN = "a plain function"

@@ -883,7 +883,9 @@ async def test_the_middleware_that_is_returned_is_no_app_to_serve() -> None:
 def test_protect_takes_all_that_agent_middleware_takes() -> None:
     ours, theirs = (inspect.signature(one).parameters for one in (protect, AgentMiddleware))
 
-    assert {name: ours[name] for name in theirs if name != "app"} == {
-        name: parameter for name, parameter in theirs.items() if name != "app"
+    # What comes by position beside the app is there to be refused.
+    own = {"app", "others"}
+    assert {name: ours[name] for name in theirs if name not in own} == {
+        name: parameter for name, parameter in theirs.items() if name not in own
     }
     assert set(ours) - set(theirs) == {"outside"}
