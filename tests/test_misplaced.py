@@ -1,7 +1,7 @@
 """What is put in the wrong place says where it belongs."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from starlette.applications import Starlette
@@ -45,7 +45,7 @@ def test_the_middleware_in_place_of_a_function_says_so_with_the_first_request() 
     from starlette.middleware.base import BaseHTTPMiddleware
 
     app = an_app()
-    app.add_middleware(BaseHTTPMiddleware, dispatch=AgentMiddleware)  # as FastAPI's app.middleware("http") does
+    app.add_middleware(BaseHTTPMiddleware, dispatch=cast(Any, AgentMiddleware))  # as app.middleware("http") does
 
     with pytest.raises(ConfigurationError, match=r'as @app\.middleware\("http"\) does .*protect\(app, agents='):
         TestClient(app).get("/open")
