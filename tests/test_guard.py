@@ -1330,6 +1330,9 @@ async def test_a_shadow_agents_verdicts_are_recorded_and_enforce_nothing() -> No
     assert guard.metrics().shadowed == 2
 
 
+WITHHELD = "the response is withheld, for the agent fails closed"
+
+
 def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     assert all(record.name == "asgi_agents" for record in caplog.records)
     return [(record.levelno, record.getMessage()) for record in caplog.records]
@@ -1347,7 +1350,7 @@ async def test_failing_is_logged_once_until_the_agent_answers_again(caplog: pyte
     for _ in range(3):
         await guard.call(EVENT, CLOSED)
     assert messages(caplog) == [
-        (logging.WARNING, "agent 'waf', response_headers: refused (logged once until it answers again)")
+        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged once until it answers again)")
     ]
 
     caplog.clear()
@@ -1388,7 +1391,7 @@ async def test_changes_of_the_breaker_are_logged_once_each(caplog: pytest.LogCap
 
     assert messages(caplog) == [
         (logging.WARNING, "agent 'waf': circuit breaker closed -> open"),
-        (logging.WARNING, "agent 'waf', response_headers: refused (logged once until it answers again)"),
+        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged once until it answers again)"),
         (logging.INFO, "agent 'waf': circuit breaker open -> half_open"),
         (logging.INFO, "agent 'waf': circuit breaker half_open -> closed"),
         (logging.INFO, "agent 'waf' answers again"),
