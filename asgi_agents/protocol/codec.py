@@ -246,7 +246,8 @@ def decode_value(kind: Any, data: bytes, encoding: Encoding, *, at: str = "") ->
     except msgspec.ValidationError as exc:
         raise AgentProtocolError(f"{at}: {exc}" if at else str(exc)) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise AgentProtocolError(f"not {encoding}: {exc}") from exc
+        fault = f"not {encoding}: {exc}"
+        raise AgentProtocolError(f"{at}: {fault}" if at else fault) from exc
 
 
 def _from_wire(wire: _Response) -> AgentResponse:
