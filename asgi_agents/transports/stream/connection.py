@@ -420,7 +420,7 @@ class Connection:
         try:
             answer = decode_answer(call.payload, self._encoding, event.event_type, without=ANSWER_IDS)
             if isinstance(answer, AgentResponse) and answer.version == 0:
-                # How our own serving end says that there is no verdict.
+                # There is no such version, and so no verdict, whatever the decision.
                 raise AgentError("; ".join(answer.audit.reason_codes) or "the agent failed")
         except AgentError:
             self._rate(answered=False)
