@@ -39,7 +39,10 @@ class Agent:
     """
 
     async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
-        """The agent is being connected; ``event.config`` is its ``AgentConfig.config``. Raise to refuse it."""
+        """The agent is being connected; ``event.config`` is its ``AgentConfig.config``. Raise to refuse it.
+
+        Where that is None, only an agent in the middleware's own process is called, with None.
+        """
         return None
 
     async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse | None:

@@ -388,7 +388,10 @@ class Guard:
 
     @property
     def _needs_configuration(self) -> bool:
-        return self.client is None and (EventType.CONFIGURE in self.hears or self.config.config is not None)
+        if self.config.config is None:
+            # An agent in the same process is told that it is being connected; others may refuse what says nothing.
+            return not self._transport.remote and EventType.CONFIGURE in self.hears
+        return self.client is None
 
     def _client_changed(self, came_up: bool) -> None:
         assert self.client is not None

@@ -941,15 +941,30 @@ async def test_an_agent_that_is_given_a_configuration_is_configured_whatever_it_
     assert transport.heard == [ConfigureEvent(agent_id="waf", config={"a": 1}), EVENT]
 
 
-@pytest.mark.parametrize(
-    "hears", [{"events": set(EventType)}, {"config": 0}, {"config": {}}], ids=["events", "0", "{}"]
-)
-async def test_a_configuration_that_is_falsy_is_a_configuration(hears: dict[str, Any]) -> None:
-    guard, transport = guarded(answering(None), **hears)
+@pytest.mark.parametrize("config", [0, {}, "", False], ids=repr)
+async def test_a_configuration_that_is_falsy_is_a_configuration(config: Any) -> None:
+    guard, transport = guarded(answering(None), config=config)
 
     await guard.call(EVENT, CLOSED)
 
-    assert transport.heard == [ConfigureEvent(agent_id="waf", config=hears.get("config")), EVENT]
+    assert transport.heard == [ConfigureEvent(agent_id="waf", config=config), EVENT]
+
+
+async def test_an_agent_elsewhere_is_not_configured_with_nothing() -> None:
+    guard, transport = guarded(answering(None), events=set(EventType))
+
+    assert guard.configured
+    await guard.call(EVENT, CLOSED)
+
+    assert transport.heard == [EVENT]
+
+
+async def test_an_agent_in_this_process_is_told_that_it_is_connected_without_a_configuration() -> None:
+    guard, agent, _ = configurable(config=None)
+
+    assert (await guard.call(EVENT, CLOSED)).response is BLOCK
+
+    assert agent.configurations == [ConfigureEvent(agent_id="waf")]
 
 
 @pytest.mark.parametrize(

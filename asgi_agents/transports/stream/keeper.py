@@ -256,11 +256,11 @@ class Keeper:
             connection.events = configured | (supported & {EventType.CONFIGURE})
 
     async def _configure(self, connection: Connection) -> None:
-        if self._settings.framing is Framing.V2:
-            wanted = EventType.CONFIGURE in connection.events
-        else:
-            wanted = self._served.config is not None or EventType.CONFIGURE in (self._served.events or ())
-        if wanted:
+        if self._served.config is None:
+            # Agents of the published kits refuse a configuration that says nothing.
+            return
+        # In the older framing no agent says what it hears.
+        if self._settings.framing is Framing.ENVELOPE or EventType.CONFIGURE in connection.events:
             await hand_over(connection, self._served.agent_id, self._served.config)
 
 
