@@ -146,6 +146,8 @@ class Guard:
             reach.steady if type(reach) is InProcessTransport else {}
         )
         self._limiter = SharedLimiter(config.max_concurrent_calls)
+        #: Whether it is asked about connections. One that is only to take another's place is not, until it has.
+        self.in_use = True
         #: Whose place this has taken, while that still has calls.
         self.predecessor: Guard | None = None
         # Calls that wait for a place on a connection.
@@ -726,7 +728,7 @@ class Guard:
             raise AgentError("refused its configuration")
 
     def _not_configured(self, failure: Failure) -> None:
-        if self._configure_error != failure.message:
+        if self.in_use and self._configure_error != failure.message:
             logger.warning("%s; it is treated by its failure mode and asked again", failure.message)
         self._configure_error = failure.message
         self._configure_backoff = min(_MAX_CONFIGURE_BACKOFF, max(0.1, self._configure_backoff * 2))
