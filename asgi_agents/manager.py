@@ -1,7 +1,7 @@
 """Which agents hear an event, in parallel or in order, and what comes of it."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from threading import RLock
@@ -15,6 +15,7 @@ from opentelemetry.trace import TracerProvider
 
 from .catalogue import Metered
 from .config import AgentConfig, FailureMode
+from .correlation import live_ids
 from .decision import AgentDecision, Verdict, failure_block, merge
 from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
 from .guard import Guard
@@ -93,8 +94,6 @@ class AgentManager:
         self._lineups: dict[tuple[tuple[AgentReference, ...] | None, str | None, bool], Lineup] = {}
         self._retired: list[Lineup] = []
         self._leaving: list[Guard] = []
-        #: Ids of the connections that are open now, among all who share this manager.
-        self.live_correlation_ids: set[str] = set()
         self._retirements = Retirements()
         # Whose turn it is to replace each agent.
         self._replacing: dict[str, SharedLimiter] = {}
@@ -121,6 +120,11 @@ class AgentManager:
     def agent_ids(self) -> Sequence[str]:
         """The ids, in the order the agents were added."""
         return tuple(self._guards)
+
+    @property
+    def live_correlation_ids(self) -> Set[str]:
+        """Ids of the guarded connections that are open now in this process, also those of other managers."""
+        return live_ids
 
     @property
     def metrics(self) -> Mapping[str, AgentMetrics]:
