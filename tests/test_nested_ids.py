@@ -31,7 +31,7 @@ from asgi_agents import (
     current_correlation_id,
 )
 from asgi_agents.correlation import live_ids
-from tests.exchange.asgi import App, Client
+from tests.exchange.asgi import App, Client, body, start
 
 from .test_correlation import HEADER, UUID7, Server
 
@@ -88,11 +88,12 @@ def copying(app: ASGIApp) -> ASGIApp:
 
 
 def in_a_task(app: ASGIApp) -> ASGIApp:
-    async def start(scope: Scope, receive: Receive, send: Send) -> None:
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(app, scope, receive, send)
+            call: Any = app
+            tasks.start_soon(call, scope, receive, send)
 
-    return start
+    return run
 
 
 def through_starlette(app: ASGIApp) -> ASGIApp:
@@ -211,7 +212,7 @@ async def test_an_outer_id_stays_taken_when_an_inner_app_has_ended(fails: type[E
 
 async def test_what_a_handler_calls_in_this_process_is_another_connection() -> None:
     """Whichever manager's agents are asked about it, and though it is sent the id of the first."""
-    called = Around(App(*[{"type": "http.response.start", "status": 200}, {"type": "http.response.body"}]))
+    called = Around(App(start(), body()))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(called), base_url="http://called") as client:
@@ -226,7 +227,7 @@ async def test_what_a_handler_calls_in_this_process_is_another_connection() -> N
 
 
 async def test_a_request_that_a_handler_passes_to_another_handler_keeps_its_id() -> None:
-    inner = Around(App(*[{"type": "http.response.start", "status": 200}, {"type": "http.response.body"}]))
+    inner = Around(App(start(), body()))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await inner({**scope, "path": "/elsewhere"}, receive, send)
