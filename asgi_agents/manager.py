@@ -558,15 +558,19 @@ class AgentManager:
         async with anyio.create_task_group() as tasks:
 
             def watch_here(guard: Guard) -> None:
-                # Another thread may have asked for it just before the end.
-                if watch in self._watchers and not guard.configured:
+                if not guard.configured:
                     tasks.start_soon(retry, guard)
+
+            async def watch_from_elsewhere(guard: Guard) -> None:
+                # It may have ended since another thread has asked for it.
+                if watch in self._watchers:
+                    watch_here(guard)
 
             def watch(guard: Guard) -> None:
                 if loop.is_current:
                     watch_here(guard)
                 else:
-                    loop.call_soon(partial(watch_here, guard))
+                    loop.start_soon(partial(watch_from_elsewhere, guard))
 
             self._watchers.append(watch)
             try:

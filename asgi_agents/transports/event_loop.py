@@ -6,14 +6,17 @@ tests often do. A task may only be woken by its own event loop.
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import Context
+from functools import partial
 from threading import RLock
 from typing import Any
 
 import anyio
 
-from .background import on_trio
+from .background import BackgroundTask, on_trio
+
+_STARTING: set[asyncio.Task[None]] = set()
 
 
 class EventLoop:
@@ -52,8 +55,15 @@ class EventLoop:
         except RuntimeError:
             return False
 
+    def start_soon(self, function: Callable[[], Awaitable[object]]) -> bool:
+        """Have it run ``function`` in a :class:`BackgroundTask`; returns what :meth:`call_soon` returns."""
+        return self.call_soon(partial(_start, function))
+
     def call_soon(self, function: Callable[[], object]) -> bool:
-        """Have it call ``function``, which must not raise. Returns False where it has ended, or does not run now."""
+        """Have it call ``function``, which must not raise. Returns False where it has ended, or does not run now.
+
+        On asyncio no task is current in that call, so that nothing of anyio can be made in it.
+        """
         native = self._native()
         if native is None:
             return False
@@ -68,6 +78,20 @@ class EventLoop:
             # It has ended: asyncio raises a RuntimeError itself, trio one of its own that is derived from it.
             return False
         return True
+
+
+def _start(function: Callable[[], Awaitable[object]]) -> None:
+    if on_trio():
+        BackgroundTask(function)
+        return
+
+    async def start() -> None:
+        BackgroundTask(function)
+
+    task = asyncio.get_running_loop().create_task(start(), context=Context())
+    # The loop itself keeps no strong reference.
+    _STARTING.add(task)
+    task.add_done_callback(_STARTING.discard)
 
 
 def _running(trio_runs: bool) -> Any:

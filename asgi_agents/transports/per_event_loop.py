@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from anyio.lowlevel import RunVar
 
-from .background import BackgroundTask, on_trio
+from .background import on_trio
 from .event_loop import EventLoop
 
 
@@ -83,7 +83,7 @@ class PerEventLoop(Generic[C]):
             loops = tuple(self._loops)
         for loop in loops:
             if not loop.is_current:
-                loop.call_soon(lambda: BackgroundTask(self.aclose))
+                loop.start_soon(self.aclose)
         await self.aclose()
 
     async def _keep(self) -> AsyncGenerator[C, None]:
