@@ -1,6 +1,5 @@
 """The metrics that are exported, whichever way: their names, units, and what they are read from."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, Protocol, runtime_checkable
@@ -155,7 +154,7 @@ def _breaker_states(agent: Metered) -> Iterator[Point]:
             yield Point(_attributes(agent, breaker_state=state.value), int(state is current))
 
 
-def _of_counter(name: str, counter: Callable[[Tally], Counter[str]]) -> Callable[[Metered], Iterator[Point]]:
+def _of_counter(name: str, counter: Callable[[Tally], Mapping[str, int]]) -> Callable[[Metered], Iterator[Point]]:
     def read(agent: Metered) -> Iterator[Point]:
         for value, number in tuple(counter(agent.tally).items()):
             yield Point(_attributes(agent, **{name: value}), number)

@@ -1,6 +1,7 @@
-"""The id of the connection that the running code serves."""
+"""The id of the connection that the running code serves, and those of all that are open."""
 
 import logging
+import os
 from contextvars import ContextVar, Token
 from typing import Final, Protocol
 
@@ -15,6 +16,13 @@ class Named(Protocol):
         """Its name."""
         ...
 
+
+#: Ids of the connections that are open in this process, whichever manager's agents are asked about them: agents keep
+#: state under them, and an agent may be known to several managers.
+live_ids: Final[set[str]] = set()
+# The connections are the parent's. Where processes can't fork (Windows), there is no such function.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=live_ids.clear)
 
 _current: Final[ContextVar[Named | str]] = ContextVar("asgi_agents_correlation_id", default="")
 

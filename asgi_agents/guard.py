@@ -32,8 +32,8 @@ from .errors import (
     printable,
 )
 from .given_config import GivenConfig
-from .limiter import Limiter
 from .metrics import AgentMetrics, AgentStatistics, Series, Tally
+from .one_at_a_time import OneAtATime
 from .protocol import (
     ALLOW,
     Acknowledgement,
@@ -52,6 +52,8 @@ from .protocol import (
 )
 from .protocol.applicability import check_applicable
 from .protocol.stream import correlation_id_of
+from .shared_breaker import SharedBreaker
+from .shared_limiter import SharedLimiter
 from .telemetry import ActiveSpan, Telemetry
 from .trace_context import current_traceparent
 from .transports import InProcessTransport, StreamTransport, Transport
@@ -124,7 +126,7 @@ class Guard:
         self.breaker = (
             None
             if config.circuit_breaker is None
-            else CircuitBreaker(config.circuit_breaker, clock=clock, on_change=self._breaker_changed)
+            else SharedBreaker(config.circuit_breaker, clock=clock, on_change=self._breaker_changed)
         )
         reach = config.reach
         #: The connections of an agent that is reached over lasting ones.
@@ -145,7 +147,9 @@ class Guard:
         self._steady: Mapping[EventType, Callable[[Any], Awaitable[Answer | None]]] = (
             reach.steady if type(reach) is InProcessTransport else {}
         )
-        self._limiter = Limiter(config.max_concurrent_calls)
+        self._limiter = SharedLimiter(config.max_concurrent_calls)
+        #: Whether it is asked about connections. One that is only to take another's place is not, until it has.
+        self.in_use = True
         #: Whose place this has taken, while that still has calls.
         self.predecessor: Guard | None = None
         # Calls that wait for a place on a connection.
@@ -155,7 +159,7 @@ class Guard:
         self._hears = self.hears
         # Lasting connections are configured one by one, when they are made.
         self._configured = not self._needs_configuration
-        self._configuring: anyio.Event | None = None
+        self._configuring = OneAtATime()
         self._configure_error = ""
         self._configure_backoff = 0.0
         self._configure_after = 0.0
@@ -361,8 +365,9 @@ class Guard:
         await self._transport.aclose()
 
     async def retire(self) -> None:
-        """Close them, lasting ones for good: the agent was removed."""
-        await (self._transport.aclose() if self.client is None else self.client.retire())
+        """Close those of every event loop, lasting ones for good: the agent was removed."""
+        retire: Callable[[], Awaitable[None]] = getattr(self._transport, "retire", self._transport.aclose)
+        await retire()
 
     def forget(self) -> None:
         """The agent is to be configured anew before its next call."""
@@ -702,15 +707,19 @@ class Guard:
     async def _await_configuration(self, timeout: float, started: float) -> None:
         """Ask the agent to take its configuration, or wait for whoever does, and take over should that be cancelled."""
         while not self._configured:
-            if self._configuring is not None:
-                await self._within(self._configuring.wait(), timeout, started)
-            elif self._clock() >= self._configure_after:
-                await self._configure(timeout, started)
+            under_way = self._configuring.begin()
+            if under_way is not None:
+                await self._within(under_way.wait(), timeout, started)
+            else:
+                try:
+                    if not self._configured and self._clock() >= self._configure_after:
+                        await self._configure(timeout, started)
+                finally:
+                    self._configuring.end()
             if not self._configured and self._clock() < self._configure_after:
                 raise AgentError(f"not configured: {self._configure_error}")
 
     async def _configure(self, timeout: float, started: float) -> None:
-        self._configuring = anyio.Event()
         try:
             await self._hand_over(self.config.config, timeout, started)
         except Exception as exc:
@@ -722,9 +731,6 @@ class Guard:
                 logger.info("agent %r has taken its configuration", self.config.id)
             self._configured = True
             self._configure_error = ""
-        finally:
-            self._configuring.set()
-            self._configuring = None
 
     async def _hand_over(self, config: Any, timeout: float, started: float) -> None:
         if self.local and type(config) is dict:
@@ -735,7 +741,7 @@ class Guard:
             raise AgentError("refused its configuration")
 
     def _not_configured(self, failure: Failure) -> None:
-        if self._configure_error != failure.message:
+        if self.in_use and self._configure_error != failure.message:
             logger.warning("%s; it is treated by its failure mode and asked again", failure.message)
         self._configure_error = failure.message
         self._configure_backoff = min(_MAX_CONFIGURE_BACKOFF, max(0.1, self._configure_backoff * 2))

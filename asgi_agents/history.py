@@ -4,6 +4,7 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
+from threading import RLock
 from typing import Final
 
 from msgspec import Struct
@@ -77,11 +78,16 @@ class History:
         self._ended: deque[_Ended] = deque()
         # Up to the oldest slot that is remembered.
         self._before = Totals()
+        # Several threads may count. Reentrant: what reads the slots ends the current one first.
+        self._lock = RLock()
 
     def turn(self, now: float) -> None:
         """It is ``now``: end the slot if its time is up."""
-        if now < self.until:
-            return
+        with self._lock:
+            if now >= self.until:
+                self._turn(now)
+
+    def _turn(self, now: float) -> None:
         if self.until > -math.inf:
             # Sixty of them are kept for each agent.
             totals = self._totals().packed()
@@ -93,17 +99,19 @@ class History:
 
     def slots(self, now: float) -> Sequence[Slot]:
         """The slots up to the current one, oldest first."""
-        self.turn(now)
-        slots = [_EMPTY] * SLOTS
-        for ended in self._ended:
-            slots[SLOTS - 1 - (self._slot - ended.number)] = ended.slot
-        slots[-1] = _slot(self._totals().since(self._latest))
-        return slots
+        with self._lock:
+            self.turn(now)
+            slots = [_EMPTY] * SLOTS
+            for ended in self._ended:
+                slots[SLOTS - 1 - (self._slot - ended.number)] = ended.slot
+            slots[-1] = _slot(self._totals().since(self._latest))
+            return slots
 
     def latency(self, now: float) -> Latency:
         """The percentiles over all of them."""
-        self.turn(now)
-        buckets = self._totals().since(self._before).buckets
+        with self._lock:
+            self.turn(now)
+            buckets = self._totals().since(self._before).buckets
         return Latency(p50=percentile(buckets, 0.5), p90=percentile(buckets, 0.9), p99=percentile(buckets, 0.99))
 
     @property

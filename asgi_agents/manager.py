@@ -1,8 +1,10 @@
 """Which agents hear an event, in parallel or in order, and what comes of it."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from functools import partial
+from threading import RLock
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ from .advice import warn_of
 from .agent import Agent
 from .catalogue import Metered
 from .config import AgentConfig, FailureMode, FailureModeName, as_failure_mode
+from .correlation import live_ids
 from .decision import AgentDecision, Verdict, failure_block, merge
 from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
 from .guard import Guard
@@ -35,9 +38,12 @@ from .protocol import (
 )
 from .protocol.stream import AgentCapabilities, MetricsReport
 from .reports import Reports
+from .retirement import Retirements
+from .shared_limiter import SharedLimiter
 from .stages import find_cycle
 from .telemetry import Telemetry
 from .transports.background import BackgroundTask
+from .transports.event_loop import EventLoop
 from .transports.stream import ConfigUpdateCallback, MetricsCallback
 
 
@@ -47,6 +53,9 @@ class AgentManager:
     An async context manager: entering connects and configures the agents, and retries in the background those that are
     down; leaving closes their connections. It can be entered again afterwards, and more than once at a time. Without it
     agents are configured before their first call.
+
+    It may serve several event loops, each in a thread of its own. Limits, breakers and counts of an agent hold for all
+    of them together; each has connections of its own, and is to enter and leave by itself.
 
     The ``process_*`` methods return the merged decision. Wherever they take ``agents``, None means all, in the order
     they were added, and a reference is an id or a pair of id and :class:`FailureMode`. They raise
@@ -82,12 +91,16 @@ class AgentManager:
         #: Which agents hear which paths, as the middlewares that share this manager have it.
         self.listings: list[RouteListing] = []
         self._guards: dict[str, Guard] = {}
+        # Held while the agents are changed, or resolved, on whichever event loop. Reentrant: a change of agents also
+        # retires lineups.
+        self._lock = RLock()
         self._lineups: dict[tuple[tuple[AgentReference, ...] | None, str | None, bool], Lineup] = {}
         self._retired: list[Lineup] = []
         self._leaving: list[Guard] = []
-        #: Ids of the connections that are open now, among all who share this manager.
-        self.live_correlation_ids: set[str] = set()
-        self._users = 0
+        self._retirements = Retirements()
+        # Whose turn it is to replace each agent.
+        self._replacing: dict[str, SharedLimiter] = {}
+        self._users: dict[EventLoop, int] = {}
         self._watchers: list[Callable[[Guard], None]] = []
         self._contexts: dict[int, list[AbstractAsyncContextManager[Callable[[], Awaitable[None]]]]] = {}
         if isinstance(agents, str) or not isinstance(agents, Iterable):
@@ -111,18 +124,23 @@ class AgentManager:
         return tuple(self._guards)
 
     @property
+    def live_correlation_ids(self) -> Set[str]:
+        """Ids of the guarded connections that are open now in this process, also those of other managers."""
+        return live_ids
+
+    @property
     def metrics(self) -> Mapping[str, AgentMetrics]:
         """What each agent was asked and what it said, by id."""
-        return {agent_id: guard.metrics() for agent_id, guard in self._guards.items()}
+        return {agent_id: guard.metrics() for agent_id, guard in tuple(self._guards.items())}
 
     def statistics(self) -> Mapping[str, AgentStatistics]:
         """How each agent is now, by id: calls under way and waiting, breaker, connections."""
-        return {agent_id: guard.statistics() for agent_id, guard in self._guards.items()}
+        return {agent_id: guard.statistics() for agent_id, guard in tuple(self._guards.items())}
 
     @property
     def metered(self) -> Sequence[Metered]:
         """The agents, for those who export their metrics; also those that are on their way out."""
-        return (*self._guards.values(), *self._leaving)
+        return (*tuple(self._guards.values()), *self._leaving)
 
     def export_prometheus(self) -> str:
         """All metrics of all agents, and those that agents report, in the Prometheus text format.
@@ -166,7 +184,8 @@ class AgentManager:
         references = None if agents is None else tuple(agents)
         lineup = self._lineups.get((references, route, missing_ok))
         if lineup is None:
-            lineup = self._lineups[references, route, missing_ok] = self._resolve(references, route, missing_ok)
+            with self._lock:
+                lineup = self._lineups[references, route, missing_ok] = self._resolve(references, route, missing_ok)
         return lineup
 
     def list_routes(self, listings: Iterable[RouteListing]) -> None:
@@ -274,7 +293,7 @@ class AgentManager:
         Raises :class:`AgentError` when that is one with ``require_at_startup``.
         """
         async with anyio.create_task_group() as tasks:
-            for guard in self._guards.values():
+            for guard in tuple(self._guards.values()):
                 tasks.start_soon(_try_to_configure, guard)
         for guard in tuple(self._guards.values()):
             if guard.config.require_at_startup:
@@ -284,8 +303,13 @@ class AgentManager:
                     raise type(exc)(f"agent {guard.config.id!r} is required at startup: {exc}") from exc
 
     async def shutdown(self) -> None:
-        """Close the connections that belong to the running event loop. The manager can be used again afterwards."""
+        """Close the connections that belong to the running event loop. The manager can be used again afterwards.
+
+        Agents that were replaced or removed on this event loop are not waited for any longer.
+        """
         errors: list[Exception] = []
+        # What an agent is configured with does not belong to one event loop.
+        in_use = any(loop.alive and not loop.is_current for loop in tuple(self._users))
 
         async def close(guard: Guard) -> None:
             try:
@@ -293,18 +317,22 @@ class AgentManager:
             except Exception as exc:
                 # The others are to be closed all the same.
                 errors.append(exc)
-            guard.forget()
+            if not in_use:
+                guard.forget()
 
         # At once: each may have to wait for calls under way.
         async with anyio.create_task_group() as tasks:
-            for guard in self._guards.values():
+            for guard in tuple(self._guards.values()):
                 tasks.start_soon(close, guard)
+            tasks.start_soon(self._retirements.hasten)
         if errors:
             raise errors[0]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         """:meth:`initialize` on entry, then retry whatever is down; :meth:`shutdown` when the last of its users leaves.
+
+        Each event loop has users of its own.
 
         Yields a function to leave before the end of the block.
         """
@@ -319,7 +347,9 @@ class AgentManager:
 
         Until then the agents that are down are retried by a task of the event loop.
         """
-        self._users += 1
+        loop = EventLoop()
+        with self._lock:
+            self._users[loop] = self._users.get(loop, 0) + 1
         retrying: BackgroundTask | None = None
         left = False
 
@@ -328,12 +358,16 @@ class AgentManager:
             if left:
                 return
             left = True
-            self._users -= 1
+            with self._lock:
+                self._users[loop] -= 1
+                is_last = not self._users[loop]
+                if is_last:
+                    del self._users[loop]
             with anyio.CancelScope(shield=True):
                 if retrying is not None:
                     retrying.cancel()
                     await retrying.wait()
-                if self._users == 0:
+                if is_last:
                     await self.shutdown()
 
         try:
@@ -363,49 +397,72 @@ class AgentManager:
     # Change while serving
 
     async def add_agent(self, config: AgentConfig) -> None:
-        """Add an agent, last in the order. Connections that are already open don't hear of it."""
+        """Add an agent, last in the order, and ask it to take its configuration.
+
+        It counts at once, for all connections that come from now on. Until it has taken its configuration it is treated
+        by its failure mode, and asked again if it is down or refuses. It stays also where this call is cancelled.
+        """
         _require_config("AgentManager.add_agent: config is", config)
-        if config.id in self._guards:
-            raise ConfigurationError(
-                f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
-            )
-        self._check_order(config)
-        guard = self._guards[config.id] = self._make_guard(config)
+        with self._lock:
+            if config.id in self._guards:
+                raise ConfigurationError(
+                    f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
+                )
+            self._check_order(config)
+            guard = self._guards[config.id] = self._make_guard(config)
+            self._retire_lineups()
         self.telemetry.metering.add(guard)
-        self._retire_lineups()
-        await _try_to_configure(guard)
-        self._watch(guard)
+        try:
+            await _try_to_configure(guard)
+        finally:
+            self._watch(guard)
 
     async def replace_agent(self, config: AgentConfig, *, drain_timeout: float = 30.0) -> None:
         """Put a new agent in the place of the one with the same id, once it is configured.
 
         Connections that are open keep the old one, which is closed when the last of them ends, or after
-        ``drain_timeout`` seconds. Returns then. Raises :class:`UnknownAgentError`, also when the old one is removed
-        meanwhile.
+        ``drain_timeout`` seconds. Returns then. Where this call is cancelled before the new one is configured, the old
+        one stays; later, the old one is closed all the same. Of several calls for one id, each waits for the one before
+        it to have put its agent in place, so that the last one's stays.
+
+        Raises :class:`AgentError` when the new one can't be reached, or does not take its configuration: the old one
+        stays. Raises :class:`UnknownAgentError`, also when the old one is removed meanwhile.
         """
         _require_config("AgentManager.replace_agent: config is", config)
-        tally = self.guard(config.id).tally
+        self.guard(config.id)
         self._check_order(config)
-        new = self._make_guard(config, tally)
-        await _try_to_configure(new)
+        turn = self._replacing.setdefault(config.id, SharedLimiter(1))
+        await turn.acquire()
         try:
-            old = self.guard(config.id)
-            # Others may have come, or gone, meanwhile.
-            self._check_order(config)
-        except (UnknownAgentError, ConfigurationError):
-            await new.retire()
-            raise
-        self._guards[config.id] = new
+            old, new = await self._swap(config)
+        finally:
+            turn.release()
         self.telemetry.metering.discard(old)
         self.telemetry.metering.add(new)
-        self._retire_lineups()
-        self._watch(new)
         self.reports.forget(config.id)
         new.predecessor = old
+        await self._retire(old, drain_timeout, then=partial(setattr, new, "predecessor", None))
+
+    async def _swap(self, config: AgentConfig) -> tuple[Guard, Guard]:
+        """Configure a new agent and put it in the place of the old one; returns both."""
+        new = self._make_guard(config, self.guard(config.id).tally)
+        new.in_use = False
         try:
-            await self._drain(old, drain_timeout)
-        finally:
-            new.predecessor = None
+            await new.configure()
+            with self._lock:
+                old = self.guard(config.id)
+                # Others may have come, or gone, meanwhile.
+                self._check_order(config)
+                self._guards[config.id] = new
+                self._retire_lineups()
+        except BaseException as exc:
+            with anyio.CancelScope(shield=True):
+                await new.retire()
+            if isinstance(exc, AgentError):
+                raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
+            raise
+        new.in_use = True
+        return old, new
 
     async def push_config(self, agent_id: str, config: Any) -> None:
         """Give an agent another ``AgentConfig.config`` while it runs, all its instances, and those that connect later.
@@ -416,16 +473,19 @@ class AgentManager:
 
     async def remove_agent(self, agent_id: str, *, drain_timeout: float = 30.0) -> None:
         """Remove an agent, also from the routes that name it. Drains like :meth:`replace_agent`."""
-        old = self.guard(agent_id)
-        del self._guards[agent_id]
+        with self._lock:
+            old = self.guard(agent_id)
+            del self._guards[agent_id]
+            self._replacing.pop(agent_id, None)
+            self._retire_lineups()
+            self._leaving.append(old)
         self.reports.forget(agent_id)
-        self._retire_lineups()
-        self._leaving.append(old)
-        try:
-            await self._drain(old, drain_timeout)
-        finally:
+
+        def then() -> None:
             self._leaving.remove(old)
             self.telemetry.metering.discard(old)
+
+        await self._retire(old, drain_timeout, then=then)
 
     # How
 
@@ -503,22 +563,34 @@ class AgentManager:
                 await anyio.sleep(guard.configure_delay)
                 await _try_to_configure(guard)
 
+        loop = EventLoop()
         async with anyio.create_task_group() as tasks:
 
-            def watch(guard: Guard) -> None:
+            def watch_here(guard: Guard) -> None:
                 if not guard.configured:
                     tasks.start_soon(retry, guard)
 
+            async def watch_from_elsewhere(guard: Guard) -> None:
+                # It may have ended since another thread has asked for it.
+                if watch in self._watchers:
+                    watch_here(guard)
+
+            def watch(guard: Guard) -> None:
+                if loop.is_current:
+                    watch_here(guard)
+                else:
+                    loop.start_soon(partial(watch_from_elsewhere, guard))
+
             self._watchers.append(watch)
             try:
-                for guard in self._guards.values():
+                for guard in tuple(self._guards.values()):
                     watch(guard)
                 await anyio.sleep_forever()
             finally:
                 self._watchers.remove(watch)
 
     def _watch(self, guard: Guard) -> None:
-        for watch in self._watchers:
+        for watch in tuple(self._watchers):
             watch(guard)
 
     def _resolve(self, references: tuple[AgentReference, ...] | None, route: str | None, missing_ok: bool) -> Lineup:
@@ -537,18 +609,19 @@ class AgentManager:
         return Lineup(agents, route)
 
     def _retire_lineups(self) -> None:
-        for lineup in self._lineups.values():
-            lineup.retired = True
-        self._retired = [lineup for lineup in (*self._retired, *self._lineups.values()) if lineup.connections]
-        self._lineups = {}
+        with self._lock:
+            for lineup in self._lineups.values():
+                lineup.retired = True
+            self._retired = [lineup for lineup in (*self._retired, *self._lineups.values()) if lineup.connections]
+            self._lineups = {}
 
-    async def _drain(self, guard: Guard, timeout: float) -> None:
-        with anyio.move_on_after(timeout):
-            while guard.busy or any(  # noqa: ASYNC110 - an event would cost every connection, this only an operator
+    async def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> None:
+        def needed() -> bool:
+            return guard.busy or any(
                 lineup.connections and any(agent.guard is guard for agent in lineup.agents) for lineup in self._retired
-            ):
-                await anyio.sleep(0.02)
-        await guard.retire()
+            )
+
+        await self._retirements.retire(guard, needed, timeout, then)
 
 
 def _require_config(shown: str, given: object) -> None:

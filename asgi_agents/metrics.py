@@ -2,7 +2,7 @@
 
 import time
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
@@ -134,7 +134,9 @@ class Series:
 class Tally:
     """The counters behind :class:`AgentMetrics`.
 
-    It belongs to an agent's id, and stays when :meth:`AgentManager.replace_agent` puts another in its place.
+    It belongs to an agent's id, and stays when :meth:`AgentManager.replace_agent` puts another in its place. Several
+    threads may count at a time: CPython switches between them at calls and at loops, and nothing here is read before
+    one and written after it.
     """
 
     def __init__(self, agent_id: str = "") -> None:
@@ -142,8 +144,9 @@ class Tally:
         #: Of the calls that had to wait.
         self.queue_waits = Distribution()
         #: Bytes shown, and transitions to a state.
-        self.inspected: Counter[str] = Counter()
-        self.transitions: Counter[str] = Counter()
+        # No Counters: theirs is a step in Python for what is new, in which another thread could be lost.
+        self.inspected: defaultdict[str, int] = defaultdict(int)
+        self.transitions: defaultdict[str, int] = defaultdict(int)
         self.failures: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
         #: Calls that an open breaker has refused, lest they push out what has opened it.
         self.refusals: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
@@ -167,8 +170,9 @@ class Tally:
         key = (verdict.event_type, outcome, fail_closed, verdict.enforced)
         series = self._series.get(key)
         if series is None:
-            series = self._series[key] = Series(
-                verdict.agent_id, verdict.event_type.value, outcome, fail_closed, verdict.enforced
+            # Another thread may have made one meanwhile.
+            series = self._series.setdefault(
+                key, Series(verdict.agent_id, verdict.event_type.value, outcome, fail_closed, verdict.enforced)
             )
         self.add(series, verdict.duration, now)
         if size and verdict.failure is None:

@@ -193,6 +193,8 @@ class AgentMiddleware:
             # The client has given no name, so that nobody has to look again.
             name = ""
         context = AgentContext(self.manager, lineup, None, lineup.route, name, headers)
+        if outer is not None:
+            context.stand_within(outer)
         audit: Audit | None = None
         error: str | None = None
         state[STATE_KEY] = context

@@ -54,7 +54,9 @@ _BAD_NAME: Final = re.compile(r"[^a-zA-Z0-9_]")
 _MAX_COUNT: Final = 2**53
 # How many lines are logged about what is left out.
 _MAX_LEFT_OUT: Final = 100
-_RESERVED: Final = "asgi_agents_"
+# Before each name that an agent has chosen, so that it is the name of nothing else: neither of our metrics, nor of the
+# application's own in the same registry.
+_PREFIX: Final = "agent_reported_"
 _OURS: Final = frozenset({"agent_id", "endpoint", "le"})
 
 
@@ -80,25 +82,18 @@ class PrometheusCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """All families: ours, then those of the agents."""
         agents = self._manager.metered
-        taken: set[str] = set()
-        for family in (
-            *(_number(metric, agents) for metric in METRICS),
-            *(_histogram(metric, agents) for metric in HISTOGRAMS),
-        ):
-            taken |= _names(family)
-            yield family
-        yield from self._reported(taken)
+        yield from (_number(metric, agents) for metric in METRICS)
+        yield from (_histogram(metric, agents) for metric in HISTOGRAMS)
+        yield from self._reported()
 
-    def _reported(self, taken: set[str]) -> Iterable[Family]:
+    def _reported(self) -> Iterable[Family]:
         """The reports of the agents, as far as they make sense together; the rest is left out, and said so once."""
         families: dict[str, Family] = {}
+        taken: set[str] = set()
         seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
         for reported in self._manager.reports.current(time.monotonic()):
             name = _metric_name(reported.metric.name)
             labels = _labels(reported)
-            if name.startswith(_RESERVED):
-                self._leave_out(reported, f"{_RESERVED}… is for the metrics of this package")
-                continue
             family = families.get(name)
             if family is None:
                 family = _family(name, reported.metric)
@@ -251,8 +246,7 @@ def _metric_name(given: str) -> str:
     name = _BAD_NAME.sub("_", given)
     while name.endswith("_total"):
         name = name.removesuffix("_total")
-    name = name or "_"
-    return f"_{name}" if name[0].isdigit() else name
+    return _PREFIX + (name or "_")
 
 
 def _labels(reported: Reported) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from threading import RLock
 from typing import Final
 
 from msgspec import Struct
@@ -41,9 +42,15 @@ class Reports:
     def __init__(self) -> None:
         self._agents: dict[str, dict[tuple[str, str, str, frozenset[tuple[str, str]]], tuple[float, Reported]]] = {}
         self._full: set[str] = set()
+        # Each event loop has connections of its own, on which reports come.
+        self._lock = RLock()
 
     def add(self, agent_id: str, endpoint: str, report: MetricsReport, now: float) -> None:
         """Take in a report; ``now`` is monotonic seconds."""
+        with self._lock:
+            self._add(agent_id, endpoint, report, now)
+
+    def _add(self, agent_id: str, endpoint: str, report: MetricsReport, now: float) -> None:
         known = self._agents.get(agent_id, {})
         # A new dictionary each time: it may be read in another thread meanwhile.
         kept = {key: value for key, value in known.items() if now - value[0] < MAX_AGE}
@@ -63,8 +70,9 @@ class Reports:
 
     def forget(self, agent_id: str) -> None:
         """The agent was removed."""
-        self._agents.pop(agent_id, None)
-        self._full.discard(agent_id)
+        with self._lock:
+            self._agents.pop(agent_id, None)
+            self._full.discard(agent_id)
 
     def current(self, now: float) -> Iterator[Reported]:
         """Everything that is not too old."""

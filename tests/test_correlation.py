@@ -230,14 +230,21 @@ async def test_an_id_is_free_again_however_the_connection_ended(end: str) -> Non
     assert middleware.manager.live_correlation_ids == set()
 
 
-async def test_middlewares_that_share_a_manager_share_no_id_of_open_connections() -> None:
-    agent = Names()
-    manager = AgentManager([AgentConfig("a", agent)])
-    app = AgentMiddleware(AgentMiddleware(App(), manager=manager), manager=manager)
-    await Client(headers=[(HEADER, b"same")]).call(app)
-    outer, inner = agent.heard
-    assert outer.correlation_id == "same"
-    assert inner.correlation_id != "same"
+@pytest.mark.parametrize("shared", [True, False])
+async def test_open_connections_of_several_middlewares_share_no_id(shared: bool) -> None:
+    """Whether these share a manager or not: an agent may be known to several."""
+    held = Held()
+    agent = SlowProbe(request_headers=held)
+    managers = [AgentManager([AgentConfig("a", agent)]) for _ in range(2)]
+    apps = [AgentMiddleware(App(), manager=managers[0 if shared else number]) for number in range(2)]
+    async with anyio.create_task_group() as tasks:
+        for app in apps:
+            tasks.start_soon(Client(headers=[(HEADER, b"same")]).call, app)
+        await settle()
+        ids = [event.correlation_id for event in agent.of("request_headers")]
+        held.gate.set()
+    assert len(set(ids)) == 2
+    assert ids.count("same") == 1
 
 
 async def test_the_first_of_several_headers_counts() -> None:
@@ -667,14 +674,14 @@ def test_the_current_id_is_gone_after_a_connection_that_was_thrown_away(caplog: 
     assert [line for line in caplog.records if line.levelno >= logging.INFO and line.name == "asgi_agents"] == []
 
 
-async def test_the_outer_id_is_back_after_an_inner_guarded_app() -> None:
+async def test_an_inner_guarded_app_has_the_outer_id_whatever_header_it_goes_by() -> None:
     within: list[str] = []
     around: list[str] = []
     inner = guarded(saying(within), AgentConfig("inner", Names()), correlation_header="x-inner")
     outer = guarded(saying(around, inner), AgentConfig("outer", Names()))
     await Client(headers=[(HEADER, b"outer"), (b"x-inner", b"inner")]).call(outer)
     assert around == ["outer", "outer"]
-    assert within == ["inner", "inner"]
+    assert within == ["outer", "outer"]
     assert current_correlation_id() == ""
 
 

@@ -1,4 +1,5 @@
 import itertools
+import sys
 
 import anyio
 import pytest
@@ -6,6 +7,13 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from asgi_agents.limiter import Limiter
+from asgi_agents.shared_limiter import SharedLimiter
+
+
+@pytest.fixture(params=[Limiter, SharedLimiter], autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds promise the same to the tasks of one event loop."""
+    monkeypatch.setattr(sys.modules[__name__], "Limiter", request.param)
 
 
 async def settle() -> None:

@@ -329,12 +329,12 @@ async def test_what_an_agent_reports_is_exported_under_its_id_and_endpoint(encod
 
         about = f'agent_id="waf",endpoint="{peer.url}"'
         assert exported(manager) == [
-            f'blocked_total{{{about},rule="x"}} 3.0',
-            f"load{{{about}}} 0.5",
-            f'scan_bucket{{{about},le="0.1"}} 1.0',
-            f'scan_bucket{{{about},le="+Inf"}} 2.0',
-            f"scan_count{{{about}}} 2.0",
-            f"scan_sum{{{about}}} 1.5",
+            f'agent_reported_blocked_total{{{about},rule="x"}} 3.0',
+            f"agent_reported_load{{{about}}} 0.5",
+            f'agent_reported_scan_bucket{{{about},le="0.1"}} 1.0',
+            f'agent_reported_scan_bucket{{{about},le="+Inf"}} 2.0',
+            f"agent_reported_scan_count{{{about}}} 2.0",
+            f"agent_reported_scan_sum{{{about}}} 1.5",
         ]
 
 
@@ -346,7 +346,8 @@ async def test_instances_of_an_agent_are_told_apart_by_endpoint() -> None:
         await until(lambda: len(exported(manager)) == 2)
 
         assert sorted(exported(manager)) == sorted(
-            f'load{{agent_id="waf",endpoint="{peer.url}"}} {number}.0' for number, peer in enumerate(peers)
+            f'agent_reported_load{{agent_id="waf",endpoint="{peer.url}"}} {number}.0'
+            for number, peer in enumerate(peers)
         )
 
 

@@ -1,7 +1,8 @@
 """What a handler finds at ``request.state.asgi_agents``, and at ``request.state.agents``."""
 
-from collections.abc import Awaitable, Mapping, Sequence
-from threading import Lock
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import RLock
 from typing import Final, Self
 
 from msgspec import Struct
@@ -10,8 +11,10 @@ from starlette.requests import HTTPConnection
 
 from ..attributes import EVENT, ROUTE
 from ..config import FailureMode
+from ..correlation import current, live_ids
 from ..decision import BODY_NOT_INSPECTED, AgentDecision, FailureKind, Verdict, merge
 from ..errors import NoAgentContextError, printable
+from ..guard import Guard
 from ..lineup import Lineup, RouteAgent, consult
 from ..manager import AgentManager, unavailable
 from ..protocol import (
@@ -24,11 +27,12 @@ from ..protocol import (
     HeaderOp,
     Headers,
     InspectionType,
+    ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
 from ..telemetry import SessionSpan
 from ..trace_context import ServerSpan
-from .scope import CORRELATION_HEADER, find_correlation_id
+from .scope import CORRELATION_HEADER, find_correlation_id, new_id
 
 #: Where the context of a connection is in ``scope["state"]``, whatever other name the middleware gives it there.
 STATE_KEY: Final = "asgi_agents"
@@ -51,8 +55,9 @@ _SESSION_NAMES = {
 }
 
 
-# Handlers in threads, and what they log, may ask for a name that nobody has asked for yet.
-_naming = Lock()
+# Handlers in threads, and what they log, may ask for a name that nobody has asked for yet. Reentrant: the garbage
+# collector may close a connection's coroutine in any thread, at any time.
+_naming = RLock()
 
 
 class CallCount:
@@ -102,14 +107,21 @@ class AgentContext(Struct, eq=False):
     verdicts_recorded: int = 0
     _verdicts: list[Verdict] = []
     _decided: AgentDecision | None = None
-    # Guardrail agents that are not on the route.
-    _asked_aside: set[str] | None = None
+    # Agents that are to be told of the end though they are not on the route: guardrail agents that were asked, and the
+    # agents of middlewares further in.
+    _aside: set[Guard] | None = None
     # The spans of what comes in many events. None: nobody traces.
     _sessions: dict[EventType, SessionSpan | None] | None = None
     _closed: bool = False
     _calls: dict[str, CallCount] | None = None
     #: The agents that were shown a body as it was encoded.
     shown_encoded: tuple[str, ...] = ()
+    # That of the outermost middleware around this one, of the same connection: it has the names, for all.
+    _outermost: "AgentContext | None" = None
+    #: What names the request, where the client has named the connection, once an agent was told.
+    request_id: str | None = None
+    # Calls under way that keep its id from being free.
+    _pending: int = 0
 
     def __repr__(self) -> str:
         return f"<AgentContext {self.correlation_id!r}>"
@@ -144,11 +156,38 @@ class AgentContext(Struct, eq=False):
             return self._name or self._named()
 
     def _named(self) -> str:
-        live = self._manager.live_correlation_ids
-        name = self._name = find_correlation_id(self.headers, live, self.correlation_header)
+        if self._outermost is not None:
+            self._name = self._outermost.correlation_id
+            return self._name
+        name = self._name = find_correlation_id(self.headers, live_ids, self.correlation_header)
         if not self._closed:
-            live.add(name)
+            live_ids.add(name)
         return name
+
+    def stand_within(self, outer: object) -> None:
+        """Take the names of the connection from ``outer``, which the state has, if that is about the same connection.
+
+        It is where the running code serves that connection, and it is open. A server may hand the same state to several
+        connections, and what a handler calls in this process is another connection, whose state is its own.
+        """
+        if isinstance(outer, AgentContext) and outer is current() and not outer.over:
+            self._outermost = outer._outermost or outer
+            self.correlation_header = outer.correlation_header
+            self.request_id = self._outermost.request_id
+
+    def note_request_id(self, request_id: str) -> None:
+        """Agents have been told that the request has this name."""
+        self.request_id = (self._outermost or self).request_id = request_id
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is over, as far as this middleware has to do with it."""
+        return self._closed
+
+    @property
+    def over(self) -> bool:
+        """Whether the connection is over, also for the middlewares around this one: its id is free."""
+        return (self._outermost or self)._closed
 
     @property
     def decision(self) -> AgentDecision:
@@ -189,6 +228,9 @@ class AgentContext(Struct, eq=False):
 
         A fail-closed agent that gives no verdict raises :class:`~asgi_agents.GuardrailUnavailableError`, which answers
         503 or 504 if the handler lets it through. ``inspection_type`` that doesn't exist raises ValueError.
+
+        A task that outlives its connection may ask as well. Where another connection has taken the id by then, the
+        question is asked under a new one.
         """
         event = GuardrailInspectEvent(
             correlation_id=self.correlation_id,
@@ -199,10 +241,14 @@ class AgentContext(Struct, eq=False):
             route_id=self.route,
             metadata=metadata or {},
         )
+        guard = self._manager.guard(agent_id)
         failure_mode = self._failure_mode(agent_id)
-        if failure_mode is None:
-            self._asked_aside = {agent_id, *(self._asked_aside or ())}
-        verdict, response = await self._manager.inspect_guardrail(agent_id, event, failure_mode)
+        if failure_mode is None and guard.keeps_requests:
+            self._tell_later((guard,))
+        with self._asking((guard,)) as name:
+            if name != event.correlation_id:
+                event = replace(event, correlation_id=name)
+            verdict, response = await self._manager.inspect_guardrail(agent_id, event, failure_mode)
         self.record((verdict,))
         if verdict.fails_closed:
             raise unavailable(verdict)
@@ -215,9 +261,65 @@ class AgentContext(Struct, eq=False):
 
         Many pieces share a span.
         """
+        if self._closed or self.lineup.lasting:
+            return self.consult_by_name(agents, event, chunk=chunk, final=final)
         if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
             return consult(agents, event, chunk=chunk, final=final)
         return self._consult_in_session(agents, event, chunk=chunk, final=final)
+
+    async def consult_by_name(
+        self,
+        agents: Sequence[RouteAgent],
+        event: BodyChunkEvent | WebSocketFrameEvent | ResponseHeadersEvent,
+        *,
+        chunk: bool = False,
+        final: bool,
+    ) -> Sequence[Verdict]:
+        """Show ``event`` to ``agents`` where its id matters: it is late, or they keep something under it.
+
+        A task of the app may send or receive when the connection is over, or still wait for a verdict then.
+        """
+        with self._asking(self.lineup.lasting) as name:
+            if name != event.correlation_id:
+                event = replace(event, correlation_id=name)
+            if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
+                return await consult(agents, event, chunk=chunk, final=final)
+            assert not isinstance(event, ResponseHeadersEvent)
+            return await self._consult_in_session(agents, event, chunk=chunk, final=final)
+
+    @contextmanager
+    def _asking(self, guards: Iterable[Guard]) -> Iterator[str]:
+        """The id for a call. No other connection gets it while the call is under way, also when this one is over.
+
+        What the ``guards`` keep under it is given up afterwards where the connection is over by then. Where another
+        connection has taken its id since it was over, the call gets a new one.
+        """
+        context = self._outermost or self
+        with _naming:
+            name = self.correlation_id
+            own = not context._closed or context._pending > 0 or name not in live_ids
+            if own:
+                context._pending += 1
+            else:
+                name = new_id()
+            if context._closed:
+                live_ids.add(name)
+        try:
+            yield name
+        finally:
+            if context._closed:
+                for guard in guards:
+                    guard.forget_request(name)
+            with _naming:
+                if own:
+                    context._pending -= 1
+                if context._closed and not (own and context._pending):
+                    live_ids.discard(name)
+
+    def _tell_later(self, guards: Iterable[Guard]) -> None:
+        """Tell ``guards`` when the connection is over, for all middlewares."""
+        context = self._outermost or self
+        context._aside = {*guards, *(context._aside or ())}
 
     async def _consult_in_session(
         self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
@@ -298,16 +400,20 @@ class AgentContext(Struct, eq=False):
         """The connection is over."""
         with _naming:
             self._closed = True
-            if self._name is not None:
-                self._manager.live_correlation_ids.discard(self._name)
+            if self._name is not None and self._outermost is None and not self._pending:
+                live_ids.discard(self._name)
         if self._sessions is not None:
             for session in self._sessions.values():
                 if session is not None:
                     session.end()
+        if self._outermost is not None and not self._outermost._closed:
+            # The middlewares around this one may have more to ask of the same agents.
+            self._tell_later(self.lineup.lasting)
+            return
         if self.lineup.lasting:
             self.lineup.forget(self.correlation_id)
-        for agent_id in self._asked_aside or ():
-            self._manager.forget_request(agent_id, self.correlation_id)
+        for guard in self._aside or ():
+            guard.forget_request(self.correlation_id)
 
     def _session(self, event_type: EventType) -> SessionSpan | None:
         if self._closed:

@@ -18,14 +18,19 @@ def head_event(context: AgentContext, scope: Scope) -> RequestHeadersEvent:
     """The event of a request or a handshake."""
     span = context.server_span
     traceparent = current_traceparent() if span is None else traceparent_of(span)
-    return request_headers_event(
+    event = request_headers_event(
         scope,
         context.correlation_id,
         context.route,
         headers=context.headers,
         name=context.correlation_header,
         traceparent=traceparent,
+        request_id=context.request_id,
     )
+    if context.correlation_header:
+        # The client has named the connection: a middleware further in must not make up another id for the request.
+        context.note_request_id(event.metadata.request_id)
+    return event
 
 
 async def judge_head(
@@ -41,7 +46,9 @@ async def judge_head(
     """
     lineup = context.lineup
     hears_more = {agent.guard.config.id for agent in body_agents}
-    if lineup.head_order is not None and isinstance(event, RequestHeadersEvent):
+    if isinstance(event, ResponseHeadersEvent) and (context.closed or lineup.lasting):
+        verdicts = await context.consult_by_name(lineup.hearing(event.event_type), event, final=not hears_more)
+    elif lineup.head_order is not None and isinstance(event, RequestHeadersEvent):
         verdicts = await consult_head(lineup, event, hear_more=hears_more)
     else:
         verdicts = await consult(lineup.hearing(event.event_type), event, final=not hears_more)

@@ -222,10 +222,11 @@ def request_headers_event(
     headers: Headers | None = None,
     name: str = CORRELATION_HEADER,
     traceparent: str | None = None,
+    request_id: str | None = None,
 ) -> RequestHeadersEvent:
     """The event of an http request or a websocket handshake. ``headers`` are the scope's, if they are known already.
 
-    Without a ``traceparent`` of ours it has the client's.
+    Without a ``traceparent`` of ours it has the client's. ``request_id`` is one that was given to this request before.
     """
     if headers is None:
         headers = Headers.from_raw(headers_of(scope))
@@ -236,7 +237,7 @@ def request_headers_event(
         metadata=RequestMetadata(
             correlation_id=correlation,
             # An id that we have made names this request and no other already.
-            request_id=new_id() if name and headers.first(name) == correlation else correlation,
+            request_id=request_id or (new_id() if name and headers.first(name) == correlation else correlation),
             client_ip=str(client[0]) if client else "",
             client_port=int(client[1] or 0) if client else 0,
             server_name=headers.first("host") or _server_name(scope),

@@ -241,6 +241,8 @@ class WebSocketExchange:
             await self._raw_send(message)
         elif not _drops(decision):
             await self._close(decision)
+            if self._inbound.tasks is None:
+                raise ClosedByAgent("an agent has closed this websocket")
 
     async def _send_denial(self, message: Message) -> None:
         """The app itself refuses the handshake: that is a response like any other."""
@@ -293,9 +295,9 @@ class WebSocketExchange:
         self._closed = decision
         self._context.decide(decision)
         message = close_message(decision.close)
-        if not self._over:
-            tasks = self._inbound.tasks
-            assert tasks is not None
+        tasks = self._inbound.tasks
+        # Without tasks the app has returned, and the server has closed the session: this is for a task it left behind.
+        if not self._over and tasks is not None:
             tasks.start_soon(self._send_close, message)
             if self._stop_grace:
                 tasks.cancel_scope.deadline = anyio.current_time() + self._stop_grace

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..agent import Agent
 from ..errors import AgentProtocolError
-from ..limiter import Limiter
 from ..protocol import PROTOCOL_VERSION, Encoding, Event, decode_event, encode_answer
+from ..shared_limiter import SharedLimiter
 from .hooks import Hooks, NoAnswer, require_agent, require_positive
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
@@ -39,11 +39,11 @@ def agent_app(agent: Agent, *, max_event_bytes: int = MAX_EVENT_BYTES, max_concu
     require_positive("agent_app", "max_event_bytes", max_event_bytes)
     if max_concurrency is not None:
         require_positive("agent_app", "max_concurrency", max_concurrency)
-    return _AgentApp(agent, max_event_bytes, None if max_concurrency is None else Limiter(max_concurrency))
+    return _AgentApp(agent, max_event_bytes, None if max_concurrency is None else SharedLimiter(max_concurrency))
 
 
 class _AgentApp:
-    def __init__(self, agent: Agent, max_event_bytes: int, limiter: Limiter | None) -> None:
+    def __init__(self, agent: Agent, max_event_bytes: int, limiter: SharedLimiter | None) -> None:
         self._hooks = Hooks(agent)
         self._max_event_bytes = max_event_bytes
         self._limiter = limiter

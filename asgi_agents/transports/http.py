@@ -170,6 +170,13 @@ class HttpTransport:
     async def aclose(self) -> None:
         await self._connections.aclose()
 
+    async def retire(self) -> None:
+        """Close the connections of every event loop. Waits for the running event loop's only."""
+        if isinstance(self._connections, PerEventLoop):
+            await self._connections.aclose_everywhere()
+        else:
+            await self._connections.aclose()
+
     async def _post(self, message: bytes) -> bytes:
         """The one place where other libraries' errors become ours."""
         try:

@@ -3,12 +3,13 @@
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from threading import get_ident
+from threading import RLock, get_ident
 from typing import Generic, Protocol, TypeVar
 
 from anyio.lowlevel import RunVar
 
 from .background import on_trio
+from .event_loop import EventLoop
 
 
 class Closable(Protocol):
@@ -37,11 +38,16 @@ class PerEventLoop(Generic[C]):
         # What was found last, and in which thread's event loop. To ask asyncio or a RunVar which loop is running takes
         # longer than the rest of a call's bookkeeping: it asks the system for the process' id each time.
         self._latest: tuple[int, weakref.ref[asyncio.AbstractEventLoop], C] | None = None
+        # Those that have any, and who changes that. Reentrant: the garbage collector may end a keeper at any time.
+        self._loops: set[EventLoop] = set()
+        self._lock = RLock()
 
     def peek(self) -> C | None:
         """The running event loop's, if there are any; None also where no event loop runs."""
-        if self._latest is not None and not on_trio():
-            thread, known, connections = self._latest
+        # Read once: another thread may change it meanwhile.
+        latest = self._latest
+        if latest is not None and not on_trio():
+            thread, known, connections = latest
             loop = known()
             # A thread runs one at a time.
             if thread == get_ident() and loop is not None and loop.is_running():
@@ -71,8 +77,21 @@ class PerEventLoop(Generic[C]):
         if current is not None:
             await current[1].aclose()
 
+    async def aclose_everywhere(self) -> None:
+        """:meth:`aclose` on every event loop. Waits for the running one's only."""
+        with self._lock:
+            loops = tuple(self._loops)
+        for loop in loops:
+            if not loop.is_current:
+                loop.start_soon(self.aclose)
+        await self.aclose()
+
     async def _keep(self) -> AsyncGenerator[C, None]:
         connections = self._make()
+        loop = EventLoop()
+        with self._lock:
+            # Event loops that were thrown away before their end are still among them.
+            self._loops = {loop, *(known for known in self._loops if known.alive)}
         try:
             yield connections
         finally:
@@ -82,3 +101,5 @@ class PerEventLoop(Generic[C]):
                 # The sockets know their loop: what is kept by the loop must not keep it alive.
                 self._current.set(None)
                 self._latest = None
+                with self._lock:
+                    self._loops.discard(loop)

@@ -151,14 +151,19 @@ class StreamClient:
         await self._pools.aclose()
 
     async def retire(self) -> None:
-        """Close them for good."""
+        """Close those of every event loop, for good. Waits for the running event loop's only."""
         self._retired = True
-        await self._pools.aclose()
+        await self._pools.aclose_everywhere()
 
     async def _pool(self) -> StreamPool:
         if self._retired:
             raise AgentUnavailableError("it was removed")
-        return await self._pools.get()
+        pool = await self._pools.get()
+        if self._retired:
+            # By another thread, which may not have seen these connections.
+            await self._pools.aclose()
+            raise AgentUnavailableError("it was removed")
+        return pool
 
     # What the pool tells
 

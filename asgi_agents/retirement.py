@@ -1,0 +1,75 @@
+"""Agents that were replaced or removed: each is closed once nobody needs it any more."""
+
+import logging
+from collections.abc import Callable
+
+import anyio
+from anyio import CancelScope
+from msgspec import Struct
+
+from .guard import Guard
+from .transports.background import BackgroundTask
+from .transports.event_loop import EventLoop
+
+logger = logging.getLogger("asgi_agents")
+
+
+class _UnderWay(Struct, frozen=True):
+    """A retirement, and the event loop on which it is waited for."""
+
+    loop: EventLoop
+    task: BackgroundTask
+
+
+class Retirements:
+    """Closes agents in tasks of their own, so that it happens whatever becomes of whoever has asked for it."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[Guard, _UnderWay] = {}
+
+    async def retire(
+        self, guard: Guard, needed: Callable[[], bool], timeout: float, then: Callable[[], object]
+    ) -> None:
+        """Close ``guard`` as soon as it is not ``needed``, or after ``timeout`` seconds, and call ``then``.
+
+        Returns when that is done, and raises what closing has raised. Where it is cancelled, it is done all the same,
+        and what closing raises is logged.
+        """
+        errors: list[Exception] = []
+        waited_for = True
+
+        async def drain_and_close() -> None:
+            try:
+                with anyio.move_on_after(timeout):
+                    while needed():  # noqa: ASYNC110 - an event would cost every connection, this only an operator
+                        await anyio.sleep(0.02)
+            finally:
+                try:
+                    with CancelScope(shield=True):
+                        await guard.retire()
+                except Exception as exc:
+                    errors.append(exc)
+                    if not waited_for:
+                        logger.exception("agent %r: its connections could not be closed", guard.config.id)
+                finally:
+                    self._under_way.pop(guard, None)
+                    then()
+
+        task = BackgroundTask(drain_and_close)
+        if not task.ended:
+            self._under_way[guard] = _UnderWay(EventLoop(), task)
+        try:
+            await task.wait()
+        finally:
+            waited_for = False
+        if errors:
+            raise errors[0]
+
+    async def hasten(self) -> None:
+        """Close what still waits on this event loop, and what others wait for as far as it belongs to this one."""
+        for guard, under_way in tuple(self._under_way.items()):
+            if under_way.loop.is_current:
+                under_way.task.cancel()
+                await under_way.task.wait()
+            else:
+                await guard.aclose()

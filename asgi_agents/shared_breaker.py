@@ -1,0 +1,44 @@
+"""A circuit breaker that calls on several event loops share."""
+
+from threading import RLock
+from typing import Any
+
+from .breaker import BreakerState, CircuitBreaker
+
+
+class SharedBreaker(CircuitBreaker):
+    """As :class:`CircuitBreaker`, for several threads: each of its steps is done before another begins.
+
+    Otherwise two threads could each see the last half-open slot as free, or one could count its success in a state that
+    the other has just left.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # Reentrant: steps are made of others, and what is told of a change may ask for the state.
+        self._lock = RLock()
+        super().__init__(*args, **options)
+
+    @property
+    def state(self) -> BreakerState:
+        with self._lock:
+            return super().state
+
+    def acquire(self) -> int | None:
+        with self._lock:
+            return super().acquire()
+
+    def success(self, generation: int) -> None:
+        with self._lock:
+            super().success(generation)
+
+    def failure(self, generation: int) -> None:
+        with self._lock:
+            super().failure(generation)
+
+    def release(self, generation: int) -> None:
+        with self._lock:
+            super().release(generation)
+
+    def try_again(self) -> None:
+        with self._lock:
+            super().try_again()

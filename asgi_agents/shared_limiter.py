@@ -1,0 +1,91 @@
+"""How many calls to an agent may be under way, on all event loops together."""
+
+from collections import deque
+from threading import RLock
+
+from .transports.event_loop import Wakeup
+
+
+class SharedLimiter:
+    """As :class:`~asgi_agents.limiter.Limiter`, for tasks of several event loops, each in a thread of its own.
+
+    Whoever waits is woken by its own event loop. The order is that in which they came, on whichever event loop.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._taken = 0
+        self._queue: deque[_Waiter] = deque()
+        # Reentrant: the garbage collector may close a coroutine of this thread, and so give a permit back, at any time.
+        self._lock = RLock()
+
+    @property
+    def taken(self) -> int:
+        """Permits held."""
+        return self._taken
+
+    @property
+    def waiting(self) -> int:
+        """Calls in the queue."""
+        return len(self._queue)
+
+    def try_acquire(self) -> bool:
+        """Take a permit if one is free; never jumps the queue."""
+        with self._lock:
+            if self._taken >= self.limit:
+                return False
+            self._taken += 1
+            return True
+
+    async def acquire(self) -> None:
+        """Wait for a permit. When cancelled, holds none."""
+        waiter = _Waiter()
+        with self._lock:
+            if self._taken < self.limit:
+                self._taken += 1
+                return
+            self._queue.append(waiter)
+        try:
+            await waiter.wait()
+        except BaseException:
+            with self._lock:
+                if waiter.granted:
+                    # The permit came in the same moment as the cancellation: pass it on.
+                    self.release()
+                else:
+                    self._queue.remove(waiter)
+            raise
+
+    def resize(self, limit: int) -> None:
+        """Change the limit. Permits over a smaller one are not taken back, only not given out again."""
+        with self._lock:
+            self.limit = limit
+            self._grant()
+
+    def release(self) -> None:
+        """Give a permit back, to the first in the queue if there is one."""
+        with self._lock:
+            self._taken -= 1
+            self._grant()
+
+    def _grant(self) -> None:
+        """Give the free permits to those who wait, except to those whose event loop does not run."""
+        passed_over: list[_Waiter] = []
+        while self._queue and self._taken < self.limit:
+            waiter = self._queue.popleft()
+            waiter.granted = waiter.wake()
+            if waiter.granted:
+                self._taken += 1
+            else:
+                passed_over.append(waiter)
+        self._queue.extendleft(reversed(passed_over))
+
+
+class _Waiter(Wakeup):
+    """A task in the queue."""
+
+    __slots__ = ("granted",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.granted = False
