@@ -159,7 +159,7 @@ class AgentContext(Struct, eq=False):
     def verdicts_forgotten(self) -> int:
         """How many verdicts are not among those of :attr:`decision` any more, or only with what was decided.
 
-        The newest 1,000 are remembered, within 1 MiB, and of a mutation no more than its size.
+        The newest 1,000 are remembered, within 2 MiB, and of a mutation no more than its size.
         """
         return self._forgotten + max(0, len(self._verdicts) - MAX_VERDICTS)
 
@@ -242,9 +242,8 @@ class AgentContext(Struct, eq=False):
             if not whole:
                 self._forgotten += 1
         if len(self._verdicts) >= 2 * MAX_VERDICTS or self._verdict_bytes > MAX_VERDICT_BYTES:
-            before = len(self._verdicts)
-            self._verdicts, self._verdict_bytes = newest(self._verdicts)
-            self._forgotten += before - len(self._verdicts)
+            self._verdicts, self._verdict_bytes, lost = newest(self._verdicts)
+            self._forgotten += lost
         if self._calls is not None:
             self._count(verdicts, len(telling))
 

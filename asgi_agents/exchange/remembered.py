@@ -25,7 +25,7 @@ from ..protocol import (
 
 #: How many verdicts of a connection are remembered, and how many bytes of memory these may take together.
 MAX_VERDICTS: Final = 1000
-MAX_VERDICT_BYTES: Final = 1024 * 1024
+MAX_VERDICT_BYTES: Final = 2 * 1024 * 1024
 #: How many bytes of header operations, given in answers to pieces of bodies, may wait for the head that they are for.
 MAX_WAITING_OP_BYTES: Final = 64 * 1024
 
@@ -34,13 +34,17 @@ _VERDICT_BYTES: Final = 320
 _OP_BYTES: Final = 128
 # When there is too much, so much is kept: it is not counted anew for each verdict.
 _KEPT: Final = MAX_VERDICT_BYTES * 3 // 4
+# Above this size an answer is long. It is shortened to so many texts of so many characters, as in an audit record.
+_LONG: Final = 12 * 1024
+_TEXTS: Final = 16
+_TEXT_LENGTH: Final = 129
 _NO_AUDIT: Final = ALLOW.audit
 
 
 def remembered(verdict: Verdict) -> tuple[Verdict, int, bool]:
     """What is kept of ``verdict``, about how many bytes that takes, and whether it is all but the mutated bytes.
 
-    Of an answer that would take all the room alone only the decision is kept.
+    An answer that would take all the room alone is shortened.
     """
     response = verdict.response
     if response is None or response is ALLOW:
@@ -52,28 +56,41 @@ def remembered(verdict: Verdict) -> tuple[Verdict, int, bool]:
             response_body_mutation=_without_bytes(response.response_body_mutation),
         )
         verdict = replace(verdict, response=response)
+    size = _weigh_response(response)
+    if size <= _KEPT:
+        return verdict, size, True
+    return *_shortened(verdict), False
+
+
+def newest(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], int, int]:
+    """The newest of ``verdicts``, about how many bytes they take, and how many were forgotten or shortened.
+
+    :func:`remembered` has given all of them. Long ones are shortened before others are forgotten.
+    """
+    kept: list[Verdict] = []
+    total = lost = 0
+    for verdict in reversed(verdicts):
+        size = _VERDICT_BYTES if verdict.response is None else _weigh_response(verdict.response)
+        if size > _LONG and total + size > _KEPT // 4:
+            verdict, size = _shortened(verdict)
+            lost += 1
+        if len(kept) == MAX_VERDICTS or total + size > _KEPT:
+            break
+        kept.append(verdict)
+        total += size
+    kept.reverse()
+    return kept, total, lost + len(verdicts) - len(kept)
+
+
+def _weigh_response(response: AgentResponse) -> int:
+    if response is ALLOW:
+        return _VERDICT_BYTES
     parts: list[object] = [] if type(response.decision) is Allow else [response.decision]
     if response.audit is not _NO_AUDIT:
         parts.append(response.audit)
-    fields = (response.websocket_decision, response.routing_metadata, response.request_headers, response.response_headers)
-    parts += filter(None, fields)
-    written = weigh(parts, _KEPT)
-    if written + _VERDICT_BYTES <= _KEPT:
-        return verdict, written + _VERDICT_BYTES, True
-    return replace(verdict, response=_outline(response)), _VERDICT_BYTES, False
-
-
-def newest(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], int]:
-    """The newest of ``verdicts``, all of which :func:`remembered` has given, and how many bytes they take."""
-    kept = 0
-    total = 0
-    for verdict in reversed(verdicts):
-        weight = remembered(verdict)[1]
-        if kept == MAX_VERDICTS or total + weight > _KEPT:
-            break
-        kept += 1
-        total += weight
-    return list(verdicts[len(verdicts) - kept :]), total
+    parts += (response.websocket_decision, response.routing_metadata)
+    parts += (response.request_headers, response.response_headers)
+    return _VERDICT_BYTES + weigh([part for part in parts if part], _KEPT)
 
 
 def weigh(value: object, limit: int) -> int:
@@ -128,25 +145,38 @@ def _without_bytes(mutation: BodyMutation | None) -> BodyMutation | None:
     return ForgottenMutation(None, mutation.chunk_index, len(mutation.data))
 
 
-def _outline(response: AgentResponse) -> AgentResponse:
-    """What an answer comes to, without anything that can be long."""
-    decision: Decision = Allow()
-    match response.decision:
+def _shortened(verdict: Verdict) -> tuple[Verdict, int]:
+    """What an answer comes to, and the beginning of what the agent wants remembered of it; and its size."""
+    response = verdict.response
+    assert response is not None
+    decision: Decision = response.decision
+    match decision:
         case Block(status):
             decision = Block(status)
         case Redirect(_, status):
             decision = Redirect("", status)
         case Challenge(kind):
-            decision = Challenge(kind[:128])
+            decision = Challenge(kind[:_TEXT_LENGTH])
         case _:
             pass
     close = response.websocket_decision
-    return replace(
+    audit = response.audit
+    response = replace(
         response,
         decision=decision,
         websocket_decision=WebSocketClose(close.code) if isinstance(close, WebSocketClose) else close,
         request_headers=(),
         response_headers=(),
         routing_metadata={},
-        audit=AuditMetadata(confidence=response.audit.confidence),
+        audit=AuditMetadata(
+            tags=_beginning(audit.tags),
+            rule_ids=_beginning(audit.rule_ids),
+            reason_codes=_beginning(audit.reason_codes),
+            confidence=audit.confidence,
+        ),
     )
+    return replace(verdict, response=response), _weigh_response(response)
+
+
+def _beginning(texts: Sequence[str]) -> Sequence[str]:
+    return [text[:_TEXT_LENGTH] for text in texts[:_TEXTS]]
