@@ -29,6 +29,7 @@ from ..protocol import (
 from ..protocol.codec import decode_value
 from ..protocol.stream import (
     EVENT_OF_MESSAGE,
+    MAX_HANDSHAKE_REQUEST_BYTES,
     AgentCapabilities,
     CallIds,
     Cancel,
@@ -49,6 +50,7 @@ from ..protocol.stream import (
 )
 from ..transports.wire import Wire
 from .dispatch import Call, Dispatcher
+from .held import EVENT_BYTES, MAX_HELD_BYTES, Budget, Intake
 from .hooks import Hooks, NoAnswer
 
 logger: Final = logging.getLogger("asgi_agents.serve")
@@ -61,6 +63,7 @@ _BATCH_BYTES: Final = 64 * 1024
 # Should it, against all order, reach somebody who still waits: it is no verdict.
 _CANCELLED: Final = AgentResponse(version=0, audit=AuditMetadata(reason_codes=["cancelled"]))
 _MALFORMED: Final = "the event is malformed"
+_BUSY: Final = "too many events of the connection are unanswered"
 _KNOWN_ENCODINGS: Final = frozenset(encoding.value for encoding in Encoding)
 
 
@@ -75,6 +78,7 @@ class Service:
         max_concurrency: int,
         max_body_size: int,
         tasks: TaskGroup,
+        max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
         self.hooks = hooks
         self.framing = framing
@@ -82,6 +86,8 @@ class Service:
         self.max_body_size = max_body_size
         #: Events that a connection may have unanswered: what fits the limit, and generously more.
         self.max_unanswered = 10 * max_concurrency + 1000
+        #: And the bytes that these, and frames that have begun, may hold over all connections.
+        self.budget = Budget(max_held_bytes)
         self.dispatcher = Dispatcher(tasks, max_concurrency)
         self.connections: set[Connection] = set()
         self.draining = False
@@ -123,6 +129,9 @@ class Connection:
         self._service = service
         self._dispatcher = service.dispatcher
         self._reader = FrameReader(self.framing)
+        self._intake = Intake(service.budget, self._reader, service.hooks.name, self._fail)
+        # Of the frame that is being dealt with.
+        self._frame_bytes = 0
         self._wire: Wire
         self._batch: list[bytes] | None = None
         self._batch_bytes = 0
@@ -136,6 +145,7 @@ class Connection:
 
     def connected(self, wire: Wire) -> None:
         self._wire = wire
+        self._intake.start(wire)
         if self._service.stopped:
             wire.abort()
             return
@@ -147,6 +157,7 @@ class Connection:
         self._begin_batch()
         try:
             for frame in self._reader.feed(data):
+                self._frame_bytes = len(frame)
                 self._received(frame)
                 if self._deaf:
                     break
@@ -154,9 +165,11 @@ class Connection:
             self._fail(str(exc))
         finally:
             self._end_batch()
+        self._intake.noted()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deaf = self._lost = True
+        self._intake.close()
         self._service.connections.discard(self)
         self.waiting.clear()
         for line in self._lines.values():
@@ -215,6 +228,10 @@ class Connection:
         if self._lost:
             return
         if call.ordered:
+            # Until its turn comes the answer is held in place of the event.
+            call.event = None
+            self._intake.add(len(answer) + EVENT_BYTES - call.size)
+            call.size = len(answer) + EVENT_BYTES
             self._send_due(call.ids.correlation_id)
             if call.ids.correlation_id and "" in self._lines:
                 self._send_due("")
@@ -230,6 +247,8 @@ class Connection:
         call = Call(self, ids, event.event_type, event, suspends)
         if isinstance(event, BodyChunkEvent) and len(event.data) > self._service.max_body_size:
             self._refuse(call, f"the body is larger than max_body_size, {self._service.max_body_size} bytes")
+        elif self._intake.refusing:
+            self._refuse(call, _BUSY)
         else:
             self._admit(call)
 
@@ -240,6 +259,7 @@ class Connection:
 
     def _refuse(self, call: Call, reason: str) -> None:
         call.suspends = False
+        call.event = None
         call.refusal = self.refusal(call, reason, reason)
         self._admit(call)
 
@@ -262,6 +282,8 @@ class Connection:
         if call.ordered:
             self._ordered[call] = None
         self.unanswered += 1
+        call.size = EVENT_BYTES + (self._frame_bytes if call.refusal is None else len(call.refusal))
+        self._intake.add(call.size)
         if self.unanswered > self._service.max_unanswered:
             self._fail(f"more than {self._service.max_unanswered} of its events are unanswered")
             return False
@@ -274,6 +296,7 @@ class Connection:
             del self._lines[call.ids.correlation_id]
         self._ordered.pop(call, None)
         self.unanswered -= 1
+        self._intake.add(-call.size)
 
     def _send_due(self, correlation_id: str) -> None:
         """Send the answers of a line whose turn has come."""
@@ -366,6 +389,7 @@ class V2Connection(Connection):
         self._encoding: Encoding | None = None
         self._introduced = anyio.Event()
         self._unsent_pong: bytes | None = None
+        self._reader.max_bytes = MAX_HANDSHAKE_REQUEST_BYTES
 
     def connected(self, wire: Wire) -> None:
         super().connected(wire)
@@ -396,12 +420,13 @@ class V2Connection(Connection):
             self._wire.abort()
 
     def _received(self, frame: bytes) -> None:
-        message_type, payload = frame[0], frame[1:]
+        # Without copying what can be long.
+        message_type, payload = frame[0], memoryview(frame)[1:]
         encoding = self._encoding
         if encoding is None:
             if message_type != MessageType.HANDSHAKE_REQUEST:
                 raise AgentProtocolError(f"expected a handshake, got a message of type {message_type:#04x}")
-            self._handshake(payload)
+            self._handshake(bytes(payload))
             return
         event_type = EVENT_OF_MESSAGE.get(message_type)
         if event_type is not None:
@@ -413,7 +438,7 @@ class V2Connection(Connection):
             else:
                 self._heard(ids, event)
         elif message_type == MessageType.PING:
-            pong = encode_frame(MessageType.PONG, payload)
+            pong = encode_frame(MessageType.PONG, bytes(payload))
             if self.stalled:
                 # One that doesn't read is owed no more than one.
                 self._unsent_pong = pong
@@ -433,6 +458,7 @@ class V2Connection(Connection):
             return
         known = [Encoding(name) for name in request.supported_encodings if name in _KNOWN_ENCODINGS]
         self._encoding = known[0] if known else Encoding.JSON
+        self._reader.max_bytes = self.framing.max_bytes
         self._introduced.set()
         response = HandshakeResponse(
             protocol_version=PROTOCOL_VERSION,
