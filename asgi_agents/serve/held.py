@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ..protocol.stream import FrameReader
+from ..protocol.stream import MAX_FRAME_BYTES, FrameReader
 from ..transports.background import Timer
 from ..transports.partial import FrameDeadline
 from ..transports.wire import Wire
 
 logger: Final = logging.getLogger("asgi_agents.serve")
 
-#: Bytes that are held over all connections of an address, if not said otherwise. Above twice as many the connection
-#: that sends more is closed.
+#: Bytes that are held over all connections of an address, if not said otherwise. Above twice as many, and a frame, the
+#: connection that sends more is closed.
 MAX_HELD_BYTES: Final = 32 * 1024 * 1024
 #: The part of it that the unanswered events of one connection may hold.
 SHARE: Final = 1 / 8
@@ -45,6 +45,8 @@ class Budget:
     def __init__(self, limit: int = MAX_HELD_BYTES) -> None:
         self.limit = limit
         self.share = max(1, int(limit * SHARE))
+        #: What is never exceeded.
+        self.most = 2 * limit + MAX_FRAME_BYTES
         self.total = 0
         # In the order in which they began to hold anything, and to wait.
         self._holding: dict[Intake, None] = {}
@@ -154,8 +156,8 @@ class Intake:
         budget = self._budget
         if self.refusing and self.unanswered - self._refused_from > budget.share:
             self._fail(f"it goes on sending events while {self.unanswered} bytes of them are unanswered")
-        elif budget.total > 2 * budget.limit:
-            self._fail(f"all connections together hold more than {2 * budget.limit} bytes")
+        elif budget.total > budget.most:
+            self._fail(f"all connections together hold more than {budget.most} bytes")
         elif budget.may_read(self):
             self.refusing = False
         elif not (self.refusing or self._paused) and self._wire is not None:
