@@ -7,14 +7,14 @@ import pytest
 
 from asgi_agents.pieces import Pieces
 
-MIB = 1024 * 1024
+SIZE = 256 * 1024
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_comes_out_is_what_went_in(seed: int) -> None:
-    draw = random.Random(seed)
+    draw = random.Random(seed)  # noqa: S311 - not a secret
     pieces, expected, taken = Pieces(), b"", b""
-    for _ in range(3000):
+    for _ in range(1000):
         size = draw.choice((0, 1, 2, 5, 1023, 1024, 1025))
         data = draw.randbytes(size)
         pieces.append(data)
@@ -32,16 +32,16 @@ def test_small_pieces_take_little_more_memory_than_what_is_in_them(size: int) ->
     pieces = Pieces()
     tracemalloc.start()
     try:
-        for number in range(MIB // size):
+        for number in range(SIZE // size):
             pieces.append(bytes([number % 251]) * size)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert pieces.size >= MIB - size
-    assert held < 1.2 * MIB
+    assert pieces.size >= SIZE - size
+    assert held < 1.2 * SIZE + 32 * 1024
 
 
 def test_one_piece_is_not_copied() -> None:
-    pieces, data = Pieces(), bytes(MIB)
+    pieces, data = Pieces(), bytes(SIZE)
     pieces.append(data)
     assert pieces.take() is data
