@@ -18,6 +18,7 @@ from msgspec.structs import asdict, force_setattr
 from ..errors import AgentProtocolError, EventTooLargeError
 from .codec import Encoding, answer_to_wire, decode_value, encode_value
 from .events import EVENT_CLASSES, ConfigureEvent, Event, EventType, RequestHeadersEvent
+from .extraction import LONG, extract_data
 from .responses import ALLOW, PROTOCOL_VERSION, AgentResponse, Answer, AuditMetadata
 
 #: The longest frame, type byte included, and the longest of the older framing.
@@ -81,6 +82,10 @@ _JSON: Final = Encoding.JSON
 EVENT_OF_MESSAGE: Final[Mapping[int, EventType]] = {
     int(message_type): event_type for event_type, message_type in MESSAGE_OF_EVENT.items()
 }
+
+_MESSAGES_WITH_DATA: Final = frozenset(
+    {MessageType.REQUEST_BODY_CHUNK, MessageType.RESPONSE_BODY_CHUNK, MessageType.WEBSOCKET_FRAME}
+)
 
 #: The numbers by which a handshake names events.
 EVENT_NUMBERS: Final[Mapping[EventType, int]] = {
@@ -333,6 +338,9 @@ class FrameReader:
         self.pending = False
         #: How many frames have begun to come in one read and did not end in it.
         self.divided = 0
+        #: Whether long events in JSON are given without their data, which is :attr:`data` then until the next frame.
+        self.extracts = False
+        self.data: bytes | None = None
         # What has come of a length, and of the frame behind it. A BytesIO hands its bytes over without copying them.
         self._length = b""
         self._frame: BytesIO | None = None
@@ -401,8 +409,18 @@ class FrameReader:
     def _take(self) -> bytes:
         """The frame that is complete. Nothing here keeps it alive."""
         assert self._frame is not None
-        frame, self._frame = self._frame.getvalue(), None
-        return frame
+        buffer, self._frame = self._frame, None
+        if self.extracts and buffer.tell() >= LONG and buffer.getbuffer()[0] in _MESSAGES_WITH_DATA:
+            extracted = extract_data(buffer)
+            if extracted is not None:
+                frame, self.data = extracted
+                return frame
+        return buffer.getvalue()
+
+    def take_data(self) -> bytes | None:
+        """The data of the event whose frame was given last, if it was taken out."""
+        data, self.data = self.data, None
+        return data
 
 
 def _describe_length(prefix: bytes, length: int, max_bytes: int) -> str:

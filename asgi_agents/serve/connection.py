@@ -9,6 +9,7 @@ import anyio
 from anyio import move_on_after
 from anyio.abc import TaskGroup
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from ..errors import AgentProtocolError
 from ..protocol import (
@@ -157,7 +158,7 @@ class Connection:
         self._begin_batch()
         try:
             for frame in self._reader.feed(data):
-                self._frame_bytes = len(frame)
+                self._frame_bytes = len(frame) + len(self._reader.data or b"")
                 self._received(frame)
                 if self._deaf:
                     break
@@ -430,9 +431,12 @@ class V2Connection(Connection):
             return
         event_type = EVENT_OF_MESSAGE.get(message_type)
         if event_type is not None:
+            data = self._reader.take_data()
             ids = decode_payload_ids(payload, encoding)
             try:
                 event = decode_payload(event_type, payload, encoding)
+                if data is not None:
+                    event = replace(event, data=data)
             except AgentProtocolError as exc:
                 self._malformed(ids, event_type, exc)
             else:
@@ -459,6 +463,7 @@ class V2Connection(Connection):
         known = [Encoding(name) for name in request.supported_encodings if name in _KNOWN_ENCODINGS]
         self._encoding = known[0] if known else Encoding.JSON
         self._reader.max_bytes = self.framing.max_bytes
+        self._reader.extracts = self._encoding is Encoding.JSON
         self._introduced.set()
         response = HandshakeResponse(
             protocol_version=PROTOCOL_VERSION,
