@@ -1,11 +1,9 @@
 """What is kept of an agent's answer once it was acted on, and how much of it. Pure."""
 
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
-from msgspec import Struct
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from ..decision import Verdict
 from ..protocol import (
@@ -22,6 +20,7 @@ from ..protocol import (
     Redirect,
     WebSocketClose,
 )
+from ..weighing import weigh
 
 #: How many verdicts of a connection are remembered, and how many bytes of memory these may take together.
 MAX_VERDICTS: Final = 1000
@@ -91,29 +90,6 @@ def _weigh_response(response: AgentResponse) -> int:
     parts += (response.websocket_decision, response.routing_metadata)
     parts += (response.request_headers, response.response_headers)
     return _VERDICT_BYTES + weigh([part for part in parts if part], _KEPT)
-
-
-def weigh(value: object, limit: int) -> int:
-    """About how many bytes of memory ``value`` takes with all that is in it; no more is counted above ``limit``."""
-    total = 0
-    unseen: list[Any] = [value]
-    # What leads back to itself ends at the limit.
-    while unseen and total <= limit:
-        each = unseen.pop()
-        if each is None or isinstance(each, bool):
-            total += 8
-            continue
-        total += sys.getsizeof(each)
-        if isinstance(each, str | bytes | int | float):
-            continue
-        if isinstance(each, Struct):
-            unseen += astuple(each)
-        elif isinstance(each, Mapping):
-            total += 16 * len(each)
-            unseen += [part for item in each.items() for part in item] if len(each) <= limit else ()
-        elif isinstance(each, list | tuple | set | frozenset):
-            unseen += each if len(each) <= limit else ()
-    return total
 
 
 def weigh_ops(ops: Sequence[HeaderOp]) -> int:

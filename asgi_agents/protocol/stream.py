@@ -12,7 +12,7 @@ from enum import IntEnum, StrEnum
 from io import BytesIO
 from typing import Any, Final
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import asdict, force_setattr
 
 from ..errors import AgentProtocolError, EventTooLargeError
@@ -321,8 +321,14 @@ class _AnswerIds(Struct):
 class _PayloadIds(Struct):
     correlation_id: str = ""
     call_id: int | UnsetType = UNSET
-    traceparent: Any = None
-    metadata: Any = None
+    # As they are spelt: whatever else they are must not be built for nothing.
+    traceparent: Raw | UnsetType = UNSET
+    metadata: Raw | UnsetType = UNSET
+
+
+class _MetadataIds(Struct):
+    correlation_id: Raw | UnsetType = UNSET
+    traceparent: Raw | UnsetType = UNSET
 
 
 class FrameReader:
@@ -493,15 +499,28 @@ def _with_fields(payload: bytes, added: bytes, encoding: Encoding) -> bytes:
 def decode_payload_ids(payload: bytes | memoryview, encoding: Encoding) -> CallIds:
     """The ids at the top of an event's payload, or within its metadata."""
     found: _PayloadIds = decode_value(_PayloadIds, payload, encoding)
-    correlation_id, traceparent = found.correlation_id, _text(found.traceparent)
-    if isinstance(found.metadata, dict):
-        correlation_id = correlation_id or _text(found.metadata.get("correlation_id"))
-        traceparent = traceparent or _text(found.metadata.get("traceparent"))
+    correlation_id, traceparent = found.correlation_id, _text(found.traceparent, encoding)
+    if found.metadata is not UNSET and not (correlation_id and traceparent):
+        try:
+            within: _MetadataIds = decode_value(_MetadataIds, memoryview(found.metadata), encoding)
+        except AgentProtocolError:
+            # No map.
+            within = _MetadataIds()
+        correlation_id = correlation_id or _text(within.correlation_id, encoding)
+        traceparent = traceparent or _text(within.traceparent, encoding)
     return CallIds(correlation_id, found.call_id, traceparent)
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+def _text(spelt: Raw | UnsetType, encoding: Encoding) -> str:
+    """The text that ``spelt`` is; empty where it is anything else."""
+    if spelt is UNSET:
+        return ""
+    assert isinstance(spelt, Raw)
+    try:
+        text: str = decode_value(str, memoryview(spelt), encoding)
+    except AgentProtocolError:
+        return ""
+    return text
 
 
 def decode_payload(event_type: EventType, payload: bytes | memoryview, encoding: Encoding) -> Event:

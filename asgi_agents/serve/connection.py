@@ -24,6 +24,7 @@ from ..protocol import (
     Event,
     EventType,
     RequestHeadersEvent,
+    WebSocketFrameEvent,
     decode_event,
     encode_answer,
 )
@@ -50,6 +51,7 @@ from ..protocol.stream import (
     now_ms,
 )
 from ..transports.wire import Wire
+from ..weighing import weigh
 from .dispatch import Call, Dispatcher
 from .held import EVENT_BYTES, MAX_HELD_BYTES, Budget, Intake
 from .hooks import Hooks, NoAnswer
@@ -65,6 +67,8 @@ _BATCH_BYTES: Final = 64 * 1024
 _CANCELLED: Final = AgentResponse(version=0, audit=AuditMetadata(reason_codes=["cancelled"]))
 _MALFORMED: Final = "the event is malformed"
 _BUSY: Final = "too many events of the connection are unanswered"
+# Events whose frames are no longer count for that length.
+_SHORT: Final = 16 * 1024
 _KNOWN_ENCODINGS: Final = frozenset(encoding.value for encoding in Encoding)
 
 
@@ -283,7 +287,13 @@ class Connection:
         if call.ordered:
             self._ordered[call] = None
         self.unanswered += 1
-        call.size = EVENT_BYTES + (self._frame_bytes if call.refusal is None else len(call.refusal))
+        if call.refusal is not None:
+            call.size = EVENT_BYTES + len(call.refusal)
+        elif self._frame_bytes <= _SHORT or isinstance(call.event, BodyChunkEvent | WebSocketFrameEvent):
+            call.size = EVENT_BYTES + self._frame_bytes
+        else:
+            # Many short texts take much more memory than what they are spelt in.
+            call.size = EVENT_BYTES + max(self._frame_bytes, weigh(call.event, self._service.budget.limit))
         self._intake.add(call.size)
         if self.unanswered > self._service.max_unanswered:
             self._fail(f"more than {self._service.max_unanswered} of its events are unanswered")

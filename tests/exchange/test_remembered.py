@@ -24,9 +24,9 @@ from asgi_agents.exchange.remembered import (
     compacted,
     newest,
     remembered,
-    weigh,
 )
 from asgi_agents.protocol import ALLOW, Block, Challenge, ForgottenMutation, Redirect, WebSocketClose
+from asgi_agents.weighing import weigh
 
 from .asgi import App, Client, Probe, body, guarded, start
 from .test_context import context_of

@@ -8,9 +8,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio import fail_after
+from msgspec.structs import replace
 
-from asgi_agents import Agent, AgentResponse, RequestBodyChunkEvent
-from asgi_agents.protocol import Encoding, encode_event, stream
+from asgi_agents import Agent, AgentResponse, RequestBodyChunkEvent, RequestHeadersEvent
+from asgi_agents.protocol import Encoding, Headers, encode_event, stream
 from asgi_agents.protocol.stream import (
     MAX_HANDSHAKE_REQUEST_BYTES,
     Cancel,
@@ -25,7 +26,7 @@ from asgi_agents.serve import held
 from asgi_agents.serve.connection import Service
 
 from .client import RawClient, connected
-from .test_stream import Gated, Instant, body_of, chunk, serving
+from .test_stream import Gated, Instant, body_of, chunk, head, serving
 
 KIB = 1024
 PAYLOAD = 8 * KIB
@@ -258,3 +259,16 @@ async def test_frames_that_have_begun_are_held_within_the_budget_of_all(services
         # The oldest of them is always read from, and the others a little further than they should be.
         assert budget.total < 2 * limit + 3 * 512 * KIB
         tasks.cancel_scope.cancel()
+
+
+async def test_an_event_of_many_short_texts_counts_for_the_memory_that_it_takes(services: list[Service]) -> None:
+    class Waits(Agent):
+        async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+            await anyio.sleep_forever()
+
+    event = replace(head(), headers=Headers({f"x{number}": ["y"] for number in range(10_000)}))
+    async with serving(Waits()) as address, connected(address) as client:
+        frame = client.spell(event)
+        await client.send(frame)
+        budget = services[0].budget
+        await settles(lambda: budget.total > 5 * len(frame))
