@@ -39,7 +39,10 @@ class Agent:
     """
 
     async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
-        """The agent is being connected; ``event.config`` is its ``AgentConfig.config``. Raise to refuse it."""
+        """The agent is being connected; ``event.config`` is its ``AgentConfig.config``. Raise to refuse it.
+
+        Where that is None, only an agent in the middleware's own process is called, with None.
+        """
         return None
 
     async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse | None:
@@ -79,8 +82,9 @@ class Agent:
 def check_agent(where: str, agent: Agent) -> None:
     """Raise :class:`ConfigurationError`, beginning with ``where``, for an agent whose hooks can't be called as written.
 
-    That is one with an attribute ``on_…`` that is no hook, with a hook that can't be awaited, or with no hook at all
-    but :meth:`Agent.on_configure`. One that overrides :attr:`Agent.events` says itself what it hears.
+    That is one with an attribute ``on_…`` that is no hook, with a hook that can't be awaited or takes other parameters
+    than the event, or with no hook at all but :meth:`Agent.on_configure`. One that overrides :attr:`Agent.events` says
+    itself what it hears.
     """
     name = type(agent).__name__
     for attribute in _attributes(agent):
@@ -91,6 +95,10 @@ def check_agent(where: str, agent: Agent) -> None:
     for hook in HOOKS.values():
         if _overrides(agent, hook) and (fault := _fault_of(getattr(agent, hook))):
             raise ConfigurationError(f"{where}: {name}.{hook} is {fault}, expected an 'async def' without 'yield'")
+        if _overrides(agent, hook) and (parameters := _wrong_parameters(agent, hook)) is not None:
+            raise ConfigurationError(
+                f"{where}: {name}.{hook}{parameters} can't be called with an event alone, expected {hook}(self, event)"
+            )
     declares = getattr(type(agent), "events", None) is not Agent.events
     if not declares and agent.events <= {EventType.CONFIGURE}:
         right = ", ".join(hook for event_type, hook in HOOKS.items() if event_type is not EventType.CONFIGURE)
@@ -121,6 +129,26 @@ def _fault_of(hook: object) -> str | None:
     with suppress(ValueError):
         function = inspect.unwrap(function, stop=lambda wrapper: _fault_of_function(wrapper) != _PLAIN)
     return _fault_of_function(function)
+
+
+def _wrong_parameters(agent: Agent, hook: str) -> str | None:
+    """The parameters of a hook that can't be called with an event and nothing else, as they are written.
+
+    A function that wraps another counts by its own parameters, which are those that it is called with.
+    """
+    called = getattr(agent, hook)
+    function = getattr(called, "__func__", called)
+    try:
+        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+    except (TypeError, ValueError):
+        # One that nobody can look into, as of a built-in.
+        return None
+    with suppress(TypeError, ValueError):  # ValueError: a method that takes nothing at all, not even itself
+        inspect.signature(called, follow_wrapped=False).bind(None)
+        return None
+    plain = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
+    static = isinstance(inspect.getattr_static(agent, hook), staticmethod)
+    return f"{inspect.Signature(plain)}{', a static method,' if static else ''}"
 
 
 _PLAIN = "a plain function"

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from .errors import ConfigurationError
+from .naming import named
 
 #: Says whether a request may be answered: True, False (403), or the response that refuses it.
 Authorise = Callable[[Request], bool | Response | Awaitable[bool | Response]]
@@ -15,7 +16,7 @@ Authorise = Callable[[Request], bool | Response | Awaitable[bool | Response]]
 def require_authorise(where: str, authorise: object) -> None:
     """Raise :class:`ConfigurationError` for what can't be asked."""
     if authorise is not None and not callable(authorise):
-        raise ConfigurationError(f"{where}: authorise={authorise!r}, expected a callable that takes a request")
+        raise ConfigurationError(f"{where}: authorise={named(authorise)}, expected a callable that takes a request")
 
 
 async def refusal(authorise: Authorise | None, request: Request) -> Response | None:

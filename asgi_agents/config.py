@@ -7,12 +7,14 @@ from typing import Any, ClassVar, Final, Literal
 
 from .agent import Agent, check_agent
 from .errors import ConfigurationError
+from .naming import named
 from .protocol import TOKEN, EventType
 from .protocol.headers import as_one_spelling
 from .protocol.stream import Framing
 from .protocol.validation import is_untouchable
 from .redaction import redact_secrets
 from .transports import InProcessTransport, StreamTransport, Transport
+from .transports.wire import nearest_address
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
@@ -36,10 +38,28 @@ def _require_member(where: str, name: str, value: object, kind: type) -> None:
 
 
 class FailureMode(StrEnum):
-    """What a failed call means for the connection: CLOSED stops it, OPEN lets it go on without the agent."""
+    """What a failed call means for the connection: CLOSED stops it, OPEN lets it go on without the agent.
+
+    Wherever one is expected, its name does as well: ``"closed"`` or ``"open"``.
+    """
 
     CLOSED = "closed"
     OPEN = "open"
+
+
+FailureModeName = Literal["closed", "open"]
+BodyModeName = Literal["buffer", "stream", "hybrid"]
+
+
+def as_failure_mode(shown: str, given: object) -> FailureMode:
+    """The failure mode, given as such or by its name.
+
+    ``shown`` begins the message of the :class:`ConfigurationError` for anything else: what was given, and where.
+    """
+    try:
+        return FailureMode(given)  # type: ignore[arg-type]
+    except ValueError:
+        raise ConfigurationError(f"{shown}, expected the failure mode 'closed' or 'open'") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +68,11 @@ class BodyMode:
 
     ``BUFFER``: all of it at once, before anything of it is passed on. ``STREAM``: piece by piece as it comes.
     ``BodyMode.hybrid(threshold)``: buffered up to ``threshold`` bytes, the rest piece by piece.
+
+    ``AgentConfig`` takes the names as well: ``"buffer"``, ``"stream"``, and ``"hybrid"`` for the default threshold.
     """
 
-    name: Literal["buffer", "stream", "hybrid"]
+    name: BodyModeName
     threshold: int = 0
 
     BUFFER: ClassVar["BodyMode"]
@@ -72,6 +94,19 @@ class BodyMode:
 
 BodyMode.BUFFER = BodyMode("buffer")
 BodyMode.STREAM = BodyMode("stream")
+
+
+def _as_body_mode(where: str, name: str, given: object) -> BodyMode:
+    match given:
+        case BodyMode():
+            return given
+        case "hybrid":
+            return BodyMode.hybrid()
+        case "buffer" | "stream":
+            return BodyMode(given)
+    raise ConfigurationError(
+        f"{where}: {name}={named(given)}, expected 'buffer', 'stream', 'hybrid' or BodyMode.hybrid(threshold=...)"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,13 +189,13 @@ class AgentConfig:
     transport: Agent | Transport | StreamTransport | str | Sequence[str]
     _: KW_ONLY
     events: Iterable[EventType] | None = None
-    failure_mode: FailureMode = FailureMode.CLOSED
+    failure_mode: FailureMode | FailureModeName = FailureMode.CLOSED
     timeout: float = 1.0
     chunk_timeout: float = 5.0
     max_concurrent_calls: int = 100
     circuit_breaker: CircuitBreakerConfig | None = CircuitBreakerConfig()
-    request_body_mode: BodyMode = BodyMode.BUFFER
-    response_body_mode: BodyMode = BodyMode.BUFFER
+    request_body_mode: BodyMode | BodyModeName = BodyMode.BUFFER
+    response_body_mode: BodyMode | BodyModeName = BodyMode.BUFFER
     max_request_body_bytes: int | None = None
     max_response_body_bytes: int | None = None
     body_access: Literal["read", "write"] = "read"
@@ -184,7 +219,8 @@ class AgentConfig:
         where = f"AgentConfig({self.id!r})"
         object.__setattr__(self, "transport", _resolve_transport(where, self.transport))
         object.__setattr__(self, "events", _resolve_events(where, self.reach, self.events))
-        _require_member(where, "failure_mode", self.failure_mode, FailureMode)
+        shown = f"{where}: failure_mode={named(self.failure_mode)}"
+        object.__setattr__(self, "failure_mode", as_failure_mode(shown, self.failure_mode))
         _require_seconds(where, "timeout", self.timeout)
         _require_seconds(where, "chunk_timeout", self.chunk_timeout)
         _require_int(where, "max_concurrent_calls", self.max_concurrent_calls, at_least=1)
@@ -193,7 +229,7 @@ class AgentConfig:
                 f"{where}: circuit_breaker={self.circuit_breaker!r}, expected a CircuitBreakerConfig or None"
             )
         for name in ("request_body_mode", "response_body_mode"):
-            _require_member(where, name, getattr(self, name), BodyMode)
+            object.__setattr__(self, name, _as_body_mode(where, name, getattr(self, name)))
         for name in ("max_request_body_bytes", "max_response_body_bytes"):
             if getattr(self, name) is not None:
                 _require_int(where, name, getattr(self, name), at_least=1)
@@ -206,6 +242,24 @@ class AgentConfig:
             _require_member(where, name, getattr(self, name), bool)
         object.__setattr__(self, "after", _resolve_after(where, self.id, self.after))
         object.__setattr__(self, "sets", _resolve_sets(where, self.sets, may_set_host=self.may_set_host))
+
+    @property
+    def fails(self) -> FailureMode:
+        """The failure mode, resolved from what was given."""
+        assert isinstance(self.failure_mode, FailureMode)
+        return self.failure_mode
+
+    @property
+    def request_bodies(self) -> BodyMode:
+        """How request bodies are shown, resolved from what was given."""
+        assert isinstance(self.request_body_mode, BodyMode)
+        return self.request_body_mode
+
+    @property
+    def response_bodies(self) -> BodyMode:
+        """How response bodies are shown, resolved from what was given."""
+        assert isinstance(self.response_body_mode, BodyMode)
+        return self.response_body_mode
 
     @property
     def reach(self) -> Transport | StreamTransport:
@@ -239,10 +293,10 @@ def _resolve_transport(where: str, given: object) -> Transport | StreamTransport
 
             return HttpTransport(given)
         if not given.startswith(_STREAM_SCHEMES):
-            raise ConfigurationError(
-                f"{where}: transport={redact_secrets(given)!r}, expected an http://, https://, unix:// or tcp:// "
-                "URL, an Agent or a Transport"
+            right = nearest_address(given, or_http=True) or (
+                "an http://, https://, unix:// or tcp:// URL, an Agent or a Transport"
             )
+            raise ConfigurationError(f"{where}: transport={redact_secrets(given)!r}, expected {right}")
         return _stream_transport(where, given)
     if isinstance(given, list | tuple):
         if not all(isinstance(item, str) and item.startswith(_STREAM_SCHEMES) for item in given):
@@ -253,7 +307,7 @@ def _resolve_transport(where: str, given: object) -> Transport | StreamTransport
     if isinstance(given, type) and issubclass(given, Agent):
         raise ConfigurationError(f"{where}: transport={given.__name__}, expected an instance: {given.__name__}()")
     if not isinstance(given, Transport | StreamTransport):
-        raise ConfigurationError(f"{where}: transport={given!r}, expected an Agent, a URL or a Transport")
+        raise ConfigurationError(f"{where}: transport={named(given)}, expected an Agent, a URL or a Transport")
     return given
 
 

@@ -4,9 +4,8 @@ from typing import Annotated
 
 from starlette.requests import HTTPConnection
 
-from .errors import ConfigurationError, NoAgentContextError, printable
+from .errors import ConfigurationError
 from .exchange import AgentContext
-from .exchange.context import STATE_KEY
 
 try:
     from fastapi import Depends
@@ -20,14 +19,7 @@ async def agent_context(connection: HTTPConnection) -> AgentContext:
     What :data:`Agents` depends on: tests can replace it in ``app.dependency_overrides``. Raises
     :class:`NoAgentContextError` where no agents are asked about the path.
     """
-    context = connection.scope.get("state", {}).get(STATE_KEY)
-    if isinstance(context, AgentContext):
-        return context
-    raise NoAgentContextError(
-        f"the handler of {printable(connection.scope['path'])!r} asks for its agents, and this path has none; expected"
-        " protect(app, agents=[...]) or an AgentMiddleware around the app, and where that has routes, one that gives"
-        " agents to this path, or default_agents"
-    )
+    return AgentContext.of(connection)
 
 
 #: The type of a handler's parameter that is to be the connection's :class:`AgentContext`.

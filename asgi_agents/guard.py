@@ -18,6 +18,7 @@ from .attributes import AGENT_ID, EVENT, ROUTE
 from .breaker import BreakerState, CircuitBreaker
 from .cancellation import cancel_requests, given_up, raise_swallowed, was_asked_for
 from .config import AgentConfig, FailureMode
+from .consequence import consequence_of
 from .decision import Failure, FailureKind, Verdict
 from .errors import (
     AgentConnectionError,
@@ -30,6 +31,7 @@ from .errors import (
     origin_of,
     printable,
 )
+from .given_config import GivenConfig
 from .limiter import Limiter
 from .metrics import AgentMetrics, AgentStatistics, Series, Tally
 from .protocol import (
@@ -386,7 +388,10 @@ class Guard:
 
     @property
     def _needs_configuration(self) -> bool:
-        return self.client is None and (EventType.CONFIGURE in self.hears or self.config.config is not None)
+        if self.config.config is None:
+            # An agent in the same process is told that it is being connected; others may refuse what says nothing.
+            return not self._transport.remote and EventType.CONFIGURE in self.hears
+        return self.client is None
 
     def _client_changed(self, came_up: bool) -> None:
         assert self.client is not None
@@ -525,7 +530,13 @@ class Guard:
             if now >= self._quiet_until:
                 self._failing = True
                 self._quiet_until = now + _LOG_INTERVAL
-                logger.warning("%s (logged once until it answers again)", verdict.failure.message)
+                place = getattr(self.config.reach, "address", "")
+                logger.warning(
+                    "%s; %s (%slogged once until it answers again)",
+                    verdict.failure.message,
+                    consequence_of(verdict),
+                    f"it is at {place}; " if place else "",
+                )
         return series
 
     def _verdict(
@@ -716,6 +727,8 @@ class Guard:
             self._configuring = None
 
     async def _hand_over(self, config: Any, timeout: float, started: float) -> None:
+        if self.local and type(config) is dict:
+            config = GivenConfig(config)
         event = ConfigureEvent(agent_id=self.config.id, config=config)
         answer = await self._deliver(_Call(event, FailureMode.CLOSED, None, timeout, started))
         if not self._checked(event.event_type, answer).is_allow:
@@ -742,9 +755,10 @@ class Guard:
                 return Failure(FailureKind.ERROR, self._describe(event_type, str(exc)))
             case _:
                 # Not str(exc): an agent's own exception may carry the data that it choked on.
-                return Failure(
-                    FailureKind.ERROR, self._describe(event_type, f"raised {type(exc).__name__} at {origin_of(exc)}")
-                )
+                fault = f"raised {type(exc).__name__} at {origin_of(exc)}"
+                if event_type is EventType.CONFIGURE and self.config.config is None and isinstance(exc, TypeError):
+                    fault += "; its AgentConfig has no config, expected AgentConfig(..., config={...})"
+                return Failure(FailureKind.ERROR, self._describe(event_type, fault))
 
     def _describe(self, event_type: EventType, fault: str) -> str:
         # A fault may quote what the agent sent.

@@ -7,7 +7,7 @@ import anyio
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .config import DEFAULT_MAX_BODY_BYTES, FailureMode
+from .config import DEFAULT_MAX_BODY_BYTES, FailureMode, FailureModeName
 from .decision import FailureKind, Verdict, is_denied
 from .guard import Guard
 from .protocol import ALLOW, BodyChunkEvent, Event, EventType, RequestHeadersEvent
@@ -31,7 +31,8 @@ _REQUESTS = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
 # To look a member of an enumeration up by its name takes long (CPython 3.11).
 _REQUEST_BODY_CHUNK = EventType.REQUEST_BODY_CHUNK
 
-AgentReference = str | tuple[str, FailureMode]
+#: An agent's id, or a pair of id and failure mode.
+AgentReference = str | tuple[str, FailureMode | FailureModeName]
 
 
 class RouteAgent(Struct, frozen=True):

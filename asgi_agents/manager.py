@@ -11,13 +11,16 @@ from msgspec.structs import replace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
+from .advice import warn_of
+from .agent import Agent
 from .catalogue import Metered
-from .config import AgentConfig, FailureMode
+from .config import AgentConfig, FailureMode, FailureModeName, as_failure_mode
 from .decision import AgentDecision, Verdict, failure_block, merge
 from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
 from .guard import Guard
 from .lineup import AgentReference, Lineup, RouteAgent, RouteListing, chain, check_body_size, consult, consult_head
 from .metrics import AgentMetrics, AgentStatistics, Tally
+from .naming import named
 from .protocol import (
     BodyChunkEvent,
     EventType,
@@ -69,7 +72,7 @@ class AgentManager:
     ) -> None:
         for name, callback in (("on_metrics_report", on_metrics_report), ("on_config_update", on_config_update)):
             if callback is not None and not callable(callback):
-                raise ConfigurationError(f"AgentManager: {name}={callback!r}, expected a callable")
+                raise ConfigurationError(f"AgentManager: {name}={named(callback)}, expected a callable")
         self._on_metrics_report = on_metrics_report
         self._on_config_update = on_config_update
         self._clock = clock
@@ -87,11 +90,10 @@ class AgentManager:
         self._users = 0
         self._watchers: list[Callable[[Guard], None]] = []
         self._contexts: dict[int, list[AbstractAsyncContextManager[Callable[[], Awaitable[None]]]]] = {}
-        if not isinstance(agents, Iterable):
-            raise ConfigurationError(f"AgentManager: agents={agents!r}, expected a list of AgentConfig")
+        if isinstance(agents, str) or not isinstance(agents, Iterable):
+            raise ConfigurationError(f"AgentManager: agents={named(agents)}, expected a list of AgentConfig")
         for config in agents:
-            if not isinstance(config, AgentConfig):
-                raise ConfigurationError(f"AgentManager: agents contains {config!r}, expected AgentConfig instances")
+            _require_config("AgentManager: agents contains", config)
             if config.id in self._guards:
                 raise ConfigurationError(
                     f"AgentManager: two agents have the id {config.id!r}, expected each to be unique"
@@ -159,6 +161,8 @@ class AgentManager:
         self, agents: Iterable[AgentReference] | None, *, route: str | None = None, missing_ok: bool = False
     ) -> Lineup:
         """Resolve ``agents``, those of ``route``; ``missing_ok`` leaves out those that were removed."""
+        if isinstance(agents, str):
+            raise ConfigurationError(f"AgentManager: agents={agents!r}, expected a list: [{agents!r}]")
         references = None if agents is None else tuple(agents)
         lineup = self._lineups.get((references, route, missing_ok))
         if lineup is None:
@@ -225,7 +229,7 @@ class AgentManager:
         return await self._process_in_parallel(event, agents)
 
     async def call_guardrail_agent(
-        self, agent_id: str, event: GuardrailInspectEvent, failure_mode: FailureMode | None = None
+        self, agent_id: str, event: GuardrailInspectEvent, failure_mode: FailureMode | FailureModeName | None = None
     ) -> GuardrailResponse:
         """Ask one agent about a piece of content.
 
@@ -241,15 +245,17 @@ class AgentManager:
         self,
         agent_id: str,
         event: GuardrailInspectEvent,
-        failure_mode: FailureMode | None = None,
+        failure_mode: FailureMode | FailureModeName | None = None,
     ) -> tuple[Verdict, GuardrailResponse]:
         """:meth:`call_guardrail_agent`, with the verdict; one that fails closed is not raised."""
         guard = self.guard(agent_id)
         if EventType.GUARDRAIL_INSPECT not in guard.hears:
             raise UnknownAgentError(f"agent {agent_id!r} does not hear {EventType.GUARDRAIL_INSPECT.value}")
-        verdict, response = await guard.inspect(
-            event, FailureMode(failure_mode or guard.config.failure_mode), route=event.route_id
-        )
+        if failure_mode is None:
+            failure_mode = guard.config.fails
+        elif not isinstance(failure_mode, FailureMode):
+            failure_mode = as_failure_mode(f"call_guardrail_agent: failure_mode={named(failure_mode)}", failure_mode)
+        verdict, response = await guard.inspect(event, failure_mode, route=event.route_id)
         if verdict.failure is not None or not verdict.enforced:
             return verdict, GuardrailResponse(detected=False)
         return verdict, response
@@ -358,6 +364,7 @@ class AgentManager:
 
     async def add_agent(self, config: AgentConfig) -> None:
         """Add an agent, last in the order. Connections that are already open don't hear of it."""
+        _require_config("AgentManager.add_agent: config is", config)
         if config.id in self._guards:
             raise ConfigurationError(
                 f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
@@ -376,6 +383,7 @@ class AgentManager:
         ``drain_timeout`` seconds. Returns then. Raises :class:`UnknownAgentError`, also when the old one is removed
         meanwhile.
         """
+        _require_config("AgentManager.replace_agent: config is", config)
         tally = self.guard(config.id).tally
         self._check_order(config)
         new = self._make_guard(config, tally)
@@ -422,6 +430,7 @@ class AgentManager:
     # How
 
     def _make_guard(self, config: AgentConfig, tally: Tally | None = None) -> Guard:
+        warn_of(config)
         guard = Guard(config, clock=self._clock, telemetry=self.telemetry, tally=tally)
         guard.on_change = self._retire_lineups
         if guard.client is not None:
@@ -514,16 +523,17 @@ class AgentManager:
 
     def _resolve(self, references: tuple[AgentReference, ...] | None, route: str | None, missing_ok: bool) -> Lineup:
         if references is None:
-            return Lineup(
-                [RouteAgent(guard, guard.config.failure_mode, route) for guard in self._guards.values()], route
-            )
+            return Lineup([RouteAgent(guard, guard.config.fails, route) for guard in self._guards.values()], route)
         agents = []
         for reference in references:
-            agent_id, failure_mode = (reference, None) if isinstance(reference, str) else reference
+            agent_id, given = (reference, None) if isinstance(reference, str) else reference
             if missing_ok and agent_id not in self._guards:
                 continue
             guard = self.guard(agent_id)
-            agents.append(RouteAgent(guard, FailureMode(failure_mode or guard.config.failure_mode), route))
+            mode = guard.config.fails
+            if given is not None:
+                mode = as_failure_mode(f"AgentManager: agents contains ({agent_id!r}, {named(given)})", given)
+            agents.append(RouteAgent(guard, mode, route))
         return Lineup(agents, route)
 
     def _retire_lineups(self) -> None:
@@ -539,6 +549,27 @@ class AgentManager:
             ):
                 await anyio.sleep(0.02)
         await guard.retire()
+
+
+def _require_config(shown: str, given: object) -> None:
+    """Raise :class:`ConfigurationError` unless it is an AgentConfig. ``shown`` begins its message."""
+    if isinstance(given, AgentConfig):
+        return
+    right = "AgentConfig(id, transport)"
+    if isinstance(given, Agent):
+        name = type(given).__name__
+        right = f"AgentConfig({name.lower()!r}, {name}(...))"
+    raise ConfigurationError(f"{shown} {named(given)}, expected {right}")
+
+
+def require_manager(shown: str, given: object) -> None:
+    """Raise :class:`ConfigurationError` unless it is an AgentManager. ``shown`` begins its message."""
+    if isinstance(given, AgentManager):
+        return
+    right = "an AgentManager: manager = AgentManager([AgentConfig(...)])"
+    if isinstance(getattr(given, "manager", None), AgentManager):
+        right = "its AgentManager, which is in its attribute manager"
+    raise ConfigurationError(f"{shown}{named(given)}, expected {right}")
 
 
 def unavailable(verdict: Verdict) -> GuardrailUnavailableError:

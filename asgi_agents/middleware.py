@@ -1,13 +1,16 @@
 """The ASGI middleware."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from keyword import iskeyword
-from typing import Any
+from typing import Any, Final, Never
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .advice import warn_of_seconds
 from .audit import Audit, AuditHook, Auditor, Redact
 from .config import MAX_SECONDS, AgentConfig
 from .correlation import current, enter, leave
@@ -16,13 +19,16 @@ from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers,
 from .exchange.context import STATE_KEY
 from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
 from .lineup import AgentReference, Lineup
-from .manager import AgentManager
+from .manager import AgentManager, require_manager
+from .naming import named
 from .protocol import TOKEN, Headers
 from .protocol.validation import is_untouchable
 from .redaction import redact_secrets
 from .resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
 from .routing import Route, Router
 from .telemetry import mark_current_span
+
+logger: Final = logging.getLogger("asgi_agents")
 
 _FAILED_LIFESPAN = frozenset({"lifespan.startup.failed", "lifespan.shutdown.failed"})
 _CONNECTIONS = frozenset({"http", "websocket"})
@@ -78,7 +84,7 @@ class AgentMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        *,
+        *others: Never,
         agents: Iterable[AgentConfig] | None = None,
         manager: AgentManager | None = None,
         routes: Sequence[Route] | None = None,
@@ -95,16 +101,22 @@ class AgentMiddleware:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        if (agents is None) == (manager is None):
-            raise ConfigurationError("AgentMiddleware: expected either agents or manager, and not both")
-        if manager is not None and not isinstance(manager, AgentManager):
-            raise ConfigurationError(f"AgentMiddleware: manager={manager!r}, expected an AgentManager")
+        _check_call(app, others)
+        if agents is None and manager is None:
+            raise ConfigurationError("AgentMiddleware: no agents, expected agents=[AgentConfig(...)] or manager=...")
+        if agents is not None and manager is not None:
+            raise ConfigurationError("AgentMiddleware: there are agents and a manager, expected one of them")
+        if manager is not None:
+            require_manager("AgentMiddleware: manager=", manager)
         self._renderers = Renderers(challenge_renderer, render_error)
         if manager is None:
             manager = AgentManager(agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider)
+            if not manager.agent_ids:
+                logger.warning("AgentMiddleware: agents=[]: nothing is shown to anybody; expected [AgentConfig(...)]")
         elif tracer_provider is not None or meter_provider is not None:
             raise ConfigurationError("AgentMiddleware: a provider beside manager, expected it to be given to that")
         self._stop_grace = _checked_grace(stop_grace)
+        warn_of_seconds("AgentMiddleware", "stop_grace", stop_grace)
         self.app = app
         self.manager = manager
         self._correlation_header = _checked_header(correlation_header)
@@ -278,6 +290,21 @@ class AgentMiddleware:
             await close()
         # Else the app has no lifespan, or it is over too soon. The server goes on, and so do the agents, as they do for
         # apps that have none.
+
+
+def _check_call(app: object, others: tuple[object, ...]) -> None:
+    """Raise :class:`ConfigurationError` where this was called as something else than the class of a middleware."""
+    if isinstance(app, HTTPConnection):
+        raise ConfigurationError(
+            'AgentMiddleware: it was called with a request, as @app.middleware("http") does with a function;'
+            " expected protect(app, agents=[...]) or app.add_middleware(AgentMiddleware, agents=[...])"
+        )
+    if others:
+        raise ConfigurationError(
+            f"AgentMiddleware: {named(others[0])} beside the app, expected arguments by name: agents=[AgentConfig(...)]"
+        )
+    if not callable(app):
+        raise ConfigurationError(f"AgentMiddleware: app is {named(app)}, expected an ASGI app")
 
 
 def _root_path_of(app: object) -> str:

@@ -248,7 +248,10 @@ def _checked_entry(entry: object) -> Middleware:
 def _named(value: object) -> str:
     """What ``value`` is, without its content: the arguments of middlewares can be secrets."""
     name = getattr(value, "__name__", None)
-    return name if isinstance(name, str) else f"of type {type(value).__qualname__}"
+    if isinstance(name, str):
+        return name
+    kind = type(value).__name__
+    return f"an object of type {kind}"
 
 
 def _is_agent_middleware(factory: object) -> bool:

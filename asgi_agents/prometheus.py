@@ -18,6 +18,7 @@ from .catalogue import HISTOGRAMS, METRICS, Attributes, Histogram, Kind, Metered
 from .distribution import EXPORTED_BOUNDS
 from .errors import ConfigurationError
 from .metrics import Incident
+from .naming import named
 from .protocol.stream import CounterMetric, GaugeMetric, HistogramMetric
 from .reports import Reported, ReportedMetric
 
@@ -71,7 +72,7 @@ class PrometheusCollector(Collector):
 
     def __init__(self, manager: Source) -> None:
         if not isinstance(manager, Source):
-            raise ConfigurationError(f"PrometheusCollector: manager={manager!r}, expected an AgentManager")
+            raise ConfigurationError(f"PrometheusCollector: manager={named(manager)}, expected an AgentManager")
         self._manager = manager
         # Of each manager, however often it is exported: nothing is said twice.
         self._left_out = _left_out.setdefault(manager, set())

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from starlette.routing import compile_path
 from starlette.types import Scope
 
-from .config import FailureMode
+from .config import AgentConfig, as_failure_mode
 from .errors import ConfigurationError
 from .lineup import AgentReference, RouteListing
+from .naming import named
 from .protocol import TOKEN
 
 
@@ -40,10 +41,10 @@ class Route:
         self.across_lines = re.compile(regex.pattern, regex.flags | re.DOTALL)
         #: What every path that matches begins with.
         self.prefix = path.partition("{")[0]
-        self.agents = _checked_references(path, agents)
+        self.agents = checked_references(f"Route({path!r}): agents", agents)
         self.methods: frozenset[str] | None = None
         if methods is not None:
-            names = {_checked_method(path, method) for method in _listed(path, "methods", methods)}
+            names = {_checked_method(path, method) for method in _listed(f"Route({path!r}): methods", methods)}
             if not names:
                 raise ConfigurationError(
                     f"Route({path!r}): methods={methods!r}, expected at least one, or None for all"
@@ -81,11 +82,13 @@ class Router:
     ) -> None:
         self._root_path = root_path
         if routes is not None and not isinstance(routes, Iterable):
-            raise ConfigurationError(f"AgentMiddleware: routes={routes!r}, expected a list of Route")
+            raise ConfigurationError(f"AgentMiddleware: routes={named(routes)}, expected a list of Route")
         self.routes = None if routes is None else tuple(routes)
         for route in self.routes or ():
             if not isinstance(route, Route):
-                raise ConfigurationError(f"AgentMiddleware: routes contains {route!r}, expected Route instances")
+                raise ConfigurationError(
+                    f"AgentMiddleware: routes contains {named(route)}, expected asgi_agents.Route(path, agents=[...])"
+                )
         # With their numbers: the first of them wins, whatever its beginning.
         self._by_prefix: dict[str, list[tuple[int, Route]]] = {}
         for number, route in enumerate(self.routes or ()):
@@ -96,7 +99,7 @@ class Router:
         if default_agents is None:
             self.default_agents: tuple[AgentReference, ...] | None = None if routes is None else ()
         else:
-            self.default_agents = _checked_references("default_agents", default_agents)
+            self.default_agents = checked_references("AgentMiddleware: default_agents", default_agents)
 
     @property
     def references(self) -> set[AgentReference]:
@@ -171,34 +174,43 @@ def path_below_root(path: str, root: str) -> str:
     return path
 
 
-def _listed(path: str, name: str, given: object) -> Iterable[object]:
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise ConfigurationError(f"Route({path!r}): {name}={given!r}, expected a list")
+def _listed(field: str, given: object) -> Iterable[object]:
+    if isinstance(given, str):
+        raise ConfigurationError(f"{field}={given!r}, expected a list: [{given!r}]")
+    if not isinstance(given, Iterable):
+        raise ConfigurationError(f"{field}={named(given)}, expected a list")
     return given
 
 
-def _checked_references(path: str, given: object) -> tuple[AgentReference, ...]:
-    references = tuple(_checked_reference(path, reference) for reference in _listed(path, "agents", given))
+def checked_references(field: str, given: object) -> tuple[AgentReference, ...]:
+    """``given`` as ids, and pairs of id and failure mode, each agent once.
+
+    ``field`` begins the message of the :class:`ConfigurationError` where that is not what it is.
+    """
+    references = tuple(_checked_reference(field, reference) for reference in _listed(field, given))
     seen: set[str] = set()
     for reference in references:
         agent_id = reference if isinstance(reference, str) else reference[0]
         if agent_id in seen:
-            raise ConfigurationError(
-                f"Route({path!r}): agents contains {agent_id!r} more than once, expected each agent once"
-            )
+            raise ConfigurationError(f"{field} contains {agent_id!r} more than once, expected each agent once")
         seen.add(agent_id)
     return references
 
 
-def _checked_reference(path: str, reference: object) -> AgentReference:
+def _checked_reference(field: str, reference: object) -> AgentReference:
     match reference:
         case str():
             return reference
-        case (str() as agent_id, FailureMode() as failure_mode):
-            return (agent_id, failure_mode)
+        case (str() as agent_id, failure_mode):
+            return (agent_id, as_failure_mode(f"{field} contains ({agent_id!r}, {named(failure_mode)})", failure_mode))
+        case AgentConfig():
+            raise ConfigurationError(
+                f"{field} contains AgentConfig({reference.id!r}, ...), expected its id: {reference.id!r}; the"
+                " configuration itself belongs into the agents of protect, AgentMiddleware or AgentManager"
+            )
         case _:
             raise ConfigurationError(
-                f"Route({path!r}): agents contains {reference!r}, expected an id or (id, FailureMode)"
+                f"{field} contains {named(reference)}, expected ids of agents, or pairs such as ('waf', 'open')"
             )
 
 

@@ -1,7 +1,28 @@
+import re
+from typing import Final
+
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Every run takes the same examples, and takes as long over each as it needs: what passes here passes there.
+# Other examples are looked for by `pytest --hypothesis-profile=hunting`, and by tests/fuzz.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("hunting", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
+
+_ADDRESS: Final = re.compile(r"\bat 0x[0-9a-f]+|\bid='\d+'")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     backend: str = request.param
     return backend
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test has the same name in every process, or it could neither be run again by its name nor be handed to a worker."""
+    named_by_address = [item.nodeid for item in items if _ADDRESS.search(item.nodeid)]
+    if named_by_address:
+        raise pytest.UsageError(f"tests whose names contain an address in memory: {named_by_address[:5]}")

@@ -219,7 +219,18 @@ def test_a_coroutine_function_with_await_can_suspend(given: object) -> None:
         len,
         None,
     ],
-    ids=repr,
+    ids=[
+        "partial",
+        "wrapped with await",
+        "wrapped",
+        "plain",
+        "generator based",
+        "object",
+        "mock",
+        "method",
+        "built-in",
+        "nothing",
+    ],
 )
 def test_what_is_no_plain_coroutine_function_counts_as_able_to(given: object) -> None:
     assert may_suspend(given)
@@ -413,7 +424,20 @@ def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
         (None, "a NoneType"),
         ("allow", "a str"),
     ],
-    ids=repr,
+    ids=[
+        "plain",
+        "lambda",
+        "generator",
+        "async generator",
+        "wrapped",
+        "wrapped twice",
+        "wrapped generator",
+        "wrapped async generator",
+        "staticmethod",
+        "classmethod",
+        "nothing",
+        "text",
+    ],
 )
 @pytest.mark.parametrize("hook_name", HOOKS.values())
 def test_a_hook_that_can_not_be_awaited_is_refused(hook_name: str, given: Any, fault: str) -> None:

@@ -42,6 +42,9 @@ class FrameTransport:
         pass
 
 
+BODY_MODES = "'buffer', 'stream', 'hybrid' or BodyMode.hybrid(threshold=...)"
+
+
 def refusal(*args: Any, **kwargs: Any) -> str:
     with pytest.raises(ConfigurationError) as caught:
         AgentConfig(*args, **kwargs)
@@ -184,14 +187,14 @@ def test_a_wrong_body_limit_is_refused(field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("failure_mode", "closed", "a FailureMode"),
-        ("failure_mode", None, "a FailureMode"),
+        ("failure_mode", "fail-open", "the failure mode 'closed' or 'open'"),
+        ("failure_mode", None, "the failure mode 'closed' or 'open'"),
         ("circuit_breaker", True, "a CircuitBreakerConfig or None"),
         ("circuit_breaker", {}, "a CircuitBreakerConfig or None"),
         ("circuit_breaker", CircuitBreakerConfig, "a CircuitBreakerConfig or None"),
-        ("request_body_mode", "stream", "a BodyMode"),
-        ("request_body_mode", None, "a BodyMode"),
-        ("response_body_mode", "buffer", "a BodyMode"),
+        ("request_body_mode", "streaming", BODY_MODES),
+        ("request_body_mode", None, BODY_MODES),
+        ("response_body_mode", "Buffer", BODY_MODES),
         ("body_access", "rw", "'read' or 'write'"),
         ("body_access", None, "'read' or 'write'"),
         ("enforce", 0, "a bool"),
@@ -270,20 +273,52 @@ def test_a_class_in_place_of_an_agent_is_refused_with_advice() -> None:
     assert refusal("waf", Waf) == "AgentConfig('waf'): transport=Waf, expected an instance: Waf()"
 
 
-@pytest.mark.parametrize("given", [None, 1, object(), b"http://a/", int], ids=lambda v: repr(v)[:9])
-def test_anything_else_in_place_of_a_transport_is_refused(given: Any) -> None:
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [(None, "None"), (1, "1"), (object(), "an object"), (b"http://a/", "b'http://a/'"), (int, "the class int")],
+    ids=["None", "1", "object", "bytes", "class"],
+)
+def test_anything_else_in_place_of_a_transport_is_refused(given: Any, named: str) -> None:
     message = refusal("waf", given)
 
-    assert message.startswith(f"AgentConfig('waf'): transport={given!r}, expected an Agent, a URL or a Transport")
+    assert message == f"AgentConfig('waf'): transport={named}, expected an Agent, a URL or a Transport"
 
 
-@pytest.mark.parametrize("url", ["", "waf", "ftp://waf/", "//waf/", "127.0.0.1:9000"])
+@pytest.mark.parametrize("url", ["", "waf", "ftp://waf/", "//waf/"])
 def test_a_url_of_no_known_scheme_is_refused(url: str) -> None:
     message = refusal("waf", url, events=HEADERS)
 
     assert message.startswith(
         f"AgentConfig('waf'): transport={url!r}, expected an http://, https://, unix:// or tcp:// URL"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("/run/waf.sock", "unix:///run/waf.sock"),
+        ("unix:/run/waf.sock", "unix:///run/waf.sock"),
+        ("127.0.0.1:9000", "tcp://127.0.0.1:9000 or http://127.0.0.1:9000/"),
+        (":9000", "tcp://127.0.0.1:9000 or http://127.0.0.1:9000/"),
+        ("9000", "tcp://127.0.0.1:9000 or http://127.0.0.1:9000/"),
+    ],
+)
+def test_what_is_nearly_a_url_is_refused_with_the_url_that_was_meant(given: str, meant: str) -> None:
+    assert refusal("waf", given) == f"AgentConfig('waf'): transport={given!r}, expected {meant}"
+
+
+@pytest.mark.parametrize("mode", FailureMode)
+def test_a_failure_mode_can_be_given_by_its_name(mode: FailureMode) -> None:
+    assert AgentConfig("waf", Waf(), failure_mode=mode.value).failure_mode is mode
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("buffer", BodyMode.BUFFER), ("stream", BodyMode.STREAM), ("hybrid", BodyMode.hybrid())]
+)
+def test_a_body_mode_can_be_given_by_its_name(name: Any, mode: BodyMode) -> None:
+    config = AgentConfig("waf", Waf(), request_body_mode=name, response_body_mode=name)
+
+    assert (config.request_body_mode, config.response_body_mode) == (mode, mode)
 
 
 def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:

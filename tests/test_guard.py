@@ -941,13 +941,30 @@ async def test_an_agent_that_is_given_a_configuration_is_configured_whatever_it_
     assert transport.heard == [ConfigureEvent(agent_id="waf", config={"a": 1}), EVENT]
 
 
-@pytest.mark.parametrize("hears", [{"events": set(EventType)}, {"config": 0}, {"config": {}}], ids=repr)
-async def test_a_configuration_that_is_falsy_is_a_configuration(hears: dict[str, Any]) -> None:
-    guard, transport = guarded(answering(None), **hears)
+@pytest.mark.parametrize("config", [0, {}, "", False], ids=repr)
+async def test_a_configuration_that_is_falsy_is_a_configuration(config: Any) -> None:
+    guard, transport = guarded(answering(None), config=config)
 
     await guard.call(EVENT, CLOSED)
 
-    assert transport.heard == [ConfigureEvent(agent_id="waf", config=hears.get("config")), EVENT]
+    assert transport.heard == [ConfigureEvent(agent_id="waf", config=config), EVENT]
+
+
+async def test_an_agent_elsewhere_is_not_configured_with_nothing() -> None:
+    guard, transport = guarded(answering(None), events=set(EventType))
+
+    assert guard.configured
+    await guard.call(EVENT, CLOSED)
+
+    assert transport.heard == [EVENT]
+
+
+async def test_an_agent_in_this_process_is_told_that_it_is_connected_without_a_configuration() -> None:
+    guard, agent, _ = configurable(config=None)
+
+    assert (await guard.call(EVENT, CLOSED)).response is BLOCK
+
+    assert agent.configurations == [ConfigureEvent(agent_id="waf")]
 
 
 @pytest.mark.parametrize(
@@ -1328,6 +1345,9 @@ async def test_a_shadow_agents_verdicts_are_recorded_and_enforce_nothing() -> No
     assert guard.metrics().shadowed == 2
 
 
+WITHHELD = "the response is withheld, for the agent fails closed"
+
+
 def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     assert all(record.name == "asgi_agents" for record in caplog.records)
     return [(record.levelno, record.getMessage()) for record in caplog.records]
@@ -1345,7 +1365,7 @@ async def test_failing_is_logged_once_until_the_agent_answers_again(caplog: pyte
     for _ in range(3):
         await guard.call(EVENT, CLOSED)
     assert messages(caplog) == [
-        (logging.WARNING, "agent 'waf', response_headers: refused (logged once until it answers again)")
+        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged once until it answers again)")
     ]
 
     caplog.clear()
@@ -1386,7 +1406,7 @@ async def test_changes_of_the_breaker_are_logged_once_each(caplog: pytest.LogCap
 
     assert messages(caplog) == [
         (logging.WARNING, "agent 'waf': circuit breaker closed -> open"),
-        (logging.WARNING, "agent 'waf', response_headers: refused (logged once until it answers again)"),
+        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged once until it answers again)"),
         (logging.INFO, "agent 'waf': circuit breaker open -> half_open"),
         (logging.INFO, "agent 'waf': circuit breaker half_open -> closed"),
         (logging.INFO, "agent 'waf' answers again"),

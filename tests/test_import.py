@@ -47,7 +47,7 @@ def test_agents_that_need_nothing_else_bring_nothing_else() -> None:
         "from asgi_agents import Agent, AgentConfig, AgentMiddleware\n"
         "class Waf(Agent):\n"
         "    async def on_request_headers(self, event): ...\n"
-        "AgentMiddleware(None, agents=[AgentConfig('a', Waf()), AgentConfig('b', 'tcp://127.0.0.1:9')])\n"
+        "AgentMiddleware(print, agents=[AgentConfig('a', Waf()), AgentConfig('b', 'tcp://127.0.0.1:9')])\n"
         f"out = [name for name in {_LATER!r} if name in sys.modules]"
     )
     assert run(code) == []

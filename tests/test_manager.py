@@ -205,7 +205,7 @@ def test_a_manager_may_be_empty() -> None:
         (1, "agents=1, expected a list of AgentConfig"),
         (None, "agents=None, expected a list of AgentConfig"),
         (config("a", Fake()), "expected a list of AgentConfig"),
-        ([Agent()], "agents contains <.*>, expected AgentConfig"),
+        ([Agent()], r"agents contains an Agent, expected AgentConfig\('agent', Agent\(\.\.\.\)\)"),
         (["a"], "agents contains 'a', expected AgentConfig"),
         ([config("a", Fake()), config("a", Fake())], "two agents have the id 'a', expected each to be unique"),
     ],
@@ -215,7 +215,7 @@ def test_wrong_agents_are_refused(given: Any, named: str) -> None:
         AgentManager(given)
 
 
-@pytest.mark.parametrize("references", [["x"], ["a", ("x", OPEN)], "x"])
+@pytest.mark.parametrize("references", [["x"], ["a", ("x", OPEN)], ["a", ("x", "open")]])
 async def test_an_unknown_agent_is_an_error_that_names_those_there_are(references: Any) -> None:
     manager = AgentManager([config("a", Fake()), config("b", Fake())])
 

@@ -203,10 +203,10 @@ ANYTHING: Any = object()
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either agents or manager"),
-        ({"agents": [], "manager": MANAGER}, "either agents or manager"),
-        ({"manager": ANYTHING}, "manager=<object"),
-        ({"manager": AgentManager}, "manager=<class"),
+        ({}, "no agents, expected"),
+        ({"agents": [], "manager": MANAGER}, "agents and a manager, expected one of them"),
+        ({"manager": ANYTHING}, "manager=an object, expected an AgentManager"),
+        ({"manager": AgentManager}, "manager=the class AgentManager, expected an AgentManager"),
         ({"agents": [Head()]}, "expected AgentConfig"),
         ({"agents": ["waf"]}, "'waf', expected AgentConfig"),
         ({"agents": [AgentConfig("waf", Head()), AgentConfig("waf", Head())]}, "two agents have the id 'waf'"),
@@ -216,10 +216,10 @@ ANYTHING: Any = object()
         ({"agents": [], "routes": [Route("/", ["waf"])]}, "'waf'.*there are: none"),
         ({"manager": MANAGER, "default_agents": ["wfa"]}, "'wfa'.*there are: waf"),
         ({"manager": MANAGER, "default_agents": "waf"}, "default_agents.*'waf', expected a list"),
-        ({"manager": MANAGER, "default_agents": [("waf", "open")]}, r"default_agents.*\('waf', 'open'\)"),
-        ({"manager": MANAGER, "routes": ["/"]}, "routes contains '/', expected Route"),
+        ({"manager": MANAGER, "default_agents": [("waf", "ajar")]}, r"default_agents.*\('waf', 'ajar'\)"),
+        ({"manager": MANAGER, "routes": ["/"]}, r"routes contains '/', expected asgi_agents\.Route"),
         ({"manager": MANAGER, "routes": Route("/", ["waf"])}, "routes"),
-        ({"manager": MANAGER, "routes": {"/": ["waf"]}}, "routes contains '/', expected Route"),
+        ({"manager": MANAGER, "routes": {"/": ["waf"]}}, r"routes contains '/', expected asgi_agents\.Route"),
         (
             {"manager": MANAGER, "challenge_renderer": "page.html"},
             "challenge_renderer='page.html', expected a callable",

@@ -821,21 +821,24 @@ def test_an_app_that_is_started_or_guarded_already_is_refused(
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({}, "expected either agents or manager"),
-    ({"agents": [], "manager": AgentManager([])}, "expected either agents or manager"),
+    ({}, "no agents, expected"),
+    ({"agents": [], "manager": AgentManager([])}, "expected one of them"),
     ({"agents": [], "routes": [Route("/", ["waf"])]}, "routes or default_agents name 'waf'"),
-    ({"agents": [], "routes": ["/"]}, "expected Route instances"),
+    ({"agents": [], "routes": ["/"]}, r"expected asgi_agents\.Route"),
     ({"agents": [], "correlation_header": "a b"}, "correlation_header='a b'"),
     ({"agents": [], "outside": [CORSMiddleware]}, r"outside contains CORSMiddleware, .* Middleware\(CORSMiddleware, "),
     ({"agents": [], "outside": [any_asgi_app]}, r"outside contains any_asgi_app, expected objects such as Middleware"),
-    ({"agents": [], "outside": [GZipMiddleware(Starlette())]}, "outside contains of type GZipMiddleware"),
-    ({"agents": [], "outside": ["cors"]}, "outside contains of type str"),
-    ({"agents": [], "outside": [("cors", (), {})]}, "outside contains of type tuple"),
-    ({"agents": [], "outside": [Middleware(cast(Any, None))]}, r"outside contains Middleware\(of type NoneType\)"),
+    ({"agents": [], "outside": [GZipMiddleware(Starlette())]}, "outside contains an object of type GZipMiddleware"),
+    ({"agents": [], "outside": ["cors"]}, "outside contains an object of type str"),
+    ({"agents": [], "outside": [("cors", (), {})]}, "outside contains an object of type tuple"),
+    (
+        {"agents": [], "outside": [Middleware(cast(Any, None))]},
+        r"outside contains Middleware\(an object of type NoneType\)",
+    ),
     ({"agents": [], "outside": [Middleware(AgentMiddleware, agents=[])]}, "expected all agents in agents="),
-    ({"agents": [], "outside": CORS}, r"outside is of type Middleware, expected a list of Middleware"),
+    ({"agents": [], "outside": CORS}, r"outside is an object of type Middleware, expected a list of Middleware"),
     ({"agents": [], "outside": CORSMiddleware}, "outside is CORSMiddleware, expected a list of Middleware"),
-    ({"agents": [], "outside": None}, "outside is of type NoneType, expected a list of Middleware"),
+    ({"agents": [], "outside": None}, "outside is an object of type NoneType, expected a list of Middleware"),
 ]
 
 
@@ -880,7 +883,9 @@ async def test_the_middleware_that_is_returned_is_no_app_to_serve() -> None:
 def test_protect_takes_all_that_agent_middleware_takes() -> None:
     ours, theirs = (inspect.signature(one).parameters for one in (protect, AgentMiddleware))
 
-    assert {name: ours[name] for name in theirs if name != "app"} == {
-        name: parameter for name, parameter in theirs.items() if name != "app"
+    # What comes by position beside the app is there to be refused.
+    own = {"app", "others"}
+    assert {name: ours[name] for name in theirs if name not in own} == {
+        name: parameter for name, parameter in theirs.items() if name not in own
     }
     assert set(ours) - set(theirs) == {"outside"}

@@ -410,7 +410,8 @@ def test_agents_that_are_no_list_are_refused(agents: Any) -> None:
         None,
         1,
         ("waf",),
-        ("waf", "open"),
+        ("waf", "fail-open"),
+        ("waf", ["open"]),
         (FailureMode.OPEN, "waf"),
         ["waf", FailureMode.OPEN, 1],
         AgentConfig("a", "http://agent.example/", events={EventType.REQUEST_HEADERS}),
@@ -418,11 +419,17 @@ def test_agents_that_are_no_list_are_refused(agents: Any) -> None:
     ids=lambda value: repr(value)[:20],
 )
 def test_a_reference_that_is_neither_an_id_nor_an_id_and_a_failure_mode_is_refused(reference: Any) -> None:
-    expected = re.escape(f"contains {reference!r}, expected an id or (id, FailureMode)")
-    with pytest.raises(ConfigurationError, match=expected):
+    with pytest.raises(ConfigurationError, match=r"\ARoute\('/a'\): agents contains .*, expected "):
         Route("/a", [reference])
-    with pytest.raises(ConfigurationError, match=expected):
+    with pytest.raises(ConfigurationError, match=r"\AAgentMiddleware: default_agents contains .*, expected "):
         Router(None, [reference])
+
+
+@pytest.mark.parametrize("mode", FailureMode)
+def test_the_failure_mode_of_a_pair_can_be_given_by_its_name(mode: FailureMode) -> None:
+    (reference,) = Route("/a", [("waf", mode.value)]).agents
+
+    assert reference[1] is mode
 
 
 @pytest.mark.parametrize(
@@ -465,7 +472,7 @@ def test_a_route_for_no_method_at_all_is_refused() -> None:
 
 @pytest.mark.parametrize("routes", [["/a"], [None], [("/a", ["waf"])]], ids=repr)
 def test_anything_else_than_routes_is_refused(routes: Any) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(f"routes contains {routes[0]!r}, expected Route")):
+    with pytest.raises(ConfigurationError, match=re.escape("expected asgi_agents.Route(path, agents=[...])")):
         Router(routes, None)
 
 

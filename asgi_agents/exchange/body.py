@@ -149,7 +149,7 @@ class BodyInspection:
 
     def _mode(self, agent: RouteAgent) -> BodyMode:
         config = agent.guard.config
-        return config.request_body_mode if self._request else config.response_body_mode
+        return config.request_bodies if self._request else config.response_bodies
 
 
 class _Stage:

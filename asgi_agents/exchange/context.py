@@ -2,14 +2,16 @@
 
 from collections.abc import Awaitable, Mapping, Sequence
 from threading import Lock
-from typing import Final
+from typing import Final, Self
 
 from msgspec import Struct
 from msgspec.structs import replace
+from starlette.requests import HTTPConnection
 
 from ..attributes import EVENT, ROUTE
 from ..config import FailureMode
 from ..decision import BODY_NOT_INSPECTED, AgentDecision, FailureKind, Verdict, merge
+from ..errors import NoAgentContextError, printable
 from ..lineup import Lineup, RouteAgent, consult
 from ..manager import AgentManager, unavailable
 from ..protocol import (
@@ -123,6 +125,22 @@ class AgentContext(Struct, eq=False):
 
     def __repr__(self) -> str:
         return f"<AgentContext {self.correlation_id!r}>"
+
+    @classmethod
+    def of(cls, connection: HTTPConnection) -> Self:
+        """The context of a request or a websocket, for a handler that finds out by it that there is one.
+
+        Raises :class:`~asgi_agents.NoAgentContextError` where no agents are asked about the path, and there is no
+        ``request.state.agents`` either.
+        """
+        context = (connection.scope.get("state") or {}).get(STATE_KEY)
+        if isinstance(context, cls):
+            return context
+        raise NoAgentContextError(
+            f"the handler of {printable(connection.scope['path'])!r} asks for its agents, and this path has none;"
+            " expected protect(app, agents=[...]) or an AgentMiddleware around the app, and where that has routes, one"
+            " that gives agents to this path, or default_agents"
+        )
 
     @property
     def correlation_id(self) -> str:

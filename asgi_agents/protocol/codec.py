@@ -1,5 +1,7 @@
 """Bytes to and from events and answers: JSON with base64 payloads, msgpack with raw ones. No I/O.
 
+Other hosts of the protocol have base64 in msgpack too. That is read as well, and written to them.
+
 The wire nests decisions and header operations as ``{"block": {…}}`` and ``{"set": {…}}``; the structs of this module
 have that shape and stay private, so that nobody else has to know it.
 """
@@ -11,9 +13,17 @@ from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.structs import asdict
 
 from ..errors import AgentProtocolError
-from .events import EVENT_CLASSES, Event, EventType
+from .events import (
+    EVENT_CLASSES,
+    Event,
+    EventType,
+    RequestBodyChunkEvent,
+    ResponseBodyChunkEvent,
+    WebSocketFrameEvent,
+)
 from .headers import decode_extension, encode_extension
 from .responses import (
     ALLOW,
@@ -102,7 +112,8 @@ class _Audit(Struct):
 
 class _Response(Struct):
     version: int = PROTOCOL_VERSION
-    decision: Literal["allow"] | _Decision = "allow"
+    # "error" is an extension of ours: see NO_VERDICT.
+    decision: Literal["allow", "error"] | _Decision = "allow"
     request_headers: Sequence[_HeaderOp] = ()
     response_headers: Sequence[_HeaderOp] = ()
     routing_metadata: dict[str, str] = {}
@@ -116,6 +127,16 @@ class _Response(Struct):
 
 
 _NO_AUDIT = _Audit()
+
+#: The ``decision`` of an answer without a verdict: the agent has failed, or was not asked. The protocol has no message
+#: for that. Other hosts can't decode it, so that their failure mode applies; some take any ``"allow"`` for one.
+NO_VERDICT: Literal["error"] = "error"
+
+#: Where other hosts look for what a guardrail agent has found: the guardrail shape as JSON, in ``routing_metadata``.
+GUARDRAIL_KEY = "guardrail_response"
+
+# What has payloads, which in msgpack are raw bytes or base64.
+_WITH_PAYLOADS = frozenset({RequestBodyChunkEvent, ResponseBodyChunkEvent, WebSocketFrameEvent, _Response})
 
 
 class _Probe(Struct):
@@ -163,7 +184,8 @@ def decode_answer(data: bytes, encoding: Encoding, event_type: EventType, *, wit
     """An agent's answer to an ``event_type``; raises :class:`AgentProtocolError` naming the field at fault.
 
     ``without`` names entries of ``audit.custom`` that are the transport's own. Guardrail agents may answer in the
-    guardrail shape, ``configure`` and ``request_complete`` with an acknowledgement.
+    guardrail shape, or with that as JSON in ``routing_metadata``; the answer to ``configure`` and ``request_complete``
+    may be an acknowledgement. The error for an answer without a verdict has the agent's reasons.
     """
     if event_type is EventType.GUARDRAIL_INSPECT and _probe(data, encoding).detected is not UNSET:
         verdict: GuardrailResponse = decode_value(GuardrailResponse, data, encoding)
@@ -175,12 +197,29 @@ def decode_answer(data: bytes, encoding: Encoding, event_type: EventType, *, wit
     if wire.audit is not None and wire.audit.custom:
         for name in without:
             wire.audit.custom.pop(name, None)
-    return ALLOW if _is_plain(wire) else _from_wire(wire)
+    if _is_plain(wire):
+        return ALLOW
+    if wire.decision == NO_VERDICT:
+        raise AgentProtocolError("; ".join(wire.audit.reason_codes if wire.audit else ()) or "the agent failed")
+    if (
+        event_type is EventType.GUARDRAIL_INSPECT
+        and wire.version == PROTOCOL_VERSION
+        and GUARDRAIL_KEY in wire.routing_metadata
+    ):
+        found = wire.routing_metadata[GUARDRAIL_KEY].encode("utf-8", "surrogatepass")
+        verdict = decode_value(GuardrailResponse, found, Encoding.JSON, at=f"routing_metadata.{GUARDRAIL_KEY}")
+        return verdict
+    return _from_wire(wire)
 
 
-def encode_value(value: Any, encoding: Encoding, what: str) -> bytes:
-    """``value`` spelt in ``encoding``; ``what`` names it in the :class:`AgentProtocolError` for one that can't be."""
+def encode_value(value: Any, encoding: Encoding, what: str, *, for_others: bool = False) -> bytes:
+    """``value`` spelt in ``encoding``; ``what`` names it in the :class:`AgentProtocolError` for one that can't be.
+
+    ``for_others``: with payloads as other hosts of the protocol have them.
+    """
     try:
+        if for_others and encoding is Encoding.MSGPACK:
+            value = msgspec.to_builtins(value, enc_hook=encode_extension)
         return _ENCODERS[encoding].encode(value)
     except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as exc:
         # Reached by data that isn't plain, or nested beyond reason, and by text that UTF-8 can't carry. A UnicodeError
@@ -197,11 +236,18 @@ def _probe(data: bytes, encoding: Encoding) -> _Probe:
 def decode_value(kind: Any, data: bytes | memoryview, encoding: Encoding, *, at: str = "") -> Any:
     """A ``kind`` from its bytes; raises :class:`AgentProtocolError` naming the field at fault, within ``at``."""
     try:
-        return _decoder(kind, encoding).decode(data)
+        try:
+            return _decoder(kind, encoding).decode(data)
+        except msgspec.ValidationError:
+            if encoding is not Encoding.MSGPACK or kind not in _WITH_PAYLOADS:
+                raise
+        # The payload may be base64: conversion takes text for that where bytes are expected.
+        return msgspec.convert(msgspec.msgpack.decode(data), kind, dec_hook=decode_extension)
     except msgspec.ValidationError as exc:
         raise AgentProtocolError(f"{at}: {exc}" if at else str(exc)) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise AgentProtocolError(f"not {encoding}: {exc}") from exc
+        fault = f"not {encoding}: {exc}"
+        raise AgentProtocolError(f"{at}: {fault}" if at else fault) from exc
 
 
 def _from_wire(wire: _Response) -> AgentResponse:
@@ -249,7 +295,7 @@ def _audit_from_wire(wire: _Audit | None) -> AuditMetadata:
     )
 
 
-def _decision_from_wire(wire: Literal["allow"] | _Decision) -> Decision:
+def _decision_from_wire(wire: Literal["allow", "error"] | _Decision) -> Decision:
     if isinstance(wire, str):
         return Allow()
     given: list[Decision] = [d for d in (wire.block, wire.redirect, wire.challenge) if not isinstance(d, UnsetType)]
@@ -307,6 +353,12 @@ def answer_to_wire(response: AgentResponse, custom: Mapping[str, Any] | None = N
         websocket_decision=_websocket_decision_to_wire(response.websocket_decision),
         skip_body=response.skip_body or UNSET,
     )
+
+
+def answer_with(response: AgentResponse, fields: dict[str, Any], custom: Mapping[str, Any]) -> dict[str, Any]:
+    """What is encoded of an AgentResponse with other ``fields`` beside its own, or in their place."""
+    wire = asdict(answer_to_wire(response, custom))
+    return {name: value for name, value in wire.items() if value is not UNSET} | fields
 
 
 def _decision_to_wire(decision: Decision) -> Literal["allow"] | _Decision:

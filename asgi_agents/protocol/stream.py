@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import asdict, force_setattr
 
 from ..errors import AgentProtocolError, EventTooLargeError
-from .codec import Encoding, answer_to_wire, decode_value, encode_value
+from .codec import Encoding, answer_to_wire, answer_with, decode_value, encode_value
 from .events import EVENT_CLASSES, ConfigureEvent, Event, EventType, RequestHeadersEvent
 from .extraction import LONG, extract_data
 from .responses import ALLOW, PROTOCOL_VERSION, AgentResponse, Answer, AuditMetadata
@@ -468,9 +468,10 @@ def correlation_id_of(event: Event) -> str:
 def encode_event_frame(event: Event, encoding: Encoding, ids: CallIds, traceparent: str | None = None) -> bytes:
     """An event's frame: its own payload, with the ids at the top.
 
-    ``traceparent`` is an extension like ``call_id``, for events that have no place for it.
+    ``traceparent`` is an extension like ``call_id``, for events that have no place for it. A peer without call ids is
+    another host's, which has base64 in msgpack.
     """
-    payload = encode_value(event, encoding, "event")
+    payload = encode_value(event, encoding, "event", for_others=ids.call_id is UNSET)
     without_id = isinstance(event, _WITHOUT_ID)
     if encoding is _JSON and without_id and ids.call_id is not UNSET and traceparent is None:
         name = encode_value(ids.correlation_id, encoding, "event")
@@ -542,9 +543,14 @@ def plain_allow(correlation_id: str, call_id: int) -> bytes:
     )
 
 
-def encode_answer_frame(answer: Answer, encoding: Encoding, ids: CallIds) -> bytes:
-    """An answer's frame. All its shapes carry the ids in ``audit.custom``."""
-    if answer is ALLOW and encoding is _JSON and ids.call_id is not UNSET:
+def encode_answer_frame(
+    answer: Answer, encoding: Encoding, ids: CallIds, *, fields: dict[str, Any] | None = None
+) -> bytes:
+    """An answer's frame. All its shapes carry the ids in ``audit.custom``.
+
+    ``fields`` are added to an AgentResponse. A client without call ids is another host's, which has base64 in msgpack.
+    """
+    if answer is ALLOW and encoding is _JSON and ids.call_id is not UNSET and not fields:
         assert isinstance(ids.call_id, int)
         content = plain_allow(ids.correlation_id, ids.call_id)
         return encode_frame(content[0], content[1:])
@@ -552,13 +558,25 @@ def encode_answer_frame(answer: Answer, encoding: Encoding, ids: CallIds) -> byt
     if ids.call_id is not UNSET:
         custom["call_id"] = ids.call_id
     wire: Any
-    if answer is ALLOW:
+    if fields and isinstance(answer, AgentResponse):
+        wire = answer_with(answer, fields, custom)
+    elif answer is ALLOW:
         wire = {"version": PROTOCOL_VERSION, "decision": "allow", "audit": {"custom": custom}}
     elif isinstance(answer, AgentResponse):
         wire = answer_to_wire(answer, custom)
     else:
         wire = {**asdict(answer), "audit": AuditMetadata(custom=custom)}
-    return encode_frame(MessageType.AGENT_RESPONSE, encode_value(wire, encoding, "answer"))
+    payload = encode_value(wire, encoding, "answer", for_others=ids.call_id is UNSET)
+    return encode_frame(MessageType.AGENT_RESPONSE, payload)
+
+
+def decode_message(kind: Any, payload: bytes, encoding: Encoding, *, at: str = "") -> Any:
+    """Anything but an event or an answer: other hosts have some of these in JSON, whatever the encoding.
+
+    Raises :class:`AgentProtocolError` naming the field at fault, within ``at``.
+    """
+    # Every map of msgpack begins with a byte of 0x80 or more; no JSON does.
+    return decode_value(kind, payload, _JSON if payload[:1] < b"\x80" else encoding, at=at)
 
 
 def decode_answer_ids(payload: bytes, encoding: Encoding) -> CallIds:

@@ -143,7 +143,9 @@ def _check_header(field: str, name: object, value: object, *, may_set_host: bool
         raise AgentProtocolError(f"{field}: {lower!r} belongs to the server, no agent may change it")
     if lower == "host" and not may_set_host:
         raise AgentProtocolError(f"{field}: 'host' may only be changed with may_set_host=True, and only on requests")
-    if not isinstance(value, str) or _UNSENDABLE_VALUE.search(value):
+    if not isinstance(value, str):
+        raise AgentProtocolError(f"{field}: the value of {lower!r} is of type {type(value).__name__}, expected str")
+    if _UNSENDABLE_VALUE.search(value):
         raise AgentProtocolError(f"{field}: the value of {lower!r} contains control or non-latin-1 characters")
 
 
@@ -201,5 +203,12 @@ def _check_text(field: str, value: object) -> None:
 
 
 def _check_strings(field: str, value: object) -> None:
-    if not isinstance(value, Mapping) or not all(isinstance(k, str) and isinstance(v, str) for k, v in value.items()):
-        raise AgentProtocolError(f"{field}: expected a mapping of strings to strings")
+    if not isinstance(value, Mapping):
+        raise AgentProtocolError(f"{field}: expected a mapping of strings to strings, got {type(value).__name__}")
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise AgentProtocolError(f"{field}: a key is of type {type(key).__name__}, expected str")
+        if not isinstance(item, str):
+            raise AgentProtocolError(
+                f"{field}: the value of {key!r:.100} is of type {type(item).__name__}, expected str"
+            )

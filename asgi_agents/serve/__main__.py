@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import importlib
+import inspect
 import logging
 import math
 import os
@@ -65,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         culprit = _culprit(exc)
         if not isinstance(culprit, _MistakeError | ConfigurationError | WorkerMistake | OSError):
             raise
-        print(f"error: {culprit}", file=sys.stderr)  # noqa: T201
+        told = culprit.strerror if isinstance(culprit, OSError) and culprit.filename is None else None
+        print(f"error: {told or culprit}", file=sys.stderr)  # noqa: T201
         return _MISTAKE
     return 0
 
@@ -141,6 +143,9 @@ def _find(spec: str) -> object:
         if not hasattr(found, part):
             raise _MistakeError(f"{module_name!r} has no {name!r}")
         found = getattr(found, part)
+    if not isinstance(found, Agent) and _is_async(found):
+        kind = type(found).__name__
+        raise _MistakeError(f"{spec!r} is a {kind}, expected an Agent; an ASGI server serves an app: uvicorn {spec}")
     if not isinstance(found, Agent) and not callable(found):
         raise _not_an_agent(spec, found)
     return found
@@ -156,6 +161,12 @@ def _load(spec: str) -> Agent:
         raise _not_an_agent(spec, found)
     check_agent(repr(spec), found)
     return found
+
+
+def _is_async(found: object) -> bool:
+    """Whether calling it gives a coroutine, as calling an ASGI app does."""
+    call = found if inspect.isroutine(found) or isinstance(found, type) else getattr(found, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(call)
 
 
 def _not_an_agent(spec: str, found: object) -> _MistakeError:
@@ -233,7 +244,13 @@ async def _streams(options: argparse.Namespace) -> AsyncIterator[tuple[str, sock
 
 
 def _http_address(options: argparse.Namespace) -> Address:
-    return parse_address("--http", f"tcp://{options.http}")
+    try:
+        return parse_address("--http", f"tcp://{options.http}")
+    except ConfigurationError:
+        # Not in its words, which are about an address that nobody has written.
+        port = options.http.removeprefix(":")
+        right = f"127.0.0.1:{port}" if port.isascii() and port.isdecimal() else "host:port, such as 127.0.0.1:9000"
+        raise _MistakeError(f"--http: {options.http!r}, expected {right}") from None
 
 
 async def _serve_http(

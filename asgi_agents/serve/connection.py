@@ -13,12 +13,9 @@ from msgspec.structs import replace
 
 from ..errors import AgentProtocolError
 from ..protocol import (
-    ALLOW,
     PROTOCOL_VERSION,
-    Acknowledgement,
     AgentResponse,
     Answer,
-    AuditMetadata,
     BodyChunkEvent,
     Encoding,
     Event,
@@ -28,7 +25,7 @@ from ..protocol import (
     decode_event,
     encode_answer,
 )
-from ..protocol.codec import decode_value
+from ..protocol.codec import answer_with, decode_value, encode_value
 from ..protocol.stream import (
     EVENT_OF_MESSAGE,
     MAX_HANDSHAKE_REQUEST_BYTES,
@@ -42,6 +39,7 @@ from ..protocol.stream import (
     HealthState,
     HealthStatus,
     MessageType,
+    decode_message,
     decode_payload,
     decode_payload_ids,
     encode_answer_frame,
@@ -55,6 +53,7 @@ from ..weighing import weigh
 from .dispatch import Call, Dispatcher
 from .held import EVENT_BYTES, MAX_HELD_BYTES, Budget, Intake
 from .hooks import Hooks, NoAnswer
+from .shapes import Shaped, no_verdict, shape, shape_refusal
 
 logger: Final = logging.getLogger("asgi_agents.serve")
 
@@ -63,12 +62,12 @@ HANDSHAKE_TIMEOUT: float = 5.0
 # Answers that are ready together are sent together, up to this many bytes.
 _BATCH_BYTES: Final = 64 * 1024
 
-# Should it, against all order, reach somebody who still waits: it is no verdict.
-_CANCELLED: Final = AgentResponse(version=0, audit=AuditMetadata(reason_codes=["cancelled"]))
+_CANCELLED: Final = no_verdict("cancelled")
 _MALFORMED: Final = "the event is malformed"
 _BUSY: Final = "too many events of the connection are unanswered"
 # Events whose frames are no longer count for that length.
 _SHORT: Final = 16 * 1024
+_DRAINING: Final = "the agent is shutting down"
 _KNOWN_ENCODINGS: Final = frozenset(encoding.value for encoding in Encoding)
 
 
@@ -110,10 +109,11 @@ class Service:
         return (V2Connection if self.framing is Framing.V2 else EnvelopeConnection)(self)
 
     def drain(self) -> None:
-        """Tell the clients that it's time to go elsewhere."""
+        """Tell the clients that it's time to go elsewhere, and take no more events of those that don't listen."""
         self.draining = True
-        for connection in self.connections:
+        for connection in list(self.connections):
             connection.report_health()
+            connection.close_if_drained()
 
 
 class Connection:
@@ -122,9 +122,15 @@ class Connection:
     Each event is answered once, whatever becomes of its hook, and of those that have no call id, those with the same
     correlation id in the order they came: the client takes an answer for that of the oldest call with that id. An
     answer without any id is taken for that of the oldest call of all, and is held until it is that.
+
+    While the agent drains, a client that names its calls goes elsewhere with new requests. What it still sends belongs
+    to requests that it has begun, or was sent before it was told: that is answered. Other clients send on. Their events
+    are refused, and their connections closed as soon as they are owed no answer.
     """
 
     framing: Framing
+    # Whether the client has sent events without call ids.
+    _unnamed = False
 
     def __init__(self, service: Service) -> None:
         self.waiting: deque[Call] = deque()
@@ -171,6 +177,7 @@ class Connection:
         finally:
             self._end_batch()
         self._intake.noted()
+        self.close_if_drained()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deaf = self._lost = True
@@ -188,6 +195,11 @@ class Connection:
 
     def report_health(self) -> None:
         """Say whether the agent is draining, where the framing has words for it."""
+
+    def close_if_drained(self) -> None:
+        """While the agent drains, close the connection of a client that sends on, once it is owed no answer."""
+        if self._service.draining and self._unnamed and not self.unanswered and self._batch is None and not self._deaf:
+            self.close()
 
     def close(self) -> None:
         """Close once all answers so far are sent."""
@@ -208,14 +220,13 @@ class Connection:
     def _received(self, frame: bytes) -> None:
         raise NotImplementedError
 
-    def _spell(self, answer: Answer, call: Call) -> bytes:
+    def _encode(self, shaped: Shaped, call: Call) -> bytes:
         raise NotImplementedError
 
-    def refusal(self, call: Call, reason: str, error: str) -> bytes:
-        # No version that any client takes: the protocol has no message for an agent's failure.
-        return self._spell_or_fail(AgentResponse(version=0, audit=AuditMetadata(reason_codes=[reason])), call)
-
     # What the dispatcher calls
+
+    def refusal(self, call: Call, reason: str, error: str) -> bytes:
+        return self._spell_or_fail(shape_refusal(call.event_type, reason, error), call)
 
     def cancellation(self, call: Call) -> bytes:
         return self._spell_or_fail(_CANCELLED, call)
@@ -243,13 +254,19 @@ class Connection:
         else:
             self._forget(call)
             self._send(answer)
+        self.close_if_drained()
 
     # Events
 
     def _heard(self, ids: CallIds, event: Event) -> None:
-        self._service.last_event = time.monotonic()
         suspends = self._service.hooks.may_suspend(event.event_type)
         call = Call(self, ids, event.event_type, event, suspends)
+        if call.ordered:
+            self._unnamed = True
+            if self._service.draining:
+                self._refuse(call, _DRAINING)
+                return
+        self._service.last_event = time.monotonic()
         if isinstance(event, BodyChunkEvent) and len(event.data) > self._service.max_body_size:
             self._refuse(call, f"the body is larger than max_body_size, {self._service.max_body_size} bytes")
         elif self._intake.refusing:
@@ -334,9 +351,12 @@ class Connection:
 
     # Bytes
 
-    def _spell_or_fail(self, answer: AgentResponse, call: Call) -> bytes:
+    def _spell(self, answer: Answer, call: Call) -> bytes:
+        return self._encode(shape(answer, call.event_type, named=not call.ordered), call)
+
+    def _spell_or_fail(self, shaped: Shaped, call: Call) -> bytes:
         try:
-            return self._spell(answer, call)
+            return self._encode(shaped, call)
         except AgentProtocolError as exc:
             # By ids that can't be sent back; without an answer, client and agent would go out of step.
             self._fail(str(exc))
@@ -378,6 +398,7 @@ class Connection:
             self._dispatcher.resume(self)
         finally:
             self._end_batch()
+        self.close_if_drained()
 
     def _resumed(self) -> None:
         """The client reads again."""
@@ -459,7 +480,7 @@ class V2Connection(Connection):
             else:
                 self._send(pong)
         elif message_type == MessageType.CANCEL:
-            self._cancel(decode_value(Cancel, payload, encoding))
+            self._cancel(decode_message(Cancel, bytes(payload), encoding))
 
     def _handshake(self, payload: bytes) -> None:
         try:
@@ -500,23 +521,16 @@ class V2Connection(Connection):
             self._send(self._unsent_pong)
             self._unsent_pong = None
 
-    def _spell(self, answer: Answer, call: Call) -> bytes:
+    def _encode(self, shaped: Shaped, call: Call) -> bytes:
         assert self._encoding is not None
-        if call.event_type is EventType.CONFIGURE and answer == ALLOW:
-            answer = Acknowledgement(success=True)
-        return encode_answer_frame(answer, self._encoding, call.ids)
-
-    def refusal(self, call: Call, reason: str, error: str) -> bytes:
-        if call.event_type is EventType.CONFIGURE:
-            assert self._encoding is not None
-            return encode_answer_frame(Acknowledgement(success=False, error=error), self._encoding, call.ids)
-        return super().refusal(call, reason, error)
+        return encode_answer_frame(shaped.answer, self._encoding, call.ids, fields=shaped.fields)
 
 
 class EnvelopeConnection(Connection):
     """A connection in the older framing: no ids, so that all answers go out in the order of their events."""
 
     framing = Framing.ENVELOPE
+    _unnamed = True
 
     def _received(self, frame: bytes) -> None:
         try:
@@ -527,5 +541,8 @@ class EnvelopeConnection(Connection):
             traceparent = event.metadata.traceparent if isinstance(event, RequestHeadersEvent) else None
             self._heard(CallIds(traceparent=traceparent or ""), event)
 
-    def _spell(self, answer: Answer, call: Call) -> bytes:
+    def _encode(self, shaped: Shaped, call: Call) -> bytes:
+        answer, fields = shaped
+        if fields and isinstance(answer, AgentResponse):
+            return encode_envelope_frame(encode_value(answer_with(answer, fields, {}), Encoding.JSON, "answer"))
         return encode_envelope_frame(encode_answer(answer, Encoding.JSON))

@@ -91,7 +91,12 @@ async def listen(address: Address) -> Sequence[Listening]:
         if exc.errno is None:
             # A path or host that Python itself refuses: too long, say.
             raise ConfigurationError(f"{address}: {exc}") from exc
-        told = "in use: somebody listens there" if exc.errno == errno.EADDRINUSE else exc.strerror or str(exc)
+        if exc.errno == errno.EADDRINUSE:
+            told = "in use: somebody listens there"
+        elif exc.errno == errno.ENOENT and address.path is not None:
+            told = f"there is no directory {os.path.dirname(address.path)!r}, expected it to be made before"
+        else:
+            told = exc.strerror or str(exc)
         raise OSError(exc.errno, f"{address}: {told}") from exc
 
 

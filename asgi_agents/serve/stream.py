@@ -64,7 +64,9 @@ async def serve_stream(
     :param drain_timeout: seconds that events under way have to end in when it is shut down.
     :param ssl_context: for TLS; tcp only.
     :param sock: a socket that listens on ``bind`` already. It is closed in the end, its file is not removed.
-    :param shutdown: set it to stop listening, tell the clients so, answer what is under way, and return.
+    :param shutdown: set it to stop listening, tell the clients so, answer what is under way, and return. Clients that
+        don't name their calls, as other hosts of the protocol, are not told: their connections are closed once they are
+        owed no answer, and what they send until then is refused.
     :param task_status: started with the address, in which port 0 has become the actual one.
     :raises ConfigurationError: for arguments that can't work.
     :raises OSError: for an address that is in use or can't be had.

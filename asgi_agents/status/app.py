@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..authorisation import Authorise, refusal, require_authorise
 from ..errors import ConfigurationError
-from ..manager import AgentManager
+from ..manager import AgentManager, require_manager
 from ..routing import path_below_root
 from .snapshot import take_snapshot
 
@@ -61,8 +61,7 @@ def status_app(manager: AgentManager, *, authorise: Authorise | None = None, int
         returns, True, False (403), or the response that refuses it.
     :raises ConfigurationError: for arguments that can't work.
     """
-    if not isinstance(manager, AgentManager):
-        raise ConfigurationError(f"status_app: manager={manager!r}, expected an AgentManager")
+    require_manager("status_app: manager=", manager)
     require_authorise("status_app", authorise)
     if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0.05 <= interval <= _MAX_INTERVAL:
         raise ConfigurationError(f"status_app: interval={interval!r}, expected seconds from 0.05 to {_MAX_INTERVAL:g}")

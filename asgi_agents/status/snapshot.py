@@ -102,7 +102,7 @@ def _agent(guard: Guard, now: float) -> AgentStatus:
         id=guard.config.id,
         transport=statistics.transport,
         hears=_in_order(guard.hears),
-        failure_mode=guard.config.failure_mode.value,
+        failure_mode=guard.config.fails.value,
         enforced=guard.config.enforce,
         configured=guard.configured,
         breaker=statistics.breaker,
@@ -140,7 +140,7 @@ def _route(manager: AgentManager, listing: RouteListing) -> RouteStatus:
             RouteAgentStatus(
                 id=agent_id,
                 hears=_in_order(guard.hears),
-                failure_mode=FailureMode(failure_mode or guard.config.failure_mode).value,
+                failure_mode=FailureMode(failure_mode or guard.config.fails).value,
                 enforced=guard.config.enforce,
             )
         )

@@ -112,6 +112,7 @@ class HttpTransport:
         if type(max_answer_bytes) is not int or max_answer_bytes < 1:
             raise _wrong("max_answer_bytes", max_answer_bytes, "a whole number of at least 1")
         self._max_answer_bytes = max_answer_bytes
+        self._uds = uds
         self._connections: SharedTransport | PerEventLoop[Connections | AiohttpConnections]
         if transport is None or transport == "aiohttp":
             if uds is not None and (not isinstance(uds, str) or not uds):
@@ -142,6 +143,14 @@ class HttpTransport:
             raise _wrong(
                 "transport", transport, "an httpx.AsyncBaseTransport, a function that returns one, or 'aiohttp'"
             )
+
+    @property
+    def address(self) -> str:
+        """Where the agent is, for messages: host and port, or the path of a Unix socket."""
+        if self._uds is not None:
+            return f"unix://{self._uds}"
+        port = self._url.port or (443 if self._url.scheme == "https" else 80)
+        return f"[{self._url.host}]:{port}" if ":" in self._url.host else f"{self._url.host}:{port}"
 
     def __repr__(self) -> str:
         return f"<HttpTransport {str(self._url.copy_with(query=None))!r}>"

@@ -126,6 +126,23 @@ def unusable_path(path: str) -> str | None:
     return f"a path of {_MAX_PATH_BYTES} bytes at most" if too_long else None
 
 
+def nearest_address(given: str, *, or_http: bool = False) -> str | None:
+    """The address that ``given`` was most likely meant to be, which is none as it stands; None where nobody can tell.
+
+    A path, a port, or a host and a port. ``or_http``: they could be those of an ``http://`` URL as well.
+    """
+    scheme, colon, rest = given.partition(":")
+    if given.startswith("/") and len(given) > 1 and not given.endswith("/"):
+        return f"unix://{given}"
+    if colon and scheme == "unix" and rest.startswith("/") and not rest.startswith("//"):
+        return f"unix://{rest}"
+    host, colon, port = given.rpartition(":")
+    if port.isascii() and port.isdecimal() and len(port) <= 5 and "/" not in host and "@" not in host:
+        place = f"{host or '127.0.0.1'}:{port}"
+        return f"tcp://{place} or http://{place}/" if or_http else f"tcp://{place}"
+    return None
+
+
 def parse_address(where: str, given: object) -> Address:
     """``unix:///path`` or ``tcp://host:port``; ``where`` begins the message of the :class:`ConfigurationError`."""
     expected = "unix:///path or tcp://host:port"
@@ -159,7 +176,7 @@ def parse_address(where: str, given: object) -> Address:
         ):
             raise ConfigurationError(f"{where}: {given!r}, expected a host and a port: tcp://127.0.0.1:9000")
         return Address(given, host=host, port=int(port))
-    raise ConfigurationError(f"{where}: {given!r}, expected {expected}")
+    raise ConfigurationError(f"{where}: {given!r}, expected {nearest_address(given) or expected}")
 
 
 async def connect(address: Address, receiver: Receiver, tls: ssl.SSLContext | None = None) -> Wire:

@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 from asgi_agents import Agent, AgentError, AgentResponse
 from asgi_agents.errors import AgentProtocolError
 from asgi_agents.protocol import Acknowledgement, Encoding, EventType, GuardrailResponse, decode_answer, encode_event
-from asgi_agents.protocol.codec import decode_value
+from asgi_agents.protocol.codec import NO_VERDICT, decode_value
 from asgi_agents.protocol.stream import (
     EVENT_NUMBERS,
     EVENT_OF_MESSAGE,
@@ -276,11 +276,9 @@ async def _serve(choices: Choices) -> None:
             assert len(answered) == events, f"{len(answered)} answers to {events} events"
         for frame in answered:
             payload = frame if kind is Framing.ENVELOPE else frame[1:]
-            decode_answer(
-                payload,
-                encoding if frames[0][0] == MessageType.HANDSHAKE_RESPONSE else Encoding.JSON,
-                EventType.CONFIGURE,
-            )
+            spoken = encoding if frames[0][0] == MessageType.HANDSHAKE_RESPONSE else Encoding.JSON
+            if decode_value(dict[str, Any], payload, spoken).get("decision") != NO_VERDICT:
+                decode_answer(payload, spoken, EventType.CONFIGURE)
         connection.connection_lost(None)
         assert not service.connections
         assert service.unanswered == 0

@@ -49,6 +49,7 @@ from asgi_agents.protocol import (
     encode_answer,
     encode_event,
 )
+from asgi_agents.protocol.codec import decode_value, encode_value
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -771,12 +772,48 @@ def test_what_is_no_object_is_a_protocol_error(data: bytes, event_type: EventTyp
         decode_answer(data, JSON, event_type)
 
 
+@pytest.mark.parametrize("payload", [b"\x00\xffa", "AP9h"])
 @pytest.mark.parametrize("event_type", EventType)
-def test_payloads_in_msgpack_are_bytes_and_not_base64(event_type: EventType) -> None:
-    data = msgspec.msgpack.encode({"request_body_mutation": {"data": "YQ=="}})
+def test_payloads_in_msgpack_are_bytes_or_base64(payload: object, event_type: EventType) -> None:
+    data = msgspec.msgpack.encode({"request_body_mutation": {"data": payload}})
 
-    with pytest.raises(AgentProtocolError, match=r"request_body_mutation\.data"):
-        decode_answer(data, MSGPACK, event_type)
+    answer = decode_answer(data, MSGPACK, event_type)
+
+    assert answer == AgentResponse.allow(request_body_mutation=BodyMutation(b"\x00\xffa"))
+
+
+@pytest.mark.parametrize("payload", ["YQ=", "a", "\u00e9", 1, [97], None])
+@pytest.mark.parametrize("index", [2, 4, 6])
+def test_a_payload_in_msgpack_that_is_neither_is_a_protocol_error(payload: object, index: int) -> None:
+    event_type, _, fields = GOLDEN_EVENTS[index]
+    data = msgspec.msgpack.encode(json.loads(fields) | {"data": payload})
+
+    with pytest.raises(AgentProtocolError, match="data"):
+        decode_value(EVENT_CLASSES[EventType(event_type)], data, MSGPACK)
+
+
+@pytest.mark.parametrize("index", [2, 4, 6])
+def test_events_with_base64_in_msgpack_are_read(index: int) -> None:
+    event_type, event, fields = GOLDEN_EVENTS[index]
+    envelope = {"version": 2, "event_type": event_type, "payload": json.loads(fields)}
+
+    assert decode_event(msgspec.msgpack.encode(envelope), MSGPACK) == event
+
+
+@pytest.mark.parametrize("encoding", Encoding)
+@pytest.mark.parametrize("event_type", EventType)
+def test_an_answer_without_a_verdict_is_an_error_with_the_agents_reasons(
+    event_type: EventType, encoding: Encoding
+) -> None:
+    for audit, message in (
+        ({"reason_codes": ["it is", "broken"]}, "it is; broken"),
+        ({}, "the agent failed"),
+        (None, "the agent failed"),
+    ):
+        for version in (0, 2):
+            data = encode_value({"version": version, "decision": "error", "audit": audit}, encoding, "answer")
+            with pytest.raises(AgentProtocolError, match=f"^{message}$"):
+                decode_answer(data, encoding, event_type)
 
 
 @pytest.mark.parametrize("version", ["-1", "0", "1", "3", "20", "2" + "0" * 300, "2" + "0" * 5000])

@@ -1,5 +1,6 @@
 """A client of the stream transport, as raw as can be."""
 
+import re
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
@@ -8,10 +9,13 @@ from typing import Any
 
 import anyio
 import msgspec
+import pytest
 from anyio.abc import ByteStream
 from msgspec import UNSET, UnsetType
 
-from asgi_agents.protocol import Answer, Encoding, Event, EventType, decode_answer
+from asgi_agents.errors import AgentError
+from asgi_agents.protocol import AgentResponse, Answer, AuditMetadata, Encoding, Event, EventType, decode_answer
+from asgi_agents.protocol.codec import NO_VERDICT
 from asgi_agents.protocol.stream import (
     CallIds,
     FrameReader,
@@ -74,9 +78,19 @@ class RawClient:
         await self.send(*(self.spell(event) for event in events))
 
     async def answer(self, event_type: EventType = EventType.REQUEST_BODY_CHUNK) -> tuple[CallIds, Answer]:
+        """The ids of the next answer, and what it says; of version 0 where there is no verdict."""
         frame = await self.frame()
         assert frame[0] == MessageType.AGENT_RESPONSE
-        return decode_answer_ids(frame[1:], self.encoding), decode_answer(frame[1:], self.encoding, event_type)
+        ids = decode_answer_ids(frame[1:], self.encoding)
+        decode = msgspec.json.decode if self.encoding is Encoding.JSON else msgspec.msgpack.decode
+        raw = decode(frame[1:])
+        if raw.get("version") == 0:
+            assert raw["decision"] == NO_VERDICT
+            reasons = raw["audit"]["reason_codes"]
+            with pytest.raises(AgentError, match=f"^{re.escape('; '.join(reasons))}$"):
+                decode_answer(frame[1:], self.encoding, event_type)
+            return ids, AgentResponse(version=0, audit=AuditMetadata(reason_codes=reasons))
+        return ids, decode_answer(frame[1:], self.encoding, event_type)
 
     async def closed(self) -> bool:
         """Whether the server has closed the connection, and sent nothing more."""

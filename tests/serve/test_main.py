@@ -293,10 +293,13 @@ async def test_a_socket_in_use_is_one_line(place: Path) -> None:
         ("house:Demanding", "'house:Demanding' can't be called: TypeError: "),
         ("house:fail", "'house:fail' can't be called: LookupError: no such luck (PLACE/house.py:"),
         ("house:waf --bind http://a", "--bind: 'http://a', expected unix:///path or tcp://host:port"),
-        ("house:waf --http 9000", "--http: 'tcp://9000', expected a host and a port"),
+        ("house:waf --http 9000", "--http: '9000', expected 127.0.0.1:9000"),
         ("house:waf --bind unix://PLACE/house.py", "there is a file that is no socket, and it stays"),
-        ("house:waf --bind unix:///nowhere/a.sock", "unix:///nowhere/a.sock: No such file or directory"),
-        ("house:waf --workers 2 --bind unix:///nowhere/a.sock", "unix:///nowhere/a.sock: No such file or directory"),
+        ("house:waf --bind unix:///nowhere/a.sock", "unix:///nowhere/a.sock: there is no directory '/nowhere'"),
+        (
+            "house:waf --workers 2 --bind unix:///nowhere/a.sock",
+            "unix:///nowhere/a.sock: there is no directory '/nowhere'",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

@@ -5,7 +5,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from asgi_agents.protocol.stream import (
     MessageType,
     Ping,
     encode_envelope_frame,
+    encode_event_frame,
     encode_frame,
     encode_message,
 )
@@ -696,8 +697,6 @@ async def test_a_call_that_is_given_up_is_cancelled_and_answered_once(encoding: 
         await client.send(cancel(client, "1", call_id=0), cancel(client, "1", call_id=0), cancel(client, "9"))
         ids, answer = await client.answer()
         assert (ids.call_id, reason_of(answer)) == (0, (0, ["cancelled"]))
-        assert isinstance(answer, AgentResponse)
-        assert answer.is_allow
         assert agent.cancelled == ["a"]
         agent.open("b")
         assert body_of((await client.answer())[1]) == "b"
@@ -847,10 +846,13 @@ async def test_the_older_framing_takes_configurations() -> None:
         serving(Picky(), framing=Framing.ENVELOPE) as address,
         connected(address, framing=Framing.ENVELOPE) as client,
     ):
-        for config, version in ((None, 2), ({"a": 1}, 0)):
+        refused = {"block": {"status": 500, "body": "ValueError", "headers": None}}
+        for config, decision in ((None, "allow"), ({"a": 1}, refused)):
             event = encode_event(ConfigureEvent(agent_id="a", config=config), Encoding.JSON)
             await client.send(encode_envelope_frame(event))
-            assert msgspec.json.decode(await client.frame())["version"] == version
+            answer = msgspec.json.decode(await client.frame())
+            assert (answer["version"], answer["decision"]) == (2, decision)
+            assert answer["success"] == (decision == "allow")
 
 
 # --- Draining -----------------------------------------------------------------------------------------------------
@@ -871,13 +873,13 @@ async def drainable(agent: Agent, bind: str, **options: Any) -> AsyncIterator[tu
             await ended.wait()
 
 
-async def test_draining_answers_what_is_under_way_and_what_still_comes(
+async def test_draining_answers_what_is_under_way_and_what_a_client_that_names_its_calls_still_sends(
     bind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_module, "QUIET", 60)
     agent = Gated()
     async with drainable(agent, bind) as (address, shutdown, ended), connected(address) as client:
-        await client.post(chunk("1", b"a"))
+        await client.send(client.spell(chunk("1", b"a"), call_id=1))
         await agent.until(lambda: agent.running == 1)
         shutdown.set()
         message_type, health = await client.message()
@@ -887,9 +889,59 @@ async def test_draining_answers_what_is_under_way_and_what_still_comes(
             await anyio.connect_unix(bind.removeprefix("unix://"))
         agent.open("a", "b")
         assert body_of((await client.answer())[1]) == "a"
-        await client.post(chunk("2", b"b"))
+        await client.send(client.spell(chunk("2", b"b"), call_id=2))
         assert body_of((await client.answer())[1]) == "b"
         assert not ended.is_set()
+
+
+@pytest.mark.parametrize("framing", Framing)
+async def test_draining_takes_no_more_events_of_a_client_that_does_not_name_its_calls(
+    framing: Framing, bind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "QUIET", 60)
+    agent = Gated()
+
+    def spell(event: Event) -> bytes:
+        if framing is Framing.V2:
+            return encode_event_frame(event, Encoding.JSON, CallIds("c"))
+        return encode_envelope_frame(encode_event(event, Encoding.JSON))
+
+    async def answer(client: RawClient) -> Any:
+        frame = await client.frame()
+        return msgspec.json.decode(frame[1:] if framing is Framing.V2 else frame)
+
+    async with (
+        drainable(agent, bind, framing=framing) as (address, shutdown, _),
+        connected(address, framing=framing) as client,
+        connected(address, framing=framing) as idle,
+    ):
+        agent.open("i")
+        await idle.send(spell(chunk("c", b"i")))
+        assert (await answer(idle))["decision"]["block"]["body"] == "i"
+        await client.send(spell(chunk("c", b"a")))
+        await agent.until(lambda: agent.running == 1)
+        shutdown.set()
+        if framing is Framing.V2:
+            assert [(await each.message())[1]["state"] for each in (client, idle)] == [3, 3]
+        # It is owed nothing.
+        assert await idle.closed()
+        await client.send(spell(chunk("c", b"b")))
+        if framing is Framing.V2:
+            await client.send(encode_message(MessageType.PING, Ping()))
+            assert (await client.message())[0] == MessageType.PONG
+        agent.open("a")
+        assert (await answer(client))["decision"]["block"]["body"] == "a"
+        if framing is Framing.V2:
+            refused = await answer(client)
+            assert (refused["decision"], refused["audit"]["reason_codes"]) == ("error", ["the agent is shutting down"])
+        else:
+            # Without a pong it can't be told whether the event has come before the connection was closed.
+            with suppress(anyio.EndOfStream):
+                assert (await answer(client))["decision"] == "error"
+        with suppress(anyio.EndOfStream):
+            await client.frame()
+            raise AssertionError("the connection is open")
+    assert agent.entered == ["i", "a"]
 
 
 async def test_draining_closes_connections_that_are_quiet(bind: str, monkeypatch: pytest.MonkeyPatch) -> None:

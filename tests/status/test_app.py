@@ -426,7 +426,7 @@ def test_an_interval_that_can_be_is_fine(interval: float) -> None:
     status_app(a_manager(), interval=interval)
 
 
-@pytest.mark.parametrize("authorise", [True, "admin", 5, object()], ids=repr)
+@pytest.mark.parametrize("authorise", [True, "admin", 5, object()], ids=["bool", "str", "int", "object"])
 def test_what_cant_be_asked_is_a_configuration_error(authorise: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"status_app: authorise="):
         status_app(a_manager(), authorise=authorise)

@@ -214,7 +214,7 @@ async def send(message):
 async def main():
     config = AgentConfig("waf", {address!r}, events={{EventType.REQUEST_HEADERS}}, timeout=30)
     scope = {{"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [], "client": None}}
-    await AgentMiddleware(None, agents=[config])(scope, receive, send)
+    await AgentMiddleware(print, agents=[config])(scope, receive, send)
 
 anyio.run(main)
 print(sent[0]["status"], sent[1]["body"].decode())

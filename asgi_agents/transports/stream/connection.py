@@ -56,6 +56,7 @@ from ...protocol.stream import (
     Ping,
     correlation_id_of,
     decode_answer_ids,
+    decode_message,
     encode_envelope_frame,
     encode_event_frame,
     encode_frame,
@@ -440,7 +441,7 @@ class Connection:
         try:
             answer = decode_answer(call.payload, self._encoding, event.event_type, without=ANSWER_IDS)
             if isinstance(answer, AgentResponse) and answer.version == 0:
-                # How our own serving end says that there is no verdict.
+                # There is no such version, and so no verdict, whatever the decision.
                 raise AgentError("; ".join(answer.audit.reason_codes) or "the agent failed")
         except AgentError:
             self._rate(answered=False)
@@ -526,7 +527,8 @@ class Connection:
                 timestamp_ms=now_ms(),
                 call_id=call.number if self._call_ids else UNSET,
             )
-            self._wire.write(encode_message(MessageType.CANCEL, cancel, self._encoding))
+            # In JSON, whatever the encoding: other hosts know it in no other.
+            self._wire.write(encode_message(MessageType.CANCEL, cancel))
 
     def _rate(self, *, answered: bool) -> None:
         self.score += _SCORE_WEIGHT * ((1.0 if answered else 0.0) - self.score)
@@ -584,9 +586,9 @@ class Connection:
         elif message_type == MessageType.PING:
             self._answer_ping(payload)
         elif message_type == MessageType.HEALTH_STATUS:
-            self._owner.health_changed(self, decode_value(HealthStatus, payload, self._encoding, at="health_status"))
+            self._owner.health_changed(self, decode_message(HealthStatus, payload, self._encoding, at="health_status"))
         elif message_type == MessageType.FLOW_CONTROL:
-            self._control_flow(decode_value(FlowControl, payload, self._encoding, at="flow_control"))
+            self._control_flow(decode_message(FlowControl, payload, self._encoding, at="flow_control"))
         elif message_type in (MessageType.METRICS_REPORT, MessageType.CONFIG_UPDATE_REQUEST):
             self._owner.message_received(self, MessageType(message_type), payload, self._encoding)
         # A pong says by coming that the peer is there; types that nobody knows are from the future.
@@ -682,4 +684,4 @@ class Connection:
             self._pings += 1
             self._pinged_at = now
             ping = Ping(sequence=self._pings, timestamp_ms=now_ms())
-            self._wire.write(encode_message(MessageType.PING, ping, self._encoding))
+            self._wire.write(encode_message(MessageType.PING, ping))

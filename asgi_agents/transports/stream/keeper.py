@@ -263,17 +263,17 @@ class Keeper:
             connection.events = configured | (supported & {EventType.CONFIGURE})
 
     async def _configure(self, connection: Connection) -> None:
-        if self._settings.framing is Framing.V2:
-            wanted = EventType.CONFIGURE in connection.events
-            if connection.needs_configure and not wanted:
-                raise AgentConnectionError(
-                    f"its configuration is longer than the {MAX_HANDSHAKE_REQUEST_BYTES} bytes of a handshake, and it "
-                    "supports no configure event"
-                )
-        else:
-            wanted = self._served.config is not None or EventType.CONFIGURE in (self._served.events or ())
-        if wanted:
+        if self._served.config is None:
+            # Agents of the published kits refuse a configuration that says nothing.
+            return
+        # In the older framing no agent says what it hears.
+        if self._settings.framing is Framing.ENVELOPE or EventType.CONFIGURE in connection.events:
             await hand_over(connection, self._served.agent_id, self._served.config)
+        elif connection.needs_configure:
+            raise AgentConnectionError(
+                f"its configuration is longer than the {MAX_HANDSHAKE_REQUEST_BYTES} bytes of a handshake, and it "
+                "supports no configure event"
+            )
 
 
 def leaving(connection: Connection) -> bool:

@@ -11,7 +11,6 @@ from anyio import CancelScope
 
 from ...errors import AgentConnectionError, AgentError, AgentUnavailableError
 from ...protocol import Encoding, Event, EventType
-from ...protocol.codec import decode_value
 from ...protocol.stream import (
     AgentCapabilities,
     CancelReason,
@@ -21,6 +20,7 @@ from ...protocol.stream import (
     MessageType,
     MetricsReport,
     correlation_id_of,
+    decode_message,
 )
 from ..partial import PartialFrames
 from .balancing import chooser
@@ -464,11 +464,11 @@ class StreamPool:
         self, connection: Connection, message_type: MessageType, payload: bytes, encoding: Encoding
     ) -> None:
         if message_type is MessageType.METRICS_REPORT:
-            report = decode_value(MetricsReport, payload, encoding, at="metrics_report")
+            report = decode_message(MetricsReport, payload, encoding, at="metrics_report")
             self._peer.metrics_reported(connection.address, report)
         else:
             self._peer.config_update_requested(
-                decode_value(ConfigUpdateRequest, payload, encoding, at="config_update_request")
+                decode_message(ConfigUpdateRequest, payload, encoding, at="config_update_request")
             )
 
     # What keepers tell

@@ -130,8 +130,13 @@ class StreamTransport:
             tls=client_context("StreamTransport", verify, cert) if tls else None,
         )
 
+    @property
+    def address(self) -> str:
+        """Where the agent is, for messages."""
+        return " ".join(str(address) for address in self._settings.addresses)
+
     def __repr__(self) -> str:
-        return f"<StreamTransport {' '.join(str(address) for address in self._settings.addresses)}>"
+        return f"<StreamTransport {self.address}>"
 
     def client(
         self,

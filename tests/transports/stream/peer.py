@@ -241,7 +241,8 @@ class Peer:
             if self.pong:
                 await link.send(encode_frame(MessageType.PONG, payload))
         elif message_type == MessageType.CANCEL:
-            self.cancels.append(msgspec.convert(decode(payload), Cancel))
+            # In JSON, whatever the encoding.
+            self.cancels.append(msgspec.json.decode(payload, type=Cancel))
         else:
             await self._event(Received(link, message_type, decode(payload)))
         return None

@@ -419,4 +419,4 @@ async def test_a_callback_may_use_the_manager() -> None:
         await peer.links[0].send(encode_frame(MessageType.CONFIG_UPDATE_REQUEST, REQUEST))
         await until(lambda: asked)
         tasks.start_soon(manager.push_config, "waf", asked[0].update_type)
-        await until(lambda: configured.configs[-1] == {"rules": ["a"]})
+        await until(lambda: configured.configs == [{"rules": ["a"]}])

@@ -1,0 +1,82 @@
+"""Configuration that works, but not as it was most likely meant: one warning for each, in the log."""
+
+import logging
+from collections.abc import Iterator
+from typing import Final
+
+from .agent import HOOKS
+from .config import AgentConfig, BodyMode
+from .protocol import EventType
+from .transports import InProcessTransport
+
+logger: Final = logging.getLogger("asgi_agents")
+
+# A deadline of more seconds was most likely meant in milliseconds.
+_MOST_SECONDS: Final = 300
+
+_REQUESTS: Final = (EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK)
+_REQUEST_HEAD: Final = (EventType.REQUEST_HEADERS,)
+_REQUEST_BODY: Final = (EventType.REQUEST_BODY_CHUNK,)
+_RESPONSE_BODY: Final = (EventType.RESPONSE_BODY_CHUNK,)
+_BODIES: Final = (*_REQUEST_BODY, *_RESPONSE_BODY)
+# By field: its value where nobody has asked for anything, and the events without which the rest has no effect.
+_NEEDED: Final[dict[str, tuple[object, tuple[EventType, ...]]]] = {
+    "sets": (frozenset(), _REQUESTS),
+    "after": ((), _REQUEST_HEAD),
+    "may_set_host": (False, _REQUESTS),
+    "decode": (False, _BODIES),
+    "body_access": ("read", _BODIES),
+    "request_body_mode": (BodyMode.BUFFER, _REQUEST_BODY),
+    "max_request_body_bytes": (None, _REQUEST_BODY),
+    "request_length": ("known", _REQUEST_BODY),
+    "response_body_mode": (BodyMode.BUFFER, _RESPONSE_BODY),
+    "max_response_body_bytes": (None, _RESPONSE_BODY),
+    "response_content_types": (None, _RESPONSE_BODY),
+    "hold_head": (False, _RESPONSE_BODY),
+    "ranges": (False, _RESPONSE_BODY),
+}
+
+
+def warn_of(config: AgentConfig) -> None:
+    """Say in the log what of ``config`` has no effect, or was most likely meant otherwise."""
+    for name in ("timeout", "chunk_timeout"):
+        warn_of_seconds(f"AgentConfig({config.id!r})", name, getattr(config, name))
+    if config.circuit_breaker is not None:
+        where = f"AgentConfig({config.id!r}): CircuitBreakerConfig"
+        warn_of_seconds(where, "reset_timeout", config.circuit_breaker.reset_timeout)
+    for fault in _without_effect(config):
+        logger.warning("AgentConfig(%r): %s", config.id, fault)
+
+
+def warn_of_seconds(where: str, name: str, seconds: float) -> None:
+    """Say in the log that a duration looks like milliseconds, if it does."""
+    if seconds > _MOST_SECONDS:
+        logger.warning(
+            "%s: %s=%g is more than %d seconds; durations are seconds: for milliseconds write %s=%g",
+            where,
+            name,
+            seconds,
+            _MOST_SECONDS,
+            name,
+            seconds / 1000,
+        )
+
+
+def _without_effect(config: AgentConfig) -> Iterator[str]:
+    hears = config.hears
+    if hears is None:
+        # It says what it hears when it is connected.
+        return
+    local = isinstance(config.transport, InProcessTransport)
+    for name, (usual, needed) in _NEEDED.items():
+        if getattr(config, name) != usual and hears.isdisjoint(needed):
+            lacking = " or ".join(HOOKS[event] if local else event.value for event in needed)
+            what = f"the agent has no {lacking}" if local else f"its events have no {lacking}"
+            yield f"{name} has no effect, for {what}; add that, or leave {name} out"
+    if config.sets and not config.enforce:
+        yield (
+            "sets has no effect, for a shadow agent (enforce=False) sets nothing: what clients send in these headers"
+            " reaches the app; name them in sets of the agent that is enforced"
+        )
+    if local and config.config is not None and EventType.CONFIGURE not in hears:
+        yield "config has no effect, for the agent has no on_configure; add that, or leave config out"

@@ -1,0 +1,23 @@
+"""What an agent in the process is given as its configuration."""
+
+from typing import Any
+
+from .errors import AgentError, printable
+
+
+class MissingConfigKeyError(AgentError, KeyError):
+    """The agent asked its configuration for a key that is not there. The message names it, and those that are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class GivenConfig(dict[Any, Any]):
+    """A copy of ``AgentConfig.config`` that says which key was missing.
+
+    The message of an ordinary KeyError reaches no log: it can quote any value. This one quotes keys alone.
+    """
+
+    def __missing__(self, key: object) -> Any:
+        there = ", ".join(printable(repr(each)) for each in self) or "none"
+        raise MissingConfigKeyError(f"its config has no {printable(repr(key))}; there are: {there}")

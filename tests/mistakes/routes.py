@@ -1,0 +1,165 @@
+"""Mistakes in routes, and in handlers that ask for their agents."""
+
+from typing import Final
+
+from .mistake import Mistake
+
+
+def _protect(routes: str) -> str:
+    return f'protect(app, agents=[AgentConfig("waf", Waf())], {routes})'
+
+
+_ADMIN: Final = """
+@app.get("/admin")
+async def admin(): ...
+
+@app.get("/admin/users")
+async def users(): ...
+
+"""
+
+ROUTES: Final = (
+    Mistake(
+        title="An id without a list",
+        code=_protect('routes=[Route("/items", agents="waf")]'),
+        instead='`agents=["waf"]`',
+    ),
+    Mistake(
+        title="An AgentConfig in a route",
+        code='Route("/items", agents=[AgentConfig("waf", Waf())])',
+        instead='`Route("/items", agents=["waf"])`, and the `AgentConfig` in `protect(app, agents=[...])`',
+    ),
+    Mistake(
+        title="A failure mode that there is not, on a route",
+        code='Route("/items", agents=[("waf", "fail-open")])',
+        instead='`("waf", "open")`',
+    ),
+    Mistake(
+        title="An agent that there is not",
+        code=_protect('routes=[Route("/items", agents=["wfa"])]'),
+        instead='`agents=["waf"]`',
+    ),
+    Mistake(
+        title="A string of default agents",
+        code=_protect('routes=[Route("/items", agents=[])], default_agents="waf"'),
+        instead='`default_agents=["waf"]`',
+    ),
+    Mistake(
+        title="A pair in place of a Route",
+        code=_protect('routes=[("/items", ["waf"])]'),
+        instead='`Route("/items", agents=["waf"])`',
+    ),
+    Mistake(
+        title="The methods of a route as a string",
+        code='Route("/items", agents=["waf"], methods="GET")',
+        instead='`methods=["GET"]`',
+    ),
+    Mistake(
+        title="A handler that asks for its agents on a path that has none",
+        code="""
+@app.get("/chat")
+async def chat(agents: Agents): ...
+
+protect(app, agents=[AgentConfig("waf", Waf())], routes=[Route("/items", agents=["waf"])])
+""",
+        ask="/chat",
+        instead='`Route("/chat", agents=["waf"])`, or `default_agents=["waf"]`',
+    ),
+    Mistake(
+        title="The same without FastAPI",
+        code="""
+@app.get("/chat")
+async def chat(request: Request):
+    agents = AgentContext.of(request)
+
+protect(app, agents=[AgentConfig("waf", Waf())], routes=[Route("/items", agents=["waf"])])
+""",
+        ask="/chat",
+        instead=(
+            "The same. `request.state.agents` is an ordinary attribute: on such a path it raises Starlette's"
+            " AttributeError."
+        ),
+    ),
+    Mistake(
+        title="A guardrail that there is not",
+        code="""
+@app.get("/chat")
+async def chat(agents: Agents):
+    await agents.inspect_guardrail("llm-guard", "hello", inspection_type="prompt_injection")
+
+protect(app, agents=[AgentConfig("waf", Waf())])
+""",
+        ask="/chat",
+        instead='`AgentConfig("llm-guard", ...)` beside the others; it need not be on the route.',
+    ),
+    # What follows is said by the routes themselves, as soon as they do.
+    Mistake(
+        title="A star for all paths below",
+        code=_protect('routes=[Route("/admin/*", agents=["waf"])]'),
+        ask="/items",
+        instead='`Route("/admin/{rest:path}", ...)`',
+        silent=True,
+    ),
+    Mistake(
+        title="A pattern for everything that is not for the root",
+        code=_protect('routes=[Route("{rest:path}", agents=["waf"])]'),
+        ask="/items",
+        instead='`Route("/{rest:path}", ...)`, or no routes at all',
+        silent=True,
+    ),
+    Mistake(
+        title="A route behind one that takes all of its paths",
+        code=_protect('routes=[Route("/{rest:path}", agents=[]), Route("/admin/{rest:path}", agents=["waf"])]'),
+        ask="/items",
+        instead="The more particular route first.",
+        silent=True,
+    ),
+    Mistake(
+        title="An agent that no route names",
+        code=(
+            'protect(app, agents=[AgentConfig("waf", Waf()), AgentConfig("api-key", Waf())],\n'
+            '        routes=[Route("/items", agents=["waf"])])'
+        ),
+        ask="/items",
+        instead='`agents=["api-key", "waf"]`, or `default_agents`',
+        silent=True,
+    ),
+    Mistake(
+        title="A full path in a mounted app",
+        code="""
+inner = FastAPI()
+protect(inner, agents=[AgentConfig("waf", Waf())], routes=[Route("/inner/items", agents=["waf"])])
+
+@inner.get("/items")
+async def items(): ...
+
+app.mount("/inner", inner)
+""",
+        ask="/inner/items",
+        instead='Below the mount: `Route("/items", agents=["waf"])`.',
+        silent=True,
+    ),
+    Mistake(
+        title="An app that is wrapped twice",
+        code="""
+app = AgentMiddleware(app, agents=[AgentConfig("waf", Waf())])
+app = AgentMiddleware(app, agents=[AgentConfig("api-key", Waf())])
+""",
+        ask="/items",
+        instead="Once, with both agents.",
+        silent=True,
+    ),
+    Mistake(
+        title="A route for what is below a path, and not for the path itself",
+        code=_ADMIN + _protect('routes=[Route("/admin/{rest:path}", agents=["waf"])]'),
+        ask="/admin",
+        instead='`Route("/admin", agents=["waf"])` beside it',
+        silent=True,
+    ),
+    Mistake(
+        title="A misspelt method",
+        code='Route("/items", agents=["waf"], methods=["GTE"])',
+        instead='`methods=["GET"]`',
+        silent=True,
+    ),
+)

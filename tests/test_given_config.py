@@ -1,0 +1,93 @@
+"""What an agent in the process finds in its configuration, and what it is told of what is not there."""
+
+import copy
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from asgi_agents import Agent, AgentConfig, AgentError, AgentManager
+from asgi_agents.given_config import GivenConfig, MissingConfigKeyError
+
+
+class Limit(Agent):
+    def __init__(self) -> None:
+        self.given: Any = None
+
+    async def on_configure(self, event: Any) -> None:
+        self.given = event.config
+        self.rate = event.config["rate"]
+
+    async def on_request_headers(self, event: Any) -> None: ...
+
+
+async def configured(config: Any, agent: Agent | None = None) -> str:
+    """What the agent's configuration comes to, in words."""
+    manager = AgentManager([AgentConfig("limit", Limit() if agent is None else agent, config=config)])
+    try:
+        await manager.guard("limit").configure()
+    except AgentError as exc:
+        return str(exc)
+    return "configured"
+
+
+async def test_a_missing_key_is_named_beside_those_that_are_there() -> None:
+    assert "its config has no 'rate'; there are: 'Rate', 1" in await configured({"Rate": 10, 1: 2})
+    assert "its config has no 'rate'; there are: none" in await configured({})
+
+
+async def test_the_values_beside_it_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="asgi_agents"):
+        told = await configured({"token": "s3cret"})
+
+    assert "s3cret" not in told + caplog.text
+
+
+async def test_a_key_that_is_looked_up_elsewhere_is_not_named() -> None:
+    class Plans(Limit):
+        async def on_configure(self, event: Any) -> None:
+            {}[event.config["token"]]
+
+    told = await configured({"token": "s3cret"}, Plans())
+
+    assert "raised KeyError at test_given_config.py" in told
+    assert "s3cret" not in told
+
+
+async def test_an_agent_without_configuration_is_told_so() -> None:
+    told = await configured(None)
+
+    assert "raised TypeError at test_given_config.py" in told
+    assert told.endswith("its AgentConfig has no config, expected AgentConfig(..., config={...})")
+
+
+async def test_what_is_there_is_given_as_it_is() -> None:
+    config = {"rate": 10, "nested": {"a": [1]}}
+    agent = Limit()
+
+    assert await configured(config, agent) == "configured"
+    assert agent.given == config
+    assert agent.given.get("missing", 1) == 1
+    assert json.loads(json.dumps(agent.given)) == config
+    assert copy.deepcopy(agent.given) == config
+
+
+def test_whoever_expects_a_key_error_gets_one() -> None:
+    with pytest.raises(KeyError) as raised:
+        GivenConfig(a=1)["b"]
+
+    assert isinstance(raised.value, MissingConfigKeyError)
+    assert str(raised.value) == "its config has no 'b'; there are: 'a'"
+
+
+@pytest.mark.parametrize("config", [["rate"], "rate", 3, {"rate"}])
+async def test_what_is_no_dict_is_given_itself(config: Any) -> None:
+    class Keep(Limit):
+        async def on_configure(self, event: Any) -> None:
+            self.given = event.config
+
+    agent = Keep()
+
+    assert await configured(config, agent) == "configured"
+    assert agent.given is config
