@@ -22,7 +22,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test has the same name in every process, or it could neither be run again by its name nor be handed to a worker."""
+    """A test has the same name in every process, or it could not be run again by name, nor be handed to a worker."""
     named_by_address = [item.nodeid for item in items if _ADDRESS.search(item.nodeid)]
     if named_by_address:
         raise pytest.UsageError(f"tests whose names contain an address in memory: {named_by_address[:5]}")

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from ..config import BodyMode, FailureMode
 from ..decision import AgentDecision, Verdict, merge, unanimous
 from ..lineup import RouteAgent, body_limit, chain, held_limit
+from ..pieces import Pieces
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
 from .context import AgentContext
 from .decoding import Decoder, UnreadableBody
@@ -177,10 +178,8 @@ class _Stage:
         self._cutter = None if cutter is None else cutter()
         self._buffering = mode != BodyMode.STREAM
         # Bytes not yet shown to the agents, and bytes shown whose verdict is still provisional.
-        self._buffer: list[bytes] = []
-        self._buffered = 0
-        self._withheld: list[bytes] = []
-        self._withheld_size = 0
+        self._buffer = Pieces()
+        self._withheld = Pieces()
         self._chunk_index = 0
         self._request = event_type is EventType.REQUEST_BODY_CHUNK
         self._buffers = mode.name == "buffer"
@@ -295,11 +294,9 @@ class _Stage:
             return self._release(data)
         if self._buffering:
             self._buffer.append(data)
-            self._buffered += len(data)
-            if not last and (self._buffers or self._buffered < self._mode.threshold):
+            if not last and (self._buffers or self._buffer.size < self._mode.threshold):
                 return b""
-            data = b"".join(self._buffer)
-            self._buffer.clear()
+            data = self._buffer.take()
             whole = last
             self._buffering = False
         else:
@@ -411,9 +408,8 @@ class _Stage:
 
     def _withhold(self, data: bytes) -> bytes | AgentDecision:
         self._withheld.append(data)
-        self._withheld_size += len(data)
         # Whoever can't make up its mind within what it may be given is treated as given too much.
-        refusal = self.limit_held(self._withheld_size, undecided_only=True)
+        refusal = self.limit_held(self._withheld.size, undecided_only=True)
         if refusal is not None:
             return refusal
         return b"" if self.provisional else self._release(b"")
@@ -433,12 +429,7 @@ class _Stage:
         """``data`` behind whatever was kept back before it."""
         if not self._withheld and not self._buffer:
             return data
-        kept = b"".join((*self._withheld, *self._buffer, data))
-        self._withheld.clear()
-        self._withheld_size = 0
-        self._buffer.clear()
-        self._buffered = 0
-        return kept
+        return b"".join((self._withheld.take(), self._buffer.take(), data))
 
 
 class _DecodingStage:
@@ -454,8 +445,7 @@ class _DecodingStage:
         self._codings = codings
         self._decoder: Decoder | None = None
         # Encoded bytes that were decoded, but not passed on yet.
-        self._originals: list[bytes] = []
-        self._held = 0
+        self._originals = Pieces()
         # Nobody has to see what follows: it goes on as it is.
         self._passing = False
         self._begun = False
@@ -531,7 +521,6 @@ class _DecodingStage:
         self._begun = self._begun or bool(data)
         if not self.decoded:
             self._originals.append(data)
-            self._held += len(data)
         try:
             content = await self._judge(data, last)
         except UnreadableBody as exc:
@@ -545,7 +534,7 @@ class _DecodingStage:
         holding = self._stage.holding or self._stage.partial > 0
         if holding:
             # What is encoded can be much longer than its content.
-            refusal = self._stage.limit_held(self._held)
+            refusal = self._stage.limit_held(self._originals.size)
             if refusal is not None:
                 return refusal
         if self._stage.deserted:
@@ -553,7 +542,7 @@ class _DecodingStage:
         if holding:
             return b""
         if not self._stage.writes or (last and not self._stage.changed):
-            return self._take_originals()
+            return self._originals.take()
         self.decoded = True
         self._originals.clear()
         return content
@@ -585,10 +574,4 @@ class _DecodingStage:
 
     def _pass_on(self) -> bytes:
         self._passing = True
-        return self._take_originals()
-
-    def _take_originals(self) -> bytes:
-        kept = b"".join(self._originals)
-        self._originals.clear()
-        self._held = 0
-        return kept
+        return self._originals.take()

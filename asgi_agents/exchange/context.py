@@ -32,13 +32,20 @@ from ..protocol import (
 )
 from ..telemetry import SessionSpan
 from ..trace_context import ServerSpan
+from .remembered import (
+    MAX_VERDICT_BYTES,
+    MAX_VERDICTS,
+    MAX_WAITING_OP_BYTES,
+    compacted,
+    newest,
+    remembered,
+    weigh_ops,
+)
 from .scope import CORRELATION_HEADER, find_correlation_id, new_id
 
 #: Where the context of a connection is in ``scope["state"]``, whatever other name the middleware gives it there.
 STATE_KEY: Final = "asgi_agents"
 
-# A websocket or event stream may live for days: remember the newest.
-_MAX_VERDICTS = 1000
 # What was said to a handler is the handler's to act on, a frame that was dropped is no word on the session, and what is
 # said at the end changes nothing.
 _NO_SAY = frozenset({EventType.GUARDRAIL_INSPECT, EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE})
@@ -105,7 +112,12 @@ class AgentContext(Struct, eq=False):
     response_head_gone: bool = False
     #: How many verdicts there were since calls are counted, those included that are forgotten by now.
     verdicts_recorded: int = 0
+    # A websocket or an event stream may live for days: the newest are remembered, without mutated bytes.
     _verdicts: list[Verdict] = []
+    # About how many bytes these take, how many are forgotten, and the bytes of header operations that wait for a head.
+    _verdict_bytes: int = 0
+    _forgotten: int = 0
+    _op_bytes: int = 0
     _decided: AgentDecision | None = None
     # Agents that are to be told of the end though they are not on the route: guardrail agents that were asked, and the
     # agents of middlewares further in.
@@ -201,8 +213,16 @@ class AgentContext(Struct, eq=False):
         return replace(counting, verdicts=self._newest)
 
     @property
+    def verdicts_forgotten(self) -> int:
+        """How many verdicts are not among those of :attr:`decision` any more, or only with what was decided.
+
+        The newest 1,000 are remembered, within 2 MiB, and of a mutation no more than its size.
+        """
+        return self._forgotten + max(0, len(self._verdicts) - MAX_VERDICTS)
+
+    @property
     def _newest(self) -> Sequence[Verdict]:
-        return tuple(self._verdicts[-_MAX_VERDICTS:])
+        return tuple(self._verdicts[-MAX_VERDICTS:])
 
     @property
     def audit(self) -> Sequence[tuple[str, AuditMetadata]]:
@@ -335,21 +355,46 @@ class AgentContext(Struct, eq=False):
     def record(self, verdicts: Sequence[Verdict], *, every: bool = True) -> None:
         """Remember verdicts; unless ``every``, only those that say something."""
         telling = verdicts if every else [verdict for verdict in verdicts if verdict.response is not ALLOW]
-        self._verdicts += telling
-        if len(self._verdicts) >= 2 * _MAX_VERDICTS:
-            del self._verdicts[:-_MAX_VERDICTS]
+        for verdict in telling:
+            kept, size, whole = remembered(verdict)
+            self._verdicts.append(kept)
+            self._verdict_bytes += size
+            if not whole:
+                self._forgotten += 1
+        if len(self._verdicts) >= 2 * MAX_VERDICTS or self._verdict_bytes > MAX_VERDICT_BYTES:
+            self._verdicts, self._verdict_bytes, lost = newest(self._verdicts)
+            self._forgotten += lost
         if self._calls is not None:
-            self.verdicts_recorded += len(telling)
-            for verdict in verdicts:
-                count = self._calls.get(verdict.agent_id)
-                if count is None:
-                    count = self._calls[verdict.agent_id] = CallCount()
-                count.add(verdict)
+            self._count(verdicts, len(telling))
+
+    def record_consent(self, verdicts: Sequence[Verdict]) -> None:
+        """Remember the verdicts on a head that all agents simply allow, where it is all that any of them hears."""
+        self._verdicts += verdicts
+        if self._calls is not None:
+            self._count(verdicts, len(verdicts))
+
+    def _count(self, verdicts: Sequence[Verdict], telling: int) -> None:
+        assert self._calls is not None
+        self.verdicts_recorded += telling
+        for verdict in verdicts:
+            count = self._calls.get(verdict.agent_id)
+            if count is None:
+                count = self._calls[verdict.agent_id] = CallCount()
+            count.add(verdict)
 
     def note_ops(self, decision: AgentDecision) -> None:
         """Keep the header operations of a decision until there are headers to apply them to."""
+        if not (decision.request_headers or decision.response_headers):
+            return
         self.request_ops += decision.request_headers
         self.response_ops += decision.response_headers
+        size = weigh_ops(self.request_ops) + weigh_ops(self.response_ops)
+        if size > MAX_WAITING_OP_BYTES // 2:
+            # Agents that answer to every piece of a body mostly set the same again and again.
+            self.request_ops[:] = compacted(self.request_ops)
+            self.response_ops[:] = compacted(self.response_ops)
+            size = weigh_ops(self.request_ops) + weigh_ops(self.response_ops)
+        self._op_bytes = size
 
     def note_encoded(self, agent: RouteAgent, event_type: EventType) -> None:
         """An agent is shown a body that it can't read, because it is encoded."""
@@ -361,9 +406,10 @@ class AgentContext(Struct, eq=False):
     def applicable(self, agents: Sequence[RouteAgent], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
         """The verdicts on a piece of a body, as they can be applied now.
 
-        An agent that allows it with operations on headers that are gone has failed instead.
+        An agent that allows it with operations on headers that are gone has failed instead. So has one that adds to
+        operations of which too many wait already.
         """
-        if not (self.request_head_gone or self.response_head_gone):
+        if not (self.request_head_gone or self.response_head_gone or self._op_bytes > MAX_WAITING_OP_BYTES):
             return verdicts
         return [self._in_time(agents, verdict) for verdict in verdicts]
 
@@ -375,6 +421,9 @@ class AgentContext(Struct, eq=False):
             field, until = "request_headers", "the app is called"
         elif response.response_headers and self.response_head_gone:
             field, until = "response_headers", "the head of the response is sent"
+        elif self._op_bytes > MAX_WAITING_OP_BYTES and (response.request_headers or response.response_headers):
+            field = "request_headers" if response.request_headers else "response_headers"
+            until = f"more than {MAX_WAITING_OP_BYTES} bytes of them wait for a head"
         else:
             return verdict
         (agent,) = (agent for agent in agents if agent.guard.config.id == verdict.agent_id)
@@ -384,7 +433,7 @@ class AgentContext(Struct, eq=False):
 
     def decide(self, decision: AgentDecision) -> None:
         """This is what the connection ended on."""
-        self._decided = decision
+        self._decided = replace(decision, verdicts=(), request_body_mutation=None, response_body_mutation=None)
 
     @property
     def counting(self) -> bool:

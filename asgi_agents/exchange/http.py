@@ -42,10 +42,11 @@ async def serve_http(
     """Take a request past its agents, and the response back. Returns what the app returns."""
     if context.lineup.plain_heads_only:
         verdicts = await consult(context.lineup.hear_heads, head_event(context, scope))
-        context.record(verdicts)
         if unanimous(verdicts):
             # Nothing has changed, and nothing else of this connection concerns any agent.
+            context.record_consent(verdicts)
             return await app(scope, receive, send)
+        context.record(verdicts)
         exchange = HttpExchange(context, scope, receive, send, renderers, stop_grace)
         return await exchange.go_on(app, merge(verdicts), {})
     return await HttpExchange(context, scope, receive, send, renderers, stop_grace).run(app)

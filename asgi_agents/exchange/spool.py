@@ -1,6 +1,5 @@
 """A request body that is kept until all of it was judged, so that the app can be told how long it is."""
 
-from collections import deque
 from contextlib import suppress
 from tempfile import TemporaryFile
 from threading import Lock
@@ -9,6 +8,8 @@ from typing import Final
 import anyio
 from anyio import CancelScope
 from starlette.types import Message, Receive
+
+from ..pieces import Pieces
 
 #: How many bytes are kept in memory; what is beyond goes to a temporary file.
 MAX_MEMORY_BYTES: Final = 1024 * 1024
@@ -22,7 +23,7 @@ class Spool:
     def __init__(self) -> None:
         #: Bytes taken so far.
         self.size = 0
-        self._pieces: deque[bytes] = deque()
+        self._pieces = Pieces()
         self._file: anyio.AsyncFile[bytes] | None = None
         self._in_file = 0
         self._ended = False
@@ -39,7 +40,7 @@ class Spool:
         if self._file is not None:
             await self._file.write(data)
             self._in_file += len(data)
-        elif data:
+        else:
             self._pieces.append(data)
         self.size += len(data)
 

@@ -27,7 +27,7 @@ from typing import Final
 
 from ..errors import NotApplicableError
 from .events import EventType
-from .responses import AgentResponse, BodyMutation
+from .responses import AgentResponse, BodyMutation, ForgottenMutation
 
 #: The events whose allowing answers may have the field.
 APPLIES_TO: Final[Mapping[str, frozenset[EventType]]] = {
@@ -71,4 +71,6 @@ def check_applicable(event_type: EventType, response: AgentResponse) -> None:
 
 def changes_something(given: object) -> bool:
     """Whether a field of an answer asks for anything: header operations, a mutation, or a flag."""
-    return given.data is not None if isinstance(given, BodyMutation) else bool(given)
+    if isinstance(given, BodyMutation):
+        return given.data is not None or isinstance(given, ForgottenMutation)
+    return bool(given)

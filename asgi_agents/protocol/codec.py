@@ -233,7 +233,7 @@ def _probe(data: bytes, encoding: Encoding) -> _Probe:
     return probe
 
 
-def decode_value(kind: Any, data: bytes, encoding: Encoding, *, at: str = "") -> Any:
+def decode_value(kind: Any, data: bytes | memoryview, encoding: Encoding, *, at: str = "") -> Any:
     """A ``kind`` from its bytes; raises :class:`AgentProtocolError` naming the field at fault, within ``at``."""
     try:
         try:

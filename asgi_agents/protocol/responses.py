@@ -119,6 +119,12 @@ class BodyMutation(Discreet, frozen=True):
         return shown(self, data=size_of(self.data))
 
 
+class ForgottenMutation(BodyMutation, frozen=True):
+    """What is remembered of a mutation that had data, once it was applied: ``size``, how many bytes it had."""
+
+    size: int = 0
+
+
 class AuditMetadata(Discreet, frozen=True, kw_only=True):
     """What the agent wants remembered about its decision."""
 

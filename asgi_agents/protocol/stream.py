@@ -9,19 +9,26 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum, StrEnum
+from io import BytesIO
 from typing import Any, Final
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import asdict, force_setattr
 
 from ..errors import AgentProtocolError, EventTooLargeError
 from .codec import Encoding, answer_to_wire, answer_with, decode_value, encode_value
 from .events import EVENT_CLASSES, ConfigureEvent, Event, EventType, RequestHeadersEvent
+from .extraction import LONG, extract_data
 from .responses import ALLOW, PROTOCOL_VERSION, AgentResponse, Answer, AuditMetadata
 
 #: The longest frame, type byte included, and the longest of the older framing.
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 MAX_ENVELOPE_BYTES: Final = 10 * 1024 * 1024
+#: The longest frame before a peer has introduced itself: a client's, which may carry a configuration, and an agent's.
+MAX_HANDSHAKE_REQUEST_BYTES: Final = 1024 * 1024
+MAX_HANDSHAKE_RESPONSE_BYTES: Final = 64 * 1024
+#: Seconds for a frame to come, from its first byte to its last.
+FRAME_TIMEOUT: float = 30.0
 
 _LENGTH_BYTES: Final = 4
 _FRAME_HEAD: Final = struct.Struct(">IB")
@@ -75,6 +82,10 @@ _JSON: Final = Encoding.JSON
 EVENT_OF_MESSAGE: Final[Mapping[int, EventType]] = {
     int(message_type): event_type for event_type, message_type in MESSAGE_OF_EVENT.items()
 }
+
+_MESSAGES_WITH_DATA: Final = frozenset(
+    {MessageType.REQUEST_BODY_CHUNK, MessageType.RESPONSE_BODY_CHUNK, MessageType.WEBSOCKET_FRAME}
+)
 
 #: The numbers by which a handshake names events.
 EVENT_NUMBERS: Final[Mapping[EventType, int]] = {
@@ -310,55 +321,112 @@ class _AnswerIds(Struct):
 class _PayloadIds(Struct):
     correlation_id: str = ""
     call_id: int | UnsetType = UNSET
-    traceparent: Any = None
-    metadata: Any = None
+    # As they are spelt: whatever else they are must not be built for nothing.
+    traceparent: Raw | UnsetType = UNSET
+    metadata: Raw | UnsetType = UNSET
+
+
+class _MetadataIds(Struct):
+    correlation_id: Raw | UnsetType = UNSET
+    traceparent: Raw | UnsetType = UNSET
 
 
 class FrameReader:
-    """Cuts a stream of bytes into frames."""
+    """Cuts a stream of bytes into frames.
 
-    def __init__(self, framing: Framing) -> None:
-        self._max_bytes = framing.max_bytes
-        self._rest = bytearray()
+    :param max_bytes: the longest frame that may come now; None: the longest of the framing.
+    """
+
+    def __init__(self, framing: Framing, max_bytes: int | None = None) -> None:
+        #: The longest frame that may come from now on.
+        self.max_bytes = framing.max_bytes if max_bytes is None else max_bytes
+        #: Whether a frame has begun that has not ended.
+        self.pending = False
+        #: How many frames have begun to come in one read and did not end in it.
+        self.divided = 0
+        #: Whether long events in JSON are given without their data, which is :attr:`data` then until the next frame.
+        self.extracts = False
+        self.data: bytes | None = None
+        # What has come of a length, and of the frame behind it. A BytesIO hands its bytes over without copying them.
+        self._length = b""
+        self._frame: BytesIO | None = None
+        self._missing = 0
 
     @property
-    def pending(self) -> bool:
-        """Whether a frame has begun that has not ended."""
-        return bool(self._rest)
+    def held(self) -> int:
+        """How many bytes have come of a frame that has not ended."""
+        return len(self._length) if self._frame is None else _LENGTH_BYTES + self._frame.tell()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The frames that ``data`` completes, without their lengths.
 
         Raises :class:`AgentProtocolError` at one that may not be; the stream can't be read any further then.
         """
-        if not self._rest and len(data) - _LENGTH_BYTES == int.from_bytes(data[:_LENGTH_BYTES], "big"):
+        if not self.pending and len(data) - _LENGTH_BYTES == int.from_bytes(data[:_LENGTH_BYTES], "big"):
             # One frame and nothing else, as most often.
             length = len(data) - _LENGTH_BYTES
-            if 0 < length <= self._max_bytes:
+            if 0 < length <= self.max_bytes:
                 return iter((data[_LENGTH_BYTES:],))
         return self._cut(data)
 
     def _cut(self, data: bytes) -> Iterator[bytes]:
-        buffer: bytes | bytearray = data
-        if self._rest:
-            self._rest += data
-            buffer = self._rest
         position = 0
-        size = len(buffer)
-        while size - position >= _LENGTH_BYTES:
-            start = position + _LENGTH_BYTES
-            length = int.from_bytes(buffer[position:start], "big")
-            if not 0 < length <= self._max_bytes:
-                raise AgentProtocolError(_describe_length(bytes(buffer[position:start]), length, self._max_bytes))
-            end = start + length
-            if end > size:
-                break
-            position = end
-            yield bytes(buffer[start:end])
-        if buffer is self._rest:
-            del self._rest[:position]
-        elif position < size:
-            self._rest += buffer[position:]
+        size = len(data)
+        while position < size:
+            if self._frame is not None:
+                part = memoryview(data)[position : position + self._missing]
+                self._frame.write(part)
+                position += len(part)
+                self._missing -= len(part)
+                if not self._missing:
+                    self.pending = False
+                    yield self._take()
+                continue
+            if self._length or size - position < _LENGTH_BYTES:
+                self._begin()
+                wanted = _LENGTH_BYTES - len(self._length)
+                self._length += data[position : position + wanted]
+                position += wanted
+                if len(self._length) < _LENGTH_BYTES:
+                    return
+                prefix, self._length = self._length, b""
+            else:
+                prefix = data[position : position + _LENGTH_BYTES]
+                position += _LENGTH_BYTES
+            length = int.from_bytes(prefix, "big")
+            if not 0 < length <= self.max_bytes:
+                raise AgentProtocolError(_describe_length(prefix, length, self.max_bytes))
+            end = position + length
+            if end <= size:
+                self.pending = False
+                frame = data[position:end]
+                position = end
+                yield frame
+            else:
+                self._begin()
+                self._frame = BytesIO()
+                self._missing = length
+
+    def _begin(self) -> None:
+        if not self.pending:
+            self.pending = True
+            self.divided += 1
+
+    def _take(self) -> bytes:
+        """The frame that is complete. Nothing here keeps it alive."""
+        assert self._frame is not None
+        buffer, self._frame = self._frame, None
+        if self.extracts and buffer.tell() >= LONG and buffer.getbuffer()[0] in _MESSAGES_WITH_DATA:
+            extracted = extract_data(buffer)
+            if extracted is not None:
+                frame, self.data = extracted
+                return frame
+        return buffer.getvalue()
+
+    def take_data(self) -> bytes | None:
+        """The data of the event whose frame was given last, if it was taken out."""
+        data, self.data = self.data, None
+        return data
 
 
 def _describe_length(prefix: bytes, length: int, max_bytes: int) -> str:
@@ -429,21 +497,34 @@ def _with_fields(payload: bytes, added: bytes, encoding: Encoding) -> bytes:
     return b"%c%b%b" % (payload[0] + (added[0] & 0x0F), added[1:], payload[1:])
 
 
-def decode_payload_ids(payload: bytes, encoding: Encoding) -> CallIds:
+def decode_payload_ids(payload: bytes | memoryview, encoding: Encoding) -> CallIds:
     """The ids at the top of an event's payload, or within its metadata."""
     found: _PayloadIds = decode_value(_PayloadIds, payload, encoding)
-    correlation_id, traceparent = found.correlation_id, _text(found.traceparent)
-    if isinstance(found.metadata, dict):
-        correlation_id = correlation_id or _text(found.metadata.get("correlation_id"))
-        traceparent = traceparent or _text(found.metadata.get("traceparent"))
+    correlation_id, traceparent = found.correlation_id, _text(found.traceparent, encoding)
+    if found.metadata is not UNSET and not (correlation_id and traceparent):
+        try:
+            within: _MetadataIds = decode_value(_MetadataIds, memoryview(found.metadata), encoding)
+        except AgentProtocolError:
+            # No map.
+            within = _MetadataIds()
+        correlation_id = correlation_id or _text(within.correlation_id, encoding)
+        traceparent = traceparent or _text(within.traceparent, encoding)
     return CallIds(correlation_id, found.call_id, traceparent)
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+def _text(spelt: Raw | UnsetType, encoding: Encoding) -> str:
+    """The text that ``spelt`` is; empty where it is anything else."""
+    if spelt is UNSET:
+        return ""
+    assert isinstance(spelt, Raw)
+    try:
+        text: str = decode_value(str, memoryview(spelt), encoding)
+    except AgentProtocolError:
+        return ""
+    return text
 
 
-def decode_payload(event_type: EventType, payload: bytes, encoding: Encoding) -> Event:
+def decode_payload(event_type: EventType, payload: bytes | memoryview, encoding: Encoding) -> Event:
     """An event from its payload; raises :class:`AgentProtocolError` naming the field at fault."""
     event: Event = decode_value(EVENT_CLASSES[event_type], payload, encoding)
     return event

@@ -9,6 +9,7 @@ import anyio
 from anyio import move_on_after
 from anyio.abc import TaskGroup
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from ..errors import AgentProtocolError
 from ..protocol import (
@@ -20,12 +21,14 @@ from ..protocol import (
     Event,
     EventType,
     RequestHeadersEvent,
+    WebSocketFrameEvent,
     decode_event,
     encode_answer,
 )
 from ..protocol.codec import answer_with, decode_value, encode_value
 from ..protocol.stream import (
     EVENT_OF_MESSAGE,
+    MAX_HANDSHAKE_REQUEST_BYTES,
     AgentCapabilities,
     CallIds,
     Cancel,
@@ -46,7 +49,9 @@ from ..protocol.stream import (
     now_ms,
 )
 from ..transports.wire import Wire
+from ..weighing import weigh
 from .dispatch import Call, Dispatcher
+from .held import EVENT_BYTES, MAX_HELD_BYTES, Budget, Intake
 from .hooks import Hooks, NoAnswer
 from .shapes import Shaped, no_verdict, shape, shape_refusal
 
@@ -59,6 +64,9 @@ _BATCH_BYTES: Final = 64 * 1024
 
 _CANCELLED: Final = no_verdict("cancelled")
 _MALFORMED: Final = "the event is malformed"
+_BUSY: Final = "too many events of the connection are unanswered"
+# Events whose frames are no longer count for that length.
+_SHORT: Final = 16 * 1024
 _DRAINING: Final = "the agent is shutting down"
 _KNOWN_ENCODINGS: Final = frozenset(encoding.value for encoding in Encoding)
 
@@ -74,6 +82,7 @@ class Service:
         max_concurrency: int,
         max_body_size: int,
         tasks: TaskGroup,
+        max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
         self.hooks = hooks
         self.framing = framing
@@ -81,6 +90,8 @@ class Service:
         self.max_body_size = max_body_size
         #: Events that a connection may have unanswered: what fits the limit, and generously more.
         self.max_unanswered = 10 * max_concurrency + 1000
+        #: And the bytes that these, and frames that have begun, may hold over all connections.
+        self.budget = Budget(max_held_bytes)
         self.dispatcher = Dispatcher(tasks, max_concurrency)
         self.connections: set[Connection] = set()
         self.draining = False
@@ -129,6 +140,9 @@ class Connection:
         self._service = service
         self._dispatcher = service.dispatcher
         self._reader = FrameReader(self.framing)
+        self._intake = Intake(service.budget, self._reader, service.hooks.name, self._fail)
+        # Of the frame that is being dealt with.
+        self._frame_bytes = 0
         self._wire: Wire
         self._batch: list[bytes] | None = None
         self._batch_bytes = 0
@@ -142,6 +156,7 @@ class Connection:
 
     def connected(self, wire: Wire) -> None:
         self._wire = wire
+        self._intake.start(wire)
         if self._service.stopped:
             wire.abort()
             return
@@ -153,6 +168,7 @@ class Connection:
         self._begin_batch()
         try:
             for frame in self._reader.feed(data):
+                self._frame_bytes = len(frame) + len(self._reader.data or b"")
                 self._received(frame)
                 if self._deaf:
                     break
@@ -160,10 +176,12 @@ class Connection:
             self._fail(str(exc))
         finally:
             self._end_batch()
+        self._intake.noted()
         self.close_if_drained()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deaf = self._lost = True
+        self._intake.close()
         self._service.connections.discard(self)
         self.waiting.clear()
         for line in self._lines.values():
@@ -226,6 +244,10 @@ class Connection:
         if self._lost:
             return
         if call.ordered:
+            # Until its turn comes the answer is held in place of the event.
+            call.event = None
+            self._intake.add(len(answer) + EVENT_BYTES - call.size)
+            call.size = len(answer) + EVENT_BYTES
             self._send_due(call.ids.correlation_id)
             if call.ids.correlation_id and "" in self._lines:
                 self._send_due("")
@@ -247,6 +269,8 @@ class Connection:
         self._service.last_event = time.monotonic()
         if isinstance(event, BodyChunkEvent) and len(event.data) > self._service.max_body_size:
             self._refuse(call, f"the body is larger than max_body_size, {self._service.max_body_size} bytes")
+        elif self._intake.refusing:
+            self._refuse(call, _BUSY)
         else:
             self._admit(call)
 
@@ -257,6 +281,7 @@ class Connection:
 
     def _refuse(self, call: Call, reason: str) -> None:
         call.suspends = False
+        call.event = None
         call.refusal = self.refusal(call, reason, reason)
         self._admit(call)
 
@@ -279,6 +304,14 @@ class Connection:
         if call.ordered:
             self._ordered[call] = None
         self.unanswered += 1
+        if call.refusal is not None:
+            call.size = EVENT_BYTES + len(call.refusal)
+        elif self._frame_bytes <= _SHORT or isinstance(call.event, BodyChunkEvent | WebSocketFrameEvent):
+            call.size = EVENT_BYTES + self._frame_bytes
+        else:
+            # Many short texts take much more memory than what they are spelt in.
+            call.size = EVENT_BYTES + max(self._frame_bytes, weigh(call.event, self._service.budget.limit))
+        self._intake.add(call.size)
         if self.unanswered > self._service.max_unanswered:
             self._fail(f"more than {self._service.max_unanswered} of its events are unanswered")
             return False
@@ -291,6 +324,7 @@ class Connection:
             del self._lines[call.ids.correlation_id]
         self._ordered.pop(call, None)
         self.unanswered -= 1
+        self._intake.add(-call.size)
 
     def _send_due(self, correlation_id: str) -> None:
         """Send the answers of a line whose turn has come."""
@@ -387,6 +421,7 @@ class V2Connection(Connection):
         self._encoding: Encoding | None = None
         self._introduced = anyio.Event()
         self._unsent_pong: bytes | None = None
+        self._reader.max_bytes = MAX_HANDSHAKE_REQUEST_BYTES
 
     def connected(self, wire: Wire) -> None:
         super().connected(wire)
@@ -417,31 +452,35 @@ class V2Connection(Connection):
             self._wire.abort()
 
     def _received(self, frame: bytes) -> None:
-        message_type, payload = frame[0], frame[1:]
+        # Without copying what can be long.
+        message_type, payload = frame[0], memoryview(frame)[1:]
         encoding = self._encoding
         if encoding is None:
             if message_type != MessageType.HANDSHAKE_REQUEST:
                 raise AgentProtocolError(f"expected a handshake, got a message of type {message_type:#04x}")
-            self._handshake(payload)
+            self._handshake(bytes(payload))
             return
         event_type = EVENT_OF_MESSAGE.get(message_type)
         if event_type is not None:
+            data = self._reader.take_data()
             ids = decode_payload_ids(payload, encoding)
             try:
                 event = decode_payload(event_type, payload, encoding)
+                if data is not None:
+                    event = replace(event, data=data)
             except AgentProtocolError as exc:
                 self._malformed(ids, event_type, exc)
             else:
                 self._heard(ids, event)
         elif message_type == MessageType.PING:
-            pong = encode_frame(MessageType.PONG, payload)
+            pong = encode_frame(MessageType.PONG, bytes(payload))
             if self.stalled:
                 # One that doesn't read is owed no more than one.
                 self._unsent_pong = pong
             else:
                 self._send(pong)
         elif message_type == MessageType.CANCEL:
-            self._cancel(decode_message(Cancel, payload, encoding))
+            self._cancel(decode_message(Cancel, bytes(payload), encoding))
 
     def _handshake(self, payload: bytes) -> None:
         try:
@@ -454,6 +493,8 @@ class V2Connection(Connection):
             return
         known = [Encoding(name) for name in request.supported_encodings if name in _KNOWN_ENCODINGS]
         self._encoding = known[0] if known else Encoding.JSON
+        self._reader.max_bytes = self.framing.max_bytes
+        self._reader.extracts = self._encoding is Encoding.JSON
         self._introduced.set()
         response = HandshakeResponse(
             protocol_version=PROTOCOL_VERSION,

@@ -62,6 +62,7 @@ class Call:
         "ordered",
         "refusal",
         "scope",
+        "size",
         "suspends",
     )
 
@@ -82,6 +83,8 @@ class Call:
         self.suspends = suspends
         self.refusal: bytes | None = None
         self.answer: bytes | None = None
+        #: How many bytes are held for it, once it waits.
+        self.size = 0
         self.at_work = False
         self.given_up = False
         self.scope: CancelScope | None = None

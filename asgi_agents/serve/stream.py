@@ -20,6 +20,7 @@ from ..protocol.stream import EVENT_NUMBERS, AgentCapabilities, AgentFeatures, A
 from ..transports.wire import parse_address
 from .accept import accept
 from .connection import Service
+from .held import MAX_HELD_BYTES
 from .hooks import Hooks, require_agent, require_positive
 from .sockets import Listening, listen
 
@@ -37,6 +38,7 @@ async def serve_stream(
     framing: Framing | str = Framing.V2,
     max_concurrency: int = 100,
     max_body_size: int = 10 * 1024 * 1024,
+    max_held_bytes: int = MAX_HELD_BYTES,
     name: str | None = None,
     drain_timeout: float = 30.0,
     ssl_context: ssl.SSLContext | None = None,
@@ -55,6 +57,9 @@ async def serve_stream(
     :param framing: ``"v2"``, or ``"envelope"`` for clients that speak the older framing.
     :param max_concurrency: how many hooks may be at work at a time, over all connections; the rest wait.
     :param max_body_size: the bytes of a body that the agent takes at once.
+    :param max_held_bytes: the bytes of events without an answer, and of frames that have begun, over all connections;
+        of one connection's unanswered events an eighth. A client that sends more has to wait, and after 5 s it is
+        refused.
     :param name: what the agent calls itself; its class' name by default.
     :param drain_timeout: seconds that events under way have to end in when it is shut down.
     :param ssl_context: for TLS; tcp only.
@@ -74,6 +79,7 @@ async def serve_stream(
         )
     require_positive("serve_stream", "max_concurrency", max_concurrency)
     require_positive("serve_stream", "max_body_size", max_body_size)
+    require_positive("serve_stream", "max_held_bytes", max_held_bytes)
     if name is not None and (not isinstance(name, str) or not name):
         raise ConfigurationError(f"serve_stream: name={name!r}, expected text or None")
     if not isinstance(drain_timeout, int | float) or not 0 <= drain_timeout < math.inf:
@@ -88,7 +94,9 @@ async def serve_stream(
     listening = await listen(address) if sock is None else [Listening(sock)]
     try:
         async with create_task_group() as tasks:
-            service = Service(hooks, Framing(framing), capabilities, max_concurrency, max_body_size, tasks)
+            service = Service(
+                hooks, Framing(framing), capabilities, max_concurrency, max_body_size, tasks, max_held_bytes
+            )
             try:
                 await _serve(service, tasks, listening, ssl_context, drain_timeout, shutdown, task_status)
             finally:

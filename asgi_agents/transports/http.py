@@ -18,6 +18,7 @@ from ..errors import (
     EventTooLargeError,
     told_by,
 )
+from ..pieces import Pieces
 from ..protocol import TOKEN, Answer, Encoding, Event, EventType, decode_answer, encode_event
 from ..trace_context import inject_trace_context
 from .connections import Connections, ConnectionStack, SharedTransport
@@ -197,14 +198,12 @@ class HttpTransport:
         inject_trace_context(trace_context)
         async with connections.post(message, trace_context) as response:
             self._check_head(response.status, response.headers)
-            chunks: list[bytes] = []
-            received = 0
+            answer = Pieces()
             async for chunk in response.content.iter_any():
-                received += len(chunk)
-                if received > self._max_answer_bytes:
+                if answer.size + len(chunk) > self._max_answer_bytes:
                     raise self._too_long()
-                chunks.append(chunk)
-            return b"".join(chunks)
+                answer.append(chunk)
+            return answer.take()
 
     def _request(self, message: bytes) -> httpx.Request:
         headers = [*self._headers, (b"content-length", b"%d" % len(message))]
@@ -244,16 +243,14 @@ class HttpTransport:
             raise self._too_long()
 
     async def _read_body(self, response: httpx.Response) -> bytes:
-        chunks: list[bytes] = []
-        received = 0
+        answer = Pieces()
         stream = aiter(cast(httpx.AsyncByteStream, response.stream))
         async for chunk in stream:
-            received += len(chunk)
-            if received > self._max_answer_bytes:
+            if answer.size + len(chunk) > self._max_answer_bytes:
                 await _abandon(stream)
                 raise self._too_long()
-            chunks.append(chunk)
-        return b"".join(chunks)
+            answer.append(chunk)
+        return answer.take()
 
     def _too_long(self) -> AgentProtocolError:
         return AgentProtocolError(f"the answer is longer than {self._max_answer_bytes} bytes")

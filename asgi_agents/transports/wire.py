@@ -65,6 +65,17 @@ class Wire(Protocol):
         """
         ...
 
+    def pause_reading(self) -> None:
+        """Take nothing more from the peer until :meth:`resume_reading`; what is being read just now still comes.
+
+        Meanwhile nobody finds out that the peer has gone.
+        """
+        ...
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        ...
+
     def write(self, data: bytes) -> None:
         """Send ``data`` after what was written before; never blocks. Nothing happens when the connection is lost."""
         ...
@@ -256,6 +267,14 @@ class AsyncioWire(asyncio.Protocol):
         # asyncio reads in the same turn in which it calls the receiver.
         return 0
 
+    def pause_reading(self) -> None:
+        if not self._transport.is_closing() and self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._transport.is_closing() and not self._transport.is_reading():
+            self._transport.resume_reading()
+
     def write(self, data: bytes) -> None:
         # All that is written in one turn of the event loop is sent at once: a system call, and a peer that is woken,
         # cost more than the rest of a call.
@@ -311,6 +330,7 @@ class AnyioWire:
         self._unsent = bytearray()
         self._wake = anyio.Event()
         self._writable: anyio.Event | None = None
+        self._readable: anyio.Event | None = None
         self._closing = self._aborted = False
         self._task = BackgroundTask(self._run)
 
@@ -326,6 +346,15 @@ class AnyioWire:
     def turns_behind(self) -> int:
         # trio lets others run between the system call and the return of a read.
         return 3
+
+    def pause_reading(self) -> None:
+        if self._readable is None:
+            self._readable = anyio.Event()
+
+    def resume_reading(self) -> None:
+        if self._readable is not None:
+            self._readable.set()
+            self._readable = None
 
     def write(self, data: bytes) -> None:
         if self._closing:
@@ -387,6 +416,8 @@ class AnyioWire:
         try:
             tls = self._stream.extra(TLSAttribute.ssl_object, None)  # noqa: S610 - no query
             while True:
+                while self._readable is not None:
+                    await self._readable.wait()
                 data = await self._stream.receive(_READ_BYTES)
                 self._receiver.data_received(data if tls is None else data + _decrypted(tls))
         except anyio.EndOfStream:

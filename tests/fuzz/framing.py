@@ -74,7 +74,7 @@ def frames(data: bytes) -> None:
     consumed = b"".join(len(frame).to_bytes(4, "big") + frame for frame in cut)
     assert stream.startswith(consumed)
     if not cut_error:
-        assert len(reader._rest) == len(stream) - len(consumed), "more is kept than the frame under way"
+        assert reader.held == len(stream) - len(consumed), "more is kept than the frame under way"
 
 
 def _read(reader: FrameReader, pieces: list[bytes]) -> tuple[list[bytes], str]:

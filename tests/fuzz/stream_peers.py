@@ -54,6 +54,12 @@ class FakeWire:
         if not self.closed:
             self.written += data
 
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
     async def drain(self) -> None:
         await checkpoint()
 
@@ -70,7 +76,7 @@ class FakeWire:
         """All that was written; raises for what is no frame."""
         reader = FrameReader(framing)
         found = list(reader.feed(bytes(self.written)))
-        assert not reader._rest, "a frame that does not end"
+        assert not reader.pending, "a frame that does not end"
         return found
 
 

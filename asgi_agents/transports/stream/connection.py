@@ -38,6 +38,8 @@ from ...protocol import (
 from ...protocol.codec import decode_value
 from ...protocol.stream import (
     ANSWER_IDS,
+    MAX_HANDSHAKE_REQUEST_BYTES,
+    MAX_HANDSHAKE_RESPONSE_BYTES,
     AgentCapabilities,
     CallIds,
     Cancel,
@@ -64,6 +66,7 @@ from ...protocol.stream import (
 )
 from ...trace_context import current_traceparent
 from ..background import Signal, Timer, asyncio_loop
+from ..partial import FrameDeadline, PartialFrames
 from ..wire import Wire
 from .line import Call, Line
 
@@ -76,6 +79,8 @@ _MAX_TIMEOUT_MULTIPLIER: Final = 10.0
 _SCORE_WEIGHT: Final = 0.1
 _GOOD_SCORE: Final = 0.99
 _MAX_PING_BYTES: Final = 1024
+#: Bytes of frames that have begun to come, over all connections to an agent on one event loop.
+MAX_PARTIAL_BYTES: Final = 64 * 1024 * 1024
 # An event loop needs two or three to read what a socket holds.
 _MAX_TURNS: Final = 20
 _UNASKED: Final = "an answer to no call"
@@ -150,6 +155,7 @@ class Connection:
     :param encodings: what to offer in the handshake, best first; in the older framing the first is spoken.
     :param capacity: shared by all connections to the same instance.
     :param max_calls: how many calls may be under way, those included that were given up and are still owed an answer.
+    :param partial: what all connections to the agent hold of frames that have begun to come.
     """
 
     def __init__(
@@ -161,6 +167,7 @@ class Connection:
         *,
         max_calls: int,
         address: str = "",
+        partial: PartialFrames | None = None,
     ) -> None:
         self.capabilities: AgentCapabilities | None = None
         #: What it is asked about: what its handshake names, or the configuration in its place.
@@ -183,6 +190,8 @@ class Connection:
         self.unmatched_answers = 0
         #: Why it was lost.
         self.fault = ""
+        #: Whether the configuration is too long for the handshake.
+        self.needs_configure = False
         self._framing = framing
         self._enveloped = framing is Framing.ENVELOPE
         self._owner = owner
@@ -192,7 +201,10 @@ class Connection:
         self._encoding = encodings[0]
         self._wire: Wire | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._reader = FrameReader(framing)
+        self._reader = FrameReader(framing, None if self._enveloped else MAX_HANDSHAKE_RESPONSE_BYTES)
+        self._deadline = FrameDeadline(self._reader, self.fail)
+        self._partial = PartialFrames(MAX_PARTIAL_BYTES) if partial is None else partial
+        self._holds_partial = False
         # The position of the first call that was sent after the frame that is now arriving had begun.
         self._too_late_for: int | None = None
         self._line = Line()
@@ -230,7 +242,13 @@ class Connection:
                 config=config,
                 supported_encodings=self._encodings,
             )
-            wire.write(encode_message(MessageType.HANDSHAKE_REQUEST, request))
+            message = encode_message(MessageType.HANDSHAKE_REQUEST, request)
+            if len(message) > MAX_HANDSHAKE_REQUEST_BYTES:
+                # The agent gets it in a configure event.
+                self.needs_configure = True
+                request.config = None
+                message = encode_message(MessageType.HANDSHAKE_REQUEST, request)
+            wire.write(message)
             await self._greeted.wait()
         if self.fault:
             raise AgentConnectionError(self.fault)
@@ -259,6 +277,7 @@ class Connection:
         if features.concurrent_requests > 0:
             self._max_calls = min(self._max_calls, features.concurrent_requests)
         self._capacity.limit = limits.max_concurrency if limits.max_concurrency > 0 else math.inf
+        self._reader.max_bytes = self._framing.max_bytes
         self._greeted.set()
 
     def fail(self, fault: str) -> None:
@@ -299,6 +318,8 @@ class Connection:
     def _end(self) -> None:
         was_alive, self.alive = self.alive, False
         self._timer.disarm()
+        self._deadline.close()
+        self._partial.note(self, 0)
         self._greeted.set()
         failed = self._clear()
         for call in failed:
@@ -535,6 +556,15 @@ class Connection:
                 raise AgentProtocolError(_UNASKED)
         except AgentProtocolError as exc:
             self.fail(str(exc))
+        if (self._reader.pending or self._holds_partial) and not self.fault:
+            self._note_partial()
+
+    def _note_partial(self) -> None:
+        """A frame has begun to come, goes on coming, or has come whole."""
+        self._holds_partial = self._reader.pending
+        if self._reader.pending:
+            self._deadline.note()
+        self._partial.note(self, self._reader.held)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.fault:

@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from ...errors import AgentConnectionError, AgentError, AgentTimeoutError, printable
 from ...protocol import Acknowledgement, AgentResponse, ConfigureEvent, Encoding, EventType
-from ...protocol.stream import Framing, HealthState
+from ...protocol.stream import MAX_HANDSHAKE_REQUEST_BYTES, Framing, HealthState
 from ..background import BackgroundTask
+from ..partial import PartialFrames
 from ..wire import Address, Wire, connect
 from .balancing import LoadBalancing
 from .connection import ENVELOPE_HINT, Connection, Owner
@@ -75,6 +76,11 @@ class Served(Protocol):
 
 class KeeperOwner(Owner, Protocol):
     """Who uses the connections."""
+
+    @property
+    def partial_frames(self) -> PartialFrames:
+        """What all connections to the agent hold of frames that have begun to come."""
+        ...
 
     @property
     def short_of_connections(self) -> bool:
@@ -227,6 +233,7 @@ class Keeper:
             self._endpoint.capacity,
             max_calls=settings.max_calls_per_connection,
             address=str(self._endpoint.address),
+            partial=self._owner.partial_frames,
         )
         try:
             with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:
@@ -262,6 +269,11 @@ class Keeper:
         # In the older framing no agent says what it hears.
         if self._settings.framing is Framing.ENVELOPE or EventType.CONFIGURE in connection.events:
             await hand_over(connection, self._served.agent_id, self._served.config)
+        elif connection.needs_configure:
+            raise AgentConnectionError(
+                f"its configuration is longer than the {MAX_HANDSHAKE_REQUEST_BYTES} bytes of a handshake, and it "
+                "supports no configure event"
+            )
 
 
 def leaving(connection: Connection) -> bool:

@@ -22,8 +22,9 @@ from ...protocol.stream import (
     correlation_id_of,
     decode_message,
 )
+from ..partial import PartialFrames
 from .balancing import chooser
-from .connection import Connection
+from .connection import MAX_PARTIAL_BYTES, Connection
 from .endpoint import Endpoint
 from .keeper import Keeper, Served, Settings, hand_over, leaving, why_leaving
 from .statistics import EndpointStatistics
@@ -118,6 +119,7 @@ class StreamPool:
         self._logged_health: dict[Endpoint, HealthState] = {}
         self._log_times: deque[float] = deque()
         self._changed = anyio.Event()
+        self.partial_frames = PartialFrames(MAX_PARTIAL_BYTES)
         self._endpoints = [Endpoint(address) for address in settings.addresses]
         self._keepers = {endpoint: Keeper(endpoint, settings, peer, self) for endpoint in self._endpoints}
 

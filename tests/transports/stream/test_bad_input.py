@@ -90,7 +90,7 @@ PEERS: dict[str, tuple[Handler, str]] = {
     "a wrong encoding": (refusing(encoding="protobuf"), "chose the encoding 'protobuf', expected json"),
     "an encoding not offered": (refusing(encoding="msgpack"), "chose the encoding 'msgpack', expected json"),
     "no capabilities": (refusing(capabilities=None), "says nothing of its capabilities"),
-    "garbage": (saying(b"\xff" * 64), r"a frame of 4294967295 bytes, expected 1 to 16777216"),
+    "garbage": (saying(b"\xff" * 64), r"a frame of 4294967295 bytes, expected 1 to 65536"),
     "an empty frame": (saying(b"\0\0\0\0"), "a frame of 0 bytes"),
     "a handshake that is no JSON": (saying(encode_frame(MessageType.HANDSHAKE_RESPONSE, b"hello")), "not json"),
     "a handshake of a wrong shape": (

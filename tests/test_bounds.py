@@ -1,0 +1,93 @@
+"""What is kept of a connection, of a client and of an agent is bounded in bytes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asgi_agents import config, guard, resolver
+from asgi_agents import reports as reports_module
+from asgi_agents.exchange import framing, remembered, spool
+from asgi_agents.protocol import stream
+from asgi_agents.serve import connection, held
+from asgi_agents.transports import http
+from asgi_agents.transports.stream import connection as client_connection
+
+from .bounds import MIB
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "pages" / "bounds.md").read_text()
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="measures resident memory by way of /proc")
+
+
+def growth(load: str, amount: int, backend: str) -> int:
+    """By how many bytes a process of its own has grown at most."""
+    command = [sys.executable, "-m", "tests.bounds", load, str(amount), backend]
+    return int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300).stdout)
+
+
+# 1 GiB takes longer than a test may: ``python -m tests.bounds writer 1024``. With as much as here, 1,500 mutated pieces
+# would be 94 MiB.
+@on_linux
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_response_that_an_agent_changes_as_it_streams_takes_no_memory_that_grows_with_it(backend: str) -> None:
+    assert growth("writer", 96, backend) < 16 * MIB
+
+
+@on_linux
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_served_agent_that_one_client_floods_stays_small(backend: str) -> None:
+    assert growth("flood", 64, backend) < 16 * MIB
+
+
+@on_linux
+def test_frames_that_stop_before_their_end_hold_no_more_than_their_budget() -> None:
+    assert growth("partial", 12, "asyncio") < held.MAX_HELD_BYTES + stream.MAX_FRAME_BYTES + 16 * MIB
+
+
+def figure(name: str) -> str:
+    """What the page says of a bound, which it names in code."""
+    (row,) = (line for line in PAGE.splitlines() if line.startswith("|") and f"`{name}`" in line)
+    return row
+
+
+def spellings(number: float) -> list[str]:
+    """A number, and a number of bytes in their units."""
+    units = [f"{number / size:,.0f} {unit}" for unit, size in (("MiB", MIB), ("KiB", 1024)) if number % size == 0]
+    return [f"{number:,.10g}", *units]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_VERDICTS", remembered.MAX_VERDICTS),
+        ("MAX_VERDICT_BYTES", remembered.MAX_VERDICT_BYTES),
+        ("MAX_WAITING_OP_BYTES", remembered.MAX_WAITING_OP_BYTES),
+        ("DEFAULT_MAX_BODY_BYTES", config.DEFAULT_MAX_BODY_BYTES),
+        ("MAX_UNIT_BYTES", framing.MAX_UNIT_BYTES),
+        ("MAX_MEMORY_BYTES", spool.MAX_MEMORY_BYTES),
+        ("MAX_KNOWN", resolver.MAX_KNOWN),
+        ("MAX_KNOWN_LENGTH", resolver.MAX_KNOWN_LENGTH),
+        ("MAX_FRAME_BYTES", stream.MAX_FRAME_BYTES),
+        ("MAX_ENVELOPE_BYTES", stream.MAX_ENVELOPE_BYTES),
+        ("MAX_HANDSHAKE_REQUEST_BYTES", stream.MAX_HANDSHAKE_REQUEST_BYTES),
+        ("MAX_HANDSHAKE_RESPONSE_BYTES", stream.MAX_HANDSHAKE_RESPONSE_BYTES),
+        ("FRAME_TIMEOUT", stream.FRAME_TIMEOUT),
+        ("MAX_PARTIAL_BYTES", client_connection.MAX_PARTIAL_BYTES),
+        ("MAX_ANSWER_BYTES", http.MAX_ANSWER_BYTES),
+        ("MAX_SERIES", reports_module.MAX_SERIES),
+        ("MAX_HELD_BYTES", held.MAX_HELD_BYTES),
+        ("SHARE", held.MAX_HELD_BYTES * held.SHARE),
+        ("SMALL_BYTES", held.SMALL_BYTES),
+        ("PATIENCE", held.PATIENCE),
+        ("HANDSHAKE_TIMEOUT", connection.HANDSHAKE_TIMEOUT),
+        ("_MAX_SPANS", guard._MAX_SPANS),
+    ],
+)
+def test_the_page_has_the_figures_of_the_code(name: str, value: float) -> None:
+    row = figure(name)
+    right = "|".join(map(re.escape, spellings(value)))
+    assert re.search(rf"(?<![\d,.])(?:{right})(?![\d.]|,\d)", row), (right, row)
