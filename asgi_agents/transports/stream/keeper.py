@@ -13,7 +13,7 @@ from anyio import CancelScope
 from msgspec import Struct
 
 from ...errors import AgentConnectionError, AgentError, AgentTimeoutError, printable
-from ...protocol import Acknowledgement, AgentResponse, ConfigureEvent, Encoding, EventType
+from ...protocol import Acknowledgement, AgentResponse, ConfigureEvent, Encoding, EventType, SpanUnit
 from ...protocol.stream import Framing, HealthState
 from ..background import BackgroundTask
 from ..wire import Address, Wire, connect
@@ -48,6 +48,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ping_interval: float
     stall_timeout: float
     tls: ssl.SSLContext | None
+    span_unit: SpanUnit = "codepoints"
 
 
 class Served(Protocol):
@@ -227,6 +228,7 @@ class Keeper:
             self._endpoint.capacity,
             max_calls=settings.max_calls_per_connection,
             address=str(self._endpoint.address),
+            span_unit=settings.span_unit,
         )
         try:
             with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:
