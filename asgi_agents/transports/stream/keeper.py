@@ -13,7 +13,7 @@ from anyio import CancelScope
 from msgspec import Struct
 
 from ...errors import AgentConnectionError, AgentError, AgentTimeoutError, printable
-from ...protocol import Acknowledgement, AgentResponse, ConfigureEvent, Encoding, EventType, SpanUnit
+from ...protocol import Acknowledgement, AgentResponse, ConfigureEvent, Encoding, EventType, SpanUnit, check_response
 from ...protocol.stream import Framing, HealthState
 from ..background import BackgroundTask
 from ..wire import Address, Wire, connect
@@ -287,7 +287,9 @@ async def hand_over(connection: Connection, agent_id: str, config: Any) -> None:
     if isinstance(answer, Acknowledgement):
         if not answer.success:
             raise AgentError(f"it refused its configuration: {printable(answer.error or 'no reason given')}")
-    elif not isinstance(answer, AgentResponse) or not answer.is_allow:
+    elif (
+        not isinstance(answer, AgentResponse) or not check_response(answer, may_mutate=True, may_set_host=True).is_allow
+    ):
         raise AgentError("it refused its configuration")
 
 
