@@ -141,7 +141,7 @@ def _check_header_ops(field: str, ops: object, *, may_set_host: bool) -> None:
 def _check_header(field: str, name: object, value: object, *, may_set_host: bool) -> None:
     # Values never go into a message: they may be secrets, and messages end up in logs.
     if not isinstance(name, str):
-        raise AgentProtocolError(f"{field}: expected a str for the header's name, got {type(name).__name__}")
+        raise AgentProtocolError(f"{field}: expected a str for the name, got {type(name).__name__}")
     if not TOKEN.match(name):
         raise AgentProtocolError(f"{field}: the header name is not a token (RFC 9110, section 5.1)")
     lower = name.lower()
@@ -150,7 +150,7 @@ def _check_header(field: str, name: object, value: object, *, may_set_host: bool
     if lower == "host" and not may_set_host:
         raise AgentProtocolError(f"{field}: 'host' may only be changed with may_set_host=True, and only on requests")
     if not isinstance(value, str):
-        raise AgentProtocolError(f"{field}: expected a str for the value of {lower!r}, got {type(value).__name__}")
+        raise AgentProtocolError(f"{field}: expected a str for the value, got {type(value).__name__}")
     if _UNSENDABLE_VALUE.search(value):
         raise AgentProtocolError(f"{field}: the value of {lower!r} contains control or non-latin-1 characters")
 
