@@ -215,7 +215,7 @@ FIELDS: Sequence[Field] = [
     audit("tags", "empty", "strings", "mixed"),
     audit("rule_ids", "empty", "strings", "mixed"),
     audit("reason_codes", "empty", "strings", "mixed"),
-    audit("confidence", "none", *NUMBERS),
+    audit("confidence", "none", *NUMBERS, "nan", "infinite"),
     audit("custom", "strings", "mixed"),
     verdict("detected", "true"),
     verdict("confidence", *NUMBERS),

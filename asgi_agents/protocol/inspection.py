@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from ..errors import AgentProtocolError
 from .responses import Acknowledgement, Detection, GuardrailResponse, Severity, TextSpan
-from .validation import check_bool, check_number, check_number_or_none, check_text, number_or_type
+from .validation import check_bool, check_number, check_text, number_or_type
 
 #: What the offsets of a span count: code points of the content, or bytes of its UTF-8.
 SpanUnit = Literal["codepoints", "bytes"]
@@ -43,7 +43,8 @@ def _check_detection(field: str, detection: object, length: int) -> None:
         raise AgentProtocolError(
             f"{field}.severity: expected one of {_SEVERITIES}, got {type(detection.severity).__name__}"
         )
-    check_number_or_none(f"{field}.confidence", detection.confidence)
+    if detection.confidence is not None:
+        check_number(f"{field}.confidence", detection.confidence)
     if detection.span is not None:
         _check_span(f"{field}.span", detection.span)
         if detection.span.end > length:

@@ -201,7 +201,9 @@ def _check_audit(audit: object) -> None:
         for index, value in enumerate(values):
             if not isinstance(value, str):
                 raise AgentProtocolError(f"audit.{field}[{index}]: expected a str, got {type(value).__name__}")
-    check_number_or_none("audit.confidence", audit.confidence)
+    if audit.confidence is not None:
+        # One that isn't finite is null in the audit record.
+        check_number("audit.confidence", audit.confidence, finite=False)
     if not isinstance(audit.custom, Mapping):
         raise AgentProtocolError(f"audit.custom: expected a mapping, got {type(audit.custom).__name__}")
     for key in audit.custom:
@@ -220,24 +222,16 @@ def check_bool(field: str, value: object) -> None:
         raise AgentProtocolError(f"{field}: expected a bool, got {type(value).__name__}")
 
 
-def check_number(field: str, value: object) -> None:
-    """Raise :class:`AgentProtocolError` for what is no finite number: not every reader of JSON takes the others."""
+def check_number(field: str, value: object, *, finite: bool = True) -> None:
+    """Raise :class:`AgentProtocolError` for what is no number, or no finite one, or more than a float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise AgentProtocolError(f"{field}: expected a number, got {type(value).__name__}")
     try:
-        finite = math.isfinite(value)
+        fits = math.isfinite(value) or not finite
     except OverflowError:
-        finite = False  # an int that no float can hold
-    if not finite:
-        raise AgentProtocolError(f"{field}: expected a finite number, got {type(value).__name__}")
-
-
-def check_number_or_none(field: str, value: object) -> None:
-    """Raise :class:`AgentProtocolError` for what is neither None nor a finite number."""
-    if value is not None and not isinstance(value, int | float):
-        raise AgentProtocolError(f"{field}: expected a number or None, got {type(value).__name__}")
-    if value is not None:
-        check_number(field, value)
+        fits = False
+    if not fits:
+        raise AgentProtocolError(f"{field}: expected a finite number that fits a float, got {type(value).__name__}")
 
 
 def check_text(field: str, value: object) -> None:
