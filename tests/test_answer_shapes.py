@@ -285,7 +285,7 @@ async def ask(guard: Guard, event: Event, mode: FailureMode) -> Verdict:
 @pytest.mark.parametrize("pause", [False, True], ids=["at once", "later"])
 async def test_an_answer_of_a_wrong_shape_is_an_agent_error_that_names_the_field(case: Field, pause: bool) -> None:
     agent = Answers(pause=pause)
-    guard = Guard(AgentConfig("a", agent, circuit_breaker=None, body_access="write"))
+    guard = Guard(AgentConfig("a", agent, timeout=60, circuit_breaker=None, body_access="write"))
     for value, answer in case.wrong_answers():
         agent.answer = answer
         for mode in FailureMode:
@@ -295,7 +295,7 @@ async def test_an_answer_of_a_wrong_shape_is_an_agent_error_that_names_the_field
 @every_field
 async def test_an_answer_of_a_right_shape_is_a_verdict(case: Field) -> None:
     agent = Answers()
-    guard = Guard(AgentConfig("a", agent, circuit_breaker=None, body_access="write"))
+    guard = Guard(AgentConfig("a", agent, timeout=60, circuit_breaker=None, body_access="write"))
     for value in case.right:
         agent.answer = case.build(VALUES[value])
         found = await ask(guard, case.event, OPEN)
@@ -340,7 +340,9 @@ async def test_a_handler_and_the_record_have_a_failure_of_what_a_guardrail_answe
     case: Field, mode: FailureMode
 ) -> None:
     agent, app, records = Answers(), Asks(), list[AuditRecord]()
-    config = AgentConfig("a", agent, events={EventType.GUARDRAIL_INSPECT}, failure_mode=mode, circuit_breaker=None)
+    config = AgentConfig(
+        "a", agent, events={EventType.GUARDRAIL_INSPECT}, failure_mode=mode, timeout=60, circuit_breaker=None
+    )
     middleware = guarded(app, config, on_audit=records.append)
     answers = case.wrong_answers()
 
@@ -377,7 +379,9 @@ async def test_a_request_goes_by_the_failure_mode_and_leaves_its_record(case: Fi
     middlewares = {
         mode: guarded(
             App(),
-            AgentConfig("a", kind(**reactions), failure_mode=mode, circuit_breaker=None, body_access="write"),
+            AgentConfig(
+                "a", kind(**reactions), failure_mode=mode, timeout=60, circuit_breaker=None, body_access="write"
+            ),
             on_audit=records.append,
         )
         for mode in FailureMode

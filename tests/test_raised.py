@@ -561,7 +561,7 @@ def blocks(event: object) -> Any:
 async def test_a_shadow_agent_only_shows_what_it_would_have_done(probe: type[Probe]) -> None:
     records: list[AuditRecord] = []
     client = Client()
-    agent = AgentConfig("a", probe(request_headers=blocks), enforce=False, circuit_breaker=TRIGGER)
+    agent = AgentConfig("a", probe(request_headers=blocks), enforce=False, timeout=60, circuit_breaker=TRIGGER)
     await client.call(guarded(App(), agent, on_audit=records.append))
     assert client.status == 200
     assert [(record.decision, record.would_stop) for record in records] == [("allow", ["a"])]
@@ -570,7 +570,7 @@ async def test_a_shadow_agent_only_shows_what_it_would_have_done(probe: type[Pro
 @each("phase", ["request_body", "response_headers", "response_body"])
 async def test_a_block_replaces_a_response_that_has_not_begun(probe: type[Probe], phase: str) -> None:
     client = Client("POST", body=b"x")
-    await client.call(guarded(App(), AgentConfig("a", probe(**{phase: blocks}))))
+    await client.call(guarded(App(), AgentConfig("a", probe(**{phase: blocks}), timeout=60)))
     assert (client.status, client.body) == (451, b"no")
 
 
@@ -583,7 +583,9 @@ async def test_a_block_in_the_middle_of_a_response_breaks_it_off(probe: type[Pro
     client = Client()
     with pytest.raises(ResponseAborted):
         await client.call(
-            guarded(app, AgentConfig("a", probe(response_body=second), response_body_mode=BodyMode.STREAM))
+            guarded(
+                app, AgentConfig("a", probe(response_body=second), response_body_mode=BodyMode.STREAM, chunk_timeout=60)
+            )
         )
     assert (client.status, client.body, client.complete) == (200, b"one", False)
 
@@ -594,7 +596,11 @@ async def test_a_block_in_the_middle_of_an_upload_answers_it(probe: type[Probe])
             raise HTTPException(413, "enough")
 
     client = Client("POST", body=[b"one", b"two"])
-    await client.call(guarded(App(), AgentConfig("a", probe(request_body=second), request_body_mode=BodyMode.STREAM)))
+    await client.call(
+        guarded(
+            App(), AgentConfig("a", probe(request_body=second), request_body_mode=BodyMode.STREAM, chunk_timeout=60)
+        )
+    )
     assert (client.status, client.body) == (413, b"enough")
 
 
@@ -627,7 +633,7 @@ async def test_malformed_input_shuts_nobody_out() -> None:
 async def test_a_span_has_the_answer_and_no_error(way: Way) -> None:
     spans = Spans()
     async with way(lambda: HTTPException(403)) as agent:
-        config = AgentConfig("a", agent, events=HEADS)
+        config = AgentConfig("a", agent, events=HEADS, timeout=60)
         await Client().call(guarded(App(), config, tracer_provider=spans.provider))
     span = spans.one("request_headers a")
     assert span.status.is_unset
