@@ -30,9 +30,10 @@ class Agent:
     """Subclass it and override the hooks of the events that the agent is to hear.
 
     One instance serves every connection, concurrently; per-connection state is kept under ``event.correlation_id`` and
-    dropped in :meth:`on_request_complete`. Returning None means allow. Whatever a hook raises is an agent error and
-    follows the agent's failure mode. Events are shared between agents: don't change what is inside them. Names that
-    begin with ``on_`` are for hooks: another is refused, because it is most likely misspelt.
+    dropped in :meth:`on_request_complete`. Returning None means allow. :class:`~asgi_agents.BadInput` and Starlette's
+    ``HTTPException`` and ``WebSocketException`` are answers when a hook raises them; whatever else it raises is an
+    agent error and follows the agent's failure mode. Events are shared between agents: don't change what is inside
+    them. Names that begin with ``on_`` are for hooks: another is refused, because it is most likely misspelt.
 
     A hook runs on the event loop, and its deadline can only end it where it awaits: work that blocks belongs in
     ``anyio.to_thread.run_sync``.

@@ -33,6 +33,28 @@ class NotApplicableError(AgentProtocolError):
     """The agent's answer has a field that does not apply to its event, or does not apply any more."""
 
 
+class BadInput(AgentsError):  # noqa: N818 - says whose fault it is
+    """What the client sent is at fault: raised by the hook of an agent, it is an answer and no error.
+
+    It is the same as to return ``AgentResponse.block(status, message)`` with the reason code ``bad_input``. The agent
+    has done its work, so its circuit breaker counts no failure. A websocket message is answered with a close, 1008; a
+    configuration is refused; content that a handler asks about has one detection, ``bad_input``.
+
+    :param message: the body of the reply to the client. None: the status' standard phrase.
+    :param status: 400 to 499.
+    :raises AgentProtocolError: for a status or a message that can't be sent.
+    """
+
+    def __init__(self, message: str | None = None, *, status: int = 400) -> None:
+        if not isinstance(message, str | None):
+            raise AgentProtocolError(f"BadInput: message is a {type(message).__name__}, expected a str or None")
+        if not isinstance(status, int) or not 400 <= status <= 499:
+            raise AgentProtocolError(f"BadInput: status={status!r:.40}, expected 400 to 499")
+        super().__init__(message or "")
+        self.message = message
+        self.status = int(status)
+
+
 class AgentTimeoutError(AgentError):
     """The agent has not answered within the deadline of the call."""
 

@@ -23,7 +23,6 @@ from .decision import Failure, FailureKind, Verdict
 from .errors import (
     AgentConnectionError,
     AgentError,
-    AgentProtocolError,
     AgentTimeoutError,
     AgentUnavailableError,
     EventTooLargeError,
@@ -48,10 +47,13 @@ from .protocol import (
     GuardrailInspectEvent,
     GuardrailResponse,
     RequestHeadersEvent,
+    check_acknowledgement,
+    check_inspection,
     check_response,
 )
 from .protocol.applicability import check_applicable
 from .protocol.stream import correlation_id_of
+from .raised import answer_raised
 from .shared_breaker import SharedBreaker
 from .shared_limiter import SharedLimiter
 from .telemetry import ActiveSpan, Telemetry
@@ -458,7 +460,7 @@ class Guard:
                     given: Answer | None = await connection.call(call.event, call.started + call.timeout)
                 else:
                     given = await self._deliver(call)
-                answer = self._judgement(call.event.event_type, given)
+                answer = self._judgement(call.event, given)
             except BaseException as exc:
                 if breaker is not None and generation is not None:
                     self._tell(breaker, generation, exc)
@@ -606,14 +608,12 @@ class Guard:
         assert self.breaker is not None
         return _NoVerdict(FailureKind.BREAKER_OPEN, "its circuit breaker is open", self.breaker.retry_after)
 
-    def _judgement(self, event_type: EventType, answer: Answer | None) -> AgentResponse | GuardrailResponse:
+    def _judgement(self, event: Event, answer: Answer | None) -> AgentResponse | GuardrailResponse:
         if answer is ALLOW or answer is None:
             return ALLOW
-        if isinstance(answer, GuardrailResponse) and event_type is EventType.GUARDRAIL_INSPECT:
-            if type(answer.detected) is not bool:
-                raise AgentProtocolError(f"detected: expected a bool, got {type(answer.detected).__name__}")
-            return answer
-        return self._checked(event_type, answer)
+        if isinstance(answer, GuardrailResponse) and isinstance(event, GuardrailInspectEvent):
+            return check_inspection(answer, event.content)
+        return self._checked(event.event_type, answer)
 
     async def _deliver(self, call: "_Call") -> Answer | None:
         event = call.event
@@ -643,13 +643,22 @@ class Guard:
         except BaseExceptionGroup as group:
             # Cancelled, and failed over it in a task group: what counts is that it was cancelled.
             cancelled, rest = group.split(anyio.get_cancelled_exc_class())
+            if cancelled is None and isinstance(group, Exception):
+                answer = answer_raised(group, event.event_type)
+                if answer is not None:
+                    return answer
             if cancelled is None or not isinstance(rest, Exception | None):
                 raise
             raise _first_leaf(cancelled) from group
+        except Exception as exc:
+            answer = answer_raised(exc, event.event_type)
+            if answer is None:
+                raise
+            return answer
 
     def _checked(self, event_type: EventType, answer: Answer | None) -> AgentResponse:
         if isinstance(answer, Acknowledgement) and event_type in _ACKNOWLEDGED:
-            if not answer.success:
+            if not check_acknowledgement(answer).success:
                 raise AgentError(f"refused: {answer.error or 'no reason given'}")
             return ALLOW
         response = check_response(

@@ -1743,7 +1743,7 @@ def test_asking_an_agent_that_is_not_there_or_hears_no_questions_is_an_error_of_
     errors: list[str] = []
 
     async def endpoint(context: AgentContext) -> None:
-        for agent_id, kind in (("nobody", "pii_detection"), ("head", "pii_detection"), ("rail", "horoscope")):
+        for agent_id, kind in (("nobody", "pii_detection"), ("head", "pii_detection"), ("rail", "a horoscope")):
             with pytest.raises((LookupError, ValueError)) as caught:
                 await context.inspect_guardrail(agent_id, "x", inspection_type=kind)
             errors.append(str(caught.value))

@@ -26,7 +26,6 @@ from ..protocol import (
     GuardrailResponse,
     HeaderOp,
     Headers,
-    InspectionType,
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
@@ -239,7 +238,7 @@ class AgentContext(Struct, eq=False):
         agent_id: str,
         content: str,
         *,
-        inspection_type: InspectionType | str,
+        inspection_type: str,
         model: str | None = None,
         categories: Sequence[str] = (),
         metadata: Mapping[str, str] | None = None,
@@ -247,14 +246,16 @@ class AgentContext(Struct, eq=False):
         """Ask a guardrail agent about ``content``, in the failure mode that the route gives the agent.
 
         A fail-closed agent that gives no verdict raises :class:`~asgi_agents.GuardrailUnavailableError`, which answers
-        503 or 504 if the handler lets it through. ``inspection_type`` that doesn't exist raises ValueError.
+        503 or 504 if the handler lets it through. Spans of detections are indices of ``content``. ``inspection_type``
+        is one of :class:`~asgi_agents.InspectionType`, or another token that the agent knows; anything else raises
+        ValueError.
 
         A task that outlives its connection may ask as well. Where another connection has taken the id by then, the
         question is asked under a new one.
         """
         event = GuardrailInspectEvent(
             correlation_id=self.correlation_id,
-            inspection_type=InspectionType(inspection_type),
+            inspection_type=inspection_type,
             content=content,
             model=model,
             categories=tuple(categories),

@@ -19,6 +19,7 @@ from .events import (
     WebSocketFrameEvent,
 )
 from .headers import Headers
+from .inspection import SpanUnit, check_acknowledgement, check_inspection, count_code_points
 from .responses import (
     ALLOW,
     PROTOCOL_VERSION,
@@ -79,12 +80,16 @@ __all__ = [
     "ResponseBodyChunkEvent",
     "ResponseHeadersEvent",
     "Severity",
+    "SpanUnit",
     "TextSpan",
     "WebSocketClose",
     "WebSocketDecision",
     "WebSocketDrop",
     "WebSocketFrameEvent",
+    "check_acknowledgement",
+    "check_inspection",
     "check_response",
+    "count_code_points",
     "decode_answer",
     "decode_event",
     "encode_answer",

@@ -1,5 +1,6 @@
 """What the middleware tells an agent. Field names and spellings are the wire's (protocol version 2)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from msgspec.structs import force_setattr
 
 from .headers import Headers
 from .showing import Discreet, names_of, shown, size_of, without_query
+from .validation import TOKEN
 
 
 class EventType(StrEnum):
@@ -36,7 +38,10 @@ class Opcode(StrEnum):
 
 
 class InspectionType(StrEnum):
-    """What a guardrail agent is asked to look for."""
+    """What a guardrail agent is asked to look for, as far as the protocol names it.
+
+    Any other token is an inspection type too, for agents that know it.
+    """
 
     PROMPT_INJECTION = "prompt_injection"
     PII_DETECTION = "pii_detection"
@@ -198,14 +203,20 @@ class WebSocketFrameEvent(Discreet, frozen=True, kw_only=True):
 class GuardrailInspectEvent(Discreet, frozen=True, kw_only=True):
     """A piece of content that a handler wants looked at.
 
-    Lone surrogates, which JSON from a client can smuggle into a str, become replacement characters: no text that is to
-    be sent can have them.
+    ``inspection_type`` is a token (RFC 9110, section 5.6.2); where it is one of :class:`InspectionType`, it is that
+    member.
+
+    Each lone surrogate, which JSON from a client can smuggle into a str, becomes one replacement character: no text
+    that is to be sent can have them, and spans count the same in what was given.
+
+    :raises TypeError: for a field that is not of its type.
+    :raises ValueError: for an ``inspection_type`` that is no token.
     """
 
     event_type: ClassVar[EventType] = EventType.GUARDRAIL_INSPECT
 
     correlation_id: str
-    inspection_type: InspectionType
+    inspection_type: str
     content: str
     model: str | None = None
     categories: Sequence[str] = ()
@@ -213,20 +224,42 @@ class GuardrailInspectEvent(Discreet, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = {}
 
     def __post_init__(self) -> None:
-        force_setattr(self, "content", _sendable(self.content))
+        force_setattr(self, "inspection_type", _inspection_type(self.inspection_type))
+        force_setattr(self, "content", _sendable("content", self.content))
         if self.model is not None:
-            force_setattr(self, "model", _sendable(self.model))
-        force_setattr(self, "categories", tuple(map(_sendable, self.categories)))
+            force_setattr(self, "model", _sendable("model", self.model))
+        if isinstance(self.categories, str):
+            # A sequence of strings as well, and never meant as one.
+            raise TypeError("categories: expected a sequence of strings, got str")
+        force_setattr(self, "categories", tuple(_sendable("categories", category) for category in self.categories))
+        if not isinstance(self.metadata, Mapping):
+            raise TypeError(f"metadata: expected a mapping of strings to strings, got {type(self.metadata).__name__}")
         if self.metadata:
-            metadata = {_sendable(name): _sendable(value) for name, value in self.metadata.items()}
+            metadata = {
+                _sendable("metadata", name): _sendable("metadata", value) for name, value in self.metadata.items()
+            }
             force_setattr(self, "metadata", metadata)
 
     def __repr__(self) -> str:
         return shown(self, content=size_of(self.content), metadata=names_of(self.metadata))
 
 
-def _sendable(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+_INSPECTION_TYPES: Mapping[str, InspectionType] = {kind.value: kind for kind in InspectionType}
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def _inspection_type(given: object) -> str:
+    if not isinstance(given, str):
+        raise TypeError(f"inspection_type: expected a str, got {type(given).__name__}")
+    if not TOKEN.match(given):
+        raise ValueError(f"inspection_type: expected a token such as 'pii_detection', got {given!r:.60}")
+    return _INSPECTION_TYPES.get(given, given)
+
+
+def _sendable(field: str, text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{field}: expected str, got {type(text).__name__}")
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 BodyChunkEvent = RequestBodyChunkEvent | ResponseBodyChunkEvent

@@ -275,21 +275,36 @@ class Severity(StrEnum):
     CRITICAL = "critical"
 
 
+_SEVERITIES: Mapping[str, Severity] = {severity.value: severity for severity in Severity}
+
+
 class TextSpan(Struct, frozen=True):
-    """Where in the inspected text, as the agent counts: start inclusive, end exclusive."""
+    """Where in the inspected content, in code points: start inclusive, end exclusive.
+
+    These are the indices of a Python str: ``event.content[span.start:span.end]`` is what was found. A remote agent that
+    counts bytes of UTF-8 needs a transport with ``span_unit="bytes"``.
+    """
 
     start: int
     end: int
 
 
 class Detection(Discreet, frozen=True, kw_only=True):
-    """One thing that a guardrail agent found."""
+    """One thing that a guardrail agent found.
+
+    ``severity`` may be given as its word. ``confidence`` is 0 to 1.
+    """
 
     category: str
     description: str
     severity: Severity = Severity.MEDIUM
     confidence: float | None = None
     span: TextSpan | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.severity) is str:
+            # A word that is none is left for validation to complain about.
+            force_setattr(self, "severity", _SEVERITIES.get(self.severity, self.severity))
 
     def __repr__(self) -> str:
         return shown(self, description=size_of(self.description))

@@ -1,5 +1,6 @@
 """What an answer may contain. The rules hold for every transport, in-process agents included."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -45,6 +46,8 @@ _UNTOUCHABLE = frozenset(
 )
 _UNTOUCHABLE_PREFIX = "sec-websocket-"
 _NO_AUDIT = ALLOW.audit
+_DECISIONS = frozenset({Allow, Block, Redirect, Challenge})
+_MAX_PRINTED_INT = 10**9
 
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 # RFC 6455, section 7.4, and the IANA registry: what an endpoint may put into a close frame.
@@ -71,7 +74,7 @@ def check_response(response: object, *, may_mutate: bool, may_set_host: bool) ->
     if not isinstance(response, AgentResponse):
         raise AgentProtocolError(f"expected an AgentResponse or None, got {type(response).__name__}")
     if type(response.version) is not int or response.version != PROTOCOL_VERSION:
-        raise AgentProtocolError(f"version: expected {PROTOCOL_VERSION}, got {response.version!r}")
+        raise AgentProtocolError(f"version: expected {PROTOCOL_VERSION}, got {number_or_type(response.version)}")
     _check_decision(response.decision)
     _check_header_ops("request_headers", response.request_headers, may_set_host=may_set_host)
     _check_header_ops("response_headers", response.response_headers, may_set_host=False)
@@ -79,10 +82,8 @@ def check_response(response: object, *, may_mutate: bool, may_set_host: bool) ->
     _check_mutation("response_body_mutation", response.response_body_mutation, may_mutate=may_mutate)
     _check_websocket_decision(response.websocket_decision)
     _check_audit(response.audit)
-    if type(response.needs_more) is not bool:
-        raise AgentProtocolError(f"needs_more: expected a bool, got {type(response.needs_more).__name__}")
-    if type(response.skip_body) is not bool:
-        raise AgentProtocolError(f"skip_body: expected a bool, got {type(response.skip_body).__name__}")
+    check_bool("needs_more", response.needs_more)
+    check_bool("skip_body", response.skip_body)
     if response.skip_body and response.needs_more:
         raise AgentProtocolError("skip_body: beside needs_more, which asks for the body")
     _check_strings("routing_metadata", response.routing_metadata)
@@ -90,14 +91,17 @@ def check_response(response: object, *, may_mutate: bool, may_set_host: bool) ->
 
 
 def _check_decision(decision: object) -> None:
+    if type(decision) not in _DECISIONS:
+        # Also not a subclass of theirs: what a decision is called goes into metrics and records.
+        raise AgentProtocolError(
+            f"decision: expected Allow, Block, Redirect or Challenge, got {type(decision).__name__}"
+        )
     match decision:
-        case Allow():
-            pass
         case Block(status, body, headers):
             if type(status) is not int or not 200 <= status <= 599:
-                raise AgentProtocolError(f"decision.block.status: expected 200 to 599, got {status!r}")
+                raise AgentProtocolError(f"decision.block.status: expected 200 to 599, got {number_or_type(status)}")
             if body is not None:
-                _check_text("decision.block.body", body)
+                check_text("decision.block.body", body)
             if headers is not None:
                 _check_strings("decision.block.headers", headers)
                 for name, value in headers.items():
@@ -105,38 +109,40 @@ def _check_decision(decision: object) -> None:
         case Redirect(url, status):
             if type(status) is not int or status not in _REDIRECT_STATUSES:
                 raise AgentProtocolError(
-                    f"decision.redirect.status: expected one of {sorted(_REDIRECT_STATUSES)}, got {status!r}"
+                    f"decision.redirect.status: expected one of {sorted(_REDIRECT_STATUSES)}, "
+                    f"got {number_or_type(status)}"
                 )
-            _check_text("decision.redirect.url", url)
+            check_text("decision.redirect.url", url)
             if not url or _UNSENDABLE_URL.search(url):
                 raise AgentProtocolError("decision.redirect.url: empty, or contains white space or control characters")
         case Challenge(challenge_type, params):
-            if not isinstance(challenge_type, str) or not TOKEN.match(challenge_type):
+            check_text("decision.challenge.challenge_type", challenge_type)
+            if not TOKEN.match(challenge_type):
                 raise AgentProtocolError("decision.challenge.challenge_type: not a token (RFC 9110, section 5.6.2)")
             _check_strings("decision.challenge.params", params)
             for name, value in params.items():
                 if not TOKEN.match(name) or _UNSENDABLE_VALUE.search(value):
                     raise AgentProtocolError("decision.challenge.params: a name or value can't be sent in a header")
-        case _:
-            raise AgentProtocolError(
-                f"decision: expected Allow, Block, Redirect or Challenge, got {type(decision).__name__}"
-            )
 
 
 def _check_header_ops(field: str, ops: object, *, may_set_host: bool) -> None:
     if not isinstance(ops, tuple):
         raise AgentProtocolError(f"{field}: expected a sequence of HeaderOp, got {type(ops).__name__}")
     for index, op in enumerate(ops):
-        if not isinstance(op, HeaderOp) or op.kind not in ("set", "add", "remove"):
+        if not isinstance(op, HeaderOp):
             raise AgentProtocolError(f"{field}[{index}]: expected a HeaderOp, got {type(op).__name__}")
+        if not isinstance(op.kind, str) or op.kind not in ("set", "add", "remove"):
+            got = f"{op.kind!r:.40}" if isinstance(op.kind, str) else type(op.kind).__name__
+            raise AgentProtocolError(f"{field}[{index}].kind: expected 'set', 'add' or 'remove', got {got}")
         _check_header(f"{field}[{index}]", op.name, op.value, may_set_host=may_set_host)
-        if type(op.always) is not bool:
-            raise AgentProtocolError(f"{field}[{index}].always: expected a bool, got {type(op.always).__name__}")
+        check_bool(f"{field}[{index}].always", op.always)
 
 
 def _check_header(field: str, name: object, value: object, *, may_set_host: bool) -> None:
     # Values never go into a message: they may be secrets, and messages end up in logs.
-    if not isinstance(name, str) or not TOKEN.match(name):
+    if not isinstance(name, str):
+        raise AgentProtocolError(f"{field}: expected a str for the name, got {type(name).__name__}")
+    if not TOKEN.match(name):
         raise AgentProtocolError(f"{field}: the header name is not a token (RFC 9110, section 5.1)")
     lower = name.lower()
     if is_untouchable(lower):
@@ -152,8 +158,12 @@ def _check_header(field: str, name: object, value: object, *, may_set_host: bool
 def _check_mutation(field: str, mutation: object, *, may_mutate: bool) -> None:
     if mutation is None:
         return
-    if not isinstance(mutation, BodyMutation) or not isinstance(mutation.data, bytes | None):
-        raise AgentProtocolError(f"{field}: expected a BodyMutation with bytes or None")
+    if not isinstance(mutation, BodyMutation):
+        raise AgentProtocolError(f"{field}: expected a BodyMutation or None, got {type(mutation).__name__}")
+    if not isinstance(mutation.data, bytes | None):
+        raise AgentProtocolError(f"{field}.data: expected bytes or None, got {type(mutation.data).__name__}")
+    if type(mutation.chunk_index) is not int:
+        raise AgentProtocolError(f"{field}.chunk_index: expected an int, got {type(mutation.chunk_index).__name__}")
     if mutation.data is not None and not may_mutate:
         # To ignore it would let through what the agent meant to take out.
         raise AgentProtocolError(f'{field}: the agent may only read bodies; body_access="write" lets it change them')
@@ -166,9 +176,10 @@ def _check_websocket_decision(decision: object) -> None:
         case WebSocketClose(code, reason):
             if type(code) is not int or code not in _CLOSE_CODES:
                 raise AgentProtocolError(
-                    f"websocket_decision.close.code: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999, got {code!r}"
+                    "websocket_decision.close.code: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999, "
+                    f"got {number_or_type(code)}"
                 )
-            _check_text("websocket_decision.close.reason", reason)
+            check_text("websocket_decision.close.reason", reason)
         case _:
             raise AgentProtocolError(
                 f"websocket_decision: expected WebSocketDrop, WebSocketClose or None, got {type(decision).__name__}"
@@ -185,15 +196,46 @@ def _check_audit(audit: object) -> None:
         ("rule_ids", audit.rule_ids),
         ("reason_codes", audit.reason_codes),
     ):
-        if not isinstance(values, tuple) or not all(isinstance(value, str) for value in values):
-            raise AgentProtocolError(f"audit.{field}: expected a sequence of strings")
-    if not isinstance(audit.confidence, int | float | None):
-        raise AgentProtocolError(f"audit.confidence: expected a number or None, got {type(audit.confidence).__name__}")
-    if not isinstance(audit.custom, Mapping) or not all(isinstance(key, str) for key in audit.custom):
-        raise AgentProtocolError("audit.custom: expected a mapping with strings for keys")
+        if not isinstance(values, tuple):
+            raise AgentProtocolError(f"audit.{field}: expected a sequence of strings, got {type(values).__name__}")
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                raise AgentProtocolError(f"audit.{field}[{index}]: expected a str, got {type(value).__name__}")
+    if audit.confidence is not None:
+        # One that isn't finite is null in the audit record.
+        check_number("audit.confidence", audit.confidence, finite=False)
+    if not isinstance(audit.custom, Mapping):
+        raise AgentProtocolError(f"audit.custom: expected a mapping, got {type(audit.custom).__name__}")
+    for key in audit.custom:
+        if not isinstance(key, str):
+            raise AgentProtocolError(f"audit.custom: expected strings for keys, got {type(key).__name__}")
 
 
-def _check_text(field: str, value: object) -> None:
+def number_or_type(value: object) -> str:
+    """What to say of a wrong value in a message: an int itself, of anything else its type."""
+    return str(value) if type(value) is int and abs(value) < _MAX_PRINTED_INT else type(value).__name__
+
+
+def check_bool(field: str, value: object) -> None:
+    """Raise :class:`AgentProtocolError` for what is not True or False."""
+    if type(value) is not bool:
+        raise AgentProtocolError(f"{field}: expected a bool, got {type(value).__name__}")
+
+
+def check_number(field: str, value: object, *, finite: bool = True) -> None:
+    """Raise :class:`AgentProtocolError` for what is no number, or no finite one, or more than a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise AgentProtocolError(f"{field}: expected a number, got {type(value).__name__}")
+    try:
+        fits = math.isfinite(value) or not finite
+    except OverflowError:
+        fits = False
+    if not fits:
+        raise AgentProtocolError(f"{field}: expected a finite number that fits a float, got {type(value).__name__}")
+
+
+def check_text(field: str, value: object) -> None:
+    """Raise :class:`AgentProtocolError` for what is no str that UTF-8 can carry."""
     if not isinstance(value, str):
         raise AgentProtocolError(f"{field}: expected str, got {type(value).__name__}")
     try:

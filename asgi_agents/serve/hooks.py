@@ -8,9 +8,19 @@ from typing import Final
 from ..agent import Agent, check_agent
 from ..cancellation import cancel_requests, raise_swallowed
 from ..correlation import enter, leave
-from ..errors import ConfigurationError
-from ..protocol import Answer, Event, EventType, GuardrailResponse, check_response
+from ..errors import AgentError, ConfigurationError
+from ..protocol import (
+    AgentResponse,
+    Answer,
+    Event,
+    EventType,
+    GuardrailInspectEvent,
+    GuardrailResponse,
+    check_inspection,
+    check_response,
+)
 from ..protocol.stream import correlation_id_of
+from ..raised import answer_raised
 from ..telemetry import serving_span
 from ..transports import InProcessTransport
 
@@ -58,19 +68,31 @@ class Hooks:
                 await raise_swallowed(requests)
             raise
         except Exception as exc:
-            logger.exception("%s: %s: raised %s", self.name, event_type, type(exc).__name__)
+            answer = self._answer_raised(exc, event_type)
             if suspends:
                 await raise_swallowed(requests)
-            raise NoAnswer(f"agent raised {type(exc).__name__}") from exc
+            if answer is None:
+                raise NoAnswer(f"agent raised {type(exc).__name__}") from exc
         if suspends:
             # Nobody waits for the answer of a hook that was cancelled, whether it has swallowed that or not.
             await raise_swallowed(requests)
         try:
-            return encode(_checked(answer, event_type))
+            return encode(_checked(answer, event))
         except Exception as exc:
             # Not only AgentProtocolError: what is in `audit.custom` is first looked at when it is encoded.
             logger.error("%s: %s: the answer can't be sent: %s", self.name, event_type, exc)
             raise NoAnswer("the agent's answer is not allowed by the protocol") from exc
+
+    def _answer_raised(self, exc: Exception, event_type: EventType) -> AgentResponse | None:
+        """The answer that the agent has given by raising ``exc``; None where it has failed, which is logged."""
+        fault = f"raised {type(exc).__name__}"
+        try:
+            answer = answer_raised(exc, event_type)
+        except AgentError as error:
+            answer, fault = None, str(error)
+        if answer is None:
+            logger.error("%s: %s: %s", self.name, event_type, fault, exc_info=exc)
+        return answer
 
 
 def require_agent(where: str, agent: object) -> None:
@@ -86,11 +108,11 @@ def require_positive(where: str, name: str, value: object) -> None:
         raise ConfigurationError(f"{where}: {name}={value!r}, expected a whole number of at least 1")
 
 
-def _checked(answer: Answer | None, event_type: EventType) -> Answer:
-    if event_type is EventType.GUARDRAIL_INSPECT:
+def _checked(answer: Answer | None, event: Event) -> Answer:
+    if isinstance(event, GuardrailInspectEvent):
         if answer is None:
             return GuardrailResponse(detected=False)
         if isinstance(answer, GuardrailResponse):
-            return answer
+            return check_inspection(answer, event.content)
     # What the agent may change is for the middleware's configuration to say.
     return check_response(answer, may_mutate=True, may_set_host=True)

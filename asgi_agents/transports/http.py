@@ -19,7 +19,19 @@ from ..errors import (
     told_by,
 )
 from ..pieces import Pieces
-from ..protocol import TOKEN, Answer, Encoding, Event, EventType, decode_answer, encode_event
+from ..protocol import (
+    TOKEN,
+    Answer,
+    Encoding,
+    Event,
+    EventType,
+    GuardrailInspectEvent,
+    GuardrailResponse,
+    SpanUnit,
+    count_code_points,
+    decode_answer,
+    encode_event,
+)
 from ..trace_context import inject_trace_context
 from .connections import Connections, ConnectionStack, SharedTransport
 from .per_event_loop import PerEventLoop
@@ -86,6 +98,8 @@ class HttpTransport:
         arguments is called on each event loop for the transport to use there, which is closed with the loop.
         ``"aiohttp"`` carries them with aiohttp; asyncio only, needs the ``aiohttp`` extra.
     :param max_answer_bytes: a longer answer is an agent error.
+    :param span_unit: what the agent counts in the spans of its detections: ``"codepoints"`` of the content, as the
+        protocol has it, or ``"bytes"`` of its UTF-8, as agents written in Rust or Go may. Handlers get code points.
     :raises ConfigurationError: for arguments that can't work.
     """
 
@@ -105,6 +119,7 @@ class HttpTransport:
         uds: str | None = None,
         transport: httpx.AsyncBaseTransport | TransportFactory | Literal["aiohttp"] | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
+        span_unit: SpanUnit = "codepoints",
     ) -> None:
         self._url = _parse_url(url)
         self._encoding = _parse_encoding(encoding)
@@ -113,6 +128,9 @@ class HttpTransport:
             raise _wrong("max_answer_bytes", max_answer_bytes, "a whole number of at least 1")
         self._max_answer_bytes = max_answer_bytes
         self._uds = uds
+        if span_unit not in ("codepoints", "bytes"):
+            raise _wrong("span_unit", span_unit, "'codepoints' or 'bytes'")
+        self._span_unit = span_unit
         self._connections: SharedTransport | PerEventLoop[Connections | AiohttpConnections]
         if transport is None or transport == "aiohttp":
             if uds is not None and (not isinstance(uds, str) or not uds):
@@ -165,8 +183,15 @@ class HttpTransport:
         :raises AgentProtocolError: it answered with something that the protocol does not allow.
         :raises EventTooLargeError: it answered 413.
         """
-        answer = await self._post(encode_event(event, self._encoding))
-        return decode_answer(answer, self._encoding, event.event_type)
+        message = await self._post(encode_event(event, self._encoding))
+        answer = decode_answer(message, self._encoding, event.event_type)
+        if (
+            self._span_unit == "bytes"
+            and isinstance(answer, GuardrailResponse)
+            and isinstance(event, GuardrailInspectEvent)
+        ):
+            return count_code_points(answer, event.content)
+        return answer
 
     async def aclose(self) -> None:
         await self._connections.aclose()

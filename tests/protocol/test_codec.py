@@ -479,7 +479,7 @@ def test_unknown_fields_of_an_event_are_ignored() -> None:
         (envelope("request_body_chunk", '{"correlation_id": "c", "data": "?", "is_last": true}'), "payload.*data"),
         (envelope("request_body_chunk", '{"correlation_id": "c", "data": ""}'), "payload.*is_last"),
         (
-            envelope("guardrail_inspect", '{"correlation_id": "c", "inspection_type": "x", "content": ""}'),
+            envelope("guardrail_inspect", '{"correlation_id": "c", "inspection_type": "a b", "content": ""}'),
             "payload.*inspection_type",
         ),
         (envelope("nothing", "{}"), "event_type"),

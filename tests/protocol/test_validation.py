@@ -431,7 +431,8 @@ def test_passing_a_chunk_is_no_mutation(field: str) -> None:
     ids=repr,
 )
 def test_a_mutation_has_bytes_or_none(field: str, mutation: Any) -> None:
-    assert refusal(unchecked(**{field: mutation}), may_mutate=True).startswith(f"{field}: ")
+    at_fault = f"{field}.data" if isinstance(mutation, BodyMutation) else field
+    assert refusal(unchecked(**{field: mutation}), may_mutate=True).startswith(f"{at_fault}: ")
 
 
 # Websocket decisions

@@ -29,9 +29,12 @@ from ...protocol import (
     Event,
     EventType,
     GuardrailInspectEvent,
+    GuardrailResponse,
     RequestBodyChunkEvent,
     RequestHeadersEvent,
     ResponseBodyChunkEvent,
+    SpanUnit,
+    count_code_points,
     decode_answer,
     encode_event,
 )
@@ -156,6 +159,7 @@ class Connection:
     :param capacity: shared by all connections to the same instance.
     :param max_calls: how many calls may be under way, those included that were given up and are still owed an answer.
     :param partial: what all connections to the agent hold of frames that have begun to come.
+    :param span_unit: what the agent counts in the spans of its detections.
     """
 
     def __init__(
@@ -168,6 +172,7 @@ class Connection:
         max_calls: int,
         address: str = "",
         partial: PartialFrames | None = None,
+        span_unit: SpanUnit = "codepoints",
     ) -> None:
         self.capabilities: AgentCapabilities | None = None
         #: What it is asked about: what its handshake names, or the configuration in its place.
@@ -197,6 +202,7 @@ class Connection:
         self._owner = owner
         self._capacity = capacity
         self._max_calls = max_calls
+        self._span_unit = span_unit
         self._encodings = encodings
         self._encoding = encodings[0]
         self._wire: Wire | None = None
@@ -443,6 +449,12 @@ class Connection:
             if isinstance(answer, AgentResponse) and answer.version == 0:
                 # There is no such version, and so no verdict, whatever the decision.
                 raise AgentError("; ".join(answer.audit.reason_codes) or "the agent failed")
+            if (
+                self._span_unit == "bytes"
+                and isinstance(answer, GuardrailResponse)
+                and isinstance(event, GuardrailInspectEvent)
+            ):
+                answer = count_code_points(answer, event.content)
         except AgentError:
             self._rate(answered=False)
             raise

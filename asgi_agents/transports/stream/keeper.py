@@ -13,7 +13,7 @@ from anyio import CancelScope
 from msgspec import Struct
 
 from ...errors import AgentConnectionError, AgentError, AgentTimeoutError, printable
-from ...protocol import Acknowledgement, AgentResponse, ConfigureEvent, Encoding, EventType
+from ...protocol import Acknowledgement, AgentResponse, ConfigureEvent, Encoding, EventType, SpanUnit, check_response
 from ...protocol.stream import MAX_HANDSHAKE_REQUEST_BYTES, Framing, HealthState
 from ..background import BackgroundTask
 from ..partial import PartialFrames
@@ -49,6 +49,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ping_interval: float
     stall_timeout: float
     tls: ssl.SSLContext | None
+    span_unit: SpanUnit = "codepoints"
 
 
 class Served(Protocol):
@@ -234,6 +235,7 @@ class Keeper:
             max_calls=settings.max_calls_per_connection,
             address=str(self._endpoint.address),
             partial=self._owner.partial_frames,
+            span_unit=settings.span_unit,
         )
         try:
             with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:
@@ -297,7 +299,9 @@ async def hand_over(connection: Connection, agent_id: str, config: Any) -> None:
     if isinstance(answer, Acknowledgement):
         if not answer.success:
             raise AgentError(f"it refused its configuration: {printable(answer.error or 'no reason given')}")
-    elif not isinstance(answer, AgentResponse) or not answer.is_allow:
+    elif (
+        not isinstance(answer, AgentResponse) or not check_response(answer, may_mutate=True, may_set_host=True).is_allow
+    ):
         raise AgentError("it refused its configuration")
 
 

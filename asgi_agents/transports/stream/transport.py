@@ -6,7 +6,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from ...errors import ConfigurationError
-from ...protocol import Encoding, EventType
+from ...protocol import Encoding, EventType, SpanUnit
 from ...protocol.stream import Framing
 from ..tls import ClientCertificate, client_context
 from ..wire import parse_address
@@ -43,6 +43,8 @@ class StreamTransport:
     :param ping_interval: seconds between pings.
     :param stall_timeout: a connection on which the agent owes a pong, or the answer to a call that was given up, and
         has said nothing at all for so many seconds, is closed.
+    :param span_unit: what the agent counts in the spans of its detections: ``"codepoints"`` of the content, as the
+        protocol has it, or ``"bytes"`` of its UTF-8, as agents written in Rust or Go may. Handlers get code points.
     :param tls: encrypt; ``tcp://`` only.
     :param verify: whom to trust. True: the authorities that httpx trusts; a path (a PEM file, or a directory of them):
         only those; an ``ssl.SSLContext`` is used as it is; False: anyone.
@@ -71,6 +73,7 @@ class StreamTransport:
         max_calls_per_connection: int | None = None,
         ping_interval: float = 10.0,
         stall_timeout: float = 20.0,
+        span_unit: SpanUnit = "codepoints",
         tls: bool = False,
         verify: Any = True,
         cert: ClientCertificate | None = None,
@@ -96,6 +99,8 @@ class StreamTransport:
         for name, number in (("connections", connections), ("max_calls_per_connection", max_calls_per_connection)):
             if number is not None and (type(number) is not int or number < 1):
                 raise _wrong(name, number, "a whole number of at least 1, or None")
+        if span_unit not in ("codepoints", "bytes"):
+            raise _wrong("span_unit", span_unit, "'codepoints' or 'bytes'")
         on_demand = self.framing is Framing.ENVELOPE
         if on_demand and max_calls_per_connection not in (None, 1):
             raise _wrong(
@@ -127,6 +132,7 @@ class StreamTransport:
             max_calls_per_connection=1 if on_demand else max_calls_per_connection or _CALLS,
             ping_interval=float(ping_interval),
             stall_timeout=float(stall_timeout),
+            span_unit=span_unit,
             tls=client_context("StreamTransport", verify, cert) if tls else None,
         )
 
