@@ -132,6 +132,9 @@ class Faraway:
 
 def guards(event_type: EventType, answer: AgentResponse) -> list[Guard]:
     options: dict[str, Any] = {"body_access": "write", "circuit_breaker": TRIGGER}
+    if event_type is EventType.CONFIGURE:
+        # An agent elsewhere is not asked to take what there is not.
+        options["config"] = {}
     return [
         Guard(AgentConfig("waf", answering(event_type, answer), **options)),
         Guard(AgentConfig("waf", Faraway(answer), events={event_type}, **options)),
