@@ -18,7 +18,7 @@ def weigh(value: object, limit: int) -> int:
         if each is None or isinstance(each, bool):
             total += 8
             continue
-        total += sys.getsizeof(each)
+        total += sys.getsizeof(each, 64)
         if isinstance(each, str | bytes | int | float):
             continue
         if isinstance(each, Struct):

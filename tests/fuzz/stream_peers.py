@@ -164,7 +164,7 @@ async def _call(choices: Choices) -> None:
         for piece in choices.cuts(said):
             connection.data_received(piece)
         await anyio.wait_all_tasks_blocked()
-        assert len(connection._reader._rest) <= len(greeting + said), "more is kept than was said"
+        assert connection._reader.held <= len(greeting + said), "more is kept than was said"
         assert 1.0 <= connection.timeout_multiplier <= 10.0
         assert connection._paused_ids <= {"c-1"}, "it remembers what nobody will make it forget"
         connection.connection_lost(None)
