@@ -468,6 +468,7 @@ class AgentManager:
         """Give an agent another ``AgentConfig.config`` while it runs, all its instances, and those that connect later.
 
         Raises :class:`AgentError` when it doesn't take it; what it had before then holds for those that did not get it.
+        A stream agent is told over the connections of the running event loop; those of others keep what they have.
         """
         await self.guard(agent_id).push_config(config)
 

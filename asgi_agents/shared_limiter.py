@@ -39,10 +39,12 @@ class SharedLimiter:
 
     async def acquire(self) -> None:
         """Wait for a permit. When cancelled, holds none."""
+        if self.try_acquire():
+            return
         waiter = _Waiter()
         with self._lock:
-            if self._taken < self.limit:
-                self._taken += 1
+            # Another thread may have given one back meanwhile.
+            if self.try_acquire():
                 return
             self._queue.append(waiter)
         try:

@@ -324,9 +324,9 @@ async def test_all_who_wait_are_told_when_the_agent_is_removed_meanwhile() -> No
         told.append(str(caught.value))
 
     async with anyio.create_task_group() as tasks:
-        for new in (configured(slow), configured()):
-            tasks.start_soon(replace_it, new)
+        tasks.start_soon(replace_it, configured(slow))
         await slow.asked.wait()
+        tasks.start_soon(replace_it, configured())
         await settle()
         await manager.remove_agent("a")
         slow.go.set()
