@@ -42,7 +42,9 @@ def _require_rate(where: str, name: str, value: object) -> None:
 
 def _require_window(where: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_WINDOW <= value <= MAX_SECONDS:
-        raise ConfigurationError(f"{where}: {name}={value!r}, expected a number of seconds of at least {MIN_WINDOW:g}")
+        raise ConfigurationError(
+            f"{where}: {name}={value!r}, expected a number of seconds from {MIN_WINDOW} to {MAX_SECONDS}"
+        )
 
 
 def _require_member(where: str, name: str, value: object, kind: type) -> None:
