@@ -20,6 +20,8 @@ DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
 _STREAM_SCHEMES = ("unix://", "tcp://")
 MAX_SECONDS = 366 * 24 * 3600
+#: The shortest window of a failure rate, in seconds: a tenth of it is still more than a clock's resolution.
+MIN_WINDOW: Final = 0.001
 
 
 def _require_seconds(where: str, name: str, value: object) -> None:
@@ -30,6 +32,21 @@ def _require_seconds(where: str, name: str, value: object) -> None:
 def _require_int(where: str, name: str, value: object, *, at_least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ConfigurationError(f"{where}: {name}={value!r}, expected a whole number of at least {at_least}")
+
+
+def _require_rate(where: str, name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
+        raise ConfigurationError(
+            f"{where}: {name}={value!r}, expected a share above 0 and up to 1, such as 0.5, or None to open on "
+            "failures in a row alone"
+        )
+
+
+def _require_window(where: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_WINDOW <= value <= MAX_SECONDS:
+        raise ConfigurationError(
+            f"{where}: {name}={value!r}, expected a number of seconds from {MIN_WINDOW} to {MAX_SECONDS}"
+        )
 
 
 def _require_member(where: str, name: str, value: object, kind: type) -> None:
@@ -113,15 +130,28 @@ def _as_body_mode(where: str, name: str, given: object) -> BodyMode:
 class CircuitBreakerConfig:
     """When to stop calling an agent that keeps failing, and how to find out that it is back.
 
-    ``failure_threshold`` failures in a row open the breaker. ``reset_timeout`` seconds later at most
-    ``half_open_max_calls`` calls at a time are let through on trial; ``success_threshold`` successes close it, one
-    failure opens it again.
+    ``failure_threshold`` failures in a row open the breaker. Failures of calls that overlap in time count once in a
+    row, and the failure of a call that began before the latest success doesn't count in it.
+
+    A failure rate opens it besides, which finds outages in which overlapping calls fail: of the calls that ended within
+    the last ``window`` seconds, ``minimum_calls`` or more in number, at least the share ``failure_rate`` has failed.
+    There each failure counts. ``failure_rate=None`` switches it off.
+
+    ``reset_timeout`` seconds after it has opened, at most ``half_open_max_calls`` calls at a time are let through on
+    trial; ``success_threshold`` successes close it, one failure opens it again.
+
+    :param failure_rate: above 0, up to 1; or None.
+    :param window: seconds, at least 0.001. Counted in tenths: a call leaves the window when it is between nine tenths
+        of it and the whole of it old.
     """
 
     failure_threshold: int = 5
     success_threshold: int = 2
     reset_timeout: float = 30.0
     half_open_max_calls: int = 1
+    failure_rate: float | None = 0.5
+    minimum_calls: int = 20
+    window: float = 10.0
 
     def __post_init__(self) -> None:
         where = "CircuitBreakerConfig"
@@ -129,6 +159,9 @@ class CircuitBreakerConfig:
         _require_int(where, "success_threshold", self.success_threshold, at_least=1)
         _require_seconds(where, "reset_timeout", self.reset_timeout)
         _require_int(where, "half_open_max_calls", self.half_open_max_calls, at_least=1)
+        _require_rate(where, "failure_rate", self.failure_rate)
+        _require_int(where, "minimum_calls", self.minimum_calls, at_least=1)
+        _require_window(where, "window", self.window)
 
 
 @dataclass(frozen=True, slots=True)

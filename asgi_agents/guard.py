@@ -69,6 +69,8 @@ T = TypeVar("T")
 _MAX_CONFIGURE_BACKOFF = 30.0
 # Seconds an agent may take to digest its configuration, if its own timeout is shorter.
 _CONFIGURE_TIMEOUT = 10.0
+# A time that never comes.
+_FOREVER = math.inf
 # How many combinations of event and route are remembered.
 _MAX_SPANS = 10_000
 # Seconds between two lines that say that an agent fails.
@@ -266,17 +268,18 @@ class Guard:
             and self._limiter.taken < self._limiter.limit
             and self._configured
             and not self._failing
-            and (self.breaker is None or self.breaker.calm)
+            and (started := time.monotonic()) < (_FOREVER if (breaker := self.breaker) is None else breaker.calm_until)
         ):
             # Most calls are like this: nothing can come between, so that there is no permit to take and give back, no
             # deadline to arm and no slot of the breaker to hold.
-            started = time.monotonic()
             try:
                 answer = await hook(event)
                 response = ALLOW if answer is None or answer is ALLOW else self._checked(event_type, answer)
             except BaseException as exc:
                 call = _Call(event, failure_mode, route, self.config.timeout, started, raised=exc)
             else:
+                if breaker is not None:
+                    breaker.answered += 1
                 if response is ALLOW:
                     return self._consented(event, failure_mode, route, started)
                 return self._judged(_Call(event, failure_mode, route, 0.0, started), response, None)
@@ -444,7 +447,7 @@ class Guard:
         if self.client is not None:
             call.timeout *= self.client.timeout_multiplier
         breaker = self.breaker
-        generation: int | None = None
+        began: int | None = None
         try:
             if not self._limiter.try_acquire():
                 await self._queue(call)
@@ -452,8 +455,8 @@ class Guard:
                 if not self._configured:
                     await self._await_configuration(call.timeout, call.started)
                 if breaker is not None:
-                    generation = breaker.acquire()
-                    if generation is None:
+                    began = breaker.acquire()
+                    if began is None:
                         raise self._breaker_refusal()
                 connection = None if self.client is None else self.client.reserve_now(call.event)
                 if connection is not None:
@@ -462,14 +465,14 @@ class Guard:
                     given = await self._deliver(call)
                 answer = self._judgement(call.event, given)
             except BaseException as exc:
-                if breaker is not None and generation is not None:
-                    self._tell(breaker, generation, exc)
+                if breaker is not None and began is not None:
+                    self._tell(breaker, began, exc)
                 if isinstance(exc, AgentTimeoutError):
                     raise _expired(exc, call.timeout) from exc
                 raise
             else:
-                if breaker is not None and generation is not None:
-                    breaker.success(generation)
+                if breaker is not None and began is not None:
+                    breaker.success(began)
             finally:
                 self._limiter.release()
         except Exception as exc:
@@ -587,8 +590,8 @@ class Guard:
                 f"none of its {self._limiter.limit} concurrent calls ended within the deadline of {timeout:g} s",
             )
 
-    def _tell(self, breaker: CircuitBreaker, generation: int, exc: BaseException) -> None:
-        """Tell the breaker how a call has failed."""
+    def _tell(self, breaker: CircuitBreaker, began: int, exc: BaseException) -> None:
+        """Tell the breaker how a call has failed that it let through at the moment ``began``."""
         if (
             not isinstance(exc, Exception)
             or given_up()
@@ -596,9 +599,9 @@ class Guard:
             or self._has_lost_one_of_many(exc)
         ):
             # It was given up, perhaps failing over that, or it says nothing of the agent.
-            breaker.release(generation)
+            breaker.release(began)
         else:
-            breaker.failure(generation)
+            breaker.failure(began)
 
     def _has_lost_one_of_many(self, exc: BaseException) -> bool:
         """Whether a connection was lost, and others are left: an instance of the agent is gone, but not the agent."""

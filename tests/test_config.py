@@ -60,7 +60,13 @@ def test_the_defaults_are_those_that_are_documented() -> None:
     assert config.chunk_timeout == 5.0
     assert config.max_concurrent_calls == 100
     assert config.circuit_breaker == CircuitBreakerConfig(
-        failure_threshold=5, success_threshold=2, reset_timeout=30.0, half_open_max_calls=1
+        failure_threshold=5,
+        success_threshold=2,
+        reset_timeout=30.0,
+        half_open_max_calls=1,
+        failure_rate=0.5,
+        minimum_calls=20,
+        window=10.0,
     )
     assert config.request_body_mode == config.response_body_mode == BodyMode.BUFFER
     # 1 MiB where a body is buffered, none where it is streamed.
@@ -78,6 +84,7 @@ def test_the_breaker_has_the_documented_defaults() -> None:
 
     assert (config.failure_threshold, config.success_threshold) == (5, 2)
     assert (config.reset_timeout, config.half_open_max_calls) == (30.0, 1)
+    assert (config.failure_rate, config.minimum_calls, config.window) == (0.5, 20, 10.0)
 
 
 def test_hybrid_mode_has_a_threshold_of_64_kib_unless_it_is_given() -> None:
@@ -86,7 +93,15 @@ def test_hybrid_mode_has_a_threshold_of_64_kib_unless_it_is_given() -> None:
 
 
 def test_everything_can_be_given() -> None:
-    breaker = CircuitBreakerConfig(failure_threshold=1, success_threshold=1, reset_timeout=0.1, half_open_max_calls=3)
+    breaker = CircuitBreakerConfig(
+        failure_threshold=1,
+        success_threshold=1,
+        reset_timeout=0.1,
+        half_open_max_calls=3,
+        failure_rate=1,
+        minimum_calls=1,
+        window=0.001,
+    )
     config = AgentConfig(
         "waf-1.2_3",
         URL,
@@ -209,7 +224,7 @@ def test_a_wrong_value_is_refused(field: str, value: Any, expected: str) -> None
     assert message == f"AgentConfig('waf'): {field}={value!r}, expected {expected}"
 
 
-@pytest.mark.parametrize("field", ["failure_threshold", "success_threshold", "half_open_max_calls"])
+@pytest.mark.parametrize("field", ["failure_threshold", "success_threshold", "half_open_max_calls", "minimum_calls"])
 @pytest.mark.parametrize("value", [*WHOLE, None], ids=repr)
 def test_a_wrong_breaker_threshold_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -224,6 +239,32 @@ def test_a_wrong_reset_timeout_is_refused(value: Any) -> None:
         CircuitBreakerConfig(reset_timeout=value)
 
     assert str(caught.value) == f"CircuitBreakerConfig: reset_timeout={value!r}, expected a number of seconds above 0"
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.1, 1.001, 50, math.nan, math.inf, True, "0.5", 1j, [0.5]], ids=repr)
+def test_a_wrong_failure_rate_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        CircuitBreakerConfig(failure_rate=value)
+
+    assert str(caught.value) == (
+        f"CircuitBreakerConfig: failure_rate={value!r}, expected a share above 0 and up to 1, such as 0.5, or None to "
+        "open on failures in a row alone"
+    )
+
+
+@pytest.mark.parametrize("value", [0.001, 0.5, 1, 1.0, None])
+def test_a_failure_rate_is_a_share_or_none(value: Any) -> None:
+    assert CircuitBreakerConfig(failure_rate=value).failure_rate == value
+
+
+@pytest.mark.parametrize("value", [*SECONDS, 0.000999, 5e-324, 366 * 24 * 3600 + 1], ids=repr)
+def test_a_wrong_window_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        CircuitBreakerConfig(window=value)
+
+    assert str(caught.value) == (
+        f"CircuitBreakerConfig: window={value!r}, expected a number of seconds from 0.001 to 31622400"
+    )
 
 
 @pytest.mark.parametrize("name", ["buffered", "", None, 1])

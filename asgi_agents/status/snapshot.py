@@ -21,7 +21,7 @@ class AgentStatus(Struct, frozen=True, kw_only=True):
     """One agent. Durations are seconds.
 
     :ivar breaker: ``closed``, ``open``, ``half_open``, or None where it is switched off; ``retry_after`` is how long it
-        stays open.
+        stays open at most.
     :ivar in_flight: calls under way, of at most ``max_in_flight``; ``waiting`` are those that wait for a permit or a
         place on a connection.
     :ivar calls: since the agent was added, as are ``outcomes``, ``passed_open``, ``shadowed`` and ``skipped_bodies``
