@@ -71,6 +71,8 @@ class AgentMiddleware:
     :param audit_redact: what is done to every text from clients and agents before it is recorded. None: nothing.
     :param tracer_provider: where the spans go, if not to OpenTelemetry's global provider; ``meter_provider`` likewise.
         With ``manager``, they are given to that.
+    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised, and so
+        what that says. It may show what requests carry: for development. With ``manager``, it is given to that.
 
     Raises :class:`ConfigurationError` for what can't work.
     """
@@ -94,6 +96,7 @@ class AgentMiddleware:
         audit_redact: Redact | None = redact_secrets,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        debug: bool = False,
     ) -> None:
         if (agents is None) == (manager is None):
             raise ConfigurationError("AgentMiddleware: expected either agents or manager, and not both")
@@ -101,9 +104,17 @@ class AgentMiddleware:
             raise ConfigurationError(f"AgentMiddleware: manager={manager!r}, expected an AgentManager")
         self._renderers = Renderers(challenge_renderer, render_error)
         if manager is None:
-            manager = AgentManager(agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider)
+            if not isinstance(debug, bool):
+                raise ConfigurationError(f"AgentMiddleware: debug={debug!r}, expected True or False")
+            manager = AgentManager(
+                agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider, debug=debug
+            )
         elif tracer_provider is not None or meter_provider is not None:
             raise ConfigurationError("AgentMiddleware: a provider beside manager, expected it to be given to that")
+        elif debug:
+            raise ConfigurationError(
+                f"AgentMiddleware: debug={debug!r} beside manager, expected AgentManager(..., debug=True)"
+            )
         self._stop_grace = _checked_grace(stop_grace)
         self.app = app
         self.manager = manager

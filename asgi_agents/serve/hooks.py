@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ..agent import Agent, check_agent
+from ..blocking import Steps, in_steps
 from ..cancellation import cancel_requests, raise_swallowed
 from ..correlation import enter, leave
 from ..errors import ConfigurationError
@@ -28,6 +29,7 @@ class Hooks:
         self.name = type(agent).__name__ if name is None else name
         self.events = agent.events
         self._transport = InProcessTransport(agent)
+        self._steps = Steps(self.name, self._transport, logger)
 
     def may_suspend(self, event_type: EventType) -> bool:
         """Whether :meth:`answer` can ever suspend."""
@@ -52,7 +54,7 @@ class Hooks:
         # One that can't suspend may run outside of any task.
         requests = cancel_requests() if suspends else 0
         try:
-            answer = await self._transport.call(event)
+            answer = await in_steps(self._transport.call(event), self._steps, event_type)
         except asyncio.CancelledError:
             if suspends:
                 await raise_swallowed(requests)
