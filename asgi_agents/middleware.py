@@ -21,6 +21,7 @@ from .protocol import TOKEN, Headers
 from .protocol.validation import is_untouchable
 from .redaction import redact_secrets
 from .resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
+from .route_advice import agents_asked_twice, check_agents, check_routes
 from .routing import Route, Router
 from .telemetry import mark_current_span
 
@@ -136,6 +137,11 @@ class AgentMiddleware:
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
         self.manager.list_routes(self._router.listings)
+        # Who is said to hear what is compared with the app's own routes once: those are often added late.
+        self._examined = False
+        self._said_twice = False
+        # Those of a manager may be for others to ask.
+        self._owns_agents = agents is not None
         # The agents of the paths that came lately; where more than the path decides, of all that does. What depends on
         # the app's own routes is not among it: the resolver remembers that.
         self._known: dict[str | tuple[str, str, str], Lineup] = {}
@@ -163,6 +169,8 @@ class AgentMiddleware:
             leave(entered)
 
     def _find(self, key: str | tuple[str, str, str], scope: Scope) -> Lineup:
+        if not self._examined:
+            self._examine(scope)
         found, lasts = self._resolver.resolve(scope)
         references, route = self._router.heard_by(found)
         lineup = self.manager.lineup(references, route=route, missing_ok=True)
@@ -171,6 +179,13 @@ class AgentMiddleware:
                 self._known.clear()
             self._known[key] = lineup
         return lineup
+
+    def _examine(self, scope: Scope) -> None:
+        """Say in the log what of the routes is most likely a mistake."""
+        self._examined = True
+        check_routes(self._router, self._resolver, scope)
+        if self._owns_agents and self._router.default_agents is not None:
+            check_agents(self.manager, self._router)
 
     async def _guard(
         self, lineup: Lineup, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
@@ -227,6 +242,8 @@ class AgentMiddleware:
             leave(entered)
             if outer is not None:
                 # A middleware around this one has agents of its own.
+                if not self._said_twice and isinstance(outer, AgentContext):
+                    self._said_twice = agents_asked_twice(outer.lineup, lineup)
                 state[STATE_KEY] = outer
                 if alias is not None and state.get(alias) is context:
                     state[alias] = aliased
@@ -264,6 +281,9 @@ class AgentMiddleware:
             return message
 
         async def close_first(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete" and not self._examined:
+                # By now the app has its routes, also those that it adds as it starts.
+                self._examine(scope)
             # The server may end the event loop as soon as it has the last one.
             if message["type"] == "lifespan.shutdown.complete":
                 await close()

@@ -10,6 +10,7 @@ from starlette.types import Scope
 from .config import FailureMode
 from .errors import ConfigurationError
 from .lineup import AgentReference, RouteListing
+from .patterns import foreign_syntax
 from .protocol import TOKEN
 
 
@@ -28,7 +29,12 @@ class Route:
 
     def __init__(self, path: str, agents: Iterable[AgentReference], *, methods: Iterable[str] | None = None) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
-            raise ConfigurationError(f"Route: path={path!r}, expected a pattern that starts with '/'")
+            right = f": {'/' + path!r}" if isinstance(path, str) and "://" not in path else ""
+            also = ", which matches every path" if path == "{rest:path}" else ""
+            raise ConfigurationError(f"Route: path={path!r}, expected a pattern that starts with '/'{right}{also}")
+        fault = foreign_syntax(path)
+        if fault is not None:
+            raise ConfigurationError(f"Route({path!r}): path: {fault}")
         try:
             regex, _, _ = compile_path(path)
         except (AssertionError, ValueError) as exc:
