@@ -66,7 +66,8 @@ def foreign_syntax(pattern: str) -> str | None:
             f" '{begun}/{{rest:path}}', for one segment '{begun}/{{name}}'"
         )
     return (
-        f"{found[0]!r} stands for itself here and matches nothing else; parameters are written {{name}} or {{name:int}}"
+        f"{found[0]!r} stands for itself here and matches nothing else; parameters are written"
+        " {name}, {name:int} or {rest:path}"
     )
 
 

@@ -269,6 +269,8 @@ class _Theirs:
                 self._endpoints.append((_mounted(prefix), None))
         elif isinstance(path := getattr(route, "path", None), str):
             self._note(prefix + path, route)
+        else:
+            self._answers_more = True
 
     def _note(self, spelling: str, route: Any) -> None:
         self._spellings.add(spelling)

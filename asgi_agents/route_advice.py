@@ -120,7 +120,7 @@ def _shadowed(route: Route, earlier: Iterable[Route], resolver: Resolver, scope:
             continue
         # One that is spelt like a route of the app is only for that, if another of ours is spelt like the handler's.
         if other.path == route.path or (covers(other.path, route.path) and not resolver.yields(other, scope)):
-            if covers(route.path, other.path):
+            if route.methods == other.methods and covers(route.path, other.path):
                 return f"is never used, because {_shown(other)} before it matches the same paths; leave one of them out"
             return f"is never used, because {_shown(other)} before it matches all of its paths; put it before that"
     return None
