@@ -19,7 +19,8 @@ class Route:
 
     :param path: a pattern in Starlette's syntax (``/items/{id:int}``, ``/api/{rest:path}``), matched against the whole
         path below the app's ``root_path``, prefixes of mounts included. It matches what an app's route with that
-        pattern matches, no more and no less.
+        pattern matches, no more and no less. What other frameworks write is refused: ``/api/*``, ``{id:[0-9]+}``,
+        ``<id>``.
     :param agents: ids, or pairs of id and the failure mode that holds on this route. The order decides who is asked
         first along a chain and whose denial counts among several. Empty: nobody listens.
     :param methods: None means all. ``GET`` includes ``HEAD``, and websocket handshakes, which are GET requests.
