@@ -34,7 +34,7 @@ _METHODS: Final = frozenset(
 # Methods that middlewares and routers answer where no endpoint lists them.
 _ANSWERED_ANYWHERE: Final = frozenset({"HEAD", "OPTIONS", "TRACE", "CONNECT"})
 # Of those behind so many it is not found out whether an earlier one takes their place: it would take too long.
-_MOST_ROUTES: Final = 500
+_MOST_ROUTES: Final = 200
 
 
 def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
@@ -166,12 +166,15 @@ def _cut(path: str) -> Iterator[tuple[str, str]]:
 def _left_open(router: Router, endpoints: Sequence[Endpoint]) -> Iterator[str]:
     """Of routes for all that is below a path that the app has: those that leave out that path itself."""
     routes = router.routes or ()
+    by_shape: dict[str, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        by_shape.setdefault(_nameless(endpoint[0]), []).append(endpoint)
     for route in routes:
         top = below(route.path)
         if top is None or not route.agents:
             continue
-        for spelling, methods in endpoints:
-            if _nameless(spelling) != _nameless(top) or not _share(route.methods, methods):
+        for spelling, methods in by_shape.get(_nameless(top), ()):
+            if not _share(route.methods, methods):
                 continue
             there = [other for other in routes if _share(other.methods, methods) and covers(other.path, spelling)]
             if any(_nameless(other.path) == _nameless(top) for other in there):
