@@ -36,7 +36,8 @@ class Agent:
     them. Names that begin with ``on_`` are for hooks: another is refused, because it is most likely misspelt.
 
     A hook runs on the event loop, and its deadline can only end it where it awaits: work that blocks belongs in
-    ``anyio.to_thread.run_sync``.
+    ``anyio.to_thread.run_sync``. The log names, once for each agent, a hook that has kept the event loop for more than
+    50 ms at a time.
     """
 
     async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:

@@ -1,6 +1,5 @@
 """Every exception of the package."""
 
-import traceback
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -111,14 +110,6 @@ _MAX_PRINTED: Final = 300
 def printable(text: str) -> str:
     """``text`` for a message that may end up in a log: one line, and not too long, whoever wrote it."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:_MAX_PRINTED])
-
-
-def origin_of(exc: Exception) -> str:
-    """Where an exception was raised, as ``file.py:12``. Reads no source, which would block the event loop."""
-    place = "an unknown place"
-    for frame, line in traceback.walk_tb(exc.__traceback__):
-        place = f"{frame.f_code.co_filename.rpartition('/')[2]}:{line}"
-    return place
 
 
 def told_by(exc: BaseException) -> str:

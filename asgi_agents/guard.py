@@ -4,8 +4,7 @@ import asyncio
 import logging
 import math
 import time
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct, structs
 
 from .attributes import AGENT_ID, EVENT, ROUTE
+from .blocking import LONGEST_STEP, Steps, in_steps
 from .breaker import BreakerState, CircuitBreaker
 from .cancellation import cancel_requests, given_up, raise_swallowed, was_asked_for
 from .config import AgentConfig, FailureMode
@@ -27,12 +27,12 @@ from .errors import (
     AgentUnavailableError,
     EventTooLargeError,
     NotApplicableError,
-    origin_of,
     printable,
 )
 from .given_config import GivenConfig
 from .metrics import AgentMetrics, AgentStatistics, Series, Tally
 from .one_at_a_time import OneAtATime
+from .places import raised_by
 from .protocol import (
     ALLOW,
     Acknowledgement,
@@ -104,6 +104,7 @@ class Guard:
 
     :param telemetry: where spans and durations go; None: to the global providers.
     :param tally: what was counted of this agent's id before.
+    :param debug: log the traceback of what an agent in this process raises.
     """
 
     def __init__(
@@ -113,8 +114,10 @@ class Guard:
         clock: Callable[[], float] = time.monotonic,
         telemetry: Telemetry | None = None,
         tally: Tally | None = None,
+        debug: bool = False,
     ) -> None:
         self.config = config
+        self._debug = debug
         self.tally = Tally(config.id) if tally is None else tally
         telemetry = Telemetry() if telemetry is None else telemetry
         self._tracing = telemetry.tracing
@@ -151,6 +154,7 @@ class Guard:
         self._steady: Mapping[EventType, Callable[[Any], Awaitable[Answer | None]]] = (
             reach.steady if type(reach) is InProcessTransport else {}
         )
+        self._steps = Steps(config.id, self._transport, logger)
         self._limiter = SharedLimiter(config.max_concurrent_calls)
         #: Whether it is asked about connections. One that is only to take another's place is not, until it has.
         self.in_use = True
@@ -277,12 +281,18 @@ class Guard:
                 response = ALLOW if answer is None or answer is ALLOW else self._checked(event_type, answer)
             except BaseException as exc:
                 call = _Call(event, failure_mode, route, self.config.timeout, started, raised=exc)
+                if (seconds := time.monotonic() - started) > LONGEST_STEP:
+                    self._steps.took(event_type, seconds)
             else:
                 if breaker is not None:
                     breaker.answered += 1
                 if response is ALLOW:
-                    return self._consented(event, failure_mode, route, started)
-                return self._judged(_Call(event, failure_mode, route, 0.0, started), response, None)
+                    verdict = self._consented(event, failure_mode, route, started)
+                else:
+                    verdict = self._judged(_Call(event, failure_mode, route, 0.0, started), response, None)
+                if verdict.duration > LONGEST_STEP:
+                    self._steps.took(event_type, verdict.duration)
+                return verdict
         if call is None:
             call = _Call(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
         if not untraced:
@@ -481,15 +491,21 @@ class Guard:
                 # It has failed over that, or is too late for anyone: no news of the agent.
                 call.given_up = True
                 return self._verdict(call, None, failure, time.monotonic() - call.started), ALLOW
-            return self._judged(call, None, failure), ALLOW
+            return self._judged(call, None, failure, exc=exc), ALLOW
         if isinstance(answer, AgentResponse):
             return self._judged(call, answer, None), answer
         return self._judged(call, _as_response(answer), None, detected=answer.detected), answer
 
     def _judged(
-        self, call: "_Call", response: AgentResponse | None, failure: Failure | None, *, detected: bool = False
+        self,
+        call: "_Call",
+        response: AgentResponse | None,
+        failure: Failure | None,
+        *,
+        detected: bool = False,
+        exc: Exception | None = None,
     ) -> Verdict:
-        """The verdict on a call that has ended, counted."""
+        """The verdict on a call that has ended, counted. ``exc`` is why it failed."""
         event = call.event
         if call.queued:
             self.tally.queue_waits.add(call.queued)
@@ -499,7 +515,7 @@ class Guard:
         ended = time.monotonic()
         verdict = self._verdict(call, response, failure, ended - call.started, detected)
         size = len(event.data) if event.event_type in _WITH_DATA else 0  # type: ignore[union-attr]
-        self._count(verdict, ended, correlation_id_of(event), call.route, size)
+        self._count(verdict, ended, correlation_id_of(event), call.route, size, exc)
         return verdict
 
     def _consented(self, event: Event, failure_mode: FailureMode, route: str | None, started: float) -> Verdict:
@@ -527,7 +543,15 @@ class Guard:
             self.tally.inspected[series.event] += size
         return verdict
 
-    def _count(self, verdict: Verdict, now: float, correlation_id: str, route: str | None, size: int) -> Series:
+    def _count(
+        self,
+        verdict: Verdict,
+        now: float,
+        correlation_id: str,
+        route: str | None,
+        size: int,
+        exc: Exception | None = None,
+    ) -> Series:
         series = self.tally.count(verdict, now, correlation_id=correlation_id, route=route, size=size)
         self._export_duration(verdict.duration, series.attributes)
         if verdict.failure is None:
@@ -546,8 +570,14 @@ class Guard:
                     verdict.failure.message,
                     consequence_of(verdict),
                     f"it is at {place}; " if place else "",
+                    exc_info=self._traceback(exc),
                 )
         return series
+
+    def _traceback(self, exc: Exception | None) -> Exception | None:
+        """``exc``, if its traceback belongs into the log: it may show what requests carry."""
+        # Of a remote agent it would only show our own code.
+        return exc if self._debug and not self._transport.remote and not isinstance(exc, _NoVerdict) else None
 
     def _verdict(
         self,
@@ -631,8 +661,8 @@ class Guard:
                 connection = await self._reserve(self.client, call)
                 return await connection.call(event, call.started + call.timeout)
             if self._transport.may_suspend(event.event_type):
-                return await self._within(self._transport.call(event), call.timeout, call.started)
-            return await self._transport.call(event)
+                return await self._within(self._transport.call(event), call.timeout, call.started, event.event_type)
+            return await in_steps(self._transport.call(event), self._steps, event.event_type)
         except AgentTimeoutError as exc:
             raise _expired(exc, call.timeout) from exc
         except asyncio.CancelledError as exc:
@@ -647,14 +677,14 @@ class Guard:
             # Cancelled, and failed over it in a task group: what counts is that it was cancelled.
             cancelled, rest = group.split(anyio.get_cancelled_exc_class())
             if cancelled is None and isinstance(group, Exception):
-                answer = answer_raised(group, event.event_type)
+                answer = answer_raised(group, event.event_type, self._steps.function(event.event_type))
                 if answer is not None:
                     return answer
             if cancelled is None or not isinstance(rest, Exception | None):
                 raise
             raise _first_leaf(cancelled) from group
         except Exception as exc:
-            answer = answer_raised(exc, event.event_type)
+            answer = answer_raised(exc, event.event_type, self._steps.function(event.event_type))
             if answer is None:
                 raise
             return answer
@@ -689,17 +719,26 @@ class Guard:
             )
         raise _NoVerdict(FailureKind.TIMEOUT, f"not connected within the deadline of {call.timeout:g} s")
 
-    async def _within(self, call: Coroutine[Any, Any, T], timeout: float, started: float) -> T:
+    async def _within(self, call: Coroutine[Any, Any, T], timeout: float, started: float, event_type: EventType) -> T:
         """Await ``call`` under what is left of the deadline.
+
+        Entering a scope is cheap, arming its timer is not, and most in-process calls finish in their first step. So the
+        scope gets its deadline once the call suspends. The call runs inside of it from the start, so that scopes of its
+        own nest as they should.
 
         A call that was cancelled may swallow that and go on. Whatever it returns or raises then is discarded: it has
         timed out if the deadline cancelled it, and a cancellation from outside is raised again.
         """
         # Empty until the call suspends: before that nothing can cancel it.
         requests: list[int] = []
+
+        def arm() -> None:
+            requests.append(cancel_requests())
+            scope.deadline = anyio.current_time() + started + timeout - time.monotonic()
+
         try:
             with CancelScope() as scope:
-                result = await _arm_when_suspended(call, scope, started + timeout, requests)
+                result = await in_steps(call, self._steps, event_type, arm)
         except (Exception, BaseExceptionGroup, asyncio.CancelledError) as exc:
             if requests:
                 if isinstance(exc, asyncio.CancelledError):
@@ -721,7 +760,7 @@ class Guard:
         while not self._configured:
             under_way = self._configuring.begin()
             if under_way is not None:
-                await self._within(under_way.wait(), timeout, started)
+                await self._within(under_way.wait(), timeout, started, EventType.CONFIGURE)
             else:
                 try:
                     if not self._configured and self._clock() >= self._configure_after:
@@ -735,7 +774,7 @@ class Guard:
         try:
             await self._hand_over(self.config.config, timeout, started)
         except Exception as exc:
-            self._not_configured(self._explain(EventType.CONFIGURE, exc))
+            self._not_configured(self._explain(EventType.CONFIGURE, exc), exc)
             if isinstance(exc, _NoVerdict):
                 raise
         else:
@@ -752,9 +791,11 @@ class Guard:
         if not self._checked(event.event_type, answer).is_allow:
             raise AgentError("refused its configuration")
 
-    def _not_configured(self, failure: Failure) -> None:
+    def _not_configured(self, failure: Failure, exc: Exception) -> None:
         if self.in_use and self._configure_error != failure.message:
-            logger.warning("%s; it is treated by its failure mode and asked again", failure.message)
+            logger.warning(
+                "%s; it is treated by its failure mode and asked again", failure.message, exc_info=self._traceback(exc)
+            )
         self._configure_error = failure.message
         self._configure_backoff = min(_MAX_CONFIGURE_BACKOFF, max(0.1, self._configure_backoff * 2))
         self._configure_after = self._clock() + self._configure_backoff
@@ -773,7 +814,7 @@ class Guard:
                 return Failure(FailureKind.ERROR, self._describe(event_type, str(exc)))
             case _:
                 # Not str(exc): an agent's own exception may carry the data that it choked on.
-                fault = f"raised {type(exc).__name__} at {origin_of(exc)}"
+                fault = raised_by(exc, self._steps.function(event_type))
                 if event_type is EventType.CONFIGURE and self.config.config is None and isinstance(exc, TypeError):
                     fault += "; its AgentConfig has no config, expected AgentConfig(..., config={...})"
                 return Failure(FailureKind.ERROR, self._describe(event_type, fault))
@@ -831,39 +872,6 @@ def _first_leaf(exc: BaseException) -> BaseException:
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]
     return exc
-
-
-@types.coroutine
-def _arm_when_suspended(
-    call: Coroutine[Any, Any, T], scope: CancelScope, deadline: float, requests: list[int]
-) -> Generator[Any, Any, T]:
-    """Drive ``call``, giving ``scope`` its deadline (on :func:`time.monotonic`) only once ``call`` suspends.
-
-    Entering a scope is cheap, arming its timer is not; most in-process calls finish in their first step. ``call`` runs
-    inside ``scope`` from the start, so scopes of its own nest as they should. Once it suspends, ``requests`` has what
-    :func:`cancel_requests` is then.
-    """
-    try:
-        awaited = call.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    requests.append(cancel_requests())
-    scope.deadline = anyio.current_time() + deadline - time.monotonic()
-    while True:
-        try:
-            try:
-                sent = yield awaited
-            except GeneratorExit:
-                call.close()
-                raise
-            except BaseException as exc:
-                awaited = call.throw(exc)
-            else:
-                awaited = call.send(sent)
-        except StopIteration as done:
-            result = done.value
-            return result
 
 
 def _as_response(answer: GuardrailResponse) -> AgentResponse:

@@ -67,6 +67,8 @@ class AgentManager:
     :param tracer_provider: where the spans go; None: to OpenTelemetry's global provider, if the application sets one.
         ``meter_provider`` likewise for metrics.
     :param clock: monotonic seconds, for the breakers.
+    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised, and so
+        what that says. It may show what requests carry: for development.
     """
 
     def __init__(
@@ -78,13 +80,17 @@ class AgentManager:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         clock: Callable[[], float] = time.monotonic,
+        debug: bool = False,
     ) -> None:
+        if not isinstance(debug, bool):
+            raise ConfigurationError(f"AgentManager: debug={debug!r}, expected True or False")
         for name, callback in (("on_metrics_report", on_metrics_report), ("on_config_update", on_config_update)):
             if callback is not None and not callable(callback):
                 raise ConfigurationError(f"AgentManager: {name}={named(callback)}, expected a callable")
         self._on_metrics_report = on_metrics_report
         self._on_config_update = on_config_update
         self._clock = clock
+        self._debug = debug
         self.telemetry = Telemetry(tracer_provider, meter_provider)
         #: What agents behind the stream transport have reported of themselves.
         self.reports = Reports()
@@ -492,7 +498,7 @@ class AgentManager:
 
     def _make_guard(self, config: AgentConfig, tally: Tally | None = None) -> Guard:
         warn_of(config)
-        guard = Guard(config, clock=self._clock, telemetry=self.telemetry, tally=tally)
+        guard = Guard(config, clock=self._clock, telemetry=self.telemetry, tally=tally, debug=self._debug)
         guard.on_change = self._retire_lineups
         if guard.client is not None:
             guard.client.on_metrics_report = self._metrics_reported

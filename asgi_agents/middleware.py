@@ -25,6 +25,7 @@ from .protocol import TOKEN, Headers
 from .protocol.validation import is_untouchable
 from .redaction import redact_secrets
 from .resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
+from .route_advice import agents_asked_twice, check_agents, check_routes
 from .routing import Route, Router
 from .telemetry import mark_current_span
 
@@ -77,6 +78,8 @@ class AgentMiddleware:
     :param audit_redact: what is done to every text from clients and agents before it is recorded. None: nothing.
     :param tracer_provider: where the spans go, if not to OpenTelemetry's global provider; ``meter_provider`` likewise.
         With ``manager``, they are given to that.
+    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised, and so
+        what that says. It may show what requests carry: for development. With ``manager``, it is given to that.
 
     Raises :class:`ConfigurationError` for what can't work.
     """
@@ -100,6 +103,7 @@ class AgentMiddleware:
         audit_redact: Redact | None = redact_secrets,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        debug: bool = False,
     ) -> None:
         _check_call(app, others)
         if agents is None and manager is None:
@@ -110,11 +114,19 @@ class AgentMiddleware:
             require_manager("AgentMiddleware: manager=", manager)
         self._renderers = Renderers(challenge_renderer, render_error)
         if manager is None:
-            manager = AgentManager(agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider)
+            if not isinstance(debug, bool):
+                raise ConfigurationError(f"AgentMiddleware: debug={debug!r}, expected True or False")
+            manager = AgentManager(
+                agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider, debug=debug
+            )
             if not manager.agent_ids:
                 logger.warning("AgentMiddleware: agents=[]: nothing is shown to anybody; expected [AgentConfig(...)]")
         elif tracer_provider is not None or meter_provider is not None:
             raise ConfigurationError("AgentMiddleware: a provider beside manager, expected it to be given to that")
+        elif debug:
+            raise ConfigurationError(
+                f"AgentMiddleware: debug={debug!r} beside manager, expected AgentManager(..., debug=True)"
+            )
         self._stop_grace = _checked_grace(stop_grace)
         warn_of_seconds("AgentMiddleware", "stop_grace", stop_grace)
         self.app = app
@@ -137,6 +149,11 @@ class AgentMiddleware:
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
         self.manager.list_routes(self._router.listings)
+        # Who is said to hear what is compared with the app's own routes once: those are often added late.
+        self._examined = False
+        self._said_twice = False
+        # Those of a manager may be for others to ask.
+        self._owns_agents = agents is not None
         # The agents of the paths that came lately; where more than the path decides, of all that does. What depends on
         # the app's own routes is not among it: the resolver remembers that.
         self._known: dict[str | tuple[str, str, str], Lineup] = {}
@@ -164,6 +181,8 @@ class AgentMiddleware:
             leave(entered)
 
     def _find(self, key: str | tuple[str, str, str], scope: Scope) -> Lineup:
+        if not self._examined:
+            self._examine(scope)
         found, lasts = self._resolver.resolve(scope)
         references, route = self._router.heard_by(found)
         lineup = self.manager.lineup(references, route=route, missing_ok=True)
@@ -172,6 +191,13 @@ class AgentMiddleware:
                 self._known.clear()
             self._known[key] = lineup
         return lineup
+
+    def _examine(self, scope: Scope) -> None:
+        """Say in the log what of the routes is most likely a mistake."""
+        self._examined = True
+        check_routes(self._router, self._resolver, scope)
+        if self._owns_agents and self._router.default_agents is not None:
+            check_agents(self.manager, self._router)
 
     async def _guard(
         self, lineup: Lineup, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
@@ -230,6 +256,8 @@ class AgentMiddleware:
             leave(entered)
             if outer is not None:
                 # A middleware around this one has agents of its own.
+                if not self._said_twice and isinstance(outer, AgentContext):
+                    self._said_twice = agents_asked_twice(outer.lineup, lineup)
                 state[STATE_KEY] = outer
                 if alias is not None and state.get(alias) is context:
                     state[alias] = aliased
@@ -267,6 +295,9 @@ class AgentMiddleware:
             return message
 
         async def close_first(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete" and not self._examined:
+                # By now the app has its routes, also those that it adds as it starts.
+                self._examine(scope)
             # The server may end the event loop as soon as it has the last one.
             if message["type"] == "lifespan.shutdown.complete":
                 await close()

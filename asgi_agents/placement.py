@@ -45,6 +45,7 @@ def protect(
     audit_redact: Redact | None = redact_secrets,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
+    debug: bool = False,
     outside: Iterable[Middleware] = (),
 ) -> AgentMiddleware:
     """Guard a FastAPI or Starlette app in place, and return the :class:`AgentMiddleware` that does it.
@@ -100,6 +101,7 @@ def protect(
         audit_redact=audit_redact,
         tracer_provider=tracer_provider,
         meter_provider=meter_provider,
+        debug=debug,
     )
     outermost: ASGIApp = middleware
     for cls, args, kwargs in reversed(around):

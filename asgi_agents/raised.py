@@ -24,7 +24,8 @@ from typing import Final
 
 from starlette.exceptions import HTTPException, WebSocketException
 
-from .errors import AgentError, AgentProtocolError, AgentsError, BadInput, origin_of
+from .errors import AgentError, AgentProtocolError, AgentsError, BadInput
+from .places import raised_by
 from .protocol import AgentResponse, AuditMetadata, Encoding, EventType, HeaderOp
 from .protocol.codec import encode_value
 from .protocol.validation import number_or_type
@@ -45,8 +46,8 @@ _BEFORE_A_WEBSOCKET: Final = frozenset({EventType.REQUEST_HEADERS, EventType.WEB
 _POLICY_VIOLATION: Final = 1008
 
 
-def answer_raised(exc: Exception, event_type: EventType) -> AgentResponse | None:
-    """The answer that a hook has given by raising ``exc``, or None where that is an error like any other.
+def answer_raised(exc: Exception, event_type: EventType, hook: object) -> AgentResponse | None:
+    """The answer that ``hook`` has given by raising ``exc``, or None where that is an error like any other.
 
     :raises AgentError: for one of the exceptions that can be answers, where this one can't be. The message says why.
     """
@@ -57,7 +58,8 @@ def answer_raised(exc: Exception, event_type: EventType) -> AgentResponse | None
         answer = _answer(leaf, event_type)
         if isinstance(answer, AgentResponse):
             return answer
-        fault = fault or answer
+        if answer is not None and fault is None:
+            fault = f"{raised_by(leaf, hook)}{answer}"
     if fault is not None:
         raise AgentError(fault) from exc
     return None
@@ -74,7 +76,7 @@ def _leaves(exc: Exception) -> Iterator[Exception]:
 
 
 def _answer(exc: Exception, event_type: EventType) -> AgentResponse | str | None:
-    """An answer, or what is wrong with one."""
+    """An answer, or what is wrong with one, to be said behind what was raised where."""
     match exc:
         case BadInput(message=message, status=status):
             if event_type is EventType.WEBSOCKET_FRAME:
@@ -87,7 +89,7 @@ def _answer(exc: Exception, event_type: EventType) -> AgentResponse | str | None
             return _answer_of_http(exc, event_type)
         case WebSocketException():
             if event_type not in _BEFORE_A_WEBSOCKET:
-                return f"raised {_name_and_place(exc)}, which is no answer to {event_type.value}"
+                return f", which is no answer to {event_type.value}"
             return AgentResponse.websocket_close(exc.code, exc.reason)
         case _:
             return None
@@ -97,14 +99,14 @@ def _answer_of_http(exc: HTTPException, event_type: EventType) -> AgentResponse 
     status: object = exc.status_code
     headers: object = {} if exc.headers is None else exc.headers
     if event_type not in _BEFORE_A_CLIENT:
-        return f"raised {_name_and_place(exc)}, which is no answer to {event_type.value}"
+        return f", which is no answer to {event_type.value}"
     # Also a member of http.HTTPStatus.
     status = int(status) if isinstance(status, int) else status
     if not isinstance(status, int) or not 300 <= status <= 499:
         got = number_or_type(status)
-        return f"raised {_name_and_place(exc)} with status {got}; 4xx is an answer, and 3xx with a location header"
+        return f" with status {got}; 4xx is an answer, and 3xx with a location header"
     if not isinstance(headers, Mapping) or not all(isinstance(text, str) for item in headers.items() for text in item):
-        return f"raised {_name_and_place(exc)} whose headers are no mapping of strings to strings"
+        return " whose headers are no mapping of strings to strings"
     if status < 400:
         return _redirect(exc, status, headers, event_type)
     if event_type is EventType.WEBSOCKET_FRAME:
@@ -118,7 +120,7 @@ def _redirect(
 ) -> AgentResponse | str:
     location = next((value for name, value in headers.items() if name.lower() == "location"), None)
     if location is None:
-        return f"raised {_name_and_place(exc)} with status {status} and no location header, expected one"
+        return f" with status {status} and no location header, expected one"
     if event_type is EventType.WEBSOCKET_FRAME:
         return AgentResponse.websocket_close(_POLICY_VIOLATION, "Redirected")
     others = [HeaderOp.set(name, value) for name, value in headers.items() if name.lower() != "location"]
@@ -133,11 +135,7 @@ def _block(exc: HTTPException, status: int, headers: Mapping[str, str]) -> Agent
     try:
         body = encode_value({"detail": detail}, Encoding.JSON, "detail").decode()
     except AgentProtocolError as fault:
-        return f"raised {_name_and_place(exc)}: {fault}"
+        return f": {fault}"
     if not any(name.lower() == "content-type" for name in headers):
         headers = {"content-type": "application/json", **headers}
     return AgentResponse.block(status, body, headers=dict(headers))
-
-
-def _name_and_place(exc: Exception) -> str:
-    return f"{type(exc).__name__} at {origin_of(exc)}"

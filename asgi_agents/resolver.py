@@ -18,12 +18,12 @@ whatever the order of the routes; unless one stands before it that also matches 
 What can't be seen from here: a middleware between the agents and the app's router that rewrites the path.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from inspect import ismethod
 from typing import Any, Final
 
 from starlette import routing
-from starlette.routing import PARAM_REGEX, BaseRoute, Host, Match, Mount
+from starlette.routing import PARAM_REGEX, BaseRoute, Host, Match, Mount, WebSocketRoute
 from starlette.types import Scope
 
 from .routing import Route, Router, path_below_root
@@ -36,6 +36,9 @@ MAX_KNOWN_LENGTH: Final = 256
 _MAX_CHAIN: Final = 64
 # Those of these modules decide by path, method and scope type alone; except ``Host``.
 _KNOWN_MODULES: Final = frozenset({"starlette.routing", "fastapi.routing"})
+
+#: The full spelling of a route of the app, and its methods; None: all.
+Endpoint = tuple[str, frozenset[str] | None]
 
 
 class Resolver:
@@ -93,6 +96,14 @@ class Resolver:
             route = self._across_lines(route, candidates, path, method, theirs)
         theirs.remember(key, route)
         return route, False
+
+    def endpoints(self, scope: Scope) -> Sequence[Endpoint] | None:
+        """All routes that the app has now. None where they can't be told, or where others may answer as well."""
+        return self._theirs_for(scope).told
+
+    def yields(self, route: Route, scope: Scope) -> bool:
+        """Whether ``route`` is spelt like one of the app's, and so may yield to a later one."""
+        return self._theirs_for(scope).has(route)
 
     def _theirs_for(self, scope: Scope) -> "_Theirs":
         router, _ = _router_of(self._app)
@@ -154,6 +165,9 @@ class _Theirs:
         self._apps: list[tuple[object, routing.Router | None, str]] = []
         self._spellings: set[str] = set()
         self._mounts: set[str] = set()
+        self._endpoints: list[Endpoint] = []
+        # Whether something of the app can't be read, that may answer any path.
+        self._answers_more = router is None
         #: Whether something other than path, method and scope type has a say.
         self._volatile = False
         #: Whether a mounted app sets a root path of its own, so that its router may see any part of the path.
@@ -166,6 +180,11 @@ class _Theirs:
             except Exception:
                 # Of an app like none that is known. What has no spelling is not skipped.
                 self._volatile = True
+
+    @property
+    def told(self) -> Sequence[Endpoint] | None:
+        """All endpoints; None where there may be others."""
+        return None if self._answers_more or self._volatile or self.shifts else tuple(self._endpoints)
 
     def still_holds(self, router: routing.Router | None) -> bool:
         """Whether ``router`` is the one of these routes, and has them still."""
@@ -215,6 +234,10 @@ class _Theirs:
         routes = router.routes[:]
         self._lists[id(router)] = (router, routes)
         self._volatile = self._volatile or _is_foreign(router, "app")
+        # A fallback, or the pages of a frontend, that FastAPI looks through when no route matches.
+        self._answers_more = (
+            self._answers_more or router.default != router.not_found or bool(_attribute(router, "_low_priority_routes"))
+        )
         for route in routes:
             self._add(route, prefix, around | {id(router)})
 
@@ -232,7 +255,7 @@ class _Theirs:
                 if candidate.starlette_route is not None:
                     self._add(candidate.starlette_route, prefix, around)
                 else:
-                    self._spellings.add(prefix + candidate.path)
+                    self._note(prefix + candidate.path, candidate.original_route)
         elif isinstance(route, Mount | Host):
             if isinstance(route, Mount):
                 prefix += route.path
@@ -243,8 +266,16 @@ class _Theirs:
                 self._add_router(router, prefix, around)
             elif isinstance(route, Mount):
                 self._mounts.add(_shape(_mounted(prefix)))
+                self._endpoints.append((_mounted(prefix), None))
         elif isinstance(path := getattr(route, "path", None), str):
-            self._spellings.add(prefix + path)
+            self._note(prefix + path, route)
+        else:
+            self._answers_more = True
+
+    def _note(self, spelling: str, route: Any) -> None:
+        self._spellings.add(spelling)
+        methods = {"GET"} if isinstance(route, WebSocketRoute) else _attribute(route, "methods")
+        self._endpoints.append((spelling, None if methods is None else frozenset(map(str.upper, methods))))
 
 
 def _match(router: routing.Router, scope: Scope, prefix: str) -> str | None:

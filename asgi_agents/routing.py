@@ -11,6 +11,7 @@ from .config import AgentConfig, as_failure_mode
 from .errors import ConfigurationError
 from .lineup import AgentReference, RouteListing
 from .naming import named
+from .patterns import foreign_syntax
 from .protocol import TOKEN
 
 
@@ -19,7 +20,8 @@ class Route:
 
     :param path: a pattern in Starlette's syntax (``/items/{id:int}``, ``/api/{rest:path}``), matched against the whole
         path below the app's ``root_path``, prefixes of mounts included. It matches what an app's route with that
-        pattern matches, no more and no less.
+        pattern matches, no more and no less. What other frameworks write is refused: ``/api/*``, ``{id:[0-9]+}``,
+        ``<id>``.
     :param agents: ids, or pairs of id and the failure mode that holds on this route. The order decides who is asked
         first along a chain and whose denial counts among several. Empty: nobody listens.
     :param methods: None means all. ``GET`` includes ``HEAD``, and websocket handshakes, which are GET requests.
@@ -29,7 +31,12 @@ class Route:
 
     def __init__(self, path: str, agents: Iterable[AgentReference], *, methods: Iterable[str] | None = None) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
-            raise ConfigurationError(f"Route: path={path!r}, expected a pattern that starts with '/'")
+            right = f": {'/' + path!r}" if isinstance(path, str) and "://" not in path else ""
+            also = ", which matches every path" if path == "{rest:path}" else ""
+            raise ConfigurationError(f"Route: path={path!r}, expected a pattern that starts with '/'{right}{also}")
+        fault = foreign_syntax(path)
+        if fault is not None:
+            raise ConfigurationError(f"Route({path!r}): path: {fault}")
         try:
             regex, _, _ = compile_path(path)
         except (AssertionError, ValueError) as exc:

@@ -63,7 +63,9 @@ def test_what_is_no_app_is_not_wrapped(app: Any) -> None:
         AgentMiddleware(app, agents=[config()])
 
 
-@pytest.mark.parametrize("given", [[config()], (), None, "waf", AgentManager], ids=["list", "tuple", "none", "text", "class"])
+@pytest.mark.parametrize(
+    "given", [[config()], (), None, "waf", AgentManager], ids=["list", "tuple", "none", "text", "class"]
+)
 def test_the_status_page_says_how_a_manager_is_made(given: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"expected an AgentManager: manager = AgentManager\("):
         status_app(given)

@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from ..decision import FailureKind
-from ..errors import ConfigurationError, origin_of
+from ..errors import ConfigurationError
+from ..places import raised_by
 from ..protocol import Challenge, Headers
 from ..protocol.showing import Discreet, shown, size_of
 from ..protocol.validation import is_sendable, is_untouchable
@@ -94,7 +95,7 @@ class Renderers:
             self._complain(str(exc))
         except Exception as exc:
             # Not what it says, which may be anything of the request.
-            self._complain(f"it raised {type(exc).__name__} at {origin_of(exc)}")
+            self._complain(f"it {raised_by(exc, self._error)}")
         return None
 
     def _complain(self, fault: str) -> None:

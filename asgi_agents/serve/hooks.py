@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ..agent import Agent, check_agent
+from ..blocking import Steps, in_steps
 from ..cancellation import cancel_requests, raise_swallowed
 from ..correlation import enter, leave
 from ..errors import AgentError, ConfigurationError
@@ -38,6 +39,7 @@ class Hooks:
         self.name = type(agent).__name__ if name is None else name
         self.events = agent.events
         self._transport = InProcessTransport(agent)
+        self._steps = Steps(self.name, self._transport, logger)
 
     def may_suspend(self, event_type: EventType) -> bool:
         """Whether :meth:`answer` can ever suspend."""
@@ -62,7 +64,7 @@ class Hooks:
         # One that can't suspend may run outside of any task.
         requests = cancel_requests() if suspends else 0
         try:
-            answer = await self._transport.call(event)
+            answer = await in_steps(self._transport.call(event), self._steps, event_type)
         except asyncio.CancelledError:
             if suspends:
                 await raise_swallowed(requests)
@@ -87,7 +89,7 @@ class Hooks:
         """The answer that the agent has given by raising ``exc``; None where it has failed, which is logged."""
         fault = f"raised {type(exc).__name__}"
         try:
-            answer = answer_raised(exc, event_type)
+            answer = answer_raised(exc, event_type, self._steps.function(event_type))
         except AgentError as error:
             answer, fault = None, str(error)
         if answer is None:

@@ -329,7 +329,8 @@ async def test_a_failure_is_logged_without_what_the_agent_choked_on(caplog: pyte
     with caplog.at_level(logging.INFO, logger="asgi_agents"):
         it = _arrange(PHASES["request headers"], FAULTS["raised"], FailureMode.CLOSED, "agent")
         await it.client.call(it.middleware)
-    assert "agent 'a', request_headers: raised ValueError at test_failures.py" in caplog.text
+    assert "agent 'a', request_headers: raised ValueError at asgi.py:" in caplog.text
+    assert "(in exchange/test_failures.py:" in caplog.text
     assert "secret" not in caplog.text
     assert b"secret" not in it.client.body
 

@@ -1,0 +1,211 @@
+"""Routes that work, but not as they were most likely meant: one warning for each, in the log, with what to write."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import Final
+
+from starlette.routing import PARAM_REGEX
+from starlette.types import Scope
+
+from .guard import Guard
+from .lineup import AgentReference, Lineup
+from .manager import AgentManager
+from .patterns import below, colon_syntax, covers, may_meet
+from .protocol import EventType
+from .resolver import Endpoint, Resolver
+from .routing import Route, Router
+from .transports import InProcessTransport
+
+logger: Final = logging.getLogger("asgi_agents")
+
+# The IANA registry of methods, and two that caches and browsers send.
+# fmt: off
+_METHODS: Final = frozenset(
+    {
+        "ACL", "BASELINE-CONTROL", "BIND", "CHECKIN", "CHECKOUT", "CONNECT", "COPY", "DELETE", "GET", "HEAD",
+        "LABEL", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MKREDIRECTREF", "MKWORKSPACE",
+        "MOVE", "OPTIONS", "ORDERPATCH", "PATCH", "POST", "PRI", "PROPFIND", "PROPPATCH", "PUT", "QUERY",
+        "REBIND", "REPORT", "SEARCH", "TRACE", "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE",
+        "UPDATEREDIRECTREF", "VERSION-CONTROL", "PURGE", "SUBSCRIBE",
+    }
+)
+# fmt: on
+# Methods that middlewares and routers answer where no endpoint lists them.
+_ANSWERED_ANYWHERE: Final = frozenset({"HEAD", "OPTIONS", "TRACE", "CONNECT"})
+# Of those behind so many it is not found out whether an earlier one takes their place: it would take too long.
+_MOST_ROUTES: Final = 200
+
+
+def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
+    """Say in the log what of the routes of one middleware can't be meant so.
+
+    What depends on the app's routes is said only where all of them can be read.
+
+    :param scope: the connection, or the lifespan, in which the app is found.
+    """
+    routes = router.routes or ()
+    endpoints = resolver.endpoints(scope) or ()
+    for number, route in enumerate(routes):
+        fault = _misspelt(route, endpoints)
+        if fault is None and number < _MOST_ROUTES:
+            fault = _shadowed(route, routes[:number], resolver, scope)
+        if fault is None and endpoints and route.agents:
+            fault = _astray(route, endpoints, router.root_of(scope))
+        if fault is not None:
+            logger.warning("%s %s", _shown(route), fault)
+    for fault in dict.fromkeys(_left_open(router, endpoints)):
+        logger.warning("%s", fault)
+
+
+def check_agents(manager: AgentManager, router: Router) -> None:
+    """Say in the log which agents are never asked. Those that inspect for handlers are asked by these."""
+    named = _ids(router.references)
+    missing = [
+        agent_id
+        for agent_id in manager.agent_ids
+        if agent_id not in named and EventType.GUARDRAIL_INSPECT not in manager.guard(agent_id).hears
+    ]
+    if missing:
+        ids = ", ".join(map(repr, missing))
+        logger.warning(
+            "agents are never asked, because no route and no default_agents names them: %s; name them in a Route, or"
+            " write default_agents=[%s]",
+            ids,
+            ids,
+        )
+
+
+def agents_asked_twice(outer: Lineup, inner: Lineup) -> bool:
+    """Say in the log which agents two middlewares ask about the same connection; whether there are any."""
+    theirs = [agent.guard for agent in outer.agents]
+    twice = [agent.guard.config.id for agent in inner.agents if any(_are_same(guard, agent.guard) for guard in theirs)]
+    if twice:
+        logger.warning(
+            "agents are asked twice about the same connection, by two AgentMiddleware around one app: %s; guard an app"
+            " once, with protect(app, ...) or with one AgentMiddleware (logged once)",
+            ", ".join(map(repr, twice)),
+        )
+    return bool(twice)
+
+
+def _are_same(one: Guard, other: Guard) -> bool:
+    """Whether they lead to one agent, or to two that were made by the same lines."""
+    if one is other:
+        return True
+    reach, other_reach = one.config.reach, other.config.reach
+    if one.config.id != other.config.id or type(reach) is not type(other_reach):
+        return False
+    if isinstance(reach, InProcessTransport) and isinstance(other_reach, InProcessTransport):
+        return type(reach.agent) is type(other_reach.agent)
+    return True
+
+
+def _misspelt(route: Route, endpoints: Sequence[Endpoint]) -> str | None:
+    """A method or a pattern that is written as it should not be, and is not the app's own."""
+    for method in sorted(route.methods or ()):
+        if method not in _METHODS and not any(method in (methods or ()) for _, methods in endpoints):
+            near = get_close_matches(method, sorted(_METHODS), 1)
+            if near:
+                return f"is for the method {method!r}, which HTTP has not; did you mean {near[0]!r}?"
+    right = colon_syntax(route.path)
+    if right is not None and all(spelling != route.path for spelling, _ in endpoints):
+        return f"has a ':' that stands for itself, and matches nothing else; parameters are written {{name}}: {right!r}"
+    return None
+
+
+def _shadowed(route: Route, earlier: Iterable[Route], resolver: Resolver, scope: Scope) -> str | None:
+    for other in earlier:
+        if other.methods is not None and (route.methods is None or not route.methods <= other.methods):
+            continue
+        # One that is spelt like a route of the app is only for that, if another of ours is spelt like the handler's.
+        if other.path == route.path or (covers(other.path, route.path) and not resolver.yields(other, scope)):
+            if route.methods == other.methods and covers(route.path, other.path):
+                return f"is never used, because {_shown(other)} before it matches the same paths; leave one of them out"
+            return f"is never used, because {_shown(other)} before it matches all of its paths; put it before that"
+    return None
+
+
+def _astray(route: Route, endpoints: Sequence[Endpoint], root: str) -> str | None:
+    meeting = [methods for spelling, methods in endpoints if may_meet(route.path, spelling)]
+    if not meeting:
+        return f"matches no route of the app{_hint(route.path, [spelling for spelling, _ in endpoints], root)}"
+    asked = (route.methods or frozenset()) - _ANSWERED_ANYWHERE
+    if not asked or any(methods is None or not asked.isdisjoint(methods) for methods in meeting):
+        return None
+    taken = sorted({method for methods in meeting for method in methods or ()})
+    return f"matches routes of the app, but none that takes {_listed(asked)}; they take {_listed(taken)}"
+
+
+def _hint(path: str, spellings: Sequence[str], root: str) -> str:
+    """What it should be, as far as that can be told."""
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] == "/":
+        rest = path[len(root) :]
+        if any(may_meet(rest, spelling) for spelling in spellings):
+            return f": paths are matched below the root path {root!r}, where the app is mounted; write {rest!r}"
+    for spelling in spellings:
+        for prefix, rest in _cut(spelling):
+            if may_meet(path, rest):
+                return f", which has {spelling!r}: paths are matched whole, mounts included; write {prefix + path!r}"
+    for _, rest in _cut(path):
+        if any(may_meet(rest, spelling) for spelling in spellings):
+            return f": paths are matched below the place where the app is mounted; write {rest!r}"
+    near = get_close_matches(path, spellings, 1, 0.8)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return "; write it as the app writes its own, mounts included, or leave it out"
+
+
+def _cut(path: str) -> Iterator[tuple[str, str]]:
+    """The path in two, before each segment that begins without a parameter, but for the first."""
+    for index, char in enumerate(path):
+        if index and char == "/" and path[index + 1 : index + 2] not in ("", "/", "{"):
+            yield path[:index], path[index:]
+
+
+def _left_open(router: Router, endpoints: Sequence[Endpoint]) -> Iterator[str]:
+    """Of routes for all that is below a path that the app has: those that leave out that path itself."""
+    routes = router.routes or ()
+    by_shape: dict[str, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        by_shape.setdefault(_nameless(endpoint[0]), []).append(endpoint)
+    for route in routes:
+        top = below(route.path)
+        if top is None or not route.agents:
+            continue
+        for spelling, methods in by_shape.get(_nameless(top), ()):
+            if not _share(route.methods, methods):
+                continue
+            there = [other for other in routes if _share(other.methods, methods) and covers(other.path, spelling)]
+            if any(_nameless(other.path) == _nameless(top) for other in there):
+                # Somebody has thought of it.
+                continue
+            asked = _ids(there[0].agents if there else router.default_agents or ())
+            missing = [agent_id for agent_id in _ids(route.agents) if agent_id not in asked]
+            if missing:
+                yield (
+                    f"{_shown(route)} does not match {spelling!r}, a route of the app that {_listed(missing)}"
+                    f" {'is' if len(missing) == 1 else 'are'} not asked about; add a Route({spelling!r}, agents=[...])"
+                    " with those that are to be asked there"
+                )
+
+
+def _share(one: frozenset[str] | None, other: frozenset[str] | None) -> bool:
+    return one is None or other is None or not one.isdisjoint(other)
+
+
+def _ids(references: Iterable[AgentReference]) -> list[str]:
+    return [reference if isinstance(reference, str) else reference[0] for reference in references]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names)))
+
+
+def _shown(route: Route) -> str:
+    methods = "" if route.methods is None else f", methods=[{_listed(route.methods)}]"
+    return f"Route({route.path!r}{methods})"
+
+
+def _nameless(pattern: str) -> str:
+    return PARAM_REGEX.sub(r"{\2}", pattern).replace("{:str}", "{}")

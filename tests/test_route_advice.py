@@ -1,0 +1,351 @@
+"""What the log says of routes that can't have been meant so, once, and what it leaves unsaid."""
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Host, Match, Mount, WebSocketRoute
+from starlette.routing import Route as AppRoute
+from starlette.routing import Router as AppRouter
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from asgi_agents import Agent, AgentConfig, AgentManager, AgentMiddleware, Route, protect
+from asgi_agents.protocol import GuardrailInspectEvent, RequestHeadersEvent
+
+pytestmark = pytest.mark.anyio
+
+
+class Watching(Agent):
+    async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+        return None
+
+
+class Other(Watching):
+    pass
+
+
+class Inspecting(Watching):
+    async def on_guardrail_inspect(self, event: GuardrailInspectEvent) -> None:
+        return None
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse("")(scope, receive, send)
+
+
+async def endpoint(request: Any) -> PlainTextResponse:
+    return PlainTextResponse("")
+
+
+def named(routes: Sequence[Route], default: Sequence[str] | None) -> list[AgentConfig]:
+    ids = {str(agent) for route in routes for agent in route.agents} | {*(default or ())}
+    return [AgentConfig(agent_id, Watching()) for agent_id in sorted(ids)]
+
+
+async def get(app: ASGIApp, path: str = "/", root_path: str = "") -> None:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        pass
+
+    scope = {"type": "http", "method": "GET", "path": path, "root_path": root_path, "headers": [], "query_string": b""}
+    await app({**scope, "state": {}}, receive, send)
+
+
+async def start(app: ASGIApp) -> None:
+    """A whole lifespan."""
+    messages: list[Message] = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
+
+    async def receive() -> Message:
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        assert "failed" not in message["type"]
+
+    await app({"type": "lifespan", "state": {}}, receive, send)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "asgi_agents" and record.levelno >= logging.WARNING
+    ]
+
+
+def shop() -> FastAPI:
+    """An app with what apps have: an included router with a root, a mounted app, a websocket, files."""
+    app = FastAPI()
+    admin = APIRouter(prefix="/admin")
+    admin.add_api_route("", endpoint)
+    admin.add_api_route("/users/{user_id}", endpoint, methods=["GET", "DELETE"])
+    app.include_router(admin)
+    api = FastAPI()
+    api.add_api_route("/items/{item_id:int}", endpoint)
+    app.mount("/api", api)
+    app.mount("/static", answer)
+    app.router.routes.append(WebSocketRoute("/chat", answer))
+    return app
+
+
+WRONG: list[tuple[list[Route], list[str] | None, str]] = [
+    (
+        [Route("/{rest:path}", ["a"]), Route("/admin", ["b"])],
+        None,
+        "Route('/admin') is never used, because Route('/{rest:path}') before it matches all of its paths; put it"
+        " before that",
+    ),
+    (
+        [Route("/admin", ["a"]), Route("/admin", ["b"], methods=["GET"])],
+        None,
+        "Route('/admin', methods=['GET', 'HEAD']) is never used, because Route('/admin') before it matches all of its"
+        " paths; put it before that",
+    ),
+    (
+        [Route("/api/items/{one}", ["a"]), Route("/api/items/{other}", ["b"])],
+        None,
+        "Route('/api/items/{other}') is never used, because Route('/api/items/{one}') before it matches the same paths;"
+        " leave one of them out",
+    ),
+    (
+        [Route("/items/{item_id}", ["a"])],
+        None,
+        "Route('/items/{item_id}') matches no route of the app, which has '/api/items/{item_id:int}': paths are matched"
+        " whole, mounts included; write '/api/items/{item_id}'",
+    ),
+    ([Route("/admin/", ["a"])], None, "Route('/admin/') matches no route of the app; did you mean '/admin'?"),
+    (
+        [Route("/v1/{rest:path}", ["a"])],
+        None,
+        "Route('/v1/{rest:path}') matches no route of the app; write it as the app writes its own, mounts included, or"
+        " leave it out",
+    ),
+    (
+        [Route("/admin", ["a"], methods=["PUT"])],
+        None,
+        "Route('/admin', methods=['PUT']) matches routes of the app, but none that takes 'PUT'; they take 'GET'",
+    ),
+    (
+        [Route("/admin", ["a"], methods=["GTE"])],
+        None,
+        "Route('/admin', methods=['GTE']) is for the method 'GTE', which HTTP has not; did you mean 'GET'?",
+    ),
+    (
+        [Route("/admin/users/:id", ["a"])],
+        None,
+        "Route('/admin/users/:id') has a ':' that stands for itself, and matches nothing else; parameters are written"
+        " {name}: '/admin/users/{id}'",
+    ),
+    (
+        [Route("/admin/{rest:path}", ["a", "b"])],
+        ["b"],
+        "Route('/admin/{rest:path}') does not match '/admin', a route of the app that 'a' is not asked about; add a"
+        " Route('/admin', agents=[...]) with those that are to be asked there",
+    ),
+    (
+        [Route("/admin/{rest:path}", ["a"]), Route("/{rest:path}", ["b"])],
+        None,
+        "Route('/admin/{rest:path}') does not match '/admin', a route of the app that 'a' is not asked about; add a"
+        " Route('/admin', agents=[...]) with those that are to be asked there",
+    ),
+]
+
+
+@pytest.mark.parametrize(("routes", "default", "message"), WRONG)
+@pytest.mark.parametrize("way", ["started", "asked", "protected"])
+async def test_a_mistake_gets_one_line(
+    routes: list[Route], default: list[str] | None, message: str, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = shop()
+    guarded: ASGIApp = app
+    if way == "protected":
+        protect(app, agents=named(routes, default), routes=routes, default_agents=default)
+    else:
+        guarded = AgentMiddleware(app, agents=named(routes, default), routes=routes, default_agents=default)
+    if way != "asked":
+        await start(guarded)
+        assert told(caplog) == [message]
+
+    for path in ("/", "/admin", "/admin", "/nowhere"):
+        await get(guarded, path)
+
+    assert told(caplog) == [message]
+
+
+RIGHT: list[tuple[list[Route], list[str] | None]] = [
+    ([Route("/healthz", []), Route("/{rest:path}", ["a"])], None),
+    ([Route("/docs", []), Route("/openapi.json", ["a"])], ["b"]),
+    ([Route("/admin", ["a"]), Route("/admin/{rest:path}", ["a", "b"])], None),
+    ([Route("/admin/{rest:path}", ["a"])], ["a", "b"]),
+    ([Route("/admin/{rest:path}", [])], ["a"]),
+    ([Route("/api/{rest:path}", ["a"])], None),
+    ([Route("/api/items/{anything}", ["a"]), Route("/static/logo.png", ["b"])], None),
+    ([Route("/admin", ["a"], methods=["POST"]), Route("/admin", ["b"])], None),
+    ([Route("/admin", ["a"], methods=["OPTIONS", "GET"]), Route("/{rest:path}", ["b"])], ["a"]),
+    ([Route("/admin/users/{user_id}", ["a"]), Route("/admin/users/{x}/y", [])], None),
+    ([Route("/chat", ["a"], methods=["GET"])], None),
+    ([Route("/static/{rest:path}", ["a"], methods=["PURGE", "PROPFIND"])], None),
+    # It yields where the app's router runs another handler.
+    ([Route("/admin/users/{user_id}", ["a"]), Route("/admin/users/me", ["b"])], None),
+]
+
+
+@pytest.mark.parametrize(("routes", "default"), RIGHT)
+async def test_what_may_be_meant_so_gets_none(
+    routes: list[Route], default: list[str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    if any(route.methods and "POST" in route.methods for route in routes):
+        app = shop()
+        app.add_api_route("/admin", endpoint, methods=["POST"])
+    else:
+        app = shop()
+    await start(AgentMiddleware(app, agents=named(routes, default), routes=routes, default_agents=default))
+
+    assert told(caplog) == []
+
+
+class Anywhere(BaseRoute):
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return Match.NONE, {}
+
+
+class ByHeader(AppRouter):
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(scope, receive, send)
+
+
+def with_root(path: str) -> FastAPI:
+    app = FastAPI()
+    app.root_path = path
+    return app
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        answer,
+        Starlette(),
+        Starlette(routes=[AppRoute("/a", endpoint), Host("x.example", answer)]),
+        Starlette(routes=[AppRoute("/a", endpoint), Anywhere()]),
+        Starlette(routes=[Mount("/m", Starlette(routes=[AppRoute("/a", endpoint), BaseRoute()]))]),
+        Starlette(routes=[AppRoute("/a", endpoint), Mount("/m", ByHeader([AppRoute("/b", endpoint)]))]),
+        Starlette(routes=[AppRoute("/a", endpoint), Mount("/m", with_root("/x"))]),
+        AppRouter([AppRoute("/a", endpoint)], default=answer),
+    ],
+    ids=[
+        "no router",
+        "no routes yet",
+        "host",
+        "a class of its own",
+        "no path",
+        "a router of its own",
+        "a root path",
+        "fallback",
+    ],
+)
+async def test_of_an_app_whose_routes_are_not_all_known_nothing_is_said(
+    app: ASGIApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    guarded = AgentMiddleware(app, agents=[AgentConfig("a", Watching())], routes=[Route("/users", ["a"])])
+
+    await get(guarded, "/a")
+
+    assert told(caplog) == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_routes_that_come_after_the_middleware_count(late: bool, caplog: pytest.LogCaptureFixture) -> None:
+    app = Starlette(routes=[AppRoute("/a", endpoint)])
+    guarded = AgentMiddleware(app, agents=[AgentConfig("a", Watching())], routes=[Route("/late", ["a"])])
+    if late:
+        app.router.routes.append(AppRoute("/late", endpoint))
+    await start(guarded)
+
+    assert len(told(caplog)) == (0 if late else 1)
+
+
+async def test_the_full_path_in_a_mounted_app_is_told_with_the_one_that_it_sees(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    api = FastAPI()
+    api.add_api_route("/users/{user_id}", endpoint)
+    routes = [Route("/api/{rest:path}", ["a"])]
+    app = Starlette(routes=[Mount("/api", AgentMiddleware(api, agents=named(routes, None), routes=routes))])
+
+    await get(app, "/api/users/1")
+
+    assert told(caplog) == [
+        "Route('/api/{rest:path}') matches no route of the app: paths are matched below the root path '/api', where the"
+        " app is mounted; write '/{rest:path}'"
+    ]
+
+
+async def test_an_agent_that_nobody_names_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    agents = [AgentConfig("a", Watching()), AgentConfig("auth", Watching()), AgentConfig("pii", Inspecting())]
+    for middleware in (
+        AgentMiddleware(answer, agents=agents),
+        AgentMiddleware(answer, agents=agents, default_agents=["a", "auth"]),
+        AgentMiddleware(answer, agents=agents, routes=[Route("/", ["a"])], default_agents=["auth"]),
+        AgentMiddleware(answer, manager=AgentManager(agents), routes=[Route("/", ["a"])]),
+    ):
+        await get(middleware)
+    assert told(caplog) == []
+
+    middleware = AgentMiddleware(answer, agents=agents, routes=[Route("/", ["a"])])
+    await get(middleware)
+    await get(middleware, "/b")
+
+    assert told(caplog) == [
+        "agents are never asked, because no route and no default_agents names them: 'auth'; name them in a Route, or"
+        " write default_agents=['auth']"
+    ]
+
+
+def twice_by_hand(app: Starlette, manager: AgentManager) -> ASGIApp:
+    return AgentMiddleware(AgentMiddleware(app, manager=manager), manager=manager)
+
+
+def twice_added(app: Starlette, manager: AgentManager) -> ASGIApp:
+    app.add_middleware(AgentMiddleware, manager=manager)
+    app.add_middleware(AgentMiddleware, manager=manager)
+    return app
+
+
+def added_to_a_protected_app(app: Starlette, manager: AgentManager) -> ASGIApp:
+    protect(app, manager=manager)
+    app.add_middleware(AgentMiddleware, manager=manager)
+    return app
+
+
+def made_twice_by_the_same_lines(app: Starlette, manager: AgentManager) -> ASGIApp:
+    for _ in range(2):
+        app.add_middleware(AgentMiddleware, agents=[AgentConfig("a", Watching())])
+    return app
+
+
+@pytest.mark.parametrize("wrap", [twice_by_hand, twice_added, added_to_a_protected_app, made_twice_by_the_same_lines])
+async def test_agents_that_are_asked_twice_are_told_once(wrap: Any, caplog: pytest.LogCaptureFixture) -> None:
+    app = wrap(Starlette(routes=[AppRoute("/", endpoint)]), AgentManager([AgentConfig("a", Watching())]))
+
+    for path in ("/", "/", "/b"):
+        await get(app, path)
+
+    assert len(told(caplog)) == 1
+    assert re.search("asked twice about the same connection, .*: 'a'; guard an app once", told(caplog)[0])
+
+
+async def test_middlewares_with_agents_of_their_own_may_stand_in_one_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inner = AgentMiddleware(answer, agents=[AgentConfig("a", Watching()), AgentConfig("b", Watching())])
+    outer = AgentMiddleware(inner, agents=[AgentConfig("a", Other()), AgentConfig("c", Watching())])
+
+    await get(outer)
+
+    assert told(caplog) == []
