@@ -21,6 +21,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return backend
 
 
+@pytest.fixture(autouse=True)
+def steps_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No warnings of hooks that block the event loop, as any seems to on a busy machine. Their own tests have them."""
+    monkeypatch.setattr("asgi_agents.blocking.Steps.took", lambda *_: None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test has the same name in every process, or it could not be run again by name, nor be handed to a worker."""
     named_by_address = [item.nodeid for item in items if _ADDRESS.search(item.nodeid)]

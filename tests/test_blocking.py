@@ -39,6 +39,11 @@ QUESTION = GuardrailInspectEvent(correlation_id="c", inspection_type=InspectionT
 LONG = LONGEST_STEP * 2
 
 
+@pytest.fixture
+def steps_of_any_length() -> None:
+    """Here the clock is made up, and the warnings are what is tested."""
+
+
 class Clock:
     """Only moves when a hook works."""
 
