@@ -129,7 +129,9 @@ def _shadowed(route: Route, earlier: Iterable[Route], resolver: Resolver, scope:
 def _astray(route: Route, endpoints: Sequence[Endpoint], root: str) -> str | None:
     meeting = [methods for spelling, methods in endpoints if may_meet(route.path, spelling)]
     if not meeting:
-        return f"matches no route of the app{_hint(route.path, [spelling for spelling, _ in endpoints], root)}"
+        hint = _hint(route.path, [spelling for spelling, _ in endpoints], root)
+        # Else it may be meant so: an agent may answer where the app has nothing, as with a redirect or to a scanner.
+        return None if hint is None else f"matches no route of the app{hint}"
     asked = (route.methods or frozenset()) - _ANSWERED_ANYWHERE
     if not asked or any(methods is None or not asked.isdisjoint(methods) for methods in meeting):
         return None
@@ -137,8 +139,8 @@ def _astray(route: Route, endpoints: Sequence[Endpoint], root: str) -> str | Non
     return f"matches routes of the app, but none that takes {_listed(asked)}; they take {_listed(taken)}"
 
 
-def _hint(path: str, spellings: Sequence[str], root: str) -> str:
-    """What it should be, as far as that can be told."""
+def _hint(path: str, spellings: Sequence[str], root: str) -> str | None:
+    """Which route of the app was most likely meant; None where there is none like it."""
     if root and path.startswith(root) and path[len(root) : len(root) + 1] == "/":
         rest = path[len(root) :]
         if any(may_meet(rest, spelling) for spelling in spellings):
@@ -151,9 +153,7 @@ def _hint(path: str, spellings: Sequence[str], root: str) -> str:
         if any(may_meet(rest, spelling) for spelling in spellings):
             return f": paths are matched below the place where the app is mounted; write {rest!r}"
     near = get_close_matches(path, spellings, 1, 0.8)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return "; write it as the app writes its own, mounts included, or leave it out"
+    return f"; did you mean {near[0]!r}?" if near else None
 
 
 def _cut(path: str) -> Iterator[tuple[str, str]]:
