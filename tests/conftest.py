@@ -35,7 +35,9 @@ _IN_VIRTUAL_TIME: Final = (
     "test_stages.py",
     "status/test_app.py",
     "status/test_snapshot.py",
+    "threats/test_answers.py",
     "threats/test_bodies.py",
+    "threats/test_sockets.py",
 )
 _ADDRESS: Final = re.compile(r"\bat 0x[0-9a-f]+|\bid='\d+'")
 

@@ -97,7 +97,9 @@ def in_virtual_time(backend: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str,
 
     monkeypatch.setattr("time.monotonic", clock)
     for each in _HAVE_A_CLOCK:
-        monkeypatch.setitem(each.__init__.__kwdefaults__, "clock", clock)
+        defaults = each.__init__.__kwdefaults__
+        assert defaults is not None
+        monkeypatch.setitem(defaults, "clock", clock)
     monkeypatch.setattr(anyio.to_thread, "run_sync", _waited_for(wait_for))
     return backend, options
 

@@ -98,7 +98,7 @@ async def test_a_message_that_the_app_gives_up_while_it_is_judged_is_judged_once
     assert_nothing_left(middleware.manager)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_message_that_asyncio_wait_for_gives_up_is_not_lost(anyio_backend: str) -> None:
     got: list[Message] = []
 
