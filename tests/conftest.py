@@ -1,8 +1,12 @@
 import re
+from inspect import iscoroutinefunction
+from pathlib import Path
 from typing import Final
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.virtual_time import in_virtual_time
 
 # Every run takes the same examples, and takes as long over each as it needs: what passes here passes there.
 # Other examples are looked for by `pytest --hypothesis-profile=hunting`, and by tests/fuzz.
@@ -12,13 +16,44 @@ settings.register_profile(
 settings.register_profile("hunting", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
+# Nothing in these goes on outside of the event loop of a test: their coroutine functions run in virtual time.
+_IN_VIRTUAL_TIME: Final = (
+    "exchange/",
+    "telemetry/",
+    "transports/stream/",
+    "unjudged/",
+    "test_audit.py",
+    "test_authorisation.py",
+    "test_cancellation.py",
+    "test_correlation.py",
+    "test_guard.py",
+    "test_limiter.py",
+    "test_manager.py",
+    "test_metering.py",
+    "test_metrics.py",
+    "test_middleware.py",
+    "test_stages.py",
+    "test_virtual_time.py",
+    "status/test_app.py",
+    "status/test_snapshot.py",
+    "threats/test_answers.py",
+    "threats/test_bodies.py",
+    "threats/test_sockets.py",
+)
 _ADDRESS: Final = re.compile(r"\bat 0x[0-9a-f]+|\bid='\d+'")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    backend: str = request.param
-    return backend
+def anyio_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> object:
+    """What a test runs on: a name, and options with it where that is in virtual time."""
+    path = request.path.relative_to(Path(__file__).parent).as_posix()
+    if (
+        iscoroutinefunction(request.function)
+        and path.startswith(_IN_VIRTUAL_TIME)
+        and not request.node.get_closest_marker("real_time")
+    ):
+        return in_virtual_time(request.param, monkeypatch)
+    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +63,7 @@ def steps_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test has the same name in every process, or it could not be run again by name, nor be handed to a worker."""
+    """A test has the same name in every process: by its name it is run again, and handed to a worker."""
     named_by_address = [item.nodeid for item in items if _ADDRESS.search(item.nodeid)]
     if named_by_address:
         raise pytest.UsageError(f"tests whose names contain an address in memory: {named_by_address[:5]}")

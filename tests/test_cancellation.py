@@ -208,7 +208,7 @@ async def test_a_cancelled_scope_around_a_call_ends_it(kind: Any, way: Way, sequ
 @kinds
 @sequels
 @modes
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_task_that_is_cancelled_during_a_call_stays_cancelled(
     kind: Any, sequel: Sequel, mode: FailureMode
 ) -> None:
@@ -228,7 +228,7 @@ async def test_a_task_that_is_cancelled_during_a_call_stays_cancelled(
     assert guard.active == 0
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @sequels
 async def test_a_task_that_was_cancelled_and_is_late_as_well_stays_cancelled(sequel: Sequel) -> None:
     caught: list[str] = []
@@ -271,7 +271,7 @@ async def test_a_sibling_of_a_denial_has_no_say_any_more(kind: Any, sequel: Sequ
 
 
 @sequels
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
 async def test_agents_that_are_asked_side_by_side_do_not_keep_a_cancelled_task_going(
     sequel: Sequel, first: bool
@@ -323,7 +323,7 @@ async def test_a_scope_of_the_hooks_own_is_its_own_business(shielded: bool) -> N
     assert (await guard.call(EVENT, CLOSED)).response is BLOCK
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_timeout_of_asyncios_in_the_hook_is_its_own_business() -> None:
     async def recover() -> AgentResponse:
         try:
@@ -338,7 +338,7 @@ async def test_a_timeout_of_asyncios_in_the_hook_is_its_own_business() -> None:
     assert (await guard.call(EVENT, CLOSED)).response is BLOCK
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_what_somebody_swallowed_before_the_call_does_not_end_it() -> None:
     task = asyncio.current_task()
     assert task is not None
@@ -409,7 +409,7 @@ async def test_a_served_hook_that_swallows_its_cancellation_answers_nobody(seque
 
 
 @sequels
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_nor_where_the_server_cancels_its_task(sequel: Sequel) -> None:
     caught: list[str] = []
     hooks = Hooks(Served(partial(swallow, sequel, caught)))

@@ -859,7 +859,7 @@ async def cancelled_by_its_own_task() -> None:
     await task
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("mode", FailureMode)
 async def test_a_cancelled_error_that_nobody_asked_for_is_an_agent_error(mode: FailureMode) -> None:
     guard, _ = guarded(cancelled_by_its_own_task)
@@ -872,7 +872,7 @@ async def test_a_cancelled_error_that_nobody_asked_for_is_an_agent_error(mode: F
     assert is_idle(guard)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_cancelled_error_that_nobody_asked_for_is_a_refused_configuration() -> None:
     guard, _ = guarded(cancelled_by_its_own_task, config={"key": 1})
 

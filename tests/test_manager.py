@@ -680,7 +680,7 @@ async def block_soon(event: object) -> AgentResponse:
     return BLOCK
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize(
     ("behaviours", "decider"),
     [
@@ -702,7 +702,7 @@ async def test_a_cancelled_error_in_one_agent_silences_none_of_the_others(
     assert len(decision.verdicts) == len(behaviours)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("others", [1, 2])
 async def test_an_agent_whose_task_is_cancelled_from_inside_does_not_let_the_event_pass(others: int) -> None:
     async def cancel_itself(event: object) -> None:

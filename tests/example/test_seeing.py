@@ -192,5 +192,7 @@ def test_what_is_on_the_page_names_the_route_it_happened_on(seen: Seen) -> None:
 def test_nothing_secret_is_to_be_seen(seen: Seen) -> None:
     everything = json.dumps(seen.status) + seen.openmetrics + "".join(map(str, seen.records.values()))
     everything += "".join(str(span.attributes) + str(span.status.description) for span in seen.spans)
-    for secret in ("key-of-alice", "token-of-root", "4111", "alice.smith", "idiot", "select wood", "rug"):
+    for secret in ("key-of-alice", "token-of-root", "alice.smith", "idiot", "select wood", "rug"):
         assert secret not in everything
+    # Four digits alone may be part of any duration, port or id.
+    assert re.findall(r"(?<![\w.])4111[ -]?1111", everything) == []

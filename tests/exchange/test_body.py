@@ -34,9 +34,7 @@ each_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 each_way = pytest.mark.parametrize("way", ["request", "response"])
 
 # The functions under test are the same for every example, and only their event loop is a fixture.
-reproducible = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+reproducible = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def uncut() -> Cutter:

@@ -124,7 +124,7 @@ async def test_a_cancelled_request_leaves_nothing_behind(phase: Phase, agents: i
     await _assert_the_next_one_works(middleware)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @each_phase
 async def test_a_task_cancelled_by_asyncio_leaves_nothing_behind(phase: Phase, anyio_backend: str) -> None:
     first = _FirstHeld()
@@ -317,7 +317,7 @@ async def test_telling_of_the_end_outlasts_a_cancellation_but_not_its_deadline()
     assert_nothing_left(middleware.manager)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_telling_of_the_end_can_be_cancelled_by_asyncio(anyio_backend: str) -> None:
     held = Held()
     middleware = AgentMiddleware(_app(), agents=[AgentConfig("a", SlowProbe(complete=held))])

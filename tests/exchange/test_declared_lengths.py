@@ -76,7 +76,7 @@ def declares_too_much(length: str, encoding: str, size: int) -> bool:
     return any(value.isdigit() and int(value) > LIMIT for value in LENGTHS[length](size)) and length != "several"
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("failure_mode", FailureMode)
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 @pytest.mark.parametrize("http_version", ["1.0", "1.1", "2", "3"])

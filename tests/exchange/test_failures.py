@@ -214,7 +214,7 @@ async def test_a_fail_open_failure_lets_the_request_go_on_with_the_other_agents(
     assert_nothing_left(it.manager)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("mode", FailureMode)
 @pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
 async def test_an_agent_that_raises_a_cancellation_of_its_own_making_is_in_error(
@@ -237,7 +237,7 @@ async def test_an_agent_that_raises_a_cancellation_of_its_own_making_is_in_error
     assert_nothing_left(it.manager)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_cancellation_of_an_agents_own_making_is_not_that_of_an_app_which_polls(
     probe: type[Probe], anyio_backend: str
 ) -> None:
@@ -258,7 +258,7 @@ async def test_a_cancellation_of_an_agents_own_making_is_not_that_of_an_app_whic
     assert (client.status, client.body) == (503, b"Agent unavailable")
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_cancellation_of_an_agents_own_making_does_not_escape_the_scope_of_a_send(anyio_backend: str) -> None:
     went_on = False
 

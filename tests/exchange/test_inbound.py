@@ -98,7 +98,7 @@ async def test_a_message_that_the_app_gives_up_while_it_is_judged_is_judged_once
     assert_nothing_left(middleware.manager)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_message_that_asyncio_wait_for_gives_up_is_not_lost(anyio_backend: str) -> None:
     got: list[Message] = []
 
@@ -320,7 +320,7 @@ async def test_all_who_wait_for_a_message_are_told_of_the_end(probe: type[Probe]
     assert client.status == 403
 
 
-@settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     readers=st.integers(1, 4),
     patience=st.lists(st.booleans(), max_size=12),
@@ -383,7 +383,7 @@ async def test_a_block_that_the_app_gave_up_waiting_for_is_answered_all_the_same
     assert (client.status, client.body) == (403, b"denied")
 
 
-@settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     pieces=st.lists(st.binary(max_size=4), min_size=1, max_size=6),
     manners=st.lists(st.booleans(), max_size=12),

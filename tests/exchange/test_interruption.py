@@ -130,7 +130,7 @@ async def test_what_is_raised_comes_out() -> None:
         await Interruption().wait_for(fail)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_task_that_is_cancelled_without_a_scope_is_cancelled() -> None:
     interruption = Interruption()
     task = asyncio.create_task(interruption.wait_for(never))
@@ -142,7 +142,7 @@ async def test_a_task_that_is_cancelled_without_a_scope_is_cancelled() -> None:
     assert task.cancelled()
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_cancellation_that_was_swallowed_earlier_does_not_count() -> None:
     interruption = Interruption()
 

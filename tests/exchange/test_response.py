@@ -1089,9 +1089,7 @@ _messages = st.lists(
     max_size=8,
 )
 _modes = st.sampled_from([BodyMode.BUFFER, STREAM, BodyMode.hybrid(3)])
-fuzz = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 class Unruly:

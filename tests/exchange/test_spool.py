@@ -219,7 +219,7 @@ async def test_several_readers_at_a_time_get_all_of_it_in_order(readers: int) ->
     assert [message["more_body"] for message in got] == [True] * (len(got) - 1) + [False]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 async def test_a_task_that_is_cancelled_while_it_reads_loses_nothing(steps: int) -> None:
     # A shield is none against the cancellation of a task, as asyncio.wait_for() does it.
@@ -285,7 +285,7 @@ async def test_without_room_for_the_body_the_app_never_starts(monkeypatch: pytes
     assert_nothing_left(middleware.manager)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_file_that_is_made_when_the_request_is_over_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     files: list[BytesIO] = []
     begun, go_on, made = Event(), Event(), Event()

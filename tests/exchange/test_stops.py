@@ -329,9 +329,9 @@ async def test_an_app_that_is_stopped_sees_what_it_sees_of_a_client_that_leaves(
     reaction: Callable[[Any], Answer],
     spec_version: str,
     probe: type[Probe],
-    anyio_backend: str,
+    anyio_backend_name: str,
 ) -> None:
-    if app is in_tasks_of_its_own and anyio_backend == "trio":
+    if app is in_tasks_of_its_own and anyio_backend_name == "trio":
         pytest.skip("trio has no tasks without a parent")
     left, stopped = Log(), Log()
     client = _client(LeavingClient, method, media_type, spec_version)
@@ -431,6 +431,8 @@ async def test_no_client_waits_for_the_grace(anyio_backend: object) -> None:
     assert client.body == b"denied"
 
 
+# Time has to pass although it never waits.
+@pytest.mark.real_time
 @pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
 @pytest.mark.parametrize("media_type", [b"text/plain", SSE[1]])
 async def test_an_app_that_sends_without_end_lets_others_run_and_is_ended(media_type: bytes, spec_version: str) -> None:
@@ -444,11 +446,12 @@ async def test_an_app_that_sends_without_end_lets_others_run_and_is_ended(media_
             await send(body(b"more\n\n", more=True))
             sent += 1
 
-    with anyio.fail_after(5), suppress(ResponseAborted):
+    with anyio.fail_after(60), suppress(ResponseAborted):
         await Client(spec_version=spec_version).call(guarded(app, _stopper(), stop_grace=0.05))
     assert sent < 50_000
 
 
+@pytest.mark.real_time
 async def test_an_app_that_streams_on_without_end_after_its_response_was_replaced_is_ended() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(start())
@@ -456,7 +459,7 @@ async def test_an_app_that_streams_on_without_end_after_its_response_was_replace
             await send(body(b"more\n\n", more=True))
 
     client = Client(spec_version="2.3")
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await client.call(guarded(app, _stopper(response_headers=DENIED), stop_grace=0.05))
     assert (client.status, client.body) == (403, b"denied")
 

@@ -1677,7 +1677,7 @@ async def test_a_frame_is_judged_once_and_not_lost_when_the_app_gives_up_receivi
     await gives_up_receive(give_up)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_frame_is_judged_once_and_not_lost_when_asyncios_wait_for_gives_up_receiving() -> None:
     await gives_up_receive(wait_for)
 
@@ -1829,7 +1829,7 @@ async def test_a_session_that_is_cancelled_while_a_frame_is_judged_leaves_nothin
 
 
 @pytest.mark.parametrize("app", [in_vain, say_in_vain, give_up_and_stay])
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_session_whose_task_the_server_cancels_leaves_nothing_behind(app: ASGIApp) -> None:
     middleware, server = guarded(app, Held(b"x")), Server("x")
     before = tasks()
@@ -1919,7 +1919,7 @@ async def test_what_the_app_raises_comes_out_as_it_is(
     assert_idle(middleware.manager)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_what_the_app_raises_is_not_lost_when_the_server_cancels_meanwhile(judge: type[Judge]) -> None:
     """As a client does that leaves while the app fails."""
     task: asyncio.Future[None]
@@ -1935,7 +1935,7 @@ async def test_what_the_app_raises_is_not_lost_when_the_server_cancels_meanwhile
         await task
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_cancellation_that_is_not_the_sessions_own_comes_out_as_it_is(judge: type[Judge]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)

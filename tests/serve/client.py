@@ -44,7 +44,7 @@ class RawClient:
 
     async def frame(self) -> bytes:
         """The next frame; raises EndOfStream at the end."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not self._frames:
                 try:
                     self._frames.extend(self._reader.feed(await self.stream.receive()))

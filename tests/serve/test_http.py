@@ -333,7 +333,7 @@ async def test_a_hook_whose_caller_goes_away_is_cancelled() -> None:
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await agent_app(agent)(http_scope(CHUNK), receive, send)
     assert agent.cancelled
 
@@ -384,7 +384,7 @@ async def test_no_more_hooks_are_at_work_than_allowed() -> None:
     async def call() -> None:
         statuses.append((await ask(app, CHUNK)).status_code)
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             for _ in range(5):
                 group.start_soon(call)

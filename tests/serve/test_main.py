@@ -86,7 +86,7 @@ class Server:
             )
 
     def until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
@@ -102,7 +102,7 @@ class Server:
 
     def ended(self) -> int:
         try:
-            return self.process.wait(30)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             raise AssertionError(self.log.read_text()) from None
 
@@ -116,7 +116,7 @@ def running(place: Path, *arguments: str) -> Iterator[Server]:
         if server.process.poll() is None:
             server.process.terminate()
             try:
-                server.process.wait(10)
+                server.process.wait(60)
             except subprocess.TimeoutExpired:
                 server.process.kill()
                 server.process.wait()
@@ -124,7 +124,7 @@ def running(place: Path, *arguments: str) -> Iterator[Server]:
 
 async def pid_of(address: str) -> int:
     """The process that answers a new connection; waits for one that does."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while True:
             try:
                 async with connected(address) as client:
@@ -207,7 +207,7 @@ async def test_http_is_served_beside_it(place: Path) -> None:
 
 
 def _post(url: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     try:
         connection.request("POST", "/", encode_event(CHUNK, Encoding.JSON), {"content-type": "application/json"})
         response = connection.getresponse()

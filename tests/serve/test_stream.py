@@ -158,7 +158,7 @@ class Gated(Agent):
             self.gate(name).set()
 
     async def until(self, condition: Any) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not condition():
                 await self._changed.wait()
 
@@ -869,7 +869,7 @@ async def drainable(agent: Agent, bind: str, **options: Any) -> AsyncIterator[tu
             ended.set()
 
         yield await tasks.start(run), shutdown, ended
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await ended.wait()
 
 
@@ -1025,7 +1025,7 @@ async def test_tls_is_spoken_where_a_context_is_given() -> None:
 
 async def _ends(client: RawClient) -> bool:
     """Whether the server hangs up, whatever it says before."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         try:
             while True:
                 await client.stream.receive()

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import websockets
 from websockets.asyncio.client import connect
@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from .app import AGENTS, OPEN
 
 # Seconds after which what has not come never will.
-_PATIENCE: Final = 30.0
+_PATIENCE: Final = 120.0
 # What becomes of a hundred requests.
 _KINDS: Final = {
     "hello": 79,
@@ -97,6 +97,14 @@ def _request(path: str, want: str = "", body: bytes | None = None, length: int |
     return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
 
 
+class _Draw(NamedTuple):
+    """A request: its kind, its route, and the seconds after which its client leaves, if it does so at any moment."""
+
+    kind: str
+    route: str
+    moment: float
+
+
 class Load:
     """So many clients at a time, for one batch of requests and websockets after the other."""
 
@@ -109,26 +117,33 @@ class Load:
 
     async def batch(self, requests: int, sessions: int) -> None:
         """Make so many, and leave no connection open."""
-        todo = iter(range(requests))
-        talks = iter(range(sessions))
+        # What they are is drawn beforehand: it does not depend on who is faster.
+        todo = iter([self._drawn() for _ in range(requests)])
+        talks = iter([(self._chance.choice(_ROUTES), self._chance.choice(_ENDS)) for _ in range(sessions)])
         async with asyncio.TaskGroup() as tasks:
             for _ in range(self._clients):
                 tasks.create_task(self._client(todo))
             tasks.create_task(self._talker(talks))
 
-    async def _client(self, todo: Iterator[int]) -> None:
-        connection: Connection | None = None
-        for _ in todo:
-            if connection is None or not connection.open:
-                loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(Connection, "127.0.0.1", self._port)
-            self.outcomes[await self._one(connection)] += 1
-        if connection is not None:
-            connection.close()
-
-    async def _one(self, connection: Connection) -> str:
+    def _drawn(self) -> _Draw:
         kind = self._chance.choices(_SHARES, _WEIGHTS)[0]
         route = f"/{AGENTS[-1]}" if kind == "fail" else self._chance.choice(_ROUTES)
+        return _Draw(kind, route, self._chance.uniform(0, 0.01))
+
+    async def _client(self, todo: Iterator[_Draw]) -> None:
+        connection: Connection | None = None
+        try:
+            for draw in todo:
+                if connection is None or not connection.open:
+                    loop = asyncio.get_running_loop()
+                    _, connection = await loop.create_connection(Connection, "127.0.0.1", self._port)
+                self.outcomes[await self._one(connection, draw)] += 1
+        finally:
+            if connection is not None:
+                connection.close()
+
+    async def _one(self, connection: Connection, draw: _Draw) -> str:
+        kind, route, moment = draw
         match kind:
             case "take":
                 return str(await connection.ask(_request(f"{route}/take", body=b"x" * 2000)))
@@ -139,16 +154,15 @@ class Load:
             case "leave":
                 await connection.leave(_request(f"{route}/hello", "wait"), 0.005)
             case "leave mid-stream":
-                await connection.leave(_request(f"{route}/stream"), self._chance.uniform(0, 0.01))
+                await connection.leave(_request(f"{route}/stream"), moment)
             case "leave mid-body":
                 await connection.leave(_request(f"{route}/take", body=b"x", length=1000), 0.005)
             case _:
                 return str(await connection.ask(_request(f"{route}/hello")))
         return "gone away"
 
-    async def _talker(self, todo: Iterator[int]) -> None:
-        for _ in todo:
-            route, end = self._chance.choice(_ROUTES), self._chance.choice(_ENDS)
+    async def _talker(self, todo: Iterator[tuple[str, str]]) -> None:
+        for route, end in todo:
             try:
                 async with asyncio.timeout(_PATIENCE):
                     self.outcomes[f"ws {await self._talk(route, end)}"] += 1
@@ -157,7 +171,9 @@ class Load:
 
     async def _talk(self, route: str, end: str) -> str:
         address = f"ws://127.0.0.1:{self._port}{route}/echo"
-        async with connect(address, ping_interval=None, compression=None, proxy=None) as socket:
+        # All of it together has its time (`_talker`): no step of it has less.
+        patient: dict[str, Any] = {"open_timeout": None, "close_timeout": None}
+        async with connect(address, ping_interval=None, compression=None, proxy=None, **patient) as socket:
             try:
                 for number in range(3):
                     await socket.send(f"message {number}")

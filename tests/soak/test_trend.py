@@ -1,16 +1,19 @@
 import random
+from collections.abc import Callable
 
 import pytest
 
 from tests.soak.trend import BLOCK, trend
 
-CHANCE = random.Random(1)  # noqa: S311 - no secret
 SAMPLES = 80
 X = [float(number) for number in range(SAMPLES)]
 
 
-def noise(spread: float = 1.0) -> list[float]:
-    return [CHANCE.gauss(0, spread) for _ in X]
+@pytest.fixture
+def noise() -> Callable[[], list[float]]:
+    """Whatever other tests have drawn before, a test meets the same noise."""
+    chance = random.Random(1)  # noqa: S311 - no secret
+    return lambda: [chance.gauss(0, 1.0) for _ in X]
 
 
 def test_what_is_constant_has_no_slope() -> None:
@@ -26,7 +29,7 @@ def test_a_line_is_found_with_its_slope() -> None:
     assert found.grows(0.5)
 
 
-def test_a_slope_that_drowns_in_noise_at_first_sight_is_found() -> None:
+def test_a_slope_that_drowns_in_noise_at_first_sight_is_found(noise: Callable[[], list[float]]) -> None:
     found = trend(X, [0.03 * x + each for x, each in zip(X, noise(), strict=True)])
     assert found.low < 0.03 < found.high
     assert found.grows(0.01)
@@ -54,11 +57,11 @@ def test_a_slope_that_is_certain_and_too_small_to_matter_is_no_growth() -> None:
     assert not found.grows(0.01)
 
 
-def test_noise_is_seldom_taken_for_a_slope() -> None:
+def test_noise_is_seldom_taken_for_a_slope(noise: Callable[[], list[float]]) -> None:
     assert sum(trend(X, noise()).p < 0.01 for _ in range(300)) <= 9
 
 
-def test_noise_that_remembers_is_seldom_taken_for_a_slope() -> None:
+def test_noise_that_remembers_is_seldom_taken_for_a_slope(noise: Callable[[], list[float]]) -> None:
     """Each sample resembles the one before, as samples of one process do."""
 
     def remembering() -> list[float]:
@@ -71,7 +74,7 @@ def test_noise_that_remembers_is_seldom_taken_for_a_slope() -> None:
     assert sum(trend(X, remembering()).p < 0.01 for _ in range(300)) <= 24
 
 
-def test_the_interval_has_the_slope_in_it_most_of_the_time() -> None:
+def test_the_interval_has_the_slope_in_it_most_of_the_time(noise: Callable[[], list[float]]) -> None:
     found = [trend(X, [0.1 * x + each for x, each in zip(X, noise(), strict=True)]) for _ in range(200)]
     assert sum(one.low <= 0.1 <= one.high for one in found) >= 175
 

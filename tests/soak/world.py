@@ -19,7 +19,7 @@ from .app import SAMPLE
 from .samples import ALLOCATOR, Sample
 
 # Seconds for what clients have left behind to be noticed, and between two looks.
-_SETTLED: Final = 10.0
+_SETTLED: Final = 30.0
 _LOOK: Final = 0.05
 # Lasting connections to the agent on the stream.
 _CONNECTIONS: Final = 4

@@ -23,7 +23,7 @@ _ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 10_000  # ms after which a test that waits has failed
+PATIENCE = 60_000  # ms after which a test that waits has failed
 
 
 def sync_api() -> Any:

@@ -36,7 +36,7 @@ from tests.exchange.asgi import App, Client, Held, SlowProbe
 
 from .world import head_event, scripted
 
-PATIENCE = 5.0  # seconds after which a test that hangs has failed
+PATIENCE = 60.0  # seconds after which a test that hangs has failed
 SECRET = "s3cr3t-f0r-n0b0dy"
 
 
@@ -105,10 +105,11 @@ async def test_an_agent_that_nobody_has_asked_says_so() -> None:
 
 
 async def test_the_snapshot_says_when_and_of_what_version_it_is() -> None:
+    before = time.time()
     status = shown(AgentManager())
     assert status["agents"] == status["routes"] == []
     assert status["slot_seconds"] == 10
-    assert abs(status["time"] - time.time()) < 5
+    assert before <= status["time"] <= time.time()
     assert status["version"]
 
 
@@ -229,6 +230,7 @@ async def test_an_agent_that_does_not_take_its_configuration_is_shown_as_not_con
 
 
 async def test_failures_and_denials_have_what_it_takes_to_find_them() -> None:
+    before = time.time()
     manager = AgentManager([scripted("waf", "the disk is full", failure_mode=FailureMode.OPEN)])
     app = AgentMiddleware(App(), manager=manager, routes=[Route("/a/{x}", agents=[("waf", FailureMode.CLOSED)])])
     for correlation_id, what in (("id-of-failure", b"fail"), ("id-of-denial", b"block")):
@@ -239,7 +241,7 @@ async def test_failures_and_denials_have_what_it_takes_to_find_them() -> None:
 
     (failure,), (denial,) = agent["failures"], agent["denials"]
     for incident in (failure, denial):
-        assert abs(incident.pop("time") - time.time()) < 5
+        assert before <= incident.pop("time") <= time.time()
         assert 0 <= incident.pop("duration") < 1
     assert failure == {
         "correlation_id": "id-of-failure",

@@ -20,15 +20,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route as AppRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, FailureMode, Route
+from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, CircuitBreakerConfig, FailureMode, Route
 from asgi_agents.transports.stream.connection import Connection
 from asgi_agents.transports.stream.line import Call
 from asgi_agents.transports.stream.pool import StreamPool
 from tests.servers import serve
 
-from .processes import until
+from .processes import PATIENCE, until
 
 CLOSED, OPEN, UNGUARDED = "/closed", "/open", "/unguarded"
+#: A breaker that nobody told would stay open for longer than any test waits.
+TOLD = CircuitBreakerConfig(reset_timeout=10 * PATIENCE)
 
 
 class _CountsTasks:

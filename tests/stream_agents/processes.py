@@ -15,10 +15,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 #: Seconds after which what has not happened never will.
-PATIENCE = 40.0
-#: Seconds after which an agent that is back is called again: the longest step of the backoff, and what a slow machine
-#: takes for the rest. A breaker that nobody told would stay open for 30.
-RETURN = 5.0 + 10.0
+PATIENCE = 120.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -91,7 +88,7 @@ class PythonProcess:
             self.send(signal.SIGCONT)
             self.send(signal.SIGTERM)
             try:
-                self._process.wait(10)
+                self._process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 self.kill()
 

@@ -5,9 +5,9 @@ from signal import SIGCONT, SIGSTOP
 
 from asgi_agents import AgentConfig, StreamTransport
 
-from .guarded import CLOSED, OPEN, Guarded
+from .guarded import CLOSED, OPEN, TOLD, Guarded
 from .load import Load, Reply, signed_by, unsigned
-from .processes import RETURN, agent_process, until
+from .processes import PATIENCE, agent_process, until
 
 
 def refused(reply: Reply) -> bool:
@@ -27,7 +27,7 @@ def assert_failed_as_configured(load: Load) -> None:
 
 def test_an_agent_that_is_killed_under_load_fails_as_configured_and_is_called_again_as_soon_as_it_is_back() -> None:
     with agent_process("Signs", "--bind", "unix://{place}/agent") as agent:
-        guarded = Guarded(AgentConfig("agent", agent.addresses[0]))
+        guarded = Guarded(AgentConfig("agent", agent.addresses[0], timeout=PATIENCE, circuit_breaker=TOLD))
         with guarded.served(http="httptools", loop="uvloop") as url, Load(url, [CLOSED, OPEN], clients=50) as load:
             for _ in range(5):
                 for path in (CLOSED, OPEN):
@@ -41,7 +41,7 @@ def test_an_agent_that_is_killed_under_load_fails_as_configured_and_is_called_ag
                 agent.start()
                 agent.wait_up()
                 for path in (CLOSED, OPEN):
-                    load.wait_for(signed_by(agent), of=path, patience=RETURN)
+                    load.wait_for(signed_by(agent), of=path)
             # Nothing of it has an effect for longer.
             until(lambda: guarded.statistics()["breaker"] == "closed")
             load.wait_for(signed_by(agent), of=CLOSED, count=100)
@@ -50,17 +50,17 @@ def test_an_agent_that_is_killed_under_load_fails_as_configured_and_is_called_ag
 
 def test_an_agent_that_freezes_under_load_is_a_timeout_and_is_called_again_when_it_goes_on() -> None:
     with agent_process("Signs", "--bind", "unix://{place}/agent") as agent:
-        transport = StreamTransport(agent.addresses[0], connect_timeout=0.5, ping_interval=0.1, stall_timeout=0.5)
-        guarded = Guarded(AgentConfig("agent", transport, timeout=0.3))
+        transport = StreamTransport(agent.addresses[0], connect_timeout=2.0, ping_interval=0.1, stall_timeout=3.0)
+        guarded = Guarded(AgentConfig("agent", transport, timeout=1.5, circuit_breaker=TOLD))
         with guarded.served(http="h11", loop="asyncio") as url, Load(url, [CLOSED, OPEN], clients=50) as load:
             for _ in range(2):
                 for path in (CLOSED, OPEN):
-                    load.wait_for(signed_by(agent), of=path, patience=RETURN)
+                    load.wait_for(signed_by(agent), of=path)
                 agent.send(SIGSTOP)
                 load.wait_for(timed_out, of=CLOSED)
                 load.wait_for(unsigned, of=OPEN)
                 until(lambda: guarded.connections == [0], told=guarded.statistics)
                 agent.send(SIGCONT)
             for path in (CLOSED, OPEN):
-                load.wait_for(signed_by(agent), of=path, patience=RETURN)
+                load.wait_for(signed_by(agent), of=path)
         assert_failed_as_configured(load)

@@ -10,9 +10,9 @@ import pytest
 
 from asgi_agents import AgentConfig, StreamTransport
 
-from .guarded import CLOSED, Guarded
+from .guarded import CLOSED, TOLD, Guarded
 from .load import Load, signed, signed_by
-from .processes import RETURN, AgentProcess, agent_process, until
+from .processes import PATIENCE, AgentProcess, agent_process, until
 
 CLIENTS = 50
 
@@ -24,6 +24,11 @@ def two_processes() -> Iterator[list[AgentProcess]]:
         yield [one, other]
 
 
+def configured(transport: StreamTransport | list[str]) -> AgentConfig:
+    """With a deadline that no machine is too slow for."""
+    return AgentConfig("agent", transport, timeout=PATIENCE, circuit_breaker=TOLD)
+
+
 @contextmanager
 def load_on(guarded: Guarded) -> Iterator[Load]:
     with guarded.served(http="httptools", loop="uvloop") as url, Load(url, [CLOSED], clients=CLIENTS) as load:
@@ -32,7 +37,7 @@ def load_on(guarded: Guarded) -> Iterator[Load]:
 
 def test_when_one_of_two_instances_is_killed_only_the_calls_that_it_had_fail() -> None:
     with two_processes() as (one, other):
-        guarded = Guarded(AgentConfig("agent", [*one.addresses, *other.addresses]))
+        guarded = Guarded(configured([*one.addresses, *other.addresses]))
         with load_on(guarded) as load:
             for each in (one, other):
                 load.wait_for(signed_by(each), of=CLOSED)
@@ -42,7 +47,7 @@ def test_when_one_of_two_instances_is_killed_only_the_calls_that_it_had_fail() -
             load.wait_for(signed_by(other), of=CLOSED, count=5 * CLIENTS)
             one.start()
             one.wait_up()
-            load.wait_for(signed_by(one), of=CLOSED, patience=RETURN)
+            load.wait_for(signed_by(one), of=CLOSED)
         failed = [reply for reply in load.replies if reply.status != 200]
         assert not [reply for reply in failed if reply.began > noticed]
         assert len(failed) <= CLIENTS
@@ -50,11 +55,11 @@ def test_when_one_of_two_instances_is_killed_only_the_calls_that_it_had_fail() -
 
 def test_when_one_of_two_instances_is_told_to_end_not_a_single_request_fails() -> None:
     with two_processes() as (one, other):
-        guarded = Guarded(AgentConfig("agent", [*one.addresses, *other.addresses]))
+        guarded = Guarded(configured([*one.addresses, *other.addresses]))
         with load_on(guarded) as load:
             for _ in range(2):
                 for each in (one, other):
-                    load.wait_for(signed_by(each), of=CLOSED, patience=RETURN)
+                    load.wait_for(signed_by(each), of=CLOSED)
                 one.send(SIGTERM)
                 assert one.wait_ended() == 0
                 load.wait_for(signed_by(other), of=CLOSED, count=CLIENTS)
@@ -67,7 +72,7 @@ def test_when_one_of_two_instances_is_told_to_end_not_a_single_request_fails() -
 @pytest.mark.parametrize("connections", [4, 16])
 def test_when_a_worker_is_killed_under_load_another_one_is_called(connections: int) -> None:
     with agent_process("Signs", "--bind", "unix://{place}/agent", "--workers", "2") as agent:
-        guarded = Guarded(AgentConfig("agent", StreamTransport(agent.addresses[0], connections=connections)))
+        guarded = Guarded(configured(StreamTransport(agent.addresses[0], connections=connections)))
         with load_on(guarded) as load:
             for killed in range(1, 3):
                 until(lambda: guarded.connections == [connections], told=guarded.statistics)
@@ -76,6 +81,6 @@ def test_when_a_worker_is_killed_under_load_another_one_is_called(connections: i
                 assert worker is not None
                 os.kill(worker, SIGKILL)
                 until(lambda: agent.said.count("another one follows") == killed, told=lambda: agent.said)  # noqa: B023
-                load.wait_for(lambda reply: signed(reply) and reply.agent != worker, of=CLOSED, patience=RETURN)  # noqa: B023
-            until(lambda: guarded.statistics()["breaker"] == "closed", patience=RETURN, told=guarded.statistics)
+                load.wait_for(lambda reply: signed(reply) and reply.agent != worker, of=CLOSED)  # noqa: B023
+            until(lambda: guarded.statistics()["breaker"] == "closed", told=guarded.statistics)
         assert {(reply.status, reply.fault) for reply in load.replies} <= {(200, ""), (503, "")}

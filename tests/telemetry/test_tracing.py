@@ -361,7 +361,7 @@ async def test_a_shadow_agent_that_is_shown_no_body_has_a_span_that_says_so(prob
     assert attributes(span)["asgi_agents.enforced"] is False
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_call_whose_task_was_cancelled_from_inside_has_one_span(anyio_backend: str, spans: Spans) -> None:
     async def cancel_oneself(event: Event) -> None:
         task = asyncio.current_task()
@@ -382,7 +382,7 @@ async def test_a_call_whose_task_was_cancelled_from_inside_has_one_span(anyio_ba
     assert attributes(spans.one("request_headers a"))["asgi_agents.cancelled"] is True
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_cancellederror_of_the_agents_own_is_an_error_and_no_cancellation(
     anyio_backend: str, spans: Spans
 ) -> None:
@@ -758,7 +758,7 @@ class _Pausing(Agent):
         await _pause()
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_an_exchange_that_is_thrown_away_where_it_began_leaves_the_current_span_as_it_was(
     anyio_backend: str, spans: Spans
 ) -> None:
@@ -770,7 +770,7 @@ async def test_an_exchange_that_is_thrown_away_where_it_began_leaves_the_current
     assert_cancelled(spans.one("request_headers a"))
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_receive_that_is_thrown_away_leaves_the_current_span_as_it_was(
     anyio_backend: str, spans: Spans
 ) -> None:
@@ -792,7 +792,7 @@ async def test_a_receive_that_is_thrown_away_leaves_the_current_span_as_it_was(
     assert spans.names == ["response_body"]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_an_exchange_that_is_thrown_away_elsewhere_ends_its_span_without_a_word(
     anyio_backend: str, spans: Spans
 ) -> None:
@@ -1302,7 +1302,8 @@ async def reached(how: str, agent: Agent) -> AsyncIterator[Any]:
             yield address
 
 
-each_way = pytest.mark.parametrize("how", ["http", "unix"])
+# A server has a thread of its own.
+each_way = pytest.mark.parametrize("how", [pytest.param("http", marks=pytest.mark.real_time), "unix"])
 
 
 async def ask_remotely(spans: Spans, how: str, agent: Agent, **options: Any) -> None:
@@ -1516,7 +1517,7 @@ async def test_a_served_agent_that_answers_what_it_must_not_has_an_error(
     assert spans.one("request_headers Probe").status.status_code is StatusCode.ERROR
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @each_probe
 async def test_a_served_agent_that_raises_cancellederror_has_an_error(
     probe: type[Probe], anyio_backend: str, spans: Spans, monkeypatch: pytest.MonkeyPatch

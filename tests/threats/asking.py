@@ -12,6 +12,6 @@ async def ask(config: AgentConfig) -> tuple[Client, AgentManager, App]:
     app, client = App(), Client(headers=[(b"authorization", SECRET.encode())])
     middleware = guarded(app, config)
     async with middleware.manager:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await client.call(middleware)
     return client, middleware.manager, app

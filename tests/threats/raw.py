@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 # Seconds after which a server that says nothing has failed the test.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @contextmanager

@@ -60,7 +60,7 @@ async def served(agent: Agent, tmp_path: Path, **options: Any) -> AsyncIterator[
 async def closes(stream: anyio.abc.ByteStream) -> bytes:
     """What comes until the other side closes."""
     received = b""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         try:
             while True:
                 received += await stream.receive()
@@ -73,7 +73,7 @@ async def is_answered(path: str) -> bool:
     async with await anyio.connect_unix(path) as stream:
         await stream.send(GREETING + encode_frame(MessageType.REQUEST_HEADERS, msgspec.json.encode(EVENT)))
         reader, answers = FrameReader(Framing.V2), 0
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not answers:
                 answers += sum(frame[0] == MessageType.AGENT_RESPONSE for frame in reader.feed(await stream.receive()))
     return True
@@ -134,7 +134,7 @@ async def test_a_client_of_a_served_agent_that_reads_nothing_does_not_fill_its_m
         async with await anyio.abc.UNIXSocketStream.from_socket(deaf) as stream:
             await stream.send(GREETING)
             # Until it is closed, for having more unanswered than may be.
-            with anyio.fail_after(20), suppress(anyio.BrokenResourceError):
+            with anyio.fail_after(60), suppress(anyio.BrokenResourceError):
                 while True:
                     await stream.send(event * 100)
         heard = agent.heard

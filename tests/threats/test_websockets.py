@@ -135,7 +135,7 @@ def test_no_message_passes_unjudged_however_it_is_sent(server: dict[str, Any], s
         upgrade(sock)
         answered = b""
         if early:
-            agent.asked.wait(10)
+            agent.asked.wait(60)
             sock.sendall(SLY[sly])
             agent.sent.set()
         else:
@@ -157,7 +157,7 @@ def test_frames_that_come_with_a_handshake_that_is_denied_reach_nobody(server: d
         connected(url) as sock,
     ):
         upgrade(sock)
-        agent.asked.wait(10)
+        agent.asked.wait(60)
         sock.sendall(frame(b"evil") * 10)
         agent.sent.set()
         answered = read_until(sock, b"\r\n\r\n")

@@ -90,7 +90,7 @@ class RawAgent:
 
     async def has_open(self, number: int) -> None:
         """Wait until exactly so many connections are open."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while self.open != number:  # noqa: ASYNC110 - an event for each number would be more to get wrong
                 await anyio.sleep(0.001)
 

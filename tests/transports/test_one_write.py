@@ -109,12 +109,12 @@ async def test_no_other_request_is_sent_where_something_has_come_meanwhile(info:
     assert line.done == [HEAD + b"body", "read"]
 
 
-async def test_no_other_request_is_sent_where_anyio_holds_something_that_was_not_read(anyio_backend: str) -> None:
+async def test_no_other_request_is_sent_where_anyio_holds_something_that_was_not_read(anyio_backend_name: str) -> None:
     line = Line()
     stream = OneWriteStream(line)
     await ask(stream)
     line.queue.append(b"x")
-    if anyio_backend == "trio":
+    if anyio_backend_name == "trio":
         # There it holds nothing.
         await ask(stream)
     else:
@@ -122,12 +122,12 @@ async def test_no_other_request_is_sent_where_anyio_holds_something_that_was_not
             await stream.write(HEAD)
 
 
-async def test_no_other_request_is_sent_where_what_anyio_holds_cannot_be_seen(anyio_backend: str) -> None:
+async def test_no_other_request_is_sent_where_what_anyio_holds_cannot_be_seen(anyio_backend_name: str) -> None:
     line = Line()
     line._stream = SimpleNamespace()
     stream = OneWriteStream(line)
     await ask(stream)
-    if anyio_backend == "trio":
+    if anyio_backend_name == "trio":
         await ask(stream)
     else:
         with pytest.raises(httpcore.ConnectionNotAvailable):

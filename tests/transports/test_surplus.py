@@ -25,7 +25,7 @@ from asgi_agents.protocol.stream import (
 )
 from tests.transports.stream.peer import handshake
 
-PATIENCE: Final = 10.0
+PATIENCE: Final = 60.0
 BODIES = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
 
 

@@ -12,7 +12,7 @@ from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, AgentRespons
 from tests.exchange.asgi import Client, guarded
 
 # Seconds after which a test that hangs has failed.
-PATIENCE = 20
+PATIENCE = 60
 
 
 def config(agent: Any, agent_id: str = "agent", **options: Any) -> AgentConfig:

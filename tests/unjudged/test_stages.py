@@ -76,7 +76,7 @@ async def cancels_its_own_task(event: object) -> None:
     await checkpoint()
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 # The first of them is asked in the task of the request, which would be cancelled with it.
 @pytest.mark.parametrize("names", ["abcd", "acbd", "adcb"])
 @pytest.mark.parametrize("chain", [{"c": ["b"]}, {"c": ["b"], "d": ["c"]}, {"d": ["b", "c"]}])
