@@ -269,7 +269,7 @@ def assert_failed(found: Verdict, mode: FailureMode, case: Field, value: str) ->
         # Of an int or a text that is out of bounds the message says what is right, of a field's parts which part.
         parts = {"list": "int", "strings": "str", "numbers": "int", "bytearray": "int"}
         kinds = {type(VALUES[value]).__name__, *(("int", "str") if value == "mixed" else (parts.get(value, "-"),))}
-        assert any(f"got {kind}" in message or f"with {kind}" in message for kind in kinds), message
+        assert any(f"{word} {kind}" in message for kind in kinds for word in ("got", "with", "of type")), message
     assert message.isprintable()
 
 

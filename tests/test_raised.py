@@ -432,7 +432,7 @@ ERRORS: dict[str, tuple[Callable[[], Exception], str]] = {
     "surrogate": (lambda: HTTPException(403, "\ud800"), "decision.block.body: contains lone surrogates"),
     "close code": (lambda: WebSocketException(1005), "websocket_decision.close.code: expected 1000 to 1003"),
     "an answer behind it": (reused_from_an_answer, "raised ValueError at test_raised.py:"),
-    "group": (lambda: ExceptionGroup("", [ValueError()]), "raised ExceptionGroup at test_raised.py:"),
+    "group": (lambda: ExceptionGroup("", [ValueError()]), "raised ExceptionGroup of ValueError at test_raised.py:"),
     "group of an error": (lambda: ExceptionGroup("", [HTTPException(500)]), f"with status 500; {ONLY}"),
     "another agent": (lambda: GuardrailUnavailableError(503, "no", "agent 'b' is gone"), "agent 'b' is gone"),
     "bad status": (lambda: BadInput(status=500), "BadInput: status=500, expected 400 to 499"),

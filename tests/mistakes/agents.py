@@ -130,6 +130,5 @@ protect(app, agents=[AgentConfig("slow", Slow())])
 """,
         ask="/items",
         instead="`await anyio.sleep(...)`, an asynchronous client, or `await anyio.to_thread.run_sync(...)`.",
-        silent=True,
     ),
 )

@@ -11,7 +11,6 @@ class Mistake(Struct, frozen=True, kw_only=True):
     :ivar ask: the path of a request that is sent to ``app`` afterwards; None: none is sent.
     :ivar instead: what would be right, in Markdown.
     :ivar command: whether ``code`` is a command line, and not Python.
-    :ivar silent: whether nothing says so yet. Such a mistake is not on the page.
     """
 
     title: str
@@ -19,4 +18,3 @@ class Mistake(Struct, frozen=True, kw_only=True):
     ask: str | None = None
     instead: str
     command: bool = False
-    silent: bool = False

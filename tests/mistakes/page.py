@@ -28,13 +28,10 @@ def page_of(mistakes: Mapping[str, Sequence[Mistake]]) -> str:
 
 
 def _table(heading: str, group: Sequence[Mistake]) -> Iterator[str]:
-    shown = [mistake for mistake in group if not mistake.silent]
-    if not shown:
-        return
     yield f"## {heading}\n"
     yield "| mistake | what it gets | instead |"
     yield "| --- | --- | --- |"
-    for mistake in shown:
+    for mistake in group:
         what = f"{mistake.title}<br>{_code(mistake.code.strip().splitlines())}"
         yield f"| {what} | {_code(outcome_of(mistake))} | {mistake.instead} |"
     yield ""

@@ -92,27 +92,23 @@ protect(app, agents=[AgentConfig("waf", Waf())])
         ask="/chat",
         instead='`AgentConfig("llm-guard", ...)` beside the others; it need not be on the route.',
     ),
-    # What follows is said by the routes themselves, as soon as they do.
     Mistake(
         title="A star for all paths below",
         code=_protect('routes=[Route("/admin/*", agents=["waf"])]'),
         ask="/items",
         instead='`Route("/admin/{rest:path}", ...)`',
-        silent=True,
     ),
     Mistake(
         title="A pattern for everything that is not for the root",
         code=_protect('routes=[Route("{rest:path}", agents=["waf"])]'),
         ask="/items",
         instead='`Route("/{rest:path}", ...)`, or no routes at all',
-        silent=True,
     ),
     Mistake(
         title="A route behind one that takes all of its paths",
         code=_protect('routes=[Route("/{rest:path}", agents=[]), Route("/admin/{rest:path}", agents=["waf"])]'),
         ask="/items",
         instead="The more particular route first.",
-        silent=True,
     ),
     Mistake(
         title="An agent that no route names",
@@ -122,7 +118,6 @@ protect(app, agents=[AgentConfig("waf", Waf())])
         ),
         ask="/items",
         instead='`agents=["api-key", "waf"]`, or `default_agents`',
-        silent=True,
     ),
     Mistake(
         title="A full path in a mounted app",
@@ -137,29 +132,26 @@ app.mount("/inner", inner)
 """,
         ask="/inner/items",
         instead='Below the mount: `Route("/items", agents=["waf"])`.',
-        silent=True,
     ),
     Mistake(
         title="An app that is wrapped twice",
         code="""
 app = AgentMiddleware(app, agents=[AgentConfig("waf", Waf())])
-app = AgentMiddleware(app, agents=[AgentConfig("api-key", Waf())])
+app = AgentMiddleware(app, agents=[AgentConfig("waf", Waf())])
 """,
         ask="/items",
-        instead="Once, with both agents.",
-        silent=True,
+        instead="Once.",
     ),
     Mistake(
         title="A route for what is below a path, and not for the path itself",
         code=_ADMIN + _protect('routes=[Route("/admin/{rest:path}", agents=["waf"])]'),
         ask="/admin",
         instead='`Route("/admin", agents=["waf"])` beside it',
-        silent=True,
     ),
     Mistake(
         title="A misspelt method",
-        code='Route("/items", agents=["waf"], methods=["GTE"])',
+        code=_protect('routes=[Route("/items", agents=["waf"], methods=["GTE"])]'),
+        ask="/items",
         instead='`methods=["GET"]`',
-        silent=True,
     ),
 )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -40,6 +41,7 @@ app = FastAPI()
 async def items():
     return ["item"]
 """
+_STEP: Final = re.compile(r"for \S+ s in one step")
 # What is served by command lines, as waf.py and main.py.
 _WAF: Final = """
 from asgi_agents import Agent
@@ -60,7 +62,7 @@ def _run(mistake: Mistake) -> list[str]:
     seen: list[str] = []
     names: dict[str, Any] = {"__name__": "main"}
     exec(compile(GIVEN, "given.py", "exec"), names)  # noqa: S102
-    with _logged(seen):
+    with _logged(seen, blocking="sleep(" in mistake.code):
         try:
             exec(compile(mistake.code.strip(), "main.py", "exec"), names)  # noqa: S102
             if mistake.ask is not None:
@@ -92,12 +94,17 @@ def _run_command(line: str) -> list[str]:
 
 
 @contextmanager
-def _logged(seen: list[str]) -> Iterator[None]:
-    """Append what is logged meanwhile to ``seen``, from warnings up."""
+def _logged(seen: list[str], *, blocking: bool) -> Iterator[None]:
+    """Append what is logged meanwhile to ``seen``, from warnings up.
+
+    ``blocking``: whether a hook blocks the event loop. On a busy machine others seem to as well, and take any time.
+    """
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            seen.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+            message, steps = _STEP.subn("for 0.2 s in one step", record.getMessage())
+            if blocking or not steps:
+                seen.append(f"{record.levelname} {record.name}: {message}")
 
     logger = logging.getLogger("asgi_agents")
     handler = Handler(logging.WARNING)

@@ -17,6 +17,11 @@ def page() -> str:
     return page_of(MISTAKES)
 
 
+@pytest.fixture
+def steps_of_any_length() -> None:
+    """A hook that blocks is one of the mistakes."""
+
+
 def test_the_page_says_what_the_mistakes_get(page: str) -> None:
     assert PATH.read_text() == page, "write it anew: python -m tests.mistakes"
 
@@ -28,12 +33,10 @@ def test_the_page_names_no_place_of_the_machine_that_it_was_made_on(page: str) -
 
 
 def test_there_are_the_forty_commonest() -> None:
-    assert sum(not mistake.silent for mistake in ALL) >= 40
+    assert len(ALL) >= 40
     assert len({(mistake.title, mistake.code) for mistake in ALL}) == len(ALL)
 
 
-@pytest.mark.parametrize(
-    "mistake", [mistake for mistake in ALL if not (mistake.silent or mistake.command)], ids=lambda each: each.title
-)
+@pytest.mark.parametrize("mistake", [mistake for mistake in ALL if not mistake.command], ids=lambda each: each.title)
 def test_no_mistake_passes_in_silence(mistake: Mistake) -> None:
     assert [line for line in outcome_of(mistake) if not line.startswith("GET ")]
