@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from asgi_agents import (
     Agent,
     AgentConfig,
+    AgentContext,
     AgentMiddleware,
     AgentResponse,
     AuditMetadata,
@@ -106,29 +107,36 @@ async def test_trailers_of_a_response_are_not_shown() -> None:
     assert len(shown) == 2
 
 
-def test_of_a_long_session_the_latest_thousand_answers_are_kept() -> None:
-    """Each of them as large as a remote agent's answer may be."""
+@pytest.mark.parametrize("length", [1, 50_000])
+def test_of_a_long_session_the_newest_answers_are_kept_within_two_mebibytes(length: int) -> None:
+    sizes: list[int] = []
     kept: list[int] = []
+    forgotten: list[int] = []
 
     class Tags(Agent):
         async def on_websocket_frame(self, event: WebSocketFrameEvent) -> AgentResponse:
-            return AgentResponse.allow(audit=AuditMetadata(tags=["t"]))
+            return AgentResponse.allow(audit=AuditMetadata(tags=["t" * length]))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.accept"})
         for _ in range(1001):
             await send({"type": "websocket.send", "text": "x"})
-        kept.append(len(scope["state"]["agents"].decision.verdicts))
+        agents: AgentContext = scope["state"]["agents"]
+        verdicts = agents.decision.verdicts
+        sizes.append(sum(len(tag) for verdict in verdicts if verdict.response for tag in verdict.response.audit.tags))
+        kept.append(len(verdicts))
+        forgotten.append(agents.verdicts_forgotten)
         await send({"type": "websocket.close"})
 
     client = TestClient(AgentMiddleware(app, agents=[AgentConfig("agent", Tags())]))
     with client.websocket_connect("/") as websocket:
-        assert websocket.receive_text() == "x"
-        for _ in range(1000):
-            websocket.receive_text()
+        for _ in range(1001):
+            assert websocket.receive_text() == "x"
 
-    assert kept == [1000]
+    assert 0 < kept[0] <= 1000
+    assert 0 < sizes[0] <= 2 * 1024 * 1024
+    assert forgotten[0] > 0
 
 
 @pytest.mark.parametrize("path", ["/other", "/admin/more"])
