@@ -33,6 +33,7 @@ _IN_VIRTUAL_TIME: Final = (
     "test_metrics.py",
     "test_middleware.py",
     "test_stages.py",
+    "test_uvicorn.py",
     "test_virtual_time.py",
     "status/test_app.py",
     "status/test_snapshot.py",
