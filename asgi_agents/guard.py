@@ -29,7 +29,7 @@ from .errors import (
     NotApplicableError,
     printable,
 )
-from .given_config import GivenConfig
+from .given_config import GivenConfig, MissingConfigKeyError
 from .metrics import AgentMetrics, AgentStatistics, Series, Tally
 from .one_at_a_time import OneAtATime
 from .places import raised_by
@@ -810,7 +810,8 @@ class Guard:
                 return Failure(_TOO_LARGE.get(event_type, FailureKind.ERROR), self._describe(event_type, str(exc)))
             case NotApplicableError():
                 return Failure(FailureKind.NOT_APPLICABLE, self._describe(event_type, str(exc)))
-            case AgentError():
+            case AgentError() if event_type is EventType.CONFIGURE or not isinstance(exc, MissingConfigKeyError):
+                # Once the agent is configured, a key may be what a client has sent.
                 return Failure(FailureKind.ERROR, self._describe(event_type, str(exc)))
             case _:
                 # Not str(exc): an agent's own exception may carry the data that it choked on.

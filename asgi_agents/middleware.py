@@ -256,7 +256,7 @@ class AgentMiddleware:
             leave(entered)
             if outer is not None:
                 # A middleware around this one has agents of its own.
-                if not self._said_twice and isinstance(outer, AgentContext):
+                if not self._said_twice and context.stands_within:
                     self._said_twice = agents_asked_twice(outer.lineup, lineup)
                 state[STATE_KEY] = outer
                 if alias is not None and state.get(alias) is context:

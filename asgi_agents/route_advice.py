@@ -8,6 +8,7 @@ from typing import Final
 from starlette.routing import PARAM_REGEX
 from starlette.types import Scope
 
+from .agent import Agent
 from .guard import Guard
 from .lineup import AgentReference, Lineup
 from .manager import AgentManager
@@ -33,8 +34,13 @@ _METHODS: Final = frozenset(
 # fmt: on
 # Methods that middlewares and routers answer where no endpoint lists them.
 _ANSWERED_ANYWHERE: Final = frozenset({"HEAD", "OPTIONS", "TRACE", "CONNECT"})
+# What an agent may be made with, and can be compared without trouble.
+_COMPARABLE: Final = frozenset({str, bytes, int, float, bool})
 # Of those behind so many it is not found out whether an earlier one takes their place: it would take too long.
 _MOST_ROUTES: Final = 200
+# Of so many routes that match nothing, times the routes of the app, it is found out which ones were meant: the event
+# loop waits for it, up to some 100 µs each.
+_MOST_COMPARED: Final = 5_000
 
 
 def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
@@ -46,12 +52,18 @@ def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
     """
     routes = router.routes or ()
     endpoints = resolver.endpoints(scope) or ()
+    comparisons = _MOST_COMPARED
     for number, route in enumerate(routes):
         fault = _misspelt(route, endpoints)
         if fault is None and number < _MOST_ROUTES:
             fault = _shadowed(route, routes[:number], resolver, scope)
         if fault is None and endpoints and route.agents:
-            fault = _astray(route, endpoints, router.root_of(scope))
+            meeting = [methods for spelling, methods in endpoints if may_meet(route.path, spelling)]
+            if meeting:
+                fault = _not_taken(route, meeting)
+            elif comparisons > 0:
+                comparisons -= len(endpoints)
+                fault = _astray(route, endpoints, router.root_of(scope))
         if fault is not None:
             logger.warning("%s %s", _shown(route), fault)
     for fault in dict.fromkeys(_left_open(router, endpoints)):
@@ -90,15 +102,20 @@ def agents_asked_twice(outer: Lineup, inner: Lineup) -> bool:
 
 
 def _are_same(one: Guard, other: Guard) -> bool:
-    """Whether they lead to one agent, or to two that were made by the same lines."""
+    """Whether they lead to one agent, or to two that were most likely made by the same lines."""
     if one is other:
         return True
     reach, other_reach = one.config.reach, other.config.reach
     if one.config.id != other.config.id or type(reach) is not type(other_reach):
         return False
     if isinstance(reach, InProcessTransport) and isinstance(other_reach, InProcessTransport):
-        return type(reach.agent) is type(other_reach.agent)
-    return True
+        return type(reach.agent) is type(other_reach.agent) and _settings(reach.agent) == _settings(other_reach.agent)
+    return bool(getattr(reach, "address", None) == getattr(other_reach, "address", None))
+
+
+def _settings(agent: Agent) -> dict[str, object]:
+    """What an agent was given when it was made, as far as that can be compared: ``Limit(10)`` is no ``Limit(5)``."""
+    return {name: value for name, value in getattr(agent, "__dict__", {}).items() if type(value) in _COMPARABLE}
 
 
 def _misspelt(route: Route, endpoints: Sequence[Endpoint]) -> str | None:
@@ -127,11 +144,13 @@ def _shadowed(route: Route, earlier: Iterable[Route], resolver: Resolver, scope:
 
 
 def _astray(route: Route, endpoints: Sequence[Endpoint], root: str) -> str | None:
-    meeting = [methods for spelling, methods in endpoints if may_meet(route.path, spelling)]
-    if not meeting:
-        hint = _hint(route.path, [spelling for spelling, _ in endpoints], root)
-        # Else it may be meant so: an agent may answer where the app has nothing, as with a redirect or to a scanner.
-        return None if hint is None else f"matches no route of the app{hint}"
+    hint = _hint(route.path, [spelling for spelling, _ in endpoints], root)
+    # Else it may be meant so: an agent may answer where the app has nothing, as with a redirect or to a scanner.
+    return None if hint is None else f"matches no route of the app{hint}"
+
+
+def _not_taken(route: Route, meeting: Sequence[frozenset[str] | None]) -> str | None:
+    """Of a route for methods that no route of the app takes: ``meeting`` has the methods of those that it may meet."""
     asked = (route.methods or frozenset()) - _ANSWERED_ANYWHERE
     if not asked or any(methods is None or not asked.isdisjoint(methods) for methods in meeting):
         return None
@@ -152,8 +171,15 @@ def _hint(path: str, spellings: Sequence[str], root: str) -> str | None:
     for _, rest in _cut(path):
         if any(may_meet(rest, spelling) for spelling in spellings):
             return f": paths are matched below the place where the app is mounted; write {rest!r}"
-    near = get_close_matches(path, spellings, 1, 0.8)
+    # A path below another one is no misspelling of it.
+    alike = [spelling for spelling in spellings if _depth(spelling) == _depth(path)]
+    near = get_close_matches(path, alike, 1, 0.8)
     return f"; did you mean {near[0]!r}?" if near else None
+
+
+def _depth(path: str) -> int:
+    """How many segments there are, whether or not a slash ends the path."""
+    return path.rstrip("/").count("/")
 
 
 def _cut(path: str) -> Iterator[tuple[str, str]]:

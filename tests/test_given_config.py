@@ -6,9 +6,11 @@ import logging
 from typing import Any
 
 import pytest
+from anyio.lowlevel import checkpoint
 
-from asgi_agents import Agent, AgentConfig, AgentError, AgentManager
+from asgi_agents import Agent, AgentConfig, AgentError, AgentManager, FailureMode, Headers
 from asgi_agents.given_config import GivenConfig, MissingConfigKeyError
+from asgi_agents.protocol import Event, GuardrailInspectEvent, RequestBodyChunkEvent, ResponseHeadersEvent
 
 
 class Limit(Agent):
@@ -53,6 +55,41 @@ async def test_a_key_that_is_looked_up_elsewhere_is_not_named() -> None:
 
     assert "raised KeyError at test_given_config.py" in told
     assert "s3cret" not in told
+
+
+async def test_no_key_is_named_that_a_client_may_have_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the agent is configured with its API keys, they would be all in the log, and that of the client."""
+
+    class ApiKeys(Agent):
+        async def on_configure(self, event: Any) -> None:
+            self.users = event.config
+
+        async def on_response_headers(self, event: Any) -> None:
+            self.users[event.header("x-api-key")]
+
+        async def on_request_body_chunk(self, event: Any) -> None:
+            await checkpoint()
+            self.users[event.data.decode()]
+
+        async def on_guardrail_inspect(self, event: Any) -> None:
+            self.users[event.content]
+
+    guard = AgentManager([AgentConfig("keys", ApiKeys(), config={"s3cret": "alice"})]).guard("keys")
+    asked: list[Event] = [
+        ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers({"x-api-key": ["gu3ss"]})),
+        RequestBodyChunkEvent(correlation_id="c", data=b"gu3ss", is_last=True),
+        GuardrailInspectEvent(correlation_id="c", inspection_type="pii", content="gu3ss"),
+    ]
+    told = ""
+    with caplog.at_level(logging.DEBUG, logger="asgi_agents"):
+        for event in asked:
+            verdict = await guard.call(event, FailureMode.CLOSED)
+            assert verdict.failure is not None
+            assert "raised MissingConfigKeyError at test_given_config.py" in verdict.failure.message
+            told += verdict.failure.message
+
+    assert "gu3ss" not in told + caplog.text
+    assert "s3cret" not in told + caplog.text
 
 
 async def test_an_agent_without_configuration_is_told_so() -> None:

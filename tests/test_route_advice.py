@@ -3,9 +3,12 @@
 import logging
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -14,8 +17,9 @@ from starlette.routing import Route as AppRoute
 from starlette.routing import Router as AppRouter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asgi_agents import Agent, AgentConfig, AgentManager, AgentMiddleware, Route, protect
+from asgi_agents import Agent, AgentConfig, AgentManager, AgentMiddleware, EventType, Route, protect
 from asgi_agents.protocol import GuardrailInspectEvent, RequestHeadersEvent
+from asgi_agents.route_advice import agents_asked_twice
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +51,7 @@ def named(routes: Sequence[Route], default: Sequence[str] | None) -> list[AgentC
     return [AgentConfig(agent_id, Watching()) for agent_id in sorted(ids)]
 
 
-async def get(app: ASGIApp, path: str = "/", root_path: str = "") -> None:
+async def get(app: ASGIApp, path: str = "/", root_path: str = "", state: dict[str, Any] | None = None) -> None:
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
@@ -55,7 +59,7 @@ async def get(app: ASGIApp, path: str = "/", root_path: str = "") -> None:
         pass
 
     scope = {"type": "http", "method": "GET", "path": path, "root_path": root_path, "headers": [], "query_string": b""}
-    await app({**scope, "state": {}}, receive, send)
+    await app({**scope, "state": {} if state is None else state}, receive, send)
 
 
 async def start(app: ASGIApp) -> None:
@@ -282,6 +286,38 @@ async def test_the_full_path_in_a_mounted_app_is_told_with_the_one_that_it_sees(
     ]
 
 
+async def test_a_path_below_another_is_no_misspelling_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as that of a plugin, which adds its route when it is loaded."""
+    app = Starlette(routes=[AppRoute("/plugins", endpoint), AppRoute("/users/{id}", endpoint)])
+    routes = [Route("/plugins/foo", ["a"]), Route("/users/{id}/pin", ["a"])]
+
+    await get(AgentMiddleware(app, agents=named(routes, None), routes=routes), "/plugins")
+
+    assert told(caplog) == []
+
+
+async def test_of_many_routes_that_match_nothing_only_the_first_are_compared_with_all_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The event loop waits for it: with 500 routes and an app of 1,000 it was 45 seconds."""
+    compared = 0
+
+    def counting(word: str, possibilities: list[str], *args: Any) -> list[str]:
+        nonlocal compared
+        compared += len(possibilities)
+        return get_close_matches(word, possibilities, *args)
+
+    monkeypatch.setattr("asgi_agents.route_advice.get_close_matches", counting)
+    app = Starlette(routes=[AppRoute(f"/a{number}/{{id}}", endpoint) for number in range(400)])
+    routes = [Route("/a0/{idd}", ["a"]), Route("/a00/{id}", ["a"])]
+    routes += [Route(f"/nothing/like-it-{number}", ["a"]) for number in range(200)]
+
+    await get(AgentMiddleware(app, agents=named(routes, None), routes=routes))
+
+    assert [line.partition(" ")[0] for line in told(caplog)] == ["Route('/a00/{id}')"]
+    assert compared <= 6_000
+
+
 async def test_an_agent_that_nobody_names_is_told(caplog: pytest.LogCaptureFixture) -> None:
     agents = [AgentConfig("a", Watching()), AgentConfig("auth", Watching()), AgentConfig("pii", Inspecting())]
     for middleware in (
@@ -343,5 +379,61 @@ async def test_middlewares_with_agents_of_their_own_may_stand_in_one_another(
     outer = AgentMiddleware(inner, agents=[AgentConfig("a", Other()), AgentConfig("c", Watching())])
 
     await get(outer)
+
+    assert told(caplog) == []
+
+
+class Limit(Watching):
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self.counts: dict[str, int] = {}
+
+
+def limited(app: ASGIApp, rate: int) -> AgentMiddleware:
+    return AgentMiddleware(app, agents=[AgentConfig("limit", Limit(rate))])
+
+
+@pytest.mark.parametrize(("outer", "expected"), [(10, 1), (5, 0)])
+async def test_a_mounted_app_may_have_an_agent_of_the_same_name_that_was_made_otherwise(
+    outer: int, expected: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = limited(Starlette(routes=[Mount("/inner", limited(answer, 10))]), outer)
+
+    await get(app, "/inner/")
+
+    assert len(told(caplog)) == expected
+
+
+@pytest.mark.parametrize(("other", "expected"), [("http://waf.a/", 1), ("http://waf.b/", 0)])
+async def test_agents_at_two_addresses_are_two(other: str, expected: int, caplog: pytest.LogCaptureFixture) -> None:
+    outer, inner = (
+        AgentManager([AgentConfig("waf", address, events={EventType.REQUEST_HEADERS})]).lineup(None)
+        for address in ("http://waf.a/", other)
+    )
+
+    assert agents_asked_twice(outer, inner) == bool(expected)
+    assert len(told(caplog)) == expected
+
+
+class Slow(Watching):
+    async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+        await checkpoint()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_connections_that_a_server_gives_one_state_are_not_one_connection(
+    at_once: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As some do for the requests of one keep-alive connection."""
+    app = AgentMiddleware(answer, agents=[AgentConfig("a", Slow())])
+    state: dict[str, Any] = {}
+
+    if at_once:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(get, app, "/", "", state)
+    else:
+        for _ in range(3):
+            await get(app, state=state)
 
     assert told(caplog) == []

@@ -186,6 +186,11 @@ class AgentContext(Struct, eq=False):
             self.correlation_header = outer.correlation_header
             self.request_id = self._outermost.request_id
 
+    @property
+    def stands_within(self) -> bool:
+        """Whether :meth:`stand_within` was given a context of the same connection."""
+        return self._outermost is not None
+
     def note_request_id(self, request_id: str) -> None:
         """Agents have been told that the request has this name."""
         self.request_id = (self._outermost or self).request_id = request_id
