@@ -46,7 +46,7 @@ class BadInput(AgentsError):  # noqa: N818 - says whose fault it is
 
     def __init__(self, message: str | None = None, *, status: int = 400) -> None:
         if not isinstance(message, str | None):
-            raise AgentProtocolError(f"BadInput: message is a {type(message).__name__}, expected a str or None")
+            raise AgentProtocolError(f"BadInput: message is of type {type(message).__name__}, expected a str or None")
         if not isinstance(status, int) or not 400 <= status <= 499:
             raise AgentProtocolError(f"BadInput: status={status!r:.40}, expected 400 to 499")
         super().__init__(message or "")

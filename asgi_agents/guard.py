@@ -50,6 +50,7 @@ from .protocol import (
     check_acknowledgement,
     check_inspection,
     check_response,
+    reason_of,
 )
 from .protocol.applicability import check_applicable
 from .protocol.stream import correlation_id_of
@@ -788,8 +789,9 @@ class Guard:
             config = GivenConfig(config)
         event = ConfigureEvent(agent_id=self.config.id, config=config)
         answer = await self._deliver(_Call(event, FailureMode.CLOSED, None, timeout, started))
-        if not self._checked(event.event_type, answer).is_allow:
-            raise AgentError("refused its configuration")
+        response = self._checked(event.event_type, answer)
+        if not response.is_allow:
+            raise AgentError(f"refused its configuration: {reason_of(response)}")
 
     def _not_configured(self, failure: Failure, exc: Exception) -> None:
         if self.in_use and self._configure_error != failure.message:

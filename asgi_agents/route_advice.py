@@ -63,7 +63,7 @@ def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
                 fault = _not_taken(route, meeting)
             elif comparisons > 0:
                 comparisons -= len(endpoints)
-                fault = _astray(route, endpoints, router.root_of(scope))
+                fault = _astray(route, router, endpoints, router.root_of(scope))
         if fault is not None:
             logger.warning("%s %s", _shown(route), fault)
     for fault in dict.fromkeys(_left_open(router, endpoints)):
@@ -143,10 +143,22 @@ def _shadowed(route: Route, earlier: Iterable[Route], resolver: Resolver, scope:
     return None
 
 
-def _astray(route: Route, endpoints: Sequence[Endpoint], root: str) -> str | None:
-    hint = _hint(route.path, [spelling for spelling, _ in endpoints], root)
+def _astray(route: Route, router: Router, endpoints: Sequence[Endpoint], root: str) -> str | None:
+    spellings = [spelling for spelling, _ in endpoints]
+    hint = _taken_for_a_prefix(route, router, spellings) or _hint(route.path, spellings, root)
     # Else it may be meant so: an agent may answer where the app has nothing, as with a redirect or to a scanner.
     return None if hint is None else f"matches no route of the app{hint}"
+
+
+def _taken_for_a_prefix(route: Route, router: Router, spellings: Sequence[str]) -> str | None:
+    """Of a path without a route of the app, below which there are some that its agents are not asked about."""
+    above = route.path.rstrip("/") + "/"
+    if above == "/" or set(_ids(route.agents)) <= set(_ids(router.default_agents or ())):
+        return None
+    for spelling in spellings:
+        if spelling.startswith(above) and not any(covers(other.path, spelling) for other in router.routes or ()):
+            return f", and not what is below it, such as {spelling!r}; for that write {above + '{rest:path}'!r}"
+    return None
 
 
 def _not_taken(route: Route, meeting: Sequence[frozenset[str] | None]) -> str | None:
@@ -171,6 +183,9 @@ def _hint(path: str, spellings: Sequence[str], root: str) -> str | None:
     for _, rest in _cut(path):
         if any(may_meet(rest, spelling) for spelling in spellings):
             return f": paths are matched below the place where the app is mounted; write {rest!r}"
+    for spelling in spellings:
+        if spelling.lower() == path.lower():
+            return f"; did you mean {spelling!r}?"
     # A path below another one is no misspelling of it.
     alike = [spelling for spelling in spellings if _depth(spelling) == _depth(path)]
     near = get_close_matches(path, alike, 1, 0.8)

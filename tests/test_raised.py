@@ -29,6 +29,7 @@ from asgi_agents import (
     BodyMode,
     BreakerState,
     CircuitBreakerConfig,
+    ConfigureEvent,
     EventType,
     FailureKind,
     FailureMode,
@@ -436,7 +437,7 @@ ERRORS: dict[str, tuple[Callable[[], Exception], str]] = {
     "group of an error": (lambda: ExceptionGroup("", [HTTPException(500)]), f"with status 500; {ONLY}"),
     "another agent": (lambda: GuardrailUnavailableError(503, "no", "agent 'b' is gone"), "agent 'b' is gone"),
     "bad status": (lambda: BadInput(status=500), "BadInput: status=500, expected 400 to 499"),
-    "bad message": (lambda: BadInput(1), "BadInput: message is a int, expected a str or None"),  # type: ignore[arg-type]
+    "bad message": (lambda: BadInput(1), "BadInput: message is of type int, expected a str or None"),  # type: ignore[arg-type]
 }
 
 
@@ -658,3 +659,22 @@ async def test_a_served_agent_sends_bad_input_as_a_block() -> None:
     transport = HttpTransport("http://agent/", transport=httpx.ASGITransport(agent_app(Raises(lambda: BadInput("no")))))
     answer = await transport.call(HEAD)
     assert answer == AgentResponse.block(400, "no", audit=AuditMetadata(reason_codes=["bad_input"]))
+
+
+@pytest.mark.parametrize("pause", [False, True], ids=["at once", "later"])
+async def test_an_agent_that_refuses_its_configuration_says_why(pause: bool, caplog: pytest.LogCaptureFixture) -> None:
+    class Strict(Agent):
+        async def on_configure(self, event: ConfigureEvent) -> None:
+            if pause:
+                await checkpoint()
+            raise BadInput("the rate must be positive")
+
+        async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+            return None
+
+    guard = Guard(AgentConfig("limit", Strict(), config={"rate": -1}))
+
+    with pytest.raises(AgentError, match="configure: refused its configuration: the rate must be positive"):
+        await guard.configure()
+
+    assert "refused its configuration: the rate must be positive" in caplog.text

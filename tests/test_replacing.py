@@ -93,11 +93,13 @@ async def test_an_agent_that_does_not_take_its_configuration_replaces_nothing(
     assert "asked again" not in caplog.text
 
 
-@pytest.mark.parametrize("refusal", [Acknowledgement(success=False, error="no such rule"), AgentResponse.block(400)])
+@pytest.mark.parametrize(
+    "refusal", [Acknowledgement(success=False, error="no such rule"), AgentResponse.block(400, "no such rule")]
+)
 async def test_a_stream_agent_that_refuses_replaces_nothing_and_loses_its_connections(refusal: Any) -> None:
     old, new = peer_with(Configured()), peer_with(Configured(refusal))
     async with managing(old, connections=1, config=1) as manager, new.listening():
-        with pytest.raises(AgentError, match=r"the old one stays: .*it refused its configuration"):
+        with pytest.raises(AgentError, match=r"the old one stays: .*it refused its configuration: no such rule"):
             await manager.replace_agent(agent(new, config=2))
         assert (await manager.process_request_headers(REQUEST)).is_allow
         assert len(old.links) == 1

@@ -123,6 +123,13 @@ WRONG: list[tuple[list[Route], list[str] | None, str]] = [
         "Route('/items/{item_id}') matches no route of the app, which has '/api/items/{item_id:int}': paths are matched"
         " whole, mounts included; write '/api/items/{item_id}'",
     ),
+    (
+        [Route("/api/items", ["a"]), Route("/admin", ["a"])],
+        None,
+        "Route('/api/items') matches no route of the app, and not what is below it, such as '/api/items/{item_id:int}';"
+        " for that write '/api/items/{rest:path}'",
+    ),
+    ([Route("/Admin", ["a"])], None, "Route('/Admin') matches no route of the app; did you mean '/admin'?"),
     ([Route("/admin/", ["a"])], None, "Route('/admin/') matches no route of the app; did you mean '/admin'?"),
     (
         [Route("/admin", ["a"], methods=["PUT"])],
@@ -189,6 +196,9 @@ RIGHT: list[tuple[list[Route], list[str] | None]] = [
     ([Route("/admin/users/{user_id}", ["a"]), Route("/admin/users/{x}/y", [])], None),
     ([Route("/chat", ["a"], methods=["GET"])], None),
     ([Route("/static/{rest:path}", ["a"], methods=["PURGE", "PROPFIND"])], None),
+    ([Route("/api", ["a"]), Route("/api/{rest:path}", ["a", "b"])], None),
+    ([Route("/api/items", ["a"]), Route("/api/items/{item_id:int}", ["a"])], None),
+    ([Route("/api/items", ["a"])], ["a"]),
     # An agent may answer where the app has nothing.
     ([Route("/old-orders", ["a"]), Route("/.git/{rest:path}", ["b"])], None),
     # It yields where the app's router runs another handler.

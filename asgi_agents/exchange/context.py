@@ -258,6 +258,8 @@ class AgentContext(Struct, eq=False):
         A task that outlives its connection may ask as well. Where another connection has taken the id by then, the
         question is asked under a new one.
         """
+        if isinstance(categories, str):
+            raise TypeError(f"categories={categories!r:.100}, expected a list: [{categories!r:.100}]")
         event = GuardrailInspectEvent(
             correlation_id=self.correlation_id,
             inspection_type=inspection_type,

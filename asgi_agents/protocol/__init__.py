@@ -42,6 +42,7 @@ from .responses import (
     WebSocketClose,
     WebSocketDecision,
     WebSocketDrop,
+    reason_of,
 )
 from .validation import TOKEN, check_response
 
@@ -94,4 +95,5 @@ __all__ = [
     "decode_event",
     "encode_answer",
     "encode_event",
+    "reason_of",
 ]

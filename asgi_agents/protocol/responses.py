@@ -266,6 +266,14 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
 ALLOW = AgentResponse()
 
 
+def reason_of(refusal: AgentResponse) -> str:
+    """Why an agent does not take its configuration, in its own words. The log shows it, and no client."""
+    decision = refusal.decision
+    if isinstance(decision, Block) and decision.body:
+        return decision.body
+    return ", ".join(refusal.audit.reason_codes) or "no reason given"
+
+
 class Severity(StrEnum):
     """How bad a detection is."""
 

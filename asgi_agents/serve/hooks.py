@@ -19,6 +19,7 @@ from ..protocol import (
     GuardrailResponse,
     check_inspection,
     check_response,
+    reason_of,
 )
 from ..protocol.stream import correlation_id_of
 from ..raised import answer_raised
@@ -79,7 +80,10 @@ class Hooks:
             # Nobody waits for the answer of a hook that was cancelled, whether it has swallowed that or not.
             await raise_swallowed(requests)
         try:
-            return encode(_checked(answer, event))
+            checked = _checked(answer, event)
+            if event_type is EventType.CONFIGURE and isinstance(checked, AgentResponse) and not checked.is_allow:
+                logger.warning("%s: %s: it refuses its configuration: %s", self.name, event_type, reason_of(checked))
+            return encode(checked)
         except Exception as exc:
             # Not only AgentProtocolError: what is in `audit.custom` is first looked at when it is encoded.
             logger.error("%s: %s: the answer can't be sent: %s", self.name, event_type, exc)

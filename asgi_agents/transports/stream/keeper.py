@@ -13,7 +13,16 @@ from anyio import CancelScope
 from msgspec import Struct
 
 from ...errors import AgentConnectionError, AgentError, AgentTimeoutError, printable
-from ...protocol import Acknowledgement, AgentResponse, ConfigureEvent, Encoding, EventType, SpanUnit, check_response
+from ...protocol import (
+    Acknowledgement,
+    AgentResponse,
+    ConfigureEvent,
+    Encoding,
+    EventType,
+    SpanUnit,
+    check_response,
+    reason_of,
+)
 from ...protocol.stream import MAX_HANDSHAKE_REQUEST_BYTES, Framing, HealthState
 from ..background import BackgroundTask
 from ..partial import PartialFrames
@@ -299,10 +308,10 @@ async def hand_over(connection: Connection, agent_id: str, config: Any) -> None:
     if isinstance(answer, Acknowledgement):
         if not answer.success:
             raise AgentError(f"it refused its configuration: {printable(answer.error or 'no reason given')}")
-    elif (
-        not isinstance(answer, AgentResponse) or not check_response(answer, may_mutate=True, may_set_host=True).is_allow
-    ):
-        raise AgentError("it refused its configuration")
+    elif not isinstance(answer, AgentResponse):
+        raise AgentError(f"it answered its configuration with a {type(answer).__name__}")
+    elif not check_response(answer, may_mutate=True, may_set_host=True).is_allow:
+        raise AgentError(f"it refused its configuration: {printable(reason_of(answer))}")
 
 
 async def _connect(address: Address, connection: Connection, tls: ssl.SSLContext | None) -> Wire:
