@@ -108,7 +108,7 @@ def _check_request(exchange: Exchange) -> None:
         assert resolved, "the app has the whole body, on which somebody has not agreed"
         _check_length(exchange, passed)
     for hired in hearing:
-        if hired.config.request_body_mode.name != "buffer":
+        if hired.config.request_bodies.name != "buffer":
             continue
         for shown in hired.agent.of(exchange.correlation_id, EventType.REQUEST_BODY_CHUNK):
             assert let_pass(hired, shown, final=True), f"{hired.config.id} did not let the body, the app was called"
@@ -130,7 +130,7 @@ def _check_length(exchange: Exchange, passed: bytes) -> None:
 def _holds_all(hired: Hired) -> bool:
     """Whether the agent is given the whole body before the app is called, and is never left out."""
     config = hired.config
-    return config.request_body_mode.name == "buffer" and (hired.closed or config.max_request_body_bytes is None)
+    return config.request_bodies.name == "buffer" and (hired.closed or config.max_request_body_bytes is None)
 
 
 def _check_response(exchange: Exchange) -> None:
@@ -155,7 +155,7 @@ def _check_response(exchange: Exchange) -> None:
         check_head(exchange, EventType.RESPONSE_HEADERS, body_follows=bool(inspected) and not bodiless, what="response")
     if inspected and not bodiless and not (event_stream or sse_sent):
         for hired in inspected:
-            if hired.config.response_body_mode.name == "buffer":
+            if hired.config.response_bodies.name == "buffer":
                 for shown in hired.agent.of(exchange.correlation_id, EventType.RESPONSE_BODY_CHUNK):
                     assert let_pass(hired, shown, final=True), f"{hired.config.id} did not let it, the head is out"
     if not (app.script.legal and app.script.sequential):

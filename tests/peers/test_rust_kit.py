@@ -247,7 +247,7 @@ async def test_one_that_cant_be_read_is_a_failure_and_the_connection_lives(text:
     peer = answering({"routing_metadata": {"guardrail_response": text}})
     async with managing(peer, connections=1) as manager:
         guard = manager.guard("waf")
-        verdict, _ = await guard.inspect(question(), guard.config.failure_mode)
+        verdict, _ = await guard.inspect(question(), guard.config.fails)
         assert verdict.failure is not None
         assert verdict.failure.kind is FailureKind.ERROR
         assert "routing_metadata.guardrail_response" in verdict.failure.message

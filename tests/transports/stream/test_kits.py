@@ -278,7 +278,7 @@ async def test_an_inspection_that_is_never_answered_takes_no_answer_of_its_reque
     async with managing(peer, connections=1, timeout=0.05, circuit_breaker=None) as manager:
         await manager.process_request_headers(head("c"))
         for _ in range(inspections):
-            verdict, _ = await manager.guard("waf").inspect(question("c"), manager.guard("waf").config.failure_mode)
+            verdict, _ = await manager.guard("waf").inspect(question("c"), manager.guard("waf").config.fails)
             assert verdict.failure is not None
             assert verdict.failure.kind is FailureKind.TIMEOUT
         decision = await manager.process_request_body(chunk("c"))
