@@ -26,18 +26,18 @@ MIN_WINDOW: Final = 0.001
 
 def _require_seconds(where: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
-        raise ConfigurationError(f"{where}: {name}={named(value)}, expected a number of seconds above 0")
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a number of seconds above 0")
 
 
 def _require_int(where: str, name: str, value: object, *, at_least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigurationError(f"{where}: {name}={named(value)}, expected a whole number of at least {at_least}")
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a whole number of at least {at_least}")
 
 
 def _require_rate(where: str, name: str, value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
         raise ConfigurationError(
-            f"{where}: {name}={named(value)}, expected a share above 0 and up to 1, such as 0.5, or None to open on "
+            f"{where}: {name}={value!r}, expected a share above 0 and up to 1, such as 0.5, or None to open on "
             "failures in a row alone"
         )
 
@@ -45,13 +45,13 @@ def _require_rate(where: str, name: str, value: object) -> None:
 def _require_window(where: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_WINDOW <= value <= MAX_SECONDS:
         raise ConfigurationError(
-            f"{where}: {name}={named(value)}, expected a number of seconds from {MIN_WINDOW} to {MAX_SECONDS}"
+            f"{where}: {name}={value!r}, expected a number of seconds from {MIN_WINDOW} to {MAX_SECONDS}"
         )
 
 
 def _require_member(where: str, name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind):
-        raise ConfigurationError(f"{where}: {name}={named(value)}, expected a {kind.__name__}")
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a {kind.__name__}")
 
 
 class FailureMode(StrEnum):
@@ -259,7 +259,7 @@ class AgentConfig:
         _require_int(where, "max_concurrent_calls", self.max_concurrent_calls, at_least=1)
         if not isinstance(self.circuit_breaker, CircuitBreakerConfig | None):
             raise ConfigurationError(
-                f"{where}: circuit_breaker={named(self.circuit_breaker)}, expected a CircuitBreakerConfig or None"
+                f"{where}: circuit_breaker={self.circuit_breaker!r}, expected a CircuitBreakerConfig or None"
             )
         for name in ("request_body_mode", "response_body_mode"):
             object.__setattr__(self, name, _as_body_mode(where, name, getattr(self, name)))

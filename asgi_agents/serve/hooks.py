@@ -10,7 +10,6 @@ from ..blocking import Steps, in_steps
 from ..cancellation import cancel_requests, raise_swallowed
 from ..correlation import enter, leave
 from ..errors import AgentError, ConfigurationError
-from ..naming import named
 from ..protocol import (
     AgentResponse,
     Answer,
@@ -101,14 +100,14 @@ class Hooks:
 def require_agent(where: str, agent: object) -> None:
     """Raise :class:`ConfigurationError` for what is no agent, and as :func:`check_agent` does."""
     if not isinstance(agent, Agent):
-        raise ConfigurationError(f"{where}: agent={named(agent)}, expected an instance of an Agent")
+        raise ConfigurationError(f"{where}: agent={agent!r}, expected an instance of an Agent")
     check_agent(where, agent)
 
 
 def require_positive(where: str, name: str, value: object) -> None:
     """Raise :class:`ConfigurationError` for what is no whole number of at least 1."""
     if type(value) is not int or value < 1:
-        raise ConfigurationError(f"{where}: {name}={named(value)}, expected a whole number of at least 1")
+        raise ConfigurationError(f"{where}: {name}={value!r}, expected a whole number of at least 1")
 
 
 def _checked(answer: Answer | None, event: Event) -> Answer:
