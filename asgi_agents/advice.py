@@ -38,7 +38,7 @@ _NEEDED: Final[dict[str, tuple[object, tuple[EventType, ...]]]] = {
 
 
 def warn_of(config: AgentConfig) -> None:
-    """Say in the log what of ``config`` has no effect, or was most likely meant otherwise."""
+    """Warn in the log of what in ``config`` has no effect, or was most likely meant otherwise."""
     for name in ("timeout", "chunk_timeout"):
         warn_of_seconds(f"AgentConfig({config.id!r})", name, getattr(config, name))
     if config.circuit_breaker is not None:
@@ -49,7 +49,7 @@ def warn_of(config: AgentConfig) -> None:
 
 
 def warn_of_seconds(where: str, name: str, seconds: float) -> None:
-    """Say in the log that a duration looks like milliseconds, if it does."""
+    """Warn in the log if a duration looks like milliseconds."""
     if seconds > _MOST_SECONDS:
         logger.warning(
             "%s: %s=%g is more than %d seconds; durations are seconds: for milliseconds write %s=%g",
@@ -65,18 +65,18 @@ def warn_of_seconds(where: str, name: str, seconds: float) -> None:
 def _without_effect(config: AgentConfig) -> Iterator[str]:
     hears = config.hears
     if hears is None:
-        # It says what it hears when it is connected.
+        # Its events are known only once it is connected.
         return
     local = isinstance(config.transport, InProcessTransport)
     for name, (usual, needed) in _NEEDED.items():
         if getattr(config, name) != usual and hears.isdisjoint(needed):
             lacking = " or ".join(HOOKS[event] if local else event.value for event in needed)
             what = f"the agent has no {lacking}" if local else f"its events have no {lacking}"
-            yield f"{name} has no effect, for {what}; add that, or leave {name} out"
+            yield f"{name} has no effect, because {what}; add that, or leave {name} out"
     if config.sets and not config.enforce:
         yield (
-            "sets has no effect, for a shadow agent (enforce=False) sets nothing: what clients send in these headers"
-            " reaches the app; name them in sets of the agent that is enforced"
+            "sets has no effect, because a shadow agent (enforce=False) sets nothing: what clients send in these"
+            " headers reaches the app; name them in sets of the agent that is enforced"
         )
     if local and config.config is not None and EventType.CONFIGURE not in hears:
-        yield "config has no effect, for the agent has no on_configure; add that, or leave config out"
+        yield "config has no effect, because the agent has no on_configure; add that, or leave config out"

@@ -1,8 +1,8 @@
-"""Hooks that keep the event loop to themselves: one warning for each agent.
+"""Hooks that block the event loop: one warning for each agent.
 
 A *step* of a hook is what it does from one suspension to the next. Nothing else runs meanwhile: no other request, no
-deadline, no cancellation. Steps are measured in wall time, since that is what everybody else waits: a hook that sleeps
-or reads a file uses no processor time.
+deadline, no cancellation. Steps are measured in wall time, because that is how long all other tasks wait: a hook that
+sleeps or reads a file uses no processor time.
 """
 
 import logging
@@ -24,7 +24,7 @@ LONGEST_STEP: Final = 0.05
 
 
 class Steps:
-    """What the log has been told of one agent's steps.
+    """Warns of one agent's steps that take too long, once.
 
     ``on_configure`` is left out: it runs before the agent's first call, as a rule before the app serves anybody.
 
@@ -39,13 +39,13 @@ class Steps:
         self._told = not isinstance(transport, InProcessTransport)
 
     def function(self, event_type: EventType) -> object:
-        """What is called for such events."""
+        """The hook for such events; of an agent that has none here, the transport's function that calls it."""
         if isinstance(self._transport, InProcessTransport):
             return getattr(self._transport.agent, HOOKS[event_type])
         return getattr(self._transport, "call", None)
 
     def took(self, event_type: EventType, seconds: float) -> None:
-        """A step of the hook for such events took longer than :data:`LONGEST_STEP`. The log gets one line an agent."""
+        """Warn, if this is the first time, that a step of the hook took ``seconds``, more than :data:`LONGEST_STEP`."""
         if self._told or event_type is EventType.CONFIGURE:
             return
         self._told = True

@@ -127,7 +127,7 @@ class CircuitBreaker:
 
     @property
     def retry_after(self) -> float:
-        """Seconds until the next trial may pass, at the latest; 0 unless open. :meth:`try_again` comes unforeseen."""
+        """Seconds until the next trial may pass, at the latest; 0 unless open. :meth:`try_again` makes it sooner."""
         if self.observed is not BreakerState.OPEN:
             return 0.0
         return max(0.0, self._opened_at + self._config.reset_timeout - self._clock())

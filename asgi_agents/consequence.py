@@ -27,7 +27,7 @@ def consequence_of(verdict: Verdict) -> str:
     if event_type is EventType.REQUEST_COMPLETE:
         return "nothing depends on it"
     if not verdict.enforced:
-        return "nothing comes of it, for this is a shadow agent"
+        return "nothing changes, because this is a shadow agent"
     if verdict.fails_closed:
-        return f"{_CLOSED.get(event_type, 'the request is refused')}, for the agent fails closed"
-    return f"{_OPEN.get(event_type, 'the request goes on without it')}, for the agent fails open"
+        return f"{_CLOSED.get(event_type, 'the request is refused')}, because the agent fails closed"
+    return f"{_OPEN.get(event_type, 'the request goes on without it')}, because the agent fails open"

@@ -576,7 +576,7 @@ class Guard:
         return series
 
     def _traceback(self, exc: Exception | None) -> Exception | None:
-        """``exc``, if its traceback belongs into the log: it may show what requests carry."""
+        """``exc``, if its traceback belongs in the log: it may show what requests carry."""
         # Of a remote agent it would only show our own code.
         return exc if self._debug and not self._transport.remote and not isinstance(exc, _NoVerdict) else None
 

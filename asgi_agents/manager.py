@@ -112,7 +112,7 @@ class AgentManager:
         if isinstance(agents, str) or not isinstance(agents, Iterable):
             raise ConfigurationError(f"AgentManager: agents={named(agents)}, expected a list of AgentConfig")
         for config in agents:
-            _require_config("AgentManager: agents contains", config)
+            _require_config("AgentManager: agents contains ", config)
             if config.id in self._guards:
                 raise ConfigurationError(
                     f"AgentManager: two agents have the id {config.id!r}, expected each to be unique"
@@ -408,7 +408,7 @@ class AgentManager:
         It counts at once, for all connections that come from now on. Until it has taken its configuration it is treated
         by its failure mode, and asked again if it is down or refuses. It stays also where this call is cancelled.
         """
-        _require_config("AgentManager.add_agent: config is", config)
+        _require_config("AgentManager.add_agent: config=", config)
         with self._lock:
             if config.id in self._guards:
                 raise ConfigurationError(
@@ -434,7 +434,7 @@ class AgentManager:
         Raises :class:`AgentError` when the new one can't be reached, or does not take its configuration: the old one
         stays. Raises :class:`UnknownAgentError`, also when the old one is removed meanwhile.
         """
-        _require_config("AgentManager.replace_agent: config is", config)
+        _require_config("AgentManager.replace_agent: config=", config)
         self.guard(config.id)
         self._check_order(config)
         turn = self._replacing.setdefault(config.id, SharedLimiter(1))
@@ -639,7 +639,7 @@ def _require_config(shown: str, given: object) -> None:
     if isinstance(given, Agent):
         name = type(given).__name__
         right = f"AgentConfig({name.lower()!r}, {name}(...))"
-    raise ConfigurationError(f"{shown} {named(given)}, expected {right}")
+    raise ConfigurationError(f"{shown}{named(given)}, expected {right}")
 
 
 def require_manager(shown: str, given: object) -> None:

@@ -109,7 +109,7 @@ class AgentMiddleware:
         if agents is None and manager is None:
             raise ConfigurationError("AgentMiddleware: no agents, expected agents=[AgentConfig(...)] or manager=...")
         if agents is not None and manager is not None:
-            raise ConfigurationError("AgentMiddleware: there are agents and a manager, expected one of them")
+            raise ConfigurationError("AgentMiddleware: both agents and manager are given, expected one of them")
         if manager is not None:
             require_manager("AgentMiddleware: manager=", manager)
         self._renderers = Renderers(challenge_renderer, render_error)
@@ -149,10 +149,10 @@ class AgentMiddleware:
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
         self.manager.list_routes(self._router.listings)
-        # Who is said to hear what is compared with the app's own routes once: those are often added late.
+        # Routes and agents are checked for likely mistakes once, and not before the app has its routes.
         self._examined = False
         self._said_twice = False
-        # Those of a manager may be for others to ask.
+        # The agents of a manager that was given may be on the routes of another middleware.
         self._owns_agents = agents is not None
         # The agents of the paths that came lately; where more than the path decides, of all that does. What depends on
         # the app's own routes is not among it: the resolver remembers that.
@@ -193,7 +193,7 @@ class AgentMiddleware:
         return lineup
 
     def _examine(self, scope: Scope) -> None:
-        """Say in the log what of the routes is most likely a mistake."""
+        """Warn in the log of routes and agents that are most likely mistakes."""
         self._examined = True
         check_routes(self._router, self._resolver, scope)
         if self._owns_agents and self._router.default_agents is not None:

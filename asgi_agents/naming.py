@@ -15,6 +15,13 @@ def named(value: object) -> str:
     if isinstance(value, _PLAIN):
         shown = repr(value)
         return shown if len(shown) <= _MAX_LENGTH else f"{shown[:_MAX_LENGTH]}..."
+    return kind_of(value)
+
+
+def kind_of(value: object) -> str:
+    """What ``value`` is, and nothing of its content, also where that is plain: for places where secrets may stand."""
+    if value is None:
+        return "None"
     if isinstance(value, type):
         return f"the class {value.__name__}"
     name = getattr(value, "__name__", None)

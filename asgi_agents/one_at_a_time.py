@@ -1,4 +1,4 @@
-"""What one task is to do while others wait for it."""
+"""Work that one task does while others wait for it to end."""
 
 from threading import RLock
 
@@ -14,7 +14,10 @@ class OneAtATime:
         self._under_way: SharedEvent | None = None
 
     def begin(self) -> SharedEvent | None:
-        """None: it is the caller's to do, and to :meth:`end`. Else another does it, until this is set."""
+        """Returns None if the caller is to do it, and to call :meth:`end` afterwards.
+
+        Otherwise another task is doing it. Returns what is set when that has called :meth:`end`.
+        """
         with self._lock:
             if self._under_way is None:
                 self._under_way = SharedEvent()

@@ -54,7 +54,7 @@ def below(pattern: str) -> str | None:
 def foreign_syntax(pattern: str) -> str | None:
     """What is wrong with a pattern that is written as for another framework, and what would be right.
 
-    Of what it names nothing is syntax here: it would match a path with that very character in it, and no other.
+    Starlette gives these characters no meaning: such a pattern matches only paths that contain them literally.
     """
     literal = PARAM_REGEX.sub("", pattern)
     found = _FOREIGN.search(literal)

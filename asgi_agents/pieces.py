@@ -11,7 +11,7 @@ _JOINED: Final = 256
 class Pieces:
     """Pieces of bytes in order, which together take little more memory than what is in them.
 
-    Small pieces are joined. Where the bytes come from is not to be told by their cuts.
+    Small pieces are joined, so that what :meth:`popleft` returns is not always what was appended.
     """
 
     __slots__ = ("_pieces", "_small", "size")

@@ -19,6 +19,7 @@ from .exchange import ChallengeRenderer, ErrorRenderer
 from .lineup import AgentReference
 from .manager import AgentManager
 from .middleware import AgentMiddleware
+from .naming import kind_of
 from .redaction import redact_secrets
 from .routing import Route
 
@@ -224,7 +225,7 @@ def _check_unguarded(app: Starlette) -> None:
 
 def _checked_outside(outside: object) -> list[Middleware]:
     if isinstance(outside, str | Middleware) or not isinstance(outside, Iterable):
-        raise ConfigurationError(f"protect: outside is {_named(outside)}, expected a list of Middleware(...)")
+        raise ConfigurationError(f"protect: outside is {kind_of(outside)}, expected a list of Middleware(...)")
     return [_checked_entry(entry) for entry in outside]
 
 
@@ -236,24 +237,15 @@ def _checked_entry(entry: object) -> Middleware:
     if not isinstance(entry, Middleware):
         factory_name = getattr(entry, "__name__", None) or "CORSMiddleware"
         raise ConfigurationError(
-            f"protect: outside contains {_named(entry)}, expected objects such as Middleware({factory_name}, ...)"
+            f"protect: outside contains {kind_of(entry)}, expected objects such as Middleware({factory_name}, ...)"
         )
     if not callable(entry.cls):
         raise ConfigurationError(
-            f"protect: outside contains Middleware({_named(entry.cls)}), expected the class of a middleware in it"
+            f"protect: outside contains Middleware({kind_of(entry.cls)}), expected the class of a middleware in it"
         )
     if _is_agent_middleware(entry.cls):
         raise ConfigurationError("protect: outside contains AgentMiddleware, expected all agents in agents=[...]")
     return entry
-
-
-def _named(value: object) -> str:
-    """What ``value`` is, without its content: the arguments of middlewares can be secrets."""
-    name = getattr(value, "__name__", None)
-    if isinstance(name, str):
-        return name
-    kind = type(value).__name__
-    return f"an object of type {kind}"
 
 
 def _is_agent_middleware(factory: object) -> bool:

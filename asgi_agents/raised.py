@@ -31,8 +31,8 @@ from .protocol.codec import encode_value
 from .protocol.validation import number_or_type
 
 _BAD_INPUT: Final = AuditMetadata(reason_codes=("bad_input",))
-# A client is there, and waits for a response or for the next message.
-_BEFORE_A_CLIENT: Final = frozenset(
+# A client waits for a response, or for the next message.
+_CLIENT_WAITS: Final = frozenset(
     {
         EventType.REQUEST_HEADERS,
         EventType.REQUEST_BODY_CHUNK,
@@ -41,8 +41,8 @@ _BEFORE_A_CLIENT: Final = frozenset(
         EventType.WEBSOCKET_FRAME,
     }
 )
-# A websocket may be there to be closed: a handshake is a request's head.
-_BEFORE_A_WEBSOCKET: Final = frozenset({EventType.REQUEST_HEADERS, EventType.WEBSOCKET_FRAME})
+# There may be a websocket to close: the head of a request can be a handshake.
+_MAY_CLOSE_WEBSOCKET: Final = frozenset({EventType.REQUEST_HEADERS, EventType.WEBSOCKET_FRAME})
 _POLICY_VIOLATION: Final = 1008
 
 
@@ -88,7 +88,7 @@ def _answer(exc: Exception, event_type: EventType) -> AgentResponse | str | None
         case HTTPException():
             return _answer_of_http(exc, event_type)
         case WebSocketException():
-            if event_type not in _BEFORE_A_WEBSOCKET:
+            if event_type not in _MAY_CLOSE_WEBSOCKET:
                 return f", which is no answer to {event_type.value}"
             return AgentResponse.websocket_close(exc.code, exc.reason)
         case _:
@@ -98,7 +98,7 @@ def _answer(exc: Exception, event_type: EventType) -> AgentResponse | str | None
 def _answer_of_http(exc: HTTPException, event_type: EventType) -> AgentResponse | str:
     status: object = exc.status_code
     headers: object = {} if exc.headers is None else exc.headers
-    if event_type not in _BEFORE_A_CLIENT:
+    if event_type not in _CLIENT_WAITS:
         return f", which is no answer to {event_type.value}"
     # Also a member of http.HTTPStatus.
     status = int(status) if isinstance(status, int) else status

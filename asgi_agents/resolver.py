@@ -98,7 +98,7 @@ class Resolver:
         return route, False
 
     def endpoints(self, scope: Scope) -> Sequence[Endpoint] | None:
-        """All routes that the app has now. None where they can't be told, or where others may answer as well."""
+        """All routes that the app has now. None where they can't all be read."""
         return self._theirs_for(scope).told
 
     def yields(self, route: Route, scope: Scope) -> bool:

@@ -36,17 +36,17 @@ _METHODS: Final = frozenset(
 _ANSWERED_ANYWHERE: Final = frozenset({"HEAD", "OPTIONS", "TRACE", "CONNECT"})
 # What an agent may be made with, and can be compared without trouble.
 _COMPARABLE: Final = frozenset({str, bytes, int, float, bool})
-# Of those behind so many it is not found out whether an earlier one takes their place: it would take too long.
+# Only the first so many routes are compared with all before them: the time grows with the square of their number.
 _MOST_ROUTES: Final = 200
-# Of so many routes that match nothing, times the routes of the app, it is found out which ones were meant: the event
-# loop waits for it, up to some 100 µs each.
+# A route that matches nothing is compared with each route of the app, to say which one was meant. Each comparison may
+# keep the event loop for 100 µs: after so many there are no more.
 _MOST_COMPARED: Final = 5_000
 
 
 def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
-    """Say in the log what of the routes of one middleware can't be meant so.
+    """Warn in the log of each route of a middleware that is most likely a mistake.
 
-    What depends on the app's routes is said only where all of them can be read.
+    Warnings that depend on the app's routes are given only where all of these can be read.
 
     :param scope: the connection, or the lifespan, in which the app is found.
     """
@@ -71,7 +71,7 @@ def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
 
 
 def check_agents(manager: AgentManager, router: Router) -> None:
-    """Say in the log which agents are never asked. Those that inspect for handlers are asked by these."""
+    """Warn in the log of agents that are never asked. Guardrail agents are left out: handlers ask them."""
     named = _ids(router.references)
     missing = [
         agent_id
@@ -89,7 +89,7 @@ def check_agents(manager: AgentManager, router: Router) -> None:
 
 
 def agents_asked_twice(outer: Lineup, inner: Lineup) -> bool:
-    """Say in the log which agents two middlewares ask about the same connection; whether there are any."""
+    """Warn in the log of agents that two middlewares ask about one connection. Returns whether there are any."""
     theirs = [agent.guard for agent in outer.agents]
     twice = [agent.guard.config.id for agent in inner.agents if any(_are_same(guard, agent.guard) for guard in theirs)]
     if twice:
@@ -124,7 +124,7 @@ def _misspelt(route: Route, endpoints: Sequence[Endpoint]) -> str | None:
         if method not in _METHODS and not any(method in (methods or ()) for _, methods in endpoints):
             near = get_close_matches(method, sorted(_METHODS), 1)
             if near:
-                return f"is for the method {method!r}, which HTTP has not; did you mean {near[0]!r}?"
+                return f"is for the method {method!r}, which HTTP does not have; did you mean {near[0]!r}?"
     right = colon_syntax(route.path)
     if right is not None and all(spelling != route.path for spelling, _ in endpoints):
         return f"has a ':' that stands for itself, and matches nothing else; parameters are written {{name}}: {right!r}"
@@ -205,7 +205,7 @@ def _cut(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _left_open(router: Router, endpoints: Sequence[Endpoint]) -> Iterator[str]:
-    """Of routes for all that is below a path that the app has: those that leave out that path itself."""
+    """Warnings of routes for all below a path, where the app has a route for that path and it is unguarded."""
     routes = router.routes or ()
     by_shape: dict[str, list[Endpoint]] = {}
     for endpoint in endpoints:
@@ -219,7 +219,7 @@ def _left_open(router: Router, endpoints: Sequence[Endpoint]) -> Iterator[str]:
                 continue
             there = [other for other in routes if _share(other.methods, methods) and covers(other.path, spelling)]
             if any(_nameless(other.path) == _nameless(top) for other in there):
-                # Somebody has thought of it.
+                # A route of its own says who is asked there, so it is meant.
                 continue
             asked = _ids(there[0].agents if there else router.default_agents or ())
             missing = [agent_id for agent_id in _ids(route.agents) if agent_id not in asked]

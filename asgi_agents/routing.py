@@ -213,7 +213,7 @@ def _checked_reference(field: str, reference: object) -> AgentReference:
         case AgentConfig():
             raise ConfigurationError(
                 f"{field} contains AgentConfig({reference.id!r}, ...), expected its id: {reference.id!r}; the"
-                " configuration itself belongs into the agents of protect, AgentMiddleware or AgentManager"
+                " configuration itself belongs in the agents of protect, AgentMiddleware or AgentManager"
             )
         case _:
             raise ConfigurationError(

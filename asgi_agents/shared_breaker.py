@@ -27,17 +27,17 @@ class SharedBreaker(CircuitBreaker):
         with self._lock:
             return super().acquire()
 
-    def success(self, generation: int) -> None:
+    def success(self, began: int) -> None:
         with self._lock:
-            super().success(generation)
+            super().success(began)
 
-    def failure(self, generation: int) -> None:
+    def failure(self, began: int) -> None:
         with self._lock:
-            super().failure(generation)
+            super().failure(began)
 
-    def release(self, generation: int) -> None:
+    def release(self, began: int) -> None:
         with self._lock:
-            super().release(generation)
+            super().release(began)
 
     def try_again(self) -> None:
         with self._lock:

@@ -58,7 +58,7 @@ def managed(agent: Any, **options: Any) -> Callable[[], AgentManager]:
 def test_a_field_that_no_hook_can_use_is_one_warning(caplog: pytest.LogCaptureFixture, field: str, value: Any) -> None:
     (warning,) = warnings_of(caplog, managed(Complete(), **{field: value}))
 
-    assert warning.startswith(f"AgentConfig('waf'): {field} has no effect, for the agent has no on_")
+    assert warning.startswith(f"AgentConfig('waf'): {field} has no effect, because the agent has no on_")
     assert warning.endswith(f"add that, or leave {field} out")
 
 
@@ -70,7 +70,7 @@ def test_a_field_that_a_hook_can_use_is_none(caplog: pytest.LogCaptureFixture, f
 def test_a_remote_agent_is_warned_of_by_its_events(caplog: pytest.LogCaptureFixture) -> None:
     (warning,) = warnings_of(caplog, managed("http://agent.example/", events={EventType.REQUEST_HEADERS}, decode=True))
 
-    assert "decode has no effect, for its events have no request_body_chunk or response_body_chunk" in warning
+    assert "decode has no effect, because its events have no request_body_chunk or response_body_chunk" in warning
 
 
 def test_an_agent_that_will_say_what_it_hears_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -80,7 +80,7 @@ def test_an_agent_that_will_say_what_it_hears_is_not_warned_of(caplog: pytest.Lo
 def test_what_a_shadow_agent_sets_is_one(caplog: pytest.LogCaptureFixture) -> None:
     (warning,) = warnings_of(caplog, managed(Everything(), sets={"x-user"}, enforce=False))
 
-    assert "sets has no effect, for a shadow agent" in warning
+    assert "sets has no effect, because a shadow agent" in warning
 
 
 @pytest.mark.parametrize("field", ["timeout", "chunk_timeout"])

@@ -35,15 +35,15 @@ def logged(caplog: pytest.LogCaptureFixture, event: EventType, mode: FailureMode
 def test_the_line_says_what_comes_of_a_failure(caplog: pytest.LogCaptureFixture, event: EventType) -> None:
     closed, opened = CONSEQUENCES[event]
 
-    assert f"refused; {closed}, for the agent fails closed (" in logged(caplog, event, FailureMode.CLOSED)
-    assert f"refused; {opened}, for the agent fails open (" in logged(caplog, event, FailureMode.OPEN)
+    assert f"refused; {closed}, because the agent fails closed (" in logged(caplog, event, FailureMode.CLOSED)
+    assert f"refused; {opened}, because the agent fails open (" in logged(caplog, event, FailureMode.OPEN)
 
 
 @pytest.mark.parametrize("event", CONSEQUENCES)
 def test_nothing_comes_of_that_of_a_shadow_agent(caplog: pytest.LogCaptureFixture, event: EventType) -> None:
     line = logged(caplog, event, FailureMode.CLOSED, enforce=False)
 
-    assert "; nothing comes of it, for this is a shadow agent (" in line
+    assert "; nothing changes, because this is a shadow agent (" in line
 
 
 @pytest.mark.parametrize("mode", FailureMode)

@@ -1345,7 +1345,7 @@ async def test_a_shadow_agents_verdicts_are_recorded_and_enforce_nothing() -> No
     assert guard.metrics().shadowed == 2
 
 
-WITHHELD = "the response is withheld, for the agent fails closed"
+WITHHELD = "the response is withheld, because the agent fails closed"
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:

@@ -204,7 +204,7 @@ ANYTHING: Any = object()
     ("options", "message"),
     [
         ({}, "no agents, expected"),
-        ({"agents": [], "manager": MANAGER}, "agents and a manager, expected one of them"),
+        ({"agents": [], "manager": MANAGER}, "both agents and manager are given, expected one of them"),
         ({"manager": ANYTHING}, "manager=an object, expected an AgentManager"),
         ({"manager": AgentManager}, "manager=the class AgentManager, expected an AgentManager"),
         ({"agents": [Head()]}, "expected AgentConfig"),

@@ -83,9 +83,9 @@ async def test_what_is_no_agent_config_is_nowhere_taken_for_one(given: Any) -> N
     manager = AgentManager([config()])
     with pytest.raises(ConfigurationError, match=r"AgentManager: agents contains .*, expected AgentConfig\("):
         protect(an_app(), agents=[given])
-    with pytest.raises(ConfigurationError, match=r"AgentManager\.add_agent: config is .*, expected AgentConfig\("):
+    with pytest.raises(ConfigurationError, match=r"AgentManager\.add_agent: config=.*, expected AgentConfig\("):
         await manager.add_agent(given)
-    with pytest.raises(ConfigurationError, match=r"AgentManager\.replace_agent: config is .*, expected AgentConfig\("):
+    with pytest.raises(ConfigurationError, match=r"AgentManager\.replace_agent: config=.*, expected AgentConfig\("):
         await manager.replace_agent(given)
 
 

@@ -826,19 +826,25 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"agents": [], "routes": [Route("/", ["waf"])]}, "routes or default_agents name 'waf'"),
     ({"agents": [], "routes": ["/"]}, r"expected asgi_agents\.Route"),
     ({"agents": [], "correlation_header": "a b"}, "correlation_header='a b'"),
-    ({"agents": [], "outside": [CORSMiddleware]}, r"outside contains CORSMiddleware, .* Middleware\(CORSMiddleware, "),
-    ({"agents": [], "outside": [any_asgi_app]}, r"outside contains any_asgi_app, expected objects such as Middleware"),
-    ({"agents": [], "outside": [GZipMiddleware(Starlette())]}, "outside contains an object of type GZipMiddleware"),
-    ({"agents": [], "outside": ["cors"]}, "outside contains an object of type str"),
-    ({"agents": [], "outside": [("cors", (), {})]}, "outside contains an object of type tuple"),
+    (
+        {"agents": [], "outside": [CORSMiddleware]},
+        r"outside contains the class CORSMiddleware, .* Middleware\(CORSMiddleware, ",
+    ),
+    (
+        {"agents": [], "outside": [any_asgi_app]},
+        r"outside contains the function any_asgi_app, expected objects such as Middleware",
+    ),
+    ({"agents": [], "outside": [GZipMiddleware(Starlette())]}, "outside contains a GZipMiddleware"),
+    ({"agents": [], "outside": ["cors"]}, "outside contains a str, expected"),
+    ({"agents": [], "outside": [("cors", (), {})]}, "outside contains a tuple"),
     (
         {"agents": [], "outside": [Middleware(cast(Any, None))]},
-        r"outside contains Middleware\(an object of type NoneType\)",
+        r"outside contains Middleware\(None\)",
     ),
     ({"agents": [], "outside": [Middleware(AgentMiddleware, agents=[])]}, "expected all agents in agents="),
-    ({"agents": [], "outside": CORS}, r"outside is an object of type Middleware, expected a list of Middleware"),
-    ({"agents": [], "outside": CORSMiddleware}, "outside is CORSMiddleware, expected a list of Middleware"),
-    ({"agents": [], "outside": None}, "outside is an object of type NoneType, expected a list of Middleware"),
+    ({"agents": [], "outside": CORS}, r"outside is a Middleware, expected a list of Middleware"),
+    ({"agents": [], "outside": CORSMiddleware}, "outside is the class CORSMiddleware, expected a list of Middleware"),
+    ({"agents": [], "outside": None}, "outside is None, expected a list of Middleware"),
 ]
 
 

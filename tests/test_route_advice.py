@@ -139,7 +139,7 @@ WRONG: list[tuple[list[Route], list[str] | None, str]] = [
     (
         [Route("/admin", ["a"], methods=["GTE"])],
         None,
-        "Route('/admin', methods=['GTE']) is for the method 'GTE', which HTTP has not; did you mean 'GET'?",
+        "Route('/admin', methods=['GTE']) is for the method 'GTE', which HTTP does not have; did you mean 'GET'?",
     ),
     (
         [Route("/admin/users/:id", ["a"])],

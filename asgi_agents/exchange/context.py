@@ -139,10 +139,10 @@ class AgentContext(Struct, eq=False):
 
     @classmethod
     def of(cls, connection: HTTPConnection) -> Self:
-        """The context of a request or a websocket, for a handler that finds out by it that there is one.
+        """The context of a request or a websocket.
 
-        Raises :class:`~asgi_agents.NoAgentContextError` where no agents are asked about the path, and there is no
-        ``request.state.agents`` either.
+        Raises :class:`~asgi_agents.NoAgentContextError` where no agents are asked about the path. There
+        ``request.state.agents`` does not exist either.
         """
         context = (connection.scope.get("state") or {}).get(STATE_KEY)
         if isinstance(context, cls):
@@ -176,10 +176,11 @@ class AgentContext(Struct, eq=False):
         return name
 
     def stand_within(self, outer: object) -> None:
-        """Take the names of the connection from ``outer``, which the state has, if that is about the same connection.
+        """Take correlation id and request id from ``outer``, if that is the context of the same connection.
 
-        It is where the running code serves that connection, and it is open. A server may hand the same state to several
-        connections, and what a handler calls in this process is another connection, whose state is its own.
+        ``outer`` is what the state had when this middleware was called. It is of the same connection if it is the
+        current context and not over. Otherwise it may be another's: a server may give one state to several
+        connections, and an app that a handler calls in this process serves a connection of its own.
         """
         if isinstance(outer, AgentContext) and outer is current() and not outer.over:
             self._outermost = outer._outermost or outer
@@ -192,17 +193,17 @@ class AgentContext(Struct, eq=False):
         return self._outermost is not None
 
     def note_request_id(self, request_id: str) -> None:
-        """Agents have been told that the request has this name."""
+        """Remember that agents were told this id of the request."""
         self.request_id = (self._outermost or self).request_id = request_id
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is over, as far as this middleware has to do with it."""
+        """Whether this middleware has finished with the connection."""
         return self._closed
 
     @property
     def over(self) -> bool:
-        """Whether the connection is over, also for the middlewares around this one: its id is free."""
+        """Whether all middlewares around the app have finished with the connection, so that its id is free."""
         return (self._outermost or self)._closed
 
     @property

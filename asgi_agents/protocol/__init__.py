@@ -19,7 +19,7 @@ from .events import (
     WebSocketFrameEvent,
 )
 from .headers import Headers
-from .inspection import SpanUnit, check_acknowledgement, check_inspection, count_code_points
+from .inspection import SpanUnit, check_acknowledgement, check_inspection, in_code_points
 from .responses import (
     ALLOW,
     PROTOCOL_VERSION,
@@ -90,10 +90,10 @@ __all__ = [
     "check_acknowledgement",
     "check_inspection",
     "check_response",
-    "count_code_points",
     "decode_answer",
     "decode_event",
     "encode_answer",
     "encode_event",
+    "in_code_points",
     "reason_of",
 ]

@@ -1,7 +1,7 @@
 """Taking the data out of a long event in JSON without a second copy of it. No I/O.
 
-Data is spelt in base64. Whoever decodes the event as a whole has both, what is spelt and what it says, which for a body
-of 8 MiB are 19. Here the one takes the place of the other, piece by piece.
+The data is base64. To decode the whole event takes memory for both the base64 and the decoded bytes: 19 MiB for a body
+of 8 MiB. Here the decoded bytes are written over the base64, piece by piece.
 """
 
 import re
@@ -25,7 +25,7 @@ def extract_data(frame: BytesIO) -> tuple[bytes, bytes] | None:
     """A version 2 frame with the event's ``data`` empty, and the data. The frame is used up.
 
     None, and the frame is as it was, where the data is not found for certain: the event has to be decoded as a whole.
-    Data that is no base64 is left in the frame as something that is none, so that whoever decodes that says so.
+    Where the data is no valid base64, the frame that is returned has invalid base64 too: decoding it raises the error.
     """
     size = frame.seek(0, 2)
     with frame.getbuffer() as view:
@@ -71,7 +71,10 @@ def _end_of_text(view: memoryview, start: int) -> int | None:
 
 
 def _decode_in_place(view: memoryview, start: int, end: int) -> int | None:
-    """Put what the base64 from ``start`` to ``end`` says at the beginning; returns its length, None if it is none."""
+    """Decode the base64 from ``start`` to ``end`` to the beginning of ``view``.
+
+    Returns the length of the decoded bytes, or None where it is no valid base64.
+    """
     length = 0
     for place in range(start, end, _STEP):
         piece = view[place : min(place + _STEP, end)]

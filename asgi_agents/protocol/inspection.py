@@ -6,7 +6,8 @@ from typing import Final, Literal
 from msgspec.structs import replace
 
 from ..errors import AgentProtocolError
-from .responses import Acknowledgement, Detection, GuardrailResponse, Severity, TextSpan
+from .events import Event, GuardrailInspectEvent
+from .responses import Acknowledgement, Answer, Detection, GuardrailResponse, Severity, TextSpan
 from .validation import check_bool, check_number, check_text, number_or_type
 
 #: What the offsets of a span count: code points of the content, or bytes of its UTF-8.
@@ -71,6 +72,16 @@ def check_acknowledgement(answer: Acknowledgement) -> Acknowledgement:
     check_bool("success", answer.success)
     if answer.error is not None:
         check_text("error", answer.error)
+    return answer
+
+
+def in_code_points(answer: Answer, event: Event, unit: SpanUnit) -> Answer:
+    """``answer``, of an agent that counts in ``unit``, with the spans of its detections in code points.
+
+    Raises :class:`AgentProtocolError` as :func:`count_code_points` does.
+    """
+    if unit == "bytes" and isinstance(answer, GuardrailResponse) and isinstance(event, GuardrailInspectEvent):
+        return count_code_points(answer, event.content)
     return answer
 
 

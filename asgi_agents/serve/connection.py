@@ -65,7 +65,7 @@ _BATCH_BYTES: Final = 64 * 1024
 _CANCELLED: Final = no_verdict("cancelled")
 _MALFORMED: Final = "the event is malformed"
 _BUSY: Final = "too many events of the connection are unanswered"
-# Events whose frames are no longer count for that length.
+# Events with frames of at most this many bytes count for the length of the frame; longer ones are weighed.
 _SHORT: Final = 16 * 1024
 _DRAINING: Final = "the agent is shutting down"
 _KNOWN_ENCODINGS: Final = frozenset(encoding.value for encoding in Encoding)

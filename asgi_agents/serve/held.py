@@ -56,7 +56,8 @@ class Budget:
     def may_read(self, intake: "Intake") -> bool:
         """Whether more may be read on a connection.
 
-        Always on the one that has held something for longest: its frame comes to an end, and is not in the way then.
+        The one that has held something for longest is read whatever the total: so its frame can end, and what it holds
+        is freed.
         """
         if intake.unanswered >= self.share:
             return False
@@ -133,17 +134,17 @@ class Intake:
         return self.unanswered + self.partial
 
     def start(self, wire: Wire) -> None:
-        """This is where it is read from."""
+        """Pause and resume reading on ``wire``."""
         self._wire = wire
 
     def add(self, size: int) -> None:
-        """An unanswered event of so many bytes more; below 0 one that was answered."""
+        """Count an unanswered event of ``size`` bytes; below 0: one that was answered."""
         if not self._closed:
             self.unanswered += size
             self._budget.changed(self, size)
 
     def noted(self) -> None:
-        """Something was read, and dealt with: read on or wait."""
+        """What was read has been handled: go on reading, pause, or close the connection."""
         if self._closed:
             return
         reader = self._reader
@@ -186,7 +187,7 @@ class Intake:
         self._budget.changed(self, -held)
 
     def _read_on(self) -> None:
-        """It has waited long enough."""
+        """Reading has paused for :data:`PATIENCE` seconds: read again, and refuse events if there is still no room."""
         if not self._budget.may_read(self):
             if not self.unanswered:
                 # It is others that hold too much. Its own frame has a deadline.

@@ -38,7 +38,7 @@ def shape_refusal(event_type: EventType | None, reason: str, error: str) -> Shap
 
 
 def no_verdict(reason: str) -> Shaped:
-    """An answer that nobody can take for a verdict."""
+    """An answer that no client can take for a verdict."""
     return Shaped(AgentResponse(version=0, audit=AuditMetadata(reason_codes=[reason])), {"decision": NO_VERDICT})
 
 
@@ -48,7 +48,7 @@ def _acknowledgement(answer: Answer, error: str | None) -> Shaped:
 
 
 def _guardrail(verdict: GuardrailResponse) -> Shaped:
-    """A guardrail verdict as an AgentResponse: who overlooks the JSON in it is to see a denial of what was detected."""
+    """A guardrail verdict as an AgentResponse, which blocks what was detected: some clients ignore the JSON in it."""
     text = encode_value(verdict, Encoding.JSON, "answer").decode()
     metadata = {GUARDRAIL_KEY: text}
     if verdict.detected:

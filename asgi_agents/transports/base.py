@@ -11,6 +11,9 @@ class Transport(Protocol):
 
     A transport knows nothing of deadlines, limits and breakers: the guard in front of it cancels a call that takes too
     long and never has more than the agent's ``max_concurrent_calls`` under way.
+
+    It may have two more members. ``address`` is a str that says in the log where the agent is. ``async retire()`` is
+    called instead of :meth:`aclose` when the agent is removed or replaced, and closes what belongs to any event loop.
     """
 
     @property

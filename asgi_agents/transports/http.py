@@ -25,12 +25,10 @@ from ..protocol import (
     Encoding,
     Event,
     EventType,
-    GuardrailInspectEvent,
-    GuardrailResponse,
     SpanUnit,
-    count_code_points,
     decode_answer,
     encode_event,
+    in_code_points,
 )
 from ..trace_context import inject_trace_context
 from .connections import Connections, ConnectionStack, SharedTransport
@@ -184,14 +182,7 @@ class HttpTransport:
         :raises EventTooLargeError: it answered 413.
         """
         message = await self._post(encode_event(event, self._encoding))
-        answer = decode_answer(message, self._encoding, event.event_type)
-        if (
-            self._span_unit == "bytes"
-            and isinstance(answer, GuardrailResponse)
-            and isinstance(event, GuardrailInspectEvent)
-        ):
-            return count_code_points(answer, event.content)
-        return answer
+        return in_code_points(decode_answer(message, self._encoding, event.event_type), event, self._span_unit)
 
     async def aclose(self) -> None:
         await self._connections.aclose()

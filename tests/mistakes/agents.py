@@ -23,7 +23,7 @@ class ApiKey(Agent):
 
 AgentConfig("api-key", ApiKey())
 """,
-        instead="`async def`. Work that blocks belongs into `await anyio.to_thread.run_sync(...)`.",
+        instead="`async def`. Work that blocks belongs in `await anyio.to_thread.run_sync(...)`.",
     ),
     Mistake(
         title="A hook without its event",

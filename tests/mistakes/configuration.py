@@ -19,7 +19,7 @@ protect(app, agents=[AgentConfig("waf", Waf(), circuit_breaker=breaker)])
         instead="`reset_timeout=30`",
     ),
     Mistake(
-        title="A failure mode that there is not",
+        title="A failure mode that does not exist",
         code='AgentConfig("waf", Waf(), failure_mode="fail-open")',
         instead='`failure_mode="open"` or `FailureMode.OPEN`',
     ),
@@ -94,7 +94,7 @@ protect(app, agents=[AgentConfig("stamp", Stamp(), sets={"x-user"})])
         instead='`AgentConfig("waf-2", Waf())`',
     ),
     Mistake(
-        title="After an agent that there is not",
+        title="After an agent that does not exist",
         code='protect(app, agents=[AgentConfig("waf", Waf(), after=["api_key"]), AgentConfig("api-key", Waf())])',
         instead='`after=["api-key"]`',
     ),

@@ -30,12 +30,12 @@ ROUTES: Final = (
         instead='`Route("/items", agents=["waf"])`, and the `AgentConfig` in `protect(app, agents=[...])`',
     ),
     Mistake(
-        title="A failure mode that there is not, on a route",
+        title="A failure mode that does not exist, on a route",
         code='Route("/items", agents=[("waf", "fail-open")])',
         instead='`("waf", "open")`',
     ),
     Mistake(
-        title="An agent that there is not",
+        title="An agent that does not exist",
         code=_protect('routes=[Route("/items", agents=["wfa"])]'),
         instead='`agents=["waf"]`',
     ),
@@ -81,7 +81,7 @@ protect(app, agents=[AgentConfig("waf", Waf())], routes=[Route("/items", agents=
         ),
     ),
     Mistake(
-        title="A guardrail that there is not",
+        title="A guardrail that does not exist",
         code="""
 @app.get("/chat")
 async def chat(agents: Agents):

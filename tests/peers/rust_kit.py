@@ -3,17 +3,13 @@
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Self
 
-import anyio
 import msgspec
-from anyio import CancelScope
 from anyio.abc import SocketStream
-from anyio.lowlevel import checkpoint
 
 from tests.peers import shapes
-from tests.peers.wire import ENDS, Wire
+from tests.peers.wire import ENDS, Wire, listening
 
 ALLOW: dict[str, Any] = {"version": 2, "decision": "allow"}
 
@@ -55,20 +51,8 @@ class RustKit:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Self]:
         """Accept connections within."""
-        async with await anyio.create_unix_listener(self.path) as listener, anyio.create_task_group() as tasks:
-            tasks.start_soon(listener.serve, self._serve)
-            try:
-                yield self
-            finally:
-                # asyncio's readers don't like to be cancelled in the moment that there is something to read.
-                with CancelScope(shield=True):
-                    for _ in range(5):
-                        await checkpoint()
-                tasks.cancel_scope.cancel()
-        self._unlink()
-
-    def _unlink(self) -> None:
-        Path(self.path).unlink(missing_ok=True)
+        async with listening(self.path, self._serve):
+            yield self
 
     async def _serve(self, stream: SocketStream) -> None:
         self.accepted += 1

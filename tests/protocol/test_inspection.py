@@ -20,10 +20,10 @@ from asgi_agents.protocol import (
     TextSpan,
     check_acknowledgement,
     check_inspection,
-    count_code_points,
     decode_event,
     encode_event,
 )
+from asgi_agents.protocol.inspection import count_code_points
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -29,14 +29,13 @@ from ...protocol import (
     Event,
     EventType,
     GuardrailInspectEvent,
-    GuardrailResponse,
     RequestBodyChunkEvent,
     RequestHeadersEvent,
     ResponseBodyChunkEvent,
     SpanUnit,
-    count_code_points,
     decode_answer,
     encode_event,
+    in_code_points,
 )
 from ...protocol.codec import decode_value
 from ...protocol.stream import (
@@ -449,12 +448,7 @@ class Connection:
             if isinstance(answer, AgentResponse) and answer.version == 0:
                 # There is no such version, and so no verdict, whatever the decision.
                 raise AgentError("; ".join(answer.audit.reason_codes) or "the agent failed")
-            if (
-                self._span_unit == "bytes"
-                and isinstance(answer, GuardrailResponse)
-                and isinstance(event, GuardrailInspectEvent)
-            ):
-                answer = count_code_points(answer, event.content)
+            answer = in_code_points(answer, event, self._span_unit)
         except AgentError:
             self._rate(answered=False)
             raise
