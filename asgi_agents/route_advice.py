@@ -152,8 +152,8 @@ def _astray(route: Route, router: Router, endpoints: Sequence[Endpoint], root: s
 
 def _taken_for_a_prefix(route: Route, router: Router, spellings: Sequence[str]) -> str | None:
     """Of a path without a route of the app, below which there are some that its agents are not asked about."""
-    above = route.path.rstrip("/") + "/"
-    if above == "/" or set(_ids(route.agents)) <= set(_ids(router.default_agents or ())):
+    above = route.path + "/"
+    if route.path.endswith("/") or set(_ids(route.agents)) <= set(_ids(router.default_agents or ())):
         return None
     for spelling in spellings:
         if spelling.startswith(above) and not any(covers(other.path, spelling) for other in router.routes or ()):
