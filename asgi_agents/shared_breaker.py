@@ -10,7 +10,9 @@ class SharedBreaker(CircuitBreaker):
     """As :class:`CircuitBreaker`, for several threads: each of its steps is done before another begins.
 
     Otherwise two threads could each see the last half-open slot as free, or one could count its success in a state that
-    the other has just left.
+    the other has just left. Callers add 1 to :attr:`answered` without the lock. That is one step as well: with its
+    global lock, CPython switches threads where a function is called or a loop begins again, and nowhere else. A build
+    without that lock may lose some of these successes.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

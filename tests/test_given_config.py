@@ -35,7 +35,7 @@ async def configured(config: Any, agent: Agent | None = None) -> str:
 
 
 async def test_a_missing_key_is_named_beside_those_that_are_there() -> None:
-    assert "its config has no 'rate'; there are: 'Rate', 1" in await configured({"Rate": 10, 1: 2})
+    assert "its config has no 'rate'; there are: 'Rate'" in await configured({"Rate": 10, 1: 2})
     assert "its config has no 'rate'; there are: none" in await configured({})
 
 
@@ -128,3 +128,10 @@ async def test_what_is_no_dict_is_given_itself(config: Any) -> None:
 
     assert await configured(config, agent) == "configured"
     assert agent.given is config
+
+
+def test_of_the_keys_that_are_there_only_identifiers_are_named() -> None:
+    config = GivenConfig({"rate": 1, "sk-live-1": "alice", 5: "five", "x" * 41: 0})
+
+    with pytest.raises(KeyError, match=r"^its config has no 'burst'; there are: 'rate'$"):
+        config["burst"]

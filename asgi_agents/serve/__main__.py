@@ -27,6 +27,7 @@ from ..agent import Agent, check_agent
 from ..errors import ConfigurationError
 from ..protocol.stream import Framing
 from ..transports.wire import Address, parse_address
+from .held import MAX_HELD_BYTES
 from .http import agent_app
 from .sockets import Listening, describe, listen
 from .stream import serve_stream
@@ -103,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=_whole, default=1, metavar="N", help="processes (1)")
     parser.add_argument(
         "--max-concurrency", type=_whole, default=100, metavar="N", help="hooks at work at a time, per address (100)"
+    )
+    parser.add_argument(
+        "--max-held-bytes",
+        type=_whole,
+        default=MAX_HELD_BYTES,
+        metavar="N",
+        help=f"bytes of events without an answer, per address ({MAX_HELD_BYTES})",
     )
     parser.add_argument(
         "--drain-timeout", type=_seconds, default=30.0, metavar="S", help="seconds for calls under way at the end (30)"
@@ -217,6 +225,7 @@ async def _serve(options: argparse.Namespace, agent: Agent) -> None:
                         bind,
                         framing=options.framing,
                         max_concurrency=options.max_concurrency,
+                        max_held_bytes=options.max_held_bytes,
                         drain_timeout=options.drain_timeout,
                         sock=sock,
                         shutdown=shutdown,
@@ -367,7 +376,7 @@ async def _supervise(options: argparse.Namespace) -> None:
             posts += await listen(_http_address(options))
         everything = [*streams, *posts]
         command = [sys.executable, "-m", "asgi_agents.serve", options.agent]
-        for option in ("max_concurrency", "drain_timeout", "framing", "log_level"):
+        for option in ("max_concurrency", "max_held_bytes", "drain_timeout", "framing", "log_level"):
             command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
         command += [f"--fd={each.sock.fileno()}" for each in streams]
         command += [f"--http-fd={each.sock.fileno()}" for each in posts]

@@ -334,6 +334,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
         ["a:b", "--workers", "x"],
         ["a:b", "--framing", "v1"],
         ["a:b", "--drain-timeout=-1"],
+        ["a:b", "--max-held-bytes=0"],
     ],
 )
 def test_options_that_cannot_be_are_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
