@@ -281,7 +281,7 @@ VERDICTS = [
         detected=True,
         confidence=0.9,
         detections=[
-            Detection(category="email", description="é", severity=Severity.HIGH, confidence=0.5, span=TextSpan(0, 3))
+            Detection(category="email", description="é", severity=Severity.HIGH, confidence=0.5, span=TextSpan(0, 1))
         ],
         redacted_content="***",
     ),
