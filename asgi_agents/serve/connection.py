@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from ..errors import AgentProtocolError
+from ..errors import AgentError, AgentProtocolError
 from ..protocol import (
     PROTOCOL_VERSION,
     AgentResponse,
@@ -362,8 +362,9 @@ class Connection:
     def _spell_or_fail(self, shaped: Shaped, call: Call) -> bytes:
         try:
             return self._encode(shaped, call)
-        except AgentProtocolError as exc:
-            # By ids that can't be sent back; without an answer, client and agent would go out of step.
+        except AgentError as exc:
+            # By ids that can't be sent back, or are too long for that; without an answer, client and agent would go out
+            # of step.
             self._fail(str(exc))
             return b""
 

@@ -41,6 +41,7 @@ from asgi_agents.protocol import (
     encode_event,
 )
 from asgi_agents.protocol.stream import (
+    MAX_FRAME_BYTES,
     CallIds,
     Cancel,
     Framing,
@@ -52,7 +53,7 @@ from asgi_agents.protocol.stream import (
     encode_message,
 )
 from asgi_agents.serve import connection as connection_module
-from asgi_agents.serve import serve_stream
+from asgi_agents.serve import held, serve_stream
 from asgi_agents.serve import stream as stream_module
 from asgi_agents.serve.sockets import listen
 from asgi_agents.transports.wire import parse_address
@@ -716,6 +717,30 @@ async def test_without_a_call_id_all_of_the_correlation_id_are_cancelled_also_in
         agent.open("c")
         assert body_of((await client.answer())[1]) == "c"
     assert agent.entered == ["a", "c"]
+
+
+@pytest.mark.parametrize(("agent", "given_up"), [(Instant, False), (Gated, False), (Gated, True)])
+async def test_an_id_that_is_too_long_to_be_sent_back_closes_that_connection_alone(
+    agent: type[Agent], given_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The event alone is more than one connection may hold.
+    monkeypatch.setattr(held, "PATIENCE", 0.01)
+    served = agent()
+    # As long as an event can carry, without anything else. All answers are longer than this.
+    spelt = '{"correlation_id":"%s","data":"YQ==","is_last":true}'
+    name = "x" * (MAX_FRAME_BYTES - 1 - len(spelt % ""))
+    event = encode_frame(MessageType.REQUEST_BODY_CHUNK, (spelt % name).encode())
+    async with serving(served) as address, connected(address) as other, connected(address) as client:
+        await client.send(event)
+        if isinstance(served, Gated):
+            await served.until(lambda: served.running == 1)
+            if given_up:
+                await client.send(encode_frame(MessageType.CANCEL, b'{"correlation_id":"%b"}' % name.encode()))
+            else:
+                served.open("a")
+        assert await client.closed()
+        await other.send(encode_message(MessageType.PING, Ping(sequence=3)))
+        assert (await other.message())[0] == MessageType.PONG
 
 
 async def test_what_is_refused_behind_the_queue_is_answered_once_too_and_waits_for_no_hook() -> None:
