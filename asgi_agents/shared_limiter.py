@@ -1,6 +1,7 @@
 """How many calls to an agent may be under way, on all event loops together."""
 
 from collections import deque
+from functools import partial
 from threading import RLock
 
 from .transports.event_loop import Wakeup
@@ -71,7 +72,10 @@ class SharedLimiter:
             self._grant()
 
     def _grant(self) -> None:
-        """Give the free permits to those who wait, except to those whose event loop does not run."""
+        """Give the free permits to those who wait, except to those whose event loop does not run.
+
+        These are looked at again when it does.
+        """
         passed_over: list[_Waiter] = []
         while self._queue and self._taken < self.limit:
             waiter = self._queue.popleft()
@@ -80,14 +84,24 @@ class SharedLimiter:
                 self._taken += 1
             else:
                 passed_over.append(waiter)
+                if not waiter.passed_over:
+                    waiter.passed_over = True
+                    waiter.when_its_loop_runs(partial(self._look_again, waiter))
         self._queue.extendleft(reversed(passed_over))
+
+    def _look_again(self, waiter: "_Waiter") -> None:
+        with self._lock:
+            waiter.passed_over = False
+            self._grant()
 
 
 class _Waiter(Wakeup):
     """A task in the queue."""
 
-    __slots__ = ("granted",)
+    __slots__ = ("granted", "passed_over")
 
     def __init__(self) -> None:
         super().__init__()
         self.granted = False
+        #: Whether it is to be looked at again when its event loop runs.
+        self.passed_over = False

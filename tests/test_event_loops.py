@@ -224,6 +224,39 @@ def test_a_waiter_whose_event_loop_does_not_run_holds_up_nobody(end: str, restle
         assert (limiter.taken, limiter.waiting) == (0, 0)
 
 
+@pytest.mark.parametrize("giver", ["no event loop", "another event loop"])
+def test_a_waiter_whose_event_loop_runs_again_gets_the_permit_that_was_free_meanwhile(giver: str) -> None:
+    limiter = SharedLimiter(1)
+    event = SharedEvent()
+    assert limiter.try_acquire()
+
+    def give() -> None:
+        limiter.release()
+        event.set()
+
+    async def give_there() -> None:
+        give()
+
+    loop = asyncio.new_event_loop()
+    try:
+        waiting = [loop.create_task(limiter.acquire()) for _ in range(2)] + [loop.create_task(event.wait())]
+        loop.run_until_complete(asyncio.sleep(0))
+        if giver == "no event loop":
+            give()
+        else:
+            run("asyncio", give_there)
+        # It was free for whoever could have taken it.
+        assert (limiter.taken, limiter.waiting) == (0, 2)
+        loop.run_until_complete(asyncio.wait_for(waiting[0], PATIENCE))
+        loop.run_until_complete(asyncio.wait_for(waiting[2], PATIENCE))
+        assert (limiter.taken, limiter.waiting) == (1, 1)
+        limiter.release()
+        loop.run_until_complete(asyncio.wait_for(waiting[1], PATIENCE))
+        assert (limiter.taken, limiter.waiting) == (1, 0)
+    finally:
+        loop.close()
+
+
 def test_a_waiter_whose_trio_run_has_ended_can_not_be_woken() -> None:
     loops: list[EventLoop] = []
 

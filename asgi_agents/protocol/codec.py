@@ -25,6 +25,7 @@ from .events import (
     WebSocketFrameEvent,
 )
 from .headers import decode_extension, encode_extension
+from .payloads import decode_base64_payloads
 from .responses import (
     ALLOW,
     PROTOCOL_VERSION,
@@ -241,8 +242,7 @@ def decode_value(kind: Any, data: bytes | memoryview, encoding: Encoding, *, at:
         except msgspec.ValidationError:
             if encoding is not Encoding.MSGPACK or kind not in _WITH_PAYLOADS:
                 raise
-        # The payload may be base64: conversion takes text for that where bytes are expected.
-        return msgspec.convert(msgspec.msgpack.decode(data), kind, dec_hook=decode_extension)
+        return decode_base64_payloads(data, kind, BodyMutation, decode_extension)
     except msgspec.ValidationError as exc:
         raise AgentProtocolError(f"{at}: {exc}" if at else str(exc)) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

@@ -39,12 +39,13 @@ class Headers(Mapping[str, Sequence[str]]):
     def __init__(self, fields: Mapping[str, Iterable[str]] | None = None) -> None:
         self._raw: tuple[tuple[bytes, bytes], ...] = ()
         self._firsts: dict[bytes, bytes] | None = None
-        self._fields: dict[str, tuple[str, ...]] | None = {}
+        # One name may come in as many spellings as it has letters in two cases.
+        found: dict[str, list[str]] = {}
         for name, values in (fields or {}).items():
             if isinstance(values, str):
                 raise TypeError(f"headers: {name!r} needs a list of values, got the string {values!r}")
-            key = _lower(name)
-            self._fields[key] = self._fields.get(key, ()) + tuple(values)
+            found.setdefault(_lower(name), []).extend(values)
+        self._fields: dict[str, tuple[str, ...]] | None = {name: tuple(values) for name, values in found.items()}
         _join_cookies_in(self._fields)
 
     @classmethod

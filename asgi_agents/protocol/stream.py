@@ -27,6 +27,8 @@ MAX_ENVELOPE_BYTES: Final = 10 * 1024 * 1024
 #: The longest frame before a peer has introduced itself: a client's, which may carry a configuration, and an agent's.
 MAX_HANDSHAKE_REQUEST_BYTES: Final = 1024 * 1024
 MAX_HANDSHAKE_RESPONSE_BYTES: Final = 64 * 1024
+#: The longest ping, which is sent back as it is.
+MAX_PING_BYTES: Final = 1024
 #: Seconds for a frame to come, from its first byte to its last.
 FRAME_TIMEOUT: float = 30.0
 
@@ -453,6 +455,12 @@ def encode_envelope_frame(envelope: bytes) -> bytes:
 def _check_length(length: int, max_bytes: int) -> None:
     if length > max_bytes:
         raise EventTooLargeError(f"it takes a frame of {length} bytes, expected {max_bytes} at most")
+
+
+def check_ping(payload: bytes | memoryview) -> None:
+    """Raise :class:`AgentProtocolError` for a ping that is too long to be sent back."""
+    if len(payload) > MAX_PING_BYTES:
+        raise AgentProtocolError(f"a ping of {len(payload)} bytes, expected {MAX_PING_BYTES} at most")
 
 
 def encode_message(message_type: MessageType, message: Struct, encoding: Encoding = Encoding.JSON) -> bytes:

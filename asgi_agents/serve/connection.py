@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from ..errors import AgentProtocolError
+from ..errors import AgentError, AgentProtocolError
 from ..protocol import (
     PROTOCOL_VERSION,
     AgentResponse,
@@ -39,6 +39,7 @@ from ..protocol.stream import (
     HealthState,
     HealthStatus,
     MessageType,
+    check_ping,
     decode_message,
     decode_payload,
     decode_payload_ids,
@@ -50,8 +51,9 @@ from ..protocol.stream import (
 )
 from ..transports.wire import Wire
 from ..weighing import weigh
+from . import held
 from .dispatch import Call, Dispatcher
-from .held import EVENT_BYTES, MAX_HELD_BYTES, Budget, Intake
+from .held import EVENT_BYTES, MAX_HELD_BYTES, SMALL_BYTES, Budget, Intake
 from .hooks import Hooks, NoAnswer
 from .shapes import Shaped, no_verdict, shape, shape_refusal
 
@@ -65,7 +67,7 @@ _BATCH_BYTES: Final = 64 * 1024
 _CANCELLED: Final = no_verdict("cancelled")
 _MALFORMED: Final = "the event is malformed"
 _BUSY: Final = "too many events of the connection are unanswered"
-# Events with frames of at most this many bytes count for the length of the frame; longer ones are weighed.
+# Events whose frames are no longer count for that length, as long as their connection holds little.
 _SHORT: Final = 16 * 1024
 _DRAINING: Final = "the agent is shutting down"
 _KNOWN_ENCODINGS: Final = frozenset(encoding.value for encoding in Encoding)
@@ -288,7 +290,8 @@ class Connection:
     def _admit(self, call: Call) -> None:
         """Answer it where nothing has to be waited for, else let it wait."""
         ids = call.ids
-        if call.suspends or self.waiting or self.stalled:
+        # A refusal waits for no hook, nor for those that wait.
+        if self.stalled or (call.refusal is None and (call.suspends or self.waiting)):
             if self._file(call):
                 self._dispatcher.queue(call)
             return
@@ -306,7 +309,9 @@ class Connection:
         self.unanswered += 1
         if call.refusal is not None:
             call.size = EVENT_BYTES + len(call.refusal)
-        elif self._frame_bytes <= _SHORT or isinstance(call.event, BodyChunkEvent | WebSocketFrameEvent):
+        elif isinstance(call.event, BodyChunkEvent | WebSocketFrameEvent) or (
+            self._frame_bytes <= _SHORT and self._intake.held <= SMALL_BYTES
+        ):
             call.size = EVENT_BYTES + self._frame_bytes
         else:
             # Many short texts take much more memory than what they are spelt in.
@@ -357,8 +362,9 @@ class Connection:
     def _spell_or_fail(self, shaped: Shaped, call: Call) -> bytes:
         try:
             return self._encode(shaped, call)
-        except AgentProtocolError as exc:
-            # By ids that can't be sent back; without an answer, client and agent would go out of step.
+        except AgentError as exc:
+            # By ids that can't be sent back, or are too long for that; without an answer, client and agent would go out
+            # of step.
             self._fail(str(exc))
             return b""
 
@@ -383,14 +389,22 @@ class Connection:
 
     def _write(self, data: bytes) -> None:
         self._wire.write(data)
-        if self._wire.congested and not self.stalled and not self._deaf:
+        if self._deaf or not (self.stalled or self._wire.congested):
+            return
+        self._intake.add_unread(len(data))
+        if not self.stalled:
             self.stalled = True
             self._dispatcher.spawn(self._resume_when_drained)
 
     async def _resume_when_drained(self) -> None:
-        await self._wire.drain()
+        with move_on_after(held.READ_TIMEOUT) as scope:
+            await self._wire.drain()
         if self._lost:
             return
+        if scope.cancelled_caught:
+            self._fail(f"it has not read its answers within {held.READ_TIMEOUT:g} s")
+            return
+        self._intake.caught_up()
         self.stalled = False
         self._begin_batch()
         try:
@@ -473,6 +487,7 @@ class V2Connection(Connection):
             else:
                 self._heard(ids, event)
         elif message_type == MessageType.PING:
+            check_ping(payload)
             pong = encode_frame(MessageType.PONG, bytes(payload))
             if self.stalled:
                 # One that doesn't read is owed no more than one.

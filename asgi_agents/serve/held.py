@@ -1,4 +1,6 @@
-"""How many bytes a served address holds for its clients: events without an answer, and frames that have begun to come.
+"""How many bytes a served address holds for its clients.
+
+These are events without an answer, frames that have begun to come, and answers that a client does not read.
 
 A connection that holds its share is not read from until some of it is answered, so that its client has to wait. What it
 sends meanwhile stays in the socket, cancellations and the end of the connection among it. Therefore a connection whose
@@ -27,8 +29,12 @@ SHARE: Final = 1 / 8
 SMALL_BYTES: Final = 64 * 1024
 #: Seconds for which a connection with unanswered events is not read from.
 PATIENCE: float = 5.0
+#: Seconds for a client that is slow to read to catch up with its answers.
+READ_TIMEOUT: float = 30.0
 #: What an unanswered event counts for beside its frame: the objects that keep account of it.
 EVENT_BYTES: Final = 512
+# The part of what is left that a connection may hold when there is too much.
+_PART_OF_THE_REST: Final = 1 / 8
 
 # What a wire may read at a time.
 _READ_BYTES: Final = 256 * 1024
@@ -56,12 +62,18 @@ class Budget:
     def may_read(self, intake: "Intake") -> bool:
         """Whether more may be read on a connection.
 
-        The one that has held something for longest is read whatever the total: so its frame can end, and what it holds
-        is freed.
+        When there is too much, always on the one that has held something for longest: its frame comes to an end, and is
+        not in the way then. Also on those that hold no more than a part of what is left up to twice the limit. The more
+        connections hold, the smaller that part is. So a few that hold as much as they can do not keep the others from
+        being read.
         """
-        if intake.unanswered >= self.share:
+        if intake.unanswered + intake.unread >= self.share:
             return False
-        return self.total < self.limit or intake.held <= SMALL_BYTES or next(iter(self._holding)) is intake
+        return (
+            self.total < self.limit
+            or intake.held <= max(SMALL_BYTES, (2 * self.limit - self.total) * _PART_OF_THE_REST)
+            or next(iter(self._holding)) is intake
+        )
 
     def changed(self, intake: "Intake", by: int) -> None:
         """``intake`` holds so much more than before."""
@@ -113,9 +125,10 @@ class Intake:
     """
 
     def __init__(self, budget: Budget, reader: FrameReader, name: str, fail: Callable[[str], object]) -> None:
-        #: Bytes of events that are not answered, and of the frame that has begun.
+        #: Bytes of events that are not answered, of the frame that has begun, and of answers that are not read.
         self.unanswered = 0
         self.partial = 0
+        self.unread = 0
         #: Whether events are to be refused rather than kept.
         self.refusing = False
         self._budget = budget
@@ -131,7 +144,7 @@ class Intake:
     @property
     def held(self) -> int:
         """All of it."""
-        return self.unanswered + self.partial
+        return self.unanswered + self.partial + self.unread
 
     def start(self, wire: Wire) -> None:
         """Pause and resume reading on ``wire``."""
@@ -142,6 +155,20 @@ class Intake:
         if not self._closed:
             self.unanswered += size
             self._budget.changed(self, size)
+
+    def add_unread(self, size: int) -> None:
+        """So many bytes more were written to a client that is slow to read."""
+        if not self._closed:
+            self.unread += size
+            self._budget.changed(self, size)
+            if self._budget.total > self._budget.most:
+                self._fail(f"it does not read its answers, and {_too_much(self._budget)}")
+
+    def caught_up(self) -> None:
+        """The client has read them."""
+        if not self._closed:
+            unread, self.unread = self.unread, 0
+            self._budget.changed(self, -unread)
 
     def noted(self) -> None:
         """What was read has been handled: go on reading, pause, or close the connection."""
@@ -158,7 +185,7 @@ class Intake:
         if self.refusing and self.unanswered - self._refused_from > budget.share:
             self._fail(f"it goes on sending events while {self.unanswered} bytes of them are unanswered")
         elif budget.total > budget.most:
-            self._fail(f"all connections together hold more than {budget.most} bytes")
+            self._fail(_too_much(budget))
         elif budget.may_read(self):
             self.refusing = False
         elif not (self.refusing or self._paused) and self._wire is not None:
@@ -182,14 +209,15 @@ class Intake:
         self._patience.disarm()
         self._deadline.close()
         self._budget.forget(self)
-        held, self.unanswered, self.partial = self.held, 0, 0
+        held = self.held
+        self.unanswered = self.partial = self.unread = 0
         self._closed = True
         self._budget.changed(self, -held)
 
     def _read_on(self) -> None:
         """Reading has paused for :data:`PATIENCE` seconds: read again, and refuse events if there is still no room."""
         if not self._budget.may_read(self):
-            if not self.unanswered:
+            if not (self.unanswered or self.unread):
                 # It is others that hold too much. Its own frame has a deadline.
                 self._patience.arm(PATIENCE)
                 return
@@ -197,3 +225,7 @@ class Intake:
             self._refused_from = self.unanswered
             self._budget.log_refusal(self._name, self._budget.share)
         self.resume()
+
+
+def _too_much(budget: Budget) -> str:
+    return f"all connections together hold more than {budget.most} bytes"

@@ -59,8 +59,10 @@ class EventLoop:
         """Have it run ``function`` in a :class:`BackgroundTask`; returns what :meth:`call_soon` returns."""
         return self.call_soon(partial(_start, function))
 
-    def call_soon(self, function: Callable[[], object]) -> bool:
+    def call_soon(self, function: Callable[[], object], *, only_if_running: bool = True) -> bool:
         """Have it call ``function``, which must not raise. Returns False where it has ended, or does not run now.
+
+        One of asyncio's that does not run now may run again. Unless ``only_if_running``, the call waits for that.
 
         On asyncio no task is current in that call, so that nothing of anyio can be made in it.
         """
@@ -70,7 +72,7 @@ class EventLoop:
         try:
             if self._on_trio:
                 native.run_sync_soon(function)
-            elif native.is_running():
+            elif native.is_running() or not only_if_running:
                 native.call_soon_threadsafe(function, context=Context())
             else:
                 return False
@@ -118,6 +120,10 @@ class Wakeup:
             return True
         return self._loop.call_soon(self._event.set)
 
+    def when_its_loop_runs(self, function: Callable[[], object]) -> None:
+        """Have ``function`` called once the task's event loop runs again, if it ever does."""
+        self._loop.call_soon(function, only_if_running=False)
+
     async def wait(self) -> None:
         """Wait until then."""
         await self._event.wait()
@@ -138,7 +144,8 @@ class SharedEvent:
             self._is_set = True
             waiting, self._waiting = self._waiting, []
         for wakeup in waiting:
-            wakeup.wake()
+            if not wakeup.wake():
+                wakeup.when_its_loop_runs(wakeup.wake)
 
     async def wait(self) -> None:
         """Wait until it has happened."""

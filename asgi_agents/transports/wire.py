@@ -435,7 +435,8 @@ class AnyioWire:
                 data = bytes(self._unsent)
                 self._unsent.clear()
                 await self._stream.send(data)
-                self._sent()
+                if len(self._unsent) <= _HIGH_WATER:
+                    self._sent()
             return None
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
             return exc

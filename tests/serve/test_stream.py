@@ -41,6 +41,7 @@ from asgi_agents.protocol import (
     encode_event,
 )
 from asgi_agents.protocol.stream import (
+    MAX_FRAME_BYTES,
     CallIds,
     Cancel,
     Framing,
@@ -52,7 +53,7 @@ from asgi_agents.protocol.stream import (
     encode_message,
 )
 from asgi_agents.serve import connection as connection_module
-from asgi_agents.serve import serve_stream
+from asgi_agents.serve import held, serve_stream
 from asgi_agents.serve import stream as stream_module
 from asgi_agents.serve.sockets import listen
 from asgi_agents.transports.wire import parse_address
@@ -718,18 +719,43 @@ async def test_without_a_call_id_all_of_the_correlation_id_are_cancelled_also_in
     assert agent.entered == ["a", "c"]
 
 
-async def test_what_is_refused_in_the_queue_is_answered_once_too() -> None:
+@pytest.mark.parametrize(("agent", "given_up"), [(Instant, False), (Gated, False), (Gated, True)])
+async def test_an_id_that_is_too_long_to_be_sent_back_closes_that_connection_alone(
+    agent: type[Agent], given_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The event alone is more than one connection may hold.
+    monkeypatch.setattr(held, "PATIENCE", 0.01)
+    served = agent()
+    # As long as an event can carry, without anything else. All answers are longer than this.
+    spelt = '{"correlation_id":"%s","data":"YQ==","is_last":true}'
+    name = "x" * (MAX_FRAME_BYTES - 1 - len(spelt % ""))
+    event = encode_frame(MessageType.REQUEST_BODY_CHUNK, (spelt % name).encode())
+    async with serving(served) as address, connected(address) as other, connected(address) as client:
+        await client.send(event)
+        if isinstance(served, Gated):
+            await served.until(lambda: served.running == 1)
+            if given_up:
+                await client.send(encode_frame(MessageType.CANCEL, b'{"correlation_id":"%b"}' % name.encode()))
+            else:
+                served.open("a")
+        assert await client.closed()
+        await other.send(encode_message(MessageType.PING, Ping(sequence=3)))
+        assert (await other.message())[0] == MessageType.PONG
+
+
+async def test_what_is_refused_behind_the_queue_is_answered_once_too_and_waits_for_no_hook() -> None:
     agent = Gated()
     malformed = encode_frame(MessageType.REQUEST_BODY_CHUNK, b'{"correlation_id":"2"}')
     async with serving(agent, max_concurrency=1) as address, connected(address) as client:
         await client.post(chunk("1", b"a"), chunk("2", b"b"))
         await client.send(malformed, cancel(client, "2"), malformed)
-        reasons = [reason_of((await client.answer())[1]) for _ in range(2)]
-        assert reasons == [(0, ["cancelled"])] * 2
+        reasons = [reason_of((await client.answer())[1]) for _ in range(3)]
+        assert reasons == [
+            (0, [reason]) for reason in ("cancelled", "the event is malformed", "the event is malformed")
+        ]
         await agent.until(lambda: agent.running == 1)
         agent.open("a")
-        answers = [await client.answer() for _ in range(2)]
-        assert {ids.correlation_id for ids, _ in answers} == {"1", "2"}
+        assert (await client.answer())[0].correlation_id == "1"
         await client.post(chunk("3", b"a"))
         assert (await client.answer())[0].correlation_id == "3"
 

@@ -56,6 +56,7 @@ from ...protocol.stream import (
     HealthStatus,
     MessageType,
     Ping,
+    check_ping,
     correlation_id_of,
     decode_answer_ids,
     decode_message,
@@ -80,7 +81,6 @@ _MAX_TIMEOUT_MULTIPLIER: Final = 10.0
 # How much one call counts in a connection's score.
 _SCORE_WEIGHT: Final = 0.1
 _GOOD_SCORE: Final = 0.99
-_MAX_PING_BYTES: Final = 1024
 #: Bytes of frames that have begun to come, over all connections to an agent on one event loop.
 MAX_PARTIAL_BYTES: Final = 64 * 1024 * 1024
 # An event loop needs two or three to read what a socket holds.
@@ -601,8 +601,7 @@ class Connection:
 
     def _answer_ping(self, payload: bytes) -> None:
         assert self._wire is not None
-        if len(payload) > _MAX_PING_BYTES:
-            raise AgentProtocolError(f"a ping of {len(payload)} bytes, expected {_MAX_PING_BYTES} at most")
+        check_ping(payload)
         if not self._wire.congested:
             # A peer that asks and doesn't listen must not fill our memory with answers.
             self._wire.write(encode_frame(MessageType.PONG, payload))
