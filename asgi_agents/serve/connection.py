@@ -133,6 +133,7 @@ class Connection:
     framing: Framing
     # Whether the client has sent events without call ids.
     _unnamed = False
+    _told_of_malformed = False
 
     def __init__(self, service: Service) -> None:
         self.waiting: deque[Call] = deque()
@@ -277,8 +278,13 @@ class Connection:
             self._admit(call)
 
     def _malformed(self, ids: CallIds, event_type: EventType | None, exc: AgentProtocolError) -> None:
-        name = "event" if event_type is None else event_type.value
-        logger.warning("%s: %s: malformed: %.300r", self._service.hooks.name, name, str(exc))
+        if not self._told_of_malformed:
+            # A client that sends thousands of them does not fill the log.
+            self._told_of_malformed = True
+            name = "event" if event_type is None else event_type.value
+            logger.warning(
+                "%s: %s: malformed: %.300r (logged once a connection)", self._service.hooks.name, name, str(exc)
+            )
         self._refuse(Call(self, ids, event_type, None, False), _MALFORMED)
 
     def _refuse(self, call: Call, reason: str) -> None:

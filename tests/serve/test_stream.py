@@ -507,6 +507,17 @@ async def test_an_event_that_is_malformed_is_refused_by_its_ids(caplog: pytest.L
     assert "$.data" in caplog.text
 
 
+async def test_malformed_events_are_logged_once_a_connection(caplog: pytest.LogCaptureFixture) -> None:
+    malformed = encode_frame(MessageType.REQUEST_BODY_CHUNK, b'{"correlation_id":"c-9","call_id":3,"data":17}')
+    async with serving(Instant()) as address:
+        for _ in range(2):
+            async with connected(address) as client:
+                await client.send(*[malformed] * 100)
+                for _ in range(100):
+                    await client.answer()
+    assert caplog.text.count("malformed:") == 2
+
+
 @pytest.mark.parametrize(
     "frame",
     [
