@@ -404,7 +404,8 @@ async def _supervise(options: argparse.Namespace) -> None:
 
 
 def _culprit(exc: BaseException) -> BaseException:
-    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+    # Several workers may fail at the same moment, and each says the same.
+    while isinstance(exc, BaseExceptionGroup) and (len(exc.exceptions) == 1 or exc.split(WorkerMistake)[1] is None):
         exc = exc.exceptions[0]
     return exc
 

@@ -16,6 +16,7 @@ import pytest
 from asgi_agents.protocol import ConfigureEvent, Encoding, EventType, RequestBodyChunkEvent, encode_event
 from asgi_agents.protocol.stream import Framing, MessageType, encode_envelope_frame
 from asgi_agents.serve.__main__ import main
+from asgi_agents.serve.workers import WorkerMistake, Workers
 from tests.serve.client import RawClient, connected
 
 AGENTS = """
@@ -350,6 +351,19 @@ def test_http_without_uvicorn_says_what_is_missing(
     monkeypatch.setattr("asgi_agents.serve.__main__.find_spec", lambda name: None)
     assert main(["house:waf", "--http", "127.0.0.1:0"]) == 2
     assert capsys.readouterr().err == "error: --http needs uvicorn: pip install 'asgi-agents[serve]'\n"
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_workers_that_fail_at_the_same_moment_are_one_mistake(
+    failing: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    async def run(self: Workers, count: int) -> None:
+        raise ExceptionGroup("", [WorkerMistake("a worker could not begin")] * failing)
+
+    monkeypatch.setattr(Workers, "run", run)
+    arguments = ["tests.serve.test_main:Path", "--bind", f"unix://{place}/a.sock", "--workers", "2"]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.endswith("error: a worker could not begin\n")
 
 
 def test_an_agent_that_cannot_be_made_ends_the_workers(place: Path) -> None:
