@@ -51,6 +51,11 @@ def below(pattern: str) -> str | None:
     return pattern[: found.start()] if found and found.start() else None
 
 
+def without_names(pattern: str) -> str:
+    """The pattern without the names of its parameters: two that differ in nothing else match the same paths."""
+    return PARAM_REGEX.sub(r"{\2}", pattern).replace("{:str}", "{}")
+
+
 def foreign_syntax(pattern: str) -> str | None:
     """What is wrong with a pattern that is written as for another framework, and what would be right.
 

@@ -23,9 +23,10 @@ from inspect import ismethod
 from typing import Any, Final
 
 from starlette import routing
-from starlette.routing import PARAM_REGEX, BaseRoute, Host, Match, Mount, WebSocketRoute
+from starlette.routing import BaseRoute, Host, Match, Mount, WebSocketRoute
 from starlette.types import Scope
 
+from .patterns import without_names
 from .routing import Route, Router, path_below_root
 
 #: How many results are remembered for paths, of at most so many characters: anybody may ask for any path.
@@ -63,7 +64,7 @@ class Resolver:
         self._by_shape: dict[str, list[Route]] = {}
         for route in self._routes:
             self._by_spelling.setdefault(route.path, []).append(route)
-            self._by_shape.setdefault(_shape(route.path), []).append(route)
+            self._by_shape.setdefault(without_names(route.path), []).append(route)
         self._theirs = _Theirs(None)
 
     def resolve(self, scope: Scope) -> tuple[Route | None, bool]:
@@ -121,7 +122,7 @@ class Resolver:
         own = [route for route in self._by_spelling.get(match, ()) if route.takes(method)]
         if not own:
             # The names of parameters tell nobody which handler is meant, where there is no better word.
-            own = [route for route in self._by_shape.get(_shape(match), ()) if route.takes(method)]
+            own = [route for route in self._by_shape.get(without_names(match), ()) if route.takes(method)]
         if not all(route in candidates for route in own):
             candidates = [route for route in self._routes if route in candidates or route in own]
         for route in candidates:
@@ -200,7 +201,7 @@ class _Theirs:
 
     def has(self, route: Route) -> bool:
         """Whether a route of the app has the full spelling of ``route``; a mounted app has any parameter's name."""
-        return route.path in self._spellings or (bool(self._mounts) and _shape(route.path) in self._mounts)
+        return route.path in self._spellings or (bool(self._mounts) and without_names(route.path) in self._mounts)
 
     def remember(self, key: tuple[str, str, str, str], route: Route | None) -> None:
         """Keep a result, where the same key always has the same."""
@@ -265,7 +266,7 @@ class _Theirs:
             if router is not None:
                 self._add_router(router, prefix, around)
             elif isinstance(route, Mount):
-                self._mounts.add(_shape(_mounted(prefix)))
+                self._mounts.add(without_names(_mounted(prefix)))
                 self._endpoints.append((_mounted(prefix), None))
         elif isinstance(path := getattr(route, "path", None), str):
             self._note(prefix + path, route)
@@ -362,11 +363,6 @@ def _is_foreign(route: object, method: str = "matches") -> bool:
 
 def _mounted(prefix: str) -> str:
     return prefix + "/{path:path}"
-
-
-def _shape(spelling: str) -> str:
-    """A spelling without the names of its parameters."""
-    return PARAM_REGEX.sub(r"{\2}", spelling).replace("{:str}", "{}")
 
 
 def _agree(candidates: Iterable[Route]) -> bool:

@@ -5,14 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Final
 
-from starlette.routing import PARAM_REGEX
 from starlette.types import Scope
 
 from .agent import Agent
 from .guard import Guard
 from .lineup import AgentReference, Lineup
 from .manager import AgentManager
-from .patterns import below, colon_syntax, covers, may_meet
+from .patterns import below, colon_syntax, covers, may_meet, without_names
 from .protocol import EventType
 from .resolver import Endpoint, Resolver
 from .routing import Route, Router
@@ -209,16 +208,16 @@ def _left_open(router: Router, endpoints: Sequence[Endpoint]) -> Iterator[str]:
     routes = router.routes or ()
     by_shape: dict[str, list[Endpoint]] = {}
     for endpoint in endpoints:
-        by_shape.setdefault(_nameless(endpoint[0]), []).append(endpoint)
+        by_shape.setdefault(without_names(endpoint[0]), []).append(endpoint)
     for route in routes:
         top = below(route.path)
         if top is None or not route.agents:
             continue
-        for spelling, methods in by_shape.get(_nameless(top), ()):
+        for spelling, methods in by_shape.get(without_names(top), ()):
             if not _share(route.methods, methods):
                 continue
             there = [other for other in routes if _share(other.methods, methods) and covers(other.path, spelling)]
-            if any(_nameless(other.path) == _nameless(top) for other in there):
+            if any(without_names(other.path) == without_names(top) for other in there):
                 # A route of its own says who is asked there, so it is meant.
                 continue
             asked = _ids(there[0].agents if there else router.default_agents or ())
@@ -246,7 +245,3 @@ def _listed(names: Iterable[str]) -> str:
 def _shown(route: Route) -> str:
     methods = "" if route.methods is None else f", methods=[{_listed(route.methods)}]"
     return f"Route({route.path!r}{methods})"
-
-
-def _nameless(pattern: str) -> str:
-    return PARAM_REGEX.sub(r"{\2}", pattern).replace("{:str}", "{}")
