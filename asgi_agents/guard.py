@@ -674,18 +674,15 @@ class Guard:
                 raise
             # Its own, from a task or future of the agent's that was cancelled: a failure like any other.
             raise AgentError("raised CancelledError, though nobody has cancelled it") from exc
-        except BaseExceptionGroup as group:
-            # Cancelled, and failed over it in a task group: what counts is that it was cancelled.
-            cancelled, rest = group.split(anyio.get_cancelled_exc_class())
-            if cancelled is None and isinstance(group, Exception):
-                answer = answer_raised(group, event.event_type, self._steps.function(event.event_type))
-                if answer is not None:
-                    return answer
-            if cancelled is None or not isinstance(rest, Exception | None):
-                raise
-            raise _first_leaf(cancelled) from group
-        except Exception as exc:
-            answer = answer_raised(exc, event.event_type, self._steps.function(event.event_type))
+        except (Exception, BaseExceptionGroup) as exc:
+            if isinstance(exc, BaseExceptionGroup):
+                # Cancelled, and failed over it in a task group: what counts is that it was cancelled.
+                cancelled, rest = exc.split(anyio.get_cancelled_exc_class())
+                if cancelled is not None and isinstance(rest, Exception | None):
+                    raise _first_leaf(cancelled) from exc
+            answer = None
+            if isinstance(exc, Exception):
+                answer = answer_raised(exc, event.event_type, self._steps.function(event.event_type))
             if answer is None:
                 raise
             return answer
