@@ -27,12 +27,7 @@ from asgi_agents import (
     GuardrailResponse,
     GuardrailUnavailableError,
     HeaderOp,
-    Headers,
     Redirect,
-    RequestBodyChunkEvent,
-    RequestCompleteEvent,
-    RequestHeadersEvent,
-    RequestMetadata,
     TextSpan,
     Verdict,
     WebSocketClose,
@@ -41,6 +36,7 @@ from asgi_agents.guard import Guard
 from asgi_agents.protocol import Acknowledgement, ConfigureEvent, Event
 from asgi_agents.serve.hooks import Hooks, NoAnswer
 from tests.exchange.asgi import App, Client, Probe, SlowProbe, guarded
+from tests.sample_events import CHUNK, COMPLETE, HEAD, QUESTION
 
 CLOSED, OPEN = FailureMode.CLOSED, FailureMode.OPEN
 
@@ -85,21 +81,7 @@ VALUES: dict[str, Any] = {
     "subclass": LooksLikeAllow(),
 }
 
-METADATA = RequestMetadata(
-    correlation_id="c",
-    request_id="r",
-    client_ip="192.0.2.1",
-    client_port=1,
-    protocol="HTTP/1.1",
-    timestamp="2026-01-01T00:00:00Z",
-)
-HEAD = RequestHeadersEvent(metadata=METADATA, method="GET", uri="/", headers=Headers())
-CHUNK = RequestBodyChunkEvent(correlation_id="c", data=b"x", is_last=True)
-QUESTION = GuardrailInspectEvent(correlation_id="c", inspection_type="pii_detection", content="three")
 CONFIGURE = ConfigureEvent(agent_id="a", config={})
-COMPLETE = RequestCompleteEvent(
-    correlation_id="c", status=200, duration_ms=0, request_body_size=0, response_body_size=0, upstream_attempts=1
-)
 
 
 class Field(NamedTuple):

@@ -39,9 +39,7 @@ from asgi_agents import (
     HttpTransport,
     Opcode,
     RequestBodyChunkEvent,
-    RequestCompleteEvent,
     RequestHeadersEvent,
-    RequestMetadata,
     ResponseAborted,
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
@@ -54,30 +52,17 @@ from asgi_agents.guard import Guard
 from asgi_agents.protocol import Event
 from asgi_agents.serve import agent_app
 from tests.exchange.asgi import App, Client, Probe, SlowProbe, body, guarded, start
+from tests.sample_events import CHUNK, COMPLETE, HEAD, QUESTION
 from tests.telemetry.spans import Spans, attributes, serving
 
 CLOSED, OPEN = FailureMode.CLOSED, FailureMode.OPEN
 # Opens at the first failure, so that it tells whether something counted.
 TRIGGER = CircuitBreakerConfig(failure_threshold=1)
 
-METADATA = RequestMetadata(
-    correlation_id="c",
-    request_id="r",
-    client_ip="192.0.2.1",
-    client_port=1,
-    protocol="HTTP/1.1",
-    timestamp="2026-01-01T00:00:00Z",
-)
-HEAD = RequestHeadersEvent(metadata=METADATA, method="GET", uri="/", headers=Headers())
-CHUNK = RequestBodyChunkEvent(correlation_id="c", data=b"x", is_last=True)
 RESPONSE_HEAD = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers())
 PIECE = ResponseBodyChunkEvent(correlation_id="c", data=b"x", is_last=True)
 FRAME = WebSocketFrameEvent(
     correlation_id="c", opcode=Opcode.TEXT, data=b"x", client_to_server=True, frame_index=0, client_ip="::1"
-)
-QUESTION = GuardrailInspectEvent(correlation_id="c", inspection_type="pii_detection", content="three")
-COMPLETE = RequestCompleteEvent(
-    correlation_id="c", status=200, duration_ms=0, request_body_size=0, response_body_size=0, upstream_attempts=1
 )
 HEADS = {EventType.REQUEST_HEADERS}
 BEFORE_A_CLIENT: list[Event] = [HEAD, CHUNK, RESPONSE_HEAD, PIECE]
