@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 from .agent import Agent
 from .audit import AuditAgent, AuditAnswer, AuditHook, AuditRecord
-from .authorisation import Authorise
 from .breaker import BreakerState
-from .config import AgentConfig, BodyMode, CircuitBreakerConfig, FailureMode
-from .correlation import CorrelationFilter, current_correlation_id
+from .config import AgentConfig
 from .decision import AgentDecision, Failure, FailureKind, Verdict
 from .errors import (
     AgentConnectionError,
@@ -29,9 +27,14 @@ from .errors import (
 )
 from .exchange import AgentContext, ErrorInfo, ErrorRenderer, fastapi_error
 from .manager import AgentManager
-from .metrics import AgentMetrics, AgentStatistics, Incident
 from .middleware import AgentMiddleware
+from .observability.authorization import Authorize
+from .observability.correlation import CorrelationFilter, current_correlation_id
+from .observability.endpoints import EndpointStatistics
+from .observability.metrics import AgentMetrics, AgentStatistics, Incident
+from .observability.redaction import redact_secrets
 from .placement import protect
+from .policy import BodyMode, CircuitBreakerConfig, FailureMode
 from .protocol import (
     PROTOCOL_VERSION,
     AgentResponse,
@@ -76,9 +79,8 @@ from .protocol.stream import (
     HistogramMetric,
     MetricsReport,
 )
-from .redaction import redact_secrets
-from .routing import Route
-from .transports import EndpointStatistics, InProcessTransport, LoadBalancing, StreamTransport, Transport
+from .routing.routes import Route
+from .transports import InProcessTransport, LoadBalancing, StreamTransport, Transport
 
 if TYPE_CHECKING:
     from .status import status_app
@@ -125,7 +127,7 @@ __all__ = [
     "AuditHook",
     "AuditMetadata",
     "AuditRecord",
-    "Authorise",
+    "Authorize",
     "BadInput",
     "Block",
     "BodyMode",

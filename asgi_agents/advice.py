@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from .agent import HOOKS
-from .config import AgentConfig, BodyMode
+from .config import AgentConfig
+from .policy import BodyMode
 from .protocol import EventType
 from .transports import InProcessTransport
 

@@ -19,10 +19,10 @@ from .decision import AgentDecision, Verdict
 from .errors import ConfigurationError
 from .exchange import AgentContext
 from .exchange.scope import client_ip, headers_of
+from .observability.redaction import REDACTED, is_secret_header, redact_secrets
+from .observability.tracing import current_trace_id
 from .protocol import TOKEN, AgentResponse, EventType
 from .protocol.applicability import APPLIES_TO, changes_something
-from .redaction import REDACTED, is_secret_header, redact_secrets
-from .telemetry import current_trace_id
 
 logger = logging.getLogger("asgi_agents.audit")
 operational = logging.getLogger("asgi_agents")

@@ -2,166 +2,34 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from enum import StrEnum
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 from .agent import Agent, check_agent
 from .errors import ConfigurationError
-from .naming import named
+from .messages.naming import named
+from .observability.redaction import redact_secrets
+from .policy import (
+    BodyMode,
+    BodyModeName,
+    CircuitBreakerConfig,
+    FailureMode,
+    FailureModeName,
+    as_body_mode,
+    as_failure_mode,
+    require_int,
+    require_member,
+    require_seconds,
+)
 from .protocol import TOKEN, EventType
 from .protocol.headers import as_one_spelling
 from .protocol.stream import Framing
 from .protocol.validation import is_untouchable
-from .redaction import redact_secrets
 from .transports import InProcessTransport, StreamTransport, Transport
 from .transports.wire import nearest_address
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
 _STREAM_SCHEMES = ("unix://", "tcp://")
-MAX_SECONDS = 366 * 24 * 3600
-#: The shortest window of a failure rate, in seconds: a tenth of it is still more than a clock's resolution.
-MIN_WINDOW: Final = 0.001
-
-
-def _require_seconds(where: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
-        raise ConfigurationError(f"{where}: {name}={value!r}, expected a number of seconds above 0")
-
-
-def _require_int(where: str, name: str, value: object, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigurationError(f"{where}: {name}={value!r}, expected a whole number of at least {at_least}")
-
-
-def _require_rate(where: str, name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
-        raise ConfigurationError(
-            f"{where}: {name}={value!r}, expected a share above 0 and up to 1, such as 0.5, or None to open on "
-            "failures in a row alone"
-        )
-
-
-def _require_window(where: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_WINDOW <= value <= MAX_SECONDS:
-        raise ConfigurationError(
-            f"{where}: {name}={value!r}, expected a number of seconds from {MIN_WINDOW} to {MAX_SECONDS}"
-        )
-
-
-def _require_member(where: str, name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ConfigurationError(f"{where}: {name}={value!r}, expected a {kind.__name__}")
-
-
-class FailureMode(StrEnum):
-    """What a failed call means for the connection: CLOSED stops it, OPEN lets it go on without the agent.
-
-    Wherever one is expected, its name does as well: ``"closed"`` or ``"open"``.
-    """
-
-    CLOSED = "closed"
-    OPEN = "open"
-
-
-FailureModeName = Literal["closed", "open"]
-BodyModeName = Literal["buffer", "stream", "hybrid"]
-
-
-def as_failure_mode(shown: str, given: object) -> FailureMode:
-    """The failure mode, given as such or by its name.
-
-    ``shown`` begins the message of the :class:`ConfigurationError` for anything else: what was given, and where.
-    """
-    try:
-        return FailureMode(given)  # type: ignore[arg-type]
-    except ValueError:
-        raise ConfigurationError(f"{shown}, expected the failure mode 'closed' or 'open'") from None
-
-
-@dataclass(frozen=True, slots=True)
-class BodyMode:
-    """How an agent is shown a body.
-
-    ``BUFFER``: all of it at once, before anything of it is passed on. ``STREAM``: piece by piece as it comes.
-    ``BodyMode.hybrid(threshold)``: buffered up to ``threshold`` bytes, the rest piece by piece.
-
-    ``AgentConfig`` takes the names as well: ``"buffer"``, ``"stream"``, and ``"hybrid"`` for the default threshold.
-    """
-
-    name: BodyModeName
-    threshold: int = 0
-
-    BUFFER: ClassVar["BodyMode"]
-    STREAM: ClassVar["BodyMode"]
-
-    def __post_init__(self) -> None:
-        if self.name not in ("buffer", "stream", "hybrid"):
-            raise ConfigurationError(f"BodyMode: name={self.name!r}, expected 'buffer', 'stream' or 'hybrid'")
-        if self.name == "hybrid":
-            _require_int("BodyMode.hybrid", "threshold", self.threshold, at_least=1)
-        elif self.threshold != 0:
-            raise ConfigurationError(f"BodyMode: threshold={self.threshold!r}, expected one in hybrid mode only")
-
-    @classmethod
-    def hybrid(cls, threshold: int = 65536) -> "BodyMode":
-        """Buffer ``threshold`` bytes, then stream."""
-        return cls("hybrid", threshold)
-
-
-BodyMode.BUFFER = BodyMode("buffer")
-BodyMode.STREAM = BodyMode("stream")
-
-
-def _as_body_mode(where: str, name: str, given: object) -> BodyMode:
-    match given:
-        case BodyMode():
-            return given
-        case "hybrid":
-            return BodyMode.hybrid()
-        case "buffer" | "stream":
-            return BodyMode(given)
-    raise ConfigurationError(
-        f"{where}: {name}={named(given)}, expected 'buffer', 'stream', 'hybrid' or BodyMode.hybrid(threshold=...)"
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CircuitBreakerConfig:
-    """When to stop calling an agent that keeps failing, and how to find out that it is back.
-
-    ``failure_threshold`` failures in a row open the breaker. Failures of calls that overlap in time count once in a
-    row, and the failure of a call that began before the latest success doesn't count in it.
-
-    A failure rate opens it besides, which finds outages in which overlapping calls fail: of the calls that ended within
-    the last ``window`` seconds, ``minimum_calls`` or more in number, at least the share ``failure_rate`` has failed.
-    There each failure counts. ``failure_rate=None`` switches it off.
-
-    ``reset_timeout`` seconds after it has opened, at most ``half_open_max_calls`` calls at a time are let through on
-    trial; ``success_threshold`` successes close it, one failure opens it again.
-
-    :param failure_rate: above 0, up to 1; or None.
-    :param window: seconds, at least 0.001. Counted in tenths: a call leaves the window when it is between nine tenths
-        of it and the whole of it old.
-    """
-
-    failure_threshold: int = 5
-    success_threshold: int = 2
-    reset_timeout: float = 30.0
-    half_open_max_calls: int = 1
-    failure_rate: float | None = 0.5
-    minimum_calls: int = 20
-    window: float = 10.0
-
-    def __post_init__(self) -> None:
-        where = "CircuitBreakerConfig"
-        _require_int(where, "failure_threshold", self.failure_threshold, at_least=1)
-        _require_int(where, "success_threshold", self.success_threshold, at_least=1)
-        _require_seconds(where, "reset_timeout", self.reset_timeout)
-        _require_int(where, "half_open_max_calls", self.half_open_max_calls, at_least=1)
-        _require_rate(where, "failure_rate", self.failure_rate)
-        _require_int(where, "minimum_calls", self.minimum_calls, at_least=1)
-        _require_window(where, "window", self.window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +94,7 @@ class AgentConfig:
     timeout: float = 1.0
     chunk_timeout: float = 5.0
     max_concurrent_calls: int = 100
-    circuit_breaker: CircuitBreakerConfig | None = CircuitBreakerConfig()
+    circuit_breaker: CircuitBreakerConfig | None = field(default_factory=CircuitBreakerConfig)
     request_body_mode: BodyMode | BodyModeName = BodyMode.BUFFER
     response_body_mode: BodyMode | BodyModeName = BodyMode.BUFFER
     max_request_body_bytes: int | None = None
@@ -251,28 +119,28 @@ class AgentConfig:
             )
         where = f"AgentConfig({self.id!r})"
         object.__setattr__(self, "transport", _resolve_transport(where, self.transport))
-        object.__setattr__(self, "events", _resolve_events(where, self.reach, self.events))
+        object.__setattr__(self, "events", _resolve_events(where, self.resolved_transport, self.events))
         shown = f"{where}: failure_mode={named(self.failure_mode)}"
         object.__setattr__(self, "failure_mode", as_failure_mode(shown, self.failure_mode))
-        _require_seconds(where, "timeout", self.timeout)
-        _require_seconds(where, "chunk_timeout", self.chunk_timeout)
-        _require_int(where, "max_concurrent_calls", self.max_concurrent_calls, at_least=1)
+        require_seconds(where, "timeout", self.timeout)
+        require_seconds(where, "chunk_timeout", self.chunk_timeout)
+        require_int(where, "max_concurrent_calls", self.max_concurrent_calls, at_least=1)
         if not isinstance(self.circuit_breaker, CircuitBreakerConfig | None):
             raise ConfigurationError(
                 f"{where}: circuit_breaker={self.circuit_breaker!r}, expected a CircuitBreakerConfig or None"
             )
         for name in ("request_body_mode", "response_body_mode"):
-            object.__setattr__(self, name, _as_body_mode(where, name, getattr(self, name)))
+            object.__setattr__(self, name, as_body_mode(where, name, getattr(self, name)))
         for name in ("max_request_body_bytes", "max_response_body_bytes"):
             if getattr(self, name) is not None:
-                _require_int(where, name, getattr(self, name), at_least=1)
+                require_int(where, name, getattr(self, name), at_least=1)
         if self.body_access not in ("read", "write"):
             raise ConfigurationError(f"{where}: body_access={self.body_access!r}, expected 'read' or 'write'")
         if self.request_length not in ("known", "unknown"):
             raise ConfigurationError(f"{where}: request_length={self.request_length!r}, expected 'known' or 'unknown'")
         object.__setattr__(self, "response_content_types", _resolve_types(where, self.response_content_types))
         for name in ("decode", "hold_head", "ranges", "enforce", "require_at_startup", "may_set_host"):
-            _require_member(where, name, getattr(self, name), bool)
+            require_member(where, name, getattr(self, name), bool)
         object.__setattr__(self, "after", _resolve_after(where, self.id, self.after))
         object.__setattr__(self, "sets", _resolve_sets(where, self.sets, may_set_host=self.may_set_host))
 
@@ -295,7 +163,7 @@ class AgentConfig:
         return self.response_body_mode
 
     @property
-    def reach(self) -> Transport | StreamTransport:
+    def resolved_transport(self) -> Transport | StreamTransport:
         """The transport, resolved from what was given."""
         assert isinstance(self.transport, Transport | StreamTransport)
         return self.transport

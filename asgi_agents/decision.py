@@ -89,7 +89,7 @@ class Verdict(Struct, frozen=True):
         return type(self.response.decision).__name__.lower()
 
     @property
-    def told_as(self) -> str:
+    def metric_outcome(self) -> str:
         """:attr:`outcome` for metrics and spans: a denial that is provisional is ``needs_more``."""
         return "needs_more" if self.provisional and self.outcome != "allow" else self.outcome
 

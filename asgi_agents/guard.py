@@ -13,12 +13,16 @@ from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct, structs
 
-from .attributes import AGENT_ID, EVENT, ROUTE
-from .blocking import LONGEST_STEP, Steps, in_steps
 from .breaker import BreakerState, CircuitBreaker
-from .cancellation import cancel_requests, given_up, raise_swallowed, was_asked_for
-from .config import AgentConfig, FailureMode
-from .consequence import consequence_of
+from .breaker.shared_breaker import SharedBreaker
+from .calls.blocking import LONGEST_STEP, Steps, in_steps
+from .calls.consequence import consequence_of
+from .calls.given_config import GivenConfig, MissingConfigKeyError
+from .calls.raised import answer_raised
+from .concurrency.cancellation import cancel_requests, given_up, raise_swallowed, was_asked_for
+from .concurrency.one_at_a_time import OneAtATime
+from .concurrency.shared_limiter import SharedLimiter
+from .config import AgentConfig
 from .decision import Failure, FailureKind, Verdict
 from .errors import (
     AgentConnectionError,
@@ -29,10 +33,13 @@ from .errors import (
     NotApplicableError,
     printable,
 )
-from .given_config import GivenConfig, MissingConfigKeyError
-from .metrics import AgentMetrics, AgentStatistics, Series, Tally
-from .one_at_a_time import OneAtATime
-from .places import raised_by
+from .messages.places import raised_by
+from .observability.attributes import AGENT_ID, EVENT, ROUTE
+from .observability.metrics import AgentMetrics, AgentStatistics, Series, Tally
+from .observability.telemetry import Telemetry
+from .observability.trace_context import current_traceparent
+from .observability.tracing import ActiveSpan
+from .policy import FailureMode
 from .protocol import (
     ALLOW,
     Acknowledgement,
@@ -54,13 +61,8 @@ from .protocol import (
 )
 from .protocol.applicability import check_applicable
 from .protocol.stream import correlation_id_of
-from .raised import answer_raised
-from .shared_breaker import SharedBreaker
-from .shared_limiter import SharedLimiter
-from .telemetry import ActiveSpan, Telemetry
-from .trace_context import current_traceparent
 from .transports import InProcessTransport, StreamTransport, Transport
-from .transports.stream import Connection, StreamClient
+from .transports.stream import AgentConnection, StreamClient
 
 logger = logging.getLogger("asgi_agents")
 
@@ -136,11 +138,11 @@ class Guard:
             if config.circuit_breaker is None
             else SharedBreaker(config.circuit_breaker, clock=clock, on_change=self._breaker_changed)
         )
-        reach = config.reach
+        resolved_transport = config.resolved_transport
         #: The connections of an agent that is reached over lasting ones.
         self.client: StreamClient | None = None
-        if isinstance(reach, StreamTransport):
-            self.client = reach.client(
+        if isinstance(resolved_transport, StreamTransport):
+            self.client = resolved_transport.client(
                 config.id,
                 events=config.hears,
                 config=config.config,
@@ -148,12 +150,12 @@ class Guard:
             )
             self._transport: Transport = self.client
         else:
-            self._transport = reach
+            self._transport = resolved_transport
         #: Called when the agent has said something new of what it hears.
         self.on_change: Callable[[], object] = lambda: None
         # The hooks of an agent in the process that can be called without ado.
-        self._steady: Mapping[EventType, Callable[[Any], Awaitable[Answer | None]]] = (
-            reach.steady if type(reach) is InProcessTransport else {}
+        self._non_suspending_hooks: Mapping[EventType, Callable[[Any], Awaitable[Answer | None]]] = (
+            resolved_transport.non_suspending_hooks if type(resolved_transport) is InProcessTransport else {}
         )
         self._steps = Steps(config.id, self._transport, logger)
         self._limiter = SharedLimiter(config.max_concurrent_calls)
@@ -251,7 +253,7 @@ class Guard:
     def may_suspend(self, event_type: EventType) -> bool:
         """Whether :meth:`call` can suspend now. If not, it needs no task of its own to run beside others."""
         return (
-            (event_type not in self._steady and self._transport.may_suspend(event_type))
+            (event_type not in self._non_suspending_hooks and self._transport.may_suspend(event_type))
             or not self._configured
             or self._limiter.taken >= self._limiter.limit
         )
@@ -269,11 +271,12 @@ class Guard:
         call: _Call | None = None
         if (
             untraced
-            and (hook := self._steady.get(event_type)) is not None
+            and (hook := self._non_suspending_hooks.get(event_type)) is not None
             and self._limiter.taken < self._limiter.limit
             and self._configured
             and not self._failing
-            and (started := time.monotonic()) < (_FOREVER if (breaker := self.breaker) is None else breaker.calm_until)
+            and (started := time.monotonic())
+            < (_FOREVER if (breaker := self.breaker) is None else breaker.no_recent_failures_until)
         ):
             # Most calls are like this: nothing can come between, so that there is no permit to take and give back, no
             # deadline to arm and no slot of the breaker to hold.
@@ -288,7 +291,7 @@ class Guard:
                 if breaker is not None:
                     breaker.answered += 1
                 if response is ALLOW:
-                    verdict = self._consented(event, failure_mode, route, started)
+                    verdict = self._record_allow(event, failure_mode, route, started)
                 else:
                     verdict = self._judged(_Call(event, failure_mode, route, 0.0, started), response, None)
                 if verdict.duration > LONGEST_STEP:
@@ -339,7 +342,7 @@ class Guard:
             span = self._tracing.call(name, attributes, correlation_id, remote=self._transport.remote)
             if span is not None:
                 with span:
-                    span.tell(verdict)
+                    span.record(verdict)
         self._count(verdict, time.monotonic(), correlation_id, route, 0)
         return verdict
 
@@ -368,7 +371,7 @@ class Guard:
             return
         try:
             await self._await_configuration(max(self.config.timeout, _CONFIGURE_TIMEOUT), time.monotonic())
-        except _NoVerdict as exc:
+        except CallFailure as exc:
             raise AgentError(f"not configured: {self._configure_error or exc}") from exc
 
     @property
@@ -450,7 +453,7 @@ class Guard:
                     call.event, metadata=structs.replace(call.event.metadata, traceparent=current_traceparent())
                 )
             verdict, answer = await self._call(call)
-            span.tell(verdict, given_up=call.given_up)
+            span.record(verdict, given_up=call.given_up)
             return verdict, answer
 
     async def _call(self, call: "_Call") -> tuple[Verdict, AgentResponse | GuardrailResponse]:
@@ -488,7 +491,7 @@ class Guard:
                 self._limiter.release()
         except Exception as exc:
             failure = self._explain(call.event.event_type, exc)
-            if given_up() and not isinstance(exc, _NoVerdict):
+            if given_up() and not isinstance(exc, CallFailure):
                 # It has failed over that, or is too late for anyone: no news of the agent.
                 call.given_up = True
                 return self._verdict(call, None, failure, time.monotonic() - call.started), ALLOW
@@ -512,14 +515,14 @@ class Guard:
             self.tally.queue_waits.add(call.queued)
             self._export_queue_wait(call.queued, self._own_attributes)
         if response is ALLOW and not self._failing:
-            return self._consented(event, call.failure_mode, call.route, call.started)
+            return self._record_allow(event, call.failure_mode, call.route, call.started)
         ended = time.monotonic()
         verdict = self._verdict(call, response, failure, ended - call.started, detected)
         size = len(event.data) if event.event_type in _WITH_DATA else 0  # type: ignore[union-attr]
         self._count(verdict, ended, correlation_id_of(event), call.route, size, exc)
         return verdict
 
-    def _consented(self, event: Event, failure_mode: FailureMode, route: str | None, started: float) -> Verdict:
+    def _record_allow(self, event: Event, failure_mode: FailureMode, route: str | None, started: float) -> Verdict:
         """The verdict on a call that was answered with a plain allow, as most are, counted."""
         ended = time.monotonic()
         duration = ended - started
@@ -565,7 +568,7 @@ class Guard:
             if now >= self._quiet_until:
                 self._failing = True
                 self._quiet_until = now + _LOG_INTERVAL
-                place = getattr(self.config.reach, "address", "")
+                place = getattr(self.config.resolved_transport, "address", "")
                 logger.warning(
                     "%s; %s (%slogged once until it answers again)",
                     verdict.failure.message,
@@ -578,7 +581,7 @@ class Guard:
     def _traceback(self, exc: Exception | None) -> Exception | None:
         """``exc``, if its traceback belongs in the log: it may show what requests carry."""
         # Of a remote agent it would only show our own code.
-        return exc if self._debug and not self._transport.remote and not isinstance(exc, _NoVerdict) else None
+        return exc if self._debug and not self._transport.remote and not isinstance(exc, CallFailure) else None
 
     def _verdict(
         self,
@@ -616,7 +619,7 @@ class Guard:
         with CancelScope(deadline=anyio.current_time() + timeout) as scope:
             await self._limiter.acquire()
         if scope.cancelled_caught:
-            raise _NoVerdict(
+            raise CallFailure(
                 FailureKind.QUEUE_TIMEOUT,
                 f"none of its {self._limiter.limit} concurrent calls ended within the deadline of {timeout:g} s",
             )
@@ -638,9 +641,9 @@ class Guard:
         """Whether a connection was lost, and others are left: an instance of the agent is gone, but not the agent."""
         return isinstance(exc, AgentConnectionError) and self.client is not None and self.client.connected
 
-    def _breaker_refusal(self) -> "_NoVerdict":
+    def _breaker_refusal(self) -> "CallFailure":
         assert self.breaker is not None
-        return _NoVerdict(FailureKind.BREAKER_OPEN, "its circuit breaker is open", self.breaker.retry_after)
+        return CallFailure(FailureKind.BREAKER_OPEN, "its circuit breaker is open", self.breaker.retry_after)
 
     def _judgement(self, event: Event, answer: Answer | None) -> AgentResponse | GuardrailResponse:
         if answer is ALLOW or answer is None:
@@ -699,7 +702,7 @@ class Guard:
             check_applicable(event_type, response)
         return response
 
-    async def _reserve(self, client: StreamClient, call: "_Call") -> Connection:
+    async def _reserve(self, client: StreamClient, call: "_Call") -> AgentConnection:
         """Wait for a place on one of the agent's connections, under what is left of the deadline."""
         waited_from = time.monotonic()
         self._reserving += 1
@@ -712,10 +715,10 @@ class Guard:
             call.queued += time.monotonic() - waited_from
         waited_for = client.why_waiting(call.event)
         if waited_for:
-            raise _NoVerdict(
+            raise CallFailure(
                 FailureKind.QUEUE_TIMEOUT, f"not sent within the deadline of {call.timeout:g} s: {waited_for}"
             )
-        raise _NoVerdict(FailureKind.TIMEOUT, f"not connected within the deadline of {call.timeout:g} s")
+        raise CallFailure(FailureKind.TIMEOUT, f"not connected within the deadline of {call.timeout:g} s")
 
     async def _within(self, call: Coroutine[Any, Any, T], timeout: float, started: float, event_type: EventType) -> T:
         """Await ``call`` under what is left of the deadline.
@@ -773,7 +776,7 @@ class Guard:
             await self._hand_over(self.config.config, timeout, started)
         except Exception as exc:
             self._not_configured(self._explain(EventType.CONFIGURE, exc), exc)
-            if isinstance(exc, _NoVerdict):
+            if isinstance(exc, CallFailure):
                 raise
         else:
             if self._configure_error:
@@ -801,7 +804,7 @@ class Guard:
 
     def _explain(self, event_type: EventType, exc: Exception) -> Failure:
         match exc:
-            case _NoVerdict():
+            case CallFailure():
                 return Failure(exc.kind, self._describe(event_type, str(exc)), exc.retry_after)
             case AgentUnavailableError():
                 return Failure(FailureKind.UNAVAILABLE, self._describe(event_type, str(exc)))
@@ -843,7 +846,7 @@ class _Call(Struct):
     raised: BaseException | None = None
 
 
-class _NoVerdict(Exception):  # noqa: N818 - it says what there is not
+class CallFailure(Exception):  # noqa: N818 - it says what there is not
     """The guard's own reasons for a failure; nothing that an agent could raise."""
 
     def __init__(self, kind: FailureKind, fault: str, retry_after: float | None = None) -> None:
@@ -852,17 +855,17 @@ class _NoVerdict(Exception):  # noqa: N818 - it says what there is not
         self.retry_after = retry_after
 
 
-def _no_answer(timeout: float) -> _NoVerdict:
-    return _NoVerdict(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
+def _no_answer(timeout: float) -> CallFailure:
+    return CallFailure(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
 
 
-def _expired(exc: AgentTimeoutError, timeout: float) -> _NoVerdict:
-    return _NoVerdict(FailureKind.TIMEOUT, f"{exc} within the deadline of {timeout:g} s")
+def _expired(exc: AgentTimeoutError, timeout: float) -> CallFailure:
+    return CallFailure(FailureKind.TIMEOUT, f"{exc} within the deadline of {timeout:g} s")
 
 
 def _says_nothing_of_its_health(exc: Exception) -> bool:
     """Whether a call failed before the agent could have anything to do with it, or after it had answered."""
-    if isinstance(exc, _NoVerdict):
+    if isinstance(exc, CallFailure):
         return exc.kind is FailureKind.QUEUE_TIMEOUT
     # When an answer is not applicable depends on the request: a client could open the breaker with a few large bodies.
     return isinstance(exc, AgentUnavailableError | EventTooLargeError | NotApplicableError)

@@ -15,15 +15,31 @@ from opentelemetry.trace import TracerProvider
 
 from .advice import warn_of
 from .agent import Agent
-from .catalogue import Metered
-from .config import AgentConfig, FailureMode, FailureModeName, as_failure_mode
-from .correlation import live_ids
+from .concurrency.background import BackgroundTask
+from .concurrency.event_loop import EventLoop
+from .concurrency.shared_limiter import SharedLimiter
+from .config import AgentConfig
 from .decision import AgentDecision, Verdict, failure_block, merge
 from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
+from .evaluation.resolved_route import (
+    AgentReference,
+    ResolvedRoute,
+    RouteAgent,
+    RouteListing,
+    chain,
+    check_body_size,
+    evaluate,
+    evaluate_head,
+)
+from .evaluation.stages import find_cycle
 from .guard import Guard
-from .lineup import AgentReference, Lineup, RouteAgent, RouteListing, chain, check_body_size, consult, consult_head
-from .metrics import AgentMetrics, AgentStatistics, Tally
-from .naming import named
+from .messages.naming import named
+from .observability.correlation import live_ids
+from .observability.instruments import Metered
+from .observability.metrics import AgentMetrics, AgentStatistics, Tally
+from .observability.reports import Reports
+from .observability.telemetry import Telemetry
+from .policy import FailureMode, FailureModeName, as_failure_mode
 from .protocol import (
     BodyChunkEvent,
     EventType,
@@ -37,13 +53,7 @@ from .protocol import (
     WebSocketFrameEvent,
 )
 from .protocol.stream import AgentCapabilities, MetricsReport
-from .reports import Reports
 from .retirement import Retirements
-from .shared_limiter import SharedLimiter
-from .stages import find_cycle
-from .telemetry import Telemetry
-from .transports.background import BackgroundTask
-from .transports.event_loop import EventLoop
 from .transports.stream import ConfigUpdateCallback, MetricsCallback
 
 
@@ -98,10 +108,10 @@ class AgentManager:
         self.listings: list[RouteListing] = []
         self._guards: dict[str, Guard] = {}
         # Held while the agents are changed, or resolved, on whichever event loop. Reentrant: a change of agents also
-        # retires lineups.
+        # retires what was resolved.
         self._lock = RLock()
-        self._lineups: dict[tuple[tuple[AgentReference, ...] | None, str | None, bool], Lineup] = {}
-        self._retired: list[Lineup] = []
+        self._resolved_routes: dict[tuple[tuple[AgentReference, ...] | None, str | None, bool], ResolvedRoute] = {}
+        self._retired: list[ResolvedRoute] = []
         self._leaving: list[Guard] = []
         self._retirements = Retirements()
         # Whose turn it is to replace each agent.
@@ -167,11 +177,11 @@ class AgentManager:
 
     def get_agents_for_event(self, event_type: EventType) -> Sequence[str]:
         """The ids of the agents that hear such events."""
-        return tuple(agent.guard.config.id for agent in self.lineup(None).hearing(event_type))
+        return tuple(agent.guard.config.id for agent in self.resolved_route(None).agents_for(event_type))
 
     def any_agent_handles_event(self, agents: Iterable[AgentReference] | None, event_type: EventType) -> bool:
         """Whether any of ``agents`` hears such events."""
-        return bool(self.lineup(agents).hearing(event_type))
+        return bool(self.resolved_route(agents).agents_for(event_type))
 
     def guard(self, agent_id: str) -> Guard:
         """The guard of one agent."""
@@ -181,18 +191,20 @@ class AgentManager:
             known = ", ".join(self._guards) or "none"
             raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {known}") from None
 
-    def lineup(
+    def resolved_route(
         self, agents: Iterable[AgentReference] | None, *, route: str | None = None, missing_ok: bool = False
-    ) -> Lineup:
+    ) -> ResolvedRoute:
         """Resolve ``agents``, those of ``route``; ``missing_ok`` leaves out those that were removed."""
         if isinstance(agents, str):
             raise ConfigurationError(f"AgentManager: agents={agents!r}, expected a list: [{agents!r}]")
         references = None if agents is None else tuple(agents)
-        lineup = self._lineups.get((references, route, missing_ok))
-        if lineup is None:
+        resolved_route = self._resolved_routes.get((references, route, missing_ok))
+        if resolved_route is None:
             with self._lock:
-                lineup = self._lineups[references, route, missing_ok] = self._resolve(references, route, missing_ok)
-        return lineup
+                resolved_route = self._resolved_routes[references, route, missing_ok] = self._resolve(
+                    references, route, missing_ok
+                )
+        return resolved_route
 
     def list_routes(self, listings: Iterable[RouteListing]) -> None:
         """Have these routes shown, on the status page for one; a middleware tells its own."""
@@ -208,10 +220,10 @@ class AgentManager:
         None of them sees the headers that are for agents alone to set (``AgentConfig.sets``). Whoever passes the
         request on has to leave them out as well.
         """
-        with self._held(agents) as lineup:
-            if lineup.sets:
-                event = replace(event, headers=event.headers.without(lineup.sets))
-            return merge(await consult_head(lineup, event))
+        with self._held(agents) as resolved_route:
+            if resolved_route.sets:
+                event = replace(event, headers=event.headers.without(resolved_route.sets))
+            return merge(await evaluate_head(resolved_route, event))
 
     async def process_response_headers(
         self, event: ResponseHeadersEvent, agents: Iterable[AgentReference] | None = None
@@ -223,8 +235,8 @@ class AgentManager:
         self, event: RequestCompleteEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
         """Tell the agents how a request ended. Nothing depends on the answers."""
-        with self._held(agents) as lineup:
-            return merge(await consult(lineup.hearing(event.event_type), event, everyone=True))
+        with self._held(agents) as resolved_route:
+            return merge(await evaluate(resolved_route.agents_for(event.event_type), event, everyone=True))
 
     async def process_request_body(
         self, event: RequestBodyChunkEvent, agents: Iterable[AgentReference] | None = None
@@ -416,7 +428,7 @@ class AgentManager:
                 )
             self._check_order(config)
             guard = self._guards[config.id] = self._make_guard(config)
-            self._retire_lineups()
+            self._retire_resolved_routes()
         self.telemetry.metering.add(guard)
         try:
             await _try_to_configure(guard)
@@ -460,7 +472,7 @@ class AgentManager:
                 # Others may have come, or gone, meanwhile.
                 self._check_order(config)
                 self._guards[config.id] = new
-                self._retire_lineups()
+                self._retire_resolved_routes()
         except BaseException as exc:
             with anyio.CancelScope(shield=True):
                 await new.retire()
@@ -484,7 +496,7 @@ class AgentManager:
             old = self.guard(agent_id)
             del self._guards[agent_id]
             self._replacing.pop(agent_id, None)
-            self._retire_lineups()
+            self._retire_resolved_routes()
             self._leaving.append(old)
         self.reports.forget(agent_id)
 
@@ -499,7 +511,7 @@ class AgentManager:
     def _make_guard(self, config: AgentConfig, tally: Tally | None = None) -> Guard:
         warn_of(config)
         guard = Guard(config, clock=self._clock, telemetry=self.telemetry, tally=tally, debug=self._debug)
-        guard.on_change = self._retire_lineups
+        guard.on_change = self._retire_resolved_routes
         if guard.client is not None:
             guard.client.on_metrics_report = self._metrics_reported
             guard.client.on_config_update = self._on_config_update
@@ -529,18 +541,18 @@ class AgentManager:
         event: ResponseHeadersEvent | WebSocketFrameEvent,
         agents: Iterable[AgentReference] | None,
     ) -> AgentDecision:
-        with self._held(agents) as lineup:
-            return merge(await consult(lineup.hearing(event.event_type), event))
+        with self._held(agents) as resolved_route:
+            return merge(await evaluate(resolved_route.agents_for(event.event_type), event))
 
     async def _process_along_chain(
         self, event: BodyChunkEvent, agents: Iterable[AgentReference] | None, *, chunk: bool
     ) -> AgentDecision:
-        with self._held(agents) as lineup:
+        with self._held(agents) as resolved_route:
             verdicts: list[Verdict] = []
-            for group in chain(lineup.hearing(event.event_type)):
+            for group in chain(resolved_route.agents_for(event.event_type)):
                 refusals = {} if chunk else {agent: check_body_size(agent, event) for agent in group}
                 asked = [agent for agent in group if refusals.get(agent) is None]
-                answers = await consult(asked, event, chunk=chunk, final=event.is_last)
+                answers = await evaluate(asked, event, chunk=chunk, final=event.is_last)
                 refused = [verdict for verdict in refusals.values() if verdict is not None]
                 order = [agent.guard.config.id for agent in group]
                 verdicts += sorted((*refused, *answers), key=lambda verdict: order.index(verdict.agent_id))
@@ -553,14 +565,14 @@ class AgentManager:
             return merge(verdicts, final=event.is_last)
 
     @contextmanager
-    def _held(self, agents: Iterable[AgentReference] | None) -> Iterator[Lineup]:
-        """The lineup of ``agents``, none of which is closed meanwhile, as for a connection."""
-        lineup = self.lineup(agents)
-        lineup.connections += 1
+    def _held(self, agents: Iterable[AgentReference] | None) -> Iterator[ResolvedRoute]:
+        """The resolved route of ``agents``, none of which is closed meanwhile, as for a connection."""
+        resolved_route = self.resolved_route(agents)
+        resolved_route.connections += 1
         try:
-            yield lineup
+            yield resolved_route
         finally:
-            lineup.connections -= 1
+            resolved_route.connections -= 1
 
     async def _keep_configuring(self) -> None:
         """Ask the agents that are down again and again, each in its own time, until cancelled."""
@@ -600,9 +612,13 @@ class AgentManager:
         for watch in tuple(self._watchers):
             watch(guard)
 
-    def _resolve(self, references: tuple[AgentReference, ...] | None, route: str | None, missing_ok: bool) -> Lineup:
+    def _resolve(
+        self, references: tuple[AgentReference, ...] | None, route: str | None, missing_ok: bool
+    ) -> ResolvedRoute:
         if references is None:
-            return Lineup([RouteAgent(guard, guard.config.fails, route) for guard in self._guards.values()], route)
+            return ResolvedRoute(
+                [RouteAgent(guard, guard.config.fails, route) for guard in self._guards.values()], route
+            )
         agents = []
         for reference in references:
             agent_id, given = (reference, None) if isinstance(reference, str) else reference
@@ -613,19 +629,24 @@ class AgentManager:
             if given is not None:
                 mode = as_failure_mode(f"AgentManager: agents contains ({agent_id!r}, {named(given)})", given)
             agents.append(RouteAgent(guard, mode, route))
-        return Lineup(agents, route)
+        return ResolvedRoute(agents, route)
 
-    def _retire_lineups(self) -> None:
+    def _retire_resolved_routes(self) -> None:
         with self._lock:
-            for lineup in self._lineups.values():
-                lineup.retired = True
-            self._retired = [lineup for lineup in (*self._retired, *self._lineups.values()) if lineup.connections]
-            self._lineups = {}
+            for resolved_route in self._resolved_routes.values():
+                resolved_route.retired = True
+            self._retired = [
+                resolved_route
+                for resolved_route in (*self._retired, *self._resolved_routes.values())
+                if resolved_route.connections
+            ]
+            self._resolved_routes = {}
 
     async def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> None:
         def needed() -> bool:
             return guard.busy or any(
-                lineup.connections and any(agent.guard is guard for agent in lineup.agents) for lineup in self._retired
+                resolved_route.connections and any(agent.guard is guard for agent in resolved_route.agents)
+                for resolved_route in self._retired
             )
 
         await self._retirements.retire(guard, needed, timeout, then)

@@ -12,22 +12,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .advice import warn_of_seconds
 from .audit import Audit, AuditHook, Auditor, Redact
-from .config import MAX_SECONDS, AgentConfig
-from .correlation import current, enter, leave
+from .config import AgentConfig
 from .errors import AgentError, ConfigurationError, UnknownAgentError
+from .evaluation.resolved_route import AgentReference, ResolvedRoute
 from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
 from .exchange.context import STATE_KEY
 from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
-from .lineup import AgentReference, Lineup
 from .manager import AgentManager, require_manager
-from .naming import named
+from .messages.naming import named
+from .observability.correlation import current, reset_current, set_current
+from .observability.redaction import redact_secrets
+from .observability.tracing import mark_current_span
+from .policy import MAX_SECONDS
 from .protocol import TOKEN, Headers
 from .protocol.validation import is_untouchable
-from .redaction import redact_secrets
-from .resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
-from .route_advice import agents_asked_twice, check_agents, check_routes
-from .routing import Route, Router
-from .telemetry import mark_current_span
+from .routing.advice import agents_asked_twice, check_agents, check_routes
+from .routing.resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
+from .routing.routes import Route, Router
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -47,7 +48,7 @@ class AgentMiddleware:
     :param agents: the agents; or
     :param manager: a manager that has them, to be shared or changed while serving.
     :param routes: which agents hear which paths; the first match wins. But a route that is spelt like one of the app's
-        yields to a later one where the app's router runs another (:mod:`asgi_agents.resolver`). None: every agent hears
+        yields to a later one where the app's router runs another (:mod:`asgi_agents.routing.resolver`). None: every agent hears
         everything, in the order given.
     :param default_agents: who hears connections that no route matches. None: nobody, if there are routes.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
@@ -156,7 +157,7 @@ class AgentMiddleware:
         self._owns_agents = agents is not None
         # The agents of the paths that came lately; where more than the path decides, of all that does. What depends on
         # the app's own routes is not among it: the resolver remembers that.
-        self._known: dict[str | tuple[str, str, str], Lineup] = {}
+        self._known: dict[str | tuple[str, str, str], ResolvedRoute] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
@@ -166,31 +167,31 @@ class AgentMiddleware:
         key = scope["path"]
         if self._router.goes_by_method or scope.get("root_path"):
             key = (key, scope.get("root_path") or "", str(scope.get("method", "GET")))
-        lineup = self._known.get(key)
-        if lineup is None or lineup.retired:
-            lineup = self._find(key, scope)
-        if lineup.agents or self._exposed_as is not None:
-            return await self._guard(lineup, scope, receive, send)
+        resolved_route = self._known.get(key)
+        if resolved_route is None or resolved_route.retired:
+            resolved_route = self._find(key, scope)
+        if resolved_route.agents or self._exposed_as is not None:
+            return await self._guard(resolved_route, scope, receive, send)
         if not current() or _is_guarded(scope):
             return await self.app(scope, receive, send)
         # Servers let a connection's requests inherit what an earlier one has set (uvicorn#2167).
-        entered = enter("")
+        entered = set_current("")
         try:
             return await self.app(scope, receive, send)
         finally:
-            leave(entered)
+            reset_current(entered)
 
-    def _find(self, key: str | tuple[str, str, str], scope: Scope) -> Lineup:
+    def _find(self, key: str | tuple[str, str, str], scope: Scope) -> ResolvedRoute:
         if not self._examined:
             self._examine(scope)
         found, lasts = self._resolver.resolve(scope)
         references, route = self._router.heard_by(found)
-        lineup = self.manager.lineup(references, route=route, missing_ok=True)
+        resolved_route = self.manager.resolved_route(references, route=route, missing_ok=True)
         if lasts and (len(key) if isinstance(key, str) else sum(map(len, key))) <= MAX_KNOWN_LENGTH:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            self._known[key] = lineup
-        return lineup
+            self._known[key] = resolved_route
+        return resolved_route
 
     def _examine(self, scope: Scope) -> None:
         """Warn in the log of routes and agents that are most likely mistakes."""
@@ -200,7 +201,7 @@ class AgentMiddleware:
             check_agents(self.manager, self._router)
 
     async def _guard(
-        self, lineup: Lineup, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
+        self, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
     ) -> Any:
         """Serve a connection that has agents, or whose response is to carry its correlation id.
 
@@ -209,16 +210,16 @@ class AgentMiddleware:
         """
         state = scope.setdefault("state", {})
         outer = state.get(STATE_KEY)
-        headers = Headers.of_request(headers_of(scope), whole=not lineup.heads_stay)
-        if (headers.cookies_joined or lineup.sets) and given is None:
-            others = cleaned(headers_of(scope), lineup.sets) if lineup.agents else None
+        headers = Headers.of_request(headers_of(scope), whole=not resolved_route.headers_in_process_only)
+        if (headers.cookies_joined or resolved_route.sets) and given is None:
+            others = cleaned(headers_of(scope), resolved_route.sets) if resolved_route.agents else None
             if others is not None:
-                return await self._guard_with(others, lineup, scope, receive, send)
+                return await self._guard_with(others, resolved_route, scope, receive, send)
         name = self._correlation_header
         if name and headers.first(name) is None:
             # The client has given no name, so that nobody has to look again.
             name = ""
-        context = AgentContext(self.manager, lineup, None, lineup.route, name, headers)
+        context = AgentContext(self.manager, resolved_route, None, resolved_route.route, name, headers)
         if outer is not None:
             context.stand_within(outer)
         audit: Audit | None = None
@@ -228,47 +229,49 @@ class AgentMiddleware:
         aliased = None if alias is None else state.get(alias, context)
         if isinstance(aliased, AgentContext):
             state[alias] = context
-        lineup.connections += 1
-        entered = enter(context)
+        resolved_route.connections += 1
+        entered = set_current(context)
         try:
             if name:
                 # A name that the client has given is taken before anybody else can have it.
                 context.find_name()
             context.server_span = mark_current_span(context)
-            if lineup.agents and self._auditor.wanted():
+            if resolved_route.agents and self._auditor.wanted():
                 audit = Audit(self._auditor, given or scope, context)
             if audit is not None or self._exposed_as is not None:
                 send = _watched(send, audit, self._exposed_as, context)
             if scope["type"] == "http":
-                if lineup.concerns_http:
+                if resolved_route.concerns_http:
                     return await serve_http(self.app, context, scope, receive, send, self._renderers, self._stop_grace)
-            elif lineup.concerns_websockets:
+            elif resolved_route.concerns_websockets:
                 return await serve_websocket(self.app, context, scope, receive, send, self._renderers, self._stop_grace)
             return await self.app(scope, receive, send)
         except BaseException as exc:
             error = type(exc).__name__
             raise
         finally:
-            lineup.connections -= 1
+            resolved_route.connections -= 1
             context.close()
             if audit is not None:
                 audit.end(error)
-            leave(entered)
+            reset_current(entered)
             if outer is not None:
                 # A middleware around this one has agents of its own.
                 if not self._said_twice and context.stands_within:
-                    self._said_twice = agents_asked_twice(outer.lineup, lineup)
+                    self._said_twice = agents_asked_twice(outer.resolved_route, resolved_route)
                 state[STATE_KEY] = outer
                 if alias is not None and state.get(alias) is context:
                     state[alias] = aliased
                     if aliased is context:
                         del state[alias]
 
-    async def _guard_with(self, headers: RawHeaders, lineup: Lineup, scope: Scope, receive: Receive, send: Send) -> Any:
+    async def _guard_with(
+        self, headers: RawHeaders, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send
+    ) -> Any:
         """Serve a connection as if the client had sent these headers."""
         own = OwnScope(scope, {"headers": headers})
         try:
-            return await self._guard(lineup, own.scope, receive, own.sending(send), scope)
+            return await self._guard(resolved_route, own.scope, receive, own.sending(send), scope)
         finally:
             own.hand_back()
 

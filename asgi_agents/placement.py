@@ -15,13 +15,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .audit import AuditHook, Redact
 from .config import AgentConfig
 from .errors import ConfigurationError
+from .evaluation.resolved_route import AgentReference
 from .exchange import ChallengeRenderer, ErrorRenderer
-from .lineup import AgentReference
 from .manager import AgentManager
+from .messages.naming import kind_of
 from .middleware import AgentMiddleware
-from .naming import kind_of
-from .redaction import redact_secrets
-from .routing import Route
+from .observability.redaction import redact_secrets
+from .routing.routes import Route
 
 # Where a protected app keeps its guard, and where every app keeps its middleware stack.
 _GUARD: Final = "_asgi_agents_guard"

@@ -13,14 +13,25 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .authorisation import Authorise, refusal, require_authorise
-from .catalogue import HISTOGRAMS, METRICS, Attributes, Histogram, Kind, Metered, Metric, Source, collect, distributions
-from .distribution import EXPORTED_BOUNDS
 from .errors import ConfigurationError
-from .metrics import Incident
-from .naming import named
+from .messages.naming import named
+from .observability.authorization import Authorize, refusal, require_authorize
+from .observability.histograms import EXPORTED_BOUNDS
+from .observability.instruments import (
+    HISTOGRAMS,
+    METRICS,
+    Attributes,
+    Histogram,
+    Kind,
+    Metered,
+    Metric,
+    Source,
+    collect,
+    distributions,
+)
+from .observability.metrics import Incident
+from .observability.reports import Reported, ReportedMetric
 from .protocol.stream import CounterMetric, GaugeMetric, HistogramMetric
-from .reports import Reported, ReportedMetric
 
 try:
     from prometheus_client.exposition import generate_latest
@@ -124,7 +135,7 @@ class PrometheusCollector(Collector):
             logger.warning("%s", message)
 
 
-def metrics_app(manager: Source, *, authorise: Authorise | None = None) -> ASGIApp:
+def metrics_app(manager: Source, *, authorize: Authorize | None = None) -> ASGIApp:
     """An ASGI app that serves the metrics, to be mounted, or to be the endpoint of a route.
 
     ::
@@ -134,16 +145,16 @@ def metrics_app(manager: Source, *, authorise: Authorise | None = None) -> ASGIA
     It speaks the Prometheus text format and, if asked for it, OpenMetrics; there each series of failures and denials
     has the correlation id of its latest as an exemplar.
 
-    :param authorise: asked about each request, as by :func:`~asgi_agents.status_app`.
+    :param authorize: asked about each request, as by :func:`~asgi_agents.status_app`.
     """
-    return _MetricsApp(manager, authorise)
+    return _MetricsApp(manager, authorize)
 
 
 class _MetricsApp:
-    def __init__(self, manager: Source, authorise: Authorise | None) -> None:
-        require_authorise("metrics_app", authorise)
+    def __init__(self, manager: Source, authorize: Authorize | None) -> None:
+        require_authorize("metrics_app", authorize)
         self._collector = PrometheusCollector(manager)
-        self._authorise = authorise
+        self._authorize = authorize
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -155,7 +166,7 @@ class _MetricsApp:
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
-        refused = await refusal(self._authorise, request)
+        refused = await refusal(self._authorize, request)
         if refused is not None:
             return refused
         if request.method not in ("GET", "HEAD"):

@@ -7,9 +7,9 @@ import anyio
 from anyio import CancelScope
 from msgspec import Struct
 
+from .concurrency.background import BackgroundTask
+from .concurrency.event_loop import EventLoop
 from .guard import Guard
-from .transports.background import BackgroundTask
-from .transports.event_loop import EventLoop
 
 logger = logging.getLogger("asgi_agents")
 

@@ -87,8 +87,8 @@ def create_app(*, waf_url: str | None = None, token_delay: float = 0.03, **provi
     app.state.token_delay = token_delay
     app.include_router(router)
     manager = AgentManager(agent_configs(waf_url), **providers)
-    app.mount("/-/agents", status_app(manager, authorise=is_local))
-    app.routes.append(routing.Route("/-/metrics", metrics_app(manager, authorise=is_local)))
+    app.mount("/-/agents", status_app(manager, authorize=is_local))
+    app.routes.append(routing.Route("/-/metrics", metrics_app(manager, authorize=is_local)))
     app.add_middleware(
         AgentMiddleware,
         manager=manager,

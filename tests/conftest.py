@@ -23,7 +23,7 @@ _IN_VIRTUAL_TIME: Final = (
     "transports/stream/",
     "unjudged/",
     "test_audit.py",
-    "test_authorisation.py",
+    "test_authorization.py",
     "test_cancellation.py",
     "test_correlation.py",
     "test_guard.py",
@@ -60,7 +60,7 @@ def anyio_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(autouse=True)
 def steps_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """No warnings of hooks that block the event loop, as any seems to on a busy machine. Their own tests have them."""
-    monkeypatch.setattr("asgi_agents.blocking.Steps.took", lambda *_: None)
+    monkeypatch.setattr("asgi_agents.calls.blocking.Steps.took", lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,10 +11,11 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from asgi_agents.agent import HOOKS, Agent, may_suspend
-from asgi_agents.config import AgentConfig, FailureMode
+from asgi_agents.config import AgentConfig
 from asgi_agents.decision import FailureKind
 from asgi_agents.errors import ConfigurationError
 from asgi_agents.guard import Guard
+from asgi_agents.policy import FailureMode
 from asgi_agents.protocol import (
     AgentResponse,
     ConfigureEvent,
@@ -282,8 +283,8 @@ async def test_a_mocked_hook_is_called() -> None:
     config = AgentConfig("mock", agent)
 
     assert set(config.hears or ()) == {EventType.GUARDRAIL_INSPECT}
-    assert isinstance(config.reach, Transport)
-    assert await config.reach.call(event) == AgentResponse.block(418)
+    assert isinstance(config.resolved_transport, Transport)
+    assert await config.resolved_transport.call(event) == AgentResponse.block(418)
 
 
 async def test_a_hook_without_await_completes_in_one_step() -> None:

@@ -11,12 +11,15 @@ import pytest
 from anyio.lowlevel import checkpoint
 from opentelemetry.sdk.trace import TracerProvider
 
-from asgi_agents import blocking, guard
+from asgi_agents import guard
 from asgi_agents.agent import Agent
-from asgi_agents.blocking import LONGEST_STEP, Steps, in_steps
-from asgi_agents.config import AgentConfig, FailureMode
+from asgi_agents.calls import blocking
+from asgi_agents.calls.blocking import LONGEST_STEP, Steps, in_steps
+from asgi_agents.config import AgentConfig
 from asgi_agents.guard import Guard
-from asgi_agents.places import definition_of
+from asgi_agents.messages.places import definition_of
+from asgi_agents.observability.telemetry import Telemetry
+from asgi_agents.policy import FailureMode
 from asgi_agents.protocol import (
     AgentResponse,
     ConfigureEvent,
@@ -29,7 +32,6 @@ from asgi_agents.protocol import (
     ResponseHeadersEvent,
 )
 from asgi_agents.serve.hooks import Hooks, NoAnswer
-from asgi_agents.telemetry import Telemetry
 from asgi_agents.transports import InProcessTransport
 
 pytestmark = pytest.mark.anyio

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from asgi_agents import config, guard, resolver
-from asgi_agents import reports as reports_module
+from asgi_agents import config, guard
 from asgi_agents.exchange import framing, remembered, spool
+from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
+from asgi_agents.routing import resolver
 from asgi_agents.serve import connection, held
 from asgi_agents.transports import http
 from asgi_agents.transports.stream import connection as client_connection

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from asgi_agents.breaker import BreakerState, CircuitBreaker
-from asgi_agents.config import CircuitBreakerConfig
+from asgi_agents.policy import CircuitBreakerConfig
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 

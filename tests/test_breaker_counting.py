@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from asgi_agents.breaker import BreakerState
-from asgi_agents.failure_window import BUCKETS, FailureWindow
+from asgi_agents.breaker.failure_window import BUCKETS, FailureWindow
 
 from .test_breaker import Rig
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from asgi_agents.breaker import BreakerState
-from asgi_agents.failure_window import FailureWindow
+from asgi_agents.breaker.failure_window import FailureWindow
 
 from .test_breaker import Changes, Clock, Rig
 
@@ -46,7 +46,7 @@ class AgainstModel(RuleBasedStateMachine):
     def start(self, failure_rate: float | None, **config: int) -> None:
         clock = Clock()
         # So that it takes the clock for the one that callers read.
-        with patch("asgi_agents.breaker.time", SimpleNamespace(monotonic=clock)):
+        with patch("asgi_agents.breaker.breaker.time", SimpleNamespace(monotonic=clock)):
             self.rig = Rig(clock=clock, failure_rate=failure_rate, reset_timeout=RESET, window=WINDOW, **config)
         self.config = SimpleNamespace(failure_rate=failure_rate, **config)
         self.state = CLOSED
@@ -136,7 +136,7 @@ class AgainstModel(RuleBasedStateMachine):
     def succeed_at_once(self, number: int) -> None:
         """As the guard has it of hooks that can't suspend."""
         for _ in range(number):
-            if self.now < self.rig.breaker.calm_until:
+            if self.now < self.rig.breaker.no_recent_failures_until:
                 assert self.state is CLOSED
                 self.rig.breaker.answered += 1
                 self.succeed(self.began(None))
@@ -144,7 +144,9 @@ class AgainstModel(RuleBasedStateMachine):
                 assert call.token is not None
                 self.rig.breaker.success(call.token)
                 self.succeed(call)
-                assert self.state is not CLOSED or self.now < self.rig.breaker.calm_until, "one such call is enough"
+                assert self.state is not CLOSED or self.now < self.rig.breaker.no_recent_failures_until, (
+                    "one such call is enough"
+                )
 
     @rule(call=consumes(calls))
     def success(self, call: Call) -> None:

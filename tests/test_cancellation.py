@@ -12,11 +12,11 @@ from anyio.lowlevel import checkpoint
 
 from asgi_agents import Agent, AgentConfig, AgentResponse, FailureMode, HttpTransport
 from asgi_agents.breaker import BreakerState
-from asgi_agents.cancellation import cancel_requests, raise_swallowed
+from asgi_agents.concurrency.cancellation import cancel_requests, raise_swallowed
 from asgi_agents.decision import FailureKind, Verdict
 from asgi_agents.errors import AgentError
+from asgi_agents.evaluation.resolved_route import RouteAgent, evaluate
 from asgi_agents.guard import Guard
-from asgi_agents.lineup import RouteAgent, consult
 from asgi_agents.protocol import (
     ALLOW,
     Encoding,
@@ -263,7 +263,7 @@ async def test_a_sibling_of_a_denial_has_no_say_any_more(kind: Any, sequel: Sequ
     stubborn = RouteAgent(guard_of(kind, partial(swallow, sequel, [])), OPEN)
     agents = [denier, stubborn, third] if first else [denier, third, stubborn]
 
-    verdicts = await consult(agents, EVENT)
+    verdicts = await evaluate(agents, EVENT)
 
     assert [verdict.response for verdict in verdicts] == [BLOCK]
     assert stubborn.guard.metrics().outcomes == {}
@@ -279,7 +279,7 @@ async def test_agents_that_are_asked_side_by_side_do_not_keep_a_cancelled_task_g
     stubborn = RouteAgent(guard_of(InProcess, partial(swallow, sequel, [])), OPEN)
     other = RouteAgent(guard_of(InProcess, hang), OPEN)
     agents = [stubborn, other] if first else [other, stubborn]
-    task = asyncio.ensure_future(consult(agents, EVENT))
+    task = asyncio.ensure_future(evaluate(agents, EVENT))
     await anyio.wait_all_tasks_blocked()
 
     task.cancel()

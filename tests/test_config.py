@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from asgi_agents.agent import Agent
-from asgi_agents.config import AgentConfig, BodyMode, CircuitBreakerConfig, FailureMode
+from asgi_agents.config import AgentConfig
 from asgi_agents.errors import AgentsError, ConfigurationError
+from asgi_agents.policy import BodyMode, CircuitBreakerConfig, FailureMode
 from asgi_agents.protocol import AgentResponse, Event, EventType, RequestBodyChunkEvent, RequestHeadersEvent
 from asgi_agents.transports import HttpTransport, InProcessTransport, Transport
 
@@ -141,7 +142,7 @@ def test_configuration_is_frozen() -> None:
 def test_a_changed_copy_is_checked_again_and_keeps_its_transport() -> None:
     config = AgentConfig("waf", Waf())
 
-    assert dataclasses.replace(config, timeout=2.0).reach is config.reach
+    assert dataclasses.replace(config, timeout=2.0).resolved_transport is config.resolved_transport
     with pytest.raises(ConfigurationError, match="timeout=-1"):
         dataclasses.replace(config, timeout=-1)
 
@@ -292,7 +293,7 @@ def test_a_threshold_for_a_mode_that_has_none_is_refused(name: Any) -> None:
 
 def test_an_agent_is_reached_in_process() -> None:
     agent = Waf()
-    transport = AgentConfig("waf", agent).reach
+    transport = AgentConfig("waf", agent).resolved_transport
 
     assert isinstance(transport, InProcessTransport)
     assert transport.agent is agent
@@ -300,14 +301,14 @@ def test_an_agent_is_reached_in_process() -> None:
 
 @pytest.mark.parametrize("url", [URL, "https://waf.example/"])
 def test_a_url_is_reached_over_http(url: str) -> None:
-    assert isinstance(AgentConfig("waf", url, events=HEADERS).reach, HttpTransport)
+    assert isinstance(AgentConfig("waf", url, events=HEADERS).resolved_transport, HttpTransport)
 
 
 def test_a_transport_is_used_as_it_is() -> None:
     transport = FrameTransport()
 
     assert isinstance(transport, Transport)
-    assert AgentConfig("waf", transport, events={EventType.WEBSOCKET_FRAME}).reach is transport
+    assert AgentConfig("waf", transport, events={EventType.WEBSOCKET_FRAME}).resolved_transport is transport
 
 
 def test_a_class_in_place_of_an_agent_is_refused_with_advice() -> None:

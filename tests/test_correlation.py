@@ -42,9 +42,9 @@ from asgi_agents import (
     Route,
     StreamTransport,
     WebSocketFrameEvent,
-    correlation,
     current_correlation_id,
 )
+from asgi_agents.observability import correlation
 from asgi_agents.protocol.codec import encode_event
 from asgi_agents.serve import agent_app, serve_stream
 from tests.exchange.asgi import App, Client, Held, Probe, SlowProbe, body, guarded, settle, start
@@ -894,12 +894,12 @@ async def test_an_id_that_an_earlier_request_has_left_behind_is_not_that_of_an_u
 
     middleware = guarded(app, AgentConfig("a", Probe(request_headers=None)), routes=[Route("/free", [])])
     # As if a server had run this in the context of another request (uvicorn#2167).
-    token = correlation.enter("left-behind")
+    token = correlation.set_current("left-behind")
     try:
         await Client(path="/free").call(middleware)
         assert current_correlation_id() == "left-behind"
     finally:
-        correlation.leave(token)
+        correlation.reset_current(token)
     assert seen == [""]
 
 

@@ -6,15 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from asgi_agents.decision import (
-    AgentDecision,
-    Failure,
-    FailureKind,
-    Verdict,
-    failure_block,
-    is_denied,
-    merge,
-)
+from asgi_agents.decision import AgentDecision, Failure, FailureKind, Verdict, failure_block, is_denied, merge
 from asgi_agents.protocol import (
     ALLOW,
     AgentResponse,

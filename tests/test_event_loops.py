@@ -15,12 +15,12 @@ from msgspec.structs import replace
 
 from asgi_agents import Agent, AgentConfig, AgentManager, AgentResponse, CircuitBreakerConfig, EventType
 from asgi_agents.breaker import BreakerState
+from asgi_agents.breaker.shared_breaker import SharedBreaker
+from asgi_agents.concurrency.event_loop import EventLoop, SharedEvent
+from asgi_agents.concurrency.limiter import Limiter
+from asgi_agents.concurrency.one_at_a_time import OneAtATime
+from asgi_agents.concurrency.shared_limiter import SharedLimiter
 from asgi_agents.decision import AgentDecision
-from asgi_agents.limiter import Limiter
-from asgi_agents.one_at_a_time import OneAtATime
-from asgi_agents.shared_breaker import SharedBreaker
-from asgi_agents.shared_limiter import SharedLimiter
-from asgi_agents.transports.event_loop import EventLoop, SharedEvent
 
 from .test_manager import REQUEST, Fake, config
 from .transports.stream.peer import Peer
@@ -557,7 +557,7 @@ def test_agents_come_and_go_on_one_event_loop_while_others_serve(pair: tuple[str
     assert all(together(pair, ask, change, ask))
     assert manager.agent_ids == ("a",)
     assert not manager._leaving
-    assert all(lineup.connections == 0 for lineup in manager._retired)
+    assert all(resolved_route.connections == 0 for resolved_route in manager._retired)
 
 
 def test_an_agent_that_is_added_on_one_event_loop_is_asked_again_on_those_that_run(pair: tuple[str, str]) -> None:

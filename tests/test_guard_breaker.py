@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from asgi_agents.agent import Agent
 from asgi_agents.breaker import BreakerState
-from asgi_agents.config import AgentConfig, CircuitBreakerConfig, FailureMode
+from asgi_agents.config import AgentConfig
 from asgi_agents.decision import FailureKind, Verdict
 from asgi_agents.guard import Guard
+from asgi_agents.policy import CircuitBreakerConfig, FailureMode
 from asgi_agents.protocol import (
     Answer,
     Event,
@@ -177,7 +178,7 @@ async def test_hooks_that_can_not_suspend_are_counted_like_all_others(steps: lis
         "circuit_breaker": CircuitBreakerConfig(success_threshold=1, reset_timeout=1.0, minimum_calls=8, window=10.0),
     }
     monotonic = SimpleNamespace(monotonic=clock)
-    with patch("asgi_agents.guard.time", monotonic), patch("asgi_agents.breaker.time", monotonic):
+    with patch("asgi_agents.guard.time", monotonic), patch("asgi_agents.breaker.breaker.time", monotonic):
         direct = Guard(AgentConfig("waf", agent, **config), clock=clock)
         asked = Guard(AgentConfig("waf", Behind(agent), **config), clock=clock)
         for seconds, answered, failed in steps:

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asgi_agents.decision import Failure, FailureKind, Verdict
-from asgi_agents.distribution import BOUNDS, SIZE, percentile
-from asgi_agents.history import SLOT_SECONDS, SLOTS, History, Latency, Slot, Totals
-from asgi_agents.metrics import Tally
+from asgi_agents.observability.histograms import BOUNDS, SIZE, percentile
+from asgi_agents.observability.history import SLOT_SECONDS, SLOTS, History, Latency, Slot, Totals
+from asgi_agents.observability.metrics import Tally
 from asgi_agents.protocol import AgentResponse, EventType
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

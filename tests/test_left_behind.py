@@ -20,7 +20,7 @@ from asgi_agents import (
     EventType,
     GuardrailResponse,
 )
-from asgi_agents.correlation import live_ids
+from asgi_agents.observability.correlation import live_ids
 
 from .exchange.asgi import Client
 from .transports.stream.peer import Peer, Received

@@ -6,8 +6,8 @@ import pytest
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from asgi_agents.limiter import Limiter
-from asgi_agents.shared_limiter import SharedLimiter
+from asgi_agents.concurrency.limiter import Limiter
+from asgi_agents.concurrency.shared_limiter import SharedLimiter
 
 
 @pytest.fixture(params=[Limiter, SharedLimiter], autouse=True)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from asgi_agents.agent import Agent
 from asgi_agents.breaker import BreakerState
-from asgi_agents.config import AgentConfig, FailureMode
+from asgi_agents.config import AgentConfig
 from asgi_agents.decision import AgentDecision, FailureKind
 from asgi_agents.errors import (
     AgentConnectionError,
@@ -22,6 +22,7 @@ from asgi_agents.errors import (
     UnknownAgentError,
 )
 from asgi_agents.manager import AgentManager
+from asgi_agents.policy import FailureMode
 from asgi_agents.protocol import (
     AgentResponse,
     Allow,
@@ -159,7 +160,7 @@ def agents(*behaviours: Behaviour, **fields: Any) -> list[AgentConfig]:
 
 
 def fake(manager: AgentManager, agent_id: str) -> Fake:
-    transport = manager.guard(agent_id).config.reach
+    transport = manager.guard(agent_id).config.resolved_transport
     assert isinstance(transport, Fake)
     return transport
 
@@ -242,16 +243,16 @@ async def test_an_unknown_agent_is_an_error_that_names_those_there_are(reference
 def test_the_same_agents_are_resolved_once() -> None:
     manager = AgentManager([config("a", Fake()), config("b", Fake())])
 
-    assert manager.lineup(["a", ("b", OPEN)]) is manager.lineup(("a", ("b", OPEN)))
-    assert manager.lineup(["a"]) is not manager.lineup(None)
+    assert manager.resolved_route(["a", ("b", OPEN)]) is manager.resolved_route(("a", ("b", OPEN)))
+    assert manager.resolved_route(["a"]) is not manager.resolved_route(None)
 
 
 def test_a_lineup_that_left_out_an_unknown_agent_does_not_hide_it_from_others() -> None:
     manager = AgentManager([config("a", Fake())])
 
-    assert [agent.guard.config.id for agent in manager.lineup(["a", "x"], missing_ok=True).agents] == ["a"]
+    assert [agent.guard.config.id for agent in manager.resolved_route(["a", "x"], missing_ok=True).agents] == ["a"]
     with pytest.raises(UnknownAgentError):
-        manager.lineup(["a", "x"])
+        manager.resolved_route(["a", "x"])
 
 
 # The verbs
@@ -1523,13 +1524,13 @@ async def test_a_replaced_agent_keeps_its_place() -> None:
 async def test_a_removed_agent_is_gone_also_from_the_routes_that_name_it() -> None:
     manager = AgentManager(agents(answering(BLOCK), answering(None)))
     old = fake(manager, "a")
-    manager.lineup(["a", "b"])
+    manager.resolved_route(["a", "b"])
 
     await manager.remove_agent("a")
 
     assert tuple(manager.agent_ids) == ("b",)
     assert old.closed == 1
-    assert [agent.guard.config.id for agent in manager.lineup(["a", "b"], missing_ok=True).agents] == ["b"]
+    assert [agent.guard.config.id for agent in manager.resolved_route(["a", "b"], missing_ok=True).agents] == ["b"]
     assert (await manager.process_request_headers(REQUEST)).is_allow
     with pytest.raises(UnknownAgentError):
         await manager.process_request_headers(REQUEST, ["a"])
@@ -1612,9 +1613,9 @@ async def test_an_agent_further_down_the_chain_is_not_closed_before_its_turn() -
 async def test_an_old_agent_is_closed_when_the_last_connection_that_knows_it_ends(change: str) -> None:
     manager = AgentManager(agents(answering(BLOCK), answering(None)))
     old = fake(manager, "a")
-    all_agents, only_b = manager.lineup(None), manager.lineup(["b"])
-    for lineup in (all_agents, all_agents, only_b):
-        lineup.connections += 1
+    all_agents, only_b = manager.resolved_route(None), manager.resolved_route(["b"])
+    for resolved_route in (all_agents, all_agents, only_b):
+        resolved_route.connections += 1
 
     async with anyio.create_task_group() as tasks:
         if change == "replace":
@@ -1624,7 +1625,7 @@ async def test_an_old_agent_is_closed_when_the_last_connection_that_knows_it_end
         await settle()
         for left in (1, 0):
             assert old.closed == 0
-            assert all_agents.hearing(EventType.REQUEST_HEADERS)[0].guard.config.reach is old
+            assert all_agents.agents_for(EventType.REQUEST_HEADERS)[0].guard.config.resolved_transport is old
             all_agents.connections -= 1
             assert all_agents.connections == left
             await settle()
@@ -1636,7 +1637,7 @@ async def test_an_old_agent_is_closed_when_the_last_connection_that_knows_it_end
 async def test_an_old_agent_is_closed_after_the_drain_timeout_at_the_latest() -> None:
     manager = AgentManager(agents(answering(None)))
     old = fake(manager, "a")
-    manager.lineup(None).connections += 1
+    manager.resolved_route(None).connections += 1
 
     await manager.remove_agent("a", drain_timeout=0.02)
 
@@ -1667,8 +1668,8 @@ async def test_of_two_replacements_at_once_all_but_the_one_that_stays_are_closed
     async with anyio.create_task_group() as tasks:
         for _ in range(2):
             new = configured(soon)
-            assert isinstance(new.reach, Fake)
-            made.append(new.reach)
+            assert isinstance(new.resolved_transport, Fake)
+            made.append(new.resolved_transport)
             tasks.start_soon(manager.replace_agent, new)
 
     stays = fake(manager, "a")

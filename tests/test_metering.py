@@ -17,10 +17,11 @@ from opentelemetry.sdk.metrics.export import Metric as Collected
 from prometheus_client.parser import text_string_to_metric_families
 
 from asgi_agents import __version__
-from asgi_agents.catalogue import HISTOGRAMS, METRICS, Kind
-from asgi_agents.config import AgentConfig, CircuitBreakerConfig, FailureMode
-from asgi_agents.distribution import EXPORTED_BOUNDS
+from asgi_agents.config import AgentConfig
 from asgi_agents.manager import AgentManager
+from asgi_agents.observability.histograms import EXPORTED_BOUNDS
+from asgi_agents.observability.instruments import HISTOGRAMS, METRICS, Kind
+from asgi_agents.policy import CircuitBreakerConfig, FailureMode
 from asgi_agents.prometheus import prometheus_name
 from asgi_agents.protocol import AgentResponse
 

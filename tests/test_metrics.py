@@ -11,11 +11,12 @@ from starlette.routing import Route as StarletteRoute
 from starlette.testclient import TestClient
 
 from asgi_agents import Agent, AgentMiddleware, Route
-from asgi_agents.config import AgentConfig, CircuitBreakerConfig, FailureMode
+from asgi_agents.config import AgentConfig
 from asgi_agents.decision import Failure, FailureKind, Verdict
 from asgi_agents.errors import AgentUnavailableError
 from asgi_agents.manager import AgentManager
-from asgi_agents.metrics import AgentMetrics, Incident, Tally
+from asgi_agents.observability.metrics import AgentMetrics, Incident, Tally
+from asgi_agents.policy import CircuitBreakerConfig, FailureMode
 from asgi_agents.protocol import AgentResponse, EventType, RequestBodyChunkEvent, RequestHeadersEvent
 
 from .test_manager import (

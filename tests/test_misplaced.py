@@ -22,7 +22,7 @@ from asgi_agents import (
     protect,
     status_app,
 )
-from asgi_agents.naming import named
+from asgi_agents.messages.naming import named
 
 
 class Waf(Agent):

@@ -27,10 +27,10 @@ from asgi_agents import (
     AgentResponse,
     AuditRecord,
     HeaderOp,
-    correlation,
     current_correlation_id,
 )
-from asgi_agents.correlation import live_ids
+from asgi_agents.observability import correlation
+from asgi_agents.observability.correlation import live_ids
 from tests.exchange.asgi import App, Client, body, start
 
 from .test_correlation import HEADER, UUID7, Server
@@ -274,8 +274,8 @@ async def test_a_connection_that_inherits_the_context_of_an_earlier_one_has_an_i
         client = Client()
         client.scope["state"] = state
         await client.call(middleware)
-        correlation.enter(left[0])
-    correlation.enter("")
+        correlation.set_current(left[0])
+    correlation.set_current("")
     assert len(middleware.agent.ids) == 2
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from starlette.routing import compile_path
 
 from asgi_agents.errors import ConfigurationError
-from asgi_agents.patterns import below, covers, may_meet
-from asgi_agents.routing import Route
+from asgi_agents.routing.patterns import below, covers, may_meet
+from asgi_agents.routing.routes import Route
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from asgi_agents.pieces import Pieces
+from asgi_agents.memory.pieces import Pieces
 
 SIZE = 256 * 1024
 

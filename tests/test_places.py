@@ -23,7 +23,7 @@ from asgi_agents import (
     protect,
 )
 from asgi_agents.guard import Guard
-from asgi_agents.places import raised_by
+from asgi_agents.messages.places import raised_by
 from asgi_agents.protocol import ConfigureEvent, Event, Headers, ResponseHeadersEvent
 
 from .exchange.asgi import Client

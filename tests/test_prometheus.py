@@ -30,12 +30,13 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from asgi_agents.breaker import BreakerState
-from asgi_agents.catalogue import HISTOGRAMS, METRICS, Kind
-from asgi_agents.config import AgentConfig, CircuitBreakerConfig, FailureMode
+from asgi_agents.config import AgentConfig
 from asgi_agents.decision import Failure, FailureKind, Verdict
-from asgi_agents.distribution import EXPORTED_BOUNDS
 from asgi_agents.errors import ConfigurationError
 from asgi_agents.manager import AgentManager
+from asgi_agents.observability.histograms import EXPORTED_BOUNDS
+from asgi_agents.observability.instruments import HISTOGRAMS, METRICS, Kind
+from asgi_agents.policy import CircuitBreakerConfig, FailureMode
 from asgi_agents.prometheus import PrometheusCollector, metrics_app, prometheus_name
 from asgi_agents.protocol import AgentResponse, EventType
 from asgi_agents.protocol.stream import CounterMetric, GaugeMetric, HistogramBucket, HistogramMetric, MetricsReport
@@ -957,21 +958,21 @@ def saying(answer: Any) -> Callable[[Request], Any]:
 
 
 def saying_later(answer: Any) -> Callable[[Request], Any]:
-    async def authorise(request: Request) -> Any:
+    async def authorize(request: Request) -> Any:
         return answer
 
-    return authorise
+    return authorize
 
 
 @pytest.mark.parametrize("style", [saying, saying_later])
 def test_true_lets_in(style: Callable[[Any], Any]) -> None:
-    assert "asgi_agents_call_active" in get(managed(), authorise=style(True)).text
+    assert "asgi_agents_call_active" in get(managed(), authorize=style(True)).text
 
 
 @pytest.mark.parametrize("style", [saying, saying_later])
 @pytest.mark.parametrize("answer", [False, None, 1, "yes", [True]], ids=repr)
 def test_anything_but_true_is_refused(answer: Any, style: Callable[[Any], Any]) -> None:
-    response = get(managed(), authorise=style(answer))
+    response = get(managed(), authorize=style(answer))
 
     assert response.status_code == 403
     assert "asgi_agents" not in response.text
@@ -979,25 +980,25 @@ def test_anything_but_true_is_refused(answer: Any, style: Callable[[Any], Any]) 
 
 @pytest.mark.parametrize("style", [saying, saying_later])
 def test_a_response_is_sent_instead(style: Callable[[Any], Any]) -> None:
-    client = TestClient(metrics_app(managed(), authorise=style(RedirectResponse("/login"))), follow_redirects=False)
+    client = TestClient(metrics_app(managed(), authorize=style(RedirectResponse("/login"))), follow_redirects=False)
     response = client.get("/")
 
     assert (response.status_code, response.headers["location"]) == (307, "/login")
-    unauthorised = get(managed(), authorise=style(Response(status_code=401, headers={"www-authenticate": "Basic"})))
-    assert (unauthorised.status_code, unauthorised.headers["www-authenticate"]) == (401, "Basic")
+    unauthorized = get(managed(), authorize=style(Response(status_code=401, headers={"www-authenticate": "Basic"})))
+    assert (unauthorized.status_code, unauthorized.headers["www-authenticate"]) == (401, "Basic")
 
 
 def test_one_who_raises_shows_nothing() -> None:
-    def authorise(request: Request) -> bool:
+    def authorize(request: Request) -> bool:
         raise RuntimeError("database is down")
 
-    async def authorise_later(request: Request) -> bool:
+    async def authorize_later(request: Request) -> bool:
         raise RuntimeError("database is down")
 
-    for each in (authorise, authorise_later):
+    for each in (authorize, authorize_later):
         with pytest.raises(RuntimeError, match="database is down"):
-            get(managed(), authorise=each)
-        app = Starlette(routes=[Route("/", metrics_app(managed(), authorise=each))])
+            get(managed(), authorize=each)
+        app = Starlette(routes=[Route("/", metrics_app(managed(), authorize=each))])
         response = TestClient(app, raise_server_exceptions=False).get("/")
         assert response.status_code == 500
         assert "asgi_agents" not in response.text
@@ -1005,7 +1006,7 @@ def test_one_who_raises_shows_nothing() -> None:
 
 def test_it_is_asked_about_each_request() -> None:
     client = TestClient(
-        metrics_app(managed(), authorise=lambda request: request.headers.get("authorization") == "Bearer s3cret")
+        metrics_app(managed(), authorize=lambda request: request.headers.get("authorization") == "Bearer s3cret")
     )
 
     assert client.get("/").status_code == 403
@@ -1014,10 +1015,10 @@ def test_it_is_asked_about_each_request() -> None:
     assert client.get("/").status_code == 403
 
 
-@pytest.mark.parametrize("authorise", [True, "admin", 5])
-def test_what_cant_be_asked_is_a_configuration_error(authorise: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"^metrics_app: authorise="):
-        metrics_app(managed(), authorise=authorise)
+@pytest.mark.parametrize("authorize", [True, "admin", 5])
+def test_what_cant_be_asked_is_a_configuration_error(authorize: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^metrics_app: authorize="):
+        metrics_app(managed(), authorize=authorize)
 
 
 # Without the extra
@@ -1113,7 +1114,7 @@ async def test_calls_are_seen_while_their_agent_is_on_its_way_out() -> None:
 async def test_an_agent_that_comes_back_while_it_drains_adds_up_with_what_it_was() -> None:
     manager = managed("waf", timeout=60.0)
     await manager.process_request_headers(REQUEST)
-    manager.lineup(None).connections += 1  # a connection that is still open
+    manager.resolved_route(None).connections += 1  # a connection that is still open
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(manager.remove_agent, "waf", drain_timeout=60.0))
         await settle()

@@ -52,8 +52,8 @@ from asgi_agents.guard import Guard
 from asgi_agents.protocol import Event
 from asgi_agents.serve import agent_app
 from tests.exchange.asgi import App, Client, Probe, SlowProbe, body, guarded, start
+from tests.observability.spans import Spans, attributes, serving
 from tests.sample_events import CHUNK, COMPLETE, HEAD, QUESTION
-from tests.telemetry.spans import Spans, attributes, serving
 
 CLOSED, OPEN = FailureMode.CLOSED, FailureMode.OPEN
 # Opens at the first failure, so that it tells whether something counted.

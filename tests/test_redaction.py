@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_agents import redact_secrets
-from asgi_agents.redaction import REDACTED, is_secret_header
+from asgi_agents.observability.redaction import REDACTED, is_secret_header
 
 # Of every secret made here, so that it can be found in what is left.
 MARK = "Zq9X"

@@ -114,7 +114,7 @@ async def test_an_agent_that_was_down_can_replace_once_it_is_back() -> None:
     manager = AgentManager([configured()])
     with pytest.raises(AgentError, match="was not replaced"):
         await manager.replace_agent(new)
-    first: Any = new.reach
+    first: Any = new.resolved_transport
     first.configure = answering(None)
 
     await manager.replace_agent(new)
@@ -159,7 +159,7 @@ async def test_a_replacement_that_is_cancelled_while_configuring_leaves_the_old_
 
     assert await decided(manager) == 411
     assert fake(manager, "a").closed == 0
-    closed: Any = new.reach
+    closed: Any = new.resolved_transport
     assert closed.closed == 1
 
 
@@ -201,7 +201,7 @@ async def test_one_who_waits_for_another_replacement_can_be_cancelled_and_the_ne
 async def test_an_old_agent_is_closed_also_where_who_waits_for_it_is_cancelled(change: str) -> None:
     manager = AgentManager([config("a", Fake(answering(OLD)))])
     guard, old = manager.guard("a"), fake(manager, "a")
-    held = manager.lineup(None)
+    held = manager.resolved_route(None)
     held.connections += 1
     async with anyio.create_task_group() as tasks:
         if change == "replace":
@@ -214,7 +214,7 @@ async def test_an_old_agent_is_closed_also_where_who_waits_for_it_is_cancelled(c
     assert await decided(manager) == (422 if change == "replace" else 200)
     # The connection that is open still has it, and what is counted of it still shows.
     assert old.closed == 0
-    assert held.hearing(EventType.REQUEST_HEADERS)[0].guard is guard
+    assert held.agents_for(EventType.REQUEST_HEADERS)[0].guard is guard
     if change == "replace":
         assert manager.guard("a").predecessor is guard
     else:
@@ -235,7 +235,7 @@ async def test_a_stream_agent_on_its_way_out_is_gone_when_the_manager_has_shut_d
     async with old.listening(), new.listening():
         manager = AgentManager([agent(old)])
         async with manager:
-            manager.lineup(None).connections += 1
+            manager.resolved_route(None).connections += 1
             async with anyio.create_task_group() as tasks:
                 if change == "replace":
                     tasks.start_soon(manager.replace_agent, agent(new))
@@ -252,7 +252,7 @@ async def test_a_stream_agent_on_its_way_out_is_gone_when_the_manager_has_shut_d
 async def test_a_shutdown_ends_the_wait_for_connections_that_still_have_the_old_agent() -> None:
     manager = AgentManager([config("a", Fake())])
     old = fake(manager, "a")
-    manager.lineup(None).connections += 1
+    manager.resolved_route(None).connections += 1
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(manager.remove_agent, "a")
@@ -273,7 +273,7 @@ async def test_what_closing_an_old_agent_raises_is_told_to_whoever_waits_and_els
     assert caplog.text == ""
     old = fake(manager, "a")
     old.close_error = OSError("no")
-    held = manager.lineup(None)
+    held = manager.resolved_route(None)
     held.connections += 1
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(manager.remove_agent, "a")

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asgi_agents import MetricsReport
+from asgi_agents.observability.reports import MAX_AGE, MAX_SERIES, Reported, Reports
 from asgi_agents.protocol import EventType
 from asgi_agents.protocol.stream import (
     CounterMetric,
@@ -19,7 +20,6 @@ from asgi_agents.protocol.stream import (
     MessageType,
     encode_frame,
 )
-from asgi_agents.reports import MAX_AGE, MAX_SERIES, Reported, Reports
 
 from .transports.stream.peer import ALL_EVENTS, Peer, Received, handshake
 from .transports.stream.pools import agent, allow, head, lines, managing, settle, until

@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, RequestHeadersEvent, Route
-from asgi_agents.resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
-from asgi_agents.routing import Router
+from asgi_agents.routing.resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
+from asgi_agents.routing.routes import Router
 
 from .fuzz import route_tables
 from .fuzz.choices import Choices

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_agents import Agent, AgentConfig, AgentManager, AgentMiddleware, EventType, Route, protect
 from asgi_agents.protocol import GuardrailInspectEvent, RequestHeadersEvent
-from asgi_agents.route_advice import agents_asked_twice
+from asgi_agents.routing.advice import agents_asked_twice
 
 pytestmark = pytest.mark.anyio
 
@@ -417,7 +417,7 @@ async def test_a_mounted_app_may_have_an_agent_of_the_same_name_that_was_made_ot
 @pytest.mark.parametrize(("other", "expected"), [("http://waf.a/", 1), ("http://waf.b/", 0)])
 async def test_agents_at_two_addresses_are_two(other: str, expected: int, caplog: pytest.LogCaptureFixture) -> None:
     outer, inner = (
-        AgentManager([AgentConfig("waf", address, events={EventType.REQUEST_HEADERS})]).lineup(None)
+        AgentManager([AgentConfig("waf", address, events={EventType.REQUEST_HEADERS})]).resolved_route(None)
         for address in ("http://waf.a/", other)
     )
 

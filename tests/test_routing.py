@@ -15,11 +15,12 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import Receive, Scope, Send
 
 from asgi_agents.agent import Agent
-from asgi_agents.config import AgentConfig, FailureMode
+from asgi_agents.config import AgentConfig
 from asgi_agents.errors import ConfigurationError
 from asgi_agents.middleware import AgentMiddleware
+from asgi_agents.policy import FailureMode
 from asgi_agents.protocol import AgentResponse, EventType, RequestHeadersEvent
-from asgi_agents.routing import Route, Router, path_below_root
+from asgi_agents.routing.routes import Route, Router, path_below_root
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 

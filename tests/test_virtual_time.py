@@ -7,7 +7,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from asgi_agents.breaker import CircuitBreaker
-from asgi_agents.config import CircuitBreakerConfig
+from asgi_agents.policy import CircuitBreakerConfig
 from tests.transports.stream.pools import port_of
 
 MINUTE = 60.0

@@ -5,10 +5,10 @@ from itertools import groupby
 
 from msgspec.structs import replace
 
-from ..config import BodyMode, FailureMode
 from ..decision import AgentDecision, Verdict, merge, unanimous
-from ..lineup import RouteAgent, body_limit, chain, held_limit
-from ..pieces import Pieces
+from ..evaluation.resolved_route import RouteAgent, body_limit, chain, held_limit
+from ..memory.pieces import Pieces
+from ..policy import BodyMode, FailureMode
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
 from .context import AgentContext
 from .decoding import Decoder, UnreadableBody
@@ -318,7 +318,7 @@ class _Stage:
     async def _judge(self, data: bytes, last: bool, whole: bool) -> bytes | AgentDecision:
         event = self._event(data, last)
         self._chunk_index += 1
-        verdicts = await self._context.consult(self._agents, event, chunk=not self._buffers, final=last)
+        verdicts = await self._context.evaluate(self._agents, event, chunk=not self._buffers, final=last)
         plain = not self.provisional and unanimous(verdicts)
         if not plain:
             verdicts = self._context.applicable(self._agents, verdicts)

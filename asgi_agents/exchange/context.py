@@ -9,14 +9,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 from starlette.requests import HTTPConnection
 
-from ..attributes import EVENT, ROUTE
-from ..config import FailureMode
-from ..correlation import current, live_ids
 from ..decision import BODY_NOT_INSPECTED, AgentDecision, FailureKind, Verdict, merge
 from ..errors import NoAgentContextError, printable
+from ..evaluation.resolved_route import ResolvedRoute, RouteAgent, evaluate
 from ..guard import Guard
-from ..lineup import Lineup, RouteAgent, consult
 from ..manager import AgentManager, unavailable
+from ..observability.attributes import EVENT, ROUTE
+from ..observability.correlation import current, live_ids
+from ..observability.trace_context import ServerSpan
+from ..observability.tracing import SessionSpan
+from ..policy import FailureMode
 from ..protocol import (
     ALLOW,
     AuditMetadata,
@@ -29,8 +31,6 @@ from ..protocol import (
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
-from ..telemetry import SessionSpan
-from ..trace_context import ServerSpan
 from .remembered import (
     MAX_VERDICT_BYTES,
     MAX_VERDICTS,
@@ -95,7 +95,7 @@ class AgentContext(Struct, eq=False):
     # A struct, because every guarded connection makes one: it is filled in without a line of Python.
 
     _manager: AgentManager
-    lineup: Lineup
+    resolved_route: ResolvedRoute
     _name: str | None
     route: str | None
     #: Where the client's name for the connection is; empty where there is none.
@@ -283,20 +283,20 @@ class AgentContext(Struct, eq=False):
             raise unavailable(verdict)
         return response
 
-    def consult(
+    def evaluate(
         self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
     ) -> Awaitable[Sequence[Verdict]]:
         """Show a piece of a body, or a websocket message, to ``agents`` in parallel.
 
         Many pieces share a span.
         """
-        if self._closed or self.lineup.lasting:
-            return self.consult_by_name(agents, event, chunk=chunk, final=final)
+        if self._closed or self.resolved_route.lasting:
+            return self.evaluate_by_name(agents, event, chunk=chunk, final=final)
         if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
-            return consult(agents, event, chunk=chunk, final=final)
-        return self._consult_in_session(agents, event, chunk=chunk, final=final)
+            return evaluate(agents, event, chunk=chunk, final=final)
+        return self._evaluate_in_session(agents, event, chunk=chunk, final=final)
 
-    async def consult_by_name(
+    async def evaluate_by_name(
         self,
         agents: Sequence[RouteAgent],
         event: BodyChunkEvent | WebSocketFrameEvent | ResponseHeadersEvent,
@@ -308,13 +308,13 @@ class AgentContext(Struct, eq=False):
 
         A task of the app may send or receive when the connection is over, or still wait for a verdict then.
         """
-        with self._asking(self.lineup.lasting) as name:
+        with self._asking(self.resolved_route.lasting) as name:
             if name != event.correlation_id:
                 event = replace(event, correlation_id=name)
             if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
-                return await consult(agents, event, chunk=chunk, final=final)
+                return await evaluate(agents, event, chunk=chunk, final=final)
             assert not isinstance(event, ResponseHeadersEvent)
-            return await self._consult_in_session(agents, event, chunk=chunk, final=final)
+            return await self._evaluate_in_session(agents, event, chunk=chunk, final=final)
 
     @contextmanager
     def _asking(self, guards: Iterable[Guard]) -> Iterator[str]:
@@ -350,14 +350,14 @@ class AgentContext(Struct, eq=False):
         context = self._outermost or self
         context._aside = {*guards, *(context._aside or ())}
 
-    async def _consult_in_session(
+    async def _evaluate_in_session(
         self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
     ) -> Sequence[Verdict]:
         session = self._session(event.event_type)
         if session is None:
-            return await consult(agents, event, chunk=chunk, final=final)
+            return await evaluate(agents, event, chunk=chunk, final=final)
         with session.current():
-            verdicts = await consult(agents, event, chunk=chunk, final=final)
+            verdicts = await evaluate(agents, event, chunk=chunk, final=final)
         session.note(verdicts)
         return verdicts
 
@@ -376,7 +376,7 @@ class AgentContext(Struct, eq=False):
         if self._calls is not None:
             self._count(verdicts, len(telling))
 
-    def record_consent(self, verdicts: Sequence[Verdict]) -> None:
+    def record_allow(self, verdicts: Sequence[Verdict]) -> None:
         """Remember the verdicts on a head that all agents simply allow, where it is all that any of them hears."""
         self._verdicts += verdicts
         if self._calls is not None:
@@ -466,10 +466,10 @@ class AgentContext(Struct, eq=False):
                     session.end()
         if self._outermost is not None and not self._outermost._closed:
             # The middlewares around this one may have more to ask of the same agents.
-            self._tell_later(self.lineup.lasting)
+            self._tell_later(self.resolved_route.lasting)
             return
-        if self.lineup.lasting:
-            self.lineup.forget(self.correlation_id)
+        if self.resolved_route.lasting:
+            self.resolved_route.forget(self.correlation_id)
         for guard in self._aside or ():
             guard.forget_request(self.correlation_id)
 
@@ -489,7 +489,7 @@ class AgentContext(Struct, eq=False):
         return self._sessions[event_type]
 
     def _failure_mode(self, agent_id: str) -> FailureMode | None:
-        for agent in self.lineup.agents:
+        for agent in self.resolved_route.agents:
             if agent.guard.config.id == agent_id:
                 return agent.failure_mode
         return None

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 from starlette.types import Scope
 
 from ..decision import AgentDecision, Verdict, merge
-from ..lineup import RouteAgent, consult, consult_head
+from ..evaluation.resolved_route import RouteAgent, evaluate, evaluate_head
+from ..observability.trace_context import current_traceparent, traceparent_of
 from ..protocol import RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
-from ..trace_context import current_traceparent, traceparent_of
 from .context import AgentContext
 from .scope import request_headers_event
 
@@ -44,14 +44,16 @@ async def judge_head(
     An answer with ``needs_more`` is provisional only if its agent is one of ``body_agents``, which hear the body that
     follows, if one does; else it is that agent's last word.
     """
-    lineup = context.lineup
+    resolved_route = context.resolved_route
     hears_more = {agent.guard.config.id for agent in body_agents}
-    if isinstance(event, ResponseHeadersEvent) and (context.closed or lineup.lasting):
-        verdicts = await context.consult_by_name(lineup.hearing(event.event_type), event, final=not hears_more)
-    elif lineup.head_order is not None and isinstance(event, RequestHeadersEvent):
-        verdicts = await consult_head(lineup, event, hear_more=hears_more)
+    if isinstance(event, ResponseHeadersEvent) and (context.closed or resolved_route.lasting):
+        verdicts = await context.evaluate_by_name(
+            resolved_route.agents_for(event.event_type), event, final=not hears_more
+        )
+    elif resolved_route.head_order is not None and isinstance(event, RequestHeadersEvent):
+        verdicts = await evaluate_head(resolved_route, event, hear_more=hears_more)
     else:
-        verdicts = await consult(lineup.hearing(event.event_type), event, final=not hears_more)
+        verdicts = await evaluate(resolved_route.agents_for(event.event_type), event, final=not hears_more)
     if not hears_more:
         context.record(verdicts)
         return merge(verdicts), {}
@@ -78,5 +80,5 @@ def _settle(verdict: Verdict) -> Verdict:
 async def tell_complete(context: AgentContext, event: RequestCompleteEvent) -> None:
     """Tell the agents how the connection ended, also when it ended by cancellation; their deadlines bound it."""
     with anyio.CancelScope(shield=True):
-        verdicts = await consult(context.lineup.hearing(event.event_type), event, everyone=True)
+        verdicts = await evaluate(context.resolved_route.agents_for(event.event_type), event, everyone=True)
     context.record(verdicts, every=False)

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..decision import ALLOWED, AgentDecision, Verdict, merge, unanimous
 from ..errors import caused_by_closing
-from ..lineup import consult
+from ..evaluation.resolved_route import evaluate
 from ..protocol import EventType, RequestCompleteEvent
 from .body import BodyInspection
 from .context import AgentContext
@@ -40,11 +40,11 @@ async def serve_http(
     stop_grace: float,
 ) -> Any:
     """Take a request past its agents, and the response back. Returns what the app returns."""
-    if context.lineup.plain_heads_only:
-        verdicts = await consult(context.lineup.hear_heads, head_event(context, scope))
+    if context.resolved_route.plain_heads_only:
+        verdicts = await evaluate(context.resolved_route.head_agents, head_event(context, scope))
         if unanimous(verdicts):
             # Nothing has changed, and nothing else of this connection concerns any agent.
-            context.record_consent(verdicts)
+            context.record_allow(verdicts)
             return await app(scope, receive, send)
         context.record(verdicts)
         exchange = HttpExchange(context, scope, receive, send, renderers, stop_grace)
@@ -72,7 +72,7 @@ class HttpExchange:
         self._scope = scope
         self._raw_receive = receive
         self._raw_send = send
-        self._lineup = context.lineup
+        self._resolved_route = context.resolved_route
         self._renderers = renderers
         self._stop_grace = stop_grace
         self._made_response: ResponseInspection | None = None
@@ -116,7 +116,7 @@ class HttpExchange:
             error = exc
             raise
         finally:
-            if self._lineup.hearing(EventType.REQUEST_COMPLETE):
+            if self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
                 await self._complete(started, error)
 
     async def _run(self, app: App) -> Any:
@@ -129,9 +129,9 @@ class HttpExchange:
             await self._response.stop(decision)
             return None
         self._context.note_ops(decision)
-        if self._lineup.hears_heads_only:
+        if self._resolved_route.hears_heads_only:
             return await self._call_app(app)
-        agents = self._lineup.hearing(EventType.REQUEST_BODY_CHUNK)
+        agents = self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK)
         if agents:
             skipping = skipping_body(decision)
             agents = tuple(agent for agent in agents if agent.guard.config.id not in skipping)
@@ -151,8 +151,8 @@ class HttpExchange:
                 return None
         if (
             self._body is not None
-            or self._lineup.inspects_responses
-            or self._lineup.hearing(EventType.REQUEST_COMPLETE)
+            or self._resolved_route.inspects_responses
+            or self._resolved_route.agents_for(EventType.REQUEST_COMPLETE)
         ):
             self._inbound = Inbound(
                 self._raw_receive,
@@ -161,7 +161,7 @@ class HttpExchange:
                 may_suspend=lambda: self._body is not None and self._body.may_suspend,
                 on_told=self._app_told,
                 # The server takes a client whose response we break off for one that is still there.
-                wakeable=self._body is not None or self._lineup.inspects_responses,
+                wakeable=self._body is not None or self._resolved_route.inspects_responses,
             )
         if self._body is None or certainly_bodiless(self._scope):
             return await self._call_app(app)
@@ -193,10 +193,10 @@ class HttpExchange:
         return self._body.holding or (self._spool is not None and self._body.spools)
 
     async def _judge_request_head(self) -> tuple[AgentDecision, dict[str, Verdict]]:
-        if not self._lineup.hearing(EventType.REQUEST_HEADERS):
+        if not self._resolved_route.agents_for(EventType.REQUEST_HEADERS):
             return ALLOWED, {}
         event = head_event(self._context, self._scope)
-        body_agents = self._lineup.hearing(EventType.REQUEST_BODY_CHUNK)
+        body_agents = self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK)
         return await judge_head(self._context, event, body_agents=body_agents if self._may_have_body else ())
 
     async def _call_app(self, app: App) -> Any:
@@ -210,11 +210,11 @@ class HttpExchange:
         extensions = self._scope.get("extensions")
         if (
             extensions
-            and self._lineup.hearing(EventType.RESPONSE_BODY_CHUNK)
+            and self._resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK)
             and not BODY_BYPASSES.isdisjoint(extensions)
         ):
             changes["extensions"] = {name: value for name, value in extensions.items() if name not in BODY_BYPASSES}
-        stoppable = self._lineup.inspects_responses or not self._body_settled
+        stoppable = self._resolved_route.inspects_responses or not self._body_settled
         if not changes:
             return await (self._call_stoppable if stoppable else self._call_freely)(app, self._scope)
         own = OwnScope(self._scope, changes)
@@ -254,7 +254,7 @@ class HttpExchange:
         if inbound.error is not None:
             raise inbound.error
         if self._response.error is not None and not self._disconnected:
-            await self._response.spoil()
+            await self._response.send_abort_marker()
             raise self._response.error
         return result
 
@@ -270,7 +270,7 @@ class HttpExchange:
 
     def _headers_for_app(self, headers: RawHeaders) -> RawHeaders:
         body, ops = self._body, self._context.request_ops
-        if self._lineup.reshapes_requests:
+        if self._resolved_route.reshapes_requests:
             # What the client has asked for; what an agent asks for in its place is its own to say.
             headers = self._asked_for(headers)
         if ops:
@@ -284,12 +284,12 @@ class HttpExchange:
 
     def _asked_for(self, headers: RawHeaders) -> RawHeaders:
         """``headers`` that ask for no response whose body its agents could not judge."""
-        lineup = self._lineup
-        if lineup.asks_for_whole_bodies:
+        resolved_route = self._resolved_route
+        if resolved_route.asks_for_whole_bodies:
             headers = without_headers(headers, _RANGE_HEADERS)
-        if lineup.asks_for_plain_bodies:
+        if resolved_route.asks_for_plain_bodies:
             return without_headers(headers, _CODING_HEADERS)
-        return acceptable(headers) if lineup.unpacks_bodies else headers
+        return acceptable(headers) if resolved_route.unpacks_bodies else headers
 
     @property
     def _declares_wrong_length(self) -> bool:
@@ -302,7 +302,7 @@ class HttpExchange:
         return header(headers_of(self._scope), b"content-length") is not None
 
     def _send_for_app(self) -> Send:
-        if self._context.response_ops or self._lineup.hearing(EventType.REQUEST_COMPLETE):
+        if self._context.response_ops or self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
             return self._response.send
         return self._raw_send
 

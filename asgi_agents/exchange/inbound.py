@@ -8,7 +8,7 @@ import anyio
 from anyio.abc import TaskGroup
 from starlette.types import Message, Receive
 
-from ..limiter import Limiter
+from ..concurrency.limiter import Limiter
 from .interruption import Interruption
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import anyio
 import anyio.lowlevel
 
-from ..transports.background import on_trio
+from ..concurrency.background import on_trio
 
 T = TypeVar("T")
 

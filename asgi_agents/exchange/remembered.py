@@ -6,6 +6,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from ..decision import Verdict
+from ..memory.weighing import weigh
 from ..protocol import (
     ALLOW,
     AgentResponse,
@@ -20,7 +21,6 @@ from ..protocol import (
     Redirect,
     WebSocketClose,
 )
-from ..weighing import weigh
 
 #: How many verdicts of a connection are remembered, and how many bytes of memory these may take together.
 MAX_VERDICTS: Final = 1000

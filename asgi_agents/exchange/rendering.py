@@ -12,9 +12,9 @@ from starlette.types import Scope
 
 from ..decision import FailureKind
 from ..errors import ConfigurationError
-from ..places import raised_by
+from ..messages.places import raised_by
 from ..protocol import Challenge, Headers
-from ..protocol.showing import Discreet, shown, size_of
+from ..protocol.redacted_repr import RedactedRepr, redacted_repr, size_of
 from ..protocol.validation import is_sendable, is_untouchable
 from .scope import RawHeaders
 
@@ -24,7 +24,7 @@ logger = logging.getLogger("asgi_agents")
 _LOG_INTERVAL: Final = 60.0
 
 
-class ErrorInfo(Discreet, frozen=True, kw_only=True):
+class ErrorInfo(RedactedRepr, frozen=True, kw_only=True):
     """A denial or a failure that is about to be answered in the app's place.
 
     :ivar status: the status of the reply.
@@ -42,7 +42,7 @@ class ErrorInfo(Discreet, frozen=True, kw_only=True):
     headers: Headers
 
     def __repr__(self) -> str:
-        return shown(self, detail=size_of(self.detail))
+        return redacted_repr(self, detail=size_of(self.detail))
 
 
 ChallengeRenderer = Callable[[Challenge, Scope], Response]

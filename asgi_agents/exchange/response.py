@@ -10,10 +10,10 @@ import anyio
 from anyio.lowlevel import checkpoint
 from starlette.types import Message, Scope, Send
 
+from ..concurrency.limiter import Limiter
 from ..decision import AgentDecision, Verdict
 from ..errors import ClosedByAgent, ResponseAborted
-from ..limiter import Limiter
-from ..lineup import RouteAgent
+from ..evaluation.resolved_route import RouteAgent
 from ..protocol import Block, EventType, HeaderOp, Headers, ResponseHeadersEvent
 from .body import BodyInspection
 from .context import AgentContext
@@ -99,9 +99,9 @@ class ResponseInspection:
         self._tail = b""
         # The head waits for the verdict on the body's first piece, and for no more.
         self._waits_for_first = False
-        lineup = context.lineup
-        self._head_agents = lineup.hearing(EventType.RESPONSE_HEADERS)
-        self.inspects_bodies = bool(lineup.hearing(EventType.RESPONSE_BODY_CHUNK))
+        resolved_route = context.resolved_route
+        self._head_agents = resolved_route.agents_for(EventType.RESPONSE_HEADERS)
+        self.inspects_bodies = bool(resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK))
 
     @property
     def inspects(self) -> bool:
@@ -203,7 +203,7 @@ class ResponseInspection:
                 # The client has the whole response, or another decision was quicker.
                 pass
 
-    async def spoil(self) -> None:
+    async def send_abort_marker(self) -> None:
         """Keep whoever stands between us and the server from completing a response that was broken off.
 
         Starlette's ``BaseHTTPMiddleware`` ends the body in good order when the app inside it raises, unless a message
@@ -409,7 +409,7 @@ class ResponseInspection:
         """The agents that hear a body of one of these types, without those that are ``skipping`` it."""
         return [
             agent
-            for agent in self._context.lineup.hearing(EventType.RESPONSE_BODY_CHUNK)
+            for agent in self._context.resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK)
             if agent.guard.config.id not in skipping
             and any(agent.guard.config.hears_response_type(media_type) for media_type in media_types)
         ]

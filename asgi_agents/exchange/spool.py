@@ -9,7 +9,7 @@ import anyio
 from anyio import CancelScope
 from starlette.types import Message, Receive
 
-from ..pieces import Pieces
+from ..memory.pieces import Pieces
 
 #: How many bytes are kept in memory; what is beyond goes to a temporary file.
 MAX_MEMORY_BYTES: Final = 1024 * 1024

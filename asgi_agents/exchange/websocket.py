@@ -11,9 +11,9 @@ from anyio.lowlevel import checkpoint
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from ..concurrency.limiter import Limiter
 from ..decision import ALLOWED, AgentDecision, merge, unanimous
 from ..errors import ClosedByAgent, caused_by_closing
-from ..limiter import Limiter
 from ..protocol import Allow, EventType, Opcode, RequestCompleteEvent, WebSocketDrop, WebSocketFrameEvent
 from .context import AgentContext
 from .head import head_event, judge_head, tell_complete
@@ -65,7 +65,7 @@ class WebSocketExchange:
         self._raw_send = send
         self._renderers = renderers
         self._stop_grace = stop_grace
-        self._agents = context.lineup.hearing(EventType.WEBSOCKET_FRAME)
+        self._agents = context.resolved_route.agents_for(EventType.WEBSOCKET_FRAME)
         self._client_ip = client_ip(scope)
         self._frames = {True: 0, False: 0}
         self._bytes = {True: 0, False: 0}
@@ -97,11 +97,11 @@ class WebSocketExchange:
             error = exc
             raise
         finally:
-            if self._context.lineup.hearing(EventType.REQUEST_COMPLETE):
+            if self._context.resolved_route.agents_for(EventType.REQUEST_COMPLETE):
                 await self._complete(started, error)
 
     async def _run(self, app: App) -> Any:
-        if self._context.lineup.hearing(EventType.REQUEST_HEADERS):
+        if self._context.resolved_route.agents_for(EventType.REQUEST_HEADERS):
             event = head_event(self._context, self._scope)
             decision, _ = await judge_head(self._context, event)
             if not decision.is_allow:
@@ -173,7 +173,9 @@ class WebSocketExchange:
     def _listens(self) -> bool:
         """Whether anything of what follows the handshake concerns an agent."""
         heard = (EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE, *RESPONSE_EVENTS)
-        return bool(self._context.response_ops) or any(self._context.lineup.hearing(event) for event in heard)
+        return bool(self._context.response_ops) or any(
+            self._context.resolved_route.agents_for(event) for event in heard
+        )
 
     def _screen(self, message: Message) -> bool:
         if message["type"] != "websocket.receive":
@@ -273,7 +275,7 @@ class WebSocketExchange:
             route_id=self._context.route,
             client_ip=self._client_ip,
         )
-        verdicts = await self._context.consult(self._agents, event, chunk=False, final=True)
+        verdicts = await self._context.evaluate(self._agents, event, chunk=False, final=True)
         plain = unanimous(verdicts)
         if not plain or self._context.counting:
             self._context.record(verdicts, every=False)

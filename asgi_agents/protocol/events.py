@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from .headers import Headers
-from .showing import Discreet, names_of, shown, size_of, without_query
+from .redacted_repr import RedactedRepr, names_of, redacted_repr, size_of, without_query
 from .validation import TOKEN
 
 
@@ -64,7 +64,7 @@ class RequestMetadata(Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
 
 
-class ConfigureEvent(Discreet, frozen=True, kw_only=True):
+class ConfigureEvent(RedactedRepr, frozen=True, kw_only=True):
     """Sent once to each agent when it connects."""
 
     event_type: ClassVar[EventType] = EventType.CONFIGURE
@@ -73,10 +73,10 @@ class ConfigureEvent(Discreet, frozen=True, kw_only=True):
     config: Any = None
 
     def __repr__(self) -> str:
-        return shown(self, config="…")
+        return redacted_repr(self, config="…")
 
 
-class RequestHeadersEvent(Discreet, frozen=True, kw_only=True):
+class RequestHeadersEvent(RedactedRepr, frozen=True, kw_only=True):
     """A request's head, or a websocket handshake. ``uri`` is path and query as received, still percent-encoded."""
 
     event_type: ClassVar[EventType] = EventType.REQUEST_HEADERS
@@ -113,10 +113,10 @@ class RequestHeadersEvent(Discreet, frozen=True, kw_only=True):
         return self.headers.first(name)
 
     def __repr__(self) -> str:
-        return shown(self, uri=repr(without_query(self.uri)))
+        return redacted_repr(self, uri=repr(without_query(self.uri)))
 
 
-class RequestBodyChunkEvent(Discreet, frozen=True, kw_only=True):
+class RequestBodyChunkEvent(RedactedRepr, frozen=True, kw_only=True):
     """A piece of the request body; in buffer mode all of it. ``bytes_received`` counts this chunk too."""
 
     event_type: ClassVar[EventType] = EventType.REQUEST_BODY_CHUNK
@@ -129,7 +129,7 @@ class RequestBodyChunkEvent(Discreet, frozen=True, kw_only=True):
     bytes_received: int = 0
 
     def __repr__(self) -> str:
-        return shown(self, data=size_of(self.data))
+        return redacted_repr(self, data=size_of(self.data))
 
 
 class ResponseHeadersEvent(Struct, frozen=True, kw_only=True):
@@ -146,7 +146,7 @@ class ResponseHeadersEvent(Struct, frozen=True, kw_only=True):
         return self.headers.first(name)
 
 
-class ResponseBodyChunkEvent(Discreet, frozen=True, kw_only=True):
+class ResponseBodyChunkEvent(RedactedRepr, frozen=True, kw_only=True):
     """A piece of the response body; in buffer mode all of it. ``bytes_sent`` counts this chunk too."""
 
     event_type: ClassVar[EventType] = EventType.RESPONSE_BODY_CHUNK
@@ -159,7 +159,7 @@ class ResponseBodyChunkEvent(Discreet, frozen=True, kw_only=True):
     bytes_sent: int = 0
 
     def __repr__(self) -> str:
-        return shown(self, data=size_of(self.data))
+        return redacted_repr(self, data=size_of(self.data))
 
 
 class RequestCompleteEvent(Struct, frozen=True, kw_only=True):
@@ -179,7 +179,7 @@ class RequestCompleteEvent(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class WebSocketFrameEvent(Discreet, frozen=True, kw_only=True):
+class WebSocketFrameEvent(RedactedRepr, frozen=True, kw_only=True):
     """One websocket message.
 
     ``frame_index`` counts from 0 in each direction; text is UTF-8 (lone surrogates encoded as such).
@@ -197,10 +197,10 @@ class WebSocketFrameEvent(Discreet, frozen=True, kw_only=True):
     client_ip: str
 
     def __repr__(self) -> str:
-        return shown(self, data=size_of(self.data))
+        return redacted_repr(self, data=size_of(self.data))
 
 
-class GuardrailInspectEvent(Discreet, frozen=True, kw_only=True):
+class GuardrailInspectEvent(RedactedRepr, frozen=True, kw_only=True):
     """A piece of content that a handler wants looked at.
 
     ``inspection_type`` is a token (RFC 9110, section 5.6.2); where it is one of :class:`InspectionType`, it is that
@@ -241,7 +241,7 @@ class GuardrailInspectEvent(Discreet, frozen=True, kw_only=True):
             force_setattr(self, "metadata", metadata)
 
     def __repr__(self) -> str:
-        return shown(self, content=size_of(self.content), metadata=names_of(self.metadata))
+        return redacted_repr(self, content=size_of(self.content), metadata=names_of(self.metadata))
 
 
 _INSPECTION_TYPES: Mapping[str, InspectionType] = {kind.value: kind for kind in InspectionType}

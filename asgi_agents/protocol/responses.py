@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from .showing import Discreet, names_of, shown, size_of, without_query
+from .redacted_repr import RedactedRepr, names_of, redacted_repr, size_of, without_query
 
 PROTOCOL_VERSION = 2
 
@@ -24,7 +24,7 @@ class Allow(Struct, frozen=True):
     """Let it pass."""
 
 
-class Block(Discreet, frozen=True):
+class Block(RedactedRepr, frozen=True):
     """Answer in the app's place. ``headers`` win over what the middleware would have set."""
 
     status: int = 403
@@ -32,20 +32,20 @@ class Block(Discreet, frozen=True):
     headers: Mapping[str, str] | None = None
 
     def __repr__(self) -> str:
-        return shown(self, body=size_of(self.body), headers=names_of(self.headers))
+        return redacted_repr(self, body=size_of(self.body), headers=names_of(self.headers))
 
 
-class Redirect(Discreet, frozen=True):
+class Redirect(RedactedRepr, frozen=True):
     """Send the client elsewhere."""
 
     url: str
     status: int = 302
 
     def __repr__(self) -> str:
-        return shown(self, url=repr(without_query(self.url)))
+        return redacted_repr(self, url=repr(without_query(self.url)))
 
 
-class Challenge(Discreet, frozen=True):
+class Challenge(RedactedRepr, frozen=True):
     """Ask the client to prove something.
 
     The type is an HTTP auth scheme (``basic``, ``bearer``, …) or one of the agent's own.
@@ -55,7 +55,7 @@ class Challenge(Discreet, frozen=True):
     params: Mapping[str, str] = {}
 
     def __repr__(self) -> str:
-        return shown(self, params=names_of(self.params))
+        return redacted_repr(self, params=names_of(self.params))
 
 
 Decision = Allow | Block | Redirect | Challenge
@@ -75,7 +75,7 @@ class WebSocketClose(Struct, frozen=True):
 WebSocketDecision = WebSocketDrop | WebSocketClose
 
 
-class HeaderOp(Discreet, frozen=True):
+class HeaderOp(RedactedRepr, frozen=True):
     """One change to a set of headers; make one with :meth:`set`, :meth:`add` or :meth:`remove`.
 
     ``always`` matters among ``response_headers``: the change is made as well where the client is answered in the app's
@@ -103,10 +103,10 @@ class HeaderOp(Discreet, frozen=True):
         return cls("remove", name, always=always)
 
     def __repr__(self) -> str:
-        return shown(self, value="…")
+        return redacted_repr(self, value="…")
 
 
-class BodyMutation(Discreet, frozen=True):
+class BodyMutation(RedactedRepr, frozen=True):
     """A change to the chunk just shown: ``data`` None passes it, empty drops it, anything else replaces it.
 
     ``chunk_index`` is part of the wire format and is ignored: there is only one chunk that an answer can change.
@@ -116,7 +116,7 @@ class BodyMutation(Discreet, frozen=True):
     chunk_index: int = 0
 
     def __repr__(self) -> str:
-        return shown(self, data=size_of(self.data))
+        return redacted_repr(self, data=size_of(self.data))
 
 
 class ForgottenMutation(BodyMutation, frozen=True):
@@ -125,7 +125,7 @@ class ForgottenMutation(BodyMutation, frozen=True):
     size: int = 0
 
 
-class AuditMetadata(Discreet, frozen=True, kw_only=True):
+class AuditMetadata(RedactedRepr, frozen=True, kw_only=True):
     """What the agent wants remembered about its decision."""
 
     tags: Sequence[str] = ()
@@ -142,7 +142,7 @@ class AuditMetadata(Discreet, frozen=True, kw_only=True):
         _freeze(self, "tags", "rule_ids", "reason_codes")
 
     def __repr__(self) -> str:
-        return shown(self, custom=names_of(self.custom))
+        return redacted_repr(self, custom=names_of(self.custom))
 
 
 _ALLOW = Allow()
@@ -297,7 +297,7 @@ class TextSpan(Struct, frozen=True):
     end: int
 
 
-class Detection(Discreet, frozen=True, kw_only=True):
+class Detection(RedactedRepr, frozen=True, kw_only=True):
     """One thing that a guardrail agent found.
 
     ``severity`` may be given as its word. ``confidence`` is 0 to 1.
@@ -315,10 +315,10 @@ class Detection(Discreet, frozen=True, kw_only=True):
             force_setattr(self, "severity", _SEVERITIES.get(self.severity, self.severity))
 
     def __repr__(self) -> str:
-        return shown(self, description=size_of(self.description))
+        return redacted_repr(self, description=size_of(self.description))
 
 
-class GuardrailResponse(Discreet, frozen=True, kw_only=True):
+class GuardrailResponse(RedactedRepr, frozen=True, kw_only=True):
     """The answer to a guardrail inspection. ``confidence`` is 0 to 1."""
 
     detected: bool
@@ -330,7 +330,7 @@ class GuardrailResponse(Discreet, frozen=True, kw_only=True):
         _freeze(self, "detections")
 
     def __repr__(self) -> str:
-        return shown(self, redacted_content=size_of(self.redacted_content))
+        return redacted_repr(self, redacted_content=size_of(self.redacted_content))
 
 
 class Acknowledgement(Struct, frozen=True, kw_only=True):

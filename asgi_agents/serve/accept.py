@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import anyio
 from anyio.abc import ByteStream, TaskGroup
 
-from ..transports.background import on_trio
+from ..concurrency.background import on_trio
 from ..transports.wire import AnyioWire, AsyncioWire, Receiver, Wire
 from .sockets import BACKLOG, is_unix
 

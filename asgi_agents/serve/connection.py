@@ -12,6 +12,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from ..errors import AgentError, AgentProtocolError
+from ..memory.weighing import weigh
 from ..protocol import (
     PROTOCOL_VERSION,
     AgentResponse,
@@ -50,9 +51,8 @@ from ..protocol.stream import (
     now_ms,
 )
 from ..transports.wire import Wire
-from ..weighing import weigh
 from . import held
-from .dispatch import Call, Dispatcher
+from .dispatch import Dispatcher, ServedCall
 from .held import EVENT_BYTES, MAX_HELD_BYTES, SMALL_BYTES, Budget, Intake
 from .hooks import Hooks, NoAnswer
 from .shapes import Shaped, no_verdict, shape, shape_refusal
@@ -95,7 +95,7 @@ class Service:
         #: And the bytes that these, and frames that have begun, may hold over all connections.
         self.budget = Budget(max_held_bytes)
         self.dispatcher = Dispatcher(tasks, max_concurrency)
-        self.connections: set[Connection] = set()
+        self.connections: set[ServedConnection] = set()
         self.draining = False
         self.stopped = False
         #: When the last event came, on :func:`time.monotonic`.
@@ -106,7 +106,7 @@ class Service:
         """Events under way, on all connections."""
         return sum(connection.unanswered for connection in self.connections)
 
-    def client(self) -> "Connection":
+    def client(self) -> "ServedConnection":
         """The server's end of a new connection."""
         return (V2Connection if self.framing is Framing.V2 else EnvelopeConnection)(self)
 
@@ -118,7 +118,7 @@ class Service:
             connection.close_if_drained()
 
 
-class Connection:
+class ServedConnection:
     """A connection, without what sets the framings apart.
 
     Each event is answered once, whatever becomes of its hook, and of those that have no call id, those with the same
@@ -136,7 +136,7 @@ class Connection:
     _told_of_malformed = False
 
     def __init__(self, service: Service) -> None:
-        self.waiting: deque[Call] = deque()
+        self.waiting: deque[ServedCall] = deque()
         self.stalled = False
         self.owed = 0
         self.unanswered = 0
@@ -150,8 +150,8 @@ class Connection:
         self._batch: list[bytes] | None = None
         self._batch_bytes = 0
         # Unanswered calls in the order they came, by correlation id, and those that have no call id.
-        self._lines: dict[str, dict[Call, None]] = {}
-        self._ordered: dict[Call, None] = {}
+        self._lines: dict[str, dict[ServedCall, None]] = {}
+        self._ordered: dict[ServedCall, None] = {}
         self._deaf = False
         self._lost = False
 
@@ -223,18 +223,18 @@ class Connection:
     def _received(self, frame: bytes) -> None:
         raise NotImplementedError
 
-    def _encode(self, shaped: Shaped, call: Call) -> bytes:
+    def _encode(self, shaped: Shaped, call: ServedCall) -> bytes:
         raise NotImplementedError
 
     # What the dispatcher calls
 
-    def refusal(self, call: Call, reason: str, error: str) -> bytes:
+    def refusal(self, call: ServedCall, reason: str, error: str) -> bytes:
         return self._spell_or_fail(shape_refusal(call.event_type, reason, error), call)
 
-    def cancellation(self, call: Call) -> bytes:
+    def cancellation(self, call: ServedCall) -> bytes:
         return self._spell_or_fail(_CANCELLED, call)
 
-    async def perform(self, call: Call) -> bytes:
+    async def perform(self, call: ServedCall) -> bytes:
         assert call.event is not None
         caller = {"traceparent": [call.ids.traceparent]} if call.ids.traceparent else {}
         try:
@@ -242,7 +242,7 @@ class Connection:
         except NoAnswer as exc:
             return self.refusal(call, str(exc), type(exc.__cause__).__name__)
 
-    def settle(self, call: Call, answer: bytes) -> None:
+    def settle(self, call: ServedCall, answer: bytes) -> None:
         call.answer = answer
         if self._lost:
             return
@@ -263,7 +263,7 @@ class Connection:
 
     def _heard(self, ids: CallIds, event: Event) -> None:
         suspends = self._service.hooks.may_suspend(event.event_type)
-        call = Call(self, ids, event.event_type, event, suspends)
+        call = ServedCall(self, ids, event.event_type, event, suspends)
         if call.ordered:
             self._unnamed = True
             if self._service.draining:
@@ -285,15 +285,15 @@ class Connection:
             logger.warning(
                 "%s: %s: malformed: %.300r (logged once a connection)", self._service.hooks.name, name, str(exc)
             )
-        self._refuse(Call(self, ids, event_type, None, False), _MALFORMED)
+        self._refuse(ServedCall(self, ids, event_type, None, False), _MALFORMED)
 
-    def _refuse(self, call: Call, reason: str) -> None:
+    def _refuse(self, call: ServedCall, reason: str) -> None:
         call.suspends = False
         call.event = None
         call.refusal = self.refusal(call, reason, reason)
         self._admit(call)
 
-    def _admit(self, call: Call) -> None:
+    def _admit(self, call: ServedCall) -> None:
         """Answer it where nothing has to be waited for, else let it wait."""
         ids = call.ids
         # A refusal waits for no hook, nor for those that wait.
@@ -307,7 +307,7 @@ class Connection:
         elif self._file(call):
             self.settle(call, answer)
 
-    def _file(self, call: Call) -> bool:
+    def _file(self, call: ServedCall) -> bool:
         """Keep account of a call that isn't answered at once."""
         self._lines.setdefault(call.ids.correlation_id, {})[call] = None
         if call.ordered:
@@ -328,7 +328,7 @@ class Connection:
             return False
         return True
 
-    def _forget(self, call: Call) -> None:
+    def _forget(self, call: ServedCall) -> None:
         line = self._lines[call.ids.correlation_id]
         del line[call]
         if not line:
@@ -339,7 +339,7 @@ class Connection:
 
     def _send_due(self, correlation_id: str) -> None:
         """Send the answers of a line whose turn has come."""
-        due: list[Call] = []
+        due: list[ServedCall] = []
         for call in self._lines[correlation_id]:
             if not call.ordered:
                 continue
@@ -353,7 +353,7 @@ class Connection:
             self._forget(call)
             self._send(call.answer)
 
-    def _give_up(self, call: Call) -> None:
+    def _give_up(self, call: ServedCall) -> None:
         if call.at_work:
             call.cancel()
         elif call.answer is None:
@@ -362,10 +362,10 @@ class Connection:
 
     # Bytes
 
-    def _spell(self, answer: Answer, call: Call) -> bytes:
+    def _spell(self, answer: Answer, call: ServedCall) -> bytes:
         return self._encode(shape(answer, call.event_type, named=not call.ordered), call)
 
-    def _spell_or_fail(self, shaped: Shaped, call: Call) -> bytes:
+    def _spell_or_fail(self, shaped: Shaped, call: ServedCall) -> bytes:
         try:
             return self._encode(shaped, call)
         except AgentError as exc:
@@ -430,7 +430,7 @@ class Connection:
             self.abort()
 
 
-class V2Connection(Connection):
+class V2Connection(ServedConnection):
     """A connection in version 2 framing."""
 
     framing = Framing.V2
@@ -542,12 +542,12 @@ class V2Connection(Connection):
             self._send(self._unsent_pong)
             self._unsent_pong = None
 
-    def _encode(self, shaped: Shaped, call: Call) -> bytes:
+    def _encode(self, shaped: Shaped, call: ServedCall) -> bytes:
         assert self._encoding is not None
         return encode_answer_frame(shaped.answer, self._encoding, call.ids, fields=shaped.fields)
 
 
-class EnvelopeConnection(Connection):
+class EnvelopeConnection(ServedConnection):
     """A connection in the older framing: no ids, so that all answers go out in the order of their events."""
 
     framing = Framing.ENVELOPE
@@ -562,7 +562,7 @@ class EnvelopeConnection(Connection):
             traceparent = event.metadata.traceparent if isinstance(event, RequestHeadersEvent) else None
             self._heard(CallIds(traceparent=traceparent or ""), event)
 
-    def _encode(self, shaped: Shaped, call: Call) -> bytes:
+    def _encode(self, shaped: Shaped, call: ServedCall) -> bytes:
         answer, fields = shaped
         if fields and isinstance(answer, AgentResponse):
             return encode_envelope_frame(encode_value(answer_with(answer, fields, {}), Encoding.JSON, "answer"))

@@ -13,39 +13,39 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 from msgspec import UNSET
 
+from ..concurrency.background import on_trio
 from ..protocol import Event, EventType
 from ..protocol.stream import CallIds
-from ..transports.background import on_trio
 
 
 class Caller(Protocol):
     """A connection, as far as its calls are concerned."""
 
     #: Calls whose hooks have not been started.
-    waiting: "deque[Call]"
+    waiting: "deque[ServedCall]"
     #: Whether none may be started for now.
     stalled: bool
     #: Turns that came while it was stalled.
     owed: int
 
-    async def perform(self, call: "Call") -> bytes:
+    async def perform(self, call: "ServedCall") -> bytes:
         """Run the hook and spell its answer. Raises no Exception."""
         ...
 
-    def refusal(self, call: "Call", reason: str, error: str) -> bytes:
+    def refusal(self, call: "ServedCall", reason: str, error: str) -> bytes:
         """The answer of an agent that has failed."""
         ...
 
-    def cancellation(self, call: "Call") -> bytes:
+    def cancellation(self, call: "ServedCall") -> bytes:
         """The answer to a call that was given up."""
         ...
 
-    def settle(self, call: "Call", answer: bytes) -> None:
+    def settle(self, call: "ServedCall", answer: bytes) -> None:
         """The call has its answer. Called once for each."""
         ...
 
 
-class Call:
+class ServedCall:
     """One event from a connection, on its way to its answer.
 
     ``refusal`` is its answer where no hook is to run.
@@ -111,7 +111,7 @@ class Dispatcher:
         """Start a task, from wherever this is called: a callback of the event loop, or a task."""
         self._context.copy().run(self._tasks.start_soon, function, *args)
 
-    def at_once(self, call: Call) -> bytes:
+    def at_once(self, call: ServedCall) -> bytes:
         """Run a hook that can't suspend, here and now, if there is one to run."""
         if call.refusal is not None:
             return call.refusal
@@ -127,7 +127,7 @@ class Dispatcher:
         step.close()
         raise RuntimeError(f"the hook of {call.event_type} has suspended, which it can't")
 
-    def queue(self, call: Call) -> None:
+    def queue(self, call: ServedCall) -> None:
         """Run it when it's its turn."""
         caller = call.caller
         caller.waiting.append(call)
@@ -160,7 +160,7 @@ class Dispatcher:
             # Else it has given up a call meanwhile, or is lost.
             turns.popleft()
 
-    def _start(self, call: Call) -> None:
+    def _start(self, call: ServedCall) -> None:
         if call.suspends:
             call.at_work = True
             self._at_work += 1
@@ -168,7 +168,7 @@ class Dispatcher:
         else:
             call.caller.settle(call, self.at_once(call))
 
-    async def _work(self, call: Call) -> None:
+    async def _work(self, call: ServedCall) -> None:
         caller = call.caller
         answer: bytes | None = None
         error = "CancelledError"

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from ..concurrency.background import Timer
 from ..protocol.stream import MAX_FRAME_BYTES, FrameReader
-from ..transports.background import Timer
 from ..transports.partial import FrameDeadline
 from ..transports.wire import Wire
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ..agent import Agent, check_agent
-from ..blocking import Steps, in_steps
-from ..cancellation import cancel_requests, raise_swallowed
-from ..correlation import enter, leave
+from ..calls.blocking import Steps, in_steps
+from ..calls.raised import answer_raised
+from ..concurrency.cancellation import cancel_requests, raise_swallowed
 from ..errors import AgentError, ConfigurationError
+from ..observability.correlation import reset_current, set_current
+from ..observability.tracing import serving_span
 from ..protocol import (
     AgentResponse,
     Answer,
@@ -22,8 +24,6 @@ from ..protocol import (
     reason_of,
 )
 from ..protocol.stream import correlation_id_of
-from ..raised import answer_raised
-from ..telemetry import serving_span
 from ..transports import InProcessTransport
 
 logger: Final = logging.getLogger("asgi_agents.serve")
@@ -52,12 +52,12 @@ class Hooks:
         ``caller`` has the ``traceparent`` and ``tracestate`` that came with the event.
         """
         correlation_id = correlation_id_of(event)
-        entered = enter(correlation_id)
+        entered = set_current(correlation_id)
         try:
             with serving_span(caller, self.name, event.event_type.value, correlation_id):
                 return await self._answer(event, encode)
         finally:
-            leave(entered)
+            reset_current(entered)
 
     async def _answer(self, event: Event, encode: Callable[[Answer], bytes]) -> bytes:
         event_type = event.event_type

@@ -12,9 +12,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..agent import Agent
+from ..concurrency.shared_limiter import SharedLimiter
 from ..errors import AgentProtocolError
 from ..protocol import PROTOCOL_VERSION, Encoding, Event, decode_event, encode_answer
-from ..shared_limiter import SharedLimiter
 from .hooks import Hooks, NoAnswer, require_agent, require_positive
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024

@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..authorisation import Authorise, refusal, require_authorise
 from ..errors import ConfigurationError
 from ..manager import AgentManager, require_manager
-from ..routing import path_below_root
+from ..observability.authorization import Authorize, refusal, require_authorize
+from ..routing.routes import path_below_root
 from .snapshot import take_snapshot
 
 # A stream that never ends would keep a server that shuts down gracefully waiting for the viewer. The page comes back.
@@ -46,7 +46,7 @@ _ASSETS: Final = {
 }
 
 
-def status_app(manager: AgentManager, *, authorise: Authorise | None = None, interval: float = 1.0) -> ASGIApp:
+def status_app(manager: AgentManager, *, authorize: Authorize | None = None, interval: float = 1.0) -> ASGIApp:
     """An ASGI app that shows the agents of ``manager``, to be mounted.
 
     ::
@@ -57,21 +57,21 @@ def status_app(manager: AgentManager, *, authorise: Authorise | None = None, int
     ``interval`` seconds from ``events``. There are correlation ids, routes and the messages of failures in it, but no
     header values and no bodies.
 
-    :param authorise: asked about each request. It takes the request and returns, or is a coroutine function that
+    :param authorize: asked about each request. It takes the request and returns, or is a coroutine function that
         returns, True, False (403), or the response that refuses it.
     :raises ConfigurationError: for arguments that can't work.
     """
     require_manager("status_app: manager=", manager)
-    require_authorise("status_app", authorise)
+    require_authorize("status_app", authorize)
     if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0.05 <= interval <= _MAX_INTERVAL:
         raise ConfigurationError(f"status_app: interval={interval!r}, expected seconds from 0.05 to {_MAX_INTERVAL:g}")
-    return _StatusApp(manager, authorise, interval)
+    return _StatusApp(manager, authorize, interval)
 
 
 class _StatusApp:
-    def __init__(self, manager: AgentManager, authorise: Authorise | None, interval: float) -> None:
+    def __init__(self, manager: AgentManager, authorize: Authorize | None, interval: float) -> None:
         self._manager = manager
-        self._authorise = authorise
+        self._authorize = authorize
         self._interval = interval
         self._files = {name: (files(__package__) / "page" / name).read_bytes() for name, _ in _ASSETS.values()}
         self._encoded = b""
@@ -85,7 +85,7 @@ class _StatusApp:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        response = await refusal(self._authorise, request)
+        response = await refusal(self._authorize, request)
         if response is None:
             path = _path_of(scope)
             if request.method not in ("GET", "HEAD"):

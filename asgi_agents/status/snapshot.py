@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from .._version import __version__
-from ..config import FailureMode
 from ..errors import UnknownAgentError
+from ..evaluation.resolved_route import RouteListing
 from ..guard import Guard
-from ..history import SLOT_SECONDS, Latency, Slot
-from ..lineup import RouteListing
 from ..manager import AgentManager
-from ..metrics import Incident
+from ..observability.endpoints import EndpointStatistics
+from ..observability.history import SLOT_SECONDS, Latency, Slot
+from ..observability.metrics import Incident
+from ..policy import FailureMode
 from ..protocol import EventType
-from ..transports import EndpointStatistics
 
 
 class AgentStatus(Struct, frozen=True, kw_only=True):

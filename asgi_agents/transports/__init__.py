@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from .base import Transport
 from .in_process import InProcessTransport
-from .stream import EndpointStatistics, LoadBalancing, StreamTransport
+from .stream import LoadBalancing, StreamTransport
 
 if TYPE_CHECKING:
     from .http import HttpTransport
@@ -19,4 +19,4 @@ else:
         return HttpTransport
 
 
-__all__ = ["EndpointStatistics", "HttpTransport", "InProcessTransport", "LoadBalancing", "StreamTransport", "Transport"]
+__all__ = ["HttpTransport", "InProcessTransport", "LoadBalancing", "StreamTransport", "Transport"]

@@ -11,7 +11,7 @@ import httpcore
 import httpx
 from anyio import CancelScope
 
-from .one_write import OneWriteBackend
+from .coalescing_backend import OneWriteBackend
 
 # Seconds. Less than the 5 after which uvicorn, hypercorn and Node close an idle connection themselves: a request that
 # crosses that close on the wire is lost, and can't be sent again without knowing whether the agent has seen it.
@@ -20,7 +20,7 @@ KEEPALIVE_EXPIRY: Final = 4.0
 _CONNECTED: Final = frozenset({"connection.connect_tcp.complete", "connection.connect_unix_socket.complete"})
 
 
-class Connection(httpx.AsyncHTTPTransport):
+class HttpConnection(httpx.AsyncHTTPTransport):
     """An httpx transport for one connection, which :meth:`aclose` closes whatever was cut short."""
 
     def __init__(self, ssl_context: ssl.SSLContext, uds: str | None) -> None:
@@ -83,13 +83,13 @@ class ConnectionStack:
     def __init__(self, ssl_context: ssl.SSLContext, uds: str | None) -> None:
         self._ssl_context = ssl_context
         self._uds = uds
-        self._idle: deque[tuple[float, Connection]] = deque()
+        self._idle: deque[tuple[float, HttpConnection]] = deque()
         self._closed = False
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[httpx.AsyncBaseTransport]:
         """A connection for one call. Leaving with an exception closes it."""
-        connection = self._idle.pop()[1] if self._idle else Connection(self._ssl_context, self._uds)
+        connection = self._idle.pop()[1] if self._idle else HttpConnection(self._ssl_context, self._uds)
         try:
             yield connection
         except BaseException:

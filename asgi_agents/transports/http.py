@@ -10,6 +10,7 @@ import httpx
 from anyio import CancelScope
 
 from .._version import __version__
+from ..concurrency.per_event_loop import PerEventLoop
 from ..errors import (
     AgentConnectionError,
     AgentError,
@@ -18,7 +19,8 @@ from ..errors import (
     EventTooLargeError,
     told_by,
 )
-from ..pieces import Pieces
+from ..memory.pieces import Pieces
+from ..observability.trace_context import inject_trace_context
 from ..protocol import (
     TOKEN,
     Answer,
@@ -30,9 +32,7 @@ from ..protocol import (
     encode_event,
     in_code_points,
 )
-from ..trace_context import inject_trace_context
 from .connections import Connections, ConnectionStack, SharedTransport
-from .per_event_loop import PerEventLoop
 from .tls import ClientCertificate, client_context
 from .wire import unusable_path
 

@@ -28,14 +28,14 @@ class InProcessTransport:
         self.carries = frozenset(EventType)
         hooks: Mapping[EventType, Hook] = {event_type: getattr(agent, hook) for event_type, hook in HOOKS.items()}
         #: The hooks that finish in their first step: nothing can happen beside them, nor cancel them.
-        self.steady = {event_type: hook for event_type, hook in hooks.items() if not may_suspend(hook)}
+        self.non_suspending_hooks = {event_type: hook for event_type, hook in hooks.items() if not may_suspend(hook)}
         self._hooks: Mapping[EventType, Hook] = {
             event_type: hook if iscoroutinefunction(hook) else partial(_call, HOOKS[event_type], hook)
             for event_type, hook in hooks.items()
         }
 
     def may_suspend(self, event_type: EventType) -> bool:
-        return event_type not in self.steady
+        return event_type not in self.non_suspending_hooks
 
     async def call(self, event: Event) -> Answer | None:
         return await self._hooks[event.event_type](event)

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ..concurrency.background import Timer
 from ..protocol import stream
 from ..protocol.stream import FrameReader
-from .background import Timer
 
 
 class FrameDeadline:

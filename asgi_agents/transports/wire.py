@@ -18,8 +18,8 @@ from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSAttribute
 from msgspec import Struct
 
+from ..concurrency.background import BackgroundTask, on_trio
 from ..errors import AgentConnectionError, ConfigurationError, told_by
-from .background import BackgroundTask, on_trio
 from .readable import is_readable
 
 # Bytes that may wait to be sent before `congested` says so.

@@ -101,13 +101,13 @@ class UnixSocketEcho(InProcess):
         self._path = path
 
     async def open(self) -> None:
-        _, self._line = await asyncio.get_running_loop().create_unix_connection(_Line, self._path)
+        _, self._pending_calls = await asyncio.get_running_loop().create_unix_connection(_Line, self._path)
 
     async def close(self) -> None:
-        self._line.close()
+        self._pending_calls.close()
 
     async def allows(self, event: Event) -> bool:
-        answer = _event_decoder.decode(await self._line.call(_encoder.encode(event)))
+        answer = _event_decoder.decode(await self._pending_calls.call(_encoder.encode(event)))
         return answer.payload.metadata.correlation_id == event.payload.metadata.correlation_id
 
 

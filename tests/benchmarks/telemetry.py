@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from starlette.types import ASGIApp
 
 from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, middleware
-from asgi_agents.metrics import Series, Tally
+from asgi_agents.observability.metrics import Series, Tally
 
 from .agents import Allow
 from .apps import hello

@@ -9,14 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from asgi_agents import (
-    AgentConfig,
-    AgentMiddleware,
-    BodyMode,
-    EventType,
-    HttpTransport,
-    StreamTransport,
-)
+from asgi_agents import AgentConfig, AgentMiddleware, BodyMode, EventType, HttpTransport, StreamTransport
 
 from .agents import AllowBody, AllowFrames, allow
 from .apps import echo, hello, uploads

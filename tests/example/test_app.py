@@ -232,7 +232,7 @@ def test_audit_log_has_one_line_per_guarded_connection_and_no_secrets(
 
 def test_firewall_can_be_elsewhere() -> None:
     (waf,) = (config for config in agent_configs("http://127.0.0.1:9/") if config.id == "waf")
-    assert waf.reach.remote
+    assert waf.resolved_transport.remote
     with TestClient(create_app(waf_url="http://127.0.0.1:9/")) as client:
         # Nobody listens there, and the firewall fails closed.
         assert client.get("/api/orders", headers=ALICE).status_code == 503

@@ -404,7 +404,9 @@ def guarded(app: ASGIApp, *agents: AgentConfig, **options: Any) -> AgentMiddlewa
 
 def assert_nothing_left(manager: AgentManager) -> None:
     """No permit, no half-open slot is taken, nobody waits for one, and no agent is kept from being replaced."""
-    assert [lineup.connections for lineup in manager._lineups.values() if lineup.connections] == []
+    assert [
+        resolved_route.connections for resolved_route in manager._resolved_routes.values() if resolved_route.connections
+    ] == []
     for agent_id, metrics in manager.metrics.items():
         assert metrics.in_flight == 0, f"{agent_id} still holds permits"
         assert metrics.waiting == 0, f"{agent_id} still has a queue"

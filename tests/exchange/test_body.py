@@ -958,9 +958,9 @@ async def test_a_body_with_something_forbidden_never_passes_as_a_whole(
 
 def _inspection(manager: AgentManager, way: str, **options: Any) -> BodyInspection:
     event_type = EventType.REQUEST_BODY_CHUNK if way == "request" else EventType.RESPONSE_BODY_CHUNK
-    lineup = manager.lineup(None)
-    context = AgentContext(manager, lineup, "id", None)
-    return BodyInspection(context, event_type, agents=lineup.hearing(event_type), **options)
+    resolved_route = manager.resolved_route(None)
+    context = AgentContext(manager, resolved_route, "id", None)
+    return BodyInspection(context, event_type, agents=resolved_route.agents_for(event_type), **options)
 
 
 @each_way

@@ -26,8 +26,8 @@ each_way = pytest.mark.parametrize("way", EVENTS)
 
 async def judge(way: str, *agents: AgentConfig, body_follows: bool = True) -> tuple[Any, Any, AgentContext]:
     manager = AgentManager(agents)
-    context = AgentContext(manager, manager.lineup(None), "id", None)
-    hearing = manager.lineup(None).hearing(
+    context = AgentContext(manager, manager.resolved_route(None), "id", None)
+    hearing = manager.resolved_route(None).agents_for(
         EventType.REQUEST_BODY_CHUNK if way == "request" else EventType.RESPONSE_BODY_CHUNK
     )
     decision, provisional = await judge_head(context, EVENTS[way], body_agents=hearing if body_follows else ())
@@ -142,7 +142,7 @@ async def test_the_end_is_told_to_everyone_even_when_one_denies_and_one_fails() 
     manager = AgentManager(
         AgentConfig(f"a{i}", agent, timeout=0.01 if i == 2 else 5.0) for i, agent in enumerate(agents)
     )
-    context = AgentContext(manager, manager.lineup(None), "id", None)
+    context = AgentContext(manager, manager.resolved_route(None), "id", None)
     event = RequestCompleteEvent(
         correlation_id="id",
         status=200,

@@ -25,8 +25,8 @@ from asgi_agents.exchange.remembered import (
     newest,
     remembered,
 )
+from asgi_agents.memory.weighing import weigh
 from asgi_agents.protocol import ALLOW, Block, Challenge, ForgottenMutation, Redirect, WebSocketClose
-from asgi_agents.weighing import weigh
 
 from .asgi import App, Client, Probe, body, guarded, start
 from .test_context import context_of

@@ -9,13 +9,7 @@ from anyio.lowlevel import checkpoint
 from msgspec import Struct
 
 from asgi_agents import Agent, AgentConfig, AgentResponse, BodyMode, CircuitBreakerConfig, FailureMode
-from asgi_agents.protocol import (
-    BodyMutation,
-    Event,
-    EventType,
-    RequestBodyChunkEvent,
-    ResponseBodyChunkEvent,
-)
+from asgi_agents.protocol import BodyMutation, Event, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
 from asgi_agents.protocol.stream import correlation_id_of
 
 from .choices import Choices

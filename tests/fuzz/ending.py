@@ -27,7 +27,7 @@ class Over(Struct, kw_only=True):
     exposed: bool
     records: Sequence[AuditRecord]
 
-    def hearing(self, event_type: EventType) -> list[Hired]:
+    def agents_for(self, event_type: EventType) -> list[Hired]:
         """In route order."""
         return [hired for hired in self.agents if hired.hears(event_type)]
 
@@ -86,7 +86,7 @@ def check_head(exchange: Over, event_type: EventType, *, body_follows: bool, wha
     body_event = (
         EventType.REQUEST_BODY_CHUNK if event_type is EventType.REQUEST_HEADERS else EventType.RESPONSE_BODY_CHUNK
     )
-    for hired in exchange.hearing(event_type):
+    for hired in exchange.agents_for(event_type):
         shown = hired.agent.of(exchange.correlation_id, event_type)
         assert len(shown) <= 1, f"{what}: {hired.config.id} was asked twice"
         if not shown:
@@ -98,7 +98,7 @@ def check_head(exchange: Over, event_type: EventType, *, body_follows: bool, wha
 
 def check_accounts(over: Over, messages: Sequence[Message]) -> None:
     """What is told of it afterwards, and in its heads, is true."""
-    for hired in over.hearing(EventType.REQUEST_COMPLETE):
+    for hired in over.agents_for(EventType.REQUEST_COMPLETE):
         assert len(hired.agent.of(over.correlation_id, EventType.REQUEST_COMPLETE)) <= 1
     (record,) = over.records
     assert record.decided_by == over.decision.decided_by

@@ -94,7 +94,7 @@ def _check_request(exchange: Exchange) -> None:
     app, server = exchange.app, exchange.server
     assert app.calls <= 1
     given = server.body_read
-    hearing = exchange.hearing(EventType.REQUEST_BODY_CHUNK)
+    hearing = exchange.agents_for(EventType.REQUEST_BODY_CHUNK)
     passed, resolved = chained(
         exchange, EventType.REQUEST_BODY_CHUNK, given, hearing, ended=server.body_ended, head=exchange.may_have_body
     )
@@ -120,7 +120,7 @@ def _check_length(exchange: Exchange, passed: bytes) -> None:
     declared = [value for name, value in exchange.server.scope["headers"] if name == b"content-length"]
     chunked = any(name == b"transfer-encoding" for name, _ in exchange.server.scope["headers"])
     lengths = [value for name, value in app.headers if name.lower() == b"content-length"]
-    if any(_holds_all(hired) for hired in exchange.hearing(EventType.REQUEST_BODY_CHUNK)):
+    if any(_holds_all(hired) for hired in exchange.agents_for(EventType.REQUEST_BODY_CHUNK)):
         # All of it was there before the app was called, so that nothing else than the truth is told.
         assert lengths in ([], [] if chunked else [b"%d" % len(passed)]), f"content-length {lengths} of {passed!r}"
     elif lengths and declared == [b"%d" % len(given)] and not chunked:
@@ -136,7 +136,7 @@ def _holds_all(hired: Hired) -> bool:
 def _check_response(exchange: Exchange) -> None:
     app, server = exchange.app, exchange.server
     start = server.start
-    inspected = exchange.hearing(EventType.RESPONSE_BODY_CHUNK)
+    inspected = exchange.agents_for(EventType.RESPONSE_BODY_CHUNK)
     starts = [message for message in app.sent if message["type"] == "http.response.start"]
     if start is None or not exchange.has_app_head:
         if start is not None and starts == []:
@@ -263,7 +263,7 @@ def _check_sizes(exchange: Exchange) -> None:
         return
     (record,) = exchange.records
     assert (record.status, record.complete) == (server.start["status"], server.complete)
-    for hired in exchange.hearing(EventType.REQUEST_COMPLETE):
+    for hired in exchange.agents_for(EventType.REQUEST_COMPLETE):
         for shown in hired.agent.of(exchange.correlation_id, EventType.REQUEST_COMPLETE):
             event = shown.event
             assert isinstance(event, RequestCompleteEvent)

@@ -6,10 +6,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from asgi_agents import AgentConfig, AgentManager
 from asgi_agents.errors import AgentProtocolError
+from asgi_agents.observability.reports import MAX_SERIES
 from asgi_agents.protocol import Encoding
 from asgi_agents.protocol.codec import decode_value
 from asgi_agents.protocol.stream import MetricsReport
-from asgi_agents.reports import MAX_SERIES
 from tests.exchange.asgi import Probe
 
 from . import framing, wire

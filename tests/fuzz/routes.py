@@ -2,8 +2,8 @@
 
 import anyio
 
-from asgi_agents.resolver import Resolver
-from asgi_agents.routing import Router
+from asgi_agents.routing.resolver import Resolver
+from asgi_agents.routing.routes import Router
 
 from . import route_tables
 from .choices import Choices

@@ -31,7 +31,7 @@ from asgi_agents.protocol.stream import (
 )
 from asgi_agents.serve.connection import Service
 from asgi_agents.serve.hooks import Hooks
-from asgi_agents.transports.stream.connection import Capacity, Connection
+from asgi_agents.transports.stream.connection import AgentConnection, Capacity
 
 from . import framing, wire
 from .choices import Choices
@@ -102,23 +102,25 @@ class _Owner:
     def __init__(self) -> None:
         self.failed = 0
 
-    def room_made(self, connection: Connection) -> None: ...
+    def capacity_freed(self, connection: AgentConnection) -> None: ...
 
-    def health_changed(self, connection: Connection, status: HealthStatus) -> None:
+    def health_changed(self, connection: AgentConnection, status: HealthStatus) -> None:
         connection.apply(status)
 
-    def rated(self, connection: Connection, *, answered: bool) -> None: ...
+    def rated(self, connection: AgentConnection, *, answered: bool) -> None: ...
 
-    def keeps(self, connection: Connection, correlation_id: str) -> bool:
+    def keeps(self, connection: AgentConnection, correlation_id: str) -> bool:
         return correlation_id == "c-1"
 
     def hears(self, event_type: EventType) -> bool:
         return True
 
-    def lost(self, connection: Connection, failed: int) -> None:
+    def lost(self, connection: AgentConnection, failed: int) -> None:
         self.failed += failed
 
-    def message_received(self, connection: Connection, kind: MessageType, payload: bytes, encoding: Encoding) -> None:
+    def message_received(
+        self, connection: AgentConnection, kind: MessageType, payload: bytes, encoding: Encoding
+    ) -> None:
         decode_value(MetricsReport if kind is MessageType.METRICS_REPORT else ConfigUpdateRequest, payload, encoding)
 
 
@@ -131,7 +133,7 @@ def calling_end(data: bytes) -> None:
 async def _call(choices: Choices) -> None:
     kind, encoding = choices.pick(tuple(Framing)), choices.pick(tuple(Encoding))
     owner, capacity, line = _Owner(), Capacity(), FakeWire()
-    connection = Connection(kind, (encoding, Encoding.JSON), owner, capacity, max_calls=3)
+    connection = AgentConnection(kind, (encoding, Encoding.JSON), owner, capacity, max_calls=3)
     outcomes: list[object] = []
 
     async def greet() -> None:
@@ -197,13 +199,13 @@ def _greeting(choices: Choices, encoding: Encoding) -> bytes:
     return _frame(bytes([MessageType.HANDSHAKE_RESPONSE]) + wire.spelt(response, Encoding.JSON))
 
 
-def _said(choices: Choices, connection: Connection, kind: Framing, encoding: Encoding) -> bytes:
+def _said(choices: Choices, connection: AgentConnection, kind: Framing, encoding: Encoding) -> bytes:
     if choices.one_in(3):
         return _anything(choices, encoding)
     answer = wire.answer(choices, choices.pick(tuple(EventType)), encoding)
     if kind is Framing.ENVELOPE:
         return encode_envelope_frame(wire.spelt({"decision": "allow"}, encoding))
-    oldest = connection._line.oldest
+    oldest = connection._pending_calls.oldest
     number = choices.pick((0 if oldest is None else oldest.number, 1, 2**40))
     ids = CallIds(choices.pick(("c-1", "c-2", "")), number) if choices.flag() else CallIds(choices.pick(("c-1", "x")))
     return encode_answer_frame(answer, encoding, ids)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asgi_agents import limiter
+from asgi_agents.concurrency import limiter
 from asgi_agents.decision import ALLOWED, Verdict
 from asgi_agents.exchange import body, head, http, inbound, response, websocket
 from asgi_agents.protocol import codec, validation

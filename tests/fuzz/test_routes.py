@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from asgi_agents import Route, resolver
-from asgi_agents.resolver import Resolver
+from asgi_agents import Route
+from asgi_agents.routing import resolver
+from asgi_agents.routing.resolver import Resolver
 
 from .routes import routes
 

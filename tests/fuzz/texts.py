@@ -18,9 +18,9 @@ from asgi_agents.exchange.scope import (
     may_have_body,
     request_headers_event,
 )
+from asgi_agents.observability.redaction import is_secret_header, redact_secrets
+from asgi_agents.observability.trace_context import remote_context
 from asgi_agents.protocol import TOKEN, Encoding, Headers, decode_event, encode_event
-from asgi_agents.redaction import is_secret_header, redact_secrets
-from asgi_agents.trace_context import remote_context
 from asgi_agents.transports import HttpTransport, StreamTransport
 from asgi_agents.transports.wire import parse_address
 

@@ -77,7 +77,7 @@ def _check_frames(session: Session) -> None:
         return
     sent = [_payload(message) for message in app.sent if message["type"] == "websocket.send"]
     out = [_payload(message) for message in server.messages if message["type"] == "websocket.send"]
-    if app.script.legal and session.hearing(EventType.WEBSOCKET_FRAME):
+    if app.script.legal and session.agents_for(EventType.WEBSOCKET_FRAME):
         passed = _passed(session, sent, client_to_server=False)
         assert _is_subsequence(out, passed), f"the client got {out} of {sent}, of which {passed} may pass"
 
@@ -99,7 +99,7 @@ def _is_subsequence(some: Sequence[bytes], of: Sequence[bytes]) -> bool:
 
 def _passed(session: Session, payloads: Sequence[bytes], *, client_to_server: bool) -> list[bytes]:
     """Those that may pass."""
-    hearing = session.hearing(EventType.WEBSOCKET_FRAME)
+    hearing = session.agents_for(EventType.WEBSOCKET_FRAME)
     passed = []
     for index, payload in enumerate(payloads):
         verdicts = []
@@ -145,7 +145,7 @@ def _check_end(session: Session) -> None:
         return
     heads = [message for message in server.messages if message["type"] == "websocket.http.response.start"]
     if heads and APP_HEADER in list(heads[0].get("headers", ())):
-        inspected = bool(session.hearing(EventType.RESPONSE_BODY_CHUNK))
+        inspected = bool(session.agents_for(EventType.RESPONSE_BODY_CHUNK))
         check_head(session, EventType.RESPONSE_HEADERS, body_follows=inspected, what="denial")
     drops = isinstance(decision.websocket_decision, WebSocketDrop) and isinstance(decision.decision, Allow)
     if not decision.is_allow and not drops and not session.left_alone and session.error is None:

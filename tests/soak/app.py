@@ -31,7 +31,7 @@ from asgi_agents import (
     Route,
     StreamTransport,
 )
-from asgi_agents.history import SLOT_SECONDS, SLOTS, History
+from asgi_agents.observability.history import SLOT_SECONDS, SLOTS, History
 
 from .agents import Watches
 from .samples import Sample, descriptors, resident

@@ -313,11 +313,11 @@ def test_it_can_be_served_by_itself(lifespan: str) -> None:
 
 
 def later(answer: Any) -> Callable[[Request], Awaitable[Any]]:
-    async def authorise(request: Request) -> Any:
+    async def authorize(request: Request) -> Any:
         await checkpoint()
         return answer
 
-    return authorise
+    return authorize
 
 
 def now(answer: Any) -> Callable[[Request], Any]:
@@ -327,7 +327,7 @@ def now(answer: Any) -> Callable[[Request], Any]:
 @pytest.mark.parametrize("path", [*EVERYTHING, "/nothing"])
 @pytest.mark.parametrize("style", [now, later])
 async def test_true_lets_in(style: Callable[[Any], Any], path: str) -> None:
-    client = await ask(status_app(a_manager(), authorise=style(True)), path)
+    client = await ask(status_app(a_manager(), authorize=style(True)), path)
     assert client.status == (404 if path == "/nothing" else 200)
 
 
@@ -336,7 +336,7 @@ async def test_true_lets_in(style: Callable[[Any], Any], path: str) -> None:
 async def test_anything_but_true_is_refused_everywhere(style: Callable[[Any], Any], path: str) -> None:
     for answer in (False, None, 1, "yes", {}, object()):
         for method in ("GET", "HEAD", "POST"):
-            client = await ask(status_app(a_manager(), authorise=style(answer)), path, method)
+            client = await ask(status_app(a_manager(), authorize=style(answer)), path, method)
             assert (client.status, client.body) == (403, b"Forbidden"), (answer, method)
             assert_protected(client)
 
@@ -356,14 +356,14 @@ async def test_a_response_is_sent_as_it_is_but_for_what_protects_it(
     style: Callable[[Any], Any], refusal: str, path: str
 ) -> None:
     make = REFUSALS[refusal]
-    plain, client = await ask(make()), await ask(status_app(a_manager(), authorise=style(make())), path)
+    plain, client = await ask(make()), await ask(status_app(a_manager(), authorize=style(make())), path)
     assert (client.status, client.body) == (plain.status, plain.body)
     assert set(plain.headers) <= set(client.headers)
     assert_protected(client)
 
 
 async def test_one_response_can_refuse_many() -> None:
-    app = status_app(a_manager(), authorise=now(PlainTextResponse("no", 401)))
+    app = status_app(a_manager(), authorize=now(PlainTextResponse("no", 401)))
     for _ in range(3):
         client = await ask(app)
         assert (client.status, client.body) == (401, b"no")
@@ -372,23 +372,23 @@ async def test_one_response_can_refuse_many() -> None:
 
 @pytest.mark.parametrize("path", EVERYTHING)
 async def test_where_asking_fails_nothing_is_shown(path: str) -> None:
-    def authorise(request: Request) -> bool:
+    def authorize(request: Request) -> bool:
         raise PermissionError("database is down")
 
     client = Client(path=path)
     with pytest.raises(PermissionError):
-        await client.call(status_app(a_manager(), authorise=authorise))
+        await client.call(status_app(a_manager(), authorize=authorize))
     assert client.messages == []
 
 
 async def test_it_is_asked_about_each_request_with_that_request() -> None:
     asked: list[tuple[str, str, str | None]] = []
 
-    def authorise(request: Request) -> bool:
+    def authorize(request: Request) -> bool:
         asked.append((request.method, request.url.path, request.headers.get("authorization")))
         return True
 
-    app = status_app(a_manager(), authorise=authorise)
+    app = status_app(a_manager(), authorize=authorize)
     for path in EVERYTHING:
         client = Client(path=path, headers=[(b"authorization", b"Bearer x")])
         with anyio.move_on_after(0.02):
@@ -396,16 +396,16 @@ async def test_it_is_asked_about_each_request_with_that_request() -> None:
     assert asked == [("GET", path, "Bearer x") for path in EVERYTHING]
 
 
-async def test_a_stream_begins_only_once_it_is_authorised() -> None:
+async def test_a_stream_begins_only_once_it_is_authorized() -> None:
     gate = anyio.Event()
 
-    async def authorise(request: Request) -> bool:
+    async def authorize(request: Request) -> bool:
         await gate.wait()
         return False
 
     client = Client(path="/events")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(client.call, status_app(a_manager(), authorise=authorise))
+        tasks.start_soon(client.call, status_app(a_manager(), authorize=authorize))
         await checkpoint()
         assert client.messages == []
         gate.set()
@@ -426,10 +426,10 @@ def test_an_interval_that_can_be_is_fine(interval: float) -> None:
     status_app(a_manager(), interval=interval)
 
 
-@pytest.mark.parametrize("authorise", [True, "admin", 5, object()], ids=["bool", "str", "int", "object"])
-def test_what_cant_be_asked_is_a_configuration_error(authorise: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"status_app: authorise="):
-        status_app(a_manager(), authorise=authorise)
+@pytest.mark.parametrize("authorize", [True, "admin", 5, object()], ids=["bool", "str", "int", "object"])
+def test_what_cant_be_asked_is_a_configuration_error(authorize: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"status_app: authorize="):
+        status_app(a_manager(), authorize=authorize)
 
 
 @pytest.mark.parametrize("manager", [None, [], "waf", AgentManager], ids=repr)

@@ -190,7 +190,7 @@ def test_who_may_not_see_it_any_more_is_told_and_can_come_back(
 ) -> None:
     monkeypatch.setattr(app_module, "_STREAM_SECONDS", 0.2)
     allowed = [True]
-    world = start(authorise=lambda request: allowed[0])
+    world = start(authorize=lambda request: allowed[0])
     visited = visit(world.page, clock=True)
     is_live(visited)
     allowed[0] = False

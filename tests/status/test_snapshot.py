@@ -29,7 +29,7 @@ from asgi_agents import (
     ResponseHeadersEvent,
     Route,
 )
-from asgi_agents.metrics import Tally
+from asgi_agents.observability.metrics import Tally
 from asgi_agents.serve import serve_stream
 from asgi_agents.status.snapshot import take_snapshot
 from tests.exchange.asgi import App, Client, Held, SlowProbe

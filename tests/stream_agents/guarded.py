@@ -21,8 +21,8 @@ from starlette.routing import Route as AppRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, CircuitBreakerConfig, FailureMode, Route
-from asgi_agents.transports.stream.connection import Connection
-from asgi_agents.transports.stream.line import Call
+from asgi_agents.transports.stream.connection import AgentConnection
+from asgi_agents.transports.stream.pending_calls import PendingCall
 from asgi_agents.transports.stream.pool import StreamPool
 from tests.servers import serve
 
@@ -145,5 +145,5 @@ def _descriptors() -> dict[str, str]:
 
 def _objects() -> Counter[str]:
     gc.collect()
-    kinds = (Call, Connection, StreamPool)
+    kinds = (PendingCall, AgentConnection, StreamPool)
     return Counter(type(each).__qualname__ for each in gc.get_objects() if isinstance(each, kinds))

@@ -12,14 +12,7 @@ import anyio.abc
 import msgspec
 import pytest
 
-from asgi_agents import (
-    AgentConfig,
-    AgentManager,
-    EventType,
-    FailureKind,
-    HttpTransport,
-    StreamTransport,
-)
+from asgi_agents import AgentConfig, AgentManager, EventType, FailureKind, HttpTransport, StreamTransport
 from asgi_agents.protocol.stream import FlowControl, HealthStatus, MessageType, encode_frame, encode_message
 from tests.exchange.asgi import App, Client, guarded
 from tests.transports.stream.peer import Peer, Received, handshake

@@ -12,15 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route as AppRoute
 
-from asgi_agents import (
-    Agent,
-    AgentConfig,
-    AgentMiddleware,
-    AgentResponse,
-    BodyMode,
-    FailureMode,
-    RequestBodyChunkEvent,
-)
+from asgi_agents import Agent, AgentConfig, AgentMiddleware, AgentResponse, BodyMode, FailureMode, RequestBodyChunkEvent
 from tests.exchange.asgi import App, Client, assert_nothing_left, guarded, settle
 from tests.servers import serve
 

@@ -203,11 +203,11 @@ async def test_a_client_can_not_take_the_id_of_a_connection_that_is_open() -> No
 
 
 @pytest.mark.parametrize("where", ["status", "metrics"])
-def test_status_page_and_metrics_show_nothing_to_whom_authorise_refuses(where: str) -> None:
+def test_status_page_and_metrics_show_nothing_to_whom_authorize_refuses(where: str) -> None:
     manager = AgentManager([AgentConfig("agent", Rude())])
     asked: list[str] = []
 
-    def authorise(request: Request) -> Any:
+    def authorize(request: Request) -> Any:
         asked.append(request.url.path)
         match request.headers.get("x-as"):
             case "operator":
@@ -219,7 +219,7 @@ def test_status_page_and_metrics_show_nothing_to_whom_authorise_refuses(where: s
         return None
 
     make: Any = status_app if where == "status" else metrics_app
-    client = TestClient(Starlette(routes=[Mount("/ops", make(manager, authorise=authorise))]), follow_redirects=False)
+    client = TestClient(Starlette(routes=[Mount("/ops", make(manager, authorize=authorize))]), follow_redirects=False)
     paths = ["/", "/status.json", "/events", "/page.js", "/nothing", "//status.json", "/./", "/status.json/"]
 
     for path in paths:

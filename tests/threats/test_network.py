@@ -16,15 +16,7 @@ import trustme
 from anyio.streams.tls import TLSListener
 from starlette.types import Receive, Scope, Send
 
-from asgi_agents import (
-    Agent,
-    AgentConfig,
-    EventType,
-    FailureKind,
-    HttpTransport,
-    RequestHeadersEvent,
-    StreamTransport,
-)
+from asgi_agents import Agent, AgentConfig, EventType, FailureKind, HttpTransport, RequestHeadersEvent, StreamTransport
 from asgi_agents.serve import agent_app
 from tests.exchange.asgi import App, Client, guarded
 from tests.servers import serve

@@ -9,14 +9,7 @@ import anyio
 import anyio.abc
 import pytest
 
-from asgi_agents import (
-    Agent,
-    AgentConfig,
-    AgentResponse,
-    ConfigurationError,
-    FailureMode,
-    RequestHeadersEvent,
-)
+from asgi_agents import Agent, AgentConfig, AgentResponse, ConfigurationError, FailureMode, RequestHeadersEvent
 from asgi_agents.serve import serve_stream
 from asgi_agents.serve.sockets import listen
 from asgi_agents.transports.wire import parse_address

@@ -574,13 +574,13 @@ async def test_a_call_closes_what_is_no_longer_needed_while_others_take_the_rest
 ) -> None:
     closing, proceed = anyio.Event(), anyio.Event()
 
-    class SlowToClose(connections.Connection):
+    class SlowToClose(connections.HttpConnection):
         async def aclose(self) -> None:
             closing.set()
             await proceed.wait()
             await super().aclose()
 
-    monkeypatch.setattr(connections, "Connection", SlowToClose)
+    monkeypatch.setattr(connections, "HttpConnection", SlowToClose)
     stack = connections.ConnectionStack(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), None)
 
     async def call() -> None:

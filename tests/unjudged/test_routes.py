@@ -51,11 +51,11 @@ class World:
     def options(self, *routes: Route) -> dict[str, Any]:
         names = sorted({str(reference) for route in routes for reference in route.agents} | {"spare"})
         return {
-            "agents": [config(Probe(request_headers=partial(self.hear, name)), name) for name in names],
+            "agents": [config(Probe(request_headers=partial(self.evaluate, name)), name) for name in names],
             "routes": routes,
         }
 
-    def hear(self, name: str, event: object) -> None:
+    def evaluate(self, name: str, event: object) -> None:
         self.asked.append(name)
 
     async def visit(self, app: ASGIApp, kind: str, path: str, host: str = "app.example", **scope: Any) -> None:

@@ -2,14 +2,12 @@
 
 from .balancing import LoadBalancing
 from .client import ConfigUpdateCallback, MetricsCallback, StreamClient
-from .connection import Connection, cancel_reason
-from .statistics import EndpointStatistics
+from .connection import AgentConnection, cancel_reason
 from .transport import StreamTransport
 
 __all__ = [
+    "AgentConnection",
     "ConfigUpdateCallback",
-    "Connection",
-    "EndpointStatistics",
     "LoadBalancing",
     "MetricsCallback",
     "StreamClient",

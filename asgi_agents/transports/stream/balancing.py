@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from itertools import count
 
-from .connection import Connection
+from .connection import AgentConnection
 
 
 class LoadBalancing(StrEnum):
@@ -21,7 +21,7 @@ class LoadBalancing(StrEnum):
     RANDOM = "random"
 
 
-Chooser = Callable[[Sequence[Connection]], Connection]
+Chooser = Callable[[Sequence[AgentConnection]], AgentConnection]
 
 
 def chooser(strategy: LoadBalancing) -> Chooser:
@@ -38,7 +38,7 @@ def chooser(strategy: LoadBalancing) -> Chooser:
             return random.choice
 
 
-def _by_health(connections: Sequence[Connection]) -> Connection:
+def _by_health(connections: Sequence[AgentConnection]) -> AgentConnection:
     # The worst keep a chance to do better.
     weights = [max(connection.score, 0.05) / connection.timeout_multiplier for connection in connections]
     return random.choices(connections, weights)[0]  # noqa: S311 - no secret

@@ -4,14 +4,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...concurrency.per_event_loop import PerEventLoop
 from ...errors import AgentUnavailableError
+from ...observability.endpoints import EndpointStatistics
 from ...protocol import Answer, Event, EventType
 from ...protocol.stream import AgentCapabilities, ConfigUpdateRequest, MetricsReport, correlation_id_of
-from ..per_event_loop import PerEventLoop
-from .connection import Connection
-from .keeper import Settings
+from .connection import AgentConnection
+from .connector import Settings
 from .pool import StreamPool
-from .statistics import EndpointStatistics
 
 logger = logging.getLogger("asgi_agents")
 
@@ -90,7 +90,7 @@ class StreamClient:
     def may_suspend(self, event_type: EventType) -> bool:
         return True
 
-    def reserve_now(self, event: Event) -> Connection | None:
+    def reserve_now(self, event: Event) -> AgentConnection | None:
         """A connection with a place for ``event``, or None where it has to wait for one."""
         pool = self._pools.peek()
         return None if pool is None else pool.reserve_now(event)
@@ -100,7 +100,7 @@ class StreamClient:
         pool = self._pools.peek()
         return pool is not None and pool.is_paused(correlation_id_of(event))
 
-    async def reserve(self, event: Event, *, hold: bool) -> Connection:
+    async def reserve(self, event: Event, *, hold: bool) -> AgentConnection:
         """A connection with a place for ``event``. ``hold``: while the agent has paused, wait rather than fail.
 
         :raises AgentConnectionError: the agent can't be reached.

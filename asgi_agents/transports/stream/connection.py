@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 from msgspec import UNSET, structs
 
 from ..._version import __version__
+from ...concurrency.background import Signal, Timer, asyncio_loop
 from ...errors import (
     AgentConnectionError,
     AgentError,
@@ -20,6 +21,7 @@ from ...errors import (
     AgentUnavailableError,
     EventTooLargeError,
 )
+from ...observability.trace_context import current_traceparent
 from ...protocol import (
     ALLOW,
     PROTOCOL_VERSION,
@@ -67,11 +69,9 @@ from ...protocol.stream import (
     now_ms,
     plain_allow,
 )
-from ...trace_context import current_traceparent
-from ..background import Signal, Timer, asyncio_loop
 from ..partial import FrameDeadline, PartialFrames
 from ..wire import Wire
-from .line import Call, Line
+from .pending_calls import PendingCall, PendingCalls
 
 #: Tells, of a call that is being cancelled, why. Set by whoever cancels calls for a reason that the agent may know.
 cancel_reason: ContextVar[Callable[[], CancelReason] | None] = ContextVar("asgi_agents.cancel_reason", default=None)
@@ -97,19 +97,19 @@ ENVELOPE_HINT: Final = "an agent of the older kits needs framing='envelope'"
 class Owner(Protocol):
     """Who has a connection, and is told what becomes of it. Called on the event loop; must not raise."""
 
-    def room_made(self, connection: "Connection") -> None:
+    def capacity_freed(self, connection: "AgentConnection") -> None:
         """It may be able to take another call."""
         ...
 
-    def health_changed(self, connection: "Connection", status: HealthStatus) -> None:
+    def health_changed(self, connection: "AgentConnection", status: HealthStatus) -> None:
         """The agent has said how it is."""
         ...
 
-    def rated(self, connection: "Connection", *, answered: bool) -> None:
+    def rated(self, connection: "AgentConnection", *, answered: bool) -> None:
         """A call was answered, or it failed by the agent's fault. Answers are only told of while it is ``watched``."""
         ...
 
-    def keeps(self, connection: "Connection", correlation_id: str) -> bool:
+    def keeps(self, connection: "AgentConnection", correlation_id: str) -> bool:
         """Whether the events of that request come here."""
         ...
 
@@ -117,12 +117,12 @@ class Owner(Protocol):
         """Whether the agent is to be asked about such events, on this connection or on another."""
         ...
 
-    def lost(self, connection: "Connection", failed: int) -> None:
+    def lost(self, connection: "AgentConnection", failed: int) -> None:
         """It takes no more calls; those under way, so many that somebody waited for, have failed."""
         ...
 
     def message_received(
-        self, connection: "Connection", message_type: MessageType, payload: bytes, encoding: Encoding
+        self, connection: "AgentConnection", message_type: MessageType, payload: bytes, encoding: Encoding
     ) -> None:
         """A message that is not about this connection."""
         ...
@@ -138,7 +138,7 @@ class Capacity:
         self.taken = 0
 
 
-class Connection:
+class AgentConnection:
     """Carries many calls at a time, all events of a request among them.
 
     A :class:`~asgi_agents.transports.wire.Receiver`. Whoever wants to call takes a place first, with :meth:`reserve`,
@@ -212,7 +212,7 @@ class Connection:
         self._holds_partial = False
         # The position of the first call that was sent after the frame that is now arriving had begun.
         self._too_late_for: int | None = None
-        self._line = Line()
+        self._pending_calls = PendingCalls()
         self._reserved = 0
         self._paused_ids: set[str] = set()
         self._window: int | None = None
@@ -226,7 +226,7 @@ class Connection:
         self._timer = Timer(self._expire)
         self._timer_at = math.inf
         #: Whether anything but the number of calls can stand in the way of another.
-        self.hindered = False
+        self.flow_limited = False
         self._pings = 0
         self._pinged_at: float | None = None
 
@@ -332,12 +332,12 @@ class Connection:
         if was_alive:
             self._owner.lost(self, len(failed))
 
-    def _clear(self) -> list[Call]:
-        self._capacity.taken -= len(self._line)
-        return self._line.clear()
+    def _clear(self) -> list[PendingCall]:
+        self._capacity.taken -= len(self._pending_calls)
+        return self._pending_calls.clear()
 
     @staticmethod
-    def _fail_call(call: Call, fault: str) -> None:
+    def _fail_call(call: PendingCall, fault: str) -> None:
         call.fault = fault
         call.answered.set()
 
@@ -351,22 +351,22 @@ class Connection:
     @property
     def calls(self) -> int:
         """Calls under way and places taken."""
-        return len(self._line) + self._reserved
+        return len(self._pending_calls) + self._reserved
 
     @property
     def waited_for(self) -> int:
         """Calls and places that somebody waits for."""
-        return self._line.waited_for + self._reserved
+        return self._pending_calls.waited_for + self._reserved
 
     def has_room(self, correlation_id: str) -> bool:
         """Whether another call may begin now."""
         if (
             not self.alive
-            or len(self._line) + self._reserved >= self._max_calls
+            or len(self._pending_calls) + self._reserved >= self._max_calls
             or self._capacity.taken >= self._capacity.limit
         ):
             return False
-        return not self.hindered or not (
+        return not self.flow_limited or not (
             self.paused
             or (self._window is not None and (self._reserved > 0 or self._unanswered_bytes >= self._window))
             or correlation_id in self._paused_ids
@@ -385,7 +385,7 @@ class Connection:
         """Give a place back that was not used."""
         self._reserved -= 1
         self._capacity.taken -= 1
-        self._owner.room_made(self)
+        self._owner.capacity_freed(self)
 
     async def call(self, event: Event, deadline: float = math.inf) -> Answer:
         """Send ``event`` and return the agent's answer. Uses up a place.
@@ -409,7 +409,7 @@ class Connection:
             assert self._wire is not None
             if self._wire.congested:
                 await self._drain(self._wire, deadline)
-            if not (self._call_ids or self._line) and (self._wire.turns_behind or self._wire.unread):
+            if not (self._call_ids or self._pending_calls) and (self._wire.turns_behind or self._wire.unread):
                 await self._read_first(self._wire)
             if not self.alive:
                 raise self._lost(self.fault)
@@ -418,7 +418,7 @@ class Connection:
             raise
         # From here on the line counts it.
         self._reserved -= 1
-        self._line.add(call)
+        self._pending_calls.add(call)
         if self._too_late_for is None and not self._call_ids and self._reader.pending:
             self._too_late_for = call.position
         self._unanswered_bytes += call.size
@@ -427,7 +427,7 @@ class Connection:
         self._wire.write(frame)
         if self._window is not None:
             # Only now it is known how much of it is left.
-            self._owner.room_made(self)
+            self._owner.capacity_freed(self)
         try:
             await call.answered
         except BaseException:
@@ -473,13 +473,13 @@ class Connection:
         for _ in range(_MAX_TURNS):
             await checkpoint()
             quiet = 0 if wire.unread else quiet + 1
-            if quiet > wire.turns_behind or self._line or not self.alive:
+            if quiet > wire.turns_behind or self._pending_calls or not self.alive:
                 return
         self.fail("it sends more than can be read")
 
     def _expire(self) -> None:
         """The timer has fired: give up the calls whose deadline has passed."""
-        expired, first = self._line.expire(time.monotonic())
+        expired, first = self._pending_calls.expire(time.monotonic())
         for call in expired:
             call.expired = True
             self._announce_cancellation(call, CancelReason.TIMEOUT)
@@ -495,12 +495,12 @@ class Connection:
             self._timer_at = deadline
             self._timer.arm(max(0.001, deadline - time.monotonic()))
 
-    def _prepare(self, event: Event, deadline: float) -> tuple[Call, bytes]:
+    def _prepare(self, event: Event, deadline: float) -> tuple[PendingCall, bytes]:
         if isinstance(event, _BODY_CHUNKS) and self.capabilities is not None:
             limit = self.capabilities.limits.max_body_size
             if len(event.data) > limit > 0:
                 raise EventTooLargeError(f"{len(event.data)} bytes at a time, the agent takes {limit}")
-        call = Call(correlation_id_of(event), deadline, Signal(self._loop))
+        call = PendingCall(correlation_id_of(event), deadline, Signal(self._loop))
         if self._enveloped:
             frame = encode_envelope_frame(encode_event(event, self._encoding))
         else:
@@ -521,11 +521,11 @@ class Connection:
         call.size = len(frame)
         return call, frame
 
-    def _give_up(self, call: Call, reason: CancelReason) -> None:
-        self._line.abandon(call)
+    def _give_up(self, call: PendingCall, reason: CancelReason) -> None:
+        self._pending_calls.abandon(call)
         self._announce_cancellation(call, reason)
 
-    def _announce_cancellation(self, call: Call, reason: CancelReason) -> None:
+    def _announce_cancellation(self, call: PendingCall, reason: CancelReason) -> None:
         if self._cancellation and self._wire is not None:
             cancel = Cancel(
                 correlation_id=call.correlation_id,
@@ -551,14 +551,14 @@ class Connection:
                 if self.fault:
                     break
                 too_late_for, self._too_late_for = self._too_late_for, None
-                call = self._line.match_plain(frame)
+                call = self._pending_calls.match_plain(frame)
                 if call is not None:
                     self._settle(call, None)
                 elif self._enveloped:
                     self._answer_received(CallIds(), frame, too_late_for)
                 else:
                     self._message_received(frame[0], frame[1:], too_late_for)
-            if self._enveloped and self._reader.pending and not self._line:
+            if self._enveloped and self._reader.pending and not self._pending_calls:
                 raise AgentProtocolError(_UNASKED)
         except AgentProtocolError as exc:
             self.fail(str(exc))
@@ -614,7 +614,7 @@ class Connection:
         if not self._call_ids and ids.call_id is not UNSET:
             # An entry of that name is the agent's own.
             ids = CallIds(ids.correlation_id)
-        call = self._line.match(ids, before=too_late_for)
+        call = self._pending_calls.match(ids, before=too_late_for)
         if call is not None:
             self._settle(call, payload)
             return
@@ -623,7 +623,7 @@ class Connection:
             # Whose it is can't be told; nor, then, whose the next one is.
             raise AgentProtocolError(_UNASKED)
 
-    def _settle(self, call: Call, payload: bytes | None) -> None:
+    def _settle(self, call: PendingCall, payload: bytes | None) -> None:
         """The answer to ``call`` has come; ``payload`` is None for a plain allow."""
         self._unanswered_bytes -= call.size
         self._capacity.taken -= 1
@@ -632,7 +632,7 @@ class Connection:
         else:
             call.payload = payload
             call.answered.set()
-        self._owner.room_made(self)
+        self._owner.capacity_freed(self)
 
     def apply(self, status: HealthStatus) -> None:
         """Take over how the agent says it is; states from the future say nothing."""
@@ -657,8 +657,8 @@ class Connection:
                 self._paused_ids.add(control.correlation_id)
         else:
             self.paused = control.action == FlowAction.PAUSE
-        self.hindered = self.paused or self._window is not None or bool(self._paused_ids)
-        self._owner.room_made(self)
+        self.flow_limited = self.paused or self._window is not None or bool(self._paused_ids)
+        self._owner.capacity_freed(self)
 
     def forget(self, correlation_id: str) -> None:
         """A request whose events came here is over, or goes elsewhere."""
@@ -677,7 +677,7 @@ class Connection:
         now = time.monotonic()
         if self._pinged_at is not None and self._heard_at > self._pinged_at:
             self._pinged_at = None
-        oldest = self._line.oldest
+        oldest = self._pending_calls.oldest
         owed_since = now if oldest is None or not oldest.abandoned else oldest.sent_at
         silent_since = max(self._heard_at, min(owed_since, now if self._pinged_at is None else self._pinged_at))
         if now - silent_since >= stall_timeout:

@@ -8,7 +8,7 @@ from typing import Final
 from ...protocol import EventType
 from ...protocol.stream import HealthState
 from ..wire import Address
-from .connection import Capacity, Connection
+from .connection import AgentConnection, Capacity
 
 # Seconds before the first attempt to connect again, and the most.
 _FIRST_BACKOFF: Final = 0.1
@@ -29,7 +29,7 @@ class Endpoint:
 
     def __init__(self, address: Address, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.address = address
-        self.connections: list[Connection] = []
+        self.connections: list[AgentConnection] = []
         #: How many calls its instance takes at a time, over all connections.
         self.capacity = Capacity()
         #: What its connections hear. What a lost one has heard counts until another was made in its place.
@@ -39,7 +39,7 @@ class Endpoint:
         self._clock = clock
         self._attempts = 0
         self._settled = False
-        self._wasted = False
+        self._failed_early = False
         self._connected_at = 0.0
         self._failures = 0
         self._ejections = 0
@@ -60,7 +60,7 @@ class Endpoint:
     @property
     def flapping(self) -> bool:
         """Whether connections to it are made, and lost before they are of any use."""
-        return self._wasted
+        return self._failed_early
 
     def connected(self) -> None:
         """An attempt has succeeded. Whether it was worth while is still to be seen."""
@@ -71,20 +71,20 @@ class Endpoint:
         """A connection was added."""
         self.events = frozenset().union(*(connection.events for connection in self.connections))
 
-    def proved(self) -> None:
+    def confirmed(self) -> None:
         """It has answered a call."""
         self._settled = True
-        self._wasted = False
+        self._failed_early = False
         self._attempts = 0
 
     def lost(self) -> bool:
         """A connection was lost; returns whether it was of no use, so that the next attempt has to wait."""
         if self._clock() - self._connected_at >= _SETTLED_AFTER:
-            self.proved()
+            self.confirmed()
         if self._settled:
             self._settled = bool(self.connections)
             return False
-        self._wasted = True
+        self._failed_early = True
         return True
 
     def not_connected(self, fault: str) -> float:
@@ -108,7 +108,7 @@ class Endpoint:
         """Count a call that was answered, or failed by the agent's fault."""
         if answered:
             self._failures = self._ejections = 0
-            self.proved()
+            self.confirmed()
             return
         if self.ejected:
             # What it still had under way is no news.

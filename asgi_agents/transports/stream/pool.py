@@ -10,6 +10,7 @@ import anyio
 from anyio import CancelScope
 
 from ...errors import AgentConnectionError, AgentError, AgentUnavailableError
+from ...observability.endpoints import EndpointStatistics
 from ...protocol import Encoding, Event, EventType
 from ...protocol.stream import (
     AgentCapabilities,
@@ -24,10 +25,10 @@ from ...protocol.stream import (
 )
 from ..partial import PartialFrames
 from .balancing import chooser
-from .connection import MAX_PARTIAL_BYTES, Connection
+from .connection import MAX_PARTIAL_BYTES, AgentConnection
+from .connector import Connector, Served, Settings, hand_over, leaving, why_leaving
 from .endpoint import Endpoint
-from .keeper import Keeper, Served, Settings, hand_over, leaving, why_leaving
-from .statistics import EndpointStatistics
+from .statistics import statistics_of
 
 logger = logging.getLogger("asgi_agents")
 
@@ -75,10 +76,10 @@ class _Waiter:
         self.event_type = event_type
         self.correlation_id = correlation_id
         self.served = anyio.Event()
-        self.connection: Connection | None = None
+        self.connection: AgentConnection | None = None
         self.fault: AgentError | None = None
 
-    def serve(self, connection: Connection) -> None:
+    def serve(self, connection: AgentConnection) -> None:
         connection.reserve()
         self.connection = connection
         self.served.set()
@@ -102,18 +103,18 @@ class StreamPool:
         self._settings = settings
         self._peer = peer
         self._choose = chooser(settings.load_balancing)
-        self._where: dict[Connection, Endpoint] = {}
-        self._rotation: list[Connection] = []
+        self._where: dict[AgentConnection, Endpoint] = {}
+        self._rotation: list[AgentConnection] = []
         # What any instance hears, and whether there are connections, of those out of rotation too, that don't hear all
         # of it.
         self._events: frozenset[EventType] = frozenset()
-        self._uneven = False
-        self._affinities: dict[str, Connection] = {}
+        self._heterogeneous = False
+        self._affinities: dict[str, AgentConnection] = {}
         # Those that any connection would do for, and those that want a certain one.
         self._waiting: dict[_Waiter, None] = {}
-        self._waiting_for: dict[Connection, dict[_Waiter, None]] = {}
+        self._waiting_for: dict[AgentConnection, dict[_Waiter, None]] = {}
         # Closed, but perhaps not read to the end by the peer.
-        self._ending: list[Connection] = []
+        self._ending: list[AgentConnection] = []
         self._closing = False
         self._was_up = False
         self._logged_health: dict[Endpoint, HealthState] = {}
@@ -121,12 +122,12 @@ class StreamPool:
         self._changed = anyio.Event()
         self.partial_frames = PartialFrames(MAX_PARTIAL_BYTES)
         self._endpoints = [Endpoint(address) for address in settings.addresses]
-        self._keepers = {endpoint: Keeper(endpoint, settings, peer, self) for endpoint in self._endpoints}
+        self._connectors = {endpoint: Connector(endpoint, settings, peer, self) for endpoint in self._endpoints}
 
     # What there is
 
     @property
-    def connections(self) -> Sequence[Connection]:
+    def connections(self) -> Sequence[AgentConnection]:
         """Those that are alive."""
         return list(self._where)
 
@@ -173,7 +174,7 @@ class StreamPool:
 
     def statistics(self) -> Sequence[EndpointStatistics]:
         """How the endpoints are."""
-        return [EndpointStatistics.of(endpoint) for endpoint in self._endpoints]
+        return [statistics_of(endpoint) for endpoint in self._endpoints]
 
     def is_paused(self, correlation_id: str) -> bool:
         """Whether a call about ``correlation_id`` would have to wait because the agent wants it to."""
@@ -183,14 +184,14 @@ class StreamPool:
 
     # A place for a call
 
-    def reserve_now(self, event: Event) -> Connection | None:
+    def reserve_now(self, event: Event) -> AgentConnection | None:
         """A connection with a place taken on it, or None where a call would have to wait."""
         if self._closing:
             return None
         if self._all_alike and self._rotation and not self._waiting and not self._peer.keeps_to_one_connection:
             # One event for each request, which any connection will do for.
             any_one = self._choose(self._rotation)
-            if not any_one.hindered and any_one.has_room(""):
+            if not any_one.flow_limited and any_one.has_room(""):
                 any_one.reserve()
                 return any_one
         correlation_id = correlation_id_of(event)
@@ -199,7 +200,7 @@ class StreamPool:
             # Those that already wait for this connection would have had the room, but for a pause of their own.
             if not connection.has_room(correlation_id):
                 return None
-        elif self._waiting and not self._uneven:
+        elif self._waiting and not self._heterogeneous:
             return None
         else:
             connection = self._pick(event.event_type, correlation_id)
@@ -208,7 +209,7 @@ class StreamPool:
         connection.reserve()
         return connection
 
-    async def reserve(self, event: Event) -> Connection:
+    async def reserve(self, event: Event) -> AgentConnection:
         """A connection with a place taken on it, as soon as there is one.
 
         :raises AgentConnectionError: the agent can't be reached.
@@ -245,38 +246,38 @@ class StreamPool:
         if connection is not None and not connection.in_rotation:
             self.close_if_done(connection)
 
-    def keeps(self, connection: Connection, correlation_id: str) -> bool:
+    def keeps(self, connection: AgentConnection, correlation_id: str) -> bool:
         return self._affinities.get(correlation_id) is connection
 
     def hears(self, event_type: EventType) -> bool:
         configured = self._peer.events
         return event_type in (self.events if configured is None else configured)
 
-    def _part(self, correlation_id: str) -> Connection | None:
+    def _part(self, correlation_id: str) -> AgentConnection | None:
         connection = self._affinities.pop(correlation_id, None)
         if connection is not None:
             connection.forget(correlation_id)
         return connection
 
-    def _affinity(self, correlation_id: str) -> Connection | None:
+    def _affinity(self, correlation_id: str) -> AgentConnection | None:
         connection = self._affinities.get(correlation_id)
         if connection is None or (connection.alive and connection.health is not _UNHEALTHY):
             return connection
         self._part(correlation_id)
         return None
 
-    def _hears(self, connection: Connection, event_type: EventType) -> bool:
+    def _hears(self, connection: AgentConnection, event_type: EventType) -> bool:
         """Whether it is for this connection to judge such an event, rather than for another."""
-        return not self._uneven or event_type in connection.events or event_type not in self._events
+        return not self._heterogeneous or event_type in connection.events or event_type not in self._events
 
     @property
     def _all_alike(self) -> bool:
         """Whether it makes no difference which connection a new request goes to."""
-        return not self._uneven and len(self._endpoints) == 1 and not self._affinities
+        return not self._heterogeneous and len(self._endpoints) == 1 and not self._affinities
 
-    def _pick(self, event_type: EventType, correlation_id: str) -> Connection | None:
+    def _pick(self, event_type: EventType, correlation_id: str) -> AgentConnection | None:
         candidates = self._rotation
-        if self._uneven:
+        if self._heterogeneous:
             candidates = [connection for connection in candidates if self._hears(connection, event_type)]
         if len(self._endpoints) > 1:
             # Better one that fails often than none.
@@ -305,8 +306,8 @@ class StreamPool:
     def _grow(self) -> None:
         """Have connections made where they are made on demand, and there are too few."""
         if self._settings.on_demand and self.short_of_connections:
-            for keeper in self._keepers.values():
-                keeper.wanted()
+            for connector in self._connectors.values():
+                connector.wanted()
 
     def _refusal(self, correlation_id: str = "", event_type: EventType | None = None) -> AgentError | None:
         """Why it makes no sense to wait for a place; None where it does."""
@@ -344,7 +345,9 @@ class StreamPool:
         """Give places to those that any connection would do for."""
         # Of events that only some connections hear, and that have to wait, others need not wait as well.
         stuck: set[EventType] = set()
-        for waiter in tuple(self._waiting) if self._uneven else iter(lambda: next(iter(self._waiting), None), None):
+        for waiter in (
+            tuple(self._waiting) if self._heterogeneous else iter(lambda: next(iter(self._waiting), None), None)
+        ):
             if waiter.event_type in stuck:
                 continue
             # Another event of its request may have been given a connection meanwhile.
@@ -360,12 +363,12 @@ class StreamPool:
             if connection is not None:
                 del self._waiting[waiter]
                 waiter.serve(connection)
-            elif self._uneven:
+            elif self._heterogeneous:
                 stuck.add(waiter.event_type)
             else:
                 return
 
-    def _serve_waiting_for(self, connection: Connection) -> None:
+    def _serve_waiting_for(self, connection: AgentConnection) -> None:
         """Give the places of ``connection`` to those that want no other."""
         queue = self._waiting_for[connection]
         for waiter in tuple(queue):
@@ -397,7 +400,7 @@ class StreamPool:
 
     # What connections tell
 
-    def room_made(self, connection: Connection) -> None:
+    def capacity_freed(self, connection: AgentConnection) -> None:
         if self._waiting_for:
             # Not only for this one: connections to one endpoint share what its instance takes.
             for wanted in tuple(self._waiting_for):
@@ -407,14 +410,14 @@ class StreamPool:
         if not connection.in_rotation:
             self.close_if_done(connection)
 
-    def health_changed(self, connection: Connection, status: HealthStatus) -> None:
+    def health_changed(self, connection: AgentConnection, status: HealthStatus) -> None:
         before = connection.health
         connection.apply(status)
         endpoint = self._where.get(connection)
         if connection.health is not before and endpoint is not None:
             self._log_health(endpoint, connection.health)
             if leaving(connection):
-                self._keepers[endpoint].lost(connection)
+                self._connectors[endpoint].lost(connection)
                 self.close_if_done(connection)
         self._note()
         self._settle()
@@ -437,18 +440,18 @@ class StreamPool:
                 health.name.lower(),
             )
 
-    def rated(self, connection: Connection, *, answered: bool) -> None:
+    def rated(self, connection: AgentConnection, *, answered: bool) -> None:
         endpoint = self._where.get(connection)
         if endpoint is None:
             return
         endpoint.rated(answered=answered)
         if answered:
-            self._keepers[endpoint].proved()
+            self._connectors[endpoint].confirmed()
         # Most answers are no news.
         for each in endpoint.connections:
             each.watched = not answered
 
-    def lost(self, connection: Connection, failed: int) -> None:
+    def lost(self, connection: AgentConnection, failed: int) -> None:
         endpoint = self._where.pop(connection, None)
         if endpoint is None:
             return
@@ -456,12 +459,12 @@ class StreamPool:
         for _ in range(min(failed, 10)):
             endpoint.rated(answered=False)
         if not self._closing and not leaving(connection):
-            self._keepers[endpoint].lost(connection)
+            self._connectors[endpoint].lost(connection)
         self._note()
         self._settle()
 
     def message_received(
-        self, connection: Connection, message_type: MessageType, payload: bytes, encoding: Encoding
+        self, connection: AgentConnection, message_type: MessageType, payload: bytes, encoding: Encoding
     ) -> None:
         if message_type is MessageType.METRICS_REPORT:
             report = decode_message(MetricsReport, payload, encoding, at="metrics_report")
@@ -471,9 +474,9 @@ class StreamPool:
                 decode_message(ConfigUpdateRequest, payload, encoding, at="config_update_request")
             )
 
-    # What keepers tell
+    # What connectors tell
 
-    def made(self, endpoint: Endpoint, connection: Connection) -> None:
+    def made(self, endpoint: Endpoint, connection: AgentConnection) -> None:
         self._where[connection] = endpoint
         endpoint.note_events()
         self._note(flapping=endpoint.flapping)
@@ -489,7 +492,7 @@ class StreamPool:
         if self._waiting:
             self._serve_waiting()
 
-    def close_if_done(self, connection: Connection) -> None:
+    def close_if_done(self, connection: AgentConnection) -> None:
         """Close a connection that takes no new requests once those it has are over."""
         if leaving(connection) and connection.alive and not connection.waited_for and not connection.requests:
             self._ending = [each for each in self._ending if not each.closed]
@@ -500,7 +503,7 @@ class StreamPool:
         self._rotation = [connection for connection in self._where if connection.in_rotation]
         self._events = self.events
         # One that is out of rotation still has its requests.
-        self._uneven = any(not self._events <= connection.events for connection in self._where)
+        self._heterogeneous = any(not self._events <= connection.events for connection in self._where)
         is_up = bool(self._rotation)
         came_up, self._was_up = is_up and not self._was_up and not flapping, is_up
         self._peer.pool_changed(self, came_up=came_up)
@@ -536,8 +539,8 @@ class StreamPool:
     async def aclose(self) -> None:
         """Make no more connections, wait for the calls under way as long as the settings say, and close."""
         self._closing = True
-        for keeper in self._keepers.values():
-            keeper.cancel()
+        for connector in self._connectors.values():
+            connector.cancel()
         self._settle()
         try:
             with CancelScope(deadline=anyio.current_time() + self._settings.drain_timeout):
@@ -549,8 +552,8 @@ class StreamPool:
                 connection.cancel_all(CancelReason.SHUTDOWN)
                 connection.close("it was closed")
             with anyio.move_on_after(1.0, shield=True):
-                for keeper in self._keepers.values():
-                    await keeper.wait()
+                for connector in self._connectors.values():
+                    await connector.wait()
                 for connection in connections:
                     await connection.wait_closed()
             for connection in connections:
@@ -560,6 +563,6 @@ class StreamPool:
                     await connection.wait_closed()
 
 
-def _with_fewest_requests(connections: Sequence[Connection]) -> list[Connection]:
+def _with_fewest_requests(connections: Sequence[AgentConnection]) -> list[AgentConnection]:
     fewest = min((connection.requests for connection in connections), default=0)
     return [connection for connection in connections if connection.requests == fewest]

@@ -12,7 +12,7 @@ from ..tls import ClientCertificate, client_context
 from ..wire import parse_address
 from .balancing import LoadBalancing
 from .client import StreamClient
-from .keeper import Settings
+from .connector import Settings
 
 _MAX_SECONDS = 366 * 24 * 3600
 _CONNECTIONS = 4

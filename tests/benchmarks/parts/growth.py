@@ -9,7 +9,7 @@ import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, RequestHeadersEvent, Route
-from asgi_agents.routing import Router
+from asgi_agents.routing.routes import Router
 
 from .. import apps
 from ..agents import Allow

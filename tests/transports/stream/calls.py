@@ -12,10 +12,10 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from asgi_agents import EventType, StreamTransport
+from asgi_agents.concurrency.background import on_trio
 from asgi_agents.protocol import Answer, Block, Event, RequestBodyChunkEvent
 from asgi_agents.protocol.stream import Framing
-from asgi_agents.transports.background import on_trio
-from asgi_agents.transports.stream import Connection, StreamClient
+from asgi_agents.transports.stream import AgentConnection, StreamClient
 from asgi_agents.transports.stream.pool import StreamPool
 
 from .peer import Peer, Received
@@ -116,7 +116,7 @@ class Talk:
         return pool
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> AgentConnection:
         """The only connection."""
         (connection,) = self.pool.connections
         return connection

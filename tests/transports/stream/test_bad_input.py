@@ -14,14 +14,7 @@ import pytest
 from anyio.abc import SocketStream
 from starlette.testclient import TestClient
 
-from asgi_agents import (
-    AgentConfig,
-    AgentConnectionError,
-    AgentManager,
-    AgentMiddleware,
-    FailureMode,
-    StreamTransport,
-)
+from asgi_agents import AgentConfig, AgentConnectionError, AgentManager, AgentMiddleware, FailureMode, StreamTransport
 from asgi_agents.protocol.stream import MessageType, encode_frame
 
 from .peer import handshake

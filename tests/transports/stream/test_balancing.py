@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asgi_agents.transports.stream import Connection, LoadBalancing
+from asgi_agents.transports.stream import AgentConnection, LoadBalancing
 from asgi_agents.transports.stream.balancing import chooser
 
 
@@ -23,7 +23,7 @@ def picks(strategy: LoadBalancing, connections: Sequence[FakeConnection], times:
     random.seed(7)
     choose = chooser(strategy)
     given: Any = connections
-    chosen: list[Connection] = [choose(given) for _ in range(times)]
+    chosen: list[AgentConnection] = [choose(given) for _ in range(times)]
     return [connection.name for connection in chosen]  # type: ignore[attr-defined]
 
 

@@ -121,14 +121,14 @@ async def test_a_request_that_has_begun_before_the_handshake_is_judged_all_the_s
     heard: list[Received] = []
     peer = Peer(handshake(events=BODIES), behaviour=recording(blocking, heard))
     manager = AgentManager([agent(peer)])
-    early = manager.lineup(None)
+    early = manager.resolved_route(None)
     async with peer.listening(), manager:
         await until(lambda: heard_by(manager) == BODIES)
-        assert manager.lineup(None) is not early
-        (route_agent,) = early.hearing(EventType.REQUEST_HEADERS)
-        assert (await route_agent.hear(head())).denies
-        (route_agent,) = early.hearing(EventType.WEBSOCKET_FRAME)
-        assert not (await route_agent.hear(frame())).denies
+        assert manager.resolved_route(None) is not early
+        (route_agent,) = early.agents_for(EventType.REQUEST_HEADERS)
+        assert (await route_agent.evaluate(head())).denies
+        (route_agent,) = early.agents_for(EventType.WEBSOCKET_FRAME)
+        assert not (await route_agent.evaluate(frame())).denies
 
         assert [event.event_type for event in heard] == [EventType.REQUEST_HEADERS]
         assert is_idle(pool_of(client_in(manager)))

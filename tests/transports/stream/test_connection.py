@@ -1142,7 +1142,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("asgi_agents.transports.stream.connection.time", clock)
-    monkeypatch.setattr("asgi_agents.transports.stream.line.time", clock)
+    monkeypatch.setattr("asgi_agents.transports.stream.pending_calls.time", clock)
     return clock
 
 
@@ -1439,7 +1439,7 @@ class TestCongestion:
             third = talk.ask(chunk("a", 2, size=BIG))
             await until(lambda: talk.connection._reserved == 1)
             await third.give_up()
-            assert (talk.connection._reserved, len(talk.connection._line), talk.connection.calls) == (0, 2, 2)
+            assert (talk.connection._reserved, len(talk.connection._pending_calls), talk.connection.calls) == (0, 2, 2)
 
             look_up.set()
             await received.echo()
@@ -1762,7 +1762,7 @@ async def quiet(client: StreamClient) -> None:
     assert pool is not None
     await until(lambda: all(connection.calls == 0 for connection in pool.connections))
     assert pool.waiting == 0
-    assert all(connection._reserved == 0 and not connection._line for connection in pool.connections)
+    assert all(connection._reserved == 0 and not connection._pending_calls for connection in pool.connections)
 
 
 class TestCancellation:

@@ -10,14 +10,7 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from asgi_agents import (
-    AgentMiddleware,
-    AgentResponse,
-    EventType,
-    FailureKind,
-    GuardrailResponse,
-    InspectionType,
-)
+from asgi_agents import AgentMiddleware, AgentResponse, EventType, FailureKind, GuardrailResponse, InspectionType
 
 from .peer import Peer, Received, handshake
 from .pools import (

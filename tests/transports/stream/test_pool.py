@@ -1146,11 +1146,11 @@ async def test_a_removed_agent_that_is_called_once_more_does_not_come_back_for_g
     """A request that outlives the drain timeout still has the agent in its lineup."""
     peer = Peer(behaviour=allow)
     async with managing(peer, connections=1) as manager:
-        lineup = manager.lineup(None)
-        lineup.connections += 1
+        resolved_route = manager.resolved_route(None)
+        resolved_route.connections += 1
         await manager.remove_agent("waf", drain_timeout=0.01)
         await until(lambda: not peer.links)
-        assert (await lineup.agents[0].hear(head())).failure is not None
+        assert (await resolved_route.agents[0].evaluate(head())).failure is not None
         await settle()
 
         assert not peer.links

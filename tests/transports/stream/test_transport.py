@@ -119,10 +119,10 @@ def test_addresses_that_nobody_can_ever_connect_to_are_told_where_they_are_writt
 def test_an_agent_may_be_given_by_its_address(endpoints: Any) -> None:
     config = AgentConfig("waf", endpoints)
 
-    assert isinstance(config.reach, StreamTransport)
+    assert isinstance(config.resolved_transport, StreamTransport)
     assert config.hears is None
     addresses = [endpoints] if isinstance(endpoints, str) else endpoints
-    assert repr(config.reach) == f"<StreamTransport {' '.join(addresses)}>"
+    assert repr(config.resolved_transport) == f"<StreamTransport {' '.join(addresses)}>"
 
 
 @pytest.mark.parametrize(

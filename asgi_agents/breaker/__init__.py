@@ -1,0 +1,5 @@
+"""Circuit breakers."""
+
+from .breaker import BreakerState, CircuitBreaker
+
+__all__ = ["BreakerState", "CircuitBreaker"]

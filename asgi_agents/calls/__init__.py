@@ -1,0 +1,1 @@
+"""What one call to an agent is made of, around the guard."""

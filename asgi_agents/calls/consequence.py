@@ -1,0 +1,33 @@
+"""What the failure of a call means for the connection, in words for the log."""
+
+from typing import Final
+
+from ..decision import Verdict
+from ..protocol import EventType
+
+_CLOSED: Final = {
+    EventType.REQUEST_HEADERS: "the request is refused",
+    EventType.REQUEST_BODY_CHUNK: "the request is refused",
+    EventType.RESPONSE_HEADERS: "the response is withheld",
+    EventType.RESPONSE_BODY_CHUNK: "the response is withheld or broken off",
+    EventType.WEBSOCKET_FRAME: "the websocket is closed",
+    EventType.GUARDRAIL_INSPECT: "the handler gets a GuardrailUnavailableError",
+}
+_OPEN: Final = {
+    EventType.RESPONSE_HEADERS: "the response goes on without it",
+    EventType.RESPONSE_BODY_CHUNK: "the response goes on without it",
+    EventType.WEBSOCKET_FRAME: "the message goes on without it",
+    EventType.GUARDRAIL_INSPECT: "the handler is told that nothing was detected",
+}
+
+
+def consequence_of(verdict: Verdict) -> str:
+    """What comes of a ``verdict`` that is a failure."""
+    event_type = verdict.event_type
+    if event_type is EventType.REQUEST_COMPLETE:
+        return "nothing depends on it"
+    if not verdict.enforced:
+        return "nothing changes, because this is a shadow agent"
+    if verdict.fails_closed:
+        return f"{_CLOSED.get(event_type, 'the request is refused')}, because the agent fails closed"
+    return f"{_OPEN.get(event_type, 'the request goes on without it')}, because the agent fails open"

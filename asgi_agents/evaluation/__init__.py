@@ -1,0 +1,1 @@
+"""The agents of a route, and how they are asked."""

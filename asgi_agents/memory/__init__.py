@@ -1,0 +1,1 @@
+"""Bytes that are kept, and what they weigh."""

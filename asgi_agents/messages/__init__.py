@@ -1,0 +1,1 @@
+"""How messages name what users have written."""

@@ -1,0 +1,1 @@
+"""What is told of calls and connections: counts, instruments, spans, names and the id of each connection."""

@@ -1,0 +1,268 @@
+"""The metrics that are exported, whichever way: their names, units, and what they are read from."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Final, Protocol, runtime_checkable
+
+from msgspec import Struct
+
+from ..breaker import BreakerState
+from .attributes import AGENT_ID, BREAKER_STATE, DECISION, ENFORCED, ERROR_TYPE, EVENT, FAILURE_MODE
+from .histograms import Distribution
+from .metrics import Incident, Series, Tally
+from .reports import Reports
+
+Attributes = tuple[tuple[str, str], ...]
+
+
+class Kind(StrEnum):
+    """What a metric's numbers are."""
+
+    COUNTER = "counter"
+    UP_DOWN_COUNTER = "updowncounter"
+
+
+class Metered(Protocol):
+    """What is asked of one agent."""
+
+    @property
+    def tally(self) -> Tally:
+        """What was counted."""
+        ...
+
+    @property
+    def active(self) -> int:
+        """Calls under way."""
+        ...
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a permit or a place on a connection."""
+        ...
+
+    @property
+    def breaker_state(self) -> BreakerState | None:
+        """The state of its breaker, if it has one."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Whose metrics are exported: an :class:`~asgi_agents.AgentManager`."""
+
+    @property
+    def metered(self) -> Sequence[Metered]:
+        """Its agents."""
+        ...
+
+    @property
+    def reports(self) -> Reports:
+        """What they have reported of themselves."""
+        ...
+
+
+class Point(Struct, frozen=True):
+    """A value with its attributes; ``latest`` is the last of the calls that made it up, if that was worth a note."""
+
+    attributes: Attributes
+    value: float
+    latest: Incident | None = None
+
+
+class Metric(Struct, frozen=True, kw_only=True):
+    """A metric that is a number. ``read`` gives the points of one agent."""
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+    read: Callable[[Metered], Iterable[Point]]
+
+
+class Histogram(Struct, frozen=True, kw_only=True):
+    """A metric that is a distribution of seconds."""
+
+    name: str
+    unit: str = "s"
+    description: str
+    read: Callable[[Metered], Iterable[tuple[Attributes, Distribution]]]
+
+
+def _attributes(agent: Metered, **more: str) -> Attributes:
+    return ((AGENT_ID, agent.tally.agent_id), *((_NAMES[name], value) for name, value in more.items()))
+
+
+_NAMES: Final = {
+    "breaker_state": BREAKER_STATE,
+    "decision": DECISION,
+    "enforced": ENFORCED,
+    "error_type": ERROR_TYPE,
+    "event": EVENT,
+    "failure_mode": FAILURE_MODE,
+}
+
+
+def _durations(agent: Metered) -> Iterator[tuple[Attributes, Distribution]]:
+    for series in agent.tally.series:
+        yield _attributes(agent, **_outcome(series)), series.durations
+
+
+def _queue_waits(agent: Metered) -> Iterator[tuple[Attributes, Distribution]]:
+    yield _attributes(agent), agent.tally.queue_waits
+
+
+def _active(agent: Metered) -> Iterator[Point]:
+    yield Point(_attributes(agent), agent.active)
+
+
+def _waiting(agent: Metered) -> Iterator[Point]:
+    yield Point(_attributes(agent), agent.queued)
+
+
+def _of_series(
+    chosen: Callable[[Series], bool], describe: Callable[[Series], Mapping[str, str]]
+) -> Callable[[Metered], Iterator[Point]]:
+    def read(agent: Metered) -> Iterator[Point]:
+        for series in agent.tally.series:
+            if chosen(series):
+                yield Point(_attributes(agent, **describe(series)), series.durations.count, series.latest)
+
+    return read
+
+
+def _answer(series: Series) -> Mapping[str, str]:
+    return {"event": series.event, "decision": series.outcome, "enforced": str(series.enforced).lower()}
+
+
+def _failure(series: Series) -> Mapping[str, str]:
+    return {
+        "event": series.event,
+        "error_type": series.outcome,
+        "failure_mode": "closed" if series.fail_closed else "open",
+        "enforced": str(series.enforced).lower(),
+    }
+
+
+def _outcome(series: Series) -> Mapping[str, str]:
+    return {"event": series.event, "error_type" if series.failed else "decision": series.outcome}
+
+
+def _breaker_states(agent: Metered) -> Iterator[Point]:
+    current = agent.breaker_state
+    if current is not None:
+        for state in BreakerState:
+            yield Point(_attributes(agent, breaker_state=state.value), int(state is current))
+
+
+def _of_counter(name: str, counter: Callable[[Tally], Mapping[str, int]]) -> Callable[[Metered], Iterator[Point]]:
+    def read(agent: Metered) -> Iterator[Point]:
+        for value, number in tuple(counter(agent.tally).items()):
+            yield Point(_attributes(agent, **{name: value}), number)
+
+    return read
+
+
+CALL_DURATION: Final = Histogram(
+    name="asgi_agents.call.duration",
+    description="Duration of a call to an agent, queue wait included.",
+    read=_durations,
+)
+QUEUE_DURATION: Final = Histogram(
+    name="asgi_agents.call.queue.duration",
+    description="How long calls waited that had to, for one of the agent's permits or for a place on a connection.",
+    read=_queue_waits,
+)
+HISTOGRAMS: Final = (CALL_DURATION, QUEUE_DURATION)
+
+METRICS: Final = (
+    Metric(
+        name="asgi_agents.call.active",
+        kind=Kind.UP_DOWN_COUNTER,
+        unit="{call}",
+        description="Calls under way.",
+        read=_active,
+    ),
+    Metric(
+        name="asgi_agents.call.waiting",
+        kind=Kind.UP_DOWN_COUNTER,
+        unit="{call}",
+        description="Calls that wait for a permit or a place on a connection.",
+        read=_waiting,
+    ),
+    Metric(
+        name="asgi_agents.decisions",
+        kind=Kind.COUNTER,
+        unit="{decision}",
+        description="Answers of an agent, by what they say.",
+        read=_of_series(lambda series: not series.failed, _answer),
+    ),
+    Metric(
+        name="asgi_agents.failures",
+        kind=Kind.COUNTER,
+        unit="{failure}",
+        description="Calls that brought no answer, by what went wrong and the failure mode that held.",
+        read=_of_series(lambda series: series.failed, _failure),
+    ),
+    Metric(
+        name="asgi_agents.breaker.state",
+        kind=Kind.UP_DOWN_COUNTER,
+        unit="{breaker}",
+        description="1 for the state that the circuit breaker is in, 0 for the others.",
+        read=_breaker_states,
+    ),
+    Metric(
+        name="asgi_agents.breaker.transitions",
+        kind=Kind.COUNTER,
+        unit="{transition}",
+        description="How often the circuit breaker came to be in a state.",
+        read=_of_counter("breaker_state", lambda tally: tally.transitions),
+    ),
+    Metric(
+        name="asgi_agents.inspected",
+        kind=Kind.COUNTER,
+        unit="By",
+        description="Bytes of bodies and websocket messages that an agent has judged.",
+        read=_of_counter("event", lambda tally: tally.inspected),
+    ),
+    Metric(
+        name="asgi_agents.bodies.skipped",
+        kind=Kind.COUNTER,
+        unit="{body}",
+        description="Bodies over the agent's limit that went on without it.",
+        read=_of_series(lambda series: series.body_skipped, lambda series: {"event": series.event}),
+    ),
+    Metric(
+        name="asgi_agents.shadow.denials",
+        kind=Kind.COUNTER,
+        unit="{decision}",
+        description="What a shadow agent would have stopped.",
+        read=_of_series(lambda series: series.shadowed, _outcome),
+    ),
+)
+
+
+def distributions(metric: Histogram, agents: Iterable[Metered]) -> Mapping[Attributes, Distribution]:
+    """The distributions of all ``agents``, one for each combination of attributes."""
+    merged: dict[Attributes, Distribution] = {}
+    for agent in agents:
+        for attributes, distribution in metric.read(agent):
+            merged.setdefault(attributes, Distribution()).merge(distribution)
+    return merged
+
+
+def _later(one: Incident | None, other: Incident | None) -> Incident | None:
+    if one is None or other is None:
+        return one or other
+    return one if one.time > other.time else other
+
+
+def collect(metric: Metric, agents: Iterable[Metered]) -> Iterable[Point]:
+    """The points of all ``agents``, one for each combination of attributes."""
+    points: dict[Attributes, Point] = {}
+    for agent in agents:
+        for point in metric.read(agent):
+            known = points.get(point.attributes)
+            if known is not None:
+                point = Point(point.attributes, known.value + point.value, _later(point.latest, known.latest))
+            points[point.attributes] = point
+    return points.values()

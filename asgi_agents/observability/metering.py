@@ -1,0 +1,97 @@
+"""Our metrics as OpenTelemetry instruments."""
+
+from collections.abc import Iterable, Sequence
+from threading import Lock
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, CallbackT, MeterProvider, Observation
+
+from .._version import __version__
+from .histograms import EXPORTED_BOUNDS
+from .instruments import CALL_DURATION, METRICS, QUEUE_DURATION, Kind, Metered, Metric, collect
+
+
+class Metering:
+    """The instruments of one meter provider, for all agents whose metrics go there.
+
+    What is counted anyway is read when somebody collects it, so a call pays for nothing but the histograms. One set of
+    instruments serves all managers: a second of the same name would be ignored.
+    """
+
+    def __init__(self, provider: MeterProvider) -> None:
+        meter = metrics.get_meter("asgi_agents", __version__, provider)
+        self._provider = ref(provider)
+        # Collected in other threads.
+        self._lock = Lock()
+        self._agents: WeakSet[Metered] = WeakSet()
+        self.call_duration = meter.create_histogram(
+            CALL_DURATION.name,
+            CALL_DURATION.unit,
+            CALL_DURATION.description,
+            explicit_bucket_boundaries_advisory=EXPORTED_BOUNDS,
+        )
+        self.queue_duration = meter.create_histogram(
+            QUEUE_DURATION.name,
+            QUEUE_DURATION.unit,
+            QUEUE_DURATION.description,
+            explicit_bucket_boundaries_advisory=EXPORTED_BOUNDS,
+        )
+        for metric in METRICS:
+            create = (
+                meter.create_observable_counter
+                if metric.kind is Kind.COUNTER
+                else meter.create_observable_up_down_counter
+            )
+            create(metric.name, [self._reader(metric)], metric.unit, metric.description)
+
+    def add(self, agent: Metered) -> None:
+        """Export its metrics, for as long as there is anybody else who holds it."""
+        with self._lock:
+            self._agents.add(agent)
+
+    def discard(self, agent: Metered) -> None:
+        """Don't any more."""
+        with self._lock:
+            self._agents.discard(agent)
+
+    def _reader(self, metric: Metric) -> CallbackT:
+        def observe(options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(point.value, dict(point.attributes)) for point in collect(metric, self._all())]
+
+        return observe
+
+    def _all(self) -> Sequence[Metered]:
+        with self._lock:
+            agents = list(self._agents)
+        if _waiting is not None and self is not _waiting and self._provider() is metrics.get_meter_provider():
+            # Those who came before there was a global provider mean this one, which had instruments already.
+            agents.extend(_waiting._all())
+        return agents
+
+
+_by_provider: "WeakKeyDictionary[MeterProvider, Metering]" = WeakKeyDictionary()
+# Of those who came before there was a global provider.
+_waiting: Metering | None = None
+
+
+def metering_for(provider: MeterProvider | None = None) -> Metering:
+    """The instruments of ``provider``, or of the global one, also if that is set later."""
+    global _waiting
+    current = metrics.get_meter_provider()
+    provider = current if provider is None else provider
+    metering = _by_provider.get(provider)
+    if metering is not None:
+        return metering
+    if _waiting is not None and provider is current:
+        # Its instruments have become those of the provider that was set since.
+        return _waiting
+    metering = _by_provider[provider] = Metering(provider)
+    if not _is_set(provider):
+        _waiting = metering
+    return metering
+
+
+def _is_set(provider: MeterProvider) -> bool:
+    """Whether it is a provider, and not what stands for one until it is set."""
+    return type(provider).__module__.partition(".")[0] != "opentelemetry" or "Proxy" not in type(provider).__name__

@@ -1,0 +1,240 @@
+"""Plain counts of what an agent was asked and what it said. Exporters read them; nothing here knows one of them."""
+
+import time
+from bisect import bisect_left
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec import Struct
+
+from ..breaker import BreakerState
+from ..decision import BODY_NOT_INSPECTED, FailureKind, Verdict
+from ..errors import printable
+from ..protocol import EventType
+from .attributes import AGENT_ID, DECISION, ERROR_TYPE, EVENT
+from .endpoints import EndpointStatistics
+from .histograms import BOUNDS, SIZE, Distribution
+from .history import History, Totals
+
+# How many of an agent's latest failures and of its latest denials are remembered.
+_MAX_INCIDENTS = 50
+_BODY_SKIPPED = frozenset(kind.value for kind in BODY_NOT_INSPECTED)
+_FAILURES = frozenset(kind.value for kind in FailureKind)
+
+
+class AgentMetrics(Struct, frozen=True, kw_only=True):
+    """One agent's counts since it was added, at one moment.
+
+    ``outcomes`` counts verdicts by outcome (``allow``, ``block``, …, ``timeout``, ``breaker_open``, …), ``shadowed``
+    the denials and failures of a shadow agent that would have stopped something, ``passed_open`` failures that were let
+    through by the failure mode, ``skipped_bodies`` bodies that went on without the agent because they were over its
+    limit or it could not read them. ``in_flight`` and ``waiting`` are calls now; ``duration`` is seconds spent in all
+    calls, ``queue_duration`` seconds of that spent waiting for a permit or a place on a connection. ``inspected`` is
+    bytes of bodies and websocket messages by event, ``breaker_transitions`` counts how often the breaker came to be in
+    a state.
+    """
+
+    calls: int
+    outcomes: dict[str, int]
+    shadowed: int
+    passed_open: int
+    skipped_bodies: int
+    in_flight: int
+    waiting: int
+    duration: float
+    queue_duration: float
+    inspected: dict[str, int]
+    breaker_transitions: dict[str, int]
+
+
+class AgentStatistics(Struct, frozen=True, kw_only=True):
+    """How one agent is at one moment.
+
+    ``in_flight`` calls of at most ``max_in_flight`` are under way, ``waiting`` ones wait for a permit or for a place on
+    a connection. ``breaker`` is None where it is switched off. ``endpoints`` are those of the stream transport, on the
+    running event loop.
+    """
+
+    transport: str
+    in_flight: int
+    max_in_flight: int
+    waiting: int
+    breaker: BreakerState | None
+    endpoints: Sequence[EndpointStatistics] = ()
+
+    @property
+    def connections(self) -> int:
+        """Lasting connections to the agent."""
+        return sum(endpoint.connections for endpoint in self.endpoints)
+
+
+class Incident(Struct, frozen=True, kw_only=True):
+    """A call that came out as a failure or as anything but allow.
+
+    ``time`` is seconds since the epoch, ``duration`` seconds. ``message`` says what went wrong, and is empty for a
+    denial.
+    """
+
+    time: float
+    correlation_id: str
+    route: str | None
+    event: str
+    outcome: str
+    failed: bool
+    failure_mode: str
+    enforced: bool
+    duration: float
+    message: str
+
+
+class Series:
+    """The calls to one agent that had the same event, outcome, failure mode and weight."""
+
+    __slots__ = ("attributes", "durations", "enforced", "event", "fail_closed", "failed", "latest", "outcome")
+
+    def __init__(self, agent_id: str, event: str, outcome: str, fail_closed: bool, enforced: bool) -> None:
+        self.event = event
+        self.outcome = outcome
+        self.failed = outcome in _FAILURES
+        self.fail_closed = fail_closed
+        self.enforced = enforced
+        self.durations = Distribution()
+        #: What the exported duration of such a call is described by.
+        self.attributes: Mapping[str, str] = {
+            AGENT_ID: agent_id,
+            EVENT: event,
+            (ERROR_TYPE if self.failed else DECISION): outcome,
+        }
+        #: The last such call, unless it was one of the many that just allow.
+        self.latest: Incident | None = None
+
+    @property
+    def denied(self) -> bool:
+        """Whether the agent said that this must not pass, or has detected something."""
+        return not self.failed and self.outcome not in ("allow", "needs_more")
+
+    @property
+    def passed_open(self) -> bool:
+        """Whether these failures were let through by the failure mode."""
+        return self.failed and not self.fail_closed
+
+    @property
+    def body_skipped(self) -> bool:
+        """Whether these are bodies that went on without the agent."""
+        return self.outcome in _BODY_SKIPPED and not (self.fail_closed and self.enforced)
+
+    @property
+    def shadowed(self) -> bool:
+        """Whether these would have stopped something, had the agent had a say."""
+        stops = self.denied or (self.failed and self.fail_closed)
+        # What is said at the end changes nothing.
+        return stops and not self.enforced and self.event != EventType.REQUEST_COMPLETE
+
+
+class Tally:
+    """The counters behind :class:`AgentMetrics`.
+
+    It belongs to an agent's id, and stays when :meth:`AgentManager.replace_agent` puts another in its place. Several
+    threads may count at a time: CPython switches between them at calls and at loops, and nothing here is read before
+    one and written after it.
+    """
+
+    def __init__(self, agent_id: str = "") -> None:
+        self.agent_id = agent_id
+        #: Of the calls that had to wait.
+        self.queue_waits = Distribution()
+        #: Bytes shown, and transitions to a state.
+        # No Counters: theirs is a step in Python for what is new, in which another thread could be lost.
+        self.inspected: defaultdict[str, int] = defaultdict(int)
+        self.transitions: defaultdict[str, int] = defaultdict(int)
+        self.failures: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
+        #: Calls that an open breaker has refused, lest they push out what has opened it.
+        self.refusals: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
+        self.denials: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
+        self.history = History(self._totals)
+        self._series: dict[tuple[EventType, str, bool, bool], Series] = {}
+
+    @property
+    def series(self) -> Iterable[Series]:
+        """Everything that was counted."""
+        # Scrapers may run in another thread.
+        return tuple(self._series.values())
+
+    def count(
+        self, verdict: Verdict, now: float, *, correlation_id: str = "", route: str | None = None, size: int = 0
+    ) -> Series:
+        """Add one verdict, on an event of ``size`` bytes; ``now`` is monotonic seconds."""
+        outcome = verdict.metric_outcome
+        # How a failure would have been treated is nothing to know of an answer.
+        fail_closed = verdict.failure is None or verdict.fail_closed
+        key = (verdict.event_type, outcome, fail_closed, verdict.enforced)
+        series = self._series.get(key)
+        if series is None:
+            # Another thread may have made one meanwhile.
+            series = self._series.setdefault(
+                key, Series(verdict.agent_id, verdict.event_type.value, outcome, fail_closed, verdict.enforced)
+            )
+        self.add(series, verdict.duration, now)
+        if size and verdict.failure is None:
+            self.inspected[series.event] += size
+        if series.failed or series.denied:
+            self._remember(series, verdict, correlation_id, route)
+        return series
+
+    def add(self, series: Series, duration: float, now: float) -> None:
+        """Add one call to those that came out like it."""
+        if now >= self.history.until:
+            self.history.turn(now)
+        durations = series.durations
+        durations.total += duration
+        durations.buckets[bisect_left(BOUNDS, duration)] += 1
+
+    def summary(self, in_flight: int, waiting: int) -> AgentMetrics:
+        """The counts so far, beside those of the moment."""
+        counted = [(series, series.durations.count) for series in self.series]
+        outcomes: Counter[str] = Counter()
+        for series, number in counted:
+            outcomes[series.outcome] += number
+        return AgentMetrics(
+            calls=outcomes.total(),
+            outcomes=dict(outcomes),
+            shadowed=sum(number for series, number in counted if series.shadowed),
+            passed_open=sum(number for series, number in counted if series.passed_open),
+            skipped_bodies=sum(number for series, number in counted if series.body_skipped),
+            in_flight=in_flight,
+            waiting=waiting,
+            duration=sum(series.durations.total for series, _ in counted),
+            queue_duration=self.queue_waits.total,
+            inspected=dict(self.inspected),
+            breaker_transitions=dict(self.transitions),
+        )
+
+    def _remember(self, series: Series, verdict: Verdict, correlation_id: str, route: str | None) -> None:
+        series.latest = Incident(
+            time=time.time(),
+            # A caller's own may be anything.
+            correlation_id=printable(correlation_id),
+            route=None if route is None else printable(route),
+            event=series.event,
+            outcome=series.outcome,
+            failed=series.failed,
+            failure_mode=verdict.failure_mode,
+            enforced=verdict.enforced,
+            duration=verdict.duration,
+            message="" if verdict.failure is None else verdict.failure.message,
+        )
+        if series.outcome == FailureKind.BREAKER_OPEN:
+            self.refusals.append(series.latest)
+        else:
+            (self.failures if series.failed else self.denials).append(series.latest)
+
+    def _totals(self) -> Totals:
+        calls = denials = failures = 0
+        buckets = [0] * SIZE
+        for each in self.series:
+            number = each.durations.count
+            calls += number
+            denials += number if each.denied else 0
+            failures += number if each.failed else 0
+            buckets = [total + count for total, count in zip(buckets, each.durations.buckets, strict=True)]
+        return Totals(calls, denials, failures, buckets)

@@ -1,0 +1,1 @@
+"""Which agents hear which paths."""

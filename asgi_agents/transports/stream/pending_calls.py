@@ -1,0 +1,152 @@
+"""Which call an answer is for. No I/O.
+
+An agent owes one answer to each event that it was sent, and pays its debts in the order they were made, unless it says
+otherwise: an answer that names a call is for that one, an answer that names a correlation id is for the oldest call
+with that id, and one that names nothing is for the oldest call of all.
+
+A call that was given up stays in line until its answer comes. That is then nobody's: were it handed to the next call,
+every answer from there on would go to the wrong one.
+"""
+
+import time
+from itertools import count
+from typing import Final
+
+from msgspec import UNSET
+
+from ...concurrency.background import Signal
+from ...protocol.stream import CallIds
+
+_NUMBERS: Final = count(1)
+
+
+class PendingCall:
+    """One event that has been sent, or is about to be.
+
+    ``answered`` is set when there is a ``payload`` (None: a plain allow) or a ``fault``, or the ``deadline``
+    (:func:`time.monotonic`) has passed.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "answered",
+        "correlation_id",
+        "deadline",
+        "expired",
+        "fault",
+        "number",
+        "payload",
+        "plain",
+        "position",
+        "sent_at",
+        "size",
+    )
+
+    def __init__(self, correlation_id: str, deadline: float, answered: Signal) -> None:
+        self.correlation_id = correlation_id
+        self.number = next(_NUMBERS)
+        self.answered = answered
+        self.deadline = deadline
+        self.expired = False
+        self.payload: bytes | None = b""
+        #: How its answer is spelt if it is a plain allow, where that is known.
+        self.plain: bytes | None = None
+        self.fault: str | None = None
+        self.abandoned = False
+        self.size = 0
+        #: Which of the calls of its line it is, in the order in which they were sent.
+        self.position = 0
+        self.sent_at = 0.0
+
+
+class PendingCalls:
+    """The calls of one connection that are owed an answer, oldest first."""
+
+    __slots__ = ("_added", "_calls", "_plain", "waited_for")
+
+    def __init__(self) -> None:
+        self._calls: dict[int, PendingCall] = {}
+        self._plain: dict[bytes, PendingCall] = {}
+        self._added = 0
+        #: Calls in line that somebody waits for.
+        self.waited_for = 0
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @property
+    def oldest(self) -> PendingCall | None:
+        """The call that has been in line for longest."""
+        return next(iter(self._calls.values()), None)
+
+    def add(self, call: PendingCall) -> None:
+        """Put ``call`` at the end."""
+        call.sent_at = time.monotonic()
+        self._added += 1
+        call.position = self._added
+        self._calls[call.number] = call
+        if call.plain is not None:
+            self._plain[call.plain] = call
+        self.waited_for += 1
+
+    def abandon(self, call: PendingCall) -> None:
+        """Nobody waits for it any more; the agent still owes the answer."""
+        if call.number in self._calls and not call.abandoned:
+            call.abandoned = True
+            self.waited_for -= 1
+
+    def expire(self, now: float) -> tuple[list[PendingCall], float | None]:
+        """The calls whose deadline has passed, now abandoned, and the first deadline of the rest."""
+        expired, first = [], None
+        for call in self._calls.values():
+            if call.abandoned:
+                continue
+            if call.deadline <= now:
+                self.abandon(call)
+                expired.append(call)
+            elif first is None or call.deadline < first:
+                first = call.deadline
+        return expired, first
+
+    def match(self, ids: CallIds, *, before: int | None = None) -> PendingCall | None:
+        """Take the call out that an answer with ``ids`` is for; None where it is for none.
+
+        An answer that doesn't name its call is for none that was sent at the position ``before`` or later.
+        """
+        if ids.call_id is not UNSET:
+            assert isinstance(ids.call_id, int)
+            call = self._calls.get(ids.call_id)
+            if call is not None and ids.correlation_id and ids.correlation_id != call.correlation_id:
+                call = None
+        elif ids.correlation_id:
+            # Most answer in order, so that it is among the first.
+            call = next((call for call in self._calls.values() if call.correlation_id == ids.correlation_id), None)
+        else:
+            call = self.oldest
+        if call is not None and before is not None and ids.call_id is UNSET and call.position >= before:
+            call = None
+        if call is not None:
+            self._remove(call)
+        return call
+
+    def match_plain(self, frame: bytes) -> PendingCall | None:
+        """Take the call out that ``frame`` says a plain allow to; None where it is anything else, or not spelt so."""
+        call = self._plain.get(frame)
+        if call is not None:
+            self._remove(call)
+        return call
+
+    def _remove(self, call: PendingCall) -> None:
+        del self._calls[call.number]
+        if call.plain is not None:
+            del self._plain[call.plain]
+        if not call.abandoned:
+            self.waited_for -= 1
+
+    def clear(self) -> list[PendingCall]:
+        """Take all out; returns those that somebody waits for."""
+        waiting = [call for call in self._calls.values() if not call.abandoned]
+        self._calls.clear()
+        self._plain.clear()
+        self.waited_for = 0
+        return waiting
