@@ -17,8 +17,8 @@ from starlette.types import Message, Scope
 
 from .decision import AgentDecision, Verdict
 from .errors import ConfigurationError
-from .exchange import AgentContext
 from .exchange.scope import client_ip, headers_of
+from .exchange.state import ExchangeState
 from .observability.redaction import REDACTED, is_secret_header, redact_secrets
 from .observability.tracing import current_trace_id
 from .protocol import TOKEN, AgentResponse, EventType
@@ -208,7 +208,7 @@ class Auditor:
 class Audit:
     """Follows one connection to its end."""
 
-    def __init__(self, auditor: Auditor, scope: Scope, context: AgentContext) -> None:
+    def __init__(self, auditor: Auditor, scope: Scope, context: ExchangeState) -> None:
         self._auditor = auditor
         self._context = context
         self._calls = context.count_calls()

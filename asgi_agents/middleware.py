@@ -16,8 +16,9 @@ from .config import AgentConfig
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .evaluation.resolved_route import AgentReference, ResolvedRoute
 from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
-from .exchange.context import STATE_KEY
+from .exchange.context import STATE_KEY, state_of
 from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
+from .exchange.state import ExchangeState
 from .manager import AgentManager, require_manager
 from .messages.naming import named
 from .observability.correlation import current, reset_current, set_current
@@ -48,8 +49,8 @@ class AgentMiddleware:
     :param agents: the agents; or
     :param manager: a manager that has them, to be shared or changed while serving.
     :param routes: which agents hear which paths; the first match wins. But a route that is spelt like one of the app's
-        yields to a later one where the app's router runs another (:mod:`asgi_agents.routing.resolver`). None: every agent hears
-        everything, in the order given.
+        yields to a later one where the app's router runs another (:mod:`asgi_agents.routing.resolver`). None: every
+        agent hears everything, in the order given.
     :param default_agents: who hears connections that no route matches. None: nobody, if there are routes.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
@@ -219,46 +220,49 @@ class AgentMiddleware:
         if name and headers.first(name) is None:
             # The client has given no name, so that nobody has to look again.
             name = ""
-        context = AgentContext(self.manager, resolved_route, None, resolved_route.route, name, headers)
+        exchange = ExchangeState(self.manager, resolved_route, None, resolved_route.route, name, headers)
         if outer is not None:
-            context.stand_within(outer)
+            exchange.stand_within(state_of(outer))
         audit: Audit | None = None
         error: str | None = None
-        state[STATE_KEY] = context
+        state[STATE_KEY] = context = AgentContext(exchange)
         alias = self._alias
         aliased = None if alias is None else state.get(alias, context)
         if isinstance(aliased, AgentContext):
             state[alias] = context
         resolved_route.connections += 1
-        entered = set_current(context)
+        entered = set_current(exchange)
         try:
             if name:
                 # A name that the client has given is taken before anybody else can have it.
-                context.find_name()
-            context.server_span = mark_current_span(context)
+                exchange.find_name()
+            exchange.server_span = mark_current_span(exchange)
             if resolved_route.agents and self._auditor.wanted():
-                audit = Audit(self._auditor, given or scope, context)
+                audit = Audit(self._auditor, given or scope, exchange)
             if audit is not None or self._exposed_as is not None:
-                send = _watched(send, audit, self._exposed_as, context)
+                send = _watched(send, audit, self._exposed_as, exchange)
             if scope["type"] == "http":
                 if resolved_route.concerns_http:
-                    return await serve_http(self.app, context, scope, receive, send, self._renderers, self._stop_grace)
+                    return await serve_http(self.app, exchange, scope, receive, send, self._renderers, self._stop_grace)
             elif resolved_route.concerns_websockets:
-                return await serve_websocket(self.app, context, scope, receive, send, self._renderers, self._stop_grace)
+                return await serve_websocket(
+                    self.app, exchange, scope, receive, send, self._renderers, self._stop_grace
+                )
             return await self.app(scope, receive, send)
         except BaseException as exc:
             error = type(exc).__name__
             raise
         finally:
             resolved_route.connections -= 1
-            context.close()
+            exchange.close()
             if audit is not None:
                 audit.end(error)
             reset_current(entered)
             if outer is not None:
                 # A middleware around this one has agents of its own.
-                if not self._said_twice and context.stands_within:
-                    self._said_twice = agents_asked_twice(outer.resolved_route, resolved_route)
+                around = state_of(outer)
+                if not self._said_twice and around is not None and exchange.stands_within:
+                    self._said_twice = agents_asked_twice(around.resolved_route, resolved_route)
                 state[STATE_KEY] = outer
                 if alias is not None and state.get(alias) is context:
                     state[alias] = aliased
@@ -363,13 +367,13 @@ def _is_guarded(scope: Scope) -> bool:
     return isinstance((scope.get("state") or {}).get(STATE_KEY), AgentContext)
 
 
-def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, context: AgentContext) -> Send:
+def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, exchange: ExchangeState) -> Send:
     """``send``, with the audit looking on and the correlation id in the head of the response."""
 
     async def watched(message: Message) -> None:
         if exposed_as is not None and message["type"] in _HEADS:
             headers = [(name, value) for name, value in message.get("headers") or () if name.lower() != exposed_as]
-            message = {**message, "headers": [*headers, (exposed_as, context.correlation_id.encode())]}
+            message = {**message, "headers": [*headers, (exposed_as, exchange.correlation_id.encode())]}
         await send(message)
         if audit is not None:
             audit.sent(message)

@@ -68,8 +68,8 @@ class CircuitBreaker:
     :meth:`release`.
 
     Nothing happens between the start and the end of a call that can't suspend. If :func:`time.monotonic` was before
-    :attr:`no_recent_failures_until` when such a call began, and it succeeds, its caller may add 1 to :attr:`answered` instead of
-    calling :meth:`acquire` and :meth:`success`. The outcome is the same.
+    :attr:`no_recent_failures_until` when such a call began, and it succeeds, its caller may add 1 to :attr:`answered`
+    instead of calling :meth:`acquire` and :meth:`success`. The outcome is the same.
 
     :param clock: monotonic seconds.
     :param on_change: called with the old and the new state, at each change.

@@ -8,7 +8,7 @@ from .event_loop import Wakeup
 
 
 class SharedLimiter:
-    """As :class:`~asgi_agents.concurrency.limiter.Limiter`, for tasks of several event loops, each in a thread of its own.
+    """As :class:`~.limiter.Limiter`, for tasks of several event loops, each in a thread of its own.
 
     Whoever waits is woken by its own event loop. The order is that in which they came, on whichever event loop.
     """

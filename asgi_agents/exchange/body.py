@@ -10,9 +10,9 @@ from ..evaluation.resolved_route import RouteAgent, body_limit, chain, held_limi
 from ..memory.pieces import Pieces
 from ..policy import BodyMode, FailureMode
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
-from .context import AgentContext
 from .decoding import Decoder, UnreadableBody
 from .framing import MAX_UNIT_BYTES, Cutter
+from .state import ExchangeState
 
 # How many decoded bytes may become of one message, where all of them have to be passed on at once.
 _MAX_DECODED_AT_ONCE = 16 * 1024 * 1024
@@ -35,7 +35,7 @@ class BodyInspection:
 
     def __init__(
         self,
-        context: AgentContext,
+        context: ExchangeState,
         event_type: EventType,
         *,
         agents: Sequence[RouteAgent],
@@ -157,7 +157,7 @@ class _Stage:
 
     def __init__(
         self,
-        context: AgentContext,
+        context: ExchangeState,
         event_type: EventType,
         mode: BodyMode,
         agents: list[RouteAgent],

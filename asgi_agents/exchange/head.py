@@ -10,11 +10,11 @@ from ..decision import AgentDecision, Verdict, merge
 from ..evaluation.resolved_route import RouteAgent, evaluate, evaluate_head
 from ..observability.trace_context import current_traceparent, traceparent_of
 from ..protocol import RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
-from .context import AgentContext
 from .scope import request_headers_event
+from .state import ExchangeState
 
 
-def head_event(context: AgentContext, scope: Scope) -> RequestHeadersEvent:
+def head_event(context: ExchangeState, scope: Scope) -> RequestHeadersEvent:
     """The event of a request or a handshake."""
     span = context.server_span
     traceparent = current_traceparent() if span is None else traceparent_of(span)
@@ -34,7 +34,7 @@ def head_event(context: AgentContext, scope: Scope) -> RequestHeadersEvent:
 
 
 async def judge_head(
-    context: AgentContext,
+    context: ExchangeState,
     event: RequestHeadersEvent | ResponseHeadersEvent,
     *,
     body_agents: Sequence[RouteAgent] = (),
@@ -77,7 +77,7 @@ def _settle(verdict: Verdict) -> Verdict:
     return replace(verdict, response=replace(verdict.response, needs_more=False))
 
 
-async def tell_complete(context: AgentContext, event: RequestCompleteEvent) -> None:
+async def tell_complete(context: ExchangeState, event: RequestCompleteEvent) -> None:
     """Tell the agents how the connection ended, also when it ended by cancellation; their deadlines bound it."""
     with anyio.CancelScope(shield=True):
         verdicts = await evaluate(context.resolved_route.agents_for(event.event_type), event, everyone=True)

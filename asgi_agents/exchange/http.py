@@ -15,7 +15,6 @@ from ..errors import caused_by_closing
 from ..evaluation.resolved_route import evaluate
 from ..protocol import EventType, RequestCompleteEvent
 from .body import BodyInspection
-from .context import AgentContext
 from .decoding import acceptable, codings_of
 from .head import head_event, judge_head, skipping_body, tell_complete
 from .headers import apply_request_ops, with_length, without_body_claims, without_headers
@@ -24,6 +23,7 @@ from .rendering import Renderers
 from .response import BODY_BYPASSES, ResponseInspection
 from .scope import App, OwnScope, RawHeaders, certainly_bodiless, declared_length, header, headers_of, may_have_body
 from .spool import Spool
+from .state import ExchangeState
 
 _DISCONNECT: Message = {"type": "http.disconnect"}
 _RANGE_HEADERS = frozenset({b"range", b"if-range"})
@@ -32,7 +32,7 @@ _CODING_HEADERS = frozenset({b"accept-encoding"})
 
 async def serve_http(
     app: App,
-    context: AgentContext,
+    context: ExchangeState,
     scope: Scope,
     receive: Receive,
     send: Send,
@@ -61,7 +61,7 @@ class HttpExchange:
 
     def __init__(
         self,
-        context: AgentContext,
+        context: ExchangeState,
         scope: Scope,
         receive: Receive,
         send: Send,

@@ -16,7 +16,6 @@ from ..errors import ClosedByAgent, ResponseAborted
 from ..evaluation.resolved_route import RouteAgent
 from ..protocol import Block, EventType, HeaderOp, Headers, ResponseHeadersEvent
 from .body import BodyInspection
-from .context import AgentContext
 from .decoding import codings_of
 from .framing import Cutter, StreamedType, last_unit, streamed_type
 from .head import judge_head, skipping_body
@@ -24,6 +23,7 @@ from .headers import apply_header_ops, media_type, without_body_claims, without_
 from .rendering import Renderers
 from .reply import describe, render_reply
 from .scope import RawHeaders, declared_length, header
+from .state import ExchangeState
 
 
 class _State(Enum):
@@ -56,7 +56,7 @@ class ResponseInspection:
 
     def __init__(
         self,
-        context: AgentContext,
+        context: ExchangeState,
         scope: Scope,
         send: Send,
         *,

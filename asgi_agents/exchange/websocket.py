@@ -15,7 +15,6 @@ from ..concurrency.limiter import Limiter
 from ..decision import ALLOWED, AgentDecision, merge, unanimous
 from ..errors import ClosedByAgent, caused_by_closing
 from ..protocol import Allow, EventType, Opcode, RequestCompleteEvent, WebSocketDrop, WebSocketFrameEvent
-from .context import AgentContext
 from .head import head_event, judge_head, tell_complete
 from .headers import apply_header_ops, apply_request_ops
 from .inbound import Inbound
@@ -23,6 +22,7 @@ from .rendering import Renderers
 from .reply import close_message, render_reply
 from .response import REPLY_TIMEOUT, RESPONSE_EVENTS, ResponseInspection
 from .scope import App, OwnScope, client_ip, headers_of
+from .state import ExchangeState
 
 # Seconds for a peer that doesn't answer a close frame.
 _CLOSE_TIMEOUT = 5.0
@@ -33,7 +33,7 @@ _TEXT, _BINARY = Opcode.TEXT, Opcode.BINARY
 
 async def serve_websocket(
     app: App,
-    context: AgentContext,
+    context: ExchangeState,
     scope: Scope,
     receive: Receive,
     send: Send,
@@ -52,7 +52,7 @@ class WebSocketExchange:
 
     def __init__(
         self,
-        context: AgentContext,
+        context: ExchangeState,
         scope: Scope,
         receive: Receive,
         send: Send,

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from asgi_agents import (
     AgentConfig,
-    AgentContext,
     AgentDecision,
     AgentManager,
     AgentResponse,
@@ -23,6 +22,7 @@ from asgi_agents import (
 )
 from asgi_agents.exchange.body import BodyInspection
 from asgi_agents.exchange.framing import Cutter
+from asgi_agents.exchange.state import ExchangeState
 
 from .asgi import Answer, App, Client, Held, Probe, SlowProbe, assert_nothing_left, body, guarded, settle, start
 
@@ -828,7 +828,7 @@ async def test_of_two_undecided_agents_the_one_that_fails_closed_decides_when_to
         agent(way, strict, HYBRID, id="strict"),
     )
     await passage.client.call(middleware)
-    context: AgentContext = passage.client.scope["state"]["agents"]
+    context: ExchangeState = passage.client.scope["state"]["agents"]
     assert context.decision.decided_by == "strict"
 
 
@@ -959,7 +959,7 @@ async def test_a_body_with_something_forbidden_never_passes_as_a_whole(
 def _inspection(manager: AgentManager, way: str, **options: Any) -> BodyInspection:
     event_type = EventType.REQUEST_BODY_CHUNK if way == "request" else EventType.RESPONSE_BODY_CHUNK
     resolved_route = manager.resolved_route(None)
-    context = AgentContext(manager, resolved_route, "id", None)
+    context = ExchangeState(manager, resolved_route, "id", None)
     return BodyInspection(context, event_type, agents=resolved_route.agents_for(event_type), **options)
 
 

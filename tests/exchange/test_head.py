@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from asgi_agents import AgentConfig, AgentContext, AgentManager, AgentResponse, EventType, ResponseHeadersEvent
+from asgi_agents import AgentConfig, AgentManager, AgentResponse, EventType, ResponseHeadersEvent
 from asgi_agents.exchange.head import judge_head, tell_complete
+from asgi_agents.exchange.state import ExchangeState
 from asgi_agents.protocol import Headers, RequestCompleteEvent, RequestHeadersEvent, RequestMetadata
 
 from .asgi import Held, Probe, SlowProbe
@@ -24,9 +25,9 @@ EVENTS: dict[str, RequestHeadersEvent | ResponseHeadersEvent] = {"request": REQU
 each_way = pytest.mark.parametrize("way", EVENTS)
 
 
-async def judge(way: str, *agents: AgentConfig, body_follows: bool = True) -> tuple[Any, Any, AgentContext]:
+async def judge(way: str, *agents: AgentConfig, body_follows: bool = True) -> tuple[Any, Any, ExchangeState]:
     manager = AgentManager(agents)
-    context = AgentContext(manager, manager.resolved_route(None), "id", None)
+    context = ExchangeState(manager, manager.resolved_route(None), "id", None)
     hearing = manager.resolved_route(None).agents_for(
         EventType.REQUEST_BODY_CHUNK if way == "request" else EventType.RESPONSE_BODY_CHUNK
     )
@@ -142,7 +143,7 @@ async def test_the_end_is_told_to_everyone_even_when_one_denies_and_one_fails() 
     manager = AgentManager(
         AgentConfig(f"a{i}", agent, timeout=0.01 if i == 2 else 5.0) for i, agent in enumerate(agents)
     )
-    context = AgentContext(manager, manager.resolved_route(None), "id", None)
+    context = ExchangeState(manager, manager.resolved_route(None), "id", None)
     event = RequestCompleteEvent(
         correlation_id="id",
         status=200,

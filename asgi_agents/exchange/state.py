@@ -1,0 +1,444 @@
+"""One connection's dealings with its agents: its names, its verdicts, and what waits to be applied."""
+
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import RLock
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..decision import BODY_NOT_INSPECTED, AgentDecision, FailureKind, Verdict, merge
+from ..evaluation.resolved_route import ResolvedRoute, RouteAgent, evaluate
+from ..guard import Guard
+from ..manager import AgentManager, unavailable
+from ..observability.attributes import EVENT, ROUTE
+from ..observability.correlation import current, live_ids
+from ..observability.trace_context import ServerSpan
+from ..observability.tracing import SessionSpan
+from ..policy import FailureMode
+from ..protocol import (
+    ALLOW,
+    AuditMetadata,
+    BodyChunkEvent,
+    EventType,
+    GuardrailInspectEvent,
+    GuardrailResponse,
+    HeaderOp,
+    Headers,
+    ResponseHeadersEvent,
+    WebSocketFrameEvent,
+)
+from .remembered import (
+    MAX_VERDICT_BYTES,
+    MAX_VERDICTS,
+    MAX_WAITING_OP_BYTES,
+    compacted,
+    newest,
+    remembered,
+    weigh_ops,
+)
+from .scope import CORRELATION_HEADER, find_correlation_id, new_id
+
+# What was said to a handler is the handler's to act on, a frame that was dropped is no word on the session, and what is
+# said at the end changes nothing.
+_NO_SAY = frozenset({EventType.GUARDRAIL_INSPECT, EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE})
+
+
+# Failures that came without a call.
+_NOT_CALLED = BODY_NOT_INSPECTED | {FailureKind.BREAKER_OPEN}
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
+_SESSION_NAMES = {
+    EventType.REQUEST_BODY_CHUNK: "request_body",
+    EventType.RESPONSE_BODY_CHUNK: "response_body",
+    EventType.WEBSOCKET_FRAME: "websocket_session",
+}
+
+
+# Handlers in threads, and what they log, may ask for a name that nobody has asked for yet. Reentrant: the garbage
+# collector may close a connection's coroutine in any thread, at any time.
+_naming = RLock()
+
+
+class CallCount:
+    """How often one agent was called for a connection, for how many seconds, and whether it stood in the way."""
+
+    __slots__ = ("calls", "passed_open", "seconds", "would_stop")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.seconds = 0.0
+        self.would_stop = False
+        self.passed_open = False
+
+    def add(self, verdict: Verdict) -> None:
+        """Count one verdict."""
+        if verdict.failure is None or verdict.failure.kind not in _NOT_CALLED:
+            self.calls += 1
+        self.seconds += verdict.duration
+        self.would_stop = self.would_stop or verdict.would_stop
+        self.passed_open = self.passed_open or verdict.passed_open
+
+
+class ExchangeState(Struct, eq=False):
+    """One connection's dealings with its agents so far, for those who serve it.
+
+    Handlers see an :class:`~asgi_agents.AgentContext` of it.
+
+    :ivar route: the pattern of the matched :class:`Route`, or None.
+    """
+
+    # A struct, because every guarded connection makes one: it is filled in without a line of Python.
+
+    _manager: AgentManager
+    resolved_route: ResolvedRoute
+    _name: str | None
+    route: str | None
+    #: Where the client's name for the connection is; empty where there is none.
+    correlation_header: str = CORRELATION_HEADER
+    #: The request's, where they were read already.
+    headers: Headers | None = None
+    #: The span that was current when the connection came; messages may be sent from another's task.
+    server_span: ServerSpan | None = None
+    request_ops: list[HeaderOp] = []
+    response_ops: list[HeaderOp] = []
+    #: Whether the app was called with the request's head, and whether the client has been sent the response's.
+    request_head_gone: bool = False
+    response_head_gone: bool = False
+    #: How many verdicts there were since calls are counted, those included that are forgotten by now.
+    verdicts_recorded: int = 0
+    # A websocket or an event stream may live for days: the newest are remembered, without mutated bytes.
+    _verdicts: list[Verdict] = []
+    # About how many bytes these take, how many are forgotten, and the bytes of header operations that wait for a head.
+    _verdict_bytes: int = 0
+    _forgotten: int = 0
+    _op_bytes: int = 0
+    _decided: AgentDecision | None = None
+    # Agents that are to be told of the end though they are not on the route: guardrail agents that were asked, and the
+    # agents of middlewares further in.
+    _aside: set[Guard] | None = None
+    # The spans of what comes in many events. None: nobody traces.
+    _sessions: dict[EventType, SessionSpan | None] | None = None
+    _closed: bool = False
+    _calls: dict[str, CallCount] | None = None
+    #: The agents that were shown a body as it was encoded.
+    shown_encoded: tuple[str, ...] = ()
+    # That of the outermost middleware around this one, of the same connection: it has the names, for all.
+    _outermost: "ExchangeState | None" = None
+    #: What names the request, where the client has named the connection, once an agent was told.
+    request_id: str | None = None
+    # Calls under way that keep its id from being free.
+    _pending: int = 0
+
+    def __repr__(self) -> str:
+        return f"<ExchangeState {self.correlation_id!r}>"
+
+    @property
+    def correlation_id(self) -> str:
+        """Names the connection to agents, in logs and in traces.
+
+        Where the client has not given one, it is made when somebody asks for it first: often nobody does.
+        """
+        return self._name or self.find_name()
+
+    def find_name(self) -> str:
+        """Give the connection its id."""
+        with _naming:
+            return self._name or self._named()
+
+    def _named(self) -> str:
+        if self._outermost is not None:
+            self._name = self._outermost.correlation_id
+            return self._name
+        name = self._name = find_correlation_id(self.headers, live_ids, self.correlation_header)
+        if not self._closed:
+            live_ids.add(name)
+        return name
+
+    def stand_within(self, outer: "ExchangeState | None") -> None:
+        """Take correlation id and request id from ``outer``, if that is the state of the same connection.
+
+        ``outer`` is what was there when this middleware was called. It is of the same connection if it is the current
+        one and not over. Otherwise it may be another's: a server may give one ``scope["state"]`` to several
+        connections, and an app that a handler calls in this process serves a connection of its own.
+        """
+        if outer is not None and outer is current() and not outer.over:
+            self._outermost = outer._outermost or outer
+            self.correlation_header = outer.correlation_header
+            self.request_id = self._outermost.request_id
+
+    @property
+    def stands_within(self) -> bool:
+        """Whether :meth:`stand_within` was given the state of the same connection."""
+        return self._outermost is not None
+
+    def note_request_id(self, request_id: str) -> None:
+        """Remember that agents were told this id of the request."""
+        self.request_id = (self._outermost or self).request_id = request_id
+
+    @property
+    def closed(self) -> bool:
+        """Whether this middleware has finished with the connection."""
+        return self._closed
+
+    @property
+    def over(self) -> bool:
+        """Whether all middlewares around the app have finished with the connection, so that its id is free."""
+        return (self._outermost or self)._closed
+
+    @property
+    def decision(self) -> AgentDecision:
+        """The decision so far, with the verdicts behind it.
+
+        Verdicts on body chunks and frames that said nothing are left out.
+        """
+        if self._decided is not None:
+            return replace(self._decided, verdicts=self._newest)
+        counting = merge((verdict for verdict in self._newest if verdict.event_type not in _NO_SAY), final=False)
+        return replace(counting, verdicts=self._newest)
+
+    @property
+    def verdicts_forgotten(self) -> int:
+        """How many verdicts are not among those of :attr:`decision` any more, or only with what was decided.
+
+        The newest 1,000 are remembered, within 2 MiB, and of a mutation no more than its size.
+        """
+        return self._forgotten + max(0, len(self._verdicts) - MAX_VERDICTS)
+
+    @property
+    def _newest(self) -> Sequence[Verdict]:
+        return tuple(self._verdicts[-MAX_VERDICTS:])
+
+    @property
+    def audit(self) -> Sequence[tuple[str, AuditMetadata]]:
+        """Agent id and audit metadata of every agent that gave any, oldest first."""
+        return merge(self._newest, final=False).audit
+
+    async def inspect_guardrail(self, agent_id: str, event: GuardrailInspectEvent) -> GuardrailResponse:
+        """Ask a guardrail agent about the content of ``event``, in the failure mode that the route gives the agent.
+
+        Raises :class:`~asgi_agents.GuardrailUnavailableError` when it fails closed.
+        """
+        guard = self._manager.guard(agent_id)
+        failure_mode = self._failure_mode(agent_id)
+        if failure_mode is None and guard.keeps_requests:
+            self._tell_later((guard,))
+        with self._asking((guard,)) as name:
+            if name != event.correlation_id:
+                event = replace(event, correlation_id=name)
+            verdict, response = await self._manager.inspect_guardrail(agent_id, event, failure_mode)
+        self.record((verdict,))
+        if verdict.fails_closed:
+            raise unavailable(verdict)
+        return response
+
+    def evaluate(
+        self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
+    ) -> Awaitable[Sequence[Verdict]]:
+        """Show a piece of a body, or a websocket message, to ``agents`` in parallel.
+
+        Many pieces share a span.
+        """
+        if self._closed or self.resolved_route.lasting:
+            return self.evaluate_by_name(agents, event, chunk=chunk, final=final)
+        if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
+            return evaluate(agents, event, chunk=chunk, final=final)
+        return self._evaluate_in_session(agents, event, chunk=chunk, final=final)
+
+    async def evaluate_by_name(
+        self,
+        agents: Sequence[RouteAgent],
+        event: BodyChunkEvent | WebSocketFrameEvent | ResponseHeadersEvent,
+        *,
+        chunk: bool = False,
+        final: bool,
+    ) -> Sequence[Verdict]:
+        """Show ``event`` to ``agents`` where its id matters: it is late, or they keep something under it.
+
+        A task of the app may send or receive when the connection is over, or still wait for a verdict then.
+        """
+        with self._asking(self.resolved_route.lasting) as name:
+            if name != event.correlation_id:
+                event = replace(event, correlation_id=name)
+            if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
+                return await evaluate(agents, event, chunk=chunk, final=final)
+            assert not isinstance(event, ResponseHeadersEvent)
+            return await self._evaluate_in_session(agents, event, chunk=chunk, final=final)
+
+    @contextmanager
+    def _asking(self, guards: Iterable[Guard]) -> Iterator[str]:
+        """The id for a call. No other connection gets it while the call is under way, also when this one is over.
+
+        What the ``guards`` keep under it is given up afterwards where the connection is over by then. Where another
+        connection has taken its id since it was over, the call gets a new one.
+        """
+        context = self._outermost or self
+        with _naming:
+            name = self.correlation_id
+            own = not context._closed or context._pending > 0 or name not in live_ids
+            if own:
+                context._pending += 1
+            else:
+                name = new_id()
+            if context._closed:
+                live_ids.add(name)
+        try:
+            yield name
+        finally:
+            if context._closed:
+                for guard in guards:
+                    guard.forget_request(name)
+            with _naming:
+                if own:
+                    context._pending -= 1
+                if context._closed and not (own and context._pending):
+                    live_ids.discard(name)
+
+    def _tell_later(self, guards: Iterable[Guard]) -> None:
+        """Tell ``guards`` when the connection is over, for all middlewares."""
+        context = self._outermost or self
+        context._aside = {*guards, *(context._aside or ())}
+
+    async def _evaluate_in_session(
+        self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
+    ) -> Sequence[Verdict]:
+        session = self._session(event.event_type)
+        if session is None:
+            return await evaluate(agents, event, chunk=chunk, final=final)
+        with session.current():
+            verdicts = await evaluate(agents, event, chunk=chunk, final=final)
+        session.note(verdicts)
+        return verdicts
+
+    def record(self, verdicts: Sequence[Verdict], *, every: bool = True) -> None:
+        """Remember verdicts; unless ``every``, only those that say something."""
+        telling = verdicts if every else [verdict for verdict in verdicts if verdict.response is not ALLOW]
+        for verdict in telling:
+            kept, size, whole = remembered(verdict)
+            self._verdicts.append(kept)
+            self._verdict_bytes += size
+            if not whole:
+                self._forgotten += 1
+        if len(self._verdicts) >= 2 * MAX_VERDICTS or self._verdict_bytes > MAX_VERDICT_BYTES:
+            self._verdicts, self._verdict_bytes, lost = newest(self._verdicts)
+            self._forgotten += lost
+        if self._calls is not None:
+            self._count(verdicts, len(telling))
+
+    def record_allow(self, verdicts: Sequence[Verdict]) -> None:
+        """Remember the verdicts on a head that all agents simply allow, where it is all that any of them hears."""
+        self._verdicts += verdicts
+        if self._calls is not None:
+            self._count(verdicts, len(verdicts))
+
+    def _count(self, verdicts: Sequence[Verdict], telling: int) -> None:
+        assert self._calls is not None
+        self.verdicts_recorded += telling
+        for verdict in verdicts:
+            count = self._calls.get(verdict.agent_id)
+            if count is None:
+                count = self._calls[verdict.agent_id] = CallCount()
+            count.add(verdict)
+
+    def note_ops(self, decision: AgentDecision) -> None:
+        """Keep the header operations of a decision until there are headers to apply them to."""
+        if not (decision.request_headers or decision.response_headers):
+            return
+        self.request_ops += decision.request_headers
+        self.response_ops += decision.response_headers
+        size = weigh_ops(self.request_ops) + weigh_ops(self.response_ops)
+        if size > MAX_WAITING_OP_BYTES // 2:
+            # Agents that answer to every piece of a body mostly set the same again and again.
+            self.request_ops[:] = compacted(self.request_ops)
+            self.response_ops[:] = compacted(self.response_ops)
+            size = weigh_ops(self.request_ops) + weigh_ops(self.response_ops)
+        self._op_bytes = size
+
+    def note_encoded(self, agent: RouteAgent, event_type: EventType) -> None:
+        """An agent is shown a body that it can't read, because it is encoded."""
+        agent_id = agent.guard.config.id
+        if agent_id not in self.shown_encoded:
+            self.shown_encoded += (agent_id,)
+        agent.guard.warn_of_encoding(event_type, agent.route)
+
+    def applicable(self, agents: Sequence[RouteAgent], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
+        """The verdicts on a piece of a body, as they can be applied now.
+
+        An agent that allows it with operations on headers that are gone has failed instead. So has one that adds to
+        operations of which too many wait already.
+        """
+        if not (self.request_head_gone or self.response_head_gone or self._op_bytes > MAX_WAITING_OP_BYTES):
+            return verdicts
+        return [self._in_time(agents, verdict) for verdict in verdicts]
+
+    def _in_time(self, agents: Sequence[RouteAgent], verdict: Verdict) -> Verdict:
+        response = verdict.response
+        if response is None or not response.is_allow:
+            return verdict
+        if response.request_headers and self.request_head_gone:
+            field, until = "request_headers", "the app is called"
+        elif response.response_headers and self.response_head_gone:
+            field, until = "response_headers", "the head of the response is sent"
+        elif self._op_bytes > MAX_WAITING_OP_BYTES and (response.request_headers or response.response_headers):
+            field = "request_headers" if response.request_headers else "response_headers"
+            until = f"more than {MAX_WAITING_OP_BYTES} bytes of them wait for a head"
+        else:
+            return verdict
+        (agent,) = (agent for agent in agents if agent.guard.config.id == verdict.agent_id)
+        event = verdict.event_type.value
+        fault = f"{field} does not apply to this {event}: header operations may only be in answers before {until}"
+        return agent.not_applicable(verdict, self.correlation_id, fault)
+
+    def decide(self, decision: AgentDecision) -> None:
+        """This is what the connection ended on."""
+        self._decided = replace(decision, verdicts=(), request_body_mutation=None, response_body_mutation=None)
+
+    @property
+    def counting(self) -> bool:
+        """Whether every verdict counts, also one that says nothing."""
+        return self._calls is not None
+
+    def count_calls(self) -> Mapping[str, CallCount]:
+        """From now on, count the calls to each agent here."""
+        self._calls = {}
+        return self._calls
+
+    def close(self) -> None:
+        """The connection is over."""
+        with _naming:
+            self._closed = True
+            if self._name is not None and self._outermost is None and not self._pending:
+                live_ids.discard(self._name)
+        if self._sessions is not None:
+            for session in self._sessions.values():
+                if session is not None:
+                    session.end()
+        if self._outermost is not None and not self._outermost._closed:
+            # The middlewares around this one may have more to ask of the same agents.
+            self._tell_later(self.resolved_route.lasting)
+            return
+        if self.resolved_route.lasting:
+            self.resolved_route.forget(self.correlation_id)
+        for guard in self._aside or ():
+            guard.forget_request(self.correlation_id)
+
+    def _session(self, event_type: EventType) -> SessionSpan | None:
+        if self._closed:
+            # A task that the app has left behind still sends.
+            return None
+        if self._sessions is None:
+            self._sessions = {}
+        if event_type not in self._sessions:
+            attributes = {EVENT: event_type.value}
+            if self.route is not None:
+                attributes[ROUTE] = self.route
+            self._sessions[event_type] = self._manager.telemetry.tracing.session(
+                _SESSION_NAMES[event_type], attributes, self.correlation_id, self.server_span
+            )
+        return self._sessions[event_type]
+
+    def _failure_mode(self, agent_id: str) -> FailureMode | None:
+        for agent in self.resolved_route.agents:
+            if agent.guard.config.id == agent_id:
+                return agent.failure_mode
+        return None
