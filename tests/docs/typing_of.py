@@ -37,8 +37,11 @@ def _write(page: Path, root: Path) -> None:
             versions.append(dict(versions[-1]))
         versions[-1][block.title] = "\n" * (block.line - 1) + block.code
     if together:
-        versions.append({"blocks.py": together})
+        # They may import what the page's files have come to.
+        versions.append({**versions[-1], "blocks.py": together})
     for number, files in enumerate(versions):
+        if not files:
+            continue
         folder = root / name / f"v{number}"
         folder.mkdir(parents=True)
         stems = "|".join(re.escape(Path(title).stem) for title in files)
