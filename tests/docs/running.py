@@ -90,6 +90,8 @@ class PageRun:
             self._printed = ""
         elif block.language == "python":
             self._run_python(block)
+        elif block.title is not None:
+            (self._directory / block.title).write_text(block.code)
         elif block.language == "console":
             assert self._app is not None, "no block before has defined an app"
             play(block, self._app, self._directory)
