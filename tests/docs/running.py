@@ -32,7 +32,7 @@ class PageRun:
     """The run of one page, in a directory of its own.
 
     Python blocks share one namespace. One with a ``title`` is a file instead, which is imported; a file whose name
-    begins with ``test_`` is given to pytest. Functions ``test_…`` of the namespace are called. ``console`` blocks are
+    begins with ``test_`` is for pytest, which runs in the end. Functions ``test_…`` of the namespace are called. ``console`` blocks are
     played against the ``app`` that was defined last.
 
     Marks, in a comment before the block: ``not run: REASON``; ``from: FILE`` for a quotation, which is looked for in that
@@ -59,6 +59,8 @@ class PageRun:
                 except BaseException as exc:
                     exc.add_note(f"in the {block.language} block at {name_of(self._page)}:{block.line}")
                     raise
+            if any(self._directory.glob("test_*.py")):
+                pytest(self._directory)
 
     @contextlib.contextmanager
     def _set_up(self) -> Iterator[None]:
@@ -101,8 +103,6 @@ class PageRun:
         with contextlib.redirect_stdout(printed):
             if block.title is not None:
                 self._run_file(block.title, block.code)
-            elif "raises" in block.marks:
-                self._raise(block)
             else:
                 self._execute(block)
         self._printed += printed.getvalue()
@@ -111,22 +111,13 @@ class PageRun:
         path = self._directory / title
         path.write_text(code)
         if path.name.startswith("test_"):
-            pytest(path)
-            return
+            return  # for pytest, in the end
         importlib.invalidate_caches()
         # Its size and time may be those of the version before.
         Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
         sys.modules.pop(path.stem, None)
         module = importlib.import_module(path.stem)
         self._app = getattr(module, "app", self._app)
-
-    def _raise(self, block: Block) -> None:
-        try:
-            self._execute(block)
-        except Exception as exc:
-            assert type(exc).__name__ == block.marks["raises"], f"it has raised {exc!r}"
-            return
-        raise AssertionError(f"it has not raised {block.marks['raises']}")
 
     def _execute(self, block: Block) -> None:
         namespace = vars(self._module)
@@ -136,8 +127,6 @@ class PageRun:
         for name in [name for name in namespace if name.startswith("test_") and name not in self._tested]:
             self._tested.add(name)
             _await(namespace[name]())
-        if "then" in block.marks:
-            _await(eval(block.marks["then"], namespace))  # noqa: S307 - our own
 
 
 def _await(result: Any) -> None:
@@ -149,11 +138,11 @@ def _await(result: Any) -> None:
         anyio.run(wait)
 
 
-def pytest(path: Path) -> None:
-    """Run the tests of a file as a reader would."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", path.name]
+def pytest(directory: Path) -> None:
+    """Run the tests of a directory as a reader would."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     found = subprocess.run(
-        command, cwd=path.parent, env=_environment(), check=False, capture_output=True, text=True, timeout=_PATIENCE
+        command, cwd=directory, env=_environment(), check=False, capture_output=True, text=True, timeout=_PATIENCE
     )
     assert found.returncode == 0, found.stdout + found.stderr
 
@@ -173,7 +162,7 @@ def play(block: Block, app: ASGIApp, directory: Path) -> None:
             )
             lines = iter(found.stdout.splitlines())
             for line in expected:
-                assert any(line == shown.rstrip() for shown in lines), (
+                assert any(_matches(line, shown.rstrip()) for shown in lines), (
                     f"{command}\nexpected the line {line!r}, got\n{found.stdout}{found.stderr}"
                 )
 
@@ -193,6 +182,11 @@ def commands_of(code: str) -> Iterator[tuple[str, list[str]]]:
             shown.append(line.rstrip())
     assert command, "a console block begins with a command: $ curl ..."
     yield "\n".join(command), shown
+
+
+def _matches(expected: str, shown: str) -> bool:
+    """Whether that is the line; of a line that ends in ``...`` only the beginning is expected."""
+    return shown.startswith(expected[:-3]) if expected.endswith("...") else shown == expected
 
 
 def _environment() -> dict[str, str]:
