@@ -55,7 +55,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a short run, to see that it works; the numbers are rough")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every round there")
     parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="draw how it grows, as SVG files there")
-    parser.add_argument("--page", action="store_true", help="put the results into the page of the documentation; needs all parts")
+    parser.add_argument(
+        "--page", action="store_true", help="put the results into the page of the documentation; needs all parts"
+    )
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(PARTS)}")

@@ -50,9 +50,7 @@ def blocks_of(text: str) -> Iterator[Block]:
             raise ValueError(f"line {number}: the code block has no end")
         info = fence["info"].strip()
         title = re.search(r'title="([^"]+)"', info)
-        yield Block(
-            info.split(" ")[0], title[1] if title else None, "\n".join([*code, ""]), number + 1, marks
-        )
+        yield Block(info.split(" ")[0], title[1] if title else None, "\n".join([*code, ""]), number + 1, marks)
         marks = {}
 
 
@@ -60,7 +58,7 @@ def prose_of(text: str) -> str:
     """A page without its code blocks and code spans; it has as many lines as before."""
     kept: list[str] = []
     fence = ""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         opening = _FENCE.match(line)
         if fence:
             fence = "" if line.strip() == fence else fence
@@ -75,10 +73,10 @@ def prose_of(text: str) -> str:
 
 def headings_of(text: str) -> Sequence[str]:
     """The texts of a page's headings, with their code spans."""
-    bare = prose_of(text).splitlines()
+    bare = prose_of(text).split("\n")
     return [
         heading["text"]
-        for line, prose in zip(text.splitlines(), bare, strict=True)
+        for line, prose in zip(text.split("\n"), bare, strict=True)
         if prose and (heading := _HEADING.match(line)) is not None
     ]
 

@@ -6,6 +6,7 @@ import inspect
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from .pages import ROOT, name_of
 
 #: The address that pages use for the app that they show.
 SHOWN: Final = "http://127.0.0.1:8000"
+BASH: Final = shutil.which("bash") or "bash"
 # Seconds after which a command is taken to hang.
 _PATIENCE: Final = 120.0
 
@@ -32,12 +34,11 @@ class PageRun:
     """The run of one page, in a directory of its own.
 
     Python blocks share one namespace. One with a ``title`` is a file instead, which is imported; a file whose name
-    begins with ``test_`` is for pytest, which runs in the end. Functions ``test_…`` of the namespace are called. ``console`` blocks are
-    played against the ``app`` that was defined last.
+    begins with ``test_`` is for pytest, which runs in the end. Functions ``test_…`` of the namespace are called.
+    ``console`` blocks are played against the ``app`` that was defined last.
 
-    Marks, in a comment before the block: ``not run: REASON``; ``from: FILE`` for a quotation, which is looked for in that
-    file; ``output`` for what the Python block before has printed; ``then: EXPRESSION`` for what is to be evaluated, and
-    awaited, behind the block; ``raises: NAME`` for a block that is to raise that exception.
+    Marks, in a comment before the block: ``not run: REASON``; ``from: FILE`` for a quotation, which is looked for in
+    that file; ``output`` for what the Python blocks before have printed.
     """
 
     def __init__(self, page: Path, directory: Path) -> None:
@@ -85,8 +86,7 @@ class PageRun:
 
     def _run(self, block: Block) -> None:
         if "from" in block.marks:
-            quoted = (ROOT / block.marks["from"]).read_text()
-            assert block.code in quoted, f"this is not in {block.marks['from']}"
+            assert _is_quoted(block.code, (ROOT / block.marks["from"]).read_text()), "this is not in that file"
         elif "output" in block.marks:
             assert self._printed == block.code
             self._printed = ""
@@ -129,6 +129,12 @@ class PageRun:
             _await(namespace[name]())
 
 
+def _is_quoted(code: str, text: str) -> bool:
+    """Whether the lines of ``code`` are in ``text``, one after the other, indented as they may be."""
+    wanted, lines = ([line.strip() for line in part.splitlines()] for part in (code, text))
+    return any(lines[start : start + len(wanted)] == wanted for start in range(len(lines)))
+
+
 def _await(result: Any) -> None:
     if inspect.isawaitable(result):
 
@@ -152,7 +158,7 @@ def play(block: Block, app: ASGIApp, directory: Path) -> None:
     with serve(app) as url:
         for command, expected in commands_of(block.code):
             found = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", command.replace(SHOWN, url.rstrip("/"))],
+                [BASH, "-euo", "pipefail", "-c", command.replace(SHOWN, url.rstrip("/"))],
                 cwd=directory,
                 env=_environment(),
                 check=False,

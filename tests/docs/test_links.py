@@ -11,7 +11,9 @@ from .pages import DOCS, PAGES, README, ROOT, name_of, site
 
 #: Where the repository is: the one place that says so is ``repo_url`` in docs/mkdocs.yml.
 REPOSITORY: Final = str(site()["repo_url"]).rstrip("/")
-_IN_REPOSITORY: Final = re.compile(rf"{re.escape(REPOSITORY)}/(?:blob|tree|raw)/main/(?P<path>[^#]*)(?:#(?P<anchor>.*))?\Z")
+_IN_REPOSITORY: Final = re.compile(
+    rf"{re.escape(REPOSITORY)}/(?:blob|tree|raw)/main/(?P<path>[^#]*)(?:#(?P<anchor>.*))?\Z"
+)
 # What mkdocstrings makes an anchor of.
 _NAME: Final = re.compile(r"\[asgi_agents[\w.]*\]\Z")
 

@@ -18,7 +18,7 @@ import yaml
 
 from .markdown import Block, blocks_of
 from .pages import PAGES, ROOT, name_of
-from .running import PageRun
+from .running import BASH, PageRun
 from .typing_of import write_packages
 
 #: How many blocks may be left out, with a reason in the page.
@@ -52,7 +52,7 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
 
 
 def check_shell(code: str) -> None:
-    checked = subprocess.run(["bash", "-n"], input=code, check=False, capture_output=True, text=True)
+    checked = subprocess.run([BASH, "-n"], input=code, check=False, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
     for module in re.findall(r"python -m ([\w.]+)", code):
         assert importlib.util.find_spec(module) is not None, f"there is no module {module}"
