@@ -10,6 +10,7 @@ from typing import Any, Final
 import griffe
 
 _ROLE: Final = re.compile(r":(?:class|meth|func|attr|data|mod|exc):`~?(?P<name>[\w.]+)`")
+_FIELD: Final = re.compile(r":(?:param|ivar|raises|return)\b.*")
 _BORDER: Final = re.compile(r"^=+(?: +=+)*$")
 _EXPORTS: Final = re.compile(r"__all__ = \[(?P<names>.*?)\]", re.DOTALL)
 
@@ -46,6 +47,22 @@ def markdown_of(docstring: str) -> str:
     return "\n".join(lines)
 
 
+def prose_first(docstring: str) -> str:
+    """A docstring whose paragraphs all stand before its fields. A parser takes one behind them for part of the last."""
+    prose: list[str] = []
+    fields: list[str] = []
+    within = False
+    for line in docstring.splitlines():
+        if _FIELD.match(line):
+            within = True
+        elif line.strip() and not line.startswith(" "):
+            if within:
+                prose.append("")
+            within = False
+        (fields if within else prose).append(line)
+    return "\n".join([*prose, "", *fields])
+
+
 def _linked(role: re.Match[str]) -> str:
     name = role["name"].rpartition(".")[2]
     return f"[`{name}`][asgi_agents.{name}]" if name in _PUBLIC else f"`{name}`"
@@ -57,4 +74,4 @@ class MarkdownDocstrings(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called with each object once it is known."""
         if obj.docstring is not None:
-            obj.docstring.value = markdown_of(obj.docstring.value)
+            obj.docstring.value = markdown_of(prose_first(obj.docstring.value))

@@ -1,7 +1,7 @@
 """Runs the code blocks of a page, in order."""
 
 import contextlib
-import importlib
+import importlib.util
 import inspect
 import io
 import os

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -68,7 +68,7 @@ def check_dockerfile(code: str) -> None:
     assert set(instructions) <= _INSTRUCTIONS
 
 
-CHECKS: Final = {
+CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "sh": check_shell,
     "json": json.loads,
     "yaml": lambda code: list(yaml.safe_load_all(code)),

@@ -9,7 +9,15 @@ import msgspec
 import pytest
 
 import asgi_agents
-from asgi_agents import AgentConfig, CircuitBreakerConfig, EventType, RequestMetadata, StreamTransport
+from asgi_agents import (
+    Agent,
+    AgentConfig,
+    CircuitBreakerConfig,
+    EventType,
+    RequestHeadersEvent,
+    RequestMetadata,
+    StreamTransport,
+)
 from asgi_agents.agent import HOOKS
 from asgi_agents.protocol.applicability import APPLIES_TO
 from asgi_agents.protocol.events import EVENT_CLASSES
@@ -91,14 +99,14 @@ def test_the_guide_says_which_parts_of_an_answer_apply_to_which_event() -> None:
     }
 
 
+class Silent(Agent):
+    async def on_request_headers(self, event: RequestHeadersEvent) -> None: ...
+
+
 def configured() -> dict[str, object]:
     """The fields of AgentConfig, with their defaults."""
-    return {
-        field.name: field.default if field.default is not dataclasses.MISSING else field.default_factory()
-        for field in dataclasses.fields(AgentConfig)
-        if field.name not in ("id", "transport", "_")
-        and (field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING)
-    }
+    made = AgentConfig("any", Silent())
+    return {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.kw_only}
 
 
 def value_of(code: str) -> object:
@@ -134,7 +142,7 @@ def test_the_guide_shows_the_defaults_of_the_breaker() -> None:
 def test_the_guide_has_every_argument_of_the_stream_transport_with_its_default() -> None:
     rows = table(GUIDE / "remote-agents.md", "| argument | default | |")
     parameters = inspect.signature(StreamTransport).parameters
-    found = {}
+    found: dict[str, str] = {}
     for names, defaults, _ in rows:
         given = [default.strip().strip("`") for default in defaults.split(",")]
         found.update(zip(codes(names), given, strict=True))
