@@ -79,7 +79,7 @@ from .protocol.stream import (
     HistogramMetric,
     MetricsReport,
 )
-from .routing.routes import Route
+from .routing.routes import AgentRoute, Route
 from .transports import InProcessTransport, LoadBalancing, StreamTransport, Transport
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ __all__ = [
     "AgentMiddleware",
     "AgentProtocolError",
     "AgentResponse",
+    "AgentRoute",
     "AgentStatistics",
     "AgentTimeoutError",
     "AgentUnavailableError",

@@ -81,7 +81,7 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     :ivar trace_id: 32 hex digits, where it is traced.
     :ivar type: ``http`` or ``websocket``.
     :ivar path: without the query.
-    :ivar route: the pattern of the matched :class:`Route`, or None.
+    :ivar route: the pattern of the matched :class:`AgentRoute`, or None.
     :ivar status: what was sent to the client from here, None if nothing: of an app that raises (``error``) the server
         makes a 500. 101 for a websocket that was accepted.
     :ivar close_code: with which the app or an agent closed the websocket.

@@ -13,13 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .advice import warn_of_seconds
 from .audit import Audit, AuditHook, Auditor, Redact
 from .config import AgentConfig
-from .errors import AgentError, ConfigurationError, UnknownAgentError
+from .errors import AgentError, ConfigurationError
 from .evaluation.resolved_route import AgentReference, ResolvedRoute
 from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
 from .exchange.context import STATE_KEY, state_of
 from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
 from .exchange.state import ExchangeState
-from .manager import AgentManager, require_manager
+from .manager import AgentManager, registry_of, require_manager
 from .messages.naming import named
 from .observability.correlation import current, reset_current, set_current
 from .observability.redaction import redact_secrets
@@ -27,9 +27,9 @@ from .observability.tracing import mark_current_span
 from .policy import MAX_SECONDS
 from .protocol import TOKEN, Headers
 from .protocol.validation import is_untouchable
-from .routing.advice import agents_asked_twice, check_agents, check_routes
-from .routing.resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
-from .routing.routes import Route, Router
+from .routing.advice import agents_asked_twice
+from .routing.finder import RouteFinder
+from .routing.routes import AgentRoute
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -92,7 +92,7 @@ class AgentMiddleware:
         *others: Never,
         agents: Iterable[AgentConfig] | None = None,
         manager: AgentManager | None = None,
-        routes: Sequence[Route] | None = None,
+        routes: Sequence[AgentRoute] | None = None,
         default_agents: Iterable[AgentReference] | None = None,
         challenge_renderer: ChallengeRenderer | None = None,
         render_error: ErrorRenderer | None = None,
@@ -141,36 +141,24 @@ class AgentMiddleware:
         exposed_as = self._correlation_header or CORRELATION_HEADER
         self._exposed_as = exposed_as.encode() if expose_correlation_id else None
         self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
-        self._router = Router(routes, default_agents, _root_path_of(app))
-        self._resolver = Resolver(self._router, app)
         self._alias = _checked_alias(state_key)
-        for reference in self._router.references:
-            agent_id = reference if isinstance(reference, str) else reference[0]
-            try:
-                self.manager.guard(agent_id)
-            except UnknownAgentError as exc:
-                raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
-        self.manager.list_routes(self._router.listings)
-        # Routes and agents are checked for likely mistakes once, and not before the app has its routes.
-        self._examined = False
-        self._said_twice = False
+        self._registry = registry_of(manager)
         # The agents of a manager that was given may be on the routes of another middleware.
-        self._owns_agents = agents is not None
-        # The agents of the paths that came lately; where more than the path decides, of all that does. What depends on
-        # the app's own routes is not among it: the resolver remembers that.
-        self._known: dict[str | tuple[str, str, str], ResolvedRoute] = {}
+        self._finder = RouteFinder(app, self._registry, routes, default_agents, owns_agents=agents is not None)
+        self._said_twice = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
         kind = scope["type"]
         if kind not in _CONNECTIONS:
             return await (self._live(scope, receive, send) if kind == "lifespan" else self.app(scope, receive, send))
+        finder = self._finder
         key = scope["path"]
-        if self._router.goes_by_method or scope.get("root_path"):
+        if finder.goes_by_method or scope.get("root_path"):
             key = (key, scope.get("root_path") or "", str(scope.get("method", "GET")))
-        resolved_route = self._known.get(key)
+        resolved_route = finder.known.get(key)
         if resolved_route is None or resolved_route.retired:
-            resolved_route = self._find(key, scope)
+            resolved_route = finder.find(key, scope)
         if resolved_route.agents or self._exposed_as is not None:
             return await self._guard(resolved_route, scope, receive, send)
         if not current() or _is_guarded(scope):
@@ -181,25 +169,6 @@ class AgentMiddleware:
             return await self.app(scope, receive, send)
         finally:
             reset_current(entered)
-
-    def _find(self, key: str | tuple[str, str, str], scope: Scope) -> ResolvedRoute:
-        if not self._examined:
-            self._examine(scope)
-        found, lasts = self._resolver.resolve(scope)
-        references, route = self._router.heard_by(found)
-        resolved_route = self.manager.resolved_route(references, route=route, missing_ok=True)
-        if lasts and (len(key) if isinstance(key, str) else sum(map(len, key))) <= MAX_KNOWN_LENGTH:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[key] = resolved_route
-        return resolved_route
-
-    def _examine(self, scope: Scope) -> None:
-        """Warn in the log of routes and agents that are most likely mistakes."""
-        self._examined = True
-        check_routes(self._router, self._resolver, scope)
-        if self._owns_agents and self._router.default_agents is not None:
-            check_agents(self.manager, self._router)
 
     async def _guard(
         self, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
@@ -220,7 +189,7 @@ class AgentMiddleware:
         if name and headers.first(name) is None:
             # The client has given no name, so that nobody has to look again.
             name = ""
-        exchange = ExchangeState(self.manager, resolved_route, None, resolved_route.route, name, headers)
+        exchange = ExchangeState(self._registry, resolved_route, None, resolved_route.route, name, headers)
         if outer is not None:
             exchange.stand_within(state_of(outer))
         audit: Audit | None = None
@@ -287,7 +256,7 @@ class AgentMiddleware:
         """
         unread = [await receive()]
         try:
-            close = await self.manager.start()
+            close = await self._registry.lifecycle.start()
         except AgentError as exc:
             # Both, as Starlette does it. Raising alone would not stop the server: it would take lifespan for
             # unsupported.
@@ -302,9 +271,9 @@ class AgentMiddleware:
             return message
 
         async def close_first(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete" and not self._examined:
+            if message["type"] == "lifespan.startup.complete":
                 # By now the app has its routes, also those that it adds as it starts.
-                self._examine(scope)
+                self._finder.examine(scope)
             # The server may end the event loop as soon as it has the last one.
             if message["type"] == "lifespan.shutdown.complete":
                 await close()
@@ -345,21 +314,6 @@ def _check_call(app: object, others: tuple[object, ...]) -> None:
         )
     if not callable(app):
         raise ConfigurationError(f"AgentMiddleware: app is {named(app)}, expected an ASGI app")
-
-
-def _root_path_of(app: object) -> str:
-    """The root_path that FastAPI puts on the scope itself, only further in than an outermost middleware can see.
-
-    Other middlewares may stand between; they keep what they wrap in ``app``.
-    """
-    seen: set[int] = set()
-    while app is not None and id(app) not in seen:
-        root_path = getattr(app, "root_path", "")
-        if isinstance(root_path, str) and root_path:
-            return root_path
-        seen.add(id(app))
-        app = getattr(app, "app", None)
-    return ""
 
 
 def _is_guarded(scope: Scope) -> bool:

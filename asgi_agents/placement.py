@@ -2,7 +2,7 @@
 
 import functools
 import types
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final
 
 from opentelemetry.metrics import MeterProvider
@@ -21,7 +21,8 @@ from .manager import AgentManager
 from .messages.naming import kind_of
 from .middleware import AgentMiddleware
 from .observability.redaction import redact_secrets
-from .routing.routes import Route
+from .routing.app_chain import app_chain
+from .routing.routes import AgentRoute
 
 # Where a protected app keeps its guard, and where every app keeps its middleware stack.
 _GUARD: Final = "_asgi_agents_guard"
@@ -33,7 +34,7 @@ def protect(
     *,
     agents: Iterable[AgentConfig] | None = None,
     manager: AgentManager | None = None,
-    routes: Sequence[Route] | None = None,
+    routes: Sequence[AgentRoute] | None = None,
     default_agents: Iterable[AgentReference] | None = None,
     challenge_renderer: ChallengeRenderer | None = None,
     render_error: ErrorRenderer | None = None,
@@ -183,7 +184,7 @@ class _Protected:
             if isinstance(stack, _GuardedStack) and stack.guard is guard:
                 # It was read before, and is now put back.
                 stack = stack.inner
-            if guard.inside in _chain(stack):
+            if guard.inside in app_chain(stack):
                 # It would call itself for ever.
                 raise ConfigurationError(
                     f"middleware_stack={type(stack).__qualname__}(app.middleware_stack), which has the agents in it"
@@ -252,12 +253,3 @@ def _is_agent_middleware(factory: object) -> bool:
     while isinstance(factory, functools.partial):
         factory = factory.func
     return isinstance(factory, type) and issubclass(factory, AgentMiddleware)
-
-
-def _chain(app: object) -> Iterator[object]:
-    """``app``, and what it wraps, which middlewares keep in ``app``."""
-    seen: set[int] = set()
-    while app is not None and id(app) not in seen:
-        yield app
-        seen.add(id(app))
-        app = getattr(app, "app", None)
