@@ -52,7 +52,7 @@ class AgentManager:
     agents are configured before their first call.
 
     It may serve several event loops, each in a thread of its own. Limits, breakers and counts of an agent hold for all
-    of them together; each has connections of its own, and is to enter and leave by itself.
+    of them together. Each event loop has connections of its own, and has to enter and leave the manager itself.
 
     The ``process_*`` methods return the merged decision. Wherever they take ``agents``, None means all, in the order
     they were added, and a reference is an id or a pair of id and :class:`FailureMode`. They raise
@@ -64,8 +64,8 @@ class AgentManager:
     :param tracer_provider: where the spans go; None: to OpenTelemetry's global provider, if the application sets one.
         ``meter_provider`` likewise for metrics.
     :param clock: monotonic seconds, for the breakers.
-    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised, and so
-        what that says. It may show what requests carry: for development.
+    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised. It may
+        show what requests carry: for development.
     """
 
     def __init__(
@@ -147,8 +147,8 @@ class AgentManager:
     ) -> AgentDecision:
         """Show a request's head to its agents, stage by stage.
 
-        None of them sees the headers that are for agents alone to set (``AgentConfig.sets``). Whoever passes the
-        request on has to leave them out as well.
+        None of them sees the headers that only agents may set (``AgentConfig.sets``). Leave these out as well where you
+        pass the request on.
         """
         with self._held(agents) as resolved_route:
             if resolved_route.sets:
@@ -285,7 +285,7 @@ class AgentManager:
         """Give an agent another ``AgentConfig.config`` while it runs, all its instances, and those that connect later.
 
         Raises :class:`AgentError` when it doesn't take it; what it had before then holds for those that did not get it.
-        A stream agent is told over the connections of the running event loop; those of others keep what they have.
+        A stream agent gets it over the connections of the running event loop; those of others keep what they have.
         """
         await self._registry.guard(agent_id).push_config(config)
 
@@ -335,7 +335,7 @@ class AgentManager:
 
 
 def registry_of(manager: AgentManager) -> AgentRegistry:
-    """What stands behind ``manager``, for the package's own code."""
+    """The agents of ``manager``, for the package's own code."""
     return manager._registry
 
 

@@ -48,10 +48,10 @@ class AgentMiddleware:
 
     :param agents: the agents; or
     :param manager: a manager that has them, to be shared or changed while serving.
-    :param routes: which agents hear which paths; the first match wins. But a route that is spelt like one of the app's
-        yields to a later one where the app's router runs another (:mod:`asgi_agents.routing.resolver`). None: every
-        agent hears everything, in the order given.
-    :param default_agents: who hears connections that no route matches. None: nobody, if there are routes.
+    :param routes: which agents are asked about which paths; the first match wins. But a route that is spelt like one of
+        the app's is passed over where the app's router runs another (:mod:`asgi_agents.routing.resolver`). None: all
+        agents are asked about every path, in the order given.
+    :param default_agents: the agents of connections that no route matches. None: no agents, if there are routes.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
     :param render_error: makes the response to a client that an agent denies or fails for, from an :class:`ErrorInfo`
@@ -80,8 +80,8 @@ class AgentMiddleware:
     :param audit_redact: what is done to every text from clients and agents before it is recorded. None: nothing.
     :param tracer_provider: where the spans go, if not to OpenTelemetry's global provider; ``meter_provider`` likewise.
         With ``manager``, they are given to that.
-    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised, and so
-        what that says. It may show what requests carry: for development. With ``manager``, it is given to that.
+    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised. It may
+        show what requests carry: for development. With ``manager``, it is given to that.
 
     Raises :class:`ConfigurationError` for what can't work.
     """
@@ -122,7 +122,7 @@ class AgentMiddleware:
                 agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider, debug=debug
             )
             if not manager.agent_ids:
-                logger.warning("AgentMiddleware: agents=[]: nothing is shown to anybody; expected [AgentConfig(...)]")
+                logger.warning("AgentMiddleware: agents=[]: no agent is ever asked; expected [AgentConfig(...)]")
         elif tracer_provider is not None or meter_provider is not None:
             raise ConfigurationError("AgentMiddleware: a provider beside manager, expected it to be given to that")
         elif debug:
@@ -145,13 +145,14 @@ class AgentMiddleware:
         self._registry = registry_of(manager)
         # The agents of a manager that was given may be on the routes of another middleware.
         self._finder = RouteFinder(app, self._registry, routes, default_agents, owns_agents=agents is not None)
-        self._said_twice = False
+        self._warned_of_doubles = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
         kind = scope["type"]
         if kind not in _CONNECTIONS:
-            return await (self._live(scope, receive, send) if kind == "lifespan" else self.app(scope, receive, send))
+            serve = self._serve_lifespan if kind == "lifespan" else self.app
+            return await serve(scope, receive, send)
         finder = self._finder
         key = scope["path"]
         if finder.goes_by_method or scope.get("root_path"):
@@ -160,17 +161,17 @@ class AgentMiddleware:
         if resolved_route is None or resolved_route.retired:
             resolved_route = finder.find(key, scope)
         if resolved_route.agents or self._exposed_as is not None:
-            return await self._guard(resolved_route, scope, receive, send)
+            return await self._serve_guarded(resolved_route, scope, receive, send)
         if not current() or _is_guarded(scope):
             return await self.app(scope, receive, send)
         # Servers let a connection's requests inherit what an earlier one has set (uvicorn#2167).
-        entered = set_current("")
+        token = set_current("")
         try:
             return await self.app(scope, receive, send)
         finally:
-            reset_current(entered)
+            reset_current(token)
 
-    async def _guard(
+    async def _serve_guarded(
         self, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
     ) -> Any:
         """Serve a connection that has agents, or whose response is to carry its correlation id.
@@ -184,10 +185,10 @@ class AgentMiddleware:
         if (headers.cookies_joined or resolved_route.sets) and given is None:
             others = cleaned(headers_of(scope), resolved_route.sets) if resolved_route.agents else None
             if others is not None:
-                return await self._guard_with(others, resolved_route, scope, receive, send)
+                return await self._serve_with_headers(others, resolved_route, scope, receive, send)
         name = self._correlation_header
         if name and headers.first(name) is None:
-            # The client has given no name, so that nobody has to look again.
+            # The client has given no name: the headers need not be searched for it again.
             name = ""
         exchange = ExchangeState(self._registry, resolved_route, None, resolved_route.route, name, headers)
         if outer is not None:
@@ -200,10 +201,10 @@ class AgentMiddleware:
         if isinstance(aliased, AgentContext):
             state[alias] = context
         resolved_route.connections += 1
-        entered = set_current(exchange)
+        token = set_current(exchange)
         try:
             if name:
-                # A name that the client has given is taken before anybody else can have it.
+                # A name that the client has given is reserved at once: no other connection gets it.
                 exchange.find_name()
             exchange.server_span = mark_current_span(exchange)
             if resolved_route.agents and self._auditor.wanted():
@@ -226,33 +227,33 @@ class AgentMiddleware:
             exchange.close()
             if audit is not None:
                 audit.end(error)
-            reset_current(entered)
+            reset_current(token)
             if outer is not None:
                 # A middleware around this one has agents of its own.
                 around = state_of(outer)
-                if not self._said_twice and around is not None and exchange.stands_within:
-                    self._said_twice = agents_asked_twice(around.resolved_route, resolved_route)
+                if not self._warned_of_doubles and around is not None and exchange.stands_within:
+                    self._warned_of_doubles = agents_asked_twice(around.resolved_route, resolved_route)
                 state[STATE_KEY] = outer
                 if alias is not None and state.get(alias) is context:
                     state[alias] = aliased
                     if aliased is context:
                         del state[alias]
 
-    async def _guard_with(
+    async def _serve_with_headers(
         self, headers: RawHeaders, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send
     ) -> Any:
         """Serve a connection as if the client had sent these headers."""
         own = OwnScope(scope, {"headers": headers})
         try:
-            return await self._guard(resolved_route, own.scope, receive, own.sending(send), scope)
+            return await self._serve_guarded(resolved_route, own.scope, receive, own.sending(send), scope)
         finally:
             own.hand_back()
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> Any:
+    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Connect the agents before the app starts, close them when it has ended.
 
-        Servers look at what has become of the app right after its last message, and serve one that seems to live. So
-        nothing may suspend here between that message, or what the app raises, and the end.
+        Right after the last message of the app, servers check whether the app has ended, and go on with one that has
+        not. So nothing may suspend here between that message, or an exception of the app, and the end.
         """
         unread = [await receive()]
         try:
@@ -297,8 +298,8 @@ class AgentMiddleware:
             raise
         if stopping:
             await close()
-        # Else the app has no lifespan, or it is over too soon. The server goes on, and so do the agents, as they do for
-        # apps that have none.
+        # Else the app has no lifespan, or has ended it too soon. The server goes on, and so do the agents, as for apps
+        # without one.
 
 
 def _check_call(app: object, others: tuple[object, ...]) -> None:
@@ -322,7 +323,7 @@ def _is_guarded(scope: Scope) -> bool:
 
 
 def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, exchange: ExchangeState) -> Send:
-    """``send``, with the audit looking on and the correlation id in the head of the response."""
+    """``send`` that puts the correlation id into the head of the response, and shows all messages to the audit."""
 
     async def watched(message: Message) -> None:
         if exposed_as is not None and message["type"] in _HEADS:

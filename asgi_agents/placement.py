@@ -1,4 +1,4 @@
-"""Where the agents stand around an app: outside of everything that answers."""
+"""Puts the agents around a FastAPI or Starlette app: outside of everything in the app that answers."""
 
 import functools
 import types
@@ -122,13 +122,13 @@ class _Inside:
 
     def __init__(self, owner: Starlette) -> None:
         self._owner = owner
-        #: The stack, which others look through from one ``app`` to the next. None until it is built: the ``root_path``
-        #: of FastAPI is on the scope already when the agents see it, and may change until then.
+        #: The stack. The resolver follows it from one ``app`` to the next. None until it is built: FastAPI has put its
+        #: ``root_path`` on the scope already when the agents see it, and it may change until then.
         self.app: ASGIApp | None = None
 
     @property
     def router(self) -> Router:
-        """The app's router, for those who want to know where a request would go."""
+        """The app's router, which the resolver asks where a request would go."""
         return self._owner.router
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -148,12 +148,12 @@ class _Guard:
 
 
 class _GuardedStack:
-    """The middleware stack of a protected app, as the app gets to see it: with the agents around it."""
+    """What a protected app has for its middleware stack: that stack, with the agents around it."""
 
     def __init__(self, guard: _Guard, inner: ASGIApp) -> None:
         self.guard = guard
         self.inner = inner
-        #: As in every middleware, so that others can look through.
+        #: What is wrapped, under the name that it has in every middleware.
         self.app = guard.outermost
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -161,7 +161,7 @@ class _GuardedStack:
 
 
 class _Protected:
-    """Comes before the class of a protected app, and puts the agents around whatever becomes its middleware stack.
+    """A base class of every protected app, before its own. It puts the agents around each new middleware stack.
 
     To replace ``build_middleware_stack`` is not enough: OpenTelemetry's ``uninstrument_app`` puts back the one that it
     has found, and calls it.
@@ -179,7 +179,7 @@ class _Protected:
     @middleware_stack.setter
     def middleware_stack(self, stack: ASGIApp | None) -> None:
         guard: _Guard | None = vars(self).get(_GUARD)
-        # Without a guard it is another app that somebody has made with `type(app)()`.
+        # Without a guard it is another app, made with `type(app)()`.
         if guard is not None and stack is not None:
             if isinstance(stack, _GuardedStack) and stack.guard is guard:
                 # It was read before, and is now put back.

@@ -217,9 +217,9 @@ ANYTHING: Any = object()
         ({"manager": MANAGER, "default_agents": ["wfa"]}, "'wfa'.*there are: waf"),
         ({"manager": MANAGER, "default_agents": "waf"}, "default_agents.*'waf', expected a list"),
         ({"manager": MANAGER, "default_agents": [("waf", "ajar")]}, r"default_agents.*\('waf', 'ajar'\)"),
-        ({"manager": MANAGER, "routes": ["/"]}, r"routes contains '/', expected asgi_agents\.Route"),
+        ({"manager": MANAGER, "routes": ["/"]}, r"routes contains '/', expected AgentRoute"),
         ({"manager": MANAGER, "routes": Route("/", ["waf"])}, "routes"),
-        ({"manager": MANAGER, "routes": {"/": ["waf"]}}, r"routes contains '/', expected asgi_agents\.Route"),
+        ({"manager": MANAGER, "routes": {"/": ["waf"]}}, r"routes contains '/', expected AgentRoute"),
         (
             {"manager": MANAGER, "challenge_renderer": "page.html"},
             "challenge_renderer='page.html', expected a callable",

@@ -38,7 +38,7 @@ def scope(path: str, *, method: str = "GET", root_path: str = "", kind: str = "h
 
 def found(router: Router, path: str, **kwargs: str) -> Any:
     """The agents of a connection, and the pattern of its route."""
-    return router.heard_by(router.match(scope(path, **kwargs)))
+    return router.agents_of(router.match(scope(path, **kwargs)))
 
 
 def agents_of(router: Router, path: str, **kwargs: str) -> Any:

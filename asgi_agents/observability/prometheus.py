@@ -188,7 +188,7 @@ def _family(name: str, metric: ReportedMetric) -> Family:
 
 
 def _names(family: Family) -> set[str]:
-    """Everything that a family stands under in the output."""
+    """All names of a family in the output."""
     return {family.name, *(f"{family.name}_{suffix}" for suffix in ("total", "created", "bucket", "count", "sum"))}
 
 

@@ -62,10 +62,10 @@ def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
                 fault = _not_taken(route, meeting)
             elif comparisons > 0:
                 comparisons -= len(endpoints)
-                fault = _astray(route, router, endpoints, router.root_of(scope))
+                fault = _unmatched(route, router, endpoints, router.root_of(scope))
         if fault is not None:
             logger.warning("%s %s", _shown(route), fault)
-    for fault in dict.fromkeys(_left_open(router, endpoints)):
+    for fault in dict.fromkeys(_unguarded(router, endpoints)):
         logger.warning("%s", fault)
 
 
@@ -104,14 +104,14 @@ def _are_same(one: Guard, other: Guard) -> bool:
     """Whether they lead to one agent, or to two that were most likely made by the same lines."""
     if one is other:
         return True
-    resolved_transport, other_reach = one.config.resolved_transport, other.config.resolved_transport
-    if one.config.id != other.config.id or type(resolved_transport) is not type(other_reach):
+    transport, other_transport = one.config.resolved_transport, other.config.resolved_transport
+    if one.config.id != other.config.id or type(transport) is not type(other_transport):
         return False
-    if isinstance(resolved_transport, InProcessTransport) and isinstance(other_reach, InProcessTransport):
-        return type(resolved_transport.agent) is type(other_reach.agent) and _settings(
-            resolved_transport.agent
-        ) == _settings(other_reach.agent)
-    return bool(getattr(resolved_transport, "address", None) == getattr(other_reach, "address", None))
+    if isinstance(transport, InProcessTransport) and isinstance(other_transport, InProcessTransport):
+        return type(transport.agent) is type(other_transport.agent) and _settings(transport.agent) == _settings(
+            other_transport.agent
+        )
+    return bool(getattr(transport, "address", None) == getattr(other_transport, "address", None))
 
 
 def _settings(agent: Agent) -> dict[str, object]:
@@ -137,14 +137,14 @@ def _shadowed(route: AgentRoute, earlier: Iterable[AgentRoute], resolver: Resolv
         if other.methods is not None and (route.methods is None or not route.methods <= other.methods):
             continue
         # One that is spelt like a route of the app is only for that, if another of ours is spelt like the handler's.
-        if other.path == route.path or (covers(other.path, route.path) and not resolver.yields(other, scope)):
+        if other.path == route.path or (covers(other.path, route.path) and not resolver.may_pass_over(other, scope)):
             if route.methods == other.methods and covers(route.path, other.path):
                 return f"is never used, because {_shown(other)} before it matches the same paths; leave one of them out"
             return f"is never used, because {_shown(other)} before it matches all of its paths; put it before that"
     return None
 
 
-def _astray(route: AgentRoute, router: Router, endpoints: Sequence[Endpoint], root: str) -> str | None:
+def _unmatched(route: AgentRoute, router: Router, endpoints: Sequence[Endpoint], root: str) -> str | None:
     spellings = [spelling for spelling, _ in endpoints]
     hint = _taken_for_a_prefix(route, router, spellings) or _hint(route.path, spellings, root)
     # Else it may be meant so: an agent may answer where the app has nothing, as with a redirect or to a scanner.
@@ -205,7 +205,7 @@ def _cut(path: str) -> Iterator[tuple[str, str]]:
             yield path[:index], path[index:]
 
 
-def _left_open(router: Router, endpoints: Sequence[Endpoint]) -> Iterator[str]:
+def _unguarded(router: Router, endpoints: Sequence[Endpoint]) -> Iterator[str]:
     """Warnings of routes for all below a path, where the app has a route for that path and it is unguarded."""
     routes = router.routes or ()
     by_shape: dict[str, list[Endpoint]] = {}

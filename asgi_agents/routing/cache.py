@@ -4,7 +4,7 @@ from typing import Final
 
 from ..evaluation.resolved_route import ResolvedRoute
 
-#: How many paths are remembered, of at most so many characters: anybody may ask for any path.
+#: How many paths are remembered, of at most so many characters: clients may ask for any path.
 MAX_KNOWN: Final = 2048
 MAX_KNOWN_LENGTH: Final = 256
 

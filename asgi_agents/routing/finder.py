@@ -67,7 +67,7 @@ class RouteFinder:
             if resolved_route is not None and not resolved_route.retired:
                 return resolved_route
         found, lasts = self._resolver.resolve(scope, app_routes)
-        references, route = self._router.heard_by(found)
+        references, route = self._router.agents_of(found)
         resolved_route = self._registry.resolved_route(references, route=route, missing_ok=True)
         if lasts:
             known.remember(key, resolved_route)

@@ -9,11 +9,11 @@ agents, the app's own router has the last word:
   mounts and included routers around it, and its own pattern.
 - A candidate is skipped if a route of the app has its full spelling and the router runs another one. A candidate that
   is spelt like no route of the app, such as a catch-all, is never skipped.
-- If that leaves nobody, or if the router runs nothing (404, 405, a redirect, an error while matching), the first
+- If that leaves no candidate, or if the router runs nothing (404, 405, a redirect, an error while matching), the first
   candidate holds.
 
 Therefore, whenever a handler runs, the agents of the route that is spelt like the handler's own have been asked,
-whatever the order of the routes; unless one stands before it that also matches and is spelt like no route of the app.
+whatever the order of the routes; unless an earlier one also matches and is spelt like no route of the app.
 
 What can't be seen from here: a middleware between the agents and the app's router that rewrites the path.
 """
@@ -100,8 +100,8 @@ class Resolver:
         """All routes that the app has now. None where they can't all be read."""
         return self._app_routes_of(scope).endpoints
 
-    def yields(self, route: AgentRoute, scope: Scope) -> bool:
-        """Whether ``route`` is spelt like one of the app's, and so may yield to a later one."""
+    def may_pass_over(self, route: AgentRoute, scope: Scope) -> bool:
+        """Whether ``route`` is spelt like one of the app's, and so may be passed over for a later one."""
         return self._app_routes_of(scope).has(route)
 
     def _app_routes_of(self, scope: Scope) -> "AppRoutes":
@@ -121,7 +121,7 @@ class Resolver:
             return candidates[0] if candidates else None
         own = [route for route in self._by_spelling.get(match, ()) if route.takes(method)]
         if not own:
-            # The names of parameters tell nobody which handler is meant, where there is no better word.
+            # No route has the same parameter names: those that differ in nothing else are for this handler.
             own = [route for route in self._by_shape.get(without_names(match), ()) if route.takes(method)]
         if not all(route in candidates for route in own):
             candidates = [route for route in self._routes if route in candidates or route in own]
@@ -156,7 +156,7 @@ class Resolver:
 class AppRoutes:
     """The routes of the app, as they were when it was made.
 
-    :param router: the app's router; None where nobody has found one.
+    :param router: the app's router; None where none was found.
     """
 
     def __init__(self, router: routing.Router | None) -> None:

@@ -1,4 +1,4 @@
-"""Which agents hear which connections."""
+"""Routes, which say which agents are asked about which paths."""
 
 import math
 import re
@@ -23,8 +23,8 @@ class AgentRoute:
         path below the app's ``root_path``, prefixes of mounts included. It matches what an app's route with that
         pattern matches, no more and no less. What other frameworks write is refused: ``/api/*``, ``{id:[0-9]+}``,
         ``<id>``.
-    :param agents: ids, or pairs of id and the failure mode that holds on this route. The order decides who is asked
-        first along a chain and whose denial counts among several. Empty: nobody listens.
+    :param agents: ids, or pairs of id and the failure mode that holds on this route. In a chain
+        they are asked in this order, and of several denials the first one counts. Empty: no agents.
     :param methods: None means all. ``GET`` includes ``HEAD``, and websocket handshakes, which are GET requests.
     """
 
@@ -121,14 +121,14 @@ class Router:
 
     @property
     def listings(self) -> Sequence[RouteListing]:
-        """All of it, for those who want to look."""
+        """The routes, and the default agents, for the status page."""
         listed = [
             RouteListing(route.path, None if route.methods is None else tuple(sorted(route.methods)), route.agents)
             for route in self.routes or ()
         ]
         return (*listed, RouteListing(None, None, self.default_agents))
 
-    def heard_by(self, route: AgentRoute | None) -> tuple[tuple[AgentReference, ...] | None, str | None]:
+    def agents_of(self, route: AgentRoute | None) -> tuple[tuple[AgentReference, ...] | None, str | None]:
         """The agents of a route (None: all there are), and its pattern. No route: the default agents, and None."""
         return (self.default_agents, None) if route is None else (route.agents, route.path)
 

@@ -1,4 +1,4 @@
-"""Everything that the page shows, at one moment."""
+"""What the status page shows, at one moment."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class AgentStatus(Struct, frozen=True, kw_only=True):
 
 
 class RouteAgentStatus(Struct, frozen=True, kw_only=True):
-    """An agent on a route, what it hears, and the failure mode that holds there."""
+    """An agent on a route, the events that it receives there, and the failure mode that holds."""
 
     id: str
     hears: Sequence[str]
