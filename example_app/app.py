@@ -10,10 +10,10 @@ from asgi_agents import (
     AgentConfig,
     AgentManager,
     AgentMiddleware,
+    AgentRoute,
     CircuitBreakerConfig,
     EventType,
     FailureMode,
-    Route,
     status_app,
 )
 from asgi_agents.prometheus import metrics_app
@@ -34,15 +34,15 @@ MAX_UPLOAD_BYTES = 256 * 1024
 # The first match wins. The order within a route says whose refusal counts where two refuse, and who is asked first
 # along a body: the firewall sees a body before anyone changes it.
 ROUTES = (
-    Route("/healthz", agents=[]),
+    AgentRoute("/healthz", agents=[]),
     # These ask by themselves who is asking.
-    Route("/-/{rest:path}", agents=[]),
-    Route("/old-orders", agents=["waf"]),
-    Route("/api/{rest:path}", agents=["api-key", "waf", "waf-next", "pii"]),
-    Route(ADMIN, agents=["api-key", "waf", "pii"]),
-    Route("/room/{name}", agents=["api-key", "waf", "moderator"]),
-    Route("/demo/flaky", agents=["flaky"]),
-    Route("/demo/wishes", agents=["recommender"]),
+    AgentRoute("/-/{rest:path}", agents=[]),
+    AgentRoute("/old-orders", agents=["waf"]),
+    AgentRoute("/api/{rest:path}", agents=["api-key", "waf", "waf-next", "pii"]),
+    AgentRoute(ADMIN, agents=["api-key", "waf", "pii"]),
+    AgentRoute("/room/{name}", agents=["api-key", "waf", "moderator"]),
+    AgentRoute("/demo/flaky", agents=["flaky"]),
+    AgentRoute("/demo/wishes", agents=["recommender"]),
 )
 # A path that nobody thought of is not a path that nobody guards.
 DEFAULT_AGENTS = ("waf",)

@@ -11,7 +11,7 @@ from asgi_agents import config, guard
 from asgi_agents.exchange import framing, remembered, spool
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
-from asgi_agents.routing import resolver
+from asgi_agents.routing import cache
 from asgi_agents.serve import connection, held
 from asgi_agents.transports import http
 from asgi_agents.transports.stream import connection as client_connection
@@ -70,8 +70,8 @@ def spellings(number: float) -> list[str]:
         ("DEFAULT_MAX_BODY_BYTES", config.DEFAULT_MAX_BODY_BYTES),
         ("MAX_UNIT_BYTES", framing.MAX_UNIT_BYTES),
         ("MAX_MEMORY_BYTES", spool.MAX_MEMORY_BYTES),
-        ("MAX_KNOWN", resolver.MAX_KNOWN),
-        ("MAX_KNOWN_LENGTH", resolver.MAX_KNOWN_LENGTH),
+        ("MAX_KNOWN", cache.MAX_KNOWN),
+        ("MAX_KNOWN_LENGTH", cache.MAX_KNOWN_LENGTH),
         ("MAX_FRAME_BYTES", stream.MAX_FRAME_BYTES),
         ("MAX_ENVELOPE_BYTES", stream.MAX_ENVELOPE_BYTES),
         ("MAX_HANDSHAKE_REQUEST_BYTES", stream.MAX_HANDSHAKE_REQUEST_BYTES),

@@ -20,6 +20,8 @@ from asgi_agents import (
     EventType,
     GuardrailResponse,
 )
+from asgi_agents.evaluation.guardrail import inspect_guardrail
+from asgi_agents.manager import registry_of
 from asgi_agents.observability.correlation import live_ids
 
 from .exchange.asgi import Client
@@ -260,7 +262,7 @@ async def test_a_call_that_outlasts_its_connection_leaves_it_pinned_to_none(
         async with anyio.create_task_group() as tasks:
             if waits_for != "an answer":
                 # Somebody else has the only permit, or the only place.
-                tasks.start_soon(manager.inspect_guardrail, "waf", question("other"))
+                tasks.start_soon(inspect_guardrail, registry_of(manager).guard("waf"), question("other"))
                 await until(lambda: held.heard)
             left = Left(ACCEPT)
 

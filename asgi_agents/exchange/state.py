@@ -8,9 +8,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..decision import BODY_NOT_INSPECTED, AgentDecision, FailureKind, Verdict, merge
+from ..evaluation.guardrail import inspect_guardrail, unavailable
 from ..evaluation.resolved_route import ResolvedRoute, RouteAgent, evaluate
 from ..guard import Guard
-from ..manager import AgentManager, unavailable
 from ..observability.attributes import EVENT, ROUTE
 from ..observability.correlation import current, live_ids
 from ..observability.trace_context import ServerSpan
@@ -28,6 +28,7 @@ from ..protocol import (
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
+from ..registry import AgentRegistry
 from .remembered import (
     MAX_VERDICT_BYTES,
     MAX_VERDICTS,
@@ -85,12 +86,12 @@ class ExchangeState(Struct, eq=False):
 
     Handlers see an :class:`~asgi_agents.AgentContext` of it.
 
-    :ivar route: the pattern of the matched :class:`Route`, or None.
+    :ivar route: the pattern of the matched :class:`AgentRoute`, or None.
     """
 
     # A struct, because every guarded connection makes one: it is filled in without a line of Python.
 
-    _manager: AgentManager
+    _registry: AgentRegistry
     resolved_route: ResolvedRoute
     _name: str | None
     route: str | None
@@ -219,14 +220,14 @@ class ExchangeState(Struct, eq=False):
 
         Raises :class:`~asgi_agents.GuardrailUnavailableError` when it fails closed.
         """
-        guard = self._manager.guard(agent_id)
+        guard = self._registry.guard(agent_id)
         failure_mode = self._failure_mode(agent_id)
         if failure_mode is None and guard.keeps_requests:
             self._tell_later((guard,))
         with self._asking((guard,)) as name:
             if name != event.correlation_id:
                 event = replace(event, correlation_id=name)
-            verdict, response = await self._manager.inspect_guardrail(agent_id, event, failure_mode)
+            verdict, response = await inspect_guardrail(guard, event, failure_mode)
         self.record((verdict,))
         if verdict.fails_closed:
             raise unavailable(verdict)
@@ -241,7 +242,7 @@ class ExchangeState(Struct, eq=False):
         """
         if self._closed or self.resolved_route.lasting:
             return self.evaluate_by_name(agents, event, chunk=chunk, final=final)
-        if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
+        if self._registry.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
             return evaluate(agents, event, chunk=chunk, final=final)
         return self._evaluate_in_session(agents, event, chunk=chunk, final=final)
 
@@ -260,7 +261,7 @@ class ExchangeState(Struct, eq=False):
         with self._asking(self.resolved_route.lasting) as name:
             if name != event.correlation_id:
                 event = replace(event, correlation_id=name)
-            if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
+            if self._registry.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
                 return await evaluate(agents, event, chunk=chunk, final=final)
             assert not isinstance(event, ResponseHeadersEvent)
             return await self._evaluate_in_session(agents, event, chunk=chunk, final=final)
@@ -432,7 +433,7 @@ class ExchangeState(Struct, eq=False):
             attributes = {EVENT: event_type.value}
             if self.route is not None:
                 attributes[ROUTE] = self.route
-            self._sessions[event_type] = self._manager.telemetry.tracing.session(
+            self._sessions[event_type] = self._registry.telemetry.tracing.session(
                 _SESSION_NAMES[event_type], attributes, self.correlation_id, self.server_span
             )
         return self._sessions[event_type]

@@ -42,6 +42,7 @@ from asgi_agents import (
     WebSocketFrameEvent,
     fastapi_error,
 )
+from asgi_agents.manager import registry_of
 
 from .asgi import VIRTUAL_TIME
 
@@ -308,7 +309,7 @@ def assert_idle(manager: AgentManager) -> None:
     """Nothing is held of any agent."""
     for agent_id, metrics in manager.metrics.items():
         assert (metrics.in_flight, metrics.waiting) == (0, 0), agent_id
-        breaker = manager.guard(agent_id).breaker
+        breaker = registry_of(manager).guard(agent_id).breaker
         assert breaker is None or breaker.trials == 0, agent_id
 
 
@@ -1854,7 +1855,7 @@ async def test_a_cancelled_session_gives_its_trial_call_back_to_the_breaker(app:
     async with anyio.create_task_group() as session:
         session.start_soon(run, AgentMiddleware(app, manager=manager), Server("x"))
         await anyio.wait_all_tasks_blocked()
-        guard = manager.guard("judge")
+        guard = registry_of(manager).guard("judge")
         assert guard.breaker is not None
         assert guard.breaker.trials == 1
         session.cancel_scope.cancel()

@@ -16,6 +16,7 @@ from asgi_agents import (
     FailureKind,
     FailureMode,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import FlowAction, FlowControl, MessageType, encode_message
 
 from .peer import Peer, Received, handshake
@@ -188,7 +189,7 @@ async def test_a_trial_call_that_is_held_leaves_the_breaker_half_open() -> None:
     peer = Peer(behaviour=allow)
     breaker = CircuitBreakerConfig(failure_threshold=1, reset_timeout=3600)
     async with managing(peer, connections=1, timeout=0.02, circuit_breaker=breaker) as manager:
-        guard = manager.guard("waf")
+        guard = registry_of(manager).guard("waf")
         assert guard.breaker is not None
         guard.breaker.failure(0)
         guard.breaker.try_again()

@@ -11,6 +11,8 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from asgi_agents import AgentMiddleware, AgentResponse, EventType, FailureKind, GuardrailResponse, InspectionType
+from asgi_agents.evaluation.guardrail import inspect_guardrail
+from asgi_agents.manager import registry_of
 
 from .peer import Peer, Received, handshake
 from .pools import (
@@ -271,7 +273,7 @@ async def test_an_inspection_that_is_never_answered_takes_no_answer_of_its_reque
     async with managing(peer, connections=1, timeout=0.05, circuit_breaker=None) as manager:
         await manager.process_request_headers(head("c"))
         for _ in range(inspections):
-            verdict, _ = await manager.guard("waf").inspect(question("c"), manager.guard("waf").config.fails)
+            verdict, _ = await inspect_guardrail(registry_of(manager).guard("waf"), question("c"))
             assert verdict.failure is not None
             assert verdict.failure.kind is FailureKind.TIMEOUT
         decision = await manager.process_request_body(chunk("c"))

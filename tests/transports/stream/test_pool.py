@@ -35,6 +35,7 @@ from asgi_agents import (
     LoadBalancing,
     StreamTransport,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import CancelReason
 from asgi_agents.transports.stream import StreamClient, endpoint
 from asgi_agents.transports.stream.pool import StreamPool
@@ -1146,7 +1147,7 @@ async def test_a_removed_agent_that_is_called_once_more_does_not_come_back_for_g
     """A request that outlives the drain timeout still has the agent in its lineup."""
     peer = Peer(behaviour=allow)
     async with managing(peer, connections=1) as manager:
-        resolved_route = manager.resolved_route(None)
+        resolved_route = registry_of(manager).resolved_route(None)
         resolved_route.connections += 1
         await manager.remove_agent("waf", drain_timeout=0.01)
         await until(lambda: not peer.links)
@@ -1172,9 +1173,9 @@ async def test_a_replaced_agent_answers_those_requests_that_know_it() -> None:
     async with new.listening(), managing(old, connections=1) as manager, anyio.create_task_group() as tasks:
         tasks.start_soon(manager.process_request_headers, head("a"))
         event = await old.next()
-        before = manager.guard("waf")
+        before = registry_of(manager).guard("waf")
         tasks.start_soon(manager.replace_agent, agent(new))
-        await until(lambda: manager.guard("waf") is not before)
+        await until(lambda: registry_of(manager).guard("waf") is not before)
         assert (await manager.process_request_headers(head("b"))).is_allow
         assert old.links
         await event.answer()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_agents import AgentError, AgentManager, AgentMiddleware, AgentResponse, EventType
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Block, Event
 from asgi_agents.protocol.stream import HealthState
 
@@ -166,7 +167,7 @@ async def play(heard: Sequence[set[EventType]], configured: bool, steps: Sequenc
         config = agent(*peers, events=all_heard if configured else None, timeout=0.05, circuit_breaker=None)
         manager = await stack.enter_async_context(AgentManager([config]))
         await until(lambda: manager.statistics()["waf"].connections == len(peers))
-        client = manager.guard("waf").client
+        client = registry_of(manager).guard("waf").client
         assert client is not None
         for what, first, second in steps:
             if what != "call":
