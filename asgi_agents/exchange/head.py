@@ -7,7 +7,8 @@ from msgspec.structs import replace
 from starlette.types import Scope
 
 from ..decision import AgentDecision, Verdict, merge
-from ..evaluation.resolved_route import RouteAgent, evaluate, evaluate_head
+from ..evaluation.evaluate import evaluate, evaluate_head
+from ..evaluation.resolved_route import RouteAgent
 from ..observability.trace_context import current_traceparent, traceparent_of
 from ..protocol import RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
 from .scope import request_headers_event
@@ -51,7 +52,7 @@ async def judge_head(
             resolved_route.agents_for(event.event_type), event, final=not hears_more
         )
     elif resolved_route.head_order is not None and isinstance(event, RequestHeadersEvent):
-        verdicts = await evaluate_head(resolved_route, event, hear_more=hears_more)
+        verdicts = await evaluate_head(resolved_route, event, body_agent_ids=hears_more)
     else:
         verdicts = await evaluate(resolved_route.agents_for(event.event_type), event, final=not hears_more)
     if not hears_more:

@@ -12,12 +12,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..decision import ALLOWED, AgentDecision, Verdict, merge, unanimous
 from ..errors import caused_by_closing
-from ..evaluation.resolved_route import evaluate
+from ..evaluation.evaluate import evaluate
 from ..protocol import EventType, RequestCompleteEvent
 from .body import BodyInspection
-from .decoding import acceptable, codings_of
 from .head import head_event, judge_head, skipping_body, tell_complete
-from .headers import apply_request_ops, with_length, without_body_claims, without_headers
+from .headers import acceptable, apply_request_ops, codings_of, with_length, without_body_claims, without_headers
 from .inbound import Inbound
 from .rendering import Renderers
 from .response import BODY_BYPASSES, ResponseInspection

@@ -16,14 +16,13 @@ from ..errors import ClosedByAgent, ResponseAborted
 from ..evaluation.resolved_route import RouteAgent
 from ..protocol import Block, EventType, HeaderOp, Headers, ResponseHeadersEvent
 from .body import BodyInspection
-from .decoding import codings_of
-from .framing import Cutter, StreamedType, last_unit, streamed_type
 from .head import judge_head, skipping_body
-from .headers import apply_header_ops, media_type, without_body_claims, without_headers
+from .headers import apply_header_ops, codings_of, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import describe, render_reply
 from .scope import RawHeaders, declared_length, header
 from .state import ExchangeState
+from .units import Cutter, StreamedType, last_unit, streamed_type
 
 
 class _State(Enum):

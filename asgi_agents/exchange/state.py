@@ -8,7 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..decision import BODY_NOT_INSPECTED, AgentDecision, FailureKind, Verdict, merge
-from ..evaluation.resolved_route import ResolvedRoute, RouteAgent, evaluate
+from ..evaluation.evaluate import evaluate
+from ..evaluation.resolved_route import ResolvedRoute, RouteAgent
 from ..guard import Guard
 from ..manager import AgentManager, unavailable
 from ..observability.attributes import EVENT, ROUTE

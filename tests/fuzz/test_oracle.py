@@ -9,7 +9,7 @@ import pytest
 
 from asgi_agents.concurrency import limiter
 from asgi_agents.decision import ALLOWED, Verdict
-from asgi_agents.exchange import body, head, http, inbound, response, websocket
+from asgi_agents.exchange import head, http, inbound, response, stage, websocket
 from asgi_agents.protocol import codec, validation
 from asgi_agents.protocol.stream import FrameReader
 
@@ -33,7 +33,7 @@ def _replacing(place: Any, name: str, by: Any) -> Break:
 async def _nothing(*args: object, **kwargs: object) -> None: ...
 
 
-async def _judge_nothing(stage: Any, data: bytes, last: bool, whole: bool) -> Any:
+def _settle_nothing(stage: Any, verdicts: object, data: bytes, last: bool, whole: bool) -> Any:
     return stage._release(data)
 
 
@@ -68,8 +68,8 @@ def _release(stage: Any, data: bytes) -> bytes:
 
 BREAKS = {
     "http: permits are never given back": ("http", _replacing(limiter.Limiter, "release", lambda limiter: None)),
-    "http: bodies are not judged": ("http", _replacing(body._Stage, "_judge", _judge_nothing)),
-    "http: bytes that were kept back are lost": ("http", _replacing(body._Stage, "_release", _release)),
+    "http: bodies are not judged": ("http", _replacing(stage.BodyStage, "_settle", _settle_nothing)),
+    "http: bytes that were kept back are lost": ("http", _replacing(stage.BodyStage, "_release", _release)),
     "http: heads of responses are not judged": ("http", _replacing(response, "judge_head", _allow_head)),
     "http: heads of requests are not judged": ("http", _replacing(http, "judge_head", _allow_head)),
     "http: nothing fails open": (
