@@ -1,7 +1,7 @@
 """The app's response on its way to the client."""
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from functools import partial
@@ -14,13 +14,15 @@ from ..concurrency.limiter import Limiter
 from ..decision import AgentDecision, Verdict
 from ..errors import ClosedByAgent, ResponseAborted
 from ..evaluation.resolved_route import RouteAgent
-from ..protocol import Block, EventType, HeaderOp, Headers, ResponseHeadersEvent
+from ..protocol import Block, EventType, Headers, ResponseHeadersEvent
 from .body import BodyInspection
 from .head import judge_head, skipping_body
-from .headers import apply_header_ops, codings_of, media_type, without_body_claims, without_headers
+from .headers import codings_of, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import describe, render_reply
-from .scope import RawHeaders, declared_length, header
+from .response_agents import agents_for_types, agents_shown_parts, enforced, needing_whole_bodies
+from .response_headers import HeaderChanges
+from .scope import RawHeaders, declared_length, header, raises_when_gone
 from .state import ExchangeState
 from .units import Cutter, StreamedType, last_unit, streamed_type
 
@@ -36,7 +38,7 @@ class _State(Enum):
 
 # Seconds for a client to take a reply, and for whoever is between it and us to take notice that there will be none.
 REPLY_TIMEOUT = 10.0
-_SPOIL_TIMEOUT = 1.0
+_ABORT_TIMEOUT = 1.0
 
 RESPONSE_EVENTS = (EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK)
 
@@ -88,10 +90,7 @@ class ResponseInspection:
         self._headers: RawHeaders = []
         self._body: BodyInspection | None = None
         self._bodiless = False
-        # The header fields that agents have set or removed: trailers and early hints must not bring these.
-        self._ruled: set[str] = set()
-        # What agents want done to every response, one in the app's place too.
-        self._always: list[HeaderOp] = []
+        self._changes = HeaderChanges()
         self._encoded = False
         # What is known of a body that streams in units, and the end of what the client has of it.
         self._streamed: StreamedType | None = None
@@ -100,11 +99,12 @@ class ResponseInspection:
         self._waits_for_first = False
         resolved_route = context.resolved_route
         self._head_agents = resolved_route.agents_for(EventType.RESPONSE_HEADERS)
-        self.inspects_bodies = bool(resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK))
+        self._body_agents = resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK)
+        self.inspects_bodies = bool(self._body_agents)
 
     @property
     def inspects(self) -> bool:
-        """Whether any agent has a say in the response."""
+        """Whether any agent is shown the response."""
         return self.inspects_bodies or bool(self._head_agents)
 
     @property
@@ -138,9 +138,10 @@ class ResponseInspection:
         elif kind == "http.response.trailers" and self._state is _State.HELD:
             await self._show_too_early(message)
         elif kind == "http.response.trailers":
-            await self._send(self._ruled_trailers(message))
+            await self._send(self._changes.trailers(message))
         elif kind == "http.response.early_hint":
-            await self._hint(message)
+            if self._changes.allow_hint(self._context.response_ops):
+                await self._send(message)
         else:
             # Push, debug, and whatever comes to be.
             await self._send(message)
@@ -157,7 +158,7 @@ class ResponseInspection:
             await checkpoint()
         self._dropping = True
         more = message.get("more_body", False)
-        if (more or self._cut_off) and _raises_when_gone(self._scope):
+        if (more or self._cut_off) and raises_when_gone(self._scope):
             self._on_told()
             raise ClosedByAgent("an agent has stopped this response")
         if more and not self._cut_off:
@@ -212,7 +213,7 @@ class ResponseInspection:
         """
         if self._state is _State.CUT and self._started:
             # Whoever has stopped reading is not waited for.
-            with anyio.move_on_after(_SPOIL_TIMEOUT, shield=True), suppress(Exception):
+            with anyio.move_on_after(_ABORT_TIMEOUT, shield=True), suppress(Exception):
                 await self._send({"type": f"{self._prefix}http.response.aborted", "reason": str(self.error)})
 
     async def release_head(self) -> None:
@@ -238,7 +239,7 @@ class ResponseInspection:
 
     async def _reply(self, decision: AgentDecision) -> None:
         # Those of the context have not met a response yet.
-        earlier = [*self._always, *(op for op in self._context.response_ops if op.always)]
+        earlier = [*self._changes.always, *(op for op in self._context.response_ops if op.always)]
         reply = render_reply(decision, self._scope, self._renderers, earlier=earlier)
         start, body = reply.messages(self._prefix)
         if self._method == "HEAD":
@@ -287,7 +288,7 @@ class ResponseInspection:
             return
         self._state = _State.HELD
         self._start = message
-        self._headers = self._apply(message.get("headers", ()), self._context.response_ops)
+        self._headers = self._changes.apply(message.get("headers", ()), self._context.response_ops)
         self._context.response_ops.clear()
         given_type = media_type(self._headers)
         provisional: dict[str, Verdict] = {}
@@ -298,27 +299,29 @@ class ResponseInspection:
                 status=status,
                 headers=Headers.from_raw(self._headers),
             )
-            decision, provisional = await judge_head(
-                self._context, event, body_agents=() if self._bodiless else self._hearing_body(given_type)
-            )
+            body_agents = () if self._bodiless else agents_for_types(self._body_agents, [given_type])
+            decision, provisional = await judge_head(self._context, event, body_agents=body_agents)
             if self.stopped:
                 return
             if not decision.is_allow:
                 await self.stop(decision)
                 return
-            self._headers = self._apply(self._headers, decision.response_headers)
+            self._headers = self._changes.apply(self._headers, decision.response_headers)
             skipping = skipping_body(decision)
-        # The type that counts is the one that the client takes; but an agent that heard the app's hears the body too.
-        agents = self._hearing_body(given_type, media_type(self._headers), skipping=skipping)
-        if _needing_whole_bodies(agents):
+        # The type that counts is the one that the client is sent. But an agent that was shown the type of the app's
+        # response as one that it receives is shown the body as well.
+        agents = agents_for_types(self._body_agents, [given_type, media_type(self._headers)], skipping)
+        if needing_whole_bodies(agents):
             # The client must not be told that it may ask for parts.
             self._headers = without_headers(self._headers, {b"accept-ranges"})
-        refused_by = self._shown_only_a_part(agents, skipping)
-        if refused_by is not None:
+        shown_parts = agents_shown_parts(agents, self._body_agents, status, self._headers, skipping)
+        refused_by = () if self._bodiless else needing_whole_bodies(shown_parts)
+        if refused_by:
             # RFC 9110, section 15.5.17.
-            await self.stop(AgentDecision(decision=Block(416, "Ranges are not available here"), decided_by=refused_by))
+            block = Block(416, "Ranges are not available here")
+            await self.stop(AgentDecision(decision=block, decided_by=refused_by[0]))
             return
-        if self._method == "HEAD" and any(agent.guard.config.body_access == "write" for agent in _judges(agents)):
+        if self._method == "HEAD" and any(agent.guard.config.body_access == "write" for agent in enforced(agents)):
             # What GET would say of the body is not known (RFC 9110, section 9.3.2): an agent could change it.
             self._headers = without_body_claims(self._headers, None)
         if agents and not self._bodiless:
@@ -404,44 +407,6 @@ class ResponseInspection:
         await self._send({**self._start, "headers": []})
         await self._send({**message, "headers": []})
 
-    def _hearing_body(self, *media_types: str | None, skipping: Container[str] = ()) -> Sequence[RouteAgent]:
-        """The agents that hear a body of one of these types, without those that are ``skipping`` it."""
-        return [
-            agent
-            for agent in self._context.resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK)
-            if agent.guard.config.id not in skipping
-            and any(agent.guard.config.hears_response_type(media_type) for media_type in media_types)
-        ]
-
-    def _shown_only_a_part(self, agents: Sequence[RouteAgent], skipping: Container[str]) -> str | None:
-        """The first agent that needs the whole body, where the response is a part of one (RFC 9110, section 14)."""
-        if self._bodiless:
-            return None
-        if media_type(self._headers) == "multipart/byteranges":
-            # The types of the parts are in the parts themselves.
-            agents = self._hearing_body(None, skipping=skipping)
-        elif self._start["status"] != 206:
-            return None
-        return next(iter(_needing_whole_bodies(agents)), None)
-
-    def _apply(self, headers: Iterable[tuple[bytes, bytes]], ops: Sequence[HeaderOp]) -> RawHeaders:
-        self._always += [op for op in ops if op.always]
-        self._ruled.update(op.name.lower() for op in ops if op.kind != "add")
-        return apply_header_ops(headers, ops)
-
-    def _ruled_trailers(self, message: Message) -> Message:
-        """Trailers, without the fields that agents have set or removed."""
-        headers = message.get("headers") or ()
-        if not self._ruled or not headers:
-            return message
-        return {**message, "headers": without_headers(headers, {name.encode("latin-1") for name in self._ruled})}
-
-    async def _hint(self, message: Message) -> None:
-        """Early hints are ``link`` fields ahead of the response: not where an agent has set or removed these."""
-        ruled = self._ruled.union(op.name.lower() for op in self._context.response_ops if op.kind != "add")
-        if "link" not in ruled:
-            await self._send(message)
-
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
         """An app that gives up a send while its message is judged, or held back here, has lost it.
@@ -461,7 +426,7 @@ class ResponseInspection:
     async def _release_start(self, length: int | None) -> None:
         """Let the head go; ``length`` is the size of the body where all of it is known."""
         body = self._body
-        headers = self._apply(self._headers, self._context.response_ops)
+        headers = self._changes.apply(self._headers, self._context.response_ops)
         if body is not None and body.alters(ended=length is not None):
             headers = without_body_claims(headers, length, decoded=body.decoded)
         self._state = _State.OPEN
@@ -478,22 +443,3 @@ class ResponseInspection:
             self.bytes_sent += len(message.get("body", b""))
         if last:
             self.finished_at = time.monotonic()
-
-
-def _judges(agents: Sequence[RouteAgent]) -> Sequence[RouteAgent]:
-    """Those with a say in the body."""
-    return [agent for agent in agents if agent.guard.config.enforce]
-
-
-def _needing_whole_bodies(agents: Sequence[RouteAgent]) -> Sequence[str]:
-    """The ids of those that have a say in the body, and must not be shown only a part of it."""
-    return [agent.guard.config.id for agent in _judges(agents) if not agent.guard.config.ranges]
-
-
-def _raises_when_gone(scope: Scope) -> bool:
-    """Whether the server's ``send`` raises once the client is gone (ASGI HTTP spec 2.4).
-
-    Apps then count on it to end streams.
-    """
-    version = str((scope.get("asgi") or {}).get("spec_version", "2.0"))
-    return tuple(int(part) for part in version.split(".") if part.isdigit()) >= (2, 4)

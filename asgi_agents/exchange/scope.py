@@ -143,6 +143,15 @@ def _is_http_1(scope: Scope) -> bool:
     return str(scope.get("http_version", "1.1")).startswith("1")
 
 
+def raises_when_gone(scope: Scope) -> bool:
+    """Whether the server's ``send`` raises once the client is gone (ASGI HTTP spec 2.4).
+
+    Apps then count on it to end streams.
+    """
+    version = str((scope.get("asgi") or {}).get("spec_version", "2.0"))
+    return tuple(int(part) for part in version.split(".") if part.isdigit()) >= (2, 4)
+
+
 def find_correlation_id(headers: Headers | None, taken: Container[str] = (), name: str = CORRELATION_HEADER) -> str:
     """The header of that ``name`` where it is a sane token that no connection has ``taken``, else a new UUIDv7.
 
