@@ -113,7 +113,7 @@ class BodyInspection:
 
     @property
     def judges_nothing(self) -> bool:
-        """Whether an empty last message needs no agent: nothing was shown to any, and none has a say left."""
+        """Whether an empty last message needs no agent: none was shown anything, and no denial is provisional."""
         return not any(stage.begun or stage.provisional for stage in self._stages)
 
     @property
@@ -124,8 +124,8 @@ class BodyInspection:
     def admit(self) -> AgentDecision | None:
         """Judge the body by its head alone, its size and its coding: the decision that refuses it, or None.
 
-        Call it before feeding. Only an agent that fails closed can refuse a body because of its size. No agent is left
-        out because of what somebody declares.
+        Call it before feeding. Only an agent that fails closed can refuse a body because of its declared size. No agent
+        is left out because of it: what is declared may be wrong.
         """
         encoded = self._encoded and not self._declared_empty
         for stage in self._stages:

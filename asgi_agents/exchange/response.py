@@ -36,7 +36,7 @@ class _State(Enum):
     CUT = auto()  # the client has a part, and the connection is to be broken off
 
 
-# Seconds for a client to take a reply, and for whoever is between it and us to take notice that there will be none.
+# Seconds for a client to take a reply, and for a middleware around this one to take the abort marker.
 REPLY_TIMEOUT = 10.0
 _ABORT_TIMEOUT = 1.0
 
@@ -47,12 +47,11 @@ BODY_BYPASSES = frozenset({"http.response.pathsend", "http.response.zerocopysend
 
 
 class ResponseInspection:
-    """Stands in for ``send``: holds the response back until it is judged, and replaces it or breaks it off when it must
-    not pass.
+    """The app's ``send``: holds the response back until it is judged, and replaces it or breaks it off if it is denied.
 
     :param on_stop: called when the client has its answer. True: the app is cut off, because its request was refused or
         its response was broken off or ended early. False: its response was replaced, and it may go on as it likes.
-    :param on_told: called when an app that was stopped knows it, or has sent its whole response in spite of it.
+    :param on_told: called when an app that was stopped has noticed it, or has sent its whole response nevertheless.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class ResponseInspection:
         self._prefix = prefix
         self._state = _State.IDLE
         self._started = False
-        # The app has sent something that nobody was to get.
+        # The app has sent something that was dropped.
         self._dropping = False
         self._turn = Limiter(1)
         self._start: Message = {}
@@ -151,9 +150,9 @@ class ResponseInspection:
 
     async def _drop(self, message: Message) -> None:
         """Do as servers do once the client is gone."""
-        # Not without yielding: an app that streams from memory would never let go of the event loop. But not the first
-        # time: where the app is cancelled for its client's leaving, that is to meet the generator that it streams from
-        # in a wait of its own, which ends it. In a send it would leave it to the garbage collector.
+        # An app that streams from memory would block the event loop if this did not yield. But the first call does not:
+        # when the app is cancelled because its client has left, the cancellation has to reach the generator that it
+        # streams from while that waits, which ends it. In a send it would leave the generator to the garbage collector.
         if self._dropping:
             await checkpoint()
         self._dropping = True
@@ -171,7 +170,7 @@ class ResponseInspection:
     async def stop(self, decision: AgentDecision, *, cut_off: bool = False) -> None:
         """Carry out a decision that isn't allow: reply in the app's place, or break off what has begun.
 
-        Sends first; ``on_stop`` follows, so that an app that is slow to end keeps nobody waiting.
+        Sends first; ``on_stop`` follows, so that the client does not wait for an app that is slow to end.
 
         :param cut_off: the app is to find its client gone also where nothing of its response has reached the client.
         """
@@ -204,24 +203,23 @@ class ResponseInspection:
                 pass
 
     async def send_abort_marker(self) -> None:
-        """Keep whoever stands between us and the server from completing a response that was broken off.
+        """Keep middlewares between this one and the server from completing a response that was broken off.
 
         Starlette's ``BaseHTTPMiddleware`` ends the body in good order when the app inside it raises, unless a message
-        that it doesn't know has come before. It raises an AssertionError then, whose text is the message: this has the
-        reason in it, so that the server's log has it too. Servers don't know the message either, and complain, which is
-        as good.
+        that it doesn't know has come before. Then it raises an AssertionError whose text is the message. This one has
+        the reason in it, so that the server's log has it too. Servers don't know the message either, and raise as well.
         """
         if self._state is _State.CUT and self._started:
-            # Whoever has stopped reading is not waited for.
+            # A client that has stopped reading is not waited for.
             with anyio.move_on_after(_ABORT_TIMEOUT, shield=True), suppress(Exception):
                 await self._send({"type": f"{self._prefix}http.response.aborted", "reason": str(self.error)})
 
     async def release_head(self) -> None:
         """The app has ended, perhaps by raising, before it sent any of the body: the head waits for nothing more.
 
-        As if nobody had waited, so that the server makes of it what it would have made of the app alone. But not where
-        an agent has denied it, and only the body could have turned that around; nor where the body is buffered, so that
-        its agents would have decided on the head as well.
+        Then the server makes of it what it would have made of the app alone. But the head is not let go where an agent
+        has denied it, and only its answer to the body could have taken that back; nor where the body is buffered, so
+        that the decision on the body would have been one on the head as well.
         """
         if self._state is not _State.HELD or not self._waits_for_first:
             return
@@ -253,9 +251,9 @@ class ResponseInspection:
             self.bytes_sent += len(data)
 
     async def _send_whole(self, *messages: Message) -> bool:
-        """Send what belongs together, whoever stops waiting for it.
+        """Send messages that belong together, also if the task is cancelled.
 
-        But don't wait for ever for a client that doesn't read. Returns whether it has taken it.
+        Returns whether the client has taken them: one that doesn't read is not waited for longer than REPLY_TIMEOUT.
         """
         with anyio.move_on_after(REPLY_TIMEOUT, shield=True) as scope:
             for message in messages:
@@ -359,7 +357,7 @@ class ResponseInspection:
 
     async def _take_body(self, message: Message) -> None:
         if self.inspects_bodies and self._state not in (_State.HELD, _State.OPEN):
-            # Too early or too late, as the server will say; should it not, it has nothing that nobody judged.
+            # Too early or too late: the server raises. If it doesn't, it has been given nothing that was not judged.
             await self._send({**message, "body": b""})
             return
         last = not message.get("more_body", False)
@@ -400,7 +398,7 @@ class ResponseInspection:
     async def _show_too_early(self, message: Message) -> None:
         """Trailers before the body has ended: a server says so, but needs to have seen the start for it.
 
-        It gets the bare skeleton of both, and nothing that nobody judged.
+        It gets both without headers, and so nothing that was not judged.
         """
         self._state = _State.CUT
         self.error = ResponseAborted("response broken off: the app sent trailers before the end of the body")
@@ -409,16 +407,16 @@ class ResponseInspection:
 
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
-        """An app that gives up a send while its message is judged, or held back here, has lost it.
+        """Break the response off if the app gives up a send while its message is judged, or held back here.
 
-        What followed would have a hole in it.
+        The message is lost then, and what the app sends next would be sent with a gap before it.
         """
         try:
             yield
         except BaseException as exc:
             if self.inspects and self._state in (_State.HELD, _State.OPEN):
                 self._state = _State.CUT
-                # An OSError is how a server says that the client is gone: nobody is left to be misled.
+                # An OSError is how a server says that the client is gone, so that there is no response to break off.
                 if not isinstance(exc, OSError):
                     self.error = ResponseAborted("response broken off: the app cancelled a send that was under way")
             raise

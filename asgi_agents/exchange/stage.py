@@ -59,7 +59,7 @@ class BodyStage(ChainStep):
         self._withheld = Pieces()
         self._chunk_index = 0
         self._request = event_type is EventType.REQUEST_BODY_CHUNK
-        # Up to here no agent's limit needs a look. What an agent takes at a time, it may say anew at any time.
+        # Up to this size no limit has to be checked. -1: always, for agents may change what they take at a time.
         self._free = -1.0 if not self.chunked or self.spools else min(map(self._limit, agents))
 
     @property

@@ -69,14 +69,14 @@ class WebSocketExchange(Exchange):
         self._turn = Limiter(1)
         self._denial: ResponseInspection | None = None
         self._status = 0
-        # One side has closed already: a close of ours would only make the server complain.
+        # One side has closed already: the server would raise for a second close.
         self._over = False
         self._closed: AgentDecision | None = None
         self._close_error: Exception | None = None
         self._inbound = Inbound(
             receive,
             screen=self._screen,
-            judge=lambda message: self._judge(message, True),
+            judge=partial(self._judge, True),
             may_suspend=self._may_suspend,
             wakeable=bool(self._agents),
             on_told=self._app_told,
@@ -163,7 +163,7 @@ class WebSocketExchange(Exchange):
             await self._turn.acquire()
         try:
             if message["type"] == "websocket.send" and self._closed is None:
-                await self._judge(message, False)
+                await self._judge(False, message)
             else:
                 await self._send_in_turn(message)
         finally:
@@ -212,7 +212,7 @@ class WebSocketExchange(Exchange):
         self._status = self._denial.status
         self._bytes[False] = self._denial.bytes_sent
 
-    async def _judge(self, message: Message, client_to_server: bool) -> None:
+    async def _judge(self, client_to_server: bool, message: Message) -> None:
         """Show a message to the agents, and pass it on, drop it, or close the session, as they decide."""
         message = _unambiguous(message)
         payload = message.get("bytes")
@@ -263,14 +263,14 @@ class WebSocketExchange(Exchange):
         return payload if isinstance(payload, bytes) else bytes(payload)
 
     async def _close(self, decision: AgentDecision) -> None:
-        """Close the session on both sides. The app hears of it at once, however slow the client is to answer."""
+        """Close the session on both sides. The app is told at once, however slow the client is to answer."""
         if self._closed is not None:
             return
         self._closed = decision
         self._context.decide(decision)
         message = close_message(decision.close)
         tasks = self._inbound.tasks
-        # Without tasks the app has returned, and the server has closed the session: this is for a task it left behind.
+        # Without tasks the app has returned, and the server has closed the session: a task that it left behind is told.
         if not self._over and tasks is not None:
             tasks.start_soon(self._send_close, message)
             self._cancel_after_grace()
