@@ -136,7 +136,6 @@ class ResolvedRoute:
         "head_order",
         "headers_in_process_only",
         "hears",
-        "hears_heads_only",
         "inspects_responses",
         "lasting",
         "plain_heads_only",
@@ -183,15 +182,13 @@ class ResolvedRoute:
         self.unpacks_bodies = any(c.decode for c in judges)
         #: Any of these.
         self.reshapes_requests = self.asks_for_whole_bodies or self.asks_for_plain_bodies or self.unpacks_bodies
-        #: Whether the head of a request is all of it that concerns any agent.
-        self.hears_heads_only = self.hears.isdisjoint(_AFTER_THE_HEAD)
         #: Which of :attr:`head_agents` are asked after which; None: all of them in parallel.
         self.head_order = order_of(
             {agent.guard.config.id: tuple(agent.guard.config.after) for agent in self.agents},
             [agent.guard.config.id for agent in self.head_agents],
         )
         #: Whether heads are all that any agent receives, and all of them receive a head at the same time.
-        self.plain_heads_only = self.hears_heads_only and self.head_order is None
+        self.plain_heads_only = self.head_order is None and self.hears.isdisjoint(_AFTER_THE_HEAD)
         #: The headers that are the agents' alone to set, so that they are taken out of what the client sends.
         self.sets: frozenset[str] = frozenset().union(
             *(

@@ -109,24 +109,10 @@ class HttpExchange(Exchange):
         await self._response.stop(decision)
 
     async def _serve(self, app: App, decision: AgentDecision, provisional: Mapping[str, Verdict]) -> Any:
-        agents = self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK)
-        if agents:
-            skipping = skipping_body(decision)
-            agents = tuple(agent for agent in agents if agent.guard.config.id not in skipping)
-        if agents:
-            self._declared_length = declared_length(headers_of(self._scope))
-            self._body = BodyInspection(
-                self._context,
-                EventType.REQUEST_BODY_CHUNK,
-                agents=agents,
-                codings=codings_of(headers_of(self._scope)),
-                length=self._declared_length,
-                provisional=provisional,
-            )
-            refusal = self._body.admit()
-            if refusal is not None:
-                await self._response.stop(refusal)
-                return None
+        refusal = self._begin_body(decision, provisional)
+        if refusal is not None:
+            await self._response.stop(refusal)
+            return None
         if (
             self._body is not None
             or self._resolved_route.inspects_responses
@@ -161,6 +147,25 @@ class HttpExchange(Exchange):
         finally:
             if self._spool is not None:
                 await self._spool.aclose()
+
+    def _begin_body(self, decision: AgentDecision, provisional: Mapping[str, Verdict]) -> AgentDecision | None:
+        """Get ready to show the body to its agents. Returns the decision that refuses it by its head alone, or None."""
+        agents = self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK)
+        if agents:
+            skipping = skipping_body(decision)
+            agents = tuple(agent for agent in agents if agent.guard.config.id not in skipping)
+        if not agents:
+            return None
+        self._declared_length = declared_length(headers_of(self._scope))
+        self._body = BodyInspection(
+            self._context,
+            EventType.REQUEST_BODY_CHUNK,
+            agents=agents,
+            codings=codings_of(headers_of(self._scope)),
+            length=self._declared_length,
+            provisional=provisional,
+        )
+        return self._body.admit()
 
     @property
     def _waits_for_body(self) -> bool:
