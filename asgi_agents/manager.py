@@ -12,23 +12,17 @@ from opentelemetry.trace import TracerProvider
 
 from .agent import Agent
 from .config import AgentConfig
-from .decision import AgentDecision, Verdict, merge
+from .decision import AgentDecision, merge
 from .errors import ConfigurationError
+from .evaluation.chain import evaluate_chunk, evaluate_frame
+from .evaluation.evaluate import evaluate, evaluate_head
 from .evaluation.guardrail import inspect_guardrail, unavailable
-from .evaluation.resolved_route import (
-    AgentReference,
-    ResolvedRoute,
-    chain,
-    check_body_size,
-    evaluate,
-    evaluate_head,
-)
+from .evaluation.resolved_route import AgentReference, ResolvedRoute
 from .messages.naming import named
 from .observability.metrics import AgentMetrics, AgentStatistics
 from .observability.telemetry import Telemetry
 from .policy import FailureMode, FailureModeName, as_failure_mode
 from .protocol import (
-    BodyChunkEvent,
     EventType,
     GuardrailInspectEvent,
     GuardrailResponse,
@@ -158,8 +152,9 @@ class AgentManager:
     async def process_response_headers(
         self, event: ResponseHeadersEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
-        """Show a response's head to its agents, all at once."""
-        return await self._process_in_parallel(event, agents)
+        """Show a response's head to its agents, in parallel."""
+        with self._held(agents) as resolved_route:
+            return merge(await evaluate(resolved_route.agents_for(event.event_type), event))
 
     async def process_request_complete(
         self, event: RequestCompleteEvent, agents: Iterable[AgentReference] | None = None
@@ -171,29 +166,34 @@ class AgentManager:
     async def process_request_body(
         self, event: RequestBodyChunkEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
-        """Pass a whole request body along the chain of its agents. Their body limits hold."""
-        return await self._process_along_chain(event, agents, chunk=False)
+        """Pass a whole request body along the chain of its agents. It is not shown to agents whose limit it is over."""
+        with self._held(agents) as resolved_route:
+            return await evaluate_chunk(resolved_route.agents_for(event.event_type), event, whole=True)
 
     async def process_request_body_streaming(
         self, event: RequestBodyChunkEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
         """Pass a piece of a request body along the chain of its agents, under their chunk deadline."""
-        return await self._process_along_chain(event, agents, chunk=True)
+        with self._held(agents) as resolved_route:
+            return await evaluate_chunk(resolved_route.agents_for(event.event_type), event, whole=False)
 
     async def process_response_body_streaming(
         self, event: ResponseBodyChunkEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
         """Pass a piece of a response body along the chain of its agents, under their chunk deadline."""
-        return await self._process_along_chain(event, agents, chunk=True)
+        with self._held(agents) as resolved_route:
+            return await evaluate_chunk(resolved_route.agents_for(event.event_type), event, whole=False)
 
     async def process_websocket_frame(
         self, event: WebSocketFrameEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
         """Pass a websocket message along the chain of its agents.
 
-        What stops it is in ``websocket_decision``, or in ``close``.
+        Consecutive agents that only read are asked in parallel, one with ``body_access="write"`` by itself. Agents
+        after one that stops the message are not asked. What stops it is in ``websocket_decision``, or in ``close``.
         """
-        return await self._process_in_parallel(event, agents)
+        with self._held(agents) as resolved_route:
+            return await evaluate_frame(resolved_route, event)
 
     async def call_guardrail_agent(
         self, agent_id: str, event: GuardrailInspectEvent, failure_mode: FailureMode | FailureModeName | None = None
@@ -294,34 +294,6 @@ class AgentManager:
         await self._registry.remove(agent_id, drain_timeout)
 
     # How
-
-    async def _process_in_parallel(
-        self,
-        event: ResponseHeadersEvent | WebSocketFrameEvent,
-        agents: Iterable[AgentReference] | None,
-    ) -> AgentDecision:
-        with self._held(agents) as resolved_route:
-            return merge(await evaluate(resolved_route.agents_for(event.event_type), event))
-
-    async def _process_along_chain(
-        self, event: BodyChunkEvent, agents: Iterable[AgentReference] | None, *, chunk: bool
-    ) -> AgentDecision:
-        with self._held(agents) as resolved_route:
-            verdicts: list[Verdict] = []
-            for group in chain(resolved_route.agents_for(event.event_type)):
-                refusals = {} if chunk else {agent: check_body_size(agent, event) for agent in group}
-                asked = [agent for agent in group if refusals.get(agent) is None]
-                answers = await evaluate(asked, event, chunk=chunk, final=event.is_last)
-                refused = [verdict for verdict in refusals.values() if verdict is not None]
-                order = [agent.guard.config.id for agent in group]
-                verdicts += sorted((*refused, *answers), key=lambda verdict: order.index(verdict.agent_id))
-                decision = merge(verdicts, final=event.is_last)
-                if not decision.is_allow:
-                    return decision
-                mutation = decision.mutation(event.event_type)
-                if mutation is not None:
-                    event = replace(event, data=mutation.data)
-            return merge(verdicts, final=event.is_last)
 
     @contextmanager
     def _held(self, agents: Iterable[AgentReference] | None) -> Iterator[ResolvedRoute]:

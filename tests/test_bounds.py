@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asgi_agents import config, guard
-from asgi_agents.exchange import framing, remembered, spool
+from asgi_agents.exchange import remembered, spool, units
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
 from asgi_agents.routing import cache
@@ -68,7 +68,7 @@ def spellings(number: float) -> list[str]:
         ("MAX_VERDICT_BYTES", remembered.MAX_VERDICT_BYTES),
         ("MAX_WAITING_OP_BYTES", remembered.MAX_WAITING_OP_BYTES),
         ("DEFAULT_MAX_BODY_BYTES", config.DEFAULT_MAX_BODY_BYTES),
-        ("MAX_UNIT_BYTES", framing.MAX_UNIT_BYTES),
+        ("MAX_UNIT_BYTES", units.MAX_UNIT_BYTES),
         ("MAX_MEMORY_BYTES", spool.MAX_MEMORY_BYTES),
         ("MAX_KNOWN", cache.MAX_KNOWN),
         ("MAX_KNOWN_LENGTH", cache.MAX_KNOWN_LENGTH),

@@ -347,6 +347,27 @@ async def test_a_frame_is_stopped_by_a_websocket_decision(response: AgentRespons
     assert result.decision == Allow()
 
 
+@pytest.mark.parametrize("stop", [AgentResponse.websocket_drop(), BLOCK, None], ids=["drop", "block", "failure"])
+async def test_a_frame_goes_along_the_chain_as_pieces_of_bodies_do(stop: AgentResponse | None) -> None:
+    """Consecutive readers are asked in parallel, a writer by itself, and none after one that stops it."""
+    together = Barrier(2)
+    manager = AgentManager(
+        [
+            config("r1", Fake(together.behave)),
+            config("r2", Fake(together.behave)),
+            config("w", Fake(raising(ValueError()) if stop is None else answering(stop)), body_access="write"),
+            config("r3", Fake()),
+        ]
+    )
+
+    with anyio.fail_after(10):
+        decision = await manager.process_websocket_frame(FRAME)
+
+    assert decision.decided_by == "w"
+    assert [verdict.agent_id for verdict in decision.verdicts] == ["r1", "r2", "w"]
+    assert shown(manager, "r3") == []
+
+
 async def test_everyone_hears_how_a_request_ended_whatever_the_others_say() -> None:
     class Quick(Agent):
         async def on_request_complete(self, event: RequestCompleteEvent) -> AgentResponse:

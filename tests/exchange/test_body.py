@@ -21,8 +21,8 @@ from asgi_agents import (
     FailureMode,
 )
 from asgi_agents.exchange.body import BodyInspection
-from asgi_agents.exchange.framing import Cutter
 from asgi_agents.exchange.state import ExchangeState
+from asgi_agents.exchange.units import Cutter
 from asgi_agents.manager import registry_of
 
 from .asgi import Answer, App, Client, Held, Probe, SlowProbe, assert_nothing_left, body, guarded, settle, start

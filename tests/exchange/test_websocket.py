@@ -44,7 +44,7 @@ from asgi_agents import (
 )
 from asgi_agents.manager import registry_of
 
-from .asgi import VIRTUAL_TIME
+from .asgi import VIRTUAL_TIME, settle
 
 BLOCK = AgentResponse.block()
 DROP = AgentResponse.websocket_drop()
@@ -944,6 +944,34 @@ async def test_all_agents_hear_a_frame_and_the_first_in_route_order_that_denies_
     server = Server("x", then_leaves=True)
     await run(guarded(App(), closes, drops), server)
     assert server.close == (4001, "enough")
+
+
+@pytest.mark.parametrize("to_client", [False, True])
+async def test_a_message_goes_along_the_chain_as_pieces_of_bodies_do(judge: type[Judge], to_client: bool) -> None:
+    """Consecutive readers are asked together, a writer by itself, and none after one that stops it."""
+    reader, writer, later = judge(), judge({b"stop": DROP}), judge()
+    app = App(*(["stop", "pass"] if to_client else []))
+    server = Server(*([] if to_client else ["stop", "pass"]), then_leaves=True)
+    await run(guarded(app, reader, configured(writer, "writer", body_access="write"), later), server)
+    assert reader.saw == writer.saw == [b"stop", b"pass"]
+    assert later.saw == [b"pass"]
+    assert (server.frames if to_client else app.got) == ["pass"]
+
+
+async def test_readers_on_both_sides_of_a_writer_are_not_asked_in_parallel() -> None:
+    first, last = Held(b"x"), Suspending()
+    agents = [configured(first, "first"), configured(Suspending(), "writer", body_access="write"), configured(last)]
+    app, server = App(), Server("x")
+    async with anyio.create_task_group() as group:
+        group.start_soon(run, guarded(app, *agents), server)
+        await settle()
+        assert first.saw == [b"x"]
+        assert last.saw == []
+        first.holds[b"x"].set()
+        await settle()
+        assert last.saw == [b"x"]
+        server.client_leaves()
+    assert app.got == ["x"]
 
 
 async def test_a_drop_wins_over_the_failure_of_another_agent(judge: type[Judge]) -> None:
