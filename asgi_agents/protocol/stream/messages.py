@@ -180,7 +180,7 @@ class FlowControl(Struct, frozen=True, kw_only=True):
 
 
 class Cancel(Struct, frozen=True, kw_only=True):
-    """The client no longer waits for an answer: to one call, or without ``call_id`` to all of the ``correlation_id``."""
+    """Nobody waits for an answer any more: to one call, or without ``call_id`` to all with the ``correlation_id``."""
 
     correlation_id: str
     reason: int = CancelReason.MANUAL
