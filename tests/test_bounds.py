@@ -12,7 +12,7 @@ from asgi_agents.exchange import framing, remembered, spool
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
 from asgi_agents.routing import resolver
-from asgi_agents.serve import connection, held
+from asgi_agents.serve import framings, held
 from asgi_agents.transports import http, partial
 
 from .bounds import MIB
@@ -85,7 +85,7 @@ def spellings(number: float) -> list[str]:
         ("SMALL_BYTES", held.SMALL_BYTES),
         ("PATIENCE", held.PATIENCE),
         ("READ_TIMEOUT", held.READ_TIMEOUT),
-        ("HANDSHAKE_TIMEOUT", connection.HANDSHAKE_TIMEOUT),
+        ("HANDSHAKE_TIMEOUT", framings.HANDSHAKE_TIMEOUT),
         ("_MAX_SPANS", guard._MAX_SPANS),
     ],
 )

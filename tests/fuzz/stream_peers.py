@@ -30,6 +30,7 @@ from asgi_agents.protocol.stream import (
     encode_message,
 )
 from asgi_agents.serve.connection import Service
+from asgi_agents.serve.framings import new_connection
 from asgi_agents.serve.hooks import Hooks
 from asgi_agents.transports.stream.connection import AgentConnection
 from asgi_agents.transports.stream.flow_control import Capacity
@@ -253,7 +254,7 @@ async def _serve(choices: Choices) -> None:
     line = FakeWire()
     async with anyio.create_task_group() as tasks:
         service = Service(Hooks(Served(answers)), kind, AgentCapabilities(), choices.pick((1, 100)), 16, tasks)
-        connection = service.client()
+        connection = new_connection(service)
         connection.connected(line)
         said = [_introduction(choices, encoding)] if kind is Framing.V2 else []
         said += [_asked(choices, kind, encoding) for _ in choices.times(10)]
