@@ -12,9 +12,8 @@ from asgi_agents.exchange import remembered, spool, units
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
 from asgi_agents.routing import cache
-from asgi_agents.serve import connection, held
-from asgi_agents.transports import http
-from asgi_agents.transports.stream import connection as client_connection
+from asgi_agents.serve import framings, held
+from asgi_agents.transports import http, partial
 
 from .bounds import MIB
 
@@ -76,9 +75,9 @@ def spellings(number: float) -> list[str]:
         ("MAX_ENVELOPE_BYTES", stream.MAX_ENVELOPE_BYTES),
         ("MAX_HANDSHAKE_REQUEST_BYTES", stream.MAX_HANDSHAKE_REQUEST_BYTES),
         ("MAX_HANDSHAKE_RESPONSE_BYTES", stream.MAX_HANDSHAKE_RESPONSE_BYTES),
-        ("FRAME_TIMEOUT", stream.FRAME_TIMEOUT),
+        ("FRAME_TIMEOUT", partial.FRAME_TIMEOUT),
         ("MAX_PING_BYTES", stream.MAX_PING_BYTES),
-        ("MAX_PARTIAL_BYTES", client_connection.MAX_PARTIAL_BYTES),
+        ("MAX_PARTIAL_BYTES", partial.MAX_PARTIAL_BYTES),
         ("MAX_ANSWER_BYTES", http.MAX_ANSWER_BYTES),
         ("MAX_SERIES", reports_module.MAX_SERIES),
         ("MAX_HELD_BYTES", held.MAX_HELD_BYTES),
@@ -86,7 +85,7 @@ def spellings(number: float) -> list[str]:
         ("SMALL_BYTES", held.SMALL_BYTES),
         ("PATIENCE", held.PATIENCE),
         ("READ_TIMEOUT", held.READ_TIMEOUT),
-        ("HANDSHAKE_TIMEOUT", connection.HANDSHAKE_TIMEOUT),
+        ("HANDSHAKE_TIMEOUT", framings.HANDSHAKE_TIMEOUT),
         ("_MAX_SPANS", guard._MAX_SPANS),
     ],
 )

@@ -223,12 +223,12 @@ async def test_a_call_after_the_end_is_pinned_to_no_connection(late: str, nested
             guarded = AgentMiddleware(guarded, manager=manager)
         await Session().run(guarded)
         pool = pool_of(client_in(manager))
-        assert not pool._affinities
+        assert not pool.rotation.affinities.connections
         for _ in range(3):
             await LATE[late](app)
-            assert not pool._affinities
+            assert not pool.rotation.affinities.connections
         assert is_idle(pool)
-        assert not any(connection.requests for connection in pool.connections)
+        assert not any(len(connection.requests) for connection in pool.connections)
         assert not live_ids
 
 
@@ -283,7 +283,7 @@ async def test_a_call_that_outlasts_its_connection_leaves_it_pinned_to_none(
             held.go.set()
         manager.forget_request("waf", "other")
         pool = pool_of(client_in(manager))
-        assert not pool._affinities
+        assert not pool.rotation.affinities.connections
         assert is_idle(pool)
         assert not live_ids
 

@@ -452,7 +452,7 @@ async def test_those_who_wait_for_a_connection_get_what_the_loss_of_another_sets
             tasks.start_soon(client.call, head(name))
             await (await peer.next()).answer()
         await until(lambda: is_idle(pool))
-        assert pool._affinities["a"] is not pool._affinities["b"]
+        assert pool.rotation.affinities.connections["a"] is not pool.rotation.affinities.connections["b"]
 
         async def lose() -> None:
             with pytest.raises(AgentError):

@@ -136,13 +136,13 @@ async def test_requests_have_connections_to_themselves_as_far_as_there_are_any()
         pool = await connected(client, 1)
         for name in "abcdefgh":
             await client.call(head(name))
-            await until(lambda: len(pool.connections) == min(4, len(pool._affinities)))
-        assert max(connection.requests for connection in pool.connections) <= 3
+            await until(lambda: len(pool.connections) == min(4, len(pool.rotation.affinities.connections)))
+        assert max(len(connection.requests) for connection in pool.connections) <= 3
         for name in "abcdefgh":
             client.forget(name)
 
         await client.call(head("i"))
-        assert sorted(connection.requests for connection in pool.connections) == [0, 0, 0, 1]
+        assert sorted(len(connection.requests) for connection in pool.connections) == [0, 0, 0, 1]
 
 
 async def test_a_call_that_was_given_up_keeps_its_connection_from_others_and_nobody_waits_for_it() -> None:
@@ -165,7 +165,9 @@ async def test_a_call_that_was_given_up_keeps_its_connection_from_others_and_nob
         await event.answer()
         # What comes now is to the one that was given up.
         await late.answer(AgentResponse.block(403))
-        await until(lambda: sum(connection.late_answers for connection in pool_of(client).connections) == 1)
+        await until(
+            lambda: sum(connection.pending_calls.late_answers for connection in pool_of(client).connections) == 1
+        )
 
 
 async def test_whoever_gives_up_while_a_connection_is_made_for_it_leaves_nothing_behind() -> None:

@@ -62,7 +62,7 @@ async def test_an_instance_that_begins_to_drain_gives_no_consent_to_what_only_an
             first.greeting = handshake(success=False, error="it is ending")
             (draining,) = (c for c in pool_of(client_in(manager)).connections if c.address == first.url)
             await first.links[0].say(HealthState.DRAINING)
-            await until(lambda: draining.health is HealthState.DRAINING)
+            await until(lambda: draining.health.state is HealthState.DRAINING)
             if away:
                 second.greeting = handshake(success=False, error="away")
                 await second.links[0].aclose()
