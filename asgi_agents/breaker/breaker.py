@@ -103,7 +103,7 @@ class CircuitBreaker:
         self._successes = 0
         self._trials = 0
         self._opened_at = 0.0
-        self._calm()
+        self._set_no_recent_failures_until()
 
     @property
     def state(self) -> BreakerState:
@@ -205,9 +205,9 @@ class CircuitBreaker:
     def _turn_window(self) -> None:
         if self._window is not None and (now := self._clock()) >= self._window.until:
             self._window.turn(now, self.answered)
-            self._calm()
+            self._set_no_recent_failures_until()
 
-    def _calm(self) -> None:
+    def _set_no_recent_failures_until(self) -> None:
         if self._state is not BreakerState.CLOSED:
             self.no_recent_failures_until = -math.inf
         elif self._window is None:
@@ -224,6 +224,6 @@ class CircuitBreaker:
             self._opened_at = self._clock()
         elif state is BreakerState.CLOSED and self._window is not None:
             self._window.clear(self._clock(), self.answered)
-        self._calm()
+        self._set_no_recent_failures_until()
         if self._on_change is not None:
             self._on_change(previous, state)
