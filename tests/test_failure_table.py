@@ -35,6 +35,7 @@ from asgi_agents import (
     StreamTransport,
     WebSocketFrameEvent,
 )
+from asgi_agents.failures import RULES
 from asgi_agents.protocol.stream import HealthState
 
 from .transports.stream.peer import Peer, Received
@@ -43,8 +44,8 @@ ROOT: Final = Path(__file__).parents[1]
 #: Wherever it is documented.
 PAGES: Final = (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
 COLUMNS: Final = (
-    "kind",
     "what went wrong",
+    "`error.type`",
     "counts for the breaker",
     "fail-closed, http",
     "fail-closed, websocket",
@@ -85,7 +86,7 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
 
 
-def _row(kind: str, what: str, counts: str, http: str, websocket: str, fail_open: str) -> Row:
+def _row(what: str, kind: str, counts: str, http: str, websocket: str, fail_open: str) -> Row:
     assert what
     assert re.match(r"(yes|no)\b", counts)
     assert fail_open.startswith("go on")
@@ -337,16 +338,23 @@ def test_a_table_is_read_as_it_is_written() -> None:
     text = f"""
 | {" | ".join(COLUMNS)} |
 | --- | --- | --- | --- | --- | --- |
-| `error` | it has raised | yes, unless it is shown less | 503 `Broken`, or cut off | close 1011 `Oh` | go on |
-| `breaker_open` | too often | no | 429 `Wait`, `retry-after` | | go on |
+| it has raised | `error` | yes, unless it is shown less | 503 `Broken`, or cut off | close 1011 `Oh` | go on |
+| too often | `breaker_open` | no | 429 `Wait`, `retry-after` | | go on |
 
-| kind | another table |
+| another | table |
 """
     assert rows(text) == [
         Row(FailureKind.ERROR, True, 503, "Broken", False, (1011, "Oh")),
         Row(FailureKind.BREAKER_OPEN, False, 429, "Wait", True, None),
     ]
     assert rows("no table") == []
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_the_rules_are_those_of_the_table(kind: FailureKind) -> None:
+    rule, row = RULES[kind], TABLE[kind]
+    assert (rule.status, rule.message, rule.counts_for_breaker) == (row.status, row.message, row.counts)
+    assert row.close is None or row.close == (1011, rule.close_reason)
 
 
 @settings(FailureMode.CLOSED, websocket=False)

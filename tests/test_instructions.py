@@ -54,8 +54,10 @@ def test_everything_is_counted_in_every_round_for_every_version(jobs: int) -> No
         # Every round takes more than the one before it.
         return 1000 * counted.count((version.title, name, times)) + times * (20 if version is HERE else 10)
 
-    found = measure([HERE, THERE], ["request", "call"], count, jobs)
+    lines: list[str] = []
+    found = measure([HERE, THERE], ["request", "call"], count, jobs, lines.append)
     assert found == {"request": [20, 10], "call": [20, 10]}
+    assert lines[0] == "request, this tree, 300 times: 7,000"
     assert sorted(counted) == sorted(
         (version.title, name, times)
         for version in (HERE, THERE)
@@ -70,7 +72,7 @@ def test_a_count_that_fails_ends_it() -> None:
         raise CountError("no")
 
     with pytest.raises(CountError, match="no"):
-        measure([HERE], ["request"], count, 1)
+        measure([HERE], ["request"], count, 1, print)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,7 +87,9 @@ def each(few: Sequence[int], many: Sequence[int]) -> float:
     return (min(many) - min(few)) / (MANY - FEW)
 
 
-def measure(versions: Sequence[Version], names: Sequence[str], count: Count, jobs: int) -> dict[str, list[float]]:
+def measure(
+    versions: Sequence[Version], names: Sequence[str], count: Count, jobs: int, progress: Callable[[str], None]
+) -> dict[str, list[float]]:
     """The instructions of one of each name, for each of the versions; ``jobs`` are counted at the same time."""
     runs = [
         (name, version, times) for _ in range(ROUNDS) for name in names for version in versions for times in (FEW, MANY)
@@ -97,6 +100,7 @@ def measure(versions: Sequence[Version], names: Sequence[str], count: Count, job
         try:
             for run, one in counting:
                 found[run].append(one.result())
+                progress(f"{run[0]}, {run[1].title}, {run[2]} times: {found[run][-1]:,}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -204,10 +208,16 @@ def main() -> None:
             for version in compared:
                 # Compiles what is imported, which would be counted in the first process.
                 _run(version, "served", 1, version.directory)
-            found = measure(compared, options.names or [*COUNTED], counting(valgrind), options.jobs)
+            found = measure(compared, options.names or [*COUNTED], counting(valgrind), options.jobs, _progress)
             print(markdown(table(compared, found)))
     except (CountError, StartError) as exc:
         sys.exit(str(exc))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
