@@ -105,7 +105,7 @@ def check_agent(where: str, agent: Agent) -> None:
     declares = getattr(type(agent), "events", None) is not Agent.events
     if not declares and agent.events <= {EventType.CONFIGURE}:
         right = ", ".join(hook for event_type, hook in HOOKS.items() if event_type is not EventType.CONFIGURE)
-        raise ConfigurationError(f"{where}: {name} hears nothing, expected it to override at least one of {right}")
+        raise ConfigurationError(f"{where}: {name} receives no events, expected it to override at least one of {right}")
 
 
 def _attributes(agent: Agent) -> Iterator[str]:

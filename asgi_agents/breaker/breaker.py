@@ -87,8 +87,8 @@ class CircuitBreaker:
         self._on_change = on_change
         #: Successes while closed.
         self.answered = 0
-        #: Before this time on :func:`time.monotonic` a success may be counted by adding to :attr:`answered` alone. It is
-        #: in the past unless the breaker is closed, and always with another ``clock``.
+        #: Before this time on :func:`time.monotonic` a success may be counted by adding to :attr:`answered` alone. It
+        #: is in the past unless the breaker is closed, and always with another ``clock``.
         self.no_recent_failures_until = -math.inf
         self._comparable = clock is time.monotonic
         self._state = BreakerState.CLOSED

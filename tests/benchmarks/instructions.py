@@ -61,12 +61,13 @@ class Version:
     directory: Path
 
     def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
+        given = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        # What is compiled is kept beside the version: neither tree is written to.
+        compiled = str(self.directory / "compiled")
+        return given | {
             "PYTHONHASHSEED": "0",
             "PYTHONPATH": str(self.directory),
-            # Neither tree is written to.
-            "PYTHONPYCACHEPREFIX": str(self.directory / "compiled"),
+            "PYTHONPYCACHEPREFIX": compiled,
         }
 
 
