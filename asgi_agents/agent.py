@@ -27,13 +27,13 @@ HOOKS: dict[EventType, str] = {event_type: f"on_{event_type.value}" for event_ty
 
 
 class Agent:
-    """Subclass it and override the hooks of the events that the agent is to hear.
+    """Subclass it and override the hooks of the events that the agent is to receive.
 
-    One instance serves every connection, concurrently; per-connection state is kept under ``event.correlation_id`` and
-    dropped in :meth:`on_request_complete`. Returning None means allow. :class:`~asgi_agents.BadInput` and Starlette's
-    ``HTTPException`` and ``WebSocketException`` are answers when a hook raises them; whatever else it raises is an
-    agent error and follows the agent's failure mode. Events are shared between agents: don't change what is inside
-    them. Names that begin with ``on_`` are for hooks: another is refused, because it is most likely misspelt.
+    One instance serves all connections concurrently. Keep the state of a connection under ``event.correlation_id``, and
+    drop it in :meth:`on_request_complete`. A hook that returns None allows the event. A hook may raise
+    :class:`~asgi_agents.BadInput`, or Starlette's ``HTTPException`` or ``WebSocketException``, as an answer; any other
+    exception is an error of the agent, to which its failure mode applies. Agents share the event objects: don't change
+    them. An attribute whose name begins with ``on_`` and is no hook is refused, because it is most likely misspelled.
 
     A hook runs on the event loop, and its deadline can only end it where it awaits: work that blocks belongs in
     ``anyio.to_thread.run_sync``. The log names, once for each agent, a hook that has kept the event loop for more than
@@ -41,9 +41,10 @@ class Agent:
     """
 
     async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
-        """The agent is being connected; ``event.config`` is its ``AgentConfig.config``. Raise to refuse it.
+        """Before the first call. ``event.config`` is ``AgentConfig.config``; raise an exception to refuse it.
 
-        Where that is None, only an agent in the middleware's own process is called, with None.
+        Without a configuration, an agent in the middleware's process is called with None, and a remote one is not
+        called.
         """
         return None
 
@@ -72,21 +73,21 @@ class Agent:
         return None
 
     async def on_request_complete(self, event: RequestCompleteEvent) -> AgentResponse | None:
-        """The last byte has left. The answer changes nothing any more."""
+        """The last byte was sent. The answer changes nothing."""
         return None
 
     @property
     def events(self) -> frozenset[EventType]:
-        """The events that this agent hears: those whose hook it overrides."""
+        """The events that this agent receives: those whose hook it overrides."""
         return frozenset(event_type for event_type, hook in HOOKS.items() if _overrides(self, hook))
 
 
 def check_agent(where: str, agent: Agent) -> None:
     """Raise :class:`ConfigurationError`, beginning with ``where``, for an agent whose hooks can't be called as written.
 
-    That is one with an attribute ``on_…`` that is no hook, with a hook that can't be awaited or takes other parameters
-    than the event, or with no hook at all but :meth:`Agent.on_configure`. One that overrides :attr:`Agent.events` says
-    itself what it hears.
+    Those are: an agent with an attribute ``on_…`` that is no hook, one with a hook that can't be awaited or that takes
+    other parameters than the event, and one without any hook but :meth:`Agent.on_configure`. An agent that overrides
+    :attr:`Agent.events` may have no hook.
     """
     name = type(agent).__name__
     for attribute in _attributes(agent):
@@ -104,11 +105,11 @@ def check_agent(where: str, agent: Agent) -> None:
     declares = getattr(type(agent), "events", None) is not Agent.events
     if not declares and agent.events <= {EventType.CONFIGURE}:
         right = ", ".join(hook for event_type, hook in HOOKS.items() if event_type is not EventType.CONFIGURE)
-        raise ConfigurationError(f"{where}: {name} hears nothing, expected it to override at least one of {right}")
+        raise ConfigurationError(f"{where}: {name} receives no events, expected it to override at least one of {right}")
 
 
 def _attributes(agent: Agent) -> Iterator[str]:
-    """The names of what the agent and its classes define."""
+    """The names that the agent and its classes define."""
     yield from getattr(agent, "__dict__", ())
     for kind in type(agent).__mro__:
         yield from vars(kind)
@@ -119,31 +120,31 @@ def _overrides(agent: Agent, hook: str) -> bool:
 
 
 def _fault_of(hook: object) -> str | None:
-    """What keeps a hook from being awaited, as far as can be told without calling it.
+    """Why a hook can't be awaited, as far as that is known without calling it.
 
-    A function that wraps a coroutine function hands its coroutine on, as decorators do. What objects, partials and
-    mocks return is known when they are called.
+    A function that wraps a coroutine function, as decorators do, is assumed to return its coroutine. What objects,
+    partials and mocks return is known only when they are called.
     """
     if not callable(hook):
         return f"a {type(hook).__name__}"
     function = getattr(hook, "__func__", hook)
-    # ValueError: it wraps itself.
+    # ValueError: the function wraps itself.
     with suppress(ValueError):
         function = inspect.unwrap(function, stop=lambda wrapper: _fault_of_function(wrapper) != _PLAIN)
     return _fault_of_function(function)
 
 
 def _wrong_parameters(agent: Agent, hook: str) -> str | None:
-    """The parameters of a hook that can't be called with an event and nothing else, as they are written.
+    """The parameters, as they are written, of a hook that can't be called with an event alone; else None.
 
-    A function that wraps another counts by its own parameters, which are those that it is called with.
+    A function that wraps another is judged by its own parameters: it is called with those.
     """
     called = getattr(agent, hook)
     function = getattr(called, "__func__", called)
     try:
         parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):
-        # One that nobody can look into, as of a built-in.
+        # Some built-in functions have no signature.
         return None
     with suppress(TypeError, ValueError):  # ValueError: a method that takes nothing at all, not even itself
         inspect.signature(called, follow_wrapped=False).bind(None)
@@ -169,8 +170,8 @@ def may_suspend(hook: object) -> bool:
     """Whether calling this coroutine function can ever suspend.
 
     A coroutine only suspends at an ``await`` (or ``async for``, ``async with``), all of which compile to a SEND
-    instruction. What can't suspend needs no deadline and no task of its own. Whatever is not a plain coroutine function
-    counts as able to.
+    instruction. A hook that can't suspend needs no deadline and no task of its own. Anything but a plain coroutine
+    function is assumed to suspend.
     """
     function = getattr(hook, "__func__", hook)
     code = getattr(function, "__code__", None)

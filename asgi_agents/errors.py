@@ -1,4 +1,4 @@
-"""Every exception of the package."""
+"""The exceptions of the package."""
 
 from typing import Final
 
@@ -32,12 +32,12 @@ class NotApplicableError(AgentProtocolError):
     """The agent's answer has a field that does not apply to its event, or does not apply any more."""
 
 
-class BadInput(AgentsError):  # noqa: N818 - says whose fault it is
-    """What the client sent is at fault: raised by the hook of an agent, it is an answer and no error.
+class BadInput(AgentsError):  # noqa: N818 - the name says who is at fault
+    """A hook raises it for input that is at fault. It is an answer of the agent, not a failure.
 
-    It is the same as to return ``AgentResponse.block(status, message)`` with the reason code ``bad_input``. The agent
-    has done its work, so its circuit breaker counts no failure. A websocket message is answered with a close, 1008; a
-    configuration is refused; content that a handler asks about has one detection, ``bad_input``.
+    It means the same as returning ``AgentResponse.block(status, message)`` with the reason code ``bad_input``. The
+    circuit breaker counts no failure. In answer to a websocket message it is a close with 1008, in ``on_configure`` it
+    refuses the configuration, and in ``on_guardrail_inspect`` it is one detection, ``bad_input``.
 
     :param message: the body of the reply to the client. None: the status' standard phrase.
     :param status: 400 to 499.
@@ -59,11 +59,11 @@ class AgentTimeoutError(AgentError):
 
 
 class AgentUnavailableError(AgentError):
-    """The agent has said that it takes no calls now. Nothing was sent to it."""
+    """The agent has said that it accepts no calls now. The event was not sent to it."""
 
 
 class EventTooLargeError(AgentError):
-    """The event is longer than the agent takes. It has seen nothing of it."""
+    """The event is longer than the agent accepts. The agent has received none of it."""
 
 
 class UnknownAgentError(AgentsError, LookupError):
@@ -77,8 +77,8 @@ class NoAgentContextError(AgentsError, LookupError):
 class GuardrailUnavailableError(AgentError, HTTPException):
     """A fail-closed guardrail agent gave no verdict.
 
-    Also an :class:`starlette.exceptions.HTTPException` (503, or 504 for a timeout), so a handler that lets it through
-    answers as the middleware itself would have.
+    It is also a :class:`starlette.exceptions.HTTPException` (503, or 504 for a timeout): a handler that does not catch
+    it answers what the middleware would have answered.
     """
 
     def __init__(self, status_code: int, detail: str, message: str, headers: dict[str, str] | None = None) -> None:
@@ -89,18 +89,18 @@ class GuardrailUnavailableError(AgentError, HTTPException):
         return self.message
 
 
-class ResponseAborted(AgentsError):  # noqa: N818 - says what happened, as ClientDisconnect does
+class ResponseAborted(AgentsError):  # noqa: N818 - the name says what happened, as ClientDisconnect does
     """An agent stopped a response that had already started.
 
-    Raised out of the middleware because that is what makes a server break the connection off, so that the client can't
-    take the part it has for the whole.
+    The middleware raises it to the server, which then breaks the connection off. So the client can't take the part that
+    it has for the whole response.
     """
 
 
 class ClosedByAgent(AgentsError, OSError):  # noqa: N818
-    """The app sent to a client that an agent had cut it off from.
+    """The app has sent a message after an agent ended the connection.
 
-    An OSError, as the ASGI spec asks of sends after a disconnect.
+    It is an OSError, which the ASGI specification asks for when an app sends after a disconnect.
     """
 
 
@@ -108,12 +108,12 @@ _MAX_PRINTED: Final = 300
 
 
 def printable(text: str) -> str:
-    """``text`` for a message that may end up in a log: one line, and not too long, whoever wrote it."""
+    """``text`` as it may be logged: one line of at most 300 characters of it, whatever it has in it."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:_MAX_PRINTED])
 
 
 def told_by(exc: BaseException) -> str:
-    """What ``exc`` says, or else the first of those behind it that says anything: some leave it to their cause."""
+    """The text of ``exc``. If it has none, that of the first of its causes that has one."""
     told: BaseException | None = exc
     while told is not None and not str(told):
         told = told.__cause__ or told.__context__
@@ -121,15 +121,15 @@ def told_by(exc: BaseException) -> str:
 
 
 def caused_by_closing(exc: BaseException | None, *disconnects: type[BaseException]) -> bool:
-    """Whether ``exc`` is the app's way of saying that it met :class:`ClosedByAgent`; of a group, all of it.
+    """Whether :class:`ClosedByAgent` is the reason for ``exc``; in a group, for all of its exceptions.
 
-    :param disconnects: what frameworks raise when ``receive`` gives a disconnect. It counts as well.
+    :param disconnects: exceptions that frameworks raise when ``receive`` returns a disconnect. They count as well.
     """
     return _caused_by_closing(exc, (ClosedByAgent, *disconnects), set())
 
 
 def _caused_by_closing(exc: BaseException | None, ends: tuple[type[BaseException], ...], seen: set[int]) -> bool:
-    # A group can be the context of its own members, where somebody has taken one out of it and raised that.
+    # A group can be the context of its own members: code may have caught it and raised one of them.
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))
         if isinstance(exc, ends):

@@ -373,7 +373,9 @@ class ConfiguredOnly(Agent):
 
 @pytest.mark.parametrize("kind", [Agent, Nothing, ConfiguredOnly])
 def test_an_agent_that_hears_nothing_is_refused(kind: type[Agent]) -> None:
-    assert refusal(kind()).startswith(f"{kind.__name__} hears nothing, expected it to override at least one of on_")
+    assert refusal(kind()).startswith(
+        f"{kind.__name__} receives no events, expected it to override at least one of on_"
+    )
 
 
 def test_an_agent_may_say_itself_what_it_hears() -> None:

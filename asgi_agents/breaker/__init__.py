@@ -1,4 +1,4 @@
-"""Circuit breakers."""
+"""Circuit breakers: a pure state machine, and one that several threads may use."""
 
 from .breaker import BreakerState, CircuitBreaker
 

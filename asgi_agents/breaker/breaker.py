@@ -10,7 +10,7 @@
                `success_threshold` successes                            -> CLOSED
                one failure                                              -> OPEN
 
-What a call counts for while the breaker is CLOSED:
+How a call counts while the breaker is CLOSED:
 
 =====================================================  ========================  ======================
 how the call ended                                     failures in a row         failure rate
@@ -40,8 +40,8 @@ Calls are ordered by a logical clock, not by time: it counts successes, failures
 state. A call carries the moment at which it was let through. If it is the present moment when the call fails, none of
 these has happened since.
 
-Every change of state starts a new generation. The outcome of a call from an earlier one says nothing about the state of
-today: it is ignored.
+The outcome of a call that was let through before the latest change of state is ignored: it says nothing about the agent
+in the present state.
 """
 
 import math
@@ -87,8 +87,8 @@ class CircuitBreaker:
         self._on_change = on_change
         #: Successes while closed.
         self.answered = 0
-        #: Until when, on :func:`time.monotonic`, successes may be counted by :attr:`answered` alone: until the current
-        #: bucket of the window ends. In the past unless it is closed, and always if it has another clock.
+        #: Before this time on :func:`time.monotonic` a success may be counted by adding to :attr:`answered` alone. It
+        #: is in the past unless the breaker is closed, and always with another ``clock``.
         self.no_recent_failures_until = -math.inf
         self._comparable = clock is time.monotonic
         self._state = BreakerState.CLOSED
@@ -103,7 +103,7 @@ class CircuitBreaker:
         self._successes = 0
         self._trials = 0
         self._opened_at = 0.0
-        self._calm()
+        self._set_no_recent_failures_until()
 
     @property
     def state(self) -> BreakerState:
@@ -114,7 +114,7 @@ class CircuitBreaker:
 
     @property
     def observed(self) -> BreakerState:
-        """The state, for those who look from another thread: reading it changes nothing."""
+        """The state, for readers in other threads: reading it changes nothing."""
         state = self._state
         if state is BreakerState.OPEN and self._clock() - self._opened_at >= self._config.reset_timeout:
             return BreakerState.HALF_OPEN
@@ -134,7 +134,7 @@ class CircuitBreaker:
 
     @property
     def would_refuse(self) -> bool:
-        """Whether :meth:`acquire` would return None now. Takes nothing."""
+        """Whether :meth:`acquire` would return None now. Takes no half-open slot."""
         state = self.state
         return state is BreakerState.OPEN or (
             state is BreakerState.HALF_OPEN and self._trials >= self._config.half_open_max_calls
@@ -178,7 +178,7 @@ class CircuitBreaker:
             self._trials -= 1
 
     def try_again(self) -> None:
-        """Let trials in at once if it is open: there is reason to think that the agent is back."""
+        """Let trials through at once if the breaker is open: the agent seems to be back."""
         if self.state is BreakerState.OPEN:
             self._enter(BreakerState.HALF_OPEN)
 
@@ -205,9 +205,9 @@ class CircuitBreaker:
     def _turn_window(self) -> None:
         if self._window is not None and (now := self._clock()) >= self._window.until:
             self._window.turn(now, self.answered)
-            self._calm()
+            self._set_no_recent_failures_until()
 
-    def _calm(self) -> None:
+    def _set_no_recent_failures_until(self) -> None:
         if self._state is not BreakerState.CLOSED:
             self.no_recent_failures_until = -math.inf
         elif self._window is None:
@@ -224,6 +224,6 @@ class CircuitBreaker:
             self._opened_at = self._clock()
         elif state is BreakerState.CLOSED and self._window is not None:
             self._window.clear(self._clock(), self.answered)
-        self._calm()
+        self._set_no_recent_failures_until()
         if self._on_change is not None:
             self._on_change(previous, state)

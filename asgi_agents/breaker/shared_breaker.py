@@ -7,16 +7,16 @@ from .breaker import BreakerState, CircuitBreaker
 
 
 class SharedBreaker(CircuitBreaker):
-    """As :class:`CircuitBreaker`, for several threads: each of its steps is done before another begins.
+    """Like :class:`CircuitBreaker`, for several threads: one method runs at a time.
 
     Otherwise two threads could each see the last half-open slot as free, or one could count its success in a state that
-    the other has just left. Callers add 1 to :attr:`answered` without the lock. That is one step as well: with its
+    the other has just left. Callers add 1 to :attr:`answered` without the lock. That is atomic as well: with its
     global lock, CPython switches threads where a function is called or a loop begins again, and nowhere else. A build
     without that lock may lose some of these successes.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # Reentrant: steps are made of others, and what is told of a change may ask for the state.
+        # Reentrant: methods call one another, and the callback for a change may read the state.
         self._lock = RLock()
         super().__init__(*args, **options)
 

@@ -1,1 +1,1 @@
-"""Tasks, event loops, cancellation and limits: what asyncio and trio have in common."""
+"""Tasks, event loops, cancellation and limits, for asyncio and trio alike."""

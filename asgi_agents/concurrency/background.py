@@ -1,4 +1,4 @@
-"""Tasks that belong to an event loop rather than to whoever started them."""
+"""Tasks that belong to an event loop, not to the task that started them."""
 
 import asyncio
 import logging
@@ -16,14 +16,14 @@ _ASYNCIO_TASKS: set[asyncio.Task[None]] = set()
 
 
 def on_trio() -> bool:
-    """Whether the running event loop is trio's; else it is asyncio's, or one that does as asyncio's does."""
+    """Whether the running event loop is trio's. Otherwise it is asyncio's, or a compatible one such as uvloop's."""
     trio = sys.modules.get("trio")
     if trio is None:
         return False
     # Another thread may be importing it right now.
     lowlevel = getattr(trio, "lowlevel", None)
     in_trio_run = getattr(lowlevel, "in_trio_run", None)
-    # In trio's own callbacks there is no task, but its event loop all the same.
+    # In trio's callbacks there is no task, but trio's event loop runs.
     return in_trio_run is not None and bool(in_trio_run())
 
 
@@ -35,8 +35,8 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
 class BackgroundTask:
     """Runs ``function`` on the running event loop until it returns, is cancelled, or the loop ends.
 
-    A connection is shared by requests that come and go, in apps that may have no lifespan, so that there is no task
-    group it could be read in. The task sees none of the context variables of the request that happened to start it.
+    The task that reads a connection needs this: requests share the connection, and the app may have no lifespan, so
+    that no task group lives long enough. The task sees none of the context variables of the request that started it.
     """
 
     def __init__(self, function: Callable[[], Awaitable[object]]) -> None:
@@ -52,20 +52,20 @@ class BackgroundTask:
             # The loop itself keeps no strong reference.
             _ASYNCIO_TASKS.add(task)
             task.add_done_callback(_ASYNCIO_TASKS.discard)
-            # One that is cancelled before its first step never runs at all.
+            # A task that is cancelled before its first step never runs.
             task.add_done_callback(lambda _: self._ended.set())
 
     def cancel(self) -> None:
-        """Cancel it; see :meth:`wait`."""
+        """Cancel the task, without waiting until it has ended; :meth:`wait` does that."""
         self._scope.cancel()
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended."""
+        """Whether the task has ended."""
         return self._ended.is_set()
 
     async def wait(self) -> None:
-        """Wait until it has ended."""
+        """Wait until the task has ended."""
         await self._ended.wait()
 
     async def _run(self, *_: Any) -> None:
@@ -73,7 +73,7 @@ class BackgroundTask:
             with self._scope:
                 await self._function()
         except Exception:
-            # trio would end the program over it.
+            # trio would end the whole program.
             logger.exception("a background task failed")
         finally:
             self._ended.set()
@@ -82,7 +82,7 @@ class BackgroundTask:
 class Signal:
     """Something that happens once, for which one task waits.
 
-    On asyncio, a future: half of a call's time would go by making and waiting for a more general event.
+    On asyncio this is a future: an anyio.Event would take half of a call's time.
 
     :param loop: asyncio's running event loop; None on others.
     """
@@ -96,7 +96,7 @@ class Signal:
         self._future: asyncio.Future[None] | None = None
 
     def set(self) -> None:
-        """It has happened."""
+        """Wake the waiting task."""
         self.is_set = True
         if self._future is not None:
             # The future is cancelled with the task that waits for it.
@@ -106,7 +106,7 @@ class Signal:
             self._event.set()
 
     def __await__(self) -> Generator[Any, Any, object]:
-        """Wait for it; returns at once where it has happened."""
+        """Wait for :meth:`set`; returns at once if it was called before."""
         if self.is_set:
             return iter_nothing()
         if self._loop is None:
@@ -117,20 +117,20 @@ class Signal:
 
 
 def iter_nothing() -> Generator[Any, Any, None]:
-    """What is awaited without waiting."""
+    """An awaitable that is ready at once."""
     return
     yield
 
 
 class Timer:
-    """Calls ``function`` on the event loop, once each time it was armed."""
+    """Calls ``function`` on the event loop, once each time it is armed."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self._function = function
         self._armed: asyncio.TimerHandle | BackgroundTask | None = None
 
     def arm(self, delay: float) -> None:
-        """Call it in ``delay`` seconds, and not when it was to be called before."""
+        """Call the function in ``delay`` seconds. This replaces the time that was set before."""
         self.disarm()
         if on_trio():
             self._armed = BackgroundTask(lambda: self._fire_in(delay))
@@ -138,7 +138,7 @@ class Timer:
             self._armed = asyncio.get_running_loop().call_later(delay, self._function, context=Context())
 
     def disarm(self) -> None:
-        """Don't call it."""
+        """Cancel the pending call."""
         if self._armed is not None:
             self._armed.cancel()
             self._armed = None

@@ -1,4 +1,4 @@
-"""Telling cancellation that somebody has asked for from what merely looks like it."""
+"""Tells a cancellation that came from outside from a CancelledError that code raised itself."""
 
 import asyncio
 import math
@@ -8,7 +8,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 
 def given_up() -> bool:
-    """Whether what the running code does is cancelled, so that its outcome is nobody's."""
+    """Whether the running code is cancelled, so that nobody waits for its result."""
     return anyio.current_effective_deadline() == -math.inf
 
 
@@ -19,15 +19,16 @@ def was_asked_for() -> bool:
     try:
         task = asyncio.current_task()
     except RuntimeError:
-        return False  # on another event loop than asyncio's it can only be somebody's own
+        # On trio nothing raises asyncio's CancelledError but the code itself.
+        return False
     return task is not None and task.cancelling() > 0
 
 
 def cancel_requests() -> int:
     """How many requests to cancel asyncio's running task are pending; 0 on other event loops.
 
-    Cancel scopes, and :func:`asyncio.timeout`, take their requests back when they end. What was added since an earlier
-    call comes from outside of the code that ran in between.
+    Cancel scopes and :func:`asyncio.timeout` take their requests back when they end. So a request that was added since
+    an earlier call of this function comes from outside of the code that ran in between.
     """
     try:
         task = asyncio.current_task()
@@ -39,7 +40,7 @@ def cancel_requests() -> int:
 async def raise_swallowed(requests: int) -> None:
     """Raise the cancellation of the running code again, if the call that has just ended swallowed it.
 
-    Does nothing, and does not suspend, where nobody outside of the call has cancelled it.
+    Does nothing, and does not suspend, if nothing outside of the call has cancelled it.
 
     :param requests: what :func:`cancel_requests` returned before the call.
     """

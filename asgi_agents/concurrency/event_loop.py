@@ -1,4 +1,4 @@
-"""A running event loop as other threads see it, and what tasks of several event loops can wait for.
+"""Event loops that other threads can call, and events that tasks of several event loops can wait for.
 
 A manager may serve several event loops, each in a thread of its own: servers run one in each of their threads, and
 tests often do. A task may only be woken by its own event loop.
@@ -20,9 +20,9 @@ _STARTING: set[asyncio.Task[None]] = set()
 
 
 class EventLoop:
-    """The running event loop, for those who have to reach it from another thread. Does not keep it alive.
+    """The running event loop, to be called from other threads. Holds no strong reference to it.
 
-    Two of the same event loop are equal.
+    Two objects for the same event loop are equal.
 
     :raises RuntimeError: no event loop runs in this thread.
     """
@@ -41,12 +41,12 @@ class EventLoop:
 
     @property
     def alive(self) -> bool:
-        """Whether anybody still holds it."""
+        """Whether the event loop still exists."""
         return self._native() is not None
 
     @property
     def is_current(self) -> bool:
-        """Whether it is the one that runs in this thread."""
+        """Whether it is the event loop that runs in this thread."""
         here = on_trio()
         if here is not self._on_trio:
             return False
@@ -56,15 +56,16 @@ class EventLoop:
             return False
 
     def start_soon(self, function: Callable[[], Awaitable[object]]) -> bool:
-        """Have it run ``function`` in a :class:`BackgroundTask`; returns what :meth:`call_soon` returns."""
+        """Run ``function`` on the event loop in a :class:`BackgroundTask`; returns what :meth:`call_soon` returns."""
         return self.call_soon(partial(_start, function))
 
     def call_soon(self, function: Callable[[], object], *, only_if_running: bool = True) -> bool:
-        """Have it call ``function``, which must not raise. Returns False where it has ended, or does not run now.
+        """Call ``function`` on the event loop. It must not raise. Returns False if the loop has ended or doesn't run.
 
-        One of asyncio's that does not run now may run again. Unless ``only_if_running``, the call waits for that.
+        An asyncio event loop that does not run now may run again. The call then waits for that, unless
+        ``only_if_running``.
 
-        On asyncio no task is current in that call, so that nothing of anyio can be made in it.
+        On asyncio no task is current in that call, so that ``function`` can't create objects of anyio.
         """
         native = self._native()
         if native is None:
@@ -77,7 +78,7 @@ class EventLoop:
             else:
                 return False
         except RuntimeError:
-            # It has ended: asyncio raises a RuntimeError itself, trio one of its own that is derived from it.
+            # The event loop has ended: asyncio raises a RuntimeError, trio a subclass of it.
             return False
         return True
 
@@ -105,7 +106,7 @@ def _running(trio_runs: bool) -> Any:
 
 
 class Wakeup:
-    """Wakes the task that has made it, once, from whichever thread."""
+    """Wakes the task that made this object, once, from any thread."""
 
     __slots__ = ("_event", "_loop")
 
@@ -114,23 +115,23 @@ class Wakeup:
         self._event = anyio.Event()
 
     def wake(self) -> bool:
-        """End the wait; returns False where the task can't be woken because its event loop does not run."""
+        """End the wait. Returns False if the task can't be woken because its event loop does not run."""
         if self._loop.is_current:
             self._event.set()
             return True
         return self._loop.call_soon(self._event.set)
 
     def when_its_loop_runs(self, function: Callable[[], object]) -> None:
-        """Have ``function`` called once the task's event loop runs again, if it ever does."""
+        """Call ``function`` once the task's event loop runs again, if it ever does."""
         self._loop.call_soon(function, only_if_running=False)
 
     async def wait(self) -> None:
-        """Wait until then."""
+        """Wait until the task is woken."""
         await self._event.wait()
 
 
 class SharedEvent:
-    """As :class:`anyio.Event`, for tasks of several event loops. Any thread may set it."""
+    """Like :class:`anyio.Event`, for tasks of several event loops. Any thread may set it."""
 
     def __init__(self) -> None:
         # Reentrant: the garbage collector may close a coroutine of this thread, and with it a wait, at any time.
@@ -139,7 +140,7 @@ class SharedEvent:
         self._is_set = False
 
     def set(self) -> None:
-        """It has happened."""
+        """Wake all waiting tasks; later waits return at once."""
         with self._lock:
             self._is_set = True
             waiting, self._waiting = self._waiting, []
@@ -148,7 +149,7 @@ class SharedEvent:
                 wakeup.when_its_loop_runs(wakeup.wake)
 
     async def wait(self) -> None:
-        """Wait until it has happened."""
+        """Wait until the event is set."""
         wakeup = Wakeup()
         with self._lock:
             if self._is_set:

@@ -1,4 +1,4 @@
-"""How many calls to an agent may be under way."""
+"""Limits how many calls to an agent are under way at a time."""
 
 from collections import deque
 
@@ -6,10 +6,10 @@ import anyio
 
 
 class Limiter:
-    """First come, first served, permits.
+    """Permits, given out in the order in which tasks ask for them.
 
-    Unlike :class:`anyio.CapacityLimiter` and :class:`anyio.Semaphore` it never yields when a permit is free, and is
-    tied to no event loop while nobody waits: ``TestClient(app)`` runs each request in a new one.
+    Unlike :class:`anyio.CapacityLimiter` and :class:`anyio.Semaphore` it never suspends when a permit is free, and it
+    is bound to no event loop while no task waits: ``TestClient(app)`` runs each request in a new event loop.
     """
 
     def __init__(self, limit: int) -> None:
@@ -19,16 +19,16 @@ class Limiter:
 
     @property
     def taken(self) -> int:
-        """Permits held."""
+        """How many permits are taken."""
         return self._taken
 
     @property
     def waiting(self) -> int:
-        """Calls in the queue."""
+        """How many tasks wait for a permit."""
         return len(self._queue)
 
     def try_acquire(self) -> bool:
-        """Take a permit if one is free; never jumps the queue."""
+        """Take a permit if one is free and no task waits for one."""
         if self._taken >= self.limit:
             return False
         self._taken += 1
@@ -44,21 +44,21 @@ class Limiter:
             await granted.wait()
         except BaseException:
             if granted.is_set():
-                # The permit came in the same moment as the cancellation: pass it on.
+                # The task got the permit in the same moment as the cancellation: pass the permit on.
                 self.release()
             else:
                 self._queue.remove(granted)
             raise
 
     def resize(self, limit: int) -> None:
-        """Change the limit. Permits over a smaller one are not taken back, only not given out again."""
+        """Change the limit. If it becomes smaller, permits that are taken stay so until they are given back."""
         self.limit = limit
         while self._queue and self._taken < limit:
             self._taken += 1
             self._queue.popleft().set()
 
     def release(self) -> None:
-        """Give a permit back, to the first in the queue if there is one."""
+        """Give a permit back. The first waiting task gets it."""
         if self._queue and self._taken <= self.limit:
             self._queue.popleft().set()
         else:

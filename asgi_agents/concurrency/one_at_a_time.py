@@ -1,4 +1,4 @@
-"""Work that one task does while others wait for it to end."""
+"""Work that one task does while other tasks wait for its end."""
 
 from threading import RLock
 
@@ -6,7 +6,7 @@ from .event_loop import SharedEvent
 
 
 class OneAtATime:
-    """Lets one task at a time do something, of all tasks on all event loops. The others wait until it has ended."""
+    """Lets one task at a time do a piece of work, of the tasks on all event loops. The others wait for its end."""
 
     def __init__(self) -> None:
         # Reentrant: the garbage collector may close a coroutine of this thread, and with it what it does, at any time.
@@ -14,9 +14,9 @@ class OneAtATime:
         self._under_way: SharedEvent | None = None
 
     def begin(self) -> SharedEvent | None:
-        """Returns None if the caller is to do it, and to call :meth:`end` afterwards.
+        """Begin the work: None means that the caller does it, and calls :meth:`end` afterwards.
 
-        Otherwise another task is doing it. Returns what is set when that has called :meth:`end`.
+        Otherwise another task is doing it, and the event that is returned is set when that task calls :meth:`end`.
         """
         with self._lock:
             if self._under_way is None:
@@ -25,7 +25,7 @@ class OneAtATime:
             return self._under_way
 
     def end(self) -> None:
-        """It was done, or given up."""
+        """The work is done, or was given up."""
         with self._lock:
             under_way, self._under_way = self._under_way, None
         if under_way is not None:

@@ -1,4 +1,4 @@
-"""What belongs to one event loop, made where it is first needed and closed with the loop."""
+"""Objects that belong to one event loop: made when first needed, closed when the event loop ends."""
 
 import asyncio
 import weakref
@@ -13,7 +13,7 @@ from .event_loop import EventLoop
 
 
 class Closable(Protocol):
-    """What has to be closed while its event loop still runs."""
+    """An object that has to be closed while its event loop still runs."""
 
     async def aclose(self) -> None:
         """Close it."""
@@ -24,32 +24,32 @@ C = TypeVar("C", bound=Closable)
 
 
 class PerEventLoop(Generic[C]):
-    """What ``make`` returns, once for each event loop, and closed when that ends.
+    """One object of ``make`` for each event loop, closed when that event loop ends.
 
     An ending event loop finalises the async generators that are still alive (asyncio and uvloop in
-    ``shutdown_asyncgens``, trio in ``run``), so one that waits at its ``yield`` hears of it even where nobody shuts
-    anything down: ``TestClient(app)`` outside ``with`` runs a new loop for each request.
+    ``shutdown_asyncgens``, trio in ``run``). A generator that waits at its ``yield`` therefore notices the end even
+    without a shutdown: ``TestClient(app)`` outside ``with`` runs a new event loop for each request.
     """
 
     def __init__(self, make: Callable[[], C]) -> None:
         self._make = make
         self._current: RunVar[tuple[C, AsyncGenerator[C, None]] | None]
         self._current = RunVar("asgi_agents.connections", default=None)
-        # What was found last, and in which thread's event loop. To ask asyncio or a RunVar which loop is running takes
-        # longer than the rest of a call's bookkeeping: it asks the system for the process' id each time.
+        # The latest result of `peek`, with its thread and event loop. To ask asyncio or a RunVar for the running event
+        # loop takes longer than the rest of a call's bookkeeping: both ask the system for the process id each time.
         self._latest: tuple[int, weakref.ref[asyncio.AbstractEventLoop], C] | None = None
-        # Those that have any, and who changes that. Reentrant: the garbage collector may end a keeper at any time.
+        # The event loops that have an object. Reentrant: the garbage collector may close a generator at any time.
         self._loops: set[EventLoop] = set()
         self._lock = RLock()
 
     def peek(self) -> C | None:
-        """The running event loop's, if there are any; None also where no event loop runs."""
+        """The object of the running event loop. None if it has none yet, or if no event loop runs."""
         # Read once: another thread may change it meanwhile.
         latest = self._latest
         if latest is not None and not on_trio():
             thread, known, connections = latest
             loop = known()
-            # A thread runs one at a time.
+            # A thread runs one event loop at a time.
             if thread == get_ident() and loop is not None and loop.is_running():
                 return connections
         try:
@@ -63,22 +63,22 @@ class PerEventLoop(Generic[C]):
         return current[0]
 
     async def get(self) -> C:
-        """The running event loop's."""
+        """The object of the running event loop; made if it has none yet."""
         current = self._current.get()
         if current is None:
-            keeper = self._keep()
-            current = await anext(keeper), keeper
+            generator = self._keep()
+            current = await anext(generator), generator
             self._current.set(current)
         return current[0]
 
     async def aclose(self) -> None:
-        """Close the running event loop's, if there are any; :meth:`get` makes new ones."""
+        """Close the object of the running event loop, if there is one; :meth:`get` makes a new one."""
         current = self._current.get()
         if current is not None:
             await current[1].aclose()
 
     async def aclose_everywhere(self) -> None:
-        """:meth:`aclose` on every event loop. Waits for the running one's only."""
+        """Call :meth:`aclose` on every event loop, and wait for it on the running one only."""
         with self._lock:
             loops = tuple(self._loops)
         for loop in loops:
@@ -90,7 +90,7 @@ class PerEventLoop(Generic[C]):
         connections = self._make()
         loop = EventLoop()
         with self._lock:
-            # Event loops that were thrown away before their end are still among them.
+            # Drop the event loops that no longer exist: some are abandoned without an end.
             self._loops = {loop, *(known for known in self._loops if known.alive)}
         try:
             yield connections
@@ -98,7 +98,7 @@ class PerEventLoop(Generic[C]):
             try:
                 await connections.aclose()
             finally:
-                # The sockets know their loop: what is kept by the loop must not keep it alive.
+                # Sockets refer to their event loop: what the event loop holds must not keep it alive.
                 self._current.set(None)
                 self._latest = None
                 with self._lock:

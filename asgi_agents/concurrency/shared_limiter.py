@@ -1,4 +1,4 @@
-"""How many calls to an agent may be under way, on all event loops together."""
+"""Limits how many calls to an agent are under way at a time, on all event loops together."""
 
 from collections import deque
 from functools import partial
@@ -8,9 +8,9 @@ from .event_loop import Wakeup
 
 
 class SharedLimiter:
-    """As :class:`~.limiter.Limiter`, for tasks of several event loops, each in a thread of its own.
+    """Like :class:`~.limiter.Limiter`, for tasks of several event loops, each in a thread of its own.
 
-    Whoever waits is woken by its own event loop. The order is that in which they came, on whichever event loop.
+    Each waiting task is woken by its own event loop. The tasks of all event loops are in one queue.
     """
 
     def __init__(self, limit: int) -> None:
@@ -22,16 +22,16 @@ class SharedLimiter:
 
     @property
     def taken(self) -> int:
-        """Permits held."""
+        """How many permits are taken."""
         return self._taken
 
     @property
     def waiting(self) -> int:
-        """Calls in the queue."""
+        """How many tasks wait for a permit."""
         return len(self._queue)
 
     def try_acquire(self) -> bool:
-        """Take a permit if one is free; never jumps the queue."""
+        """Take a permit if one is free and no task waits for one."""
         with self._lock:
             if self._taken >= self.limit:
                 return False
@@ -53,28 +53,28 @@ class SharedLimiter:
         except BaseException:
             with self._lock:
                 if waiter.granted:
-                    # The permit came in the same moment as the cancellation: pass it on.
+                    # The task got the permit in the same moment as the cancellation: pass the permit on.
                     self.release()
                 else:
                     self._queue.remove(waiter)
             raise
 
     def resize(self, limit: int) -> None:
-        """Change the limit. Permits over a smaller one are not taken back, only not given out again."""
+        """Change the limit. If it becomes smaller, permits that are taken stay so until they are given back."""
         with self._lock:
             self.limit = limit
             self._grant()
 
     def release(self) -> None:
-        """Give a permit back, to the first in the queue if there is one."""
+        """Give a permit back. The first waiting task gets it."""
         with self._lock:
             self._taken -= 1
             self._grant()
 
     def _grant(self) -> None:
-        """Give the free permits to those who wait, except to those whose event loop does not run.
+        """Give the free permits to waiting tasks, except to those whose event loop does not run.
 
-        These are looked at again when it does.
+        These get theirs when their event loop runs again.
         """
         passed_over: list[_Waiter] = []
         while self._queue and self._taken < self.limit:
@@ -103,5 +103,5 @@ class _Waiter(Wakeup):
     def __init__(self) -> None:
         super().__init__()
         self.granted = False
-        #: Whether it is to be looked at again when its event loop runs.
+        #: Whether the task is to be looked at again when its event loop runs.
         self.passed_over = False

@@ -1,1 +1,1 @@
-"""Bytes that are kept, and what they weigh."""
+"""Buffers of bytes, and how much memory values take."""

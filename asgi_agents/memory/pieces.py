@@ -1,15 +1,15 @@
-"""Bytes that come in pieces and are kept for a while."""
+"""A buffer of bytes that come in pieces."""
 
 from collections import deque
 from typing import Final
 
-# An object of bytes takes some 40 bytes beside what is in it. Pieces below this size are joined, so many at a time.
+# A bytes object takes some 40 bytes beside its content. Pieces below this size are joined, so many at a time.
 _SMALL: Final = 1024
 _JOINED: Final = 256
 
 
 class Pieces:
-    """Pieces of bytes in order, which together take little more memory than what is in them.
+    """Pieces of bytes in order, which together take little more memory than their content.
 
     Small pieces are joined, so that what :meth:`popleft` returns is not always what was appended.
     """
@@ -17,7 +17,7 @@ class Pieces:
     __slots__ = ("_pieces", "_small", "size")
 
     def __init__(self) -> None:
-        #: How many bytes there are.
+        #: The bytes of all pieces together.
         self.size = 0
         self._pieces: deque[bytes] = deque()
         # How many of the latest pieces are small ones that were not joined.
@@ -45,19 +45,19 @@ class Pieces:
             self._small = 0
 
     def popleft(self) -> bytes:
-        """Take the first piece. Raises IndexError where there is none."""
+        """Remove and return the first piece. Raises IndexError if there is none."""
         data = self._pieces.popleft()
         self.size -= len(data)
         self._small = min(self._small, len(self._pieces))
         return data
 
     def take(self) -> bytes:
-        """Take all of it, as one."""
+        """Remove all pieces, and return them as one."""
         data = b"".join(self._pieces)
         self.clear()
         return data
 
     def clear(self) -> None:
-        """Let go of all of it."""
+        """Remove all pieces."""
         self._pieces.clear()
         self._small = self.size = 0

@@ -1,4 +1,4 @@
-"""How much memory a value takes."""
+"""An estimate of the memory that a value takes."""
 
 import sys
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from msgspec.structs import astuple
 
 
 def weigh(value: object, limit: int) -> int:
-    """About how many bytes of memory ``value`` takes with all that is in it; no more is counted above ``limit``."""
+    """About how many bytes of memory ``value`` takes with all that is in it. Counting stops above ``limit``."""
     total = 0
     unseen: list[Any] = [value]
-    # What leads back to itself ends at the limit.
+    # A value that contains itself is counted until the limit.
     while unseen and total <= limit:
         each = unseen.pop()
         if each is None or isinstance(each, bool):

@@ -1,1 +1,1 @@
-"""How messages name what users have written."""
+"""How error messages and logs name values and code of the user."""

@@ -1,4 +1,4 @@
-"""How a value that was given by mistake is named in the message of an error."""
+"""How an error message names a value that was given by mistake."""
 
 from typing import Final
 
@@ -8,9 +8,9 @@ _VOWELS: Final = tuple("AEIOaeio")
 
 
 def named(value: object) -> str:
-    """What ``value`` is, as a user would point at it: plain values as they are written, everything else by its kind.
+    """What ``value`` is: plain values as they are written in Python, every other object by its class.
 
-    The content of other objects is left out: it can be long, it can be secret, and an address in memory helps nobody.
+    The content of other objects is left out: it can be long or secret.
     """
     if isinstance(value, _PLAIN):
         shown = repr(value)
@@ -19,7 +19,7 @@ def named(value: object) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What ``value`` is, and nothing of its content, also where that is plain: for places where secrets may stand."""
+    """What ``value`` is, without the content of plain values either: for places where secrets may stand."""
     if value is None:
         return "None"
     if isinstance(value, type):

@@ -1,4 +1,4 @@
-"""Where something stands in the source: the definition of a hook, and what has raised an exception.
+"""Places in the source: where a hook is defined, and where an exception was raised.
 
 Nothing here reads a file, which would block the event loop.
 """
@@ -28,11 +28,11 @@ def definition_of(function: object) -> str:
 
 
 def raised_by(exc: BaseException, function: object) -> str:
-    """What ``function`` has raised and where, as ``raised KeyError at waf.py:12``. What it says is left out.
+    """What ``function`` has raised and where: ``raised KeyError at waf.py:12``. The exception's text is left out.
 
-    The place is the last line of the function's own file, or of its object's class, that was running. Where that line
-    had called something that raised, this second place follows: ``raised JSONDecodeError at waf.py:12 (in
-    json/decoder.py:355)``. Of an exception group it is the first exception inside.
+    The place is the last running line in the file of the function, or of its object's class. If that line called
+    something that raised, the second place follows: ``raised JSONDecodeError at waf.py:12 (in
+    json/decoder.py:355)``. An exception group is described by the first exception in it.
     """
     leaf = exc
     while isinstance(leaf, BaseExceptionGroup):
@@ -52,16 +52,16 @@ def _origin_of(exc: BaseException, function: object) -> str:
 
 
 def _last_own(lines: list[_Place], function: object) -> _Place | None:
-    """The last of ``lines`` that is in the function's own file; if none is, where the function begins."""
+    """The last of ``lines`` that is in the function's own file. If none is, the line where the function begins."""
     code = _code_of(_innermost(function))
     files = _files_of(function, code)
     if files.isdisjoint(file for file, _ in lines):
-        # Its class may have got it from elsewhere: then its file is the first one outside of this package.
+        # The class may have inherited the function: then the first file outside of this package counts.
         files = {file for file, _ in [place for place in lines if not place[0].startswith(_PACKAGE)][:1]}
     for place in reversed(lines):
         if place[0] in files:
             return place
-    # It was called with the wrong arguments, so that no line of it ran.
+    # The function was called with wrong arguments, so that none of its lines ran.
     return None if code is None else (code.co_filename, code.co_firstlineno)
 
 
@@ -75,7 +75,7 @@ def _files_of(function: object, code: CodeType | None) -> set[str]:
 
 
 def _innermost(function: object) -> Any:
-    """The function that decorators, partials and objects with ``__call__`` stand for."""
+    """The function behind decorators, partials and objects with ``__call__``."""
     while hasattr(function, "func") and not hasattr(function, "__code__"):
         function = function.func
     function = getattr(function, "__func__", function)

@@ -1,1 +1,1 @@
-"""What is told of calls and connections: counts, instruments, spans, names and the id of each connection."""
+"""What operators can see of calls and connections: metrics, spans, correlation ids, and what is redacted in them."""

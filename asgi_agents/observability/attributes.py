@@ -1,4 +1,4 @@
-"""The names of what spans and metrics say, OpenTelemetry's way."""
+"""The names of the attributes of spans and metrics, as OpenTelemetry writes attribute names."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Who may see what an operator sees."""
+"""Who may see the status page and the metrics."""
 
 import inspect
 from collections.abc import Awaitable, Callable
@@ -14,13 +14,13 @@ Authorize = Callable[[Request], bool | Response | Awaitable[bool | Response]]
 
 
 def require_authorize(where: str, authorize: object) -> None:
-    """Raise :class:`ConfigurationError` for what can't be asked."""
+    """Raise :class:`ConfigurationError` if ``given`` can't be called with a request."""
     if authorize is not None and not callable(authorize):
         raise ConfigurationError(f"{where}: authorize={named(authorize)}, expected a callable that takes a request")
 
 
 async def refusal(authorize: Authorize | None, request: Request) -> Response | None:
-    """The response that refuses ``request``, or None where it may be answered. What ``authorize`` raises is raised."""
+    """The response that refuses ``request``, or None if it may be answered. Exceptions of ``authorize`` propagate."""
     if authorize is None:
         return None
     answer = authorize(request)

@@ -9,25 +9,25 @@ logger = logging.getLogger("asgi_agents")
 
 
 class Named(Protocol):
-    """A connection, which may get its name only when somebody asks for it."""
+    """A connection that has a correlation id, which may be made only when it is first read."""
 
     @property
     def correlation_id(self) -> str:
-        """Its name."""
+        """Its correlation id."""
         ...
 
 
-#: Ids of the connections that are open in this process, whichever manager's agents are asked about them: agents keep
-#: state under them, and an agent may be known to several managers.
+#: Correlation ids of all connections that are open in this process, of all managers together: agents keep state under
+#: these ids, and one agent may belong to several managers.
 live_ids: Final[set[str]] = set()
-# The connections are the parent's. Where processes can't fork (Windows), there is no such function.
+# A forked child has none of its parent's connections. Windows, where processes can't fork, has no such function.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=live_ids.clear)
 
 _current: Final[ContextVar[Named | str]] = ContextVar("asgi_agents_correlation_id", default="")
 
 
-#: Whose code is running, or "".
+#: The connection whose code is running, or its id; "" outside of any connection.
 current = _current.get
 
 
@@ -45,11 +45,11 @@ set_current = _current.set
 
 
 def reset_current(token: Token[Named | str]) -> None:
-    """Back to what was before."""
+    """Make the connection current again that was so before :func:`set_current`."""
     try:
         _current.reset(token)
     except ValueError:
-        # A coroutine that is thrown away may be closed from anywhere, where the token means nothing.
+        # The garbage collector may close an abandoned coroutine in any context, where the token is not valid.
         logger.debug("left the correlation id of %r elsewhere", token.old_value)
 
 
@@ -62,6 +62,6 @@ class CorrelationFilter(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Lets everything through."""
+        """Add the id; never drops a record."""
         record.correlation_id = getattr(record, "correlation_id", None) or current_correlation_id() or "-"
         return True

@@ -1,4 +1,4 @@
-"""What can be told of an agent's endpoints at one moment."""
+"""The state of an agent's endpoints at one moment."""
 
 from typing import Literal
 
@@ -11,10 +11,10 @@ class EndpointStatistics(Struct, frozen=True, kw_only=True):
     """One endpoint.
 
     ``state``: ``connecting`` before the first connection, ``down`` when it can't be reached (``fault`` says why),
-    ``ejected`` when its calls fail and others have them meanwhile, ``paused`` when the agent has asked for a pause,
-    ``draining``, ``unhealthy`` and ``degraded`` when it says so, else ``up``. ``in_flight`` counts calls under way, of
-    which the agent still owes the answer; ``late_answers`` those that came when nobody waited any more,
-    ``unmatched_answers`` those that were to no call.
+    ``ejected`` when its calls fail and other endpoints get them for a while, ``paused`` when the agent has asked for a
+    pause, ``draining``, ``unhealthy`` and ``degraded`` when the agent says so, else ``up``. ``in_flight`` counts calls
+    that the agent has not answered yet, ``late_answers`` answers that arrived after their call had been given up, and
+    ``unmatched_answers`` answers that belong to no call.
     """
 
     address: str

@@ -1,4 +1,4 @@
-"""How durations are spread: counts in buckets, from which percentiles and exported histograms are read."""
+"""Histograms of durations: counts in buckets, from which percentiles and exported histograms are computed."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ BOUNDS: Final = (
     100.0,
 )
 
-#: Those that are exported, in seconds. Each is one of :data:`BOUNDS`.
+#: The bounds of exported histograms, in seconds. Each is one of :data:`BOUNDS`.
 EXPORTED_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 _EXPORTED_INDEXES: Final = tuple(BOUNDS.index(bound) for bound in EXPORTED_BOUNDS)
-#: One bucket for each bound, and one for what is beyond the last.
+#: One bucket for each bound, and one for durations beyond the last.
 SIZE: Final = len(BOUNDS) + 1
 
 
@@ -34,27 +34,27 @@ class Distribution:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of durations."""
         return sum(self.buckets)
 
     def add(self, seconds: float) -> None:
-        """Count one."""
+        """Count one duration."""
         self.total += seconds
         self.buckets[bisect_left(BOUNDS, seconds)] += 1
 
     def merge(self, other: "Distribution") -> None:
-        """Count all of ``other``."""
+        """Add the counts of ``other``."""
         self.total += other.total
         self.buckets = [mine + its for mine, its in zip(self.buckets, other.buckets, strict=True)]
 
     def exported(self) -> Sequence[int]:
-        """How many were at most each of :data:`EXPORTED_BOUNDS`; the last entry is the number of all."""
+        """For each of :data:`EXPORTED_BOUNDS`, how many durations are at most that; the last entry counts all."""
         below = list(accumulate(self.buckets))
         return (*(below[index] for index in _EXPORTED_INDEXES), below[-1])
 
 
 def percentile(buckets: Sequence[int], fraction: float) -> float | None:
-    """The duration in seconds that ``fraction`` of those in ``buckets`` don't exceed; None where there are none.
+    """The duration in seconds that ``fraction`` of those in ``buckets`` don't exceed; None if the buckets are empty.
 
     Interpolated within a bucket, so it is off by less than the bucket's width (28 %).
     """

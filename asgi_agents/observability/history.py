@@ -1,4 +1,4 @@
-"""The last ten minutes of an agent, in slots of ten seconds. Pure: the time is given."""
+"""An agent's figures of the last ten minutes, in slots of ten seconds. Pure: the time is given."""
 
 import math
 from array import array
@@ -17,7 +17,7 @@ SLOTS: Final = 60
 
 
 class Totals(Struct, frozen=True):
-    """What was counted up to a moment: calls by how they came out, and their durations in buckets."""
+    """All that was counted up to one moment: calls by outcome, and their durations in buckets."""
 
     calls: int = 0
     denials: int = 0
@@ -25,7 +25,7 @@ class Totals(Struct, frozen=True):
     buckets: Sequence[int] = (0,) * SIZE
 
     def since(self, earlier: "Totals") -> "Totals":
-        """What has come since."""
+        """What was counted after ``earlier``."""
         return Totals(
             self.calls - earlier.calls,
             self.denials - earlier.denials,
@@ -34,12 +34,12 @@ class Totals(Struct, frozen=True):
         )
 
     def packed(self) -> "Totals":
-        """The same in a fifth of the memory."""
+        """The same values in a fifth of the memory."""
         return Totals(self.calls, self.denials, self.failures, array("Q", self.buckets))
 
 
 class Slot(Struct, frozen=True, kw_only=True):
-    """Ten seconds. The percentiles are seconds, None where there were no calls."""
+    """The figures of ten seconds. The percentiles are seconds, None if there were no calls."""
 
     calls: int
     denials: int
@@ -49,7 +49,7 @@ class Slot(Struct, frozen=True, kw_only=True):
 
 
 class Latency(Struct, frozen=True, kw_only=True):
-    """Percentiles of the durations of the last ten minutes' calls, in seconds; None where there were none."""
+    """Percentiles of the durations of the last ten minutes' calls, in seconds; None if there were no calls."""
 
     p50: float | None
     p90: float | None
@@ -65,9 +65,10 @@ class _Ended(Struct, frozen=True):
 class History:
     """Remembers what the totals were at the end of each slot in which anything was counted.
 
-    So counting costs nothing but :attr:`until`: who counts calls :meth:`turn` first once the time has come.
+    Counting itself costs only a comparison with :attr:`until`: whoever counts calls :meth:`turn` first once that time
+    has come.
 
-    :param totals: tells what was counted so far.
+    :param totals: returns what was counted so far.
     """
 
     def __init__(self, totals: Callable[[], Totals]) -> None:
@@ -82,7 +83,7 @@ class History:
         self._lock = RLock()
 
     def turn(self, now: float) -> None:
-        """It is ``now``: end the slot if its time is up."""
+        """End the current slot if its time is up at ``now``."""
         with self._lock:
             if now >= self.until:
                 self._turn(now)

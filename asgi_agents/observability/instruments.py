@@ -1,4 +1,4 @@
-"""The metrics that are exported, whichever way: their names, units, and what they are read from."""
+"""The exported metrics, for OpenTelemetry and Prometheus alike: names, units, and where the values come from."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -16,18 +16,18 @@ Attributes = tuple[tuple[str, str], ...]
 
 
 class Kind(StrEnum):
-    """What a metric's numbers are."""
+    """How the values of a metric behave."""
 
     COUNTER = "counter"
     UP_DOWN_COUNTER = "updowncounter"
 
 
 class Metered(Protocol):
-    """What is asked of one agent."""
+    """What the metrics need of one agent."""
 
     @property
     def tally(self) -> Tally:
-        """What was counted."""
+        """Its counters."""
         ...
 
     @property
@@ -61,7 +61,7 @@ class Source(Protocol):
 
 
 class Point(Struct, frozen=True):
-    """A value with its attributes; ``latest`` is the last of the calls that made it up, if that was worth a note."""
+    """A value with its attributes; ``latest`` is the last call that it counts, unless that was plainly allowed."""
 
     attributes: Attributes
     value: float

@@ -1,4 +1,4 @@
-"""Our metrics as OpenTelemetry instruments."""
+"""The package's metrics as OpenTelemetry instruments."""
 
 from collections.abc import Iterable, Sequence
 from threading import Lock
@@ -15,14 +15,14 @@ from .instruments import CALL_DURATION, METRICS, QUEUE_DURATION, Kind, Metered, 
 class Metering:
     """The instruments of one meter provider, for all agents whose metrics go there.
 
-    What is counted anyway is read when somebody collects it, so a call pays for nothing but the histograms. One set of
-    instruments serves all managers: a second of the same name would be ignored.
+    Counters are read when a collector asks for them, so that a call pays only for the histograms. One set of
+    instruments serves all managers, because OpenTelemetry ignores a second instrument of the same name.
     """
 
     def __init__(self, provider: MeterProvider) -> None:
         meter = metrics.get_meter("asgi_agents", __version__, provider)
         self._provider = ref(provider)
-        # Collected in other threads.
+        # Collectors run in other threads.
         self._lock = Lock()
         self._agents: WeakSet[Metered] = WeakSet()
         self.call_duration = meter.create_histogram(
@@ -46,12 +46,12 @@ class Metering:
             create(metric.name, [self._reader(metric)], metric.unit, metric.description)
 
     def add(self, agent: Metered) -> None:
-        """Export its metrics, for as long as there is anybody else who holds it."""
+        """Export the agent's metrics until :meth:`discard`, or until nothing else refers to the agent."""
         with self._lock:
             self._agents.add(agent)
 
     def discard(self, agent: Metered) -> None:
-        """Don't any more."""
+        """Stop exporting the agent's metrics."""
         with self._lock:
             self._agents.discard(agent)
 
@@ -65,18 +65,18 @@ class Metering:
         with self._lock:
             agents = list(self._agents)
         if _waiting is not None and self is not _waiting and self._provider() is metrics.get_meter_provider():
-            # Those who came before there was a global provider mean this one, which had instruments already.
+            # Agents that were added before a global provider was set belong to this one, which has instruments already.
             agents.extend(_waiting._all())
         return agents
 
 
 _by_provider: "WeakKeyDictionary[MeterProvider, Metering]" = WeakKeyDictionary()
-# Of those who came before there was a global provider.
+# For agents that are added before a global provider is set.
 _waiting: Metering | None = None
 
 
 def metering_for(provider: MeterProvider | None = None) -> Metering:
-    """The instruments of ``provider``, or of the global one, also if that is set later."""
+    """The instruments of ``provider``. None means the global provider, which may also be set later."""
     global _waiting
     current = metrics.get_meter_provider()
     provider = current if provider is None else provider
@@ -84,7 +84,7 @@ def metering_for(provider: MeterProvider | None = None) -> Metering:
     if metering is not None:
         return metering
     if _waiting is not None and provider is current:
-        # Its instruments have become those of the provider that was set since.
+        # A provider was set since; the instruments have become its own.
         return _waiting
     metering = _by_provider[provider] = Metering(provider)
     if not _is_set(provider):
@@ -93,5 +93,5 @@ def metering_for(provider: MeterProvider | None = None) -> Metering:
 
 
 def _is_set(provider: MeterProvider) -> bool:
-    """Whether it is a provider, and not what stands for one until it is set."""
+    """Whether ``provider`` is a real one, not OpenTelemetry's stand-in until one is set."""
     return type(provider).__module__.partition(".")[0] != "opentelemetry" or "Proxy" not in type(provider).__name__

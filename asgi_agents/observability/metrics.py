@@ -1,4 +1,4 @@
-"""Plain counts of what an agent was asked and what it said. Exporters read them; nothing here knows one of them."""
+"""Plain counters of the calls to an agent and their outcomes. Exporters read them; they know no exporter."""
 
 import time
 from bisect import bisect_left
@@ -48,7 +48,7 @@ class AgentMetrics(Struct, frozen=True, kw_only=True):
 
 
 class AgentStatistics(Struct, frozen=True, kw_only=True):
-    """How one agent is at one moment.
+    """The state of one agent at one moment.
 
     ``in_flight`` calls of at most ``max_in_flight`` are under way, ``waiting`` ones wait for a permit or for a place on
     a connection. ``breaker`` is None where it is switched off. ``endpoints`` are those of the stream transport, on the
@@ -69,7 +69,7 @@ class AgentStatistics(Struct, frozen=True, kw_only=True):
 
 
 class Incident(Struct, frozen=True, kw_only=True):
-    """A call that came out as a failure or as anything but allow.
+    """A call that ended in a failure, or in any answer but allow.
 
     ``time`` is seconds since the epoch, ``duration`` seconds. ``message`` says what went wrong, and is empty for a
     denial.
@@ -88,7 +88,7 @@ class Incident(Struct, frozen=True, kw_only=True):
 
 
 class Series:
-    """The calls to one agent that had the same event, outcome, failure mode and weight."""
+    """The calls to one agent with the same event, outcome, failure mode and enforcement."""
 
     __slots__ = ("attributes", "durations", "enforced", "event", "fail_closed", "failed", "latest", "outcome")
 
@@ -99,44 +99,44 @@ class Series:
         self.fail_closed = fail_closed
         self.enforced = enforced
         self.durations = Distribution()
-        #: What the exported duration of such a call is described by.
+        #: The attributes of the exported duration of such a call.
         self.attributes: Mapping[str, str] = {
             AGENT_ID: agent_id,
             EVENT: event,
             (ERROR_TYPE if self.failed else DECISION): outcome,
         }
-        #: The last such call, unless it was one of the many that just allow.
+        #: The last such call. Calls that are plainly allowed are not kept.
         self.latest: Incident | None = None
 
     @property
     def denied(self) -> bool:
-        """Whether the agent said that this must not pass, or has detected something."""
+        """Whether the agent denied the event, or detected something."""
         return not self.failed and self.outcome not in ("allow", "needs_more")
 
     @property
     def passed_open(self) -> bool:
-        """Whether these failures were let through by the failure mode."""
+        """Whether the failure mode let these failures through."""
         return self.failed and not self.fail_closed
 
     @property
     def body_skipped(self) -> bool:
-        """Whether these are bodies that went on without the agent."""
+        """Whether these are bodies that passed without the agent."""
         return self.outcome in _BODY_SKIPPED and not (self.fail_closed and self.enforced)
 
     @property
     def shadowed(self) -> bool:
-        """Whether these would have stopped something, had the agent had a say."""
+        """Whether these would have stopped something if the agent were enforced."""
         stops = self.denied or (self.failed and self.fail_closed)
-        # What is said at the end changes nothing.
+        # The answer to the completion of a request changes nothing.
         return stops and not self.enforced and self.event != EventType.REQUEST_COMPLETE
 
 
 class Tally:
     """The counters behind :class:`AgentMetrics`.
 
-    It belongs to an agent's id, and stays when :meth:`AgentManager.replace_agent` puts another in its place. Several
-    threads may count at a time: CPython switches between them at calls and at loops, and nothing here is read before
-    one and written after it.
+    The counters belong to an agent's id: they stay when :meth:`AgentManager.replace_agent` puts another agent in its
+    place. Several threads may count at a time. CPython switches between threads at calls and at loops, and no counter
+    here is read before such a point and written after it.
     """
 
     def __init__(self, agent_id: str = "") -> None:
@@ -144,11 +144,12 @@ class Tally:
         #: Of the calls that had to wait.
         self.queue_waits = Distribution()
         #: Bytes shown, and transitions to a state.
-        # No Counters: theirs is a step in Python for what is new, in which another thread could be lost.
+        # No collections.Counter: it runs Python code for a missing key, where a switch of threads could lose a count.
         self.inspected: defaultdict[str, int] = defaultdict(int)
         self.transitions: defaultdict[str, int] = defaultdict(int)
         self.failures: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
-        #: Calls that an open breaker has refused, lest they push out what has opened it.
+        #: Calls that an open breaker refused. They have a list of their own, so that they don't push out the failures
+        #: that opened the breaker.
         self.refusals: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
         self.denials: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
         self.history = History(self._totals)
@@ -156,7 +157,7 @@ class Tally:
 
     @property
     def series(self) -> Iterable[Series]:
-        """Everything that was counted."""
+        """All counters."""
         # Scrapers may run in another thread.
         return tuple(self._series.values())
 
@@ -165,7 +166,7 @@ class Tally:
     ) -> Series:
         """Add one verdict, on an event of ``size`` bytes; ``now`` is monotonic seconds."""
         outcome = verdict.metric_outcome
-        # How a failure would have been treated is nothing to know of an answer.
+        # The failure mode matters to failures only: answers are counted together whatever it is.
         fail_closed = verdict.failure is None or verdict.fail_closed
         key = (verdict.event_type, outcome, fail_closed, verdict.enforced)
         series = self._series.get(key)
@@ -182,7 +183,7 @@ class Tally:
         return series
 
     def add(self, series: Series, duration: float, now: float) -> None:
-        """Add one call to those that came out like it."""
+        """Add one call to the counters of its kind."""
         if now >= self.history.until:
             self.history.turn(now)
         durations = series.durations
@@ -190,7 +191,7 @@ class Tally:
         durations.buckets[bisect_left(BOUNDS, duration)] += 1
 
     def summary(self, in_flight: int, waiting: int) -> AgentMetrics:
-        """The counts so far, beside those of the moment."""
+        """The counts so far, with the calls under way and waiting at this moment."""
         counted = [(series, series.durations.count) for series in self.series]
         outcomes: Counter[str] = Counter()
         for series, number in counted:
@@ -212,7 +213,7 @@ class Tally:
     def _remember(self, series: Series, verdict: Verdict, correlation_id: str, route: str | None) -> None:
         series.latest = Incident(
             time=time.time(),
-            # A caller's own may be anything.
+            # An id that the caller of the manager gave may be any text.
             correlation_id=printable(correlation_id),
             route=None if route is None else printable(route),
             event=series.event,

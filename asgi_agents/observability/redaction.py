@@ -1,4 +1,4 @@
-"""Keeping secrets out of what is written down."""
+"""Keeping secrets out of logs, audit records and spans."""
 
 import re
 from typing import Final
@@ -11,8 +11,8 @@ _SECRET_HEADER: Final = re.compile(
     r"|api[-_]?key|access[-_]?key|private[-_]?key|client[-_]?key",
     re.IGNORECASE,
 )
-# Nothing here is tried twice on the same text (possessive quantifiers, no prefix of any length): the path of a request
-# is somebody else's, and must not take more time than it is long.
+# No part of these patterns is tried twice on the same text (possessive quantifiers, no prefix of any length). The path
+# of a request is a client's, and the time that it takes must grow with its length only.
 _SECRETS: Final = re.compile(
     r"""
     # name=value, "name": "value", name: scheme value

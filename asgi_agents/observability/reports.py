@@ -1,4 +1,4 @@
-"""What agents report of themselves, kept until somebody exports it. Pure: the time is given."""
+"""Metrics that agents report of themselves, kept until they are exported. Pure: the time is given."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ logger = logging.getLogger("asgi_agents")
 #: Seconds after which a value that its agent no longer reports is dropped, and how many values one agent may have.
 MAX_AGE: Final = 300.0
 MAX_SERIES: Final = 1000
-# Of one metric; a histogram's buckets count as values.
+# The limits of one metric.
 _MAX_NAME_LENGTH: Final = 128
 _MAX_HELP_LENGTH: Final = 500
 _MAX_LABELS: Final = 16
@@ -25,7 +25,7 @@ ReportedMetric = CounterMetric | GaugeMetric | HistogramMetric
 
 
 class Reported(Struct, frozen=True):
-    """A value, and who has reported it: the agent's id here, and the endpoint that it came from."""
+    """A reported value, with the agent's id in the configuration and the endpoint that reported it."""
 
     agent_id: str
     endpoint: str
@@ -35,24 +35,24 @@ class Reported(Struct, frozen=True):
 class Reports:
     """The newest value of each metric of each agent.
 
-    An agent reports totals, so that a value takes the place of the one before it. What it makes up is bounded, in
-    number and in length.
+    Agents report totals, so that a value replaces the one before it. Names and labels are the agent's choice, so both
+    their number and their length are bounded.
     """
 
     def __init__(self) -> None:
         self._agents: dict[str, dict[tuple[str, str, str, frozenset[tuple[str, str]]], tuple[float, Reported]]] = {}
         self._full: set[str] = set()
-        # Each event loop has connections of its own, on which reports come.
+        # Reports come on connections, of which each event loop has its own.
         self._lock = RLock()
 
     def add(self, agent_id: str, endpoint: str, report: MetricsReport, now: float) -> None:
-        """Take in a report; ``now`` is monotonic seconds."""
+        """Store the values of a report; ``now`` is monotonic seconds."""
         with self._lock:
             self._add(agent_id, endpoint, report, now)
 
     def _add(self, agent_id: str, endpoint: str, report: MetricsReport, now: float) -> None:
         known = self._agents.get(agent_id, {})
-        # A new dictionary each time: it may be read in another thread meanwhile.
+        # A new dictionary each time: another thread may be reading the old one.
         kept = {key: value for key, value in known.items() if now - value[0] < MAX_AGE}
         size = sum(_size(value.metric) for _, value in kept.values())
         reported: Sequence[ReportedMetric] = (*report.counters, *report.gauges, *report.histograms)
@@ -69,13 +69,13 @@ class Reports:
             self._full.discard(agent_id)
 
     def forget(self, agent_id: str) -> None:
-        """The agent was removed."""
+        """Drop the values of an agent that was removed."""
         with self._lock:
             self._agents.pop(agent_id, None)
             self._full.discard(agent_id)
 
     def current(self, now: float) -> Iterator[Reported]:
-        """Everything that is not too old."""
+        """All values that are not too old."""
         for known in tuple(self._agents.values()):
             for at, reported in known.values():
                 if now - at < MAX_AGE:
@@ -93,7 +93,7 @@ class Reports:
 
 
 def _size(metric: ReportedMetric) -> int:
-    """How many values it has."""
+    """How many values the metric has."""
     return len(metric.buckets) + 2 if isinstance(metric, HistogramMetric) else 1
 
 

@@ -1,4 +1,4 @@
-"""One application's providers."""
+"""The OpenTelemetry providers of one manager."""
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -11,7 +11,7 @@ from .tracing import Tracing
 class Telemetry:
     """Where the spans and metrics of a manager go.
 
-    :param tracer_provider: None: the global one, also if that is set later; ``meter_provider`` likewise.
+    :param tracer_provider: None: the global provider, which may also be set later; ``meter_provider`` likewise.
     """
 
     def __init__(

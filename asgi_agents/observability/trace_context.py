@@ -1,4 +1,4 @@
-"""W3C trace context, in and out. With ``telemetry`` all that uses OpenTelemetry; API only."""
+"""Reading and writing W3C trace context. Needs OpenTelemetry's API only."""
 
 from collections.abc import Mapping, MutableMapping
 
@@ -6,10 +6,10 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-#: The span that is current when a connection comes.
+#: The span that is current when a connection begins.
 ServerSpan = trace.Span
 
-# W3C trace context rather than the global propagator: it is what the agent protocol names.
+# Not the global propagator: the agent protocol has fields for W3C trace context only.
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -20,7 +20,7 @@ def inject_trace_context(carrier: MutableMapping[str, str]) -> None:
 
 
 def traceparent_of(span: ServerSpan) -> str | None:
-    """``span`` as a W3C ``traceparent``, or None where it is none."""
+    """``span`` as a W3C ``traceparent``, or None if the span is not valid."""
     if span is trace.INVALID_SPAN:
         return None
     carrier: dict[str, str] = {}

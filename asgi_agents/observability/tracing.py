@@ -1,4 +1,4 @@
-"""Spans around calls, at both ends, and around sessions of many calls."""
+"""Spans around calls, in the middleware and in served agents, and around sessions of many calls."""
 
 import time
 from asyncio import CancelledError
@@ -21,12 +21,12 @@ from .trace_context import ServerSpan, remote_context
 
 Attributes = Mapping[str, AttributeValue]
 
-# What a session of days may say in its span.
+# How many events the span of a long session may have.
 _MAX_NOTES = 100
 
 
 def get_tracer(provider: trace.TracerProvider | None = None) -> trace.Tracer:
-    """Our tracer; without ``provider`` of the global one, also if that is set later."""
+    """The package's tracer. Without ``provider`` it is the global provider's, which may also be set later."""
     return trace.get_tracer("asgi_agents", __version__, provider)
 
 
@@ -37,8 +37,8 @@ def current_trace_id() -> str | None:
 
 
 def mark_current_span(connection: Named) -> ServerSpan:
-    """Make the server's span findable by the connection's id. Returns it."""
-    # Where nobody traces, there is nothing in the context, which is quicker to see than what is not in it.
+    """Set the correlation id on the server's span, and return that span."""
+    # Without tracing the context is empty, and that is quicker to see than that it has no span.
     span = trace.get_current_span() if context.get_current() else trace.INVALID_SPAN
     if span is not trace.INVALID_SPAN and span.is_recording():
         span.set_attribute(CORRELATION_ID, connection.correlation_id)
@@ -46,7 +46,7 @@ def mark_current_span(connection: Named) -> ServerSpan:
 
 
 class _Attached:
-    """Within, a span is the current one."""
+    """A context manager in which a span is the current one."""
 
     __slots__ = ("_context", "_token")
 
@@ -63,13 +63,13 @@ class _Attached:
         if kind is not GeneratorExit:
             context.detach(self._token)
             return
-        # A coroutine that is thrown away may be closed from anywhere, where the token means nothing.
+        # The garbage collector may close an abandoned coroutine in any context, where the token is not valid.
         with suppress(ValueError):
             self._token.var.reset(self._token)
 
 
 class ActiveSpan(_Attached):
-    """The span of one call: the current one within, ended behind it."""
+    """The span of one call: current while the call runs, ended with it."""
 
     __slots__ = ("_span",)
 
@@ -78,7 +78,7 @@ class ActiveSpan(_Attached):
         self._span = span
 
     def record(self, verdict: Verdict, *, given_up: bool = False) -> None:
-        """Say how the call came out, unless it was ``given_up``."""
+        """Record the outcome of the call on the span: the verdict, or that the call was ``given_up``."""
         if given_up:
             self._span.set_attribute(CANCELLED, True)
         elif self._span.is_recording():
@@ -91,7 +91,7 @@ class ActiveSpan(_Attached):
     ) -> None:
         super().__exit__(kind, exc, traceback)
         if kind is not None:
-            # Nothing but cancellation ends a call without a verdict: a sibling has denied, or the client is gone.
+            # Only cancellation ends a call without a verdict: another agent has denied, or the client is gone.
             self._span.set_attribute(CANCELLED, True)
         self._span.end()
 
@@ -99,7 +99,7 @@ class ActiveSpan(_Attached):
 class SessionSpan:
     """The span of many calls that belong together: a websocket's messages, or the pieces of a streamed body.
 
-    Calls that are worth a word are events in it.
+    Each call that is not plainly allowed is an event in the span.
     """
 
     def __init__(self, span: Span) -> None:
@@ -109,11 +109,11 @@ class SessionSpan:
         self._notes = 0
 
     def current(self) -> _Attached:
-        """Within, it is the current span."""
+        """A context manager in which this span is the current one."""
         return _Attached(trace.set_span_in_context(self._span))
 
     def note(self, verdicts: Iterable[Verdict]) -> None:
-        """Add what came of one event."""
+        """Add the verdict on one event."""
         self._last = time.time_ns()
         self._events += 1
         for verdict in verdicts:
@@ -127,13 +127,13 @@ class SessionSpan:
                 self._span.set_status(Status(StatusCode.ERROR, verdict.failure.message))
 
     def end(self) -> None:
-        """Nothing more comes: it was over with the last event."""
+        """End the span. Its end time is that of the last event."""
         self._span.set_attribute(EVENTS, self._events)
         self._span.end(self._last)
 
 
 def describe(verdict: Verdict) -> dict[str, AttributeValue]:
-    """A verdict as attributes."""
+    """The attributes of a span for a verdict."""
     if verdict.failure is None:
         described: dict[str, AttributeValue] = {DECISION: verdict.metric_outcome}
     else:
@@ -147,7 +147,7 @@ def describe(verdict: Verdict) -> dict[str, AttributeValue]:
 
 
 class Tracing:
-    """Starts spans, or nothing where nobody traces."""
+    """Starts spans. Without a tracer provider it starts none."""
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
         self._tracer = get_tracer(provider)
@@ -155,10 +155,11 @@ class Tracing:
 
     @property
     def idle(self) -> bool:
-        """Whether there is no provider (yet), so that there is nothing to start.
+        """Whether no provider is set (yet), so that no span has to be started.
 
-        A private name of OpenTelemetry's, because to ask for the provider takes as long as a tenth of a call to an
-        agent, and for a span that nobody sees half of that. Should the name go away it takes that long again.
+        This reads a private name of OpenTelemetry's. To ask for the provider takes a tenth of the time of a call to an
+        agent, and a span that nobody sees half of that. If the name disappears, the public way is taken, which is
+        slower.
         """
         return self._waits_for_global and getattr(trace, "_TRACER_PROVIDER", self) is None
 
@@ -170,7 +171,7 @@ class Tracing:
     def session(
         self, name: str, attributes: Attributes, correlation_id: str, parent: ServerSpan | None
     ) -> SessionSpan | None:
-        """The span of many calls; where it begins may be anywhere, so that it has to be told its ``parent``."""
+        """The span of many calls. It may begin in any context, so its ``parent`` has to be given."""
         context = None if parent is None else trace.set_span_in_context(parent)
         span = self._start(name, SpanKind.INTERNAL, attributes, correlation_id, context)
         return None if span is None else SessionSpan(span)
@@ -178,7 +179,7 @@ class Tracing:
     def _start(
         self, name: str, kind: SpanKind, attributes: Attributes, correlation_id: str, parent: Context | None = None
     ) -> Span | None:
-        # Where nothing is configured this is all there is to it.
+        # Without a provider nothing else is done.
         span = self._tracer.start_span(name, parent, kind, attributes)
         if span is trace.INVALID_SPAN or (
             not span.is_recording() and span.get_span_context() == trace.get_current_span().get_span_context()
@@ -196,14 +197,14 @@ _NOTHING = nullcontext()
 def serving_span(
     carrier: Mapping[str, list[str]], agent: str, event: str, correlation_id: str
 ) -> AbstractContextManager[object]:
-    """At the agent's end: a span of kind SERVER whose parent is the caller's, as ``carrier`` names it.
+    """In a served agent: a span of kind SERVER whose parent is the caller's span, which ``carrier`` names.
 
-    To be entered and left in the same task.
+    It has to be entered and left in the same task.
     """
     parent = _caller(carrier)
     span = _serving.start_span(f"{event} {agent}", parent, SpanKind.SERVER)
     if span is trace.INVALID_SPAN:
-        # Where no provider is set, OpenTelemetry's API before 1.40 forgets the parent that it was given.
+        # Without a provider, OpenTelemetry's API before 1.40 drops the parent that it was given.
         return _NOTHING if parent is None else _Attached(parent)
     if span.is_recording():
         span.set_attributes({AGENT_ID: agent, EVENT: event, CORRELATION_ID: correlation_id})
@@ -211,7 +212,7 @@ def serving_span(
 
 
 def _caller(carrier: Mapping[str, list[str]]) -> Context | None:
-    """The context with the caller's span; None for the current one, also where that is the caller's child already."""
+    """The context with the caller's span. None: the current context, also if its span is a child of the caller's."""
     if not any(carrier.values()):
         return None
     parent = remote_context(carrier)

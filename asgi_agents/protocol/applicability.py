@@ -1,6 +1,6 @@
 """Which parts of an answer apply to which event.
 
-An answer that allows may carry only what its event has a use for:
+An answer that allows an event may have only these parts:
 
 =====================  ===============  ================  =====================  ======================  =========
 event                  request_headers  response_headers  request_body_mutation  response_body_mutation  skip_body
@@ -17,9 +17,9 @@ guardrail_inspect      no               no                no                    
 request_complete       no               no                no                     no                      no
 =====================  ===============  ================  =====================  ======================  =========
 
-Whether a head is gone is for the exchange to find out when it applies the answer; the rest is checked here. A mutation
-whose ``data`` is None changes nothing, and is fine anywhere. An answer that denies is carried out as it is: nothing
-passes that its other fields could change, and its ``response_headers`` go out with the reply where there is one.
+The exchange checks whether a head is gone when it applies the answer; this module checks the rest. A mutation whose
+``data`` is None changes nothing, and is allowed in any answer. Answers that deny are not checked: nothing passes that
+their other parts could change. Their ``response_headers`` are sent with the reply, if there is one.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from ..errors import NotApplicableError
 from .events import EventType
 from .responses import AgentResponse, BodyMutation, ForgottenMutation
 
-#: The events whose allowing answers may have the field.
+#: For each part of an answer, the events that it applies to.
 APPLIES_TO: Final[Mapping[str, frozenset[EventType]]] = {
     "request_headers": frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK}),
     "response_headers": frozenset(
@@ -49,7 +49,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "response_body_mutation": "a mutation",
     "skip_body": "it",
 }
-# The other way round, so that most answers need one look-up.
+# For each event, the parts that don't apply to it: one look-up for most answers.
 _HAS_NO_USE_FOR: Final[Mapping[EventType, tuple[str, ...]]] = {
     event_type: tuple(field for field, events in APPLIES_TO.items() if event_type not in events)
     for event_type in EventType
@@ -57,7 +57,7 @@ _HAS_NO_USE_FOR: Final[Mapping[EventType, tuple[str, ...]]] = {
 
 
 def check_applicable(event_type: EventType, response: AgentResponse) -> None:
-    """Raise :class:`NotApplicableError` for a part of a checked answer that its event has no use for."""
+    """Raise :class:`NotApplicableError` for a part of a validated answer that does not apply to its event."""
     if not response.is_allow:
         return
     for field in _HAS_NO_USE_FOR[event_type]:

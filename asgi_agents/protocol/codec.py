@@ -1,9 +1,9 @@
 """Bytes to and from events and answers: JSON with base64 payloads, msgpack with raw ones. No I/O.
 
-Other hosts of the protocol have base64 in msgpack too. That is read as well, and written to them.
+Other hosts of the protocol use base64 in msgpack too. It is accepted from them, and written for them.
 
-The wire nests decisions and header operations as ``{"block": {…}}`` and ``{"set": {…}}``; the structs of this module
-have that shape and stay private, so that nobody else has to know it.
+On the wire, decisions and header operations are nested: ``{"block": {…}}`` and ``{"set": {…}}``. The structs of this
+module have that shape. They are private: no other module depends on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ from .responses import (
 
 
 class Encoding(StrEnum):
-    """How messages are spelt on a remote transport."""
+    """How messages are encoded on a remote transport."""
 
     JSON = "json"
     MSGPACK = "msgpack"
@@ -73,7 +73,7 @@ class _RawEnvelope(Struct):
 class _Field(Struct, omit_defaults=True):
     name: str
     value: str
-    # An extension of ours, here and below: other hosts of the protocol need not see it.
+    # An extension of the protocol, here and below. It is left out while it is False, for other hosts of the protocol.
     always: bool = False
 
 
@@ -113,7 +113,7 @@ class _Audit(Struct):
 
 class _Response(Struct):
     version: int = PROTOCOL_VERSION
-    # "error" is an extension of ours: see NO_VERDICT.
+    # "error" is an extension of the protocol: see NO_VERDICT.
     decision: Literal["allow", "error"] | _Decision = "allow"
     request_headers: Sequence[_HeaderOp] = ()
     response_headers: Sequence[_HeaderOp] = ()
@@ -123,25 +123,26 @@ class _Response(Struct):
     request_body_mutation: BodyMutation | None = None
     response_body_mutation: BodyMutation | None = None
     websocket_decision: Literal["allow", "drop"] | _WebSocketDecision | None = None
-    # An extension of ours: other hosts of the protocol need not see it.
+    # An extension of the protocol, left out unless it is True.
     skip_body: bool | UnsetType = UNSET
 
 
 _NO_AUDIT = _Audit()
 
 #: The ``decision`` of an answer without a verdict: the agent has failed, or was not asked. The protocol has no message
-#: for that. Other hosts can't decode it, so that their failure mode applies; some take any ``"allow"`` for one.
+#: for that. Other hosts can't decode it, and apply their failure mode. ``"allow"`` would not do: some hosts take it for
+#: a verdict, whatever else the answer says.
 NO_VERDICT: Literal["error"] = "error"
 
-#: Where other hosts look for what a guardrail agent has found: the guardrail shape as JSON, in ``routing_metadata``.
+#: The key of ``routing_metadata`` in which other hosts expect a guardrail agent's findings, as JSON.
 GUARDRAIL_KEY = "guardrail_response"
 
-# What has payloads, which in msgpack are raw bytes or base64.
+# Messages with payloads, which in msgpack are raw bytes or base64.
 _WITH_PAYLOADS = frozenset({RequestBodyChunkEvent, ResponseBodyChunkEvent, WebSocketFrameEvent, _Response})
 
 
 class _Probe(Struct):
-    """Enough of an answer to tell its shape."""
+    """The parts of an answer that tell which shape it has."""
 
     detected: Raw | UnsetType = UNSET
     success: Raw | UnsetType = UNSET
@@ -214,16 +215,16 @@ def decode_answer(data: bytes, encoding: Encoding, event_type: EventType, *, wit
 
 
 def encode_value(value: Any, encoding: Encoding, what: str, *, for_others: bool = False) -> bytes:
-    """``value`` spelt in ``encoding``; ``what`` names it in the :class:`AgentProtocolError` for one that can't be.
+    """``value`` in ``encoding``. Raises :class:`AgentProtocolError`, which calls it ``what``, if it can't be encoded.
 
-    ``for_others``: with payloads as other hosts of the protocol have them.
+    ``for_others``: with payloads in base64, as other hosts of the protocol expect them.
     """
     try:
         if for_others and encoding is Encoding.MSGPACK:
             value = msgspec.to_builtins(value, enc_hook=encode_extension)
         return _ENCODERS[encoding].encode(value)
     except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as exc:
-        # Reached by data that isn't plain, or nested beyond reason, and by text that UTF-8 can't carry. A UnicodeError
+        # The data may be of other types, nested too deeply, or have text that UTF-8 can't encode. A UnicodeError
         # quotes the whole text, which may be anything.
         fault = "text with lone surrogates" if isinstance(exc, UnicodeError) else str(exc)
         raise AgentProtocolError(f"the {what} can't be encoded as {encoding}: {fault}") from exc
@@ -267,7 +268,7 @@ def _from_wire(wire: _Response) -> AgentResponse:
 
 
 def _is_plain(wire: _Response) -> bool:
-    """Whether an answer says nothing but allow, as most do."""
+    """Whether an answer is a plain allow, as most are."""
     return (
         wire.decision == "allow"
         and not wire.request_headers

@@ -1,4 +1,4 @@
-"""What the middleware tells an agent. Field names and spellings are the wire's (protocol version 2)."""
+"""The events that agents receive. Names of fields and values are those on the wire (protocol version 2)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from .validation import TOKEN
 
 
 class EventType(StrEnum):
-    """The events an agent can hear; the value is the wire spelling."""
+    """The events that an agent can receive; the values are those on the wire."""
 
     CONFIGURE = "configure"
     REQUEST_HEADERS = "request_headers"
@@ -27,7 +27,7 @@ class EventType(StrEnum):
 
 
 class Opcode(StrEnum):
-    """Websocket frame opcodes. ASGI servers hand on text and binary only; the rest exist for agents of other hosts."""
+    """Opcodes of websocket frames. ASGI servers pass text and binary only; other hosts also send the rest."""
 
     TEXT = "text"
     BINARY = "binary"
@@ -38,9 +38,9 @@ class Opcode(StrEnum):
 
 
 class InspectionType(StrEnum):
-    """What a guardrail agent is asked to look for, as far as the protocol names it.
+    """What a guardrail agent is asked to look for: the types that the protocol names.
 
-    Any other token is an inspection type too, for agents that know it.
+    Any other token is an inspection type too, if the agent knows it.
     """
 
     PROMPT_INJECTION = "prompt_injection"
@@ -48,7 +48,7 @@ class InspectionType(StrEnum):
 
 
 class RequestMetadata(Struct, frozen=True, kw_only=True):
-    """Who is asking, how, and under which ids. ``timestamp`` is RFC 3339, ``traceparent`` W3C trace context."""
+    """The client, the protocol and the ids. ``timestamp`` is RFC 3339, ``traceparent`` W3C trace context."""
 
     correlation_id: str
     request_id: str
@@ -91,10 +91,10 @@ class RequestHeadersEvent(RedactedRepr, frozen=True, kw_only=True):
         return self.metadata.correlation_id
 
     def header(self, name: str) -> str | None:
-        """What a Starlette or FastAPI app takes for the value of a header, or None: the first of several fields.
+        """The value that a Starlette or FastAPI app reads for a header, or None. It is the first of several fields.
 
-        Several ``cookie`` fields are joined with ``; ``, for the app too. All values of a name are in ``headers``. How
-        apps read several fields of one name:
+        Several ``cookie`` fields are joined with ``; ``, for the app too. All values of a name are in ``headers``. This
+        is how apps read several fields of one name:
 
         =====================================  =====================================================================
         ``request.headers[…]``, ``.get(…)``,   the first
@@ -102,7 +102,7 @@ class RequestHeadersEvent(RedactedRepr, frozen=True, kw_only=True):
         ``Header()``, its security schemes
         ``headers.getlist(…)``, FastAPI's      all; an agent finds the same in ``event.headers[…]``
         ``Header()`` of a list or model
-        ``request.cookies``, ``Cookie()``,     all, and there is only one: they are joined
+        ``request.cookies``, ``Cookie()``,     all: the middleware joins them to one
         ``APIKeyCookie``
         Django                                 all, joined with ``,``; names with underscores are dropped
         WSGI apps                              all, joined with ``,``; ``x_user`` is taken for ``x-user``
@@ -201,13 +201,13 @@ class WebSocketFrameEvent(RedactedRepr, frozen=True, kw_only=True):
 
 
 class GuardrailInspectEvent(RedactedRepr, frozen=True, kw_only=True):
-    """A piece of content that a handler wants looked at.
+    """A piece of content that a handler wants inspected.
 
     ``inspection_type`` is a token (RFC 9110, section 5.6.2); where it is one of :class:`InspectionType`, it is that
     member.
 
-    Each lone surrogate, which JSON from a client can smuggle into a str, becomes one replacement character: no text
-    that is to be sent can have them, and spans count the same in what was given.
+    Each lone surrogate, which JSON from a client can smuggle into a str, is replaced by one replacement character. No
+    encoded text can have surrogates, and the spans of detections fit the given text as well.
 
     :raises TypeError: for a field that is not of its type.
     :raises ValueError: for an ``inspection_type`` that is no token.
@@ -229,7 +229,7 @@ class GuardrailInspectEvent(RedactedRepr, frozen=True, kw_only=True):
         if self.model is not None:
             force_setattr(self, "model", _sendable("model", self.model))
         if isinstance(self.categories, str):
-            # A sequence of strings as well, and never meant as one.
+            # A str is a sequence of strings too, but is never meant as one.
             raise TypeError("categories: expected a sequence of strings, got str")
         force_setattr(self, "categories", tuple(_sendable("categories", category) for category in self.categories))
         if not isinstance(self.metadata, Mapping):

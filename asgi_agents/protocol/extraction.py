@@ -1,4 +1,4 @@
-"""Taking the data out of a long event in JSON without a second copy of it. No I/O.
+"""Decodes the data of a long event in JSON in place, without a second copy. No I/O.
 
 The data is base64. To decode the whole event takes memory for both the base64 and the decoded bytes: 19 MiB for a body
 of 8 MiB. Here the decoded bytes are written over the base64, piece by piece.
@@ -11,10 +11,10 @@ from typing import Final
 
 import msgspec
 
-#: Below so many bytes a frame is not worth the effort.
+#: Shorter frames, in bytes, are decoded as a whole.
 LONG: Final = 1024 * 1024
 
-# How long what stands before and after the data may be.
+# The most bytes that may stand before the data, and after it.
 _MAX_REST: Final = 16 * 1024
 # A multiple of 4: base64 has no state between groups of 4 characters.
 _STEP: Final = 64 * 1024
@@ -22,10 +22,11 @@ _DATA: Final = re.compile(rb'[{,]\s*"data"\s*:\s*"')
 
 
 def extract_data(frame: BytesIO) -> tuple[bytes, bytes] | None:
-    """A version 2 frame with the event's ``data`` empty, and the data. The frame is used up.
+    """A version 2 frame with the event's ``data`` emptied, and the decoded data. ``frame`` is overwritten.
 
-    None, and the frame is as it was, where the data is not found for certain: the event has to be decoded as a whole.
-    Where the data is no valid base64, the frame that is returned has invalid base64 too: decoding it raises the error.
+    Returns None, and leaves the frame as it was, if the data can't be found for certain. The event then has to be
+    decoded as a whole. If the data is no valid base64, the returned frame has invalid base64 as well, so that decoding
+    it raises the error.
     """
     size = frame.seek(0, 2)
     with frame.getbuffer() as view:
@@ -39,7 +40,7 @@ def extract_data(frame: BytesIO) -> tuple[bytes, bytes] | None:
             return None
         tail = bytes(view[end:])
         if b"data" in tail or b"\\" in tail:
-            # Perhaps it has the field twice.
+            # The field may be there twice.
             return None
         length = _decode_in_place(view, start, end)
     if length is None:
@@ -49,7 +50,7 @@ def extract_data(frame: BytesIO) -> tuple[bytes, bytes] | None:
 
 
 def _is_at_the_top(prefix: bytes) -> bool:
-    """Whether what begins behind ``prefix`` is the value of a field of the event itself, the first of its name."""
+    """Whether the text after ``prefix`` is the value of a field of the event itself, the first of that name."""
     if b"\\" in prefix or prefix.count(b'"data"') > 1:
         return False
     try:
@@ -59,7 +60,7 @@ def _is_at_the_top(prefix: bytes) -> bool:
 
 
 def _end_of_text(view: memoryview, start: int) -> int | None:
-    """Where the text that begins at ``start`` ends; None where it has escapes, or no end."""
+    """The end of the JSON string that begins at ``start``. None if it has escapes, or no end."""
     for place in range(start, len(view), _STEP):
         piece = bytes(view[place : place + _STEP])
         end = piece.find(b'"')

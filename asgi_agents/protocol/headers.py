@@ -1,4 +1,4 @@
-"""Header fields as agents see them."""
+"""Header fields as agents receive them."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -7,7 +7,7 @@ import msgspec
 
 from .responses import HeaderOp
 
-# To encode the name takes longer than to look it up.
+# Encoding a name takes longer than looking it up.
 _OFTEN_ASKED_FOR: Mapping[str, bytes] = {
     name: name.encode()
     for name in (
@@ -33,13 +33,13 @@ class Headers(Mapping[str, Sequence[str]]):
 
     __slots__ = ("_fields", "_firsts", "_raw", "cookies_joined")
 
-    #: Whether there were several ``cookie`` fields. Only :meth:`of_request` tells.
+    #: Whether there were several ``cookie`` fields. Only :meth:`of_request` sets it.
     cookies_joined: bool
 
     def __init__(self, fields: Mapping[str, Iterable[str]] | None = None) -> None:
         self._raw: tuple[tuple[bytes, bytes], ...] = ()
         self._firsts: dict[bytes, bytes] | None = None
-        # One name may come in as many spellings as it has letters in two cases.
+        # A name with n letters has 2**n spellings in upper and lower case: the cache has to be bounded.
         found: dict[str, list[str]] = {}
         for name, values in (fields or {}).items():
             if isinstance(values, str):
@@ -50,9 +50,9 @@ class Headers(Mapping[str, Sequence[str]]):
 
     @classmethod
     def from_raw(cls, raw: Iterable[tuple[bytes, bytes]], *, whole: bool = False) -> Self:
-        """From ASGI header pairs, which are copied: later changes to the list don't show.
+        """From ASGI header pairs. They are copied, so that later changes to the list have no effect.
 
-        ``whole``: all of them will be asked for, so that there is no use in being lazy.
+        ``whole``: build the dictionary at once, because all fields will be needed.
         """
         headers = cls.__new__(cls)
         headers._raw = tuple(raw)
@@ -87,11 +87,11 @@ class Headers(Mapping[str, Sequence[str]]):
         return None if value is None else value.decode("latin-1")
 
     def without(self, names: Container[str]) -> "Headers":
-        """The fields but those of ``names``, which are as :func:`as_one_spelling` has them."""
+        """The fields without those of ``names``, which are spelled as :func:`as_one_spelling` returns them."""
         return Headers({name: values for name, values in self.items() if as_one_spelling(name) not in names})
 
     def changed(self, ops: Iterable[HeaderOp]) -> "Headers":
-        """The fields with ``ops`` done in order, as they would be done for the app."""
+        """The fields after ``ops``, applied in order as they are for the app."""
         fields = dict(self._dict())
         for op in ops:
             name = _lower(op.name)
@@ -121,7 +121,7 @@ class Headers(Mapping[str, Sequence[str]]):
         return hash(frozenset(self._dict().items()))
 
     def __repr__(self) -> str:
-        # Names only: an event that ends up in a log must not take credentials with it.
+        # Names only: an event in a log must not reveal credentials.
         return f"Headers({sorted(self._dict())})"
 
     def _dict(self) -> dict[str, tuple[str, ...]]:
@@ -141,7 +141,7 @@ class Headers(Mapping[str, Sequence[str]]):
         """The first values by name, in lower case."""
         raw = self._raw
         firsts = dict(raw[::-1])
-        # Servers hand names on in lower case; a scope made by hand may not.
+        # Servers pass names in lower case; a scope that is made by hand may not.
         if not b"".join(firsts).islower():
             firsts = {name.lower(): value for name, value in raw[::-1]}
         if len(firsts) < len(raw) and b"cookie" in firsts:
@@ -151,9 +151,10 @@ class Headers(Mapping[str, Sequence[str]]):
 
 
 def join_cookies(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]] | None:
-    """Raw fields with one ``cookie`` field in the place of the first of several; None where there are not several.
+    """Raw fields in which one ``cookie`` field replaces several, at the place of the first. None if at most one.
 
-    A client may send its cookies in several fields, and whoever passes them on joins them (RFC 9113, section 8.2.3).
+    A client may send its cookies in several fields. They are joined before they are passed on (RFC 9113, section
+    8.2.3).
     """
     cookies = [value for name, value in headers if name.lower() == b"cookie"]
     if len(cookies) < 2:
@@ -174,7 +175,7 @@ def without_blanks(value: str) -> str:
 
 
 def as_one_spelling(name: str) -> str:
-    """The spelling that all names have in common which WSGI and CGI take for the same (RFC 3875, section 4.1.18)."""
+    """One spelling for all names that WSGI and CGI treat as the same (RFC 3875, section 4.1.18)."""
     return name.lower().replace("_", "-")
 
 
@@ -189,7 +190,7 @@ def _lower(name: str) -> str:
 
 
 def encode_extension(value: object) -> object:
-    """msgspec ``enc_hook``: what the wire carries for :class:`Headers`."""
+    """msgspec ``enc_hook``: :class:`Headers` as a plain value for the wire."""
     if isinstance(value, Headers):
         return value._dict()
     raise NotImplementedError(f"can't encode {type(value).__name__}")
@@ -201,6 +202,6 @@ def decode_extension(kind: type, value: Any) -> object:
         try:
             return Headers(msgspec.convert(value, dict[str, list[str]]))
         except msgspec.ValidationError as exc:
-            # As a plain ValueError it gets the path of the field.
+            # msgspec adds the path of the field to a ValueError.
             raise ValueError(f"headers: {exc}") from None
     raise NotImplementedError(f"can't decode {kind.__name__}")

@@ -1,4 +1,4 @@
-"""What the short answers may contain, and what the spans of an inspection count."""
+"""Checks acknowledgements and guardrail answers, and converts the offsets of spans."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
@@ -10,7 +10,7 @@ from .events import Event, GuardrailInspectEvent
 from .responses import Acknowledgement, Answer, Detection, GuardrailResponse, Severity, TextSpan
 from .validation import check_bool, check_number, check_text, number_or_type
 
-#: What the offsets of a span count: code points of the content, or bytes of its UTF-8.
+#: The unit of a span's offsets: code points of the content, or bytes of its UTF-8 encoding.
 SpanUnit = Literal["codepoints", "bytes"]
 
 _SEVERITIES: Final = ", ".join(repr(severity.value) for severity in Severity)
@@ -76,7 +76,7 @@ def check_acknowledgement(answer: Acknowledgement) -> Acknowledgement:
 
 
 def in_code_points(answer: Answer, event: Event, unit: SpanUnit) -> Answer:
-    """``answer``, of an agent that counts in ``unit``, with the spans of its detections in code points.
+    """The answer of an agent that counts in ``unit``, with the spans of its detections converted to code points.
 
     Raises :class:`AgentProtocolError` as :func:`count_code_points` does.
     """
@@ -105,7 +105,7 @@ def count_code_points(answer: GuardrailResponse, content: str) -> GuardrailRespo
 
 
 def _converter(content: str, offsets: Sequence[int]) -> Callable[[str, int], int]:
-    """A function from a field's name and one of ``offsets``, which are in order, to the index of that code point.
+    """A function that maps a field's name and one of ``offsets``, which are sorted, to the index of the code point.
 
     The content is gone through once, however many offsets there are.
     """

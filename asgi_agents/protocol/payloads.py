@@ -1,8 +1,8 @@
-"""Messages in msgpack whose payloads may be base64, as other hosts of the protocol have them. No I/O.
+"""Decodes messages in msgpack whose payloads may be base64, as other hosts of the protocol send them. No I/O.
 
-msgspec reads base64 where a text is converted to bytes, but not where it decodes msgpack. To decode the whole message
-into plain values and convert these would do, but fields that nobody knows are built too then: 16 MiB of empty maps
-take 1 GiB of memory. So the message is decoded into a struct that leaves its payloads as they are spelt.
+msgspec accepts base64 when it converts a str to bytes, but not when it decodes msgpack. Decoding the whole message into
+plain values first would also build unknown fields: 16 MiB of empty maps take 1 GiB of memory. So the message is decoded
+into a struct that keeps its payloads undecoded.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import msgspec
 from msgspec import NODEFAULT, Raw, Struct
 from msgspec.structs import fields
 
-# How a field is called that is a payload.
+# The name of fields that are payloads.
 _DATA: Final = "data"
 
 
@@ -24,14 +24,14 @@ def decode_base64_payloads(
 
     Raises :class:`msgspec.ValidationError` naming the field at fault.
     """
-    spelt = msgspec.msgpack.decode(message, type=_undecoded(kind, mutation), dec_hook=dec_hook)
-    return _read(spelt, kind, mutation, "")
+    undecoded = msgspec.msgpack.decode(message, type=_undecoded(kind, mutation), dec_hook=dec_hook)
+    return _read(undecoded, kind, mutation, "")
 
 
-def _read(spelt: Any, kind: type[Struct], mutation: type[Struct], at: str) -> Any:
+def _read(undecoded: Any, kind: type[Struct], mutation: type[Struct], at: str) -> Any:
     values: dict[str, Any] = {}
     for field in fields(kind):
-        value = getattr(spelt, field.name)
+        value = getattr(undecoded, field.name)
         if field.name == _DATA and isinstance(value, Raw):
             value = _read_payload(value, field.type, f"{at}{_DATA}")
         elif field.type == mutation | None and value is not None:
@@ -40,8 +40,8 @@ def _read(spelt: Any, kind: type[Struct], mutation: type[Struct], at: str) -> An
     return kind(**values)
 
 
-def _read_payload(spelt: Raw, expected: Any, at: str) -> Any:
-    given = memoryview(spelt)
+def _read_payload(undecoded: Raw, expected: Any, at: str) -> Any:
+    given = memoryview(undecoded)
     # A fixstr, str 8, str 16 or str 32 (the str format family in the specification of msgpack).
     is_text = 0xA0 <= given[0] <= 0xBF or 0xD9 <= given[0] <= 0xDB
     try:
@@ -54,8 +54,8 @@ def _read_payload(spelt: Raw, expected: Any, at: str) -> Any:
 
 @cache
 def _undecoded(kind: type[Struct], mutation: type[Struct]) -> type[Struct]:
-    """As ``kind``, with payloads as they are spelt."""
-    spelt: list[tuple[str, Any, Any]] = []
+    """A struct like ``kind`` that keeps payloads undecoded."""
+    defined: list[tuple[str, Any, Any]] = []
     for field in fields(kind):
         type_: Any = field.type
         if field.name == _DATA:
@@ -64,5 +64,5 @@ def _undecoded(kind: type[Struct], mutation: type[Struct]) -> type[Struct]:
             type_ = _undecoded(mutation, mutation) | None
         has_factory = field.default_factory is not NODEFAULT
         default = msgspec.field(default_factory=field.default_factory) if has_factory else field.default
-        spelt.append((field.name, type_, default))
-    return msgspec.defstruct(kind.__name__, spelt, kw_only=True)
+        defined.append((field.name, type_, default))
+    return msgspec.defstruct(kind.__name__, defined, kw_only=True)

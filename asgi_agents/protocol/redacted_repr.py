@@ -1,4 +1,4 @@
-"""What ``repr()`` shows of values with secrets or somebody's data in them: they end up in logs and tracebacks."""
+"""``repr()`` without the secrets and data in a value: it ends up in logs and tracebacks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,21 +7,21 @@ from msgspec import Struct
 
 
 class RedactedRepr(Struct, frozen=True):
-    """Values whose ``repr()`` leaves something out."""
+    """A struct whose ``repr()`` leaves out secrets and data."""
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        # For tracebacks that are made with rich. What structs have of themselves shows everything.
+        # For tracebacks made with rich: the method that msgspec gives to structs shows everything.
         return [("shown", repr(self))]
 
 
 def redacted_repr(value: Struct, /, **instead: str) -> str:
-    """``repr(value)``, with the text ``instead`` of what is in some of its fields."""
+    """``repr(value)``, in which the texts of ``instead`` replace the values of the fields of that name."""
     fields = (f"{name}={instead.get(name) or repr(getattr(value, name))}" for name in value.__struct_fields__)
     return f"{type(value).__name__}({', '.join(fields)})"
 
 
 def size_of(data: object) -> str:
-    """Its length in bytes or characters."""
+    """The length of a value in bytes or characters, as text."""
     match data:
         case bytes():
             return f"<{len(data)} bytes>"
@@ -32,13 +32,13 @@ def size_of(data: object) -> str:
 
 
 def names_of(pairs: object) -> str:
-    """The names, without their values."""
+    """The names of a mapping without their values, as text."""
     if isinstance(pairs, Mapping):
         return f"<{', '.join(map(repr, pairs))}>"
     return size_of(pairs)
 
 
 def without_query(url: object) -> str:
-    """The URL, without what comes behind its path."""
+    """The URL without its query and fragment, as text."""
     path, mark, _ = str(url).partition("?")
     return f"{path}{mark}…" if mark else path

@@ -1,4 +1,4 @@
-"""What an agent answers. The codec maps these to the wire's nested spelling."""
+"""The answers of agents. The codec maps them to the nested form on the wire."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -13,7 +13,7 @@ PROTOCOL_VERSION = 2
 
 
 def _freeze(value: Struct, *fields: str) -> None:
-    """Turn what was given for sequences into tuples; what makes no sense is left for validation to complain about."""
+    """Turn the values that were given for sequences into tuples. Validation reports those that are no sequences."""
     for field in fields:
         items = getattr(value, field)
         if type(items) is not tuple and isinstance(items, Iterable) and not isinstance(items, str | bytes):
@@ -21,11 +21,11 @@ def _freeze(value: Struct, *fields: str) -> None:
 
 
 class Allow(Struct, frozen=True):
-    """Let it pass."""
+    """Let the event pass."""
 
 
 class Block(RedactedRepr, frozen=True):
-    """Answer in the app's place. ``headers`` win over what the middleware would have set."""
+    """Answer instead of the app. ``headers`` override those that the middleware would set."""
 
     status: int = 403
     body: str | None = None
@@ -36,7 +36,7 @@ class Block(RedactedRepr, frozen=True):
 
 
 class Redirect(RedactedRepr, frozen=True):
-    """Send the client elsewhere."""
+    """Redirect the client."""
 
     url: str
     status: int = 302
@@ -46,7 +46,7 @@ class Redirect(RedactedRepr, frozen=True):
 
 
 class Challenge(RedactedRepr, frozen=True):
-    """Ask the client to prove something.
+    """Ask the client for credentials or another proof.
 
     The type is an HTTP auth scheme (``basic``, ``bearer``, …) or one of the agent's own.
     """
@@ -62,7 +62,7 @@ Decision = Allow | Block | Redirect | Challenge
 
 
 class WebSocketDrop(Struct, frozen=True):
-    """Swallow this frame."""
+    """Drop the frame: it is not passed on."""
 
 
 class WebSocketClose(Struct, frozen=True):
@@ -78,8 +78,8 @@ WebSocketDecision = WebSocketDrop | WebSocketClose
 class HeaderOp(RedactedRepr, frozen=True):
     """One change to a set of headers; make one with :meth:`set`, :meth:`add` or :meth:`remove`.
 
-    ``always`` matters among ``response_headers``: the change is made as well where the client is answered in the app's
-    place, because another agent denies or fails. The headers of a rate limit are wanted there, for one.
+    ``always`` matters in ``response_headers``. With it, the change is also made to the reply that the middleware sends
+    when another agent denies or fails, as the headers of a rate limit need it.
     """
 
     kind: Literal["set", "add", "remove"]
@@ -107,7 +107,7 @@ class HeaderOp(RedactedRepr, frozen=True):
 
 
 class BodyMutation(RedactedRepr, frozen=True):
-    """A change to the chunk just shown: ``data`` None passes it, empty drops it, anything else replaces it.
+    """A change to the chunk that the agent was shown. ``data`` replaces it; empty drops it, None leaves it unchanged.
 
     ``chunk_index`` is part of the wire format and is ignored: there is only one chunk that an answer can change.
     """
@@ -120,13 +120,13 @@ class BodyMutation(RedactedRepr, frozen=True):
 
 
 class ForgottenMutation(BodyMutation, frozen=True):
-    """What is remembered of a mutation that had data, once it was applied: ``size``, how many bytes it had."""
+    """What is kept of a mutation after it was applied: ``size``, the number of bytes of its data."""
 
     size: int = 0
 
 
 class AuditMetadata(RedactedRepr, frozen=True, kw_only=True):
-    """What the agent wants remembered about its decision."""
+    """What the agent wants recorded about its decision."""
 
     tags: Sequence[str] = ()
     rule_ids: Sequence[str] = ()
@@ -137,7 +137,7 @@ class AuditMetadata(RedactedRepr, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for field in ("tags", "rule_ids", "reason_codes"):
             if isinstance(getattr(self, field), str):
-                # A sequence of strings as well, and never meant as one.
+                # A str is a sequence of strings too, but is never meant as one.
                 raise TypeError(f"{field}: expected a sequence of strings, got the string {getattr(self, field)!r}")
         _freeze(self, "tags", "rule_ids", "reason_codes")
 
@@ -152,8 +152,8 @@ _NO_AUDIT = AuditMetadata()
 class AgentResponse(Struct, frozen=True, kw_only=True):
     """An agent's whole answer to one event.
 
-    Header operations and mutations that the event has no use for, or that come when the head is gone, are a failure of
-    the agent.
+    Header operations and mutations that don't apply to the event, or that arrive after the head was sent, are a failure
+    of the agent.
     """
 
     version: int = PROTOCOL_VERSION
@@ -173,7 +173,7 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
 
     @property
     def is_allow(self) -> bool:
-        """Whether nothing here stops the event: neither the decision nor the websocket decision."""
+        """Whether neither the decision nor the websocket decision stops the event."""
         return type(self.decision) is Allow and self.websocket_decision is None
 
     @classmethod
@@ -189,9 +189,9 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
         response_body_mutation: BodyMutation | None = None,
         skip_body: bool = False,
     ) -> Self:
-        """Let it pass, perhaps changed.
+        """Let the event pass, with the given changes.
 
-        ``skip_body`` in an answer to a head: the agent is not shown the body that follows, a request's or a response's.
+        ``skip_body`` in an answer to the head of a request or response: the agent does not receive its body.
         """
         return cls(
             request_headers=request_headers,
@@ -215,7 +215,7 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
         audit: AuditMetadata = _NO_AUDIT,
         needs_more: bool = False,
     ) -> Self:
-        """Answer ``status`` (200 to 599) with ``body`` in the app's place; None is the status' standard phrase."""
+        """Answer ``status`` (200 to 599) with ``body`` instead of the app. None: the standard phrase of the status."""
         return cls(
             decision=Block(status, body, headers),
             response_headers=response_headers,
@@ -253,7 +253,7 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def websocket_drop(cls, *, audit: AuditMetadata = _NO_AUDIT) -> Self:
-        """Swallow the frame."""
+        """Drop the frame: it is not passed on."""
         return cls(websocket_decision=WebSocketDrop(), audit=audit)
 
     @classmethod
@@ -262,12 +262,12 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
         return cls(websocket_decision=WebSocketClose(code, reason), audit=audit)
 
 
-#: The answer of an agent that has nothing to say; recognised by identity on the fast path.
+#: The plain allow, which a hook also gives by returning None. The fast path recognises it by identity.
 ALLOW = AgentResponse()
 
 
 def reason_of(refusal: AgentResponse) -> str:
-    """Why an agent does not take its configuration, in its own words. The log shows it, and no client."""
+    """Why an agent refuses its configuration, in the agent's words. It is logged, and never sent to a client."""
     decision = refusal.decision
     if isinstance(decision, Block) and decision.body:
         return decision.body
@@ -275,7 +275,7 @@ def reason_of(refusal: AgentResponse) -> str:
 
 
 class Severity(StrEnum):
-    """How bad a detection is."""
+    """The severity of a detection."""
 
     LOW = "low"
     MEDIUM = "medium"
@@ -287,7 +287,7 @@ _SEVERITIES: Mapping[str, Severity] = {severity.value: severity for severity in 
 
 
 class TextSpan(Struct, frozen=True):
-    """Where in the inspected content, in code points: start inclusive, end exclusive.
+    """A part of the inspected content, in code points: start inclusive, end exclusive.
 
     These are the indices of a Python str: ``event.content[span.start:span.end]`` is what was found. A remote agent that
     counts bytes of UTF-8 needs a transport with ``span_unit="bytes"``.
@@ -300,7 +300,7 @@ class TextSpan(Struct, frozen=True):
 class Detection(RedactedRepr, frozen=True, kw_only=True):
     """One thing that a guardrail agent found.
 
-    ``severity`` may be given as its word. ``confidence`` is 0 to 1.
+    ``severity`` may be given as text. ``confidence`` is 0 to 1.
     """
 
     category: str
@@ -311,7 +311,7 @@ class Detection(RedactedRepr, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if type(self.severity) is str:
-            # A word that is none is left for validation to complain about.
+            # Validation reports a text that is no severity.
             force_setattr(self, "severity", _SEVERITIES.get(self.severity, self.severity))
 
     def __repr__(self) -> str:

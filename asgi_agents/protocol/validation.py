@@ -1,4 +1,4 @@
-"""What an answer may contain. The rules hold for every transport, in-process agents included."""
+"""Checks the content of answers. The rules are the same for every transport, in-process agents included."""
 
 import math
 import re
@@ -55,7 +55,7 @@ _CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015), *range(300
 
 
 def is_untouchable(name: str) -> bool:
-    """Whether a header, ``name`` in lower case, frames a message or belongs to one hop."""
+    """Whether a header is about framing or hop-by-hop. ``name`` is in lower case."""
     return name in _UNTOUCHABLE or name.startswith(_UNTOUCHABLE_PREFIX)
 
 
@@ -92,7 +92,7 @@ def check_response(response: object, *, may_mutate: bool, may_set_host: bool) ->
 
 def _check_decision(decision: object) -> None:
     if type(decision) not in _DECISIONS:
-        # Also not a subclass of theirs: what a decision is called goes into metrics and records.
+        # No subclasses of the decisions: the name of the class goes into metrics and records.
         raise AgentProtocolError(
             f"decision: expected Allow, Block, Redirect or Challenge, got {type(decision).__name__}"
         )
@@ -139,7 +139,7 @@ def _check_header_ops(field: str, ops: object, *, may_set_host: bool) -> None:
 
 
 def _check_header(field: str, name: object, value: object, *, may_set_host: bool) -> None:
-    # Values never go into a message: they may be secrets, and messages end up in logs.
+    # No message has the values: they may be secrets, and messages end up in logs.
     if not isinstance(name, str):
         raise AgentProtocolError(f"{field}: expected a str for the name, got {type(name).__name__}")
     if not TOKEN.match(name):
@@ -165,7 +165,7 @@ def _check_mutation(field: str, mutation: object, *, may_mutate: bool) -> None:
     if type(mutation.chunk_index) is not int:
         raise AgentProtocolError(f"{field}.chunk_index: expected an int, got {type(mutation.chunk_index).__name__}")
     if mutation.data is not None and not may_mutate:
-        # To ignore it would let through what the agent meant to take out.
+        # Ignoring it would pass on what the agent meant to remove.
         raise AgentProtocolError(f'{field}: the agent may only read bodies; body_access="write" lets it change them')
 
 
@@ -202,7 +202,7 @@ def _check_audit(audit: object) -> None:
             if not isinstance(value, str):
                 raise AgentProtocolError(f"audit.{field}[{index}]: expected a str, got {type(value).__name__}")
     if audit.confidence is not None:
-        # One that isn't finite is null in the audit record.
+        # A number that is not finite would be null in the audit record.
         check_number("audit.confidence", audit.confidence, finite=False)
     if not isinstance(audit.custom, Mapping):
         raise AgentProtocolError(f"audit.custom: expected a mapping, got {type(audit.custom).__name__}")
@@ -212,18 +212,18 @@ def _check_audit(audit: object) -> None:
 
 
 def number_or_type(value: object) -> str:
-    """What to say of a wrong value in a message: an int itself, of anything else its type."""
+    """How a message names a wrong value: an int by its value, anything else by its type."""
     return str(value) if type(value) is int and abs(value) < _MAX_PRINTED_INT else type(value).__name__
 
 
 def check_bool(field: str, value: object) -> None:
-    """Raise :class:`AgentProtocolError` for what is not True or False."""
+    """Raise :class:`AgentProtocolError` unless the value is True or False."""
     if type(value) is not bool:
         raise AgentProtocolError(f"{field}: expected a bool, got {type(value).__name__}")
 
 
 def check_number(field: str, value: object, *, finite: bool = True) -> None:
-    """Raise :class:`AgentProtocolError` for what is no number, or no finite one, or more than a float can hold."""
+    """Raise :class:`AgentProtocolError` unless the value is a finite number that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise AgentProtocolError(f"{field}: expected a number, got {type(value).__name__}")
     try:
@@ -235,7 +235,7 @@ def check_number(field: str, value: object, *, finite: bool = True) -> None:
 
 
 def check_text(field: str, value: object) -> None:
-    """Raise :class:`AgentProtocolError` for what is no str that UTF-8 can carry."""
+    """Raise :class:`AgentProtocolError` unless the value is a str that UTF-8 can encode."""
     if not isinstance(value, str):
         raise AgentProtocolError(f"{field}: expected str, got {type(value).__name__}")
     try:

@@ -79,7 +79,7 @@ def _chat(topic: str) -> Play:
 
 
 def _room(*messages: str, then: str) -> Play:
-    """Alice says ``messages``, and ``then`` something that is sure to pass; tells what Bob hears, or who is closed."""
+    """Alice sends ``messages``, then ``then``, which is sure to pass. Returns what Bob receives, or who is closed."""
 
     def play(client: Client, request_id: str) -> str:
         heard: list[str] = []
@@ -91,7 +91,7 @@ def _room(*messages: str, then: str) -> Play:
                 for message in (*messages, then):
                     alice.send(message)
                 while not heard or heard[-1] != f"alice: {then}":
-                    # Alice hears herself, too, once Bob was told: whoever is closed first ends the wait.
+                    # Alice receives her own messages too, after Bob: whoever is closed first ends the wait.
                     heard.append(str(alice.recv(timeout=5)))
             except ConnectionClosed as exc:
                 return f"closed {exc.rcvd.code if exc.rcvd else 'without a word'}"

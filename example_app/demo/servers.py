@@ -59,7 +59,7 @@ def waf_process(take_span: Callable[[str], object] | None = None) -> Iterator[st
     code = str(Path(__file__).parents[2])
     process = subprocess.Popen(  # noqa: S603 - nothing in there comes from outside
         [sys.executable, "-m", "uvicorn", "--app-dir", code, *options, "example_app.waf_service:app"],
-        start_new_session=True,  # Ctrl-C is for us, and we stop it when nobody needs it any more
+        start_new_session=True,  # Ctrl-C is for this process, which stops the server at the end
         env={**os.environ, "EXAMPLE_APP_TRACE": "1" if take_span else ""},
         stdout=None if take_span is None else subprocess.PIPE,
         text=True,

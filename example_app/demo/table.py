@@ -56,7 +56,7 @@ def render(outcomes: Sequence[Outcome], style: Style) -> Iterator[str]:
         for text in (f"{line(cells, first)}{_GAP}{mark}", *(" " * indent + other for other in others)):
             yield text.replace(_NO_BREAK_SPACE, " ")
     yield ""
-    yield "(agent): a shadow agent, which is heard but not obeyed.  live: the answer arrived as it was made."
+    yield "(agent): a shadow agent, which is only recorded.  live: the answer arrived while it was being made."
     yield _summary(outcomes, style)
 
 

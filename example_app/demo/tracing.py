@@ -19,7 +19,7 @@ _NAME_WIDTH = 58
 
 
 class SpanNote(NamedTuple):
-    """What is told of a span. Times are nanoseconds; ``first`` is one whose parent is elsewhere, or none."""
+    """The printed parts of a span. Times are nanoseconds. ``first``: its parent is in another process, or none."""
 
     trace_id: str
     span_id: str

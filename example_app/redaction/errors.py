@@ -2,4 +2,4 @@
 
 
 class UnreadableError(ValueError):
-    """A body of which nobody can say what is in it. It has to be refused: to let it pass would be a guess."""
+    """A body that can't be read. It has to be refused, because nothing is known of its content."""

@@ -10,7 +10,7 @@ _PACKAGES: Final = ("uvicorn", "uvloop", "httptools", "starlette", "msgspec", "a
 
 def environment() -> dict[str, str]:
     """Python, cores and the versions of packages; nothing that names the machine."""
-    found = {platform.python_implementation(): platform.python_version(), "cores": str(_cores())}
+    found = {platform.python_implementation(): platform.python_version(), "cores": str(cores())}
     for name in _PACKAGES:
         try:
             found[name] = version(name)
@@ -19,7 +19,8 @@ def environment() -> dict[str, str]:
     return found
 
 
-def _cores() -> int | None:
+def cores() -> int | None:
+    """How many this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:

@@ -66,9 +66,33 @@ def serve(variants: Iterable[Variant]) -> Iterator[list[Server]]:
         yield servers
 
 
-def _start(command: list[str], processes: list[_Process], pass_fds: tuple[int, ...] = ()) -> _Process:
+@contextmanager
+def started(peer: Peer, directory: Path, root: Path, environment: Mapping[str, str]) -> Iterator[None]:
+    """Run one peer alone, until the end of the block, with its socket in ``directory``.
+
+    :param root: where its modules are.
+    :raises StartError: when it doesn't come up.
+    """
+    processes: list[_Process] = []
+    try:
+        process = _start(peer.command(directory), processes, root=root, environment=environment)
+        _wait_for_peer(peer, process, directory)
+        yield
+    finally:
+        _stop(processes)
+
+
+def _start(
+    command: list[str],
+    processes: list[_Process],
+    pass_fds: tuple[int, ...] = (),
+    root: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+) -> _Process:
     # In a group of its own: an interrupt from the keyboard is for the parent alone, which ends them in good order.
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=pass_fds, process_group=0)
+    process = subprocess.Popen(
+        command, cwd=root, env=environment, stdin=subprocess.DEVNULL, pass_fds=pass_fds, process_group=0
+    )
     processes.append(process)
     return process
 

@@ -79,7 +79,7 @@ def http_scope(event: Event, **headers: str) -> Scope:
 
 
 class Deaf(Agent):
-    """Says itself that it hears nothing."""
+    """Declares that it receives no events."""
 
     events = frozenset()
 

@@ -99,7 +99,7 @@ EVENTS: list[Event] = [
 
 
 class Deaf(Agent):
-    """Says itself that it hears nothing."""
+    """Declares that it receives no events."""
 
     events = frozenset()
 

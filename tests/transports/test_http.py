@@ -74,7 +74,7 @@ def raw_answer(body: bytes = ALLOWED, *, head: bytes = b"") -> bytes:
 
 
 class Deaf(Agent):
-    """Says itself that it hears nothing."""
+    """Declares that it receives no events."""
 
     events = frozenset()
 

@@ -1,0 +1,118 @@
+"""What :mod:`.instructions` counts, run in a process of its own: ``python -m tests.benchmarks.counted NAME TIMES``.
+
+The process uses no more of the package than its public names, so that it can be run with an older one as well.
+"""
+
+import argparse
+import asyncio
+import functools
+import gc
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import asgi_agents
+from asgi_agents import AgentConfig, AgentMiddleware, StreamTransport
+from asgi_agents.serve import serve_stream
+
+from .agents import AllowFrames, allow
+from .driver import body_messages, drive, frame_messages, http_scope, websocket_scope
+
+# A counted process takes fifty times as long. None of what time sets off is to happen in it.
+_LONG: Final = 300.0
+
+
+@dataclass(frozen=True)
+class Counted:
+    """``title`` says what is done ``times`` times, by ``run(times, socket)``.
+
+    :param peer: whether an agent in another process is needed, at the path ``socket``.
+    """
+
+    title: str
+    run: Callable[[int, Path], Awaitable[None]]
+    peer: bool = False
+
+
+async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
+async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+
+
+async def _request(times: int, socket: Path) -> None:
+    await _drive_requests(AgentMiddleware(_answer, agents=[AgentConfig("allow", allow, timeout=_LONG)]), times)
+
+
+async def _message(times: int, socket: Path) -> None:
+    app = AgentMiddleware(_echo, agents=[AgentConfig("allow", AllowFrames(), timeout=_LONG)])
+    sent = await drive(app, websocket_scope("/echo"), frame_messages("x" * 64, times), 1)
+    _check([message["type"] for message in sent] == ["websocket.accept", *["websocket.send"] * times], sent)
+
+
+async def _call(times: int, socket: Path) -> None:
+    transport = StreamTransport(f"unix://{socket}", ping_interval=_LONG, stall_timeout=2 * _LONG)
+    app = AgentMiddleware(_answer, agents=[AgentConfig("allow", transport, timeout=_LONG)])
+    await _drive_requests(app, times)
+
+
+async def _served_call(times: int, socket: Path) -> None:
+    with TemporaryDirectory(prefix="asgi-agents-") as directory:
+        path = Path(directory, "agent.sock")
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(functools.partial(serve_stream, allow, f"unix://{path}"))
+            await _call(times, path)
+            tasks.cancel_scope.cancel()
+
+
+async def _drive_requests(app: ASGIApp, times: int) -> None:
+    sent = await drive(app, http_scope("/items/42"), body_messages(b""), times)
+    _check(sent[0].get("status") == 200, sent)
+
+
+def _check(right: bool, sent: list[Message]) -> None:
+    if not right:
+        raise RuntimeError(f"the app sends {sent[:3]!r}")
+
+
+COUNTED: Final[Mapping[str, Counted]] = {
+    "request": Counted("a request, judged by its headers in the process", _request),
+    "message": Counted("a websocket message and its echo, each judged in the process", _message),
+    "call": Counted("a request, judged over a Unix socket; only what the guarded app does", _call, peer=True),
+    "served": Counted("the same, with the served agent counted as well", _served_call),
+}
+
+
+async def _run(name: str, times: int, socket: Path) -> None:
+    # As :mod:`.turns` does it: what was there before is not looked through.
+    gc.collect()
+    gc.freeze()
+    await COUNTED[name].run(times, socket)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.counted", description=__doc__)
+    parser.add_argument("name", choices=COUNTED)
+    parser.add_argument("times", type=int)
+    parser.add_argument("--socket", type=Path, default=Path("agent.sock"), help="of the agent in another process")
+    options = parser.parse_args()
+    found = Path(asgi_agents.__file__).parents[1]
+    if found != Path.cwd():
+        sys.exit(f"the package is that of {found}, expected that of {Path.cwd()}")
+    asyncio.run(_run(options.name, options.times, options.socket))
+
+
+if __name__ == "__main__":
+    main()

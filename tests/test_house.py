@@ -1,0 +1,326 @@
+"""How the package is built: its layers, its sizes, its names. Computed from the source."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from .house import Module, between_units, circles, identifiers, imports, modules, not_downward, unit, widths
+
+ROOT: Final = Path(__file__).parents[1] / "asgi_agents"
+PACKAGE: Final = modules(ROOT)
+
+#: From the bottom to the top: what stands in each layer, and why it stands there. Units of one layer don't import one
+#: another. `asgi_agents/__init__.py` collects the public names of all of them, and is in no layer.
+LAYERS: Final = (
+    (["_version", "errors", "memory", "messages"], "values and words that everything uses; they import nothing"),
+    (["protocol"], "what agents are asked and answer, whoever carries it"),
+    (["concurrency", "policy"], "event loops and limits; the settings of one agent"),
+    (["breaker"], "counts by its settings what it is told, and knows nothing of who calls"),
+    (["failures"], "what can go wrong in a call, and what each kind of failure means"),
+    (["decision"], "what came of calls: answers, failures, and all of them together"),
+    (["observability"], "measures and names what came of calls, and makes none"),
+    (["agent", "prometheus"], "the class that users derive from; a view of what was measured"),
+    (["transports"], "carry events to agents, of which the one in the process is an Agent"),
+    (["calls", "config"], "what goes around one call; an agent's configuration, which resolves its transport"),
+    (["advice"], "reads a configuration and warns of what can't be meant"),
+    (["guard"], "one agent's calls: its transport, limit, breaker, deadline and records"),
+    (["evaluation"], "the agents of a route together: in parallel, in chains, one decision"),
+    (["lifecycle", "retirement"], "when guards start and end"),
+    (["manager"], "owns the guards of all agents"),
+    (["routing"], "from a path to the agents of a manager"),
+    (["exchange"], "one request or websocket: what passes is judged"),
+    (["audit"], "the record of an exchange"),
+    (["middleware", "serve", "status"], "what a server runs: the guarded app, an agent of its own, the status page"),
+    (["fastapi", "placement"], "put it into an app"),
+)
+_UNITS: Final = [names for names, _ in LAYERS]
+
+MOST_LINES: Final = 499
+MOST_MODULES_IN_THE_ROOT: Final = 20
+MOST_METHODS: Final = 30
+MOST_METHODS_OF_THE_GUARD: Final = 24
+
+_TRANSPORTS: Final = frozenset({"HttpTransport", "InProcessTransport", "StreamTransport"})
+#: Modules that name a transport, and why; transports/ and the public names of the package aside.
+NAME_TRANSPORTS: Final = {
+    "asgi_agents.config": "makes the transport of what was given as one",
+    "asgi_agents.serve.hooks": "an agent that is served runs in the process that serves it",
+}
+
+#: Names that were replaced. Of the first no identifier may have the word in it, in whatever part of it.
+OLD_WORDS: Final = {
+    "authorisation": "authorization",
+    "authorise": "authorize",
+    "authorised": "authorized",
+    "calm": "no_recent_failures",
+    "catalogue": "instruments",
+    "consented": "_record_allow",
+    "consult": "evaluate",
+    "consulted": "evaluated",
+    "discreet": "RedactedRepr",
+    "hindered": "flow_limited",
+    "keeper": "Connector",
+    "lineup": "ResolvedRoute",
+    "spell": "encode",
+    "spelt": "encoded",
+    "spoil": "send_abort_marker",
+    "steady": "non_suspending_hooks",
+    "uneven": "heterogeneous",
+    "wasted": "failed_early",
+}
+#: No identifier may be one of these.
+OLD_IDENTIFIERS: Final = {
+    "_NoVerdict": "CallFailure",
+    "hear": "evaluate",
+    "hear_heads": "agents_for(EventType.REQUEST_HEADERS)",
+    "heads_stay": "headers_in_process_only",
+    "hearing": "agents_for",
+    "one_write": "coalescing_backend",
+    "proved": "confirmed",
+    "reach": "resolved_transport",
+    "room_made": "capacity_freed",
+    "told_as": "metric_outcome",
+}
+#: These are words of everyday code, or of other libraries: no module, and no class or function of a module or a class,
+#: may be called so.
+OLD_DEFINITIONS: Final = {
+    "Call": "one of PendingCall and ServedCall",
+    "Connection": "one of AgentConnection, HttpConnection and ServedConnection",
+    "Line": "PendingCalls",
+    "enter": "set_current",
+    "leave": "reset_current",
+    "line": "pending_calls",
+    "showing": "redacted_repr",
+    "shown": "redacted_repr",
+    "tell": "record",
+}
+
+
+def old_names(package: Mapping[str, Module]) -> list[str]:
+    found: list[str] = []
+    for module in package.values():
+        for identifier in identifiers(module):
+            name = identifier.name
+            new = OLD_IDENTIFIERS.get(name) or (OLD_DEFINITIONS.get(name) if identifier.defines else None)
+            new = new or next((OLD_WORDS[word] for word in _words(name) if word in OLD_WORDS), None)
+            if new is not None:
+                found.append(f"{identifier.where}: {name}, expected {new}")
+    return found
+
+
+def _words(name: str) -> list[str]:
+    """``_spellOrFail``, ``spell_or_fail`` and ``SpellOrFail`` are three words each."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def wrongly_layered(package: Mapping[str, Module], layers: Sequence[Collection[str]]) -> list[str]:
+    """The units that are in no layer or in several, and those in a layer that the package doesn't have."""
+    times = Counter(name for names in layers for name in names)
+    units = {unit(name) for name in package} - {""}
+    return sorted(name for name in units | set(times) if times[name] != 1 or name not in units)
+
+
+def modules_of_the_root(root: Path) -> list[str]:
+    return sorted(path.stem for path in root.glob("*.py"))
+
+
+def naming_transports(package: Mapping[str, Module]) -> set[str]:
+    return {
+        name
+        for name, module in package.items()
+        if unit(name) not in {"", "transports"}
+        and any(identifier.name in _TRANSPORTS for identifier in identifiers(module))
+    }
+
+
+def too_long(package: Mapping[str, Module]) -> dict[str, int]:
+    return {name: module.lines for name, module in package.items() if module.lines > MOST_LINES}
+
+
+def too_wide(package: Mapping[str, Module], most: int) -> dict[str, int]:
+    return {name: count for name, count in widths(package).items() if count > most}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert circles(imports(PACKAGE)) == []
+
+
+def test_no_package_imports_itself_through_others() -> None:
+    assert circles(between_units(imports(PACKAGE))) == []
+
+
+def test_every_package_and_every_module_of_the_root_is_in_one_layer() -> None:
+    assert wrongly_layered(PACKAGE, _UNITS) == []
+
+
+def test_imports_only_go_down_the_layers() -> None:
+    assert not_downward(imports(PACKAGE), _UNITS) == []
+
+
+def test_every_file_can_be_read_in_one_go() -> None:
+    assert too_long(PACKAGE) == {}
+
+
+def test_the_root_has_few_modules() -> None:
+    assert len(modules_of_the_root(ROOT)) <= MOST_MODULES_IN_THE_ROOT
+
+
+def test_the_guard_has_few_functions() -> None:
+    assert widths(PACKAGE)["asgi_agents.guard.Guard"] <= MOST_METHODS_OF_THE_GUARD
+
+
+def test_no_class_is_wide() -> None:
+    assert too_wide(PACKAGE, MOST_METHODS) == {}
+
+
+def test_only_who_makes_a_transport_names_one() -> None:
+    assert naming_transports(PACKAGE) == set(NAME_TRANSPORTS)
+
+
+def test_names_that_were_replaced_are_gone() -> None:
+    assert old_names(PACKAGE) == []
+
+
+# That each check finds what it is for is shown on packages that are wrong.
+
+
+def package_of(directory: Path, files: Mapping[str, str]) -> dict[str, Module]:
+    """The modules of a package `wrong` with these files, and an ``__init__`` in every directory."""
+    root = directory / "wrong"
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for place in (root, *(path.parent for path in root.rglob("*.py"))):
+        (place / "__init__.py").touch()
+    return modules(root)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from .b import name",
+        "from . import b",
+        "import wrong.b",
+        "from wrong.b import name",
+        "def later():\n    from .b import name",
+        "import typing\nif typing.TYPE_CHECKING:\n    pass\nelse:\n    from . import b",
+        "class A:\n    try:\n        from . import b\n    finally:\n        pass",
+    ],
+)
+def test_a_circle_of_modules_is_found_however_it_is_written(tmp_path: Path, statement: str) -> None:
+    package = package_of(tmp_path, {"a.py": statement, "b.py": "from .a import name", "c.py": "from . import a, b"})
+    assert circles(imports(package)) == [["wrong.a", "wrong.b"]]
+
+
+@pytest.mark.parametrize("guard", ["TYPE_CHECKING", "typing.TYPE_CHECKING"])
+def test_an_import_for_type_checkers_is_none(tmp_path: Path, guard: str) -> None:
+    package = package_of(tmp_path, {"a.py": f"if {guard}:\n    from . import b", "b.py": "from . import a"})
+    assert circles(imports(package)) == []
+
+
+def test_a_module_that_takes_names_from_the_package_itself_is_in_a_circle(tmp_path: Path) -> None:
+    package = package_of(tmp_path, {"__init__.py": "from .a import A", "a.py": "from . import B"})
+    assert circles(imports(package)) == [["wrong", "wrong.a"]]
+
+
+def test_a_circle_of_packages_is_found_where_its_modules_are_in_none(tmp_path: Path) -> None:
+    files = {"a/one.py": "from ..b.one import name", "b/one.py": "", "b/two.py": "from ..a import two", "a/two.py": ""}
+    graph = imports(package_of(tmp_path, files))
+    assert circles(graph) == []
+    assert circles(between_units(graph)) == [["a", "b"]]
+
+
+def test_an_import_that_goes_up_or_sideways_is_found(tmp_path: Path) -> None:
+    files = {
+        "__init__.py": "from . import low, high",
+        "low.py": "from .high import name",
+        "side/one.py": "from . import two\nfrom .. import low",
+        "side/two.py": "from ..other import name",
+        "other.py": "def later():\n    from . import low",
+        "high.py": "from . import low, other, side",
+        "rooted.py": "from . import name",
+    }
+    graph = imports(package_of(tmp_path, files))
+    assert not_downward(graph, [["low"], ["other", "side"], ["high"], ["rooted"]]) == [
+        "wrong.low imports wrong.high",
+        "wrong.rooted imports wrong",
+        "wrong.side.two imports wrong.other",
+    ]
+
+
+def test_what_a_table_of_layers_lacks_or_has_too_much_is_found(tmp_path: Path) -> None:
+    package = package_of(tmp_path, {"a.py": "", "b/c.py": "", "new.py": ""})
+    assert wrongly_layered(package, [["a"], ["b"], ["new"]]) == []
+    assert wrongly_layered(package, [["a", "gone"], ["a"], ["b"]]) == ["a", "gone", "new"]
+
+
+def test_modules_of_the_root_are_its_files_and_not_its_folders(tmp_path: Path) -> None:
+    package_of(tmp_path, {"a.py": "", "b/c.py": "", "page.js": ""})
+    assert modules_of_the_root(tmp_path / "wrong") == ["__init__", "a"]
+
+
+def test_a_module_of_too_many_lines_is_found(tmp_path: Path) -> None:
+    package = package_of(tmp_path, {"long.py": "\n" * (MOST_LINES + 1), "short.py": "\n" * MOST_LINES})
+    assert too_long(package) == {"wrong.long": MOST_LINES + 1}
+
+
+def test_a_wide_class_is_found_by_its_functions_and_properties(tmp_path: Path) -> None:
+    text = """
+class Wide:
+    def one(self):
+        def inner(): ...
+    async def two(self): ...
+    @property
+    def three(self): ...
+    @three.setter
+    def three(self, value): ...
+    four = 4
+"""
+    package = package_of(tmp_path, {"a.py": text})
+    assert too_wide(package, 3) == {"wrong.a.Wide": 4}
+    assert too_wide(package, 4) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["from .transports import StreamTransport", "def f(t):\n    return isinstance(t, transports.StreamTransport)"],
+)
+def test_a_module_that_names_a_transport_is_found(tmp_path: Path, text: str) -> None:
+    files = {"a.py": text, "b.py": '"""Not a StreamTransport."""  # nor here', "transports/c.py": text}
+    assert naming_transports(package_of(tmp_path, files)) == {"wrong.a"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class Lineup: ...",
+        "from .b import consult_head",
+        "import b as lineup",
+        "route.hear_heads()",
+        "def f(hearing): ...",
+        "f(authorise=None)",
+        "self._uneven = False",
+        "async def _consulted_by_name(): ...",
+        "class _NoVerdict(Exception): ...",
+        "class A:\n    def tell(self): ...",
+        "class Call: ...",
+    ],
+)
+def test_a_name_that_was_replaced_is_found(tmp_path: Path, text: str) -> None:
+    assert len(old_names(package_of(tmp_path, {"a.py": text}))) == 1
+
+
+def test_a_module_whose_name_was_replaced_is_found(tmp_path: Path) -> None:
+    assert old_names(package_of(tmp_path, {"stream/line.py": ""})) == [
+        "wrong.stream.line:1: line, expected pending_calls"
+    ]
+
+
+def test_everyday_words_may_be_used(tmp_path: Path) -> None:
+    text = "line = frame.tell()  # not a Lineup\ndef f():\n    def leave(): ...\ntransport.hears, spelling, 'consult'"
+    assert old_names(package_of(tmp_path, {"a.py": text})) == []
