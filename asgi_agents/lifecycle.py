@@ -113,12 +113,12 @@ class Lifecycle:
         retrying = BackgroundTask(self._keep_configuring)
         return leave
 
-    async def enter(self) -> None:
-        """:meth:`start`, until the running task calls :meth:`leave`."""
+    async def start_in_task(self) -> None:
+        """:meth:`start`, until the running task calls :meth:`stop_in_task`."""
         leave = await self.start()
         self._entered.setdefault(anyio.get_current_task().id, []).append(leave)
 
-    async def leave(self) -> None:
+    async def stop_in_task(self) -> None:
         """Leave what the running task has entered last. Tasks may leave in any order."""
         task = anyio.get_current_task().id
         leave = self._entered[task].pop()

@@ -248,13 +248,13 @@ class AgentManager:
             await leave()
 
     async def __aenter__(self) -> Self:
-        await self._registry.lifecycle.enter()
+        await self._registry.lifecycle.start_in_task()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._registry.lifecycle.leave()
+        await self._registry.lifecycle.stop_in_task()
 
     # Change while serving
 

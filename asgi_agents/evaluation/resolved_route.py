@@ -167,7 +167,7 @@ class ResolvedRoute:
         #: Whether no head leaves the process.
         self.headers_in_process_only = all(agent.guard.local for agent in self.head_agents)
         #: The events that any agent receives.
-        self.hears = frozenset(event_type for event_type, hearing in self._by_event.items() if hearing)
+        self.hears = frozenset(event_type for event_type, agents in self._by_event.items() if agents)
         #: Whether anything of a request, or of a websocket session, concerns any agent.
         self.concerns_http = not self.hears.isdisjoint({EventType.REQUEST_HEADERS, *_AFTER_THE_HEAD})
         self.concerns_websockets = self.concerns_http or EventType.WEBSOCKET_FRAME in self.hears

@@ -49,7 +49,10 @@ def fields_of(event_type: EventType) -> set[str]:
     return {field.name for field in msgspec.structs.fields(EVENT_CLASSES[event_type])}
 
 
-FAILURES = "| what went wrong | `error.type` | counts for the breaker | fail-closed, http | fail-closed, websocket | fail-open |"
+FAILURES = (
+    "| what went wrong | `error.type` | counts for the breaker "
+    "| fail-closed, http | fail-closed, websocket | fail-open |"
+)
 
 
 def test_the_failure_table_is_the_same_in_readme_and_guide() -> None:
