@@ -38,7 +38,7 @@ LAYERS: Final = (
     (["audit"], "the record of an exchange"),
     (
         ["middleware", "prometheus", "serve", "status"],
-        "what a server runs: the guarded app, an agent, figures, a status page",
+        "what a server runs: the app, an agent, figures, a status page",
     ),
     (["fastapi", "placement"], "put it into an app"),
 )
