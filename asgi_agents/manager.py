@@ -54,7 +54,7 @@ from .protocol import (
 )
 from .protocol.stream import AgentCapabilities, MetricsReport
 from .retirement import Retirements
-from .transports.stream import ConfigUpdateCallback, MetricsCallback
+from .transports.base import ConfigUpdateCallback, MetricsCallback
 
 
 class AgentManager:
@@ -172,8 +172,7 @@ class AgentManager:
 
         None for one that hasn't, or has none to say it in. Of several instances it is the first that is up.
         """
-        client = self.guard(agent_id).client
-        return next(iter(client.capabilities), None) if client is not None else None
+        return next(iter(self.guard(agent_id).client.capabilities), None)
 
     def get_agents_for_event(self, event_type: EventType) -> Sequence[str]:
         """The ids of the agents that hear such events."""
@@ -512,9 +511,8 @@ class AgentManager:
         warn_of(config)
         guard = Guard(config, clock=self._clock, telemetry=self.telemetry, tally=tally, debug=self._debug)
         guard.on_change = self._retire_resolved_routes
-        if guard.client is not None:
-            guard.client.on_metrics_report = self._metrics_reported
-            guard.client.on_config_update = self._on_config_update
+        guard.client.on_metrics_report = self._metrics_reported
+        guard.client.on_config_update = self._on_config_update
         return guard
 
     def _check_order(self, config: AgentConfig) -> None:

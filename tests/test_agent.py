@@ -283,7 +283,7 @@ async def test_a_mocked_hook_is_called() -> None:
     config = AgentConfig("mock", agent)
 
     assert set(config.hears or ()) == {EventType.GUARDRAIL_INSPECT}
-    assert isinstance(config.resolved_transport, Transport)
+    assert isinstance(config.resolved_transport, InProcessTransport)
     assert await config.resolved_transport.call(event) == AgentResponse.block(418)
 
 

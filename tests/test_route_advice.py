@@ -317,7 +317,7 @@ async def test_of_many_routes_that_match_nothing_only_the_first_are_compared_wit
         compared += len(possibilities)
         return get_close_matches(word, possibilities, *args)
 
-    monkeypatch.setattr("asgi_agents.route_advice.get_close_matches", counting)
+    monkeypatch.setattr("asgi_agents.routing.advice.get_close_matches", counting)
     app = Starlette(routes=[AppRoute(f"/a{number}/{{id}}", endpoint) for number in range(400)])
     routes = [Route("/a0/{idd}", ["a"]), Route("/a00/{id}", ["a"])]
     routes += [Route(f"/nothing/like-it-{number}", ["a"]) for number in range(200)]

@@ -13,7 +13,7 @@ from ..guard import Guard
 from ..policy import FailureMode, FailureModeName
 from ..protocol import ALLOW, BodyChunkEvent, Event, EventType, RequestHeadersEvent
 from ..protocol.stream import CancelReason, correlation_id_of
-from ..transports.stream import cancel_reason
+from ..transports.base import cancel_reason
 from .stages import order_of
 
 # All that can follow the head of an http request.
@@ -400,5 +400,5 @@ def held_limit(agent: RouteAgent, event_type: EventType) -> int:
     """How many bytes of such a body are held for ``agent``: its configured limit or the default, and what it takes."""
     limit = body_limit(agent, event_type)
     limit = DEFAULT_MAX_BODY_BYTES if limit is None else limit
-    most = agent.guard.max_body_size
+    most = agent.guard.client.max_body_size
     return limit if most is None else min(limit, most)

@@ -3,8 +3,6 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Final, Protocol
 
 import anyio
@@ -69,12 +67,10 @@ from ...protocol.stream import (
     now_ms,
     plain_allow,
 )
+from ..base import cancel_reason
 from ..partial import FrameDeadline, PartialFrames
 from ..wire import Wire
 from .pending_calls import PendingCall, PendingCalls
-
-#: Tells, of a call that is being cancelled, why. Set by whoever cancels calls for a reason that the agent may know.
-cancel_reason: ContextVar[Callable[[], CancelReason] | None] = ContextVar("asgi_agents.cancel_reason", default=None)
 
 # An agent that is degraded may ask for more time, but not for any amount of it.
 _MAX_TIMEOUT_MULTIPLIER: Final = 10.0

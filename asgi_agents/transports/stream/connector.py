@@ -60,6 +60,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     tls: ssl.SSLContext | None
     span_unit: SpanUnit = "codepoints"
 
+    @property
+    def where(self) -> str:
+        """Where the agent is, for messages."""
+        return " ".join(str(address) for address in self.addresses)
+
 
 class Served(Protocol):
     """Whom the connections are kept for."""
