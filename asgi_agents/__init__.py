@@ -7,7 +7,7 @@ from .agent import Agent
 from .audit import AuditAgent, AuditAnswer, AuditHook, AuditRecord
 from .breaker import BreakerState
 from .config import AgentConfig
-from .decision import AgentDecision, Failure, FailureKind, Verdict
+from .decision import AgentDecision, Verdict
 from .errors import (
     AgentConnectionError,
     AgentError,
@@ -26,6 +26,7 @@ from .errors import (
     UnknownAgentError,
 )
 from .exchange import AgentContext, ErrorInfo, ErrorRenderer, fastapi_error
+from .failures import Failure, FailureKind
 from .manager import AgentManager
 from .middleware import AgentMiddleware
 from .observability.authorization import Authorize

@@ -13,27 +13,19 @@ from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct, structs
 
-from .breaker import BreakerState, CircuitBreaker
+from .breaker import BreakerState
 from .breaker.shared_breaker import SharedBreaker
 from .calls.blocking import LONGEST_STEP, Steps, in_steps
 from .calls.consequence import consequence_of
-from .calls.given_config import GivenConfig, MissingConfigKeyError
+from .calls.given_config import GivenConfig
 from .calls.raised import answer_raised
 from .concurrency.cancellation import cancel_requests, given_up, raise_swallowed, was_asked_for
 from .concurrency.one_at_a_time import OneAtATime
 from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
-from .decision import Failure, FailureKind, Verdict
-from .errors import (
-    AgentConnectionError,
-    AgentError,
-    AgentTimeoutError,
-    AgentUnavailableError,
-    EventTooLargeError,
-    NotApplicableError,
-    printable,
-)
-from .messages.places import raised_by
+from .decision import Verdict
+from .errors import AgentError, AgentTimeoutError, AgentUnavailableError, printable
+from .failures import CallFailure, Failure, FailureKind, describe, failure_of
 from .observability.attributes import AGENT_ID, EVENT, ROUTE
 from .observability.metrics import AgentMetrics, AgentStatistics, Series, Tally
 from .observability.telemetry import Telemetry
@@ -82,21 +74,8 @@ _LOG_INTERVAL = 60.0
 _OPEN = FailureMode.OPEN
 _WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
 _ACKNOWLEDGED = frozenset({EventType.CONFIGURE, EventType.REQUEST_COMPLETE})
-_TOO_LARGE = {
-    EventType.REQUEST_BODY_CHUNK: FailureKind.REQUEST_TOO_LARGE,
-    EventType.RESPONSE_BODY_CHUNK: FailureKind.RESPONSE_TOO_LARGE,
-}
 # These carry data, as bytes.
 _WITH_DATA = frozenset({EventType.REQUEST_BODY_CHUNK, EventType.RESPONSE_BODY_CHUNK, EventType.WEBSOCKET_FRAME})
-_WORTH_A_LINE = frozenset(
-    {
-        FailureKind.ERROR,
-        FailureKind.TIMEOUT,
-        FailureKind.QUEUE_TIMEOUT,
-        FailureKind.UNAVAILABLE,
-        FailureKind.NOT_APPLICABLE,
-    }
-)
 
 
 class Guard:
@@ -308,7 +287,7 @@ class Guard:
 
         ``traced``: it has a span already.
         """
-        failure = Failure(kind, self._describe(event_type, fault))
+        failure = Failure(kind, describe(self.config.id, event_type, fault))
         verdict = Verdict(
             self.config.id, event_type, None, failure, failure_mode != FailureMode.OPEN, self.config.enforce, 0.0
         )
@@ -379,7 +358,7 @@ class Guard:
             try:
                 await self._hand_over(config, max(self.config.timeout, _CONFIGURE_TIMEOUT), time.monotonic())
             except Exception as exc:
-                raise AgentError(self._explain(EventType.CONFIGURE, exc).message) from exc
+                raise AgentError(self._failure_of(EventType.CONFIGURE, exc).message) from exc
             self._configured = True
         self.config = replace(self.config, config=config)
 
@@ -451,7 +430,14 @@ class Guard:
                 answer = self._judgement(call.event, given)
             except BaseException as exc:
                 if breaker is not None and began is not None:
-                    self._tell(breaker, began, exc)
+                    if (
+                        isinstance(exc, Exception)
+                        and self._failure_of(call.event.event_type, exc, given_up=given_up()).counts_for_breaker
+                    ):
+                        breaker.failure(began)
+                    else:
+                        # It was given up, perhaps failing over that, or it says nothing of the agent.
+                        breaker.release(began)
                 if isinstance(exc, AgentTimeoutError):
                     raise _expired(exc, call.timeout) from exc
                 raise
@@ -461,7 +447,7 @@ class Guard:
             finally:
                 self._limiter.release()
         except Exception as exc:
-            failure = self._explain(call.event.event_type, exc)
+            failure = self._failure_of(call.event.event_type, exc, given_up=given_up())
             if given_up() and not isinstance(exc, CallFailure):
                 # It has failed over that, or is too late for anyone: no news of the agent.
                 call.given_up = True
@@ -533,7 +519,7 @@ class Guard:
             if self._failing:
                 self._failing = False
                 logger.info("agent %r answers again", self.config.id)
-        elif not self._failing and verdict.failure.kind in _WORTH_A_LINE:
+        elif not self._failing and verdict.failure.rule.logged:
             # An agent that fails now and then would otherwise fill the log: it gets a line a minute.
             now = self._clock()
             if now >= self._quiet_until:
@@ -594,23 +580,6 @@ class Guard:
                 FailureKind.QUEUE_TIMEOUT,
                 f"none of its {self._limiter.limit} concurrent calls ended within the deadline of {timeout:g} s",
             )
-
-    def _tell(self, breaker: CircuitBreaker, began: int, exc: BaseException) -> None:
-        """Tell the breaker how a call has failed that it let through at the moment ``began``."""
-        if (
-            not isinstance(exc, Exception)
-            or given_up()
-            or _says_nothing_of_its_health(exc)
-            or self._has_lost_one_of_many(exc)
-        ):
-            # It was given up, perhaps failing over that, or it says nothing of the agent.
-            breaker.release(began)
-        else:
-            breaker.failure(began)
-
-    def _has_lost_one_of_many(self, exc: BaseException) -> bool:
-        """Whether a connection was lost, and others are left: an instance of the agent is gone, but not the agent."""
-        return isinstance(exc, AgentConnectionError) and self.client.connected
 
     def _breaker_refusal(self) -> "CallFailure":
         assert self.breaker is not None
@@ -749,7 +718,7 @@ class Guard:
         try:
             await self._hand_over(self.config.config, timeout, started)
         except Exception as exc:
-            self._not_configured(self._explain(EventType.CONFIGURE, exc), exc)
+            self._not_configured(self._failure_of(EventType.CONFIGURE, exc), exc)
             if isinstance(exc, CallFailure):
                 raise
         else:
@@ -776,29 +745,16 @@ class Guard:
         self._configure_backoff = min(_MAX_CONFIGURE_BACKOFF, max(0.1, self._configure_backoff * 2))
         self._configure_after = self._clock() + self._configure_backoff
 
-    def _explain(self, event_type: EventType, exc: Exception) -> Failure:
-        match exc:
-            case CallFailure():
-                return Failure(exc.kind, self._describe(event_type, str(exc)), exc.retry_after)
-            case AgentUnavailableError():
-                return Failure(FailureKind.UNAVAILABLE, self._describe(event_type, str(exc)))
-            case EventTooLargeError():
-                return Failure(_TOO_LARGE.get(event_type, FailureKind.ERROR), self._describe(event_type, str(exc)))
-            case NotApplicableError():
-                return Failure(FailureKind.NOT_APPLICABLE, self._describe(event_type, str(exc)))
-            case AgentError() if event_type is EventType.CONFIGURE or not isinstance(exc, MissingConfigKeyError):
-                # Once the agent is configured, a key may be what a client has sent.
-                return Failure(FailureKind.ERROR, self._describe(event_type, str(exc)))
-            case _:
-                # Not str(exc): an agent's own exception may carry the data that it choked on.
-                fault = raised_by(exc, self._steps.function(event_type))
-                if event_type is EventType.CONFIGURE and self.config.config is None and isinstance(exc, TypeError):
-                    fault += "; its AgentConfig has no config, expected AgentConfig(..., config={...})"
-                return Failure(FailureKind.ERROR, self._describe(event_type, fault))
-
-    def _describe(self, event_type: EventType, fault: str) -> str:
-        # A fault may quote what the agent sent.
-        return f"agent {self.config.id!r}, {event_type.value}: {printable(fault)}"
+    def _failure_of(self, event_type: EventType, exc: Exception, *, given_up: bool = False) -> Failure:
+        return failure_of(
+            exc,
+            event_type,
+            agent_id=self.config.id,
+            function=self._steps.function(event_type),
+            configured=self.config.config is not None,
+            others_left=self.client.connected,
+            given_up=given_up,
+        )
 
     def _breaker_changed(self, old: BreakerState, new: BreakerState) -> None:
         self.tally.transitions[new.value] += 1
@@ -820,29 +776,12 @@ class _Call(Struct):
     raised: BaseException | None = None
 
 
-class CallFailure(Exception):  # noqa: N818 - it says what there is not
-    """The guard's own reasons for a failure; nothing that an agent could raise."""
-
-    def __init__(self, kind: FailureKind, fault: str, retry_after: float | None = None) -> None:
-        super().__init__(fault)
-        self.kind = kind
-        self.retry_after = retry_after
-
-
 def _no_answer(timeout: float) -> CallFailure:
     return CallFailure(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
 
 
 def _expired(exc: AgentTimeoutError, timeout: float) -> CallFailure:
     return CallFailure(FailureKind.TIMEOUT, f"{exc} within the deadline of {timeout:g} s")
-
-
-def _says_nothing_of_its_health(exc: Exception) -> bool:
-    """Whether a call failed before the agent could have anything to do with it, or after it had answered."""
-    if isinstance(exc, CallFailure):
-        return exc.kind is FailureKind.QUEUE_TIMEOUT
-    # When an answer is not applicable depends on the request: a client could open the breaker with a few large bodies.
-    return isinstance(exc, AgentUnavailableError | EventTooLargeError | NotApplicableError)
 
 
 def _first_leaf(exc: BaseException) -> BaseException:

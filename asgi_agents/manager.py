@@ -19,7 +19,7 @@ from .concurrency.background import BackgroundTask
 from .concurrency.event_loop import EventLoop
 from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
-from .decision import AgentDecision, Verdict, failure_block, merge
+from .decision import AgentDecision, Verdict, merge
 from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
 from .evaluation.resolved_route import (
     AgentReference,
@@ -674,7 +674,7 @@ def require_manager(shown: str, given: object) -> None:
 def unavailable(verdict: Verdict) -> GuardrailUnavailableError:
     """The error that tells a handler of a verdict that fails closed."""
     assert verdict.failure is not None
-    block = failure_block(verdict.failure)
+    block = verdict.failure.block
     headers = None if block.headers is None else dict(block.headers)
     return GuardrailUnavailableError(block.status, block.body or "", verdict.failure.message, headers)
 

@@ -26,7 +26,6 @@ from asgi_agents import (
     StreamTransport,
 )
 from asgi_agents.breaker import BreakerState
-from asgi_agents.decision import FailureKind
 from asgi_agents.errors import (
     AgentConnectionError,
     AgentError,
@@ -34,6 +33,7 @@ from asgi_agents.errors import (
     AgentUnavailableError,
     EventTooLargeError,
 )
+from asgi_agents.failures import FailureKind
 from asgi_agents.protocol import (
     ALLOW,
     Block,
