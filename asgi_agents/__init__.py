@@ -7,7 +7,7 @@ from .agent import Agent
 from .audit import AuditAgent, AuditAnswer, AuditHook, AuditRecord, Redact
 from .breaker import BreakerState
 from .config import AgentConfig
-from .decision import AgentDecision, Failure, FailureKind, Verdict
+from .decision import AgentDecision, Verdict
 from .errors import (
     AgentConnectionError,
     AgentError,
@@ -27,6 +27,7 @@ from .errors import (
 )
 from .evaluation.resolved_route import AgentReference
 from .exchange import AgentContext, ChallengeRenderer, ErrorInfo, ErrorRenderer, fastapi_error
+from .failures import Failure, FailureKind
 from .manager import AgentManager
 from .middleware import AgentMiddleware
 from .observability.authorization import Authorize
@@ -87,7 +88,7 @@ from .protocol.stream import (
 )
 from .routing.routes import AgentRoute, Route
 from .transports import InProcessTransport, LoadBalancing, StreamTransport, Transport
-from .transports.stream import ConfigUpdateCallback, MetricsCallback
+from .transports.base import ConfigUpdateCallback, MetricsCallback
 from .transports.tls import ClientCertificate
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from .agent import HOOKS
 from .config import AgentConfig
 from .policy import BodyMode
 from .protocol import EventType
-from .transports import InProcessTransport
+from .transports.resolve import agent_of
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -68,7 +68,7 @@ def _without_effect(config: AgentConfig) -> Iterator[str]:
     if hears is None:
         # Its events are known only once it is connected.
         return
-    local = isinstance(config.transport, InProcessTransport)
+    local = agent_of(config.resolved_transport) is not None
     for name, (usual, needed) in _NEEDED.items():
         if getattr(config, name) != usual and hears.isdisjoint(needed):
             lacking = " or ".join(HOOKS[event] if local else event.value for event in needed)

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, Literal
 
-from .agent import Agent, check_agent
+from .agent import Agent
 from .errors import ConfigurationError
 from .messages.naming import named
-from .observability.redaction import redact_secrets
 from .policy import (
     BodyMode,
     BodyModeName,
@@ -22,14 +21,12 @@ from .policy import (
 )
 from .protocol import TOKEN, EventType
 from .protocol.headers import as_one_spelling
-from .protocol.stream import Framing
 from .protocol.validation import is_untouchable
-from .transports import InProcessTransport, StreamTransport, Transport
-from .transports.wire import nearest_address
+from .transports.base import Transport
+from .transports.resolve import learns_events, resolve_transport
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
-_STREAM_SCHEMES = ("unix://", "tcp://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +35,8 @@ class AgentConfig:
 
     :param id: unique in its manager; up to 128 token characters. It appears in metrics, logs and routes.
     :param transport: an :class:`Agent`, a URL (``http://``, ``https://``, ``unix:///path`` or ``tcp://host:port``), a
-        list of ``unix://`` and ``tcp://`` URLs of the same agent, a :class:`StreamTransport`, or any
-        :class:`Transport`.
+        list of ``unix://`` and ``tcp://`` URLs of the same agent, or any :class:`Transport`. Packages may add schemes
+        of URLs.
     :param events: what the agent is to hear. None: what it says itself, in process or in the handshake of the stream
         transport; other remote agents must be told. What is named here overrules the handshake.
     :param failure_mode: what a failed call means, unless a route says otherwise.
@@ -87,7 +84,7 @@ class AgentConfig:
     """
 
     id: str
-    transport: Agent | Transport | StreamTransport | str | Sequence[str]
+    transport: Agent | Transport | str | Sequence[str]
     _: KW_ONLY
     events: Iterable[EventType] | None = None
     failure_mode: FailureMode | FailureModeName = FailureMode.CLOSED
@@ -118,7 +115,7 @@ class AgentConfig:
                 f"AgentConfig: id={self.id!r}, expected 1 to {_MAX_ID_LENGTH} letters, digits or any of !#$%&'*+-.^_`|~"
             )
         where = f"AgentConfig({self.id!r})"
-        object.__setattr__(self, "transport", _resolve_transport(where, self.transport))
+        object.__setattr__(self, "transport", resolve_transport(where, self.transport))
         object.__setattr__(self, "events", _resolve_events(where, self.resolved_transport, self.events))
         shown = f"{where}: failure_mode={named(self.failure_mode)}"
         object.__setattr__(self, "failure_mode", as_failure_mode(shown, self.failure_mode))
@@ -163,9 +160,9 @@ class AgentConfig:
         return self.response_body_mode
 
     @property
-    def resolved_transport(self) -> Transport | StreamTransport:
+    def resolved_transport(self) -> Transport:
         """The transport, resolved from what was given."""
-        assert isinstance(self.transport, Transport | StreamTransport)
+        assert isinstance(self.transport, Transport)
         return self.transport
 
     def hears_response_type(self, media_type: str | None) -> bool:
@@ -181,42 +178,6 @@ class AgentConfig:
         """The events, resolved from what was given and what the agent says itself; None: it will say."""
         assert isinstance(self.events, frozenset | None)
         return self.events
-
-
-def _resolve_transport(where: str, given: object) -> Transport | StreamTransport:
-    if isinstance(given, Agent):
-        check_agent(where, given)
-        return InProcessTransport(given)
-    if isinstance(given, str):
-        if given.startswith(("http://", "https://")):
-            # Imported here because httpx, which comes with it, takes long to import.
-            from .transports.http import HttpTransport
-
-            return HttpTransport(given)
-        if not given.startswith(_STREAM_SCHEMES):
-            right = nearest_address(given, or_http=True) or (
-                "an http://, https://, unix:// or tcp:// URL, an Agent or a Transport"
-            )
-            raise ConfigurationError(f"{where}: transport={redact_secrets(given)!r}, expected {right}")
-        return _stream_transport(where, given)
-    if isinstance(given, list | tuple):
-        if not all(isinstance(item, str) and item.startswith(_STREAM_SCHEMES) for item in given):
-            raise ConfigurationError(
-                f"{where}: transport={redact_secrets(repr(given))}, expected several unix:// or tcp:// URLs"
-            )
-        return _stream_transport(where, given)
-    if isinstance(given, type) and issubclass(given, Agent):
-        raise ConfigurationError(f"{where}: transport={given.__name__}, expected an instance: {given.__name__}()")
-    if not isinstance(given, Transport | StreamTransport):
-        raise ConfigurationError(f"{where}: transport={named(given)}, expected an Agent, a URL or a Transport")
-    return given
-
-
-def _stream_transport(where: str, endpoints: str | Sequence[str]) -> StreamTransport:
-    try:
-        return StreamTransport(endpoints)
-    except ConfigurationError as exc:
-        raise ConfigurationError(f"{where}: {exc}") from exc
 
 
 def _resolve_types(where: str, given: object) -> frozenset[str] | None:
@@ -266,10 +227,10 @@ def _resolve_sets(where: str, given: object, *, may_set_host: bool) -> frozenset
     return frozenset(names)
 
 
-def _resolve_events(where: str, transport: Transport | StreamTransport, given: object) -> frozenset[EventType] | None:
+def _resolve_events(where: str, transport: Transport, given: object) -> frozenset[EventType] | None:
     heard = None if transport.events is None else frozenset(transport.events)
     if given is None:
-        if isinstance(transport, StreamTransport) and transport.framing is Framing.V2:
+        if learns_events(transport):
             return None
         if heard is None:
             raise ConfigurationError(

@@ -1,12 +1,11 @@
 """What one agent said, and what it all comes to."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from enum import StrEnum
 from typing import Final
 
 from msgspec import Struct
 
+from .failures import Failure
 from .protocol import (
     ALLOW,
     AgentResponse,
@@ -21,40 +20,6 @@ from .protocol import (
     WebSocketClose,
     WebSocketDecision,
 )
-
-
-class FailureKind(StrEnum):
-    """Ways in which an agent can fail to judge."""
-
-    BREAKER_OPEN = "breaker_open"
-    QUEUE_TIMEOUT = "queue_timeout"
-    UNAVAILABLE = "unavailable"
-    ERROR = "error"
-    TIMEOUT = "timeout"
-    REQUEST_TOO_LARGE = "request_too_large"
-    RESPONSE_TOO_LARGE = "response_too_large"
-    REQUEST_UNREADABLE = "request_unreadable"
-    RESPONSE_UNREADABLE = "response_unreadable"
-    NOT_APPLICABLE = "not_applicable"
-
-
-#: The agent was not shown the body, or not all of it, because of what the body is.
-BODY_NOT_INSPECTED: Final = frozenset(
-    {
-        FailureKind.REQUEST_TOO_LARGE,
-        FailureKind.RESPONSE_TOO_LARGE,
-        FailureKind.REQUEST_UNREADABLE,
-        FailureKind.RESPONSE_UNREADABLE,
-    }
-)
-
-
-class Failure(Struct, frozen=True):
-    """A call that brought no verdict. ``message`` names agent, event and fault; ``retry_after`` is seconds."""
-
-    kind: FailureKind
-    message: str
-    retry_after: float | None = None
 
 
 class Verdict(Struct, frozen=True):
@@ -175,7 +140,7 @@ class AgentDecision(Struct, frozen=True, kw_only=True):
         Policy violation (1008) for a denial, 1011 for a failure (RFC 6455, section 7.4.1).
         """
         if self.failure is not None:
-            return WebSocketClose(1011, _CLOSE_REASONS[self.failure.kind])
+            return WebSocketClose(1011, self.failure.rule.close_reason)
         if isinstance(self.websocket_decision, WebSocketClose):
             return self.websocket_decision
         match self.decision:
@@ -189,41 +154,6 @@ class AgentDecision(Struct, frozen=True, kw_only=True):
 
 _NO_AUDIT = AuditMetadata()
 ALLOWED: Final = AgentDecision()
-
-_REPLIES: Mapping[FailureKind, tuple[int, str]] = {
-    FailureKind.BREAKER_OPEN: (503, "Service unavailable"),
-    FailureKind.QUEUE_TIMEOUT: (503, "Service unavailable"),
-    FailureKind.UNAVAILABLE: (503, "Service unavailable"),
-    FailureKind.ERROR: (503, "Agent unavailable"),
-    FailureKind.TIMEOUT: (504, "Gateway timeout"),
-    FailureKind.REQUEST_TOO_LARGE: (413, "Payload too large for security inspection"),
-    FailureKind.RESPONSE_TOO_LARGE: (500, "Response too large for security inspection"),
-    FailureKind.REQUEST_UNREADABLE: (415, "Payload unreadable for security inspection"),
-    FailureKind.RESPONSE_UNREADABLE: (500, "Response unreadable for security inspection"),
-    FailureKind.NOT_APPLICABLE: (503, "Agent unavailable"),
-}
-_CLOSE_REASONS: Mapping[FailureKind, str] = {
-    FailureKind.BREAKER_OPEN: "Service unavailable",
-    FailureKind.QUEUE_TIMEOUT: "Service unavailable",
-    FailureKind.UNAVAILABLE: "Service unavailable",
-    FailureKind.ERROR: "Agent error",
-    FailureKind.TIMEOUT: "Gateway timeout",
-    FailureKind.REQUEST_TOO_LARGE: "Payload too large for security inspection",
-    FailureKind.RESPONSE_TOO_LARGE: "Response too large for security inspection",
-    FailureKind.REQUEST_UNREADABLE: "Payload unreadable for security inspection",
-    FailureKind.RESPONSE_UNREADABLE: "Response unreadable for security inspection",
-    FailureKind.NOT_APPLICABLE: "Agent error",
-}
-
-
-def failure_block(failure: Failure) -> Block:
-    """The reply to a client whose connection a fail-closed agent's failure stops."""
-    status, message = _REPLIES[failure.kind]
-    headers = None
-    if failure.retry_after is not None:
-        # Whole seconds (RFC 9110, section 10.2.3), rounded up so that the client doesn't come too early.
-        headers = {"retry-after": str(max(1, math.ceil(failure.retry_after)))}
-    return Block(status, message, headers)
 
 
 def is_denied(verdicts: Iterable[Verdict | None], *, final: bool) -> bool:
@@ -278,7 +208,7 @@ def merge(verdicts: Iterable[Verdict], *, final: bool = True) -> AgentDecision:
     if breakdown is not None:
         assert breakdown.failure is not None
         return AgentDecision(
-            decision=failure_block(breakdown.failure),
+            decision=breakdown.failure.block,
             decided_by=breakdown.agent_id,
             failure=breakdown.failure,
             always_headers=_always_headers(verdicts, breakdown),

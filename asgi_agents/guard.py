@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,27 +13,19 @@ from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct, structs
 
-from .breaker import BreakerState, CircuitBreaker
+from .breaker import BreakerState
 from .breaker.shared_breaker import SharedBreaker
 from .calls.blocking import LONGEST_STEP, Steps, in_steps
 from .calls.consequence import consequence_of
-from .calls.given_config import GivenConfig, MissingConfigKeyError
+from .calls.given_config import GivenConfig
 from .calls.raised import answer_raised
 from .concurrency.cancellation import cancel_requests, given_up, raise_swallowed, was_asked_for
 from .concurrency.one_at_a_time import OneAtATime
 from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
-from .decision import Failure, FailureKind, Verdict
-from .errors import (
-    AgentConnectionError,
-    AgentError,
-    AgentTimeoutError,
-    AgentUnavailableError,
-    EventTooLargeError,
-    NotApplicableError,
-    printable,
-)
-from .messages.places import raised_by
+from .decision import Verdict
+from .errors import AgentError, AgentTimeoutError, AgentUnavailableError, printable
+from .failures import CallFailure, Failure, FailureKind, describe, failure_of
 from .observability.attributes import AGENT_ID, EVENT, ROUTE
 from .observability.metrics import AgentMetrics, AgentStatistics, Series, Tally
 from .observability.telemetry import Telemetry
@@ -61,8 +53,8 @@ from .protocol import (
 )
 from .protocol.applicability import check_applicable
 from .protocol.stream import correlation_id_of
-from .transports import InProcessTransport, StreamTransport, Transport
-from .transports.stream import AgentConnection, StreamClient
+from .transports.base import Place
+from .transports.resolve import bind
 
 logger = logging.getLogger("asgi_agents")
 
@@ -82,21 +74,8 @@ _LOG_INTERVAL = 60.0
 _OPEN = FailureMode.OPEN
 _WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
 _ACKNOWLEDGED = frozenset({EventType.CONFIGURE, EventType.REQUEST_COMPLETE})
-_TOO_LARGE = {
-    EventType.REQUEST_BODY_CHUNK: FailureKind.REQUEST_TOO_LARGE,
-    EventType.RESPONSE_BODY_CHUNK: FailureKind.RESPONSE_TOO_LARGE,
-}
 # These carry data, as bytes.
 _WITH_DATA = frozenset({EventType.REQUEST_BODY_CHUNK, EventType.RESPONSE_BODY_CHUNK, EventType.WEBSOCKET_FRAME})
-_WORTH_A_LINE = frozenset(
-    {
-        FailureKind.ERROR,
-        FailureKind.TIMEOUT,
-        FailureKind.QUEUE_TIMEOUT,
-        FailureKind.UNAVAILABLE,
-        FailureKind.NOT_APPLICABLE,
-    }
-)
 
 
 class Guard:
@@ -138,36 +117,35 @@ class Guard:
             if config.circuit_breaker is None
             else SharedBreaker(config.circuit_breaker, clock=clock, on_change=self._breaker_changed)
         )
-        resolved_transport = config.resolved_transport
-        #: The connections of an agent that is reached over lasting ones.
-        self.client: StreamClient | None = None
-        if isinstance(resolved_transport, StreamTransport):
-            self.client = resolved_transport.client(
-                config.id,
-                events=config.hears,
-                config=config.config,
-                max_concurrent_calls=config.max_concurrent_calls,
-            )
-            self._transport: Transport = self.client
-        else:
-            self._transport = resolved_transport
+        #: How the agent is reached.
+        self.client = bind(
+            config.resolved_transport,
+            config.id,
+            events=config.hears,
+            config=config.config,
+            max_concurrent_calls=config.max_concurrent_calls,
+        )
         #: Called when the agent has said something new of what it hears.
         self.on_change: Callable[[], object] = lambda: None
         # The hooks of an agent in the process that can be called without ado.
-        self._non_suspending_hooks: Mapping[EventType, Callable[[Any], Awaitable[Answer | None]]] = (
-            resolved_transport.non_suspending_hooks if type(resolved_transport) is InProcessTransport else {}
-        )
-        self._steps = Steps(config.id, self._transport, logger)
+        self._non_suspending_hooks = self.client.non_suspending_hooks
+        self._steps = Steps(config.id, self.client, logger)
         self._limiter = SharedLimiter(config.max_concurrent_calls)
+        #: The events to ask the agent about.
+        self.hears = self.client.hears
+        #: Whether the agent is called directly, so that what it is shown doesn't leave the process.
+        self.local = self.client.agent is not None
+        #: Whether :meth:`forget_request` has anything to do.
+        self.keeps_requests = self.client.keeps_requests
         #: Whether it is asked about connections. One that is only to take another's place is not, until it has.
         self.in_use = True
         #: Whose place this has taken, while that still has calls.
         self.predecessor: Guard | None = None
+        self._reserves = self.client.reserves
         # Calls that wait for a place on a connection.
         self._reserving = 0
         self._failing = False
         self._quiet_until = -math.inf
-        self._hears = self.hears
         # Lasting connections are configured one by one, when they are made.
         self._configured = not self._needs_configuration
         self._configuring = OneAtATime()
@@ -175,34 +153,10 @@ class Guard:
         self._configure_backoff = 0.0
         self._configure_after = 0.0
         self._clock = clock
-        if self.client is not None:
-            self.client.on_change = self._client_changed
+        self.client.on_change = self._client_changed
 
     def __repr__(self) -> str:
         return f"<Guard {self.config.id!r}>"
-
-    @property
-    def hears(self) -> frozenset[EventType]:
-        """The events to ask the agent about."""
-        if self.client is not None:
-            return self.client.hears
-        assert self.config.hears is not None
-        return self.config.hears
-
-    @property
-    def max_body_size(self) -> int | None:
-        """How many bytes of a body the agent says that it takes at a time, if it has said."""
-        return None if self.client is None else self.client.max_body_size
-
-    @property
-    def local(self) -> bool:
-        """Whether the agent is called directly, so that what it is shown doesn't leave the process."""
-        return type(self._transport) is InProcessTransport
-
-    @property
-    def keeps_requests(self) -> bool:
-        """Whether :meth:`forget_request` has anything to do."""
-        return self.client is not None
 
     @property
     def busy(self) -> bool:
@@ -235,9 +189,9 @@ class Guard:
 
     def statistics(self) -> AgentStatistics:
         """How the agent is now."""
-        endpoints, waiting = ((), 0) if self.client is None else self.client.statistics()
+        endpoints, waiting = self.client.statistics()
         return AgentStatistics(
-            transport=self._transport.kind,
+            transport=self.client.kind,
             in_flight=self._limiter.taken,
             max_in_flight=self._limiter.limit,
             waiting=self._limiter.waiting + waiting,
@@ -248,12 +202,12 @@ class Guard:
     @property
     def may_wait(self) -> bool:
         """Whether any call can ever suspend: if one can, the others may have to wait for its permit."""
-        return not self._configured or any(self._transport.may_suspend(event) for event in self.hears)
+        return not self._configured or any(self.client.may_suspend(event) for event in self.hears)
 
     def may_suspend(self, event_type: EventType) -> bool:
         """Whether :meth:`call` can suspend now. If not, it needs no task of its own to run beside others."""
         return (
-            (event_type not in self._non_suspending_hooks and self._transport.may_suspend(event_type))
+            (event_type not in self._non_suspending_hooks and self.client.may_suspend(event_type))
             or not self._configured
             or self._limiter.taken >= self._limiter.limit
         )
@@ -333,13 +287,13 @@ class Guard:
 
         ``traced``: it has a span already.
         """
-        failure = Failure(kind, self._describe(event_type, fault))
+        failure = Failure(kind, describe(self.config.id, event_type, fault))
         verdict = Verdict(
             self.config.id, event_type, None, failure, failure_mode != FailureMode.OPEN, self.config.enforce, 0.0
         )
         if not (traced or self._tracing.idle):
             name, attributes = self._span_of(event_type, route)
-            span = self._tracing.call(name, attributes, correlation_id, remote=self._transport.remote)
+            span = self._tracing.call(name, attributes, correlation_id, remote=self.client.remote)
             if span is not None:
                 with span:
                     span.record(verdict)
@@ -366,7 +320,7 @@ class Guard:
         Of concurrent calls one asks, the others wait for it. An agent behind lasting connections is waited for until
         there is one.
         """
-        if self.client is not None:
+        if self.client.configures_itself:
             await self.client.connect()
             return
         try:
@@ -381,12 +335,11 @@ class Guard:
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. A later call makes new ones."""
-        await self._transport.aclose()
+        await self.client.aclose()
 
     async def retire(self) -> None:
         """Close those of every event loop, lasting ones for good: the agent was removed."""
-        retire: Callable[[], Awaitable[None]] = getattr(self._transport, "retire", self._transport.aclose)
-        await retire()
+        await self.client.retire()
 
     def forget(self) -> None:
         """The agent is to be configured anew before its next call."""
@@ -395,18 +348,17 @@ class Guard:
 
     def forget_request(self, correlation_id: str) -> None:
         """The connection of that id is over."""
-        if self.client is not None and self.client.keeps_to_one_connection:
-            self.client.forget(correlation_id)
+        self.client.forget(correlation_id)
 
     async def push_config(self, config: Any) -> None:
         """Give the agent another configuration while it runs; raises :class:`AgentError` when it doesn't take it."""
-        if self.client is not None:
+        if self.client.configures_itself:
             await self.client.push_config(config)
         else:
             try:
                 await self._hand_over(config, max(self.config.timeout, _CONFIGURE_TIMEOUT), time.monotonic())
             except Exception as exc:
-                raise AgentError(self._explain(EventType.CONFIGURE, exc).message) from exc
+                raise AgentError(self._failure_of(EventType.CONFIGURE, exc).message) from exc
             self._configured = True
         self.config = replace(self.config, config=config)
 
@@ -414,24 +366,23 @@ class Guard:
     def _needs_configuration(self) -> bool:
         if self.config.config is None:
             # An agent in the same process is told that it is being connected; others may refuse what says nothing.
-            return not self._transport.remote and EventType.CONFIGURE in self.hears
-        return self.client is None
+            return not self.client.remote and EventType.CONFIGURE in self.hears
+        return not self.client.configures_itself
 
     def _client_changed(self, came_up: bool) -> None:
-        assert self.client is not None
         most = self.client.max_concurrency
         limit = self.config.max_concurrent_calls
         self._limiter.resize(limit if most is None else min(limit, most))
         if came_up and self.breaker is not None:
             self.breaker.try_again()
-        if self.hears != self._hears:
-            self._hears = self.hears
+        if self.hears != self.client.hears:
+            self.hears = self.client.hears
             self.on_change()
 
     def _start_span(self, call: "_Call") -> ActiveSpan | None:
         event = call.event
         name, attributes = self._span_of(event.event_type, call.route)
-        return self._tracing.call(name, attributes, correlation_id_of(event), remote=self._transport.remote)
+        return self._tracing.call(name, attributes, correlation_id_of(event), remote=self.client.remote)
 
     def _span_of(self, event_type: EventType, route: str | None) -> tuple[str, dict[str, str]]:
         span = self._spans.get((event_type, route))
@@ -458,8 +409,7 @@ class Guard:
 
     async def _call(self, call: "_Call") -> tuple[Verdict, AgentResponse | GuardrailResponse]:
         call.started = call.started or time.monotonic()
-        if self.client is not None:
-            call.timeout *= self.client.timeout_multiplier
+        call.timeout *= self.client.timeout_multiplier
         breaker = self.breaker
         began: int | None = None
         try:
@@ -472,15 +422,22 @@ class Guard:
                     began = breaker.acquire()
                     if began is None:
                         raise self._breaker_refusal()
-                connection = None if self.client is None else self.client.reserve_now(call.event)
-                if connection is not None:
-                    given: Answer | None = await connection.call(call.event, call.started + call.timeout)
+                place = self.client.reserve_now(call.event) if self._reserves else None
+                if place is not None:
+                    given: Answer | None = await place.call(call.event, call.started + call.timeout)
                 else:
                     given = await self._deliver(call)
                 answer = self._judgement(call.event, given)
             except BaseException as exc:
                 if breaker is not None and began is not None:
-                    self._tell(breaker, began, exc)
+                    if (
+                        isinstance(exc, Exception)
+                        and self._failure_of(call.event.event_type, exc, given_up=given_up()).counts_for_breaker
+                    ):
+                        breaker.failure(began)
+                    else:
+                        # It was given up, perhaps failing over that, or it says nothing of the agent.
+                        breaker.release(began)
                 if isinstance(exc, AgentTimeoutError):
                     raise _expired(exc, call.timeout) from exc
                 raise
@@ -490,7 +447,7 @@ class Guard:
             finally:
                 self._limiter.release()
         except Exception as exc:
-            failure = self._explain(call.event.event_type, exc)
+            failure = self._failure_of(call.event.event_type, exc, given_up=given_up())
             if given_up() and not isinstance(exc, CallFailure):
                 # It has failed over that, or is too late for anyone: no news of the agent.
                 call.given_up = True
@@ -562,13 +519,13 @@ class Guard:
             if self._failing:
                 self._failing = False
                 logger.info("agent %r answers again", self.config.id)
-        elif not self._failing and verdict.failure.kind in _WORTH_A_LINE:
+        elif not self._failing and verdict.failure.rule.logged:
             # An agent that fails now and then would otherwise fill the log: it gets a line a minute.
             now = self._clock()
             if now >= self._quiet_until:
                 self._failing = True
                 self._quiet_until = now + _LOG_INTERVAL
-                place = getattr(self.config.resolved_transport, "address", "")
+                place = self.client.address
                 logger.warning(
                     "%s; %s (%slogged once until it answers again)",
                     verdict.failure.message,
@@ -581,7 +538,7 @@ class Guard:
     def _traceback(self, exc: Exception | None) -> Exception | None:
         """``exc``, if its traceback belongs in the log: it may show what requests carry."""
         # Of a remote agent it would only show our own code.
-        return exc if self._debug and not self._transport.remote and not isinstance(exc, CallFailure) else None
+        return exc if self._debug and not self.client.remote and not isinstance(exc, CallFailure) else None
 
     def _verdict(
         self,
@@ -610,7 +567,7 @@ class Guard:
             call.queued += time.monotonic() - waited_from
 
     async def _wait_for_permit(self, event: Event, timeout: float, failure_mode: FailureMode) -> None:
-        if failure_mode is FailureMode.OPEN and self.client is not None and self.client.is_paused(event):
+        if failure_mode is FailureMode.OPEN and self.client.is_paused(event):
             # The permits are with calls that are held until the pause is over. This one need not be.
             raise AgentUnavailableError("it has asked for a pause")
         if self.breaker is not None and self.breaker.would_refuse:
@@ -623,23 +580,6 @@ class Guard:
                 FailureKind.QUEUE_TIMEOUT,
                 f"none of its {self._limiter.limit} concurrent calls ended within the deadline of {timeout:g} s",
             )
-
-    def _tell(self, breaker: CircuitBreaker, began: int, exc: BaseException) -> None:
-        """Tell the breaker how a call has failed that it let through at the moment ``began``."""
-        if (
-            not isinstance(exc, Exception)
-            or given_up()
-            or _says_nothing_of_its_health(exc)
-            or self._has_lost_one_of_many(exc)
-        ):
-            # It was given up, perhaps failing over that, or it says nothing of the agent.
-            breaker.release(began)
-        else:
-            breaker.failure(began)
-
-    def _has_lost_one_of_many(self, exc: BaseException) -> bool:
-        """Whether a connection was lost, and others are left: an instance of the agent is gone, but not the agent."""
-        return isinstance(exc, AgentConnectionError) and self.client is not None and self.client.connected
 
     def _breaker_refusal(self) -> "CallFailure":
         assert self.breaker is not None
@@ -661,17 +601,20 @@ class Guard:
                 finally:
                     # Its traceback leads here: one would keep the other alive.
                     call.raised = None
-            if self.client is not None:
-                connection = await self._reserve(self.client, call)
-                return await connection.call(event, call.started + call.timeout)
-            if self._transport.may_suspend(event.event_type):
-                return await self._within(self._transport.call(event), call.timeout, call.started, event.event_type)
-            return await in_steps(self._transport.call(event), self._steps, event.event_type)
+            deadline = call.started + call.timeout
+            if self._reserves:
+                place = await self._reserve(call)
+                return await place.call(event, deadline)
+            if self.client.may_suspend(event.event_type):
+                return await self._within(
+                    self.client.call(event, deadline), call.timeout, call.started, event.event_type
+                )
+            return await in_steps(self.client.call(event, deadline), self._steps, event.event_type)
         except AgentTimeoutError as exc:
             raise _expired(exc, call.timeout) from exc
         except asyncio.CancelledError as exc:
             # No cancellation reaches what can't suspend.
-            if self._transport.may_suspend(event.event_type) and was_asked_for():
+            if self.client.may_suspend(event.event_type) and was_asked_for():
                 # In the caller's scope's own words, if it has not had its say yet.
                 await checkpoint_if_cancelled()
                 raise
@@ -702,18 +645,18 @@ class Guard:
             check_applicable(event_type, response)
         return response
 
-    async def _reserve(self, client: StreamClient, call: "_Call") -> AgentConnection:
+    async def _reserve(self, call: "_Call") -> Place:
         """Wait for a place on one of the agent's connections, under what is left of the deadline."""
         waited_from = time.monotonic()
         self._reserving += 1
         try:
             with CancelScope(deadline=anyio.current_time() + call.started + call.timeout - waited_from):
                 # While an agent has paused, there is nothing to wait for where it can be done without.
-                return await client.reserve(call.event, hold=call.failure_mode is not FailureMode.OPEN)
+                return await self.client.reserve(call.event, hold=call.failure_mode is not FailureMode.OPEN)
         finally:
             self._reserving -= 1
             call.queued += time.monotonic() - waited_from
-        waited_for = client.why_waiting(call.event)
+        waited_for = self.client.why_waiting(call.event)
         if waited_for:
             raise CallFailure(
                 FailureKind.QUEUE_TIMEOUT, f"not sent within the deadline of {call.timeout:g} s: {waited_for}"
@@ -775,7 +718,7 @@ class Guard:
         try:
             await self._hand_over(self.config.config, timeout, started)
         except Exception as exc:
-            self._not_configured(self._explain(EventType.CONFIGURE, exc), exc)
+            self._not_configured(self._failure_of(EventType.CONFIGURE, exc), exc)
             if isinstance(exc, CallFailure):
                 raise
         else:
@@ -802,29 +745,16 @@ class Guard:
         self._configure_backoff = min(_MAX_CONFIGURE_BACKOFF, max(0.1, self._configure_backoff * 2))
         self._configure_after = self._clock() + self._configure_backoff
 
-    def _explain(self, event_type: EventType, exc: Exception) -> Failure:
-        match exc:
-            case CallFailure():
-                return Failure(exc.kind, self._describe(event_type, str(exc)), exc.retry_after)
-            case AgentUnavailableError():
-                return Failure(FailureKind.UNAVAILABLE, self._describe(event_type, str(exc)))
-            case EventTooLargeError():
-                return Failure(_TOO_LARGE.get(event_type, FailureKind.ERROR), self._describe(event_type, str(exc)))
-            case NotApplicableError():
-                return Failure(FailureKind.NOT_APPLICABLE, self._describe(event_type, str(exc)))
-            case AgentError() if event_type is EventType.CONFIGURE or not isinstance(exc, MissingConfigKeyError):
-                # Once the agent is configured, a key may be what a client has sent.
-                return Failure(FailureKind.ERROR, self._describe(event_type, str(exc)))
-            case _:
-                # Not str(exc): an agent's own exception may carry the data that it choked on.
-                fault = raised_by(exc, self._steps.function(event_type))
-                if event_type is EventType.CONFIGURE and self.config.config is None and isinstance(exc, TypeError):
-                    fault += "; its AgentConfig has no config, expected AgentConfig(..., config={...})"
-                return Failure(FailureKind.ERROR, self._describe(event_type, fault))
-
-    def _describe(self, event_type: EventType, fault: str) -> str:
-        # A fault may quote what the agent sent.
-        return f"agent {self.config.id!r}, {event_type.value}: {printable(fault)}"
+    def _failure_of(self, event_type: EventType, exc: Exception, *, given_up: bool = False) -> Failure:
+        return failure_of(
+            exc,
+            event_type,
+            agent_id=self.config.id,
+            function=self._steps.function(event_type),
+            configured=self.config.config is not None,
+            others_left=self.client.connected,
+            given_up=given_up,
+        )
 
     def _breaker_changed(self, old: BreakerState, new: BreakerState) -> None:
         self.tally.transitions[new.value] += 1
@@ -846,29 +776,12 @@ class _Call(Struct):
     raised: BaseException | None = None
 
 
-class CallFailure(Exception):  # noqa: N818 - it says what there is not
-    """The guard's own reasons for a failure; nothing that an agent could raise."""
-
-    def __init__(self, kind: FailureKind, fault: str, retry_after: float | None = None) -> None:
-        super().__init__(fault)
-        self.kind = kind
-        self.retry_after = retry_after
-
-
 def _no_answer(timeout: float) -> CallFailure:
     return CallFailure(FailureKind.TIMEOUT, f"no answer within the deadline of {timeout:g} s")
 
 
 def _expired(exc: AgentTimeoutError, timeout: float) -> CallFailure:
     return CallFailure(FailureKind.TIMEOUT, f"{exc} within the deadline of {timeout:g} s")
-
-
-def _says_nothing_of_its_health(exc: Exception) -> bool:
-    """Whether a call failed before the agent could have anything to do with it, or after it had answered."""
-    if isinstance(exc, CallFailure):
-        return exc.kind is FailureKind.QUEUE_TIMEOUT
-    # When an answer is not applicable depends on the request: a client could open the breaker with a few large bodies.
-    return isinstance(exc, AgentUnavailableError | EventTooLargeError | NotApplicableError)
 
 
 def _first_leaf(exc: BaseException) -> BaseException:

@@ -35,7 +35,7 @@ from .protocol import (
 )
 from .protocol.stream import AgentCapabilities
 from .registry import AgentRegistry
-from .transports.stream import ConfigUpdateCallback, MetricsCallback
+from .transports.base import ConfigUpdateCallback, MetricsCallback
 
 
 class AgentManager:
@@ -123,8 +123,7 @@ class AgentManager:
 
         None for one that hasn't, or has none to say it in. Of several instances it is the first that is up.
         """
-        client = self._registry.guard(agent_id).client
-        return next(iter(client.capabilities), None) if client is not None else None
+        return next(iter(self._registry.guard(agent_id).client.capabilities), None)
 
     def get_agents_for_event(self, event_type: EventType) -> Sequence[str]:
         """The ids of the agents that receive such events."""

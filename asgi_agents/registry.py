@@ -27,7 +27,7 @@ from .observability.telemetry import Telemetry
 from .policy import as_failure_mode
 from .protocol.stream import MetricsReport
 from .retirement import Retirements
-from .transports.stream import ConfigUpdateCallback, MetricsCallback
+from .transports.base import ConfigUpdateCallback, MetricsCallback
 
 
 class AgentRegistry:
@@ -244,9 +244,8 @@ class AgentRegistry:
         warn_of(config)
         guard = Guard(config, clock=self._clock, telemetry=self.telemetry, tally=tally, debug=self._debug)
         guard.on_change = self._retire_resolved_routes
-        if guard.client is not None:
-            guard.client.on_metrics_report = self._metrics_reported
-            guard.client.on_config_update = self._on_config_update
+        guard.client.on_metrics_report = self._metrics_reported
+        guard.client.on_config_update = self._on_config_update
         return guard
 
     def _check_order(self, config: AgentConfig) -> None:

@@ -21,6 +21,7 @@ _IN_VIRTUAL_TIME: Final = (
     "exchange/",
     "observability/",
     "transports/stream/",
+    "transports/test_toy.py",
     "unjudged/",
     "test_audit.py",
     "test_authorization.py",

@@ -12,8 +12,8 @@ from anyio.lowlevel import checkpoint
 
 from asgi_agents.agent import HOOKS, Agent, may_suspend
 from asgi_agents.config import AgentConfig
-from asgi_agents.decision import FailureKind
 from asgi_agents.errors import ConfigurationError
+from asgi_agents.failures import FailureKind
 from asgi_agents.guard import Guard
 from asgi_agents.policy import FailureMode
 from asgi_agents.protocol import (
@@ -283,7 +283,7 @@ async def test_a_mocked_hook_is_called() -> None:
     config = AgentConfig("mock", agent)
 
     assert set(config.hears or ()) == {EventType.GUARDRAIL_INSPECT}
-    assert isinstance(config.resolved_transport, Transport)
+    assert isinstance(config.resolved_transport, InProcessTransport)
     assert await config.resolved_transport.call(event) == AgentResponse.block(418)
 
 

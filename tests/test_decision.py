@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from asgi_agents.decision import AgentDecision, Failure, FailureKind, Verdict, failure_block, is_denied, merge
+from asgi_agents.decision import AgentDecision, Verdict, is_denied, merge
+from asgi_agents.failures import Failure, FailureKind
 from asgi_agents.protocol import (
     ALLOW,
     AgentResponse,
@@ -130,7 +131,7 @@ def test_a_fail_closed_failure_decides(kind: FailureKind) -> None:
     assert decision.decided_by == "b"
     assert decision.failure is verdict.failure
     assert verdict.failure is not None
-    assert decision.decision == failure_block(verdict.failure)
+    assert decision.decision == verdict.failure.block
 
 
 @pytest.mark.parametrize("verdict", [failed(closed=False), failed(enforced=False), said(BLOCK, enforced=False)])
@@ -446,13 +447,13 @@ def test_a_fail_closed_failure_answers_as_documented(kind: FailureKind, status: 
 def test_an_open_breaker_says_when_to_come_again_in_whole_seconds_and_never_too_early(
     seconds: float, header: str
 ) -> None:
-    block = failure_block(Failure(FailureKind.BREAKER_OPEN, "…", seconds))
+    block = Failure(FailureKind.BREAKER_OPEN, "…", seconds).block
 
     assert block == Block(503, "Service unavailable", {"retry-after": header})
 
 
 def test_the_client_is_not_told_what_was_wrong_with_the_agent() -> None:
-    block = failure_block(Failure(FailureKind.ERROR, "agent 'waf', request_headers: connection to 10.0.0.1 refused"))
+    block = Failure(FailureKind.ERROR, "agent 'waf', request_headers: connection to 10.0.0.1 refused").block
 
     assert "10.0.0.1" not in str(block)
     assert "waf" not in str(block)

@@ -22,6 +22,7 @@ from asgi_agents.concurrency.one_at_a_time import OneAtATime
 from asgi_agents.concurrency.shared_limiter import SharedLimiter
 from asgi_agents.decision import AgentDecision
 from asgi_agents.manager import registry_of
+from asgi_agents.transports.stream import StreamClient
 
 from .test_manager import REQUEST, Fake, config
 from .transports.stream.peer import Peer
@@ -506,14 +507,15 @@ def test_an_agent_that_is_retired_on_one_event_loop_is_closed_on_all(
     pair: tuple[str, str], peer: Peer, change: str
 ) -> None:
     manager = AgentManager([agent(peer)])
-    guard = registry_of(manager).guard("waf")
+    client = registry_of(manager).guard("waf").client
+    assert isinstance(client, StreamClient)
     step = threading.Barrier(2)
     gone = threading.Event()
 
     async def stay() -> None:
         await manager.process_request_headers(REQUEST)
         await anyio.to_thread.run_sync(step.wait)
-        await eventually(lambda: guard.client is not None and guard.client._pools.peek() is None)
+        await eventually(lambda: client._pools.peek() is None)
         gone.set()
 
     async def alter() -> None:
@@ -526,8 +528,7 @@ def test_an_agent_that_is_retired_on_one_event_loop_is_closed_on_all(
         await eventually(gone.is_set)
 
     together(pair, stay, alter)
-    assert guard.client is not None
-    assert not guard.client._pools._loops
+    assert not client._pools._loops
 
 
 def test_agents_come_and_go_on_one_event_loop_while_others_serve(pair: tuple[str, str], restless: None) -> None:

@@ -9,7 +9,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from asgi_agents import Agent, AgentConfig, AgentError, AgentManager, FailureMode, Headers
-from asgi_agents.calls.given_config import GivenConfig, MissingConfigKeyError
+from asgi_agents.calls.given_config import GivenConfig
+from asgi_agents.failures import MissingConfigKeyError
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Event, GuardrailInspectEvent, RequestBodyChunkEvent, ResponseHeadersEvent
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from asgi_agents.agent import Agent
 from asgi_agents.breaker import BreakerState
 from asgi_agents.config import AgentConfig
-from asgi_agents.decision import FailureKind, Verdict
+from asgi_agents.decision import Verdict
+from asgi_agents.failures import FailureKind
 from asgi_agents.guard import Guard
 from asgi_agents.policy import CircuitBreakerConfig, FailureMode
 from asgi_agents.protocol import (

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asgi_agents.decision import Failure, FailureKind, Verdict
+from asgi_agents.decision import Verdict
+from asgi_agents.failures import Failure, FailureKind
 from asgi_agents.observability.histograms import BOUNDS, SIZE, percentile
 from asgi_agents.observability.history import SLOT_SECONDS, SLOTS, History, Latency, Slot, Totals
 from asgi_agents.observability.metrics import Tally

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from asgi_agents.breaker import BreakerState
 from asgi_agents.config import AgentConfig
-from asgi_agents.decision import Failure, FailureKind, Verdict
+from asgi_agents.decision import Verdict
+from asgi_agents.failures import Failure, FailureKind
 from asgi_agents.manager import AgentManager, registry_of
 from asgi_agents.observability import instruments as instruments
 from asgi_agents.observability.instruments import (

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from asgi_agents.agent import Agent
 from asgi_agents.breaker import BreakerState
 from asgi_agents.config import AgentConfig
-from asgi_agents.decision import AgentDecision, FailureKind
+from asgi_agents.decision import AgentDecision
 from asgi_agents.errors import (
     AgentConnectionError,
     AgentError,
@@ -22,6 +22,7 @@ from asgi_agents.errors import (
     UnknownAgentError,
 )
 from asgi_agents.evaluation.guardrail import inspect_guardrail
+from asgi_agents.failures import FailureKind
 from asgi_agents.manager import AgentManager, registry_of
 from asgi_agents.policy import FailureMode
 from asgi_agents.protocol import (

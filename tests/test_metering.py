@@ -152,7 +152,7 @@ async def test_durations_are_by_event_and_outcome(exporter: Exporter) -> None:
     manager = managed(exporter)
     for _ in range(3):
         await manager.process_request_headers(REQUEST)
-    registry_of(manager).guard("waf")._transport.behave = raising(ValueError())  # type: ignore[attr-defined]
+    registry_of(manager).guard("waf").config.resolved_transport.behave = raising(ValueError())  # type: ignore[attr-defined]
     await manager.process_response_headers(RESPONSE)
 
     allowed = exporter.value("call.duration", event="request_headers", decision="allow")

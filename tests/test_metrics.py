@@ -12,8 +12,9 @@ from starlette.testclient import TestClient
 
 from asgi_agents import Agent, AgentMiddleware, Route
 from asgi_agents.config import AgentConfig
-from asgi_agents.decision import Failure, FailureKind, Verdict
+from asgi_agents.decision import Verdict
 from asgi_agents.errors import AgentUnavailableError
+from asgi_agents.failures import Failure, FailureKind
 from asgi_agents.manager import AgentManager, registry_of
 from asgi_agents.observability.metrics import AgentMetrics, Incident, Tally
 from asgi_agents.policy import CircuitBreakerConfig, FailureMode

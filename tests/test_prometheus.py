@@ -31,8 +31,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from asgi_agents.breaker import BreakerState
 from asgi_agents.config import AgentConfig
-from asgi_agents.decision import Failure, FailureKind, Verdict
+from asgi_agents.decision import Verdict
 from asgi_agents.errors import ConfigurationError
+from asgi_agents.failures import Failure, FailureKind
 from asgi_agents.manager import AgentManager, registry_of
 from asgi_agents.observability.histograms import EXPORTED_BOUNDS
 from asgi_agents.observability.instruments import HISTOGRAMS, METRICS, Kind

@@ -24,7 +24,7 @@ from asgi_agents.serve import agent_app
 
 from .test_manager import REQUEST, Fake, answering, config, configured, fake, raising, settle
 from .transports.stream.peer import Peer
-from .transports.stream.pools import agent, managing, nowhere, pool_of, until
+from .transports.stream.pools import agent, client_in, managing, nowhere, pool_of, until
 from .transports.stream.test_configuring import Configured, peer_with
 
 OLD, NEW = AgentResponse.block(411), AgentResponse.block(422)
@@ -360,9 +360,8 @@ async def test_an_agent_whose_adding_is_cancelled_counts_and_is_configured_later
 async def test_a_retired_stream_agent_keeps_no_pool() -> None:
     peer = Peer(behaviour=lambda event: event.answer())
     async with managing(peer, connections=1) as manager:
-        guard = registry_of(manager).guard("waf")
-        assert guard.client is not None
-        assert pool_of(guard.client).connections
+        client = client_in(manager)
+        assert pool_of(client).connections
         await manager.remove_agent("waf")
-        assert guard.client._pools.peek() is None
-        assert not guard.client._pools._loops
+        assert client._pools.peek() is None
+        assert not client._pools._loops

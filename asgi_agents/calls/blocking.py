@@ -10,17 +10,29 @@ import math
 import time
 import types
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from ..agent import HOOKS
+from ..agent import Agent
 from ..messages.places import definition_of
 from ..protocol import EventType
-from ..transports import InProcessTransport
 
 T = TypeVar("T")
 
 #: Seconds. A step that takes longer is one that blocks.
 LONGEST_STEP: Final = 0.05
+
+
+class Called(Protocol):
+    """How an agent is called."""
+
+    @property
+    def agent(self) -> Agent | None:
+        """The agent, where it is in this process."""
+        ...
+
+    def function(self, event_type: EventType) -> object:
+        """What is called for such an event."""
+        ...
 
 
 class Steps:
@@ -29,20 +41,15 @@ class Steps:
     ``on_configure`` is left out: it runs before the agent's first call, as a rule before the app serves anybody.
 
     :param agent_id: how the log names the agent.
-    :param transport: how it is reached. Only agents in this process have hooks here.
+    :param called: how it is reached. Of agents that are not in this process nothing is said.
     """
 
-    def __init__(self, agent_id: str, transport: object, logger: logging.Logger) -> None:
+    def __init__(self, agent_id: str, called: Called, logger: logging.Logger) -> None:
         self._agent_id = agent_id
-        self._transport = transport
         self._logger = logger
-        self._told = not isinstance(transport, InProcessTransport)
-
-    def function(self, event_type: EventType) -> object:
-        """The hook for such events; of an agent that has none here, the transport's function that calls it."""
-        if isinstance(self._transport, InProcessTransport):
-            return getattr(self._transport.agent, HOOKS[event_type])
-        return getattr(self._transport, "call", None)
+        self._told = called.agent is None
+        #: The hook for an event; of an agent that has none here, the function that delivers the event.
+        self.function = called.function
 
     def took(self, event_type: EventType, seconds: float) -> None:
         """Warn, if this is the first time, that a step of the hook took ``seconds``, more than :data:`LONGEST_STEP`."""

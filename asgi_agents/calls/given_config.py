@@ -2,18 +2,8 @@
 
 from typing import Any
 
-from ..errors import AgentError, printable
-
-
-class MissingConfigKeyError(AgentError, KeyError):
-    """The agent asked its configuration for a key that is not there. The message names it, and those that are.
-
-    The log has that message only where it was raised in ``on_configure``. Later an agent may look up what a client has
-    sent, such as an API key among those that it is configured with.
-    """
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+from ..errors import printable
+from ..failures import MissingConfigKeyError
 
 
 class GivenConfig(dict[Any, Any]):

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ..decision import Verdict, is_denied
 from ..protocol import ALLOW, Event, RequestHeadersEvent
 from ..protocol.stream import CancelReason
-from ..transports.stream import cancel_reason
+from ..transports.base import cancel_reason
 from .resolved_route import ResolvedRoute, RouteAgent
 
 

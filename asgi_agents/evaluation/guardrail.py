@@ -1,6 +1,6 @@
 """Content that handlers ask an agent about: the question, and the error where the agent gives no answer."""
 
-from ..decision import Verdict, failure_block
+from ..decision import Verdict
 from ..errors import GuardrailUnavailableError, UnknownAgentError
 from ..guard import Guard
 from ..policy import FailureMode
@@ -26,6 +26,6 @@ async def inspect_guardrail(
 def unavailable(verdict: Verdict) -> GuardrailUnavailableError:
     """The error for the handler, of a verdict that fails closed."""
     assert verdict.failure is not None
-    block = failure_block(verdict.failure)
+    block = verdict.failure.block
     headers = None if block.headers is None else dict(block.headers)
     return GuardrailUnavailableError(block.status, block.body or "", verdict.failure.message, headers)

@@ -6,7 +6,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..config import DEFAULT_MAX_BODY_BYTES
-from ..decision import FailureKind, Verdict
+from ..decision import Verdict
+from ..failures import FailureKind, too_large, unreadable
 from ..guard import Guard
 from ..policy import FailureMode, FailureModeName
 from ..protocol import Event, EventType
@@ -61,7 +62,7 @@ class RouteAgent(Struct, frozen=True):
         """
         limit = self.body_limit(event_type)
         limit = DEFAULT_MAX_BODY_BYTES if limit is None else limit
-        most = self.guard.max_body_size
+        most = self.guard.client.max_body_size
         return limit if most is None else min(limit, most)
 
     def check_held(self, event_type: EventType, correlation_id: str, size: int) -> Verdict | None:
@@ -76,15 +77,11 @@ class RouteAgent(Struct, frozen=True):
 
     def body_too_large(self, event_type: EventType, correlation_id: str, limit: int) -> Verdict:
         """The verdict of an agent that is not shown a body because it is over ``limit`` bytes."""
-        request = event_type is EventType.REQUEST_BODY_CHUNK
-        kind = FailureKind.REQUEST_TOO_LARGE if request else FailureKind.RESPONSE_TOO_LARGE
-        return self._skip(event_type, correlation_id, kind, f"body over its limit of {limit} bytes")
+        return self._skip(event_type, correlation_id, too_large(event_type), f"body over its limit of {limit} bytes")
 
     def body_unreadable(self, event_type: EventType, correlation_id: str, fault: str) -> Verdict:
         """The verdict of an agent that can't be shown what is in a body."""
-        request = event_type is EventType.REQUEST_BODY_CHUNK
-        kind = FailureKind.REQUEST_UNREADABLE if request else FailureKind.RESPONSE_UNREADABLE
-        return self._skip(event_type, correlation_id, kind, f"body not readable: {fault}")
+        return self._skip(event_type, correlation_id, unreadable(event_type), f"body not readable: {fault}")
 
     def not_applicable(self, verdict: Verdict, correlation_id: str, fault: str) -> Verdict:
         """What becomes of ``verdict`` when it can't be applied any more. It was counted as an answer before."""

@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from ..decision import FailureKind
 from ..errors import ConfigurationError
+from ..failures import FailureKind
 from ..messages.places import raised_by
 from ..protocol import Challenge, Headers
 from ..protocol.redacted_repr import RedactedRepr, redacted_repr, size_of

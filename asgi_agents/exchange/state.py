@@ -7,7 +7,7 @@ from threading import RLock
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..decision import BODY_NOT_INSPECTED, AgentDecision, FailureKind, Verdict, merge
+from ..decision import AgentDecision, Verdict, merge
 from ..evaluation.evaluate import evaluate
 from ..evaluation.guardrail import inspect_guardrail, unavailable
 from ..evaluation.resolved_route import ResolvedRoute, RouteAgent
@@ -45,9 +45,6 @@ from .scope import CORRELATION_HEADER, find_correlation_id, new_id
 # message that was dropped does not end the session, and nothing can be changed any more at the end.
 _APART = frozenset({EventType.GUARDRAIL_INSPECT, EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE})
 
-
-# Failures that came without a call.
-_NOT_CALLED = BODY_NOT_INSPECTED | {FailureKind.BREAKER_OPEN}
 # To look a member of an enumeration up by its name takes long (CPython 3.11).
 _WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
 _SESSION_NAMES = {
@@ -75,7 +72,7 @@ class CallCount:
 
     def add(self, verdict: Verdict) -> None:
         """Count one verdict."""
-        if verdict.failure is None or verdict.failure.kind not in _NOT_CALLED:
+        if verdict.failure is None or verdict.failure.rule.counts_as_call:
             self.calls += 1
         self.seconds += verdict.duration
         self.would_stop = self.would_stop or verdict.would_stop

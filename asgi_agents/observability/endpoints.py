@@ -20,7 +20,7 @@ class EndpointStatistics(Struct, frozen=True, kw_only=True):
     address: str
     state: EndpointState
     connections: int
-    in_flight: int
-    late_answers: int
-    unmatched_answers: int
-    fault: str
+    in_flight: int = 0
+    late_answers: int = 0
+    unmatched_answers: int = 0
+    fault: str = ""

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec import Struct
 
 from ..breaker import BreakerState
-from ..decision import BODY_NOT_INSPECTED, FailureKind, Verdict
+from ..decision import Verdict
 from ..errors import printable
+from ..failures import RULES, FailureKind
 from ..protocol import EventType
 from .attributes import AGENT_ID, DECISION, ERROR_TYPE, EVENT
 from .endpoints import EndpointStatistics
@@ -18,8 +19,8 @@ from .history import History, Totals
 
 # How many of an agent's latest failures and of its latest denials are remembered.
 _MAX_INCIDENTS = 50
-_BODY_SKIPPED = frozenset(kind.value for kind in BODY_NOT_INSPECTED)
-_FAILURES = frozenset(kind.value for kind in FailureKind)
+_BODY_SKIPPED = frozenset(kind.value for kind, rule in RULES.items() if rule.body_skipped)
+_FAILURES = frozenset(kind.value for kind in RULES)
 
 
 class AgentMetrics(Struct, frozen=True, kw_only=True):

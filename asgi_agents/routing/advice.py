@@ -12,7 +12,6 @@ from ..evaluation.resolved_route import AgentReference, ResolvedRoute
 from ..guard import Guard
 from ..protocol import EventType
 from ..registry import AgentRegistry
-from ..transports import InProcessTransport
 from .patterns import below, colon_syntax, covers, may_meet, without_names
 from .resolver import Endpoint, Resolver
 from .routes import AgentRoute, Router
@@ -104,14 +103,13 @@ def _are_same(one: Guard, other: Guard) -> bool:
     """Whether they lead to one agent, or to two that were most likely made by the same lines."""
     if one is other:
         return True
-    transport, other_transport = one.config.resolved_transport, other.config.resolved_transport
-    if one.config.id != other.config.id or type(transport) is not type(other_transport):
+    client, other_client = one.client, other.client
+    if one.config.id != other.config.id or client.kind != other_client.kind:
         return False
-    if isinstance(transport, InProcessTransport) and isinstance(other_transport, InProcessTransport):
-        return type(transport.agent) is type(other_transport.agent) and _settings(transport.agent) == _settings(
-            other_transport.agent
-        )
-    return bool(getattr(transport, "address", None) == getattr(other_transport, "address", None))
+    agent, other_agent = client.agent, other_client.agent
+    if agent is not None and other_agent is not None:
+        return type(agent) is type(other_agent) and _settings(agent) == _settings(other_agent)
+    return client.address == other_client.address
 
 
 def _settings(agent: Agent) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from .base import Transport
+from .base import AgentClient, BindableTransport, Place, PlainTransport, Transport
 from .in_process import InProcessTransport
 from .stream import LoadBalancing, StreamTransport
 
@@ -19,4 +19,14 @@ else:
         return HttpTransport
 
 
-__all__ = ["HttpTransport", "InProcessTransport", "LoadBalancing", "StreamTransport", "Transport"]
+__all__ = [
+    "AgentClient",
+    "BindableTransport",
+    "HttpTransport",
+    "InProcessTransport",
+    "LoadBalancing",
+    "Place",
+    "PlainTransport",
+    "StreamTransport",
+    "Transport",
+]

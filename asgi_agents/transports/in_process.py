@@ -1,6 +1,6 @@
 """Agents in the same process: called directly, nothing is serialised or copied."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any
@@ -8,12 +8,15 @@ from typing import Any
 from ..agent import HOOKS, Agent, check_agent, may_suspend
 from ..errors import AgentError
 from ..protocol import Answer, Event, EventType
-
-Hook = Callable[[Any], Awaitable[Answer | None]]
+from .base import Hook
+from .plain import PlainClient
 
 
 class InProcessTransport:
     """Calls the hooks of an :class:`~asgi_agents.Agent`.
+
+    A subclass may override :meth:`call`. It is then called for every event; otherwise the guard calls hooks that never
+    suspend by itself.
 
     :raises ConfigurationError: for an agent that hears nothing, or has a hook that is misspelt or can't be awaited.
     """
@@ -34,19 +37,42 @@ class InProcessTransport:
             for event_type, hook in hooks.items()
         }
 
+    def bind(
+        self, agent_id: str, *, events: frozenset[EventType] | None, config: Any, max_concurrent_calls: int
+    ) -> "InProcessClient":
+        """A client that calls the agent for ``events``; None: for all that it hears."""
+        return InProcessClient(self, self.agent.events if events is None else events)
+
+    def function(self, event_type: EventType) -> object:
+        """The hook for such events."""
+        return getattr(self.agent, HOOKS[event_type])
+
     def may_suspend(self, event_type: EventType) -> bool:
         return event_type not in self.non_suspending_hooks
 
-    async def call(self, event: Event) -> Answer | None:
-        return await self._hooks[event.event_type](event)
+    def call(self, event: Event) -> Coroutine[Any, Any, Answer | None]:
+        return self._hooks[event.event_type](event)
 
     async def aclose(self) -> None:
         pass
 
 
-async def _call(name: str, hook: Hook, event: Event) -> Answer | None:
+class InProcessClient(PlainClient):
+    """An agent in this process, whose hooks the guard may call itself."""
+
+    def __init__(self, transport: InProcessTransport, events: frozenset[EventType]) -> None:
+        super().__init__(transport, events)
+        self.agent = transport.agent
+        if type(transport).call is InProcessTransport.call:
+            self.non_suspending_hooks = transport.non_suspending_hooks
+
+    def function(self, event_type: EventType) -> object:
+        return getattr(self.agent, HOOKS[event_type])
+
+
+async def _call(name: str, hook: Callable[[Any], object], event: Event) -> Answer | None:
     """Call what is no coroutine function, and may return anything."""
-    returned: object = hook(event)
+    returned = hook(event)
     if not isawaitable(returned):
         raise AgentError(f"{name} returned {type(returned).__name__}, expected an awaitable")
     answer: Answer | None = await returned

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asgi_agents import AgentConfig, AgentResponse, AuditRecord, BodyMode, FailureMode, ResponseAborted
-from asgi_agents.decision import FailureKind
+from asgi_agents.failures import FailureKind
 
 from .asgi import App, Client, Probe, SlowProbe, body, guarded, start
 from .test_body import BUFFER, STREAM, agent, each_mode, each_way, replace

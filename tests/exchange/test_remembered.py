@@ -15,7 +15,7 @@ from asgi_agents import (
     FailureKind,
     HeaderOp,
 )
-from asgi_agents.decision import Failure, Verdict
+from asgi_agents.decision import Verdict
 from asgi_agents.exchange.headers import apply_header_ops
 from asgi_agents.exchange.remembered import (
     MAX_VERDICT_BYTES,
@@ -25,6 +25,7 @@ from asgi_agents.exchange.remembered import (
     newest,
     remembered,
 )
+from asgi_agents.failures import Failure
 from asgi_agents.memory.weighing import weigh
 from asgi_agents.protocol import ALLOW, Block, Challenge, ForgottenMutation, Redirect, WebSocketClose
 

@@ -36,7 +36,6 @@ from asgi_agents import (
     fastapi_error,
     protect,
 )
-from asgi_agents.decision import failure_block
 from asgi_agents.exchange import Renderers
 from asgi_agents.exchange.reply import Reply, render_reply
 
@@ -100,7 +99,7 @@ def test_a_renderer_is_told_what_the_agent_says(decision: Block, status: int, de
 @pytest.mark.parametrize("kind", FailureKind)
 def test_a_renderer_is_told_what_has_failed_and_nothing_that_clients_must_not_know(kind: FailureKind) -> None:
     failure = Failure(kind, "agent 'waf': 10.0.0.7 refused the connection", retry_after=1.5)
-    error = told_of(failure_block(failure), failure=failure)
+    error = told_of(failure.block, failure=failure)
     assert error is not None
     assert (error.kind, error.agent_id) == (kind, "waf")
     assert 400 <= error.status <= 599

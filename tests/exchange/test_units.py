@@ -22,7 +22,6 @@ from asgi_agents import (
     FailureMode,
     ResponseAborted,
 )
-from asgi_agents.decision import failure_block
 from asgi_agents.exchange.units import MAX_UNIT_BYTES, error_object, last_unit, streamed_type
 
 from .asgi import App, Client, Probe, SlowProbe, body, guarded, start
@@ -137,9 +136,7 @@ DECISIONS: dict[str, tuple[AgentDecision, dict[str, str]]] = {
         {"message": "line\n\ndata: fake", "type": "blocked", "code": "403"},
     ),
     "failure": (
-        AgentDecision(
-            decision=failure_block(Failure(FailureKind.TIMEOUT, "…")), failure=Failure(FailureKind.TIMEOUT, "…")
-        ),
+        AgentDecision(decision=Failure(FailureKind.TIMEOUT, "…").block, failure=Failure(FailureKind.TIMEOUT, "…")),
         {"message": "Gateway timeout", "type": "timeout", "code": "504"},
     ),
 }

@@ -281,7 +281,7 @@ async def test_an_answer_without_a_verdict_is_a_failure_with_its_reason_and_the_
 
     peer = Peer(handshake(encoding=encoding), encoding=encoding, behaviour=behave)
     async with peer.listening():
-        client = StreamTransport(peer.url, connections=1, drain_timeout=0.01, encoding=encoding).client("waf")
+        client = StreamTransport(peer.url, connections=1, drain_timeout=0.01, encoding=encoding).bind("waf")
         await connected(client)
         for _ in range(2):
             with pytest.raises(AgentError, match=r"^it is broken$"):

@@ -340,7 +340,7 @@ async def test_nothing_that_comes_after_an_answer_on_a_stream_is_the_next_one(
             ping_interval=3600,
             drain_timeout=0.01,
             **secured,
-        ).client("agent", events=BODIES)
+        ).bind("agent", events=BODIES)
         verdicts = await provoke(agent, streams.call)
         await streams.aclose()
 

@@ -7,8 +7,9 @@ from typing import Any
 from ...concurrency.per_event_loop import PerEventLoop
 from ...errors import AgentUnavailableError
 from ...observability.endpoints import EndpointStatistics
-from ...protocol import Answer, Event, EventType
-from ...protocol.stream import AgentCapabilities, ConfigUpdateRequest, MetricsReport, correlation_id_of
+from ...protocol import Event, EventType
+from ...protocol.stream import ConfigUpdateRequest, MetricsReport, correlation_id_of
+from ..base import AgentClient
 from .connection import AgentConnection
 from .pool import StreamPool
 from .settings import Settings
@@ -20,99 +21,55 @@ _ALONE = frozenset({EventType.GUARDRAIL_INSPECT, EventType.CONFIGURE})
 # Of these a request has one.
 _ONCE = (EventType.REQUEST_HEADERS, EventType.RESPONSE_HEADERS, EventType.REQUEST_COMPLETE)
 
-MetricsCallback = Callable[[str, MetricsReport], object]
-ConfigUpdateCallback = Callable[[str, ConfigUpdateRequest], object]
 
-
-class StreamClient:
-    """One agent behind a :class:`~asgi_agents.StreamTransport`.
-
-    :ivar on_change: called with whether the agent can be called again after it could not, whenever anything changes
-        that the agent says of itself, or of whether it can be reached.
-    """
+class StreamClient(AgentClient):
+    """One agent behind a :class:`~asgi_agents.StreamTransport`."""
 
     kind = "stream"
     remote = True
+    reserves = True
+    configures_itself = True
+    keeps_requests = True
 
     def __init__(self, settings: Settings, agent_id: str, events: frozenset[EventType] | None, config: Any) -> None:
         self.agent_id = agent_id
+        self.address = settings.where
         self.events = events
         self.config = config
-        self.carries = frozenset(EventType)
-        #: One for each endpoint that is up.
-        self.capabilities: Sequence[AgentCapabilities] = ()
-        self._said: frozenset[EventType] = frozenset()
+        #: Until the agent has said what it hears, it has to be asked about everything.
+        self.hears = frozenset(EventType) if events is None else events
         #: Events that the log has named as configured, though an instance says that it doesn't support them.
         self._overruled: frozenset[EventType] = frozenset()
         self._retired = False
-        self.timeout_multiplier = 1.0
         self.keeps_to_one_connection = True
-        self.on_change: Callable[[bool], object] = lambda came_up: None
-        #: Called with the agent's id, the endpoint and the report.
-        self.on_metrics_report: Callable[[str, str, MetricsReport], object] | None = None
-        self.on_config_update: ConfigUpdateCallback | None = None
         self._pools = PerEventLoop(lambda: StreamPool(settings, self))
-
-    # What is known of the agent
-
-    @property
-    def hears(self) -> frozenset[EventType]:
-        """The events that the agent has to be asked about: until it has said what it hears, all."""
-        if self.events is not None:
-            return self.events
-        return self._said or self.carries
-
-    @property
-    def max_concurrency(self) -> int | None:
-        """How many calls at a time its instances take together; None where they haven't said."""
-        limits = [capabilities.limits.max_concurrency for capabilities in self.capabilities]
-        return sum(limits) if limits and all(limit > 0 for limit in limits) else None
-
-    @property
-    def max_body_size(self) -> int | None:
-        """How many bytes of a body they take at a time; None where they haven't said."""
-        sizes = [capabilities.limits.max_body_size for capabilities in self.capabilities]
-        return min((size for size in sizes if size > 0), default=None)
 
     @property
     def connected(self) -> bool:
-        """Whether there are connections that new requests can go to."""
         pool = self._pools.peek()
         return pool is not None and pool.connected
 
     def statistics(self) -> tuple[Sequence[EndpointStatistics], int]:
-        """The endpoints, and how many calls wait for a place; of the running event loop."""
         pool = self._pools.peek()
         return ((), 0) if pool is None else (pool.statistics(), pool.waiting)
 
     # Calls
 
-    def may_suspend(self, event_type: EventType) -> bool:
-        return True
-
     def reserve_now(self, event: Event) -> AgentConnection | None:
-        """A connection with a place for ``event``, or None where it has to wait for one."""
         pool = self._pools.peek()
         return None if pool is None else pool.reserve_now(event)
 
-    def is_paused(self, event: Event) -> bool:
-        """Whether the agent has asked that this has to wait."""
-        pool = self._pools.peek()
-        return pool is not None and pool.rotation.is_paused(correlation_id_of(event))
-
     async def reserve(self, event: Event, *, hold: bool) -> AgentConnection:
-        """A connection with a place for ``event``. ``hold``: while the agent has paused, wait rather than fail.
-
-        :raises AgentConnectionError: the agent can't be reached.
-        :raises AgentUnavailableError: it has said that it takes no calls.
-        """
         pool = await self._pool()
         if not hold and pool.rotation.is_paused(correlation_id_of(event)):
             raise AgentUnavailableError("it has asked for a pause")
         return await pool.reserve(event)
 
+    def is_paused(self, event: Event) -> bool:
+        pool = self._pools.peek()
+        return pool is not None and pool.rotation.is_paused(correlation_id_of(event))
+
     def why_waiting(self, event: Event) -> str:
-        """What a call that got no place has waited for; empty where the agent did nothing at all."""
         pool = self._pools.peek()
         if pool is None or not pool.connections or pool.rotation.stuck:
             return ""
@@ -120,13 +77,9 @@ class StreamClient:
             return "it has asked for a pause"
         return "its connections are busy"
 
-    async def call(self, event: Event) -> Answer:
-        """Reserve and call."""
-        connection = self.reserve_now(event) or await self.reserve(event, hold=True)
-        return await connection.call(event)
-
     def forget(self, correlation_id: str) -> None:
-        """The request is over: its events need no certain connection any more."""
+        if not self.keeps_to_one_connection:
+            return
         pool = self._pools.peek()
         if pool is not None:
             pool.forget(correlation_id)
@@ -134,11 +87,9 @@ class StreamClient:
     # Life
 
     async def connect(self) -> None:
-        """Wait for the first connection; raises :class:`AgentError` when the agent can't be reached now."""
         await (await self._pool()).wait_connected()
 
     async def push_config(self, config: Any) -> None:
-        """Hand the agent another configuration, for connections to come as well; raises :class:`AgentError`."""
         before, self.config = self.config, config
         try:
             await (await self._pool()).push_config(config)
@@ -147,11 +98,10 @@ class StreamClient:
             raise
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop. A later call makes new ones."""
         await self._pools.aclose()
 
     async def retire(self) -> None:
-        """Close those of every event loop, for good. Waits for the running event loop's only."""
+        """Waits for the connections of the running event loop only."""
         self._retired = True
         await self._pools.aclose_everywhere()
 
@@ -184,7 +134,12 @@ class StreamClient:
     def pool_changed(self, pool: StreamPool, *, came_up: bool) -> None:
         # What an agent that can't be reached has said holds until it says something else.
         self.capabilities = pool.rotation.capabilities or self.capabilities
-        self._said = pool.rotation.events or self._said
+        if self.events is None:
+            self.hears = pool.rotation.events or self.hears
+        limits = [capabilities.limits for capabilities in self.capabilities]
+        calls = [limit.max_concurrency for limit in limits]
+        self.max_concurrency = sum(calls) if calls and all(most > 0 for most in calls) else None
+        self.max_body_size = min((limit.max_body_size for limit in limits if limit.max_body_size > 0), default=None)
         self.timeout_multiplier = max((c.health.timeout_multiplier for c in pool.connections), default=1.0)
         self.keeps_to_one_connection = not any(self.hears - _ALONE <= {event_type} for event_type in _ONCE)
         self.on_change(came_up)

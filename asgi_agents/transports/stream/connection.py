@@ -3,8 +3,6 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Final, Protocol
 
 import anyio
@@ -30,6 +28,7 @@ from ...protocol.stream import (
     encode_frame,
     encode_message,
 )
+from ..base import cancel_reason
 from ..partial import PartialFrame, PartialFrames
 from ..wire import Wire
 from .deadlines import Deadlines
@@ -37,9 +36,6 @@ from .flow_control import Capacity, Flow
 from .handshake import ENVELOPE_HINT, Handshake
 from .health import Health
 from .pending_calls import PendingCall, PendingCalls
-
-#: Why a call is being cancelled. Set by whoever cancels calls for a reason that the agent may know.
-cancel_reason: ContextVar[Callable[[], CancelReason] | None] = ContextVar("asgi_agents.cancel_reason", default=None)
 
 # An event loop needs two or three turns to read what a socket holds.
 _MAX_TURNS: Final = 20

@@ -31,3 +31,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     stall_timeout: float
     tls: ssl.SSLContext | None
     span_unit: SpanUnit = "codepoints"
+
+    @property
+    def where(self) -> str:
+        """Where the agent is, for messages."""
+        return " ".join(str(address) for address in self.addresses)

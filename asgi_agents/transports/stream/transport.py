@@ -56,7 +56,7 @@ class StreamTransport:
     kind = "stream"
     remote = True
     carries = frozenset(EventType)
-    #: An agent is asked in the handshake, or has to be told.
+    #: The agent says it in the handshake, or the configuration has to.
     events: frozenset[EventType] | None = None
 
     def __init__(
@@ -137,14 +137,19 @@ class StreamTransport:
         )
 
     @property
+    def learns_events(self) -> bool:
+        """Whether the agent says in the handshake what it hears."""
+        return self.framing is Framing.V2
+
+    @property
     def address(self) -> str:
         """Where the agent is, for messages."""
-        return " ".join(str(address) for address in self._settings.addresses)
+        return self._settings.where
 
     def __repr__(self) -> str:
         return f"<StreamTransport {self.address}>"
 
-    def client(
+    def bind(
         self,
         agent_id: str,
         *,

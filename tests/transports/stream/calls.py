@@ -94,7 +94,7 @@ class Asked:
             self._done.set()
 
 
-def said(answer: Answer) -> str:
+def said(answer: Answer | None) -> str:
     """The body of a block, or ``allow``."""
     decision = getattr(answer, "decision", None)
     return (decision.body or "") if isinstance(decision, Block) else "allow"
@@ -166,7 +166,7 @@ async def talking(
         "drain_timeout": 0.01,
         **settings,
     }
-    client = StreamTransport(peer.url, **settings).client("peer", events=events, config=config)
+    client = StreamTransport(peer.url, **settings).bind("peer", events=events, config=config)
     with ungrouped():
         async with peer.listening():
             try:

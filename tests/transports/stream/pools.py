@@ -159,7 +159,7 @@ def pool_of(client: StreamClient) -> StreamPool:
 async def client_of(*peers: Peer | str, config: Any = None, **options: Any) -> AsyncIterator[StreamClient]:
     """A client of agents that listen within. One connection each, unless it says otherwise."""
     urls = [peer.url if isinstance(peer, Peer) else peer for peer in peers]
-    client = StreamTransport(urls, **{"connections": 1, "drain_timeout": 0.01} | options).client("waf", config=config)
+    client = StreamTransport(urls, **{"connections": 1, "drain_timeout": 0.01} | options).bind("waf", config=config)
     async with AsyncExitStack() as stack:
         for peer in peers:
             if isinstance(peer, Peer):
@@ -203,7 +203,7 @@ async def managing(
 
 def client_in(manager: AgentManager) -> StreamClient:
     client = registry_of(manager).guard("waf").client
-    assert client is not None
+    assert isinstance(client, StreamClient)
     return client
 
 

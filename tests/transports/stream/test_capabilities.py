@@ -395,7 +395,7 @@ async def test_of_several_instances_the_one_that_takes_least_says_how_much() -> 
     first = Peer(handshake(limits={"max_body_size": 100}), behaviour=allow)
     second = Peer(handshake(limits={"max_body_size": 10}), behaviour=allow)
     async with managing(first, second, connections=2) as manager:
-        assert registry_of(manager).guard("waf").max_body_size == 10
+        assert registry_of(manager).guard("waf").client.max_body_size == 10
 
 
 async def test_an_agent_has_no_more_calls_under_way_than_it_says() -> None:

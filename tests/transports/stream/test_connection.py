@@ -26,7 +26,6 @@ from asgi_agents import (
     StreamTransport,
 )
 from asgi_agents.breaker import BreakerState
-from asgi_agents.decision import FailureKind
 from asgi_agents.errors import (
     AgentConnectionError,
     AgentError,
@@ -34,6 +33,7 @@ from asgi_agents.errors import (
     AgentUnavailableError,
     EventTooLargeError,
 )
+from asgi_agents.failures import FailureKind
 from asgi_agents.protocol import (
     ALLOW,
     Block,
@@ -894,7 +894,7 @@ class TestConfiguring:
             await event.link.send(answer + too_much if peer.accepted == 1 else answer)
 
         peer.behaviour = behave
-        client = StreamTransport(peer.url, connections=1).client("peer", config={})
+        client = StreamTransport(peer.url, connections=1).bind("peer", config={})
         async with peer.listening():
             try:
                 # The first attempt may have failed, and say so; the next is not far.
@@ -909,7 +909,7 @@ class TestConfiguring:
     async def test_something_unreadable_behind_the_handshake_gets_no_connection(self, behind: bytes) -> None:
         peer = Peer(handshake() + behind)
         async with peer.listening():
-            client = StreamTransport(peer.url, connections=1).client("peer")
+            client = StreamTransport(peer.url, connections=1).bind("peer")
             try:
                 with pytest.raises(AgentConnectionError):
                     await client.connect()
@@ -1777,7 +1777,7 @@ class TestCancellation:
             suspension, unfinished = 0, True
             while unfinished:
                 suspension += 1
-                client = StreamTransport(peer.url, connections=1).client("peer")
+                client = StreamTransport(peer.url, connections=1).bind("peer")
                 if connected:
                     await client.call(chunk())
                 with CancelScope() as scope:
@@ -1853,7 +1853,7 @@ class TestCancellation:
     async def test_of_a_call_that_waits_for_the_first_connection_leaves_nothing(self) -> None:
         async with leaving_nothing():
             peer = Peer(silent=True)
-            client = StreamTransport(peer.url, connections=1).client("peer")
+            client = StreamTransport(peer.url, connections=1).bind("peer")
             async with peer.listening():
                 with anyio.move_on_after(0.02) as scope:
                     await client.call(chunk())
@@ -1866,7 +1866,7 @@ class TestCancellation:
     async def test_of_closing_leaves_nothing_either(self) -> None:
         async with leaving_nothing():
             peer = Peer()
-            client = StreamTransport(peer.url, connections=2, drain_timeout=30).client("peer")
+            client = StreamTransport(peer.url, connections=2, drain_timeout=30).bind("peer")
             async with peer.listening(), anyio.create_task_group() as tasks:
                 await client.connect()
                 asked = Asked()
@@ -1899,7 +1899,7 @@ class TestAsyncioCancellation:
                 suspension, unfinished = 0, True
                 while unfinished:
                     suspension += 1
-                    client = StreamTransport(peer.url, connections=1).client("peer")
+                    client = StreamTransport(peer.url, connections=1).bind("peer")
                     if connected:
                         await client.call(chunk())
                     with suppress(asyncio.CancelledError):

@@ -279,7 +279,7 @@ async def test_a_dead_endpoint_doesnt_delay_the_others() -> None:
 async def test_when_one_endpoint_dies_the_others_have_its_requests(impatient: None) -> None:
     dying, living = Peer(behaviour=allow), Peer(behaviour=allow)
     async with living.listening(), dying.listening():
-        client = StreamTransport([dying.url, living.url], connections=2, drain_timeout=0.01).client("waf")
+        client = StreamTransport([dying.url, living.url], connections=2, drain_timeout=0.01).bind("waf")
         pool = await connected(client, 4)
         for number in range(8):
             await client.call(head(str(number)))

@@ -24,6 +24,7 @@ from asgi_agents import (
     StreamTransport,
 )
 from asgi_agents.manager import registry_of
+from asgi_agents.transports.stream import StreamClient
 
 from .peer import Peer
 from .pools import allow, head, open_files, port_of, until
@@ -181,7 +182,7 @@ async def test_agents_of_the_older_kits_get_as_many_connections_as_they_may_have
     transport = StreamTransport(UNIX, framing="envelope", connections=connections)
     manager = AgentManager([AgentConfig("kit", transport, events={EventType.CONFIGURE}, max_concurrent_calls=calls)])
     client = registry_of(manager).guard("kit").client
-    assert client is not None
+    assert isinstance(client, StreamClient)
     async with manager:
         pool = client._pools.peek()
         assert pool is not None
@@ -256,7 +257,7 @@ async def ask(peer: TcpPeer, **options: Any) -> bool:
     """Whether the agent allows a request; raises what ``connect`` does."""
     allowed, fault = False, None
     async with peer.listening():
-        client = StreamTransport(peer.url, connections=1, drain_timeout=0.01, **options).client("waf")
+        client = StreamTransport(peer.url, connections=1, drain_timeout=0.01, **options).bind("waf")
         try:
             with anyio.fail_after(10):
                 await client.connect()
@@ -367,7 +368,7 @@ async def test_the_connect_timeout_covers_the_handshake_of_tls(authorities: str)
     async with tcp, anyio.create_task_group() as tasks:
         tasks.start_soon(tcp.serve, nothing)
         transport = StreamTransport(url, connections=1, tls=True, verify=authorities, connect_timeout=0.03)
-        client = transport.client("waf")
+        client = transport.bind("waf")
         with anyio.fail_after(5), pytest.raises(AgentConnectionError, match=r"not connected within 0\.03 s"):
             await client.connect()
         await client.aclose()
@@ -379,7 +380,7 @@ async def test_many_calls_over_tls_all_have_their_answers(server: ssl.SSLContext
     peer = TcpPeer(server, behaviour=allow)
     async with peer.listening():
         transport = StreamTransport(peer.url, connections=2, tls=True, verify=authorities, drain_timeout=0.01)
-        client = transport.client("waf")
+        client = transport.bind("waf")
         answered = 0
 
         async def call(number: int) -> None:

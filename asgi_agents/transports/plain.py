@@ -1,0 +1,38 @@
+"""The client of transports that have none of their own."""
+
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ..protocol import Answer, Event, EventType
+from .base import AgentClient, PlainTransport
+
+
+class PlainClient(AgentClient):
+    """An agent behind a transport that keeps nothing for it, such as :class:`~asgi_agents.HttpTransport`.
+
+    :param events: those to ask it about.
+    """
+
+    def __init__(self, transport: PlainTransport, events: frozenset[EventType]) -> None:
+        self._transport = transport
+        self.kind = transport.kind
+        self.remote = transport.remote
+        self.address = getattr(transport, "address", "")
+        self.hears = events
+
+    def function(self, event_type: EventType) -> object:
+        return self._transport.call
+
+    def may_suspend(self, event_type: EventType) -> bool:
+        return self._transport.may_suspend(event_type)
+
+    def call(self, event: Event, deadline: float = math.inf) -> Coroutine[Any, Any, Answer | None]:
+        return self._transport.call(event)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+    async def retire(self) -> None:
+        retire: Callable[[], Coroutine[Any, Any, None]] = getattr(self._transport, "retire", self._transport.aclose)
+        await retire()

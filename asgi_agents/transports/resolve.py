@@ -1,0 +1,155 @@
+"""From what ``AgentConfig.transport`` is given to a transport, and from that to the client of one agent.
+
+A URL belongs to the transport of its scheme: ``http``, ``https``, ``unix`` and ``tcp`` are built in. Packages add
+others as entry points of the group ``asgi_agents.transports``, whose name is the scheme::
+
+    [project.entry-points."asgi_agents.transports"]
+    grpc = "my_package:GrpcTransport"
+
+The object is called with the URL, or with a list of URLs where ``AgentConfig`` was given one, and returns a
+:class:`Transport`. It raises :class:`ConfigurationError` for what it can't use. Entry points are looked up where a
+scheme is not built in, and nowhere else.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import metadata
+from typing import Any, Final, TypeGuard
+
+from ..agent import Agent, check_agent
+from ..errors import ConfigurationError
+from ..messages.naming import named
+from ..observability.redaction import redact_secrets
+from ..protocol import EventType
+from .base import AgentClient, BindableTransport, PlainTransport, Transport
+from .in_process import InProcessTransport
+from .plain import PlainClient
+from .wire import nearest_address
+
+_GROUP: Final = "asgi_agents.transports"
+
+_Factory = Callable[[Any], Transport]
+
+
+def resolve_transport(where: str, given: object) -> Transport:
+    """The transport that is meant by an agent, a URL, a list of URLs or a transport.
+
+    :raises ConfigurationError: for anything else, beginning with ``where``.
+    """
+    if isinstance(given, Agent):
+        check_agent(where, given)
+        return InProcessTransport(given)
+    if isinstance(given, str):
+        return _factory_of(where, given, _scheme_of(given))(given)
+    if isinstance(given, list | tuple):
+        return _of_several(where, given)
+    if isinstance(given, type) and issubclass(given, Agent):
+        raise ConfigurationError(f"{where}: transport={given.__name__}, expected an instance: {given.__name__}()")
+    if not _is_transport(given):
+        raise ConfigurationError(f"{where}: transport={named(given)}, expected an Agent, a URL or a Transport")
+    return given
+
+
+def bind(
+    transport: Transport,
+    agent_id: str,
+    *,
+    events: frozenset[EventType] | None,
+    config: Any,
+    max_concurrent_calls: int,
+) -> AgentClient:
+    """A client for one agent: the transport's own, or one that calls the transport."""
+    if isinstance(transport, BindableTransport):
+        return transport.bind(agent_id, events=events, config=config, max_concurrent_calls=max_concurrent_calls)
+    assert isinstance(transport, PlainTransport)
+    assert events is not None
+    return PlainClient(transport, events)
+
+
+def learns_events(transport: Transport) -> bool:
+    """Whether the agent says itself which events it hears, once it is connected."""
+    return bool(getattr(transport, "learns_events", False))
+
+
+def agent_of(transport: Transport) -> Agent | None:
+    """The agent that the transport calls directly; None where there is none in this process."""
+    agent = getattr(transport, "agent", None)
+    return agent if isinstance(agent, Agent) else None
+
+
+def _is_transport(given: object) -> TypeGuard[Transport]:
+    # A class has the members of its instances.
+    return isinstance(given, BindableTransport | PlainTransport) and not isinstance(given, type)
+
+
+def _scheme_of(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    return scheme if separator else ""
+
+
+def _factory_of(where: str, given: str, scheme: str) -> _Factory:
+    """What makes a transport of a URL of ``scheme``, or of several; ``given`` is the URL, for messages."""
+    built_in = _BUILT_IN.get(scheme)
+    if built_in is not None:
+        return partial(built_in, where)
+    found = metadata.entry_points(group=_GROUP)
+    # The same package may be found twice, where it is installed in two places of the path: the first is imported.
+    for entry_point in found.select(name=scheme) if scheme else ():
+        return partial(_from_entry_point, where, entry_point)
+    right = nearest_address(given, or_http=True)
+    if right is None:
+        known = [f"{name}://" for name in dict.fromkeys((*_BUILT_IN, *sorted(found.names)))]
+        right = f"an {', '.join(known[:-1])} or {known[-1]} URL, an Agent or a Transport"
+    raise ConfigurationError(f"{where}: transport={redact_secrets(given)!r}, expected {right}")
+
+
+def _of_several(where: str, given: Sequence[object]) -> Transport:
+    schemes = {_scheme_of(item) if isinstance(item, str) else "" for item in given}
+    if schemes <= _STREAM_SCHEMES:
+        return _stream(where, given)
+    if len(schemes) == 1 and schemes.isdisjoint(("", *_BUILT_IN)):
+        return _factory_of(where, str(given[0]), schemes.pop())(given)
+    raise ConfigurationError(
+        f"{where}: transport={redact_secrets(repr(given))}, expected several unix:// or tcp:// URLs"
+    )
+
+
+def _http(where: str, url: str) -> Transport:
+    # Imported here because httpx, which comes with it, takes long to import.
+    from .http import HttpTransport
+
+    return HttpTransport(url)
+
+
+def _stream(where: str, endpoints: Any) -> Transport:
+    from .stream import StreamTransport
+
+    try:
+        return StreamTransport(endpoints)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"{where}: {exc}") from exc
+
+
+_STREAM_SCHEMES: Final = frozenset({"unix", "tcp"})
+_BUILT_IN: Final[Mapping[str, Callable[[str, Any], Transport]]] = {
+    "http": _http,
+    "https": _http,
+    "unix": _stream,
+    "tcp": _stream,
+}
+
+
+def _from_entry_point(where: str, entry_point: metadata.EntryPoint, given: Any) -> Transport:
+    shown = redact_secrets(repr(given))
+    what = f"{where}: transport={shown}: {entry_point.value} of the entry point {entry_point.name!r}"
+    try:
+        factory = entry_point.load()
+    except Exception as exc:
+        raise ConfigurationError(f"{what} can't be imported: {type(exc).__name__}: {exc}") from exc
+    try:
+        transport: object = factory(given)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"{where}: {exc}") from exc
+    if not _is_transport(transport):
+        raise ConfigurationError(f"{what} has returned {named(transport)}, expected a Transport")
+    return transport
