@@ -5,7 +5,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from .failures import Failure
+from .failures import RULES, Failure
 from .protocol import (
     ALLOW,
     AgentResponse,
@@ -140,7 +140,7 @@ class AgentDecision(Struct, frozen=True, kw_only=True):
         Policy violation (1008) for a denial, 1011 for a failure (RFC 6455, section 7.4.1).
         """
         if self.failure is not None:
-            return WebSocketClose(1011, self.failure.rule.close_reason)
+            return WebSocketClose(1011, RULES[self.failure.kind].close_reason)
         if isinstance(self.websocket_decision, WebSocketClose):
             return self.websocket_decision
         match self.decision:

@@ -100,21 +100,17 @@ class Failure(Struct, frozen=True):
     counts_for_breaker: bool = False
 
     @property
-    def rule(self) -> FailureRule:
-        """What such a failure means."""
-        return RULES[self.kind]
-
-    @property
     def block(self) -> Block:
         """The reply to a client whose connection a fail-closed agent's failure stops."""
         headers = None
         if self.retry_after is not None:
             # Whole seconds (RFC 9110, section 10.2.3), rounded up so that the client doesn't come too early.
             headers = {"retry-after": str(max(1, math.ceil(self.retry_after)))}
-        return Block(self.rule.status, self.rule.message, headers)
+        rule = RULES[self.kind]
+        return Block(rule.status, rule.message, headers)
 
 
-class CallFailure(Exception):  # noqa: N818 - it says what there is not
+class CallFailure(Exception):  # noqa: N818 - it becomes a Failure
     """The guard's own reasons for a failure; nothing that an agent could raise."""
 
     def __init__(self, kind: FailureKind, fault: str, retry_after: float | None = None) -> None:

@@ -25,7 +25,7 @@ from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
 from .decision import Verdict
 from .errors import AgentError, AgentTimeoutError, AgentUnavailableError, printable
-from .failures import CallFailure, Failure, FailureKind, describe, failure_of
+from .failures import RULES, CallFailure, Failure, FailureKind, describe, failure_of
 from .observability.attributes import AGENT_ID, EVENT, ROUTE
 from .observability.metrics import AgentMetrics, AgentStatistics, Series, Tally
 from .observability.telemetry import Telemetry
@@ -519,7 +519,7 @@ class Guard:
             if self._failing:
                 self._failing = False
                 logger.info("agent %r answers again", self.config.id)
-        elif not self._failing and verdict.failure.rule.logged:
+        elif not self._failing and RULES[verdict.failure.kind].logged:
             # An agent that fails now and then would otherwise fill the log: it gets a line a minute.
             now = self._clock()
             if now >= self._quiet_until:

@@ -10,6 +10,7 @@ from ..evaluation.resolved_route import RouteAgent
 from ..memory.pieces import Pieces
 from ..policy import BodyMode, FailureMode
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
+from .late_operations import applicable
 from .state import ExchangeState
 from .units import MAX_UNIT_BYTES, Cutter
 
@@ -175,7 +176,7 @@ class BodyStage(ChainStep):
         """What the ``verdicts`` on ``data`` come to; ``whole``: it is the whole body."""
         plain = not self.provisional and unanimous(verdicts)
         if not plain:
-            verdicts = self._context.applicable(self.agents, verdicts)
+            verdicts = applicable(self._context, self.agents, verdicts)
         if whole or not plain or self._context.counting:
             self._context.record(verdicts, every=whole)
         if plain:

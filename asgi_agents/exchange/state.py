@@ -11,6 +11,7 @@ from ..decision import AgentDecision, Verdict, merge
 from ..evaluation.evaluate import evaluate
 from ..evaluation.guardrail import inspect_guardrail, unavailable
 from ..evaluation.resolved_route import ResolvedRoute, RouteAgent
+from ..failures import RULES
 from ..guard import Guard
 from ..observability.attributes import EVENT, ROUTE
 from ..observability.correlation import current, live_ids
@@ -72,7 +73,7 @@ class CallCount:
 
     def add(self, verdict: Verdict) -> None:
         """Count one verdict."""
-        if verdict.failure is None or verdict.failure.rule.counts_as_call:
+        if verdict.failure is None or RULES[verdict.failure.kind].counts_as_call:
             self.calls += 1
         self.seconds += verdict.duration
         self.would_stop = self.would_stop or verdict.would_stop
@@ -108,10 +109,10 @@ class ExchangeState(Struct, eq=False):
     verdicts_recorded: int = 0
     # A websocket or an event stream may live for days: the newest are remembered, without mutated bytes.
     _verdicts: list[Verdict] = []
-    # About how many bytes these take, how many are forgotten, and the bytes of header operations that wait for a head.
+    # About how many bytes these take, and how many are forgotten.
     _verdict_bytes: int = 0
     _forgotten: int = 0
-    _op_bytes: int = 0
+    op_bytes: int = 0
     _decided: AgentDecision | None = None
     # Agents that are to be told of the end though they are not on the route: guardrail agents that were asked, and the
     # agents of middlewares that this one is around.
@@ -352,7 +353,7 @@ class ExchangeState(Struct, eq=False):
             self.request_ops[:] = compacted(self.request_ops)
             self.response_ops[:] = compacted(self.response_ops)
             size = weigh_ops(self.request_ops) + weigh_ops(self.response_ops)
-        self._op_bytes = size
+        self.op_bytes = size
 
     def note_encoded(self, agent: RouteAgent, event_type: EventType) -> None:
         """An agent is shown a body that it can't read, because it is encoded."""
@@ -360,34 +361,6 @@ class ExchangeState(Struct, eq=False):
         if agent_id not in self.shown_encoded:
             self.shown_encoded += (agent_id,)
         agent.guard.warn_of_encoding(event_type, agent.route)
-
-    def applicable(self, agents: Sequence[RouteAgent], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
-        """The verdicts on a piece of a body, as they can be applied now.
-
-        An agent has failed that allows the piece with operations on headers that were sent already, or adds to
-        operations of which too many wait already.
-        """
-        if not (self.request_head_gone or self.response_head_gone or self._op_bytes > MAX_WAITING_OP_BYTES):
-            return verdicts
-        return [self._in_time(agents, verdict) for verdict in verdicts]
-
-    def _in_time(self, agents: Sequence[RouteAgent], verdict: Verdict) -> Verdict:
-        response = verdict.response
-        if response is None or not response.is_allow:
-            return verdict
-        if response.request_headers and self.request_head_gone:
-            field, until = "request_headers", "the app is called"
-        elif response.response_headers and self.response_head_gone:
-            field, until = "response_headers", "the head of the response is sent"
-        elif self._op_bytes > MAX_WAITING_OP_BYTES and (response.request_headers or response.response_headers):
-            field = "request_headers" if response.request_headers else "response_headers"
-            until = f"more than {MAX_WAITING_OP_BYTES} bytes of them wait for a head"
-        else:
-            return verdict
-        (agent,) = (agent for agent in agents if agent.guard.config.id == verdict.agent_id)
-        event = verdict.event_type.value
-        fault = f"{field} does not apply to this {event}: header operations may only be in answers before {until}"
-        return agent.not_applicable(verdict, self.correlation_id, fault)
 
     def decide(self, decision: AgentDecision) -> None:
         """Remember the decision that ended the connection."""
