@@ -112,6 +112,7 @@ class ExchangeState(Struct, eq=False):
     # About how many bytes these take, and how many are forgotten.
     _verdict_bytes: int = 0
     _forgotten: int = 0
+    #: About how many bytes the header operations take that wait for a head.
     op_bytes: int = 0
     _decided: AgentDecision | None = None
     # Agents that are to be told of the end though they are not on the route: guardrail agents that were asked, and the
