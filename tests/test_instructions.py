@@ -55,7 +55,7 @@ def test_everything_is_counted_in_every_round_for_every_version(jobs: int) -> No
         return 1000 * counted.count((version.title, name, times)) + times * (20 if version is HERE else 10)
 
     lines: list[str] = []
-    found = measure([HERE, THERE], ["request", "call"], count, jobs, lines.append)
+    found = measure([HERE, THERE], ["request", "call"], count, lines.append, jobs=jobs)
     assert found == {"request": [20, 10], "call": [20, 10]}
     assert lines[0] == "request, this tree, 300 times: 7,000"
     assert sorted(counted) == sorted(
@@ -72,7 +72,7 @@ def test_a_count_that_fails_ends_it() -> None:
         raise CountError("no")
 
     with pytest.raises(CountError, match="no"):
-        measure([HERE], ["request"], count, 1, print)
+        measure([HERE], ["request"], count, print)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,15 @@ def test_a_ratio_is_of_this_tree_to_the_other(versions: Sequence[Version], count
 
 def test_both_versions_are_run_with_the_tests_of_this_tree(tmp_path: Path) -> None:
     (tmp_path / "asgi_agents").mkdir()
+    (tmp_path / "asgi_agents" / "__init__.py").write_text("version = 1")
     with instructions.versions(str(tmp_path)) as (this, other):
         assert other.title == str(tmp_path)
-        assert (this.directory / "asgi_agents").resolve() == ROOT / "asgi_agents"
-        assert (other.directory / "asgi_agents").resolve() == tmp_path / "asgi_agents"
-        assert (this.directory / "tests").resolve() == (other.directory / "tests").resolve() == ROOT / "tests"
+        ours = (ROOT / "asgi_agents" / "__init__.py").read_text()
+        assert (this.directory / "asgi_agents" / "__init__.py").read_text() == ours
+        assert (other.directory / "asgi_agents" / "__init__.py").read_text() == "version = 1"
+        driver = (ROOT / "tests" / "benchmarks" / "counted.py").read_text()
+        for version in (this, other):
+            assert (version.directory / "tests" / "benchmarks" / "counted.py").read_text() == driver
         environment = this.environment()
         assert environment["PYTHONHASHSEED"] == other.environment()["PYTHONHASHSEED"] == "0"
         assert environment["PYTHONPYCACHEPREFIX"].startswith(environment["PYTHONPATH"])
