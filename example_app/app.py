@@ -31,11 +31,11 @@ INSULTS = ("idiot", "moron", "nitwit")
 ADMIN = "/admin/{rest:path}"
 MAX_UPLOAD_BYTES = 256 * 1024
 
-# The first match wins. The order within a route decides which refusal counts if two agents refuse, and which agent
-# receives a body first: the firewall receives it before another agent changes it.
+# The first match wins. The order within a route says whose refusal counts where two refuse, and who is asked first
+# along a body: the firewall sees a body before anyone changes it.
 ROUTES = (
     Route("/healthz", agents=[]),
-    # These check by themselves who is asking.
+    # These ask by themselves who is asking.
     Route("/-/{rest:path}", agents=[]),
     Route("/old-orders", agents=["waf"]),
     Route("/api/{rest:path}", agents=["api-key", "waf", "waf-next", "pii"]),
@@ -44,7 +44,7 @@ ROUTES = (
     Route("/demo/flaky", agents=["flaky"]),
     Route("/demo/wishes", agents=["recommender"]),
 )
-# A path that is in no route is guarded as well.
+# A path that nobody thought of is not a path that nobody guards.
 DEFAULT_AGENTS = ("waf",)
 
 
