@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .agent import Agent
-from .audit import AuditAgent, AuditAnswer, AuditHook, AuditRecord
+from .audit import AuditAgent, AuditAnswer, AuditHook, AuditRecord, Redact
 from .breaker import BreakerState
 from .config import AgentConfig
 from .decision import AgentDecision, Failure, FailureKind, Verdict
@@ -25,25 +25,29 @@ from .errors import (
     ResponseAborted,
     UnknownAgentError,
 )
-from .exchange import AgentContext, ErrorInfo, ErrorRenderer, fastapi_error
+from .evaluation.resolved_route import AgentReference
+from .exchange import AgentContext, ChallengeRenderer, ErrorInfo, ErrorRenderer, fastapi_error
 from .manager import AgentManager
 from .middleware import AgentMiddleware
 from .observability.authorization import Authorize
 from .observability.correlation import CorrelationFilter, current_correlation_id
-from .observability.endpoints import EndpointStatistics
+from .observability.endpoints import EndpointState, EndpointStatistics
 from .observability.metrics import AgentMetrics, AgentStatistics, Incident
 from .observability.redaction import redact_secrets
 from .placement import protect
-from .policy import BodyMode, CircuitBreakerConfig, FailureMode
+from .policy import BodyMode, BodyModeName, CircuitBreakerConfig, FailureMode, FailureModeName
 from .protocol import (
     PROTOCOL_VERSION,
+    Acknowledgement,
     AgentResponse,
     Allow,
+    Answer,
     AuditMetadata,
     Block,
     BodyMutation,
     Challenge,
     ConfigureEvent,
+    Decision,
     Detection,
     Encoding,
     Event,
@@ -64,9 +68,11 @@ from .protocol import (
     Severity,
     TextSpan,
     WebSocketClose,
+    WebSocketDecision,
     WebSocketDrop,
     WebSocketFrameEvent,
 )
+from .protocol.inspection import SpanUnit
 from .protocol.stream import (
     AgentCapabilities,
     AgentFeatures,
@@ -79,15 +85,18 @@ from .protocol.stream import (
     HistogramMetric,
     MetricsReport,
 )
-from .routing.routes import Route
+from .routing.routes import AgentRoute, Route
 from .transports import InProcessTransport, LoadBalancing, StreamTransport, Transport
+from .transports.stream import ConfigUpdateCallback, MetricsCallback
+from .transports.tls import ClientCertificate
 
 if TYPE_CHECKING:
     from .status import status_app
     from .transports import HttpTransport
+    from .transports.http import TransportFactory
 else:
     # What only some need is imported when it is asked for (PEP 562): httpx alone takes as long as all the rest.
-    _LAZY = {"HttpTransport": "transports", "status_app": "status"}
+    _LAZY = {"HttpTransport": "transports", "TransportFactory": "transports.http", "status_app": "status"}
 
     def __getattr__(name: str) -> object:
         if name not in _LAZY:
@@ -103,6 +112,7 @@ else:
 
 __all__ = [
     "PROTOCOL_VERSION",
+    "Acknowledgement",
     "Agent",
     "AgentCapabilities",
     "AgentConfig",
@@ -116,12 +126,15 @@ __all__ = [
     "AgentMetrics",
     "AgentMiddleware",
     "AgentProtocolError",
+    "AgentReference",
     "AgentResponse",
+    "AgentRoute",
     "AgentStatistics",
     "AgentTimeoutError",
     "AgentUnavailableError",
     "AgentsError",
     "Allow",
+    "Answer",
     "AuditAgent",
     "AuditAnswer",
     "AuditHook",
@@ -131,18 +144,24 @@ __all__ = [
     "BadInput",
     "Block",
     "BodyMode",
+    "BodyModeName",
     "BodyMutation",
     "BreakerState",
     "Challenge",
+    "ChallengeRenderer",
     "CircuitBreakerConfig",
+    "ClientCertificate",
     "ClosedByAgent",
+    "ConfigUpdateCallback",
     "ConfigUpdateRequest",
     "ConfigurationError",
     "ConfigureEvent",
     "CorrelationFilter",
     "CounterMetric",
+    "Decision",
     "Detection",
     "Encoding",
+    "EndpointState",
     "EndpointStatistics",
     "ErrorInfo",
     "ErrorRenderer",
@@ -152,6 +171,7 @@ __all__ = [
     "Failure",
     "FailureKind",
     "FailureMode",
+    "FailureModeName",
     "Framing",
     "GaugeMetric",
     "GuardrailInspectEvent",
@@ -166,10 +186,12 @@ __all__ = [
     "Incident",
     "InspectionType",
     "LoadBalancing",
+    "MetricsCallback",
     "MetricsReport",
     "NoAgentContextError",
     "NotApplicableError",
     "Opcode",
+    "Redact",
     "Redirect",
     "RequestBodyChunkEvent",
     "RequestCompleteEvent",
@@ -180,12 +202,15 @@ __all__ = [
     "ResponseHeadersEvent",
     "Route",
     "Severity",
+    "SpanUnit",
     "StreamTransport",
     "TextSpan",
     "Transport",
+    "TransportFactory",
     "UnknownAgentError",
     "Verdict",
     "WebSocketClose",
+    "WebSocketDecision",
     "WebSocketDrop",
     "WebSocketFrameEvent",
     "__version__",

@@ -20,7 +20,7 @@ _REQUEST_HEAD: Final = (EventType.REQUEST_HEADERS,)
 _REQUEST_BODY: Final = (EventType.REQUEST_BODY_CHUNK,)
 _RESPONSE_BODY: Final = (EventType.RESPONSE_BODY_CHUNK,)
 _BODIES: Final = (*_REQUEST_BODY, *_RESPONSE_BODY)
-# By field: its value where nobody has asked for anything, and the events without which the rest has no effect.
+# By field: its default, and the events without which the rest has no effect.
 _NEEDED: Final[dict[str, tuple[object, tuple[EventType, ...]]]] = {
     "sets": (frozenset(), _REQUESTS),
     "after": ((), _REQUEST_HEAD),

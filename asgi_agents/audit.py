@@ -81,7 +81,7 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     :ivar trace_id: 32 hex digits, where it is traced.
     :ivar type: ``http`` or ``websocket``.
     :ivar path: without the query.
-    :ivar route: the pattern of the matched :class:`Route`, or None.
+    :ivar route: the pattern of the matched :class:`AgentRoute`, or None.
     :ivar status: what was sent to the client from here, None if nothing: of an app that raises (``error``) the server
         makes a 500. 101 for a websocket that was accepted.
     :ivar close_code: with which the app or an agent closed the websocket.
@@ -152,7 +152,7 @@ class Auditor:
                     f"AgentMiddleware: {name}={function!r}, expected a function that is no coroutine"
                 )
         self._hook = hook
-        #: Whether anybody will see the records now.
+        #: Whether records are written anywhere now.
         self.wanted: Callable[[], bool] = (
             partial(logger.isEnabledFor, logging.INFO) if hook is None else partial(bool, hook is not None)
         )
@@ -174,7 +174,7 @@ class Auditor:
 
     def clean(self, given: str, length: int = _MAX_VALUE_LENGTH) -> str:
         """What may be written down of a text from outside, of which that ``length`` is kept."""
-        # Cut twice: nobody looks for secrets in what is left out anyway. Lone surrogates can't be written at all.
+        # Cut before secrets are looked for, and after. Lone surrogates can't be written at all.
         text = given[: 2 * length].encode("utf-8", "replace").decode()
         if self._redact is not None:
             try:
@@ -206,7 +206,7 @@ class Auditor:
 
 
 class Audit:
-    """Follows one connection to its end."""
+    """Collects what happens to one connection, and writes its record at the end."""
 
     def __init__(self, auditor: Auditor, scope: Scope, context: ExchangeState) -> None:
         self._auditor = auditor
@@ -228,7 +228,7 @@ class Audit:
         self._trailers = False
 
     def sent(self, message: Message) -> None:
-        """The client is sent this."""
+        """Take note of a message to the client."""
         match message["type"]:
             case "http.response.start" | "websocket.http.response.start":
                 self._status = message["status"]
@@ -275,7 +275,7 @@ class Audit:
             close_code=self._close_code,
             complete=self._complete,
             seconds=round(time.monotonic() - self._started, 6),
-            decision=_in_a_word(decision),
+            decision=_summary(decision),
             decided_by=decision.decided_by,
             would_stop=[agent_id for agent_id, count in self._calls.items() if count.would_stop],
             passed_open=[agent_id for agent_id, count in self._calls.items() if count.passed_open],
@@ -338,7 +338,7 @@ def _changed(event_type: EventType, response: AgentResponse) -> Sequence[str]:
     ]
 
 
-def _in_a_word(decision: AgentDecision) -> str:
+def _summary(decision: AgentDecision) -> str:
     if decision.failure is not None:
         return decision.failure.kind.value
     if decision.websocket_decision is not None:

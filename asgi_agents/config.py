@@ -257,12 +257,12 @@ def _resolve_sets(where: str, given: object, *, may_set_host: bool) -> frozenset
     for name in given:
         if not isinstance(name, str) or not TOKEN.match(name):
             raise ConfigurationError(f"{where}: sets contains {name!r}, expected names of headers such as 'x-user'")
-        spelt = as_one_spelling(name)
-        if is_untouchable(spelt):
+        normalized = as_one_spelling(name)
+        if is_untouchable(normalized):
             raise ConfigurationError(f"{where}: sets contains {name!r}, which belongs to the server, expected others")
-        if spelt == "host" and not may_set_host:
+        if normalized == "host" and not may_set_host:
             raise ConfigurationError(f"{where}: sets contains {name!r}, expected may_set_host=True beside it")
-        names.add(spelt)
+        names.add(normalized)
     return frozenset(names)
 
 

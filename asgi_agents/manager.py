@@ -1,47 +1,28 @@
-"""Which agents hear an event, in parallel or in order, and what comes of it."""
+"""The agents of an application, as the application sees them."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from functools import partial
-from threading import RLock
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-import anyio
 from msgspec.structs import replace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from .advice import warn_of
 from .agent import Agent
-from .concurrency.background import BackgroundTask
-from .concurrency.event_loop import EventLoop
-from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
-from .decision import AgentDecision, Verdict, failure_block, merge
-from .errors import AgentError, ConfigurationError, GuardrailUnavailableError, UnknownAgentError
-from .evaluation.resolved_route import (
-    AgentReference,
-    ResolvedRoute,
-    RouteAgent,
-    RouteListing,
-    chain,
-    check_body_size,
-    evaluate,
-    evaluate_head,
-)
-from .evaluation.stages import find_cycle
-from .guard import Guard
+from .decision import AgentDecision, merge
+from .errors import ConfigurationError
+from .evaluation.chain import evaluate_chunk, evaluate_frame
+from .evaluation.evaluate import evaluate, evaluate_head
+from .evaluation.guardrail import inspect_guardrail, unavailable
+from .evaluation.resolved_route import AgentReference, ResolvedRoute
 from .messages.naming import named
-from .observability.correlation import live_ids
-from .observability.instruments import Metered
-from .observability.metrics import AgentMetrics, AgentStatistics, Tally
-from .observability.reports import Reports
+from .observability.metrics import AgentMetrics, AgentStatistics
 from .observability.telemetry import Telemetry
 from .policy import FailureMode, FailureModeName, as_failure_mode
 from .protocol import (
-    BodyChunkEvent,
     EventType,
     GuardrailInspectEvent,
     GuardrailResponse,
@@ -52,8 +33,8 @@ from .protocol import (
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
-from .protocol.stream import AgentCapabilities, MetricsReport
-from .retirement import Retirements
+from .protocol.stream import AgentCapabilities
+from .registry import AgentRegistry
 from .transports.stream import ConfigUpdateCallback, MetricsCallback
 
 
@@ -65,7 +46,7 @@ class AgentManager:
     agents are configured before their first call.
 
     It may serve several event loops, each in a thread of its own. Limits, breakers and counts of an agent hold for all
-    of them together; each has connections of its own, and is to enter and leave by itself.
+    of them together. Each event loop has connections of its own, and has to enter and leave the manager itself.
 
     The ``process_*`` methods return the merged decision. Wherever they take ``agents``, None means all, in the order
     they were added, and a reference is an id or a pair of id and :class:`FailureMode`. They raise
@@ -77,8 +58,8 @@ class AgentManager:
     :param tracer_provider: where the spans go; None: to OpenTelemetry's global provider, if the application sets one.
         ``meter_provider`` likewise for metrics.
     :param clock: monotonic seconds, for the breakers.
-    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised, and so
-        what that says. It may show what requests carry: for development.
+    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised. It may
+        show what requests carry: for development.
     """
 
     def __init__(
@@ -97,118 +78,61 @@ class AgentManager:
         for name, callback in (("on_metrics_report", on_metrics_report), ("on_config_update", on_config_update)):
             if callback is not None and not callable(callback):
                 raise ConfigurationError(f"AgentManager: {name}={named(callback)}, expected a callable")
-        self._on_metrics_report = on_metrics_report
-        self._on_config_update = on_config_update
-        self._clock = clock
-        self._debug = debug
-        self.telemetry = Telemetry(tracer_provider, meter_provider)
-        #: What agents behind the stream transport have reported of themselves.
-        self.reports = Reports()
-        #: Which agents hear which paths, as the middlewares that share this manager have it.
-        self.listings: list[RouteListing] = []
-        self._guards: dict[str, Guard] = {}
-        # Held while the agents are changed, or resolved, on whichever event loop. Reentrant: a change of agents also
-        # retires what was resolved.
-        self._lock = RLock()
-        self._resolved_routes: dict[tuple[tuple[AgentReference, ...] | None, str | None, bool], ResolvedRoute] = {}
-        self._retired: list[ResolvedRoute] = []
-        self._leaving: list[Guard] = []
-        self._retirements = Retirements()
-        # Whose turn it is to replace each agent.
-        self._replacing: dict[str, SharedLimiter] = {}
-        self._users: dict[EventLoop, int] = {}
-        self._watchers: list[Callable[[Guard], None]] = []
-        self._contexts: dict[int, list[AbstractAsyncContextManager[Callable[[], Awaitable[None]]]]] = {}
+        telemetry = Telemetry(tracer_provider, meter_provider)
         if isinstance(agents, str) or not isinstance(agents, Iterable):
             raise ConfigurationError(f"AgentManager: agents={named(agents)}, expected a list of AgentConfig")
-        for config in agents:
+        configs = tuple(agents)
+        for config in configs:
             _require_config("AgentManager: agents contains ", config)
-            if config.id in self._guards:
-                raise ConfigurationError(
-                    f"AgentManager: two agents have the id {config.id!r}, expected each to be unique"
-                )
-            self._guards[config.id] = self._make_guard(config)
-        for guard in self._guards.values():
-            self._check_order(guard.config)
-            self.telemetry.metering.add(guard)
+        self._registry = AgentRegistry(
+            configs,
+            on_metrics_report=on_metrics_report,
+            on_config_update=on_config_update,
+            telemetry=telemetry,
+            clock=clock,
+            debug=debug,
+        )
 
     # What is there
 
     @property
     def agent_ids(self) -> Sequence[str]:
         """The ids, in the order the agents were added."""
-        return tuple(self._guards)
-
-    @property
-    def live_correlation_ids(self) -> Set[str]:
-        """Ids of the guarded connections that are open now in this process, also those of other managers."""
-        return live_ids
+        return self._registry.agent_ids
 
     @property
     def metrics(self) -> Mapping[str, AgentMetrics]:
         """What each agent was asked and what it said, by id."""
-        return {agent_id: guard.metrics() for agent_id, guard in tuple(self._guards.items())}
+        return {guard.config.id: guard.metrics() for guard in self._registry.guards()}
 
     def statistics(self) -> Mapping[str, AgentStatistics]:
         """How each agent is now, by id: calls under way and waiting, breaker, connections."""
-        return {agent_id: guard.statistics() for agent_id, guard in tuple(self._guards.items())}
-
-    @property
-    def metered(self) -> Sequence[Metered]:
-        """The agents, for those who export their metrics; also those that are on their way out."""
-        return (*tuple(self._guards.values()), *self._leaving)
+        return {guard.config.id: guard.statistics() for guard in self._registry.guards()}
 
     def export_prometheus(self) -> str:
         """All metrics of all agents, and those that agents report, in the Prometheus text format.
 
         :raises ConfigurationError: the ``prometheus`` extra is missing.
         """
-        from .prometheus import export
+        from .observability.prometheus import export
 
-        return export(self)
+        return export(self._registry)
 
     def agent_capabilities(self, agent_id: str) -> AgentCapabilities | None:
         """What an agent has said of itself in the handshake of the stream transport.
 
         None for one that hasn't, or has none to say it in. Of several instances it is the first that is up.
         """
-        client = self.guard(agent_id).client
+        client = self._registry.guard(agent_id).client
         return next(iter(client.capabilities), None) if client is not None else None
 
     def get_agents_for_event(self, event_type: EventType) -> Sequence[str]:
-        """The ids of the agents that hear such events."""
-        return tuple(agent.guard.config.id for agent in self.resolved_route(None).agents_for(event_type))
+        """The ids of the agents that receive such events."""
+        return tuple(agent.guard.config.id for agent in self._registry.resolved_route(None).agents_for(event_type))
 
     def any_agent_handles_event(self, agents: Iterable[AgentReference] | None, event_type: EventType) -> bool:
-        """Whether any of ``agents`` hears such events."""
-        return bool(self.resolved_route(agents).agents_for(event_type))
-
-    def guard(self, agent_id: str) -> Guard:
-        """The guard of one agent."""
-        try:
-            return self._guards[agent_id]
-        except KeyError:
-            known = ", ".join(self._guards) or "none"
-            raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {known}") from None
-
-    def resolved_route(
-        self, agents: Iterable[AgentReference] | None, *, route: str | None = None, missing_ok: bool = False
-    ) -> ResolvedRoute:
-        """Resolve ``agents``, those of ``route``; ``missing_ok`` leaves out those that were removed."""
-        if isinstance(agents, str):
-            raise ConfigurationError(f"AgentManager: agents={agents!r}, expected a list: [{agents!r}]")
-        references = None if agents is None else tuple(agents)
-        resolved_route = self._resolved_routes.get((references, route, missing_ok))
-        if resolved_route is None:
-            with self._lock:
-                resolved_route = self._resolved_routes[references, route, missing_ok] = self._resolve(
-                    references, route, missing_ok
-                )
-        return resolved_route
-
-    def list_routes(self, listings: Iterable[RouteListing]) -> None:
-        """Have these routes shown, on the status page for one; a middleware tells its own."""
-        self.listings += [listing for listing in listings if listing not in self.listings]
+        """Whether any of ``agents`` receives such events."""
+        return bool(self._registry.resolved_route(agents).agents_for(event_type))
 
     # Events
 
@@ -217,8 +141,8 @@ class AgentManager:
     ) -> AgentDecision:
         """Show a request's head to its agents, stage by stage.
 
-        None of them sees the headers that are for agents alone to set (``AgentConfig.sets``). Whoever passes the
-        request on has to leave them out as well.
+        None of them sees the headers that only agents may set (``AgentConfig.sets``). Leave these out as well where you
+        pass the request on.
         """
         with self._held(agents) as resolved_route:
             if resolved_route.sets:
@@ -228,8 +152,9 @@ class AgentManager:
     async def process_response_headers(
         self, event: ResponseHeadersEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
-        """Show a response's head to its agents, all at once."""
-        return await self._process_in_parallel(event, agents)
+        """Show a response's head to its agents, in parallel."""
+        with self._held(agents) as resolved_route:
+            return merge(await evaluate(resolved_route.agents_for(event.event_type), event))
 
     async def process_request_complete(
         self, event: RequestCompleteEvent, agents: Iterable[AgentReference] | None = None
@@ -241,29 +166,34 @@ class AgentManager:
     async def process_request_body(
         self, event: RequestBodyChunkEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
-        """Pass a whole request body along the chain of its agents. Their body limits hold."""
-        return await self._process_along_chain(event, agents, chunk=False)
+        """Pass a whole request body along the chain of its agents. It is not shown to agents whose limit it is over."""
+        with self._held(agents) as resolved_route:
+            return await evaluate_chunk(resolved_route.agents_for(event.event_type), event, whole=True)
 
     async def process_request_body_streaming(
         self, event: RequestBodyChunkEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
         """Pass a piece of a request body along the chain of its agents, under their chunk deadline."""
-        return await self._process_along_chain(event, agents, chunk=True)
+        with self._held(agents) as resolved_route:
+            return await evaluate_chunk(resolved_route.agents_for(event.event_type), event, whole=False)
 
     async def process_response_body_streaming(
         self, event: ResponseBodyChunkEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
         """Pass a piece of a response body along the chain of its agents, under their chunk deadline."""
-        return await self._process_along_chain(event, agents, chunk=True)
+        with self._held(agents) as resolved_route:
+            return await evaluate_chunk(resolved_route.agents_for(event.event_type), event, whole=False)
 
     async def process_websocket_frame(
         self, event: WebSocketFrameEvent, agents: Iterable[AgentReference] | None = None
     ) -> AgentDecision:
         """Pass a websocket message along the chain of its agents.
 
-        What stops it is in ``websocket_decision``, or in ``close``.
+        Consecutive agents that only read are asked in parallel, one with ``body_access="write"`` by itself. Agents
+        after one that stops the message are not asked. What stops it is in ``websocket_decision``, or in ``close``.
         """
-        return await self._process_in_parallel(event, agents)
+        with self._held(agents) as resolved_route:
+            return await evaluate_frame(resolved_route, event)
 
     async def call_guardrail_agent(
         self, agent_id: str, event: GuardrailInspectEvent, failure_mode: FailureMode | FailureModeName | None = None
@@ -273,78 +203,35 @@ class AgentManager:
         ``failure_mode`` is the agent's own where it is None. A fail-closed agent that gives no verdict raises
         :class:`GuardrailUnavailableError`; a fail-open one, and a shadow agent always, detects nothing.
         """
-        verdict, response = await self.inspect_guardrail(agent_id, event, failure_mode)
+        guard = self._registry.guard(agent_id)
+        if failure_mode is not None and not isinstance(failure_mode, FailureMode):
+            failure_mode = as_failure_mode(f"call_guardrail_agent: failure_mode={named(failure_mode)}", failure_mode)
+        verdict, response = await inspect_guardrail(guard, event, failure_mode)
         if verdict.fails_closed:
             raise unavailable(verdict)
         return response
 
-    async def inspect_guardrail(
-        self,
-        agent_id: str,
-        event: GuardrailInspectEvent,
-        failure_mode: FailureMode | FailureModeName | None = None,
-    ) -> tuple[Verdict, GuardrailResponse]:
-        """:meth:`call_guardrail_agent`, with the verdict; one that fails closed is not raised."""
-        guard = self.guard(agent_id)
-        if EventType.GUARDRAIL_INSPECT not in guard.hears:
-            raise UnknownAgentError(f"agent {agent_id!r} does not hear {EventType.GUARDRAIL_INSPECT.value}")
-        if failure_mode is None:
-            failure_mode = guard.config.fails
-        elif not isinstance(failure_mode, FailureMode):
-            failure_mode = as_failure_mode(f"call_guardrail_agent: failure_mode={named(failure_mode)}", failure_mode)
-        verdict, response = await guard.inspect(event, failure_mode, route=event.route_id)
-        if verdict.failure is not None or not verdict.enforced:
-            return verdict, GuardrailResponse(detected=False)
-        return verdict, response
-
     def forget_request(self, agent_id: str, correlation_id: str) -> None:
-        """Nothing more will be asked of an agent about the connection of that id. The middleware sees to it itself."""
-        guard = self._guards.get(agent_id)
+        """Tell an agent that its calls about the connection of that id are over. The middleware does so itself."""
+        guard = self._registry.find(agent_id)
         if guard is not None:
             guard.forget_request(correlation_id)
 
-    # Life
+    # Lifecycle
 
     async def initialize(self) -> None:
         """Configure all agents, in parallel. One that is down stays to be configured later.
 
         Raises :class:`AgentError` when that is one with ``require_at_startup``.
         """
-        async with anyio.create_task_group() as tasks:
-            for guard in tuple(self._guards.values()):
-                tasks.start_soon(_try_to_configure, guard)
-        for guard in tuple(self._guards.values()):
-            if guard.config.require_at_startup:
-                try:
-                    await guard.configure()
-                except AgentError as exc:
-                    raise type(exc)(f"agent {guard.config.id!r} is required at startup: {exc}") from exc
+        await self._registry.lifecycle.initialize()
 
     async def shutdown(self) -> None:
         """Close the connections that belong to the running event loop. The manager can be used again afterwards.
 
         Agents that were replaced or removed on this event loop are not waited for any longer.
         """
-        errors: list[Exception] = []
-        # What an agent is configured with does not belong to one event loop.
-        in_use = any(loop.alive and not loop.is_current for loop in tuple(self._users))
-
-        async def close(guard: Guard) -> None:
-            try:
-                await guard.aclose()
-            except Exception as exc:
-                # The others are to be closed all the same.
-                errors.append(exc)
-            if not in_use:
-                guard.forget()
-
-        # At once: each may have to wait for calls under way.
-        async with anyio.create_task_group() as tasks:
-            for guard in tuple(self._guards.values()):
-                tasks.start_soon(close, guard)
-            tasks.start_soon(self._retirements.hasten)
-        if errors:
-            raise errors[0]
+        await self._registry.lifecycle.shutdown()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
@@ -354,63 +241,20 @@ class AgentManager:
 
         Yields a function to leave before the end of the block.
         """
-        leave = await self.start()
+        leave = await self._registry.lifecycle.start()
         try:
             yield leave
         finally:
             await leave()
 
-    async def start(self) -> Callable[[], Awaitable[None]]:
-        """Enter without a block to leave: returns the function to leave with, for which a second call does nothing.
-
-        Until then the agents that are down are retried by a task of the event loop.
-        """
-        loop = EventLoop()
-        with self._lock:
-            self._users[loop] = self._users.get(loop, 0) + 1
-        retrying: BackgroundTask | None = None
-        left = False
-
-        async def leave() -> None:
-            nonlocal left
-            if left:
-                return
-            left = True
-            with self._lock:
-                self._users[loop] -= 1
-                is_last = not self._users[loop]
-                if is_last:
-                    del self._users[loop]
-            with anyio.CancelScope(shield=True):
-                if retrying is not None:
-                    retrying.cancel()
-                    await retrying.wait()
-                if is_last:
-                    await self.shutdown()
-
-        try:
-            await self.initialize()
-        except BaseException:
-            await leave()
-            raise
-        retrying = BackgroundTask(self._keep_configuring)
-        return leave
-
     async def __aenter__(self) -> Self:
-        context = self.running()
-        await context.__aenter__()
-        self._contexts.setdefault(anyio.get_current_task().id, []).append(context)
+        await self._registry.lifecycle.start_in_task()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        # Users may leave in any order, but each in the task that it came in.
-        task = anyio.get_current_task().id
-        context = self._contexts[task].pop()
-        if not self._contexts[task]:
-            del self._contexts[task]
-        return await context.__aexit__(kind, exc, traceback)
+    ) -> None:
+        await self._registry.lifecycle.stop_in_task()
 
     # Change while serving
 
@@ -421,19 +265,7 @@ class AgentManager:
         by its failure mode, and asked again if it is down or refuses. It stays also where this call is cancelled.
         """
         _require_config("AgentManager.add_agent: config=", config)
-        with self._lock:
-            if config.id in self._guards:
-                raise ConfigurationError(
-                    f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
-                )
-            self._check_order(config)
-            guard = self._guards[config.id] = self._make_guard(config)
-            self._retire_resolved_routes()
-        self.telemetry.metering.add(guard)
-        try:
-            await _try_to_configure(guard)
-        finally:
-            self._watch(guard)
+        await self._registry.add(config)
 
     async def replace_agent(self, config: AgentConfig, *, drain_timeout: float = 30.0) -> None:
         """Put a new agent in the place of the one with the same id, once it is configured.
@@ -447,209 +279,36 @@ class AgentManager:
         stays. Raises :class:`UnknownAgentError`, also when the old one is removed meanwhile.
         """
         _require_config("AgentManager.replace_agent: config=", config)
-        self.guard(config.id)
-        self._check_order(config)
-        turn = self._replacing.setdefault(config.id, SharedLimiter(1))
-        await turn.acquire()
-        try:
-            old, new = await self._swap(config)
-        finally:
-            turn.release()
-        self.telemetry.metering.discard(old)
-        self.telemetry.metering.add(new)
-        self.reports.forget(config.id)
-        new.predecessor = old
-        await self._retire(old, drain_timeout, then=partial(setattr, new, "predecessor", None))
-
-    async def _swap(self, config: AgentConfig) -> tuple[Guard, Guard]:
-        """Configure a new agent and put it in the place of the old one; returns both."""
-        new = self._make_guard(config, self.guard(config.id).tally)
-        new.in_use = False
-        try:
-            await new.configure()
-            with self._lock:
-                old = self.guard(config.id)
-                # Others may have come, or gone, meanwhile.
-                self._check_order(config)
-                self._guards[config.id] = new
-                self._retire_resolved_routes()
-        except BaseException as exc:
-            with anyio.CancelScope(shield=True):
-                await new.retire()
-            if isinstance(exc, AgentError):
-                raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
-            raise
-        new.in_use = True
-        return old, new
+        await self._registry.replace(config, drain_timeout)
 
     async def push_config(self, agent_id: str, config: Any) -> None:
         """Give an agent another ``AgentConfig.config`` while it runs, all its instances, and those that connect later.
 
         Raises :class:`AgentError` when it doesn't take it; what it had before then holds for those that did not get it.
-        A stream agent is told over the connections of the running event loop; those of others keep what they have.
+        A stream agent gets it over the connections of the running event loop; those of others keep what they have.
         """
-        await self.guard(agent_id).push_config(config)
+        await self._registry.guard(agent_id).push_config(config)
 
     async def remove_agent(self, agent_id: str, *, drain_timeout: float = 30.0) -> None:
         """Remove an agent, also from the routes that name it. Drains like :meth:`replace_agent`."""
-        with self._lock:
-            old = self.guard(agent_id)
-            del self._guards[agent_id]
-            self._replacing.pop(agent_id, None)
-            self._retire_resolved_routes()
-            self._leaving.append(old)
-        self.reports.forget(agent_id)
-
-        def then() -> None:
-            self._leaving.remove(old)
-            self.telemetry.metering.discard(old)
-
-        await self._retire(old, drain_timeout, then=then)
+        await self._registry.remove(agent_id, drain_timeout)
 
     # How
-
-    def _make_guard(self, config: AgentConfig, tally: Tally | None = None) -> Guard:
-        warn_of(config)
-        guard = Guard(config, clock=self._clock, telemetry=self.telemetry, tally=tally, debug=self._debug)
-        guard.on_change = self._retire_resolved_routes
-        if guard.client is not None:
-            guard.client.on_metrics_report = self._metrics_reported
-            guard.client.on_config_update = self._on_config_update
-        return guard
-
-    def _check_order(self, config: AgentConfig) -> None:
-        """Raise ConfigurationError where ``config`` comes after agents that there are not, or after itself."""
-        unknown = [agent_id for agent_id in config.after if agent_id not in self._guards]
-        if unknown:
-            known = ", ".join(self._guards) or "none"
-            where = f"AgentConfig({config.id!r})"
-            raise ConfigurationError(f"{where}: after contains {unknown[0]!r}, which is no agent; there are: {known}")
-        after = {agent_id: tuple(guard.config.after) for agent_id, guard in self._guards.items()}
-        cycle = find_cycle({**after, config.id: tuple(config.after)})
-        if cycle is not None:
-            names = " -> ".join([*cycle, cycle[0]])
-            raise ConfigurationError(f"AgentConfig({config.id!r}): after makes a cycle, expected none: {names}")
-
-    def _metrics_reported(self, agent_id: str, endpoint: str, report: MetricsReport) -> None:
-        if agent_id in self._guards:
-            self.reports.add(agent_id, endpoint, report, time.monotonic())
-        if self._on_metrics_report is not None:
-            self._on_metrics_report(agent_id, report)
-
-    async def _process_in_parallel(
-        self,
-        event: ResponseHeadersEvent | WebSocketFrameEvent,
-        agents: Iterable[AgentReference] | None,
-    ) -> AgentDecision:
-        with self._held(agents) as resolved_route:
-            return merge(await evaluate(resolved_route.agents_for(event.event_type), event))
-
-    async def _process_along_chain(
-        self, event: BodyChunkEvent, agents: Iterable[AgentReference] | None, *, chunk: bool
-    ) -> AgentDecision:
-        with self._held(agents) as resolved_route:
-            verdicts: list[Verdict] = []
-            for group in chain(resolved_route.agents_for(event.event_type)):
-                refusals = {} if chunk else {agent: check_body_size(agent, event) for agent in group}
-                asked = [agent for agent in group if refusals.get(agent) is None]
-                answers = await evaluate(asked, event, chunk=chunk, final=event.is_last)
-                refused = [verdict for verdict in refusals.values() if verdict is not None]
-                order = [agent.guard.config.id for agent in group]
-                verdicts += sorted((*refused, *answers), key=lambda verdict: order.index(verdict.agent_id))
-                decision = merge(verdicts, final=event.is_last)
-                if not decision.is_allow:
-                    return decision
-                mutation = decision.mutation(event.event_type)
-                if mutation is not None:
-                    event = replace(event, data=mutation.data)
-            return merge(verdicts, final=event.is_last)
 
     @contextmanager
     def _held(self, agents: Iterable[AgentReference] | None) -> Iterator[ResolvedRoute]:
         """The resolved route of ``agents``, none of which is closed meanwhile, as for a connection."""
-        resolved_route = self.resolved_route(agents)
+        resolved_route = self._registry.resolved_route(agents)
         resolved_route.connections += 1
         try:
             yield resolved_route
         finally:
             resolved_route.connections -= 1
 
-    async def _keep_configuring(self) -> None:
-        """Ask the agents that are down again and again, each in its own time, until cancelled."""
 
-        async def retry(guard: Guard) -> None:
-            while not guard.configured and self._guards.get(guard.config.id) is guard:
-                await anyio.sleep(guard.configure_delay)
-                await _try_to_configure(guard)
-
-        loop = EventLoop()
-        async with anyio.create_task_group() as tasks:
-
-            def watch_here(guard: Guard) -> None:
-                if not guard.configured:
-                    tasks.start_soon(retry, guard)
-
-            async def watch_from_elsewhere(guard: Guard) -> None:
-                # It may have ended since another thread has asked for it.
-                if watch in self._watchers:
-                    watch_here(guard)
-
-            def watch(guard: Guard) -> None:
-                if loop.is_current:
-                    watch_here(guard)
-                else:
-                    loop.start_soon(partial(watch_from_elsewhere, guard))
-
-            self._watchers.append(watch)
-            try:
-                for guard in tuple(self._guards.values()):
-                    watch(guard)
-                await anyio.sleep_forever()
-            finally:
-                self._watchers.remove(watch)
-
-    def _watch(self, guard: Guard) -> None:
-        for watch in tuple(self._watchers):
-            watch(guard)
-
-    def _resolve(
-        self, references: tuple[AgentReference, ...] | None, route: str | None, missing_ok: bool
-    ) -> ResolvedRoute:
-        if references is None:
-            return ResolvedRoute(
-                [RouteAgent(guard, guard.config.fails, route) for guard in self._guards.values()], route
-            )
-        agents = []
-        for reference in references:
-            agent_id, given = (reference, None) if isinstance(reference, str) else reference
-            if missing_ok and agent_id not in self._guards:
-                continue
-            guard = self.guard(agent_id)
-            mode = guard.config.fails
-            if given is not None:
-                mode = as_failure_mode(f"AgentManager: agents contains ({agent_id!r}, {named(given)})", given)
-            agents.append(RouteAgent(guard, mode, route))
-        return ResolvedRoute(agents, route)
-
-    def _retire_resolved_routes(self) -> None:
-        with self._lock:
-            for resolved_route in self._resolved_routes.values():
-                resolved_route.retired = True
-            self._retired = [
-                resolved_route
-                for resolved_route in (*self._retired, *self._resolved_routes.values())
-                if resolved_route.connections
-            ]
-            self._resolved_routes = {}
-
-    async def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> None:
-        def needed() -> bool:
-            return guard.busy or any(
-                resolved_route.connections and any(agent.guard is guard for agent in resolved_route.agents)
-                for resolved_route in self._retired
-            )
-
-        await self._retirements.retire(guard, needed, timeout, then)
+def registry_of(manager: AgentManager) -> AgentRegistry:
+    """The agents of ``manager``, for the package's own code."""
+    return manager._registry
 
 
 def _require_config(shown: str, given: object) -> None:
@@ -671,17 +330,3 @@ def require_manager(shown: str, given: object) -> None:
     if isinstance(getattr(given, "manager", None), AgentManager):
         right = "its AgentManager, which is in its attribute manager"
     raise ConfigurationError(f"{shown}{named(given)}, expected {right}")
-
-
-def unavailable(verdict: Verdict) -> GuardrailUnavailableError:
-    """The error that tells a handler of a verdict that fails closed."""
-    assert verdict.failure is not None
-    block = failure_block(verdict.failure)
-    headers = None if block.headers is None else dict(block.headers)
-    return GuardrailUnavailableError(block.status, block.body or "", verdict.failure.message, headers)
-
-
-async def _try_to_configure(guard: Guard) -> None:
-    # The guard has logged it, and asks again.
-    with suppress(AgentError):
-        await guard.configure()

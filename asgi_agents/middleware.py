@@ -13,13 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .advice import warn_of_seconds
 from .audit import Audit, AuditHook, Auditor, Redact
 from .config import AgentConfig
-from .errors import AgentError, ConfigurationError, UnknownAgentError
+from .errors import AgentError, ConfigurationError
 from .evaluation.resolved_route import AgentReference, ResolvedRoute
 from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
 from .exchange.context import STATE_KEY, state_of
 from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
 from .exchange.state import ExchangeState
-from .manager import AgentManager, require_manager
+from .manager import AgentManager, registry_of, require_manager
 from .messages.naming import named
 from .observability.correlation import current, reset_current, set_current
 from .observability.redaction import redact_secrets
@@ -27,9 +27,9 @@ from .observability.tracing import mark_current_span
 from .policy import MAX_SECONDS
 from .protocol import TOKEN, Headers
 from .protocol.validation import is_untouchable
-from .routing.advice import agents_asked_twice, check_agents, check_routes
-from .routing.resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
-from .routing.routes import Route, Router
+from .routing.advice import agents_asked_twice
+from .routing.finder import RouteFinder
+from .routing.routes import AgentRoute
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -48,10 +48,10 @@ class AgentMiddleware:
 
     :param agents: the agents; or
     :param manager: a manager that has them, to be shared or changed while serving.
-    :param routes: which agents hear which paths; the first match wins. But a route that is spelt like one of the app's
-        yields to a later one where the app's router runs another (:mod:`asgi_agents.routing.resolver`). None: every
-        agent hears everything, in the order given.
-    :param default_agents: who hears connections that no route matches. None: nobody, if there are routes.
+    :param routes: which agents are asked about which paths; the first match wins. But a route that is spelt like one of
+        the app's is passed over where the app's router runs another (:mod:`asgi_agents.routing.resolver`). None: all
+        agents are asked about every path, in the order given.
+    :param default_agents: the agents of connections that no route matches. None: no agents, if there are routes.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
     :param render_error: makes the response to a client that an agent denies or fails for, from an :class:`ErrorInfo`
@@ -80,8 +80,8 @@ class AgentMiddleware:
     :param audit_redact: what is done to every text from clients and agents before it is recorded. None: nothing.
     :param tracer_provider: where the spans go, if not to OpenTelemetry's global provider; ``meter_provider`` likewise.
         With ``manager``, they are given to that.
-    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised, and so
-        what that says. It may show what requests carry: for development. With ``manager``, it is given to that.
+    :param debug: when the log says that an agent in this process fails, add the traceback of what it has raised. It may
+        show what requests carry: for development. With ``manager``, it is given to that.
 
     Raises :class:`ConfigurationError` for what can't work.
     """
@@ -92,7 +92,7 @@ class AgentMiddleware:
         *others: Never,
         agents: Iterable[AgentConfig] | None = None,
         manager: AgentManager | None = None,
-        routes: Sequence[Route] | None = None,
+        routes: Sequence[AgentRoute] | None = None,
         default_agents: Iterable[AgentReference] | None = None,
         challenge_renderer: ChallengeRenderer | None = None,
         render_error: ErrorRenderer | None = None,
@@ -122,7 +122,7 @@ class AgentMiddleware:
                 agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider, debug=debug
             )
             if not manager.agent_ids:
-                logger.warning("AgentMiddleware: agents=[]: nothing is shown to anybody; expected [AgentConfig(...)]")
+                logger.warning("AgentMiddleware: agents=[]: no agent is ever asked; expected [AgentConfig(...)]")
         elif tracer_provider is not None or meter_provider is not None:
             raise ConfigurationError("AgentMiddleware: a provider beside manager, expected it to be given to that")
         elif debug:
@@ -141,67 +141,37 @@ class AgentMiddleware:
         exposed_as = self._correlation_header or CORRELATION_HEADER
         self._exposed_as = exposed_as.encode() if expose_correlation_id else None
         self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
-        self._router = Router(routes, default_agents, _root_path_of(app))
-        self._resolver = Resolver(self._router, app)
         self._alias = _checked_alias(state_key)
-        for reference in self._router.references:
-            agent_id = reference if isinstance(reference, str) else reference[0]
-            try:
-                self.manager.guard(agent_id)
-            except UnknownAgentError as exc:
-                raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
-        self.manager.list_routes(self._router.listings)
-        # Routes and agents are checked for likely mistakes once, and not before the app has its routes.
-        self._examined = False
-        self._said_twice = False
+        self._registry = registry_of(manager)
         # The agents of a manager that was given may be on the routes of another middleware.
-        self._owns_agents = agents is not None
-        # The agents of the paths that came lately; where more than the path decides, of all that does. What depends on
-        # the app's own routes is not among it: the resolver remembers that.
-        self._known: dict[str | tuple[str, str, str], ResolvedRoute] = {}
+        self._finder = RouteFinder(app, self._registry, routes, default_agents, owns_agents=agents is not None)
+        self._warned_of_doubles = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
         kind = scope["type"]
         if kind not in _CONNECTIONS:
-            return await (self._live(scope, receive, send) if kind == "lifespan" else self.app(scope, receive, send))
+            serve = self._serve_lifespan if kind == "lifespan" else self.app
+            return await serve(scope, receive, send)
+        finder = self._finder
         key = scope["path"]
-        if self._router.goes_by_method or scope.get("root_path"):
+        if finder.goes_by_method or scope.get("root_path"):
             key = (key, scope.get("root_path") or "", str(scope.get("method", "GET")))
-        resolved_route = self._known.get(key)
+        resolved_route = finder.known.get(key)
         if resolved_route is None or resolved_route.retired:
-            resolved_route = self._find(key, scope)
+            resolved_route = finder.find(key, scope)
         if resolved_route.agents or self._exposed_as is not None:
-            return await self._guard(resolved_route, scope, receive, send)
+            return await self._serve_guarded(resolved_route, scope, receive, send)
         if not current() or _is_guarded(scope):
             return await self.app(scope, receive, send)
         # Servers let a connection's requests inherit what an earlier one has set (uvicorn#2167).
-        entered = set_current("")
+        token = set_current("")
         try:
             return await self.app(scope, receive, send)
         finally:
-            reset_current(entered)
+            reset_current(token)
 
-    def _find(self, key: str | tuple[str, str, str], scope: Scope) -> ResolvedRoute:
-        if not self._examined:
-            self._examine(scope)
-        found, lasts = self._resolver.resolve(scope)
-        references, route = self._router.heard_by(found)
-        resolved_route = self.manager.resolved_route(references, route=route, missing_ok=True)
-        if lasts and (len(key) if isinstance(key, str) else sum(map(len, key))) <= MAX_KNOWN_LENGTH:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[key] = resolved_route
-        return resolved_route
-
-    def _examine(self, scope: Scope) -> None:
-        """Warn in the log of routes and agents that are most likely mistakes."""
-        self._examined = True
-        check_routes(self._router, self._resolver, scope)
-        if self._owns_agents and self._router.default_agents is not None:
-            check_agents(self.manager, self._router)
-
-    async def _guard(
+    async def _serve_guarded(
         self, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
     ) -> Any:
         """Serve a connection that has agents, or whose response is to carry its correlation id.
@@ -215,12 +185,12 @@ class AgentMiddleware:
         if (headers.cookies_joined or resolved_route.sets) and given is None:
             others = cleaned(headers_of(scope), resolved_route.sets) if resolved_route.agents else None
             if others is not None:
-                return await self._guard_with(others, resolved_route, scope, receive, send)
+                return await self._serve_with_headers(others, resolved_route, scope, receive, send)
         name = self._correlation_header
         if name and headers.first(name) is None:
-            # The client has given no name, so that nobody has to look again.
+            # The client has given no name: the headers need not be searched for it again.
             name = ""
-        exchange = ExchangeState(self.manager, resolved_route, None, resolved_route.route, name, headers)
+        exchange = ExchangeState(self._registry, resolved_route, None, resolved_route.route, name, headers)
         if outer is not None:
             exchange.stand_within(state_of(outer))
         audit: Audit | None = None
@@ -231,10 +201,10 @@ class AgentMiddleware:
         if isinstance(aliased, AgentContext):
             state[alias] = context
         resolved_route.connections += 1
-        entered = set_current(exchange)
+        token = set_current(exchange)
         try:
             if name:
-                # A name that the client has given is taken before anybody else can have it.
+                # A name that the client has given is reserved at once: no other connection gets it.
                 exchange.find_name()
             exchange.server_span = mark_current_span(exchange)
             if resolved_route.agents and self._auditor.wanted():
@@ -257,37 +227,37 @@ class AgentMiddleware:
             exchange.close()
             if audit is not None:
                 audit.end(error)
-            reset_current(entered)
+            reset_current(token)
             if outer is not None:
                 # A middleware around this one has agents of its own.
                 around = state_of(outer)
-                if not self._said_twice and around is not None and exchange.stands_within:
-                    self._said_twice = agents_asked_twice(around.resolved_route, resolved_route)
+                if not self._warned_of_doubles and around is not None and exchange.stands_within:
+                    self._warned_of_doubles = agents_asked_twice(around.resolved_route, resolved_route)
                 state[STATE_KEY] = outer
                 if alias is not None and state.get(alias) is context:
                     state[alias] = aliased
                     if aliased is context:
                         del state[alias]
 
-    async def _guard_with(
+    async def _serve_with_headers(
         self, headers: RawHeaders, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send
     ) -> Any:
         """Serve a connection as if the client had sent these headers."""
         own = OwnScope(scope, {"headers": headers})
         try:
-            return await self._guard(resolved_route, own.scope, receive, own.sending(send), scope)
+            return await self._serve_guarded(resolved_route, own.scope, receive, own.sending(send), scope)
         finally:
             own.hand_back()
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> Any:
+    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Connect the agents before the app starts, close them when it has ended.
 
-        Servers look at what has become of the app right after its last message, and serve one that seems to live. So
-        nothing may suspend here between that message, or what the app raises, and the end.
+        Right after the last message of the app, servers check whether the app has ended, and go on with one that has
+        not. So nothing may suspend here between that message, or an exception of the app, and the end.
         """
         unread = [await receive()]
         try:
-            close = await self.manager.start()
+            close = await self._registry.lifecycle.start()
         except AgentError as exc:
             # Both, as Starlette does it. Raising alone would not stop the server: it would take lifespan for
             # unsupported.
@@ -302,9 +272,9 @@ class AgentMiddleware:
             return message
 
         async def close_first(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete" and not self._examined:
+            if message["type"] == "lifespan.startup.complete":
                 # By now the app has its routes, also those that it adds as it starts.
-                self._examine(scope)
+                self._finder.examine(scope)
             # The server may end the event loop as soon as it has the last one.
             if message["type"] == "lifespan.shutdown.complete":
                 await close()
@@ -328,8 +298,8 @@ class AgentMiddleware:
             raise
         if stopping:
             await close()
-        # Else the app has no lifespan, or it is over too soon. The server goes on, and so do the agents, as they do for
-        # apps that have none.
+        # Else the app has no lifespan, or has ended it too soon. The server goes on, and so do the agents, as for apps
+        # without one.
 
 
 def _check_call(app: object, others: tuple[object, ...]) -> None:
@@ -347,28 +317,13 @@ def _check_call(app: object, others: tuple[object, ...]) -> None:
         raise ConfigurationError(f"AgentMiddleware: app is {named(app)}, expected an ASGI app")
 
 
-def _root_path_of(app: object) -> str:
-    """The root_path that FastAPI puts on the scope itself, only further in than an outermost middleware can see.
-
-    Other middlewares may stand between; they keep what they wrap in ``app``.
-    """
-    seen: set[int] = set()
-    while app is not None and id(app) not in seen:
-        root_path = getattr(app, "root_path", "")
-        if isinstance(root_path, str) and root_path:
-            return root_path
-        seen.add(id(app))
-        app = getattr(app, "app", None)
-    return ""
-
-
 def _is_guarded(scope: Scope) -> bool:
     """Whether a middleware around this one has given the connection its id."""
     return isinstance((scope.get("state") or {}).get(STATE_KEY), AgentContext)
 
 
 def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, exchange: ExchangeState) -> Send:
-    """``send``, with the audit looking on and the correlation id in the head of the response."""
+    """``send`` that puts the correlation id into the head of the response, and shows all messages to the audit."""
 
     async def watched(message: Message) -> None:
         if exposed_as is not None and message["type"] in _HEADS:

@@ -1,8 +1,8 @@
-"""Where the agents stand around an app: outside of everything that answers."""
+"""Puts the agents around a FastAPI or Starlette app: outside of everything in the app that answers."""
 
 import functools
 import types
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final
 
 from opentelemetry.metrics import MeterProvider
@@ -21,7 +21,8 @@ from .manager import AgentManager
 from .messages.naming import kind_of
 from .middleware import AgentMiddleware
 from .observability.redaction import redact_secrets
-from .routing.routes import Route
+from .routing.app_chain import app_chain
+from .routing.routes import AgentRoute
 
 # Where a protected app keeps its guard, and where every app keeps its middleware stack.
 _GUARD: Final = "_asgi_agents_guard"
@@ -33,7 +34,7 @@ def protect(
     *,
     agents: Iterable[AgentConfig] | None = None,
     manager: AgentManager | None = None,
-    routes: Sequence[Route] | None = None,
+    routes: Sequence[AgentRoute] | None = None,
     default_agents: Iterable[AgentReference] | None = None,
     challenge_renderer: ChallengeRenderer | None = None,
     render_error: ErrorRenderer | None = None,
@@ -121,13 +122,13 @@ class _Inside:
 
     def __init__(self, owner: Starlette) -> None:
         self._owner = owner
-        #: The stack, which others look through from one ``app`` to the next. None until it is built: the ``root_path``
-        #: of FastAPI is on the scope already when the agents see it, and may change until then.
+        #: The stack. The resolver follows it from one ``app`` to the next. None until it is built: FastAPI has put its
+        #: ``root_path`` on the scope already when the agents see it, and it may change until then.
         self.app: ASGIApp | None = None
 
     @property
     def router(self) -> Router:
-        """The app's router, for those who want to know where a request would go."""
+        """The app's router, which the resolver asks where a request would go."""
         return self._owner.router
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -147,12 +148,12 @@ class _Guard:
 
 
 class _GuardedStack:
-    """The middleware stack of a protected app, as the app gets to see it: with the agents around it."""
+    """What a protected app has for its middleware stack: that stack, with the agents around it."""
 
     def __init__(self, guard: _Guard, inner: ASGIApp) -> None:
         self.guard = guard
         self.inner = inner
-        #: As in every middleware, so that others can look through.
+        #: What is wrapped, under the name that it has in every middleware.
         self.app = guard.outermost
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -160,7 +161,7 @@ class _GuardedStack:
 
 
 class _Protected:
-    """Comes before the class of a protected app, and puts the agents around whatever becomes its middleware stack.
+    """A base class of every protected app, before its own. It puts the agents around each new middleware stack.
 
     To replace ``build_middleware_stack`` is not enough: OpenTelemetry's ``uninstrument_app`` puts back the one that it
     has found, and calls it.
@@ -178,12 +179,12 @@ class _Protected:
     @middleware_stack.setter
     def middleware_stack(self, stack: ASGIApp | None) -> None:
         guard: _Guard | None = vars(self).get(_GUARD)
-        # Without a guard it is another app that somebody has made with `type(app)()`.
+        # Without a guard it is another app, made with `type(app)()`.
         if guard is not None and stack is not None:
             if isinstance(stack, _GuardedStack) and stack.guard is guard:
                 # It was read before, and is now put back.
                 stack = stack.inner
-            if guard.inside in _chain(stack):
+            if guard.inside in app_chain(stack):
                 # It would call itself for ever.
                 raise ConfigurationError(
                     f"middleware_stack={type(stack).__qualname__}(app.middleware_stack), which has the agents in it"
@@ -252,12 +253,3 @@ def _is_agent_middleware(factory: object) -> bool:
     while isinstance(factory, functools.partial):
         factory = factory.func
     return isinstance(factory, type) and issubclass(factory, AgentMiddleware)
-
-
-def _chain(app: object) -> Iterator[object]:
-    """``app``, and what it wraps, which middlewares keep in ``app``."""
-    seen: set[int] = set()
-    while app is not None and id(app) not in seen:
-        yield app
-        seen.add(id(app))
-        app = getattr(app, "app", None)

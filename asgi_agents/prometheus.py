@@ -1,81 +1,23 @@
-"""Our metrics, and those that agents report of themselves, for Prometheus. Needs the ``prometheus`` extra."""
+"""The metrics of a manager's agents for Prometheus, and an app that serves them. Needs the ``prometheus`` extra."""
 
-import logging
-import math
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .errors import ConfigurationError
-from .messages.naming import named
+from .manager import AgentManager, registry_of, require_manager
 from .observability.authorization import Authorize, refusal, require_authorize
-from .observability.histograms import EXPORTED_BOUNDS
-from .observability.instruments import (
-    HISTOGRAMS,
-    METRICS,
-    Attributes,
-    Histogram,
-    Kind,
-    Metered,
-    Metric,
-    Source,
-    collect,
-    distributions,
-)
-from .observability.metrics import Incident
-from .observability.reports import Reported, ReportedMetric
-from .protocol.stream import CounterMetric, GaugeMetric, HistogramMetric
-
-try:
-    from prometheus_client.exposition import generate_latest
-    from prometheus_client.metrics_core import (
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-    )
-    from prometheus_client.metrics_core import Metric as Family
-    from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
-    from prometheus_client.registry import Collector
-    from prometheus_client.samples import Exemplar
-except ImportError as exc:
-    raise ConfigurationError(
-        "asgi_agents.prometheus: expected the prometheus extra to be there: pip install 'asgi-agents[prometheus]'"
-    ) from exc
-
-logger = logging.getLogger("asgi_agents")
+from .observability.prometheus import AgentCollector, encode
 
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-_SUFFIXES: Final = {"s": "seconds", "By": "bytes"}
-_BOUNDS: Final = (*(f"{bound:g}" for bound in EXPORTED_BOUNDS), "+Inf")
-# OpenMetrics, section "Exemplars".
-_MAX_EXEMPLAR_LENGTH: Final = 128
 
-# Not colons: they are for those who write recording rules.
-_BAD_NAME: Final = re.compile(r"[^a-zA-Z0-9_]")
-# What floats count exactly.
-_MAX_COUNT: Final = 2**53
-# How many lines are logged about what is left out.
-_MAX_LEFT_OUT: Final = 100
-# Before each name that an agent has chosen, so that it is the name of nothing else: neither of our metrics, nor of the
-# application's own in the same registry.
-_PREFIX: Final = "agent_reported_"
-_OURS: Final = frozenset({"agent_id", "endpoint", "le"})
-
-
-# What was said of the reports of each manager's agents.
-_left_out: "WeakKeyDictionary[Source, set[str]]" = WeakKeyDictionary()
-
-
-class PrometheusCollector(Collector):
+class PrometheusCollector(AgentCollector):
     """The metrics of a manager's agents, for a ``prometheus_client`` registry of your own.
 
     ::
@@ -83,59 +25,12 @@ class PrometheusCollector(Collector):
         REGISTRY.register(PrometheusCollector(manager))
     """
 
-    def __init__(self, manager: Source) -> None:
-        if not isinstance(manager, Source):
-            raise ConfigurationError(f"PrometheusCollector: manager={named(manager)}, expected an AgentManager")
-        self._manager = manager
-        # Of each manager, however often it is exported: nothing is said twice.
-        self._left_out = _left_out.setdefault(manager, set())
-
-    def collect(self) -> Iterator[Family]:
-        """All families: ours, then those of the agents."""
-        agents = self._manager.metered
-        yield from (_number(metric, agents) for metric in METRICS)
-        yield from (_histogram(metric, agents) for metric in HISTOGRAMS)
-        yield from self._reported()
-
-    def _reported(self) -> Iterable[Family]:
-        """The reports of the agents, as far as they make sense together; the rest is left out, and said so once."""
-        families: dict[str, Family] = {}
-        taken: set[str] = set()
-        seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
-        for reported in self._manager.reports.current(time.monotonic()):
-            name = _metric_name(reported.metric.name)
-            labels = _labels(reported)
-            family = families.get(name)
-            if family is None:
-                family = _family(name, reported.metric)
-                if not taken.isdisjoint(_names(family)):
-                    self._leave_out(reported, "another metric has this name")
-                    continue
-            elif type(family) is not _FAMILIES[type(reported.metric)]:
-                self._leave_out(reported, f"{name} is a {family.type}")
-                continue
-            series = (name, frozenset(labels.items()))
-            if series in seen:
-                self._leave_out(reported, f"there are two of {name} with the same labels")
-                continue
-            fault = _add(family, labels, reported.metric)
-            if fault:
-                self._leave_out(reported, fault)
-                continue
-            seen.add(series)
-            if name not in families:
-                families[name] = family
-                taken |= _names(family)
-        return families.values()
-
-    def _leave_out(self, reported: Reported, why: str) -> None:
-        message = f"agent {reported.agent_id!r}: metric {reported.metric.name!r:.100} is not exported: {why:.200}"
-        if message not in self._left_out and len(self._left_out) < _MAX_LEFT_OUT:
-            self._left_out.add(message)
-            logger.warning("%s", message)
+    def __init__(self, manager: AgentManager) -> None:
+        require_manager("PrometheusCollector: manager=", manager)
+        super().__init__(registry_of(manager))
 
 
-def metrics_app(manager: Source, *, authorize: Authorize | None = None) -> ASGIApp:
+def metrics_app(manager: AgentManager, *, authorize: Authorize | None = None) -> ASGIApp:
     """An ASGI app that serves the metrics, to be mounted, or to be the endpoint of a route.
 
     ::
@@ -147,11 +42,12 @@ def metrics_app(manager: Source, *, authorize: Authorize | None = None) -> ASGIA
 
     :param authorize: asked about each request, as by :func:`~asgi_agents.status_app`.
     """
+    require_manager("metrics_app: manager=", manager)
     return _MetricsApp(manager, authorize)
 
 
 class _MetricsApp:
-    def __init__(self, manager: Source, authorize: Authorize | None) -> None:
+    def __init__(self, manager: AgentManager, authorize: Authorize | None) -> None:
         require_authorize("metrics_app", authorize)
         self._collector = PrometheusCollector(manager)
         self._authorize = authorize
@@ -174,16 +70,9 @@ class _MetricsApp:
         # Not the library's choice, which takes whatever version and escaping it is asked for.
         openmetrics = any(map(_asks_for_openmetrics, ",".join(request.headers.getlist("accept")).split(",")))
         # In a thread: agents may have much to report.
-        body: bytes = await to_thread.run_sync(
-            generate_openmetrics if openmetrics else generate_latest, self._collector
-        )
+        body = await to_thread.run_sync(partial(encode, self._collector, openmetrics=openmetrics))
         headers = {"content-type": _OPENMETRICS if openmetrics else _TEXT, "cache-control": "no-store"}
         return Response(body, headers=headers)
-
-
-def export(manager: Source) -> str:
-    """All metrics in the Prometheus text format."""
-    return generate_latest(PrometheusCollector(manager)).decode()
 
 
 def _asks_for_openmetrics(accepted: str) -> bool:
@@ -191,122 +80,3 @@ def _asks_for_openmetrics(accepted: str) -> bool:
     versions = [parameter.partition("=")[2] for parameter in parameters if parameter.startswith("version=")]
     wanted = not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
     return wanted and media_type == "application/openmetrics-text" and versions in ([], ["1.0.0"])
-
-
-def prometheus_name(name: str, unit: str) -> str:
-    """The family's name, as OpenTelemetry's own exporters would have it."""
-    name = name.replace(".", "_")
-    suffix = _SUFFIXES.get(unit)
-    return name if suffix is None else f"{name}_{suffix}"
-
-
-def _number(metric: Metric, agents: Sequence[Metered]) -> Family:
-    kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
-    family: Family = kind(
-        prometheus_name(metric.name, metric.unit), metric.description, unit=_SUFFIXES.get(metric.unit, "")
-    )
-    suffix = "_total" if metric.kind is Kind.COUNTER else ""
-    for point in collect(metric, agents):
-        exemplar = _exemplar(point.latest) if suffix else None
-        family.add_sample(family.name + suffix, _label_set(point.attributes), point.value, exemplar=exemplar)
-    return family
-
-
-def _histogram(metric: Histogram, agents: Sequence[Metered]) -> Family:
-    family = HistogramMetricFamily(prometheus_name(metric.name, metric.unit), metric.description, unit="seconds")
-    for attributes, distribution in distributions(metric, agents).items():
-        labels = _label_set(attributes)
-        counts = distribution.exported()
-        for bound, count in zip(_BOUNDS, counts, strict=True):
-            family.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, count)
-        family.add_sample(f"{family.name}_count", labels, counts[-1])
-        family.add_sample(f"{family.name}_sum", labels, distribution.total)
-    return family
-
-
-def _label_set(attributes: Attributes) -> dict[str, str]:
-    return {name.removeprefix("asgi_agents.").replace(".", "_"): value for name, value in attributes}
-
-
-def _exemplar(latest: Incident | None) -> Exemplar | None:
-    if latest is None or not latest.correlation_id:
-        return None
-    labels = {"correlation_id": _text(latest.correlation_id)}
-    if sum(len(name) + len(value) for name, value in labels.items()) > _MAX_EXEMPLAR_LENGTH:
-        return None
-    return Exemplar(labels, 1.0, latest.time)
-
-
-_FAMILIES: Final[Mapping[type[ReportedMetric], Callable[[str, str], Family]]] = {
-    CounterMetric: CounterMetricFamily,
-    GaugeMetric: GaugeMetricFamily,
-    HistogramMetric: HistogramMetricFamily,
-}
-
-
-def _family(name: str, metric: ReportedMetric) -> Family:
-    return _FAMILIES[type(metric)](name, _text(metric.help or "Reported by an agent."))
-
-
-def _names(family: Family) -> set[str]:
-    """Everything that a family stands under in the output."""
-    return {family.name, *(f"{family.name}_{suffix}" for suffix in ("total", "created", "bucket", "count", "sum"))}
-
-
-def _metric_name(given: str) -> str:
-    name = _BAD_NAME.sub("_", given)
-    while name.endswith("_total"):
-        name = name.removesuffix("_total")
-    return _PREFIX + (name or "_")
-
-
-def _labels(reported: Reported) -> dict[str, str]:
-    labels = {}
-    for given, value in reported.metric.labels.items():
-        name = _BAD_NAME.sub("_", given) or "_"
-        if name in _OURS or name.startswith("__") or name[0].isdigit():
-            name = f"exported_{name.lstrip('_')}"
-        labels[name] = _text(value)
-    return {**labels, "agent_id": reported.agent_id, "endpoint": reported.endpoint}
-
-
-def _text(given: str) -> str:
-    return given.encode("utf-8", "replace").decode()
-
-
-def _add(family: Family, labels: dict[str, str], metric: ReportedMetric) -> str:
-    """Add a value to its family; returns what is wrong with it."""
-    match metric:
-        case CounterMetric():
-            if not 0 <= metric.value < _MAX_COUNT:
-                return "a counter below 0 or beyond all bounds"
-            family.add_sample(f"{family.name}_total", labels, metric.value)
-        case GaugeMetric():
-            family.add_sample(family.name, labels, metric.value)
-        case HistogramMetric():
-            return _add_histogram(family, labels, metric)
-    return ""
-
-
-def _add_histogram(family: Family, labels: dict[str, str], metric: HistogramMetric) -> str:
-    buckets: dict[float, int] = {}
-    for bucket in metric.buckets:
-        try:
-            bound = float(bucket.le)
-        except ValueError:
-            return "a bucket's bound is no number"
-        if math.isnan(bound) or bound in buckets:
-            return "a bucket's bound is no number, or that of another"
-        buckets[bound] = bucket.count
-    buckets.setdefault(math.inf, metric.count)
-    counts = [0, *(buckets[bound] for bound in sorted(buckets))]
-    if counts != sorted(counts) or counts[-1] != metric.count or metric.count >= _MAX_COUNT:
-        return "its buckets don't add up"
-    for bound in sorted(buckets):
-        le = "+Inf" if bound == math.inf else f"{bound!r}"
-        family.add_sample(f"{family.name}_bucket", {**labels, "le": le}, buckets[bound])
-    if min(buckets) >= 0 and metric.sum >= 0:
-        # OpenMetrics has neither where values can be negative.
-        family.add_sample(f"{family.name}_count", labels, metric.count)
-        family.add_sample(f"{family.name}_sum", labels, metric.sum)
-    return ""

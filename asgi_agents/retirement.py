@@ -1,4 +1,4 @@
-"""Agents that were replaced or removed: each is closed once nobody needs it any more."""
+"""Agents that were replaced or removed: each is closed once no connection needs it any more."""
 
 import logging
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class _UnderWay(Struct, frozen=True):
 
 
 class Retirements:
-    """Closes agents in tasks of their own, so that it happens whatever becomes of whoever has asked for it."""
+    """Closes agents in tasks of their own. So it happens also where the caller is cancelled."""
 
     def __init__(self) -> None:
         self._under_way: dict[Guard, _UnderWay] = {}
@@ -66,7 +66,7 @@ class Retirements:
             raise errors[0]
 
     async def hasten(self) -> None:
-        """Close what still waits on this event loop, and what others wait for as far as it belongs to this one."""
+        """Close at once what waits on this event loop, and what belongs to it of agents that wait on others."""
         for guard, under_way in tuple(self._under_way.items()):
             if under_way.loop.is_current:
                 under_way.task.cancel()

@@ -10,10 +10,10 @@ from asgi_agents import (
     AgentConfig,
     AgentManager,
     AgentMiddleware,
+    AgentRoute,
     CircuitBreakerConfig,
     EventType,
     FailureMode,
-    Route,
     status_app,
 )
 from asgi_agents.prometheus import metrics_app
@@ -31,20 +31,20 @@ INSULTS = ("idiot", "moron", "nitwit")
 ADMIN = "/admin/{rest:path}"
 MAX_UPLOAD_BYTES = 256 * 1024
 
-# The first match wins. The order within a route says whose refusal counts where two refuse, and who is asked first
-# along a body: the firewall sees a body before anyone changes it.
+# The first match wins. The order within a route decides which refusal counts if two agents refuse, and which agent
+# receives a body first: the firewall receives it before another agent changes it.
 ROUTES = (
-    Route("/healthz", agents=[]),
-    # These ask by themselves who is asking.
-    Route("/-/{rest:path}", agents=[]),
-    Route("/old-orders", agents=["waf"]),
-    Route("/api/{rest:path}", agents=["api-key", "waf", "waf-next", "pii"]),
-    Route(ADMIN, agents=["api-key", "waf", "pii"]),
-    Route("/room/{name}", agents=["api-key", "waf", "moderator"]),
-    Route("/demo/flaky", agents=["flaky"]),
-    Route("/demo/wishes", agents=["recommender"]),
+    AgentRoute("/healthz", agents=[]),
+    # These check by themselves who is asking.
+    AgentRoute("/-/{rest:path}", agents=[]),
+    AgentRoute("/old-orders", agents=["waf"]),
+    AgentRoute("/api/{rest:path}", agents=["api-key", "waf", "waf-next", "pii"]),
+    AgentRoute(ADMIN, agents=["api-key", "waf", "pii"]),
+    AgentRoute("/room/{name}", agents=["api-key", "waf", "moderator"]),
+    AgentRoute("/demo/flaky", agents=["flaky"]),
+    AgentRoute("/demo/wishes", agents=["recommender"]),
 )
-# A path that nobody thought of is not a path that nobody guards.
+# A path that is in no route is guarded as well.
 DEFAULT_AGENTS = ("waf",)
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.benchmarks import plots, readme, report, targets, telemetry
+from tests.benchmarks import page, plots, report, targets, telemetry
 from tests.benchmarks.client import LoadError, client_frame, request, response_length
 from tests.benchmarks.driver import drive
 from tests.benchmarks.envoy import configuration
@@ -150,25 +150,25 @@ def _direct_figures(name: str) -> set[str]:
     return {figure.removeprefix(f"direct.{name}.") for figure in figures}
 
 
-def test_results_go_between_the_marks_of_the_readme() -> None:
-    given = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
-    once = readme.rewritten(given, "new\n")
-    assert once == f"before\n{readme.BEGIN}\nnew\n{readme.END}\nafter\n"
-    assert readme.rewritten(once, "new") == once
+def test_results_go_between_the_marks_of_the_page() -> None:
+    given = f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n"
+    once = page.rewritten(given, "new\n")
+    assert once == f"before\n{page.BEGIN}\nnew\n{page.END}\nafter\n"
+    assert page.rewritten(once, "new") == once
 
 
 @pytest.mark.parametrize(
     "given",
-    ["", readme.BEGIN, readme.END + readme.BEGIN, readme.BEGIN + readme.END + readme.BEGIN, readme.END * 2],
+    ["", page.BEGIN, page.END + page.BEGIN, page.BEGIN + page.END + page.BEGIN, page.END * 2],
 )
-def test_a_readme_without_marks_in_order_is_not_touched(given: str) -> None:
+def test_a_page_without_marks_in_order_is_not_touched(given: str) -> None:
     with pytest.raises(ValueError, match="once each"):
-        readme.rewritten(given, "new")
+        page.rewritten(given, "new")
 
 
-def test_the_readme_has_the_marks_and_every_target_between_them() -> None:
-    _, _, rest = (ROOT / "README.md").read_text().partition(readme.BEGIN)
-    shown, end, _ = rest.partition(readme.END)
+def test_the_page_has_the_marks_and_every_target_between_them() -> None:
+    _, _, rest = (ROOT / "docs/pages/performance.md").read_text().partition(page.BEGIN)
+    shown, end, _ = rest.partition(page.END)
     assert end
     for target in targets.TARGETS:
         assert f"| {target.what} | {target.wanted} |" in shown
@@ -181,11 +181,11 @@ def test_plots_are_svg_and_the_same_for_the_same_numbers() -> None:
     assert plots.svg(CURVE) == drawn
 
 
-def test_the_plots_in_the_repository_are_those_that_the_readme_links() -> None:
-    text = (ROOT / "README.md").read_text()
-    for path in (ROOT / "tests/benchmarks/plots").iterdir():
+def test_the_plots_in_the_repository_are_those_that_the_page_shows() -> None:
+    text = (ROOT / "docs/pages/performance.md").read_text()
+    for path in (ROOT / "docs/pages/plots").iterdir():
         assert ElementTree.fromstring(path.read_bytes()).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 - ours
-        assert f"(tests/benchmarks/plots/{path.name})" in text
+        assert f"(plots/{path.name})" in text
 
 
 async def _wait(times: int) -> None:

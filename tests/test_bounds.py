@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from asgi_agents import config, guard
-from asgi_agents.exchange import framing, remembered, spool
+from asgi_agents.exchange import remembered, spool, units
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
-from asgi_agents.routing import resolver
-from asgi_agents.serve import connection, held
-from asgi_agents.transports import http
-from asgi_agents.transports.stream import connection as client_connection
+from asgi_agents.routing import cache
+from asgi_agents.serve import framings, held
+from asgi_agents.transports import http, partial
 
 from .bounds import MIB
 
@@ -68,17 +67,17 @@ def spellings(number: float) -> list[str]:
         ("MAX_VERDICT_BYTES", remembered.MAX_VERDICT_BYTES),
         ("MAX_WAITING_OP_BYTES", remembered.MAX_WAITING_OP_BYTES),
         ("DEFAULT_MAX_BODY_BYTES", config.DEFAULT_MAX_BODY_BYTES),
-        ("MAX_UNIT_BYTES", framing.MAX_UNIT_BYTES),
+        ("MAX_UNIT_BYTES", units.MAX_UNIT_BYTES),
         ("MAX_MEMORY_BYTES", spool.MAX_MEMORY_BYTES),
-        ("MAX_KNOWN", resolver.MAX_KNOWN),
-        ("MAX_KNOWN_LENGTH", resolver.MAX_KNOWN_LENGTH),
+        ("MAX_KNOWN", cache.MAX_KNOWN),
+        ("MAX_KNOWN_LENGTH", cache.MAX_KNOWN_LENGTH),
         ("MAX_FRAME_BYTES", stream.MAX_FRAME_BYTES),
         ("MAX_ENVELOPE_BYTES", stream.MAX_ENVELOPE_BYTES),
         ("MAX_HANDSHAKE_REQUEST_BYTES", stream.MAX_HANDSHAKE_REQUEST_BYTES),
         ("MAX_HANDSHAKE_RESPONSE_BYTES", stream.MAX_HANDSHAKE_RESPONSE_BYTES),
-        ("FRAME_TIMEOUT", stream.FRAME_TIMEOUT),
+        ("FRAME_TIMEOUT", partial.FRAME_TIMEOUT),
         ("MAX_PING_BYTES", stream.MAX_PING_BYTES),
-        ("MAX_PARTIAL_BYTES", client_connection.MAX_PARTIAL_BYTES),
+        ("MAX_PARTIAL_BYTES", partial.MAX_PARTIAL_BYTES),
         ("MAX_ANSWER_BYTES", http.MAX_ANSWER_BYTES),
         ("MAX_SERIES", reports_module.MAX_SERIES),
         ("MAX_HELD_BYTES", held.MAX_HELD_BYTES),
@@ -86,7 +85,7 @@ def spellings(number: float) -> list[str]:
         ("SMALL_BYTES", held.SMALL_BYTES),
         ("PATIENCE", held.PATIENCE),
         ("READ_TIMEOUT", held.READ_TIMEOUT),
-        ("HANDSHAKE_TIMEOUT", connection.HANDSHAKE_TIMEOUT),
+        ("HANDSHAKE_TIMEOUT", framings.HANDSHAKE_TIMEOUT),
         ("_MAX_SPANS", guard._MAX_SPANS),
     ],
 )

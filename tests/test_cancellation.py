@@ -15,7 +15,8 @@ from asgi_agents.breaker import BreakerState
 from asgi_agents.concurrency.cancellation import cancel_requests, raise_swallowed
 from asgi_agents.decision import FailureKind, Verdict
 from asgi_agents.errors import AgentError
-from asgi_agents.evaluation.resolved_route import RouteAgent, evaluate
+from asgi_agents.evaluation.evaluate import evaluate
+from asgi_agents.evaluation.resolved_route import RouteAgent
 from asgi_agents.guard import Guard
 from asgi_agents.protocol import (
     ALLOW,

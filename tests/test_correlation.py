@@ -45,6 +45,7 @@ from asgi_agents import (
     current_correlation_id,
 )
 from asgi_agents.observability import correlation
+from asgi_agents.observability.correlation import live_ids
 from asgi_agents.protocol.codec import encode_event
 from asgi_agents.serve import agent_app, serve_stream
 from tests.exchange.asgi import App, Client, Held, Probe, SlowProbe, body, guarded, settle, start
@@ -227,7 +228,7 @@ async def test_an_id_is_free_again_however_the_connection_ended(end: str) -> Non
         tasks.start_soon(run)
         await settle()
         tasks.cancel_scope.cancel()
-    assert middleware.manager.live_correlation_ids == set()
+    assert live_ids == set()
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -469,7 +470,7 @@ async def test_a_route_without_agents_leaves_nothing_behind() -> None:
     app = guarded(App(), AgentConfig("a", Names()), routes=[], expose_correlation_id=True)
     client = Client(headers=[(HEADER, b"the-id")])
     await client.call(app)
-    assert app.manager.live_correlation_ids == set()
+    assert live_ids == set()
     assert current_correlation_id() == ""
 
 
@@ -670,7 +671,7 @@ def test_the_current_id_is_gone_after_a_connection_that_was_thrown_away(caplog: 
     # From another context than it ran in: nothing to go back to.
     call.close()
     assert current_correlation_id() == ""
-    assert middleware.manager.live_correlation_ids == set()
+    assert live_ids == set()
     assert [line for line in caplog.records if line.levelno >= logging.INFO and line.name == "asgi_agents"] == []
 
 
@@ -919,7 +920,7 @@ async def test_an_id_that_is_asked_for_after_the_end_is_nobodys() -> None:
     middleware = guarded(app, AgentConfig("a", Frames()))
     await Client().call(middleware)
     assert contexts[0].correlation_id == contexts[0].correlation_id
-    assert not middleware.manager.live_correlation_ids
+    assert not live_ids
 
 
 async def test_threads_that_ask_at_the_same_time_hear_the_same_id() -> None:
@@ -949,4 +950,4 @@ async def test_threads_that_ask_at_the_same_time_hear_the_same_id() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert [len(ids) for ids in found] == [1] * 50
-    assert not middleware.manager.live_correlation_ids
+    assert not live_ids

@@ -21,6 +21,7 @@ from asgi_agents.concurrency.limiter import Limiter
 from asgi_agents.concurrency.one_at_a_time import OneAtATime
 from asgi_agents.concurrency.shared_limiter import SharedLimiter
 from asgi_agents.decision import AgentDecision
+from asgi_agents.manager import registry_of
 
 from .test_manager import REQUEST, Fake, config
 from .transports.stream.peer import Peer
@@ -505,7 +506,7 @@ def test_an_agent_that_is_retired_on_one_event_loop_is_closed_on_all(
     pair: tuple[str, str], peer: Peer, change: str
 ) -> None:
     manager = AgentManager([agent(peer)])
-    guard = manager.guard("waf")
+    guard = registry_of(manager).guard("waf")
     step = threading.Barrier(2)
     gone = threading.Event()
 
@@ -556,8 +557,8 @@ def test_agents_come_and_go_on_one_event_loop_while_others_serve(pair: tuple[str
 
     assert all(together(pair, ask, change, ask))
     assert manager.agent_ids == ("a",)
-    assert not manager._leaving
-    assert all(resolved_route.connections == 0 for resolved_route in manager._retired)
+    assert not registry_of(manager)._leaving
+    assert all(resolved_route.connections == 0 for resolved_route in registry_of(manager)._retired)
 
 
 def test_an_agent_that_is_added_on_one_event_loop_is_asked_again_on_those_that_run(pair: tuple[str, str]) -> None:
@@ -573,10 +574,10 @@ def test_an_agent_that_is_added_on_one_event_loop_is_asked_again_on_those_that_r
 
     async def runs() -> None:
         async with manager:
-            await eventually(lambda: manager._watchers)
+            await eventually(lambda: registry_of(manager).lifecycle._watchers)
             entered.set()
             await eventually(added.is_set)
-            await eventually(lambda: manager.guard("a").configured)
+            await eventually(lambda: registry_of(manager).guard("a").configured)
 
     async def adds() -> None:
         await eventually(entered.is_set)

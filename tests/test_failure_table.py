@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import anyio
 import pytest
+from asgi_agents.failures import RULES
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -35,7 +36,6 @@ from asgi_agents import (
     StreamTransport,
     WebSocketFrameEvent,
 )
-from asgi_agents.failures import RULES
 from asgi_agents.protocol.stream import HealthState
 
 from .transports.stream.peer import Peer, Received

@@ -10,6 +10,7 @@ from anyio.lowlevel import checkpoint
 
 from asgi_agents import Agent, AgentConfig, AgentError, AgentManager, FailureMode, Headers
 from asgi_agents.calls.given_config import GivenConfig, MissingConfigKeyError
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Event, GuardrailInspectEvent, RequestBodyChunkEvent, ResponseHeadersEvent
 
 
@@ -28,7 +29,7 @@ async def configured(config: Any, agent: Agent | None = None) -> str:
     """What the agent's configuration comes to, in words."""
     manager = AgentManager([AgentConfig("limit", Limit() if agent is None else agent, config=config)])
     try:
-        await manager.guard("limit").configure()
+        await registry_of(manager).guard("limit").configure()
     except AgentError as exc:
         return str(exc)
     return "configured"
@@ -74,7 +75,7 @@ async def test_no_key_is_named_that_a_client_may_have_sent(caplog: pytest.LogCap
         async def on_guardrail_inspect(self, event: Any) -> None:
             self.users[event.content]
 
-    guard = AgentManager([AgentConfig("keys", ApiKeys(), config={"s3cret": "alice"})]).guard("keys")
+    guard = registry_of(AgentManager([AgentConfig("keys", ApiKeys(), config={"s3cret": "alice"})])).guard("keys")
     asked: list[Event] = [
         ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers({"x-api-key": ["gu3ss"]})),
         RequestBodyChunkEvent(correlation_id="c", data=b"gu3ss", is_last=True),

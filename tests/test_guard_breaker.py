@@ -195,7 +195,7 @@ async def test_hooks_that_can_not_suspend_are_counted_like_all_others(steps: lis
 
 async def test_hooks_that_can_not_suspend_ask_the_breaker_once_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    for module in ("guard", "breaker"):
+    for module in ("guard", "breaker.breaker"):
         monkeypatch.setattr(f"asgi_agents.{module}.time", SimpleNamespace(monotonic=clock))
     guard = Guard(AgentConfig("waf", AsTold(), events={HEAD.event_type}), clock=clock)
     assert guard.breaker is not None

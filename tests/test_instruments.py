@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from asgi_agents.breaker import BreakerState
 from asgi_agents.config import AgentConfig
 from asgi_agents.decision import Failure, FailureKind, Verdict
-from asgi_agents.manager import AgentManager
+from asgi_agents.manager import AgentManager, registry_of
 from asgi_agents.observability import instruments as instruments
 from asgi_agents.observability.instruments import (
     CALL_DURATION,
@@ -366,7 +366,7 @@ def test_every_call_is_a_decision_or_a_failure_and_has_a_duration(verdicts: list
 
 
 def read(manager: AgentManager, name: str) -> dict[frozenset[tuple[str, str]], float]:
-    return points(name, *manager.metered)  # type: ignore[arg-type]
+    return points(name, *registry_of(manager).metered)  # type: ignore[arg-type]
 
 
 async def test_an_agent_that_runs_has_all_of_them() -> None:

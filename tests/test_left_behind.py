@@ -20,6 +20,8 @@ from asgi_agents import (
     EventType,
     GuardrailResponse,
 )
+from asgi_agents.evaluation.guardrail import inspect_guardrail
+from asgi_agents.manager import registry_of
 from asgi_agents.observability.correlation import live_ids
 
 from .exchange.asgi import Client
@@ -221,12 +223,12 @@ async def test_a_call_after_the_end_is_pinned_to_no_connection(late: str, nested
             guarded = AgentMiddleware(guarded, manager=manager)
         await Session().run(guarded)
         pool = pool_of(client_in(manager))
-        assert not pool._affinities
+        assert not pool.rotation.affinities.connections
         for _ in range(3):
             await LATE[late](app)
-            assert not pool._affinities
+            assert not pool.rotation.affinities.connections
         assert is_idle(pool)
-        assert not any(connection.requests for connection in pool.connections)
+        assert not any(len(connection.requests) for connection in pool.connections)
         assert not live_ids
 
 
@@ -260,7 +262,7 @@ async def test_a_call_that_outlasts_its_connection_leaves_it_pinned_to_none(
         async with anyio.create_task_group() as tasks:
             if waits_for != "an answer":
                 # Somebody else has the only permit, or the only place.
-                tasks.start_soon(manager.inspect_guardrail, "waf", question("other"))
+                tasks.start_soon(inspect_guardrail, registry_of(manager).guard("waf"), question("other"))
                 await until(lambda: held.heard)
             left = Left(ACCEPT)
 
@@ -281,7 +283,7 @@ async def test_a_call_that_outlasts_its_connection_leaves_it_pinned_to_none(
             held.go.set()
         manager.forget_request("waf", "other")
         pool = pool_of(client_in(manager))
-        assert not pool._affinities
+        assert not pool.rotation.affinities.connections
         assert is_idle(pool)
         assert not live_ids
 

@@ -21,7 +21,8 @@ from asgi_agents.errors import (
     GuardrailUnavailableError,
     UnknownAgentError,
 )
-from asgi_agents.manager import AgentManager
+from asgi_agents.evaluation.guardrail import inspect_guardrail
+from asgi_agents.manager import AgentManager, registry_of
 from asgi_agents.policy import FailureMode
 from asgi_agents.protocol import (
     AgentResponse,
@@ -160,7 +161,7 @@ def agents(*behaviours: Behaviour, **fields: Any) -> list[AgentConfig]:
 
 
 def fake(manager: AgentManager, agent_id: str) -> Fake:
-    transport = manager.guard(agent_id).config.resolved_transport
+    transport = registry_of(manager).guard(agent_id).config.resolved_transport
     assert isinstance(transport, Fake)
     return transport
 
@@ -190,7 +191,7 @@ def test_a_manager_knows_its_agents_in_order() -> None:
     assert not manager.any_agent_handles_event(["a"], EventType.REQUEST_HEADERS)
     assert not manager.any_agent_handles_event([], EventType.REQUEST_HEADERS)
     assert set(manager.metrics) == {"a", "b"}
-    assert manager.guard("a").config.id == "a"
+    assert registry_of(manager).guard("a").config.id == "a"
 
 
 def test_a_manager_may_be_empty() -> None:
@@ -237,22 +238,25 @@ async def test_an_unknown_agent_is_an_error_that_names_those_there_are(reference
     with pytest.raises(UnknownAgentError):
         manager.any_agent_handles_event(references, EventType.REQUEST_HEADERS)
     with pytest.raises(UnknownAgentError, match="there are: none"):
-        AgentManager().guard("x")
+        registry_of(AgentManager()).guard("x")
 
 
 def test_the_same_agents_are_resolved_once() -> None:
     manager = AgentManager([config("a", Fake()), config("b", Fake())])
 
-    assert manager.resolved_route(["a", ("b", OPEN)]) is manager.resolved_route(("a", ("b", OPEN)))
-    assert manager.resolved_route(["a"]) is not manager.resolved_route(None)
+    resolve = registry_of(manager).resolved_route
+    assert resolve(["a", ("b", OPEN)]) is resolve(("a", ("b", OPEN)))
+    assert resolve(["a"]) is not resolve(None)
 
 
 def test_a_lineup_that_left_out_an_unknown_agent_does_not_hide_it_from_others() -> None:
     manager = AgentManager([config("a", Fake())])
 
-    assert [agent.guard.config.id for agent in manager.resolved_route(["a", "x"], missing_ok=True).agents] == ["a"]
+    assert [
+        agent.guard.config.id for agent in registry_of(manager).resolved_route(["a", "x"], missing_ok=True).agents
+    ] == ["a"]
     with pytest.raises(UnknownAgentError):
-        manager.resolved_route(["a", "x"])
+        registry_of(manager).resolved_route(["a", "x"])
 
 
 # The verbs
@@ -341,6 +345,27 @@ async def test_a_frame_is_stopped_by_a_websocket_decision(response: AgentRespons
     assert not result.is_allow
     assert result.websocket_decision == decision
     assert result.decision == Allow()
+
+
+@pytest.mark.parametrize("stop", [AgentResponse.websocket_drop(), BLOCK, None], ids=["drop", "block", "failure"])
+async def test_a_frame_goes_along_the_chain_as_pieces_of_bodies_do(stop: AgentResponse | None) -> None:
+    """Consecutive readers are asked in parallel, a writer by itself, and none after one that stops it."""
+    together = Barrier(2)
+    manager = AgentManager(
+        [
+            config("r1", Fake(together.behave)),
+            config("r2", Fake(together.behave)),
+            config("w", Fake(raising(ValueError()) if stop is None else answering(stop)), body_access="write"),
+            config("r3", Fake()),
+        ]
+    )
+
+    with anyio.fail_after(10):
+        decision = await manager.process_websocket_frame(FRAME)
+
+    assert decision.decided_by == "w"
+    assert [verdict.agent_id for verdict in decision.verdicts] == ["r1", "r2", "w"]
+    assert shown(manager, "r3") == []
 
 
 async def test_everyone_hears_how_a_request_ended_whatever_the_others_say() -> None:
@@ -527,7 +552,7 @@ async def test_a_denial_cancels_whoever_can_not_change_it_any_more() -> None:
     for agent_id in "cd":
         assert fake(manager, agent_id).cancelled == len(fake(manager, agent_id).heard)
         assert manager.metrics[agent_id].calls == 0
-        breaker = manager.guard(agent_id).breaker
+        breaker = registry_of(manager).guard(agent_id).breaker
         assert breaker is not None
         assert breaker.state is BreakerState.CLOSED
     assert is_idle(manager)
@@ -739,7 +764,7 @@ async def test_an_agent_that_fails_while_it_is_cancelled_changes_no_decision() -
     assert (await manager.process_request_headers(REQUEST)).decided_by == "a"
     assert is_idle(manager)
     for agent_id in "bcd":
-        breaker = manager.guard(agent_id).breaker
+        breaker = registry_of(manager).guard(agent_id).breaker
         assert breaker is not None
         for _ in range(4):
             generation = breaker.acquire()
@@ -979,7 +1004,7 @@ async def test_a_body_over_an_agents_limit_is_not_shown_to_it(limit: int | None,
     assert over.failure is not None
     assert over.failure.kind is FailureKind.REQUEST_TOO_LARGE
     assert len(fake(manager, "a").heard) == 1
-    breaker = manager.guard("a").breaker
+    breaker = registry_of(manager).guard("a").breaker
     assert breaker is not None
     assert breaker.state is BreakerState.CLOSED
 
@@ -1054,7 +1079,7 @@ async def test_a_guardrail_agent_is_asked_by_its_id() -> None:
 async def test_a_guardrail_denial_in_the_general_shape_is_a_detection() -> None:
     manager = AgentManager(agents(answering(AgentResponse.block(403, "pii found"))))
 
-    verdict, response = await manager.inspect_guardrail("a", QUESTION)
+    verdict, response = await inspect_guardrail(registry_of(manager).guard("a"), QUESTION)
 
     assert response.detected
     assert response.detections[0].description == "pii found"
@@ -1109,7 +1134,7 @@ async def test_a_guardrail_failure_that_is_let_through_detects_nothing(
 ) -> None:
     manager = AgentManager(agents(raising(ValueError()), **fields))
 
-    verdict, response = await manager.inspect_guardrail("a", QUESTION, mode)
+    verdict, response = await inspect_guardrail(registry_of(manager).guard("a"), QUESTION, mode)
 
     assert response == GuardrailResponse(detected=False)
     assert verdict.failure is not None
@@ -1168,7 +1193,7 @@ async def test_entering_configures_all_agents_at_the_same_time_and_leaving_close
             assert [fake(manager, agent_id).closed for agent_id in "abc"] == [0, 0, 0]
 
     assert [fake(manager, agent_id).closed for agent_id in "abc"] == [1, 1, 1]
-    assert not manager.guard("a").configured
+    assert not registry_of(manager).guard("a").configured
 
 
 async def test_a_manager_can_be_entered_again() -> None:
@@ -1200,7 +1225,7 @@ async def test_a_manager_that_is_entered_within_itself_closes_at_the_end() -> No
         async with manager:
             pass
         assert fake(manager, "a").closed == 0
-        assert manager.guard("a").configured
+        assert registry_of(manager).guard("a").configured
     assert (fake(manager, "a").configured, fake(manager, "a").closed) == (1, 1)
 
 
@@ -1219,7 +1244,7 @@ async def test_several_tasks_may_use_a_manager_and_the_last_one_closes_it() -> N
         leave.set()
         await settle()
         assert fake(manager, "a").closed == 0
-        assert manager.guard("a").configured
+        assert registry_of(manager).guard("a").configured
 
     assert (fake(manager, "a").configured, fake(manager, "a").closed) == (1, 1)
 
@@ -1285,11 +1310,11 @@ async def test_an_agent_that_is_down_is_asked_again_until_it_is_back(fast: Fast)
 
     with anyio.fail_after(10):
         async with manager:
-            assert not manager.guard("a").configured
-            assert manager.guard("b").configured
+            assert not registry_of(manager).guard("a").configured
+            assert registry_of(manager).guard("b").configured
             await down.wait()
             await settle()
-            assert manager.guard("a").configured
+            assert registry_of(manager).guard("a").configured
             assert (await manager.process_request_headers(REQUEST)).is_allow
 
     assert (fake(manager, "a").configured, fake(manager, "b").configured) == (6, 1)
@@ -1310,10 +1335,10 @@ async def test_an_agent_that_is_down_when_it_comes_is_asked_again_until_it_is_ba
         async with manager:
             await settle()
             await manager.add_agent(configured(refuse_for_a_while, id="b"))
-            assert not manager.guard("b").configured
+            assert not registry_of(manager).guard("b").configured
             await back.wait()
             await settle()
-            assert manager.guard("b").configured
+            assert registry_of(manager).guard("b").configured
 
 
 async def test_an_agent_that_is_down_and_removed_is_not_asked_again(fast: Fast) -> None:
@@ -1363,7 +1388,7 @@ async def test_one_agent_that_hangs_keeps_none_of_the_others_from_coming_back(fa
             await back.wait()
             await settle()
 
-    assert not manager.guard("hung").configured
+    assert not registry_of(manager).guard("hung").configured
     assert fake(manager, "hung").cancelled == 1
 
 
@@ -1385,7 +1410,7 @@ async def test_a_startup_that_failed_can_be_tried_again() -> None:
     fake(manager, "a").configure = answering(None)
 
     async with manager:
-        assert manager.guard("a").configured
+        assert registry_of(manager).guard("a").configured
 
 
 @pytest.mark.parametrize("exc", [ValueError("x"), AgentError("x"), ExceptionGroup("x", [ValueError()])])
@@ -1431,7 +1456,7 @@ async def test_an_agent_that_does_not_close_keeps_none_of_the_others_open() -> N
             pass
 
     assert fake(manager, "b").closed == 1
-    assert not manager.guard("b").configured
+    assert not registry_of(manager).guard("b").configured
 
 
 async def test_without_entering_agents_are_configured_before_their_first_call() -> None:
@@ -1469,7 +1494,7 @@ async def test_an_added_agent_is_last_and_heard_from_the_next_event_on() -> None
     fake(manager, "b").behave = answering(BLOCK)
 
     assert tuple(manager.agent_ids) == ("a", "b")
-    assert manager.guard("b").configured
+    assert registry_of(manager).guard("b").configured
     assert (await manager.process_request_headers(REQUEST)).decided_by == "b"
     assert tuple(manager.get_agents_for_event(EventType.REQUEST_HEADERS)) == ("a", "b")
 
@@ -1524,13 +1549,15 @@ async def test_a_replaced_agent_keeps_its_place() -> None:
 async def test_a_removed_agent_is_gone_also_from_the_routes_that_name_it() -> None:
     manager = AgentManager(agents(answering(BLOCK), answering(None)))
     old = fake(manager, "a")
-    manager.resolved_route(["a", "b"])
+    registry_of(manager).resolved_route(["a", "b"])
 
     await manager.remove_agent("a")
 
     assert tuple(manager.agent_ids) == ("b",)
     assert old.closed == 1
-    assert [agent.guard.config.id for agent in manager.resolved_route(["a", "b"], missing_ok=True).agents] == ["b"]
+    assert [
+        agent.guard.config.id for agent in registry_of(manager).resolved_route(["a", "b"], missing_ok=True).agents
+    ] == ["b"]
     assert (await manager.process_request_headers(REQUEST)).is_allow
     with pytest.raises(UnknownAgentError):
         await manager.process_request_headers(REQUEST, ["a"])
@@ -1613,7 +1640,7 @@ async def test_an_agent_further_down_the_chain_is_not_closed_before_its_turn() -
 async def test_an_old_agent_is_closed_when_the_last_connection_that_knows_it_ends(change: str) -> None:
     manager = AgentManager(agents(answering(BLOCK), answering(None)))
     old = fake(manager, "a")
-    all_agents, only_b = manager.resolved_route(None), manager.resolved_route(["b"])
+    all_agents, only_b = registry_of(manager).resolved_route(None), registry_of(manager).resolved_route(["b"])
     for resolved_route in (all_agents, all_agents, only_b):
         resolved_route.connections += 1
 
@@ -1637,7 +1664,7 @@ async def test_an_old_agent_is_closed_when_the_last_connection_that_knows_it_end
 async def test_an_old_agent_is_closed_after_the_drain_timeout_at_the_latest() -> None:
     manager = AgentManager(agents(answering(None)))
     old = fake(manager, "a")
-    manager.resolved_route(None).connections += 1
+    registry_of(manager).resolved_route(None).connections += 1
 
     await manager.remove_agent("a", drain_timeout=0.02)
 
@@ -1713,7 +1740,7 @@ async def test_agents_may_come_and_go_while_the_manager_starts() -> None:
         await manager.add_agent(configured(id="c"))
 
     assert tuple(manager.agent_ids) == ("a", "b", "c")
-    assert manager.guard("a").configured
+    assert registry_of(manager).guard("a").configured
 
 
 async def test_no_event_is_lost_while_agents_come_and_go() -> None:
@@ -1740,3 +1767,34 @@ async def test_no_event_is_lost_while_agents_come_and_go() -> None:
     assert all(decision.is_allow and decision.verdicts for decision in decisions)
     assert tuple(manager.agent_ids) == ("a",)
     assert is_idle(manager)
+
+
+# What it shows
+
+
+def test_it_shows_what_is_documented_and_nothing_else() -> None:
+    assert {name for name in dir(AgentManager([config("a", Fake())])) if not name.startswith("_")} == {
+        "add_agent",
+        "agent_capabilities",
+        "agent_ids",
+        "any_agent_handles_event",
+        "call_guardrail_agent",
+        "export_prometheus",
+        "forget_request",
+        "get_agents_for_event",
+        "initialize",
+        "metrics",
+        "process_request_body",
+        "process_request_body_streaming",
+        "process_request_complete",
+        "process_request_headers",
+        "process_response_body_streaming",
+        "process_response_headers",
+        "process_websocket_frame",
+        "push_config",
+        "remove_agent",
+        "replace_agent",
+        "running",
+        "shutdown",
+        "statistics",
+    }

@@ -18,11 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from asgi_agents import __version__
 from asgi_agents.config import AgentConfig
-from asgi_agents.manager import AgentManager
+from asgi_agents.manager import AgentManager, registry_of
 from asgi_agents.observability.histograms import EXPORTED_BOUNDS
 from asgi_agents.observability.instruments import HISTOGRAMS, METRICS, Kind
+from asgi_agents.observability.prometheus import prometheus_name
 from asgi_agents.policy import CircuitBreakerConfig, FailureMode
-from asgi_agents.prometheus import prometheus_name
 from asgi_agents.protocol import AgentResponse
 
 from .test_manager import FRAME, REQUEST, RESPONSE, Behaviour, Clock, Fake, answering, body, hang, raising, settle
@@ -152,7 +152,7 @@ async def test_durations_are_by_event_and_outcome(exporter: Exporter) -> None:
     manager = managed(exporter)
     for _ in range(3):
         await manager.process_request_headers(REQUEST)
-    manager.guard("waf")._transport.behave = raising(ValueError())  # type: ignore[attr-defined]
+    registry_of(manager).guard("waf")._transport.behave = raising(ValueError())  # type: ignore[attr-defined]
     await manager.process_response_headers(RESPONSE)
 
     allowed = exporter.value("call.duration", event="request_headers", decision="allow")
@@ -391,7 +391,7 @@ def test_a_manager_that_could_not_be_made_is_not_exported(exporter: Exporter) ->
 async def test_an_agent_that_is_replaced_keeps_its_counts_and_nothing_counts_twice(exporter: Exporter) -> None:
     manager = managed(exporter, answering(BLOCK))
     await manager.process_request_headers(REQUEST)
-    old = manager.guard("waf")
+    old = registry_of(manager).guard("waf")
 
     await manager.replace_agent(AgentConfig("waf", Fake(answering(BLOCK))))
     await manager.process_request_headers(REQUEST)
@@ -400,7 +400,7 @@ async def test_an_agent_that_is_replaced_keeps_its_counts_and_nothing_counts_twi
     assert exporter.value("decisions", enforced="true", **about) == 2
     assert exporter.value("call.duration", **about).count == 2
     assert exporter.value("breaker.state", breaker="closed") == 1
-    assert old is not manager.guard("waf")
+    assert old is not registry_of(manager).guard("waf")
 
 
 async def test_an_agent_that_is_removed_is_exported_no_more(exporter: Exporter) -> None:

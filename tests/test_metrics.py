@@ -14,7 +14,7 @@ from asgi_agents import Agent, AgentMiddleware, Route
 from asgi_agents.config import AgentConfig
 from asgi_agents.decision import Failure, FailureKind, Verdict
 from asgi_agents.errors import AgentUnavailableError
-from asgi_agents.manager import AgentManager
+from asgi_agents.manager import AgentManager, registry_of
 from asgi_agents.observability.metrics import AgentMetrics, Incident, Tally
 from asgi_agents.policy import CircuitBreakerConfig, FailureMode
 from asgi_agents.protocol import AgentResponse, EventType, RequestBodyChunkEvent, RequestHeadersEvent
@@ -284,7 +284,7 @@ async def test_bodies_over_the_limit_are_counted_and_their_bytes_are_not() -> No
     assert metrics.outcomes == {"request_too_large": 1, "allow": 2}
     assert metrics.inspected == {"request_body_chunk": 3, "response_body_chunk": 2}
     assert (metrics.skipped_bodies, metrics.passed_open) == (1, 1)
-    (incident,) = manager.guard("waf").tally.failures
+    (incident,) = registry_of(manager).guard("waf").tally.failures
     assert (incident.correlation_id, incident.event, incident.outcome, incident.failure_mode) == (
         "c",
         "request_body_chunk",
@@ -299,7 +299,10 @@ async def test_questions_and_endings_are_counted_as_well() -> None:
     await manager.process_request_complete(COMPLETE)
 
     assert manager.metrics["waf"].outcomes == {"allow": 2}
-    assert {series.event for series in manager.guard("waf").tally.series} == {"guardrail_inspect", "request_complete"}
+    assert {series.event for series in registry_of(manager).guard("waf").tally.series} == {
+        "guardrail_inspect",
+        "request_complete",
+    }
 
 
 async def test_calls_under_way_and_waiting_are_of_the_moment() -> None:
@@ -328,7 +331,7 @@ async def test_the_wait_for_a_permit_is_measured_whether_one_came_or_not() -> No
 
     assert metrics.outcomes == {"queue_timeout": 1}
     assert 0.015 <= metrics.queue_duration <= metrics.duration
-    assert manager.guard("waf").tally.queue_waits.count == 1
+    assert registry_of(manager).guard("waf").tally.queue_waits.count == 1
 
 
 async def test_calls_that_were_cancelled_count_as_nothing() -> None:
@@ -339,7 +342,7 @@ async def test_calls_that_were_cancelled_count_as_nothing() -> None:
     metrics = manager.metrics["waf"]
 
     assert (metrics.calls, metrics.outcomes, metrics.in_flight, metrics.waiting) == (0, {}, 0, 0)
-    assert (list(manager.guard("waf").tally.failures), metrics.breaker_transitions) == ([], {})
+    assert (list(registry_of(manager).guard("waf").tally.failures), metrics.breaker_transitions) == ([], {})
 
 
 async def test_counts_stay_when_an_agent_is_replaced_and_begin_anew_when_it_is_added_again() -> None:
@@ -349,7 +352,7 @@ async def test_counts_stay_when_an_agent_is_replaced_and_begin_anew_when_it_is_a
     await manager.replace_agent(AgentConfig("waf", Fake(), timeout=60.0))
     await manager.process_request_headers(REQUEST)
     assert manager.metrics["waf"].outcomes == {"block": 1, "allow": 1}
-    assert [incident.outcome for incident in manager.guard("waf").tally.denials] == ["block"]
+    assert [incident.outcome for incident in registry_of(manager).guard("waf").tally.denials] == ["block"]
 
     await manager.remove_agent("waf")
     assert manager.metrics == {}
@@ -411,7 +414,7 @@ def test_incidents_have_the_route_and_the_correlation_id_of_the_request() -> Non
     client.get("/api/block", headers={"x-request-id": "three"})
     client.post("/api/", headers={"x-request-id": "four"}, content=b"12345")
     client.post("/x", headers={"x-request-id": "five"}, content=iter([b"123", b"45"]))
-    tally = manager.guard("waf").tally
+    tally = registry_of(manager).guard("waf").tally
 
     assert [
         (each.correlation_id, each.route, each.event, each.outcome, each.failure_mode) for each in tally.failures
@@ -433,7 +436,7 @@ def test_an_agent_is_not_counted_for_events_that_it_does_not_hear() -> None:
     with client_of(manager) as client:
         client.get("/")
 
-    assert "request_headers" not in {series.event for series in manager.guard("waf").tally.series}
+    assert "request_headers" not in {series.event for series in registry_of(manager).guard("waf").tally.series}
 
 
 def provisional(*, enforced: bool) -> Verdict:

@@ -217,9 +217,9 @@ ANYTHING: Any = object()
         ({"manager": MANAGER, "default_agents": ["wfa"]}, "'wfa'.*there are: waf"),
         ({"manager": MANAGER, "default_agents": "waf"}, "default_agents.*'waf', expected a list"),
         ({"manager": MANAGER, "default_agents": [("waf", "ajar")]}, r"default_agents.*\('waf', 'ajar'\)"),
-        ({"manager": MANAGER, "routes": ["/"]}, r"routes contains '/', expected asgi_agents\.Route"),
+        ({"manager": MANAGER, "routes": ["/"]}, r"routes contains '/', expected AgentRoute"),
         ({"manager": MANAGER, "routes": Route("/", ["waf"])}, "routes"),
-        ({"manager": MANAGER, "routes": {"/": ["waf"]}}, r"routes contains '/', expected asgi_agents\.Route"),
+        ({"manager": MANAGER, "routes": {"/": ["waf"]}}, r"routes contains '/', expected AgentRoute"),
         (
             {"manager": MANAGER, "challenge_renderer": "page.html"},
             "challenge_renderer='page.html', expected a callable",
@@ -1896,7 +1896,7 @@ async def test_paths_without_end_are_not_remembered_without_end() -> None:
         assert await heard_at(middleware, seen, path=f"/a/{number}") == ["a"]
     assert await heard_at(middleware, seen, path="/a/" + "x" * 100_000) == ["a"]
     assert await heard_at(middleware, seen, path="/free") == []
-    assert sum(len(path) for path in middleware._known) < 100_000
+    assert sum(len(path) for path in middleware._finder.known) < 100_000
 
 
 async def test_a_remembered_path_has_the_agents_of_now() -> None:

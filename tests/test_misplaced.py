@@ -90,7 +90,7 @@ async def test_what_is_no_agent_config_is_nowhere_taken_for_one(given: Any) -> N
 
 
 def test_an_agent_config_in_a_route_is_refused_with_its_id() -> None:
-    with pytest.raises(ConfigurationError, match=r"\ARoute\('/a'\): agents contains .*, expected its id: 'waf'"):
+    with pytest.raises(ConfigurationError, match=r"\AAgentRoute\('/a'\): agents contains .*, expected its id: 'waf'"):
         Route("/a", [config()])  # type: ignore[list-item]
     with pytest.raises(
         ConfigurationError, match=r"\AAgentMiddleware: default_agents contains .*, expected its id: 'waf'"

@@ -824,7 +824,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "no agents, expected"),
     ({"agents": [], "manager": AgentManager([])}, "expected one of them"),
     ({"agents": [], "routes": [Route("/", ["waf"])]}, "routes or default_agents name 'waf'"),
-    ({"agents": [], "routes": ["/"]}, r"expected asgi_agents\.Route"),
+    ({"agents": [], "routes": ["/"]}, r"expected AgentRoute"),
     ({"agents": [], "correlation_header": "a b"}, "correlation_header='a b'"),
     (
         {"agents": [], "outside": [CORSMiddleware]},

@@ -33,11 +33,12 @@ from asgi_agents.breaker import BreakerState
 from asgi_agents.config import AgentConfig
 from asgi_agents.decision import Failure, FailureKind, Verdict
 from asgi_agents.errors import ConfigurationError
-from asgi_agents.manager import AgentManager
+from asgi_agents.manager import AgentManager, registry_of
 from asgi_agents.observability.histograms import EXPORTED_BOUNDS
 from asgi_agents.observability.instruments import HISTOGRAMS, METRICS, Kind
+from asgi_agents.observability.prometheus import prometheus_name
 from asgi_agents.policy import CircuitBreakerConfig, FailureMode
-from asgi_agents.prometheus import PrometheusCollector, metrics_app, prometheus_name
+from asgi_agents.prometheus import PrometheusCollector, metrics_app
 from asgi_agents.protocol import AgentResponse, EventType
 from asgi_agents.protocol.stream import CounterMetric, GaugeMetric, HistogramBucket, HistogramMetric, MetricsReport
 
@@ -73,7 +74,7 @@ def judged(
     response = outcome if isinstance(outcome, AgentResponse) else None
     failure = None if isinstance(outcome, AgentResponse) else Failure(outcome, "…")
     verdict = Verdict(agent_id, EventType.REQUEST_HEADERS, response, failure, closed, enforced, duration)
-    manager.guard(agent_id).tally.count(verdict, 0.0, correlation_id=correlation_id)
+    registry_of(manager).guard(agent_id).tally.count(verdict, 0.0, correlation_id=correlation_id)
 
 
 def reported(manager: AgentManager, *metrics: Any, agent_id: str = "waf", endpoint: str = HERE) -> None:
@@ -83,7 +84,7 @@ def reported(manager: AgentManager, *metrics: Any, agent_id: str = "waf", endpoi
         gauges=[metric for metric in metrics if isinstance(metric, GaugeMetric)],
         histograms=[metric for metric in metrics if isinstance(metric, HistogramMetric)],
     )
-    manager._metrics_reported(agent_id, endpoint, report)
+    registry_of(manager)._metrics_reported(agent_id, endpoint, report)
 
 
 def get(manager: AgentManager, accept: str = "", **options: Any) -> httpx.Response:
@@ -267,7 +268,7 @@ async def test_scraping_changes_no_breaker() -> None:
     for _ in range(3):
         assert value(manager, "asgi_agents_breaker_state", breaker_state="half_open") == 1
         assert value(manager, "asgi_agents_breaker_transitions_total", breaker_state="half_open") is None
-    guard = manager.guard("waf")
+    guard = registry_of(manager).guard("waf")
     assert guard.tally.transitions == {BreakerState.OPEN: 1}
 
 
@@ -1114,7 +1115,7 @@ async def test_calls_are_seen_while_their_agent_is_on_its_way_out() -> None:
 async def test_an_agent_that_comes_back_while_it_drains_adds_up_with_what_it_was() -> None:
     manager = managed("waf", timeout=60.0)
     await manager.process_request_headers(REQUEST)
-    manager.resolved_route(None).connections += 1  # a connection that is still open
+    registry_of(manager).resolved_route(None).connections += 1  # a connection that is still open
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(manager.remove_agent, "waf", drain_timeout=60.0))
         await settle()

@@ -49,6 +49,7 @@ from asgi_agents import (
     fastapi_error,
 )
 from asgi_agents.guard import Guard
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Event
 from asgi_agents.serve import agent_app
 from tests.exchange.asgi import App, Client, Probe, SlowProbe, body, guarded, start
@@ -255,7 +256,7 @@ async def test_what_is_raised_is_sent_to_the_client_and_recorded_as_an_answer(wa
     assert (record.decision, record.decided_by, record.status) == (said.outcome, "a", said.status)
     assert [(answer.decision, answer.failure) for answer in record.answers] == [(said.outcome, None)]
     assert manager.metrics["a"].outcomes == {said.outcome: 1}
-    assert is_closed(manager.guard("a"))
+    assert is_closed(registry_of(manager).guard("a"))
 
 
 # --- In answer to what

@@ -18,6 +18,7 @@ from asgi_agents import (
     HttpTransport,
     UnknownAgentError,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Acknowledgement, RequestHeadersEvent
 from asgi_agents.serve import agent_app
 
@@ -80,14 +81,14 @@ async def test_an_agent_that_does_not_take_its_configuration_replaces_nothing(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = AgentManager([config("a", Fake(answering(OLD)))])
-    old = manager.guard("a")
+    old = registry_of(manager).guard("a")
 
     with pytest.raises(AgentError, match="agent 'a' was not replaced, the old one stays: "):
         await manager.replace_agent(
             AgentConfig("a", REFUSING[kind](), config={"rules": 1}, events={EventType.REQUEST_HEADERS}, timeout=10.0)
         )
 
-    assert manager.guard("a") is old
+    assert registry_of(manager).guard("a") is old
     assert await decided(manager) == 411
     assert fake(manager, "a").closed == 0
     assert "asked again" not in caplog.text
@@ -130,7 +131,7 @@ async def test_nothing_that_was_counted_is_lost_where_an_agent_is_not_replaced()
     await manager.process_request_headers(REQUEST)
 
     assert manager.metrics["a"].calls == 2
-    assert len(manager.metered) == 1
+    assert len(registry_of(manager).metered) == 1
 
 
 # Cancelled
@@ -194,14 +195,14 @@ async def test_one_who_waits_for_another_replacement_can_be_cancelled_and_the_ne
             assert await decided(manager) == 411
             slow.go.set()
 
-    assert manager.guard("a").config is last
+    assert registry_of(manager).guard("a").config is last
 
 
 @pytest.mark.parametrize("change", ["replace", "remove"])
 async def test_an_old_agent_is_closed_also_where_who_waits_for_it_is_cancelled(change: str) -> None:
     manager = AgentManager([config("a", Fake(answering(OLD)))])
-    guard, old = manager.guard("a"), fake(manager, "a")
-    held = manager.resolved_route(None)
+    guard, old = registry_of(manager).guard("a"), fake(manager, "a")
+    held = registry_of(manager).resolved_route(None)
     held.connections += 1
     async with anyio.create_task_group() as tasks:
         if change == "replace":
@@ -216,17 +217,17 @@ async def test_an_old_agent_is_closed_also_where_who_waits_for_it_is_cancelled(c
     assert old.closed == 0
     assert held.agents_for(EventType.REQUEST_HEADERS)[0].guard is guard
     if change == "replace":
-        assert manager.guard("a").predecessor is guard
+        assert registry_of(manager).guard("a").predecessor is guard
     else:
-        assert guard in manager.metered
+        assert guard in registry_of(manager).metered
     held.connections -= 1
     await until(lambda: old.closed)
     await settle()
     assert old.closed == 1
     if change == "replace":
-        assert manager.guard("a").predecessor is None
+        assert registry_of(manager).guard("a").predecessor is None
     else:
-        assert guard not in manager.metered
+        assert guard not in registry_of(manager).metered
 
 
 @pytest.mark.parametrize("change", ["replace", "remove"])
@@ -235,7 +236,7 @@ async def test_a_stream_agent_on_its_way_out_is_gone_when_the_manager_has_shut_d
     async with old.listening(), new.listening():
         manager = AgentManager([agent(old)])
         async with manager:
-            manager.resolved_route(None).connections += 1
+            registry_of(manager).resolved_route(None).connections += 1
             async with anyio.create_task_group() as tasks:
                 if change == "replace":
                     tasks.start_soon(manager.replace_agent, agent(new))
@@ -246,13 +247,13 @@ async def test_a_stream_agent_on_its_way_out_is_gone_when_the_manager_has_shut_d
                 tasks.cancel_scope.cancel()
             assert len(old.links) == 1
         await until(lambda: not old.links and not new.links)
-        assert manager.metered == (() if change == "remove" else (manager.guard("waf"),))
+        assert registry_of(manager).metered == (() if change == "remove" else (registry_of(manager).guard("waf"),))
 
 
 async def test_a_shutdown_ends_the_wait_for_connections_that_still_have_the_old_agent() -> None:
     manager = AgentManager([config("a", Fake())])
     old = fake(manager, "a")
-    manager.resolved_route(None).connections += 1
+    registry_of(manager).resolved_route(None).connections += 1
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(manager.remove_agent, "a")
@@ -273,7 +274,7 @@ async def test_what_closing_an_old_agent_raises_is_told_to_whoever_waits_and_els
     assert caplog.text == ""
     old = fake(manager, "a")
     old.close_error = OSError("no")
-    held = manager.resolved_route(None)
+    held = registry_of(manager).resolved_route(None)
     held.connections += 1
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(manager.remove_agent, "a")
@@ -299,7 +300,7 @@ async def test_of_several_replacements_the_one_that_was_asked_for_last_stays() -
         assert await decided(manager) == 411
         slow.go.set()
 
-    assert manager.guard("a").config is last
+    assert registry_of(manager).guard("a").config is last
     assert old.closed == 1
     assert fake(manager, "a").closed == 0
 
@@ -352,14 +353,14 @@ async def test_an_agent_whose_adding_is_cancelled_counts_and_is_configured_later
             tasks.cancel_scope.cancel()
         assert manager.agent_ids == ("a",)
         slow.go.set()
-        await until(lambda: manager.guard("a").configured)
+        await until(lambda: registry_of(manager).guard("a").configured)
         assert (await manager.process_request_headers(REQUEST)).is_allow
 
 
 async def test_a_retired_stream_agent_keeps_no_pool() -> None:
     peer = Peer(behaviour=lambda event: event.answer())
     async with managing(peer, connections=1) as manager:
-        guard = manager.guard("waf")
+        guard = registry_of(manager).guard("waf")
         assert guard.client is not None
         assert pool_of(guard.client).connections
         await manager.remove_agent("waf")

@@ -18,10 +18,14 @@ from starlette.routing import Router as AppRouter
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from asgi_agents import Agent, AgentConfig, AgentMiddleware, RequestHeadersEvent, Route
-from asgi_agents.routing.resolver import MAX_KNOWN, MAX_KNOWN_LENGTH, Resolver
+from asgi_agents import Agent, AgentConfig, AgentManager, AgentMiddleware, RequestHeadersEvent, Route
+from asgi_agents.manager import registry_of
+from asgi_agents.routing.cache import MAX_KNOWN
+from asgi_agents.routing.finder import RouteFinder
+from asgi_agents.routing.resolver import Resolver
 from asgi_agents.routing.routes import Router
 
+from .finding import Listening, finder_of, ids_of, look_up
 from .fuzz import route_tables
 from .fuzz.choices import Choices
 
@@ -99,6 +103,11 @@ def connection(path: str, method: str = "GET", *, host: str = "a.example", root_
         "http_version": "1.1",
     }
     return {**scope, "subprotocols": []} if method == "WS" else {**scope, "method": method}
+
+
+def resolve(resolver: Resolver, scope: Scope) -> tuple[Route | None, bool]:
+    """The route that holds, and whether it lasts."""
+    return resolver.resolve(scope, resolver.app_routes(scope))
 
 
 # What an app's router sends elsewhere
@@ -390,8 +399,8 @@ async def test_an_app_without_a_router_leaves_the_first_match(how: str) -> None:
     app: ASGIApp = world.leaf("") if how == "a function" else Odd()
     resolver = Resolver(Router(routes, None), app)
     for _ in range(2):
-        assert resolver.resolve(connection("/files/a")) == (FILES, False)
-        assert resolver.resolve(connection("/other/a")) == (SECTION, True)
+        assert resolve(resolver, connection("/files/a")) == (FILES, False)
+        assert resolve(resolver, connection("/other/a")) == (SECTION, True)
 
 
 async def test_an_app_within_itself_has_its_routes() -> None:
@@ -427,28 +436,70 @@ def counting_app(asked: list[str]) -> ASGIApp:
     )
 
 
-def test_the_router_is_asked_once_and_only_where_it_can_change_something() -> None:
+def test_the_router_is_asked_only_where_it_can_change_something() -> None:
     asked: list[str] = []
     same = Route("/same/{rest:path}", ["auth"])
     own = Route("/own/{rest:path}", [])
     resolver = Resolver(Router([FILES, same, own, SECTION], None), counting_app(asked))
 
-    assert resolver.resolve(connection("/nothing")) == (None, True)
-    assert resolver.resolve(connection("/other/a")) == (SECTION, True)
-    assert resolver.resolve(connection("/same/a")) == (same, True)
-    assert resolver.resolve(connection("/own/a")) == (own, False)
+    assert resolve(resolver, connection("/nothing")) == (None, True)
+    assert resolve(resolver, connection("/other/a")) == (SECTION, True)
+    assert resolve(resolver, connection("/same/a")) == (same, True)
+    assert resolve(resolver, connection("/own/a")) == (own, False)
     assert asked == []
-    for _ in range(3):
-        assert resolver.resolve(connection("/files/a")) == (FILES, False)
+    assert resolve(resolver, connection("/files/a")) == (FILES, False)
     assert asked == ["/files/a"]
+
+
+def test_the_router_is_asked_once_about_a_path() -> None:
+    asked: list[str] = []
+    finder = finder_of(counting_app(asked), [FILES, SECTION])
+    for _ in range(3):
+        assert ids_of(look_up(finder, connection("/files/a"))) == []
+        assert ids_of(look_up(finder, connection("/other/a"))) == ["auth"]
+    assert asked == ["/files/a"]
+    # What it has said is remembered with all else, and within the same bound.
+    assert len(finder.known) == 2
+    for number in range(MAX_KNOWN + 10):
+        look_up(finder, connection(f"/files/{number}"))
+    assert 0 < len(finder.known) <= MAX_KNOWN
+
+
+async def test_what_was_found_is_forgotten_when_the_app_changes() -> None:
+    asked: list[str] = []
+    app: Any = counting_app(asked)
+    finder = finder_of(app, [FILES, SECTION])
+    for path in ("/files/a", "/other/a"):
+        look_up(finder, connection(path))
+    before = finder.known
+    app.router.routes.append(AppRoute("/more", World().http("/more")))
+    look_up(finder, connection("/files/a"))
+    assert finder.known is not before
+    assert asked == ["/files/a"] * 2
+    # Another thread that still had the old one has changed nothing.
+    assert len(before) == 2
+    assert len(finder.known) == 1
+
+
+async def test_what_was_found_is_looked_up_anew_when_agents_change() -> None:
+    manager = AgentManager([AgentConfig("auth", Listening())])
+    finder = RouteFinder(counting_app([]), registry_of(manager), [FILES, SECTION], None, owns_agents=False)
+    for path in ("/files/a", "/other/a"):
+        assert not look_up(finder, connection(path)).retired
+    await manager.remove_agent("auth")
+    for path in ("/files/a", "/other/a"):
+        found = look_up(finder, connection(path))
+        assert ids_of(found) == []
+        assert not found.retired
+        assert look_up(finder, connection(path)) is found
 
 
 def test_nothing_is_asked_where_everybody_has_the_same_agents() -> None:
     asked: list[str] = []
     first = Route("/files/{rest:path}", ["auth"])
     resolver = Resolver(Router([first, SECTION], ["auth"]), counting_app(asked))
-    assert resolver.resolve(connection("/files/a\nb")) == (SECTION, True)
-    assert resolver.resolve(connection("/files/a")) == (first, True)
+    assert resolve(resolver, connection("/files/a\nb")) == (SECTION, True)
+    assert resolve(resolver, connection("/files/a")) == (first, True)
     assert asked == []
 
 
@@ -547,23 +598,13 @@ async def test_routes_that_change_while_serving_are_seen(change: str) -> None:
         assert await world.call(guarded, path, method) == expected
 
 
-async def test_paths_without_end_are_not_remembered_without_end() -> None:
-    resolver = Resolver(Router([FILES, SECTION], None), starlette_files(World()))
-    for number in range(MAX_KNOWN + 10):
-        assert resolver.resolve(connection(f"/files/{number}")) == (FILES, False)
-    assert resolver.resolve(connection("/files/" + "x" * 100_000)) == (FILES, False)
-    settled = resolver._theirs.settled
-    assert 0 < len(settled) <= MAX_KNOWN
-    assert max(sum(map(len, key)) for key in settled) <= MAX_KNOWN_LENGTH
-
-
 def test_the_scope_of_a_connection_is_left_as_it_is() -> None:
     app = included(World())
     resolver = Resolver(Router([FILES, SECTION], None), app)
     scope = connection("/files/a", "POST")
     scope["fastapi"] = {}
     before = {**scope, "headers": [*scope["headers"]], "fastapi": {}}
-    assert resolver.resolve(scope) == (SECTION, False)
+    assert resolve(resolver, scope) == (SECTION, False)
     assert scope == before
 
 

@@ -18,6 +18,7 @@ from starlette.routing import Router as AppRouter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_agents import Agent, AgentConfig, AgentManager, AgentMiddleware, EventType, Route, protect
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import GuardrailInspectEvent, RequestHeadersEvent
 from asgi_agents.routing.advice import agents_asked_twice
 
@@ -102,62 +103,62 @@ WRONG: list[tuple[list[Route], list[str] | None, str]] = [
     (
         [Route("/{rest:path}", ["a"]), Route("/admin", ["b"])],
         None,
-        "Route('/admin') is never used, because Route('/{rest:path}') before it matches all of its paths; put it"
-        " before that",
+        "AgentRoute('/admin') is never used, because AgentRoute('/{rest:path}') before it matches all of its paths; put"
+        " it before that",
     ),
     (
         [Route("/admin", ["a"]), Route("/admin", ["b"], methods=["GET"])],
         None,
-        "Route('/admin', methods=['GET', 'HEAD']) is never used, because Route('/admin') before it matches all of its"
-        " paths; put it before that",
+        "AgentRoute('/admin', methods=['GET', 'HEAD']) is never used, because AgentRoute('/admin') before it matches"
+        " all of its paths; put it before that",
     ),
     (
         [Route("/api/items/{one}", ["a"]), Route("/api/items/{other}", ["b"])],
         None,
-        "Route('/api/items/{other}') is never used, because Route('/api/items/{one}') before it matches the same paths;"
-        " leave one of them out",
+        "AgentRoute('/api/items/{other}') is never used, because AgentRoute('/api/items/{one}') before it matches the"
+        " same paths; leave one of them out",
     ),
     (
         [Route("/items/{item_id}", ["a"])],
         None,
-        "Route('/items/{item_id}') matches no route of the app, which has '/api/items/{item_id:int}': paths are matched"
-        " whole, mounts included; write '/api/items/{item_id}'",
+        "AgentRoute('/items/{item_id}') matches no route of the app, which has '/api/items/{item_id:int}': paths are"
+        " matched whole, mounts included; write '/api/items/{item_id}'",
     ),
     (
         [Route("/api/items", ["a"]), Route("/admin", ["a"])],
         None,
-        "Route('/api/items') matches no route of the app, and not what is below it, such as '/api/items/{item_id:int}';"
-        " for that write '/api/items/{rest:path}'",
+        "AgentRoute('/api/items') matches no route of the app, and not what is below it, such as"
+        " '/api/items/{item_id:int}'; for that write '/api/items/{rest:path}'",
     ),
-    ([Route("/Admin", ["a"])], None, "Route('/Admin') matches no route of the app; did you mean '/admin'?"),
-    ([Route("/admin/", ["a"])], None, "Route('/admin/') matches no route of the app; did you mean '/admin'?"),
+    ([Route("/Admin", ["a"])], None, "AgentRoute('/Admin') matches no route of the app; did you mean '/admin'?"),
+    ([Route("/admin/", ["a"])], None, "AgentRoute('/admin/') matches no route of the app; did you mean '/admin'?"),
     (
         [Route("/admin", ["a"], methods=["PUT"])],
         None,
-        "Route('/admin', methods=['PUT']) matches routes of the app, but none that takes 'PUT'; they take 'GET'",
+        "AgentRoute('/admin', methods=['PUT']) matches routes of the app, but none that takes 'PUT'; they take 'GET'",
     ),
     (
         [Route("/admin", ["a"], methods=["GTE"])],
         None,
-        "Route('/admin', methods=['GTE']) is for the method 'GTE', which HTTP does not have; did you mean 'GET'?",
+        "AgentRoute('/admin', methods=['GTE']) is for the method 'GTE', which HTTP does not have; did you mean 'GET'?",
     ),
     (
         [Route("/admin/users/:id", ["a"])],
         None,
-        "Route('/admin/users/:id') has a ':' that stands for itself, and matches nothing else; parameters are written"
-        " {name}: '/admin/users/{id}'",
+        "AgentRoute('/admin/users/:id') has a ':' that stands for itself, and matches nothing else; parameters are"
+        " written {name}: '/admin/users/{id}'",
     ),
     (
         [Route("/admin/{rest:path}", ["a", "b"])],
         ["b"],
-        "Route('/admin/{rest:path}') does not match '/admin', a route of the app that 'a' is not asked about; add a"
-        " Route('/admin', agents=[...]) with those that are to be asked there",
+        "AgentRoute('/admin/{rest:path}') does not match '/admin', a route of the app that 'a' is not asked about;"
+        " add an AgentRoute('/admin', agents=[...]) with those that are to be asked there",
     ),
     (
         [Route("/admin/{rest:path}", ["a"]), Route("/{rest:path}", ["b"])],
         None,
-        "Route('/admin/{rest:path}') does not match '/admin', a route of the app that 'a' is not asked about; add a"
-        " Route('/admin', agents=[...]) with those that are to be asked there",
+        "AgentRoute('/admin/{rest:path}') does not match '/admin', a route of the app that 'a' is not asked about;"
+        " add an AgentRoute('/admin', agents=[...]) with those that are to be asked there",
     ),
 ]
 
@@ -291,8 +292,8 @@ async def test_the_full_path_in_a_mounted_app_is_told_with_the_one_that_it_sees(
     await get(app, "/api/users/1")
 
     assert told(caplog) == [
-        "Route('/api/{rest:path}') matches no route of the app: paths are matched below the root path '/api', where the"
-        " app is mounted; write '/{rest:path}'"
+        "AgentRoute('/api/{rest:path}') matches no route of the app: paths are matched below the root path '/api',"
+        " where the app is mounted; write '/{rest:path}'"
     ]
 
 
@@ -317,14 +318,14 @@ async def test_of_many_routes_that_match_nothing_only_the_first_are_compared_wit
         compared += len(possibilities)
         return get_close_matches(word, possibilities, *args)
 
-    monkeypatch.setattr("asgi_agents.route_advice.get_close_matches", counting)
+    monkeypatch.setattr("asgi_agents.routing.advice.get_close_matches", counting)
     app = Starlette(routes=[AppRoute(f"/a{number}/{{id}}", endpoint) for number in range(400)])
     routes = [Route("/a0/{idd}", ["a"]), Route("/a00/{id}", ["a"])]
     routes += [Route(f"/nothing/like-it-{number}", ["a"]) for number in range(200)]
 
     await get(AgentMiddleware(app, agents=named(routes, None), routes=routes))
 
-    assert [line.partition(" ")[0] for line in told(caplog)] == ["Route('/a00/{id}')"]
+    assert [line.partition(" ")[0] for line in told(caplog)] == ["AgentRoute('/a00/{id}')"]
     assert compared <= 6_000
 
 
@@ -344,8 +345,8 @@ async def test_an_agent_that_nobody_names_is_told(caplog: pytest.LogCaptureFixtu
     await get(middleware, "/b")
 
     assert told(caplog) == [
-        "agents are never asked, because no route and no default_agents names them: 'auth'; name them in a Route, or"
-        " write default_agents=['auth']"
+        "agents are never asked, because no route and no default_agents names them: 'auth'; name them in an AgentRoute,"
+        " or write default_agents=['auth']"
     ]
 
 
@@ -417,7 +418,9 @@ async def test_a_mounted_app_may_have_an_agent_of_the_same_name_that_was_made_ot
 @pytest.mark.parametrize(("other", "expected"), [("http://waf.a/", 1), ("http://waf.b/", 0)])
 async def test_agents_at_two_addresses_are_two(other: str, expected: int, caplog: pytest.LogCaptureFixture) -> None:
     outer, inner = (
-        AgentManager([AgentConfig("waf", address, events={EventType.REQUEST_HEADERS})]).resolved_route(None)
+        registry_of(AgentManager([AgentConfig("waf", address, events={EventType.REQUEST_HEADERS})])).resolved_route(
+            None
+        )
         for address in ("http://waf.a/", other)
     )
 

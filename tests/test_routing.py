@@ -38,7 +38,7 @@ def scope(path: str, *, method: str = "GET", root_path: str = "", kind: str = "h
 
 def found(router: Router, path: str, **kwargs: str) -> Any:
     """The agents of a connection, and the pattern of its route."""
-    return router.heard_by(router.match(scope(path, **kwargs)))
+    return router.agents_of(router.match(scope(path, **kwargs)))
 
 
 def agents_of(router: Router, path: str, **kwargs: str) -> Any:
@@ -386,19 +386,21 @@ async def test_the_agents_of_a_mounted_app_hear_what_is_below_the_mount() -> Non
 
 @pytest.mark.parametrize("path", ["", "healthz", "{x}.example.org", "*", None, 1, b"/a", ["/a"]], ids=repr)
 def test_a_path_that_does_not_start_with_a_slash_is_refused(path: Any) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(f"Route: path={path!r}, expected a pattern that starts")):
+    with pytest.raises(
+        ConfigurationError, match=re.escape(f"AgentRoute: path={path!r}, expected a pattern that starts")
+    ):
         Route(path, [])
 
 
 @pytest.mark.parametrize("path", ["/{x:date}", "/{x}/{x}"])
 def test_a_pattern_that_starlette_does_not_understand_is_refused(path: str) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(f"Route({path!r}): path: ")):
+    with pytest.raises(ConfigurationError, match=re.escape(f"AgentRoute({path!r}): path: ")):
         Route(path, [])
 
 
 @pytest.mark.parametrize("agents", ["waf", None, 1], ids=repr)
 def test_agents_that_are_no_list_are_refused(agents: Any) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(f"Route('/a'): agents={agents!r}, expected a list")):
+    with pytest.raises(ConfigurationError, match=re.escape(f"AgentRoute('/a'): agents={agents!r}, expected a list")):
         Route("/a", agents)
     if agents is not None:
         with pytest.raises(ConfigurationError, match=re.escape(f"={agents!r}, expected a list")):
@@ -420,7 +422,7 @@ def test_agents_that_are_no_list_are_refused(agents: Any) -> None:
     ids=lambda value: repr(value)[:20],
 )
 def test_a_reference_that_is_neither_an_id_nor_an_id_and_a_failure_mode_is_refused(reference: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"\ARoute\('/a'\): agents contains .*, expected "):
+    with pytest.raises(ConfigurationError, match=r"\AAgentRoute\('/a'\): agents contains .*, expected "):
         Route("/a", [reference])
     with pytest.raises(ConfigurationError, match=r"\AAgentMiddleware: default_agents contains .*, expected "):
         Router(None, [reference])
@@ -445,7 +447,7 @@ def test_the_failure_mode_of_a_pair_can_be_given_by_its_name(mode: FailureMode) 
 )
 def test_an_agent_that_is_on_a_route_twice_is_refused(twice: Any) -> None:
     expected = re.escape("agents contains 'waf' more than once, expected each agent once")
-    with pytest.raises(ConfigurationError, match=re.escape("Route('/a'): ") + expected):
+    with pytest.raises(ConfigurationError, match=re.escape("AgentRoute('/a'): ") + expected):
         Route("/a", twice)
     with pytest.raises(ConfigurationError, match=expected):
         Router(None, twice)
@@ -453,14 +455,14 @@ def test_an_agent_that_is_on_a_route_twice_is_refused(twice: Any) -> None:
 
 @pytest.mark.parametrize("methods", ["GET", 1], ids=repr)
 def test_methods_that_are_no_list_are_refused(methods: Any) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(f"Route('/a'): methods={methods!r}, expected a list")):
+    with pytest.raises(ConfigurationError, match=re.escape(f"AgentRoute('/a'): methods={methods!r}, expected a list")):
         Route("/a", [], methods=methods)
 
 
 @pytest.mark.parametrize("method", ["", "GET,POST", "G ET", None, 1, b"GET", "GET\n"], ids=repr)
 def test_a_method_that_is_none_is_refused(method: Any) -> None:
     with pytest.raises(
-        ConfigurationError, match=re.escape(f"Route('/a'): methods contains {method!r}, expected names")
+        ConfigurationError, match=re.escape(f"AgentRoute('/a'): methods contains {method!r}, expected names")
     ):
         Route("/a", [], methods=["GET", method])
 
@@ -473,7 +475,7 @@ def test_a_route_for_no_method_at_all_is_refused() -> None:
 
 @pytest.mark.parametrize("routes", [["/a"], [None], [("/a", ["waf"])]], ids=repr)
 def test_anything_else_than_routes_is_refused(routes: Any) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape("expected asgi_agents.Route(path, agents=[...])")):
+    with pytest.raises(ConfigurationError, match=re.escape("expected AgentRoute(path, agents=[...])")):
         Router(routes, None)
 
 
@@ -499,7 +501,7 @@ def test_a_pair_may_be_a_list() -> None:
 
 
 def test_a_route_shows_what_it_is() -> None:
-    assert repr(Route("/a", ["waf"])) == "Route('/a', agents=['waf'])"
+    assert repr(Route("/a", ["waf"])) == "AgentRoute('/a', agents=['waf'])"
 
 
 # Many routes

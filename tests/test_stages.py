@@ -23,6 +23,7 @@ from asgi_agents import (
     Route,
 )
 from asgi_agents.evaluation.stages import find_cycle, order_of
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Headers
 from tests.exchange.asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, guarded, settle
 
@@ -247,7 +248,7 @@ async def test_agents_that_are_not_on_the_route_are_not_waited_for(probe: type[P
     )
     await Client(headers=[(b"x-user", b"mallory")]).call(middleware)
     assert late.of("request_headers")[0].header("x-user") == "mallory"
-    assert middleware.manager.resolved_route(["late"]).head_order is None
+    assert registry_of(middleware.manager).resolved_route(["late"]).head_order is None
 
 
 async def test_the_first_in_route_order_decides_among_those_that_were_asked(probe: type[Probe]) -> None:
@@ -347,14 +348,14 @@ async def test_agents_that_come_later_are_held_to_the_same(probe: type[Probe]) -
         await manager.replace_agent(config("a", "b"))
     with pytest.raises(ConfigurationError, match="no agent"):
         await manager.replace_agent(config("a", "c"))
-    assert manager.resolved_route(None).head_order is not None
+    assert registry_of(manager).resolved_route(None).head_order is not None
     # Whoever names it then comes after nobody.
     await manager.remove_agent("a")
-    assert manager.resolved_route(None).head_order is None
+    assert registry_of(manager).resolved_route(None).head_order is None
     with pytest.raises(ConfigurationError, match="cycle"):
         await manager.add_agent(config("a", "b"))
     await manager.add_agent(config("a"))
-    assert manager.resolved_route(None).head_order is not None
+    assert registry_of(manager).resolved_route(None).head_order is not None
 
 
 async def test_an_agent_that_was_removed_while_its_successor_was_configured_is_missed() -> None:
@@ -384,8 +385,8 @@ async def test_an_agent_that_was_removed_while_its_successor_was_configured_is_m
         await manager.remove_agent("a")
         configuring.gate.set()
     assert len(failed) == 1
-    assert isinstance(manager.guard("b").config.after, tuple)
-    assert tuple(manager.guard("b").config.after) == ()
+    assert isinstance(registry_of(manager).guard("b").config.after, tuple)
+    assert tuple(registry_of(manager).guard("b").config.after) == ()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 _MINIMUM = re.compile(r"(?P<name>[\w-]+)(?:\[[\w,-]+\])?>=(?P<version>[\w.]+)")
 # What no test is run with.
-TOOLS = {"coverage", "mypy", "playwright", "pyyaml", "ruff"}
+TOOLS = {"basedpyright", "coverage", "mypy", "playwright", "pyyaml", "ruff"}
 EXTRAS = ("aiohttp", "example", "prometheus", "serve", "test")
 
 

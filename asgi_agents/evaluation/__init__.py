@@ -1,1 +1,1 @@
-"""The agents of a route, and how they are asked."""
+"""The agents of a route, and how they are asked about an event."""

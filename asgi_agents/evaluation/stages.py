@@ -1,4 +1,4 @@
-"""Which agents hear a request's head after which others."""
+"""In which order agents are shown the head of a request, where some are to come after others."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class HeadOrder(Struct, frozen=True):
-    """In which order the agents that hear heads make their changes, and after whom each of them is asked.
+    """In which order the agents that are shown heads make their changes, and after which others each of them is asked.
 
     ``places`` are the agents' places in route order. An agent stands behind all those that it comes after; otherwise
     route order holds. ``after`` has for each of them the positions in ``places`` of those that it comes after, directly
@@ -39,11 +39,12 @@ def find_cycle(after: Mapping[str, Collection[str]]) -> Sequence[str] | None:
     return None
 
 
-def order_of(after: Mapping[str, Collection[str]], hearing: Sequence[str]) -> HeadOrder | None:
-    """The order of the agents ``hearing`` heads; None where all of them are asked at once.
+def order_of(after: Mapping[str, Collection[str]], head_agents: Sequence[str]) -> HeadOrder | None:
+    """The order of the agents that are shown heads; None where all of them are asked in parallel.
 
     :param after: by its id, for each agent of the route in any order, the ids of those that it comes after. It has no
         cycle. Ids of agents that are not on the route are ignored.
+    :param head_agents: the ids of those that are shown heads, in route order.
     """
     named = {agent_id: [name for name in names if name in after] for agent_id, names in after.items()}
     if not any(named.values()):
@@ -58,9 +59,9 @@ def order_of(after: Mapping[str, Collection[str]], hearing: Sequence[str]) -> He
             before[agent_id] = frozenset(named[agent_id]).union(*(before[name] for name in named[agent_id]))
             levels[agent_id] = level
         level += 1
-    places = sorted(range(len(hearing)), key=lambda place: (levels[hearing[place]], place))
-    positions = {hearing[place]: position for position, place in enumerate(places)}
+    places = sorted(range(len(head_agents)), key=lambda place: (levels[head_agents[place]], place))
+    positions = {head_agents[place]: position for position, place in enumerate(places)}
     waited_for = tuple(
-        tuple(sorted(positions[name] for name in before[hearing[place]] if name in positions)) for place in places
+        tuple(sorted(positions[name] for name in before[head_agents[place]] if name in positions)) for place in places
     )
     return HeadOrder(tuple(places), waited_for) if any(waited_for) else None

@@ -43,7 +43,7 @@ class AgentContext(Struct, eq=False):
     def correlation_id(self) -> str:
         """Names the connection to agents, in logs and in traces.
 
-        Where the client has not given one, it is made when somebody asks for it first: often nobody does.
+        Where the client has not given one, it is made when it is asked for first, which often never happens.
         """
         return self._state.correlation_id
 

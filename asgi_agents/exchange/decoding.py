@@ -11,8 +11,6 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Any, Final, Protocol
 
-from .scope import RawHeaders
-
 #: The most that a body may grow by, over all of what has come of it, with all its codings undone.
 MAX_RATIO: Final = 100
 # Below so many bytes nothing is a bomb, however well it was compressed.
@@ -54,7 +52,7 @@ class _Layer(Protocol):
 class Decoder:
     """Decodes one body, bounded: it stops at a body that grows to more than :data:`MAX_RATIO` times its size.
 
-    :param codings: in the order in which they were applied, as :func:`codings_of` gives them.
+    :param codings: in the order in which they were applied, as :func:`~.headers.codings_of` gives them.
     :raises UnreadableBody: for a coding that isn't known here.
     """
 
@@ -211,37 +209,12 @@ class _Zstd:
             raise UnreadableBody("ends before what is encoded does")
 
 
-def codings_of(headers: RawHeaders) -> tuple[str, ...]:
-    """The codings of a body in the order in which they were applied, in lower case; empty for a body as it is."""
-    given = b",".join(value for name, value in headers if name.lower() == b"content-encoding")
-    if not given:
-        return ()
-    names = (name.strip().lower() for name in given.decode("latin-1").split(","))
-    return tuple(_ALIASES.get(name, name) for name in names if name not in ("", "identity"))
-
-
-def acceptable(headers: RawHeaders) -> RawHeaders:
-    """A new header list that accepts no content coding but those that can be decoded here.
-
-    Preferences stay as the client has them.
-    """
-    result: RawHeaders = []
-    for name, value in headers:
-        if name.lower() != b"accept-encoding":
-            result.append((name, value))
-            continue
-        items = [item for item in value.decode("latin-1").split(",") if _is_known(item.partition(";")[0])]
-        # An empty value asks for the body as it is; no field at all would leave it to the app.
-        result.append((name, ",".join(items).strip().encode("latin-1") or b"identity"))
-    return result
-
-
-def _is_known(item: str) -> bool:
-    coding = item.strip().lower()
-    return coding == "identity" or _ALIASES.get(coding, coding) in known_codings()
-
-
 _ALIASES: Final[Mapping[str, str]] = {"x-gzip": "gzip"}
+
+
+def canonical(coding: str) -> str:
+    """The name of a coding, given in lower case, for which there may be another one (RFC 9110, section 8.4.1.3)."""
+    return _ALIASES.get(coding, coding)
 
 
 @cache

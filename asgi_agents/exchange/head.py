@@ -1,4 +1,4 @@
-"""The events that frame a connection: heads, and the end."""
+"""Asking agents about the head of a request, a handshake or a response, and telling them how a connection has ended."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,8 @@ from msgspec.structs import replace
 from starlette.types import Scope
 
 from ..decision import AgentDecision, Verdict, merge
-from ..evaluation.resolved_route import RouteAgent, evaluate, evaluate_head
+from ..evaluation.evaluate import evaluate, evaluate_head
+from ..evaluation.resolved_route import RouteAgent
 from ..observability.trace_context import current_traceparent, traceparent_of
 from ..protocol import RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
 from .scope import request_headers_event
@@ -39,39 +40,40 @@ async def judge_head(
     *,
     body_agents: Sequence[RouteAgent] = (),
 ) -> tuple[AgentDecision, dict[str, Verdict]]:
-    """The decision on a head, and the provisional denials in it, by agent, which only the body can still turn around.
+    """The decision on a head, and its provisional denials by agent, which only the answers to the body can take back.
 
-    An answer with ``needs_more`` is provisional only if its agent is one of ``body_agents``, which hear the body that
-    follows, if one does; else it is that agent's last word.
+    An answer with ``needs_more`` is provisional only if its agent is one of ``body_agents``, which are shown the body
+    that follows, if one does. From any other agent it is final.
     """
     resolved_route = context.resolved_route
-    hears_more = {agent.guard.config.id for agent in body_agents}
+    body_agent_ids = {agent.guard.config.id for agent in body_agents}
     if isinstance(event, ResponseHeadersEvent) and (context.closed or resolved_route.lasting):
         verdicts = await context.evaluate_by_name(
-            resolved_route.agents_for(event.event_type), event, final=not hears_more
+            resolved_route.agents_for(event.event_type), event, final=not body_agent_ids
         )
     elif resolved_route.head_order is not None and isinstance(event, RequestHeadersEvent):
-        verdicts = await evaluate_head(resolved_route, event, hear_more=hears_more)
+        verdicts = await evaluate_head(resolved_route, event, body_agent_ids=body_agent_ids)
     else:
-        verdicts = await evaluate(resolved_route.agents_for(event.event_type), event, final=not hears_more)
-    if not hears_more:
+        verdicts = await evaluate(resolved_route.agents_for(event.event_type), event, final=not body_agent_ids)
+    if not body_agent_ids:
         context.record(verdicts)
         return merge(verdicts), {}
     if any(verdict.provisional for verdict in verdicts):
-        verdicts = [_settle(verdict) if verdict.agent_id not in hears_more else verdict for verdict in verdicts]
+        verdicts = [_final(verdict) if verdict.agent_id not in body_agent_ids else verdict for verdict in verdicts]
     context.record(verdicts)
     decision = merge(verdicts, final=False)
     return decision, {verdict.agent_id: verdict for verdict in verdicts if verdict.provisional and verdict.denies}
 
 
 def skipping_body(decision: AgentDecision) -> set[str]:
-    """The agents that want to see nothing of the body behind the head that ``decision`` is about."""
+    """The agents that want to be shown nothing of the body behind the head that ``decision`` is about."""
     return {
         verdict.agent_id for verdict in decision.verdicts if verdict.response is not None and verdict.response.skip_body
     }
 
 
-def _settle(verdict: Verdict) -> Verdict:
+def _final(verdict: Verdict) -> Verdict:
+    """``verdict`` without ``needs_more``."""
     if verdict.response is None or not verdict.response.needs_more:
         return verdict
     return replace(verdict, response=replace(verdict.response, needs_more=False))

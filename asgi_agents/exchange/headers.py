@@ -1,9 +1,13 @@
-"""Header operations, applied to ASGI header lists. What may be in them is settled by ``protocol.check_response``."""
+"""Changes to ASGI header lists, and what is read from them.
+
+What may be in header operations is settled by ``protocol.check_response``.
+"""
 
 from collections.abc import Container, Iterable, Sequence
 
 from ..protocol import TOKEN, HeaderOp
 from ..protocol.headers import join_cookies, without_blanks
+from .decoding import canonical, known_codings
 from .scope import RawHeaders, header
 
 _LENGTH = frozenset({b"content-length"})
@@ -70,3 +74,33 @@ def with_length(headers: Iterable[tuple[bytes, bytes]], length: int | None) -> R
     if length is not None and header(result, b"transfer-encoding") is None:
         result.append((b"content-length", b"%d" % length))
     return result
+
+
+def codings_of(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, ...]:
+    """The codings of a body in the order in which they were applied, in lower case; empty for a body without any."""
+    given = b",".join(value for name, value in headers if name.lower() == b"content-encoding")
+    if not given:
+        return ()
+    names = (name.strip().lower() for name in given.decode("latin-1").split(","))
+    return tuple(canonical(name) for name in names if name not in ("", "identity"))
+
+
+def acceptable(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
+    """A new header list that accepts no content coding but those that can be decoded here.
+
+    Preferences stay as the client has them.
+    """
+    result: RawHeaders = []
+    for name, value in headers:
+        if name.lower() != b"accept-encoding":
+            result.append((name, value))
+            continue
+        items = [item for item in value.decode("latin-1").split(",") if _is_known(item.partition(";")[0])]
+        # An empty value asks for a body without a coding; no field at all would leave it to the app.
+        result.append((name, ",".join(items).strip().encode("latin-1") or b"identity"))
+    return result
+
+
+def _is_known(item: str) -> bool:
+    coding = item.strip().lower()
+    return coding == "identity" or canonical(coding) in known_codings()

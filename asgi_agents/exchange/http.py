@@ -1,8 +1,7 @@
 """One HTTP request and its response."""
 
-import math
 import time
-from collections.abc import Awaitable
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -10,14 +9,15 @@ import anyio
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from ..decision import ALLOWED, AgentDecision, Verdict, merge, unanimous
+from ..decision import AgentDecision, Verdict, merge, unanimous
 from ..errors import caused_by_closing
-from ..evaluation.resolved_route import evaluate
-from ..protocol import EventType, RequestCompleteEvent
+from ..evaluation.evaluate import evaluate
+from ..evaluation.resolved_route import RouteAgent
+from ..protocol import EventType
+from .base import Exchange, Summary
 from .body import BodyInspection
-from .decoding import acceptable, codings_of
-from .head import head_event, judge_head, skipping_body, tell_complete
-from .headers import apply_request_ops, with_length, without_body_claims, without_headers
+from .head import head_event, skipping_body
+from .headers import acceptable, apply_request_ops, codings_of, with_length, without_body_claims, without_headers
 from .inbound import Inbound
 from .rendering import Renderers
 from .response import BODY_BYPASSES, ResponseInspection
@@ -39,20 +39,23 @@ async def serve_http(
     renderers: Renderers,
     stop_grace: float,
 ) -> Any:
-    """Take a request past its agents, and the response back. Returns what the app returns."""
-    if context.resolved_route.plain_heads_only:
-        verdicts = await evaluate(context.resolved_route.head_agents, head_event(context, scope))
-        if unanimous(verdicts):
-            # Nothing has changed, and nothing else of this connection concerns any agent.
-            context.record_allow(verdicts)
-            return await app(scope, receive, send)
-        context.record(verdicts)
-        exchange = HttpExchange(context, scope, receive, send, renderers, stop_grace)
-        return await exchange.go_on(app, merge(verdicts), {})
-    return await HttpExchange(context, scope, receive, send, renderers, stop_grace).run(app)
+    """Take a request past its agents, and the response back. Returns what the app returns.
+
+    An exchange carries out what agents decide. Of most requests the head is all that any agent receives, and all agents
+    simply allow it: there is nothing to carry out then. So the agents of such a head are asked here, and their decision
+    is given to an exchange only where it is something else. For any other request the exchange asks the agents itself.
+    """
+    if not context.resolved_route.plain_heads_only:
+        return await HttpExchange(context, scope, receive, send, renderers, stop_grace).run(app)
+    verdicts = await evaluate(context.resolved_route.head_agents, head_event(context, scope))
+    if unanimous(verdicts):
+        context.record_allow(verdicts)
+        return await app(scope, receive, send)
+    context.record(verdicts)
+    return await HttpExchange(context, scope, receive, send, renderers, stop_grace).run(app, merge(verdicts))
 
 
-class HttpExchange:
+class HttpExchange(Exchange):
     """Takes a request to its agents, then to the app, and the response back past the agents.
 
     An app whose request is refused while it runs, or whose response is broken off or ended early, finds its client
@@ -68,20 +71,13 @@ class HttpExchange:
         renderers: Renderers,
         stop_grace: float,
     ) -> None:
-        self._context = context
-        self._scope = scope
-        self._raw_receive = receive
-        self._raw_send = send
-        self._resolved_route = context.resolved_route
-        self._renderers = renderers
-        self._stop_grace = stop_grace
+        super().__init__(context, scope, receive, send, renderers, stop_grace)
         self._made_response: ResponseInspection | None = None
         self._inbound: Inbound | None = None
         self._body: BodyInspection | None = None
         self._body_ended = False
         self._declared_length: int | None = None
         self._disconnected = False
-        self._app_called = False
         self._bytes_received = 0
         self._bytes_passed = 0
         self._app_scope: anyio.CancelScope | None = None
@@ -93,7 +89,7 @@ class HttpExchange:
 
     @property
     def _response(self) -> ResponseInspection:
-        # Most requests are allowed, and most agents have no say in responses.
+        # Most requests are allowed, and most agents are not shown responses.
         if self._made_response is None:
             self._made_response = ResponseInspection(
                 self._context,
@@ -106,49 +102,17 @@ class HttpExchange:
             )
         return self._made_response
 
-    async def run(self, app: App) -> Any:
-        """The whole exchange. Returns what the app returns."""
-        started = time.monotonic()
-        error: BaseException | None = None
-        try:
-            return await self._run(app)
-        except BaseException as exc:
-            error = exc
-            raise
-        finally:
-            if self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
-                await self._complete(started, error)
+    def _body_agents(self) -> Sequence[RouteAgent]:
+        return self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK) if self._may_have_body else ()
 
-    async def _run(self, app: App) -> Any:
-        decision, provisional = await self._judge_request_head()
-        return await self.go_on(app, decision, provisional)
+    async def _deny(self, decision: AgentDecision) -> None:
+        await self._response.stop(decision)
 
-    async def go_on(self, app: App, decision: AgentDecision, provisional: dict[str, Verdict]) -> Any:
-        """What comes after the decision on the request's head."""
-        if not decision.is_allow:
-            await self._response.stop(decision)
+    async def _serve(self, app: App, decision: AgentDecision, provisional: Mapping[str, Verdict]) -> Any:
+        refusal = self._begin_body(decision, provisional)
+        if refusal is not None:
+            await self._response.stop(refusal)
             return None
-        self._context.note_ops(decision)
-        if self._resolved_route.hears_heads_only:
-            return await self._call_app(app)
-        agents = self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK)
-        if agents:
-            skipping = skipping_body(decision)
-            agents = tuple(agent for agent in agents if agent.guard.config.id not in skipping)
-        if agents:
-            self._declared_length = declared_length(headers_of(self._scope))
-            self._body = BodyInspection(
-                self._context,
-                EventType.REQUEST_BODY_CHUNK,
-                agents=agents,
-                codings=codings_of(headers_of(self._scope)),
-                length=self._declared_length,
-                provisional=provisional,
-            )
-            refusal = self._body.admit()
-            if refusal is not None:
-                await self._response.stop(refusal)
-                return None
         if (
             self._body is not None
             or self._resolved_route.inspects_responses
@@ -184,6 +148,25 @@ class HttpExchange:
             if self._spool is not None:
                 await self._spool.aclose()
 
+    def _begin_body(self, decision: AgentDecision, provisional: Mapping[str, Verdict]) -> AgentDecision | None:
+        """Get ready to show the body to its agents. Returns the decision that refuses it by its head alone, or None."""
+        agents = self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK)
+        if agents:
+            skipping = skipping_body(decision)
+            agents = tuple(agent for agent in agents if agent.guard.config.id not in skipping)
+        if not agents:
+            return None
+        self._declared_length = declared_length(headers_of(self._scope))
+        self._body = BodyInspection(
+            self._context,
+            EventType.REQUEST_BODY_CHUNK,
+            agents=agents,
+            codings=codings_of(headers_of(self._scope)),
+            length=self._declared_length,
+            provisional=provisional,
+        )
+        return self._body.admit()
+
     @property
     def _waits_for_body(self) -> bool:
         """Whether the app must not be started before more of the body was judged."""
@@ -192,16 +175,42 @@ class HttpExchange:
             return False
         return self._body.holding or (self._spool is not None and self._body.spools)
 
-    async def _judge_request_head(self) -> tuple[AgentDecision, dict[str, Verdict]]:
-        if not self._resolved_route.agents_for(EventType.REQUEST_HEADERS):
-            return ALLOWED, {}
-        event = head_event(self._context, self._scope)
-        body_agents = self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK)
-        return await judge_head(self._context, event, body_agents=body_agents if self._may_have_body else ())
-
     async def _call_app(self, app: App) -> Any:
-        """Run the app in this task, with its own view of the scope."""
+        """Run the app in this task. A decision may end it, and nothing but it."""
+        own = self._scope_for_app()
+        scope = self._scope if own is None else own.scope
         self._app_called = self._context.request_head_gone = True
+        inbound, body = self._inbound, self._body
+        try:
+            if self._body_settled and not self._resolved_route.inspects_responses:
+                # No decision is left to be made.
+                return await app(scope, self._receive_for_app(), self._send_for_app())
+            assert inbound is not None
+            result: Any = None
+            with anyio.CancelScope() as self._app_scope:
+                try:
+                    result = await inbound.run_app(
+                        partial(app, scope, self._receive_for_app(), self._response.send),
+                        beside=not self._body_settled and body is not None and body.may_wait and self._may_have_body,
+                    )
+                    await self._response.release_head()
+                except Exception as exc:
+                    if not (self._response.stopped and caused_by_closing(exc, ClientDisconnect)):
+                        await self._response.release_head()
+                        raise
+            # What the app did not meet in its receive any more.
+            if inbound.error is not None:
+                raise inbound.error
+            if self._response.error is not None and not self._disconnected:
+                await self._response.send_abort_marker()
+                raise self._response.error
+            return result
+        finally:
+            if own is not None:
+                own.hand_back()
+
+    def _scope_for_app(self) -> OwnScope | None:
+        """The app's own scope, where its headers or extensions differ from those that the server has given."""
         changes: dict[str, Any] = {}
         headers = headers_of(self._scope)
         headers_for_app = self._headers_for_app(headers)
@@ -214,19 +223,12 @@ class HttpExchange:
             and not BODY_BYPASSES.isdisjoint(extensions)
         ):
             changes["extensions"] = {name: value for name, value in extensions.items() if name not in BODY_BYPASSES}
-        stoppable = self._resolved_route.inspects_responses or not self._body_settled
         if not changes:
-            return await (self._call_stoppable if stoppable else self._call_freely)(app, self._scope)
+            return None
         own = OwnScope(self._scope, changes)
-        # Nobody has the other one yet: the inspection of the response is made below, with the call of the app.
+        # The inspection of the response has not been given the other one: it is made with the call of the app.
         self._raw_send = own.sending(self._raw_send)
-        try:
-            return await (self._call_stoppable if stoppable else self._call_freely)(app, own.scope)
-        finally:
-            own.hand_back()
-
-    def _call_freely(self, app: App, scope: Scope) -> Awaitable[Any]:
-        return app(scope, self._receive_for_app(), self._send_for_app())
+        return own
 
     def _receive_for_app(self) -> Receive:
         receive = self._raw_receive if self._inbound is None else self._inbound.receive
@@ -234,29 +236,11 @@ class HttpExchange:
             return receive
         return self._spool.receive(receive, ended=self._body_ended)
 
-    async def _call_stoppable(self, app: App, scope: Scope) -> Any:
-        """Run the app where a decision may end it, and nothing but it."""
-        result: Any = None
-        inbound, body = self._inbound, self._body
-        assert inbound is not None
-        with anyio.CancelScope() as self._app_scope:
-            try:
-                result = await inbound.run_app(
-                    partial(app, scope, self._receive_for_app(), self._response.send),
-                    beside=not self._body_settled and body is not None and body.may_wait and self._may_have_body,
-                )
-                await self._response.release_head()
-            except Exception as exc:
-                if not (self._response.stopped and caused_by_closing(exc, ClientDisconnect)):
-                    await self._response.release_head()
-                    raise
-        # What the app did not meet in its receive any more.
-        if inbound.error is not None:
-            raise inbound.error
-        if self._response.error is not None and not self._disconnected:
-            await self._response.send_abort_marker()
-            raise self._response.error
-        return result
+    def _send_for_app(self) -> Send:
+        """The ``send`` of an app whose response no agent is shown."""
+        if self._context.response_ops or self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
+            return self._response.send
+        return self._raw_send
 
     @property
     def _stopped(self) -> bool:
@@ -300,11 +284,6 @@ class HttpExchange:
         if not self._body_ended or self._declared_length == self._bytes_passed or not self._may_have_body:
             return False
         return header(headers_of(self._scope), b"content-length") is not None
-
-    def _send_for_app(self) -> Send:
-        if self._context.response_ops or self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
-            return self._response.send
-        return self._raw_send
 
     def _screen(self, message: Message) -> bool:
         """What needs no agent: the end of the connection, and empty messages of an empty body."""
@@ -352,38 +331,25 @@ class HttpExchange:
         Cancelling it at once would be no such end. A framework that runs its handlers in tasks of its own ends these
         when the client leaves, and leaves them behind when it is cancelled itself.
         """
-        if cut_off and self._app_scope is not None:
-            if self._stop_grace:
-                # A timer of the event loop, and no task.
-                self._app_scope.deadline = anyio.current_time() + self._stop_grace
-            else:
-                self._app_scope.cancel()
+        if cut_off:
+            self._cancel_after_grace()
         if self._inbound is not None:
             self._inbound.end(_DISCONNECT)
 
+    @property
+    def _running(self) -> anyio.CancelScope | None:
+        return self._app_scope
+
     def _app_told(self) -> None:
-        """The app has noticed the end, and may take the time that it would take over a client that left.
+        # Not where its response is broken off: servers break the connection off when we raise, for which the app has to
+        # have ended, and the client waits for that.
+        if self._response.error is None:
+            super()._app_told()
 
-        Not where its response is broken off: servers break the connection off when we raise, for which the app has to
-        have ended, and the client waits for that.
-        """
-        if self._app_scope is not None and self._response.error is None:
-            self._app_scope.deadline = math.inf
-
-    async def _complete(self, started: float, error: BaseException | None) -> None:
+    def _summary(self, error: BaseException | None) -> Summary:
         response = self._response
-        ended = response.finished_at or time.monotonic()
         status = response.status
         if not status:
             # What the server makes of an app that raises; and what is customary for a client that left.
             status = 499 if self._disconnected else 500
-        event = RequestCompleteEvent(
-            correlation_id=self._context.correlation_id,
-            status=status,
-            duration_ms=round((ended - started) * 1000),
-            request_body_size=self._bytes_received,
-            response_body_size=response.bytes_sent,
-            upstream_attempts=int(self._app_called),
-            error=None if error is None else type(error).__name__,
-        )
-        await tell_complete(self._context, event)
+        return Summary(status, response.finished_at or time.monotonic(), self._bytes_received, response.bytes_sent)

@@ -1,4 +1,4 @@
-"""Ending somebody's wait from outside."""
+"""Ending the wait of a task from outside."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,8 +15,8 @@ T = TypeVar("T")
 class Interruption:
     """Lets one task wait for something until it comes, or until :meth:`interrupt`.
 
-    What a cancel scope is for. But on asyncio to enter and to leave one takes longer than to judge a message, and this
-    is done for each; so there the task is cancelled, and told that it was not.
+    A cancel scope does the same. But on asyncio, entering and leaving one takes longer than judging a message, and this
+    is done for each message. So there the task itself is cancelled, and its cancellation is undone.
     """
 
     __slots__ = ("_called", "_scope", "_task")
@@ -27,7 +27,7 @@ class Interruption:
         self._called = False
 
     def interrupt(self) -> None:
-        """Whoever waits, waits no longer."""
+        """End the wait, if there is one."""
         if self._scope is not None:
             self._scope.cancel()
         elif self._task is not None and not self._called:
@@ -48,8 +48,8 @@ class Interruption:
         except asyncio.CancelledError:
             if self._called and task.cancelling() - 1 <= cancellations:
                 return None
-            # Somebody else has cancelled it. A scope knows its own cancellation when it meets it, but this one is ours
-            # if we were first: the scope would let it go on, through the app and to whoever stands around us.
+            # Others have cancelled it as well. A cancel scope recognises its own cancellation. But if we were first,
+            # this one is ours, and the scope would let it go on, through the app and to the middlewares around us.
             await anyio.lowlevel.checkpoint_if_cancelled()
             raise
         finally:

@@ -31,7 +31,7 @@ MAX_WAITING_OP_BYTES: Final = 64 * 1024
 # What is remembered of a verdict beside what the agent has written: the objects themselves.
 _VERDICT_BYTES: Final = 320
 _OP_BYTES: Final = 128
-# When there is too much, so much is kept: it is not counted anew for each verdict.
+# When there is too much, this much is kept: less than the limit, so that not every verdict after it is one too many.
 _KEPT: Final = MAX_VERDICT_BYTES * 3 // 4
 # Above this size an answer is long. It is shortened to so many texts of so many characters, as in an audit record.
 _LONG: Final = 12 * 1024

@@ -112,7 +112,7 @@ class _Unusable(Exception):  # noqa: N818 - says what the renderer's response is
 def _usable(response: Any, status: int) -> tuple[int, RawHeaders, bytes]:
     """The parts of a response, with headers and a status that can be sent; raises :class:`_Unusable`."""
     if inspect.iscoroutine(response):
-        # Or Python warns that nobody has awaited it.
+        # Or Python warns that it was never awaited.
         response.close()
     if not isinstance(response, Response):
         raise _Unusable(f"it returned {type(response).__name__}, expected a starlette Response")

@@ -1,7 +1,7 @@
 """The app's response on its way to the client."""
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from functools import partial
@@ -14,16 +14,17 @@ from ..concurrency.limiter import Limiter
 from ..decision import AgentDecision, Verdict
 from ..errors import ClosedByAgent, ResponseAborted
 from ..evaluation.resolved_route import RouteAgent
-from ..protocol import Block, EventType, HeaderOp, Headers, ResponseHeadersEvent
+from ..protocol import Block, EventType, Headers, ResponseHeadersEvent
 from .body import BodyInspection
-from .decoding import codings_of
-from .framing import Cutter, StreamedType, last_unit, streamed_type
 from .head import judge_head, skipping_body
-from .headers import apply_header_ops, media_type, without_body_claims, without_headers
+from .headers import codings_of, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import describe, render_reply
-from .scope import RawHeaders, declared_length, header
+from .response_agents import agents_for_types, agents_shown_parts, enforced, needing_whole_bodies
+from .response_headers import HeaderChanges
+from .scope import RawHeaders, declared_length, header, raises_when_gone
 from .state import ExchangeState
+from .units import Cutter, StreamedType, last_unit, streamed_type
 
 
 class _State(Enum):
@@ -35,9 +36,9 @@ class _State(Enum):
     CUT = auto()  # the client has a part, and the connection is to be broken off
 
 
-# Seconds for a client to take a reply, and for whoever is between it and us to take notice that there will be none.
+# Seconds for a client to take a reply, and for a middleware around this one to take the abort marker.
 REPLY_TIMEOUT = 10.0
-_SPOIL_TIMEOUT = 1.0
+_ABORT_TIMEOUT = 1.0
 
 RESPONSE_EVENTS = (EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK)
 
@@ -46,12 +47,11 @@ BODY_BYPASSES = frozenset({"http.response.pathsend", "http.response.zerocopysend
 
 
 class ResponseInspection:
-    """Stands in for ``send``: holds the response back until it is judged, and replaces it or breaks it off when it must
-    not pass.
+    """The app's ``send``: holds the response back until it is judged, and replaces it or breaks it off if it is denied.
 
     :param on_stop: called when the client has its answer. True: the app is cut off, because its request was refused or
         its response was broken off or ended early. False: its response was replaced, and it may go on as it likes.
-    :param on_told: called when an app that was stopped knows it, or has sent its whole response in spite of it.
+    :param on_told: called when an app that was stopped has noticed it, or has sent its whole response nevertheless.
     """
 
     def __init__(
@@ -82,17 +82,14 @@ class ResponseInspection:
         self._prefix = prefix
         self._state = _State.IDLE
         self._started = False
-        # The app has sent something that nobody was to get.
+        # The app has sent something that was dropped.
         self._dropping = False
         self._turn = Limiter(1)
         self._start: Message = {}
         self._headers: RawHeaders = []
         self._body: BodyInspection | None = None
         self._bodiless = False
-        # The header fields that agents have set or removed: trailers and early hints must not bring these.
-        self._ruled: set[str] = set()
-        # What agents want done to every response, one in the app's place too.
-        self._always: list[HeaderOp] = []
+        self._changes = HeaderChanges()
         self._encoded = False
         # What is known of a body that streams in units, and the end of what the client has of it.
         self._streamed: StreamedType | None = None
@@ -101,11 +98,12 @@ class ResponseInspection:
         self._waits_for_first = False
         resolved_route = context.resolved_route
         self._head_agents = resolved_route.agents_for(EventType.RESPONSE_HEADERS)
-        self.inspects_bodies = bool(resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK))
+        self._body_agents = resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK)
+        self.inspects_bodies = bool(self._body_agents)
 
     @property
     def inspects(self) -> bool:
-        """Whether any agent has a say in the response."""
+        """Whether any agent is shown the response."""
         return self.inspects_bodies or bool(self._head_agents)
 
     @property
@@ -139,9 +137,10 @@ class ResponseInspection:
         elif kind == "http.response.trailers" and self._state is _State.HELD:
             await self._show_too_early(message)
         elif kind == "http.response.trailers":
-            await self._send(self._ruled_trailers(message))
+            await self._send(self._changes.trailers(message))
         elif kind == "http.response.early_hint":
-            await self._hint(message)
+            if self._changes.allow_hint(self._context.response_ops):
+                await self._send(message)
         else:
             # Push, debug, and whatever comes to be.
             await self._send(message)
@@ -151,14 +150,14 @@ class ResponseInspection:
 
     async def _drop(self, message: Message) -> None:
         """Do as servers do once the client is gone."""
-        # Not without yielding: an app that streams from memory would never let go of the event loop. But not the first
-        # time: where the app is cancelled for its client's leaving, that is to meet the generator that it streams from
-        # in a wait of its own, which ends it. In a send it would leave it to the garbage collector.
+        # An app that streams from memory would block the event loop if this did not yield. But the first call does not:
+        # when the app is cancelled because its client has left, the cancellation has to reach the generator that it
+        # streams from while that waits, which ends it. In a send it would leave the generator to the garbage collector.
         if self._dropping:
             await checkpoint()
         self._dropping = True
         more = message.get("more_body", False)
-        if (more or self._cut_off) and _raises_when_gone(self._scope):
+        if (more or self._cut_off) and raises_when_gone(self._scope):
             self._on_told()
             raise ClosedByAgent("an agent has stopped this response")
         if more and not self._cut_off:
@@ -171,7 +170,7 @@ class ResponseInspection:
     async def stop(self, decision: AgentDecision, *, cut_off: bool = False) -> None:
         """Carry out a decision that isn't allow: reply in the app's place, or break off what has begun.
 
-        Sends first; ``on_stop`` follows, so that an app that is slow to end keeps nobody waiting.
+        Sends first; ``on_stop`` follows, so that the client does not wait for an app that is slow to end.
 
         :param cut_off: the app is to find its client gone also where nothing of its response has reached the client.
         """
@@ -204,24 +203,23 @@ class ResponseInspection:
                 pass
 
     async def send_abort_marker(self) -> None:
-        """Keep whoever stands between us and the server from completing a response that was broken off.
+        """Keep middlewares between this one and the server from completing a response that was broken off.
 
         Starlette's ``BaseHTTPMiddleware`` ends the body in good order when the app inside it raises, unless a message
-        that it doesn't know has come before. It raises an AssertionError then, whose text is the message: this has the
-        reason in it, so that the server's log has it too. Servers don't know the message either, and complain, which is
-        as good.
+        that it doesn't know has come before. Then it raises an AssertionError whose text is the message. This one has
+        the reason in it, so that the server's log has it too. Servers don't know the message either, and raise as well.
         """
         if self._state is _State.CUT and self._started:
-            # Whoever has stopped reading is not waited for.
-            with anyio.move_on_after(_SPOIL_TIMEOUT, shield=True), suppress(Exception):
+            # A client that has stopped reading is not waited for.
+            with anyio.move_on_after(_ABORT_TIMEOUT, shield=True), suppress(Exception):
                 await self._send({"type": f"{self._prefix}http.response.aborted", "reason": str(self.error)})
 
     async def release_head(self) -> None:
         """The app has ended, perhaps by raising, before it sent any of the body: the head waits for nothing more.
 
-        As if nobody had waited, so that the server makes of it what it would have made of the app alone. But not where
-        an agent has denied it, and only the body could have turned that around; nor where the body is buffered, so that
-        its agents would have decided on the head as well.
+        Then the server makes of it what it would have made of the app alone. But the head is not let go where an agent
+        has denied it, and only its answer to the body could have taken that back; nor where the body is buffered, so
+        that the decision on the body would have been one on the head as well.
         """
         if self._state is not _State.HELD or not self._waits_for_first:
             return
@@ -239,7 +237,7 @@ class ResponseInspection:
 
     async def _reply(self, decision: AgentDecision) -> None:
         # Those of the context have not met a response yet.
-        earlier = [*self._always, *(op for op in self._context.response_ops if op.always)]
+        earlier = [*self._changes.always, *(op for op in self._context.response_ops if op.always)]
         reply = render_reply(decision, self._scope, self._renderers, earlier=earlier)
         start, body = reply.messages(self._prefix)
         if self._method == "HEAD":
@@ -253,9 +251,9 @@ class ResponseInspection:
             self.bytes_sent += len(data)
 
     async def _send_whole(self, *messages: Message) -> bool:
-        """Send what belongs together, whoever stops waiting for it.
+        """Send messages that belong together, also if the task is cancelled.
 
-        But don't wait for ever for a client that doesn't read. Returns whether it has taken it.
+        Returns whether the client has taken them: one that doesn't read is not waited for longer than REPLY_TIMEOUT.
         """
         with anyio.move_on_after(REPLY_TIMEOUT, shield=True) as scope:
             for message in messages:
@@ -288,7 +286,7 @@ class ResponseInspection:
             return
         self._state = _State.HELD
         self._start = message
-        self._headers = self._apply(message.get("headers", ()), self._context.response_ops)
+        self._headers = self._changes.apply(message.get("headers", ()), self._context.response_ops)
         self._context.response_ops.clear()
         given_type = media_type(self._headers)
         provisional: dict[str, Verdict] = {}
@@ -299,27 +297,29 @@ class ResponseInspection:
                 status=status,
                 headers=Headers.from_raw(self._headers),
             )
-            decision, provisional = await judge_head(
-                self._context, event, body_agents=() if self._bodiless else self._hearing_body(given_type)
-            )
+            body_agents = () if self._bodiless else agents_for_types(self._body_agents, [given_type])
+            decision, provisional = await judge_head(self._context, event, body_agents=body_agents)
             if self.stopped:
                 return
             if not decision.is_allow:
                 await self.stop(decision)
                 return
-            self._headers = self._apply(self._headers, decision.response_headers)
+            self._headers = self._changes.apply(self._headers, decision.response_headers)
             skipping = skipping_body(decision)
-        # The type that counts is the one that the client takes; but an agent that heard the app's hears the body too.
-        agents = self._hearing_body(given_type, media_type(self._headers), skipping=skipping)
-        if _needing_whole_bodies(agents):
+        # The type that counts is the one that the client is sent. But an agent that was shown the type of the app's
+        # response as one that it receives is shown the body as well.
+        agents = agents_for_types(self._body_agents, [given_type, media_type(self._headers)], skipping)
+        if needing_whole_bodies(agents):
             # The client must not be told that it may ask for parts.
             self._headers = without_headers(self._headers, {b"accept-ranges"})
-        refused_by = self._shown_only_a_part(agents, skipping)
-        if refused_by is not None:
+        shown_parts = agents_shown_parts(agents, self._body_agents, status, self._headers, skipping)
+        refused_by = () if self._bodiless else needing_whole_bodies(shown_parts)
+        if refused_by:
             # RFC 9110, section 15.5.17.
-            await self.stop(AgentDecision(decision=Block(416, "Ranges are not available here"), decided_by=refused_by))
+            block = Block(416, "Ranges are not available here")
+            await self.stop(AgentDecision(decision=block, decided_by=refused_by[0]))
             return
-        if self._method == "HEAD" and any(agent.guard.config.body_access == "write" for agent in _judges(agents)):
+        if self._method == "HEAD" and any(agent.guard.config.body_access == "write" for agent in enforced(agents)):
             # What GET would say of the body is not known (RFC 9110, section 9.3.2): an agent could change it.
             self._headers = without_body_claims(self._headers, None)
         if agents and not self._bodiless:
@@ -357,7 +357,7 @@ class ResponseInspection:
 
     async def _take_body(self, message: Message) -> None:
         if self.inspects_bodies and self._state not in (_State.HELD, _State.OPEN):
-            # Too early or too late, as the server will say; should it not, it has nothing that nobody judged.
+            # Too early or too late: the server raises. If it doesn't, it has been given nothing that was not judged.
             await self._send({**message, "body": b""})
             return
         last = not message.get("more_body", False)
@@ -398,63 +398,25 @@ class ResponseInspection:
     async def _show_too_early(self, message: Message) -> None:
         """Trailers before the body has ended: a server says so, but needs to have seen the start for it.
 
-        It gets the bare skeleton of both, and nothing that nobody judged.
+        It gets both without headers, and so nothing that was not judged.
         """
         self._state = _State.CUT
         self.error = ResponseAborted("response broken off: the app sent trailers before the end of the body")
         await self._send({**self._start, "headers": []})
         await self._send({**message, "headers": []})
 
-    def _hearing_body(self, *media_types: str | None, skipping: Container[str] = ()) -> Sequence[RouteAgent]:
-        """The agents that hear a body of one of these types, without those that are ``skipping`` it."""
-        return [
-            agent
-            for agent in self._context.resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK)
-            if agent.guard.config.id not in skipping
-            and any(agent.guard.config.hears_response_type(media_type) for media_type in media_types)
-        ]
-
-    def _shown_only_a_part(self, agents: Sequence[RouteAgent], skipping: Container[str]) -> str | None:
-        """The first agent that needs the whole body, where the response is a part of one (RFC 9110, section 14)."""
-        if self._bodiless:
-            return None
-        if media_type(self._headers) == "multipart/byteranges":
-            # The types of the parts are in the parts themselves.
-            agents = self._hearing_body(None, skipping=skipping)
-        elif self._start["status"] != 206:
-            return None
-        return next(iter(_needing_whole_bodies(agents)), None)
-
-    def _apply(self, headers: Iterable[tuple[bytes, bytes]], ops: Sequence[HeaderOp]) -> RawHeaders:
-        self._always += [op for op in ops if op.always]
-        self._ruled.update(op.name.lower() for op in ops if op.kind != "add")
-        return apply_header_ops(headers, ops)
-
-    def _ruled_trailers(self, message: Message) -> Message:
-        """Trailers, without the fields that agents have set or removed."""
-        headers = message.get("headers") or ()
-        if not self._ruled or not headers:
-            return message
-        return {**message, "headers": without_headers(headers, {name.encode("latin-1") for name in self._ruled})}
-
-    async def _hint(self, message: Message) -> None:
-        """Early hints are ``link`` fields ahead of the response: not where an agent has set or removed these."""
-        ruled = self._ruled.union(op.name.lower() for op in self._context.response_ops if op.kind != "add")
-        if "link" not in ruled:
-            await self._send(message)
-
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
-        """An app that gives up a send while its message is judged, or held back here, has lost it.
+        """Break the response off if the app gives up a send while its message is judged, or held back here.
 
-        What followed would have a hole in it.
+        The message is lost then, and what the app sends next would be sent with a gap before it.
         """
         try:
             yield
         except BaseException as exc:
             if self.inspects and self._state in (_State.HELD, _State.OPEN):
                 self._state = _State.CUT
-                # An OSError is how a server says that the client is gone: nobody is left to be misled.
+                # An OSError is how a server says that the client is gone, so that there is no response to break off.
                 if not isinstance(exc, OSError):
                     self.error = ResponseAborted("response broken off: the app cancelled a send that was under way")
             raise
@@ -462,7 +424,7 @@ class ResponseInspection:
     async def _release_start(self, length: int | None) -> None:
         """Let the head go; ``length`` is the size of the body where all of it is known."""
         body = self._body
-        headers = self._apply(self._headers, self._context.response_ops)
+        headers = self._changes.apply(self._headers, self._context.response_ops)
         if body is not None and body.alters(ended=length is not None):
             headers = without_body_claims(headers, length, decoded=body.decoded)
         self._state = _State.OPEN
@@ -479,22 +441,3 @@ class ResponseInspection:
             self.bytes_sent += len(message.get("body", b""))
         if last:
             self.finished_at = time.monotonic()
-
-
-def _judges(agents: Sequence[RouteAgent]) -> Sequence[RouteAgent]:
-    """Those with a say in the body."""
-    return [agent for agent in agents if agent.guard.config.enforce]
-
-
-def _needing_whole_bodies(agents: Sequence[RouteAgent]) -> Sequence[str]:
-    """The ids of those that have a say in the body, and must not be shown only a part of it."""
-    return [agent.guard.config.id for agent in _judges(agents) if not agent.guard.config.ranges]
-
-
-def _raises_when_gone(scope: Scope) -> bool:
-    """Whether the server's ``send`` raises once the client is gone (ASGI HTTP spec 2.4).
-
-    Apps then count on it to end streams.
-    """
-    version = str((scope.get("asgi") or {}).get("spec_version", "2.0"))
-    return tuple(int(part) for part in version.split(".") if part.isdigit()) >= (2, 4)

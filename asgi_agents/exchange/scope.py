@@ -60,8 +60,8 @@ def headers_of(scope: Scope) -> RawHeaders:
 class OwnScope:
     """The app's own scope: a shallow copy of the ``given`` one, with other headers or extensions.
 
-    It stays as it is for whoever the app leaves behind, however late they look at the headers. Middlewares around this
-    one read in theirs what the app has put into its own (``scope["route"]``), so that this is handed back to them.
+    Its headers stay as they are for tasks that the app leaves behind, however late they read them. Middlewares around
+    this one read in their scope what the app has put into its own (``scope["route"]``), so that this is handed back.
     """
 
     def __init__(self, given: Scope, changes: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ class OwnScope:
         self._known: dict[str, Any] = dict(self.scope)
 
     def hand_back(self) -> None:
-        """Put what the app has set since last time into the given scope, apart from headers and extensions."""
+        """Copy what the app has set since the last time into the given scope, apart from headers and extensions."""
         for key, value in tuple(self.scope.items()):
             if self._known.get(key, _MISSING) is not value and key not in _NOT_HANDED_BACK:
                 self._known[key] = self._given[key] = value
@@ -110,7 +110,7 @@ def declared_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
             if declared is not None and declared != value:
                 return None
             declared = value
-    # Nobody has a body of 10 ** 18 bytes.
+    # No body has 10 ** 18 bytes.
     if declared is None or not declared.isdigit() or len(declared) > 18:
         return None
     return int(declared)
@@ -141,6 +141,15 @@ def certainly_bodiless(scope: Scope) -> bool:
 
 def _is_http_1(scope: Scope) -> bool:
     return str(scope.get("http_version", "1.1")).startswith("1")
+
+
+def raises_when_gone(scope: Scope) -> bool:
+    """Whether the server's ``send`` raises once the client is gone (ASGI HTTP spec 2.4).
+
+    Apps then count on it to end streams.
+    """
+    version = str((scope.get("asgi") or {}).get("spec_version", "2.0"))
+    return tuple(int(part) for part in version.split(".") if part.isdigit()) >= (2, 4)
 
 
 def find_correlation_id(headers: Headers | None, taken: Container[str] = (), name: str = CORRELATION_HEADER) -> str:
@@ -174,7 +183,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _make_suffixes() -> None:
-    # 48 bits that nobody can guess for each, and 26 for all of a block.
+    # 48 random bits for each, and 26 for all of a block.
     digits = os.urandom(6 * _BLOCK + 4).hex()
     middle = f"-7{digits[-8:-5]}-{'89ab'[int(digits[-5], 16) & 3]}{digits[-4:-1]}-"
     _id_suffixes.extend([middle + digits[start : start + 12] for start in range(0, 12 * _BLOCK, 12)])
@@ -201,7 +210,7 @@ def _write_now() -> None:
 
 
 def uri(scope: Scope) -> str:
-    """Path and query as received. Where the server gives no raw path it is quoted anew."""
+    """Path and query as received. Where the server gives no raw path, the decoded one is quoted."""
     raw_path: bytes | None = scope.get("raw_path")
     path = quote(scope["path"], errors="surrogatepass") if raw_path is None else raw_path.decode("latin-1")
     query: bytes = scope.get("query_string", b"")

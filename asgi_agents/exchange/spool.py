@@ -28,8 +28,7 @@ class Spool:
         self._in_file = 0
         self._ended = False
         self._closed = False
-        # Whoever reads or closes the file has it: in threads, of which one may still be at it when the task that
-        # has begun it is gone.
+        # Held while the file is read or closed. Both run in threads, which may go on when their task was cancelled.
         self._lock = Lock()
 
     async def write(self, data: bytes) -> None:
@@ -63,7 +62,7 @@ class Spool:
                     return self._message(self._pieces.popleft(), ended)
                 if not in_file:
                     break
-                # Whoever asks within a cancelled scope gets what is there, as from a server. Another task may take it.
+                # A receive within a cancelled scope gets what is there, as from a server. Another task may take it.
                 with CancelScope(shield=True):
                     await anyio.to_thread.run_sync(self._read_piece)
             if ended and not self._ended:
@@ -83,7 +82,7 @@ class Spool:
             self._close()
 
     def _read_piece(self) -> None:
-        """Get the next piece of the file ready, for whoever asks first. Runs in a thread."""
+        """Read the next piece of the file, for the first task that asks. Runs in a thread."""
         with self._lock:
             if self._file is None or not self._in_file or self._pieces:
                 return
@@ -97,7 +96,7 @@ class Spool:
         return {"type": "http.request", "body": data, "more_body": more}
 
     async def aclose(self) -> None:
-        """Delete the file, if there is one. Whoever still reads the body finds that the request is over."""
+        """Delete the file, if there is one. A task that still reads the body finds that the request is over."""
         self._ended = self._closed = True
         self._pieces.clear()
         if self._file is not None:

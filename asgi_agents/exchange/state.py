@@ -8,9 +8,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..decision import BODY_NOT_INSPECTED, AgentDecision, FailureKind, Verdict, merge
-from ..evaluation.resolved_route import ResolvedRoute, RouteAgent, evaluate
+from ..evaluation.evaluate import evaluate
+from ..evaluation.guardrail import inspect_guardrail, unavailable
+from ..evaluation.resolved_route import ResolvedRoute, RouteAgent
 from ..guard import Guard
-from ..manager import AgentManager, unavailable
 from ..observability.attributes import EVENT, ROUTE
 from ..observability.correlation import current, live_ids
 from ..observability.trace_context import ServerSpan
@@ -28,6 +29,7 @@ from ..protocol import (
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
+from ..registry import AgentRegistry
 from .remembered import (
     MAX_VERDICT_BYTES,
     MAX_VERDICTS,
@@ -39,9 +41,9 @@ from .remembered import (
 )
 from .scope import CORRELATION_HEADER, find_correlation_id, new_id
 
-# What was said to a handler is the handler's to act on, a frame that was dropped is no word on the session, and what is
-# said at the end changes nothing.
-_NO_SAY = frozenset({EventType.GUARDRAIL_INSPECT, EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE})
+# Answers to these events are no part of the decision on the connection: a handler acts on those to its questions, a
+# message that was dropped does not end the session, and nothing can be changed any more at the end.
+_APART = frozenset({EventType.GUARDRAIL_INSPECT, EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE})
 
 
 # Failures that came without a call.
@@ -55,13 +57,13 @@ _SESSION_NAMES = {
 }
 
 
-# Handlers in threads, and what they log, may ask for a name that nobody has asked for yet. Reentrant: the garbage
+# A handler in a thread, or what it logs, may be the first to ask for the id of a connection. Reentrant: the garbage
 # collector may close a connection's coroutine in any thread, at any time.
 _naming = RLock()
 
 
 class CallCount:
-    """How often one agent was called for a connection, for how many seconds, and whether it stood in the way."""
+    """How often one agent was called for a connection, for how many seconds, and whether it would have stopped it."""
 
     __slots__ = ("calls", "passed_open", "seconds", "would_stop")
 
@@ -85,12 +87,12 @@ class ExchangeState(Struct, eq=False):
 
     Handlers see an :class:`~asgi_agents.AgentContext` of it.
 
-    :ivar route: the pattern of the matched :class:`Route`, or None.
+    :ivar route: the pattern of the matched :class:`AgentRoute`, or None.
     """
 
     # A struct, because every guarded connection makes one: it is filled in without a line of Python.
 
-    _manager: AgentManager
+    _registry: AgentRegistry
     resolved_route: ResolvedRoute
     _name: str | None
     route: str | None
@@ -115,9 +117,9 @@ class ExchangeState(Struct, eq=False):
     _op_bytes: int = 0
     _decided: AgentDecision | None = None
     # Agents that are to be told of the end though they are not on the route: guardrail agents that were asked, and the
-    # agents of middlewares further in.
+    # agents of middlewares that this one is around.
     _aside: set[Guard] | None = None
-    # The spans of what comes in many events. None: nobody traces.
+    # The spans that many events share, by type. None as a value: nothing is traced.
     _sessions: dict[EventType, SessionSpan | None] | None = None
     _closed: bool = False
     _calls: dict[str, CallCount] | None = None
@@ -137,7 +139,7 @@ class ExchangeState(Struct, eq=False):
     def correlation_id(self) -> str:
         """Names the connection to agents, in logs and in traces.
 
-        Where the client has not given one, it is made when somebody asks for it first: often nobody does.
+        Where the client has not given one, it is made when it is asked for first, which often never happens.
         """
         return self._name or self.find_name()
 
@@ -190,11 +192,11 @@ class ExchangeState(Struct, eq=False):
     def decision(self) -> AgentDecision:
         """The decision so far, with the verdicts behind it.
 
-        Verdicts on body chunks and frames that said nothing are left out.
+        Plain allows of body chunks and frames are left out.
         """
         if self._decided is not None:
             return replace(self._decided, verdicts=self._newest)
-        counting = merge((verdict for verdict in self._newest if verdict.event_type not in _NO_SAY), final=False)
+        counting = merge((verdict for verdict in self._newest if verdict.event_type not in _APART), final=False)
         return replace(counting, verdicts=self._newest)
 
     @property
@@ -219,14 +221,14 @@ class ExchangeState(Struct, eq=False):
 
         Raises :class:`~asgi_agents.GuardrailUnavailableError` when it fails closed.
         """
-        guard = self._manager.guard(agent_id)
+        guard = self._registry.guard(agent_id)
         failure_mode = self._failure_mode(agent_id)
         if failure_mode is None and guard.keeps_requests:
             self._tell_later((guard,))
         with self._asking((guard,)) as name:
             if name != event.correlation_id:
                 event = replace(event, correlation_id=name)
-            verdict, response = await self._manager.inspect_guardrail(agent_id, event, failure_mode)
+            verdict, response = await inspect_guardrail(guard, event, failure_mode)
         self.record((verdict,))
         if verdict.fails_closed:
             raise unavailable(verdict)
@@ -241,7 +243,7 @@ class ExchangeState(Struct, eq=False):
         """
         if self._closed or self.resolved_route.lasting:
             return self.evaluate_by_name(agents, event, chunk=chunk, final=final)
-        if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
+        if self._registry.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
             return evaluate(agents, event, chunk=chunk, final=final)
         return self._evaluate_in_session(agents, event, chunk=chunk, final=final)
 
@@ -253,14 +255,15 @@ class ExchangeState(Struct, eq=False):
         chunk: bool = False,
         final: bool,
     ) -> Sequence[Verdict]:
-        """Show ``event`` to ``agents`` where its id matters: it is late, or they keep something under it.
+        """Show ``event`` to ``agents`` where its id has to be kept from other connections meanwhile.
 
-        A task of the app may send or receive when the connection is over, or still wait for a verdict then.
+        Either agents keep something under the id. Or the connection is over: a task that the app has left behind may
+        still send or receive, or wait for a verdict.
         """
         with self._asking(self.resolved_route.lasting) as name:
             if name != event.correlation_id:
                 event = replace(event, correlation_id=name)
-            if self._manager.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
+            if self._registry.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
                 return await evaluate(agents, event, chunk=chunk, final=final)
             assert not isinstance(event, ResponseHeadersEvent)
             return await self._evaluate_in_session(agents, event, chunk=chunk, final=final)
@@ -269,8 +272,8 @@ class ExchangeState(Struct, eq=False):
     def _asking(self, guards: Iterable[Guard]) -> Iterator[str]:
         """The id for a call. No other connection gets it while the call is under way, also when this one is over.
 
-        What the ``guards`` keep under it is given up afterwards where the connection is over by then. Where another
-        connection has taken its id since it was over, the call gets a new one.
+        If the connection is over when the call ends, the ``guards`` give up what they keep under the id. If another
+        connection has taken the id by now, the call gets a new one.
         """
         context = self._outermost or self
         with _naming:
@@ -311,7 +314,7 @@ class ExchangeState(Struct, eq=False):
         return verdicts
 
     def record(self, verdicts: Sequence[Verdict], *, every: bool = True) -> None:
-        """Remember verdicts; unless ``every``, only those that say something."""
+        """Remember verdicts; unless ``every``, only those that are not a plain allow."""
         telling = verdicts if every else [verdict for verdict in verdicts if verdict.response is not ALLOW]
         for verdict in telling:
             kept, size, whole = remembered(verdict)
@@ -326,7 +329,7 @@ class ExchangeState(Struct, eq=False):
             self._count(verdicts, len(telling))
 
     def record_allow(self, verdicts: Sequence[Verdict]) -> None:
-        """Remember the verdicts on a head that all agents simply allow, where it is all that any of them hears."""
+        """Remember the verdicts on a head that all agents simply allow, where it is all that any of them receives."""
         self._verdicts += verdicts
         if self._calls is not None:
             self._count(verdicts, len(verdicts))
@@ -364,7 +367,7 @@ class ExchangeState(Struct, eq=False):
     def applicable(self, agents: Sequence[RouteAgent], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
         """The verdicts on a piece of a body, as they can be applied now.
 
-        An agent that allows it with operations on headers that are gone has failed instead. So has one that adds to
+        An agent has failed that allows the piece with operations on headers that were sent already, or adds to
         operations of which too many wait already.
         """
         if not (self.request_head_gone or self.response_head_gone or self._op_bytes > MAX_WAITING_OP_BYTES):
@@ -390,12 +393,12 @@ class ExchangeState(Struct, eq=False):
         return agent.not_applicable(verdict, self.correlation_id, fault)
 
     def decide(self, decision: AgentDecision) -> None:
-        """This is what the connection ended on."""
+        """Remember the decision that ended the connection."""
         self._decided = replace(decision, verdicts=(), request_body_mutation=None, response_body_mutation=None)
 
     @property
     def counting(self) -> bool:
-        """Whether every verdict counts, also one that says nothing."""
+        """Whether every verdict is counted, also a plain allow."""
         return self._calls is not None
 
     def count_calls(self) -> Mapping[str, CallCount]:
@@ -414,7 +417,7 @@ class ExchangeState(Struct, eq=False):
                 if session is not None:
                     session.end()
         if self._outermost is not None and not self._outermost._closed:
-            # The middlewares around this one may have more to ask of the same agents.
+            # The middlewares around this one may still ask the same agents.
             self._tell_later(self.resolved_route.lasting)
             return
         if self.resolved_route.lasting:
@@ -432,7 +435,7 @@ class ExchangeState(Struct, eq=False):
             attributes = {EVENT: event_type.value}
             if self.route is not None:
                 attributes[ROUTE] = self.route
-            self._sessions[event_type] = self._manager.telemetry.tracing.session(
+            self._sessions[event_type] = self._registry.telemetry.tracing.session(
                 _SESSION_NAMES[event_type], attributes, self.correlation_id, self.server_span
             )
         return self._sessions[event_type]

@@ -1,7 +1,7 @@
 """One websocket session."""
 
-import math
 import time
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -12,10 +12,10 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from ..concurrency.limiter import Limiter
-from ..decision import ALLOWED, AgentDecision, merge, unanimous
+from ..decision import ALLOWED, AgentDecision, Verdict, merge, unanimous
 from ..errors import ClosedByAgent, caused_by_closing
-from ..protocol import Allow, EventType, Opcode, RequestCompleteEvent, WebSocketDrop, WebSocketFrameEvent
-from .head import head_event, judge_head, tell_complete
+from ..protocol import Allow, EventType, Opcode, WebSocketDrop, WebSocketFrameEvent
+from .base import Exchange, Summary
 from .headers import apply_header_ops, apply_request_ops
 from .inbound import Inbound
 from .rendering import Renderers
@@ -31,7 +31,7 @@ _WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
 _TEXT, _BINARY = Opcode.TEXT, Opcode.BINARY
 
 
-async def serve_websocket(
+def serve_websocket(
     app: App,
     context: ExchangeState,
     scope: Scope,
@@ -39,12 +39,12 @@ async def serve_websocket(
     send: Send,
     renderers: Renderers,
     stop_grace: float,
-) -> Any:
-    """Take a session past its agents. Returns what the app returns."""
-    return await WebSocketExchange(context, scope, receive, send, renderers, stop_grace).run(app)
+) -> Awaitable[Any]:
+    """Take a session past its agents. Await what this returns; it comes to what the app returns."""
+    return WebSocketExchange(context, scope, receive, send, renderers, stop_grace).run(app)
 
 
-class WebSocketExchange:
+class WebSocketExchange(Exchange):
     """Takes the handshake and then every message, in both directions, past the agents.
 
     An app whose session an agent closes is cancelled ``stop_grace`` seconds later unless it has ended or noticed.
@@ -59,13 +59,9 @@ class WebSocketExchange:
         renderers: Renderers,
         stop_grace: float,
     ) -> None:
-        self._context = context
-        self._scope = scope
-        self._raw_receive = receive
-        self._raw_send = send
-        self._renderers = renderers
-        self._stop_grace = stop_grace
-        self._agents = context.resolved_route.agents_for(EventType.WEBSOCKET_FRAME)
+        super().__init__(context, scope, receive, send, renderers, stop_grace)
+        self._agents = self._resolved_route.agents_for(EventType.WEBSOCKET_FRAME)
+        self._steps = self._resolved_route.frame_steps
         self._client_ip = client_ip(scope)
         self._frames = {True: 0, False: 0}
         self._bytes = {True: 0, False: 0}
@@ -73,42 +69,18 @@ class WebSocketExchange:
         self._turn = Limiter(1)
         self._denial: ResponseInspection | None = None
         self._status = 0
-        self._app_called = False
-        # One side has closed already: a close of ours would only make the server complain.
+        # One side has closed already: the server would raise for a second close.
         self._over = False
         self._closed: AgentDecision | None = None
         self._close_error: Exception | None = None
         self._inbound = Inbound(
             receive,
             screen=self._screen,
-            judge=self._judge_received,
+            judge=partial(self._judge, True),
             may_suspend=self._may_suspend,
             wakeable=bool(self._agents),
             on_told=self._app_told,
         )
-
-    async def run(self, app: App) -> Any:
-        """The whole session. Returns what the app returns."""
-        started = time.monotonic()
-        error: BaseException | None = None
-        try:
-            return await self._run(app)
-        except BaseException as exc:
-            error = exc
-            raise
-        finally:
-            if self._context.resolved_route.agents_for(EventType.REQUEST_COMPLETE):
-                await self._complete(started, error)
-
-    async def _run(self, app: App) -> Any:
-        if self._context.resolved_route.agents_for(EventType.REQUEST_HEADERS):
-            event = head_event(self._context, self._scope)
-            decision, _ = await judge_head(self._context, event)
-            if not decision.is_allow:
-                await self._deny(decision)
-                return None
-            self._context.note_ops(decision)
-        return await self._call_app(app)
 
     async def _deny(self, decision: AgentDecision) -> None:
         self._context.decide(decision)
@@ -130,8 +102,7 @@ class WebSocketExchange:
     def _can_send_response(self) -> bool:
         return "websocket.http.response" in (self._scope.get("extensions") or {})
 
-    async def _call_app(self, app: App) -> Any:
-        """Run the app in this task, with its own view of the scope."""
+    async def _serve(self, app: App, decision: AgentDecision, provisional: Mapping[str, Verdict]) -> Any:
         self._app_called = True
         scope = self._scope
         own: OwnScope | None = None
@@ -172,10 +143,8 @@ class WebSocketExchange:
     @property
     def _listens(self) -> bool:
         """Whether anything of what follows the handshake concerns an agent."""
-        heard = (EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE, *RESPONSE_EVENTS)
-        return bool(self._context.response_ops) or any(
-            self._context.resolved_route.agents_for(event) for event in heard
-        )
+        events = (EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE, *RESPONSE_EVENTS)
+        return bool(self._context.response_ops) or any(self._resolved_route.agents_for(event) for event in events)
 
     def _screen(self, message: Message) -> bool:
         if message["type"] != "websocket.receive":
@@ -186,14 +155,6 @@ class WebSocketExchange:
         self._count(message, message.get("bytes"), True)
         return True
 
-    async def _judge_received(self, message: Message) -> None:
-        message = _unambiguous(message)
-        decision = await self._judge(message, True)
-        if decision is ALLOWED or decision.is_allow:
-            self._inbound.deliver(message)
-        elif not _drops(decision):
-            await self._close(decision)
-
     async def _send(self, message: Message) -> None:
         if not self._agents:
             await self._send_in_turn(message)
@@ -202,7 +163,7 @@ class WebSocketExchange:
             await self._turn.acquire()
         try:
             if message["type"] == "websocket.send" and self._closed is None:
-                await self._send_judged(_unambiguous(message))
+                await self._judge(False, message)
             else:
                 await self._send_in_turn(message)
         finally:
@@ -234,18 +195,6 @@ class WebSocketExchange:
             case _:
                 await self._raw_send(message)
 
-    async def _send_judged(self, message: Message) -> None:
-        decision = await self._judge(message, False)
-        if self._closed is not None:
-            self._app_told()
-            raise ClosedByAgent("an agent has closed this websocket")
-        if decision is ALLOWED or decision.is_allow:
-            await self._raw_send(message)
-        elif not _drops(decision):
-            await self._close(decision)
-            if self._inbound.tasks is None:
-                raise ClosedByAgent("an agent has closed this websocket")
-
     async def _send_denial(self, message: Message) -> None:
         """The app itself refuses the handshake: that is a response like any other."""
         if self._denial is None:
@@ -263,7 +212,9 @@ class WebSocketExchange:
         self._status = self._denial.status
         self._bytes[False] = self._denial.bytes_sent
 
-    async def _judge(self, message: Message, client_to_server: bool) -> AgentDecision:
+    async def _judge(self, client_to_server: bool, message: Message) -> None:
+        """Show a message to the agents, and pass it on, drop it, or close the session, as they decide."""
+        message = _unambiguous(message)
         payload = message.get("bytes")
         data = self._count(message, payload, client_to_server)
         event = WebSocketFrameEvent(
@@ -275,11 +226,32 @@ class WebSocketExchange:
             route_id=self._context.route,
             client_ip=self._client_ip,
         )
-        verdicts = await self._context.evaluate(self._agents, event, chunk=False, final=True)
-        plain = unanimous(verdicts)
-        if not plain or self._context.counting:
-            self._context.record(verdicts, every=False)
-        return ALLOWED if plain else merge(verdicts)
+        decision = ALLOWED
+        for step in self._steps:
+            verdicts = await self._context.evaluate(step, event, chunk=False, final=True)
+            plain = unanimous(verdicts)
+            if not plain or self._context.counting:
+                self._context.record(verdicts, every=False)
+            if not plain:
+                decision = merge(verdicts)
+                if not decision.is_allow:
+                    break
+        passes = decision is ALLOWED or decision.is_allow
+        if client_to_server:
+            if passes:
+                self._inbound.deliver(message)
+            elif not _drops(decision):
+                await self._close(decision)
+        elif self._closed is not None:
+            # By an agent, on a message in the other direction, meanwhile.
+            self._app_told()
+            raise ClosedByAgent("an agent has closed this websocket")
+        elif passes:
+            await self._raw_send(message)
+        elif not _drops(decision):
+            await self._close(decision)
+            if self._inbound.tasks is None:
+                raise ClosedByAgent("an agent has closed this websocket")
 
     def _count(self, message: Message, payload: bytes | None, client_to_server: bool) -> bytes:
         """The data of a message whose ``bytes`` are ``payload``, counted."""
@@ -291,26 +263,22 @@ class WebSocketExchange:
         return payload if isinstance(payload, bytes) else bytes(payload)
 
     async def _close(self, decision: AgentDecision) -> None:
-        """Close the session on both sides. The app hears of it at once, however slow the client is to answer."""
+        """Close the session on both sides. The app is told at once, however slow the client is to answer."""
         if self._closed is not None:
             return
         self._closed = decision
         self._context.decide(decision)
         message = close_message(decision.close)
         tasks = self._inbound.tasks
-        # Without tasks the app has returned, and the server has closed the session: this is for a task it left behind.
+        # Without tasks the app has returned, and the server has closed the session: a task that it left behind is told.
         if not self._over and tasks is not None:
             tasks.start_soon(self._send_close, message)
-            if self._stop_grace:
-                tasks.cancel_scope.deadline = anyio.current_time() + self._stop_grace
-            else:
-                tasks.cancel_scope.cancel()
+            self._cancel_after_grace()
         self._inbound.end({**message, "type": "websocket.disconnect"})
 
-    def _app_told(self) -> None:
-        """The app has noticed the end, and may take the time that it would take over a client that left."""
-        if self._inbound.tasks is not None:
-            self._inbound.tasks.cancel_scope.deadline = math.inf
+    @property
+    def _running(self) -> anyio.CancelScope | None:
+        return None if self._inbound.tasks is None else self._inbound.tasks.cancel_scope
 
     async def _send_close(self, message: Message) -> None:
         try:
@@ -321,17 +289,9 @@ class WebSocketExchange:
             # Out of the task group, which would wrap it.
             self._close_error = exc
 
-    async def _complete(self, started: float, error: BaseException | None) -> None:
-        event = RequestCompleteEvent(
-            correlation_id=self._context.correlation_id,
-            status=self._status or (403 if error is None else 500),
-            duration_ms=round((time.monotonic() - started) * 1000),
-            request_body_size=self._bytes[True],
-            response_body_size=self._bytes[False],
-            upstream_attempts=int(self._app_called),
-            error=None if error is None else type(error).__name__,
-        )
-        await tell_complete(self._context, event)
+    def _summary(self, error: BaseException | None) -> Summary:
+        status = self._status or (403 if error is None else 500)
+        return Summary(status, time.monotonic(), self._bytes[True], self._bytes[False])
 
 
 def _drops(decision: AgentDecision) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -46,9 +46,8 @@ class Metered(Protocol):
         ...
 
 
-@runtime_checkable
 class Source(Protocol):
-    """Whose metrics are exported: an :class:`~asgi_agents.AgentManager`."""
+    """Whose metrics are exported: the agents of one manager."""
 
     @property
     def metered(self) -> Sequence[Metered]:

@@ -1,1 +1,1 @@
-"""Which agents hear which paths."""
+"""Which agents are asked about which paths."""

@@ -10,12 +10,12 @@ from starlette.types import Scope
 from ..agent import Agent
 from ..evaluation.resolved_route import AgentReference, ResolvedRoute
 from ..guard import Guard
-from ..manager import AgentManager
 from ..protocol import EventType
+from ..registry import AgentRegistry
 from ..transports import InProcessTransport
 from .patterns import below, colon_syntax, covers, may_meet, without_names
 from .resolver import Endpoint, Resolver
-from .routes import Route, Router
+from .routes import AgentRoute, Router
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -62,26 +62,26 @@ def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
                 fault = _not_taken(route, meeting)
             elif comparisons > 0:
                 comparisons -= len(endpoints)
-                fault = _astray(route, router, endpoints, router.root_of(scope))
+                fault = _unmatched(route, router, endpoints, router.root_of(scope))
         if fault is not None:
             logger.warning("%s %s", _shown(route), fault)
-    for fault in dict.fromkeys(_left_open(router, endpoints)):
+    for fault in dict.fromkeys(_unguarded(router, endpoints)):
         logger.warning("%s", fault)
 
 
-def check_agents(manager: AgentManager, router: Router) -> None:
+def check_agents(registry: AgentRegistry, router: Router) -> None:
     """Warn in the log of agents that are never asked. Guardrail agents are left out: handlers ask them."""
     named = _ids(router.references)
     missing = [
-        agent_id
-        for agent_id in manager.agent_ids
-        if agent_id not in named and EventType.GUARDRAIL_INSPECT not in manager.guard(agent_id).hears
+        guard.config.id
+        for guard in registry.guards()
+        if guard.config.id not in named and EventType.GUARDRAIL_INSPECT not in guard.hears
     ]
     if missing:
         ids = ", ".join(map(repr, missing))
         logger.warning(
-            "agents are never asked, because no route and no default_agents names them: %s; name them in a Route, or"
-            " write default_agents=[%s]",
+            "agents are never asked, because no route and no default_agents names them: %s; name them in an AgentRoute,"
+            " or write default_agents=[%s]",
             ids,
             ids,
         )
@@ -104,14 +104,14 @@ def _are_same(one: Guard, other: Guard) -> bool:
     """Whether they lead to one agent, or to two that were most likely made by the same lines."""
     if one is other:
         return True
-    resolved_transport, other_reach = one.config.resolved_transport, other.config.resolved_transport
-    if one.config.id != other.config.id or type(resolved_transport) is not type(other_reach):
+    transport, other_transport = one.config.resolved_transport, other.config.resolved_transport
+    if one.config.id != other.config.id or type(transport) is not type(other_transport):
         return False
-    if isinstance(resolved_transport, InProcessTransport) and isinstance(other_reach, InProcessTransport):
-        return type(resolved_transport.agent) is type(other_reach.agent) and _settings(
-            resolved_transport.agent
-        ) == _settings(other_reach.agent)
-    return bool(getattr(resolved_transport, "address", None) == getattr(other_reach, "address", None))
+    if isinstance(transport, InProcessTransport) and isinstance(other_transport, InProcessTransport):
+        return type(transport.agent) is type(other_transport.agent) and _settings(transport.agent) == _settings(
+            other_transport.agent
+        )
+    return bool(getattr(transport, "address", None) == getattr(other_transport, "address", None))
 
 
 def _settings(agent: Agent) -> dict[str, object]:
@@ -119,7 +119,7 @@ def _settings(agent: Agent) -> dict[str, object]:
     return {name: value for name, value in getattr(agent, "__dict__", {}).items() if type(value) in _COMPARABLE}
 
 
-def _misspelt(route: Route, endpoints: Sequence[Endpoint]) -> str | None:
+def _misspelt(route: AgentRoute, endpoints: Sequence[Endpoint]) -> str | None:
     """A method or a pattern that is written as it should not be, and is not the app's own."""
     for method in sorted(route.methods or ()):
         if method not in _METHODS and not any(method in (methods or ()) for _, methods in endpoints):
@@ -132,26 +132,26 @@ def _misspelt(route: Route, endpoints: Sequence[Endpoint]) -> str | None:
     return None
 
 
-def _shadowed(route: Route, earlier: Iterable[Route], resolver: Resolver, scope: Scope) -> str | None:
+def _shadowed(route: AgentRoute, earlier: Iterable[AgentRoute], resolver: Resolver, scope: Scope) -> str | None:
     for other in earlier:
         if other.methods is not None and (route.methods is None or not route.methods <= other.methods):
             continue
         # One that is spelt like a route of the app is only for that, if another of ours is spelt like the handler's.
-        if other.path == route.path or (covers(other.path, route.path) and not resolver.yields(other, scope)):
+        if other.path == route.path or (covers(other.path, route.path) and not resolver.may_pass_over(other, scope)):
             if route.methods == other.methods and covers(route.path, other.path):
                 return f"is never used, because {_shown(other)} before it matches the same paths; leave one of them out"
             return f"is never used, because {_shown(other)} before it matches all of its paths; put it before that"
     return None
 
 
-def _astray(route: Route, router: Router, endpoints: Sequence[Endpoint], root: str) -> str | None:
+def _unmatched(route: AgentRoute, router: Router, endpoints: Sequence[Endpoint], root: str) -> str | None:
     spellings = [spelling for spelling, _ in endpoints]
     hint = _taken_for_a_prefix(route, router, spellings) or _hint(route.path, spellings, root)
     # Else it may be meant so: an agent may answer where the app has nothing, as with a redirect or to a scanner.
     return None if hint is None else f"matches no route of the app{hint}"
 
 
-def _taken_for_a_prefix(route: Route, router: Router, spellings: Sequence[str]) -> str | None:
+def _taken_for_a_prefix(route: AgentRoute, router: Router, spellings: Sequence[str]) -> str | None:
     """Of a path without a route of the app, below which there are some that its agents are not asked about."""
     above = route.path + "/"
     if route.path.endswith("/") or set(_ids(route.agents)) <= set(_ids(router.default_agents or ())):
@@ -162,7 +162,7 @@ def _taken_for_a_prefix(route: Route, router: Router, spellings: Sequence[str]) 
     return None
 
 
-def _not_taken(route: Route, meeting: Sequence[frozenset[str] | None]) -> str | None:
+def _not_taken(route: AgentRoute, meeting: Sequence[frozenset[str] | None]) -> str | None:
     """Of a route for methods that no route of the app takes: ``meeting`` has the methods of those that it may meet."""
     asked = (route.methods or frozenset()) - _ANSWERED_ANYWHERE
     if not asked or any(methods is None or not asked.isdisjoint(methods) for methods in meeting):
@@ -205,7 +205,7 @@ def _cut(path: str) -> Iterator[tuple[str, str]]:
             yield path[:index], path[index:]
 
 
-def _left_open(router: Router, endpoints: Sequence[Endpoint]) -> Iterator[str]:
+def _unguarded(router: Router, endpoints: Sequence[Endpoint]) -> Iterator[str]:
     """Warnings of routes for all below a path, where the app has a route for that path and it is unguarded."""
     routes = router.routes or ()
     by_shape: dict[str, list[Endpoint]] = {}
@@ -227,8 +227,8 @@ def _left_open(router: Router, endpoints: Sequence[Endpoint]) -> Iterator[str]:
             if missing:
                 yield (
                     f"{_shown(route)} does not match {spelling!r}, a route of the app that {_listed(missing)}"
-                    f" {'is' if len(missing) == 1 else 'are'} not asked about; add a Route({spelling!r}, agents=[...])"
-                    " with those that are to be asked there"
+                    f" {'is' if len(missing) == 1 else 'are'} not asked about; add an"
+                    f" AgentRoute({spelling!r}, agents=[...]) with those that are to be asked there"
                 )
 
 
@@ -244,6 +244,6 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, sorted(names)))
 
 
-def _shown(route: Route) -> str:
+def _shown(route: AgentRoute) -> str:
     methods = "" if route.methods is None else f", methods=[{_listed(route.methods)}]"
-    return f"Route({route.path!r}{methods})"
+    return f"AgentRoute({route.path!r}{methods})"

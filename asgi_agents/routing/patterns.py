@@ -19,7 +19,7 @@ _OTHER: Final = "\x00"
 # A segment that may have slashes in it. Parameters of these types have none.
 _ANY: Final = "{"
 _WITHIN_SEGMENTS: Final = frozenset({":str", ":int", ":float", ":uuid"})
-# More steps than patterns that somebody writes ever need.
+# More steps than any pattern in use needs.
 _MAX_STEPS: Final = 20_000
 _REST: Final = re.compile(r"/\{[a-zA-Z_][a-zA-Z0-9_]*:path\}$")
 # How other frameworks write parameters and wildcards, and what begins a query.
@@ -191,7 +191,7 @@ def _parse(pattern: str, widest: bool) -> Iterator[_Element]:
 
 
 def _symbols(first: list[_Element], second: list[_Element]) -> frozenset[str]:
-    """One of each kind of characters that either pattern tells from others."""
+    """One of each kind of characters that either pattern distinguishes."""
     named = {element.kind for element in (*first, *second)} - {"path", "str", "int"}
     # One digit stands for all that are not named.
     return frozenset({*named, *sorted(_DIGITS - named)[:1], "/", _OTHER})

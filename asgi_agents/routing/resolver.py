@@ -1,40 +1,34 @@
 """Which of our routes holds for a connection.
 
 The candidates are the routes that match it, in the order given. Usually the first one holds. But a route of ours can
-match more than the app's route of the same spelling does: ``Route("/items")`` is for all methods, the app's ``/items``
-perhaps for GET alone, and the app sends a POST on to another handler. So where the candidates name different agents,
-the app's own router has the last word:
+match more than the app's route of the same spelling does: ``AgentRoute("/items")`` is for all methods, the app's
+``/items`` perhaps for GET alone, and the app sends a POST on to another handler. So where the candidates name different
+agents, the app's own router has the last word:
 
 - The router is asked which of its routes it runs. What counts is the *full spelling* of that route: the prefixes of the
   mounts and included routers around it, and its own pattern.
 - A candidate is skipped if a route of the app has its full spelling and the router runs another one. A candidate that
   is spelt like no route of the app, such as a catch-all, is never skipped.
-- If that leaves nobody, or if the router runs nothing (404, 405, a redirect, an error while matching), the first
+- If that leaves no candidate, or if the router runs nothing (404, 405, a redirect, an error while matching), the first
   candidate holds.
 
 Therefore, whenever a handler runs, the agents of the route that is spelt like the handler's own have been asked,
-whatever the order of the routes; unless one stands before it that also matches and is spelt like no route of the app.
+whatever the order of the routes; unless an earlier one also matches and is spelt like no route of the app.
 
 What can't be seen from here: a middleware between the agents and the app's router that rewrites the path.
 """
 
 from collections.abc import Iterable, Sequence
-from inspect import ismethod
 from typing import Any, Final
 
 from starlette import routing
 from starlette.routing import BaseRoute, Host, Match, Mount, WebSocketRoute
 from starlette.types import Scope
 
+from .app_chain import app_chain, attribute
 from .patterns import without_names
-from .routes import Route, Router, path_below_root
+from .routes import AgentRoute, Router, path_below_root
 
-#: How many results are remembered for paths, of at most so many characters: anybody may ask for any path.
-MAX_KNOWN: Final = 2048
-MAX_KNOWN_LENGTH: Final = 256
-
-# No app has so many middlewares; a mock object has any number.
-_MAX_CHAIN: Final = 64
 # Those of these modules decide by path, method and scope type alone; except ``Host``.
 _KNOWN_MODULES: Final = frozenset({"starlette.routing", "fastapi.routing"})
 
@@ -60,25 +54,30 @@ class Resolver:
         self._default = frozenset(router.default_agents or ())
         #: Whether it matters at all which route holds.
         self._varied = len({*(route.agents for route in self._routes), router.default_agents}) > 1
-        self._by_spelling: dict[str, list[Route]] = {}
-        self._by_shape: dict[str, list[Route]] = {}
+        self._by_spelling: dict[str, list[AgentRoute]] = {}
+        self._by_shape: dict[str, list[AgentRoute]] = {}
         for route in self._routes:
             self._by_spelling.setdefault(route.path, []).append(route)
             self._by_shape.setdefault(without_names(route.path), []).append(route)
-        self._theirs = _Theirs(None)
+        self._app_routes = AppRoutes(None)
 
-    def resolve(self, scope: Scope) -> tuple[Route | None, bool]:
+    def app_routes(self, scope: Scope) -> "AppRoutes | None":
+        """The routes that the app has now: the same object as long as they stay the same.
+
+        None where they have no say, because every connection has the same agents.
+        """
+        return self._app_routes_of(scope) if self._varied else None
+
+    def resolve(self, scope: Scope, app_routes: "AppRoutes | None") -> tuple[AgentRoute | None, bool]:
         """The route that holds for a connection, None for the default agents; and whether it lasts.
 
-        What lasts holds for every connection with the same path, root path and method. All else depends on the app's
-        routes, and is remembered here as long as they stay the same.
+        What lasts holds for every connection with the same path, root path and method. All else holds for those of the
+        same scope type as well, as long as the app has ``app_routes``, and those are not ``volatile``.
+
+        :param app_routes: what :meth:`app_routes` has returned.
         """
-        if not self._varied:
+        if app_routes is None:
             return self._router.match(scope), True
-        theirs = self._theirs_for(scope)
-        key = (scope["type"], str(scope.get("method", "")), scope.get("root_path") or "", scope["path"])
-        if key in theirs.settled:
-            return theirs.settled[key], False
         path, method = self._router.target(scope)
         candidates = self._router.candidates(path, method)
         # Where a mount makes the app's routers see another path than the rest of ours, a handler can run whose pattern
@@ -86,53 +85,54 @@ class Resolver:
         # prefix of the path.
         root = self._router.root_of(scope)
         outside = root != "" and path_below_root(scope["path"], root) == scope["path"]
-        shifted = theirs.shifts or outside or "\n" in path
+        shifted = app_routes.shifts or outside or "\n" in path
         if not shifted and _agree(candidates):
             return (candidates[0] if candidates else None), True
-        if not shifted and not theirs.has(candidates[0]):
-            route: Route | None = candidates[0]
+        if not shifted and not app_routes.has(candidates[0]):
+            route: AgentRoute | None = candidates[0]
         else:
-            route = self._settle(candidates, theirs.match(scope, root), method, theirs)
+            route = self._settle(candidates, app_routes.match(scope, root), method, app_routes)
         if "\n" in path:
-            route = self._across_lines(route, candidates, path, method, theirs)
-        theirs.remember(key, route)
+            route = self._across_lines(route, candidates, path, method, app_routes)
         return route, False
 
     def endpoints(self, scope: Scope) -> Sequence[Endpoint] | None:
         """All routes that the app has now. None where they can't all be read."""
-        return self._theirs_for(scope).told
+        return self._app_routes_of(scope).endpoints
 
-    def yields(self, route: Route, scope: Scope) -> bool:
-        """Whether ``route`` is spelt like one of the app's, and so may yield to a later one."""
-        return self._theirs_for(scope).has(route)
+    def may_pass_over(self, route: AgentRoute, scope: Scope) -> bool:
+        """Whether ``route`` is spelt like one of the app's, and so may be passed over for a later one."""
+        return self._app_routes_of(scope).has(route)
 
-    def _theirs_for(self, scope: Scope) -> "_Theirs":
+    def _app_routes_of(self, scope: Scope) -> "AppRoutes":
         router, _ = _router_of(self._app)
         if router is None:
             router = _router_around(scope)
-        theirs = self._theirs
-        if not theirs.still_holds(router):
-            theirs = self._theirs = _Theirs(router)
-        return theirs
+        app_routes = self._app_routes
+        if not app_routes.still_holds(router):
+            app_routes = self._app_routes = AppRoutes(router)
+        return app_routes
 
-    def _settle(self, candidates: list[Route], match: str | None, method: str, theirs: "_Theirs") -> Route | None:
+    def _settle(
+        self, candidates: list[AgentRoute], match: str | None, method: str, app_routes: "AppRoutes"
+    ) -> AgentRoute | None:
         """The first candidate that is not about another handler than the one that the app's router runs."""
         if match is None:
             return candidates[0] if candidates else None
         own = [route for route in self._by_spelling.get(match, ()) if route.takes(method)]
         if not own:
-            # The names of parameters tell nobody which handler is meant, where there is no better word.
+            # No route has the same parameter names: those that differ in nothing else are for this handler.
             own = [route for route in self._by_shape.get(without_names(match), ()) if route.takes(method)]
         if not all(route in candidates for route in own):
             candidates = [route for route in self._routes if route in candidates or route in own]
         for route in candidates:
-            if route in own or not theirs.has(route):
+            if route in own or not app_routes.has(route):
                 return route
         return candidates[0] if candidates else None
 
     def _across_lines(
-        self, found: Route | None, candidates: list[Route], path: str, method: str, theirs: "_Theirs"
-    ) -> Route | None:
+        self, found: AgentRoute | None, candidates: list[AgentRoute], path: str, method: str, app_routes: "AppRoutes"
+    ) -> AgentRoute | None:
         """A catch-all of ours before ``found`` whose pattern only fails to match for a line break, if it adds agents.
 
         ``/api/{rest:path}`` stops at a line break, as in Starlette; the app's ``/api/users/{name}`` does not. No
@@ -147,16 +147,16 @@ class Resolver:
                 and route not in candidates
                 and route.takes(method)
                 and route.across_lines.match(path)
-                and not theirs.has(route)
+                and not app_routes.has(route)
             ):
                 return route
         return found
 
 
-class _Theirs:
+class AppRoutes:
     """The routes of the app, as they were when it was made.
 
-    :param router: the app's router; None where nobody has found one.
+    :param router: the app's router; None where none was found.
     """
 
     def __init__(self, router: routing.Router | None) -> None:
@@ -169,23 +169,21 @@ class _Theirs:
         self._endpoints: list[Endpoint] = []
         # Whether something of the app can't be read, that may answer any path.
         self._answers_more = router is None
-        #: Whether something other than path, method and scope type has a say.
-        self._volatile = False
+        #: Whether something other than path, method and scope type has a say, so that nothing may be remembered.
+        self.volatile = False
         #: Whether a mounted app sets a root path of its own, so that its router may see any part of the path.
         self.shifts = False
-        #: Which of our routes holds, where the app's routes have a say.
-        self.settled: dict[tuple[str, str, str, str], Route | None] = {}
         if router is not None:
             try:
                 self._add_router(router, "", frozenset())
             except Exception:
                 # Of an app like none that is known. What has no spelling is not skipped.
-                self._volatile = True
+                self.volatile = True
 
     @property
-    def told(self) -> Sequence[Endpoint] | None:
+    def endpoints(self) -> Sequence[Endpoint] | None:
         """All endpoints; None where there may be others."""
-        return None if self._answers_more or self._volatile or self.shifts else tuple(self._endpoints)
+        return None if self._answers_more or self.volatile or self.shifts else tuple(self._endpoints)
 
     def still_holds(self, router: routing.Router | None) -> bool:
         """Whether ``router`` is the one of these routes, and has them still."""
@@ -199,17 +197,9 @@ class _Theirs:
         except Exception:
             return False
 
-    def has(self, route: Route) -> bool:
+    def has(self, route: AgentRoute) -> bool:
         """Whether a route of the app has the full spelling of ``route``; a mounted app has any parameter's name."""
         return route.path in self._spellings or (bool(self._mounts) and without_names(route.path) in self._mounts)
-
-    def remember(self, key: tuple[str, str, str, str], route: Route | None) -> None:
-        """Keep a result, where the same key always has the same."""
-        if self._volatile or sum(map(len, key)) > MAX_KNOWN_LENGTH:
-            return
-        if len(self.settled) >= MAX_KNOWN:
-            self.settled.clear()
-        self.settled[key] = route
 
     def match(self, scope: Scope, root_path: str) -> str | None:
         """The full spelling of the route that the app's router runs, or None if it runs none.
@@ -234,25 +224,25 @@ class _Theirs:
             return  # an app within itself
         routes = router.routes[:]
         self._lists[id(router)] = (router, routes)
-        self._volatile = self._volatile or _is_foreign(router, "app")
+        self.volatile = self.volatile or _is_foreign(router, "app")
         # A fallback, or the pages of a frontend, that FastAPI looks through when no route matches.
         self._answers_more = (
-            self._answers_more or router.default != router.not_found or bool(_attribute(router, "_low_priority_routes"))
+            self._answers_more or router.default != router.not_found or bool(attribute(router, "_low_priority_routes"))
         )
         for route in routes:
             self._add(route, prefix, around | {id(router)})
 
     def _add(self, route: Any, prefix: str, around: frozenset[int]) -> None:
-        self._volatile = self._volatile or isinstance(route, Host) or _is_foreign(route)
+        self.volatile = self.volatile or isinstance(route, Host) or _is_foreign(route)
         if _is_included(route):
             included = route.original_router
-            self._volatile = self._volatile or _is_foreign(included)  # it may have a `matches` of its own
+            self.volatile = self.volatile or _is_foreign(included)  # it may have a `matches` of its own
             self._lists[id(included)] = (included, included.routes[:])
             for candidate in route.effective_candidates():
                 if _is_included(candidate):
                     self._add(candidate, prefix, around)
                     continue
-                self._volatile = self._volatile or _is_foreign(candidate.original_route)
+                self.volatile = self.volatile or _is_foreign(candidate.original_route)
                 if candidate.starlette_route is not None:
                     self._add(candidate.starlette_route, prefix, around)
                 else:
@@ -275,7 +265,7 @@ class _Theirs:
 
     def _note(self, spelling: str, route: Any) -> None:
         self._spellings.add(spelling)
-        methods = {"GET"} if isinstance(route, WebSocketRoute) else _attribute(route, "methods")
+        methods = {"GET"} if isinstance(route, WebSocketRoute) else attribute(route, "methods")
         self._endpoints.append((spelling, None if methods is None else frozenset(map(str.upper, methods))))
 
 
@@ -312,24 +302,17 @@ def _match_within(route: Any, child_scope: Scope, scope: Scope, prefix: str) -> 
 
 
 def _router_of(app: object) -> tuple[routing.Router | None, str]:
-    """The router of an app, or None; and the root path that FastAPI sets on the way to it.
-
-    Middlewares keep what they wrap in ``app``, where they do as Starlette's.
-    """
+    """The router of an app, or None; and the root path that FastAPI sets on the way to it."""
     root_path = ""
-    for _ in range(_MAX_CHAIN):
-        if ismethod(app):
-            # A router hands its own method to its middlewares.
-            app = app.__self__
-        if app is None or isinstance(app, BaseRoute):
+    for wrapped in app_chain(app):
+        if isinstance(wrapped, BaseRoute):
             break
-        own = _attribute(app, "root_path")
+        own = attribute(wrapped, "root_path")
         if not root_path and isinstance(own, str):
             root_path = own
-        for router in (_attribute(app, "router"), app):
+        for router in (attribute(wrapped, "router"), wrapped):
             if isinstance(router, routing.Router):
                 return router, root_path
-        app = _attribute(app, "app")
     return None, root_path
 
 
@@ -341,13 +324,6 @@ def _router_around(scope: Scope) -> routing.Router | None:
     if endpoint is None or router is None or _router_of(endpoint)[0] is router:
         return router
     return None
-
-
-def _attribute(thing: object, name: str) -> Any:
-    try:
-        return getattr(thing, name, None)
-    except Exception:
-        return None
 
 
 def _is_included(route: object) -> bool:
@@ -365,5 +341,5 @@ def _mounted(prefix: str) -> str:
     return prefix + "/{path:path}"
 
 
-def _agree(candidates: Iterable[Route]) -> bool:
+def _agree(candidates: Iterable[AgentRoute]) -> bool:
     return len({route.agents for route in candidates}) < 2

@@ -1,4 +1,4 @@
-"""Which agents hear which connections."""
+"""Routes, which say which agents are asked about which paths."""
 
 import math
 import re
@@ -16,15 +16,15 @@ from ..protocol import TOKEN
 from .patterns import foreign_syntax
 
 
-class Route:
+class AgentRoute:
     """The agents of all connections whose path matches ``path``.
 
     :param path: a pattern in Starlette's syntax (``/items/{id:int}``, ``/api/{rest:path}``), matched against the whole
         path below the app's ``root_path``, prefixes of mounts included. It matches what an app's route with that
         pattern matches, no more and no less. What other frameworks write is refused: ``/api/*``, ``{id:[0-9]+}``,
         ``<id>``.
-    :param agents: ids, or pairs of id and the failure mode that holds on this route. The order decides who is asked
-        first along a chain and whose denial counts among several. Empty: nobody listens.
+    :param agents: ids, or pairs of id and the failure mode that holds on this route. In a chain
+        they are asked in this order, and of several denials the first one counts. Empty: no agents.
     :param methods: None means all. ``GET`` includes ``HEAD``, and websocket handshakes, which are GET requests.
     """
 
@@ -34,14 +34,14 @@ class Route:
         if not isinstance(path, str) or not path.startswith("/"):
             right = f": {'/' + path!r}" if isinstance(path, str) and "://" not in path else ""
             also = ", which matches every path" if path == "{rest:path}" else ""
-            raise ConfigurationError(f"Route: path={path!r}, expected a pattern that starts with '/'{right}{also}")
+            raise ConfigurationError(f"AgentRoute: path={path!r}, expected a pattern that starts with '/'{right}{also}")
         fault = foreign_syntax(path)
         if fault is not None:
-            raise ConfigurationError(f"Route({path!r}): path: {fault}")
+            raise ConfigurationError(f"AgentRoute({path!r}): path: {fault}")
         try:
             regex, _, _ = compile_path(path)
         except (AssertionError, ValueError) as exc:
-            raise ConfigurationError(f"Route({path!r}): path: {exc}") from exc
+            raise ConfigurationError(f"AgentRoute({path!r}): path: {exc}") from exc
         self.path = path
         #: The app's own: whatever another one matched, it would take from a route that the app prefers.
         self.regex = regex
@@ -49,18 +49,18 @@ class Route:
         self.across_lines = re.compile(regex.pattern, regex.flags | re.DOTALL)
         #: What every path that matches begins with.
         self.prefix = path.partition("{")[0]
-        self.agents = checked_references(f"Route({path!r}): agents", agents)
+        self.agents = checked_references(f"AgentRoute({path!r}): agents", agents)
         self.methods: frozenset[str] | None = None
         if methods is not None:
-            names = {_checked_method(path, method) for method in _listed(f"Route({path!r}): methods", methods)}
+            names = {_checked_method(path, method) for method in _listed(f"AgentRoute({path!r}): methods", methods)}
             if not names:
                 raise ConfigurationError(
-                    f"Route({path!r}): methods={methods!r}, expected at least one, or None for all"
+                    f"AgentRoute({path!r}): methods={methods!r}, expected at least one, or None for all"
                 )
             self.methods = frozenset(names | {"HEAD"} if "GET" in names else names)
 
     def __repr__(self) -> str:
-        return f"Route({self.path!r}, agents={list(self.agents)!r})"
+        return f"AgentRoute({self.path!r}, agents={list(self.agents)!r})"
 
     def matches(self, path: str, method: str) -> bool:
         """Whether the route is for that path, below ``root_path``, and method, in upper case.
@@ -74,6 +74,10 @@ class Route:
         return self.methods is None or method in self.methods
 
 
+#: The former name, which Starlette's routes have too.
+Route = AgentRoute
+
+
 class Router:
     """Finds the routes that match a connection.
 
@@ -84,21 +88,21 @@ class Router:
 
     def __init__(
         self,
-        routes: Sequence[Route] | None,
+        routes: Sequence[AgentRoute] | None,
         default_agents: Iterable[AgentReference] | None,
         root_path: str = "",
     ) -> None:
         self._root_path = root_path
         if routes is not None and not isinstance(routes, Iterable):
-            raise ConfigurationError(f"AgentMiddleware: routes={named(routes)}, expected a list of Route")
+            raise ConfigurationError(f"AgentMiddleware: routes={named(routes)}, expected a list of AgentRoute")
         self.routes = None if routes is None else tuple(routes)
         for route in self.routes or ():
-            if not isinstance(route, Route):
+            if not isinstance(route, AgentRoute):
                 raise ConfigurationError(
-                    f"AgentMiddleware: routes contains {named(route)}, expected asgi_agents.Route(path, agents=[...])"
+                    f"AgentMiddleware: routes contains {named(route)}, expected AgentRoute(path, agents=[...])"
                 )
         # With their numbers: the first of them wins, whatever its beginning.
-        self._by_prefix: dict[str, list[tuple[int, Route]]] = {}
+        self._by_prefix: dict[str, list[tuple[int, AgentRoute]]] = {}
         for number, route in enumerate(self.routes or ()):
             self._by_prefix.setdefault(route.prefix, []).append((number, route))
         self._lengths = sorted({len(prefix) for prefix in self._by_prefix})
@@ -117,18 +121,18 @@ class Router:
 
     @property
     def listings(self) -> Sequence[RouteListing]:
-        """All of it, for those who want to look."""
+        """The routes, and the default agents, for the status page."""
         listed = [
             RouteListing(route.path, None if route.methods is None else tuple(sorted(route.methods)), route.agents)
             for route in self.routes or ()
         ]
         return (*listed, RouteListing(None, None, self.default_agents))
 
-    def heard_by(self, route: Route | None) -> tuple[tuple[AgentReference, ...] | None, str | None]:
+    def agents_of(self, route: AgentRoute | None) -> tuple[tuple[AgentReference, ...] | None, str | None]:
         """The agents of a route (None: all there are), and its pattern. No route: the default agents, and None."""
         return (self.default_agents, None) if route is None else (route.agents, route.path)
 
-    def match(self, scope: Scope) -> Route | None:
+    def match(self, scope: Scope) -> AgentRoute | None:
         """The first route that matches a connection, or None where none does."""
         if not self.routes:
             return None
@@ -143,7 +147,7 @@ class Router:
                     break
         return found
 
-    def candidates(self, path: str, method: str) -> list[Route]:
+    def candidates(self, path: str, method: str) -> list[AgentRoute]:
         """Every route that matches what :meth:`target` has returned, in the order given."""
         found = [
             (number, route)
@@ -168,7 +172,7 @@ class Router:
         return self._root_path or scope.get("root_path") or ""
 
 
-def _number(numbered: tuple[int, Route]) -> int:
+def _number(numbered: tuple[int, AgentRoute]) -> int:
     return numbered[0]
 
 
@@ -224,5 +228,5 @@ def _checked_reference(field: str, reference: object) -> AgentReference:
 
 def _checked_method(path: str, method: object) -> str:
     if not isinstance(method, str) or not TOKEN.match(method):
-        raise ConfigurationError(f"Route({path!r}): methods contains {method!r}, expected names such as 'GET'")
+        raise ConfigurationError(f"AgentRoute({path!r}): methods contains {method!r}, expected names such as 'GET'")
     return method.upper()

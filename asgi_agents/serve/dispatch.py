@@ -29,7 +29,7 @@ class Caller(Protocol):
     owed: int
 
     async def perform(self, call: "ServedCall") -> bytes:
-        """Run the hook and spell its answer. Raises no Exception."""
+        """Run the hook and encode its answer. Raises no Exception."""
         ...
 
     def refusal(self, call: "ServedCall", reason: str, error: str) -> bytes:

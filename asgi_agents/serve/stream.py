@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 import anyio
@@ -20,6 +21,7 @@ from ..protocol.stream import EVENT_NUMBERS, AgentCapabilities, AgentFeatures, A
 from ..transports.wire import parse_address
 from .accept import accept
 from .connection import Service
+from .framings import new_connection
 from .held import MAX_HELD_BYTES
 from .hooks import Hooks, require_agent, require_positive
 from .sockets import Listening, listen
@@ -123,7 +125,7 @@ async def _serve(
     with ExitStack() as accepting:
         for each in listening:
             # The file first: whoever sees the socket refuse may replace it.
-            accepting.callback(await accept(each.sock, tls, service.client, tasks))
+            accepting.callback(await accept(each.sock, tls, partial(new_connection, service), tasks))
             accepting.callback(each.unlink)
         task_status.started(listening[0].address)
         await (anyio.sleep_forever() if shutdown is None else shutdown.wait())

@@ -12,8 +12,9 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import ConfigurationError
-from ..manager import AgentManager, require_manager
+from ..manager import AgentManager, registry_of, require_manager
 from ..observability.authorization import Authorize, refusal, require_authorize
+from ..registry import AgentRegistry
 from ..routing.routes import path_below_root
 from .snapshot import take_snapshot
 
@@ -65,12 +66,12 @@ def status_app(manager: AgentManager, *, authorize: Authorize | None = None, int
     require_authorize("status_app", authorize)
     if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0.05 <= interval <= _MAX_INTERVAL:
         raise ConfigurationError(f"status_app: interval={interval!r}, expected seconds from 0.05 to {_MAX_INTERVAL:g}")
-    return _StatusApp(manager, authorize, interval)
+    return _StatusApp(registry_of(manager), authorize, interval)
 
 
 class _StatusApp:
-    def __init__(self, manager: AgentManager, authorize: Authorize | None, interval: float) -> None:
-        self._manager = manager
+    def __init__(self, registry: AgentRegistry, authorize: Authorize | None, interval: float) -> None:
+        self._registry = registry
         self._authorize = authorize
         self._interval = interval
         self._files = {name: (files(__package__) / "page" / name).read_bytes() for name, _ in _ASSETS.values()}
@@ -118,7 +119,7 @@ class _StatusApp:
         """What many viewers see at the same time is made once."""
         now = time.monotonic()
         if now - self._encoded_at > max_age:
-            self._encoded = msgspec.json.encode(take_snapshot(self._manager, self._interval))
+            self._encoded = msgspec.json.encode(take_snapshot(self._registry, self._interval))
             self._encoded_at = now
         return self._encoded
 

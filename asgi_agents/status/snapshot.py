@@ -1,4 +1,4 @@
-"""Everything that the page shows, at one moment."""
+"""What the status page shows, at one moment."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from .._version import __version__
-from ..errors import UnknownAgentError
 from ..evaluation.resolved_route import RouteListing
 from ..guard import Guard
-from ..manager import AgentManager
 from ..observability.endpoints import EndpointStatistics
 from ..observability.history import SLOT_SECONDS, Latency, Slot
 from ..observability.metrics import Incident
 from ..policy import FailureMode
 from ..protocol import EventType
+from ..registry import AgentRegistry
 
 
 class AgentStatus(Struct, frozen=True, kw_only=True):
@@ -55,7 +54,7 @@ class AgentStatus(Struct, frozen=True, kw_only=True):
 
 
 class RouteAgentStatus(Struct, frozen=True, kw_only=True):
-    """An agent on a route, what it hears, and the failure mode that holds there."""
+    """An agent on a route, the events that it receives there, and the failure mode that holds."""
 
     id: str
     hears: Sequence[str]
@@ -85,14 +84,14 @@ class Status(Struct, frozen=True, kw_only=True):
     routes: Sequence[RouteStatus]
 
 
-def take_snapshot(manager: AgentManager, interval: float = 1.0) -> Status:
+def take_snapshot(registry: AgentRegistry, interval: float = 1.0) -> Status:
     """How things are now; to be called on the event loop that serves."""
     now = time.monotonic()
     return Status(
         time=time.time(),
         interval=interval,
-        agents=[_agent(manager.guard(agent_id), now) for agent_id in manager.agent_ids],
-        routes=[_route(manager, listing) for listing in manager.listings],
+        agents=[_agent(guard, now) for guard in registry.guards()],
+        routes=[_route(registry, listing) for listing in registry.listings],
     )
 
 
@@ -128,13 +127,12 @@ def _in_order(events: frozenset[EventType]) -> Sequence[str]:
     return [event.value for event in EventType if event in events]
 
 
-def _route(manager: AgentManager, listing: RouteListing) -> RouteStatus:
+def _route(registry: AgentRegistry, listing: RouteListing) -> RouteStatus:
     agents = []
-    for reference in manager.agent_ids if listing.agents is None else listing.agents:
+    for reference in registry.agent_ids if listing.agents is None else listing.agents:
         agent_id, failure_mode = (reference, None) if isinstance(reference, str) else reference
-        try:
-            guard = manager.guard(agent_id)
-        except UnknownAgentError:
+        guard = registry.find(agent_id)
+        if guard is None:
             continue  # it was removed
         agents.append(
             RouteAgentStatus(

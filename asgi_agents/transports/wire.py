@@ -1,7 +1,8 @@
 """Bytes to and from a peer over a Unix socket or TCP, for both ends of the stream transport.
 
-What comes is handed to a :class:`Receiver` at once, without a task that reads. On asyncio these are its own transports,
-which cost a fraction of a stream that is awaited; elsewhere anyio's streams, read and written in the background.
+Bytes are handed to a :class:`Receiver` as soon as they are read, without a task that waits for them. On asyncio this
+uses asyncio's own transports, which cost a fraction of a stream that is awaited. On other event loops it uses anyio's
+streams, read and written by a background task.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ _AT_ONCE: Final = 64 * 1024
 
 
 class Receiver(Protocol):
-    """What a :class:`Wire` tells. Both are called on the event loop, and must not raise."""
+    """Who gets the bytes of a :class:`Wire`. Both are called on the event loop, and must not raise."""
 
     def data_received(self, data: bytes) -> None:
         """The next bytes, in order."""
@@ -55,20 +56,18 @@ class Wire(Protocol):
 
     @property
     def unread(self) -> bool:
-        """Whether the peer has sent something, or has closed, and the receiver does not know yet."""
+        """Whether the peer has sent bytes, or has closed, and the receiver has not been called yet."""
         ...
 
     @property
     def turns_behind(self) -> int:
-        """Turns of the event loop that what was read from the socket can take to the receiver; :attr:`unread` is False
-        meanwhile.
-        """
+        """Turns of the event loop that bytes take from the socket to the receiver. :attr:`unread` is False then."""
         ...
 
     def pause_reading(self) -> None:
-        """Take nothing more from the peer until :meth:`resume_reading`; what is being read just now still comes.
+        """Read nothing more until :meth:`resume_reading`. A read that is under way still ends.
 
-        Meanwhile nobody finds out that the peer has gone.
+        Meanwhile it is not noticed when the peer closes.
         """
         ...
 
@@ -115,21 +114,21 @@ class Address(Struct, frozen=True):
 
 
 def unusable_path(path: str) -> str | None:
-    """What is expected instead of ``path`` where no Unix socket can have it, for a message; None where one can."""
+    """For a message: what is expected instead of ``path``, where no Unix socket can have it; None where one can."""
     if not HAS_UNIX_SOCKETS:
         return f"TCP: Python has no Unix sockets on this platform ({sys.platform})"
     try:
         too_long = len(os.fsencode(path)) > _MAX_PATH_BYTES
     except UnicodeEncodeError:
-        # Names that are no text are written with surrogates of their own (PEP 383); others name nothing.
+        # A path that is not valid text has surrogates from PEP 383, which can be encoded; this one has others.
         return "the absolute path of a socket"
     return f"a path of {_MAX_PATH_BYTES} bytes at most" if too_long else None
 
 
 def nearest_address(given: str, *, or_http: bool = False) -> str | None:
-    """The address that ``given`` was most likely meant to be, which is none as it stands; None where nobody can tell.
+    """The address that was most likely meant by ``given``, which is not one; None where there is no good guess.
 
-    A path, a port, or a host and a port. ``or_http``: they could be those of an ``http://`` URL as well.
+    It recognises a path, a port, and a host with a port. ``or_http``: an ``http://`` URL is possible as well.
     """
     scheme, colon, rest = given.partition(":")
     if given.startswith("/") and len(given) > 1 and not given.endswith("/"):
@@ -150,7 +149,7 @@ def parse_address(where: str, given: object) -> Address:
         raise ConfigurationError(f"{where}: {given!r}, expected {expected}")
     scheme, separator, rest = given.partition("://")
     if "@" in rest and scheme != "unix":
-        # Not the address: they may be right.
+        # The message must not show the address: the credentials may be real.
         raise ConfigurationError(f"{where}: there are credentials in the address, expected {expected}")
     if separator and scheme == "unix":
         wanted = unusable_path(rest)
@@ -189,7 +188,7 @@ async def connect(address: Address, receiver: Receiver, tls: ssl.SSLContext | No
 
 def _describe(exc: BaseException) -> str:
     if isinstance(exc.__cause__, BaseExceptionGroup):
-        # anyio tells of all the addresses of a host together.
+        # anyio groups the errors of all addresses of a host.
         exc = exc.__cause__.exceptions[0]
     elif isinstance(exc.__cause__, OSError):
         exc = exc.__cause__
@@ -236,7 +235,7 @@ class AsyncioWire(asyncio.Protocol):
         self._receiver.data_received(data)
 
     def eof_received(self) -> None:
-        # A peer that sends no more has nothing to say to what we send, and may not even read it.
+        # A peer that sends no more will not answer, and may not even read.
         self._transport.abort()
 
     def pause_writing(self) -> None:
@@ -276,14 +275,14 @@ class AsyncioWire(asyncio.Protocol):
             self._transport.resume_reading()
 
     def write(self, data: bytes) -> None:
-        # All that is written in one turn of the event loop is sent at once: a system call, and a peer that is woken,
+        # All that is written in one turn of the event loop is sent at once: a system call and a wake-up of the peer
         # cost more than the rest of a call.
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(data)
         self._unsent_bytes += len(data)
         if self._unsent_bytes > _AT_ONCE:
-            # Or `congested` would not know of it before the turn is over, however much that is.
+            # So that `congested` is up to date even when much is written in one turn.
             self._flush()
 
     def _flush(self) -> None:
@@ -407,8 +406,8 @@ class AnyioWire:
             try:
                 await anyio.aclose_forcefully(self._stream)
             finally:
-                # Closing may be a checkpoint, and this task is cancelled where the connection is aborted. Where it was
-                # not, the event loop ends, and nobody is left to hear of it.
+                # Closing may be a checkpoint, and this task is cancelled when the connection is aborted. If it was
+                # cancelled for another reason, the event loop is ending, and the receiver is not called.
                 if over or self._aborted:
                     self._receiver.connection_lost(lost)
 
@@ -448,9 +447,9 @@ class AnyioWire:
 
 
 def _decrypted(tls: ssl.SSLObject) -> bytes:
-    """What has come together with the record that was read last, so that all that has come is handed over at once."""
+    """The bytes that TLS has decrypted beyond the latest read, so that all are handed over at once."""
     data = bytearray()
-    # Whatever it is that is wrong, the next read finds it too.
+    # The next read meets the same error.
     with suppress(ssl.SSLError):
         while chunk := tls.read(_READ_BYTES):
             data += chunk

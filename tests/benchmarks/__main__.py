@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final, NoReturn
 
-from . import plots, readme, report, targets
+from . import page, plots, report, targets
 from .client import LoadError
 from .environment import environment
 from .fleet import ROOT, StartError
 from .parts import PARTS
 from .plan import FULL, QUICK
 
-_README: Final = ROOT / "README.md"
+_PAGE: Final = ROOT / "docs" / "pages" / "performance.md"
 # Beside the targets; the rest is for those who run it.
 _SHOWN: Final = ("server", "envoy")
 
@@ -43,10 +43,10 @@ def main() -> None:
     if options.plots is not None:
         for path in plots.write((curve for part in parts for curve in part.curves), options.plots):
             _progress(f"wrote {path}")
-    if options.readme:
+    if options.page:
         shown = [table, *(report.text(part) for part in parts if part.name in _SHOWN)]
         quick = " A `--quick` run: the numbers are rough." if options.quick else ""
-        _README.write_text(readme.rewritten(_README.read_text(), "\n\n".join((measured_in + quick, *shown))))
+        _PAGE.write_text(page.rewritten(_PAGE.read_text(), "\n\n".join((measured_in + quick, *shown))))
 
 
 def _options() -> argparse.Namespace:
@@ -55,12 +55,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a short run, to see that it works; the numbers are rough")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every round there")
     parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="draw how it grows, as SVG files there")
-    parser.add_argument("--readme", action="store_true", help="put the results into README.md; needs all parts")
+    parser.add_argument(
+        "--page", action="store_true", help="put the results into the page of the documentation; needs all parts"
+    )
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(PARTS)}")
-    if options.readme and set(options.parts or PARTS) != set(PARTS):
-        parser.error("--readme needs all parts")
+    if options.page and set(options.parts or PARTS) != set(PARTS):
+        parser.error("--page needs all parts")
     if options.plots is not None and not plots.available():
         parser.error("--plots needs matplotlib: pip install '.[benchmark]'")
     return options

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from starlette.types import ASGIApp
 
 from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, middleware
+from asgi_agents.manager import registry_of
 from asgi_agents.observability.metrics import Series, Tally
 
 from .agents import Allow
@@ -80,7 +81,7 @@ def _guarded(**providers: Any) -> AgentMiddleware:
 
 def _without_telemetry() -> AgentMiddleware:
     app = _guarded()
-    guard: Any = app.manager.guard("checker")
+    guard: Any = registry_of(app.manager).guard("checker")
     guard.tally = _Uncounted("checker")
     guard._export_duration = guard._export_queue_wait = lambda value, attributes: None
     return app

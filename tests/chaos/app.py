@@ -34,6 +34,7 @@ from asgi_agents import (
     Route,
     StreamTransport,
 )
+from asgi_agents.observability.correlation import live_ids
 
 from .stamps import POISON
 from .targets import AGENTS, TARGETS
@@ -126,7 +127,7 @@ class ChaosApp:
         return JSONResponse(
             {
                 "agents": msgspec.to_builtins(self._manager.statistics()),
-                "open": len(self._manager.live_correlation_ids - {request.headers["x-request-id"]}),
+                "open": len(live_ids - {request.headers["x-request-id"]}),
                 "tasks": len(asyncio.all_tasks()),
                 "poisoned": list(self._poisoned),
             }

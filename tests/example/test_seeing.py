@@ -25,7 +25,7 @@ from example_app.demo.run import play
 from example_app.demo.script import STEPS
 from example_app.demo.servers import serving
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "guide" / "observability.md"
 OPENMETRICS = {"accept": "application/openmetrics-text; version=1.0.0"}
 
 
@@ -91,17 +91,17 @@ def families_of(seen: Seen) -> Sequence[Metric]:
 
 
 def documented() -> list[tuple[str, str, str]]:
-    """Name, unit and Prometheus name of every metric that the README names."""
-    rows = re.findall(r"^\| `(asgi_agents\.[\w.]+)` \| `([^`]+)` \| `(\w+)` \|", README.read_text(), re.MULTILINE)
+    """Name, unit and Prometheus name of every metric that the documentation names."""
+    rows = re.findall(r"^\| `(asgi_agents\.[\w.]+)` \| `([^`]+)` \| `(\w+)` \|", PAGE.read_text(), re.MULTILINE)
     assert len(rows) == 11
     return rows
 
 
-def test_every_metric_of_the_readme_is_there_with_its_unit_and_no_other(seen: Seen) -> None:
+def test_every_metric_of_the_documentation_is_there_with_its_unit_and_no_other(seen: Seen) -> None:
     assert dict(seen.units) == {name: unit for name, unit, _ in documented()}
 
 
-def test_every_metric_of_the_readme_is_in_the_output_for_prometheus_and_no_other(seen: Seen) -> None:
+def test_every_metric_of_the_documentation_is_in_the_output_for_prometheus_and_no_other(seen: Seen) -> None:
     families = {
         f"{family.name}_total" if family.type == "counter" else family.name: family for family in families_of(seen)
     }

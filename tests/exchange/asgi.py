@@ -27,6 +27,7 @@ from asgi_agents import (
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
 )
+from asgi_agents.manager import registry_of
 
 # An event loop on which hours pass in no time, as soon as everybody waits.
 VIRTUAL_TIME = ("trio", {"clock": MockClock(autojump_threshold=0)})
@@ -405,12 +406,14 @@ def guarded(app: ASGIApp, *agents: AgentConfig, **options: Any) -> AgentMiddlewa
 def assert_nothing_left(manager: AgentManager) -> None:
     """No permit, no half-open slot is taken, nobody waits for one, and no agent is kept from being replaced."""
     assert [
-        resolved_route.connections for resolved_route in manager._resolved_routes.values() if resolved_route.connections
+        resolved_route.connections
+        for resolved_route in registry_of(manager)._resolved_routes.values()
+        if resolved_route.connections
     ] == []
     for agent_id, metrics in manager.metrics.items():
         assert metrics.in_flight == 0, f"{agent_id} still holds permits"
         assert metrics.waiting == 0, f"{agent_id} still has a queue"
-        breaker = manager.guard(agent_id).breaker
+        breaker = registry_of(manager).guard(agent_id).breaker
         assert breaker is None or breaker.trials == 0, f"{agent_id} still holds half-open slots"
 
 

@@ -21,8 +21,9 @@ from asgi_agents import (
     FailureMode,
 )
 from asgi_agents.exchange.body import BodyInspection
-from asgi_agents.exchange.framing import Cutter
 from asgi_agents.exchange.state import ExchangeState
+from asgi_agents.exchange.units import Cutter
+from asgi_agents.manager import registry_of
 
 from .asgi import Answer, App, Client, Held, Probe, SlowProbe, assert_nothing_left, body, guarded, settle, start
 
@@ -958,8 +959,9 @@ async def test_a_body_with_something_forbidden_never_passes_as_a_whole(
 
 def _inspection(manager: AgentManager, way: str, **options: Any) -> BodyInspection:
     event_type = EventType.REQUEST_BODY_CHUNK if way == "request" else EventType.RESPONSE_BODY_CHUNK
-    resolved_route = manager.resolved_route(None)
-    context = ExchangeState(manager, resolved_route, "id", None)
+    registry = registry_of(manager)
+    resolved_route = registry.resolved_route(None)
+    context = ExchangeState(registry, resolved_route, "id", None)
     return BodyInspection(context, event_type, agents=resolved_route.agents_for(event_type), **options)
 
 

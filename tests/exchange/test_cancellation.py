@@ -23,6 +23,7 @@ from asgi_agents import (
     GuardrailResponse,
     ResponseAborted,
 )
+from asgi_agents.manager import registry_of
 
 from .asgi import (
     DISCONNECT,
@@ -160,7 +161,7 @@ async def test_a_cancelled_trial_gives_its_half_open_slot_back(phase: Phase) -> 
         ],
         clock=lambda: now,
     )
-    breaker = manager.guard("a").breaker
+    breaker = registry_of(manager).guard("a").breaker
     assert breaker is not None
     breaker.failure(breaker.acquire() or 0)
     now = 2.0
@@ -173,7 +174,7 @@ async def test_a_cancelled_trial_gives_its_half_open_slot_back(phase: Phase) -> 
     assert breaker.state is BreakerState.HALF_OPEN
     assert breaker.trials == 0
     await _assert_the_next_one_works(middleware)
-    assert manager.guard("a").breaker is breaker
+    assert registry_of(manager).guard("a").breaker is breaker
     assert_nothing_left(manager)
 
 
@@ -195,7 +196,7 @@ async def test_a_cancelled_request_counts_for_nothing(phase: Phase) -> None:
         tasks.start_soon(_client().call, middleware)
         await first.held.reached.wait()
         tasks.cancel_scope.cancel()
-    breaker = middleware.manager.guard("a").breaker
+    breaker = registry_of(middleware.manager).guard("a").breaker
     assert breaker is not None
     assert breaker.state is BreakerState.CLOSED
     assert middleware.manager.metrics["a"].calls == 0
@@ -207,7 +208,7 @@ async def test_a_request_cancelled_while_it_waits_for_a_permit_leaves_the_queue(
         _app(),
         agents=[AgentConfig("a", SlowProbe(**{phase.event: None}), max_concurrent_calls=1, **phase.options)],
     )
-    limiter = middleware.manager.guard("a")._limiter
+    limiter = registry_of(middleware.manager).guard("a")._limiter
     assert limiter.try_acquire()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_client().call, middleware)

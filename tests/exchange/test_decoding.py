@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgi_agents.exchange.decoding import Decoder, UnreadableBody, acceptable, codings_of, known_codings
+from asgi_agents.exchange.decoding import Decoder, UnreadableBody, known_codings
+from asgi_agents.exchange.headers import acceptable, codings_of
 
 zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
 

@@ -26,6 +26,7 @@ from asgi_agents import (
     ResponseAborted,
     Route,
 )
+from asgi_agents.manager import registry_of
 
 from .asgi import App, Client, Held, Probe, Reaction, SlowProbe, assert_nothing_left, body, guarded, start
 
@@ -136,7 +137,7 @@ def _arrange(phase: Phase, fault: Fault, mode: FailureMode, via: str, other: Rea
         ],
         clock=lambda: now,
     )
-    guard = manager.guard("a")
+    guard = registry_of(manager).guard("a")
     restore = _nothing
     if fault.kind is FailureKind.BREAKER_OPEN:
         assert guard.breaker is not None
@@ -284,7 +285,7 @@ async def test_errors_and_timeouts_count_for_the_breaker_and_waiting_in_vain_doe
 ) -> None:
     it = _arrange(PHASES["request headers"], fault, mode, "agent")
     await it.client.call(it.middleware)
-    breaker = it.manager.guard("a").breaker
+    breaker = registry_of(it.manager).guard("a").breaker
     assert breaker is not None
     assert breaker.state is (BreakerState.OPEN if fault.counts else BreakerState.CLOSED)
 
@@ -391,7 +392,7 @@ def _assert_marked(middleware: AgentMiddleware, client: Client, kind: FailureKin
     context: AgentContext = client.scope["state"]["agents"]
     marks = [v for v in context.decision.verdicts if v.failure is not None]
     assert [(mark.agent_id, mark.failure and mark.failure.kind) for mark in marks] == [("a", kind)]
-    breaker = middleware.manager.guard("a").breaker
+    breaker = registry_of(middleware.manager).guard("a").breaker
     assert breaker is not None
     assert breaker.state is BreakerState.CLOSED
 

@@ -7,6 +7,7 @@ import pytest
 from asgi_agents import AgentConfig, AgentManager, AgentResponse, EventType, ResponseHeadersEvent
 from asgi_agents.exchange.head import judge_head, tell_complete
 from asgi_agents.exchange.state import ExchangeState
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Headers, RequestCompleteEvent, RequestHeadersEvent, RequestMetadata
 
 from .asgi import Held, Probe, SlowProbe
@@ -27,9 +28,12 @@ each_way = pytest.mark.parametrize("way", EVENTS)
 
 async def judge(way: str, *agents: AgentConfig, body_follows: bool = True) -> tuple[Any, Any, ExchangeState]:
     manager = AgentManager(agents)
-    context = ExchangeState(manager, manager.resolved_route(None), "id", None)
-    hearing = manager.resolved_route(None).agents_for(
-        EventType.REQUEST_BODY_CHUNK if way == "request" else EventType.RESPONSE_BODY_CHUNK
+    registry = registry_of(manager)
+    context = ExchangeState(registry, registry.resolved_route(None), "id", None)
+    hearing = (
+        registry_of(manager)
+        .resolved_route(None)
+        .agents_for(EventType.REQUEST_BODY_CHUNK if way == "request" else EventType.RESPONSE_BODY_CHUNK)
     )
     decision, provisional = await judge_head(context, EVENTS[way], body_agents=hearing if body_follows else ())
     return decision, provisional, context
@@ -143,7 +147,8 @@ async def test_the_end_is_told_to_everyone_even_when_one_denies_and_one_fails() 
     manager = AgentManager(
         AgentConfig(f"a{i}", agent, timeout=0.01 if i == 2 else 5.0) for i, agent in enumerate(agents)
     )
-    context = ExchangeState(manager, manager.resolved_route(None), "id", None)
+    registry = registry_of(manager)
+    context = ExchangeState(registry, registry.resolved_route(None), "id", None)
     event = RequestCompleteEvent(
         correlation_id="id",
         status=200,

@@ -42,8 +42,9 @@ from asgi_agents import (
     WebSocketFrameEvent,
     fastapi_error,
 )
+from asgi_agents.manager import registry_of
 
-from .asgi import VIRTUAL_TIME
+from .asgi import VIRTUAL_TIME, settle
 
 BLOCK = AgentResponse.block()
 DROP = AgentResponse.websocket_drop()
@@ -308,7 +309,7 @@ def assert_idle(manager: AgentManager) -> None:
     """Nothing is held of any agent."""
     for agent_id, metrics in manager.metrics.items():
         assert (metrics.in_flight, metrics.waiting) == (0, 0), agent_id
-        breaker = manager.guard(agent_id).breaker
+        breaker = registry_of(manager).guard(agent_id).breaker
         assert breaker is None or breaker.trials == 0, agent_id
 
 
@@ -943,6 +944,34 @@ async def test_all_agents_hear_a_frame_and_the_first_in_route_order_that_denies_
     server = Server("x", then_leaves=True)
     await run(guarded(App(), closes, drops), server)
     assert server.close == (4001, "enough")
+
+
+@pytest.mark.parametrize("to_client", [False, True])
+async def test_a_message_goes_along_the_chain_as_pieces_of_bodies_do(judge: type[Judge], to_client: bool) -> None:
+    """Consecutive readers are asked together, a writer by itself, and none after one that stops it."""
+    reader, writer, later = judge(), judge({b"stop": DROP}), judge()
+    app = App(*(["stop", "pass"] if to_client else []))
+    server = Server(*([] if to_client else ["stop", "pass"]), then_leaves=True)
+    await run(guarded(app, reader, configured(writer, "writer", body_access="write"), later), server)
+    assert reader.saw == writer.saw == [b"stop", b"pass"]
+    assert later.saw == [b"pass"]
+    assert (server.frames if to_client else app.got) == ["pass"]
+
+
+async def test_readers_on_both_sides_of_a_writer_are_not_asked_in_parallel() -> None:
+    first, last = Held(b"x"), Suspending()
+    agents = [configured(first, "first"), configured(Suspending(), "writer", body_access="write"), configured(last)]
+    app, server = App(), Server("x")
+    async with anyio.create_task_group() as group:
+        group.start_soon(run, guarded(app, *agents), server)
+        await settle()
+        assert first.saw == [b"x"]
+        assert last.saw == []
+        first.holds[b"x"].set()
+        await settle()
+        assert last.saw == [b"x"]
+        server.client_leaves()
+    assert app.got == ["x"]
 
 
 async def test_a_drop_wins_over_the_failure_of_another_agent(judge: type[Judge]) -> None:
@@ -1854,7 +1883,7 @@ async def test_a_cancelled_session_gives_its_trial_call_back_to_the_breaker(app:
     async with anyio.create_task_group() as session:
         session.start_soon(run, AgentMiddleware(app, manager=manager), Server("x"))
         await anyio.wait_all_tasks_blocked()
-        guard = manager.guard("judge")
+        guard = registry_of(manager).guard("judge")
         assert guard.breaker is not None
         assert guard.breaker.trials == 1
         session.cancel_scope.cancel()

@@ -6,9 +6,9 @@ from starlette.types import Scope
 from asgi_agents import AgentResponse, HeaderOp
 from asgi_agents.decision import AgentDecision
 from asgi_agents.errors import AgentProtocolError
-from asgi_agents.exchange.framing import error_object
 from asgi_agents.exchange.headers import apply_header_ops
 from asgi_agents.exchange.reply import close_message, describe, render_reply
+from asgi_agents.exchange.units import error_object
 from asgi_agents.protocol import (
     Answer,
     Challenge,

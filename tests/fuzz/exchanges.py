@@ -8,6 +8,8 @@ import anyio
 from starlette.types import Receive, Scope, Send
 
 from asgi_agents import AgentContext, AgentMiddleware, AuditRecord, Route
+from asgi_agents.manager import registry_of
+from asgi_agents.observability.correlation import live_ids
 from tests.exchange.asgi import assert_nothing_left
 
 from . import ending, http_oracle, websocket_oracle
@@ -178,8 +180,8 @@ async def _serve(agents: list[Hired], requests: Sequence[_Request | _Session], a
             _explained(session, partial(websocket_oracle.check, session))
     assert_nothing_left(middleware.manager)
     for hired in agents:
-        assert not middleware.manager.guard(hired.config.id).busy
-    assert not middleware.manager.live_correlation_ids
+        assert not registry_of(middleware.manager).guard(hired.config.id).busy
+    assert not live_ids
 
 
 def _explained(over: ending.Over, check: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from asgi_agents import AgentConfig, AgentManager
 from asgi_agents.errors import AgentProtocolError
+from asgi_agents.manager import registry_of
 from asgi_agents.observability.reports import MAX_SERIES
 from asgi_agents.protocol import Encoding
 from asgi_agents.protocol.codec import decode_value
@@ -52,8 +53,8 @@ def reports(data: bytes) -> None:
         except AgentProtocolError:
             continue
         now += choices.pick((0.0, 1.0, 299.0, 301.0))
-        manager.reports.add("waf", choices.pick(("unix:///run/a.sock", "tcp://[::1]:1")), report, now)
-        assert sum(1 for _ in manager.reports.current(now)) <= MAX_SERIES
+        registry_of(manager).reports.add("waf", choices.pick(("unix:///run/a.sock", "tcp://[::1]:1")), report, now)
+        assert sum(1 for _ in registry_of(manager).reports.current(now)) <= MAX_SERIES
     text = manager.export_prometheus()
     families = list(text_string_to_metric_families(text))
     samples = [(sample.name, frozenset(sample.labels.items())) for family in families for sample in family.samples]

@@ -21,7 +21,7 @@ from asgi_agents.protocol.stream import (
     FrameReader,
     Framing,
     HandshakeRequest,
-    HealthStatus,
+    HealthState,
     MessageType,
     MetricsReport,
     encode_answer_frame,
@@ -30,8 +30,10 @@ from asgi_agents.protocol.stream import (
     encode_message,
 )
 from asgi_agents.serve.connection import Service
+from asgi_agents.serve.framings import new_connection
 from asgi_agents.serve.hooks import Hooks
-from asgi_agents.transports.stream.connection import AgentConnection, Capacity
+from asgi_agents.transports.stream.connection import AgentConnection
+from asgi_agents.transports.stream.flow_control import Capacity
 
 from . import framing, wire
 from .choices import Choices
@@ -104,13 +106,9 @@ class _Owner:
 
     def capacity_freed(self, connection: AgentConnection) -> None: ...
 
-    def health_changed(self, connection: AgentConnection, status: HealthStatus) -> None:
-        connection.apply(status)
+    def health_changed(self, connection: AgentConnection, before: HealthState) -> None: ...
 
     def rated(self, connection: AgentConnection, *, answered: bool) -> None: ...
-
-    def keeps(self, connection: AgentConnection, correlation_id: str) -> bool:
-        return correlation_id == "c-1"
 
     def hears(self, event_type: EventType) -> bool:
         return True
@@ -118,10 +116,7 @@ class _Owner:
     def lost(self, connection: AgentConnection, failed: int) -> None:
         self.failed += failed
 
-    def message_received(
-        self, connection: AgentConnection, kind: MessageType, payload: bytes, encoding: Encoding
-    ) -> None:
-        decode_value(MetricsReport if kind is MessageType.METRICS_REPORT else ConfigUpdateRequest, payload, encoding)
+    def message_received(self, connection: AgentConnection, message: MetricsReport | ConfigUpdateRequest) -> None: ...
 
 
 def calling_end(data: bytes) -> None:
@@ -134,6 +129,7 @@ async def _call(choices: Choices) -> None:
     kind, encoding = choices.pick(tuple(Framing)), choices.pick(tuple(Encoding))
     owner, capacity, line = _Owner(), Capacity(), FakeWire()
     connection = AgentConnection(kind, (encoding, Encoding.JSON), owner, capacity, max_calls=3)
+    connection.requests.add("c-1")
     outcomes: list[object] = []
 
     async def greet() -> None:
@@ -158,7 +154,7 @@ async def _call(choices: Choices) -> None:
         for _ in choices.times(_CALLS):
             event = wire.event(choices, encoding)
             if connection.has_room(getattr(event, "correlation_id", "")):
-                connection.reserve()
+                connection.flow.reserve()
                 called += 1
                 tasks.start_soon(call, event)
         await anyio.wait_all_tasks_blocked()
@@ -167,8 +163,8 @@ async def _call(choices: Choices) -> None:
             connection.data_received(piece)
         await anyio.wait_all_tasks_blocked()
         assert connection._reader.held <= len(greeting + said), "more is kept than was said"
-        assert 1.0 <= connection.timeout_multiplier <= 10.0
-        assert connection._paused_ids <= {"c-1"}, "it remembers what nobody will make it forget"
+        assert 1.0 <= connection.health.timeout_multiplier <= 10.0
+        assert connection.flow._paused_ids <= {"c-1"}, "it remembers what nobody will make it forget"
         connection.connection_lost(None)
     answers = [outcome for outcome in outcomes if not isinstance(outcome, AgentError)]
     assert all(isinstance(answer, AgentResponse | GuardrailResponse | Acknowledgement) for answer in answers), answers
@@ -205,7 +201,7 @@ def _said(choices: Choices, connection: AgentConnection, kind: Framing, encoding
     answer = wire.answer(choices, choices.pick(tuple(EventType)), encoding)
     if kind is Framing.ENVELOPE:
         return encode_envelope_frame(wire.spelt({"decision": "allow"}, encoding))
-    oldest = connection._pending_calls.oldest
+    oldest = connection.pending_calls.oldest
     number = choices.pick((0 if oldest is None else oldest.number, 1, 2**40))
     ids = CallIds(choices.pick(("c-1", "c-2", "")), number) if choices.flag() else CallIds(choices.pick(("c-1", "x")))
     return encode_answer_frame(answer, encoding, ids)
@@ -258,7 +254,7 @@ async def _serve(choices: Choices) -> None:
     line = FakeWire()
     async with anyio.create_task_group() as tasks:
         service = Service(Hooks(Served(answers)), kind, AgentCapabilities(), choices.pick((1, 100)), 16, tasks)
-        connection = service.client()
+        connection = new_connection(service)
         connection.connected(line)
         said = [_introduction(choices, encoding)] if kind is Framing.V2 else []
         said += [_asked(choices, kind, encoding) for _ in choices.times(10)]

@@ -1,7 +1,7 @@
 """The targets find what they are for: with something wrong in the package, none of them holds."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 
 from asgi_agents.concurrency import limiter
 from asgi_agents.decision import ALLOWED, Verdict
-from asgi_agents.exchange import body, head, http, inbound, response, websocket
+from asgi_agents.exchange import base, head, inbound, response, stage, websocket
 from asgi_agents.protocol import codec, validation
 from asgi_agents.protocol.stream import FrameReader
 
@@ -33,7 +33,7 @@ def _replacing(place: Any, name: str, by: Any) -> Break:
 async def _nothing(*args: object, **kwargs: object) -> None: ...
 
 
-async def _judge_nothing(stage: Any, data: bytes, last: bool, whole: bool) -> Any:
+def _settle_nothing(stage: Any, verdicts: object, data: bytes, last: bool, whole: bool) -> Any:
     return stage._release(data)
 
 
@@ -41,8 +41,19 @@ async def _allow_head(*args: object, **kwargs: object) -> Any:
     return ALLOWED, {}
 
 
-async def _deliver_frame(session: Any, message: Any) -> None:
-    session._inbound.deliver(message)
+def _judging_only(judged: bool) -> Callable[[Any, bool, Any], Awaitable[None]]:
+    """Messages of one direction, those of the client or of the app, are judged; others are passed on."""
+    judge = websocket.WebSocketExchange._judge
+
+    async def judge_some(session: Any, client_to_server: bool, message: Any) -> None:
+        if client_to_server is judged:
+            await judge(session, client_to_server, message)
+        elif client_to_server:
+            session._inbound.deliver(message)
+        else:
+            await session._raw_send(message)
+
+    return judge_some
 
 
 async def _close_twice(session: Any, message: Any) -> None:
@@ -68,10 +79,10 @@ def _release(stage: Any, data: bytes) -> bytes:
 
 BREAKS = {
     "http: permits are never given back": ("http", _replacing(limiter.Limiter, "release", lambda limiter: None)),
-    "http: bodies are not judged": ("http", _replacing(body._Stage, "_judge", _judge_nothing)),
-    "http: bytes that were kept back are lost": ("http", _replacing(body._Stage, "_release", _release)),
+    "http: bodies are not judged": ("http", _replacing(stage.BodyStage, "_settle", _settle_nothing)),
+    "http: bytes that were kept back are lost": ("http", _replacing(stage.BodyStage, "_release", _release)),
     "http: heads of responses are not judged": ("http", _replacing(response, "judge_head", _allow_head)),
-    "http: heads of requests are not judged": ("http", _replacing(http, "judge_head", _allow_head)),
+    "http: heads of requests are not judged": ("http", _replacing(base, "judge_head", _allow_head)),
     "http: nothing fails open": (
         "http",
         _replacing(Verdict, "fails_closed", property(lambda v: v.enforced and v.failure is not None)),
@@ -94,7 +105,7 @@ BREAKS = {
     ),
     "websocket: messages are not judged": (
         "websocket",
-        _replacing(websocket.WebSocketExchange, "_judge_received", _deliver_frame),
+        _replacing(websocket.WebSocketExchange, "_judge", _judging_only(False)),
     ),
     "websocket: it is closed twice": (
         "websocket",
@@ -103,7 +114,7 @@ BREAKS = {
     "websocket: it is not closed": ("websocket", _replacing(websocket.WebSocketExchange, "_send_close", _nothing)),
     "websocket: nothing is dropped": (
         "websocket",
-        _replacing(websocket.WebSocketExchange, "_send_judged", lambda session, message: session._raw_send(message)),
+        _replacing(websocket.WebSocketExchange, "_judge", _judging_only(True)),
     ),
     "frames: what is incomplete is forgotten": ("frames", _replacing(FrameReader, "feed", _forget_the_rest)),
     "answers: any header may be set": ("answers", _replacing(validation, "is_untouchable", lambda name: False)),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from asgi_agents import Route
-from asgi_agents.routing import resolver
+from asgi_agents.routing import finder, resolver
+from asgi_agents.routing.cache import PathCache
 from asgi_agents.routing.resolver import Resolver
 
 from .routes import routes
@@ -52,37 +53,28 @@ def root_paths_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def methods_forgotten(patch: pytest.MonkeyPatch) -> None:
     """What is remembered for one method, type or host is given to another."""
-    original = resolver._Theirs.remember
 
-    class Careless(dict[Any, Any]):
-        def __contains__(self, key: object) -> bool:
-            return super().__contains__(self.cut(key))
+    class Careless(PathCache):
+        def get(self, key: Any, default: Any = None) -> Any:
+            return super().get(self.cut(key), default)
 
-        def __getitem__(self, key: object) -> Any:
-            return super().__getitem__(self.cut(key))
+        def __setitem__(self, key: Any, resolved_route: Any) -> None:
+            super().__setitem__(self.cut(key), resolved_route)
 
-        def __setitem__(self, key: object, value: object) -> None:
-            super().__setitem__(self.cut(key), value)
+        def cut(self, key: Any) -> Any:
+            return key[2:] if isinstance(key, tuple) and len(key) == 4 else key
 
-        def cut(self, key: Any) -> object:
-            return key[2:]
-
-    def remember(self: Any, key: Any, route: Route | None) -> None:
-        if not isinstance(self.settled, Careless):
-            self.settled = Careless()
-        original(self, key, route)
-
-    patch.setattr(resolver._Theirs, "remember", remember)
+    patch.setattr(finder, "PathCache", Careless)
 
 
 def shifts_forgotten(patch: pytest.MonkeyPatch) -> None:
     """A handler is only ever run for a path that matches its spelling."""
     original = Resolver._settle
 
-    def settle(self: Resolver, candidates: list[Route], match: str | None, method: str, theirs: Any) -> Route | None:
+    def settle(self: Resolver, candidates: list[Route], match: str | None, *others: Any) -> Route | None:
         if match not in {route.path for route in candidates}:
             return candidates[0] if candidates else None
-        return original(self, candidates, match, method, theirs)
+        return original(self, candidates, match, *others)
 
     patch.setattr(Resolver, "_settle", settle)
 

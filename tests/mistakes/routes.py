@@ -21,37 +21,37 @@ async def users(): ...
 ROUTES: Final = (
     Mistake(
         title="An id without a list",
-        code=_protect('routes=[Route("/items", agents="waf")]'),
+        code=_protect('routes=[AgentRoute("/items", agents="waf")]'),
         instead='`agents=["waf"]`',
     ),
     Mistake(
         title="An AgentConfig in a route",
-        code='Route("/items", agents=[AgentConfig("waf", Waf())])',
-        instead='`Route("/items", agents=["waf"])`, and the `AgentConfig` in `protect(app, agents=[...])`',
+        code='AgentRoute("/items", agents=[AgentConfig("waf", Waf())])',
+        instead='`AgentRoute("/items", agents=["waf"])`, and the `AgentConfig` in `protect(app, agents=[...])`',
     ),
     Mistake(
         title="A failure mode that does not exist, on a route",
-        code='Route("/items", agents=[("waf", "fail-open")])',
+        code='AgentRoute("/items", agents=[("waf", "fail-open")])',
         instead='`("waf", "open")`',
     ),
     Mistake(
         title="An agent that does not exist",
-        code=_protect('routes=[Route("/items", agents=["wfa"])]'),
+        code=_protect('routes=[AgentRoute("/items", agents=["wfa"])]'),
         instead='`agents=["waf"]`',
     ),
     Mistake(
         title="A string of default agents",
-        code=_protect('routes=[Route("/items", agents=[])], default_agents="waf"'),
+        code=_protect('routes=[AgentRoute("/items", agents=[])], default_agents="waf"'),
         instead='`default_agents=["waf"]`',
     ),
     Mistake(
-        title="A pair in place of a Route",
+        title="A pair in place of an AgentRoute",
         code=_protect('routes=[("/items", ["waf"])]'),
-        instead='`Route("/items", agents=["waf"])`',
+        instead='`AgentRoute("/items", agents=["waf"])`',
     ),
     Mistake(
         title="The methods of a route as a string",
-        code='Route("/items", agents=["waf"], methods="GET")',
+        code='AgentRoute("/items", agents=["waf"], methods="GET")',
         instead='`methods=["GET"]`',
     ),
     Mistake(
@@ -60,10 +60,10 @@ ROUTES: Final = (
 @app.get("/chat")
 async def chat(agents: Agents): ...
 
-protect(app, agents=[AgentConfig("waf", Waf())], routes=[Route("/items", agents=["waf"])])
+protect(app, agents=[AgentConfig("waf", Waf())], routes=[AgentRoute("/items", agents=["waf"])])
 """,
         ask="/chat",
-        instead='`Route("/chat", agents=["waf"])`, or `default_agents=["waf"]`',
+        instead='`AgentRoute("/chat", agents=["waf"])`, or `default_agents=["waf"]`',
     ),
     Mistake(
         title="The same without FastAPI",
@@ -72,7 +72,7 @@ protect(app, agents=[AgentConfig("waf", Waf())], routes=[Route("/items", agents=
 async def chat(request: Request):
     agents = AgentContext.of(request)
 
-protect(app, agents=[AgentConfig("waf", Waf())], routes=[Route("/items", agents=["waf"])])
+protect(app, agents=[AgentConfig("waf", Waf())], routes=[AgentRoute("/items", agents=["waf"])])
 """,
         ask="/chat",
         instead=(
@@ -94,19 +94,21 @@ protect(app, agents=[AgentConfig("waf", Waf())])
     ),
     Mistake(
         title="A star for all paths below",
-        code=_protect('routes=[Route("/admin/*", agents=["waf"])]'),
+        code=_protect('routes=[AgentRoute("/admin/*", agents=["waf"])]'),
         ask="/items",
-        instead='`Route("/admin/{rest:path}", ...)`',
+        instead='`AgentRoute("/admin/{rest:path}", ...)`',
     ),
     Mistake(
         title="A pattern for everything that is not for the root",
-        code=_protect('routes=[Route("{rest:path}", agents=["waf"])]'),
+        code=_protect('routes=[AgentRoute("{rest:path}", agents=["waf"])]'),
         ask="/items",
-        instead='`Route("/{rest:path}", ...)`, or no routes at all',
+        instead='`AgentRoute("/{rest:path}", ...)`, or no routes at all',
     ),
     Mistake(
         title="A route behind one that takes all of its paths",
-        code=_protect('routes=[Route("/{rest:path}", agents=[]), Route("/admin/{rest:path}", agents=["waf"])]'),
+        code=_protect(
+            'routes=[AgentRoute("/{rest:path}", agents=[]), AgentRoute("/admin/{rest:path}", agents=["waf"])]'
+        ),
         ask="/items",
         instead="The more particular route first.",
     ),
@@ -114,7 +116,7 @@ protect(app, agents=[AgentConfig("waf", Waf())])
         title="An agent that no route names",
         code=(
             'protect(app, agents=[AgentConfig("waf", Waf()), AgentConfig("api-key", Waf())],\n'
-            '        routes=[Route("/items", agents=["waf"])])'
+            '        routes=[AgentRoute("/items", agents=["waf"])])'
         ),
         ask="/items",
         instead='`agents=["api-key", "waf"]`, or `default_agents`',
@@ -123,7 +125,7 @@ protect(app, agents=[AgentConfig("waf", Waf())])
         title="A full path in a mounted app",
         code="""
 inner = FastAPI()
-protect(inner, agents=[AgentConfig("waf", Waf())], routes=[Route("/inner/items", agents=["waf"])])
+protect(inner, agents=[AgentConfig("waf", Waf())], routes=[AgentRoute("/inner/items", agents=["waf"])])
 
 @inner.get("/items")
 async def items(): ...
@@ -131,7 +133,7 @@ async def items(): ...
 app.mount("/inner", inner)
 """,
         ask="/inner/items",
-        instead='Below the mount: `Route("/items", agents=["waf"])`.',
+        instead='Below the mount: `AgentRoute("/items", agents=["waf"])`.',
     ),
     Mistake(
         title="An app that is wrapped twice",
@@ -144,13 +146,13 @@ app = AgentMiddleware(app, agents=[AgentConfig("waf", Waf())])
     ),
     Mistake(
         title="A route for what is below a path, and not for the path itself",
-        code=_ADMIN + _protect('routes=[Route("/admin/{rest:path}", agents=["waf"])]'),
+        code=_ADMIN + _protect('routes=[AgentRoute("/admin/{rest:path}", agents=["waf"])]'),
         ask="/admin",
-        instead='`Route("/admin", agents=["waf"])` beside it',
+        instead='`AgentRoute("/admin", agents=["waf"])` beside it',
     ),
     Mistake(
         title="A misspelt method",
-        code=_protect('routes=[Route("/items", agents=["waf"], methods=["GTE"])]'),
+        code=_protect('routes=[AgentRoute("/items", agents=["waf"], methods=["GTE"])]'),
         ask="/items",
         instead='`methods=["GET"]`',
     ),

@@ -22,6 +22,7 @@ from asgi_agents import (
     HttpTransport,
     StreamTransport,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Block, ConfigureEvent, Event, RequestBodyChunkEvent, RequestHeadersEvent
 from asgi_agents.serve import agent_app
 from tests.peers import shapes
@@ -54,7 +55,7 @@ async def guarding(kit: RustKit, *, stream: dict[str, Any] | None = None, **fiel
 async def test_it_is_asked_about_all_that_it_is_configured_for_and_can_read_it(binary: bool) -> None:
     kit = RustKit(binary=binary)
     async with guarding(kit) as manager:
-        client = manager.guard("waf").client
+        client = registry_of(manager).guard("waf").client
         assert client is not None
         events: list[Event] = [
             head("a"),
@@ -111,7 +112,7 @@ async def test_an_agent_that_changes_bodies_has_them_as_base64_both_ways(binary:
 
     kit = RustKit(binary=binary, judge=shout)
     async with guarding(kit, events={EventType.REQUEST_BODY_CHUNK}, body_access="write") as manager:
-        client = manager.guard("waf").client
+        client = registry_of(manager).guard("waf").client
         assert client is not None
         for data in (b"", b"abc", b"\x00\xff", b"x" * 100_000):
             answer = await client.call(RequestBodyChunkEvent(correlation_id="a", data=data, is_last=True))
@@ -132,7 +133,7 @@ async def test_it_is_told_in_json_that_a_call_was_given_up(binary: bool) -> None
     cancelled = anyio.Event()
     kit = RustKit(binary=binary, judge=never)
     async with guarding(kit) as manager, anyio.create_task_group() as tasks:
-        client = manager.guard("waf").client
+        client = registry_of(manager).guard("waf").client
         assert client is not None
         with CancelScope() as scope:
             async with anyio.create_task_group() as short:
@@ -166,7 +167,7 @@ async def test_a_guardrail_question_that_it_never_answers_takes_no_other_answer(
     kit = RustKit(binary=binary, judge=no_bodies)
     async with guarding(kit, circuit_breaker=None) as manager:
         assert (await manager.process_request_headers(head("a"))).is_allow
-        client = manager.guard("waf").client
+        client = registry_of(manager).guard("waf").client
         assert client is not None
         with CancelScope() as scope:
             async with anyio.create_task_group() as short:
@@ -236,7 +237,7 @@ async def test_a_guardrail_verdict_in_the_routing_metadata_is_read(decision: Any
     text = '{"detected": true, "confidence": 0.5, "detections": [], "redacted_content": "***"}'
     peer = answering({"decision": decision, "routing_metadata": {"guardrail_response": text}}, encoding)
     async with managing(peer, connections=1, stream={"connections": 1, "encoding": encoding}) as manager:
-        client = manager.guard("waf").client
+        client = registry_of(manager).guard("waf").client
         assert client is not None
         answer = await client.call(question())
     assert answer == GuardrailResponse(detected=True, confidence=0.5, redacted_content="***")
@@ -246,7 +247,7 @@ async def test_a_guardrail_verdict_in_the_routing_metadata_is_read(decision: Any
 async def test_one_that_cant_be_read_is_a_failure_and_the_connection_lives(text: str) -> None:
     peer = answering({"routing_metadata": {"guardrail_response": text}})
     async with managing(peer, connections=1) as manager:
-        guard = manager.guard("waf")
+        guard = registry_of(manager).guard("waf")
         verdict, _ = await guard.inspect(question(), guard.config.fails)
         assert verdict.failure is not None
         assert verdict.failure.kind is FailureKind.ERROR

@@ -11,7 +11,7 @@ from anyio import fail_after
 from msgspec.structs import replace
 
 from asgi_agents import Agent, AgentResponse, RequestBodyChunkEvent, RequestHeadersEvent
-from asgi_agents.protocol import Encoding, Headers, encode_event, stream
+from asgi_agents.protocol import Encoding, Headers, encode_event
 from asgi_agents.protocol.stream import (
     MAX_HANDSHAKE_REQUEST_BYTES,
     Cancel,
@@ -24,6 +24,7 @@ from asgi_agents.protocol.stream import (
 )
 from asgi_agents.serve import held
 from asgi_agents.serve.connection import Service
+from asgi_agents.transports import partial
 
 from .client import RawClient, connected
 from .test_stream import Gated, Instant, body_of, chunk, head, serving
@@ -211,7 +212,7 @@ async def test_an_answer_that_waits_for_its_turn_counts_too(size: int, services:
 
 
 async def test_a_frame_that_stops_before_its_end_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "FRAME_TIMEOUT", 0.05)
+    monkeypatch.setattr(partial, "FRAME_TIMEOUT", 0.05)
     async with serving(Instant()) as address, connected(address) as client:
         await client.send(client.spell(big("a"))[:-1])
         assert await client.closed()

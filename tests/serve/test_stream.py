@@ -52,8 +52,7 @@ from asgi_agents.protocol.stream import (
     encode_frame,
     encode_message,
 )
-from asgi_agents.serve import connection as connection_module
-from asgi_agents.serve import held, serve_stream
+from asgi_agents.serve import framings, held, serve_stream
 from asgi_agents.serve import stream as stream_module
 from asgi_agents.serve.sockets import listen
 from asgi_agents.transports.wire import parse_address
@@ -293,7 +292,7 @@ async def test_a_handshake_that_is_none_is_told_so(payload: bytes) -> None:
 
 
 async def test_silence_is_no_handshake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(connection_module, "HANDSHAKE_TIMEOUT", 0.02)
+    monkeypatch.setattr(framings, "HANDSHAKE_TIMEOUT", 0.02)
     async with serving(Instant()) as address, connected(address, handshake=False) as client:
         assert await client.closed()
     assert "no handshake within 0.02 s" in caplog.text

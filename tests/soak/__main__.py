@@ -20,7 +20,7 @@ from .world import World, world
 
 REQUESTS: Final = 200_000
 WEBSOCKETS: Final = 2_000
-PLOT: Final = Path(__file__).with_name("soak.svg")
+PLOT: Final = Path(__file__).parents[2] / "docs" / "pages" / "soak.svg"
 #: As many samples as there are batches.
 BATCHES: Final = 100
 _CLIENTS: Final = 24

@@ -31,6 +31,8 @@ from asgi_agents import (
     Route,
     StreamTransport,
 )
+from asgi_agents.manager import registry_of
+from asgi_agents.observability.correlation import live_ids
 from asgi_agents.observability.history import SLOT_SECONDS, SLOTS, History
 
 from .agents import Watches
@@ -65,7 +67,7 @@ class SoakApp:
             ]
         )
         for agent in AGENTS:
-            _fill(self._manager.guard(agent).tally.history)
+            _fill(registry_of(self._manager).guard(agent).tally.history)
         routes = [Route(f"/{agent}/{{rest:path}}", agents=[agent]) for agent in AGENTS]
         everybody = [(agent, FailureMode.OPEN) for agent in AGENTS]
         self.asgi = Starlette(
@@ -94,7 +96,7 @@ class SoakApp:
                 each.in_flight + each.waiting + sum(endpoint.in_flight for endpoint in each.endpoints)
                 for each in statistics.values()
             ),
-            correlation_ids=len(self._manager.live_correlation_ids),
+            correlation_ids=len(live_ids),
             rss=resident(),
         )
         told = {"sample": sample, "connections": statistics["stream"].connections}

@@ -29,6 +29,7 @@ from asgi_agents import (
     ResponseHeadersEvent,
     Route,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.observability.metrics import Tally
 from asgi_agents.serve import serve_stream
 from asgi_agents.status.snapshot import take_snapshot
@@ -42,7 +43,7 @@ SECRET = "s3cr3t-f0r-n0b0dy"
 
 def shown(manager: AgentManager) -> Any:
     """The snapshot as readers get it."""
-    return json.loads(msgspec.json.encode(take_snapshot(manager)))
+    return json.loads(msgspec.json.encode(take_snapshot(registry_of(manager))))
 
 
 def agent_shown(manager: AgentManager, agent_id: str = "waf") -> Any:
@@ -149,7 +150,7 @@ async def test_the_longest_duration_there_can_be_is_a_number() -> None:
     manager = AgentManager([scripted("waf")])
     series = Tally("waf")
     await ask(manager)
-    tally = manager.guard("waf").tally
+    tally = registry_of(manager).guard("waf").tally
     (seen,) = tally.series
     tally.add(seen, 1e9, time.monotonic())
 
@@ -530,5 +531,5 @@ async def test_fifty_agents_with_all_that_they_remember_are_told_in_a_few_megaby
         for what in ("fail", "block"):
             for _ in range(50):
                 await manager.process_request_headers(head_event("c" * 36, **{f"x_{agent_id}": what}), [agent_id])
-    encoded = msgspec.json.encode(take_snapshot(manager))
+    encoded = msgspec.json.encode(take_snapshot(registry_of(manager)))
     assert len(encoded) < 5_000_000

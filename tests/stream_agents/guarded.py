@@ -21,6 +21,7 @@ from starlette.routing import Route as AppRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, CircuitBreakerConfig, FailureMode, Route
+from asgi_agents.manager import registry_of
 from asgi_agents.transports.stream.connection import AgentConnection
 from asgi_agents.transports.stream.pending_calls import PendingCall
 from asgi_agents.transports.stream.pool import StreamPool
@@ -110,7 +111,7 @@ class Guarded:
 
     async def _at_rest(self) -> bool:
         statistics = self.manager.statistics()[self._id]
-        breaker = self.manager.guard(self._id).breaker
+        breaker = registry_of(self.manager).guard(self._id).breaker
         assert breaker is not None
         return (statistics.in_flight, statistics.waiting, statistics.endpoints, breaker.trials) == (0, 0, (), 0)
 

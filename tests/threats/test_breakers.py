@@ -29,6 +29,7 @@ from asgi_agents import (
     RequestHeadersEvent,
     WebSocketFrameEvent,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.serve import agent_app
 from tests.exchange.asgi import App, Client, assert_nothing_left, guarded, settle
 from tests.servers import serve
@@ -254,4 +255,4 @@ def test_input_on_which_an_agent_fails_opens_its_breaker() -> None:
     for _ in range(5):
         assert client.get("/", headers={"x-number": "many"}).text == "Agent unavailable"
     assert client.get("/").text == "Service unavailable"
-    assert EventType.REQUEST_HEADERS in manager.guard("agent").hears
+    assert EventType.REQUEST_HEADERS in registry_of(manager).guard("agent").hears

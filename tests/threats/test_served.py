@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from asgi_agents import Agent, RequestHeadersEvent
 from asgi_agents.protocol.stream import FrameReader, Framing, MessageType, encode_frame
-from asgi_agents.serve import agent_app, connection, serve_stream
+from asgi_agents.serve import agent_app, framings, serve_stream
 
 GREETING = encode_frame(MessageType.HANDSHAKE_REQUEST, b'{"supported_versions":[2]}')
 EVENT = {
@@ -112,7 +112,7 @@ async def test_a_client_of_a_served_agent_that_talks_nonsense_loses_its_connecti
 async def test_a_client_of_a_served_agent_that_never_introduces_itself_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HANDSHAKE_TIMEOUT", 0.05)
+    monkeypatch.setattr(framings, "HANDSHAKE_TIMEOUT", 0.05)
     async with served(Patient(), tmp_path) as path:
         async with await anyio.connect_unix(path) as silent, await anyio.connect_unix(path) as slow:
             await slow.send(GREETING[:10])

@@ -22,6 +22,7 @@ from asgi_agents import (
     HeaderOp,
     Route,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.serve import agent_app
 from tests.exchange.asgi import VIRTUAL_TIME, App, Client, Probe, SlowProbe, assert_nothing_left, body, guarded, start
 
@@ -135,7 +136,7 @@ async def test_what_a_hook_makes_of_being_given_up_counts_for_nothing(given: Any
         tasks.cancel_scope.cancel()
     assert (app.calls, outcomes(alone, "late")) == (0, {})
     for manager in (middleware.manager, alone.manager):
-        guard = manager.guard("late").breaker
+        guard = registry_of(manager).guard("late").breaker
         assert guard is not None
         assert guard.state is BreakerState.CLOSED
         assert_nothing_left(manager)

@@ -8,6 +8,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from asgi_agents import AgentManager, AgentResponse, BreakerState, ConfigurationError, FailureMode, HeaderOp, Route
+from asgi_agents.manager import registry_of
 from tests.exchange.asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, guarded
 
 from .asking import Echo, Session, ask, ask_again, config
@@ -156,9 +157,12 @@ SPELLINGS = [b"x-user", b"X-User", b"x_user", b"X_USER", b"x-USER"]
 
 
 def open_breaker(middleware: Any) -> None:
-    breaker = middleware.manager.guard("api-key").breaker
+    breaker = registry_of(middleware.manager).guard("api-key").breaker
+    assert breaker is not None
     while breaker.state is not BreakerState.OPEN:
-        breaker.failure(breaker.acquire())
+        trial = breaker.acquire()
+        assert trial is not None
+        breaker.failure(trial)
 
 
 CASES: dict[str, tuple[Any, dict[str, Any], bytes | None]] = {

@@ -40,5 +40,5 @@ def chooser(strategy: LoadBalancing) -> Chooser:
 
 def _by_health(connections: Sequence[AgentConnection]) -> AgentConnection:
     # The worst keep a chance to do better.
-    weights = [max(connection.score, 0.05) / connection.timeout_multiplier for connection in connections]
+    weights = [max(connection.health.score, 0.05) / connection.health.timeout_multiplier for connection in connections]
     return random.choices(connections, weights)[0]  # noqa: S311 - no secret

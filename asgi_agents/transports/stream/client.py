@@ -10,8 +10,8 @@ from ...observability.endpoints import EndpointStatistics
 from ...protocol import Answer, Event, EventType
 from ...protocol.stream import AgentCapabilities, ConfigUpdateRequest, MetricsReport, correlation_id_of
 from .connection import AgentConnection
-from .connector import Settings
 from .pool import StreamPool
+from .settings import Settings
 
 logger = logging.getLogger("asgi_agents")
 
@@ -98,7 +98,7 @@ class StreamClient:
     def is_paused(self, event: Event) -> bool:
         """Whether the agent has asked that this has to wait."""
         pool = self._pools.peek()
-        return pool is not None and pool.is_paused(correlation_id_of(event))
+        return pool is not None and pool.rotation.is_paused(correlation_id_of(event))
 
     async def reserve(self, event: Event, *, hold: bool) -> AgentConnection:
         """A connection with a place for ``event``. ``hold``: while the agent has paused, wait rather than fail.
@@ -107,16 +107,16 @@ class StreamClient:
         :raises AgentUnavailableError: it has said that it takes no calls.
         """
         pool = await self._pool()
-        if not hold and pool.is_paused(correlation_id_of(event)):
+        if not hold and pool.rotation.is_paused(correlation_id_of(event)):
             raise AgentUnavailableError("it has asked for a pause")
         return await pool.reserve(event)
 
     def why_waiting(self, event: Event) -> str:
         """What a call that got no place has waited for; empty where the agent did nothing at all."""
         pool = self._pools.peek()
-        if pool is None or not pool.connections or pool.stuck:
+        if pool is None or not pool.connections or pool.rotation.stuck:
             return ""
-        if pool.is_paused(correlation_id_of(event)):
+        if pool.rotation.is_paused(correlation_id_of(event)):
             return "it has asked for a pause"
         return "its connections are busy"
 
@@ -183,9 +183,9 @@ class StreamClient:
 
     def pool_changed(self, pool: StreamPool, *, came_up: bool) -> None:
         # What an agent that can't be reached has said holds until it says something else.
-        self.capabilities = pool.capabilities or self.capabilities
-        self._said = pool.events or self._said
-        self.timeout_multiplier = max((c.timeout_multiplier for c in pool.connections), default=1.0)
+        self.capabilities = pool.rotation.capabilities or self.capabilities
+        self._said = pool.rotation.events or self._said
+        self.timeout_multiplier = max((c.health.timeout_multiplier for c in pool.connections), default=1.0)
         self.keeps_to_one_connection = not any(self.hears - _ALONE <= {event_type} for event_type in _ONCE)
         self.on_change(came_up)
 

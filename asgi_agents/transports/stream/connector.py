@@ -1,16 +1,14 @@
-"""Makes the connections to one endpoint, again and again, and sees to it that somebody is at the other end."""
+"""Makes the connections to one endpoint, makes them again when they are lost, and checks that the agent is there."""
 
 import logging
 import os
 import ssl
 import stat
 import time
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from anyio import CancelScope
-from msgspec import Struct
 
 from ...concurrency.background import BackgroundTask
 from ...errors import AgentConnectionError, AgentError, AgentTimeoutError, printable
@@ -18,100 +16,27 @@ from ...protocol import (
     Acknowledgement,
     AgentResponse,
     ConfigureEvent,
-    Encoding,
     EventType,
-    SpanUnit,
     check_response,
     reason_of,
 )
-from ...protocol.stream import MAX_HANDSHAKE_REQUEST_BYTES, Framing, HealthState
-from ..partial import PartialFrames
+from ...protocol.stream import MAX_HANDSHAKE_REQUEST_BYTES, Framing
 from ..wire import Address, Wire, connect
-from .balancing import LoadBalancing
-from .connection import ENVELOPE_HINT, AgentConnection, Owner
+from .connection import AgentConnection
 from .endpoint import Endpoint
+from .handshake import ENVELOPE_HINT
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .client import StreamClient
+    from .pool import StreamPool
 
 logger = logging.getLogger("asgi_agents")
 
-# Seconds an agent may take to digest its configuration.
+# Seconds that an agent may take to answer its configuration.
 _CONFIGURE_TIMEOUT: Final = 10.0
 # Seconds between two lines that say, in different words, that an endpoint can't be reached.
 _LOG_INTERVAL: Final = 60.0
-
-
-class Settings(Struct, frozen=True, kw_only=True):
-    """What a :class:`~asgi_agents.StreamTransport` was made with.
-
-    ``on_demand``: ``connections`` to an endpoint are the most there may be, and all but the first are made when there
-    are more requests than connections.
-    """
-
-    addresses: Sequence[Address]
-    framing: Framing
-    encodings: tuple[Encoding, ...]
-    connections: int
-    on_demand: bool
-    load_balancing: LoadBalancing
-    connect_timeout: float
-    drain_timeout: float
-    max_calls_per_connection: int
-    ping_interval: float
-    stall_timeout: float
-    tls: ssl.SSLContext | None
-    span_unit: SpanUnit = "codepoints"
-
-
-class Served(Protocol):
-    """Whom the connections are kept for."""
-
-    @property
-    def agent_id(self) -> str:
-        """The agent's id."""
-        ...
-
-    @property
-    def events(self) -> frozenset[EventType] | None:
-        """The events that the agent has to hear; None: whatever it says."""
-        ...
-
-    @property
-    def config(self) -> Any:
-        """What to configure new connections with."""
-        ...
-
-    def overrule(self, supported: frozenset[EventType]) -> None:
-        """An instance says that it supports less than the agent is to be asked about. It is asked all the same."""
-        ...
-
-
-class ConnectorOwner(Owner, Protocol):
-    """Who uses the connections."""
-
-    @property
-    def partial_frames(self) -> PartialFrames:
-        """What all connections to the agent hold of frames that have begun to come."""
-        ...
-
-    @property
-    def short_of_connections(self) -> bool:
-        """Whether there are requests that have no connection to themselves."""
-        ...
-
-    def made(self, endpoint: Endpoint, connection: AgentConnection) -> None:
-        """A connection is ready."""
-        ...
-
-    def not_connected(self, endpoint: Endpoint) -> None:
-        """An attempt has come to nothing."""
-        ...
-
-    def checked(self) -> None:
-        """Some time has passed."""
-        ...
-
-    def close_if_done(self, connection: AgentConnection) -> None:
-        """Close a connection that takes no new requests once those it has are over."""
-        ...
 
 
 class Connector:
@@ -120,11 +45,11 @@ class Connector:
     Connections that were made on demand are kept.
     """
 
-    def __init__(self, endpoint: Endpoint, settings: Settings, served: Served, owner: ConnectorOwner) -> None:
+    def __init__(self, endpoint: Endpoint, settings: Settings, client: "StreamClient", pool: "StreamPool") -> None:
         self._endpoint = endpoint
         self._settings = settings
-        self._served = served
-        self._owner = owner
+        self._client = client
+        self._pool = pool
         self._wake = anyio.Event()
         self._failed_early = ""
         # What the log said last: None nothing yet, "" that it is connected, else why it isn't.
@@ -145,13 +70,13 @@ class Connector:
     def lost(self, connection: AgentConnection) -> None:
         """A connection is gone, or takes no new requests: another has to be made."""
         if self._endpoint.lost() and not self._failed_early:
-            self._failed_early = connection.fault or why_leaving(connection)
+            self._failed_early = connection.fault or connection.health.why_leaving
         if not self._endpoint.connections:
             self._log_down(f"{self._endpoint.address}: {connection.fault}")
         self._wake.set()
 
     def wanted(self) -> None:
-        """Its owner is short of connections."""
+        """There are more requests than connections."""
         self._wake.set()
 
     def confirmed(self) -> None:
@@ -175,9 +100,9 @@ class Connector:
     def _has_enough(self) -> bool:
         settings = self._settings
         wanted = settings.connections
-        if settings.on_demand and not self._owner.short_of_connections:
+        if settings.on_demand and not self._pool.short_of_connections:
             wanted = 1
-        return sum(not leaving(connection) for connection in self._endpoint.connections) >= wanted
+        return sum(not connection.health.leaving for connection in self._endpoint.connections) >= wanted
 
     async def _make_one(self, endpoint: Endpoint) -> None:
         try:
@@ -185,33 +110,33 @@ class Connector:
         except AgentError as exc:
             await self._back_off(printable(str(exc)))
         except Exception as exc:
-            # Whatever it was, nobody else would ever try again.
+            # Go on whatever it was: nothing else connects to this endpoint.
             if self._logged is None or self._logged == "":
-                logger.exception("agent %r at %s", self._served.agent_id, endpoint.address)
+                logger.exception("agent %r at %s", self._client.agent_id, endpoint.address)
             await self._back_off(type(exc).__name__)
         else:
             endpoint.connected()
             endpoint.connections.append(connection)
             if not endpoint.flapping:
                 self._log_up()
-            self._owner.made(endpoint, connection)
-            if leaving(connection):
-                # It has said so before it was asked anything.
+            self._pool.made(endpoint, connection)
+            if connection.health.leaving:
+                # It has said that it is draining right after the handshake.
                 self.lost(connection)
-                self._owner.close_if_done(connection)
+                self._pool.close_if_done(connection)
 
     async def _back_off(self, fault: str) -> None:
         fault = f"{self._endpoint.address}: {fault}"
         if not self._endpoint.connections:
             self._log_down(fault)
         delay = self._endpoint.not_connected(fault)
-        self._owner.not_connected(self._endpoint)
+        self._pool.settle()
         await anyio.sleep(delay)
 
     def _log_up(self) -> None:
         if self._logged != "":
             self._logged = ""
-            logger.info("agent %r at %s: connected", self._served.agent_id, self._endpoint.address)
+            logger.info("agent %r at %s: connected", self._client.agent_id, self._endpoint.address)
 
     def _log_down(self, fault: str) -> None:
         now = time.monotonic()
@@ -219,19 +144,19 @@ class Connector:
             return
         self._logged = fault
         self._quiet_until = now + _LOG_INTERVAL
-        logger.warning("agent %r at %s; connecting again", self._served.agent_id, fault)
+        logger.warning("agent %r at %s; connecting again", self._client.agent_id, fault)
 
     async def _check(self) -> None:
         while True:
             await anyio.sleep(self._settings.ping_interval)
             for connection in tuple(self._endpoint.connections):
-                was_leaving = leaving(connection)
+                was_leaving = connection.health.leaving
                 connection.check(self._settings.stall_timeout)
-                if connection.alive and leaving(connection) and not was_leaving:
+                if connection.alive and connection.health.leaving and not was_leaving:
                     self.lost(connection)
-                if connection.alive and leaving(connection):
-                    self._owner.close_if_done(connection)
-            self._owner.checked()
+                if connection.alive and connection.health.leaving:
+                    self._pool.close_if_done(connection)
+            self._pool.checked()
 
     async def _connect(self) -> AgentConnection:
         """Connect, shake hands and configure; raises :class:`AgentError`."""
@@ -239,17 +164,17 @@ class Connector:
         connection = AgentConnection(
             settings.framing,
             settings.encodings,
-            self._owner,
+            self._pool,
             self._endpoint.capacity,
             max_calls=settings.max_calls_per_connection,
             address=str(self._endpoint.address),
-            partial=self._owner.partial_frames,
+            partial=self._pool.partial_frames,
             span_unit=settings.span_unit,
         )
         try:
             with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:
                 wire = await _connect(self._endpoint.address, connection, settings.tls)
-                await connection.shake_hands(wire, proxy_id=self._served.agent_id, config=self._served.config)
+                await connection.shake_hands(wire, proxy_id=self._client.agent_id, config=self._client.config)
             if scope.cancelled_caught:
                 raise AgentConnectionError(_no_handshake(settings))
             self._settle_events(connection)
@@ -262,45 +187,35 @@ class Connector:
         return connection
 
     def _settle_events(self, connection: AgentConnection) -> None:
-        supported, configured = connection.events, self._served.events
+        supported, configured = connection.events, self._client.events
         if configured is None:
             if not supported - {EventType.CONFIGURE}:
                 names = ", ".join(sorted(supported)) or "none"
                 raise AgentConnectionError(f"it supports no events that anybody could ask it about: {names}")
-        elif connection.capabilities is not None:
+        elif connection.dialect.capabilities is not None:
             # The published Rust kit names request heads only, whatever its agent implements.
             if not configured <= supported:
-                self._served.overrule(supported)
+                self._client.overrule(supported)
             connection.events = configured | (supported & {EventType.CONFIGURE})
 
     async def _configure(self, connection: AgentConnection) -> None:
-        if self._served.config is None:
+        if self._client.config is None:
             # Agents of the published kits refuse a configuration that says nothing.
             return
-        # In the older framing no agent says what it hears.
+        # In the older framing agents don't say which events they hear.
         if self._settings.framing is Framing.ENVELOPE or EventType.CONFIGURE in connection.events:
-            await hand_over(connection, self._served.agent_id, self._served.config)
-        elif connection.needs_configure:
+            await hand_over(connection, self._client.agent_id, self._client.config)
+        elif connection.handshake.needs_configure:
             raise AgentConnectionError(
                 f"its configuration is longer than the {MAX_HANDSHAKE_REQUEST_BYTES} bytes of a handshake, and it "
                 "supports no configure event"
             )
 
 
-def leaving(connection: AgentConnection) -> bool:
-    """Whether it only finishes what it has begun."""
-    return connection.retired or connection.health is HealthState.DRAINING
-
-
-def why_leaving(connection: AgentConnection) -> str:
-    """In words."""
-    return "it is draining" if connection.health is HealthState.DRAINING else "it does not answer"
-
-
 async def hand_over(connection: AgentConnection, agent_id: str, config: Any) -> None:
     """Give the agent its configuration; raises :class:`AgentError` when it doesn't take it."""
     event = ConfigureEvent(agent_id=agent_id, config=config)
-    connection.reserve()
+    connection.flow.reserve()
     try:
         answer = await connection.call(event, time.monotonic() + _CONFIGURE_TIMEOUT)
     except AgentTimeoutError as exc:
@@ -321,7 +236,7 @@ async def _connect(address: Address, connection: AgentConnection, tls: ssl.SSLCo
 
 
 def _check_socket(path: str) -> None:
-    """A clearer word than the system's on a path that leads to something else."""
+    """Raise a clearer error than the system's for a path that is no socket."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as exc:

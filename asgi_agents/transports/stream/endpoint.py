@@ -1,4 +1,4 @@
-"""One address of an agent: how it has done lately, and when it is to be tried again. No I/O."""
+"""One address of an agent: how its connections and calls went lately, and when to connect again. No I/O."""
 
 import random
 import time
@@ -8,12 +8,13 @@ from typing import Final
 from ...protocol import EventType
 from ...protocol.stream import HealthState
 from ..wire import Address
-from .connection import AgentConnection, Capacity
+from .connection import AgentConnection
+from .flow_control import Capacity
 
 # Seconds before the first attempt to connect again, and the most.
 _FIRST_BACKOFF: Final = 0.1
 _MAX_BACKOFF: Final = 5.0
-# A connection that is lost before it has answered anything, and sooner than this, might as well not have been made.
+# Seconds after which a connection counts as useful though it has answered nothing.
 _SETTLED_AFTER: Final = 5.0
 # Failures in a row that take an endpoint out of rotation, and for how many seconds: doubled each time, up to a minute.
 _EJECT_AFTER: Final = 5
@@ -22,7 +23,7 @@ _MAX_EJECTION: Final = 60.0
 
 
 class Endpoint:
-    """Where one instance of the agent listens, and the connections to it.
+    """The address of one instance of the agent, and the connections to it.
 
     :param clock: monotonic seconds.
     """
@@ -32,7 +33,7 @@ class Endpoint:
         self.connections: list[AgentConnection] = []
         #: How many calls its instance takes at a time, over all connections.
         self.capacity = Capacity()
-        #: What its connections hear. What a lost one has heard counts until another was made in its place.
+        #: The events that its connections hear. Those of a lost connection count until another is made in its place.
         self.events: frozenset[EventType] = frozenset()
         #: Why it can't be reached; empty where it can, or nobody has tried yet.
         self.fault = ""
@@ -55,15 +56,15 @@ class Endpoint:
     @property
     def unhealthy(self) -> bool:
         """Whether there are connections to it, and its instance says on all of them that it is unhealthy."""
-        return bool(self.connections) and all(c.health is HealthState.UNHEALTHY for c in self.connections)
+        return bool(self.connections) and all(c.health.state is HealthState.UNHEALTHY for c in self.connections)
 
     @property
     def flapping(self) -> bool:
-        """Whether connections to it are made, and lost before they are of any use."""
+        """Whether its latest connection was lost before it was of any use."""
         return self._failed_early
 
     def connected(self) -> None:
-        """An attempt has succeeded. Whether it was worth while is still to be seen."""
+        """An attempt has succeeded. That the agent works is known once it has answered: see :meth:`confirmed`."""
         self.fault = ""
         self._connected_at = self._clock()
 
@@ -78,7 +79,7 @@ class Endpoint:
         self._attempts = 0
 
     def lost(self) -> bool:
-        """A connection was lost; returns whether it was of no use, so that the next attempt has to wait."""
+        """A connection was lost; returns whether it was of no use. The next attempt has to wait then."""
         if self._clock() - self._connected_at >= _SETTLED_AFTER:
             self.confirmed()
         if self._settled:
@@ -90,7 +91,7 @@ class Endpoint:
     def not_connected(self, fault: str) -> float:
         """An attempt has come to nothing; returns the seconds to wait before the next.
 
-        Half of the wait is chance, so that not all clients of an agent that comes back knock at once.
+        Half of the wait is random, so that not all clients connect at once when an agent comes back.
         """
         self.fault = fault
         backoff: float = min(_MAX_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(self._attempts, 16))
@@ -111,7 +112,7 @@ class Endpoint:
             self.confirmed()
             return
         if self.ejected:
-            # What it still had under way is no news.
+            # Calls that were under way when it was ejected don't count.
             return
         self._failures += 1
         if self._failures >= _EJECT_AFTER:

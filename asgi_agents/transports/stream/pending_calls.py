@@ -1,11 +1,13 @@
 """Which call an answer is for. No I/O.
 
-An agent owes one answer to each event that it was sent, and pays its debts in the order they were made, unless it says
-otherwise: an answer that names a call is for that one, an answer that names a correlation id is for the oldest call
-with that id, and one that names nothing is for the oldest call of all.
+An agent owes one answer to each event that it was sent:
 
-A call that was given up stays in line until its answer comes. That is then nobody's: were it handed to the next call,
-every answer from there on would go to the wrong one.
+- An answer that names a call is for that call.
+- An answer that names a correlation id is for the oldest call with that id.
+- An answer that names neither is for the oldest call of all.
+
+A call that was given up stays pending until its answer comes, which is then discarded. If it were removed earlier, its
+answer would be taken for that to the next call, and all later answers would go to the wrong calls as well.
 """
 
 import time
@@ -23,8 +25,12 @@ _NUMBERS: Final = count(1)
 class PendingCall:
     """One event that has been sent, or is about to be.
 
-    ``answered`` is set when there is a ``payload`` (None: a plain allow) or a ``fault``, or the ``deadline``
-    (:func:`time.monotonic`) has passed.
+    :ivar answered: set when there is a ``payload`` (None: a plain allow) or a ``fault``, or the ``deadline``
+        (:func:`time.monotonic`) has passed.
+    :ivar plain: the frame, without its length, that answers it with a plain allow, where that is known.
+    :ivar abandoned: whether nobody waits for the answer any more.
+    :ivar size: bytes of the event's frame.
+    :ivar position: its number among all calls of its connection, in the order in which they were sent.
     """
 
     __slots__ = (
@@ -49,38 +55,46 @@ class PendingCall:
         self.deadline = deadline
         self.expired = False
         self.payload: bytes | None = b""
-        #: How its answer is spelt if it is a plain allow, where that is known.
         self.plain: bytes | None = None
         self.fault: str | None = None
         self.abandoned = False
         self.size = 0
-        #: Which of the calls of its line it is, in the order in which they were sent.
         self.position = 0
         self.sent_at = 0.0
+
+    def fail(self, fault: str) -> None:
+        """There will be no answer."""
+        self.fault = fault
+        self.answered.set()
 
 
 class PendingCalls:
     """The calls of one connection that are owed an answer, oldest first."""
 
-    __slots__ = ("_added", "_calls", "_plain", "waited_for")
+    __slots__ = ("_added", "_calls", "_plain", "late_answers", "size", "unmatched_answers", "waited_for")
 
     def __init__(self) -> None:
         self._calls: dict[int, PendingCall] = {}
         self._plain: dict[bytes, PendingCall] = {}
         self._added = 0
-        #: Calls in line that somebody waits for.
+        #: Calls that somebody waits for.
         self.waited_for = 0
+        #: Bytes of the events of all calls.
+        self.size = 0
+        #: Answers to calls that nobody waited for any more, and answers to no call.
+        self.late_answers = 0
+        self.unmatched_answers = 0
 
     def __len__(self) -> int:
         return len(self._calls)
 
     @property
     def oldest(self) -> PendingCall | None:
-        """The call that has been in line for longest."""
+        """The call that was sent first."""
         return next(iter(self._calls.values()), None)
 
     def add(self, call: PendingCall) -> None:
-        """Put ``call`` at the end."""
+        """``call`` is sent now."""
         call.sent_at = time.monotonic()
         self._added += 1
         call.position = self._added
@@ -88,6 +102,7 @@ class PendingCalls:
         if call.plain is not None:
             self._plain[call.plain] = call
         self.waited_for += 1
+        self.size += call.size
 
     def abandon(self, call: PendingCall) -> None:
         """Nobody waits for it any more; the agent still owes the answer."""
@@ -109,7 +124,7 @@ class PendingCalls:
         return expired, first
 
     def match(self, ids: CallIds, *, before: int | None = None) -> PendingCall | None:
-        """Take the call out that an answer with ``ids`` is for; None where it is for none.
+        """Remove the call that an answer with ``ids`` is for, and return it; None where there is none.
 
         An answer that doesn't name its call is for none that was sent at the position ``before`` or later.
         """
@@ -125,12 +140,17 @@ class PendingCalls:
             call = self.oldest
         if call is not None and before is not None and ids.call_id is UNSET and call.position >= before:
             call = None
-        if call is not None:
+        if call is None:
+            self.unmatched_answers += 1
+        else:
             self._remove(call)
         return call
 
     def match_plain(self, frame: bytes) -> PendingCall | None:
-        """Take the call out that ``frame`` says a plain allow to; None where it is anything else, or not spelt so."""
+        """Remove the call that ``frame`` answers with a plain allow, and return it.
+
+        None where the frame is anything else, or a plain allow with other bytes than :attr:`PendingCall.plain`.
+        """
         call = self._plain.get(frame)
         if call is not None:
             self._remove(call)
@@ -140,13 +160,16 @@ class PendingCalls:
         del self._calls[call.number]
         if call.plain is not None:
             del self._plain[call.plain]
-        if not call.abandoned:
+        self.size -= call.size
+        if call.abandoned:
+            self.late_answers += 1
+        else:
             self.waited_for -= 1
 
     def clear(self) -> list[PendingCall]:
-        """Take all out; returns those that somebody waits for."""
+        """Remove all; returns those that somebody waits for."""
         waiting = [call for call in self._calls.values() if not call.abandoned]
         self._calls.clear()
         self._plain.clear()
-        self.waited_for = 0
+        self.waited_for = self.size = 0
         return waiting

@@ -1,4 +1,4 @@
-"""What can be told of an endpoint at one moment."""
+"""The statistics of an endpoint."""
 
 from ...observability.endpoints import EndpointState, EndpointStatistics
 from ...protocol.stream import HealthState
@@ -13,8 +13,8 @@ def statistics_of(endpoint: Endpoint) -> EndpointStatistics:
         state=_state(endpoint),
         connections=len(connections),
         in_flight=sum(connection.calls for connection in connections),
-        late_answers=sum(connection.late_answers for connection in connections),
-        unmatched_answers=sum(connection.unmatched_answers for connection in connections),
+        late_answers=sum(connection.pending_calls.late_answers for connection in connections),
+        unmatched_answers=sum(connection.pending_calls.unmatched_answers for connection in connections),
         fault=endpoint.fault,
     )
 
@@ -27,10 +27,10 @@ def _state(endpoint: Endpoint) -> EndpointState:
         return "unhealthy"
     if not any(connection.in_rotation for connection in connections):
         return "draining"
-    if all(connection.paused for connection in connections):
+    if all(connection.flow.paused for connection in connections):
         return "paused"
     if endpoint.ejected:
         return "ejected"
-    if any(connection.health is HealthState.DEGRADED for connection in connections):
+    if any(connection.health.state is HealthState.DEGRADED for connection in connections):
         return "degraded"
     return "up"

@@ -12,7 +12,7 @@ from ..tls import ClientCertificate, client_context
 from ..wire import parse_address
 from .balancing import LoadBalancing
 from .client import StreamClient
-from .connector import Settings
+from .settings import Settings
 
 _MAX_SECONDS = 366 * 24 * 3600
 _CONNECTIONS = 4

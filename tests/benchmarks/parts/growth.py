@@ -96,7 +96,7 @@ async def measure_routes(counts: Sequence[int], plan: Plan) -> tuple[list[tuple[
 
     def finding(count: int) -> Callable[[int], Awaitable[None]]:
         router, scope = Router(routes(count), None), http_scope(f"/api/resource{count - 1}/42")
-        assert router.heard_by(router.match(scope))[1] == f"/api/resource{count - 1}/{{id:int}}"
+        assert router.agents_of(router.match(scope))[1] == f"/api/resource{count - 1}/{{id:int}}"
 
         async def find(times: int) -> None:
             for _ in range(times):

@@ -25,6 +25,7 @@ from asgi_agents import (
     StreamTransport,
     WebSocketFrameEvent,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Headers, RequestMetadata
 from asgi_agents.transports.stream import StreamClient
 from asgi_agents.transports.stream.pool import StreamPool
@@ -201,7 +202,7 @@ async def managing(
 
 
 def client_in(manager: AgentManager) -> StreamClient:
-    client = manager.guard("waf").client
+    client = registry_of(manager).guard("waf").client
     assert client is not None
     return client
 

@@ -9,14 +9,16 @@ import pytest
 
 from asgi_agents.transports.stream import AgentConnection, LoadBalancing
 from asgi_agents.transports.stream.balancing import chooser
+from asgi_agents.transports.stream.health import Health
 
 
 class FakeConnection:
     def __init__(self, name: str, *, calls: int = 0, score: float = 1.0, timeout_multiplier: float = 1.0) -> None:
         self.name = name
         self.calls = calls
-        self.score = score
-        self.timeout_multiplier = timeout_multiplier
+        self.health = Health(0.0)
+        self.health.score = score
+        self.health.timeout_multiplier = timeout_multiplier
 
 
 def picks(strategy: LoadBalancing, connections: Sequence[FakeConnection], times: int) -> list[str]:

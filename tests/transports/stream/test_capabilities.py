@@ -17,6 +17,7 @@ from asgi_agents import (
     FailureKind,
     FailureMode,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import EVENT_NUMBERS
 
 from .peer import Peer, Received, handshake
@@ -121,10 +122,10 @@ async def test_a_request_that_has_begun_before_the_handshake_is_judged_all_the_s
     heard: list[Received] = []
     peer = Peer(handshake(events=BODIES), behaviour=recording(blocking, heard))
     manager = AgentManager([agent(peer)])
-    early = manager.resolved_route(None)
+    early = registry_of(manager).resolved_route(None)
     async with peer.listening(), manager:
         await until(lambda: heard_by(manager) == BODIES)
-        assert manager.resolved_route(None) is not early
+        assert registry_of(manager).resolved_route(None) is not early
         (route_agent,) = early.agents_for(EventType.REQUEST_HEADERS)
         assert (await route_agent.evaluate(head())).denies
         (route_agent,) = early.agents_for(EventType.WEBSOCKET_FRAME)
@@ -394,7 +395,7 @@ async def test_of_several_instances_the_one_that_takes_least_says_how_much() -> 
     first = Peer(handshake(limits={"max_body_size": 100}), behaviour=allow)
     second = Peer(handshake(limits={"max_body_size": 10}), behaviour=allow)
     async with managing(first, second, connections=2) as manager:
-        assert manager.guard("waf").max_body_size == 10
+        assert registry_of(manager).guard("waf").max_body_size == 10
 
 
 async def test_an_agent_has_no_more_calls_under_way_than_it_says() -> None:
@@ -451,7 +452,7 @@ async def test_those_who_wait_for_a_connection_get_what_the_loss_of_another_sets
             tasks.start_soon(client.call, head(name))
             await (await peer.next()).answer()
         await until(lambda: is_idle(pool))
-        assert pool._affinities["a"] is not pool._affinities["b"]
+        assert pool.rotation.affinities.connections["a"] is not pool.rotation.affinities.connections["b"]
 
         async def lose() -> None:
             with pytest.raises(AgentError):

@@ -21,6 +21,7 @@ from asgi_agents import (
     MetricsReport,
     UnknownAgentError,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Acknowledgement, ConfigureEvent, RequestHeadersEvent
 from asgi_agents.protocol.stream import MessageType, encode_frame
 from asgi_agents.serve import agent_app
@@ -191,7 +192,7 @@ async def test_connections_to_come_have_the_pushed_configuration(impatient: None
 
         assert configured.configs == ["new"]
         assert peer.handshakes[-1]["config"] == "new"
-        assert manager.guard("waf").config.config == "new"
+        assert registry_of(manager).guard("waf").config.config == "new"
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
@@ -202,7 +203,7 @@ async def test_a_pushed_configuration_that_is_refused_changes_nothing(refusal: A
         configured.answer = refusal
         with pytest.raises(AgentError, match=peer.path):
             await manager.push_config("waf", "new")
-        assert manager.guard("waf").config.config == "old"
+        assert registry_of(manager).guard("waf").config.config == "old"
         assert (await manager.process_request_headers(head())).is_allow
 
         configured.answer = Acknowledgement(success=True)
@@ -218,7 +219,7 @@ async def test_a_configuration_cant_be_pushed_to_an_agent_that_takes_none() -> N
         with pytest.raises(AgentError, match="takes no configuration"):
             await manager.push_config("waf", "new")
 
-        assert manager.guard("waf").config.config == "old"
+        assert registry_of(manager).guard("waf").config.config == "old"
 
 
 async def test_a_configuration_cant_be_pushed_to_an_agent_that_is_away() -> None:
@@ -227,7 +228,7 @@ async def test_a_configuration_cant_be_pushed_to_an_agent_that_is_away() -> None
         with anyio.fail_after(5), pytest.raises(AgentError):
             await manager.push_config("waf", "new")
 
-        assert manager.guard("waf").config.config == "old"
+        assert registry_of(manager).guard("waf").config.config == "old"
 
 
 async def test_a_configuration_cant_be_pushed_to_an_agent_that_is_not_there() -> None:
@@ -241,7 +242,7 @@ async def test_a_pushed_configuration_that_cant_be_sent_changes_nothing() -> Non
         with pytest.raises(AgentError, match="can't be encoded"):
             await manager.push_config("waf", object())
 
-        assert manager.guard("waf").config.config == "old"
+        assert registry_of(manager).guard("waf").config.config == "old"
         assert (await manager.process_request_headers(head())).is_allow
         assert peer.accepted == 1
 
@@ -258,7 +259,7 @@ async def test_a_push_that_is_given_up_changes_nothing() -> None:
         with anyio.move_on_after(0.02):
             await manager.push_config("waf", "new")
 
-        assert manager.guard("waf").config.config == "old"
+        assert registry_of(manager).guard("waf").config.config == "old"
 
 
 class Waf(Agent):
@@ -306,7 +307,7 @@ async def test_other_agents_may_refuse_a_pushed_configuration_too(reach: Any) ->
         with pytest.raises(AgentError, match="'waf'"):
             await manager.push_config("waf", "bad")
 
-        assert manager.guard("waf").config.config == "old"
+        assert registry_of(manager).guard("waf").config.config == "old"
         assert (await manager.process_request_headers(head())).is_allow
 
 

@@ -176,12 +176,12 @@ class TestLateAnswers:
             asked, received = await talk.send(chunk("a" if same_request else "b", 2))
 
             await talk.peer.links[0].send(echo(received_late, ids))
-            await until(lambda: talk.connection.late_answers == 1)
+            await until(lambda: talk.connection.pending_calls.late_answers == 1)
             assert not asked.over
             await talk.peer.links[0].send(echo(received, ids))
 
             assert await asked.answer() == received.name
-            assert talk.connection.unmatched_answers == 0
+            assert talk.connection.pending_calls.unmatched_answers == 0
             await talk.is_sound()
 
     @pytest.mark.parametrize("named", [True, False])
@@ -196,7 +196,7 @@ class TestLateAnswers:
             await talk.peer.links[0].send(b"".join(echo(received, ids) for _, received in calls))
 
             assert await calls[19][0].answer() == name("a", 19)
-            assert talk.connection.late_answers == 19
+            assert talk.connection.pending_calls.late_answers == 19
             assert talk.client.statistics()[0][0].late_answers == 19
             await talk.is_sound()
 
@@ -206,7 +206,7 @@ class TestLateAnswers:
             await late.give_up()
             await talk.peer.links[0].send(echo(received, CallIds()))
 
-            await until(lambda: talk.connection.late_answers == 1)
+            await until(lambda: talk.connection.pending_calls.late_answers == 1)
             await talk.is_sound()
 
     async def test_a_malformed_one_is_nobodys_problem(self) -> None:
@@ -215,7 +215,7 @@ class TestLateAnswers:
             await late.give_up()
             await received.link.send(raw_answer(decision=["nonsense"], **ids_of(received)))
 
-            await until(lambda: talk.connection.late_answers == 1)
+            await until(lambda: talk.connection.pending_calls.late_answers == 1)
             await talk.is_sound()
 
     async def test_a_call_that_times_out_is_given_up_like_any_other(self) -> None:
@@ -259,7 +259,7 @@ class TestAnsweredTwice:
 
             assert await first.answer() == name("a")
             await until(lambda: not connection.alive)
-            assert (connection.fault, connection.unmatched_answers) == ("an answer to no call", 1)
+            assert (connection.fault, connection.pending_calls.unmatched_answers) == ("an answer to no call", 1)
             if second is not None:
                 with pytest.raises(AgentConnectionError, match="an answer to no call"):
                     await second.answer()
@@ -273,7 +273,7 @@ class TestAnsweredTwice:
             await received.link.send(echo(received) + received.frame(ALLOW) + received.frame(ALLOW))
 
             assert await first.answer() == name("a", 1)
-            await until(lambda: talk.connection.unmatched_answers == 2)
+            await until(lambda: talk.connection.pending_calls.unmatched_answers == 2)
             assert not second.over
             await received_second.echo()
             assert await second.answer() == name("a", 2)
@@ -289,7 +289,7 @@ class TestAnsweredTwice:
             assert await asked.answer() == name("a", 1)
             await talk.peer.links[0].send(encode_message(MessageType.PING, Ping()))
             await until(lambda: not talk.pool.connections or talk.peer.unread)
-            assert talk.connection.unmatched_answers == 1
+            assert talk.connection.pending_calls.unmatched_answers == 1
             assert other is None or not other.over
 
     async def test_so_it_is_where_the_call_was_given_up(self) -> None:
@@ -300,7 +300,7 @@ class TestAnsweredTwice:
             await received.link.send(received.frame(ALLOW) + received.frame(ALLOW))
             await until(lambda: not connection.alive)
 
-            assert (connection.late_answers, connection.unmatched_answers) == (1, 1)
+            assert (connection.pending_calls.late_answers, connection.pending_calls.unmatched_answers) == (1, 1)
             await until(lambda: talk.pool.connections)
             await talk.is_sound()
 
@@ -349,7 +349,7 @@ class TestAnswersToNobody:
         async with talking(Peer(handshake(features=CALL_IDS))) as talk:
             asked, received = await talk.send(chunk("a"))
             await received.answer(ids=ids)
-            await until(lambda: talk.connection.unmatched_answers == 1)
+            await until(lambda: talk.connection.pending_calls.unmatched_answers == 1)
             assert not asked.over
             await received.echo()
 
@@ -367,14 +367,14 @@ class TestAnswersToNobody:
 
             await received.link.send(encode_message(MessageType.PING, Ping()))
             await until(lambda: not talk.pool.connections or talk.peer.unread)
-            assert talk.connection.unmatched_answers == 3
+            assert talk.connection.pending_calls.unmatched_answers == 3
 
     async def test_a_call_id_with_the_correlation_id_of_another_call_is_nobodys(self) -> None:
         async with talking(Peer(handshake(features=CALL_IDS))) as talk:
             (a, received_a), (b, received_b) = await talk.send(chunk("a")), await talk.send(chunk("b"))
             await received_a.answer(ids=CallIds("b", received_a.ids.call_id))
             await received_a.answer(ids=CallIds("a", received_b.ids.call_id))
-            await until(lambda: talk.connection.unmatched_answers == 2)
+            await until(lambda: talk.connection.pending_calls.unmatched_answers == 2)
             await received_b.echo()
             await received_a.echo()
 
@@ -587,8 +587,8 @@ class Play:
             else:
                 assert await asked.answer() == received.name
         await until(lambda: self.talk.connection.calls == 0)
-        await until(lambda: self.talk.connection.unmatched_answers == self.nobodys)
-        assert self.talk.connection.late_answers == len(self.given_up)
+        await until(lambda: self.talk.connection.pending_calls.unmatched_answers == self.nobodys)
+        assert self.talk.connection.pending_calls.late_answers == len(self.given_up)
         await self.talk.is_sound()
         assert self.talk.peer.accepted == 1
 
@@ -715,7 +715,7 @@ class TestALostConnection:
             await congest(talk)
             connection = talk.connection
             asked = talk.ask(chunk("a", 2))
-            await until(lambda: connection._reserved == 1)
+            await until(lambda: connection.flow.reserved == 1)
             await talk.peer.links[0].aclose()
 
             with pytest.raises(AgentConnectionError):
@@ -1154,7 +1154,7 @@ async def hear(talk: Talk, clock: Clock, data: bytes) -> None:
     """Let the peer send ``data``, and wait until it has been read."""
     clock.now += 0.001
     await talk.peer.links[0].send(data)
-    await until(lambda: not talk.pool.connections or talk.connection._heard_at == clock.now)
+    await until(lambda: not talk.pool.connections or talk.connection.health.heard_at == clock.now)
 
 
 class TestLiveness:
@@ -1330,7 +1330,7 @@ class TestLiveness:
 
             with anyio.fail_after(5):
                 await received.link.closed.wait()
-            assert forgetful.retired
+            assert forgetful.health.retired
             await until(lambda: any(connection.in_rotation for connection in talk.pool.connections))
             await talk.is_sound()
 
@@ -1344,7 +1344,7 @@ class TestLiveness:
             asked, received = await talk.send(chunk("b", 1))
             await hear(talk, clock, encode_frame(MessageType.PONG, b"{}"))
             retired.check(20)
-            assert retired.retired
+            assert retired.health.retired
             assert retired.alive
             assert not retired.in_rotation
             await received.echo()
@@ -1437,9 +1437,13 @@ class TestCongestion:
             second = talk.ask(chunk("a", 1, size=BIG))
             await until(lambda: wire_of(talk).congested)
             third = talk.ask(chunk("a", 2, size=BIG))
-            await until(lambda: talk.connection._reserved == 1)
+            await until(lambda: talk.connection.flow.reserved == 1)
             await third.give_up()
-            assert (talk.connection._reserved, len(talk.connection._pending_calls), talk.connection.calls) == (0, 2, 2)
+            assert (talk.connection.flow.reserved, len(talk.connection.pending_calls), talk.connection.calls) == (
+                0,
+                2,
+                2,
+            )
 
             look_up.set()
             await received.echo()
@@ -1567,7 +1571,7 @@ class TestEnvelopes:
             assert talk.peer.unread == 0
             await received_late.echo()
             received = await talk.peer.next()
-            assert talk.connection.late_answers == 1
+            assert talk.connection.pending_calls.late_answers == 1
             await received.echo()
 
             assert await asked.answer() == name("a", 2)
@@ -1762,7 +1766,7 @@ async def quiet(client: StreamClient) -> None:
     assert pool is not None
     await until(lambda: all(connection.calls == 0 for connection in pool.connections))
     assert pool.waiting == 0
-    assert all(connection._reserved == 0 and not connection._pending_calls for connection in pool.connections)
+    assert all(connection.flow.reserved == 0 and not connection.pending_calls for connection in pool.connections)
 
 
 class TestCancellation:
@@ -1797,7 +1801,7 @@ class TestCancellation:
             for number, asked in enumerate(calls):
                 await asked.give_up()
                 assert talk.pool.waiting == 3 - number
-            assert talk.pool._waiting_for == {}
+            assert talk.pool.queue.for_one == {}
             await received.echo()
 
             assert await first.answer() == name("a")
@@ -1956,7 +1960,7 @@ async def test_calls_of_one_request_that_wait_for_their_first_place_get_the_same
     async with talking(Peer(), connections=2) as talk:
         for link in talk.peer.links:
             await link.flow(FlowAction.PAUSE)
-        await until(lambda: all(connection.paused for connection in talk.pool.connections))
+        await until(lambda: all(connection.flow.paused for connection in talk.pool.connections))
         calls = [talk.ask(chunk("a", index)) for index in range(2)]
         await until(lambda: talk.pool.waiting == 2)
         for link in talk.peer.links:
@@ -1968,4 +1972,4 @@ async def test_calls_of_one_request_that_wait_for_their_first_place_get_the_same
         assert [await asked.answer() for asked in calls] == [name("a", index) for index in range(2)]
         assert len({event.link for event in events}) == 1
         talk.client.forget("a")
-        assert [connection.requests for connection in talk.pool.connections] == [0, 0]
+        assert [len(connection.requests) for connection in talk.pool.connections] == [0, 0]

@@ -16,6 +16,7 @@ from asgi_agents import (
     FailureKind,
     FailureMode,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import FlowAction, FlowControl, MessageType, encode_message
 
 from .peer import Peer, Received, handshake
@@ -188,7 +189,7 @@ async def test_a_trial_call_that_is_held_leaves_the_breaker_half_open() -> None:
     peer = Peer(behaviour=allow)
     breaker = CircuitBreakerConfig(failure_threshold=1, reset_timeout=3600)
     async with managing(peer, connections=1, timeout=0.02, circuit_breaker=breaker) as manager:
-        guard = manager.guard("waf")
+        guard = registry_of(manager).guard("waf")
         assert guard.breaker is not None
         guard.breaker.failure(0)
         guard.breaker.try_again()
@@ -205,7 +206,7 @@ async def test_one_connection_that_has_paused_leaves_its_calls_to_the_others() -
     async with managing(peer, connections=2, stream={"connections": 2}) as manager:
         link = peer.links[0]
         await link.flow(PAUSE)
-        await until(lambda: any(connection.paused for connection in pool_of(client_in(manager)).connections))
+        await until(lambda: any(connection.flow.paused for connection in pool_of(client_in(manager)).connections))
         for number in range(6):
             assert (await manager.process_request_headers(head(str(number)))).is_allow
 
@@ -225,7 +226,7 @@ async def test_a_request_waits_for_its_own_connection_where_that_has_paused() ->
         await manager.process_request_headers(head("a"))
         link = heard[0].link
         await link.flow(PAUSE)
-        await until(lambda: any(connection.paused for connection in pool.connections))
+        await until(lambda: any(connection.flow.paused for connection in pool.connections))
         done = anyio.Event()
 
         async def go_on() -> None:
@@ -278,7 +279,7 @@ async def test_a_pause_of_one_request_is_no_pause_of_the_others() -> None:
         calls = Calls(manager, tasks)
         await manager.process_request_headers(head("a"))
         await peer.links[0].flow(PAUSE, correlation_id="a")
-        await until(lambda: pool_of(client_in(manager)).is_paused("a"))
+        await until(lambda: pool_of(client_in(manager)).rotation.is_paused("a"))
         calls.begin("a")
         await calls.are_held("a")
         for name in "bcd":
@@ -299,7 +300,7 @@ async def test_a_request_that_is_paused_holds_up_nobody_else_on_its_connection()
         await client.call(head("a"))
         await client.call(head("b"))
         await peer.links[0].flow(PAUSE, correlation_id="a")
-        await until(lambda: pool.is_paused("a"))
+        await until(lambda: pool.rotation.is_paused("a"))
         tasks.start_soon(client.call, chunk("a"))
         await until(lambda: pool.waiting == 1)
         with anyio.move_on_after(1) as scope:
@@ -327,7 +328,7 @@ async def test_a_request_that_is_paused_holds_up_nobody_who_came_before() -> Non
         tasks.start_soon(client.call, chunk("b"))
         await until(lambda: pool.waiting == 2)
         await held.link.flow(PAUSE, correlation_id="a")
-        await until(lambda: pool.is_paused("a"))
+        await until(lambda: pool.rotation.is_paused("a"))
         await held.answer()
         with anyio.move_on_after(1):
             await until(lambda: peer.unread)
@@ -344,7 +345,7 @@ async def test_in_fail_open_mode_a_request_that_is_paused_goes_on() -> None:
     async with managing(peer, connections=1, failure_mode=FailureMode.OPEN) as manager:
         await manager.process_request_headers(head("a"))
         await peer.links[0].flow(PAUSE, correlation_id="a")
-        await until(lambda: pool_of(client_in(manager)).is_paused("a"))
+        await until(lambda: pool_of(client_in(manager)).rotation.is_paused("a"))
         with anyio.fail_after(2):
             decision = await manager.process_request_body(chunk("a"))
 
@@ -358,7 +359,7 @@ async def test_a_paused_request_that_is_over_is_no_memory_for_the_next_of_that_i
         pool = await connected(client)
         await client.call(head("a"))
         await peer.links[0].flow(PAUSE, correlation_id="a")
-        await until(lambda: pool.is_paused("a"))
+        await until(lambda: pool.rotation.is_paused("a"))
         client.forget("a")
 
         with anyio.fail_after(2):
@@ -373,7 +374,7 @@ async def test_no_more_bytes_are_sent_than_the_agent_has_room_for() -> None:
     async with client_of(peer) as client, anyio.create_task_group() as tasks:
         pool = await connected(client)
         await peer.links[0].flow(CAPACITY, buffer_available=1)
-        await until(lambda: pool.connections[0]._window == 1)
+        await until(lambda: pool.connections[0].flow.window == 1)
         for name in "abc":
             tasks.start_soon(client.call, head(name))
         # One call at a time, however large: else a small window would be the end.
@@ -389,7 +390,7 @@ async def test_no_capacity_at_all_is_a_pause() -> None:
     async with managing(peer, connections=1) as manager, anyio.create_task_group() as tasks:
         calls = Calls(manager, tasks)
         await peer.links[0].flow(CAPACITY, buffer_available=0)
-        await until(lambda: pool_of(client_in(manager)).is_paused("a"))
+        await until(lambda: pool_of(client_in(manager)).rotation.is_paused("a"))
         calls.begin("a")
         calls.begin("open", FailureMode.OPEN)
         await calls.ended("open")
@@ -405,7 +406,7 @@ async def test_capacity_without_a_number_is_no_limit() -> None:
     async with managing(peer, connections=1) as manager, anyio.create_task_group() as tasks:
         calls = Calls(manager, tasks)
         await peer.links[0].flow(CAPACITY, buffer_available=0)
-        await until(lambda: pool_of(client_in(manager)).is_paused("a"))
+        await until(lambda: pool_of(client_in(manager)).rotation.is_paused("a"))
         calls.begin("a")
         await calls.are_held("a")
         await peer.links[0].flow(CAPACITY)
@@ -417,7 +418,7 @@ async def test_answers_to_calls_that_were_given_up_make_room_again() -> None:
     async with client_of(peer) as client, anyio.create_task_group() as tasks:
         pool = await connected(client)
         await peer.links[0].flow(CAPACITY, buffer_available=1)
-        await until(lambda: pool.connections[0]._window == 1)
+        await until(lambda: pool.connections[0].flow.window == 1)
         with anyio.move_on_after(0.02):
             await client.call(head("a"))
         late = await peer.next()
@@ -450,7 +451,7 @@ async def test_a_pause_of_a_request_that_is_over_is_not_remembered() -> None:
         with anyio.fail_after(2):
             await client.call(head("over-1"))
 
-        assert not pool.connections[0]._paused_ids
+        assert not pool.connections[0].flow._paused_ids
 
 
 async def test_resuming_what_was_not_paused_is_nothing() -> None:

@@ -375,7 +375,7 @@ async def test_a_request_of_an_endpoint_that_becomes_unhealthy_goes_on_at_anothe
 
         assert [event.correlation_id for event in heard] == ["a", "a"]
         assert heard[0].link.peer is not heard[1].link.peer
-        assert sum(connection.requests for connection in pool_of(client).connections) == 1
+        assert sum(len(connection.requests) for connection in pool_of(client).connections) == 1
 
 
 async def test_one_that_waits_for_its_connection_goes_elsewhere_when_that_becomes_unhealthy() -> None:

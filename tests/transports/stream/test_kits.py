@@ -11,6 +11,8 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from asgi_agents import AgentMiddleware, AgentResponse, EventType, FailureKind, GuardrailResponse, InspectionType
+from asgi_agents.evaluation.guardrail import inspect_guardrail
+from asgi_agents.manager import registry_of
 
 from .peer import Peer, Received, handshake
 from .pools import (
@@ -134,13 +136,13 @@ async def test_requests_have_connections_to_themselves_as_far_as_there_are_any()
         pool = await connected(client, 1)
         for name in "abcdefgh":
             await client.call(head(name))
-            await until(lambda: len(pool.connections) == min(4, len(pool._affinities)))
-        assert max(connection.requests for connection in pool.connections) <= 3
+            await until(lambda: len(pool.connections) == min(4, len(pool.rotation.affinities.connections)))
+        assert max(len(connection.requests) for connection in pool.connections) <= 3
         for name in "abcdefgh":
             client.forget(name)
 
         await client.call(head("i"))
-        assert sorted(connection.requests for connection in pool.connections) == [0, 0, 0, 1]
+        assert sorted(len(connection.requests) for connection in pool.connections) == [0, 0, 0, 1]
 
 
 async def test_a_call_that_was_given_up_keeps_its_connection_from_others_and_nobody_waits_for_it() -> None:
@@ -163,7 +165,9 @@ async def test_a_call_that_was_given_up_keeps_its_connection_from_others_and_nob
         await event.answer()
         # What comes now is to the one that was given up.
         await late.answer(AgentResponse.block(403))
-        await until(lambda: sum(connection.late_answers for connection in pool_of(client).connections) == 1)
+        await until(
+            lambda: sum(connection.pending_calls.late_answers for connection in pool_of(client).connections) == 1
+        )
 
 
 async def test_whoever_gives_up_while_a_connection_is_made_for_it_leaves_nothing_behind() -> None:
@@ -271,7 +275,7 @@ async def test_an_inspection_that_is_never_answered_takes_no_answer_of_its_reque
     async with managing(peer, connections=1, timeout=0.05, circuit_breaker=None) as manager:
         await manager.process_request_headers(head("c"))
         for _ in range(inspections):
-            verdict, _ = await manager.guard("waf").inspect(question("c"), manager.guard("waf").config.fails)
+            verdict, _ = await inspect_guardrail(registry_of(manager).guard("waf"), question("c"))
             assert verdict.failure is not None
             assert verdict.failure.kind is FailureKind.TIMEOUT
         decision = await manager.process_request_body(chunk("c"))

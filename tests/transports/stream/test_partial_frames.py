@@ -5,13 +5,14 @@ from typing import Any
 import anyio
 import pytest
 
-from asgi_agents.protocol import EventType, stream
+from asgi_agents.protocol import EventType
 from asgi_agents.protocol.stream import (
     MAX_HANDSHAKE_REQUEST_BYTES,
     MAX_HANDSHAKE_RESPONSE_BYTES,
     MessageType,
     encode_frame,
 )
+from asgi_agents.transports import partial
 from asgi_agents.transports.partial import PartialFrames
 from asgi_agents.transports.stream import pool as pool_module
 
@@ -27,7 +28,7 @@ def begun(size: int, held: int) -> bytes:
 
 
 async def test_a_frame_that_stops_before_its_end_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "FRAME_TIMEOUT", 0.05)
+    monkeypatch.setattr(partial, "FRAME_TIMEOUT", 0.05)
     async with client_of(peer := Peer(behaviour=allow)) as client:
         (connection,) = (await connected(client)).connections
         await peer.links[0].send(begun(1000, 999))
@@ -108,18 +109,18 @@ def test_the_frame_that_has_been_coming_for_longest_has_to_go() -> None:
 
         def fail(self, fault: str) -> None:
             failed.append(self.name)
-            partial.note(self, 0)
+            shared.note(self, 0)
 
-    partial = PartialFrames(100)
+    shared = PartialFrames(100)
     a, b, c = Holder("a"), Holder("b"), Holder("c")
-    partial.note(a, 40)
-    partial.note(b, 50)
-    partial.note(a, 50)
-    assert (failed, partial.total) == ([], 100)
-    partial.note(a, 0)
-    partial.note(a, 10)
-    partial.note(c, 41)
-    assert (failed, partial.total) == (["b"], 51)
-    partial.note(c, 101)
+    shared.note(a, 40)
+    shared.note(b, 50)
+    shared.note(a, 50)
+    assert (failed, shared.total) == ([], 100)
+    shared.note(a, 0)
+    shared.note(a, 10)
+    shared.note(c, 41)
+    assert (failed, shared.total) == (["b"], 51)
+    shared.note(c, 101)
     assert failed == ["b", "a", "c"]
-    assert partial.total == 0
+    assert shared.total == 0

@@ -35,6 +35,7 @@ from asgi_agents import (
     LoadBalancing,
     StreamTransport,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import CancelReason
 from asgi_agents.transports.stream import StreamClient, endpoint
 from asgi_agents.transports.stream.pool import StreamPool
@@ -243,7 +244,7 @@ async def test_health_based_avoids_a_connection_whose_calls_fail() -> None:
         pool = await connected(client, 2)
         counts: Counter[int] = Counter()
         for number in range(60):
-            pool.connections[0].score = 0.0
+            pool.connections[0].health.score = 0.0
             counts.update(await links_of(client, peer, [str(number)]))
 
         assert counts[1] > 40
@@ -262,7 +263,7 @@ async def test_the_endpoints_that_are_there_take_the_calls_of_those_that_are_not
             await client.call(head(str(number)))
 
         assert "FileNotFoundError" in pool.statistics()[0].fault
-        assert pool.fault == ""
+        assert pool.rotation.fault == ""
 
 
 async def test_a_dead_endpoint_doesnt_delay_the_others() -> None:
@@ -324,7 +325,7 @@ async def test_an_endpoint_whose_calls_time_out_is_ejected_and_comes_back() -> N
     breaker = None
     async with managing(bad, good, connections=2, timeout=0.02, circuit_breaker=breaker) as manager:
         pool = pool_of(client_in(manager))
-        pool._endpoints[0]._clock = clock
+        pool.rotation.endpoints[0]._clock = clock
         number = 0
         with anyio.fail_after(PATIENCE):
             while states(manager) != ["ejected", "up"]:
@@ -378,7 +379,7 @@ async def test_an_endpoint_that_crashes_under_load_is_back_soon_after(impatient:
     async with client_of(crashing, other, connections=4) as client, anyio.create_task_group() as tasks:
         pool = await connected(client, 8)
         clock = Clock()
-        pool._endpoints[0]._clock = clock
+        pool.rotation.endpoints[0]._clock = clock
 
         async def call(number: int) -> None:
             with suppress(AgentError):
@@ -404,7 +405,7 @@ async def test_where_all_are_ejected_any_will_do() -> None:
     async with client_of(peer) as client:
         pool = await connected(client)
         for _ in range(5):
-            pool._endpoints[0].rated(answered=False)
+            pool.rotation.endpoints[0].rated(answered=False)
         assert pool.statistics()[0].state == "ejected"
 
         assert await call_many(client, 0, 3) == {"answered": 3}
@@ -418,10 +419,10 @@ async def test_calls_that_wait_are_served_when_an_ejection_is_over() -> None:
     ):
         pool = await connected(client, 2)
         clock = Clock()
-        for each in pool._endpoints:
+        for each in pool.rotation.endpoints:
             each._clock = clock
         for _ in range(5):
-            pool._endpoints[0].rated(answered=False)
+            pool.rotation.endpoints[0].rated(answered=False)
         queue = Queue(pool, tasks)
         await queue.join("a", "b")
         assert queue.served == ["a"]
@@ -485,7 +486,7 @@ async def test_when_its_connection_is_lost_a_request_goes_on_on_another() -> Non
         tasks.start_soon(client.call, head("a"))
         event = await peer.next()
         await event.answer()
-        lost = pool._affinities["a"]
+        lost = pool.rotation.affinities.connections["a"]
         await event.link.aclose()
         await until(lambda: not lost.alive)
         tasks.start_soon(client.call, chunk("a"))
@@ -506,14 +507,14 @@ async def test_a_request_that_is_over_is_forgotten() -> None:
         pool = await connected(client, 2)
         for _ in range(3):
             await client.call(head("a"))
-        assert sorted(connection.requests for connection in pool.connections) == [0, 1]
+        assert sorted(len(connection.requests) for connection in pool.connections) == [0, 1]
 
         client.forget("a")
         client.forget("a")
         client.forget("never there")
 
-        assert [connection.requests for connection in pool.connections] == [0, 0]
-        assert not pool._affinities
+        assert [len(connection.requests) for connection in pool.connections] == [0, 0]
+        assert not pool.rotation.affinities.connections
 
 
 async def test_the_requests_of_a_lost_connection_are_forgotten_all_the_same() -> None:
@@ -526,20 +527,20 @@ async def test_the_requests_of_a_lost_connection_are_forgotten_all_the_same() ->
 
         client.forget("a")
 
-        assert pool.connections[0].requests == 0
-        assert not pool._affinities
+        assert pool.connections[0].requests == set()
+        assert not pool.rotation.affinities.connections
 
 
 async def test_the_oldest_requests_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asgi_agents.transports.stream.pool._MAX_AFFINITIES", 5)
+    monkeypatch.setattr("asgi_agents.transports.stream.affinities._MAX_AFFINITIES", 5)
     peer = Peer(behaviour=allow)
     async with client_of(peer, connections=2) as client:
         pool = await connected(client, 2)
         for number in range(20):
             await client.call(head(str(number)))
 
-        assert list(pool._affinities) == ["15", "16", "17", "18", "19"]
-        assert sum(connection.requests for connection in pool.connections) == 5
+        assert list(pool.rotation.affinities.connections) == ["15", "16", "17", "18", "19"]
+        assert sum(len(connection.requests) for connection in pool.connections) == 5
 
 
 @pytest.mark.parametrize("ending", ["answered", "app failed", "agent blocked", "agent lost"])
@@ -562,7 +563,7 @@ async def test_the_middleware_forgets_a_request_when_its_connection_is_over(endi
         pool = pool_of(client_in(manager))
         await get(AgentMiddleware(app, manager=manager), failing=ending == "app failed")
 
-        assert not pool._affinities
+        assert not pool.rotation.affinities.connections
         await until(lambda: is_idle(pool))
 
 
@@ -658,7 +659,7 @@ async def test_one_that_waits_for_its_own_connection_holds_up_nobody_who_wants_a
 
         assert queue.served == ["a", "b"]
         assert pool.waiting == 1
-        pool._affinities["a"].give_back()
+        pool.rotation.affinities.connections["a"].give_back()
         await until(lambda: queue.served == ["a", "b", "a, again"])
 
 
@@ -672,7 +673,7 @@ async def test_one_that_waits_for_a_connection_that_is_lost_gets_another(impatie
         queue = Queue(pool, tasks)
         await queue.join("a")
         await queue.join("a, again", correlation_id="a")
-        pool._affinities["a"].fail("gone")
+        pool.rotation.affinities.connections["a"].fail("gone")
 
         await until(lambda: queue.served == ["a", "a, again"])
         assert pool.waiting == 0
@@ -776,11 +777,11 @@ async def _stress(plan: list[Step], limit: int, connections: int) -> None:
                 if peer.unread:
                     await answer_next(peer)
                 await anyio.sleep(0.001)
-        assert not pool._waiting
-        assert not pool._waiting_for
+        assert not pool.queue.for_any
+        assert not pool.queue.for_one
         for number in range(max(begun, 10)):
             client.forget(f"new-{number}")
-        assert all(connection.requests == 0 for connection in pool.connections)
+        assert all(not connection.requests for connection in pool.connections)
 
 
 async def answer_next(peer: Peer) -> None:
@@ -903,7 +904,7 @@ async def test_an_agent_that_takes_fewer_connections_than_offered_serves_on_thos
         await until(lambda: peer.accepted > 1)
 
         assert await call_many(client, 0, 10) == {"answered": 10}
-        assert pool.fault == ""
+        assert pool.rotation.fault == ""
         assert pool.statistics()[0].state == "up"
 
 
@@ -1146,7 +1147,7 @@ async def test_a_removed_agent_that_is_called_once_more_does_not_come_back_for_g
     """A request that outlives the drain timeout still has the agent in its lineup."""
     peer = Peer(behaviour=allow)
     async with managing(peer, connections=1) as manager:
-        resolved_route = manager.resolved_route(None)
+        resolved_route = registry_of(manager).resolved_route(None)
         resolved_route.connections += 1
         await manager.remove_agent("waf", drain_timeout=0.01)
         await until(lambda: not peer.links)
@@ -1172,9 +1173,9 @@ async def test_a_replaced_agent_answers_those_requests_that_know_it() -> None:
     async with new.listening(), managing(old, connections=1) as manager, anyio.create_task_group() as tasks:
         tasks.start_soon(manager.process_request_headers, head("a"))
         event = await old.next()
-        before = manager.guard("waf")
+        before = registry_of(manager).guard("waf")
         tasks.start_soon(manager.replace_agent, agent(new))
-        await until(lambda: manager.guard("waf") is not before)
+        await until(lambda: registry_of(manager).guard("waf") is not before)
         assert (await manager.process_request_headers(head("b"))).is_allow
         assert old.links
         await event.answer()

@@ -23,6 +23,7 @@ from asgi_agents import (
     LoadBalancing,
     StreamTransport,
 )
+from asgi_agents.manager import registry_of
 
 from .peer import Peer
 from .pools import allow, head, open_files, port_of, until
@@ -179,7 +180,7 @@ async def test_agents_of_the_older_kits_get_as_many_connections_as_they_may_have
 ) -> None:
     transport = StreamTransport(UNIX, framing="envelope", connections=connections)
     manager = AgentManager([AgentConfig("kit", transport, events={EventType.CONFIGURE}, max_concurrent_calls=calls)])
-    client = manager.guard("kit").client
+    client = registry_of(manager).guard("kit").client
     assert client is not None
     async with manager:
         pool = client._pools.peek()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_agents import AgentError, AgentManager, AgentMiddleware, AgentResponse, EventType
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Block, Event
 from asgi_agents.protocol.stream import HealthState
 
@@ -61,7 +62,7 @@ async def test_an_instance_that_begins_to_drain_gives_no_consent_to_what_only_an
             first.greeting = handshake(success=False, error="it is ending")
             (draining,) = (c for c in pool_of(client_in(manager)).connections if c.address == first.url)
             await first.links[0].say(HealthState.DRAINING)
-            await until(lambda: draining.health is HealthState.DRAINING)
+            await until(lambda: draining.health.state is HealthState.DRAINING)
             if away:
                 second.greeting = handshake(success=False, error="away")
                 await second.links[0].aclose()
@@ -166,7 +167,7 @@ async def play(heard: Sequence[set[EventType]], configured: bool, steps: Sequenc
         config = agent(*peers, events=all_heard if configured else None, timeout=0.05, circuit_breaker=None)
         manager = await stack.enter_async_context(AgentManager([config]))
         await until(lambda: manager.statistics()["waf"].connections == len(peers))
-        client = manager.guard("waf").client
+        client = registry_of(manager).guard("waf").client
         assert client is not None
         for what, first, second in steps:
             if what != "call":

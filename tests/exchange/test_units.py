@@ -23,7 +23,7 @@ from asgi_agents import (
     ResponseAborted,
 )
 from asgi_agents.decision import failure_block
-from asgi_agents.exchange.framing import MAX_UNIT_BYTES, error_object, last_unit, streamed_type
+from asgi_agents.exchange.units import MAX_UNIT_BYTES, error_object, last_unit, streamed_type
 
 from .asgi import App, Client, Probe, SlowProbe, body, guarded, start
 from .test_body import agent, each_mode

@@ -1,0 +1,1 @@
+"""README and documentation: every code block runs, every link leads somewhere."""

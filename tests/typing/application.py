@@ -1,0 +1,150 @@
+"""An app, its agents around it, and its handlers."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, assert_type
+
+from fastapi import FastAPI, Request, WebSocket
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from asgi_agents import (
+    AgentConfig,
+    AgentContext,
+    AgentDecision,
+    AgentManager,
+    AgentMiddleware,
+    AgentReference,
+    AgentRoute,
+    AuditHook,
+    AuditMetadata,
+    AuditRecord,
+    Challenge,
+    ChallengeRenderer,
+    ErrorInfo,
+    ErrorRenderer,
+    FailureMode,
+    GuardrailResponse,
+    GuardrailUnavailableError,
+    NoAgentContextError,
+    Redact,
+    Route,
+    Verdict,
+    fastapi_error,
+    protect,
+    redact_secrets,
+)
+from asgi_agents.fastapi import Agents, agent_context
+
+from .agents import Everything
+
+app = FastAPI()
+
+
+@app.post("/chat")
+async def chat(prompt: str, agents: Agents) -> str:
+    """A handler of FastAPI: the parameter has the type of the context."""
+    assert_type(agents, AgentContext)
+    answer = await agents.inspect_guardrail("llm-guard", prompt, inspection_type="prompt_injection")
+    assert_type(answer, GuardrailResponse)
+    try:
+        await agents.inspect_guardrail("llm-guard", prompt, inspection_type="pii", model="m", categories=["name"])
+    except GuardrailUnavailableError as exc:
+        assert_type(exc.status_code, int)
+    assert_type(agents.correlation_id, str)
+    assert_type(agents.route, str | None)
+    assert_type(agents.decision, AgentDecision)
+    assert_type(agents.decision.verdicts, Sequence[Verdict])
+    assert_type(agents.audit, Sequence[tuple[str, AuditMetadata]])
+    assert_type(agents.verdicts_forgotten, int)
+    return agents.routing_metadata["tenant"]
+
+
+@app.websocket("/session")
+async def session(websocket: WebSocket, agents: Agents) -> None:
+    """A websocket handler."""
+    assert_type(agents, AgentContext)
+    await websocket.accept()
+
+
+@app.get("/without")
+async def without(request: Request) -> dict[str, Any]:
+    """A handler without the dependency."""
+    try:
+        agents = AgentContext.of(request)
+    except NoAgentContextError:
+        return {}
+    assert_type(agents, AgentContext)
+    return {"id": agents.correlation_id}
+
+
+def overridden() -> None:
+    """A test puts another context in place of the real one."""
+    app.dependency_overrides[agent_context] = lambda: None
+
+
+def challenged(challenge: Challenge, scope: Scope) -> Response:
+    """A renderer of challenges."""
+    return Response(challenge.challenge_type, 401)
+
+
+def rendered(error: ErrorInfo, scope: Scope) -> Response:
+    """A renderer of denials and failures."""
+    assert_type(error.status, int)
+    return JSONResponse({"detail": error.detail}, error.status)
+
+
+def audited(record: AuditRecord) -> None:
+    """A hook for audit records."""
+    assert_type(record.decided_by, str | None)
+
+
+render_challenge: ChallengeRenderer = challenged
+render_error: ErrorRenderer = rendered
+on_audit: AuditHook = audited
+redact: Redact = redact_secrets
+references: list[AgentReference] = ["waf", ("llm-guard", "open"), ("other", FailureMode.CLOSED)]
+routes = [AgentRoute("/healthz", []), AgentRoute("/api/{rest:path}", references, methods=["GET"])]
+
+guard = protect(
+    app,
+    agents=[AgentConfig("waf", Everything())],
+    routes=routes,
+    default_agents=["waf"],
+    challenge_renderer=render_challenge,
+    render_error=render_error,
+    state_key=None,
+    stop_grace=2,
+    correlation_header="x-correlation-id",
+    expose_correlation_id=True,
+    audit_headers={"user-agent"},
+    on_audit=on_audit,
+    audit_redact=redact,
+    outside=[Middleware(CORSMiddleware, allow_origins=["*"])],
+    debug=True,
+)
+assert_type(guard, AgentMiddleware)
+assert_type(guard.manager, AgentManager)
+
+inner = Starlette()
+inner.add_middleware(AgentMiddleware, manager=guard.manager, routes=[Route("/", ["waf"])])
+protect(inner, manager=guard.manager, audit_redact=None, render_error=fastapi_error)
+
+
+async def plain(scope: Scope, receive: Receive, send: Send) -> None:
+    """An ASGI app of no framework."""
+
+
+wrapped: ASGIApp = AgentMiddleware(plain, agents=[AgentConfig("waf", Everything())])
+Injected = Annotated[AgentContext, "a dependency of one's own"]
+
+protect(plain, agents=[])  # type: ignore[arg-type]
+AgentMiddleware(plain, [AgentConfig("waf", Everything())])  # type: ignore[arg-type]
+AgentMiddleware(plain, agent=[])  # type: ignore[call-arg]
+AgentMiddleware(plain, agents=[Everything()])  # type: ignore[list-item]
+AgentMiddleware(plain, agents=[], routes=[("/", ["waf"])])  # type: ignore[list-item]
+AgentRoute("/")  # type: ignore[call-arg]
+AgentRoute("/", [("waf", "fail-open")])  # type: ignore[list-item]
+AgentRoute("/", ["waf"], ["GET"])  # type: ignore[call-arg]

@@ -1,0 +1,45 @@
+"""A transport of one's own."""
+
+from asgi_agents import AgentConfig, AgentConnectionError, AgentResponse, Answer, Event, EventType, Transport
+
+
+class Queue:
+    """Carries events to agents behind some queue."""
+
+    kind = "queue"
+    remote = True
+    carries = frozenset(EventType)
+
+    def __init__(self, address: str, events: frozenset[EventType]) -> None:
+        self.address = address
+        self.events: frozenset[EventType] | None = events
+
+    def may_suspend(self, event_type: EventType) -> bool:
+        """Whether a call can suspend."""
+        return True
+
+    async def call(self, event: Event) -> Answer | None:
+        """Deliver an event."""
+        if self.address == "":
+            raise AgentConnectionError("no address")
+        return AgentResponse.block() if event.event_type is EventType.REQUEST_HEADERS else None
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+class Incomplete:
+    """Says nothing of what it carries."""
+
+    kind = "queue"
+
+    async def call(self, event: Event) -> Answer | None:
+        """Deliver an event."""
+        return None
+
+
+transport: Transport = Queue("amqp://broker", frozenset({EventType.REQUEST_HEADERS}))
+AgentConfig("queue", transport)
+AgentConfig("queue", Queue("amqp://broker", frozenset()))
+
+AgentConfig("incomplete", Incomplete())  # type: ignore[arg-type]
