@@ -1,5 +1,6 @@
 """How instructions are counted: the arithmetic, what is read of callgrind's file, and that what is counted runs."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_a_version_that_is_neither_a_directory_nor_a_revision_is_an_error() -> N
 @pytest.mark.parametrize("name", COUNTED)
 def test_what_is_counted_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.benchmarks.counted", name, "3", "--socket", STREAM_AGENT.socket(tmp_path)]
-    with started(STREAM_AGENT, tmp_path, HERE.directory, {**HERE.environment(), "PYTHONPYCACHEPREFIX": ""}):
+    with started(STREAM_AGENT, tmp_path, ROOT, os.environ):
         subprocess.run(command, cwd=ROOT, check=True)
 
 
@@ -138,7 +139,8 @@ def test_what_valgrind_runs_is_the_driver_with_its_agent(name: str, tmp_path: Pa
 def test_a_package_from_elsewhere_is_not_counted(tmp_path: Path) -> None:
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     command = [sys.executable, "-m", "tests.benchmarks.counted", "request", "1"]
-    done = subprocess.run(command, cwd=tmp_path, env=HERE.environment(), capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode
     assert f"expected that of {tmp_path}" in done.stderr
 
