@@ -463,7 +463,8 @@ class AgentManager:
     async def _swap(self, config: AgentConfig) -> tuple[Guard, Guard]:
         """Configure a new agent and put it in the place of the old one; returns both."""
         new = self._make_guard(config, self.guard(config.id).tally)
-        new.in_use = False
+        # Whoever replaces the agent is told.
+        new.configuring.logged = False
         try:
             await new.configure()
             with self._lock:
@@ -478,7 +479,7 @@ class AgentManager:
             if isinstance(exc, AgentError):
                 raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
             raise
-        new.in_use = True
+        new.configuring.logged = True
         return old, new
 
     async def push_config(self, agent_id: str, config: Any) -> None:
@@ -577,7 +578,7 @@ class AgentManager:
 
         async def retry(guard: Guard) -> None:
             while not guard.configured and self._guards.get(guard.config.id) is guard:
-                await anyio.sleep(guard.configure_delay)
+                await anyio.sleep(guard.configuring.delay)
                 await _try_to_configure(guard)
 
         loop = EventLoop()
