@@ -12,9 +12,9 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from asgi_agents import guard as guard_module
 from asgi_agents.agent import Agent
 from asgi_agents.breaker import BreakerState
+from asgi_agents.calls import configuring, deadlines
 from asgi_agents.config import AgentConfig
 from asgi_agents.decision import Verdict
 from asgi_agents.errors import AgentConnectionError, AgentError, AgentProtocolError
@@ -663,7 +663,7 @@ async def test_a_hook_that_can_not_suspend_costs_no_deadline(monkeypatch: pytest
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a cancel scope")
 
-    monkeypatch.setattr(guard_module, "CancelScope", refuse)
+    monkeypatch.setattr(deadlines, "CancelScope", refuse)
 
     verdict = await Guard(AgentConfig("waf", Quick())).call(EVENT, CLOSED)
 
@@ -1153,7 +1153,7 @@ async def test_who_gives_up_waiting_for_a_configuration_does_not_put_off_the_oth
 
 
 async def test_configuring_on_its_own_has_a_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_module, "_CONFIGURE_TIMEOUT", 0.02)
+    monkeypatch.setattr(configuring, "_CONFIGURE_TIMEOUT", 0.02)
     guard, _, _ = configurable(hang, timeout=0.01)
 
     with pytest.raises(AgentError, match=r"not configured: .*no answer within the deadline of 0.02 s"):
