@@ -58,12 +58,13 @@ class Guard:
     :param telemetry: where spans and durations go; None: to the global providers.
     :param tally: what was counted of this agent's id before.
     :param debug: log the traceback of what an agent in this process raises.
-    :ivar client: how the agent is reached.
-    :ivar hears: the events to ask the agent about; ``on_change`` is called when the agent has changed them.
-    :ivar local: whether the agent is called directly, so that what it is shown doesn't leave the process.
-    :ivar keeps_requests: whether ``forget_request`` has anything to do, which is to be told that the connection of a
-        correlation id is over.
-    :ivar predecessor: whose place this has taken, while that still has calls.
+    :ivar client: carries the calls to the agent. Its connections are closed with :meth:`AgentClient.aclose`.
+    :ivar configuring: hands the agent its configuration.
+    :ivar recorder: counts and logs what calls come to.
+    :ivar breaker: None where it is switched off.
+    :ivar hears: the events that the agent receives; ``on_change`` is called when the agent has changed them.
+    :ivar local: whether the agent is called directly, so that events don't leave the process.
+    :ivar predecessor: the guard that this one has replaced, while that one still has calls.
     """
 
     def __init__(
@@ -102,14 +103,6 @@ class Guard:
         self._non_suspending_hooks = client.non_suspending_hooks
         self.hears = client.hears
         self.local = client.agent is not None
-        self.keeps_requests = client.keeps_requests
-        # What is the client's, the recorder's or that of the configuration, as it is.
-        self.forget_request = client.forget
-        self.aclose = client.aclose
-        self.retire = client.retire
-        self.warn_of_encoding = self.recorder.warn_of_encoding
-        self.configure = self.configuring.configure
-        self.forget = self.configuring.forget
         self.predecessor: Guard | None = None
         self.on_change: Callable[[], object] = lambda: None
         client.on_change = self._client_changed

@@ -214,7 +214,7 @@ class AgentManager:
         """Tell an agent that its calls about the connection of that id are over. The middleware does so itself."""
         guard = self._registry.find(agent_id)
         if guard is not None:
-            guard.forget_request(correlation_id)
+            guard.client.forget(correlation_id)
 
     # Lifecycle
 

@@ -216,7 +216,7 @@ class AgentRegistry:
         # Whoever replaces the agent is told.
         new.configuring.logged = False
         try:
-            await new.configure()
+            await new.configuring.configure()
             with self._lock:
                 old = self.guard(config.id)
                 # Agents may have been added or removed meanwhile.
@@ -225,7 +225,7 @@ class AgentRegistry:
                 self._retire_resolved_routes()
         except BaseException as exc:
             with anyio.CancelScope(shield=True):
-                await new.retire()
+                await new.client.retire()
             if isinstance(exc, AgentError):
                 raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
             raise

@@ -151,7 +151,7 @@ class ResolvedRoute:
         #: Whether something has changed, so that new connections get another.
         self.retired = False
         #: The agents that have to be told when a connection is over, because they keep something of it.
-        self.lasting = tuple(agent.guard for agent in self.agents if agent.guard.keeps_requests)
+        self.lasting = tuple(agent.guard for agent in self.agents if agent.guard.client.keeps_requests)
         self._by_event = {
             event_type: tuple(agent for agent in self.agents if event_type in agent.guard.hears)
             for event_type in EventType
@@ -198,7 +198,7 @@ class ResolvedRoute:
     def forget(self, correlation_id: str) -> None:
         """Tell the agents that have to know it that the connection of that id is over."""
         for guard in self.lasting:
-            guard.forget_request(correlation_id)
+            guard.client.forget(correlation_id)
 
     def agents_for(self, event_type: EventType) -> tuple[RouteAgent, ...]:
         """The agents that receive such events, in route order."""

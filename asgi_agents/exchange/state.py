@@ -222,7 +222,7 @@ class ExchangeState(Struct, eq=False):
         """
         guard = self._registry.guard(agent_id)
         failure_mode = self._failure_mode(agent_id)
-        if failure_mode is None and guard.keeps_requests:
+        if failure_mode is None and guard.client.keeps_requests:
             self._tell_later((guard,))
         with self._asking((guard,)) as name:
             if name != event.correlation_id:
@@ -289,7 +289,7 @@ class ExchangeState(Struct, eq=False):
         finally:
             if context._closed:
                 for guard in guards:
-                    guard.forget_request(name)
+                    guard.client.forget(name)
             with _naming:
                 if own:
                     context._pending -= 1
@@ -361,7 +361,7 @@ class ExchangeState(Struct, eq=False):
         agent_id = agent.guard.config.id
         if agent_id not in self.shown_encoded:
             self.shown_encoded += (agent_id,)
-        agent.guard.warn_of_encoding(event_type, agent.route)
+        agent.guard.recorder.warn_of_encoding(event_type, agent.route)
 
     def decide(self, decision: AgentDecision) -> None:
         """Remember the decision that ended the connection."""
@@ -394,7 +394,7 @@ class ExchangeState(Struct, eq=False):
         if self.resolved_route.lasting:
             self.resolved_route.forget(self.correlation_id)
         for guard in self._aside or ():
-            guard.forget_request(self.correlation_id)
+            guard.client.forget(self.correlation_id)
 
     def _session(self, event_type: EventType) -> SessionSpan | None:
         if self._closed:
