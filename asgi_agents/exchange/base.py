@@ -119,7 +119,7 @@ class Exchange(ABC):
         else:
             scope.cancel()
 
-    def _app_told(self) -> None:
+    def _app_noticed(self) -> None:
         """The app has noticed the end, and may take the time that it would take over a client that left."""
         scope = self._running
         if scope is not None:

@@ -98,7 +98,7 @@ class HttpExchange(Exchange):
                 method=self._scope.get("method", "GET"),
                 renderers=self._renderers,
                 on_stop=self._stop_app,
-                on_told=self._app_told,
+                on_noticed=self._app_noticed,
             )
         return self._made_response
 
@@ -123,7 +123,7 @@ class HttpExchange(Exchange):
                 screen=self._screen,
                 judge=self._judge,
                 may_suspend=lambda: self._body is not None and self._body.may_suspend,
-                on_told=self._app_told,
+                on_noticed=self._app_noticed,
                 # The server takes a client whose response we break off for one that is still there.
                 wakeable=self._body is not None or self._resolved_route.inspects_responses,
             )
@@ -340,11 +340,11 @@ class HttpExchange(Exchange):
     def _running(self) -> anyio.CancelScope | None:
         return self._app_scope
 
-    def _app_told(self) -> None:
+    def _app_noticed(self) -> None:
         # Not where its response is broken off: servers break the connection off when we raise, for which the app has to
         # have ended, and the client waits for that.
         if self._response.error is None:
-            super()._app_told()
+            super()._app_noticed()
 
     def _summary(self, error: BaseException | None) -> Summary:
         response = self._response

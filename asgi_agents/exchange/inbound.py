@@ -26,7 +26,7 @@ class Inbound:
     :param judge: judges a message, and calls :meth:`deliver` for what the app is to get, if anything.
     :param may_suspend: whether ``judge`` could suspend now.
     :param wakeable: whether :meth:`end` has to interrupt a read, because the server would not.
-    :param on_told: called whenever the app gets the message of :meth:`end`.
+    :param on_noticed: called whenever the app gets the message of :meth:`end`.
 
     The app has to be run with :meth:`run_app`.
     """
@@ -39,7 +39,7 @@ class Inbound:
         judge: Callable[[Message], Awaitable[None]],
         may_suspend: Callable[[], bool],
         wakeable: bool = False,
-        on_told: Callable[[], None] = lambda: None,
+        on_noticed: Callable[[], None] = lambda: None,
     ) -> None:
         self.tasks: TaskGroup | None = None
         self._source = source
@@ -49,7 +49,7 @@ class Inbound:
         self._ready: deque[Message] = deque()
         self._judging: anyio.Event | None = None
         self._interruption = Interruption() if wakeable else None
-        self._on_told = on_told
+        self._on_noticed = on_noticed
         self._turn = Limiter(1)
         self.error: Exception | None = None
         self._end: Message | None = None
@@ -95,7 +95,7 @@ class Inbound:
         if self.error is not None:
             raise self.error
         assert self._end is not None
-        self._on_told()
+        self._on_noticed()
         return self._end
 
     async def _next(self) -> Message | None:

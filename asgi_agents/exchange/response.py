@@ -51,7 +51,7 @@ class ResponseInspection:
 
     :param on_stop: called when the client has its answer. True: the app is cut off, because its request was refused or
         its response was broken off or ended early. False: its response was replaced, and it may go on as it likes.
-    :param on_told: called when an app that was stopped has noticed it, or has sent its whole response nevertheless.
+    :param on_noticed: called when an app that was stopped has noticed it, or has sent its whole response nevertheless.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ResponseInspection:
         method: str,
         renderers: Renderers,
         on_stop: Callable[[bool], None],
-        on_told: Callable[[], None],
+        on_noticed: Callable[[], None],
         prefix: str = "",
     ) -> None:
         self.status = 0
@@ -76,7 +76,7 @@ class ResponseInspection:
         self._method = method
         self._renderers = renderers
         self._on_stop = on_stop
-        self._on_told = on_told
+        self._on_noticed = on_noticed
         # Whether the app is to find its client gone.
         self._cut_off = False
         self._prefix = prefix
@@ -158,14 +158,14 @@ class ResponseInspection:
         self._dropping = True
         more = message.get("more_body", False)
         if (more or self._cut_off) and raises_when_gone(self._scope):
-            self._on_told()
+            self._on_noticed()
             raise ClosedByAgent("an agent has stopped this response")
         if more and not self._cut_off:
             # It was only replaced, but its app goes on streaming, perhaps for ever.
             self._cut_off = True
             self._on_stop(True)
         elif not more and message["type"].endswith("http.response.body"):
-            self._on_told()
+            self._on_noticed()
 
     async def stop(self, decision: AgentDecision, *, cut_off: bool = False) -> None:
         """Carry out a decision that isn't allow: reply in the app's place, or break off what has begun.

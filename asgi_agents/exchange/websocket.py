@@ -79,7 +79,7 @@ class WebSocketExchange(Exchange):
             judge=partial(self._judge, True),
             may_suspend=self._may_suspend,
             wakeable=bool(self._agents),
-            on_told=self._app_told,
+            on_noticed=self._app_noticed,
         )
 
     async def _deny(self, decision: AgentDecision) -> None:
@@ -173,7 +173,7 @@ class WebSocketExchange(Exchange):
         if self._closed is not None:
             # An app that goes on sending must let go of the event loop.
             await checkpoint()
-            self._app_told()
+            self._app_noticed()
             if message["type"] == "websocket.close":
                 return  # the app agrees; a second close would make the server raise
             raise ClosedByAgent("an agent has closed this websocket")
@@ -205,7 +205,7 @@ class WebSocketExchange(Exchange):
                 method="GET",
                 renderers=self._renderers,
                 on_stop=lambda cut_off: None,
-                on_told=self._app_told,
+                on_noticed=self._app_noticed,
                 prefix="websocket.",
             )
         await self._denial.send(message)
@@ -244,7 +244,7 @@ class WebSocketExchange(Exchange):
                 await self._close(decision)
         elif self._closed is not None:
             # By an agent, on a message in the other direction, meanwhile.
-            self._app_told()
+            self._app_noticed()
             raise ClosedByAgent("an agent has closed this websocket")
         elif passes:
             await self._raw_send(message)

@@ -17,7 +17,7 @@ from ..errors import (
     AgentProtocolError,
     ConfigurationError,
     EventTooLargeError,
-    told_by,
+    text_of,
 )
 from ..memory.pieces import Pieces
 from ..observability.trace_context import inject_trace_context
@@ -302,7 +302,7 @@ async def _abandon(stream: AsyncIterator[bytes]) -> None:
 
 def _describe(exc: BaseException) -> str:
     # trio's BrokenResourceError, for one, leaves it to its cause to say what was wrong.
-    return f"{type(exc).__name__}: {_QUOTED_BYTES.sub('…', told_by(exc))}"
+    return f"{type(exc).__name__}: {_QUOTED_BYTES.sub('…', text_of(exc))}"
 
 
 def _parse_url(given: object) -> httpx.URL:
