@@ -134,7 +134,7 @@ class ResolvedRoute:
         "headers_in_process_only",
         "hears",
         "inspects_responses",
-        "lasting",
+        "keeping_requests",
         "plain_heads_only",
         "reshapes_requests",
         "retired",
@@ -150,8 +150,8 @@ class ResolvedRoute:
         self.connections = 0
         #: Whether something has changed, so that new connections get another.
         self.retired = False
-        #: The agents that have to be told when a connection is over, because they keep something of it.
-        self.lasting = tuple(agent.guard for agent in self.agents if agent.guard.client.keeps_requests)
+        #: Those that keep something under a connection's correlation id until :meth:`forget`.
+        self.keeping_requests = tuple(agent.guard for agent in self.agents if agent.guard.client.keeps_requests)
         self._by_event = {
             event_type: tuple(agent for agent in self.agents if event_type in agent.guard.hears)
             for event_type in EventType
@@ -196,8 +196,8 @@ class ResolvedRoute:
         )
 
     def forget(self, correlation_id: str) -> None:
-        """Tell the agents that have to know it that the connection of that id is over."""
-        for guard in self.lasting:
+        """The connection of that id is over: let the agents drop what they keep under it."""
+        for guard in self.keeping_requests:
             guard.client.forget(correlation_id)
 
     def agents_for(self, event_type: EventType) -> tuple[RouteAgent, ...]:

@@ -27,7 +27,7 @@ class DecodingStage(BodyStage):
 
     def __init__(
         self,
-        context: ExchangeState,
+        state: ExchangeState,
         event_type: EventType,
         mode: BodyMode,
         agents: Sequence[RouteAgent],
@@ -35,7 +35,7 @@ class DecodingStage(BodyStage):
         codings: Sequence[str],
     ) -> None:
         # The declared size is not the content's.
-        super().__init__(context, event_type, mode, agents, None, cutter)
+        super().__init__(state, event_type, mode, agents, None, cutter)
         self.decoded = self.writes and mode == BodyMode.STREAM
         self._codings = codings
         self._decoder: Decoder | None = None
