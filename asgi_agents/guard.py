@@ -176,7 +176,7 @@ class Guard:
         ``chunk`` selects the deadline of streamed body chunks.
         """
         event_type = event.event_type
-        # What is one of many has one span with the others, which is not for us to make.
+        # Chunks and messages share one span a body or session, which the exchange makes.
         untraced = chunk or event_type is _WEBSOCKET_FRAME or self._tracing.idle
         call: Call | None = None
         if (
@@ -188,8 +188,8 @@ class Guard:
             and (started := time.monotonic())
             < (_FOREVER if (breaker := self.breaker) is None else breaker.no_recent_failures_until)
         ):
-            # Most calls are like this: nothing can come between, so that there is no permit to take and give back, no
-            # deadline to arm and no slot of the breaker to hold.
+            # Most calls are like this. The hook can't suspend, so that nothing runs beside it: no permit is taken, no
+            # deadline armed and no slot of the breaker held.
             try:
                 answer = await hook(event)
                 response = (
@@ -246,7 +246,7 @@ class Guard:
         return verdict
 
     async def _call(self, call: Call, traced: bool) -> Verdict:
-        """Make the call: the one path of all that the beginning of :meth:`call` can't do by itself."""
+        """Make a call: the only path of those that :meth:`call` does not make itself."""
         event = call.event
         event_type = event.event_type
         if traced:
@@ -298,7 +298,7 @@ class Guard:
                     breaker.failure(began)
                 else:
                     breaker.release(began)
-            # It may have failed over that, and is too late for anyone: no news of the agent.
+            # The call was cancelled, and may have failed because of that: it says nothing of the agent.
             call.given_up = gone and not isinstance(exc, CallFailure)
             if call.queued and not call.given_up:
                 self.recorder.waited(call.queued)
@@ -349,7 +349,7 @@ class Guard:
             span.record(verdict, given_up=call.given_up)
             return verdict
 
-    # Its configuration, and what the client tells
+    # Changes while it is in use
 
     async def push_config(self, config: Any) -> None:
         """Give the agent another configuration while it runs; raises :class:`AgentError` when it doesn't take it."""

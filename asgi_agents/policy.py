@@ -73,7 +73,7 @@ def as_failure_mode(shown: str, given: object) -> FailureMode:
 
 @dataclass(frozen=True, slots=True)
 class BodyMode:
-    """How an agent is shown a body.
+    """How an agent receives a body.
 
     ``BUFFER``: all of it at once, before anything of it is passed on. ``STREAM``: piece by piece as it comes.
     ``BodyMode.hybrid(threshold)``: buffered up to ``threshold`` bytes, the rest piece by piece.

@@ -213,7 +213,7 @@ class AgentRegistry:
     async def _swap(self, config: AgentConfig) -> tuple[Guard, Guard]:
         """Configure a new agent and put it in the place of the old one; returns old and new."""
         new = self._make_guard(config, self.guard(config.id).tally)
-        # Whoever replaces the agent is told.
+        # The caller of replace_agent gets the error: no log line.
         new.configuring.logged = False
         try:
             await new.configuring.configure()

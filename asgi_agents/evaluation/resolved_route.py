@@ -159,7 +159,7 @@ class ResolvedRoute:
 
         #: Those that receive the heads of requests.
         self.head_agents = self._by_event[EventType.REQUEST_HEADERS]
-        #: The steps in which they are shown a websocket message (:func:`chain_steps`).
+        #: The steps in which they receive a websocket message (:func:`chain_steps`).
         self.frame_steps = chain_steps(self._by_event[EventType.WEBSOCKET_FRAME])
         #: Whether no head leaves the process.
         self.headers_in_process_only = all(agent.guard.local for agent in self.head_agents)
@@ -168,7 +168,7 @@ class ResolvedRoute:
         #: Whether anything of a request, or of a websocket session, concerns any agent.
         self.concerns_http = not self.hears.isdisjoint({EventType.REQUEST_HEADERS, *_AFTER_THE_HEAD})
         self.concerns_websockets = self.concerns_http or EventType.WEBSOCKET_FRAME in self.hears
-        #: Whether any agent is shown what the app answers.
+        #: Whether any agent receives what the app answers.
         self.inspects_responses = not self.hears.isdisjoint({EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK})
         # Those whose answers on response bodies are applied, so that the app must send none that they can't judge.
         judges = [agent.guard.config for agent in self._by_event[EventType.RESPONSE_BODY_CHUNK]]
@@ -208,7 +208,7 @@ class ResolvedRoute:
 def chain_steps(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:
     """Cut a chain into its steps: consecutive agents that only read share one, each agent that may write has its own.
 
-    The agents of a step are shown an event in parallel, those of the next one afterwards, if it was allowed.
+    The agents of a step receive an event in parallel, those of the next one afterwards, if it was allowed.
     """
     steps: list[list[RouteAgent]] = []
     for agent in agents:

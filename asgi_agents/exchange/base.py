@@ -88,7 +88,7 @@ class Exchange(ABC):
                 await self._complete(started, error)
 
     def _body_agents(self) -> Sequence[RouteAgent]:
-        """The agents that are shown a body behind the head, where one may follow."""
+        """The agents that receive a body behind the head, where one may follow."""
         return ()
 
     @abstractmethod

@@ -22,7 +22,7 @@ class BodyInspection:
     Feed it what arrives. It returns the bytes that may be passed on: those that all agents have judged, in order, with
     the changes that agents have made. Or it returns the decision that ends the body; nothing may be fed after that.
 
-    :param agents: those that are shown this body, in route order.
+    :param agents: those that receive this body, in route order.
     :param codings: how the body is encoded, as :func:`~.headers.codings_of` gives it.
     :param length: the body's declared size in bytes, if any. A hint: what arrives counts.
     :param provisional: denials of the body's head with ``needs_more``, by agent. They count unless the agent says

@@ -42,7 +42,7 @@ async def judge_head(
 ) -> tuple[AgentDecision, dict[str, Verdict]]:
     """The decision on a head, and its provisional denials by agent, which only the answers to the body can take back.
 
-    An answer with ``needs_more`` is provisional only if its agent is one of ``body_agents``, which are shown the body
+    An answer with ``needs_more`` is provisional only if its agent is one of ``body_agents``, which receive the body
     that follows, if one does. From any other agent it is final.
     """
     resolved_route = state.resolved_route

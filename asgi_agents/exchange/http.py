@@ -237,7 +237,7 @@ class HttpExchange(Exchange):
         return self._spool.receive(receive, ended=self._body_ended)
 
     def _send_for_app(self) -> Send:
-        """The ``send`` of an app whose response no agent is shown."""
+        """The ``send`` of an app whose response no agent receives."""
         if self._state.response_ops or self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
             return self._response.send
         return self._raw_send

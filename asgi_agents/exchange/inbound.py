@@ -19,7 +19,7 @@ class Inbound:
     judgement, once begun, goes on. That takes a task of its own where judging can suspend; where it can't, everything
     happens inside the app's call, and a message that needs no judgement is handed on without yielding.
 
-    More than one task of the app may wait for a message at a time. Whoever asked first gets the first.
+    More than one task of the app may wait for a message at a time. The first to wait gets the first message.
 
     :param source: the server's ``receive``.
     :param screen: looks at a message without suspending; True hands it on as it is.
@@ -59,7 +59,7 @@ class Inbound:
         self._ready.append(message)
 
     def pause(self) -> None:
-        """Nothing is read any more: whoever waits, waits for :meth:`end`."""
+        """Read nothing more. Tasks that wait for a message wait for :meth:`end`."""
         if self._judging is None:
             self._judging = anyio.Event()
 

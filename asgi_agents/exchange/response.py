@@ -103,7 +103,7 @@ class ResponseInspection:
 
     @property
     def inspects(self) -> bool:
-        """Whether any agent is shown the response."""
+        """Whether any agent receives the response."""
         return self.inspects_bodies or bool(self._head_agents)
 
     @property

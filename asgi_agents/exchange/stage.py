@@ -20,7 +20,7 @@ Judging = Generator[BodyChunkEvent, Sequence[Verdict], bytes | AgentDecision]
 
 
 class BodyStage(ChainStep):
-    """Consecutive agents of the chain that are shown the same bytes at the same time.
+    """Consecutive agents of the chain that receive the same bytes at the same time.
 
     It keeps what they have not been shown yet, and what they were shown while one of them was undecided.
 

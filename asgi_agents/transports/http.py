@@ -243,7 +243,7 @@ class HttpTransport:
 
     def _check_head(self, status: int, headers: Mapping[str, str]) -> None:
         if status == 413:
-            # Whoever sends large bodies or headers decides on that: it says nothing of how the agent is.
+            # The client decides how large its bodies and headers are: it says nothing of how the agent is.
             raise EventTooLargeError("it answered 413: it does not take an event of that length")
         if status != 200:
             raise AgentProtocolError(f"expected status 200, got {status}")

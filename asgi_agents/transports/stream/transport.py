@@ -29,7 +29,7 @@ class StreamTransport:
 
     :param endpoints: ``unix:///path`` or ``tcp://host:port``, or several of them, all of the same agent. One that fails
         is left out until it works again.
-    :param framing: ``"v2"``, or ``"envelope"`` for agents of the older kits, which have to be told what they hear.
+    :param framing: ``"v2"``, or ``"envelope"`` for agents of the older kits, which need ``AgentConfig.events``.
     :param encoding: what to speak, if the agent does: ``"json"`` or ``"msgpack"`` (maps with names, raw bytes).
     :param connections: how many, to each endpoint. None: 4. With ``"envelope"`` it is the most there may be: one is
         made at the start, others when there are more requests than connections. None is then the agent's
@@ -138,7 +138,7 @@ class StreamTransport:
 
     @property
     def learns_events(self) -> bool:
-        """Whether the agent says in the handshake what it hears."""
+        """Whether the agent says in the handshake which events it receives."""
         return self.framing is Framing.V2
 
     @property
@@ -159,7 +159,7 @@ class StreamTransport:
     ) -> StreamClient:
         """The connections of one agent.
 
-        ``events``: what it has to hear, None for whatever it says; ``config``: what to configure it with;
+        ``events``: those that it receives, None for those that it names; ``config``: what to configure it with;
         ``max_concurrent_calls``: how many calls there are at a time at most.
         """
         settings = self._settings
