@@ -117,8 +117,8 @@ class AgentConfig:
         where = f"AgentConfig({self.id!r})"
         object.__setattr__(self, "transport", resolve_transport(where, self.transport))
         object.__setattr__(self, "events", _resolve_events(where, self.resolved_transport, self.events))
-        shown = f"{where}: failure_mode={named(self.failure_mode)}"
-        object.__setattr__(self, "failure_mode", as_failure_mode(shown, self.failure_mode))
+        prefix = f"{where}: failure_mode={named(self.failure_mode)}"
+        object.__setattr__(self, "failure_mode", as_failure_mode(prefix, self.failure_mode))
         require_seconds(where, "timeout", self.timeout)
         require_seconds(where, "chunk_timeout", self.chunk_timeout)
         require_int(where, "max_concurrent_calls", self.max_concurrent_calls, at_least=1)

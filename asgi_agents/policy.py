@@ -60,15 +60,15 @@ FailureModeName = Literal["closed", "open"]
 BodyModeName = Literal["buffer", "stream", "hybrid"]
 
 
-def as_failure_mode(shown: str, given: object) -> FailureMode:
+def as_failure_mode(prefix: str, given: object) -> FailureMode:
     """The failure mode, given as such or by its name.
 
-    ``shown`` begins the message of the :class:`ConfigurationError` for anything else: what was given, and where.
+    ``prefix`` begins the message of the :class:`ConfigurationError` for anything else: what was given, and where.
     """
     try:
         return FailureMode(given)  # type: ignore[arg-type]
     except ValueError:
-        raise ConfigurationError(f"{shown}, expected the failure mode 'closed' or 'open'") from None
+        raise ConfigurationError(f"{prefix}, expected the failure mode 'closed' or 'open'") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from ...errors import ConfigurationError
+from ...policy import require_seconds
 from ...protocol import Encoding, EventType, SpanUnit
 from ...protocol.stream import Framing
 from ..tls import ClientCertificate, client_context
@@ -14,7 +15,6 @@ from .balancing import LoadBalancing
 from .client import StreamClient
 from .settings import Settings
 
-_MAX_SECONDS = 366 * 24 * 3600
 _CONNECTIONS = 4
 _CALLS = 100
 # To each endpoint. The published kits have no limit of their own, and each connection costs both sides a descriptor.
@@ -94,8 +94,7 @@ class StreamTransport:
             ("ping_interval", ping_interval),
             ("stall_timeout", stall_timeout),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_SECONDS:
-                raise _wrong(name, value, "a number of seconds above 0")
+            require_seconds("StreamTransport", name, value)
         for name, number in (("connections", connections), ("max_calls_per_connection", max_calls_per_connection)):
             if number is not None and (type(number) is not int or number < 1):
                 raise _wrong(name, number, "a whole number of at least 1, or None")
