@@ -875,7 +875,7 @@ async def test_a_cancelled_error_that_nobody_asked_for_is_a_refused_configuratio
     guard, _ = guarded(cancelled_by_its_own_task, config={"key": 1})
 
     with pytest.raises(AgentError, match="not configured"):
-        await guard.configure()
+        await guard.configuring.configure()
 
     assert not guard.configured
 
@@ -917,7 +917,7 @@ async def test_an_agent_is_configured_once_before_its_first_call() -> None:
     assert agent.configurations == [ConfigureEvent(agent_id="waf", config={"key": SECRET})]
     assert guard.configured
     assert guard.configuring.delay == 0.0
-    await guard.configure()
+    await guard.configuring.configure()
     assert len(agent.configurations) == 1
 
 
@@ -925,7 +925,7 @@ async def test_an_agent_with_nothing_to_configure_is_not_asked() -> None:
     guard, transport = guarded(answering(None))
 
     assert guard.configured
-    await guard.configure()
+    await guard.configuring.configure()
     await guard.call(EVENT, CLOSED)
 
     assert transport.heard == [EVENT]
@@ -995,13 +995,13 @@ async def test_an_agent_that_does_not_take_its_configuration_is_treated_by_its_f
     assert len(agent.configurations) == 1, "asked again before its time"
     assert is_idle(guard)
     with pytest.raises(AgentError, match="not configured"):
-        await guard.configure()
+        await guard.configuring.configure()
 
 
 async def test_a_configuration_is_acknowledged() -> None:
     guard, _, _ = configurable(answering(Acknowledgement(success=True)))
 
-    await guard.configure()
+    await guard.configuring.configure()
 
     assert guard.configured
 
@@ -1134,7 +1134,7 @@ async def test_who_gives_up_waiting_for_a_configuration_does_not_put_off_the_oth
     verdicts: list[Verdict] = []
 
     async def configure() -> None:
-        await guard.configure()
+        await guard.configuring.configure()
 
     async def call() -> None:
         verdicts.append(await guard.call(EVENT, CLOSED))
@@ -1157,7 +1157,7 @@ async def test_configuring_on_its_own_has_a_deadline_too(monkeypatch: pytest.Mon
     guard, _, _ = configurable(hang, timeout=0.01)
 
     with pytest.raises(AgentError, match=r"not configured: .*no answer within the deadline of 0.02 s"):
-        await guard.configure()
+        await guard.configuring.configure()
 
     assert round(guard.configuring.delay, 6) == 0.1
 
@@ -1166,7 +1166,7 @@ async def test_an_agent_that_was_forgotten_is_configured_anew() -> None:
     guard, agent, _ = configurable()
     await guard.call(EVENT, CLOSED)
 
-    guard.forget()
+    guard.configuring.forget()
     assert not guard.configured
     await guard.call(EVENT, CLOSED)
 
@@ -1177,7 +1177,7 @@ async def test_an_agent_that_was_forgotten_while_it_was_refusing_is_asked_at_onc
     guard, agent, _ = configurable(raising(ValueError()))
     await guard.call(EVENT, CLOSED)
 
-    guard.forget()
+    guard.configuring.forget()
     assert guard.configuring.delay == 0.0
     await guard.call(EVENT, CLOSED)
 
@@ -1187,7 +1187,7 @@ async def test_an_agent_that_was_forgotten_while_it_was_refusing_is_asked_at_onc
 async def test_closing_closes_the_transport() -> None:
     guard, transport = guarded(answering(None))
 
-    await guard.aclose()
+    await guard.client.aclose()
 
     assert transport.closed == 1
 
@@ -1419,10 +1419,10 @@ async def test_a_refused_configuration_is_logged_once_for_each_reason(caplog: py
             agent.behave = answering(Acknowledgement(success=False, error="disk full"))
         clock.now += 60.0
         with pytest.raises(AgentError):
-            await guard.configure()
+            await guard.configuring.configure()
     agent.behave = answering(None)
     clock.now += 60.0
-    await guard.configure()
+    await guard.configuring.configure()
 
     again = "it is treated by its failure mode and asked again"
     assert messages(caplog) == [

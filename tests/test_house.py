@@ -81,6 +81,8 @@ OLD_IDENTIFIERS: Final = {
     "heads_stay": "headers_in_process_only",
     "hearing": "agents_for",
     "one_write": "coalescing_backend",
+    "OneWriteBackend": "CoalescingBackend",
+    "OneWriteStream": "CoalescingStream",
     "proved": "confirmed",
     "reach": "resolved_transport",
     "room_made": "capacity_freed",

@@ -15,7 +15,7 @@ class Call(Struct):
     timeout: float
     started: float = 0.0
     queued: float = 0.0
-    #: Whether nobody waited for the call any more when it failed: that is no news of the agent.
+    #: Whether the call was cancelled before it failed. It then says nothing of the agent.
     given_up: bool = False
     #: What the agent has raised already.
     raised: BaseException | None = None

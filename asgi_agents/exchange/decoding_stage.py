@@ -1,4 +1,4 @@
-"""A step of a body's way past its agents whose agents are shown the content of an encoded body."""
+"""A step of a body's way past its agents whose agents receive the content of an encoded body."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,7 @@ _MAX_DECODED_AT_ONCE = 16 * 1024 * 1024
 
 
 class DecodingStage(BodyStage):
-    """Consecutive agents of the chain that are shown the content of an encoded body (``decode=True``).
+    """Consecutive agents of the chain that receive the content of an encoded body (``decode=True``).
 
     What only readers were shown goes on as it was, encoded. So does a body that a writer was shown as a whole and did
     not change. What else comes from a writer is the content itself, from its first byte to its last.
@@ -27,7 +27,7 @@ class DecodingStage(BodyStage):
 
     def __init__(
         self,
-        context: ExchangeState,
+        state: ExchangeState,
         event_type: EventType,
         mode: BodyMode,
         agents: Sequence[RouteAgent],
@@ -35,7 +35,7 @@ class DecodingStage(BodyStage):
         codings: Sequence[str],
     ) -> None:
         # The declared size is not the content's.
-        super().__init__(context, event_type, mode, agents, None, cutter)
+        super().__init__(state, event_type, mode, agents, None, cutter)
         self.decoded = self.writes and mode == BodyMode.STREAM
         self._codings = codings
         self._decoder: Decoder | None = None

@@ -20,7 +20,7 @@ Judging = Generator[BodyChunkEvent, Sequence[Verdict], bytes | AgentDecision]
 
 
 class BodyStage(ChainStep):
-    """Consecutive agents of the chain that are shown the same bytes at the same time.
+    """Consecutive agents of the chain that receive the same bytes at the same time.
 
     It keeps what they have not been shown yet, and what they were shown while one of them was undecided.
 
@@ -31,7 +31,7 @@ class BodyStage(ChainStep):
 
     def __init__(
         self,
-        context: ExchangeState,
+        state: ExchangeState,
         event_type: EventType,
         mode: BodyMode,
         agents: Sequence[RouteAgent],
@@ -49,7 +49,7 @@ class BodyStage(ChainStep):
         self.provisional: dict[str, Verdict] = {}
         #: Whether calls are under the agents' ``chunk_timeout``.
         self.chunked = mode.name != "buffer"
-        self._context = context
+        self._state = state
         self._mode = mode
         self._everyone = tuple(agents)
         self._length = length
@@ -122,7 +122,7 @@ class BodyStage(ChainStep):
             limit = self._limit(agent)
             if self._length > limit and agent.stops_when_failing:
                 verdict = self._too_large(agent, int(limit))
-                self._context.record((verdict,))
+                self._state.record((verdict,))
                 return merge((verdict,))
         return None
 
@@ -176,15 +176,15 @@ class BodyStage(ChainStep):
         """What the ``verdicts`` on ``data`` come to; ``whole``: it is the whole body."""
         plain = not self.provisional and unanimous(verdicts)
         if not plain:
-            verdicts = applicable(self._context, self.agents, verdicts)
-        if whole or not plain or self._context.counting:
-            self._context.record(verdicts, every=whole)
+            verdicts = applicable(self._state, self.agents, verdicts)
+        if whole or not plain or self._state.counting:
+            self._state.record(verdicts, every=whole)
         if plain:
             return self._release(data)
         decision, changed = self.settle(verdicts, data, final=last)
         if not decision.is_allow:
             return decision
-        self._context.note_ops(decision)
+        self._state.note_ops(decision)
         for verdict in verdicts:
             if verdict.provisional and verdict.denies and not last:
                 self.provisional[verdict.agent_id] = verdict
@@ -197,7 +197,7 @@ class BodyStage(ChainStep):
         if self.writes:
             return self.admit(encoded=True)
         for agent in self.agents:
-            self._context.note_encoded(agent, self.event_type)
+            self._state.note_encoded(agent, self.event_type)
         return None
 
     def _event(self, data: bytes, last: bool) -> BodyChunkEvent:
@@ -205,7 +205,7 @@ class BodyStage(ChainStep):
         size = self.seen if last else self._length if self._length is not None and self.seen <= self._length else None
         if self._request:
             return RequestBodyChunkEvent(
-                correlation_id=self._context.correlation_id,
+                correlation_id=self._state.correlation_id,
                 data=data,
                 is_last=last,
                 total_size=size,
@@ -213,7 +213,7 @@ class BodyStage(ChainStep):
                 bytes_received=self.seen,
             )
         return ResponseBodyChunkEvent(
-            correlation_id=self._context.correlation_id,
+            correlation_id=self._state.correlation_id,
             data=data,
             is_last=last,
             total_size=size,
@@ -227,7 +227,7 @@ class BodyStage(ChainStep):
         Returns the decision of the first that fails closed.
         """
         for verdict in self.leave_out(judge):
-            self._context.record((verdict,))
+            self._state.record((verdict,))
             self.provisional.pop(verdict.agent_id, None)
             if verdict.fails_closed:
                 return merge((verdict,))
@@ -241,17 +241,17 @@ class BodyStage(ChainStep):
         if whatever_the_mode:
             agents = self.agents or self._everyone
             self.agents = [replace(agent, failure_mode=FailureMode.CLOSED) for agent in agents]
-        return self._refuse(lambda agent: agent.body_unreadable(self.event_type, self._context.correlation_id, fault))
+        return self._refuse(lambda agent: agent.body_unreadable(self.event_type, self._state.correlation_id, fault))
 
     def _check_seen(self, agent: RouteAgent) -> Verdict | None:
         limit = self._limit(agent)
         return None if self.seen <= limit else self._too_large(agent, int(limit))
 
     def _check_held(self, agent: RouteAgent, size: int) -> Verdict | None:
-        return agent.check_held(self.event_type, self._context.correlation_id, size)
+        return agent.check_held(self.event_type, self._state.correlation_id, size)
 
     def _too_large(self, agent: RouteAgent, limit: int) -> Verdict:
-        return agent.body_too_large(self.event_type, self._context.correlation_id, limit)
+        return agent.body_too_large(self.event_type, self._state.correlation_id, limit)
 
     def _limit(self, agent: RouteAgent) -> float:
         if not self.chunked or self.spools:

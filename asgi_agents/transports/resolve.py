@@ -67,7 +67,7 @@ def bind(
 
 
 def learns_events(transport: Transport) -> bool:
-    """Whether the agent says itself which events it hears, once it is connected."""
+    """Whether the agent says itself which events it receives, once it is connected."""
     return bool(getattr(transport, "learns_events", False))
 
 

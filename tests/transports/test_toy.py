@@ -132,7 +132,7 @@ async def test_an_agent_that_is_away_opens_its_breaker_and_closes_it_when_it_is_
         assert manager.metrics["waf"].outcomes == {FailureKind.ERROR: 2, FailureKind.BREAKER_OPEN: 1}
         async with listening(Waf()):
             # It says that it has connected: trials are let through at once.
-            await registry_of(manager).guard("waf").configure()
+            await registry_of(manager).guard("waf").configuring.configure()
             assert await status_of(manager) == 200
             assert manager.statistics()["waf"].breaker is BreakerState.CLOSED
 

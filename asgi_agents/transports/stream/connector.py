@@ -202,7 +202,7 @@ class Connector:
         if self._client.config is None:
             # Agents of the published kits refuse a configuration that says nothing.
             return
-        # In the older framing agents don't say which events they hear.
+        # In the older framing agents don't say which events they receive.
         if self._settings.framing is Framing.ENVELOPE or EventType.CONFIGURE in connection.events:
             await hand_over(connection, self._client.agent_id, self._client.config)
         elif connection.handshake.needs_configure:
