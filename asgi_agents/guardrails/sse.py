@@ -22,7 +22,12 @@ _BOM: Final = b"\xef\xbb\xbf"
 class EventUnit(Unit):
     """One event, or comments: what ends with a blank line. ``start`` is 0 where the data stands in several lines."""
 
-    __slots__ = ()
+    __slots__ = ("bom",)
+
+    def __init__(self, raw: bytes, data: bytes | None, start: int, event: bytes | None = None, bom: int = 0) -> None:
+        super().__init__(raw, data, start, event)
+        #: How many bytes of a byte order mark it begins with.
+        self.bom = bom
 
     def put_back(self, data: bytes) -> bytes:
         """The event with other data: line ends, order and spelling of its fields stay.
@@ -32,9 +37,11 @@ class EventUnit(Unit):
         if data == self.data:
             return self.raw
         if self.start and b"\n" not in data and b"\r" not in data:
-            return Unit.put_back(self, data)
+            # A reader takes one blank away behind the colon.
+            blank = b" " if data.startswith(b" ") and self.raw.startswith(b":", self.start - 1) else b""
+            return Unit.put_back(self, blank + data)
         lines = _ANY_LINE_END.split(data)
-        fields = _fields(self.raw)
+        fields = _fields(self.raw, self.bom)
         last = max(index for index, (name, _, _) in enumerate(fields) if name == b"data")
         pieces: list[bytes] = []
         for index, (name, prefix, line) in enumerate(fields):
@@ -43,17 +50,17 @@ class EventUnit(Unit):
                 continue
             line_end = line[len(line.rstrip(b"\r\n")) :]
             these = lines if index == last else lines[:1]
-            pieces.append((line_end or b"\n").join(prefix + text for text in these))
+            spelt = [prefix + (b" " if text.startswith(b" ") and prefix.endswith(b":") else b"") for text in these]
+            pieces.append((line_end or b"\n").join(map(bytes.__add__, spelt, these)))
             if these:
                 pieces.append(line_end)
             lines = lines[1:]
         return b"".join(pieces)
 
 
-def _fields(raw: bytes) -> list[tuple[bytes | None, bytes, bytes]]:
+def _fields(raw: bytes, at: int) -> list[tuple[bytes | None, bytes, bytes]]:
     """Of each line: the name of its field (None for blank lines and comments), what precedes its value, and itself."""
     fields: list[tuple[bytes | None, bytes, bytes]] = []
-    at = len(_BOM) if raw.startswith(_BOM) else 0
     if at:
         fields.append((None, b"", _BOM))
     while at < len(raw):
@@ -98,11 +105,11 @@ def parse(raw: bytes, *, first: bool = False) -> Unit:
             event = value[1:] if value.startswith(b" ") else value
         at = match.end()
     if not data:
-        return EventUnit(raw, None, 0, event)
+        return EventUnit(raw, None, 0, event, start)
     # A field without a colon has an empty value, and no place for another.
     if len(data) > 1 or raw[data_start - 1 : data_start] not in (b":", b" "):
         data_start = 0
-    return EventUnit(raw, b"\n".join(data), data_start, event)
+    return EventUnit(raw, b"\n".join(data), data_start, event, start)
 
 
 class SSEFramer:

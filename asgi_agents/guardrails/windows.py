@@ -270,7 +270,7 @@ class SlotWindows:
             elif start >= self._flagged or start == end:
                 self._flagged = max(self._flagged, end)
                 self.found.append(Found(start, end, decision.category))
-        merged = _merge(redactions) if len(redactions) > 1 else redactions
+        merged = merged_redactions(redactions) if len(redactions) > 1 else redactions
         if merged and merged[-1][1] > limit:
             limit = self._crossed(asked, redactions, merged)
         self._edits.extend(merged)
@@ -343,7 +343,7 @@ def check_decisions(decisions: Sequence[Decision], window: Window) -> None:
             )
 
 
-def _merge(redactions: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+def merged_redactions(redactions: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
     """In order, the ones that overlap made one, with the text of the first."""
     redactions.sort(key=lambda redaction: redaction[0])
     merged: list[tuple[int, int, str]] = []

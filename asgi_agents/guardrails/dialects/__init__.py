@@ -1,0 +1,1 @@
+"""How apps and clients write calls, answers and streams."""

@@ -1,0 +1,356 @@
+"""The events of one stream or body, in their order, and which of them may leave.
+
+An event leaves when all of its text may, and all events before it have left. One whose text nobody changed leaves as it
+came, to the byte.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from . import json_text
+from .framing import Unit, UnreadableError
+from .held_call import HeldCall
+from .json_text import Path
+from .judges import Inspection, Judges
+from .operations import Drop, End, Follow, Mark, Operation, Piece, Repeat, Shadowed, Text, Whole
+from .records import Record
+from .slot_text import Outcome, SlotText, WholeText
+from .slots import Decision, Slot, SlotKey
+
+#: How many bytes of events wait at most.
+MAX_HELD_BYTES: Final = 16 * 1024 * 1024
+# How many complete texts are judged at once.
+_MAX_WHOLE: Final = 16
+
+#: Told of the mark of an event that leaves, or is left out. Returns JSON to be put in place of values in it.
+Leaves = Callable[[tuple[str | int, ...], bool], Mapping[Path, str]]
+
+
+class _Event:
+    """An event that has not left yet."""
+
+    __slots__ = ("changes", "dropped", "instead", "is_json", "later", "mark", "since", "spans", "unit", "waiting")
+
+    def __init__(self, unit: Unit, now: float, is_json: bool) -> None:
+        self.unit = unit
+        self.is_json = is_json
+        self.since = now
+        # How many of its texts may not leave yet.
+        self.waiting = 0
+        self.changes: dict[Path, str] = {}
+        # JSON that takes the place of values.
+        self.instead: dict[Path, str] = {}
+        self.spans: dict[tuple[int, int], str] = {}
+        # What is decided when it leaves, for then everything before it has left.
+        self.later: list[Follow | Drop | tuple[Record, Path, str]] = []
+        self.mark: tuple[str | int, ...] | None = None
+        self.dropped = False
+
+    def released(self, path: Path | None, before: str, after: str | None) -> None:
+        """A text in it leaves."""
+        self.waiting -= 1
+        if after is None:
+            self.dropped = True
+        elif path is not None and after != before:
+            self.changes[path] = after
+
+    def span_released(self, span: tuple[int, int], before: str, after: str) -> None:
+        """A text in it that no path leads to leaves."""
+        self.waiting -= 1
+        if after != before:
+            self.spans[span] = after
+
+
+class _Streamed:
+    """A slot whose parts leave as they are judged, and the events that they stand in."""
+
+    __slots__ = ("owners", "record", "text")
+
+    def __init__(self, record: Record | None) -> None:
+        self.owners: deque[tuple[_Event, Text]] = deque()
+        self.record = record
+        self.text: SlotText
+
+    def released(self, after: str) -> None:
+        event, text = self.owners.popleft()
+        if self.record is not None:
+            self.record.left(text.text, after)
+        if text.instead is None:
+            event.released(text.path, text.text, after)
+            return
+        event.waiting -= 1
+        if after != text.text:
+            event.instead[text.path] = text.instead
+
+
+class Release:
+    """Holds the events of one stream or body until they may leave.
+
+    :param repeats: whether there may be operations that look back at a slot.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_events",
+        "_in_flight",
+        "_judges",
+        "_leaves",
+        "_open",
+        "_records",
+        "_repeats",
+        "_whole",
+        "_whole_waiting",
+        "held_bytes",
+        "longest_delay",
+        "outcome",
+    )
+
+    def __init__(self, judges: Judges, leaves: Leaves, *, repeats: bool = False) -> None:
+        self._judges = judges
+        self._leaves = leaves
+        self._repeats = repeats
+        self._events: deque[_Event] = deque()
+        self._open: dict[SlotKey, _Streamed] = {}
+        self._calls: dict[SlotKey, HeldCall] = {}
+        self._records: dict[SlotKey, Record] = {}
+        self._in_flight: set[Inspection] = set()
+        self._whole = 0
+        self._whole_waiting: deque[tuple[Slot, str, Callable[[str], None]]] = deque()
+        #: How many bytes of events wait.
+        self.held_bytes = 0
+        #: Seconds; how long an event has waited at most.
+        self.longest_delay = 0.0
+        self.outcome = Outcome()
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait."""
+        return len(self._events)
+
+    @property
+    def held(self) -> int:
+        """How many code points of slots that leave in parts wait."""
+        return sum(streamed.text.held for streamed in self._open.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more should come before there are verdicts."""
+        if any(streamed.text.full for streamed in self._open.values()):
+            return True
+        return self.held_bytes > MAX_HELD_BYTES // 2 and any(not inspection.stale for inspection in self._in_flight)
+
+    def wake_at(self) -> float | None:
+        """When there may be something to judge although nothing else happens."""
+        times = [at for streamed in self._open.values() if (at := streamed.text.wake_at()) is not None]
+        return min(times) if times else None
+
+    def inspections(self) -> list[Inspection]:
+        """What is to be judged and was not handed out before."""
+        fresh = self.outcome.inspections
+        if not fresh:
+            return fresh
+        self.outcome.inspections = []
+        self._in_flight = {inspection for inspection in self._in_flight if not inspection.stale}
+        self._in_flight.update(fresh)
+        return [inspection for inspection in fresh if not inspection.stale]
+
+    def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None:
+        """What a judge says of a window.
+
+        :raises AgentProtocolError: for a decision that is not about the window. It is still to be judged.
+        """
+        inspection.judged.decide(inspection, decisions)
+        self._in_flight.discard(inspection)
+        if self.outcome.blocked is None:
+            inspection.judged.advance(now)
+
+    def add(self, unit: Unit, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> None:
+        """The next event, and what its dialect says of it.
+
+        :param is_json: whether its data is JSON. Otherwise it is text, and the only path is the empty one.
+        :raises UnreadableError: for a tool call that is no JSON or too long, and when too much waits.
+        """
+        event = _Event(unit, now, is_json)
+        self._events.append(event)
+        self.held_bytes += len(unit.raw)
+        if self.held_bytes > MAX_HELD_BYTES:
+            raise UnreadableError(f"{self.held_bytes} bytes of events wait, expected at most {MAX_HELD_BYTES}")
+        touched: dict[SlotKey, _Streamed] = {}
+        for operation in operations:
+            match operation:
+                case Text():
+                    self._text(event, operation, now, touched)
+                case Mark(value):
+                    event.mark = value
+                case End(key):
+                    self._end(key, touched)
+                case Piece():
+                    self._piece(event, operation, now, touched)
+                case Whole(slot, path, text):
+                    event.waiting += 1
+                    self._judge_whole(slot, text, partial(event.released, path, text))
+                case Shadowed(slot, start, end, text):
+                    event.waiting += 1
+                    self._judge_whole(slot, text, partial(event.span_released, (start, end), text))
+                case Repeat():
+                    self._repeat(event, operation)
+                case Follow() | Drop():
+                    event.later.append(operation)
+        for streamed in touched.values():
+            streamed.text.advance(now)
+
+    def finish(self, now: float) -> None:
+        """There are no more events: all slots have ended.
+
+        :raises UnreadableError: for a tool call that is no JSON.
+        """
+        touched: dict[SlotKey, _Streamed] = {}
+        self._end((), touched)
+        for streamed in touched.values():
+            streamed.text.advance(now)
+
+    def tick(self, now: float) -> None:
+        """Ask for what is due."""
+        for streamed in self._open.values():
+            streamed.text.advance(now)
+
+    def leave(self, now: float) -> list[bytes]:
+        """The events that may leave."""
+        events = self._events
+        out: list[bytes] = []
+        while events and not events[0].waiting and self.outcome.blocked is None:
+            event = events.popleft()
+            self.held_bytes -= len(event.unit.raw)
+            if now - event.since > self.longest_delay:
+                self.longest_delay = now - event.since
+            plain = not (event.changes or event.instead or event.spans or event.later or event.mark or event.dropped)
+            out.append(event.unit.raw if plain else self._changed(event))
+        return out
+
+    def take_back(self) -> list[bytes]:
+        """The events that wait, as they came. None wait afterwards."""
+        raw = [event.unit.raw for event in self._events]
+        self._events.clear()
+        self._open.clear()
+        self._calls.clear()
+        self.held_bytes = 0
+        return raw
+
+    def _text(self, event: _Event, text: Text, now: float, touched: dict[SlotKey, _Streamed]) -> None:
+        slot, key = text.slot, text.slot.key
+        streamed = self._open.get(key)
+        if streamed is None:
+            those = self._judges.of(slot)
+            if those is None:
+                return
+            streamed = _Streamed(self._record(key))
+            streamed.text = SlotText(slot, *those, self.outcome, streamed.released)
+            self._open[key] = streamed
+        streamed.owners.append((event, text))
+        event.waiting += 1
+        if streamed.record is not None:
+            streamed.record.came(text.text)
+        streamed.text.feed(text.text, now)
+        touched[key] = streamed
+
+    def _record(self, key: SlotKey) -> Record | None:
+        return self._records.setdefault(key, Record()) if self._repeats else None
+
+    def _end(self, key: SlotKey, touched: dict[SlotKey, _Streamed]) -> None:
+        count = len(key)
+        for slot_key in [slot_key for slot_key in self._open if slot_key[:count] == key]:
+            streamed = touched[slot_key] = self._open.pop(slot_key)
+            streamed.text.finish()
+        for slot_key in [slot_key for slot_key in self._calls if slot_key[:count] == key]:
+            self._calls.pop(slot_key).finish()
+
+    def _piece(self, event: _Event, piece: Piece, now: float, touched: dict[SlotKey, _Streamed]) -> None:
+        those = self._judges.of(piece.slot)
+        if those is None:
+            return
+        if piece.form == "signed" and not those[0]:
+            # Nobody may change it, so it need not be held whole.
+            if piece.path is not None:
+                self._text(event, Text(piece.slot, piece.path, piece.text), now, touched)
+            return
+        key = piece.slot.key
+        call = self._calls.get(key)
+        if call is None:
+            call = self._calls[key] = HeldCall(piece.slot, piece.form, self._judge_whole)
+        event.waiting += 1
+        released = partial(event.released, piece.path, piece.text)
+        record = self._record(key)
+        if record is not None:
+            record.came(piece.text)
+            released = partial(_recorded, record, piece.text, released)
+        call.add(piece.text, released)
+
+    def _judge_whole(self, slot: Slot, text: str, released: Callable[[str], None]) -> None:
+        those = self._judges.of(slot)
+        if those is None or not text:
+            released(text)
+        elif self._whole >= _MAX_WHOLE:
+            self._whole_waiting.append((slot, text, released))
+        else:
+            self._whole += 1
+            WholeText(slot, text, *those, self.outcome, partial(self._whole_released, released))
+
+    def _whole_released(self, released: Callable[[str], None], after: str) -> None:
+        self._whole -= 1
+        if self._whole_waiting:
+            self._judge_whole(*self._whole_waiting.popleft())
+        released(after)
+
+    def _repeat(self, event: _Event, repeat: Repeat) -> None:
+        if self._judges.of(repeat.slot) is None:
+            return
+        record = self._records.get(repeat.slot.key)
+        if record is not None and record.same(repeat.text):
+            event.later.append((record, repeat.path, repeat.text))
+            return
+        event.waiting += 1
+        if repeat.form == "json":
+            call = HeldCall(repeat.slot, "json", self._judge_whole)
+            call.add(repeat.text, partial(event.released, repeat.path, repeat.text))
+            call.finish()
+        else:
+            self._judge_whole(repeat.slot, repeat.text, partial(event.released, repeat.path, repeat.text))
+
+    def _changed(self, event: _Event) -> bytes:
+        """The bytes that an event leaves as."""
+        unit = event.unit
+        changes: dict[Path, str | Callable[[str], str]] = {
+            path: partial(json_text.encode, after) for path, after in event.changes.items()
+        }
+        changes.update(event.instead)
+        for later in event.later:
+            match later:
+                case Follow(path, json) if self._follows(event, later):
+                    changes[path] = json
+                case Drop(key) if (record := self._records.get(key)) is not None and record.changed:
+                    event.dropped = True
+                case (record, path, text) if record.changed:
+                    changes[path] = partial(json_text.encode, record.after(text))
+        if event.mark is not None:
+            changes.update(self._leaves(event.mark, event.dropped))
+        if event.dropped:
+            return b""
+        if not changes and not event.spans:
+            return unit.raw
+        if not event.is_json:
+            return unit.put_back(event.changes[()].encode("utf-8", "surrogatepass"))
+        return unit.put_back(json_text.replace((unit.data or b"").decode(), changes, event.spans).encode())
+
+    def _follows(self, event: _Event, follow: Follow) -> bool:
+        """Whether the text has changed that a value has to follow."""
+        if follow.key is not None:
+            record = self._records.get(follow.key)
+            return record is not None and record.changed
+        return follow.text in event.changes if follow.text is not None else bool(event.changes)
+
+
+def _recorded(record: Record, before: str, released: Callable[[str | None], None], after: str | None) -> None:
+    record.left(before, after or "")
+    released(after)
