@@ -10,7 +10,7 @@ in every reader that builds a mapping; the strings of the others are found by :f
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Final
 
 from .framing import UnreadableError
@@ -141,6 +141,44 @@ def replace(
     return "".join(pieces) + text[at:]
 
 
+class _Children:
+    """The paths of the children of some values."""
+
+    def __init__(self, parents: Container[Path]) -> None:
+        self._parents = parents
+
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, tuple) and bool(path) and path[:-1] in self._parents
+
+
+def without(text: str, paths: Container[Path], parents: Container[Path]) -> str:
+    """``text`` without the elements at some paths, which are in the arrays ``parents``.
+
+    :raises UnreadableError: for what is no JSON.
+    """
+    children = _Children(parents)
+    arrays: dict[Path, list[tuple[int, int, bool]]] = {}
+    for path, start, end in _values(text, containers=children):
+        if path in children:
+            arrays.setdefault(path[:-1], []).append((start, end, path in paths))
+    gone: list[tuple[int, int]] = []
+    for elements in arrays.values():
+        kept_until = elements[0][0]
+        for (start, end, removed), behind in zip(elements, [*elements[1:], None], strict=True):
+            if not removed:
+                kept_until = end
+            elif behind is None:
+                gone.append((kept_until, end))
+            else:
+                gone.append((start, behind[0]))
+    pieces: list[str] = []
+    at = 0
+    for start, end in sorted(gone):
+        pieces.append(text[at : max(at, start)])
+        at = max(at, end)
+    return "".join(pieces) + text[at:]
+
+
 def pointer(path: Path) -> str:
     """The JSON pointer (RFC 6901) of a path."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
@@ -151,7 +189,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def _values(
-    text: str, *, containers: Mapping[Path, object] | None = None, keys: dict[Path, int] | None = None
+    text: str, *, containers: Container[Path] | None = None, keys: dict[Path, int] | None = None
 ) -> Iterator[tuple[Path, int, int]]:
     """The scalars of a JSON text in order, in one pass: path, start, end.
 

@@ -87,10 +87,17 @@ class Drop(Struct, frozen=True, gc=False):
     key: SlotKey
 
 
+class Remove(Struct, frozen=True, gc=False):
+    """The element of an array at ``path`` is taken out if the text at ``text`` is changed."""
+
+    path: Path
+    text: Path
+
+
 class Mark(Struct, frozen=True, gc=False):
     """The dialect is told of ``value`` when the event leaves."""
 
     value: tuple[str | int, ...]
 
 
-Operation = Text | Whole | Shadowed | Piece | End | Repeat | Follow | Drop | Mark
+Operation = Text | Whole | Shadowed | Piece | End | Repeat | Follow | Drop | Remove | Mark

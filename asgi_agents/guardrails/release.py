@@ -14,7 +14,7 @@ from .framing import Unit, UnreadableError
 from .held_call import HeldCall
 from .json_text import Path
 from .judges import Inspection, Judges
-from .operations import Drop, End, Follow, Mark, Operation, Piece, Repeat, Shadowed, Text, Whole
+from .operations import Drop, End, Follow, Mark, Operation, Piece, Remove, Repeat, Shadowed, Text, Whole
 from .records import Record
 from .slot_text import Outcome, SlotText, WholeText
 from .slots import Decision, Slot, SlotKey
@@ -44,7 +44,7 @@ class _Event:
         self.instead: dict[Path, str] = {}
         self.spans: dict[tuple[int, int], str] = {}
         # What is decided when it leaves, for then everything before it has left.
-        self.later: list[Follow | Drop | tuple[Record, Path, str]] = []
+        self.later: list[Follow | Drop | Remove | tuple[Record, Path, str]] = []
         self.mark: tuple[str | int, ...] | None = None
         self.dropped = False
 
@@ -196,7 +196,7 @@ class Release:
                     self._judge_whole(slot, text, partial(event.span_released, (start, end), text))
                 case Repeat():
                     self._repeat(event, operation)
-                case Follow() | Drop():
+                case Follow() | Drop() | Remove():
                     event.later.append(operation)
         for streamed in touched.values():
             streamed.text.advance(now)
@@ -325,10 +325,13 @@ class Release:
             path: partial(json_text.encode, after) for path, after in event.changes.items()
         }
         changes.update(event.instead)
+        removed: set[Path] = set()
         for later in event.later:
             match later:
-                case Follow(path, json) if self._follows(event, later):
+                case Follow(path, json) if self._follows(later, changes):
                     changes[path] = json
+                case Remove(path, text) if text in changes:
+                    removed.add(path)
                 case Drop(key) if (record := self._records.get(key)) is not None and record.changed:
                     event.dropped = True
                 case (record, path, text) if record.changed:
@@ -341,14 +344,17 @@ class Release:
             return unit.raw
         if not event.is_json:
             return unit.put_back(event.changes[()].encode("utf-8", "surrogatepass"))
-        return unit.put_back(json_text.replace((unit.data or b"").decode(), changes, event.spans).encode())
+        data = json_text.replace((unit.data or b"").decode(), changes, event.spans)
+        if removed:
+            data = json_text.without(data, removed, {path[:-1] for path in removed})
+        return unit.put_back(data.encode())
 
-    def _follows(self, event: _Event, follow: Follow) -> bool:
+    def _follows(self, follow: Follow, changes: Mapping[Path, object]) -> bool:
         """Whether the text has changed that a value has to follow."""
         if follow.key is not None:
             record = self._records.get(follow.key)
             return record is not None and record.changed
-        return follow.text in event.changes if follow.text is not None else bool(event.changes)
+        return follow.text in changes if follow.text is not None else bool(changes)
 
 
 def _recorded(record: Record, before: str, released: Callable[[str | None], None], after: str | None) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
+from asgi_agents.guardrails.dialects.anthropic import Anthropic
 from asgi_agents.guardrails.dialects.base import Dialect
 from asgi_agents.guardrails.dialects.chat import Chat
+from asgi_agents.guardrails.dialects.responses import Responses
 
 Texts = Mapping[str, str]
 
@@ -46,7 +48,8 @@ class Cut:
 class Sample(Protocol):
     """A stream of one dialect.
 
-    :ivar texts: the names of the slots that it has. Those that begin with ``json`` are JSON.
+    :ivar texts: the names of the slots that it has. Those that begin with ``json`` are JSON; those that begin with
+        ``signed`` are left out if anything in them is to be changed.
     """
 
     name: str
@@ -187,5 +190,196 @@ class ChatSample:
         return slots.done()
 
 
-SAMPLES: Final[list[Sample]] = [ChatSample()]
-Maker = Callable[[random.Random], str]
+class AnthropicSample:
+    name = "anthropic"
+    dialect: Dialect = Anthropic()
+    media_type = "text/event-stream"
+    texts = ("signed thinking", "text", "json call", "json second", "cited", "last")
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        def block(index: int, start: Any, deltas: list[Any]) -> list[Any]:
+            return [
+                {"type": "content_block_start", "index": index, "content_block": start},
+                *({"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas),
+                {"type": "content_block_stop", "index": index},
+            ]
+
+        def deltas(kind: str, field: str, text: str) -> list[Any]:
+            return [{"type": kind, field: part} for part in cut(text)]
+
+        def call(index: int, text: str) -> list[Any]:
+            start = {"type": "tool_use", "id": f"toolu_{index}", "name": "send", "input": {}}
+            return block(index, start, deltas("input_json_delta", "partial_json", text))
+
+        def citation(text: str) -> Any:
+            where = {"document_index": 0, "document_title": None, "start_char_index": 0, "end_char_index": len(text)}
+            return {"type": "citations_delta", "citation": {"type": "char_location", "cited_text": text, **where}}
+
+        message: dict[str, Any] = {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": "claude",
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": 25, "output_tokens": 1},
+        }
+        thinking = [
+            *deltas("thinking_delta", "thinking", texts["signed thinking"]),
+            {"type": "signature_delta", "signature": "EqQBCgIYAhIM"},
+        ]
+        events = [
+            {"type": "message_start", "message": message},
+            *block(0, {"type": "thinking", "thinking": "", "signature": ""}, thinking),
+            *block(1, {"type": "text", "text": ""}, deltas("text_delta", "text", texts["text"])),
+            *call(2, texts["json call"]),
+            *call(3, texts["json second"]),
+            *block(4, {"type": "text", "text": "", "citations": []}, [citation(texts["cited"])]),
+            *block(5, {"type": "text", "text": ""}, deltas("text_delta", "text", texts["last"])),
+            {
+                "type": "message_delta",
+                "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+                "usage": {"output_tokens": 89},
+            },
+            {"type": "message_stop"},
+        ]
+        return [sse(event, style, event["type"]) for style, event in enumerate(events)]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        slots = Collected()
+        names: list[str] = []
+        calls = iter(("json call", "json second"))
+        texts = iter(("text", "cited", "last"))
+        for event in events_of(data):
+            match event["type"]:
+                case "content_block_start":
+                    assert event["index"] == len(names)
+                    kind = event["content_block"]["type"]
+                    names.append("signed thinking" if kind == "thinking" else next(calls if "tool" in kind else texts))
+                case "content_block_delta":
+                    name, delta = names[event["index"]], event["delta"]
+                    for field in ("text", "thinking", "partial_json"):
+                        slots.add(name, delta.get(field))
+                    slots.add(name, delta.get("citation", {}).get("cited_text"))
+                case "content_block_stop":
+                    assert event["index"] == len(names) - 1
+        return slots.done()
+
+
+class ResponsesSample:
+    name = "responses"
+    dialect: Dialect = Responses()
+    media_type = "text/event-stream"
+    texts = ("summary", "text", "second", "json call", "custom")
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        def about(output: int, **more: Any) -> Any:
+            return {"item_id": f"item_{output}", "output_index": output, **more}
+
+        def parted(base: str, text: str, done: str, **where: Any) -> list[Any]:
+            return [
+                *({"type": f"{base}.delta", **where, "delta": part} for part in cut(text)),
+                {"type": f"{base}.done", **where, done: text},
+            ]
+
+        def token(text: str) -> list[Any]:
+            return [{"token": text, "logprob": -0.25, "top_logprobs": [], "bytes": list(text.encode())}]
+
+        def part(text: str) -> Any:
+            end = len(text)
+            annotation = {"type": "url_citation", "start_index": 0, "end_index": end, "url": "http://x", "title": "x"}
+            return {"type": "output_text", "text": text, "annotations": [annotation], "logprobs": token(text)}
+
+        def item(output: int, kind: str, **more: Any) -> list[Any]:
+            whole = {"id": f"item_{output}", "type": kind, "status": "completed", **more}
+            items.append(whole)
+            empty = {key: [] if isinstance(value, list) else value for key, value in whole.items()}
+            for field in {"arguments", "input"} & empty.keys():
+                empty[field] = ""
+            return [
+                {
+                    "type": "response.output_item.added",
+                    "output_index": output,
+                    "item": {**empty, "status": "in_progress"},
+                },
+                {"type": "response.output_item.done", "output_index": output, "item": whole},
+            ]
+
+        items: list[Any] = []
+        summary = {"type": "summary_text", "text": texts["summary"]}
+        where = about(0, summary_index=0)
+        added, done = item(0, "reasoning", summary=[summary])
+        events = [
+            {"type": "response.created", "response": {"id": "resp_1", "object": "response", "output": []}},
+            added,
+            {"type": "response.reasoning_summary_part.added", **where, "part": {**summary, "text": ""}},
+            *parted("response.reasoning_summary_text", texts["summary"], "text", **where),
+            {"type": "response.reasoning_summary_part.done", **where, "part": summary},
+            done,
+        ]
+        added, done = item(1, "message", role="assistant", content=[part(texts["text"]), part(texts["second"])])
+        events.append(added)
+        for index, name in enumerate(("text", "second")):
+            where = about(1, content_index=index)
+            empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            deltas = parted("response.output_text", texts[name], "text", **where)
+            for event in deltas:
+                event["logprobs"] = token(event.get("delta", event.get("text")))
+            annotation = {**where, "annotation_index": 0, "annotation": part(texts[name])["annotations"][0]}
+            events += [
+                {"type": "response.content_part.added", **where, "part": empty},
+                *deltas[:-1],
+                {"type": "response.output_text.annotation.added", **annotation},
+                deltas[-1],
+                {"type": "response.content_part.done", **where, "part": part(texts[name])},
+            ]
+        events.append(done)
+        calls = (
+            (2, "function_call", "arguments", "json call", "response.function_call_arguments"),
+            (3, "custom_tool_call", "input", "custom", "response.custom_tool_call_input"),
+        )
+        for output, kind, field, name, base in calls:
+            added, done = item(output, kind, call_id="call_1", name="send", **{field: texts[name]})
+            events += [added, *parted(base, texts[name], field, **about(output)), done]
+        response = {"id": "resp_1", "object": "response", "status": "completed", "output": items}
+        events.append({"type": "response.completed", "response": response})
+        return [sse({**event, "sequence_number": number}, number, event["type"]) for number, event in enumerate(events)]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        slots = Collected()
+        names = {(0, 0): "summary", (1, 0): "text", (1, 1): "second", (2, 0): "json call", (3, 0): "custom"}
+
+        def part(output: int, index: int, part: Any) -> None:
+            slots.say(names[output, index], part["text"])
+            for entry in part.get("logprobs", ()):
+                assert entry["token"] == part["text"]
+            for annotation in part.get("annotations", ()):
+                assert annotation["end_index"] == len(part["text"])
+
+        def item(output: int, item: Any) -> None:
+            for index, inner in enumerate((item.get("content") or item.get("summary")) or ()):
+                part(output, index, inner)
+            for field in {"arguments", "input"} & item.keys():
+                slots.say(names[output, 0], item[field])
+
+        for event in events_of(data):
+            kind = event["type"]
+            where = (event.get("output_index", 0), event.get("content_index", event.get("summary_index", 0)))
+            if kind.endswith(".delta"):
+                slots.add(names[where], event["delta"])
+                assert "".join(entry["token"] for entry in event.get("logprobs", ())) in ("", event["delta"])
+            elif "_part.done" in kind:
+                part(*where, event["part"])
+            elif kind == "response.output_item.done":
+                item(where[0], event["item"])
+            elif kind == "response.completed":
+                for output, whole in enumerate(event["response"]["output"]):
+                    item(output, whole)
+            elif kind.endswith(".done"):
+                for field in {"text", "arguments", "input"} & event.keys():
+                    slots.say(names[where], event[field])
+        return slots.done()
+
+
+SAMPLES: Final[list[Sample]] = [ChatSample(), AnthropicSample(), ResponsesSample()]

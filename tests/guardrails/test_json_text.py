@@ -121,6 +121,23 @@ def test_values_of_any_kind_are_replaced() -> None:
         json_text.replace(text, {("a", 7): "1"})
 
 
+@pytest.mark.parametrize(
+    ("gone", "left"),
+    [
+        ((0,), "[ 2 , {} ]"),
+        ((1,), "[ 1, {} ]"),
+        ((2,), "[ 1, 2 ]"),
+        ((0, 1), "[ {} ]"),
+        ((1, 2), "[ 1 ]"),
+        ((0, 1, 2), "[  ]"),
+    ],
+)
+def test_elements_are_taken_out_of_an_array(gone: tuple[int, ...], left: str) -> None:
+    text = '{"a": [ 1, 2 , {} ], "b": [1, 2, 3]}'
+    paths = {("a", index) for index in gone}
+    assert json_text.without(text, paths, {("a",)}) == f'{{"a": {left}, "b": [1, 2, 3]}}'
+
+
 @pytest.mark.parametrize("deep", ["[" * 201 + "]" * 201, '{"a":' * 201 + "1" + "}" * 201, "[" * 100_000])
 def test_deep_nesting_is_refused(deep: str) -> None:
     with pytest.raises(UnreadableError, match="deeper than 200"):
