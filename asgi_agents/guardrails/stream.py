@@ -17,6 +17,8 @@ from .shadowed import shadowed
 from .slots import Decision
 
 _DONE: Final = (End(),)
+# With what the data of an event begins that may be JSON or text; where other events were text, strings are that too.
+_MAY_BE_JSON: Final = {False: ("{", "[", '"'), True: ("{", "[")}
 _SAYS_NOTHING: Final = re.compile(rb"(?:\xef\xbb\xbf)?(?:(?::[^\r\n]*+)?(?:\r\n|\n|\r))*+(?::[^\r\n]*+)?")
 
 
@@ -44,6 +46,8 @@ class Stream:
     __slots__ = (
         "_dialects",
         "_framer",
+        "_has_text",
+        "_media_type",
         "_out",
         "_reader",
         "_release",
@@ -57,10 +61,13 @@ class Stream:
 
     def __init__(self, dialects: Sequence[Dialect], media_type: str, judges: Judges, *, strict: bool = True) -> None:
         self._dialects = dialects
+        self._media_type = media_type
         self._framer = dialects[0].framer(media_type)
         self._release = Release(judges, self._leaves, repeats=any(dialect.repeats for dialect in dialects))
         self._strict = strict
         self._out: list[bytes] = []
+        # Whether any event was text that is no JSON.
+        self._has_text = False
         self._reader: Reader | None = None
         #: The dialect, once it is known.
         self.dialect: Dialect | None = None
@@ -166,7 +173,7 @@ class Stream:
 
     def _choose(self, dialect: Dialect) -> Reader:
         self.dialect = dialect
-        self._reader = dialect.reader()
+        self._reader = dialect.reader(self._media_type)
         return self._reader
 
     def _add(self, units: Sequence[Unit], now: float) -> None:
@@ -209,13 +216,20 @@ class Stream:
         value: JSON = text
         duplicates = False
         is_json = form == "json"
-        if form != "text":
+        if is_json:
+            value, duplicates = json_text.loads(text)
+        elif form == "either" and text.startswith(_MAY_BE_JSON[self._has_text]):
             try:
-                value, duplicates = json_text.loads(text)
-                is_json = True
+                parsed, duplicates = json_text.loads(text)
             except UnreadableError:
-                if form == "json":
-                    raise
+                pass
+            else:
+                # Numbers in brackets are as good as text.
+                if not isinstance(parsed, list) or any(isinstance(inner, str | dict | list) for inner in parsed):
+                    value, is_json = parsed, True
+            self._has_text = self._has_text or not is_json
+        elif form == "either":
+            self._has_text = True
         reader = self._reader
         if reader is None:
             knowing = (dialect for dialect in self._dialects if dialect.knows(value))

@@ -8,7 +8,13 @@ from typing import Any, Final, Protocol
 from asgi_agents.guardrails.dialects.anthropic import Anthropic
 from asgi_agents.guardrails.dialects.base import Dialect
 from asgi_agents.guardrails.dialects.chat import Chat
+from asgi_agents.guardrails.dialects.gemini import Gemini
+from asgi_agents.guardrails.dialects.ollama import Ollama
+from asgi_agents.guardrails.dialects.pointers import Pointers
 from asgi_agents.guardrails.dialects.responses import Responses
+from asgi_agents.guardrails.dialects.ui_message import UIMessages
+from asgi_agents.guardrails.dialects.unknown import Events, Lines, PlainText
+from asgi_agents.guardrails.sse import SSEFramer
 
 Texts = Mapping[str, str]
 
@@ -382,4 +388,255 @@ class ResponsesSample:
         return slots.done()
 
 
-SAMPLES: Final[list[Sample]] = [ChatSample(), AnthropicSample(), ResponsesSample()]
+def pairs(parts: list[str]) -> Iterator[tuple[str, str]]:
+    for index in range(0, len(parts), 2):
+        yield parts[index], "".join(parts[index + 1 : index + 2])
+
+
+def gemini_chunks(texts: Texts, cut: Cut) -> list[Any]:
+    """What both of its framings carry."""
+
+    def chunk(index: int, *parts: Any, finish: str | None = None, **more: Any) -> Any:
+        candidate = {"content": {"parts": list(parts), "role": "model"}, "index": index, **more}
+        if finish:
+            candidate["finishReason"] = finish
+        usage = {"promptTokenCount": 4, "totalTokenCount": 9}
+        return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "gemini-2.5-flash"}
+
+    def grounded(text: str) -> Any:
+        segment = {"startIndex": 0, "endIndex": len(text.encode()), "text": text}
+        return {"groundingSupports": [{"segment": segment, "groundingChunkIndices": [0]}]}
+
+    call = {"name": "send", "args": json.loads(texts["json call"])}
+    first = [
+        *(chunk(0, {"text": part, "thought": True}) for part in cut(texts["thought"])),
+        *(chunk(0, {"text": part}) for part in cut(texts["text 0"])),
+        chunk(0, {"functionCall": call, "thoughtSignature": "CpQB"}),
+        chunk(0, {"text": ""}, finish="STOP", groundingMetadata=grounded(texts["text 0"])),
+    ]
+    second = [
+        *(chunk(1, {"text": part}, {"text": more}) for part, more in pairs(cut(texts["text 1"]))),
+        chunk(1, {"text": ""}, finish="STOP"),
+    ]
+    return list(cut.mixed(first, second))
+
+
+def read_gemini(chunks: Iterator[Any]) -> dict[str, set[str]]:
+    slots = Collected()
+    for chunk in chunks:
+        for candidate in chunk["candidates"]:
+            for part in candidate["content"]["parts"]:
+                if "text" in part:
+                    slots.add("thought" if part.get("thought") else f"text {candidate['index']}", part["text"])
+                if "functionCall" in part:
+                    slots.say("json call", json.dumps(part["functionCall"]["args"]))
+            for support in candidate.get("groundingMetadata", {}).get("groundingSupports", ()):
+                slots.say("text 0", support["segment"]["text"])
+    return slots.done()
+
+
+class GeminiSample:
+    name = "gemini"
+    dialect: Dialect = Gemini()
+    media_type = "text/event-stream"
+    texts = ("thought", "text 0", "text 1", "json call")
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        return [sse(chunk, style) for style, chunk in enumerate(gemini_chunks(texts, cut))]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        return read_gemini(events_of(data))
+
+
+class GeminiArraySample(GeminiSample):
+    name = "gemini array"
+    media_type = "application/json"
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        chunks = gemini_chunks(texts, cut)
+        elements = [dumps(chunk, style).encode() for style, chunk in enumerate(chunks)]
+        return [b"[" + elements[0], *(b"\n,\r\n" + element for element in elements[1:]), b"\n]\n"]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        return read_gemini(iter(json.loads(data)))
+
+
+class OllamaSample:
+    name = "ollama"
+    dialect: Dialect = Ollama()
+    media_type = "application/x-ndjson"
+    texts = ("thinking", "content", "json call")
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        def line(message: Any, **more: Any) -> Any:
+            return {
+                "model": "qwen3",
+                "created_at": "2026-01-01T00:00:00.000000Z",
+                "message": {"role": "assistant", "content": "", **message},
+                "done": False,
+                **more,
+            }
+
+        def token(text: str) -> Any:
+            return [{"token": text, "logprob": -0.5}]
+
+        call = {"function": {"name": "send", "arguments": json.loads(texts["json call"])}}
+        lines = [
+            *(line({"thinking": part}) for part in cut(texts["thinking"])),
+            *(line({"content": part}, logprobs=token(part)) for part in cut(texts["content"])),
+            line({"tool_calls": [call]}),
+            line({}, done=True, done_reason="stop", total_duration=4883583458, eval_count=282),
+        ]
+        ends = (b"\n", b"\r\n")
+        return [dumps(line, style).encode() + ends[style % 2] for style, line in enumerate(lines)]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        slots = Collected()
+        for text in data.decode().split("\n")[:-1]:
+            line = json.loads(text)
+            slots.add("thinking", line["message"].get("thinking"))
+            slots.add("content", line["message"]["content"])
+            for call in line["message"].get("tool_calls", ()):
+                slots.say("json call", json.dumps(call["function"]["arguments"]))
+            for entry in line.get("logprobs") or ():
+                assert entry["token"] == line["message"]["content"]
+        return slots.done()
+
+
+class UIMessageSample:
+    name = "ui message"
+    dialect: Dialect = UIMessages()
+    media_type = "text/event-stream"
+    texts = ("reasoning", "text a", "text b", "json call", "json data")
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        def part(kind: str, name: str, text: str) -> list[Any]:
+            return [
+                {"type": f"{kind}-start", "id": name},
+                *({"type": f"{kind}-delta", "id": name, "delta": delta} for delta in cut(text)),
+                {"type": f"{kind}-end", "id": name},
+            ]
+
+        call = {"toolCallId": "call_1", "toolName": "send"}
+        called = [
+            {"type": "tool-input-start", **call},
+            *(
+                {"type": "tool-input-delta", "toolCallId": "call_1", "inputTextDelta": delta}
+                for delta in cut(texts["json call"])
+            ),
+            {"type": "tool-input-available", **call, "input": json.loads(texts["json call"])},
+        ]
+        events = [
+            {"type": "start", "messageId": "msg_1"},
+            {"type": "start-step"},
+            *part("reasoning", "r", texts["reasoning"]),
+            *cut.mixed(part("text", "a", texts["text a"]), part("text", "b", texts["text b"]), called),
+            {"type": "data-report", "data": json.loads(texts["json data"])},
+            {"type": "finish-step"},
+            {"type": "finish"},
+        ]
+        return [*(sse(event, style) for style, event in enumerate(events)), b"data: [DONE]\n\n"]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        slots = Collected()
+        names = {"r": "reasoning", "a": "text a", "b": "text b"}
+        for event in events_of(data):
+            match event["type"]:
+                case "text-delta" | "reasoning-delta":
+                    slots.add(names[event["id"]], event["delta"])
+                case "tool-input-delta":
+                    slots.add("json call", event["inputTextDelta"])
+                case "tool-input-available":
+                    slots.say("json call", json.dumps(event["input"]))
+                case "data-report":
+                    slots.say("json data", json.dumps(event["data"]))
+        return slots.done()
+
+
+class LinesSample:
+    name = "lines"
+    dialect: Dialect = Lines()
+    media_type = "application/jsonl"
+    texts = ("token", "note")
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        tokens = [{"id": "1", "token": part} for part in cut(texts["token"])]
+        notes = [{"more": [{"note": part}], "n": 1} for part in cut(texts["note"])]
+        return [dumps(line, style).encode() + b"\n" for style, line in enumerate(cut.mixed(tokens, notes))]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        slots = Collected()
+        for text in data.decode().split("\n")[:-1]:
+            line = json.loads(text)
+            slots.add("token", line.get("token"))
+            slots.add("note", line["more"][0]["note"] if "more" in line else "")
+        return slots.done()
+
+
+class EventsSample:
+    name = "events"
+    dialect: Dialect = Events()
+    media_type = "text/event-stream"
+    texts = ("text", "json text")
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        # Lines of their own can't be cut out of the data of an event, so the text has none.
+        def event(part: str) -> bytes:
+            return b"event: token\n" + b"".join(b"data: " + line.encode() + b"\n" for line in part.split("\n")) + b"\n"
+
+        return [*map(event, cut(texts["text"])), sse(json.loads(texts["json text"]), 0, "all")]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        slots = Collected()
+        for unit in SSEFramer().feed(data):
+            text = (unit.data or b"").decode()
+            if unit.event == b"all":
+                slots.say("json text", text)
+            else:
+                slots.add("text", text)
+        return slots.done()
+
+
+class TextSample:
+    name = "text"
+    dialect: Dialect = PlainText()
+    media_type = "text/plain"
+    texts = ("text",)
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        return [part.encode() for part in cut(texts["text"])]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        return {"text": {data.decode()}}
+
+
+class PointersSample:
+    name = "pointers"
+    dialect: Dialect = Pointers("/say", stream=["/said/*/text"])
+    media_type = "text/event-stream"
+    texts = ("text",)
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        events = [{"other": "alice", "said": [{"text": part}]} for part in cut(texts["text"])]
+        return [sse(event, style) for style, event in enumerate(events)]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        slots = Collected()
+        for event in events_of(data):
+            slots.add("text", event["said"][0]["text"])
+        return slots.done()
+
+
+SAMPLES: Final[list[Sample]] = [
+    ChatSample(),
+    AnthropicSample(),
+    ResponsesSample(),
+    GeminiSample(),
+    GeminiArraySample(),
+    OllamaSample(),
+    UIMessageSample(),
+    LinesSample(),
+    EventsSample(),
+    TextSample(),
+    PointersSample(),
+]

@@ -83,7 +83,7 @@ class Anthropic:
     def framer(self, media_type: str) -> Framer:
         return SSEFramer()
 
-    def reader(self) -> "AnthropicReader":
+    def reader(self, media_type: str) -> "AnthropicReader":
         return AnthropicReader()
 
     def reply(self, stop: Stop) -> Reply:

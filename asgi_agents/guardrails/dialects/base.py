@@ -100,7 +100,9 @@ class Dialect(Protocol):
         """What cuts a stream of this type into units."""
         ...
 
-    def reader(self) -> Reader: ...
+    def reader(self, media_type: str) -> Reader:
+        """What reads a stream of this type."""
+        ...
 
     def reply(self, stop: Stop) -> Reply:
         """The whole answer to a call that is stopped before anything has left."""

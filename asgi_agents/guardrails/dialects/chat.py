@@ -99,7 +99,7 @@ class Chat:
     def framer(self, media_type: str) -> Framer:
         return SSEFramer()
 
-    def reader(self) -> "ChatReader":
+    def reader(self, media_type: str) -> "ChatReader":
         return ChatReader()
 
     def reply(self, stop: Stop) -> Reply:

@@ -114,7 +114,7 @@ class Responses:
     def framer(self, media_type: str) -> Framer:
         return SSEFramer()
 
-    def reader(self) -> "ResponsesReader":
+    def reader(self, media_type: str) -> "ResponsesReader":
         return ResponsesReader()
 
     def reply(self, stop: Stop) -> Reply:
