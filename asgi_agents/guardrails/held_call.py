@@ -55,7 +55,10 @@ class HeldCall:
         self._waiting = 1
         if self._form == "json":
             if joined.strip():
-                self._judge_strings(joined)
+                try:
+                    self._judge_strings(joined)
+                except UnreadableError as exc:
+                    raise UnreadableError(f"the arguments of a tool call: {exc}") from None
         elif joined:
             self._waiting += 1
             self._judge(self.slot, joined, lambda after: self._judged((0, len(joined)), joined, after))

@@ -196,11 +196,16 @@ class ChatReader:
     def ending(self, stop: Stop) -> bytes:
         if stop.failure:
             return sse(error(stop))
+        # Those that were read and have not left are among what the client asked for, too.
+        going = (self._seen | {0}) - self._closed
         choices: list[JSON] = [
-            {"index": index, "delta": {}, "finish_reason": "content_filter"} for index in sorted(self._open)
+            {
+                "index": index,
+                "delta": {} if index in self._open else {"role": "assistant"},
+                "finish_reason": "content_filter",
+            }
+            for index in sorted(going)
         ]
-        if not choices and not self._closed:
-            choices.append({"index": 0, "delta": {"role": "assistant"}, "finish_reason": "content_filter"})
         if self._template.get("object") == "text_completion":
             choices = [
                 {"index": mapping(choice, "")["index"], "text": "", "finish_reason": "content_filter"}

@@ -96,16 +96,17 @@ class Gemini:
 class GeminiReader:
     """Reads one stream."""
 
-    __slots__ = ("_array", "_channels", "_closed", "_elements", "_open", "_template")
+    __slots__ = ("_array", "_channels", "_closed", "_elements", "_seen", "_template")
 
     def __init__(self, *, array: bool) -> None:
         self._template: Mapped = {}
         # Of each candidate that was read: whether its text was of thought or answer last.
         self._channels: dict[int, SlotKey] = {}
-        # Whether the stream is an array, and of what has left: how many elements, and which candidates.
+        # Whether the stream is an array, how many elements of it have left, which candidates were read, and which of
+        # them have ended in what has left.
         self._array = array
         self._elements = 0
-        self._open: set[int] = set()
+        self._seen: set[int] = set()
         self._closed: set[int] = set()
 
     def read(self, unit: Unit, value: JSON) -> Sequence[Operation]:
@@ -116,7 +117,10 @@ class GeminiReader:
         mark: list[str | int] = []
         for candidate in sequence(chunk.get("candidates"), "candidates"):
             read = mapping(candidate, "candidates[]")
-            mark += ("closed" if read.get("finishReason") else "open", index_of(read.get("index"), "index"))
+            index = index_of(read.get("index"), "index")
+            self._seen.add(index)
+            if read.get("finishReason"):
+                mark += ("closed", index)
         return [*self._switched(_chunk(chunk)), Mark(("element", 0, *mark))]
 
     def _switched(self, operations: list[Operation]) -> list[Operation]:
@@ -138,17 +142,15 @@ class GeminiReader:
             match what:
                 case "element":
                     self._elements += 1
-                case "open":
-                    self._open.add(int(index))
                 case "closed":
-                    self._open.discard(int(index))
                     self._closed.add(int(index))
         return {}
 
     def ending(self, stop: Stop) -> bytes:
         if stop.failure:
             return self._framed(_error(stop))
-        if not self._open and self._closed:
+        going = (self._seen | {0}) - self._closed
+        if not going:
             return b"\r\n]" if self._array else b""
         candidates: list[JSON] = [
             {
@@ -157,7 +159,7 @@ class GeminiReader:
                 "finishMessage": stop.message,
                 "index": index,
             }
-            for index in sorted(self._open or {0})
+            for index in sorted(going)
         ]
         return self._framed({"candidates": candidates, **self._template})
 
