@@ -31,7 +31,19 @@ Leaves = Callable[[tuple[str | int, ...], bool], Mapping[Path, str]]
 class _Event:
     """An event that has not left yet."""
 
-    __slots__ = ("changes", "dropped", "instead", "is_json", "later", "mark", "since", "spans", "unit", "waiting")
+    __slots__ = (
+        "changes",
+        "comment",
+        "dropped",
+        "instead",
+        "is_json",
+        "later",
+        "mark",
+        "since",
+        "spans",
+        "unit",
+        "waiting",
+    )
 
     def __init__(self, unit: Unit, now: float, is_json: bool) -> None:
         self.unit = unit
@@ -45,6 +57,7 @@ class _Event:
         self.spans: dict[tuple[int, int], str] = {}
         # What is decided when it leaves, for then everything before it has left.
         self.later: list[Follow | Drop | Remove | tuple[Record, Path, str]] = []
+        self.comment = False
         self.mark: tuple[str | int, ...] | None = None
         self.dropped = False
 
@@ -93,6 +106,7 @@ class Release:
 
     __slots__ = (
         "_calls",
+        "_comments",
         "_events",
         "_in_flight",
         "_judges",
@@ -115,6 +129,8 @@ class Release:
         self._open: dict[SlotKey, _Streamed] = {}
         self._calls: dict[SlotKey, HeldCall] = {}
         self._records: dict[SlotKey, Record] = {}
+        # How many comments wait.
+        self._comments = 0
         self._in_flight: set[Inspection] = set()
         self._whole = 0
         self._whole_waiting: deque[tuple[Slot, str, Callable[[str], None]]] = deque()
@@ -201,6 +217,24 @@ class Release:
         for streamed in touched.values():
             streamed.text.advance(now)
 
+    def add_comment(self, unit: Unit, now: float) -> None:
+        """What says nothing to the reader of the stream."""
+        event = _Event(unit, now, False)
+        event.comment = True
+        self._events.append(event)
+        self.held_bytes += len(unit.raw)
+        self._comments += 1
+
+    def comments(self) -> list[bytes]:
+        """Comments that wait behind events which do: they overtake those."""
+        if not self._comments:
+            return []
+        out = [event.unit.raw for event in self._events if event.comment]
+        self._events = deque(event for event in self._events if not event.comment)
+        self.held_bytes -= sum(map(len, out))
+        self._comments = 0
+        return out
+
     def finish(self, now: float) -> None:
         """There are no more events: all slots have ended.
 
@@ -223,6 +257,8 @@ class Release:
         while events and not events[0].waiting and self.outcome.blocked is None:
             event = events.popleft()
             self.held_bytes -= len(event.unit.raw)
+            if event.comment:
+                self._comments -= 1
             if now - event.since > self.longest_delay:
                 self.longest_delay = now - event.since
             plain = not (event.changes or event.instead or event.spans or event.later or event.mark or event.dropped)
@@ -235,7 +271,7 @@ class Release:
         self._events.clear()
         self._open.clear()
         self._calls.clear()
-        self.held_bytes = 0
+        self._comments = self.held_bytes = 0
         return raw
 
     def _text(self, event: _Event, text: Text, now: float, touched: dict[SlotKey, _Streamed]) -> None:

@@ -164,7 +164,10 @@ class Stream:
         self._stop(stop, None)
 
     def take(self) -> bytes:
-        """What may leave now."""
+        """What may leave now. Comments overtake what has to wait for longer."""
+        if comments := self._release.comments():
+            self._out += comments
+            self.started = True
         if not self._out:
             return b""
         out = b"".join(self._out) if len(self._out) > 1 else self._out[0]
@@ -194,8 +197,7 @@ class Stream:
                     if self.ending is not None:
                         return
             if operations is None:
-                self._out.append(unit.raw)
-                self.started = True
+                self._release.add_comment(unit, now)
                 continue
             try:
                 self._release.add(unit, operations, now, is_json=is_json)

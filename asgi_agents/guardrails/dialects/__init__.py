@@ -18,6 +18,7 @@ BUILT_IN: Final[tuple[Dialect, ...]] = (Chat(), Responses(), Anthropic(), Gemini
 _EVENTS: Final[Dialect] = Events()
 _LINES: Final[Dialect] = Lines()
 _TEXT: Final[Dialect] = PlainText()
+_GENERAL: Final = frozenset((_EVENTS.name, _LINES.name, _TEXT.name))
 _LINE_TYPES: Final = frozenset(
     f"application/{name}" for name in ("x-ndjson", "ndjson", "jsonl", "x-jsonlines", "jsonlines", "jsonl+json")
 )
@@ -41,7 +42,7 @@ def of_answer(called: Dialect, value: JSON, dialects: Sequence[Dialect] = BUILT_
     for dialect in (called, *dialects):
         if dialect.knows(value):
             return dialect
-    return called if called not in BUILT_IN else _EVENTS
+    return _EVENTS if _is_ours(called) else called
 
 
 def of_stream(called: Dialect, media_type: str, dialects: Sequence[Dialect] = BUILT_IN) -> Sequence[Dialect]:
@@ -49,15 +50,19 @@ def of_stream(called: Dialect, media_type: str, dialects: Sequence[Dialect] = BU
 
     :param media_type: without parameters, in lower case.
     """
-    if called not in BUILT_IN and called not in (_EVENTS, _LINES, _TEXT):
+    if not _is_ours(called):
         return [called]
-    known = [dialect for dialect in (called, *dialects) if dialect is not _EVENTS]
+    known = {dialect.name: dialect for dialect in (called, *dialects) if dialect.name not in _GENERAL}
     if media_type == "text/event-stream":
-        return [*(dialect for dialect in known if dialect.name != "ollama"), _EVENTS]
+        return [*(dialect for dialect in known.values() if dialect.name != "ollama"), _EVENTS]
     if media_type in _LINE_TYPES:
-        return [*(dialect for dialect in known if dialect.name == "ollama"), _LINES]
+        return [*(dialect for dialect in known.values() if dialect.name == "ollama"), _LINES]
     if media_type == "application/json":
-        return [dialect for dialect in known if dialect.name == "gemini"]
+        return [dialect for dialect in known.values() if dialect.name == "gemini"]
     if media_type.startswith("text/") or media_type.endswith(("+xml", "/xml")):
         return [_TEXT]
     return []
+
+
+def _is_ours(dialect: Dialect) -> bool:
+    return dialect.name in _GENERAL or any(dialect.name == known.name for known in BUILT_IN)
