@@ -6,7 +6,7 @@ from . import json_text
 from .framing import Unit, UnreadableError
 from .json_text import JSON
 from .judges import Blocked, Finding, Inspection, Judges
-from .operations import Operation, Text, Whole
+from .operations import End, Operation
 from .release import Release
 from .shadowed import shadowed
 from .slots import Decision, Kind
@@ -33,18 +33,12 @@ class Body:
         self.value, duplicates = json_text.loads(text)
         #: The document; None while there are verdicts to come.
         self.data: bytes | None = None
-        self._release = Release(judges, lambda mark, dropped: {})
-        # All of it is there, so nothing needs windows.
-        found: list[Operation] = [
-            Whole(operation.slot, operation.path, operation.text)
-            if type(operation) is Text and operation.instead is None
-            else operation
-            for operation in operations(self.value)
-        ]
+        self._release = Release(judges, lambda mark, dropped: {}, repeats=True)
+        # All of it is there, so that nothing needs windows.
+        found = [*operations(self.value), End()]
         if duplicates:
             found += shadowed(text, kind)
         self._release.add(Unit(data, data, 0), found, 0.0)
-        self._release.finish(0.0)
         self._leave()
 
     @property

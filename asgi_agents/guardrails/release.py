@@ -5,14 +5,13 @@ came, to the byte.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from . import json_text
 from .framing import Unit, UnreadableError
 from .held_call import HeldCall
-from .json_text import Path
+from .held_event import HeldEvent, Leaves
 from .judges import Inspection, Judges
 from .operations import Drop, End, Follow, Mark, Operation, Piece, Remove, Repeat, Shadowed, Text, Whole
 from .records import Record
@@ -24,57 +23,6 @@ MAX_HELD_BYTES: Final = 16 * 1024 * 1024
 # How many complete texts are judged at once.
 _MAX_WHOLE: Final = 16
 
-#: Told of the mark of an event that leaves, or is left out. Returns JSON to be put in place of values in it.
-Leaves = Callable[[tuple[str | int, ...], bool], Mapping[Path, str]]
-
-
-class _Event:
-    """An event that has not left yet."""
-
-    __slots__ = (
-        "changes",
-        "comment",
-        "dropped",
-        "instead",
-        "is_json",
-        "later",
-        "mark",
-        "since",
-        "spans",
-        "unit",
-        "waiting",
-    )
-
-    def __init__(self, unit: Unit, now: float, is_json: bool) -> None:
-        self.unit = unit
-        self.is_json = is_json
-        self.since = now
-        # How many of its texts may not leave yet.
-        self.waiting = 0
-        self.changes: dict[Path, str] = {}
-        # JSON that takes the place of values.
-        self.instead: dict[Path, str] = {}
-        self.spans: dict[tuple[int, int], str] = {}
-        # What is decided when it leaves, for then everything before it has left.
-        self.later: list[Follow | Drop | Remove | tuple[Record, Path, str]] = []
-        self.comment = False
-        self.mark: tuple[str | int, ...] | None = None
-        self.dropped = False
-
-    def released(self, path: Path | None, before: str, after: str | None) -> None:
-        """A text in it leaves."""
-        self.waiting -= 1
-        if after is None:
-            self.dropped = True
-        elif path is not None and after != before:
-            self.changes[path] = after
-
-    def span_released(self, span: tuple[int, int], before: str, after: str) -> None:
-        """A text in it that no path leads to leaves."""
-        self.waiting -= 1
-        if after != before:
-            self.spans[span] = after
-
 
 class _Streamed:
     """A slot whose parts leave as they are judged, and the events that they stand in."""
@@ -82,7 +30,7 @@ class _Streamed:
     __slots__ = ("owners", "record", "text")
 
     def __init__(self, record: Record | None) -> None:
-        self.owners: deque[tuple[_Event, Text]] = deque()
+        self.owners: deque[tuple[HeldEvent, Text]] = deque()
         self.record = record
         self.text: SlotText
 
@@ -125,7 +73,7 @@ class Release:
         self._judges = judges
         self._leaves = leaves
         self._repeats = repeats
-        self._events: deque[_Event] = deque()
+        self._events: deque[HeldEvent] = deque()
         self._open: dict[SlotKey, _Streamed] = {}
         self._calls: dict[SlotKey, HeldCall] = {}
         self._records: dict[SlotKey, Record] = {}
@@ -188,7 +136,7 @@ class Release:
         :param is_json: whether its data is JSON. Otherwise it is text, and the only path is the empty one.
         :raises UnreadableError: for a tool call that is no JSON or too long, and when too much waits.
         """
-        event = _Event(unit, now, is_json)
+        event = HeldEvent(unit, now, is_json)
         self._events.append(event)
         self.held_bytes += len(unit.raw)
         if self.held_bytes > MAX_HELD_BYTES:
@@ -219,7 +167,7 @@ class Release:
 
     def add_comment(self, unit: Unit, now: float) -> None:
         """What says nothing to the reader of the stream."""
-        event = _Event(unit, now, False)
+        event = HeldEvent(unit, now, False)
         event.comment = True
         self._events.append(event)
         self.held_bytes += len(unit.raw)
@@ -261,8 +209,7 @@ class Release:
                 self._comments -= 1
             if now - event.since > self.longest_delay:
                 self.longest_delay = now - event.since
-            plain = not (event.changes or event.instead or event.spans or event.later or event.mark or event.dropped)
-            out.append(event.unit.raw if plain else self._changed(event))
+            out.append(event.unit.raw if event.is_plain else event.leave(self._records, self._leaves))
         return out
 
     def take_back(self) -> list[bytes]:
@@ -274,7 +221,7 @@ class Release:
         self._comments = self.held_bytes = 0
         return raw
 
-    def _text(self, event: _Event, text: Text, now: float, touched: dict[SlotKey, _Streamed]) -> None:
+    def _text(self, event: HeldEvent, text: Text, now: float, touched: dict[SlotKey, _Streamed]) -> None:
         slot, key = text.slot, text.slot.key
         streamed = self._open.get(key)
         if streamed is None:
@@ -302,7 +249,7 @@ class Release:
         for slot_key in [slot_key for slot_key in self._calls if slot_key[:count] == key]:
             self._calls.pop(slot_key).finish()
 
-    def _piece(self, event: _Event, piece: Piece, now: float, touched: dict[SlotKey, _Streamed]) -> None:
+    def _piece(self, event: HeldEvent, piece: Piece, now: float, touched: dict[SlotKey, _Streamed]) -> None:
         those = self._judges.of(piece.slot)
         if those is None:
             return
@@ -339,7 +286,7 @@ class Release:
             self._judge_whole(*self._whole_waiting.popleft())
         released(after)
 
-    def _repeat(self, event: _Event, repeat: Repeat) -> None:
+    def _repeat(self, event: HeldEvent, repeat: Repeat) -> None:
         if self._judges.of(repeat.slot) is None:
             return
         record = self._records.get(repeat.slot.key)
@@ -353,44 +300,6 @@ class Release:
             call.finish()
         else:
             self._judge_whole(repeat.slot, repeat.text, partial(event.released, repeat.path, repeat.text))
-
-    def _changed(self, event: _Event) -> bytes:
-        """The bytes that an event leaves as."""
-        unit = event.unit
-        changes: dict[Path, str | Callable[[str], str]] = {
-            path: partial(json_text.encode, after) for path, after in event.changes.items()
-        }
-        changes.update(event.instead)
-        removed: set[Path] = set()
-        for later in event.later:
-            match later:
-                case Follow(path, json) if self._follows(later, changes):
-                    changes[path] = json
-                case Remove(path, text) if text in changes:
-                    removed.add(path)
-                case Drop(key) if (record := self._records.get(key)) is not None and record.changed:
-                    event.dropped = True
-                case (record, path, text) if record.changed:
-                    changes[path] = partial(json_text.encode, record.after(text))
-        if event.mark is not None:
-            changes.update(self._leaves(event.mark, event.dropped))
-        if event.dropped:
-            return b""
-        if not changes and not event.spans:
-            return unit.raw
-        if not event.is_json:
-            return unit.put_back(event.changes[()].encode("utf-8", "surrogatepass"))
-        data = json_text.replace((unit.data or b"").decode(), changes, event.spans)
-        if removed:
-            data = json_text.without(data, removed, {path[:-1] for path in removed})
-        return unit.put_back(data.encode())
-
-    def _follows(self, follow: Follow, changes: Mapping[Path, object]) -> bool:
-        """Whether the text has changed that a value has to follow."""
-        if follow.key is not None:
-            record = self._records.get(follow.key)
-            return record is not None and record.changed
-        return follow.text in changes if follow.text is not None else bool(changes)
 
 
 def _recorded(record: Record, before: str, released: Callable[[str | None], None], after: str | None) -> None:

@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from .judges import Blocked, Finding, Inspection, Judge
+from .redactions import check_decisions, merged
 from .slots import Block, Decision, Flag, Slot, Window
-from .windows import AskedWindow, Found, SlotWindows, check_decisions, merged_redactions
+from .windows import AskedWindow, Found, SlotWindows
 
 
 class Outcome:
@@ -193,7 +194,7 @@ class WholeText:
             return
         pieces: list[str] = []
         at = 0
-        for start, end, new in merged_redactions(redactions):
+        for start, end, new in merged(redactions):
             outcome.findings.append(Finding(judge, self.slot, Found(start, end)))
             pieces += [self._text[at:start], new]
             at = end

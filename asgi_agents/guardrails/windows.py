@@ -31,7 +31,8 @@ from typing import Final
 from msgspec import Struct
 
 from ..errors import AgentProtocolError
-from .slots import Block, Decision, Flag, Redact, Window
+from .redactions import Edits, check_decisions, merged
+from .slots import Block, Decision, Redact, Window
 
 #: How many code points of context are kept beyond those that are needed, before they are cut off.
 _SLACK: Final = 512
@@ -134,8 +135,7 @@ class SlotWindows:
         self._asked: deque[AskedWindow] = deque()
         # Where each part that has not left ends, and its text.
         self._parts: deque[tuple[int, str]] = deque()
-        # Redactions, in order, that reach into parts that have not left.
-        self._edits: deque[tuple[int, int, str]] = deque()
+        self._edits = Edits()
         self._flagged = 0
         #: What has stopped it. No text leaves any more.
         self.blocked: Block | None = None
@@ -228,7 +228,9 @@ class SlotWindows:
         out: list[tuple[str, str]] = []
         while parts and parts[0][0] <= fresh and self.blocked is None:
             end, text = parts.popleft()
-            out.append((text, self._edited(end, text) if self._edits else text))
+            out.append(
+                (text, self._edits.part(end, text, last=self._ended and end == self.end) if self._edits else text)
+            )
         return out
 
     def _settled(self, settled: Callable[[str], int], begin: int, end: int) -> int:
@@ -270,26 +272,26 @@ class SlotWindows:
             elif start >= self._flagged or start == end:
                 self._flagged = max(self._flagged, end)
                 self.found.append(Found(start, end, decision.category))
-        merged = merged_redactions(redactions) if len(redactions) > 1 else redactions
-        if merged and merged[-1][1] > limit:
-            limit = self._crossed(asked, redactions, merged)
-        self._edits.extend(merged)
-        self.found += [Found(start, end) for start, end, _ in merged]
+        finds = merged(redactions) if len(redactions) > 1 else redactions
+        if finds and finds[-1][1] > limit:
+            limit = self._crossed(asked, redactions, finds)
+        self._edits.add(finds)
+        self.found += [Found(start, end) for start, end, _ in finds]
         if limit != asked.limit:
             self._judge_again(asked, limit)
         self._fresh = limit
         self._cut_off()
 
     def _crossed(
-        self, asked: AskedWindow, redactions: list[tuple[int, int, str]], merged: list[tuple[int, int, str]]
+        self, asked: AskedWindow, redactions: list[tuple[int, int, str]], finds: list[tuple[int, int, str]]
     ) -> int:
         """The limit of a window whose last find crosses it. Takes the find away if it is to be found again."""
         limits = self._limits
-        start, end, _ = merged[-1]
+        start, end, _ = finds[-1]
         longest = max(last - first for first, last, _ in redactions if first >= start)
         if longest > limits.hold or (start <= asked.fresh and asked.end - asked.fresh >= limits.window):
             return end
-        merged.pop()
+        finds.pop()
         return start
 
     def _judge_again(self, asked: AskedWindow, limit: int) -> None:
@@ -307,50 +309,3 @@ class SlotWindows:
         if keep - self._base > _SLACK:
             self._text = self._joined()[keep - self._base :]
             self._base = keep
-
-    def _edited(self, end: int, text: str) -> str:
-        """The part of the slot that ends at ``end``, with what was found in it replaced."""
-        edits = self._edits
-        start = at = end - len(text)
-        last = self._ended and end == self.end
-        pieces: list[str] = []
-        while edits:
-            first, behind, new = edits[0]
-            if first >= end and not (last and first == end):
-                break
-            if first >= start:
-                pieces += [text[at - start : first - start], new]
-            at = max(at, min(behind, end))
-            if behind > end:
-                break
-            edits.popleft()
-        pieces.append(text[at - start :])
-        return "".join(pieces)
-
-
-def check_decisions(decisions: Sequence[Decision], window: Window) -> None:
-    """Raise :class:`AgentProtocolError` unless every one is a decision about ``window``."""
-    for decision in decisions:
-        if isinstance(decision, Block):
-            continue
-        if not isinstance(decision, Redact | Flag):
-            raise AgentProtocolError(f"expected Redact, Block or Flag, got {type(decision).__name__}")
-        start, end, length = decision.start, decision.end, len(window.text)
-        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= length:
-            raise AgentProtocolError(
-                f"{type(decision).__name__}: expected 0 <= start <= end <= {length}, the code points of the window, "
-                f"got {start!r:.40} and {end!r:.40}"
-            )
-
-
-def merged_redactions(redactions: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """In order, the ones that overlap made one, with the text of the first."""
-    redactions.sort(key=lambda redaction: redaction[0])
-    merged: list[tuple[int, int, str]] = []
-    for start, end, text in redactions:
-        if merged and (start < merged[-1][1] or (start, end) == merged[-1][:2]):
-            first, last, kept = merged[-1]
-            merged[-1] = (first, max(last, end), kept)
-        else:
-            merged.append((start, end, text))
-    return merged

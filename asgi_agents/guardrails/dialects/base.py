@@ -1,9 +1,9 @@
 """What a dialect is, and what dialects have in common."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
-import msgspec
 from msgspec import Struct
 
 from .. import json_text
@@ -133,7 +133,7 @@ NAMES: Final = frozenset(
 
 def to_json(value: object) -> bytes:
     """Compact JSON."""
-    return msgspec.json.encode(value)
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def sse(value: object, event: str | None = None) -> bytes:

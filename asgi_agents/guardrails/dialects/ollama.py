@@ -62,7 +62,7 @@ class Ollama:
         return operations
 
     def answer(self, value: JSON) -> list[Operation]:
-        return [*_line(mapping(value, "the body")), End()]
+        return _line(mapping(value, "the body"))
 
     def framer(self, media_type: str) -> Framer:
         return LineFramer()

@@ -106,10 +106,10 @@ class Responses:
         prompt = request.get("prompt")
         if isinstance(prompt, dict):
             operations += wholes(prompt.get("variables"), ("prompt", "variables"), "input")
-        return [*operations, End()]
+        return operations
 
     def answer(self, value: JSON) -> list[Operation]:
-        return [*_response(mapping(value, "the body"), ()), End()]
+        return _response(mapping(value, "the body"), ())
 
     def framer(self, media_type: str) -> Framer:
         return SSEFramer()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path, pointer
 from ..ndjson import LineFramer
-from ..operations import End, Operation, Text, Whole
+from ..operations import Operation, Text, Whole
 from ..plain_text import TextFramer
 from ..slots import Call, Slot
 from ..sse import SSEFramer
@@ -107,7 +107,7 @@ class PlainText:
         return [Whole(Slot(("text",), "input"), (), str(value))]
 
     def answer(self, value: JSON) -> list[Operation]:
-        return [Whole(Slot(("text",), "output"), (), str(value)), End()]
+        return [Whole(Slot(("text",), "output"), (), str(value))]
 
     def framer(self, media_type: str) -> Framer:
         return TextFramer()
