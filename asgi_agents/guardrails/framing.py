@@ -57,6 +57,10 @@ class Framer(Protocol):
         """What is left, as it came. Nothing is left afterwards."""
         ...
 
+    def between(self, sent: bytes) -> bytes:
+        """What has to stand between ``sent``, the end of what has left, and a unit that is put behind it."""
+        ...
+
 
 def too_large(size: int) -> UnreadableError:
     """The error of a unit that has not ended after ``size`` bytes."""

@@ -60,6 +60,10 @@ class ArrayFramer:
         self._start = None
         return raw
 
+    def between(self, sent: bytes) -> bytes:
+        """Nothing: the dialect knows what it has sent."""
+        return b""
+
     def _cut(self, end: int) -> Unit:
         start = self._start or 0
         raw = bytes(self._rest[:end])

@@ -97,3 +97,11 @@ class Blocked(Struct, frozen=True):
     judge: Judge
     slot: Slot
     block: Block
+
+
+class Failure(Struct, frozen=True):
+    """A judge whose ``settled`` has raised, or has said what can't be. It is not called again for the slot."""
+
+    judge: Judge
+    slot: Slot
+    error: Exception

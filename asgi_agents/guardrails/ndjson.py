@@ -45,6 +45,10 @@ class LineFramer:
         self._rest.clear()
         return raw
 
+    def between(self, sent: bytes) -> bytes:
+        """What has to precede a line behind ``sent``."""
+        return b"" if not sent or sent.endswith(b"\n") else b"\n"
+
     def _check(self) -> None:
         if len(self._rest) > MAX_UNIT_BYTES:
             raise too_large(len(self._rest))

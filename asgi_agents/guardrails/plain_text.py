@@ -39,6 +39,10 @@ class TextFramer:
         raw, self._rest = self._rest, b""
         return raw
 
+    def between(self, sent: bytes) -> bytes:
+        """Nothing."""
+        return b""
+
 
 def _units(data: bytes) -> list[Unit]:
     units: list[Unit] = []

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from .judges import Blocked, Finding, Inspection, Judge
+from .judges import Blocked, Failure, Finding, Inspection, Judge
 from .redactions import check_decisions, merged
 from .slots import Block, Decision, Flag, Slot, Window
 from .windows import AskedWindow, Found, SlotWindows
@@ -12,11 +12,12 @@ from .windows import AskedWindow, Found, SlotWindows
 class Outcome:
     """Where the texts of one call leave what comes of them: the windows to judge, what was found, what blocks."""
 
-    __slots__ = ("blocked", "findings", "inspections")
+    __slots__ = ("blocked", "failures", "findings", "inspections")
 
     def __init__(self) -> None:
         self.inspections: list[Inspection] = []
         self.findings: list[Finding] = []
+        self.failures: list[Failure] = []
         self.blocked: Blocked | None = None
 
     def block(self, judge: Judge, slot: Slot, block: Block) -> None:
@@ -135,6 +136,9 @@ class SlotText:
     def _ask(self, stage: _Stage, now: float) -> None:
         while (asked := stage.windows.ask(now)) is not None:
             self._outcome.inspections.append(Inspection(stage.judge, self, asked))
+        if stage.windows.failed is not None:
+            self._outcome.failures.append(Failure(stage.judge, self.slot, stage.windows.failed))
+            stage.windows.failed = None
 
     def _note(self, stage: _Stage) -> None:
         windows = stage.windows

@@ -16,6 +16,7 @@ _LINE: Final = re.compile(rb"([^\r\n]*+)(" + _LINE_END + rb"|\Z)")
 # A blank line is also what begins with an end: behind the CR of an event whose LF came late that is the LF alone.
 _UNIT_END: Final = re.compile(_LINE_END + _LINE_END)
 _ANY_LINE_END: Final = re.compile(_LINE_END)
+_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\r\n\r")
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -171,6 +172,10 @@ class SSEFramer:
         self._rest.clear()
         self._looked_at = 0
         return raw
+
+    def between(self, sent: bytes) -> bytes:
+        """What has to precede an event behind ``sent``."""
+        return b"" if not sent or sent.endswith(_ENDS) else b"\n\n"
 
     def _unit(self, raw: bytes) -> Unit:
         unit = parse(raw, first=self._first)

@@ -7,10 +7,10 @@ from typing import Final
 from msgspec import Struct
 
 from . import json_text
-from .dialects.base import Dialect, Reader, Stop
+from .dialect import Dialect, Reader, Stop
 from .framing import Unit, UnreadableError
 from .json_text import JSON, Path
-from .judges import Blocked, Finding, Inspection, Judges
+from .judges import Blocked, Failure, Finding, Inspection, Judges
 from .operations import End, Operation
 from .release import Release
 from .shadowed import shadowed
@@ -51,6 +51,7 @@ class Stream:
         "_out",
         "_reader",
         "_release",
+        "_sent",
         "_strict",
         "dialect",
         "ending",
@@ -66,6 +67,8 @@ class Stream:
         self._release = Release(judges, self._leaves, repeats=any(dialect.repeats for dialect in dialects))
         self._strict = strict
         self._out: list[bytes] = []
+        # The end of what was taken.
+        self._sent = b""
         # Whether any event was text that is no JSON.
         self._has_text = False
         self._reader: Reader | None = None
@@ -111,6 +114,11 @@ class Stream:
     def findings(self) -> list[Finding]:
         """What was found. The owner takes out what it has noted."""
         return self._release.outcome.findings
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Judges that have failed while they were not asked for a verdict. The owner takes out what it has noted."""
+        return self._release.outcome.failures
 
     def wake_at(self) -> float | None:
         """When :meth:`tick` is to be called if nothing else happens before."""
@@ -172,6 +180,7 @@ class Stream:
             return b""
         out = b"".join(self._out) if len(self._out) > 1 else self._out[0]
         self._out.clear()
+        self._sent = out[-4:]
         return out
 
     def _choose(self, dialect: Dialect) -> Reader:
@@ -268,4 +277,4 @@ class Stream:
         self._release.take_back()
         self._framer.rest()
         if last:
-            self._out.append(last)
+            self._out.append(self._framer.between(b"".join(self._out)[-4:] or self._sent) + last)

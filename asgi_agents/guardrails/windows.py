@@ -108,11 +108,13 @@ class SlotWindows:
         "_next",
         "_parts",
         "_seen",
+        "_settles",
         "_text",
         "_unseen_since",
         "_useless",
         "blocked",
         "end",
+        "failed",
         "found",
     )
 
@@ -137,6 +139,10 @@ class SlotWindows:
         self._parts: deque[tuple[int, str]] = deque()
         self._edits = Edits()
         self._flagged = 0
+        # Whether `settled` has not failed yet.
+        self._settles = True
+        #: What it has raised since the owner last looked.
+        self.failed: Exception | None = None
         #: What has stopped it. No text leaves any more.
         self.blocked: Block | None = None
         #: What has been found since the owner last looked.
@@ -202,7 +208,7 @@ class SlotWindows:
             elif now < self._unseen_since + limits.max_hold:
                 return None
         limit = end - limits.hold
-        if limits.settled is not None:
+        if limits.settled is not None and self._settles:
             limit = max(limit, self._settled(limits.settled, begin, end))
         if limit <= begin:
             # A verdict would release nothing.
@@ -235,10 +241,15 @@ class SlotWindows:
 
     def _settled(self, settled: Callable[[str], int], begin: int, end: int) -> int:
         text = self._joined()[begin - self._base : end - self._base]
-        count = settled(text)
-        if not isinstance(count, int) or not 0 <= count <= len(text):
-            raise AgentProtocolError(f"settled: expected 0 to {len(text)}, got {count!r:.40}")
-        return begin + count
+        try:
+            count = settled(text)
+            if type(count) is int and 0 <= count <= len(text):
+                return begin + count
+            self.failed = AgentProtocolError(f"settled: expected 0 to {len(text)}, got {count!r:.40}")
+        except Exception as exc:
+            self.failed = exc
+        self._settles = False
+        return begin
 
     def _joined(self) -> str:
         if self._new:
@@ -306,6 +317,7 @@ class SlotWindows:
 
     def _cut_off(self) -> None:
         keep = min(self._fresh, self._next) - self._limits.hold
-        if keep - self._base > _SLACK:
+        # In proportion to what is kept, so that it costs no more than what has come.
+        if keep - self._base > _SLACK + len(self._text) // 2:
             self._text = self._joined()[keep - self._base :]
             self._base = keep

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from asgi_agents.guardrails.body import Body
-from asgi_agents.guardrails.dialects.base import Dialect
+from asgi_agents.guardrails.dialect import Dialect
 from asgi_agents.guardrails.json_text import JSON
 from asgi_agents.guardrails.judges import Inspection, Judge, Judges
 from asgi_agents.guardrails.operations import Operation

@@ -5,8 +5,8 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
+from asgi_agents.guardrails.dialect import Dialect
 from asgi_agents.guardrails.dialects.anthropic import Anthropic
-from asgi_agents.guardrails.dialects.base import Dialect
 from asgi_agents.guardrails.dialects.chat import Chat
 from asgi_agents.guardrails.dialects.gemini import Gemini
 from asgi_agents.guardrails.dialects.ollama import Ollama

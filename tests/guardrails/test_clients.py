@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asgi_agents.guardrails.dialects.base import Dialect, Stop
+from asgi_agents.guardrails.dialect import Dialect, Stop
 from asgi_agents.guardrails.judges import Judges
 from asgi_agents.guardrails.slots import Block, Decision, Window
 from asgi_agents.guardrails.stream import Stream

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from asgi_agents.errors import AgentProtocolError
+from asgi_agents.guardrails.dialect import Dialect, Stop
 from asgi_agents.guardrails.dialects import BUILT_IN, of_stream
 from asgi_agents.guardrails.dialects.anthropic import Anthropic
-from asgi_agents.guardrails.dialects.base import Dialect, Stop
 from asgi_agents.guardrails.dialects.chat import Chat
 from asgi_agents.guardrails.dialects.gemini import Gemini
 from asgi_agents.guardrails.dialects.ollama import Ollama
@@ -19,9 +20,9 @@ from asgi_agents.guardrails.release import MAX_HELD_BYTES
 from asgi_agents.guardrails.slots import Block, Decision, Flag, Redact, Window
 from asgi_agents.guardrails.stream import Stream
 from asgi_agents.guardrails.windows import WindowLimits
-from tests.guardrails.detectors import CARD, EMAIL, HOLD, detector, settled
+from tests.guardrails.detectors import CARD, EMAIL, detector
 from tests.guardrails.driving import EVERYTHING, LOCAL, Driver, limits, passed
-from tests.guardrails.samples import AnthropicSample, ChatSample, Cut
+from tests.guardrails.samples import AnthropicSample, Cut
 
 SSE = "text/event-stream"
 
@@ -187,8 +188,6 @@ def test_guardrails_in_a_row_see_the_output_of_those_before_them() -> None:
 
 
 def test_a_block_ends_every_choice_that_is_open() -> None:
-    stopping = False
-
     def check(window: Window) -> Sequence[Decision]:
         return [Block("no")] if "bad" in window.text else ()
 
@@ -205,7 +204,6 @@ def test_a_block_ends_every_choice_that_is_open() -> None:
     assert drive.stream.ending is not None
     assert drive.stream.ending.blocked is not None
     assert drive.stream.ending.blocked.slot.key == ("choices", 1, "content")
-    assert not stopping
 
 
 def test_usage_that_was_known_is_told_where_a_stream_is_blocked() -> None:
@@ -397,8 +395,41 @@ def test_interleaved_choices_do_not_disturb_each_other() -> None:
     assert set(joined.values()) == {"to [0]\n" * 3}
 
 
+@pytest.mark.parametrize(
+    ("dialect", "media_type", "rest", "between"),
+    [
+        (Chat(), SSE, said("x").rstrip(b"\n"), b"\n\n"),
+        (Chat(), SSE, said("x")[:-2] + b"\r\n\r", b""),
+        (Ollama(), "application/x-ndjson", b'{"done": false, "message": {"content": "x"}}', b"\n"),
+    ],
+)
+def test_an_ending_is_an_event_of_its_own(dialect: Dialect, media_type: str, rest: bytes, between: bytes) -> None:
+    stream = Stream([dialect], media_type, Judges([Judge(name="x", on=frozenset({"input"}))]))
+    stream.feed(rest, 0.0)
+    stream.end(0.0)
+    assert stream.take() == rest
+    stream.fail(Stop("down", 503))
+    last = stream.take()
+    assert last.startswith(between + (b"data: " if media_type == SSE else b"{"))
+
+
+@pytest.mark.parametrize("answer", [-1, 5, 1.0, None])
+def test_a_settled_that_fails_is_told_once_and_the_text_is_held(answer: Any) -> None:
+    def odd(text: str) -> int:
+        if answer is None:
+            raise KeyError(text)
+        return answer  # type: ignore[no-any-return]
+
+    limits = WindowLimits(hold=10, window=100, eager=True, settled=odd)
+    stream = Stream([Chat()], SSE, Judges([Judge(name="x", limits=limits)]))
+    for _ in range(3):
+        stream.feed(said("four"), 0.0)
+    (failure,) = stream.failures
+    assert isinstance(failure.error, KeyError if answer is None else AgentProtocolError)
+    (inspection,) = stream.inspections()
+    stream.verdict(inspection, (), 0.0)
+    assert stream.held == 10
+
+
 def test_every_built_in_dialect_has_a_name_of_its_own() -> None:
     assert len({dialect.name for dialect in BUILT_IN}) == len(BUILT_IN)
-    assert settled("x") == 0
-    assert HOLD > 80
-    assert ChatSample.name == "chat"

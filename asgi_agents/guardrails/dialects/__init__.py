@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
+from ..dialect import Dialect
 from ..json_text import JSON
 from .anthropic import Anthropic
-from .base import Dialect
 from .chat import Chat
 from .gemini import Gemini
 from .ollama import Ollama

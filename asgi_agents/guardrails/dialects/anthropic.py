@@ -3,25 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..operations import End, Mark, Operation, Piece, Remove, Text, Whole
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
-from .base import (
-    Form,
-    Mapped,
-    Reply,
-    Stop,
-    index_of,
-    mapping,
-    sequence,
-    sse,
-    str_or_none,
-    text_or_none,
-    to_json,
-    wholes,
-)
+from .base import Mapped, index_of, mapping, sequence, sse, str_or_none, text_or_none, to_json, wholes
 
 # Of what is encrypted or encoded, for the server alone.
 _OPAQUE: Final = frozenset(

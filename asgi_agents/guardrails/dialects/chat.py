@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..operations import End, Mark, Operation, Text
 from ..slots import Call
 from ..sse import SSEFramer
-from .base import Form, Mapped, Reply, Stop, index_of, mapping, sequence, sse, str_or_none, to_json, wholes
+from .base import Mapped, index_of, mapping, sequence, sse, str_or_none, to_json, wholes
 from .chat_parts import TOP_LEVEL, Calls, choice_texts, request_message, unknown_strings
 
 _ERRORS: Final = {True: ("server_error", "guardrail_error"), False: ("invalid_request_error", "content_filter")}

@@ -3,27 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_array import ArrayFramer
 from ..json_text import JSON, Path
 from ..operations import End, Follow, Mark, Operation, Piece, Text, Whole
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
-from .base import (
-    NAMES,
-    Form,
-    Mapped,
-    Reply,
-    Stop,
-    index_of,
-    mapping,
-    sequence,
-    sse,
-    str_or_none,
-    text_or_none,
-    to_json,
-    wholes,
-)
+from .base import NAMES, Mapped, index_of, mapping, sequence, sse, str_or_none, text_or_none, to_json, wholes
 
 # What looks back at the text of a candidate, and can't be made to agree with a changed one.
 _LOOKS_BACK: Final = (

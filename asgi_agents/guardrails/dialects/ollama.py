@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..ndjson import LineFramer
 from ..operations import End, Follow, Operation, Piece, Text, Whole
 from ..slots import Call, Kind, Slot
-from .base import Form, Mapped, Reply, Stop, mapping, sequence, str_or_none, text_or_none, to_json, wholes
+from .base import Mapped, mapping, sequence, str_or_none, text_or_none, to_json, wholes
 
 _KINDS: tuple[tuple[str, Kind], ...] = (("thinking", "reasoning"), ("content", "output"), ("response", "output"))
 

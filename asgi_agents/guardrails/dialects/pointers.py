@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from ...errors import ConfigurationError
+from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path, pointer
 from ..ndjson import LineFramer
 from ..operations import Operation, Text, Whole
 from ..slots import Call, Kind, Slot
 from ..sse import SSEFramer
-from .base import Form, Reply, Stop, sse, str_or_none, to_json
+from .base import sse, str_or_none, to_json
 
 
 class Pointers:

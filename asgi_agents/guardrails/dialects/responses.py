@@ -3,25 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..operations import Drop, End, Follow, Operation, Piece, Repeat, Text
 from ..operations import Form as Held
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
-from .base import (
-    Form,
-    Mapped,
-    Reply,
-    Stop,
-    mapping,
-    sequence,
-    sse,
-    str_or_none,
-    text_or_none,
-    to_json,
-    wholes,
-)
+from .base import Mapped, mapping, sequence, sse, str_or_none, text_or_none, to_json, wholes
 from .chat import error
 
 # Items that are calls: which field has what is called, and what that is.

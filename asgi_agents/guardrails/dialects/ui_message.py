@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..operations import End, Follow, Mark, Operation, Piece, Text, Whole
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
-from .base import NAMES, Form, Mapped, Reply, Stop, mapping, sequence, sse, str_or_none, text_or_none, wholes
+from .base import NAMES, Mapped, mapping, sequence, sse, str_or_none, text_or_none, wholes
 
 _OPAQUE: Final = NAMES | {"url", "messageId", "toolName", "sourceId", "approvalId"}
 _TYPES: Final = frozenset(

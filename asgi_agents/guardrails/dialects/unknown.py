@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path, pointer
 from ..ndjson import LineFramer
@@ -9,7 +10,8 @@ from ..operations import Operation, Text, Whole
 from ..plain_text import TextFramer
 from ..slots import Call, Slot
 from ..sse import SSEFramer
-from .base import NAMES, Form, Mapped, Reply, Stop, sse, str_or_none, strings_in, to_json, wholes
+from .base import NAMES, Mapped, sse, str_or_none, strings_in, to_json, wholes
+from .chat import error
 
 
 class Events:
@@ -41,7 +43,7 @@ class Events:
         return SSEFramer()
 
     def reader(self, media_type: str) -> "PathReader":
-        return PathReader(lambda stop: sse({"error": {"message": stop.message}}, "error"))
+        return PathReader(lambda stop: sse({"type": "error", **error(stop)}, "error"))
 
     def reply(self, stop: Stop) -> Reply:
         return _reply(stop)
