@@ -59,6 +59,12 @@ class End(Struct, frozen=True, gc=False):
     key: SlotKey = ()
 
 
+class Pause(Struct, frozen=True, gc=False):
+    """The slot ``key`` has ended, as far as anybody can tell: all of it leaves. It may go on all the same."""
+
+    key: SlotKey
+
+
 class Repeat(Struct, frozen=True, gc=False):
     """Text that repeats a slot which has ended: it becomes what that left as. Where it differs, it is judged."""
 
@@ -100,4 +106,4 @@ class Mark(Struct, frozen=True, gc=False):
     value: tuple[str | int, ...]
 
 
-Operation = Text | Whole | Shadowed | Piece | End | Repeat | Follow | Drop | Remove | Mark
+Operation = Text | Whole | Shadowed | Piece | End | Pause | Repeat | Follow | Drop | Remove | Mark

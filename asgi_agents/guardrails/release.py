@@ -13,7 +13,7 @@ from .framing import Unit, UnreadableError
 from .held_call import HeldCall
 from .held_event import HeldEvent, Leaves
 from .judges import Inspection, Judges
-from .operations import Drop, End, Follow, Mark, Operation, Piece, Remove, Repeat, Shadowed, Text, Whole
+from .operations import Drop, End, Follow, Mark, Operation, Pause, Piece, Remove, Repeat, Shadowed, Text, Whole
 from .records import Record
 from .slot_text import Outcome, SlotText, WholeText
 from .slots import Decision, Slot, SlotKey
@@ -60,6 +60,7 @@ class Release:
         "_judges",
         "_leaves",
         "_open",
+        "_paused",
         "_records",
         "_repeats",
         "_whole",
@@ -75,6 +76,8 @@ class Release:
         self._repeats = repeats
         self._events: deque[HeldEvent] = deque()
         self._open: dict[SlotKey, _Streamed] = {}
+        # Slots that may go on although they seem to have ended.
+        self._paused: dict[SlotKey, _Streamed] = {}
         self._calls: dict[SlotKey, HeldCall] = {}
         self._records: dict[SlotKey, Record] = {}
         # How many comments wait.
@@ -150,6 +153,9 @@ class Release:
                     event.mark = value
                 case End(key):
                     self._end(key, touched)
+                case Pause(key) if key in self._open:
+                    streamed = touched[key] = self._paused[key] = self._open.pop(key)
+                    streamed.text.finish()
                 case Piece():
                     self._piece(event, operation, now, touched)
                 case Whole(slot, path, text):
@@ -224,6 +230,9 @@ class Release:
     def _text(self, event: HeldEvent, text: Text, now: float, touched: dict[SlotKey, _Streamed]) -> None:
         slot, key = text.slot, text.slot.key
         streamed = self._open.get(key)
+        if streamed is None and (streamed := self._paused.pop(key, None)) is not None:
+            streamed.text.resume()
+            self._open[key] = streamed
         if streamed is None:
             those = self._judges.of(slot)
             if those is None:
@@ -246,6 +255,8 @@ class Release:
         for slot_key in [slot_key for slot_key in self._open if slot_key[:count] == key]:
             streamed = touched[slot_key] = self._open.pop(slot_key)
             streamed.text.finish()
+        for slot_key in [slot_key for slot_key in self._paused if slot_key[:count] == key]:
+            del self._paused[slot_key]
         for slot_key in [slot_key for slot_key in self._calls if slot_key[:count] == key]:
             self._calls.pop(slot_key).finish()
 

@@ -29,13 +29,12 @@ class Outcome:
 class _Stage:
     """One judge and its windows. ``released`` counts parts, where it judges beside the others."""
 
-    __slots__ = ("finished", "judge", "released", "windows")
+    __slots__ = ("judge", "released", "windows")
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
         self.windows = SlotWindows(judge.limits)
         self.released = 0
-        self.finished = False
 
 
 class SlotText:
@@ -101,6 +100,12 @@ class SlotText:
         if self._row:
             self._row[0].windows.finish()
 
+    def resume(self) -> None:
+        """The slot goes on although it had ended."""
+        self.ended = False
+        for stage in (*self._row, *self._beside):
+            stage.windows.resume()
+
     def decide(self, inspection: Inspection, decisions: Sequence[Decision]) -> None:
         """Take a verdict. Raises AgentProtocolError as :meth:`SlotWindows.verdict` does."""
         for stage in (*self._row, *self._beside):
@@ -117,7 +122,7 @@ class SlotText:
             if before is not None:
                 for _, text in before.released():
                     windows.feed(text, now)
-                if before.complete:
+                if self.ended and before.complete:
                     windows.finish()
             self._ask(stage, now)
             before = windows

@@ -101,6 +101,7 @@ class SlotWindows:
         "_base",
         "_edits",
         "_ended",
+        "_final_until",
         "_flagged",
         "_fresh",
         "_limits",
@@ -139,6 +140,8 @@ class SlotWindows:
         self._parts: deque[tuple[int, str]] = deque()
         self._edits = Edits()
         self._flagged = 0
+        # Where a window has ended that seemed to be the last one.
+        self._final_until = -1
         # Whether `settled` has not failed yet.
         self._settles = True
         #: What it has raised since the owner last looked.
@@ -189,6 +192,10 @@ class SlotWindows:
     def finish(self) -> None:
         """The slot has ended."""
         self._ended = True
+
+    def resume(self) -> None:
+        """The slot goes on although it had ended. What has left can't be changed; finds may begin there."""
+        self._ended = False
 
     def ask(self, now: float) -> AskedWindow | None:
         """The next window to judge, if there is one now."""
@@ -260,7 +267,11 @@ class SlotWindows:
     def _make(self, begin: int, end: int, limit: int, *, final: bool) -> AskedWindow:
         start = max(self._base, begin - self._limits.hold)
         text = self._joined()[start - self._base : end - self._base]
-        asked = AskedWindow(Window(text, start, begin - start, final), begin, limit)
+        # Behind text that was taken for all of the slot, finds that begin in it count as far as they reach into this.
+        fresh = start if begin == self._final_until else begin
+        if final:
+            self._final_until = end
+        asked = AskedWindow(Window(text, start, fresh - start, final), begin, limit)
         self._asked.append(asked)
         self._next, self._seen = limit, end
         return asked

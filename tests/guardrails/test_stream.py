@@ -431,5 +431,25 @@ def test_a_settled_that_fails_is_told_once_and_the_text_is_held(answer: Any) -> 
     assert stream.held == 10
 
 
+def test_the_answer_does_not_wait_for_reasoning_that_may_go_on() -> None:
+    drive = driver()
+    drive.feed(chunk({"reasoning_content": "hm alice"}))
+    drive.feed(said("Hello,\n"))
+    assert drive.sent == chunk({"reasoning_content": "hm alice"}) + said("Hello,\n")
+
+
+def test_reasoning_that_goes_on_is_judged_with_what_it_had_said() -> None:
+    for seed in range(20):
+        rng = random.Random(seed) if seed else None  # noqa: S311
+        drive = Driver(Stream([Chat()], SSE, Judges([LOCAL])), {"local": EVERYTHING}, rng)
+        for part in ("pay 4111 1111 ", "1111 1111.\n and ", "\n"):
+            drive.feed(chunk({"reasoning_content": part}))
+            drive.feed(said("x"))
+        drive.end()
+        assert drive.sent == b"".join(
+            chunk({"reasoning_content": part}) + said("x") for part in ("pay 4111 1111 ", "[1].\n and ", "\n")
+        )
+
+
 def test_every_built_in_dialect_has_a_name_of_its_own() -> None:
     assert len({dialect.name for dialect in BUILT_IN}) == len(BUILT_IN)

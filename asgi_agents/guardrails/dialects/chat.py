@@ -6,7 +6,7 @@ from typing import Final
 from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
-from ..operations import End, Mark, Operation, Text
+from ..operations import End, Mark, Operation, Pause, Text
 from ..slots import Call
 from ..sse import SSEFramer
 from .base import Mapped, index_of, mapping, sequence, sse, str_or_none, to_json, wholes
@@ -132,7 +132,7 @@ class ChatReader:
                 before = self._channels.get(index)
                 self._channels[index] = field
                 if before is not None and before != field:
-                    return [End(("choices", index, before)), *operations]
+                    return [Pause(("choices", index, before)), *operations]
         return operations
 
     def leaves(self, mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path, str]:

@@ -7,7 +7,7 @@ from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_array import ArrayFramer
 from ..json_text import JSON, Path
-from ..operations import End, Follow, Mark, Operation, Piece, Text, Whole
+from ..operations import End, Follow, Mark, Operation, Pause, Piece, Text, Whole
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
 from .base import NAMES, Mapped, index_of, mapping, sequence, sse, str_or_none, text_or_none, to_json, wholes
@@ -120,7 +120,7 @@ class GeminiReader:
                 before = self._channels.get(index)
                 self._channels[index] = key
                 if before is not None and before != key:
-                    out.append(End(before))
+                    out.append(Pause(before))
             out.append(operation)
         return out
 

@@ -6,7 +6,7 @@ from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..ndjson import LineFramer
-from ..operations import End, Follow, Operation, Piece, Text, Whole
+from ..operations import End, Follow, Operation, Pause, Piece, Text, Whole
 from ..slots import Call, Kind, Slot
 from .base import Mapped, mapping, sequence, str_or_none, text_or_none, to_json, wholes
 
@@ -91,7 +91,7 @@ class OllamaReader:
             if type(operation) is Text and operation.text and operation.instead is None:
                 # Thinking ends where the answer begins, and the other way round.
                 if self._channel is not None and self._channel != operation.slot:
-                    operations.append(End(self._channel.key))
+                    operations.append(Pause(self._channel.key))
                 self._channel = operation.slot
             operations.append(operation)
         if line.get("done") is True:
