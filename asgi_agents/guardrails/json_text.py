@@ -31,29 +31,42 @@ _LINE_SEPARATORS: Final = re.compile("[\x85\u2028\u2029]")
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
-def loads(text: str) -> tuple[JSON, bool]:
-    """The value of a JSON text, and whether any object in it has a key twice.
+class Loader:
+    """Reads JSON texts, and notes in :attr:`duplicates` whether an object of the last one has a key twice."""
 
-    :raises UnreadableError: for what is no JSON, or nested deeper than :data:`MAX_DEPTH`.
-    """
-    duplicates = False
+    __slots__ = ("_decode", "duplicates")
 
-    def unique(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
-        nonlocal duplicates
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            duplicates = True
+    def __init__(self) -> None:
+        self.duplicates = False
+        self._decode = json.JSONDecoder(object_pairs_hook=self._mapping).decode
+
+    def loads(self, text: str) -> JSON:
+        """The value of a JSON text.
+
+        :raises UnreadableError: for what is no JSON, or nested deeper than :data:`MAX_DEPTH`.
+        """
+        self.duplicates = False
+        if text.count("[") + text.count("{") > MAX_DEPTH:
+            _check_depth(text)
+        try:
+            value: JSON = self._decode(text)
+        except RecursionError:
+            raise UnreadableError(f"JSON is nested deeper than {MAX_DEPTH} levels") from None
+        except ValueError as exc:
+            raise UnreadableError(f"expected JSON: {exc!s:.200}") from None
         return value
 
-    if text.count("[") + text.count("{") > MAX_DEPTH:
-        _check_depth(text)
-    try:
-        value: JSON = json.JSONDecoder(object_pairs_hook=unique).decode(text)
-    except RecursionError:
-        raise UnreadableError(f"JSON is nested deeper than {MAX_DEPTH} levels") from None
-    except ValueError as exc:
-        raise UnreadableError(f"expected JSON: {exc!s:.200}") from None
-    return value, duplicates
+    def _mapping(self, pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            self.duplicates = True
+        return value
+
+
+def loads(text: str) -> tuple[JSON, bool]:
+    """The value of a JSON text, and whether any object in it has a key twice. Raises as :class:`Loader` does."""
+    loader = Loader()
+    return loader.loads(text), loader.duplicates
 
 
 def decode(literal: str) -> str:

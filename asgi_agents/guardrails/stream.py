@@ -6,10 +6,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from . import json_text
 from .dialect import Dialect, Reader, Stop
 from .framing import Unit, UnreadableError
-from .json_text import JSON, Path
+from .json_text import JSON, Loader, Path
 from .judges import Blocked, Failure, Finding, Inspection, Judges
 from .operations import End, Operation
 from .release import Release
@@ -47,6 +46,7 @@ class Stream:
         "_dialects",
         "_framer",
         "_has_text",
+        "_loader",
         "_media_type",
         "_out",
         "_reader",
@@ -67,6 +67,7 @@ class Stream:
         self._release = Release(judges, self._leaves, repeats=any(dialect.repeats for dialect in dialects))
         self._strict = strict
         self._out: list[bytes] = []
+        self._loader = Loader()
         # The end of what was taken.
         self._sent = b""
         # Whether any event was text that is no JSON.
@@ -225,13 +226,12 @@ class Stream:
             raise UnreadableError(f"expected UTF-8: {exc.reason} at byte {exc.start}") from None
         form = (self.dialect or self._dialects[-1]).form
         value: JSON = text
-        duplicates = False
         is_json = form == "json"
         if is_json:
-            value, duplicates = json_text.loads(text)
+            value = self._loader.loads(text)
         elif form == "either" and text.startswith(_MAY_BE_JSON[self._has_text]):
             try:
-                parsed, duplicates = json_text.loads(text)
+                parsed = self._loader.loads(text)
             except UnreadableError:
                 pass
             else:
@@ -246,7 +246,7 @@ class Stream:
             knowing = (dialect for dialect in self._dialects if dialect.knows(value))
             reader = self._choose(next(knowing, self._dialects[-1]))
         operations = reader.read(unit, value)
-        if duplicates and operations is not None:
+        if is_json and self._loader.duplicates and operations is not None:
             operations = [*shadowed(text, "output"), *operations]
         return operations, is_json
 

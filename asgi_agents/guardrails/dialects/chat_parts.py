@@ -7,10 +7,19 @@ from ..operations import End, Follow, Form, Operation, Piece, Text, Whole
 from ..slots import Kind, Slot, SlotKey
 from .base import NAMES, Mapped, mapping, sequence, str_or_none, text_or_none, wholes
 
+# What is known, and has no text in it.
 TOP_LEVEL: Final = frozenset(
-    {"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation"}
+    {
+        *("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation"),
+        *("prompt_filter_results", "provider", "x_groq"),
+    }
 )
-_CHOICE: Final = frozenset({"index", "delta", "message", "text", "logprobs", "finish_reason", "stop_reason"})
+_CHOICE: Final = frozenset(
+    {
+        *("index", "delta", "message", "text", "logprobs", "finish_reason", "native_finish_reason", "stop_reason"),
+        *("matched_stop", "content_filter_results", "content_filter_result", "content_filter_offsets"),
+    }
+)
 # Of a delta or a message: what has text in parts, and of which kind. The rest is strings of unknown meaning.
 _FIELDS: Final[dict[str, Kind]] = {
     "content": "output",
@@ -76,7 +85,7 @@ def _delta(
 ) -> list[Operation]:
     operations: list[Operation] = []
     for name, value in delta.items():
-        if value is None or name == "role":
+        if value is None or name in NAMES:
             continue
         at = (*path, name)
         if name == "tool_calls":

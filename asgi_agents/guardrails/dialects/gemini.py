@@ -21,6 +21,10 @@ _LOOKS_BACK: Final = (
     "grounding_metadata",
 )
 _STATUS: Final = {400: "INVALID_ARGUMENT", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
+# Of a candidate: what is read otherwise, or has no text in it.
+_CANDIDATE: Final = frozenset(
+    {"content", "finishReason", "finish_reason", "safetyRatings", "safety_ratings", *_LOOKS_BACK}
+)
 _PART: Final = frozenset({"text", "thought", "thoughtSignature", "thought_signature", "inlineData", "inline_data"})
 _OPAQUE: Final = NAMES | {"data", "fileUri", "file_uri", "name", "thought_signature"}
 
@@ -177,7 +181,8 @@ def _chunk(chunk: Mapped) -> list[Operation]:
             operations += _part(mapping(value, "parts[]"), (*path, "content", "parts", part), key)
         if candidate.get("finishReason"):
             operations.append(End(key))
-        operations += wholes(candidate.get("finishMessage"), (*path, "finishMessage"), "output")
+        for name in candidate.keys() - _CANDIDATE:
+            operations += wholes(candidate[name], (*path, name), "output")
         for name in _LOOKS_BACK:
             if candidate.get(name):
                 operations += wholes(candidate[name], (*path, name), "output")

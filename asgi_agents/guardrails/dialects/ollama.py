@@ -1,6 +1,7 @@
 """Ollama's chat and generate: lines of JSON."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from ..dialect import Form, Reply, Stop
 from ..framing import Framer, Unit
@@ -10,7 +11,14 @@ from ..operations import End, Follow, Operation, Pause, Piece, Text, Whole
 from ..slots import Call, Kind, Slot
 from .base import Mapped, mapping, sequence, str_or_none, text_or_none, to_json, wholes
 
-_KINDS: tuple[tuple[str, Kind], ...] = (("thinking", "reasoning"), ("content", "output"), ("response", "output"))
+_KINDS: Final[tuple[tuple[str, Kind], ...]] = (("thinking", "reasoning"), ("content", "output"), ("response", "output"))
+# What is read otherwise, or has no text in it.
+_KNOWN: Final = frozenset(
+    {
+        *("model", "created_at", "message", "response", "content", "thinking", "role", "tool_name", "tool_calls"),
+        *("images", "image", "done", "done_reason", "context", "logprobs", "remote_model", "remote_host"),
+    }
+)
 
 
 class Ollama:
@@ -106,7 +114,7 @@ class OllamaReader:
 
 
 def _line(line: Mapped) -> list[Operation]:
-    operations: list[Operation] = wholes(line.get("error"), ("error",), "output")
+    operations: list[Operation] = []
     message = line.get("message")
     texts: list[Path] = []
     said = ""
@@ -117,6 +125,8 @@ def _line(line: Mapped) -> list[Operation]:
                 operations.append(Text(Slot(at, kind, "assistant"), at, text))
                 texts.append(at)
                 said += text
+        for name in holder.keys() - _KNOWN:
+            operations += wholes(holder[name], (*path, name), "output")
     if message is not None:
         operations += _tool_calls(mapping(message, "message"), ("message",))
     if line.get("logprobs"):

@@ -39,7 +39,12 @@ _RESPONSE_EVENTS: Final = frozenset(
     f"response.{name}" for name in ("created", "queued", "in_progress", "completed", "incomplete", "failed")
 )
 _RESULTS: Final = frozenset({"output", "outputs", "results", "error"})
-_OPAQUE: Final = frozenset({"type", "id", "call_id", "item_id", "status", "encrypted_content", "result", "file_id"})
+_OPAQUE: Final = frozenset(
+    {
+        *("type", "id", "call_id", "item_id", "status", "encrypted_content", "result", "file_id", "obfuscation"),
+        *("partial_image_b64", "output_format", "quality", "size", "background"),
+    }
+)
 
 
 class Responses:
@@ -144,6 +149,8 @@ class ResponsesReader:
         if kind == "response.output_text.annotation.added":
             slot: SlotKey = (*key, "content", _index(event, "content_index"))
             return [Drop(slot), *wholes(event.get("annotation"), ("annotation",), "output", skip=_OPAQUE)]
+        if base == "response.audio":
+            return []
         if what == "delta" and isinstance(event.get("delta"), str):
             # Of a kind that is not known: its parts belong together, until something ends it.
             unknown = Slot((*key, base), "output", "assistant")
