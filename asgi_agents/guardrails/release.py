@@ -208,7 +208,7 @@ class Release:
         """The events that may leave."""
         events = self._events
         out: list[bytes] = []
-        while events and not events[0].waiting and self.outcome.blocked is None:
+        while events and not events[0].waiting:
             event = events.popleft()
             self.held_bytes -= len(event.unit.raw)
             if event.comment:

@@ -48,6 +48,7 @@ class Stream:
         "_has_text",
         "_loader",
         "_media_type",
+        "_now",
         "_out",
         "_reader",
         "_release",
@@ -66,6 +67,7 @@ class Stream:
         self._framer = dialects[0].framer(media_type)
         self._release = Release(judges, self._leaves, repeats=any(dialect.repeats for dialect in dialects))
         self._strict = strict
+        self._now = 0.0
         self._out: list[bytes] = []
         self._loader = Loader()
         # The end of what was taken.
@@ -169,8 +171,10 @@ class Stream:
             self._leave(now)
 
     def fail(self, stop: Stop) -> None:
-        """Stop the stream; its client is told so behind what has left. What waits is discarded."""
-        self._stop(stop, None)
+        """Stop the stream; its client is told so behind what may leave. What waits is discarded."""
+        if self.ending is None:
+            self._leave(self._now)
+            self._stop(stop, None)
 
     def take(self) -> bytes:
         """What may leave now. Comments overtake what has to wait for longer."""
@@ -197,7 +201,7 @@ class Stream:
             is_json = True
             if unit.data is None and _SAYS_NOTHING.fullmatch(unit.raw):
                 operations = None
-            elif unit.data == b"[DONE]":
+            elif unit.data is not None and unit.data.strip() == b"[DONE]":
                 operations = _DONE
             elif unit.data:
                 try:
@@ -256,14 +260,14 @@ class Stream:
             self.fail(Stop(str(exc), 503))
 
     def _leave(self, now: float) -> None:
-        blocked = self._release.outcome.blocked
-        if blocked is not None:
-            self._stop(Stop(blocked.block.reason), blocked)
-            return
+        self._now = now
         out = self._release.leave(now)
         if out:
             self._out += out
             self.started = True
+        blocked = self._release.outcome.blocked
+        if blocked is not None:
+            self._stop(Stop(blocked.block.reason), blocked)
 
     def _leaves(self, mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path, str]:
         return {} if self._reader is None else self._reader.leaves(mark, dropped)

@@ -206,6 +206,19 @@ def test_a_block_ends_every_choice_that_is_open() -> None:
     assert drive.stream.ending.blocked.slot.key == ("choices", 1, "content")
 
 
+def test_what_may_leave_leaves_before_the_ending() -> None:
+    drive = driver()
+    usage = b'data: {"choices": [], "usage": {"total_tokens": 7}}\n\n'
+    drive.feed(usage + b"data: no json\n\n" + said("never\n"))
+    assert drive.sent.startswith(usage + b'data: {"error":')
+    assert b"never" not in drive.sent
+
+
+def test_white_space_around_the_end_of_a_stream_does_no_harm() -> None:
+    end = b"data:  [DONE]\r\n\r\n"
+    assert passed(Chat(), SSE, [said("x"), end]) == said("x") + end
+
+
 def test_usage_that_was_known_is_told_where_a_stream_is_blocked() -> None:
     drive = driver(local=lambda window: [Block("no")])
     drive.feed(b'data: {"id": "c1", "choices": [], "usage": {"total_tokens": 7}}\n\n')
@@ -449,6 +462,62 @@ def test_reasoning_that_goes_on_is_judged_with_what_it_had_said() -> None:
         assert drive.sent == b"".join(
             chunk({"reasoning_content": part}) + said("x") for part in ("pay 4111 1111 ", "[1].\n and ", "\n")
         )
+
+
+def call(field: str, text: Any, kind: str = "function", **more: Any) -> Any:
+    return {"tool_calls": [{kind: {"name": "x", field: text}, **more}]}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "arguments"),
+    [
+        # The same index for another call, as some servers send calls side by side.
+        (
+            [
+                call("arguments", '{"to": "a@example.com"}', index=0, id="a"),
+                call("arguments", '{"to": "b@example.com"}', index=0, id="b"),
+            ],
+            ['{"to": "[0]"}', '{"to": "[0]"}'],
+        ),
+        # No index at all, and arguments that are an object.
+        ([call("arguments", {"to": "a@example.com"}, id="a")], [{"to": "[0]"}]),
+        # Calls of functions as they were before there were tools.
+        (
+            [
+                {"function_call": {"name": "x", "arguments": '{"to": "a@exa'}},
+                {"function_call": {"arguments": 'mple.com"}'}},
+            ],
+            ['{"to": "[0]"', "}"],
+        ),
+        # Input that is no JSON.
+        (
+            [call("input", "a@exa", "custom", index=0, id="a"), call("input", "mple.com", "custom", index=0)],
+            ["[0]", ""],
+        ),
+    ],
+)
+def test_tool_calls_as_servers_write_them(deltas: list[Any], arguments: list[Any]) -> None:
+    sent = passed(Chat(), SSE, [*map(chunk, deltas), chunk({}, "tool_calls")], EVERYTHING)
+    found: list[Any] = []
+    for line in sent.decode().split("\n"):
+        if line:
+            delta = json.loads(line[6:])["choices"][0]["delta"]
+            for call in delta.get("tool_calls", [delta] if delta else []):
+                holder = call.get("function") or call.get("function_call") or call["custom"]
+                found.append(holder.get("arguments", holder.get("input")))
+    assert found == arguments
+
+
+def test_tokens_that_do_not_say_what_the_text_does_are_judged_as_well() -> None:
+    def event(text: str, token: str) -> bytes:
+        choice = {"index": 0, "delta": {"content": text}, "logprobs": {"content": [{"token": token}]}}
+        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+    events = [event("", "a@exa"), event("", "mple.com"), event("fine,\n", "fine,\n")]
+    sent = passed(Chat(), SSE, events, EVERYTHING)
+    assert sent == (event("", "a@exa") + event("", "mple.com")).replace(
+        b'{"content": [{"token": "a@exa"}]}', b"null"
+    ).replace(b'{"content": [{"token": "mple.com"}]}', b"null") + event("fine,\n", "fine,\n")
 
 
 def test_every_built_in_dialect_has_a_name_of_its_own() -> None:

@@ -278,6 +278,40 @@ def test_more_text_than_the_windows_take_makes_it_full() -> None:
     assert not windows.full
 
 
+def test_an_agent_that_redacts_without_spans_is_shown_all_of_a_slot_at_its_end() -> None:
+    windows = SlotWindows(WindowLimits(whole=True))
+    for _ in range(300):
+        windows.feed("word ", 0.0)
+        assert windows.ask(9.0) is None
+    assert not windows.full
+    assert windows.wake_at() is None
+    windows.finish()
+    asked = windows.ask(9.0)
+    assert asked is not None
+    assert asked.window == Window("word " * 300, 0, 0, final=True)
+    windows.verdict(asked, [Redact(0, 1500, "all of it")])
+    assert "".join(after for _, after in windows.released()) == "all of it"
+
+
+def test_a_slot_that_goes_on_is_judged_with_what_it_had_said() -> None:
+    windows = SlotWindows(WindowLimits(eager=True, settled=settled))
+    windows.feed("alice@exa", 0.0)
+    windows.finish()
+    asked = windows.ask(0.0)
+    assert asked is not None
+    windows.verdict(asked, ())
+    windows.resume()
+    windows.feed("mple.com\n", 0.0)
+    asked = windows.ask(0.0)
+    assert asked is not None
+    assert (asked.window.text, asked.window.fresh) == ("alice@example.com\n", 0)
+    windows.verdict(asked, [Redact(0, 17, "[0]")])
+    windows.finish()
+    while (asked := windows.ask(0.0)) is not None:
+        windows.verdict(asked, ())
+    assert [after for _, after in windows.released()] == ["alice@exa", "[0]\n"]
+
+
 def test_memory_stays_flat() -> None:
     windows = SlotWindows(WindowLimits(hold=20, window=60, eager=True))
     for _ in range(20_000):
