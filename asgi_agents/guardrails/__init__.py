@@ -25,8 +25,9 @@ What a driver does with a :class:`~asgi_agents.guardrails.stream.Stream`::
     stream.done                                      # whether nothing more will leave
 
 An agent that fails is the driver's decision: ``stream.fail(stop)`` ends the stream as failed, and
-``stream.verdict(inspection, (), now)`` goes on without it. Verdicts of windows that have become ``stale`` meanwhile are
-ignored. While nothing has left (``stream.started``) a whole answer can take the stream's place: ``dialect.reply(stop)``.
+``stream.verdict(inspection, (), now)`` goes on without it. Verdicts of windows that have become ``stale`` meanwhile
+are ignored. While nothing has left (``stream.started``) a whole answer can take the stream's place:
+``dialect.reply(stop)``.
 
 :func:`~asgi_agents.guardrails.dialects.of_request`, ``of_answer`` and ``of_stream`` choose dialects.
 :func:`~asgi_agents.guardrails.verdicts.decisions_of` turns the answer of an agent that knows no windows into decisions.

@@ -70,7 +70,7 @@ class Dialect(Protocol):
 
     @property
     def repeats(self) -> bool:
-        """Whether events of a stream look back at slots."""
+        """Whether events of a stream repeat the text of slots."""
         ...
 
     def knows_path(self, path: str) -> bool:

@@ -1,6 +1,6 @@
 """An event that waits for its texts, and what it leaves as."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 
 from . import json_text
@@ -66,10 +66,10 @@ class HeldEvent:
         """Whether it leaves as it came, and nobody has to be told."""
         return not (self.changes or self.instead or self.spans or self.later or self.mark or self.dropped)
 
-    def leave(self, records: Mapping[SlotKey, Record], leaves: Leaves) -> bytes:
+    def leave(self, changed: Container[SlotKey], leaves: Leaves) -> bytes:
         """The bytes that it leaves as, now that everything before it has left.
 
-        :param records: what has become of the slots.
+        :param changed: the slots of which text has left changed.
         """
         unit = self.unit
         changes: dict[Path, str | Callable[[str], str]] = {
@@ -79,11 +79,11 @@ class HeldEvent:
         removed: set[Path] = set()
         for later in self.later:
             match later:
-                case Follow(path, json) if _follows(later, changes, records):
+                case Follow(path, json) if _follows(later, changes, changed):
                     changes[path] = json
                 case Remove(path, text) if text in changes:
                     removed.add(path)
-                case Drop(key) if key in records and records[key].changed:
+                case Drop(key) if key in changed:
                     self.dropped = True
                 case (record, path, text) if record.changed:
                     changes[path] = partial(json_text.encode, record.after(text))
@@ -101,8 +101,8 @@ class HeldEvent:
         return unit.put_back(data.encode())
 
 
-def _follows(follow: Follow, changes: Mapping[Path, object], records: Mapping[SlotKey, Record]) -> bool:
+def _follows(follow: Follow, changes: Mapping[Path, object], changed: Container[SlotKey]) -> bool:
     """Whether the text has changed that a value has to follow."""
     if follow.key is not None:
-        return follow.key in records and records[follow.key].changed
+        return follow.key in changed
     return follow.text in changes if follow.text is not None else bool(changes)

@@ -27,33 +27,39 @@ _MAX_WHOLE: Final = 16
 class _Streamed:
     """A slot whose parts leave as they are judged, and the events that they stand in."""
 
-    __slots__ = ("owners", "record", "text")
+    __slots__ = ("changed", "key", "owners", "record", "text")
 
-    def __init__(self, record: Record | None) -> None:
+    def __init__(self, key: SlotKey, record: Record | None, changed: set[SlotKey]) -> None:
+        self.key = key
         self.owners: deque[tuple[HeldEvent, Text]] = deque()
         self.record = record
+        self.changed = changed
         self.text: SlotText
 
     def released(self, after: str) -> None:
         event, text = self.owners.popleft()
         if self.record is not None:
             self.record.left(text.text, after)
+        if after == text.text:
+            event.waiting -= 1
+            return
+        self.changed.add(self.key)
         if text.instead is None:
             event.released(text.path, text.text, after)
-            return
-        event.waiting -= 1
-        if after != text.text:
+        else:
+            event.waiting -= 1
             event.instead[text.path] = text.instead
 
 
 class Release:
     """Holds the events of one stream or body until they may leave.
 
-    :param repeats: whether there may be operations that look back at a slot.
+    :param repeats: whether slots are repeated.
     """
 
     __slots__ = (
         "_calls",
+        "_changed",
         "_comments",
         "_events",
         "_in_flight",
@@ -80,6 +86,8 @@ class Release:
         self._paused: dict[SlotKey, _Streamed] = {}
         self._calls: dict[SlotKey, HeldCall] = {}
         self._records: dict[SlotKey, Record] = {}
+        # Slots of which text has left changed.
+        self._changed: set[SlotKey] = set()
         # How many comments wait.
         self._comments = 0
         self._in_flight: set[Inspection] = set()
@@ -215,7 +223,7 @@ class Release:
                 self._comments -= 1
             if now - event.since > self.longest_delay:
                 self.longest_delay = now - event.since
-            out.append(event.unit.raw if event.is_plain else event.leave(self._records, self._leaves))
+            out.append(event.unit.raw if event.is_plain else event.leave(self._changed, self._leaves))
         return out
 
     def take_back(self) -> list[bytes]:
@@ -237,7 +245,7 @@ class Release:
             those = self._judges.of(slot)
             if those is None:
                 return
-            streamed = _Streamed(self._record(key))
+            streamed = _Streamed(key, self._record(key), self._changed)
             streamed.text = SlotText(slot, *those, self.outcome, streamed.released)
             self._open[key] = streamed
         streamed.owners.append((event, text))

@@ -264,7 +264,7 @@ class Stream:
         out = self._release.leave(now)
         if out:
             self._out += out
-            self.started = True
+            self.started = self.started or any(out)
         blocked = self._release.outcome.blocked
         if blocked is not None:
             self._stop(Stop(blocked.block.reason), blocked)

@@ -520,5 +520,30 @@ def test_tokens_that_do_not_say_what_the_text_does_are_judged_as_well() -> None:
     ).replace(b'{"content": [{"token": "mple.com"}]}', b"null") + event("fine,\n", "fine,\n")
 
 
+@pytest.mark.parametrize("text", ["fine,\n", "a@example.com\n"])
+def test_annotations_are_left_out_behind_a_changed_text(text: str) -> None:
+    events = [said(text), chunk({"annotations": [{"type": "url_citation", "url_citation": {"end_index": 4}}]})]
+    sent = passed(Chat(), SSE, events, EVERYTHING)
+    assert (b'"annotations": []' in sent) is ("@" in text)
+
+
+def test_json_over_several_lines_of_data_keeps_its_lines() -> None:
+    lines = (b'data: {"choices": [', b'data:  {"index": 0, "delta":', b"id: 4", b'data:{"content": "a@example.com"}}]}')
+    event = b"\xef\xbb\xbf" + b"\r\n".join(lines) + b"\r\n\r\n"
+    assert passed(Chat(), SSE, [event], EVERYTHING) == event.replace(b"a@example.com", b"[0]")
+
+
+def test_a_stream_has_not_started_while_everything_in_it_was_left_out() -> None:
+    stream = Stream([Anthropic()], SSE, Judges([LOCAL]))
+    drive = Driver(stream, {"local": EVERYTHING})
+    for event in (
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": "a@example.com"}},
+        {"type": "content_block_stop", "index": 0},
+    ):
+        drive.feed(b"data: " + json.dumps(event).encode() + b"\n\n")
+    assert drive.sent == b""
+    assert not stream.started
+
+
 def test_every_built_in_dialect_has_a_name_of_its_own() -> None:
     assert len({dialect.name for dialect in BUILT_IN}) == len(BUILT_IN)

@@ -100,7 +100,7 @@ def _delta(
                 joined.append(value)
         elif name == "annotations":
             # They say where in the content something is.
-            operations += [Follow(at, "[]", text=(*path, "content")), *wholes(value, at, "output", key=key)]
+            operations += [Follow(at, "[]", key=(*key, "content")), *wholes(value, at, "output", key=key)]
         elif name == "audio":
             transcript = mapping(value, name).get("transcript")
             if isinstance(transcript, str):

@@ -34,7 +34,7 @@ class Gemini:
 
     name = "gemini"
     form: Form = "json"
-    repeats = True
+    repeats = False
 
     def knows_path(self, path: str) -> bool:
         return path.endswith((":generateContent", ":streamGenerateContent"))
@@ -197,6 +197,9 @@ def _part(part: Mapped, path: Path, key: SlotKey) -> list[Operation]:
     kind: Kind = "reasoning" if thought else "output"
     if (text := text_or_none(part.get("text"), "text")) is not None:
         operations.append(Text(Slot((*key, kind), kind, "model"), (*path, "text"), text))
+        if thought and "thoughtSignature" in part:
+            # It is none of a changed text.
+            operations.append(Follow((*path, "thoughtSignature"), '""', text=(*path, "text")))
     for name, value in part.items():
         if name in _PART:
             continue

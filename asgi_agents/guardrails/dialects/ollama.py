@@ -26,7 +26,7 @@ class Ollama:
 
     name = "ollama"
     form: Form = "json"
-    repeats = True
+    repeats = False
 
     def knows_path(self, path: str) -> bool:
         return path.rstrip("/").endswith(("/api/chat", "/api/generate"))

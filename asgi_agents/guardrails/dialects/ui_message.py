@@ -23,7 +23,7 @@ class UIMessages:
 
     name = "ai-sdk.ui"
     form: Form = "json"
-    repeats = True
+    repeats = False
 
     def knows_path(self, path: str) -> bool:
         return False
