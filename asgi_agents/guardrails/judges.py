@@ -26,7 +26,7 @@ class Judge(Struct, frozen=True, kw_only=True):
 class Judges:
     """The guardrails of one call, in route order."""
 
-    __slots__ = ("_by_kind", "max_hold")
+    __slots__ = ("_by_kind",)
 
     def __init__(self, judges: Sequence[Judge]) -> None:
         self._by_kind: Final[dict[Kind, tuple[tuple[Judge, ...], tuple[Judge, ...]]]] = {}

@@ -226,14 +226,14 @@ class Release:
             out.append(event.unit.raw if event.is_plain else event.leave(self._changed, self._leaves))
         return out
 
-    def take_back(self) -> list[bytes]:
-        """The events that wait, as they came. None wait afterwards."""
-        raw = [event.unit.raw for event in self._events]
+    def discard(self) -> None:
+        """Let go of all that waits."""
         self._events.clear()
         self._open.clear()
+        self._paused.clear()
         self._calls.clear()
+        self._whole_waiting.clear()
         self._comments = self.held_bytes = 0
-        return raw
 
     def _text(self, event: HeldEvent, text: Text, now: float, touched: dict[SlotKey, _Streamed]) -> None:
         slot, key = text.slot, text.slot.key

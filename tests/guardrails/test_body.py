@@ -371,6 +371,7 @@ def test_the_dialect_of_a_request(path: str, value: Any, name: str) -> None:
 def test_the_dialect_of_an_answer_is_that_of_its_shape() -> None:
     for dialect, answer in ANSWERS[:5]:
         assert of_answer(Chat(), answer).name == dialect.name
+        assert of_answer(Events(), answer).name == dialect.name
     assert of_answer(Chat(), {"text": "x"}).name == "sse"
     own = Pointers("/x", answer=["/a"])
     assert of_answer(own, {"a": 1}) is own

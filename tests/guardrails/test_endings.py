@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from asgi_agents.guardrails.dialect import Stop
+from asgi_agents.guardrails.dialects.unknown import Lines
 from asgi_agents.guardrails.judges import Judges
 from asgi_agents.guardrails.slots import Block, Decision, Window
 from asgi_agents.guardrails.stream import Stream
@@ -98,6 +99,13 @@ def test_parts_of_a_ui_message_are_closed() -> None:
         ended = [event["id"] for event in events if event["type"] in ("text-end", "reasoning-end")]
         assert sorted(started) == sorted(ended)
         assert sent.endswith(b"data: [DONE]\n\n")
+
+
+def test_lines_end_as_the_app_says() -> None:
+    dialect = Lines(lambda stop: f"error: {stop.message}\n".encode())
+    stream = Stream([dialect], "application/jsonl", Judges([LOCAL]))
+    stream.fail(Stop("down", 503))
+    assert stream.take() == b"error: down\n"
 
 
 @pytest.mark.parametrize("name", ["chat", "anthropic", "responses"])

@@ -40,7 +40,7 @@ def of_request(path: str, value: JSON, dialects: Sequence[Dialect] = BUILT_IN) -
 def of_answer(called: Dialect, value: JSON, dialects: Sequence[Dialect] = BUILT_IN) -> Dialect:
     """The dialect of an answer that is no stream: that of its call, if it has that shape."""
     for dialect in (called, *dialects):
-        if dialect.knows(value):
+        if dialect.name not in _GENERAL and dialect.knows(value):
             return dialect
     return _EVENTS if _is_ours(called) else called
 

@@ -49,17 +49,27 @@ class Events:
         return _reply(stop)
 
 
+def _last_line(stop: Stop) -> bytes:
+    return to_json({"error": stop.message}) + b"\n"
+
+
 class Lines(Events):
-    """Lines of JSON."""
+    """Lines of JSON.
+
+    :param ending: makes the last line of a stream that was stopped.
+    """
 
     name = "ndjson"
     form: Form = "json"
+
+    def __init__(self, ending: Callable[[Stop], bytes] = _last_line) -> None:
+        self._ending = ending
 
     def framer(self, media_type: str) -> Framer:
         return LineFramer()
 
     def reader(self, media_type: str) -> "PathReader":
-        return PathReader(lambda stop: to_json({"error": stop.message}) + b"\n")
+        return PathReader(self._ending)
 
 
 class PathReader:
