@@ -26,6 +26,9 @@ expect.set_options(timeout=PATIENCE)
 
 Open = Callable[..., Visit]
 Start = Callable[..., World]
+# Each opens pages in a browser and waits for what scripts do in them. test_app and test_snapshot test what they fetch.
+pytestmark = pytest.mark.slow
+
 # What Chromium itself says of requests that fail.
 NETWORK = re.compile(r"Failed to load resource|net::ERR_")
 
