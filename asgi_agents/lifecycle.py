@@ -136,7 +136,7 @@ class Lifecycle:
 
         async def retry(guard: Guard) -> None:
             while not guard.configured and guard in self._guards():
-                await anyio.sleep(guard.configure_delay)
+                await anyio.sleep(guard.configuring.delay)
                 await try_to_configure(guard)
 
         loop = EventLoop()

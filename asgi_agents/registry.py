@@ -213,7 +213,8 @@ class AgentRegistry:
     async def _swap(self, config: AgentConfig) -> tuple[Guard, Guard]:
         """Configure a new agent and put it in the place of the old one; returns old and new."""
         new = self._make_guard(config, self.guard(config.id).tally)
-        new.in_use = False
+        # Whoever replaces the agent is told.
+        new.configuring.logged = False
         try:
             await new.configure()
             with self._lock:
@@ -228,7 +229,7 @@ class AgentRegistry:
             if isinstance(exc, AgentError):
                 raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
             raise
-        new.in_use = True
+        new.configuring.logged = True
         return old, new
 
     async def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> None:

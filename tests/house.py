@@ -7,6 +7,7 @@ import ast
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 #: Module names by the name of the module that imports them.
 Graph = Mapping[str, frozenset[str]]
@@ -30,14 +31,15 @@ class Module:
 
 @dataclass(frozen=True)
 class Identifier:
-    """A name that the source uses, where it is, and what Python calls the use of it.
+    """A name that the source uses, and where.
 
-    ``defines``: the name is that of a module, or of a class or function in a module or class.
+    :param defines: what it is the name of: a module, or a class or function in it, or a method. None where it is only
+        used, or the name of something else.
     """
 
     name: str
     where: str
-    defines: bool
+    defines: Literal["module", "class", "function", "method"] | None
 
 
 def modules(root: Path) -> dict[str, Module]:
@@ -153,26 +155,32 @@ def not_downward(graph: Graph, layers: Sequence[Collection[str]]) -> list[str]:
 def widths(package: Mapping[str, Module]) -> dict[str, int]:
     """How many functions each class defines, properties and their setters among them; by module and class."""
     return {
-        f"{module.name}.{node.name}": sum(isinstance(child, _Function) for child in node.body)
-        for module in package.values()
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.ClassDef)
+        f"{module}.{node.name}": sum(isinstance(child, _Function) for child in node.body)
+        for module, node in classes(package)
     }
+
+
+def classes(package: Mapping[str, Module]) -> Iterator[tuple[str, ast.ClassDef]]:
+    """Every class, also those in functions and classes, with the name of its module."""
+    for module in package.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef):
+                yield module.name, node
 
 
 def identifiers(module: Module) -> Iterator[Identifier]:
     """Every name that the module's code uses, and its own. Text and comments are none."""
-    yield Identifier(module.name.rpartition(".")[2], f"{module.name}:1", defines=True)
-    outer = {
-        id(child)
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Module | ast.ClassDef)
-        for child in node.body
-    }
+    yield Identifier(module.name.rpartition(".")[2], f"{module.name}:1", "module")
+    functions = {id(node) for node in module.tree.body if isinstance(node, _Function)}
+    methods = {id(child) for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef) for child in node.body}
     for node in ast.walk(module.tree):
+        defines: Literal["class", "function", "method"] | None = None
+        if isinstance(node, ast.ClassDef):
+            defines = "class"
+        elif isinstance(node, _Function):
+            defines = "function" if id(node) in functions else "method" if id(node) in methods else None
         for name in _named(node):
-            where = f"{module.name}:{getattr(node, 'lineno', 1)}"
-            yield Identifier(name, where, defines=id(node) in outer and isinstance(node, _Function | ast.ClassDef))
+            yield Identifier(name, f"{module.name}:{getattr(node, 'lineno', 1)}", defines)
 
 
 def _named(node: ast.AST) -> Iterator[str]:

@@ -18,7 +18,9 @@ from asgi_agents.guard import Guard
 from asgi_agents.policy import FailureMode
 from asgi_agents.protocol import (
     AgentResponse,
+    Answer,
     ConfigureEvent,
+    Event,
     EventType,
     GuardrailInspectEvent,
     Headers,
@@ -273,6 +275,37 @@ def test_the_transport_knows_which_hooks_can_suspend() -> None:
     assert [event_type for event_type in EventType if transport.may_suspend(event_type)] == [
         EventType.GUARDRAIL_INSPECT
     ]
+
+
+async def test_a_subclass_of_the_transport_keeps_the_hooks_that_never_suspend() -> None:
+    class Named(InProcessTransport):
+        """Has a name of its own."""
+
+        kind = "named"
+
+    guard = Guard(AgentConfig("waf", Named(Mixed())))
+
+    assert guard.statistics().transport == "named"
+    assert guard.local
+    assert EventType.RESPONSE_HEADERS in guard.client.non_suspending_hooks
+    verdict = await guard.call(RESPONSE, FailureMode.CLOSED)
+    assert verdict.response == AgentResponse.block(418)
+
+
+async def test_a_subclass_of_the_transport_that_overrides_call_is_called_for_every_event() -> None:
+    heard = []
+
+    class Counting(InProcessTransport):
+        async def call(self, event: Event) -> Answer | None:
+            heard.append(event)
+            return await super().call(event)
+
+    guard = Guard(AgentConfig("waf", Counting(Mixed())))
+    assert not guard.client.non_suspending_hooks
+    verdict = await guard.call(RESPONSE, FailureMode.CLOSED)
+
+    assert verdict.response == AgentResponse.block(418)
+    assert heard == [RESPONSE]
 
 
 async def test_a_mocked_hook_is_called() -> None:

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from asgi_agents import guard
 from asgi_agents.agent import Agent
-from asgi_agents.calls import blocking
+from asgi_agents.calls import blocking, configuring, deadlines
 from asgi_agents.calls.blocking import LONGEST_STEP, Steps, in_steps
 from asgi_agents.config import AgentConfig
 from asgi_agents.guard import Guard
@@ -62,7 +62,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    for module in (blocking, guard):
+    for module in (blocking, configuring, deadlines, guard):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=made.monotonic))
     return made
 

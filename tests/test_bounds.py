@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from asgi_agents import config, guard
+from asgi_agents import config
+from asgi_agents.calls import recording
 from asgi_agents.exchange import remembered, spool, units
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
@@ -86,7 +87,7 @@ def spellings(number: float) -> list[str]:
         ("PATIENCE", held.PATIENCE),
         ("READ_TIMEOUT", held.READ_TIMEOUT),
         ("HANDSHAKE_TIMEOUT", framings.HANDSHAKE_TIMEOUT),
-        ("_MAX_SPANS", guard._MAX_SPANS),
+        ("_MAX_SPANS", recording._MAX_SPANS),
     ],
 )
 def test_the_page_has_the_figures_of_the_code(name: str, value: float) -> None:

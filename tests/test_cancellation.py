@@ -151,7 +151,7 @@ async def test_the_same_goes_for_an_inspection(kind: Any, sequel: Sequel, mode: 
 async def test_an_agent_that_takes_its_configuration_too_late_is_not_configured(
     sequel: Sequel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asgi_agents.guard._CONFIGURE_TIMEOUT", 0.02)
+    monkeypatch.setattr("asgi_agents.calls.configuring._CONFIGURE_TIMEOUT", 0.02)
     guard = guard_of(Remote, partial(swallow, sequel, []), timeout=0.02, config={"key": 1})
 
     with pytest.raises(AgentError, match=r"no answer within the deadline of 0\.02 s"):
@@ -162,7 +162,7 @@ async def test_an_agent_that_takes_its_configuration_too_late_is_not_configured(
 
 @sequels
 async def test_nor_is_one_that_is_pushed_another(sequel: Sequel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asgi_agents.guard._CONFIGURE_TIMEOUT", 0.02)
+    monkeypatch.setattr("asgi_agents.calls.configuring._CONFIGURE_TIMEOUT", 0.02)
     guard = guard_of(Remote, partial(swallow, sequel, []), timeout=0.02)
 
     with pytest.raises(AgentError, match=r"no answer within the deadline of 0\.02 s"):

@@ -12,9 +12,9 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from asgi_agents import guard as guard_module
 from asgi_agents.agent import Agent
 from asgi_agents.breaker import BreakerState
+from asgi_agents.calls import configuring, deadlines
 from asgi_agents.config import AgentConfig
 from asgi_agents.decision import Verdict
 from asgi_agents.errors import AgentConnectionError, AgentError, AgentProtocolError
@@ -663,7 +663,7 @@ async def test_a_hook_that_can_not_suspend_costs_no_deadline(monkeypatch: pytest
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a cancel scope")
 
-    monkeypatch.setattr(guard_module, "CancelScope", refuse)
+    monkeypatch.setattr(deadlines, "CancelScope", refuse)
 
     verdict = await Guard(AgentConfig("waf", Quick())).call(EVENT, CLOSED)
 
@@ -916,7 +916,7 @@ async def test_an_agent_is_configured_once_before_its_first_call() -> None:
 
     assert agent.configurations == [ConfigureEvent(agent_id="waf", config={"key": SECRET})]
     assert guard.configured
-    assert guard.configure_delay == 0.0
+    assert guard.configuring.delay == 0.0
     await guard.configure()
     assert len(agent.configurations) == 1
 
@@ -1012,7 +1012,7 @@ async def test_an_agent_that_does_not_take_its_configuration_is_asked_again_ever
     for attempt in range(1, 13):
         await guard.call(EVENT, CLOSED)
         assert len(agent.configurations) == attempt
-        delays.append(round(guard.configure_delay, 6))
+        delays.append(round(guard.configuring.delay, 6))
         clock.now += delays[-1] * 0.99
         await guard.call(EVENT, CLOSED)
         assert len(agent.configurations) == attempt
@@ -1029,7 +1029,7 @@ async def test_an_agent_that_comes_back_is_used() -> None:
 
     assert (await guard.call(EVENT, CLOSED)).response is BLOCK
     assert guard.configured
-    assert guard.configure_delay == 0.0
+    assert guard.configuring.delay == 0.0
 
 
 async def test_of_concurrent_callers_one_configures_and_the_others_wait() -> None:
@@ -1123,7 +1123,7 @@ async def test_a_configuration_that_many_waited_for_in_vain_is_one_attempt() -> 
             tasks.start_soon(guard.call, EVENT, CLOSED)
 
     assert len(agent.configurations) == 1
-    assert round(guard.configure_delay, 6) == 0.1, "the more wait for it, the longer nobody asks again"
+    assert round(guard.configuring.delay, 6) == 0.1, "the more wait for it, the longer nobody asks again"
 
 
 async def test_who_gives_up_waiting_for_a_configuration_does_not_put_off_the_others(
@@ -1148,18 +1148,18 @@ async def test_who_gives_up_waiting_for_a_configuration_does_not_put_off_the_oth
 
     assert failure_of(impatient)[0] is FailureKind.TIMEOUT
     assert verdicts[0].response is BLOCK
-    assert guard.configure_delay == 0.0
+    assert guard.configuring.delay == 0.0
     assert not any("configure:" in record.getMessage() for record in caplog.records), "the one that asks has the say"
 
 
 async def test_configuring_on_its_own_has_a_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_module, "_CONFIGURE_TIMEOUT", 0.02)
+    monkeypatch.setattr(configuring, "_CONFIGURE_TIMEOUT", 0.02)
     guard, _, _ = configurable(hang, timeout=0.01)
 
     with pytest.raises(AgentError, match=r"not configured: .*no answer within the deadline of 0.02 s"):
         await guard.configure()
 
-    assert round(guard.configure_delay, 6) == 0.1
+    assert round(guard.configuring.delay, 6) == 0.1
 
 
 async def test_an_agent_that_was_forgotten_is_configured_anew() -> None:
@@ -1178,7 +1178,7 @@ async def test_an_agent_that_was_forgotten_while_it_was_refusing_is_asked_at_onc
     await guard.call(EVENT, CLOSED)
 
     guard.forget()
-    assert guard.configure_delay == 0.0
+    assert guard.configuring.delay == 0.0
     await guard.call(EVENT, CLOSED)
 
     assert len(agent.configurations) == 2

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from .house import Module, between_units, circles, identifiers, imports, modules, not_downward, unit, widths
+from .house import Module, between_units, circles, classes, identifiers, imports, modules, not_downward, unit, widths
 
 ROOT: Final = Path(__file__).parents[1] / "asgi_agents"
 PACKAGE: Final = modules(ROOT)
@@ -17,30 +17,27 @@ PACKAGE: Final = modules(ROOT)
 #: another. `asgi_agents/__init__.py` collects the public names of all of them, and is in no layer.
 LAYERS: Final = (
     (["_version", "errors", "memory", "messages"], "values and words that everything uses; they import nothing"),
-    (["protocol"], "what agents are asked and answer, whoever carries it"),
+    (["protocol"], "events and answers, whatever transport carries them"),
     (["concurrency", "policy"], "event loops and limits; the settings of one agent"),
-    (["breaker"], "counts by its settings what it is told, and knows nothing of who calls"),
-    (["failures"], "what can go wrong in a call, and what each kind of failure means"),
-    (["decision"], "what came of calls: answers, failures, and all of them together"),
-    (["observability"], "measures and names what came of calls, and makes none"),
+    (["breaker"], "counts outcomes of calls by the settings, and knows no transport"),
+    (["failures"], "the kinds of failures of a call, and the rule for each"),
+    (["decision"], "the outcomes of calls: verdicts, and all of them together"),
+    (["observability"], "records outcomes of calls, and makes no calls"),
     (["agent"], "the class that users derive from"),
-    (["transports"], "carry events to agents, of which the one in the process is an Agent"),
-    (["calls", "config"], "what goes around one call; an agent's configuration, which resolves its transport"),
-    (["advice"], "reads a configuration and warns of what can't be meant"),
+    (["transports"], "carry events to agents, one of them to an Agent in the process"),
+    (["config"], "an agent's configuration, which resolves its transport"),
+    (["advice", "calls"], "warnings about configurations; the steps around one call"),
     (["guard"], "one agent's calls: its transport, limit, breaker, deadline and records"),
     (["evaluation"], "the agents of a route together: in parallel, in chains, one decision"),
-    (["retirement"], "closes a guard once nothing needs it any more"),
-    (["lifecycle"], "when guards start and end"),
-    (["registry"], "holds the guards of all agents, and what routes resolve to"),
-    (["manager"], "what a user may ask of a registry"),
+    (["retirement"], "closes a guard when the last connection that uses it has ended"),
+    (["lifecycle"], "when agents are connected and closed, on each event loop"),
+    (["registry"], "the guards of all agents, and the resolved routes"),
+    (["manager"], "the part of both that applications use"),
     (["routing"], "from a path to the agents of a manager"),
-    (["exchange"], "one request or websocket: what passes is judged"),
+    (["exchange"], "one request or websocket session, judged as it passes"),
     (["audit"], "the record of an exchange"),
-    (
-        ["middleware", "prometheus", "serve", "status"],
-        "what a server runs: the app, an agent, figures, a status page",
-    ),
-    (["fastapi", "placement"], "put it into an app"),
+    (["middleware", "prometheus", "serve", "status"], "apps: guarded, of metrics, of one agent, the status page"),
+    (["fastapi", "placement"], "put the middleware into an app"),
 )
 _UNITS: Final = [names for names, _ in LAYERS]
 
@@ -52,7 +49,6 @@ MOST_METHODS_OF_THE_GUARD: Final = 24
 _TRANSPORTS: Final = frozenset({"HttpTransport", "InProcessTransport", "StreamTransport"})
 #: Modules that name a transport, and why; transports/ and the public names of the package aside.
 NAME_TRANSPORTS: Final = {
-    "asgi_agents.config": "makes the transport of what was given as one",
     "asgi_agents.serve.hooks": "an agent that is served runs in the process that serves it",
 }
 
@@ -90,18 +86,17 @@ OLD_IDENTIFIERS: Final = {
     "room_made": "capacity_freed",
     "told_as": "metric_outcome",
 }
-#: These are words of everyday code, or of other libraries: no module, and no class or function of a module or a class,
-#: may be called so.
+#: These are words of everyday code, or of other libraries. No definition may have such a name: the kinds of definitions
+#: that it is forbidden for, and the new one.
 OLD_DEFINITIONS: Final = {
-    "Call": "one of PendingCall and ServedCall",
-    "Connection": "one of AgentConnection, HttpConnection and ServedConnection",
-    "Line": "PendingCalls",
-    "enter": "set_current",
-    "leave": "reset_current",
-    "line": "pending_calls",
-    "showing": "redacted_repr",
-    "shown": "redacted_repr",
-    "tell": "record",
+    "Connection": ({"class"}, "one of AgentConnection, HttpConnection and ServedConnection"),
+    "Line": ({"class"}, "PendingCalls"),
+    "enter": ({"function"}, "set_current"),
+    "leave": ({"function"}, "reset_current"),
+    "line": ({"module"}, "pending_calls"),
+    "showing": ({"module"}, "redacted_repr"),
+    "shown": ({"function"}, "redacted_repr"),
+    "tell": ({"function", "method"}, "record"),
 }
 
 
@@ -110,9 +105,11 @@ def old_names(package: Mapping[str, Module]) -> list[str]:
     for module in package.values():
         for identifier in identifiers(module):
             name = identifier.name
-            new = OLD_IDENTIFIERS.get(name) or (OLD_DEFINITIONS.get(name) if identifier.defines else None)
-            new = new or next((OLD_WORDS[word] for word in _words(name) if word in OLD_WORDS), None)
-            if new is not None:
+            kinds, new = OLD_DEFINITIONS.get(name, (set(), ""))
+            if identifier.defines not in kinds:
+                new = OLD_IDENTIFIERS.get(name, "")
+            new = new or next((OLD_WORDS[word] for word in _words(name) if word in OLD_WORDS), "")
+            if new:
                 found.append(f"{identifier.where}: {name}, expected {new}")
     return found
 
@@ -131,6 +128,11 @@ def wrongly_layered(package: Mapping[str, Module], layers: Sequence[Collection[s
 
 def modules_of_the_root(root: Path) -> list[str]:
     return sorted(path.stem for path in root.glob("*.py"))
+
+
+def names_of_several_classes(package: Mapping[str, Module]) -> list[str]:
+    times = Counter(node.name for _, node in classes(package))
+    return sorted(name for name, count in times.items() if count > 1)
 
 
 def naming_transports(package: Mapping[str, Module]) -> set[str]:
@@ -182,12 +184,16 @@ def test_no_class_is_wide() -> None:
     assert too_wide(PACKAGE, MOST_METHODS) == {}
 
 
-def test_only_who_makes_a_transport_names_one() -> None:
+def test_only_these_modules_name_a_transport() -> None:
     assert naming_transports(PACKAGE) == set(NAME_TRANSPORTS)
 
 
 def test_names_that_were_replaced_are_gone() -> None:
     assert old_names(PACKAGE) == []
+
+
+def test_no_two_classes_have_one_name() -> None:
+    assert names_of_several_classes(PACKAGE) == []
 
 
 # That each check finds what it is for is shown on packages that are wrong.
@@ -313,7 +319,8 @@ def test_a_module_that_names_a_transport_is_found(tmp_path: Path, text: str) -> 
         "async def _consulted_by_name(): ...",
         "class _NoVerdict(Exception): ...",
         "class A:\n    def tell(self): ...",
-        "class Call: ...",
+        "class Connection: ...",
+        "def leave(token): ...",
     ],
 )
 def test_a_name_that_was_replaced_is_found(tmp_path: Path, text: str) -> None:
@@ -327,5 +334,12 @@ def test_a_module_whose_name_was_replaced_is_found(tmp_path: Path) -> None:
 
 
 def test_everyday_words_may_be_used(tmp_path: Path) -> None:
-    text = "line = frame.tell()  # not a Lineup\ndef f():\n    def leave(): ...\ntransport.hears, spelling, 'consult'"
+    text = (
+        "line = frame.tell()  # not a Lineup\nclass A:\n    def leave(self): ...\ntransport.hears, spelling, 'consult'"
+    )
     assert old_names(package_of(tmp_path, {"a.py": text})) == []
+
+
+def test_classes_of_one_name_are_found(tmp_path: Path) -> None:
+    files = {"a.py": "class Call: ...\nclass Other: ...", "b/c.py": "def f():\n    class Call: ..."}
+    assert names_of_several_classes(package_of(tmp_path, files)) == ["Call"]

@@ -1,5 +1,6 @@
 """How instructions are counted: the arithmetic, what is read of callgrind's file, and that what is counted runs."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_everything_is_counted_in_every_round_for_every_version(jobs: int) -> No
         return 1000 * counted.count((version.title, name, times)) + times * (20 if version is HERE else 10)
 
     lines: list[str] = []
-    found = measure([HERE, THERE], ["request", "call"], count, jobs, lines.append)
+    found = measure([HERE, THERE], ["request", "call"], count, lines.append, jobs=jobs)
     assert found == {"request": [20, 10], "call": [20, 10]}
     assert lines[0] == "request, this tree, 300 times: 7,000"
     assert sorted(counted) == sorted(
@@ -72,7 +73,7 @@ def test_a_count_that_fails_ends_it() -> None:
         raise CountError("no")
 
     with pytest.raises(CountError, match="no"):
-        measure([HERE], ["request"], count, 1, print)
+        measure([HERE], ["request"], count, print)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +90,15 @@ def test_a_ratio_is_of_this_tree_to_the_other(versions: Sequence[Version], count
 
 def test_both_versions_are_run_with_the_tests_of_this_tree(tmp_path: Path) -> None:
     (tmp_path / "asgi_agents").mkdir()
+    (tmp_path / "asgi_agents" / "__init__.py").write_text("version = 1")
     with instructions.versions(str(tmp_path)) as (this, other):
         assert other.title == str(tmp_path)
-        assert (this.directory / "asgi_agents").resolve() == ROOT / "asgi_agents"
-        assert (other.directory / "asgi_agents").resolve() == tmp_path / "asgi_agents"
-        assert (this.directory / "tests").resolve() == (other.directory / "tests").resolve() == ROOT / "tests"
+        ours = (ROOT / "asgi_agents" / "__init__.py").read_text()
+        assert (this.directory / "asgi_agents" / "__init__.py").read_text() == ours
+        assert (other.directory / "asgi_agents" / "__init__.py").read_text() == "version = 1"
+        driver = (ROOT / "tests" / "benchmarks" / "counted.py").read_text()
+        for version in (this, other):
+            assert (version.directory / "tests" / "benchmarks" / "counted.py").read_text() == driver
         environment = this.environment()
         assert environment["PYTHONHASHSEED"] == other.environment()["PYTHONHASHSEED"] == "0"
         assert environment["PYTHONPYCACHEPREFIX"].startswith(environment["PYTHONPATH"])
@@ -107,7 +112,7 @@ def test_a_version_that_is_neither_a_directory_nor_a_revision_is_an_error() -> N
 @pytest.mark.parametrize("name", COUNTED)
 def test_what_is_counted_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.benchmarks.counted", name, "3", "--socket", STREAM_AGENT.socket(tmp_path)]
-    with started(STREAM_AGENT, tmp_path, HERE.directory, {**HERE.environment(), "PYTHONPYCACHEPREFIX": ""}):
+    with started(STREAM_AGENT, tmp_path, ROOT, os.environ):
         subprocess.run(command, cwd=ROOT, check=True)
 
 
@@ -134,7 +139,8 @@ def test_what_valgrind_runs_is_the_driver_with_its_agent(name: str, tmp_path: Pa
 def test_a_package_from_elsewhere_is_not_counted(tmp_path: Path) -> None:
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     command = [sys.executable, "-m", "tests.benchmarks.counted", "request", "1"]
-    done = subprocess.run(command, cwd=tmp_path, env=HERE.environment(), capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode
     assert f"expected that of {tmp_path}" in done.stderr
 

@@ -15,15 +15,12 @@ class SharedLimiter:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._taken = 0
+        #: Permits held.
+        # An attribute, because every call reads it.
+        self.taken = 0
         self._queue: deque[_Waiter] = deque()
         # Reentrant: the garbage collector may close a coroutine of this thread, and so give a permit back, at any time.
         self._lock = RLock()
-
-    @property
-    def taken(self) -> int:
-        """How many permits are taken."""
-        return self._taken
 
     @property
     def waiting(self) -> int:
@@ -33,9 +30,9 @@ class SharedLimiter:
     def try_acquire(self) -> bool:
         """Take a permit if one is free and no task waits for one."""
         with self._lock:
-            if self._taken >= self.limit:
+            if self.taken >= self.limit:
                 return False
-            self._taken += 1
+            self.taken += 1
             return True
 
     async def acquire(self) -> None:
@@ -68,7 +65,7 @@ class SharedLimiter:
     def release(self) -> None:
         """Give a permit back. The first waiting task gets it."""
         with self._lock:
-            self._taken -= 1
+            self.taken -= 1
             self._grant()
 
     def _grant(self) -> None:
@@ -77,11 +74,11 @@ class SharedLimiter:
         These get theirs when their event loop runs again.
         """
         passed_over: list[_Waiter] = []
-        while self._queue and self._taken < self.limit:
+        while self._queue and self.taken < self.limit:
             waiter = self._queue.popleft()
             waiter.granted = waiter.wake()
             if waiter.granted:
-                self._taken += 1
+                self.taken += 1
             else:
                 passed_over.append(waiter)
                 if not waiter.passed_over:

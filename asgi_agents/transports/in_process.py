@@ -1,5 +1,6 @@
 """Agents in the same process: called directly, nothing is serialised or copied."""
 
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
@@ -32,7 +33,8 @@ class InProcessTransport:
         hooks: Mapping[EventType, Hook] = {event_type: getattr(agent, hook) for event_type, hook in HOOKS.items()}
         #: The hooks that finish in their first step: nothing can happen beside them, nor cancel them.
         self.non_suspending_hooks = {event_type: hook for event_type, hook in hooks.items() if not may_suspend(hook)}
-        self._hooks: Mapping[EventType, Hook] = {
+        #: All of them, each returning a coroutine.
+        self.hooks: Mapping[EventType, Hook] = {
             event_type: hook if iscoroutinefunction(hook) else partial(_call, HOOKS[event_type], hook)
             for event_type, hook in hooks.items()
         }
@@ -51,7 +53,7 @@ class InProcessTransport:
         return event_type not in self.non_suspending_hooks
 
     def call(self, event: Event) -> Coroutine[Any, Any, Answer | None]:
-        return self._hooks[event.event_type](event)
+        return self.hooks[event.event_type](event)
 
     async def aclose(self) -> None:
         pass
@@ -65,9 +67,15 @@ class InProcessClient(PlainClient):
         self.agent = transport.agent
         if type(transport).call is InProcessTransport.call:
             self.non_suspending_hooks = transport.non_suspending_hooks
+            self._hooks = transport.hooks
+        else:
+            self._hooks = dict.fromkeys(EventType, transport.call)
 
     def function(self, event_type: EventType) -> object:
         return getattr(self.agent, HOOKS[event_type])
+
+    def call(self, event: Event, deadline: float = math.inf) -> Coroutine[Any, Any, Answer | None]:
+        return self._hooks[event.event_type](event)
 
 
 async def _call(name: str, hook: Callable[[Any], object], event: Event) -> Answer | None:

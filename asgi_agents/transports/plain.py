@@ -20,12 +20,11 @@ class PlainClient(AgentClient):
         self.remote = transport.remote
         self.address = getattr(transport, "address", "")
         self.hears = events
+        # As it is: a method of ours would be a call more for each call.
+        self.may_suspend = transport.may_suspend  # type: ignore[method-assign]
 
     def function(self, event_type: EventType) -> object:
         return self._transport.call
-
-    def may_suspend(self, event_type: EventType) -> bool:
-        return self._transport.may_suspend(event_type)
 
     def call(self, event: Event, deadline: float = math.inf) -> Coroutine[Any, Any, Answer | None]:
         return self._transport.call(event)

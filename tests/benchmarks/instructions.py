@@ -8,14 +8,14 @@ well. ``--against`` names another version of the package, a revision of the repo
     python -m tests.benchmarks.instructions request message --against ../before
 
 Valgrind's callgrind does the counting; where it is not installed, nothing is counted, and a line says so. What is
-counted is in :mod:`.counted`: an app and the middleware, without a server. Each runs in a process of its own, of this
-repository's tests and the package of the version.
+counted is in :mod:`.counted`: an app and the middleware, without a server. Each runs in a process of its own, with this
+repository's benchmarks and the package of the version.
 
-A process takes more than a billion instructions to start. So each is run twice, for 300 requests and for 1,300, and the
-difference is that of 1,000 requests. The hashes of texts are the same in all processes (PYTHONHASHSEED), and all
+A process takes hundreds of millions of instructions to start. So each is run twice, for 300 requests and for 1,300, and
+the difference is that of 1,000 requests. The hashes of texts are the same in all processes (PYTHONHASHSEED), and all
 modules are compiled before. What still differs from one process to the next, such as the points in time, adds to the
-count: everything is done three times, and the least counts. With ``--against`` all of it takes about a quarter of an
-hour on two cores that have nothing else to do.
+count: everything is done three times (``--rounds``), and the least counts. With ``--against`` all of it takes about a
+quarter of an hour on two cores that have nothing else to do. On a busy machine let it do more rounds.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class CountError(Exception):
 class Version:
     """The package at some point of its history.
 
-    :param directory: has the version's ``asgi_agents`` in it, and the tests of this repository.
+    :param directory: has the version's ``asgi_agents`` in it, and the benchmarks of this repository.
     """
 
     title: str
@@ -62,12 +62,10 @@ class Version:
 
     def environment(self) -> dict[str, str]:
         given = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        # What is compiled is kept beside the version: neither tree is written to.
-        compiled = str(self.directory / "compiled")
         return given | {
             "PYTHONHASHSEED": "0",
             "PYTHONPATH": str(self.directory),
-            "PYTHONPYCACHEPREFIX": compiled,
+            "PYTHONPYCACHEPREFIX": str(self.directory / "compiled"),
         }
 
 
@@ -89,11 +87,17 @@ def each(few: Sequence[int], many: Sequence[int]) -> float:
 
 
 def measure(
-    versions: Sequence[Version], names: Sequence[str], count: Count, jobs: int, progress: Callable[[str], None]
+    versions: Sequence[Version],
+    names: Sequence[str],
+    count: Count,
+    progress: Callable[[str], None],
+    *,
+    rounds: int = ROUNDS,
+    jobs: int = 1,
 ) -> dict[str, list[float]]:
     """The instructions of one of each name, for each of the versions; ``jobs`` are counted at the same time."""
     runs = [
-        (name, version, times) for _ in range(ROUNDS) for name in names for version in versions for times in (FEW, MANY)
+        (name, version, times) for _ in range(rounds) for name in names for version in versions for times in (FEW, MANY)
     ]
     found: dict[tuple[str, Version, int], list[int]] = {run: [] for run in runs}
     with ThreadPoolExecutor(jobs) as pool:
@@ -137,10 +141,15 @@ def versions(against: str | None) -> Iterator[list[Version]]:
 
 
 def _version(title: str, package: Path, directory: Path) -> Version:
-    directory.mkdir()
-    (directory / "asgi_agents").symlink_to(package)
-    (directory / "tests").symlink_to(ROOT / "tests")
+    # Copies: whoever edits the source meanwhile would change what is counted.
+    _copy(package, directory / "asgi_agents")
+    _copy(ROOT / "tests" / "benchmarks", directory / "tests" / "benchmarks")
+    (directory / "tests" / "__init__.py").touch()
     return Version(title, directory)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _checked_out(revision: str, directory: Path) -> Path:
@@ -196,6 +205,7 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(COUNTED)}")
     parser.add_argument("--against", metavar="REVISION_OR_DIRECTORY", help="another version, to be compared with")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="more of them on a machine that is busy")
     parser.add_argument("--jobs", type=int, default=cores() or 1, help="how many processes run at the same time")
     options = parser.parse_args()
     if unknown := set(options.names) - set(COUNTED):
@@ -209,7 +219,8 @@ def main() -> None:
             for version in compared:
                 # Compiles what is imported, which would be counted in the first process.
                 _run(version, "served", 1, version.directory)
-            found = measure(compared, options.names or [*COUNTED], counting(valgrind), options.jobs, _progress)
+            names = options.names or [*COUNTED]
+            found = measure(compared, names, counting(valgrind), _progress, rounds=options.rounds, jobs=options.jobs)
             print(markdown(table(compared, found)))
     except (CountError, StartError) as exc:
         sys.exit(str(exc))

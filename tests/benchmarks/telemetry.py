@@ -82,8 +82,9 @@ def _guarded(**providers: Any) -> AgentMiddleware:
 def _without_telemetry() -> AgentMiddleware:
     app = _guarded()
     guard: Any = registry_of(app.manager).guard("checker")
-    guard.tally = _Uncounted("checker")
-    guard._export_duration = guard._export_queue_wait = lambda value, attributes: None
+    recorder = guard.recorder
+    recorder.tally = _Uncounted("checker")
+    recorder._export_duration = recorder._export_queue_wait = lambda value, attributes: None
     return app
 
 

@@ -22,6 +22,7 @@ from asgi_agents import (
     EventType,
     LoadBalancing,
     StreamTransport,
+    Transport,
 )
 from asgi_agents.manager import registry_of
 from asgi_agents.transports.stream import StreamClient
@@ -122,6 +123,7 @@ def test_an_agent_may_be_given_by_its_address(endpoints: Any) -> None:
     config = AgentConfig("waf", endpoints)
 
     assert isinstance(config.resolved_transport, StreamTransport)
+    assert isinstance(config.resolved_transport, Transport)
     assert config.hears is None
     addresses = [endpoints] if isinstance(endpoints, str) else endpoints
     assert repr(config.resolved_transport) == f"<StreamTransport {' '.join(addresses)}>"
