@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.virtual_time import in_virtual_time
+from tests.support.virtual_time import in_virtual_time
 
 # Every run takes the same examples, and takes as long over each as it needs: what passes here passes there.
 # Other examples are looked for by `pytest --hypothesis-profile=hunting`, and by tests/fuzz.

@@ -27,7 +27,7 @@ from asgi_agents import (
     RequestHeadersEvent,
     ResponseBodyChunkEvent,
 )
-from tests.servers import serve
+from tests.support.servers import serve
 
 MIB = 1024 * 1024
 BODY = 64 * MIB

@@ -15,8 +15,8 @@ import pytest
 from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, FailureMode, Route, status_app
 from asgi_agents.status import app as app_module
 from example_app.demo.servers import serving
-from tests.exchange.asgi import App
-from tests.servers import serve
+from tests.support.asgi import App
+from tests.support.servers import serve
 
 from .browser import PATIENCE, Visit, sync_api
 from .world import USUAL_ROUTES, World, head_event, scripted, usual_agents

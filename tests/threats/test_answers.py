@@ -15,7 +15,7 @@ import pytest
 from asgi_agents import AgentConfig, AgentManager, EventType, FailureKind, HttpTransport, StreamTransport
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import FlowControl, HealthStatus, MessageType, encode_frame, encode_message
-from tests.exchange.asgi import App, Client, guarded
+from tests.support.asgi import App, Client, guarded
 from tests.transports.stream.peer import Peer, Received, handshake
 from tests.transports.test_http import raw_agent, read_request
 

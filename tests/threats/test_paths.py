@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Scope
 from starlette.websockets import WebSocket
 
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, RequestHeadersEvent, Route
-from tests.exchange.asgi import Client
-from tests.servers import serve
+from tests.support.asgi import Client
+from tests.support.servers import serve
 
 from .raw import get, say
 

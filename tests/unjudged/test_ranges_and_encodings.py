@@ -20,8 +20,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
 
 from asgi_agents import Agent, AgentMiddleware, AgentResponse, BodyMode, BodyMutation, FailureMode, Route
-from tests.exchange.asgi import App, Client, Probe, guarded, start
-from tests.exchange.asgi import body as chunk
+from tests.support.asgi import App, Client, Probe, guarded, start
+from tests.support.asgi import body as chunk
 
 from .asking import ask, ask_again, config, outcomes
 
