@@ -30,11 +30,11 @@ from asgi_agents import (
 from tests.support.servers import serve
 
 MIB = 1024 * 1024
-BODY = 64 * MIB
+BODY = 32 * MIB
 CHUNK = 64 * 1024
 ALLOWANCE = 8 * MIB
 
-# Each case passes 64 MiB while allocations are traced: of the modes and agents, the most involved are quick enough.
+# Each case passes 32 MiB while allocations are traced: of the modes and agents, the most involved are quick enough.
 SLOW = pytest.mark.slow
 MODES = pytest.mark.parametrize(
     "mode", [pytest.param(BodyMode.STREAM, marks=SLOW), BodyMode.hybrid(MIB)], ids=lambda mode: mode.name
@@ -113,7 +113,7 @@ def little_memory() -> Iterator[None]:
 
 
 class Server:
-    """Gives a request body of 64 MiB where one is asked for, and takes any response."""
+    """Gives a request body of 32 MiB where one is asked for, and takes any response."""
 
     def __init__(self, *, method: str) -> None:
         length = BODY if method == "POST" else 0
