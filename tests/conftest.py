@@ -1,4 +1,6 @@
+import gc
 import re
+from collections.abc import Generator
 from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Final
@@ -6,7 +8,7 @@ from typing import Final
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.virtual_time import in_virtual_time
+from tests.support.virtual_time import in_virtual_time
 
 # Every run takes the same examples, and takes as long over each as it needs: what passes here passes there.
 # Other examples are looked for by `pytest --hypothesis-profile=hunting`, and by tests/fuzz.
@@ -62,6 +64,20 @@ def anyio_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 def steps_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """No warnings of hooks that block the event loop, as any seems to on a busy machine. Their own tests have them."""
     monkeypatch.setattr("asgi_agents.calls.blocking.Steps.took", lambda *_: None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The garbage collector does not look at the tests: neither while there are more and more of them, nor afterwards.
+
+    Hundreds of tests call ``gc.collect``. Each call would visit the million objects of the tests that were collected.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -35,8 +35,8 @@ from asgi_agents import (
 from asgi_agents.guard import Guard
 from asgi_agents.protocol import Acknowledgement, ConfigureEvent, Event
 from asgi_agents.serve.hooks import Hooks, NoAnswer
-from tests.exchange.asgi import App, Client, Probe, SlowProbe, guarded
-from tests.sample_events import CHUNK, COMPLETE, HEAD, QUESTION
+from tests.support.asgi import App, Client, Probe, SlowProbe, guarded
+from tests.support.sample_events import CHUNK, COMPLETE, HEAD, QUESTION
 
 CLOSED, OPEN = FailureMode.CLOSED, FailureMode.OPEN
 

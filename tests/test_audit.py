@@ -33,7 +33,7 @@ from asgi_agents import (
     current_correlation_id,
 )
 from asgi_agents.observability.correlation import live_ids
-from tests.exchange.asgi import (
+from tests.support.asgi import (
     VIRTUAL_TIME,
     App,
     Client,

@@ -27,16 +27,15 @@ from asgi_agents.protocol import (
     EventType,
     GuardrailInspectEvent,
     GuardrailResponse,
-    Headers,
     InspectionType,
     ResponseHeadersEvent,
 )
 from asgi_agents.serve.hooks import Hooks, NoAnswer
 from asgi_agents.transports import InProcessTransport
+from tests.support.sample_events import RESPONSE_HEAD as EVENT
 
 pytestmark = pytest.mark.anyio
 
-EVENT = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers({}))
 QUESTION = GuardrailInspectEvent(correlation_id="c", inspection_type=InspectionType.PII_DETECTION, content="")
 LONG = LONGEST_STEP * 2
 

@@ -32,7 +32,7 @@ from asgi_agents.protocol import (
 from asgi_agents.serve import agent_app
 from asgi_agents.serve.hooks import Hooks
 
-from .exchange.asgi import App, Client, guarded
+from .support.asgi import App, Client, guarded
 from .test_guard import EVENT, Remote, hang, state_of, trigger
 
 CLOSED, OPEN = FailureMode.CLOSED, FailureMode.OPEN

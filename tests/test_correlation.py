@@ -48,8 +48,8 @@ from asgi_agents.observability import correlation
 from asgi_agents.observability.correlation import live_ids
 from asgi_agents.protocol.codec import encode_event
 from asgi_agents.serve import agent_app, serve_stream
-from tests.exchange.asgi import App, Client, Held, Probe, SlowProbe, body, guarded, settle, start
-from tests.servers import serve
+from tests.support.asgi import App, Client, Held, Probe, SlowProbe, body, guarded, settle, start
+from tests.support.servers import serve
 
 # RFC 9562, section 5.7.
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")

@@ -19,9 +19,9 @@ from starlette.types import Receive, Scope, Send
 import asgi_agents
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, BodyMode
 
-from .exchange.asgi import App, Client, body, start
 from .exchange.test_websocket import Server, accept, send_frame
 from .exchange.test_websocket import run as run_session
+from .support.asgi import App, Client, body, start
 
 PACKAGE = str(Path(asgi_agents.__file__).parent)
 

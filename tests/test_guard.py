@@ -38,9 +38,9 @@ from asgi_agents.protocol import (
     Headers,
     InspectionType,
     RequestBodyChunkEvent,
-    RequestCompleteEvent,
     ResponseHeadersEvent,
 )
+from tests.support.sample_events import COMPLETE
 
 CLOSED, OPEN = FailureMode.CLOSED, FailureMode.OPEN
 BLOCK = AgentResponse.block(418)
@@ -49,9 +49,6 @@ SECRET = "hunter2"
 EVENT = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers({"authorization": [SECRET]}))
 CHUNK = RequestBodyChunkEvent(correlation_id="c", data=SECRET.encode(), is_last=True)
 QUESTION = GuardrailInspectEvent(correlation_id="c", inspection_type=InspectionType.PII_DETECTION, content=SECRET)
-COMPLETE = RequestCompleteEvent(
-    correlation_id="c", status=200, duration_ms=0, request_body_size=0, response_body_size=0, upstream_attempts=1
-)
 
 Behaviour = Callable[[], Awaitable[Any]]
 

@@ -20,16 +20,15 @@ from asgi_agents.policy import CircuitBreakerConfig, FailureMode
 from asgi_agents.protocol import (
     Answer,
     Event,
-    Headers,
     RequestBodyChunkEvent,
     RequestHeadersEvent,
     ResponseHeadersEvent,
 )
+from tests.support.sample_events import RESPONSE_HEAD as HEAD
 
 from .test_breaker import Clock
 
 CHUNK = RequestBodyChunkEvent(correlation_id="c", data=b"data", is_last=False)
-HEAD = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers({}))
 
 
 class Together(Agent):

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from asgi_agents import Agent, AgentConfig, ConfigurationError, Headers, InProcessTransport, ResponseHeadersEvent
+from asgi_agents import Agent, AgentConfig, ConfigurationError, InProcessTransport
 from asgi_agents.agent import HOOKS
-
-EVENT = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers())
+from tests.support.sample_events import RESPONSE_HEAD as EVENT
 
 
 def _hooks_with_other_parameters() -> list[tuple[str, Any]]:

@@ -8,7 +8,18 @@ from typing import Final
 
 import pytest
 
-from .house import Module, between_units, circles, classes, identifiers, imports, modules, not_downward, unit, widths
+from .support.house import (
+    Module,
+    between_units,
+    circles,
+    classes,
+    identifiers,
+    imports,
+    modules,
+    not_downward,
+    unit,
+    widths,
+)
 
 ROOT: Final = Path(__file__).parents[1] / "asgi_agents"
 PACKAGE: Final = modules(ROOT)

@@ -24,7 +24,7 @@ from asgi_agents.evaluation.guardrail import inspect_guardrail
 from asgi_agents.manager import registry_of
 from asgi_agents.observability.correlation import live_ids
 
-from .exchange.asgi import Client
+from .support.asgi import Client
 from .transports.stream.peer import Peer, Received
 from .transports.stream.pools import client_in, is_idle, managing, pool_of, question, until
 

@@ -37,36 +37,24 @@ from asgi_agents.protocol import (
     GuardrailInspectEvent,
     GuardrailResponse,
     HeaderOp,
-    Headers,
     InspectionType,
     Opcode,
     RequestBodyChunkEvent,
     RequestCompleteEvent,
     RequestHeadersEvent,
-    RequestMetadata,
     ResponseBodyChunkEvent,
-    ResponseHeadersEvent,
     WebSocketClose,
     WebSocketDrop,
     WebSocketFrameEvent,
 )
+from tests.support.sample_events import COMPLETE, RESPONSE_HEAD, head
 
 CLOSED, OPEN = FailureMode.CLOSED, FailureMode.OPEN
 BLOCK = AgentResponse.block(418)
 MIB = 1024 * 1024
 
-REQUEST = RequestHeadersEvent(
-    metadata=RequestMetadata(
-        correlation_id="c", request_id="r", client_ip="", client_port=0, protocol="HTTP/1.1", timestamp=""
-    ),
-    method="GET",
-    uri="/",
-    headers=Headers(),
-)
-RESPONSE = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers())
-COMPLETE = RequestCompleteEvent(
-    correlation_id="c", status=200, duration_ms=0, request_body_size=0, response_body_size=0, upstream_attempts=1
-)
+REQUEST = head()
+RESPONSE = RESPONSE_HEAD
 FRAME = WebSocketFrameEvent(
     correlation_id="c", opcode=Opcode.TEXT, data=b"x", client_to_server=True, frame_index=0, client_ip=""
 )

@@ -20,8 +20,8 @@ from asgi_agents.observability.metrics import AgentMetrics, Incident, Tally
 from asgi_agents.policy import CircuitBreakerConfig, FailureMode
 from asgi_agents.protocol import AgentResponse, EventType, RequestBodyChunkEvent, RequestHeadersEvent
 
+from .support.sample_events import COMPLETE
 from .test_manager import (
-    COMPLETE,
     FRAME,
     HEARD,
     QUESTION,

@@ -55,7 +55,7 @@ from asgi_agents import (
     Route,
 )
 from asgi_agents.serve import agent_app
-from tests.servers import serve
+from tests.support.servers import serve
 
 BLOCK = AgentResponse.block()
 CHUNK = b"x" * 1000

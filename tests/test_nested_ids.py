@@ -31,7 +31,7 @@ from asgi_agents import (
 )
 from asgi_agents.observability import correlation
 from asgi_agents.observability.correlation import live_ids
-from tests.exchange.asgi import App, Client, body, start
+from tests.support.asgi import App, Client, body, start
 
 from .test_correlation import HEADER, UUID7, Server
 

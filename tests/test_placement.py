@@ -47,7 +47,7 @@ from asgi_agents import (
     Route,
     protect,
 )
-from tests.servers import serve
+from tests.support.servers import serve
 
 ADDRESS = "alice@example.org"
 HTML = {"accept": "text/html"}

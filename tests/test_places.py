@@ -25,12 +25,12 @@ from asgi_agents import (
 from asgi_agents.guard import Guard
 from asgi_agents.messages.places import raised_by
 from asgi_agents.protocol import ConfigureEvent, Event, Headers, ResponseHeadersEvent
+from tests.support.sample_events import RESPONSE_HEAD as EVENT
 
-from .exchange.asgi import Client
+from .support.asgi import Client
 
 pytestmark = pytest.mark.anyio
 
-EVENT = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers({}))
 SECRET = "hunter2"
 
 

@@ -35,14 +35,12 @@ from asgi_agents import (
     FailureMode,
     GuardrailInspectEvent,
     GuardrailUnavailableError,
-    Headers,
     HttpTransport,
     Opcode,
     RequestBodyChunkEvent,
     RequestHeadersEvent,
     ResponseAborted,
     ResponseBodyChunkEvent,
-    ResponseHeadersEvent,
     Verdict,
     WebSocketClose,
     WebSocketFrameEvent,
@@ -52,15 +50,14 @@ from asgi_agents.guard import Guard
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Event
 from asgi_agents.serve import agent_app
-from tests.exchange.asgi import App, Client, Probe, SlowProbe, body, guarded, start
 from tests.observability.spans import Spans, attributes, serving
-from tests.sample_events import CHUNK, COMPLETE, HEAD, QUESTION
+from tests.support.asgi import App, Client, Probe, SlowProbe, body, guarded, start
+from tests.support.sample_events import CHUNK, COMPLETE, HEAD, QUESTION, RESPONSE_HEAD
 
 CLOSED, OPEN = FailureMode.CLOSED, FailureMode.OPEN
 # Opens at the first failure, so that it tells whether something counted.
 TRIGGER = CircuitBreakerConfig(failure_threshold=1)
 
-RESPONSE_HEAD = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers())
 PIECE = ResponseBodyChunkEvent(correlation_id="c", data=b"x", is_last=True)
 FRAME = WebSocketFrameEvent(
     correlation_id="c", opcode=Opcode.TEXT, data=b"x", client_to_server=True, frame_index=0, client_ip="::1"

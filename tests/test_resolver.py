@@ -25,9 +25,9 @@ from asgi_agents.routing.finder import RouteFinder
 from asgi_agents.routing.resolver import Resolver
 from asgi_agents.routing.routes import Router
 
-from .finding import Listening, finder_of, ids_of, look_up
 from .fuzz import route_tables
 from .fuzz.choices import Choices
+from .support.finding import Listening, finder_of, ids_of, look_up
 
 FILES = Route("/files/{rest:path}", [])
 SECTION = Route("/{section}/{name}", ["auth"])

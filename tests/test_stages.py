@@ -19,22 +19,14 @@ from asgi_agents import (
     FailureMode,
     HeaderOp,
     RequestHeadersEvent,
-    RequestMetadata,
     Route,
 )
 from asgi_agents.evaluation.stages import find_cycle, order_of
 from asgi_agents.manager import registry_of
-from asgi_agents.protocol import Headers
-from tests.exchange.asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, guarded, settle
+from tests.support.asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, guarded, settle
+from tests.support.sample_events import head
 
 ALICE = AgentResponse.allow(request_headers=[HeaderOp.set("x-user", "alice")])
-
-
-def head(headers: dict[str, list[str]] | None = None) -> RequestHeadersEvent:
-    metadata = RequestMetadata(
-        correlation_id="c", request_id="c", client_ip="", client_port=0, protocol="HTTP/1.1", timestamp=""
-    )
-    return RequestHeadersEvent(metadata=metadata, method="GET", uri="/", headers=Headers(headers))
 
 
 def websocket_scope(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
@@ -85,7 +77,7 @@ async def over_manager(headers: list[tuple[bytes, bytes]], *agents: AgentConfig)
     fields: dict[str, list[str]] = {}
     for name, value in headers:
         fields.setdefault(name.decode(), []).append(value.decode())
-    await AgentManager(agents).process_request_headers(head(fields))
+    await AgentManager(agents).process_request_headers(head(headers=fields))
     return None
 
 

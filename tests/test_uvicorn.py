@@ -52,7 +52,7 @@ from asgi_agents import (
     WebSocketFrameEvent,
 )
 from asgi_agents.serve import agent_app
-from tests.servers import serve
+from tests.support.servers import serve
 
 BLOCK = AgentResponse.block()
 # What uvicorn 0.54 says after every denial response, whoever sends it.

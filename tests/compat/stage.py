@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_agents import AgentConfig, AgentMiddleware
-from tests.servers import serve
+from tests.support.servers import serve
 
 from .cases import WORDS, pieces
 

@@ -19,7 +19,7 @@ import anyio
 import trustme
 from starlette.types import ASGIApp
 
-from tests.servers import serve
+from tests.support.servers import serve
 
 from .markdown import Block, blocks_of
 from .pages import ROOT, name_of

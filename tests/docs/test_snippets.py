@@ -88,7 +88,8 @@ def test_other_blocks_are_of_the_language_that_they_name(page: Path, block: Bloc
     CHECKS[block.language](block.code)
 
 
-# A cold run over FastAPI's and our own types.
+# A cold run over FastAPI's and our own types. tests/typing has a type checker in the short run.
+@pytest.mark.slow
 def test_a_type_checker_has_nothing_against_the_python_of_the_pages(tmp_path: Path) -> None:
     snippets = write_packages(PAGES, tmp_path)
     command = [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={tmp_path / 'cache'}", "--no-error-summary"]

@@ -4,17 +4,14 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from asgi_agents import AgentResponse, Block, Headers, RequestBodyChunkEvent, RequestHeadersEvent, RequestMetadata
+from asgi_agents import AgentResponse, Block, RequestBodyChunkEvent
 from example_app.agents import Waf
 from example_app.agents.waf_rules import CANDIDATE_RULES, RULES
+from tests.support.sample_events import head
 
 
 async def _head(uri: str = "/", **headers: str) -> AgentResponse | None:
-    metadata = RequestMetadata(
-        correlation_id="1", request_id="1", client_ip="", client_port=0, protocol="HTTP/1.1", timestamp=""
-    )
-    fields = Headers({name: [value] for name, value in headers.items()})
-    return await Waf().on_request_headers(RequestHeadersEvent(metadata=metadata, method="GET", uri=uri, headers=fields))
+    return await Waf().on_request_headers(head("1", uri, {name: [value] for name, value in headers.items()}))
 
 
 async def _body(data: bytes) -> AgentResponse | None:

@@ -1,6 +1,6 @@
 import pytest
 
-from .asgi import Probe, SlowProbe
+from tests.support.asgi import Probe, SlowProbe
 
 
 @pytest.fixture(params=[Probe, SlowProbe], ids=["prompt", "slow"])

@@ -19,8 +19,7 @@ from asgi_agents import (
     Redirect,
 )
 from asgi_agents.exchange.reply import Reply, render_reply
-
-from .asgi import App, Client, Probe, SlowProbe, body, guarded, start
+from tests.support.asgi import App, Client, Probe, SlowProbe, body, guarded, start
 
 LIMIT = HeaderOp.set("x-ratelimit-remaining", "7", always=True)
 PHASES = ("request_headers", "request_body", "response_headers", "response_body")

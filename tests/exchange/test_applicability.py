@@ -35,14 +35,12 @@ from asgi_agents.protocol import (
     Opcode,
     RequestBodyChunkEvent,
     RequestCompleteEvent,
-    RequestHeadersEvent,
-    RequestMetadata,
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
-
-from .asgi import App, Client, Held, Probe, SlowProbe, body, guarded, start
+from tests.support.asgi import App, Client, Held, Probe, SlowProbe, body, guarded, start
+from tests.support.sample_events import HEAD
 
 CLOSED, OPEN = FailureMode.CLOSED, FailureMode.OPEN
 BUFFER, STREAM, HYBRID = BodyMode.BUFFER, BodyMode.STREAM, BodyMode.hybrid(4)
@@ -70,14 +68,7 @@ APPLY: dict[EventType, set[str]] = {
     EventType.REQUEST_COMPLETE: set(),
 }
 EVENTS: dict[EventType, Event] = {
-    EventType.REQUEST_HEADERS: RequestHeadersEvent(
-        metadata=RequestMetadata(
-            correlation_id="c", request_id="c", client_ip="", client_port=0, protocol="1", timestamp=""
-        ),
-        method="GET",
-        uri="/",
-        headers=Headers(),
-    ),
+    EventType.REQUEST_HEADERS: HEAD,
     EventType.REQUEST_BODY_CHUNK: RequestBodyChunkEvent(correlation_id="c", data=b"x", is_last=True),
     EventType.RESPONSE_HEADERS: ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers()),
     EventType.RESPONSE_BODY_CHUNK: ResponseBodyChunkEvent(correlation_id="c", data=b"x", is_last=True),

@@ -24,8 +24,19 @@ from asgi_agents.exchange.body import BodyInspection
 from asgi_agents.exchange.state import ExchangeState
 from asgi_agents.exchange.units import Cutter
 from asgi_agents.manager import registry_of
-
-from .asgi import Answer, App, Client, Held, Probe, SlowProbe, assert_nothing_left, body, guarded, settle, start
+from tests.support.asgi import (
+    Answer,
+    App,
+    Client,
+    Held,
+    Probe,
+    SlowProbe,
+    assert_nothing_left,
+    body,
+    guarded,
+    settle,
+    start,
+)
 
 BUFFER, STREAM, HYBRID = BodyMode.BUFFER, BodyMode.STREAM, BodyMode.hybrid(4)
 MODES = [BUFFER, STREAM, HYBRID]

@@ -24,8 +24,7 @@ from asgi_agents import (
     ResponseAborted,
 )
 from asgi_agents.manager import registry_of
-
-from .asgi import (
+from tests.support.asgi import (
     DISCONNECT,
     VIRTUAL_TIME,
     App,

@@ -32,8 +32,7 @@ from asgi_agents import (
     Route,
     UnknownAgentError,
 )
-
-from .asgi import Answer, App, Client, Probe, body, guarded, settle, start
+from tests.support.asgi import Answer, App, Client, Probe, body, guarded, settle, start
 
 STREAM = BodyMode.STREAM
 

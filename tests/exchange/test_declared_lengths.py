@@ -15,10 +15,9 @@ from asgi_agents import (
     RequestBodyChunkEvent,
     ResponseBodyChunkEvent,
 )
-from tests.servers import serve
+from tests.support.asgi import App, Client, Headers, Probe, body, guarded, start
+from tests.support.servers import serve
 from tests.threats.raw import get, head_of, status_of
-
-from .asgi import App, Client, Headers, Probe, body, guarded, start
 
 LIMIT = 40
 

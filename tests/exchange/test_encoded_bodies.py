@@ -12,8 +12,8 @@ import pytest
 
 from asgi_agents import AgentConfig, AgentResponse, AuditRecord, BodyMode, FailureMode, ResponseAborted
 from asgi_agents.failures import FailureKind
+from tests.support.asgi import App, Client, Probe, SlowProbe, body, guarded, start
 
-from .asgi import App, Client, Probe, SlowProbe, body, guarded, start
 from .test_body import BUFFER, STREAM, agent, each_mode, each_way, replace
 
 NOISE = random.Random(1).randbytes(2000).hex().encode()  # noqa: S311 - not a secret

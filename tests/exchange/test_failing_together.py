@@ -4,8 +4,7 @@ import anyio
 import pytest
 
 from asgi_agents import Agent, AgentConfig, BodyMode, BreakerState, RequestBodyChunkEvent
-
-from .asgi import App, Client, assert_nothing_left, guarded
+from tests.support.asgi import App, Client, assert_nothing_left, guarded
 
 
 class SlowTogether(Agent):

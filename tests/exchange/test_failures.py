@@ -27,8 +27,7 @@ from asgi_agents import (
     Route,
 )
 from asgi_agents.manager import registry_of
-
-from .asgi import App, Client, Held, Probe, Reaction, SlowProbe, assert_nothing_left, body, guarded, start
+from tests.support.asgi import App, Client, Held, Probe, Reaction, SlowProbe, assert_nothing_left, body, guarded, start
 
 MIB = 1024 * 1024
 

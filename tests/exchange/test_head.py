@@ -8,19 +8,12 @@ from asgi_agents import AgentConfig, AgentManager, AgentResponse, EventType, Res
 from asgi_agents.exchange.head import judge_head, report_completion
 from asgi_agents.exchange.state import ExchangeState
 from asgi_agents.manager import registry_of
-from asgi_agents.protocol import Headers, RequestCompleteEvent, RequestHeadersEvent, RequestMetadata
-
-from .asgi import Held, Probe, SlowProbe
+from asgi_agents.protocol import Headers, RequestCompleteEvent, RequestHeadersEvent
+from tests.support.asgi import Held, Probe, SlowProbe
+from tests.support.sample_events import head
 
 PROVISIONAL = AgentResponse.block(403, "undecided", needs_more=True)
-REQUEST = RequestHeadersEvent(
-    metadata=RequestMetadata(
-        correlation_id="id", request_id="r", client_ip="", client_port=0, protocol="HTTP/1.1", timestamp=""
-    ),
-    method="GET",
-    uri="/",
-    headers=Headers(),
-)
+REQUEST = head("id")
 RESPONSE = ResponseHeadersEvent(correlation_id="id", status=200, headers=Headers())
 EVENTS: dict[str, RequestHeadersEvent | ResponseHeadersEvent] = {"request": REQUEST, "response": RESPONSE}
 each_way = pytest.mark.parametrize("way", EVENTS)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from asgi_agents import AgentConfig, AgentResponse, HeaderOp
 from asgi_agents.exchange.headers import apply_header_ops, without_body_claims
-
-from .asgi import App, Client, Probe, guarded
+from tests.support.asgi import App, Client, Probe, guarded
 
 GIVEN = [(b"Accept", b"a"), (b"x-one", b"1"), (b"X-One", b"2"), (b"cookie", b"c")]
 

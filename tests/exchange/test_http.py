@@ -34,8 +34,7 @@ from asgi_agents import (
     ResponseAborted,
     Route,
 )
-
-from .asgi import (
+from tests.support.asgi import (
     DISCONNECT,
     Answer,
     App,

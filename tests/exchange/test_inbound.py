@@ -14,8 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from asgi_agents import AgentConfig, AgentResponse, BodyMode, RequestHeadersEvent
 from asgi_agents.exchange.inbound import Inbound
-
-from .asgi import DISCONNECT, Answer, Client, Held, Probe, SlowProbe, assert_nothing_left, guarded, settle
+from tests.support.asgi import DISCONNECT, Answer, Client, Held, Probe, SlowProbe, assert_nothing_left, guarded, settle
 
 STREAM = BodyMode.STREAM
 

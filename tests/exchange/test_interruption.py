@@ -8,8 +8,7 @@ import anyio
 import pytest
 
 from asgi_agents.exchange.interruption import Interruption
-
-from .asgi import settle
+from tests.support.asgi import settle
 
 
 async def never() -> str:

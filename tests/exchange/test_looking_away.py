@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from asgi_agents import AgentConfig, AgentResponse, BodyMode, ConfigurationError, HeaderOp
+from tests.support.asgi import App, Client, Probe, SlowProbe, body, guarded, start
 
-from .asgi import App, Client, Probe, SlowProbe, body, guarded, start
 from .test_body import MIB, agent, each_mode
 
 SKIP = AgentResponse.allow(skip_body=True)

@@ -9,8 +9,7 @@ from fastapi import BackgroundTasks, FastAPI, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from asgi_agents import AgentConfig, AgentMiddleware, AgentResponse, BodyMutation, HeaderOp
-
-from .asgi import Client, Probe, body, guarded, start
+from tests.support.asgi import Client, Probe, body, guarded, start
 
 CHANGES = AgentResponse.allow(request_headers=[HeaderOp.set("x-user", "alice"), HeaderOp.remove("x-api-key")])
 CLIENTS_OWN = [(b"x-user", b"root"), (b"x-api-key", b"key")]

@@ -18,8 +18,8 @@ from asgi_agents import (
     BodyMutation,
     ResponseBodyChunkEvent,
 )
+from tests.support.asgi import App, Client, Probe, body, guarded, start
 
-from .asgi import App, Client, Probe, body, guarded, start
 from .test_body import BUFFER, STREAM, agent
 
 ASKED = [(b"range", b"bytes=0-9"), (b"If-Range", b'"1"'), (b"x-kept", b"1")]

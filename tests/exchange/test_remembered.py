@@ -28,8 +28,8 @@ from asgi_agents.exchange.remembered import (
 from asgi_agents.failures import Failure
 from asgi_agents.memory.weighing import weigh
 from asgi_agents.protocol import ALLOW, Block, Challenge, ForgottenMutation, Redirect, WebSocketClose
+from tests.support.asgi import App, Client, Probe, body, guarded, start
 
-from .asgi import App, Client, Probe, body, guarded, start
 from .test_context import context_of
 
 STREAM = BodyMode.STREAM

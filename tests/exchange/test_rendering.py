@@ -38,8 +38,7 @@ from asgi_agents import (
 )
 from asgi_agents.exchange import Renderers
 from asgi_agents.exchange.reply import Reply, render_reply
-
-from .asgi import App, Client, Probe, SlowProbe, body, guarded, start
+from tests.support.asgi import App, Client, Probe, SlowProbe, body, guarded, start
 
 SECRET = "4111 1111 1111 1111"
 PHASES = ("request_headers", "request_body", "response_headers", "response_body")

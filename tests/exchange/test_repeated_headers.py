@@ -12,8 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from asgi_agents import AgentConfig, AgentResponse, HeaderOp, RequestHeadersEvent
 from asgi_agents.protocol import Headers
-
-from .asgi import App, Client, Probe, body, guarded, start
+from tests.support.asgi import App, Client, Probe, body, guarded, start
 
 NAMES = [b"x-key", b"authorization", b"host", b"cookie", b"accept", b"content-type", b"x-forwarded-for", b"x_key"]
 VALUES = [b"a", b"", b"b, c", b"Bearer one", b"Bearer two", b"one.example", b"two.example", b"\xff"]

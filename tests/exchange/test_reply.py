@@ -23,8 +23,7 @@ from asgi_agents import (
 )
 from asgi_agents.exchange import Renderers
 from asgi_agents.exchange.reply import Reply, close_message, describe, render_reply
-
-from .asgi import App, Client, Probe, guarded
+from tests.support.asgi import App, Client, Probe, guarded
 
 
 def scope(accept: str | None = None) -> Scope:

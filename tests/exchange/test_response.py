@@ -33,8 +33,7 @@ from asgi_agents import (
     ResponseAborted,
     ResponseHeadersEvent,
 )
-
-from .asgi import (
+from tests.support.asgi import (
     VIRTUAL_TIME,
     Answer,
     App,

@@ -12,8 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from asgi_agents import AgentConfig, AgentResponse, AuditRecord, HeaderOp, Route, protocol
 from asgi_agents.exchange import scope as scopes
-
-from .asgi import App, Client, Headers, Held, Probe, SlowProbe, body, guarded, settle
+from tests.support.asgi import App, Client, Headers, Held, Probe, SlowProbe, body, guarded, settle
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

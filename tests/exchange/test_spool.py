@@ -16,8 +16,8 @@ from starlette.types import Message, Receive, Scope, Send
 from asgi_agents import AgentConfig, AgentResponse, BodyMode, BodyMutation, ConfigurationError, FailureMode
 from asgi_agents.exchange import spool
 from asgi_agents.exchange.spool import Spool
+from tests.support.asgi import App, Client, Probe, SlowProbe, assert_nothing_left, guarded, pull
 
-from .asgi import App, Client, Probe, SlowProbe, assert_nothing_left, guarded, pull
 from .test_body import HYBRID, MIB, STREAM, agent, replace
 
 LENGTH = b"content-length"

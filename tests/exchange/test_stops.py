@@ -29,8 +29,17 @@ from asgi_agents import (
     ResponseAborted,
     protect,
 )
-
-from .asgi import DISCONNECT, VIRTUAL_TIME, Answer, Client, Probe, assert_nothing_left, body, guarded, start
+from tests.support.asgi import (
+    DISCONNECT,
+    VIRTUAL_TIME,
+    Answer,
+    Client,
+    Probe,
+    assert_nothing_left,
+    body,
+    guarded,
+    start,
+)
 
 STREAM = BodyMode.STREAM
 DENIED = AgentResponse.block(403, "denied")

@@ -23,8 +23,8 @@ from asgi_agents import (
     ResponseAborted,
 )
 from asgi_agents.exchange.units import MAX_UNIT_BYTES, error_object, last_unit, streamed_type
+from tests.support.asgi import App, Client, Probe, SlowProbe, body, guarded, start
 
-from .asgi import App, Client, Probe, SlowProbe, body, guarded, start
 from .test_body import agent, each_mode
 
 reproducible = settings(deadline=None, derandomize=True, database=None)

@@ -43,8 +43,7 @@ from asgi_agents import (
     fastapi_error,
 )
 from asgi_agents.manager import registry_of
-
-from .asgi import VIRTUAL_TIME, settle
+from tests.support.asgi import VIRTUAL_TIME, settle
 
 BLOCK = AgentResponse.block()
 DROP = AgentResponse.websocket_drop()

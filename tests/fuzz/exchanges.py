@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from asgi_agents import AgentContext, AgentMiddleware, AuditRecord, Route
 from asgi_agents.manager import registry_of
 from asgi_agents.observability.correlation import live_ids
-from tests.exchange.asgi import assert_nothing_left
+from tests.support.asgi import assert_nothing_left
 
 from . import ending, http_oracle, websocket_oracle
 from .agents import Hired, hire

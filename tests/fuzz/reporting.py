@@ -11,7 +11,7 @@ from asgi_agents.observability.reports import MAX_SERIES
 from asgi_agents.protocol import Encoding
 from asgi_agents.protocol.codec import decode_value
 from asgi_agents.protocol.stream import MetricsReport
-from tests.exchange.asgi import Probe
+from tests.support.asgi import Probe
 
 from . import framing, wire
 from .choices import Choices

@@ -2,7 +2,7 @@
 
 import anyio
 
-from ..finding import finder_of, ids_of, look_up
+from ..support.finding import finder_of, ids_of, look_up
 from . import route_tables
 from .choices import Choices
 

@@ -18,7 +18,7 @@ from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
 
 from asgi_agents import Agent, AgentResponse, BodyMode
 from asgi_agents.serve import serve_stream
-from tests.exchange.asgi import Probe, SlowProbe
+from tests.support.asgi import Probe, SlowProbe
 
 STREAM = BodyMode.STREAM
 DENIED = AgentResponse.block(403, "denied")

@@ -36,10 +36,10 @@ from asgi_agents import (
     Route,
     WebSocketFrameEvent,
 )
-from tests.exchange.asgi import App, Client, Held, Probe, SlowProbe, body, settle, start
 from tests.exchange.test_websocket import App as SocketApp
 from tests.exchange.test_websocket import Server, accept, run, send_frame
-from tests.servers import serve
+from tests.support.asgi import App, Client, Held, Probe, SlowProbe, body, settle, start
+from tests.support.servers import serve
 
 from .spans import (
     ALL,

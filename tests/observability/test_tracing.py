@@ -49,10 +49,10 @@ from asgi_agents import (
 )
 from asgi_agents.errors import AgentUnavailableError
 from asgi_agents.serve import agent_app
-from tests.exchange.asgi import App, Client, Held, Probe, SlowProbe, body, pull, push, settle, start
 from tests.exchange.test_websocket import App as SocketApp
 from tests.exchange.test_websocket import Server, accept, run, send_frame
-from tests.servers import serve
+from tests.support.asgi import App, Client, Held, Probe, SlowProbe, body, pull, push, settle, start
+from tests.support.servers import serve
 
 from .spans import (
     ALL,
@@ -1733,7 +1733,7 @@ from opentelemetry import trace
 import asgi_agents
 from asgi_agents import Agent, AgentConfig, AgentManager, AgentMiddleware, EventType
 from asgi_agents.serve import agent_app, serve_stream
-from tests.exchange.asgi import App, Client
+from tests.support.asgi import App, Client
 from tests.observability.spans import Spans, context_of, parent_id, serving
 
 

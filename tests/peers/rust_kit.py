@@ -9,7 +9,8 @@ import msgspec
 from anyio.abc import SocketStream
 
 from tests.peers import shapes
-from tests.peers.wire import ENDS, Wire, listening
+from tests.peers.wire import ENDS, Wire
+from tests.support.listening import listening
 
 ALLOW: dict[str, Any] = {"version": 2, "decision": "allow"}
 

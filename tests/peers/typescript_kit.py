@@ -11,7 +11,8 @@ import anyio
 from anyio.abc import SocketStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
-from tests.peers.wire import ENDS, Wire, listening
+from tests.peers.wire import ENDS, Wire
+from tests.support.listening import listening
 
 
 class TypeScriptKit:

@@ -1,13 +1,7 @@
 """Frames on a byte stream, read and written one at a time."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
-
 import anyio
-from anyio import CancelScope
-from anyio.abc import ByteStream, SocketStream
-from anyio.lowlevel import checkpoint
+from anyio.abc import ByteStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 
@@ -30,22 +24,6 @@ class Wire:
         length = int.from_bytes(await self._buffered.receive_exactly(4), "big")
         content = await self._buffered.receive_exactly(length)
         return (content[0], content[1:]) if self._typed else (0, content)
-
-
-@asynccontextmanager
-async def listening(path: str, serve: Callable[[SocketStream], Awaitable[None]]) -> AsyncIterator[None]:
-    """Within, each connection to a Unix socket at ``path`` is given to ``serve``."""
-    async with await anyio.create_unix_listener(path) as listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, serve)
-        try:
-            yield
-        finally:
-            # asyncio's readers don't like to be cancelled in the moment that there is something to read.
-            with CancelScope(shield=True):
-                for _ in range(5):
-                    await checkpoint()
-            tasks.cancel_scope.cancel()
-    Path(path).unlink(missing_ok=True)  # noqa: ASYNC240 - at the end of a test, and quick
 
 
 #: How a connection ends.

@@ -15,29 +15,20 @@ from asgi_agents.protocol import (
     RequestBodyChunkEvent,
     RequestCompleteEvent,
     RequestHeadersEvent,
-    RequestMetadata,
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
-
-METADATA = RequestMetadata(
-    correlation_id="c-1",
-    request_id="r-1",
-    client_ip="192.0.2.1",
-    client_port=4711,
-    protocol="HTTP/1.1",
-    timestamp="2025-01-01T00:00:00.000+00:00",
-)
+from tests.support.sample_events import METADATA
 
 EVENTS: list[Event] = [
     ConfigureEvent(agent_id="waf", config={"rules": [1]}),
     RequestHeadersEvent(metadata=METADATA, method="GET", uri="/", headers=Headers({"Host": ["a"]})),
-    RequestBodyChunkEvent(correlation_id="c-1", data=b"x", is_last=True),
-    ResponseHeadersEvent(correlation_id="c-1", status=200, headers=Headers({"x": ["1", "2"]})),
-    ResponseBodyChunkEvent(correlation_id="c-1", data=b"x", is_last=True),
+    RequestBodyChunkEvent(correlation_id="c", data=b"x", is_last=True),
+    ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers({"x": ["1", "2"]})),
+    ResponseBodyChunkEvent(correlation_id="c", data=b"x", is_last=True),
     RequestCompleteEvent(
-        correlation_id="c-1",
+        correlation_id="c",
         status=200,
         duration_ms=1,
         request_body_size=0,
@@ -45,9 +36,9 @@ EVENTS: list[Event] = [
         upstream_attempts=1,
     ),
     WebSocketFrameEvent(
-        correlation_id="c-1", opcode=Opcode.TEXT, data=b"x", client_to_server=True, frame_index=0, client_ip=""
+        correlation_id="c", opcode=Opcode.TEXT, data=b"x", client_to_server=True, frame_index=0, client_ip=""
     ),
-    GuardrailInspectEvent(correlation_id="c-1", inspection_type=InspectionType.PII_DETECTION, content="x"),
+    GuardrailInspectEvent(correlation_id="c", inspection_type=InspectionType.PII_DETECTION, content="x"),
 ]
 
 
@@ -85,7 +76,7 @@ def test_a_header_is_asked_for_in_any_case_and_its_first_value_counts() -> None:
     request = RequestHeadersEvent(
         metadata=METADATA, method="GET", uri="/", headers=Headers({"x-a": ["1", "2"], "x-b": []})
     )
-    response = ResponseHeadersEvent(correlation_id="c-1", status=200, headers=request.headers)
+    response = ResponseHeadersEvent(correlation_id="c", status=200, headers=request.headers)
 
     for event in (request, response):
         assert event.header("X-A") == "1"
@@ -94,7 +85,7 @@ def test_a_header_is_asked_for_in_any_case_and_its_first_value_counts() -> None:
 
 
 def test_a_request_has_the_correlation_id_of_its_metadata() -> None:
-    assert RequestHeadersEvent(metadata=METADATA, method="GET", uri="/", headers=Headers()).correlation_id == "c-1"
+    assert RequestHeadersEvent(metadata=METADATA, method="GET", uri="/", headers=Headers()).correlation_id == "c"
 
 
 def test_logging_an_event_does_not_log_header_values() -> None:

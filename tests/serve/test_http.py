@@ -28,7 +28,7 @@ from asgi_agents.protocol import (
 )
 from asgi_agents.serve import agent_app
 from asgi_agents.transports import HttpTransport
-from tests.servers import serve
+from tests.support.servers import serve
 
 CONFIGURE = ConfigureEvent(agent_id="waf", config={"level": 3})
 CHUNK = RequestBodyChunkEvent(correlation_id="c-1", data=b"\x00\xff", is_last=True)

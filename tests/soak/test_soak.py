@@ -111,6 +111,8 @@ def test_a_client_tells_a_whole_response_from_a_part(answers: list[bytes], statu
     assert asyncio.run(_ask(*answers)) == status
 
 
+# The soak itself, with processes of its own.
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_short_run_serves_its_clients_and_is_at_rest_afterwards() -> None:
     with world() as running:

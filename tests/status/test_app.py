@@ -29,8 +29,8 @@ from starlette.websockets import WebSocketDisconnect
 from asgi_agents import AgentManager, ConfigurationError, status_app
 from asgi_agents.status import app as under_test
 from asgi_agents.status.snapshot import take_snapshot
-from tests.exchange.asgi import Client
-from tests.servers import serve
+from tests.support.asgi import Client
+from tests.support.servers import serve
 
 from .world import head_event, scripted
 

@@ -15,8 +15,8 @@ import pytest
 from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, FailureMode, Route, status_app
 from asgi_agents.status import app as app_module
 from example_app.demo.servers import serving
-from tests.exchange.asgi import App
-from tests.servers import serve
+from tests.support.asgi import App
+from tests.support.servers import serve
 
 from .browser import PATIENCE, Visit, sync_api
 from .world import USUAL_ROUTES, World, head_event, scripted, usual_agents
@@ -26,6 +26,9 @@ expect.set_options(timeout=PATIENCE)
 
 Open = Callable[..., Visit]
 Start = Callable[..., World]
+# Each opens pages in a browser and waits for what scripts do in them. test_app and test_snapshot test what they fetch.
+pytestmark = pytest.mark.slow
+
 # What Chromium itself says of requests that fail.
 NETWORK = re.compile(r"Failed to load resource|net::ERR_")
 

@@ -33,7 +33,7 @@ from asgi_agents.manager import registry_of
 from asgi_agents.observability.metrics import Tally
 from asgi_agents.serve import serve_stream
 from asgi_agents.status.snapshot import take_snapshot
-from tests.exchange.asgi import App, Client, Held, SlowProbe
+from tests.support.asgi import App, Client, Held, SlowProbe
 
 from .world import head_event, scripted
 

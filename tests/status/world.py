@@ -28,7 +28,7 @@ from asgi_agents import (
     status_app,
 )
 from asgi_agents.errors import AgentError
-from tests.servers import serve
+from tests.support.servers import serve
 
 # Where the status page is.
 PAGE = "/-/agents/"

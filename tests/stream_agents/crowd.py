@@ -8,8 +8,8 @@ from pathlib import Path
 
 import anyio
 
-from asgi_agents import AgentConfig, AgentManager, RequestHeadersEvent, StreamTransport
-from asgi_agents.protocol import Headers, RequestMetadata
+from asgi_agents import AgentConfig, AgentManager, StreamTransport
+from tests.support.sample_events import head
 
 CALLS = 10_000
 CONNECTIONS = 4
@@ -29,20 +29,13 @@ async def call_all(manager: AgentManager, calls: int = CALLS) -> int:
 
     async def call(correlation_id: str) -> None:
         nonlocal answered
-        decision = await manager.process_request_headers(_head(correlation_id))
+        decision = await manager.process_request_headers(head(correlation_id))
         answered += decision.routing_metadata == {"asked": correlation_id}
 
     async with anyio.create_task_group() as tasks:
         for number in range(calls):
             tasks.start_soon(call, f"c-{number}")
     return answered
-
-
-def _head(correlation_id: str) -> RequestHeadersEvent:
-    metadata = RequestMetadata(
-        correlation_id=correlation_id, request_id="r", client_ip="", client_port=0, protocol="HTTP/1.1", timestamp=""
-    )
-    return RequestHeadersEvent(metadata=metadata, method="GET", uri="/", headers=Headers({"host": ["test"]}))
 
 
 def _resident() -> int:

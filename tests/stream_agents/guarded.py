@@ -25,7 +25,7 @@ from asgi_agents.manager import registry_of
 from asgi_agents.transports.stream.connection import AgentConnection
 from asgi_agents.transports.stream.pending_calls import PendingCall
 from asgi_agents.transports.stream.pool import StreamPool
-from tests.servers import serve
+from tests.support.servers import serve
 
 from .processes import PATIENCE, until
 

@@ -3,6 +3,8 @@
 import time
 from signal import SIGCONT, SIGSTOP
 
+import pytest
+
 from asgi_agents import AgentConfig, StreamTransport
 
 from .guarded import CLOSED, OPEN, TOLD, Guarded
@@ -25,6 +27,8 @@ def assert_failed_as_configured(load: Load) -> None:
     assert {reply.status for reply in load.replies if reply.path == OPEN} == {200}
 
 
+# Five processes one after the other. The one below, which freezes, is quick enough.
+@pytest.mark.slow
 def test_an_agent_that_is_killed_under_load_fails_as_configured_and_is_called_again_as_soon_as_it_is_back() -> None:
     with agent_process("Signs", "--bind", "unix://{place}/agent") as agent:
         guarded = Guarded(AgentConfig("agent", agent.addresses[0], timeout=PATIENCE, circuit_breaker=TOLD))

@@ -14,6 +14,10 @@ from .guarded import CLOSED, TOLD, Guarded
 from .load import Load, signed, signed_by
 from .processes import PATIENCE, AgentProcess, agent_process, until
 
+# Processes under load, killed again and again. test_failures has one that freezes, serve/test_main workers that are
+# killed, and test_pool, in virtual time, instances that come and go.
+pytestmark = pytest.mark.slow
+
 CLIENTS = 50
 
 

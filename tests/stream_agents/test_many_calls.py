@@ -13,6 +13,9 @@ from asgi_agents import AgentManager
 from .crowd import ALLOCATOR, CALLS, CONNECTIONS, call_all, configured
 from .processes import PATIENCE, ROOT, agent_process
 
+# Ten thousand calls take ten seconds. test_pending_calls and test_flow_control have the same with fewer.
+pytestmark = pytest.mark.slow
+
 
 async def test_ten_thousand_concurrent_calls_are_answered_by_an_agent_that_takes_a_hundred_at_a_time() -> None:
     with agent_process("Repeats", "--bind", "unix://{place}/agent") as agent:

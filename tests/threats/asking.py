@@ -3,7 +3,7 @@
 import anyio
 
 from asgi_agents import AgentConfig, AgentManager
-from tests.exchange.asgi import App, Client, guarded
+from tests.support.asgi import App, Client, guarded
 
 SECRET = "hunter2"
 

@@ -13,8 +13,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route as AppRoute
 
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, AgentResponse, BodyMode, FailureMode, RequestBodyChunkEvent
-from tests.exchange.asgi import App, Client, assert_nothing_left, guarded, settle
-from tests.servers import serve
+from tests.support.asgi import App, Client, assert_nothing_left, guarded, settle
+from tests.support.servers import serve
 
 from .raw import answer_of, connected, get, say, status_of
 

@@ -31,8 +31,8 @@ from asgi_agents import (
 )
 from asgi_agents.manager import registry_of
 from asgi_agents.serve import agent_app
-from tests.exchange.asgi import App, Client, assert_nothing_left, guarded, settle
-from tests.servers import serve
+from tests.support.asgi import App, Client, assert_nothing_left, guarded, settle
+from tests.support.servers import serve
 
 from .raw import get, status_of
 

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, AgentResponse, HeaderOp, RequestHeadersEvent
-from tests.servers import serve
+from tests.support.servers import serve
 
 from .raw import get, head_of, status_of
 

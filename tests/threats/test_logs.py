@@ -31,8 +31,8 @@ from asgi_agents import (
 from asgi_agents.prometheus import metrics_app
 from asgi_agents.serve import agent_app
 from asgi_agents.status import status_app
-from tests.exchange.asgi import App, Client, Held, Probe, SlowProbe, guarded
-from tests.servers import serve
+from tests.support.asgi import App, Client, Held, Probe, SlowProbe, guarded
+from tests.support.servers import serve
 
 from .raw import get
 

@@ -18,8 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from asgi_agents import Agent, AgentConfig, EventType, FailureKind, HttpTransport, RequestHeadersEvent, StreamTransport
 from asgi_agents.serve import agent_app
-from tests.exchange.asgi import App, Client, guarded
-from tests.servers import serve
+from tests.support.asgi import App, Client, guarded
+from tests.support.servers import serve
 from tests.transports.stream.peer import handshake
 
 from .asking import SECRET, ask

@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Scope
 from starlette.websockets import WebSocket
 
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, RequestHeadersEvent, Route
-from tests.exchange.asgi import Client
-from tests.servers import serve
+from tests.support.asgi import Client
+from tests.support.servers import serve
 
 from .raw import get, say
 
@@ -286,11 +286,14 @@ def test_whenever_a_handler_runs_the_agents_of_its_path_have_heard_it(
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.__name__)
 def test_no_path_of_the_corpus_reaches_a_handler_unheard(build: Build) -> None:
     handled = 0
+    world = World()
+    app = build(world)
     for target in PATHS:
         for root_path in ("", "/outer", "/mnt"):
             for kind in ("http", "websocket"):
-                world = World()
-                call(build(world), target, "GET", root_path=root_path, kind=kind, host="app")
+                world.ran.clear()
+                world.heard.clear()
+                call(app, target, "GET", root_path=root_path, kind=kind, host="app")
                 handled += len(world.ran)
                 assert [p for p in world.ran if not [h for h in world.heard if h and h.endswith(p)]] == []
     assert handled

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route as AppRoute
 
 from asgi_agents import Agent, AgentConfig, AgentResponse, BodyMode, BodyMutation, ResponseBodyChunkEvent, protect
-from tests.servers import serve
+from tests.support.servers import serve
 
 from .raw import get, status_of
 

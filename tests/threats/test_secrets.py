@@ -42,7 +42,7 @@ from asgi_agents import (
 from asgi_agents.prometheus import metrics_app
 from asgi_agents.protocol import Opcode
 from asgi_agents.status import status_app
-from tests.exchange.asgi import Probe
+from tests.support.asgi import Probe
 
 SECRET = "hunter2"
 

@@ -25,8 +25,8 @@ from asgi_agents import (
     Route,
     WebSocketFrameEvent,
 )
-from tests.exchange.asgi import App, Client, Held, SlowProbe, body, guarded, start
-from tests.servers import serve
+from tests.support.asgi import App, Client, Held, SlowProbe, body, guarded, start
+from tests.support.servers import serve
 
 from .raw import get
 

@@ -26,7 +26,7 @@ from asgi_agents import (
     WebSocketClose,
     WebSocketFrameEvent,
 )
-from tests.servers import serve
+from tests.support.servers import serve
 
 from .raw import connected, get, status_of
 

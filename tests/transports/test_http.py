@@ -5,12 +5,10 @@ import re
 import ssl
 import subprocess
 import sys
-import types
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +50,8 @@ from asgi_agents.protocol import (
 )
 from asgi_agents.serve import agent_app
 from asgi_agents.transports import HttpTransport, Transport, connections
-from tests.servers import serve
+from tests.support.cancelling import cancelling
+from tests.support.servers import serve
 
 MIB = 1024 * 1024
 ALLOWED = b'{"decision":"allow"}'
@@ -640,26 +639,6 @@ async def test_a_call_under_way_outlives_aclose_and_its_connection_is_closed_aft
 
 
 # --- Cancellation -------------------------------------------------------------------------------------------------
-
-
-@types.coroutine
-def cancelling(
-    call: Coroutine[Any, Any, object], cancel: Callable[[], object], suspension: int
-) -> Generator[Any, Any, bool]:
-    """Drive ``call`` and cancel it when it has suspended that many times; returns False if it ends before."""
-    step: Callable[[], Any] = partial(call.send, None)
-    for count in range(1, sys.maxsize):
-        try:
-            awaited = step()
-        except StopIteration:
-            return count > suspension
-        if count == suspension:
-            cancel()
-        try:
-            step = partial(call.send, (yield awaited))
-        except BaseException as exc:
-            step = partial(call.throw, exc)
-    raise AssertionError
 
 
 @pytest.mark.parametrize("connected", [False, True])

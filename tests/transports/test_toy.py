@@ -27,7 +27,7 @@ from asgi_agents import (
 from asgi_agents.errors import AgentError
 from asgi_agents.manager import registry_of
 
-from ..exchange.asgi import App, Client
+from ..support.asgi import App, Client
 from .toy import LISTENING, ToyTransport
 
 pytestmark = pytest.mark.anyio

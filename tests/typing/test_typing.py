@@ -26,6 +26,8 @@ def test_mypy_agrees() -> None:
     assert check("mypy", "--strict", "--config-file=", "--follow-imports=silent", str(HERE)) == ""
 
 
+# mypy, above, finds most of what pyright finds.
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("basedpyright") is None, reason="pyright is not installed")
 def test_pyright_agrees(tmp_path: Path) -> None:
     project = {

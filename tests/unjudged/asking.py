@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import asgi_agents
 from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, AgentResponse
-from tests.exchange.asgi import Client, guarded
+from tests.support.asgi import Client, guarded
 
 # Seconds after which a test that hangs has failed.
 PATIENCE = 60

@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Message
 
 from asgi_agents import AgentResponse, BodyMode, HeaderOp
-from tests.exchange.asgi import App, Client, Probe, body, start
+from tests.support.asgi import App, Client, Probe, body, start
 
 from .asking import ask, config
 

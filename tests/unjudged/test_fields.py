@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route as AppRoute
 
 from asgi_agents import AgentResponse, EventType, HeaderOp, HttpTransport
-from tests.exchange.asgi import App, Client, Probe, body, guarded, start
+from tests.support.asgi import App, Client, Probe, body, guarded, start
 from tests.transports.test_http import raw_agent, raw_answer, read_request
 
 from .asking import Echo, Session, ask, ask_again, config

@@ -6,9 +6,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from asgi_agents import AgentResponse, BodyMode, FailureMode, HeaderOp
-from tests.exchange.asgi import App, Client, Probe, guarded, start
-from tests.exchange.asgi import body as chunk
-from tests.servers import serve
+from tests.support.asgi import App, Client, Probe, guarded, start
+from tests.support.asgi import body as chunk
+from tests.support.servers import serve
 from tests.threats.raw import say
 
 from .asking import ask, ask_again, config, outcomes

@@ -24,7 +24,7 @@ from asgi_agents import (
 )
 from asgi_agents.manager import registry_of
 from asgi_agents.serve import agent_app
-from tests.exchange.asgi import VIRTUAL_TIME, App, Client, Probe, SlowProbe, assert_nothing_left, body, guarded, start
+from tests.support.asgi import VIRTUAL_TIME, App, Client, Probe, SlowProbe, assert_nothing_left, body, guarded, start
 
 from .asking import Echo, Session, ask, ask_again, config, outcomes
 

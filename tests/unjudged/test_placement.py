@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from asgi_agents import Agent, AgentManager, AgentMiddleware, AgentResponse, ConfigurationError, HeaderOp, Route
-from tests.exchange.asgi import App, Probe
+from tests.support.asgi import App, Probe
 
 from .asking import config, protect
 

@@ -15,7 +15,7 @@ from starlette.routing import Route as AppRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_agents import AgentMiddleware, Route
-from tests.exchange.asgi import Client, Probe
+from tests.support.asgi import Client, Probe
 
 from .asking import Session, config, protect
 

@@ -14,7 +14,7 @@ from starlette.routing import Route as AppRoute
 from starlette.types import Receive, Scope, Send
 
 from asgi_agents import AgentMiddleware, AgentResponse, HeaderOp
-from tests.exchange.asgi import App, Client, Probe, body, guarded, start
+from tests.support.asgi import App, Client, Probe, body, guarded, start
 
 from .asking import Echo, Session, ask, ask_again, config
 

@@ -17,8 +17,8 @@ from asgi_agents import (
     HttpTransport,
 )
 from asgi_agents.protocol import Encoding, encode_answer
-from tests.exchange.asgi import App, Client, Probe, SlowProbe, guarded, start
-from tests.exchange.asgi import body as chunk
+from tests.support.asgi import App, Client, Probe, SlowProbe, guarded, start
+from tests.support.asgi import body as chunk
 from tests.transports.stream.peer import Peer, Received
 from tests.transports.test_http import raw_agent, raw_answer, read_request
 

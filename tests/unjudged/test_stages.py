@@ -9,7 +9,7 @@ from anyio.lowlevel import checkpoint
 
 from asgi_agents import AgentManager, AgentResponse, BreakerState, ConfigurationError, FailureMode, HeaderOp, Route
 from asgi_agents.manager import registry_of
-from tests.exchange.asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, guarded
+from tests.support.asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, guarded
 
 from .asking import Echo, Session, ask, ask_again, config
 

@@ -16,7 +16,7 @@ from starlette.routing import Router
 from asgi_agents import AgentConfig, AgentMiddleware, AgentResponse, EventType, HeaderOp, HttpTransport, StreamTransport
 from asgi_agents.protocol import ALLOW
 from asgi_agents.protocol.stream import CallIds
-from tests.exchange.asgi import App, Client, guarded
+from tests.support.asgi import App, Client, guarded
 from tests.transports.stream.calls import settle, until
 from tests.transports.stream.peer import Peer, Received, handshake
 from tests.transports.test_http import raw_agent, raw_answer, read_request

@@ -17,6 +17,8 @@ import pytest
 from asgi_agents.protocol import Encoding, RequestBodyChunkEvent, encode_event
 from tests.serve.client import connected
 
+# Every case starts processes, of which each imports all there is. Of those that differ little one is quick enough.
+SLOW = pytest.mark.slow
 HERE = Path(__file__).parent
 AGENT = """
 import os
@@ -132,10 +134,10 @@ def test_every_module_can_be_imported_but_the_one_for_unix_sockets() -> None:
     "code",
     [
         "StreamTransport('unix:///run/agent.sock')",
-        "AgentConfig('waf', 'unix:///run/agent.sock')",
-        "AgentConfig('waf', ['tcp://127.0.0.1:9', 'unix:///run/agent.sock'])",
+        pytest.param("AgentConfig('waf', 'unix:///run/agent.sock')", marks=SLOW),
+        pytest.param("AgentConfig('waf', ['tcp://127.0.0.1:9', 'unix:///run/agent.sock'])", marks=SLOW),
         "HttpTransport('http://agent/', uds='/run/agent.sock')",
-        "HttpTransport('http://agent/', uds='/run/agent.sock', transport='aiohttp')",
+        pytest.param("HttpTransport('http://agent/', uds='/run/agent.sock', transport='aiohttp')", marks=SLOW),
         "anyio.run(serve_stream, Waf(), 'unix:///run/agent.sock')",
     ],
 )
@@ -155,8 +157,15 @@ def test_the_command_line_says_so_as_well(place: Path, servers: list[Server]) ->
     assert servers[0].log.read_text() == f"error: --bind: 'unix:///run/agent.sock', {UNIX}\n"
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGUSR1], ids=["Ctrl-C", "Ctrl-Break"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("workers", "stop"),
+    [
+        pytest.param(1, signal.SIGINT, id="1-Ctrl-C"),
+        pytest.param(1, signal.SIGUSR1, id="1-Ctrl-Break", marks=SLOW),
+        pytest.param(2, signal.SIGINT, id="2-Ctrl-C", marks=SLOW),
+        pytest.param(2, signal.SIGUSR1, id="2-Ctrl-Break"),
+    ],
+)
 async def test_an_agent_is_served_over_tcp_and_http(
     workers: int, stop: signal.Signals, place: Path, servers: list[Server]
 ) -> None:
@@ -194,7 +203,7 @@ async def test_workers_end_with_a_parent_that_was_killed(place: Path, servers: l
                 return
 
 
-@pytest.mark.parametrize("option", ["--bind", "--http"])
+@pytest.mark.parametrize("option", ["--bind", pytest.param("--http", marks=SLOW)])
 async def test_an_app_is_guarded_by_a_served_agent(option: str, place: Path, servers: list[Server]) -> None:
     address = {"--bind": "tcp://127.0.0.1:0", "--http": "127.0.0.1:0"}[option]
     servers.append(server := Server(place, option, address))

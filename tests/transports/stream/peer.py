@@ -5,14 +5,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
-from pathlib import Path
 from typing import Any, Self
 
 import anyio
 import msgspec
-from anyio import CancelScope
 from anyio.abc import SocketStream
-from anyio.lowlevel import checkpoint
 
 from asgi_agents import AgentResponse, EventType
 from asgi_agents.protocol import ALLOW, Answer, Encoding, encode_answer
@@ -31,6 +28,7 @@ from asgi_agents.protocol.stream import (
     encode_frame,
     encode_message,
 )
+from tests.support.listening import listening
 
 ALL_EVENTS = frozenset(EventType) - {EventType.CONFIGURE}
 
@@ -187,21 +185,8 @@ class Peer:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Self]:
         """Accept connections within; all are closed afterwards."""
-        self._unlink()
-        async with await anyio.create_unix_listener(self.path) as listener, anyio.create_task_group() as tasks:
-            tasks.start_soon(listener.serve, self._serve)
-            try:
-                yield self
-            finally:
-                # asyncio's readers don't like to be cancelled in the moment that there is something to read.
-                with CancelScope(shield=True):
-                    for _ in range(5):
-                        await checkpoint()
-                tasks.cancel_scope.cancel()
-        self._unlink()
-
-    def _unlink(self) -> None:
-        Path(self.path).unlink(missing_ok=True)
+        async with listening(self.path, self._serve):
+            yield self
 
     async def _serve(self, stream: SocketStream) -> None:
         self.accepted += 1

@@ -20,15 +20,15 @@ from asgi_agents import (
     Opcode,
     RequestBodyChunkEvent,
     RequestCompleteEvent,
-    RequestHeadersEvent,
     ResponseHeadersEvent,
     StreamTransport,
     WebSocketFrameEvent,
 )
 from asgi_agents.manager import registry_of
-from asgi_agents.protocol import Headers, RequestMetadata
+from asgi_agents.protocol import Headers
 from asgi_agents.transports.stream import StreamClient
 from asgi_agents.transports.stream.pool import StreamPool
+from tests.support.sample_events import head as head
 
 from .peer import Peer, Received
 
@@ -63,13 +63,6 @@ async def settle() -> None:
     for _ in range(5):
         await anyio.wait_all_tasks_blocked()
         await anyio.sleep(0.002)
-
-
-def head(correlation_id: str = "c") -> RequestHeadersEvent:
-    metadata = RequestMetadata(
-        correlation_id=correlation_id, request_id="r", client_ip="", client_port=0, protocol="HTTP/1.1", timestamp=""
-    )
-    return RequestHeadersEvent(metadata=metadata, method="GET", uri="/", headers=Headers())
 
 
 def chunk(correlation_id: str = "c", data: bytes = b"x", index: int = 0) -> RequestBodyChunkEvent:

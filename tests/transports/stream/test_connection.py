@@ -1,9 +1,7 @@
 import asyncio
 import gc
-import sys
 import tempfile
-import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -38,10 +36,8 @@ from asgi_agents.protocol import (
     ALLOW,
     Block,
     Encoding,
-    Headers,
     RequestBodyChunkEvent,
     ResponseBodyChunkEvent,
-    ResponseHeadersEvent,
 )
 from asgi_agents.protocol.stream import (
     MAX_ENVELOPE_BYTES,
@@ -58,6 +54,8 @@ from asgi_agents.protocol.stream import (
 )
 from asgi_agents.transports.stream import StreamClient
 from asgi_agents.transports.wire import Wire
+from tests.support.cancelling import cancelling
+from tests.support.sample_events import RESPONSE_HEAD as HEAD
 
 from .calls import PATIENCE, Asked, Talk, chunk, leaving_nothing, name, said, settle, talking, until
 from .peer import Link, Peer, Received, handshake
@@ -71,7 +69,6 @@ CALL_IDS = {"call_ids": True}
 CANCELLATION = {"cancellation": True}
 NO_LIMITS = {"max_body_size": 0, "max_concurrency": 1000}
 
-HEAD = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers({}))
 HEAD_EVENTS = frozenset({EventType.RESPONSE_HEADERS})
 BODY_EVENTS = frozenset({EventType.REQUEST_BODY_CHUNK, EventType.RESPONSE_BODY_CHUNK})
 
@@ -1732,26 +1729,6 @@ async def test_an_event_that_cannot_be_written_takes_no_place() -> None:
 
 
 # Cancellation
-
-
-@types.coroutine
-def cancelling(
-    call: Coroutine[Any, Any, object], cancel: Callable[[], object], suspension: int
-) -> Generator[Any, Any, bool]:
-    """Drive ``call`` and cancel it when it has suspended that many times; False if it ends before."""
-    step: Callable[[], Any] = partial(call.send, None)
-    for count in range(1, sys.maxsize):
-        try:
-            awaited = step()
-        except StopIteration:
-            return count > suspension
-        if count == suspension:
-            cancel()
-        try:
-            step = partial(call.send, (yield awaited))
-        except BaseException as exc:
-            step = partial(call.throw, exc)
-    raise AssertionError
 
 
 def obliging(peer: Peer) -> Peer:
