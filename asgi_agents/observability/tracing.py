@@ -113,7 +113,7 @@ class SessionSpan:
         return _Attached(trace.set_span_in_context(self._span))
 
     def note(self, verdicts: Iterable[Verdict], *, continued: bool = False) -> None:
-        """Add the verdicts on one event. ``continued``: other agents were shown it before, and it is counted already."""
+        """Add the verdicts on one event. ``continued``: other agents were shown it before, which counted it."""
         self._last = time.time_ns()
         if not continued:
             self._events += 1
