@@ -203,7 +203,8 @@ class Guard:
                     ALLOW if answer is None or answer is ALLOW else check_general(self.config, event_type, answer)
                 )
             except BaseException as exc:
-                call = Call(event, failure_mode, route, self.config.timeout, started, raised=exc)
+                timeout = self.config.chunk_timeout if chunk else self.config.timeout
+                call = Call(event, failure_mode, route, timeout, started, raised=exc)
                 if (seconds := time.monotonic() - started) > LONGEST_STEP:
                     self._steps.took(event_type, seconds)
             else:
