@@ -370,6 +370,10 @@ class Guard:
         self._limiter.resize(limit if most is None else min(limit, most))
         if came_up and self.breaker is not None:
             self.breaker.try_again()
-        if self.hears != self.client.hears:
-            self.hears = self.client.hears
+        changed = False
+        # Each thread looks again after it has written: what it wrote may be older than what another has written before.
+        while self.hears != (hears := self.client.hears):
+            self.hears = hears
+            changed = True
+        if changed:
             self.on_change()

@@ -256,6 +256,39 @@ async def test_an_agent_in_this_process_whose_client_configures_it_is_not_config
         assert registry_of(manager).guard("waf").configured
 
 
+@pytest.mark.parametrize("reads", [1, 2])
+def test_what_an_agent_hears_is_the_latest_though_two_threads_report_it_at_once(reads: int) -> None:
+    """A thread reads it; another changes and reports it; the first goes on with what it has read."""
+
+    class Changing(ToyClient):
+        said = frozenset(HEADS)
+        reads_left = 0
+
+        @property
+        def hears(self) -> frozenset[EventType]:
+            found = self.said
+            self.reads_left -= 1
+            if self.reads_left == 0:
+                self.said = frozenset(EventType)
+                self.on_change(False)
+            return found
+
+        @hears.setter
+        def hears(self, events: frozenset[EventType]) -> None:
+            pass
+
+    class ChangingTransport(ToyTransport):
+        def bind(self, agent_id: str, *, events: Any, config: Any, max_concurrent_calls: int) -> ToyClient:
+            return Changing(self.address, agent_id, events, config)
+
+    manager = AgentManager([AgentConfig("waf", ChangingTransport(URL))])
+    client = registry_of(manager).guard("waf").client
+    assert isinstance(client, Changing)
+    client.said, client.reads_left = frozenset({EventType.RESPONSE_HEADERS}), reads
+    client.on_change(False)
+    assert manager.get_agents_for_event(EventType.REQUEST_BODY_CHUNK) == ("waf",)
+
+
 def test_a_class_of_a_transport_is_none() -> None:
     assert refusal(ToyTransport) == (
         "AgentConfig('waf'): transport=the class ToyTransport, expected an Agent, a URL or a Transport"
