@@ -196,7 +196,8 @@ class Guard:
                     ALLOW if answer is None or answer is ALLOW else check_general(self.config, event_type, answer)
                 )
             except BaseException as exc:
-                call = Call(event, failure_mode, route, self.config.timeout, started, raised=exc)
+                timeout = self.config.chunk_timeout if chunk else self.config.timeout
+                call = Call(event, failure_mode, route, timeout, started, raised=exc)
                 if (seconds := time.monotonic() - started) > LONGEST_STEP:
                     self._steps.took(event_type, seconds)
             else:
@@ -362,6 +363,10 @@ class Guard:
         self._limiter.resize(limit if most is None else min(limit, most))
         if came_up and self.breaker is not None:
             self.breaker.try_again()
-        if self.hears != self.client.hears:
-            self.hears = self.client.hears
+        changed = False
+        # Each thread looks again after it has written: what it wrote may be older than what another has written before.
+        while self.hears != (hears := self.client.hears):
+            self.hears = hears
+            changed = True
+        if changed:
             self.on_change()

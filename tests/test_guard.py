@@ -17,7 +17,7 @@ from asgi_agents.breaker import BreakerState
 from asgi_agents.calls import configuring, deadlines
 from asgi_agents.config import AgentConfig
 from asgi_agents.decision import Verdict
-from asgi_agents.errors import AgentConnectionError, AgentError, AgentProtocolError
+from asgi_agents.errors import AgentConnectionError, AgentError, AgentProtocolError, AgentTimeoutError
 from asgi_agents.failures import FailureKind
 from asgi_agents.guard import Guard
 from asgi_agents.policy import CircuitBreakerConfig, FailureMode
@@ -245,6 +245,18 @@ async def test_no_answer_within_the_deadline_is_a_timeout_and_counts() -> None:
     assert verdict.failure.message == "agent 'waf', response_headers: no answer within the deadline of 0.02 s"
     assert state_of(guard) is BreakerState.OPEN
     assert is_idle(guard)
+
+
+async def test_a_timeout_that_a_hook_raises_names_the_deadline_of_the_call() -> None:
+    class Waf(Agent):
+        async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse | None:
+            raise AgentTimeoutError("no answer")
+
+    for chunk, seconds in ((False, 3), (True, 4)):
+        guard = Guard(AgentConfig("waf", Waf(), timeout=3.0, chunk_timeout=4.0))
+        verdict = await guard.call(CHUNK, CLOSED, chunk=chunk)
+        assert verdict.failure is not None
+        assert verdict.failure.message.endswith(f"no answer within the deadline of {seconds} s")
 
 
 async def test_chunks_have_a_deadline_of_their_own() -> None:
@@ -916,6 +928,38 @@ async def test_an_agent_is_configured_once_before_its_first_call() -> None:
     assert guard.configuring.delay == 0.0
     await guard.configuring.configure()
     assert len(agent.configurations) == 1
+
+
+async def test_a_call_that_is_cancelled_as_the_agent_is_configured_does_not_reach_it() -> None:
+    ready = anyio.Event()
+    asked: list[Event] = []
+
+    class Waf(Agent):
+        async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
+            await ready.wait()
+            return None
+
+        async def on_response_headers(self, event: ResponseHeadersEvent) -> AgentResponse | None:
+            asked.append(event)
+            # The other call was woken already, and has not run yet.
+            second.cancel()
+            return None
+
+    guard = Guard(AgentConfig("waf", Waf()))
+    second = anyio.CancelScope()
+
+    async def call_too() -> None:
+        with second:
+            await guard.call(EVENT, CLOSED)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(guard.call, EVENT, CLOSED)
+        await settle()
+        tasks.start_soon(call_too)
+        await settle()
+        ready.set()
+    assert second.cancelled_caught
+    assert asked == [EVENT]
 
 
 async def test_an_agent_with_nothing_to_configure_is_not_asked() -> None:

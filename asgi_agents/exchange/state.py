@@ -234,17 +234,25 @@ class ExchangeState(Struct, eq=False):
         return response
 
     def evaluate(
-        self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
+        self,
+        agents: Sequence[RouteAgent],
+        event: BodyChunkEvent | WebSocketFrameEvent,
+        *,
+        chunk: bool,
+        final: bool,
+        continued: bool = False,
     ) -> Awaitable[Sequence[Verdict]]:
         """Show a piece of a body, or a websocket message, to ``agents`` in parallel.
 
         Many pieces share a span.
+
+        :param continued: agents of an earlier step were shown the same event, so that the span has counted it.
         """
         if self._closed or self.resolved_route.keeping_requests:
-            return self.evaluate_with_reserved_id(agents, event, chunk=chunk, final=final)
+            return self.evaluate_with_reserved_id(agents, event, chunk=chunk, final=final, continued=continued)
         if self._registry.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
             return evaluate(agents, event, chunk=chunk, final=final)
-        return self._evaluate_in_session(agents, event, chunk=chunk, final=final)
+        return self._evaluate_in_session(agents, event, chunk=chunk, final=final, continued=continued)
 
     async def evaluate_with_reserved_id(
         self,
@@ -253,6 +261,7 @@ class ExchangeState(Struct, eq=False):
         *,
         chunk: bool = False,
         final: bool,
+        continued: bool = False,
     ) -> Sequence[Verdict]:
         """Show ``event`` to ``agents`` where its id has to be kept from other connections meanwhile.
 
@@ -265,7 +274,7 @@ class ExchangeState(Struct, eq=False):
             if self._registry.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
                 return await evaluate(agents, event, chunk=chunk, final=final)
             assert not isinstance(event, ResponseHeadersEvent)
-            return await self._evaluate_in_session(agents, event, chunk=chunk, final=final)
+            return await self._evaluate_in_session(agents, event, chunk=chunk, final=final, continued=continued)
 
     @contextmanager
     def _reserved_id(self, guards: Iterable[Guard]) -> Iterator[str]:
@@ -302,14 +311,20 @@ class ExchangeState(Struct, eq=False):
         outermost._forget_too = {*guards, *(outermost._forget_too or ())}
 
     async def _evaluate_in_session(
-        self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
+        self,
+        agents: Sequence[RouteAgent],
+        event: BodyChunkEvent | WebSocketFrameEvent,
+        *,
+        chunk: bool,
+        final: bool,
+        continued: bool,
     ) -> Sequence[Verdict]:
         session = self._session(event.event_type)
         if session is None:
             return await evaluate(agents, event, chunk=chunk, final=final)
         with session.current():
             verdicts = await evaluate(agents, event, chunk=chunk, final=final)
-        session.note(verdicts)
+        session.note(verdicts, continued=continued)
         return verdicts
 
     def record(self, verdicts: Sequence[Verdict], *, every: bool = True) -> None:

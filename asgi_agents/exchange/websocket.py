@@ -227,8 +227,10 @@ class WebSocketExchange(Exchange):
             client_ip=self._client_ip,
         )
         decision = ALLOWED
+        continued = False
         for step in self._steps:
-            verdicts = await self._state.evaluate(step, event, chunk=False, final=True)
+            verdicts = await self._state.evaluate(step, event, chunk=False, final=True, continued=continued)
+            continued = True
             plain = unanimous(verdicts)
             if not plain or self._state.counting:
                 self._state.record(verdicts, every=False)
