@@ -12,7 +12,7 @@ from msgspec import structs
 from .breaker import BreakerState
 from .breaker.shared_breaker import SharedBreaker
 from .calls.blocking import LONGEST_STEP, Steps
-from .calls.call import Call
+from .calls.call import AgentCall
 from .calls.checking import check_answer, check_general
 from .calls.configuring import Configuring
 from .calls.deadlines import Queue, refusal
@@ -178,7 +178,7 @@ class Guard:
         event_type = event.event_type
         # Chunks and messages share one span a body or session, which the exchange makes.
         untraced = chunk or event_type is _WEBSOCKET_FRAME or self._tracing.idle
-        call: Call | None = None
+        call: AgentCall | None = None
         if (
             untraced
             and (hook := self._non_suspending_hooks.get(event_type)) is not None
@@ -197,7 +197,7 @@ class Guard:
                 )
             except BaseException as exc:
                 timeout = self.config.chunk_timeout if chunk else self.config.timeout
-                call = Call(event, failure_mode, route, timeout, started, raised=exc)
+                call = AgentCall(event, failure_mode, route, timeout, started, raised=exc)
                 if (seconds := time.monotonic() - started) > LONGEST_STEP:
                     self._steps.took(event_type, seconds)
             else:
@@ -208,14 +208,14 @@ class Guard:
                     self._steps.took(event_type, ended - started)
                 return self.recorder.record(event_type, event, failure_mode, route, started, ended, response)
         if call is None:
-            call = Call(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
+            call = AgentCall(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
         return await self._call(call, not untraced)
 
     async def inspect(
         self, event: GuardrailInspectEvent, failure_mode: FailureMode, *, route: str | None = None
     ) -> tuple[Verdict, GuardrailResponse]:
         """Ask a guardrail question. The response says nothing useful where the verdict is a failure."""
-        call = Call(event, failure_mode, route, self.config.timeout)
+        call = AgentCall(event, failure_mode, route, self.config.timeout)
         verdict = await self._call(call, not self._tracing.idle)
         answer = call.answer
         return verdict, answer if isinstance(answer, GuardrailResponse) else inspection_of(answer)
@@ -246,7 +246,7 @@ class Guard:
                 span.record(verdict)
         return verdict
 
-    async def _call(self, call: Call, traced: bool) -> Verdict:
+    async def _call(self, call: AgentCall, traced: bool) -> Verdict:
         """Make a call: the only path of those that :meth:`call` does not make itself."""
         event = call.event
         event_type = event.event_type
@@ -339,7 +339,7 @@ class Guard:
             detected,
         )
 
-    async def _call_in(self, span: ActiveSpan, call: Call) -> Verdict:
+    async def _call_in(self, span: ActiveSpan, call: AgentCall) -> Verdict:
         with span:
             if isinstance(call.event, RequestHeadersEvent):
                 # What the agent does for this call belongs under it, not beside it.

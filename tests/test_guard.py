@@ -1404,7 +1404,7 @@ async def test_failing_is_logged_once_until_the_agent_answers_again(caplog: pyte
     for _ in range(3):
         await guard.call(EVENT, CLOSED)
     assert messages(caplog) == [
-        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged once until it answers again)")
+        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged at most once a minute)")
     ]
 
     caplog.clear()
@@ -1445,7 +1445,7 @@ async def test_changes_of_the_breaker_are_logged_once_each(caplog: pytest.LogCap
 
     assert messages(caplog) == [
         (logging.WARNING, "agent 'waf': circuit breaker closed -> open"),
-        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged once until it answers again)"),
+        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged at most once a minute)"),
         (logging.INFO, "agent 'waf': circuit breaker open -> half_open"),
         (logging.INFO, "agent 'waf': circuit breaker half_open -> closed"),
         (logging.INFO, "agent 'waf' answers again"),

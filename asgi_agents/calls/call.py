@@ -6,7 +6,7 @@ from ..policy import FailureMode
 from ..protocol import ALLOW, AgentResponse, Event, GuardrailResponse
 
 
-class Call(Struct):
+class AgentCall(Struct):
     """An event on its way to the agent. ``timeout`` counts from ``started``; ``queued`` is how long it has waited."""
 
     event: Event

@@ -16,7 +16,7 @@ from ..failures import CallFailure, Failure, failure_of
 from ..policy import FailureMode
 from ..protocol import ConfigureEvent, EventType, reason_of
 from ..transports.base import AgentClient
-from .call import Call
+from .call import AgentCall
 from .checking import check_general
 from .deadlines import no_answer
 from .delivery import Delivery
@@ -147,7 +147,7 @@ class Configuring:
         if self._client.agent is not None and type(config) is dict:
             config = GivenConfig(config)
         event = ConfigureEvent(agent_id=self._config.id, config=config)
-        answer = await self._delivery.answer_to(Call(event, FailureMode.CLOSED, None, timeout, started))
+        answer = await self._delivery.answer_to(AgentCall(event, FailureMode.CLOSED, None, timeout, started))
         response = check_general(self._config, event.event_type, answer)
         if not response.is_allow:
             raise AgentError(f"refused its configuration: {reason_of(response)}")

@@ -179,7 +179,7 @@ class Recorder:
                 self._quiet_until = now + _LOG_INTERVAL
                 place = self._client.address
                 logger.warning(
-                    "%s; %s (%slogged once until it answers again)",
+                    "%s; %s (%slogged at most once a minute)",
                     verdict.failure.message,
                     consequence_of(verdict),
                     f"it is at {place}; " if place else "",

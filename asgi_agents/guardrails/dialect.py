@@ -29,7 +29,7 @@ class Stop(Struct, frozen=True):
         return self.status >= 500
 
 
-class Reply(Struct, frozen=True):
+class StopReply(Struct, frozen=True):
     """A whole answer that takes the place of the app's."""
 
     status: int
@@ -101,6 +101,6 @@ class Dialect(Protocol):
         """What reads a stream of this type."""
         ...
 
-    def reply(self, stop: Stop) -> Reply:
+    def reply(self, stop: Stop) -> StopReply:
         """The whole answer to a call that is stopped before anything has left."""
         ...

@@ -99,7 +99,7 @@ class Blocked(Struct, frozen=True):
     block: Block
 
 
-class Failure(Struct, frozen=True):
+class JudgeFailure(Struct, frozen=True):
     """A judge whose ``settled`` has raised, or has said what can't be. It is not called again for the slot."""
 
     judge: Judge

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from .judges import Blocked, Failure, Finding, Inspection, Judge
+from .judges import Blocked, Finding, Inspection, Judge, JudgeFailure
 from .redactions import check_decisions, merged
 from .slots import Block, Decision, Flag, Slot, Window
 from .windows import AskedWindow, Found, SlotWindows
@@ -17,7 +17,7 @@ class Outcome:
     def __init__(self) -> None:
         self.inspections: list[Inspection] = []
         self.findings: list[Finding] = []
-        self.failures: list[Failure] = []
+        self.failures: list[JudgeFailure] = []
         self.blocked: Blocked | None = None
 
     def block(self, judge: Judge, slot: Slot, block: Block) -> None:
@@ -142,7 +142,7 @@ class SlotText:
         while (asked := stage.windows.ask(now)) is not None:
             self._outcome.inspections.append(Inspection(stage.judge, self, asked))
         if stage.windows.failed is not None:
-            self._outcome.failures.append(Failure(stage.judge, self.slot, stage.windows.failed))
+            self._outcome.failures.append(JudgeFailure(stage.judge, self.slot, stage.windows.failed))
             stage.windows.failed = None
 
     def _note(self, stage: _Stage) -> None:

@@ -33,7 +33,7 @@ class EventUnit(Unit):
     def put_back(self, data: bytes) -> bytes:
         """The event with other data: line ends, order and spelling of its fields stay.
 
-        Lines beyond those that it had are spelt as its last one. Where there are fewer, the last ones are left out.
+        Lines beyond those that it had are prefixes as its last one. Where there are fewer, the last ones are left out.
         """
         if data == self.data:
             return self.raw
@@ -51,8 +51,8 @@ class EventUnit(Unit):
                 continue
             line_end = line[len(line.rstrip(b"\r\n")) :]
             these = lines if index == last else lines[:1]
-            spelt = [prefix + (b" " if text.startswith(b" ") and prefix.endswith(b":") else b"") for text in these]
-            pieces.append((line_end or b"\n").join(map(bytes.__add__, spelt, these)))
+            prefixes = [prefix + (b" " if text.startswith(b" ") and prefix.endswith(b":") else b"") for text in these]
+            pieces.append((line_end or b"\n").join(map(bytes.__add__, prefixes, these)))
             if these:
                 pieces.append(line_end)
             lines = lines[1:]

@@ -9,7 +9,7 @@ from msgspec import Struct
 from .dialect import Dialect, Reader, Stop
 from .framing import Unit, UnreadableError
 from .json_text import JSON, Loader, Path
-from .judges import Blocked, Failure, Finding, Inspection, Judges
+from .judges import Blocked, Finding, Inspection, JudgeFailure, Judges
 from .operations import End, Operation
 from .release import Release
 from .shadowed import shadowed
@@ -119,7 +119,7 @@ class Stream:
         return self._release.outcome.findings
 
     @property
-    def failures(self) -> list[Failure]:
+    def failures(self) -> list[JudgeFailure]:
         """Judges that have failed while they were not asked for a verdict. The owner takes out what it has noted."""
         return self._release.outcome.failures
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ..dialect import Form, Reply, Stop
+from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..operations import End, Mark, Operation, Pause, Text
@@ -77,8 +77,8 @@ class Chat:
     def reader(self, media_type: str) -> "ChatReader":
         return ChatReader()
 
-    def reply(self, stop: Stop) -> Reply:
-        return Reply(stop.status, "application/json", to_json(error(stop)))
+    def reply(self, stop: Stop) -> StopReply:
+        return StopReply(stop.status, "application/json", to_json(error(stop)))
 
 
 class ChatReader:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ..dialect import Form, Reply, Stop
+from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_array import ArrayFramer
 from ..json_text import JSON, Path
@@ -80,8 +80,8 @@ class Gemini:
     def reader(self, media_type: str) -> "GeminiReader":
         return GeminiReader(array=media_type != "text/event-stream")
 
-    def reply(self, stop: Stop) -> Reply:
-        return Reply(stop.status, "application/json", to_json(_error(stop)))
+    def reply(self, stop: Stop) -> StopReply:
+        return StopReply(stop.status, "application/json", to_json(_error(stop)))
 
 
 class GeminiReader:

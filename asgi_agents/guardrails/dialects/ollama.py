@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ..dialect import Form, Reply, Stop
+from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..ndjson import LineFramer
@@ -79,8 +79,8 @@ class Ollama:
     def reader(self, media_type: str) -> "OllamaReader":
         return OllamaReader()
 
-    def reply(self, stop: Stop) -> Reply:
-        return Reply(stop.status, "application/json", to_json({"error": stop.message}))
+    def reply(self, stop: Stop) -> StopReply:
+        return StopReply(stop.status, "application/json", to_json({"error": stop.message}))
 
 
 class OllamaReader:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from ...errors import ConfigurationError
-from ..dialect import Form, Reply, Stop
+from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path, pointer
 from ..ndjson import LineFramer
@@ -65,8 +65,8 @@ class Pointers:
     def reader(self, media_type: str) -> "PointerReader":
         return PointerReader(self._stream, lines=media_type != "text/event-stream")
 
-    def reply(self, stop: Stop) -> Reply:
-        return Reply(stop.status, "application/json", to_json({"error": {"message": stop.message}}))
+    def reply(self, stop: Stop) -> StopReply:
+        return StopReply(stop.status, "application/json", to_json({"error": {"message": stop.message}}))
 
 
 class PointerReader:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ..dialect import Form, Reply, Stop
+from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..operations import Drop, End, Follow, Operation, Piece, Repeat, Text
@@ -111,8 +111,8 @@ class Responses:
     def reader(self, media_type: str) -> "ResponsesReader":
         return ResponsesReader()
 
-    def reply(self, stop: Stop) -> Reply:
-        return Reply(stop.status, "application/json", to_json(error(stop)))
+    def reply(self, stop: Stop) -> StopReply:
+        return StopReply(stop.status, "application/json", to_json(error(stop)))
 
 
 class ResponsesReader:

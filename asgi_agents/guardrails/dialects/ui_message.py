@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ..dialect import Form, Reply, Stop
+from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..operations import End, Follow, Mark, Operation, Piece, Text, Whole
@@ -66,9 +66,9 @@ class UIMessages:
     def reader(self, media_type: str) -> "UIMessageReader":
         return UIMessageReader()
 
-    def reply(self, stop: Stop) -> Reply:
+    def reply(self, stop: Stop) -> StopReply:
         # The hooks show the body of an answer with an error's status as it is.
-        return Reply(stop.status, "text/plain; charset=utf-8", stop.message.encode())
+        return StopReply(stop.status, "text/plain; charset=utf-8", stop.message.encode())
 
 
 class UIMessageReader:

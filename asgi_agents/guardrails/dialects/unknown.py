@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ..dialect import Form, Reply, Stop
+from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path, pointer
 from ..ndjson import LineFramer
@@ -45,7 +45,7 @@ class Events:
     def reader(self, media_type: str) -> "PathReader":
         return PathReader(lambda stop: sse({"type": "error", **error(stop)}, "error"))
 
-    def reply(self, stop: Stop) -> Reply:
+    def reply(self, stop: Stop) -> StopReply:
         return _reply(stop)
 
 
@@ -127,8 +127,8 @@ class PlainText:
     def reader(self, media_type: str) -> "TextReader":
         return TextReader()
 
-    def reply(self, stop: Stop) -> Reply:
-        return Reply(stop.status, "text/plain; charset=utf-8", stop.message.encode())
+    def reply(self, stop: Stop) -> StopReply:
+        return StopReply(stop.status, "text/plain; charset=utf-8", stop.message.encode())
 
 
 class TextReader:
@@ -159,5 +159,5 @@ def _call(name: str, value: JSON) -> Call:
     )
 
 
-def _reply(stop: Stop) -> Reply:
-    return Reply(stop.status, "application/json", to_json({"error": {"message": stop.message}}))
+def _reply(stop: Stop) -> StopReply:
+    return StopReply(stop.status, "application/json", to_json({"error": {"message": stop.message}}))

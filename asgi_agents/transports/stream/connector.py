@@ -192,7 +192,7 @@ class Connector:
             if not supported - {EventType.CONFIGURE}:
                 names = ", ".join(sorted(supported)) or "none"
                 raise AgentConnectionError(f"it supports no events that anybody could ask it about: {names}")
-        elif connection.dialect.capabilities is not None:
+        elif connection.wire_format.capabilities is not None:
             # The published Rust kit names request heads only, whatever its agent implements.
             if not configured <= supported:
                 self._client.overrule(supported)

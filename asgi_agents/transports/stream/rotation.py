@@ -63,7 +63,9 @@ class Rotation:
     def capabilities(self) -> Sequence[AgentCapabilities]:
         """The latest capabilities of each instance that is up."""
         found = (
-            next((c.dialect.capabilities for c in reversed(endpoint.connections) if c.dialect.capabilities), None)
+            next(
+                (c.wire_format.capabilities for c in reversed(endpoint.connections) if c.wire_format.capabilities), None
+            )
             for endpoint in self.endpoints
         )
         return [capabilities for capabilities in found if capabilities is not None]
