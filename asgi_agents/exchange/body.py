@@ -140,17 +140,13 @@ class BodyInspection:
         """Judge ``data``; ``last`` says that nothing follows."""
         encoded = self._encoded
         for stage in self._stages:
-            judging = stage.feed(data, last, encoded)
-            try:
-                event = next(judging)
-                while True:
-                    verdicts = await self._state.evaluate(stage.agents, event, chunk=stage.chunked, final=event.is_last)
-                    event = judging.send(verdicts)
-            except StopIteration as done:
-                result: bytes | AgentDecision = done.value
-            if isinstance(result, AgentDecision):
-                return result
-            data = result
+            outcome = stage.feed(data, last, encoded)
+            while not isinstance(outcome, bytes):
+                if isinstance(outcome, AgentDecision):
+                    return outcome
+                verdicts = await self._state.evaluate(stage.agents, outcome, chunk=stage.chunked, final=outcome.is_last)
+                outcome = stage.resume(verdicts)
+            data = outcome
             encoded = encoded and not stage.decoded
             self.changed = self.changed or stage.changed
         return data
