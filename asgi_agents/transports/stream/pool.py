@@ -141,8 +141,10 @@ class StreamPool:
 
     def settle(self) -> None:
         """Connections have come or gone: there may be places, or no hope of any."""
+        waiting = len(self.queue) > 0
         self.queue.settle(self._refusal)
-        self._grow()
+        if waiting:
+            self._grow()
         self._changed.set()
         self._changed = anyio.Event()
 

@@ -130,6 +130,26 @@ async def test_connections_are_made_when_there_are_more_requests_than_connection
         assert (peer.accepted, len(pool.connections)) == (3, 3)
 
 
+async def test_a_lost_connection_is_made_again_where_it_was_and_no_other_is_while_no_call_waits() -> None:
+    first, second = Peer(framing="envelope"), Peer(framing="envelope")
+    async with (
+        client_of(first, second, framing="envelope", connections=3) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        pool = await connected(client, 2)
+        for name in "ab":
+            tasks.start_soon(client.call, head(name))
+        events = [await first.next(), await second.next()]
+        for event in events:
+            await event.answer()
+        await settle()
+        await events[1].link.aclose()
+        await until(lambda: second.accepted > 1)
+        await settle()
+        assert len(pool.queue) == 0
+        assert first.accepted == 1
+
+
 async def test_requests_have_connections_to_themselves_as_far_as_there_are_any() -> None:
     peer = Peer(framing="envelope", behaviour=allow)
     async with client_of(peer, framing="envelope", connections=4) as client:
