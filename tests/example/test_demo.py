@@ -11,7 +11,6 @@ from example_app.demo.run import Outcome
 from example_app.demo.script import STEPS
 from example_app.demo.table import Style, render, style_for
 
-
 # On a busy machine the spans of the other process are on their way for longer than a reader would wait for them.
 _PATIENT = """
 import runpy
