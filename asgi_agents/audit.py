@@ -208,10 +208,10 @@ class Auditor:
 class Audit:
     """Collects what happens to one connection, and writes its record at the end."""
 
-    def __init__(self, auditor: Auditor, scope: Scope, context: ExchangeState) -> None:
+    def __init__(self, auditor: Auditor, scope: Scope, state: ExchangeState) -> None:
         self._auditor = auditor
-        self._context = context
-        self._calls = context.count_calls()
+        self._state = state
+        self._calls = state.count_calls()
         self._began = time.time()
         self._started = time.monotonic()
         self._trace_id = current_trace_id()
@@ -255,21 +255,21 @@ class Audit:
         try:
             record = self._record(error)
         except Exception:
-            operational.exception("there is no audit record of %s", self._context.correlation_id)
+            operational.exception("there is no audit record of %s", self._state.correlation_id)
         else:
             self._auditor.write(record)
 
     def _record(self, error: str | None) -> AuditRecord:
-        decision = self._context.decision
+        decision = self._state.decision
         verdicts = decision.verdicts
         return AuditRecord(
             time=datetime.fromtimestamp(self._began, UTC).isoformat(timespec="milliseconds"),
-            correlation_id=self._context.correlation_id,
+            correlation_id=self._state.correlation_id,
             trace_id=self._trace_id,
             type=self._type,
             method=self._method,
             path=self._path,
-            route=self._context.route,
+            route=self._state.route,
             client=self._client,
             status=self._status,
             close_code=self._close_code,
@@ -279,13 +279,13 @@ class Audit:
             decided_by=decision.decided_by,
             would_stop=[agent_id for agent_id, count in self._calls.items() if count.would_stop],
             passed_open=[agent_id for agent_id, count in self._calls.items() if count.passed_open],
-            shown_encoded=self._context.shown_encoded,
+            shown_encoded=self._state.shown_encoded,
             agents=[
                 AuditAgent(agent=agent_id, calls=count.calls, seconds=round(count.seconds, 6))
                 for agent_id, count in self._calls.items()
             ],
             answers=[self._answer(verdict) for verdict in verdicts[-_MAX_ANSWERS:]],
-            answers_left_out=self._context.verdicts_recorded - min(len(verdicts), _MAX_ANSWERS),
+            answers_left_out=self._state.verdicts_recorded - min(len(verdicts), _MAX_ANSWERS),
             headers=self._headers,
             error=error,
         )

@@ -31,25 +31,25 @@ _MAX_ID_LENGTH = 128
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """One agent: how to reach it, what it hears, and what its failures mean. Durations are seconds, sizes bytes.
+    """One agent: how to reach it, which events it receives, what its failures mean. Durations are seconds, sizes bytes.
 
     :param id: unique in its manager; up to 128 token characters. It appears in metrics, logs and routes.
     :param transport: an :class:`Agent`, a URL (``http://``, ``https://``, ``unix:///path`` or ``tcp://host:port``), a
         list of ``unix://`` and ``tcp://`` URLs of the same agent, or any :class:`Transport`. Packages may add schemes
         of URLs.
-    :param events: what the agent is to hear. None: what it says itself, in process or in the handshake of the stream
-        transport; other remote agents must be told. What is named here overrules the handshake.
+    :param events: those that the agent receives. None: those whose hooks it has, or that it names in the handshake of
+        the stream transport; for other remote agents they have to be given. They overrule the handshake.
     :param failure_mode: what a failed call means, unless a route says otherwise.
     :param timeout: one deadline for a call: queue wait, connect, send, answer.
     :param chunk_timeout: the same for the body chunks of stream and hybrid mode.
     :param max_concurrent_calls: further calls wait, within their deadline.
     :param circuit_breaker: None switches it off.
-    :param request_body_mode: how the agent is shown request bodies; ``response_body_mode`` likewise.
+    :param request_body_mode: how the agent receives request bodies; ``response_body_mode`` likewise.
     :param max_request_body_bytes: the largest request body the agent is to inspect, in any mode. None: 1 MiB for a body
         that has to be kept, no limit for one that passes as it comes. ``max_response_body_bytes`` likewise.
-    :param response_content_types: the types of response bodies that the agent hears: ``type/subtype`` or ``type/*``.
-        None: all. A response whose type is missing or can't be read is heard. Requests are heard whatever their type,
-        which is only what the client says.
+    :param response_content_types: the types of response bodies that the agent receives: ``type/subtype`` or ``type/*``.
+        None: all. The agent also receives a response whose type is missing or can't be read. It receives requests
+        whatever their type, which is only what the client says.
     :param decode: show the agent the content of bodies with a ``content-encoding`` (``gzip``, ``deflate``; ``br`` and
         ``zstd`` where a library for them is installed), and let it change that. Its size limits count decoded bytes.
         What can't be decoded, or grows to more than 100 times its size, goes by the failure mode; but where a writer
@@ -58,16 +58,16 @@ class AgentConfig:
     :param hold_head: keep the head of a streamed response back until the agent has judged the first piece of its body,
         so that a block there can still be answered with a status. Without it that is so where the head declares a
         length; the head of a stream without a length leaves at once, as its clients expect.
-    :param ranges: let clients ask for parts of responses whose bodies the agent hears. False: the app sees no ``range``
-        header and answers with whole bodies; where ``response_content_types`` leaves ranges to other types, a partial
-        response of a type that the agent hears is answered with 416. Shadow agents change nothing of that.
+    :param ranges: let clients ask for parts of responses whose bodies the agent receives. False: the app sees no
+        ``range`` header and answers with whole bodies; where ``response_content_types`` leaves ranges to other types, a
+        partial response of a type that the agent receives is answered with 416. Shadow agents change nothing of that.
     :param request_length: of an agent that may change streamed request bodies. ``"known"``: the app is started when all
         of the body was judged, and told its length, without which many frameworks take it for empty. Until then the
         body is kept, up to ``max_request_body_bytes``: 1 MiB of it in memory, the rest in a temporary file.
         ``"unknown"``: the app is started at once, without a ``content-length``.
     :param body_access: ``"write"`` agents may send body mutations.
-    :param enforce: False makes it a shadow agent: it hears everything and is recorded, but nothing that it answers is
-        applied, and none of its failures count for the connection.
+    :param enforce: False makes it a shadow agent: it receives its events and its answers are recorded, but none of them
+        is applied, and none of its failures count for the connection.
     :param config: handed to the agent in ``configure`` when it connects; plain data for remote agents.
     :param require_at_startup: fail the app's startup when the agent can't be configured then.
     :param may_set_host: lets the agent change the ``host`` request header.
@@ -78,8 +78,8 @@ class AgentConfig:
         are ignored; everything else stays parallel, and the order of the route still decides whose answer counts.
     :param sets: names of request headers that this agent sets and clients may not, such as ``{"x-user"}``. They are
         taken out of the client's request before any agent or the app sees it, in any case and with underscores too
-        (``X_User``), wherever the agent is on the route and hears request heads or request bodies; also when it fails
-        open. On a route without this agent the client's header stays. Other agents may set it as well. Not for a shadow
+        (``X_User``), wherever the agent is on the route and receives request heads or bodies; also when it fails open.
+        On a route without this agent the client's header stays. Other agents may set it as well. Not for a shadow
         agent, which sets nothing.
     """
 
@@ -117,8 +117,8 @@ class AgentConfig:
         where = f"AgentConfig({self.id!r})"
         object.__setattr__(self, "transport", resolve_transport(where, self.transport))
         object.__setattr__(self, "events", _resolve_events(where, self.resolved_transport, self.events))
-        shown = f"{where}: failure_mode={named(self.failure_mode)}"
-        object.__setattr__(self, "failure_mode", as_failure_mode(shown, self.failure_mode))
+        prefix = f"{where}: failure_mode={named(self.failure_mode)}"
+        object.__setattr__(self, "failure_mode", as_failure_mode(prefix, self.failure_mode))
         require_seconds(where, "timeout", self.timeout)
         require_seconds(where, "chunk_timeout", self.chunk_timeout)
         require_int(where, "max_concurrent_calls", self.max_concurrent_calls, at_least=1)
@@ -149,13 +149,13 @@ class AgentConfig:
 
     @property
     def request_bodies(self) -> BodyMode:
-        """How request bodies are shown, resolved from what was given."""
+        """How the agent receives request bodies, resolved from what was given."""
         assert isinstance(self.request_body_mode, BodyMode)
         return self.request_body_mode
 
     @property
     def response_bodies(self) -> BodyMode:
-        """How response bodies are shown, resolved from what was given."""
+        """How the agent receives response bodies, resolved from what was given."""
         assert isinstance(self.response_body_mode, BodyMode)
         return self.response_body_mode
 
@@ -166,7 +166,7 @@ class AgentConfig:
         return self.transport
 
     def hears_response_type(self, media_type: str | None) -> bool:
-        """Whether the agent hears response bodies of that type, in lower case. None: missing or unreadable."""
+        """Whether the agent receives response bodies of that type, in lower case. None: missing or unreadable."""
         types = self.response_content_types
         if types is None or media_type is None:
             return True

@@ -112,12 +112,12 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:_MAX_PRINTED])
 
 
-def told_by(exc: BaseException) -> str:
+def text_of(exc: BaseException) -> str:
     """The text of ``exc``. If it has none, that of the first of its causes that has one."""
-    told: BaseException | None = exc
-    while told is not None and not str(told):
-        told = told.__cause__ or told.__context__
-    return str(told or "")
+    cause: BaseException | None = exc
+    while cause is not None and not str(cause):
+        cause = cause.__cause__ or cause.__context__
+    return str(cause or "")
 
 
 def caused_by_closing(exc: BaseException | None, *disconnects: type[BaseException]) -> bool:

@@ -166,7 +166,7 @@ def failure_of(
     :param configured: whether the agent has a configuration, so that the message need not ask for one.
     :param others_left: whether there are more connections to the agent than the one that was lost, if one was: an
         instance of the agent is gone, but not the agent.
-    :param given_up: whether nobody waited for the call any more when it ended: it may have failed over that.
+    :param given_up: whether the call was cancelled before it ended. It may have failed because of that.
     """
     kind, fault, retry_after, counts = FailureKind.ERROR, str(exc), None, True
     match exc:
@@ -175,7 +175,7 @@ def failure_of(
         case AgentUnavailableError():
             kind = FailureKind.UNAVAILABLE
         case EventTooLargeError():
-            # Whoever sends large bodies or headers decides on that, whatever kind it is.
+            # The client decides how large its bodies and headers are: with them it could open the breaker.
             kind, counts = too_large(event_type), False
         case NotApplicableError():
             kind = FailureKind.NOT_APPLICABLE

@@ -12,7 +12,7 @@ from msgspec import structs
 from .breaker import BreakerState
 from .breaker.shared_breaker import SharedBreaker
 from .calls.blocking import LONGEST_STEP, Steps
-from .calls.call import Call
+from .calls.call import AgentCall
 from .calls.checking import check_answer, check_general
 from .calls.configuring import Configuring
 from .calls.deadlines import Queue, refusal
@@ -58,12 +58,13 @@ class Guard:
     :param telemetry: where spans and durations go; None: to the global providers.
     :param tally: what was counted of this agent's id before.
     :param debug: log the traceback of what an agent in this process raises.
-    :ivar client: how the agent is reached.
-    :ivar hears: the events to ask the agent about; ``on_change`` is called when the agent has changed them.
-    :ivar local: whether the agent is called directly, so that what it is shown doesn't leave the process.
-    :ivar keeps_requests: whether ``forget_request`` has anything to do, which is to be told that the connection of a
-        correlation id is over.
-    :ivar predecessor: whose place this has taken, while that still has calls.
+    :ivar client: carries the calls to the agent. Its connections are closed with :meth:`AgentClient.aclose`.
+    :ivar configuring: hands the agent its configuration.
+    :ivar recorder: counts and logs what calls come to.
+    :ivar breaker: None where it is switched off.
+    :ivar hears: the events that the agent receives; ``on_change`` is called when the agent has changed them.
+    :ivar local: whether the agent is called directly, so that events don't leave the process.
+    :ivar predecessor: the guard that this one has replaced, while that one still has calls.
     """
 
     def __init__(
@@ -102,14 +103,6 @@ class Guard:
         self._non_suspending_hooks = client.non_suspending_hooks
         self.hears = client.hears
         self.local = client.agent is not None
-        self.keeps_requests = client.keeps_requests
-        # What is the client's, the recorder's or that of the configuration, as it is.
-        self.forget_request = client.forget
-        self.aclose = client.aclose
-        self.retire = client.retire
-        self.warn_of_encoding = self.recorder.warn_of_encoding
-        self.configure = self.configuring.configure
-        self.forget = self.configuring.forget
         self.predecessor: Guard | None = None
         self.on_change: Callable[[], object] = lambda: None
         client.on_change = self._client_changed
@@ -183,9 +176,9 @@ class Guard:
         ``chunk`` selects the deadline of streamed body chunks.
         """
         event_type = event.event_type
-        # What is one of many has one span with the others, which is not for us to make.
+        # Chunks and messages share one span a body or session, which the exchange makes.
         untraced = chunk or event_type is _WEBSOCKET_FRAME or self._tracing.idle
-        call: Call | None = None
+        call: AgentCall | None = None
         if (
             untraced
             and (hook := self._non_suspending_hooks.get(event_type)) is not None
@@ -195,15 +188,16 @@ class Guard:
             and (started := time.monotonic())
             < (_FOREVER if (breaker := self.breaker) is None else breaker.no_recent_failures_until)
         ):
-            # Most calls are like this: nothing can come between, so that there is no permit to take and give back, no
-            # deadline to arm and no slot of the breaker to hold.
+            # Most calls are like this. The hook can't suspend, so that nothing runs beside it: no permit is taken, no
+            # deadline armed and no slot of the breaker held.
             try:
                 answer = await hook(event)
                 response = (
                     ALLOW if answer is None or answer is ALLOW else check_general(self.config, event_type, answer)
                 )
             except BaseException as exc:
-                call = Call(event, failure_mode, route, self.config.timeout, started, raised=exc)
+                timeout = self.config.chunk_timeout if chunk else self.config.timeout
+                call = AgentCall(event, failure_mode, route, timeout, started, raised=exc)
                 if (seconds := time.monotonic() - started) > LONGEST_STEP:
                     self._steps.took(event_type, seconds)
             else:
@@ -214,14 +208,14 @@ class Guard:
                     self._steps.took(event_type, ended - started)
                 return self.recorder.record(event_type, event, failure_mode, route, started, ended, response)
         if call is None:
-            call = Call(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
+            call = AgentCall(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
         return await self._call(call, not untraced)
 
     async def inspect(
         self, event: GuardrailInspectEvent, failure_mode: FailureMode, *, route: str | None = None
     ) -> tuple[Verdict, GuardrailResponse]:
         """Ask a guardrail question. The response says nothing useful where the verdict is a failure."""
-        call = Call(event, failure_mode, route, self.config.timeout)
+        call = AgentCall(event, failure_mode, route, self.config.timeout)
         verdict = await self._call(call, not self._tracing.idle)
         answer = call.answer
         return verdict, answer if isinstance(answer, GuardrailResponse) else inspection_of(answer)
@@ -252,8 +246,8 @@ class Guard:
                 span.record(verdict)
         return verdict
 
-    async def _call(self, call: Call, traced: bool) -> Verdict:
-        """Make the call: the one path of all that the beginning of :meth:`call` can't do by itself."""
+    async def _call(self, call: AgentCall, traced: bool) -> Verdict:
+        """Make a call: the only path of those that :meth:`call` does not make itself."""
         event = call.event
         event_type = event.event_type
         if traced:
@@ -305,7 +299,7 @@ class Guard:
                     breaker.failure(began)
                 else:
                     breaker.release(began)
-            # It may have failed over that, and is too late for anyone: no news of the agent.
+            # The call was cancelled, and may have failed because of that: it says nothing of the agent.
             call.given_up = gone and not isinstance(exc, CallFailure)
             if call.queued and not call.given_up:
                 self.recorder.waited(call.queued)
@@ -345,7 +339,7 @@ class Guard:
             detected,
         )
 
-    async def _call_in(self, span: ActiveSpan, call: Call) -> Verdict:
+    async def _call_in(self, span: ActiveSpan, call: AgentCall) -> Verdict:
         with span:
             if isinstance(call.event, RequestHeadersEvent):
                 # What the agent does for this call belongs under it, not beside it.
@@ -356,7 +350,7 @@ class Guard:
             span.record(verdict, given_up=call.given_up)
             return verdict
 
-    # Its configuration, and what the client tells
+    # Changes while it is in use
 
     async def push_config(self, config: Any) -> None:
         """Give the agent another configuration while it runs; raises :class:`AgentError` when it doesn't take it."""
@@ -369,6 +363,10 @@ class Guard:
         self._limiter.resize(limit if most is None else min(limit, most))
         if came_up and self.breaker is not None:
             self.breaker.try_again()
-        if self.hears != self.client.hears:
-            self.hears = self.client.hears
+        changed = False
+        # Each thread looks again after it has written: what it wrote may be older than what another has written before.
+        while self.hears != (hears := self.client.hears):
+            self.hears = hears
+            changed = True
+        if changed:
             self.on_change()

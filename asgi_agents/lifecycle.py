@@ -49,7 +49,7 @@ class Lifecycle:
         for guard in self._guards():
             if guard.config.require_at_startup:
                 try:
-                    await guard.configure()
+                    await guard.configuring.configure()
                 except AgentError as exc:
                     raise type(exc)(f"agent {guard.config.id!r} is required at startup: {exc}") from exc
 
@@ -61,12 +61,12 @@ class Lifecycle:
 
         async def close(guard: Guard) -> None:
             try:
-                await guard.aclose()
+                await guard.client.aclose()
             except Exception as exc:
                 # The others are to be closed all the same.
                 errors.append(exc)
             if not in_use:
-                guard.forget()
+                guard.configuring.forget()
 
         # At once: each may have to wait for calls under way.
         async with anyio.create_task_group() as tasks:
@@ -169,4 +169,4 @@ class Lifecycle:
 async def try_to_configure(guard: Guard) -> None:
     """Ask an agent to take its configuration. Where it fails, the guard has logged it and will be asked again."""
     with suppress(AgentError):
-        await guard.configure()
+        await guard.configuring.configure()

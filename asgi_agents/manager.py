@@ -214,7 +214,7 @@ class AgentManager:
         """Tell an agent that its calls about the connection of that id are over. The middleware does so itself."""
         guard = self._registry.find(agent_id)
         if guard is not None:
-            guard.forget_request(correlation_id)
+            guard.client.forget(correlation_id)
 
     # Lifecycle
 
@@ -310,22 +310,22 @@ def registry_of(manager: AgentManager) -> AgentRegistry:
     return manager._registry
 
 
-def _require_config(shown: str, given: object) -> None:
-    """Raise :class:`ConfigurationError` unless it is an AgentConfig. ``shown`` begins its message."""
+def _require_config(prefix: str, given: object) -> None:
+    """Raise :class:`ConfigurationError` unless it is an AgentConfig. ``prefix`` begins its message."""
     if isinstance(given, AgentConfig):
         return
     right = "AgentConfig(id, transport)"
     if isinstance(given, Agent):
         name = type(given).__name__
         right = f"AgentConfig({name.lower()!r}, {name}(...))"
-    raise ConfigurationError(f"{shown}{named(given)}, expected {right}")
+    raise ConfigurationError(f"{prefix}{named(given)}, expected {right}")
 
 
-def require_manager(shown: str, given: object) -> None:
-    """Raise :class:`ConfigurationError` unless it is an AgentManager. ``shown`` begins its message."""
+def require_manager(prefix: str, given: object) -> None:
+    """Raise :class:`ConfigurationError` unless it is an AgentManager. ``prefix`` begins its message."""
     if isinstance(given, AgentManager):
         return
     right = "an AgentManager: manager = AgentManager([AgentConfig(...)])"
     if isinstance(getattr(given, "manager", None), AgentManager):
         right = "its AgentManager, which is in its attribute manager"
-    raise ConfigurationError(f"{shown}{named(given)}, expected {right}")
+    raise ConfigurationError(f"{prefix}{named(given)}, expected {right}")

@@ -192,7 +192,7 @@ class AgentMiddleware:
             name = ""
         exchange = ExchangeState(self._registry, resolved_route, None, resolved_route.route, name, headers)
         if outer is not None:
-            exchange.stand_within(state_of(outer))
+            exchange.join(state_of(outer))
         audit: Audit | None = None
         error: str | None = None
         state[STATE_KEY] = context = AgentContext(exchange)
@@ -231,7 +231,7 @@ class AgentMiddleware:
             if outer is not None:
                 # A middleware around this one has agents of its own.
                 around = state_of(outer)
-                if not self._warned_of_doubles and around is not None and exchange.stands_within:
+                if not self._warned_of_doubles and around is not None and exchange.joined:
                     self._warned_of_doubles = agents_asked_twice(around.resolved_route, resolved_route)
                 state[STATE_KEY] = outer
                 if alias is not None and state.get(alias) is context:

@@ -60,20 +60,20 @@ FailureModeName = Literal["closed", "open"]
 BodyModeName = Literal["buffer", "stream", "hybrid"]
 
 
-def as_failure_mode(shown: str, given: object) -> FailureMode:
+def as_failure_mode(prefix: str, given: object) -> FailureMode:
     """The failure mode, given as such or by its name.
 
-    ``shown`` begins the message of the :class:`ConfigurationError` for anything else: what was given, and where.
+    ``prefix`` begins the message of the :class:`ConfigurationError` for anything else: what was given, and where.
     """
     try:
         return FailureMode(given)  # type: ignore[arg-type]
     except ValueError:
-        raise ConfigurationError(f"{shown}, expected the failure mode 'closed' or 'open'") from None
+        raise ConfigurationError(f"{prefix}, expected the failure mode 'closed' or 'open'") from None
 
 
 @dataclass(frozen=True, slots=True)
 class BodyMode:
-    """How an agent is shown a body.
+    """How an agent receives a body.
 
     ``BUFFER``: all of it at once, before anything of it is passed on. ``STREAM``: piece by piece as it comes.
     ``BodyMode.hybrid(threshold)``: buffered up to ``threshold`` bytes, the rest piece by piece.

@@ -213,10 +213,10 @@ class AgentRegistry:
     async def _swap(self, config: AgentConfig) -> tuple[Guard, Guard]:
         """Configure a new agent and put it in the place of the old one; returns old and new."""
         new = self._make_guard(config, self.guard(config.id).tally)
-        # Whoever replaces the agent is told.
+        # The caller of replace_agent gets the error: no log line.
         new.configuring.logged = False
         try:
-            await new.configure()
+            await new.configuring.configure()
             with self._lock:
                 old = self.guard(config.id)
                 # Agents may have been added or removed meanwhile.
@@ -225,7 +225,7 @@ class AgentRegistry:
                 self._retire_resolved_routes()
         except BaseException as exc:
             with anyio.CancelScope(shield=True):
-                await new.retire()
+                await new.client.retire()
             if isinstance(exc, AgentError):
                 raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
             raise

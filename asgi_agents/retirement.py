@@ -46,7 +46,7 @@ class Retirements:
             finally:
                 try:
                     with CancelScope(shield=True):
-                        await guard.retire()
+                        await guard.client.retire()
                 except Exception as exc:
                     errors.append(exc)
                     if not waited_for:
@@ -72,4 +72,4 @@ class Retirements:
                 under_way.task.cancel()
                 await under_way.task.wait()
             else:
-                await guard.aclose()
+                await guard.client.aclose()

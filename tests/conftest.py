@@ -29,6 +29,7 @@ _IN_VIRTUAL_TIME: Final = (
     "test_authorization.py",
     "test_cancellation.py",
     "test_correlation.py",
+    "test_frames.py",
     "test_guard.py",
     "test_limiter.py",
     "test_manager.py",

@@ -231,7 +231,7 @@ async def test_an_agent_may_take_its_time_to_be_configured(clock: Clock, caplog:
             self.clock.work(LONG)
 
     guarded = Guard(AgentConfig("waf", Loading(clock), timeout=100))
-    await guarded.configure()
+    await guarded.configuring.configure()
     await call(guarded)
 
     assert told(caplog) == []

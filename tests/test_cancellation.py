@@ -155,7 +155,7 @@ async def test_an_agent_that_takes_its_configuration_too_late_is_not_configured(
     guard = guard_of(Remote, partial(swallow, sequel, []), timeout=0.02, config={"key": 1})
 
     with pytest.raises(AgentError, match=r"no answer within the deadline of 0\.02 s"):
-        await guard.configure()
+        await guard.configuring.configure()
 
     assert not guard.configured
 

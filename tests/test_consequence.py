@@ -66,4 +66,4 @@ def test_nothing_depends_on_it_when_the_request_is_over(caplog: pytest.LogCaptur
 def test_the_line_says_where_a_remote_agent_is(caplog: pytest.LogCaptureFixture, transport: Any, place: str) -> None:
     line = logged(caplog, EventType.REQUEST_HEADERS, FailureMode.CLOSED, transport=transport)
 
-    assert line.endswith(f" (it is at {place}; logged once until it answers again)")
+    assert line.endswith(f" (it is at {place}; logged at most once a minute)")

@@ -27,7 +27,7 @@ PACKAGE = str(Path(asgi_agents.__file__).parent)
 
 # Where frames went up, the time that an event takes has gone up as well: raise a limit only with a measurement.
 HEADER = 4
-SUSPENDING_HEADER = 9
+SUSPENDING_HEADER = 7
 BUFFERED_BODY = 9
 WEBSOCKET_MESSAGE = 9
 STREAMED_CHUNK = 12

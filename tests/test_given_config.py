@@ -30,7 +30,7 @@ async def configured(config: Any, agent: Agent | None = None) -> str:
     """What the agent's configuration comes to, in words."""
     manager = AgentManager([AgentConfig("limit", Limit() if agent is None else agent, config=config)])
     try:
-        await registry_of(manager).guard("limit").configure()
+        await registry_of(manager).guard("limit").configuring.configure()
     except AgentError as exc:
         return str(exc)
     return "configured"

@@ -17,7 +17,7 @@ from asgi_agents.breaker import BreakerState
 from asgi_agents.calls import configuring, deadlines
 from asgi_agents.config import AgentConfig
 from asgi_agents.decision import Verdict
-from asgi_agents.errors import AgentConnectionError, AgentError, AgentProtocolError
+from asgi_agents.errors import AgentConnectionError, AgentError, AgentProtocolError, AgentTimeoutError
 from asgi_agents.failures import FailureKind
 from asgi_agents.guard import Guard
 from asgi_agents.policy import CircuitBreakerConfig, FailureMode
@@ -245,6 +245,18 @@ async def test_no_answer_within_the_deadline_is_a_timeout_and_counts() -> None:
     assert verdict.failure.message == "agent 'waf', response_headers: no answer within the deadline of 0.02 s"
     assert state_of(guard) is BreakerState.OPEN
     assert is_idle(guard)
+
+
+async def test_a_timeout_that_a_hook_raises_names_the_deadline_of_the_call() -> None:
+    class Waf(Agent):
+        async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse | None:
+            raise AgentTimeoutError("no answer")
+
+    for chunk, seconds in ((False, 3), (True, 4)):
+        guard = Guard(AgentConfig("waf", Waf(), timeout=3.0, chunk_timeout=4.0))
+        verdict = await guard.call(CHUNK, CLOSED, chunk=chunk)
+        assert verdict.failure is not None
+        assert verdict.failure.message.endswith(f"no answer within the deadline of {seconds} s")
 
 
 async def test_chunks_have_a_deadline_of_their_own() -> None:
@@ -872,7 +884,7 @@ async def test_a_cancelled_error_that_nobody_asked_for_is_a_refused_configuratio
     guard, _ = guarded(cancelled_by_its_own_task, config={"key": 1})
 
     with pytest.raises(AgentError, match="not configured"):
-        await guard.configure()
+        await guard.configuring.configure()
 
     assert not guard.configured
 
@@ -914,15 +926,47 @@ async def test_an_agent_is_configured_once_before_its_first_call() -> None:
     assert agent.configurations == [ConfigureEvent(agent_id="waf", config={"key": SECRET})]
     assert guard.configured
     assert guard.configuring.delay == 0.0
-    await guard.configure()
+    await guard.configuring.configure()
     assert len(agent.configurations) == 1
+
+
+async def test_a_call_that_is_cancelled_as_the_agent_is_configured_does_not_reach_it() -> None:
+    ready = anyio.Event()
+    asked: list[Event] = []
+
+    class Waf(Agent):
+        async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
+            await ready.wait()
+            return None
+
+        async def on_response_headers(self, event: ResponseHeadersEvent) -> AgentResponse | None:
+            asked.append(event)
+            # The other call was woken already, and has not run yet.
+            second.cancel()
+            return None
+
+    guard = Guard(AgentConfig("waf", Waf()))
+    second = anyio.CancelScope()
+
+    async def call_too() -> None:
+        with second:
+            await guard.call(EVENT, CLOSED)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(guard.call, EVENT, CLOSED)
+        await settle()
+        tasks.start_soon(call_too)
+        await settle()
+        ready.set()
+    assert second.cancelled_caught
+    assert asked == [EVENT]
 
 
 async def test_an_agent_with_nothing_to_configure_is_not_asked() -> None:
     guard, transport = guarded(answering(None))
 
     assert guard.configured
-    await guard.configure()
+    await guard.configuring.configure()
     await guard.call(EVENT, CLOSED)
 
     assert transport.heard == [EVENT]
@@ -992,13 +1036,13 @@ async def test_an_agent_that_does_not_take_its_configuration_is_treated_by_its_f
     assert len(agent.configurations) == 1, "asked again before its time"
     assert is_idle(guard)
     with pytest.raises(AgentError, match="not configured"):
-        await guard.configure()
+        await guard.configuring.configure()
 
 
 async def test_a_configuration_is_acknowledged() -> None:
     guard, _, _ = configurable(answering(Acknowledgement(success=True)))
 
-    await guard.configure()
+    await guard.configuring.configure()
 
     assert guard.configured
 
@@ -1131,7 +1175,7 @@ async def test_who_gives_up_waiting_for_a_configuration_does_not_put_off_the_oth
     verdicts: list[Verdict] = []
 
     async def configure() -> None:
-        await guard.configure()
+        await guard.configuring.configure()
 
     async def call() -> None:
         verdicts.append(await guard.call(EVENT, CLOSED))
@@ -1154,7 +1198,7 @@ async def test_configuring_on_its_own_has_a_deadline_too(monkeypatch: pytest.Mon
     guard, _, _ = configurable(hang, timeout=0.01)
 
     with pytest.raises(AgentError, match=r"not configured: .*no answer within the deadline of 0.02 s"):
-        await guard.configure()
+        await guard.configuring.configure()
 
     assert round(guard.configuring.delay, 6) == 0.1
 
@@ -1163,7 +1207,7 @@ async def test_an_agent_that_was_forgotten_is_configured_anew() -> None:
     guard, agent, _ = configurable()
     await guard.call(EVENT, CLOSED)
 
-    guard.forget()
+    guard.configuring.forget()
     assert not guard.configured
     await guard.call(EVENT, CLOSED)
 
@@ -1174,7 +1218,7 @@ async def test_an_agent_that_was_forgotten_while_it_was_refusing_is_asked_at_onc
     guard, agent, _ = configurable(raising(ValueError()))
     await guard.call(EVENT, CLOSED)
 
-    guard.forget()
+    guard.configuring.forget()
     assert guard.configuring.delay == 0.0
     await guard.call(EVENT, CLOSED)
 
@@ -1184,7 +1228,7 @@ async def test_an_agent_that_was_forgotten_while_it_was_refusing_is_asked_at_onc
 async def test_closing_closes_the_transport() -> None:
     guard, transport = guarded(answering(None))
 
-    await guard.aclose()
+    await guard.client.aclose()
 
     assert transport.closed == 1
 
@@ -1360,7 +1404,7 @@ async def test_failing_is_logged_once_until_the_agent_answers_again(caplog: pyte
     for _ in range(3):
         await guard.call(EVENT, CLOSED)
     assert messages(caplog) == [
-        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged once until it answers again)")
+        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged at most once a minute)")
     ]
 
     caplog.clear()
@@ -1401,7 +1445,7 @@ async def test_changes_of_the_breaker_are_logged_once_each(caplog: pytest.LogCap
 
     assert messages(caplog) == [
         (logging.WARNING, "agent 'waf': circuit breaker closed -> open"),
-        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged once until it answers again)"),
+        (logging.WARNING, f"agent 'waf', response_headers: refused; {WITHHELD} (logged at most once a minute)"),
         (logging.INFO, "agent 'waf': circuit breaker open -> half_open"),
         (logging.INFO, "agent 'waf': circuit breaker half_open -> closed"),
         (logging.INFO, "agent 'waf' answers again"),
@@ -1416,10 +1460,10 @@ async def test_a_refused_configuration_is_logged_once_for_each_reason(caplog: py
             agent.behave = answering(Acknowledgement(success=False, error="disk full"))
         clock.now += 60.0
         with pytest.raises(AgentError):
-            await guard.configure()
+            await guard.configuring.configure()
     agent.behave = answering(None)
     clock.now += 60.0
-    await guard.configure()
+    await guard.configuring.configure()
 
     again = "it is treated by its failure mode and asked again"
     assert messages(caplog) == [

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from asgi_agents.decision import Verdict
 from asgi_agents.failures import Failure, FailureKind
 from asgi_agents.observability.histograms import BOUNDS, SIZE, percentile
-from asgi_agents.observability.history import SLOT_SECONDS, SLOTS, History, Latency, Slot, Totals
+from asgi_agents.observability.history import SLOT_SECONDS, SLOTS, History, Latency, TimeSlot, Totals
 from asgi_agents.observability.metrics import Tally
 from asgi_agents.protocol import AgentResponse, EventType
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-EMPTY = Slot(calls=0, denials=0, failures=0, p50=None, p99=None)
+EMPTY = TimeSlot(calls=0, denials=0, failures=0, p50=None, p99=None)
 
 ANSWERS = {"allow": AgentResponse.allow(), "block": AgentResponse.block(), "drop": AgentResponse.websocket_drop()}
 OUTCOMES = (*ANSWERS, "error", "timeout", "breaker_open")
@@ -36,10 +36,10 @@ def buckets_of(calls: Sequence[Call]) -> list[int]:
     return buckets
 
 
-def slot_of(calls: Sequence[Call]) -> Slot:
+def slot_of(calls: Sequence[Call]) -> TimeSlot:
     """What a slot with these calls says."""
     buckets = buckets_of(calls)
-    return Slot(
+    return TimeSlot(
         calls=len(calls),
         denials=sum(outcome in ("block", "drop") for _, outcome, _ in calls),
         failures=sum(outcome not in ANSWERS for _, outcome, _ in calls),
@@ -54,7 +54,7 @@ class Model:
     def __init__(self) -> None:
         self.calls: list[Call] = []
 
-    def slots(self, now: float) -> list[Slot]:
+    def slots(self, now: float) -> list[TimeSlot]:
         current = int(now // SLOT_SECONDS)
         return [
             slot_of([call for call in self.calls if int(call[0] // SLOT_SECONDS) == number])

@@ -42,6 +42,11 @@ def test_nothing_is_imported_beside_the_package_and_the_parts_of_others_that_it_
     assert others == set()
 
 
+def test_what_finds_the_transports_of_others_is_imported_once_one_is_looked_for() -> None:
+    new = "out = [name for name in ('importlib.metadata',) if name in sys.modules and name not in before]"
+    assert run(f"{_NEEDED}\nbefore = set(sys.modules)\nimport asgi_agents\n{new}") == []
+
+
 def test_agents_that_need_nothing_else_bring_nothing_else() -> None:
     code = (
         "from asgi_agents import Agent, AgentConfig, AgentMiddleware\n"

@@ -96,9 +96,9 @@ def test_both_versions_are_run_with_the_tests_of_this_tree(tmp_path: Path) -> No
         ours = (ROOT / "asgi_agents" / "__init__.py").read_text()
         assert (this.directory / "asgi_agents" / "__init__.py").read_text() == ours
         assert (other.directory / "asgi_agents" / "__init__.py").read_text() == "version = 1"
-        driver = (ROOT / "tests" / "benchmarks" / "counted.py").read_text()
+        driver = (ROOT / "tests" / "benchmarks" / "count.py").read_text()
         for version in (this, other):
-            assert (version.directory / "tests" / "benchmarks" / "counted.py").read_text() == driver
+            assert (version.directory / "tests" / "benchmarks" / "count.py").read_text() == driver
         environment = this.environment()
         assert environment["PYTHONHASHSEED"] == other.environment()["PYTHONHASHSEED"] == "0"
         assert environment["PYTHONPYCACHEPREFIX"].startswith(environment["PYTHONPATH"])
@@ -111,7 +111,7 @@ def test_a_version_that_is_neither_a_directory_nor_a_revision_is_an_error() -> N
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_what_is_counted_runs(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.benchmarks.counted", name, "3", "--socket", STREAM_AGENT.socket(tmp_path)]
+    command = [sys.executable, "-m", "tests.benchmarks.count", name, "3", "--socket", STREAM_AGENT.socket(tmp_path)]
     with started(STREAM_AGENT, tmp_path, ROOT, os.environ):
         subprocess.run(command, cwd=ROOT, check=True)
 
@@ -138,7 +138,7 @@ def test_what_valgrind_runs_is_the_driver_with_its_agent(name: str, tmp_path: Pa
 
 def test_a_package_from_elsewhere_is_not_counted(tmp_path: Path) -> None:
     (tmp_path / "tests").symlink_to(ROOT / "tests")
-    command = [sys.executable, "-m", "tests.benchmarks.counted", "request", "1"]
+    command = [sys.executable, "-m", "tests.benchmarks.count", "request", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode

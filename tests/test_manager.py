@@ -1078,7 +1078,7 @@ async def test_a_guardrail_denial_in_the_general_shape_is_a_detection() -> None:
 async def test_an_agent_that_hears_no_questions_can_not_be_asked() -> None:
     manager = AgentManager([config("a", Fake(), events={EventType.REQUEST_HEADERS})])
 
-    with pytest.raises(UnknownAgentError, match="agent 'a' does not hear guardrail_inspect"):
+    with pytest.raises(UnknownAgentError, match="agent 'a' does not receive guardrail_inspect"):
         await manager.call_guardrail_agent("a", QUESTION)
 
 

@@ -1751,7 +1751,7 @@ def test_asking_an_agent_that_is_not_there_or_hears_no_questions_is_an_error_of_
     app = app_with(endpoint, configured(Guardrail(), "rail"), configured(Head(), "head"))
     assert client_of(app, anyio_backend).post("/").status_code == 200
     assert "'nobody'" in errors[0]
-    assert "'head' does not hear guardrail_inspect" in errors[1]
+    assert "'head' does not receive guardrail_inspect" in errors[1]
     assert "horoscope" in errors[2]
 
 

@@ -130,7 +130,7 @@ async def asking(way: Way, make: Callable[[], Exception], **fields: Any) -> Asyn
         events = set(EventType) - {EventType.CONFIGURE}
         guard = Guard(AgentConfig("a", agent, events=events, timeout=60, circuit_breaker=TRIGGER, **fields))
         yield guard
-        await guard.retire()
+        await guard.client.retire()
 
 
 async def ask(guard: Guard, event: Event, mode: FailureMode = CLOSED) -> Verdict:
@@ -353,8 +353,8 @@ async def test_a_configuration_is_refused_by_whatever_is_raised(way: Way, make: 
         guard = Guard(config)
         with anyio.fail_after(60), pytest.raises(AgentError):
             # Lasting connections are made again until one is configured.
-            await guard.configure()
-        await guard.retire()
+            await guard.configuring.configure()
+        await guard.client.retire()
 
 
 async def test_a_handler_gets_a_503_of_a_guardrail_that_raises_an_http_exception() -> None:
@@ -658,6 +658,6 @@ async def test_an_agent_that_refuses_its_configuration_says_why(pause: bool, cap
     guard = Guard(AgentConfig("limit", Strict(), config={"rate": -1}))
 
     with pytest.raises(AgentError, match="configure: refused its configuration: the rate must be positive"):
-        await guard.configure()
+        await guard.configuring.configure()
 
     assert "refused its configuration: the rate must be positive" in caplog.text

@@ -1,1 +1,1 @@
-"""What one call to an agent is made of, around the guard."""
+"""The steps of one call to an agent, in the order in which the guard takes them: wait, deliver, check, record."""

@@ -41,21 +41,21 @@ class Steps:
     ``on_configure`` is left out: it runs before the agent's first call, as a rule before the app serves anybody.
 
     :param agent_id: how the log names the agent.
-    :param called: how it is reached. Of agents that are not in this process nothing is said.
+    :param called: how it is reached. An agent that is not in this process blocks no event loop of ours: no warning.
     """
 
     def __init__(self, agent_id: str, called: Called, logger: logging.Logger) -> None:
         self._agent_id = agent_id
         self._logger = logger
-        self._told = called.agent is None
+        self._silent = called.agent is None
         #: The hook for an event; of an agent that has none here, the function that delivers the event.
         self.function = called.function
 
     def took(self, event_type: EventType, seconds: float) -> None:
         """Warn, if this is the first time, that a step of the hook took ``seconds``, more than :data:`LONGEST_STEP`."""
-        if self._told or event_type is EventType.CONFIGURE:
+        if self._silent or event_type is EventType.CONFIGURE:
             return
-        self._told = True
+        self._silent = True
         self._logger.warning(
             "agent %r blocked the event loop for %.3g s in one step of %s, and nothing else could run (wall time: a "
             "machine that is overloaded counts too); move what blocks to a thread: "

@@ -6,7 +6,7 @@ from ..policy import FailureMode
 from ..protocol import ALLOW, AgentResponse, Event, GuardrailResponse
 
 
-class Call(Struct):
+class AgentCall(Struct):
     """An event on its way to the agent. ``timeout`` counts from ``started``; ``queued`` is how long it has waited."""
 
     event: Event
@@ -15,7 +15,7 @@ class Call(Struct):
     timeout: float
     started: float = 0.0
     queued: float = 0.0
-    #: Whether nobody waited for the call any more when it failed: that is no news of the agent.
+    #: Whether the call was cancelled before it failed. It then says nothing of the agent.
     given_up: bool = False
     #: What the agent has raised already.
     raised: BaseException | None = None

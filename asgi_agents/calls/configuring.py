@@ -8,6 +8,7 @@ from typing import Any, Final
 import anyio
 from anyio import CancelScope
 
+from ..concurrency.cancellation import cancel_requests, raise_swallowed
 from ..concurrency.one_at_a_time import OneAtATime
 from ..config import AgentConfig
 from ..errors import AgentError
@@ -15,7 +16,7 @@ from ..failures import CallFailure, Failure, failure_of
 from ..policy import FailureMode
 from ..protocol import ConfigureEvent, EventType, reason_of
 from ..transports.base import AgentClient
-from .call import Call
+from .call import AgentCall
 from .checking import check_general
 from .deadlines import no_answer
 from .delivery import Delivery
@@ -85,8 +86,11 @@ class Configuring:
         while not self.done:
             under_way = self._asking.begin()
             if under_way is not None:
+                requests = cancel_requests()
                 with CancelScope(deadline=anyio.current_time() + started + timeout - time.monotonic()) as scope:
                     await under_way.wait()
+                # The wait may have ended in the same moment as the cancellation: the agent is asked nothing then.
+                await raise_swallowed(requests)
                 if scope.cancelled_caught:
                     raise no_answer(timeout)
             else:
@@ -117,10 +121,10 @@ class Configuring:
 
     @property
     def _needed(self) -> bool:
-        if self._given is None:
-            # An agent in the same process is told that it is being connected; others may refuse what says nothing.
-            return not self._client.remote and EventType.CONFIGURE in self._client.hears
-        return not self._client.configures_itself
+        if self._client.configures_itself:
+            return False
+        # An agent in the same process is told that it is being connected; others may refuse what says nothing.
+        return self._given is not None or (not self._client.remote and EventType.CONFIGURE in self._client.hears)
 
     @property
     def _timeout(self) -> float:
@@ -143,7 +147,7 @@ class Configuring:
         if self._client.agent is not None and type(config) is dict:
             config = GivenConfig(config)
         event = ConfigureEvent(agent_id=self._config.id, config=config)
-        answer = await self._delivery.answer_to(Call(event, FailureMode.CLOSED, None, timeout, started))
+        answer = await self._delivery.answer_to(AgentCall(event, FailureMode.CLOSED, None, timeout, started))
         response = check_general(self._config, event.event_type, answer)
         if not response.is_allow:
             raise AgentError(f"refused its configuration: {reason_of(response)}")

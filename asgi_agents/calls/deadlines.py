@@ -17,7 +17,7 @@ from ..policy import FailureMode
 from ..protocol import EventType
 from ..transports.base import AgentClient, Place
 from .blocking import Steps, in_steps
-from .call import Call
+from .call import AgentCall
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Queue:
         """Calls that wait for either."""
         return self._limiter.waiting + self._reserving
 
-    async def permit(self, call: Call) -> None:
+    async def permit(self, call: AgentCall) -> None:
         """Wait for one of the permits that all calls under way have."""
         waited_from = time.monotonic()
         try:
@@ -67,7 +67,7 @@ class Queue:
         finally:
             call.queued += time.monotonic() - waited_from
 
-    async def place(self, call: Call) -> Place:
+    async def place(self, call: AgentCall) -> Place:
         """Wait for a place on one of the agent's connections, under what is left of the deadline."""
         waited_from = time.monotonic()
         self._reserving += 1

@@ -13,7 +13,7 @@ from ..failures import CallFailure, FailureKind
 from ..protocol import Answer
 from ..transports.base import AgentClient
 from .blocking import Steps, in_steps
-from .call import Call
+from .call import AgentCall
 from .deadlines import Queue, within
 from .raised import answer_raised
 
@@ -27,7 +27,7 @@ class Delivery:
         self._steps = steps
         self._queue = queue
 
-    def begin(self, call: Call) -> Coroutine[Any, Any, Answer | None]:
+    def begin(self, call: AgentCall) -> Coroutine[Any, Any, Answer | None]:
         """Deliver the call, under its deadline; what is raised, here or by what is returned, is for :meth:`settle`.
 
         No coroutine function, because each would be a frame more between the app's server and the hook.
@@ -46,7 +46,7 @@ class Delivery:
             return within(coroutine, call.timeout, call.started, self._steps, event.event_type)
         return in_steps(coroutine, self._steps, event.event_type)
 
-    async def settle(self, call: Call, exc: BaseException) -> Answer:
+    async def settle(self, call: AgentCall, exc: BaseException) -> Answer:
         """The answer that was given by raising ``exc``. Raises what it comes to where it is none."""
         event_type = call.event.event_type
         try:
@@ -76,14 +76,14 @@ class Delivery:
             # Its traceback leads here: one would keep the other alive.
             del exc
 
-    async def answer_to(self, call: Call) -> Answer | None:
+    async def answer_to(self, call: AgentCall) -> Answer | None:
         """Deliver the call and return the agent's answer, also one that it has raised."""
         try:
             return await self.begin(call)
         except BaseException as exc:
             return await self.settle(call, exc)
 
-    async def _at_place(self, call: Call) -> Answer | None:
+    async def _at_place(self, call: AgentCall) -> Answer | None:
         place = await self._queue.place(call)
         return await place.call(call.event, call.started + call.timeout)
 

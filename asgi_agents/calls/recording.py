@@ -1,4 +1,4 @@
-"""What is written down of the calls to one agent: verdicts, counts, exported metrics, spans, and the log."""
+"""Records the calls to one agent: verdicts, counts, exported metrics, spans, and the log."""
 
 import logging
 import math
@@ -87,7 +87,7 @@ class Recorder:
     ) -> Verdict:
         """The verdict on a call that has ended, counted unless it is not to be.
 
-        :param event: what the agent was shown; None: nothing, and ``correlation_id`` says which connection it is about.
+        :param event: what the agent has received; None: nothing. Then ``correlation_id`` is that of the connection.
         :param exc: why the call has failed.
         """
         duration = ended - started
@@ -127,7 +127,7 @@ class Recorder:
         self._export_queue_wait(seconds, self._own_attributes)
 
     def span(self, event_type: EventType, route: str | None, correlation_id: str) -> ActiveSpan | None:
-        """The span of a call; None where nobody traces."""
+        """The span of a call; None where there is no tracer provider."""
         span = self._spans.get((event_type, route))
         if span is None:
             if len(self._spans) >= _MAX_SPANS:
@@ -179,7 +179,7 @@ class Recorder:
                 self._quiet_until = now + _LOG_INTERVAL
                 place = self._client.address
                 logger.warning(
-                    "%s; %s (%slogged once until it answers again)",
+                    "%s; %s (%slogged at most once a minute)",
                     verdict.failure.message,
                     consequence_of(verdict),
                     f"it is at {place}; " if place else "",

@@ -16,7 +16,7 @@ from .resolved_route import ResolvedRoute, RouteAgent, chain_steps
 
 
 class ChainStep:
-    """One step of a chain over a body: the agents that are shown the same bytes at the same time.
+    """One step of a chain over a body: the agents that receive the same bytes at the same time.
 
     :ivar agents: those of them that are still shown the body, in route order.
     """

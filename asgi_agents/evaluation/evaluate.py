@@ -57,12 +57,12 @@ async def evaluate_head(
 ) -> Sequence[Verdict]:
     """Show a request's head to the agents of ``resolved_route``, each once those that it comes after have answered.
 
-    An agent is shown the head with the changes of those that it comes after. Agents that come after none are asked in
+    An agent receives the head with the changes of those that it comes after. Agents that come after none are asked in
     parallel. Once a verdict stops the request, no agent is asked any more that comes after another. Returns the
     verdicts in the order in which their changes are made: an agent that comes after others may overrule what it was
     shown.
 
-    :param body_agent_ids: the ids of the agents that are shown the body as well, if one follows: their denials with
+    :param body_agent_ids: the ids of the agents that receive the body as well, if one follows: their denials with
         ``needs_more`` are provisional.
     """
     order = resolved_route.head_order
@@ -145,7 +145,7 @@ async def _ask_in_parallel(
 ) -> None:
     """Ask the agents that are ``waiting``, each in a task of its own, until the event is denied.
 
-    :param events: what each of the ``agents`` is shown.
+    :param events: what each of the ``agents`` receives.
     :param waiting: the positions in ``agents`` of those to ask.
     :param verdicts: by position; this function fills in those of the agents that it asks.
     :param then: given a new verdict, the positions of the agents that are to be asked next.

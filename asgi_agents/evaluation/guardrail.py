@@ -16,7 +16,7 @@ async def inspect_guardrail(
     Raises :class:`UnknownAgentError` where the agent is no guardrail agent.
     """
     if EventType.GUARDRAIL_INSPECT not in guard.hears:
-        raise UnknownAgentError(f"agent {guard.config.id!r} does not hear {EventType.GUARDRAIL_INSPECT.value}")
+        raise UnknownAgentError(f"agent {guard.config.id!r} does not receive {EventType.GUARDRAIL_INSPECT.value}")
     verdict, response = await guard.inspect(event, failure_mode or guard.config.fails, route=event.route_id)
     if verdict.failure is not None or not verdict.enforced:
         return verdict, GuardrailResponse(detected=False)

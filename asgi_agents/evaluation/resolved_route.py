@@ -134,7 +134,7 @@ class ResolvedRoute:
         "headers_in_process_only",
         "hears",
         "inspects_responses",
-        "lasting",
+        "keeping_requests",
         "plain_heads_only",
         "reshapes_requests",
         "retired",
@@ -150,8 +150,8 @@ class ResolvedRoute:
         self.connections = 0
         #: Whether something has changed, so that new connections get another.
         self.retired = False
-        #: The agents that have to be told when a connection is over, because they keep something of it.
-        self.lasting = tuple(agent.guard for agent in self.agents if agent.guard.keeps_requests)
+        #: Those that keep something under a connection's correlation id until :meth:`forget`.
+        self.keeping_requests = tuple(agent.guard for agent in self.agents if agent.guard.client.keeps_requests)
         self._by_event = {
             event_type: tuple(agent for agent in self.agents if event_type in agent.guard.hears)
             for event_type in EventType
@@ -159,7 +159,7 @@ class ResolvedRoute:
 
         #: Those that receive the heads of requests.
         self.head_agents = self._by_event[EventType.REQUEST_HEADERS]
-        #: The steps in which they are shown a websocket message (:func:`chain_steps`).
+        #: The steps in which they receive a websocket message (:func:`chain_steps`).
         self.frame_steps = chain_steps(self._by_event[EventType.WEBSOCKET_FRAME])
         #: Whether no head leaves the process.
         self.headers_in_process_only = all(agent.guard.local for agent in self.head_agents)
@@ -168,7 +168,7 @@ class ResolvedRoute:
         #: Whether anything of a request, or of a websocket session, concerns any agent.
         self.concerns_http = not self.hears.isdisjoint({EventType.REQUEST_HEADERS, *_AFTER_THE_HEAD})
         self.concerns_websockets = self.concerns_http or EventType.WEBSOCKET_FRAME in self.hears
-        #: Whether any agent is shown what the app answers.
+        #: Whether any agent receives what the app answers.
         self.inspects_responses = not self.hears.isdisjoint({EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK})
         # Those whose answers on response bodies are applied, so that the app must send none that they can't judge.
         judges = [agent.guard.config for agent in self._by_event[EventType.RESPONSE_BODY_CHUNK]]
@@ -196,9 +196,9 @@ class ResolvedRoute:
         )
 
     def forget(self, correlation_id: str) -> None:
-        """Tell the agents that have to know it that the connection of that id is over."""
-        for guard in self.lasting:
-            guard.forget_request(correlation_id)
+        """The connection of that id is over: let the agents drop what they keep under it."""
+        for guard in self.keeping_requests:
+            guard.client.forget(correlation_id)
 
     def agents_for(self, event_type: EventType) -> tuple[RouteAgent, ...]:
         """The agents that receive such events, in route order."""
@@ -208,7 +208,7 @@ class ResolvedRoute:
 def chain_steps(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:
     """Cut a chain into its steps: consecutive agents that only read share one, each agent that may write has its own.
 
-    The agents of a step are shown an event in parallel, those of the next one afterwards, if it was allowed.
+    The agents of a step receive an event in parallel, those of the next one afterwards, if it was allowed.
     """
     steps: list[list[RouteAgent]] = []
     for agent in agents:

@@ -1,4 +1,4 @@
-"""In which order agents are shown the head of a request, where some are to come after others."""
+"""In which order agents receive the head of a request, where some are to come after others."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class HeadOrder(Struct, frozen=True):
-    """In which order the agents that are shown heads make their changes, and after which others each of them is asked.
+    """In which order the agents that receive heads make their changes, and after which others each of them is asked.
 
     ``places`` are the agents' places in route order. An agent stands behind all those that it comes after; otherwise
     route order holds. ``after`` has for each of them the positions in ``places`` of those that it comes after, directly
@@ -40,11 +40,11 @@ def find_cycle(after: Mapping[str, Collection[str]]) -> Sequence[str] | None:
 
 
 def order_of(after: Mapping[str, Collection[str]], head_agents: Sequence[str]) -> HeadOrder | None:
-    """The order of the agents that are shown heads; None where all of them are asked in parallel.
+    """The order of the agents that receive heads; None where all of them are asked in parallel.
 
     :param after: by its id, for each agent of the route in any order, the ids of those that it comes after. It has no
         cycle. Ids of agents that are not on the route are ignored.
-    :param head_agents: the ids of those that are shown heads, in route order.
+    :param head_agents: the ids of those that receive heads, in route order.
     """
     named = {agent_id: [name for name in names if name in after] for agent_id, names in after.items()}
     if not any(named.values()):

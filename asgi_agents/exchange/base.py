@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from ..decision import ALLOWED, AgentDecision, Verdict
 from ..evaluation.resolved_route import RouteAgent
 from ..protocol import EventType, RequestCompleteEvent
-from .head import head_event, judge_head, tell_complete
+from .head import head_event, judge_head, report_completion
 from .rendering import Renderers
 from .scope import App
 from .state import ExchangeState
@@ -45,18 +45,18 @@ class Exchange(ABC):
 
     def __init__(
         self,
-        context: ExchangeState,
+        state: ExchangeState,
         scope: Scope,
         receive: Receive,
         send: Send,
         renderers: Renderers,
         stop_grace: float,
     ) -> None:
-        self._context = context
+        self._state = state
         self._scope = scope
         self._raw_receive = receive
         self._raw_send = send
-        self._resolved_route = context.resolved_route
+        self._resolved_route = state.resolved_route
         self._renderers = renderers
         self._stop_grace = stop_grace
         self._app_called = False
@@ -73,12 +73,12 @@ class Exchange(ABC):
             if decision is None:
                 decision = ALLOWED
                 if self._resolved_route.head_agents:
-                    event = head_event(self._context, self._scope)
-                    decision, provisional = await judge_head(self._context, event, body_agents=self._body_agents())
+                    event = head_event(self._state, self._scope)
+                    decision, provisional = await judge_head(self._state, event, body_agents=self._body_agents())
             if not decision.is_allow:
                 await self._deny(decision)
                 return None
-            self._context.note_ops(decision)
+            self._state.note_ops(decision)
             return await self._serve(app, decision, provisional)
         except BaseException as exc:
             error = exc
@@ -88,7 +88,7 @@ class Exchange(ABC):
                 await self._complete(started, error)
 
     def _body_agents(self) -> Sequence[RouteAgent]:
-        """The agents that are shown a body behind the head, where one may follow."""
+        """The agents that receive a body behind the head, where one may follow."""
         return ()
 
     @abstractmethod
@@ -119,7 +119,7 @@ class Exchange(ABC):
         else:
             scope.cancel()
 
-    def _app_told(self) -> None:
+    def _app_noticed(self) -> None:
         """The app has noticed the end, and may take the time that it would take over a client that left."""
         scope = self._running
         if scope is not None:
@@ -133,7 +133,7 @@ class Exchange(ABC):
         """Tell the agents how the connection has ended."""
         summary = self._summary(error)
         event = RequestCompleteEvent(
-            correlation_id=self._context.correlation_id,
+            correlation_id=self._state.correlation_id,
             status=summary.status,
             duration_ms=round((summary.ended - started) * 1000),
             request_body_size=summary.received,
@@ -141,4 +141,4 @@ class Exchange(ABC):
             upstream_attempts=int(self._app_called),
             error=None if error is None else type(error).__name__,
         )
-        await tell_complete(self._context, event)
+        await report_completion(self._state, event)

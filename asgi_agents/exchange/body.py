@@ -22,7 +22,7 @@ class BodyInspection:
     Feed it what arrives. It returns the bytes that may be passed on: those that all agents have judged, in order, with
     the changes that agents have made. Or it returns the decision that ends the body; nothing may be fed after that.
 
-    :param agents: those that are shown this body, in route order.
+    :param agents: those that receive this body, in route order.
     :param codings: how the body is encoded, as :func:`~.headers.codings_of` gives it.
     :param length: the body's declared size in bytes, if any. A hint: what arrives counts.
     :param provisional: denials of the body's head with ``needs_more``, by agent. They count unless the agent says
@@ -33,7 +33,7 @@ class BodyInspection:
 
     def __init__(
         self,
-        context: ExchangeState,
+        state: ExchangeState,
         event_type: EventType,
         *,
         agents: Sequence[RouteAgent],
@@ -43,7 +43,7 @@ class BodyInspection:
         cutter: Callable[[], Cutter] | None = None,
     ) -> None:
         self.changed = False
-        self._context = context
+        self._state = state
         self._request = event_type is EventType.REQUEST_BODY_CHUNK
         # Whether what arrives is encoded, if anything does: also where the head declares an empty body.
         self._encoded = bool(codings)
@@ -57,9 +57,9 @@ class BodyInspection:
         for step in chain_steps(agents):
             for (mode, decodes), members in groupby(step, kind):
                 if decodes:
-                    stage: BodyStage = DecodingStage(context, event_type, mode, [*members], cutter, codings)
+                    stage: BodyStage = DecodingStage(state, event_type, mode, [*members], cutter, codings)
                 else:
-                    stage = BodyStage(context, event_type, mode, [*members], length, cutter)
+                    stage = BodyStage(state, event_type, mode, [*members], length, cutter)
                 stage.expect(provisional or {})
                 self._stages.append(stage)
                 if stage.writes:
@@ -140,19 +140,13 @@ class BodyInspection:
         """Judge ``data``; ``last`` says that nothing follows."""
         encoded = self._encoded
         for stage in self._stages:
-            judging = stage.feed(data, last, encoded)
-            try:
-                event = next(judging)
-                while True:
-                    verdicts = await self._context.evaluate(
-                        stage.agents, event, chunk=stage.chunked, final=event.is_last
-                    )
-                    event = judging.send(verdicts)
-            except StopIteration as done:
-                result: bytes | AgentDecision = done.value
-            if isinstance(result, AgentDecision):
-                return result
-            data = result
+            outcome = stage.feed(data, last, encoded)
+            while not isinstance(outcome, bytes):
+                if isinstance(outcome, AgentDecision):
+                    return outcome
+                verdicts = await self._state.evaluate(stage.agents, outcome, chunk=stage.chunked, final=outcome.is_last)
+                outcome = stage.resume(verdicts)
+            data = outcome
             encoded = encoded and not stage.decoded
             self.changed = self.changed or stage.changed
         return data

@@ -16,7 +16,7 @@ STATE_KEY: Final = "asgi_agents"
 
 
 class AgentContext(Struct, eq=False):
-    """One connection's dealings with its agents so far."""
+    """What the agents have decided on one connection so far, and how its handler asks a guardrail agent."""
 
     _state: ExchangeState
 

@@ -1,23 +1,27 @@
-"""A step of a body's way past its agents whose agents are shown the content of an encoded body."""
+"""A step of a body's way past its agents whose agents receive the content of an encoded body."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
-from ..decision import AgentDecision
+from ..decision import AgentDecision, Verdict
 from ..evaluation.resolved_route import RouteAgent
 from ..memory.pieces import Pieces
 from ..policy import BodyMode
-from ..protocol import EventType
+from ..protocol import BodyChunkEvent, EventType
 from .decoding import Decoder, UnreadableBody
-from .stage import BodyStage, Judging
+from .stage import BodyStage, Outcome
 from .state import ExchangeState
 from .units import Cutter
 
 # How many decoded bytes may become of one message, where all of them have to be passed on at once.
 _MAX_DECODED_AT_ONCE = 16 * 1024 * 1024
 
+# One message can be many pieces of content, and the agents are asked about each: yields the events, and is sent the
+# verdicts on each of them.
+_Judging = Generator[BodyChunkEvent, Sequence[Verdict] | None, bytes | AgentDecision]
+
 
 class DecodingStage(BodyStage):
-    """Consecutive agents of the chain that are shown the content of an encoded body (``decode=True``).
+    """Consecutive agents of the chain that receive the content of an encoded body (``decode=True``).
 
     What only readers were shown goes on as it was, encoded. So does a body that a writer was shown as a whole and did
     not change. What else comes from a writer is the content itself, from its first byte to its last.
@@ -27,7 +31,7 @@ class DecodingStage(BodyStage):
 
     def __init__(
         self,
-        context: ExchangeState,
+        state: ExchangeState,
         event_type: EventType,
         mode: BodyMode,
         agents: Sequence[RouteAgent],
@@ -35,7 +39,7 @@ class DecodingStage(BodyStage):
         codings: Sequence[str],
     ) -> None:
         # The declared size is not the content's.
-        super().__init__(context, event_type, mode, agents, None, cutter)
+        super().__init__(state, event_type, mode, agents, None, cutter)
         self.decoded = self.writes and mode == BodyMode.STREAM
         self._codings = codings
         self._decoder: Decoder | None = None
@@ -44,6 +48,7 @@ class DecodingStage(BodyStage):
         # No agent is left to be shown what follows: it goes on as it is.
         self._passing = False
         self._begun = False
+        self._judging: _Judging | None = None
 
     @property
     def begun(self) -> bool:
@@ -63,19 +68,39 @@ class DecodingStage(BodyStage):
             return decision
         return None
 
-    def feed(self, data: bytes, last: bool, encoded: bool = False) -> Judging:
+    def feed(self, data: bytes, last: bool, encoded: bool = False) -> Outcome:
         """Decode ``data`` and judge the content."""
+        self._judging = None
         if not encoded:
             # A writer before this one has sent the content on.
             self.decoded = False
-            return (yield from super().feed(data, last))
+            return super().feed(data, last)
         if not data and not self._begun:
             # An empty body is not encoded, whatever its head says.
-            return (yield from super().feed(data, last))
+            return super().feed(data, last)
         refusal = self._prepare()
         if refusal is not None or self._passing:
             return data if refusal is None else refusal
         self._begun = self._begun or bool(data)
+        self._judging = self._judge_encoded(data, last)
+        return self._advance(self._judging, None)
+
+    def resume(self, verdicts: Sequence[Verdict]) -> Outcome:
+        """Go on with the ``verdicts`` on the event that was returned last."""
+        if self._judging is None:
+            return super().resume(verdicts)
+        return self._advance(self._judging, verdicts)
+
+    def _advance(self, judging: _Judging, verdicts: Sequence[Verdict] | None) -> Outcome:
+        try:
+            return judging.send(verdicts)
+        except StopIteration as done:
+            self._judging = None
+            result: bytes | AgentDecision = done.value
+            return result
+
+    def _judge_encoded(self, data: bytes, last: bool) -> _Judging:
+        """Judge the content of ``data``; returns what may go on, encoded or not."""
         if not self.decoded:
             self._originals.append(data)
         try:
@@ -102,7 +127,7 @@ class DecodingStage(BodyStage):
         self._originals.clear()
         return content
 
-    def _judge_content(self, data: bytes, last: bool) -> Judging:
+    def _judge_content(self, data: bytes, last: bool) -> _Judging:
         """What the agents let pass of the content that ``data`` adds. Raises :class:`UnreadableBody`."""
         assert self._decoder is not None
         judged: list[bytes] = []
@@ -111,7 +136,7 @@ class DecodingStage(BodyStage):
         latest = b""
         for piece in self._decoder.feed(data, last):
             if latest:
-                result = yield from super().feed(latest, False)
+                result = yield from self._judge_piece(latest, False)
                 if isinstance(result, AgentDecision):
                     return result
                 if self.writes or self.decoded:
@@ -122,10 +147,18 @@ class DecodingStage(BodyStage):
                 if not self.agents and not self.decoded:
                     return b""
             latest = piece
-        result = yield from super().feed(latest, last)
+        result = yield from self._judge_piece(latest, last)
         if isinstance(result, AgentDecision):
             return result
         return b"".join((*judged, result)) if judged else result
+
+    def _judge_piece(self, content: bytes, last: bool) -> _Judging:
+        outcome = super().feed(content, last)
+        while isinstance(outcome, BodyChunkEvent):
+            verdicts = yield outcome
+            assert verdicts is not None
+            outcome = super().resume(verdicts)
+        return outcome
 
     def _pass_on(self) -> bytes:
         self._passing = True

@@ -15,40 +15,40 @@ from .scope import request_headers_event
 from .state import ExchangeState
 
 
-def head_event(context: ExchangeState, scope: Scope) -> RequestHeadersEvent:
+def head_event(state: ExchangeState, scope: Scope) -> RequestHeadersEvent:
     """The event of a request or a handshake."""
-    span = context.server_span
+    span = state.server_span
     traceparent = current_traceparent() if span is None else traceparent_of(span)
     event = request_headers_event(
         scope,
-        context.correlation_id,
-        context.route,
-        headers=context.headers,
-        name=context.correlation_header,
+        state.correlation_id,
+        state.route,
+        headers=state.headers,
+        name=state.correlation_header,
         traceparent=traceparent,
-        request_id=context.request_id,
+        request_id=state.request_id,
     )
-    if context.correlation_header:
+    if state.correlation_header:
         # The client has named the connection: a middleware further in must not make up another id for the request.
-        context.note_request_id(event.metadata.request_id)
+        state.note_request_id(event.metadata.request_id)
     return event
 
 
 async def judge_head(
-    context: ExchangeState,
+    state: ExchangeState,
     event: RequestHeadersEvent | ResponseHeadersEvent,
     *,
     body_agents: Sequence[RouteAgent] = (),
 ) -> tuple[AgentDecision, dict[str, Verdict]]:
     """The decision on a head, and its provisional denials by agent, which only the answers to the body can take back.
 
-    An answer with ``needs_more`` is provisional only if its agent is one of ``body_agents``, which are shown the body
+    An answer with ``needs_more`` is provisional only if its agent is one of ``body_agents``, which receive the body
     that follows, if one does. From any other agent it is final.
     """
-    resolved_route = context.resolved_route
+    resolved_route = state.resolved_route
     body_agent_ids = {agent.guard.config.id for agent in body_agents}
-    if isinstance(event, ResponseHeadersEvent) and (context.closed or resolved_route.lasting):
-        verdicts = await context.evaluate_by_name(
+    if isinstance(event, ResponseHeadersEvent) and (state.closed or resolved_route.keeping_requests):
+        verdicts = await state.evaluate_with_reserved_id(
             resolved_route.agents_for(event.event_type), event, final=not body_agent_ids
         )
     elif resolved_route.head_order is not None and isinstance(event, RequestHeadersEvent):
@@ -56,11 +56,11 @@ async def judge_head(
     else:
         verdicts = await evaluate(resolved_route.agents_for(event.event_type), event, final=not body_agent_ids)
     if not body_agent_ids:
-        context.record(verdicts)
+        state.record(verdicts)
         return merge(verdicts), {}
     if any(verdict.provisional for verdict in verdicts):
         verdicts = [_final(verdict) if verdict.agent_id not in body_agent_ids else verdict for verdict in verdicts]
-    context.record(verdicts)
+    state.record(verdicts)
     decision = merge(verdicts, final=False)
     return decision, {verdict.agent_id: verdict for verdict in verdicts if verdict.provisional and verdict.denies}
 
@@ -79,8 +79,8 @@ def _final(verdict: Verdict) -> Verdict:
     return replace(verdict, response=replace(verdict.response, needs_more=False))
 
 
-async def tell_complete(context: ExchangeState, event: RequestCompleteEvent) -> None:
+async def report_completion(state: ExchangeState, event: RequestCompleteEvent) -> None:
     """Tell the agents how the connection ended, also when it ended by cancellation; their deadlines bound it."""
     with anyio.CancelScope(shield=True):
-        verdicts = await evaluate(context.resolved_route.agents_for(event.event_type), event, everyone=True)
-    context.record(verdicts, every=False)
+        verdicts = await evaluate(state.resolved_route.agents_for(event.event_type), event, everyone=True)
+    state.record(verdicts, every=False)

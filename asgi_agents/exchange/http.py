@@ -32,7 +32,7 @@ _CODING_HEADERS = frozenset({b"accept-encoding"})
 
 async def serve_http(
     app: App,
-    context: ExchangeState,
+    state: ExchangeState,
     scope: Scope,
     receive: Receive,
     send: Send,
@@ -45,14 +45,14 @@ async def serve_http(
     simply allow it: there is nothing to carry out then. So the agents of such a head are asked here, and their decision
     is given to an exchange only where it is something else. For any other request the exchange asks the agents itself.
     """
-    if not context.resolved_route.plain_heads_only:
-        return await HttpExchange(context, scope, receive, send, renderers, stop_grace).run(app)
-    verdicts = await evaluate(context.resolved_route.head_agents, head_event(context, scope))
+    if not state.resolved_route.plain_heads_only:
+        return await HttpExchange(state, scope, receive, send, renderers, stop_grace).run(app)
+    verdicts = await evaluate(state.resolved_route.head_agents, head_event(state, scope))
     if unanimous(verdicts):
-        context.record_allow(verdicts)
+        state.record_allow(verdicts)
         return await app(scope, receive, send)
-    context.record(verdicts)
-    return await HttpExchange(context, scope, receive, send, renderers, stop_grace).run(app, merge(verdicts))
+    state.record(verdicts)
+    return await HttpExchange(state, scope, receive, send, renderers, stop_grace).run(app, merge(verdicts))
 
 
 class HttpExchange(Exchange):
@@ -64,14 +64,14 @@ class HttpExchange(Exchange):
 
     def __init__(
         self,
-        context: ExchangeState,
+        state: ExchangeState,
         scope: Scope,
         receive: Receive,
         send: Send,
         renderers: Renderers,
         stop_grace: float,
     ) -> None:
-        super().__init__(context, scope, receive, send, renderers, stop_grace)
+        super().__init__(state, scope, receive, send, renderers, stop_grace)
         self._made_response: ResponseInspection | None = None
         self._inbound: Inbound | None = None
         self._body: BodyInspection | None = None
@@ -92,13 +92,13 @@ class HttpExchange(Exchange):
         # Most requests are allowed, and most agents are not shown responses.
         if self._made_response is None:
             self._made_response = ResponseInspection(
-                self._context,
+                self._state,
                 self._scope,
                 self._raw_send,
                 method=self._scope.get("method", "GET"),
                 renderers=self._renderers,
                 on_stop=self._stop_app,
-                on_told=self._app_told,
+                on_noticed=self._app_noticed,
             )
         return self._made_response
 
@@ -123,7 +123,7 @@ class HttpExchange(Exchange):
                 screen=self._screen,
                 judge=self._judge,
                 may_suspend=lambda: self._body is not None and self._body.may_suspend,
-                on_told=self._app_told,
+                on_noticed=self._app_noticed,
                 # The server takes a client whose response we break off for one that is still there.
                 wakeable=self._body is not None or self._resolved_route.inspects_responses,
             )
@@ -158,7 +158,7 @@ class HttpExchange(Exchange):
             return None
         self._declared_length = declared_length(headers_of(self._scope))
         self._body = BodyInspection(
-            self._context,
+            self._state,
             EventType.REQUEST_BODY_CHUNK,
             agents=agents,
             codings=codings_of(headers_of(self._scope)),
@@ -179,7 +179,7 @@ class HttpExchange(Exchange):
         """Run the app in this task. A decision may end it, and nothing but it."""
         own = self._scope_for_app()
         scope = self._scope if own is None else own.scope
-        self._app_called = self._context.request_head_gone = True
+        self._app_called = self._state.request_head_gone = True
         inbound, body = self._inbound, self._body
         try:
             if self._body_settled and not self._resolved_route.inspects_responses:
@@ -237,8 +237,8 @@ class HttpExchange(Exchange):
         return self._spool.receive(receive, ended=self._body_ended)
 
     def _send_for_app(self) -> Send:
-        """The ``send`` of an app whose response no agent is shown."""
-        if self._context.response_ops or self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
+        """The ``send`` of an app whose response no agent receives."""
+        if self._state.response_ops or self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
             return self._response.send
         return self._raw_send
 
@@ -253,7 +253,7 @@ class HttpExchange(Exchange):
         return self._body is None or self._body_ended
 
     def _headers_for_app(self, headers: RawHeaders) -> RawHeaders:
-        body, ops = self._body, self._context.request_ops
+        body, ops = self._body, self._state.request_ops
         if self._resolved_route.reshapes_requests:
             # What the client has asked for; what an agent asks for in its place is its own to say.
             headers = self._asked_for(headers)
@@ -340,11 +340,11 @@ class HttpExchange(Exchange):
     def _running(self) -> anyio.CancelScope | None:
         return self._app_scope
 
-    def _app_told(self) -> None:
+    def _app_noticed(self) -> None:
         # Not where its response is broken off: servers break the connection off when we raise, for which the app has to
         # have ended, and the client waits for that.
         if self._response.error is None:
-            super()._app_told()
+            super()._app_noticed()
 
     def _summary(self, error: BaseException | None) -> Summary:
         response = self._response

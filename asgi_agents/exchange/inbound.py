@@ -19,14 +19,14 @@ class Inbound:
     judgement, once begun, goes on. That takes a task of its own where judging can suspend; where it can't, everything
     happens inside the app's call, and a message that needs no judgement is handed on without yielding.
 
-    More than one task of the app may wait for a message at a time. Whoever asked first gets the first.
+    More than one task of the app may wait for a message at a time. The first to wait gets the first message.
 
     :param source: the server's ``receive``.
     :param screen: looks at a message without suspending; True hands it on as it is.
     :param judge: judges a message, and calls :meth:`deliver` for what the app is to get, if anything.
     :param may_suspend: whether ``judge`` could suspend now.
     :param wakeable: whether :meth:`end` has to interrupt a read, because the server would not.
-    :param on_told: called whenever the app gets the message of :meth:`end`.
+    :param on_noticed: called whenever the app gets the message of :meth:`end`.
 
     The app has to be run with :meth:`run_app`.
     """
@@ -39,7 +39,7 @@ class Inbound:
         judge: Callable[[Message], Awaitable[None]],
         may_suspend: Callable[[], bool],
         wakeable: bool = False,
-        on_told: Callable[[], None] = lambda: None,
+        on_noticed: Callable[[], None] = lambda: None,
     ) -> None:
         self.tasks: TaskGroup | None = None
         self._source = source
@@ -49,7 +49,7 @@ class Inbound:
         self._ready: deque[Message] = deque()
         self._judging: anyio.Event | None = None
         self._interruption = Interruption() if wakeable else None
-        self._on_told = on_told
+        self._on_noticed = on_noticed
         self._turn = Limiter(1)
         self.error: Exception | None = None
         self._end: Message | None = None
@@ -59,7 +59,7 @@ class Inbound:
         self._ready.append(message)
 
     def pause(self) -> None:
-        """Nothing is read any more: whoever waits, waits for :meth:`end`."""
+        """Read nothing more. Tasks that wait for a message wait for :meth:`end`."""
         if self._judging is None:
             self._judging = anyio.Event()
 
@@ -95,7 +95,7 @@ class Inbound:
         if self.error is not None:
             raise self.error
         assert self._end is not None
-        self._on_told()
+        self._on_noticed()
         return self._end
 
     async def _next(self) -> Message | None:

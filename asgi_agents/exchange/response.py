@@ -27,7 +27,7 @@ from .state import ExchangeState
 from .units import Cutter, StreamedType, last_unit, streamed_type
 
 
-class _State(Enum):
+class _Phase(Enum):
     IDLE = auto()  # the app has sent nothing
     HELD = auto()  # its http.response.start waits for a verdict
     OPEN = auto()  # the client has the start
@@ -51,36 +51,36 @@ class ResponseInspection:
 
     :param on_stop: called when the client has its answer. True: the app is cut off, because its request was refused or
         its response was broken off or ended early. False: its response was replaced, and it may go on as it likes.
-    :param on_told: called when an app that was stopped has noticed it, or has sent its whole response nevertheless.
+    :param on_noticed: called when an app that was stopped has noticed it, or has sent its whole response nevertheless.
     """
 
     def __init__(
         self,
-        context: ExchangeState,
+        state: ExchangeState,
         scope: Scope,
         send: Send,
         *,
         method: str,
         renderers: Renderers,
         on_stop: Callable[[bool], None],
-        on_told: Callable[[], None],
+        on_noticed: Callable[[], None],
         prefix: str = "",
     ) -> None:
         self.status = 0
         self.bytes_sent = 0
         self.finished_at: float | None = None
         self.error: ResponseAborted | None = None
-        self._context = context
+        self._state = state
         self._scope = scope
         self._send = send
         self._method = method
         self._renderers = renderers
         self._on_stop = on_stop
-        self._on_told = on_told
+        self._on_noticed = on_noticed
         # Whether the app is to find its client gone.
         self._cut_off = False
         self._prefix = prefix
-        self._state = _State.IDLE
+        self._phase = _Phase.IDLE
         self._started = False
         # The app has sent something that was dropped.
         self._dropping = False
@@ -96,20 +96,20 @@ class ResponseInspection:
         self._tail = b""
         # The head waits for the verdict on the body's first piece, and for no more.
         self._waits_for_first = False
-        resolved_route = context.resolved_route
+        resolved_route = state.resolved_route
         self._head_agents = resolved_route.agents_for(EventType.RESPONSE_HEADERS)
         self._body_agents = resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK)
         self.inspects_bodies = bool(self._body_agents)
 
     @property
     def inspects(self) -> bool:
-        """Whether any agent is shown the response."""
+        """Whether any agent receives the response."""
         return self.inspects_bodies or bool(self._head_agents)
 
     @property
     def stopped(self) -> bool:
         """Whether the client gets something else than what the app sends."""
-        return self._state in (_State.REPLACED, _State.CUT)
+        return self._phase in (_Phase.REPLACED, _Phase.CUT)
 
     async def send(self, message: Message) -> None:
         """The app's ``send``."""
@@ -134,12 +134,12 @@ class ResponseInspection:
             await self._take_body(message)
         elif kind in BODY_BYPASSES:
             await self._take_file(message)
-        elif kind == "http.response.trailers" and self._state is _State.HELD:
+        elif kind == "http.response.trailers" and self._phase is _Phase.HELD:
             await self._show_too_early(message)
         elif kind == "http.response.trailers":
             await self._send(self._changes.trailers(message))
         elif kind == "http.response.early_hint":
-            if self._changes.allow_hint(self._context.response_ops):
+            if self._changes.allow_hint(self._state.response_ops):
                 await self._send(message)
         else:
             # Push, debug, and whatever comes to be.
@@ -158,14 +158,14 @@ class ResponseInspection:
         self._dropping = True
         more = message.get("more_body", False)
         if (more or self._cut_off) and raises_when_gone(self._scope):
-            self._on_told()
+            self._on_noticed()
             raise ClosedByAgent("an agent has stopped this response")
         if more and not self._cut_off:
             # It was only replaced, but its app goes on streaming, perhaps for ever.
             self._cut_off = True
             self._on_stop(True)
         elif not more and message["type"].endswith("http.response.body"):
-            self._on_told()
+            self._on_noticed()
 
     async def stop(self, decision: AgentDecision, *, cut_off: bool = False) -> None:
         """Carry out a decision that isn't allow: reply in the app's place, or break off what has begun.
@@ -174,26 +174,26 @@ class ResponseInspection:
 
         :param cut_off: the app is to find its client gone also where nothing of its response has reached the client.
         """
-        match self._state:
-            case _State.IDLE | _State.HELD:
-                self._state = _State.REPLACED
-                self._context.decide(decision)
+        match self._phase:
+            case _Phase.IDLE | _Phase.HELD:
+                self._phase = _Phase.REPLACED
+                self._state.decide(decision)
                 try:
                     await self._reply(decision)
                 finally:
                     self._cut_off = cut_off
                     self._on_stop(cut_off)
-            case _State.OPEN if (ending := self._ending(decision)) is not None:
-                self._state = _State.REPLACED
-                self._context.decide(decision)
+            case _Phase.OPEN if (ending := self._ending(decision)) is not None:
+                self._phase = _Phase.REPLACED
+                self._state.decide(decision)
                 try:
                     await self._send_last(ending)
                 finally:
                     self._cut_off = True
                     self._on_stop(True)
-            case _State.OPEN:
-                self._state = _State.CUT
-                self._context.decide(decision)
+            case _Phase.OPEN:
+                self._phase = _Phase.CUT
+                self._state.decide(decision)
                 self.finished_at = time.monotonic()
                 self.error = ResponseAborted(f"response broken off after it had started: {describe(decision)}")
                 self._cut_off = True
@@ -209,7 +209,7 @@ class ResponseInspection:
         that it doesn't know has come before. Then it raises an AssertionError whose text is the message. This one has
         the reason in it, so that the server's log has it too. Servers don't know the message either, and raise as well.
         """
-        if self._state is _State.CUT and self._started:
+        if self._phase is _Phase.CUT and self._started:
             # A client that has stopped reading is not waited for.
             with anyio.move_on_after(_ABORT_TIMEOUT, shield=True), suppress(Exception):
                 await self._send({"type": f"{self._prefix}http.response.aborted", "reason": str(self.error)})
@@ -221,7 +221,7 @@ class ResponseInspection:
         has denied it, and only its answer to the body could have taken that back; nor where the body is buffered, so
         that the decision on the body would have been one on the head as well.
         """
-        if self._state is not _State.HELD or not self._waits_for_first:
+        if self._phase is not _Phase.HELD or not self._waits_for_first:
             return
         assert self._body is not None
         if self._body.denial is not None:
@@ -236,8 +236,8 @@ class ResponseInspection:
         return last_unit(self._streamed, decision, media_type(self._headers) or "", sent=self._tail)
 
     async def _reply(self, decision: AgentDecision) -> None:
-        # Those of the context have not met a response yet.
-        earlier = [*self._changes.always, *(op for op in self._context.response_ops if op.always)]
+        # Those of earlier events have not met a response yet.
+        earlier = [*self._changes.always, *(op for op in self._state.response_ops if op.always)]
         reply = render_reply(decision, self._scope, self._renderers, earlier=earlier)
         start, body = reply.messages(self._prefix)
         if self._method == "HEAD":
@@ -260,15 +260,15 @@ class ResponseInspection:
                 await self._send(message)
         self.finished_at = time.monotonic()
         if scope.cancelled_caught:
-            self._state = _State.CUT
+            self._phase = _Phase.CUT
             self.error = ResponseAborted(f"response broken off: the client has not taken it within {REPLY_TIMEOUT:g} s")
         return not scope.cancelled_caught
 
     async def _take_start(self, message: Message) -> None:
-        if self._state is _State.HELD:
+        if self._phase is _Phase.HELD:
             # The server has not seen the first one, so it could not complain about the second.
             raise RuntimeError("Unexpected ASGI message 'http.response.start': the response has already been started.")
-        if self._state is not _State.IDLE:
+        if self._phase is not _Phase.IDLE:
             await self._send({**message, "headers": []} if self.inspects else message)
             return
         with self._uninterrupted():
@@ -278,27 +278,27 @@ class ResponseInspection:
         status: int = message["status"]
         # RFC 9110, section 6.4.1: these have no content.
         self._bodiless = self._method == "HEAD" or status < 200 or status in (204, 304)
-        if not self.inspects and not self._context.response_ops:
+        if not self.inspects and not self._state.response_ops:
             self.status = status
-            self._state = _State.OPEN
-            self._context.response_head_gone = True
+            self._phase = _Phase.OPEN
+            self._state.response_head_gone = True
             await self._send(message)
             return
-        self._state = _State.HELD
+        self._phase = _Phase.HELD
         self._start = message
-        self._headers = self._changes.apply(message.get("headers", ()), self._context.response_ops)
-        self._context.response_ops.clear()
+        self._headers = self._changes.apply(message.get("headers", ()), self._state.response_ops)
+        self._state.response_ops.clear()
         given_type = media_type(self._headers)
         provisional: dict[str, Verdict] = {}
         skipping: set[str] = set()
         if self._head_agents:
             event = ResponseHeadersEvent(
-                correlation_id=self._context.correlation_id,
+                correlation_id=self._state.correlation_id,
                 status=status,
                 headers=Headers.from_raw(self._headers),
             )
             body_agents = () if self._bodiless else agents_for_types(self._body_agents, [given_type])
-            decision, provisional = await judge_head(self._context, event, body_agents=body_agents)
+            decision, provisional = await judge_head(self._state, event, body_agents=body_agents)
             if self.stopped:
                 return
             if not decision.is_allow:
@@ -344,7 +344,7 @@ class ResponseInspection:
             cutter = partial(self._streamed.cutter, header(self._headers, b"content-type") or "")
         length = declared_length(self._headers)
         self._body = BodyInspection(
-            self._context,
+            self._state,
             EventType.RESPONSE_BODY_CHUNK,
             agents=agents,
             codings=codings,
@@ -356,7 +356,7 @@ class ResponseInspection:
         return self._body.admit()
 
     async def _take_body(self, message: Message) -> None:
-        if self.inspects_bodies and self._state not in (_State.HELD, _State.OPEN):
+        if self.inspects_bodies and self._phase not in (_Phase.HELD, _Phase.OPEN):
             # Too early or too late: the server raises. If it doesn't, it has been given nothing that was not judged.
             await self._send({**message, "body": b""})
             return
@@ -377,7 +377,7 @@ class ResponseInspection:
             if isinstance(result, AgentDecision):
                 await self.stop(result)
                 return
-            if self._state is _State.HELD:
+            if self._phase is _Phase.HELD:
                 if not last and (body.holding or (self._waits_for_first and not body.judged)):
                     return
                 await self._release_start(len(result) if last else None)
@@ -400,7 +400,7 @@ class ResponseInspection:
 
         It gets both without headers, and so nothing that was not judged.
         """
-        self._state = _State.CUT
+        self._phase = _Phase.CUT
         self.error = ResponseAborted("response broken off: the app sent trailers before the end of the body")
         await self._send({**self._start, "headers": []})
         await self._send({**message, "headers": []})
@@ -414,8 +414,8 @@ class ResponseInspection:
         try:
             yield
         except BaseException as exc:
-            if self.inspects and self._state in (_State.HELD, _State.OPEN):
-                self._state = _State.CUT
+            if self.inspects and self._phase in (_Phase.HELD, _Phase.OPEN):
+                self._phase = _Phase.CUT
                 # An OSError is how a server says that the client is gone, so that there is no response to break off.
                 if not isinstance(exc, OSError):
                     self.error = ResponseAborted("response broken off: the app cancelled a send that was under way")
@@ -424,18 +424,18 @@ class ResponseInspection:
     async def _release_start(self, length: int | None) -> None:
         """Let the head go; ``length`` is the size of the body where all of it is known."""
         body = self._body
-        headers = self._changes.apply(self._headers, self._context.response_ops)
+        headers = self._changes.apply(self._headers, self._state.response_ops)
         if body is not None and body.alters(ended=length is not None):
             headers = without_body_claims(headers, length, decoded=body.decoded)
-        self._state = _State.OPEN
-        self._started = self._context.response_head_gone = True
+        self._phase = _Phase.OPEN
+        self._started = self._state.response_head_gone = True
         self.status = self._start["status"]
         await self._send({**self._start, "headers": headers})
 
     async def _forward(self, message: Message, last: bool) -> None:
         if last:
             # Before the send, not after it: the decision on what the client has must not wait for the client.
-            self._state = _State.DONE
+            self._phase = _Phase.DONE
         await self._send(message)
         if not self._bodiless:
             self.bytes_sent += len(message.get("body", b""))

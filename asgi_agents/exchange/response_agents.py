@@ -1,4 +1,4 @@
-"""Which agents are shown the body of a response, going by its head."""
+"""Which agents receive the body of a response, going by its head."""
 
 from collections.abc import Container, Sequence
 

@@ -1,6 +1,6 @@
 """One step of a body's way past its agents, over all the chunks of the body. No I/O: it says what to ask."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -14,15 +14,17 @@ from .late_operations import applicable
 from .state import ExchangeState
 from .units import MAX_UNIT_BYTES, Cutter
 
-#: Yields each event that the agents of the stage are to be asked about, and is sent their verdicts. Returns what may go
-#: on, or the decision that ends the body.
-Judging = Generator[BodyChunkEvent, Sequence[Verdict], bytes | AgentDecision]
+#: What a stage makes of bytes: an event, which its agents have to be asked about first; or the bytes that may go on; or
+#: the decision that ends the body.
+Outcome = BodyChunkEvent | bytes | AgentDecision
 
 
 class BodyStage(ChainStep):
-    """Consecutive agents of the chain that are shown the same bytes at the same time.
+    """Consecutive agents of the chain that receive the same bytes at the same time.
 
-    It keeps what they have not been shown yet, and what they were shown while one of them was undecided.
+    :meth:`feed` it what arrives. Where it returns an event, ask :attr:`agents` about that and give their verdicts to
+    :meth:`resume`, until something else is returned. It keeps what the agents have not been shown yet, and what they
+    were shown while one of them was undecided.
 
     :param mode: buffer, stream, or first one and then the other.
     :param length: the size of the body in bytes, if one is declared.
@@ -31,7 +33,7 @@ class BodyStage(ChainStep):
 
     def __init__(
         self,
-        context: ExchangeState,
+        state: ExchangeState,
         event_type: EventType,
         mode: BodyMode,
         agents: Sequence[RouteAgent],
@@ -49,7 +51,7 @@ class BodyStage(ChainStep):
         self.provisional: dict[str, Verdict] = {}
         #: Whether calls are under the agents' ``chunk_timeout``.
         self.chunked = mode.name != "buffer"
-        self._context = context
+        self._state = state
         self._mode = mode
         self._everyone = tuple(agents)
         self._length = length
@@ -59,6 +61,8 @@ class BodyStage(ChainStep):
         self._buffer = Pieces()
         self._withheld = Pieces()
         self._chunk_index = 0
+        # What the agents are being asked about, whether it is the last of the body, and whether it is all of it.
+        self._asked = (b"", False, False)
         self._request = event_type is EventType.REQUEST_BODY_CHUNK
         # Up to this size no limit has to be checked. -1: always, for agents may change what they take at a time.
         self._free = -1.0 if not self.chunked or self.spools else min(map(self._limit, agents))
@@ -122,7 +126,7 @@ class BodyStage(ChainStep):
             limit = self._limit(agent)
             if self._length > limit and agent.stops_when_failing:
                 verdict = self._too_large(agent, int(limit))
-                self._context.record((verdict,))
+                self._state.record((verdict,))
                 return merge((verdict,))
         return None
 
@@ -130,7 +134,7 @@ class BodyStage(ChainStep):
         """Refuse the body if ``size`` bytes held are over an agent's limit; or leave the agent out."""
         return self._refuse(lambda agent: self._check_held(agent, size))
 
-    def feed(self, data: bytes, last: bool, encoded: bool = False) -> Judging:
+    def feed(self, data: bytes, last: bool, encoded: bool = False) -> Outcome:
         """Judge or keep ``data``; ``encoded``: it has a content coding."""
         if encoded and data and self.seen == 0:
             # What is encoded has no units to be cut at.
@@ -169,22 +173,24 @@ class BodyStage(ChainStep):
             return b""
         event = self._event(data, last)
         self._chunk_index += 1
-        verdicts = yield event
-        return self._settle(verdicts, data, last, whole)
+        self._asked = data, last, whole
+        return event
 
-    def _settle(self, verdicts: Sequence[Verdict], data: bytes, last: bool, whole: bool) -> bytes | AgentDecision:
-        """What the ``verdicts`` on ``data`` come to; ``whole``: it is the whole body."""
+    def resume(self, verdicts: Sequence[Verdict]) -> Outcome:
+        """Go on with the ``verdicts`` on the event that was returned last."""
+        data, last, whole = self._asked
+        self._asked = (b"", False, False)
         plain = not self.provisional and unanimous(verdicts)
         if not plain:
-            verdicts = applicable(self._context, self.agents, verdicts)
-        if whole or not plain or self._context.counting:
-            self._context.record(verdicts, every=whole)
+            verdicts = applicable(self._state, self.agents, verdicts)
+        if whole or not plain or self._state.counting:
+            self._state.record(verdicts, every=whole)
         if plain:
             return self._release(data)
         decision, changed = self.settle(verdicts, data, final=last)
         if not decision.is_allow:
             return decision
-        self._context.note_ops(decision)
+        self._state.note_ops(decision)
         for verdict in verdicts:
             if verdict.provisional and verdict.denies and not last:
                 self.provisional[verdict.agent_id] = verdict
@@ -197,15 +203,17 @@ class BodyStage(ChainStep):
         if self.writes:
             return self.admit(encoded=True)
         for agent in self.agents:
-            self._context.note_encoded(agent, self.event_type)
+            self._state.note_encoded(agent, self.event_type)
         return None
 
     def _event(self, data: bytes, last: bool) -> BodyChunkEvent:
-        # Known once all of it was seen. Before that, what was declared, unless it is wrong.
-        size = self.seen if last else self._length if self._length is not None and self.seen <= self._length else None
+        # Known once all of it was seen. Before that, what was declared, unless that is wrong.
+        size = self.seen if last else self._length
+        if size is not None and size < self.seen:
+            size = None
         if self._request:
             return RequestBodyChunkEvent(
-                correlation_id=self._context.correlation_id,
+                correlation_id=self._state.correlation_id,
                 data=data,
                 is_last=last,
                 total_size=size,
@@ -213,7 +221,7 @@ class BodyStage(ChainStep):
                 bytes_received=self.seen,
             )
         return ResponseBodyChunkEvent(
-            correlation_id=self._context.correlation_id,
+            correlation_id=self._state.correlation_id,
             data=data,
             is_last=last,
             total_size=size,
@@ -227,7 +235,7 @@ class BodyStage(ChainStep):
         Returns the decision of the first that fails closed.
         """
         for verdict in self.leave_out(judge):
-            self._context.record((verdict,))
+            self._state.record((verdict,))
             self.provisional.pop(verdict.agent_id, None)
             if verdict.fails_closed:
                 return merge((verdict,))
@@ -241,17 +249,17 @@ class BodyStage(ChainStep):
         if whatever_the_mode:
             agents = self.agents or self._everyone
             self.agents = [replace(agent, failure_mode=FailureMode.CLOSED) for agent in agents]
-        return self._refuse(lambda agent: agent.body_unreadable(self.event_type, self._context.correlation_id, fault))
+        return self._refuse(lambda agent: agent.body_unreadable(self.event_type, self._state.correlation_id, fault))
 
     def _check_seen(self, agent: RouteAgent) -> Verdict | None:
         limit = self._limit(agent)
         return None if self.seen <= limit else self._too_large(agent, int(limit))
 
     def _check_held(self, agent: RouteAgent, size: int) -> Verdict | None:
-        return agent.check_held(self.event_type, self._context.correlation_id, size)
+        return agent.check_held(self.event_type, self._state.correlation_id, size)
 
     def _too_large(self, agent: RouteAgent, limit: int) -> Verdict:
-        return agent.body_too_large(self.event_type, self._context.correlation_id, limit)
+        return agent.body_too_large(self.event_type, self._state.correlation_id, limit)
 
     def _limit(self, agent: RouteAgent) -> float:
         if not self.chunked or self.spools:

@@ -1,4 +1,4 @@
-"""One connection's dealings with its agents: its names, its verdicts, and what waits to be applied."""
+"""The state of one connection: its correlation id, the verdicts of its agents, and what waits to be applied."""
 
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,7 +61,7 @@ _naming = RLock()
 
 
 class CallCount:
-    """How often one agent was called for a connection, for how many seconds, and whether it would have stopped it."""
+    """The calls to one agent for one connection: how many, how many seconds, and whether it would have stopped it."""
 
     __slots__ = ("calls", "passed_open", "seconds", "would_stop")
 
@@ -81,7 +81,7 @@ class CallCount:
 
 
 class ExchangeState(Struct, eq=False):
-    """One connection's dealings with its agents so far, for those who serve it.
+    """What is known of one connection and its agents, for the package's own code: ids, verdicts, waiting changes.
 
     Handlers see an :class:`~asgi_agents.AgentContext` of it.
 
@@ -115,9 +115,9 @@ class ExchangeState(Struct, eq=False):
     #: About how many bytes the header operations take that wait for a head.
     op_bytes: int = 0
     _decided: AgentDecision | None = None
-    # Agents that are to be told of the end though they are not on the route: guardrail agents that were asked, and the
+    # Other agents that keep something under the correlation id: guardrail agents that are not on the route, and the
     # agents of middlewares that this one is around.
-    _aside: set[Guard] | None = None
+    _forget_too: set[Guard] | None = None
     # The spans that many events share, by type. None as a value: nothing is traced.
     _sessions: dict[EventType, SessionSpan | None] | None = None
     _closed: bool = False
@@ -126,7 +126,7 @@ class ExchangeState(Struct, eq=False):
     shown_encoded: tuple[str, ...] = ()
     # That of the outermost middleware around this one, of the same connection: it has the names, for all.
     _outermost: "ExchangeState | None" = None
-    #: What names the request, where the client has named the connection, once an agent was told.
+    #: The id of the request, where the client has given the correlation id, once an agent has received it.
     request_id: str | None = None
     # Calls under way that keep its id from being free.
     _pending: int = 0
@@ -156,7 +156,7 @@ class ExchangeState(Struct, eq=False):
             live_ids.add(name)
         return name
 
-    def stand_within(self, outer: "ExchangeState | None") -> None:
+    def join(self, outer: "ExchangeState | None") -> None:
         """Take correlation id and request id from ``outer``, if that is the state of the same connection.
 
         ``outer`` is what was there when this middleware was called. It is of the same connection if it is the current
@@ -169,12 +169,12 @@ class ExchangeState(Struct, eq=False):
             self.request_id = self._outermost.request_id
 
     @property
-    def stands_within(self) -> bool:
-        """Whether :meth:`stand_within` was given the state of the same connection."""
+    def joined(self) -> bool:
+        """Whether :meth:`join` was given the state of the same connection."""
         return self._outermost is not None
 
     def note_request_id(self, request_id: str) -> None:
-        """Remember that agents were told this id of the request."""
+        """Remember that agents have received this id of the request."""
         self.request_id = (self._outermost or self).request_id = request_id
 
     @property
@@ -222,9 +222,9 @@ class ExchangeState(Struct, eq=False):
         """
         guard = self._registry.guard(agent_id)
         failure_mode = self._failure_mode(agent_id)
-        if failure_mode is None and guard.keeps_requests:
-            self._tell_later((guard,))
-        with self._asking((guard,)) as name:
+        if failure_mode is None and guard.client.keeps_requests:
+            self._forget_later((guard,))
+        with self._reserved_id((guard,)) as name:
             if name != event.correlation_id:
                 event = replace(event, correlation_id=name)
             verdict, response = await inspect_guardrail(guard, event, failure_mode)
@@ -234,82 +234,97 @@ class ExchangeState(Struct, eq=False):
         return response
 
     def evaluate(
-        self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
+        self,
+        agents: Sequence[RouteAgent],
+        event: BodyChunkEvent | WebSocketFrameEvent,
+        *,
+        chunk: bool,
+        final: bool,
+        continued: bool = False,
     ) -> Awaitable[Sequence[Verdict]]:
         """Show a piece of a body, or a websocket message, to ``agents`` in parallel.
 
         Many pieces share a span.
+
+        :param continued: agents of an earlier step were shown the same event, so that the span has counted it.
         """
-        if self._closed or self.resolved_route.lasting:
-            return self.evaluate_by_name(agents, event, chunk=chunk, final=final)
+        if self._closed or self.resolved_route.keeping_requests:
+            return self.evaluate_with_reserved_id(agents, event, chunk=chunk, final=final, continued=continued)
         if self._registry.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
             return evaluate(agents, event, chunk=chunk, final=final)
-        return self._evaluate_in_session(agents, event, chunk=chunk, final=final)
+        return self._evaluate_in_session(agents, event, chunk=chunk, final=final, continued=continued)
 
-    async def evaluate_by_name(
+    async def evaluate_with_reserved_id(
         self,
         agents: Sequence[RouteAgent],
         event: BodyChunkEvent | WebSocketFrameEvent | ResponseHeadersEvent,
         *,
         chunk: bool = False,
         final: bool,
+        continued: bool = False,
     ) -> Sequence[Verdict]:
         """Show ``event`` to ``agents`` where its id has to be kept from other connections meanwhile.
 
         Either agents keep something under the id. Or the connection is over: a task that the app has left behind may
         still send or receive, or wait for a verdict.
         """
-        with self._asking(self.resolved_route.lasting) as name:
+        with self._reserved_id(self.resolved_route.keeping_requests) as name:
             if name != event.correlation_id:
                 event = replace(event, correlation_id=name)
             if self._registry.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
                 return await evaluate(agents, event, chunk=chunk, final=final)
             assert not isinstance(event, ResponseHeadersEvent)
-            return await self._evaluate_in_session(agents, event, chunk=chunk, final=final)
+            return await self._evaluate_in_session(agents, event, chunk=chunk, final=final, continued=continued)
 
     @contextmanager
-    def _asking(self, guards: Iterable[Guard]) -> Iterator[str]:
-        """The id for a call. No other connection gets it while the call is under way, also when this one is over.
+    def _reserved_id(self, guards: Iterable[Guard]) -> Iterator[str]:
+        """The correlation id for a call. No other connection gets it before the call ends, even if this one ends first.
 
-        If the connection is over when the call ends, the ``guards`` give up what they keep under the id. If another
+        If the connection is over when the call ends, the ``guards`` forget the id. If another
         connection has taken the id by now, the call gets a new one.
         """
-        context = self._outermost or self
+        outermost = self._outermost or self
         with _naming:
             name = self.correlation_id
-            own = not context._closed or context._pending > 0 or name not in live_ids
+            own = not outermost._closed or outermost._pending > 0 or name not in live_ids
             if own:
-                context._pending += 1
+                outermost._pending += 1
             else:
                 name = new_id()
-            if context._closed:
+            if outermost._closed:
                 live_ids.add(name)
         try:
             yield name
         finally:
-            if context._closed:
+            if outermost._closed:
                 for guard in guards:
-                    guard.forget_request(name)
+                    guard.client.forget(name)
             with _naming:
                 if own:
-                    context._pending -= 1
-                if context._closed and not (own and context._pending):
+                    outermost._pending -= 1
+                if outermost._closed and not (own and outermost._pending):
                     live_ids.discard(name)
 
-    def _tell_later(self, guards: Iterable[Guard]) -> None:
-        """Tell ``guards`` when the connection is over, for all middlewares."""
-        context = self._outermost or self
-        context._aside = {*guards, *(context._aside or ())}
+    def _forget_later(self, guards: Iterable[Guard]) -> None:
+        """Have ``guards`` forget the correlation id when the connection is over for all middlewares."""
+        outermost = self._outermost or self
+        outermost._forget_too = {*guards, *(outermost._forget_too or ())}
 
     async def _evaluate_in_session(
-        self, agents: Sequence[RouteAgent], event: BodyChunkEvent | WebSocketFrameEvent, *, chunk: bool, final: bool
+        self,
+        agents: Sequence[RouteAgent],
+        event: BodyChunkEvent | WebSocketFrameEvent,
+        *,
+        chunk: bool,
+        final: bool,
+        continued: bool,
     ) -> Sequence[Verdict]:
         session = self._session(event.event_type)
         if session is None:
             return await evaluate(agents, event, chunk=chunk, final=final)
         with session.current():
             verdicts = await evaluate(agents, event, chunk=chunk, final=final)
-        session.note(verdicts)
+        session.note(verdicts, continued=continued)
         return verdicts
 
     def record(self, verdicts: Sequence[Verdict], *, every: bool = True) -> None:
@@ -361,7 +376,7 @@ class ExchangeState(Struct, eq=False):
         agent_id = agent.guard.config.id
         if agent_id not in self.shown_encoded:
             self.shown_encoded += (agent_id,)
-        agent.guard.warn_of_encoding(event_type, agent.route)
+        agent.guard.recorder.warn_of_encoding(event_type, agent.route)
 
     def decide(self, decision: AgentDecision) -> None:
         """Remember the decision that ended the connection."""
@@ -389,12 +404,12 @@ class ExchangeState(Struct, eq=False):
                     session.end()
         if self._outermost is not None and not self._outermost._closed:
             # The middlewares around this one may still ask the same agents.
-            self._tell_later(self.resolved_route.lasting)
+            self._forget_later(self.resolved_route.keeping_requests)
             return
-        if self.resolved_route.lasting:
+        if self.resolved_route.keeping_requests:
             self.resolved_route.forget(self.correlation_id)
-        for guard in self._aside or ():
-            guard.forget_request(self.correlation_id)
+        for guard in self._forget_too or ():
+            guard.client.forget(self.correlation_id)
 
     def _session(self, event_type: EventType) -> SessionSpan | None:
         if self._closed:

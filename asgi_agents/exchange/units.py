@@ -1,6 +1,6 @@
 """Bodies that stream in units: server-sent events, lines of JSON, parts. No ASGI in here.
 
-Such a body is never buffered. Its agents are shown whole units, wherever the app has cut it. Where an agent stops it,
+Such a body is never buffered. Its agents receive whole units, wherever the app has cut it. Where an agent stops it,
 it ends behind a whole unit, in a way that its clients understand.
 """
 

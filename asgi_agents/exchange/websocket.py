@@ -33,7 +33,7 @@ _TEXT, _BINARY = Opcode.TEXT, Opcode.BINARY
 
 def serve_websocket(
     app: App,
-    context: ExchangeState,
+    state: ExchangeState,
     scope: Scope,
     receive: Receive,
     send: Send,
@@ -41,7 +41,7 @@ def serve_websocket(
     stop_grace: float,
 ) -> Awaitable[Any]:
     """Take a session past its agents. Await what this returns; it comes to what the app returns."""
-    return WebSocketExchange(context, scope, receive, send, renderers, stop_grace).run(app)
+    return WebSocketExchange(state, scope, receive, send, renderers, stop_grace).run(app)
 
 
 class WebSocketExchange(Exchange):
@@ -52,14 +52,14 @@ class WebSocketExchange(Exchange):
 
     def __init__(
         self,
-        context: ExchangeState,
+        state: ExchangeState,
         scope: Scope,
         receive: Receive,
         send: Send,
         renderers: Renderers,
         stop_grace: float,
     ) -> None:
-        super().__init__(context, scope, receive, send, renderers, stop_grace)
+        super().__init__(state, scope, receive, send, renderers, stop_grace)
         self._agents = self._resolved_route.agents_for(EventType.WEBSOCKET_FRAME)
         self._steps = self._resolved_route.frame_steps
         self._client_ip = client_ip(scope)
@@ -79,11 +79,11 @@ class WebSocketExchange(Exchange):
             judge=partial(self._judge, True),
             may_suspend=self._may_suspend,
             wakeable=bool(self._agents),
-            on_told=self._app_told,
+            on_noticed=self._app_noticed,
         )
 
     async def _deny(self, decision: AgentDecision) -> None:
-        self._context.decide(decision)
+        self._state.decide(decision)
         if (await self._raw_receive())["type"] != "websocket.connect":
             return
         if decision.websocket_decision is not None or not self._can_send_response:
@@ -106,8 +106,8 @@ class WebSocketExchange(Exchange):
         self._app_called = True
         scope = self._scope
         own: OwnScope | None = None
-        if self._context.request_ops:
-            own = OwnScope(scope, {"headers": apply_request_ops(headers_of(scope), self._context.request_ops)})
+        if self._state.request_ops:
+            own = OwnScope(scope, {"headers": apply_request_ops(headers_of(scope), self._state.request_ops)})
             scope, self._raw_send = own.scope, own.sending(self._raw_send)
         result: Any = None
         try:
@@ -144,7 +144,7 @@ class WebSocketExchange(Exchange):
     def _listens(self) -> bool:
         """Whether anything of what follows the handshake concerns an agent."""
         events = (EventType.WEBSOCKET_FRAME, EventType.REQUEST_COMPLETE, *RESPONSE_EVENTS)
-        return bool(self._context.response_ops) or any(self._resolved_route.agents_for(event) for event in events)
+        return bool(self._state.response_ops) or any(self._resolved_route.agents_for(event) for event in events)
 
     def _screen(self, message: Message) -> bool:
         if message["type"] != "websocket.receive":
@@ -173,7 +173,7 @@ class WebSocketExchange(Exchange):
         if self._closed is not None:
             # An app that goes on sending must let go of the event loop.
             await checkpoint()
-            self._app_told()
+            self._app_noticed()
             if message["type"] == "websocket.close":
                 return  # the app agrees; a second close would make the server raise
             raise ClosedByAgent("an agent has closed this websocket")
@@ -183,8 +183,8 @@ class WebSocketExchange(Exchange):
                 await self._raw_send(message)
             case "websocket.accept":
                 self._status = 101
-                if self._context.response_ops:
-                    headers = apply_header_ops(message.get("headers") or (), self._context.response_ops)
+                if self._state.response_ops:
+                    headers = apply_header_ops(message.get("headers") or (), self._state.response_ops)
                     message = {**message, "headers": headers}
                 await self._raw_send(message)
             case "websocket.http.response.start" | "websocket.http.response.body":
@@ -199,13 +199,13 @@ class WebSocketExchange(Exchange):
         """The app itself refuses the handshake: that is a response like any other."""
         if self._denial is None:
             self._denial = ResponseInspection(
-                self._context,
+                self._state,
                 self._scope,
                 self._raw_send,
                 method="GET",
                 renderers=self._renderers,
                 on_stop=lambda cut_off: None,
-                on_told=self._app_told,
+                on_noticed=self._app_noticed,
                 prefix="websocket.",
             )
         await self._denial.send(message)
@@ -218,20 +218,22 @@ class WebSocketExchange(Exchange):
         payload = message.get("bytes")
         data = self._count(message, payload, client_to_server)
         event = WebSocketFrameEvent(
-            correlation_id=self._context.correlation_id,
+            correlation_id=self._state.correlation_id,
             opcode=_TEXT if payload is None else _BINARY,
             data=data,
             client_to_server=client_to_server,
             frame_index=self._frames[client_to_server] - 1,
-            route_id=self._context.route,
+            route_id=self._state.route,
             client_ip=self._client_ip,
         )
         decision = ALLOWED
+        continued = False
         for step in self._steps:
-            verdicts = await self._context.evaluate(step, event, chunk=False, final=True)
+            verdicts = await self._state.evaluate(step, event, chunk=False, final=True, continued=continued)
+            continued = True
             plain = unanimous(verdicts)
-            if not plain or self._context.counting:
-                self._context.record(verdicts, every=False)
+            if not plain or self._state.counting:
+                self._state.record(verdicts, every=False)
             if not plain:
                 decision = merge(verdicts)
                 if not decision.is_allow:
@@ -244,7 +246,7 @@ class WebSocketExchange(Exchange):
                 await self._close(decision)
         elif self._closed is not None:
             # By an agent, on a message in the other direction, meanwhile.
-            self._app_told()
+            self._app_noticed()
             raise ClosedByAgent("an agent has closed this websocket")
         elif passes:
             await self._raw_send(message)
@@ -267,7 +269,7 @@ class WebSocketExchange(Exchange):
         if self._closed is not None:
             return
         self._closed = decision
-        self._context.decide(decision)
+        self._state.decide(decision)
         message = close_message(decision.close)
         tasks = self._inbound.tasks
         # Without tasks the app has returned, and the server has closed the session: a task that it left behind is told.

@@ -38,7 +38,7 @@ class Totals(Struct, frozen=True):
         return Totals(self.calls, self.denials, self.failures, array("Q", self.buckets))
 
 
-class Slot(Struct, frozen=True, kw_only=True):
+class TimeSlot(Struct, frozen=True, kw_only=True):
     """The figures of ten seconds. The percentiles are seconds, None if there were no calls."""
 
     calls: int
@@ -59,7 +59,7 @@ class Latency(Struct, frozen=True, kw_only=True):
 class _Ended(Struct, frozen=True):
     number: int
     totals: Totals
-    slot: Slot
+    slot: TimeSlot
 
 
 class History:
@@ -98,7 +98,7 @@ class History:
         while self._ended and self._ended[0].number <= self._slot - SLOTS:
             self._before = self._ended.popleft().totals
 
-    def slots(self, now: float) -> Sequence[Slot]:
+    def slots(self, now: float) -> Sequence[TimeSlot]:
         """The slots up to the current one, oldest first."""
         with self._lock:
             self.turn(now)
@@ -121,8 +121,8 @@ class History:
         return self._ended[-1].totals if self._ended else self._before
 
 
-def _slot(totals: Totals) -> Slot:
-    return Slot(
+def _slot(totals: Totals) -> TimeSlot:
+    return TimeSlot(
         calls=totals.calls,
         denials=totals.denials,
         failures=totals.failures,
@@ -131,4 +131,4 @@ def _slot(totals: Totals) -> Slot:
     )
 
 
-_EMPTY: Final = Slot(calls=0, denials=0, failures=0, p50=None, p99=None)
+_EMPTY: Final = TimeSlot(calls=0, denials=0, failures=0, p50=None, p99=None)

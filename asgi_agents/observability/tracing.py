@@ -112,10 +112,11 @@ class SessionSpan:
         """A context manager in which this span is the current one."""
         return _Attached(trace.set_span_in_context(self._span))
 
-    def note(self, verdicts: Iterable[Verdict]) -> None:
-        """Add the verdict on one event."""
+    def note(self, verdicts: Iterable[Verdict], *, continued: bool = False) -> None:
+        """Add the verdicts on one event. ``continued``: other agents were shown it before, which counted it."""
         self._last = time.time_ns()
-        self._events += 1
+        if not continued:
+            self._events += 1
         for verdict in verdicts:
             if verdict.metric_outcome == "allow" or not self._span.is_recording():
                 continue

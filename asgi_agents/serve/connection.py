@@ -88,7 +88,7 @@ class ServedConnection:
     framing: Framing
     # Whether the client has sent events without call ids.
     _unnamed = False
-    _told_of_malformed = False
+    _warned_of_malformed = False
 
     def __init__(self, service: Service) -> None:
         self.waiting: deque[ServedCall] = deque()
@@ -238,9 +238,9 @@ class ServedConnection:
             self._admit(call)
 
     def _malformed(self, ids: CallIds, event_type: EventType | None, exc: AgentProtocolError) -> None:
-        if not self._told_of_malformed:
+        if not self._warned_of_malformed:
             # A client that sends thousands of them must not fill the log.
-            self._told_of_malformed = True
+            self._warned_of_malformed = True
             name = "event" if event_type is None else event_type.value
             logger.warning(
                 "%s: %s: malformed: %.300r (logged once a connection)", self._service.hooks.name, name, str(exc)

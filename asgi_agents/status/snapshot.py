@@ -9,7 +9,7 @@ from .._version import __version__
 from ..evaluation.resolved_route import RouteListing
 from ..guard import Guard
 from ..observability.endpoints import EndpointStatistics
-from ..observability.history import SLOT_SECONDS, Latency, Slot
+from ..observability.history import SLOT_SECONDS, Latency, TimeSlot
 from ..observability.metrics import Incident
 from ..policy import FailureMode
 from ..protocol import EventType
@@ -47,7 +47,7 @@ class AgentStatus(Struct, frozen=True, kw_only=True):
     shadowed: int
     skipped_bodies: int
     latency: Latency
-    slots: Sequence[Slot]
+    slots: Sequence[TimeSlot]
     failures: Sequence[Incident]
     denials: Sequence[Incident]
     endpoints: Sequence[EndpointStatistics]

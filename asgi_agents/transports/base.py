@@ -51,7 +51,7 @@ class AgentClient:
     :ivar kind: a low-cardinality name for telemetry, as of :class:`Transport`; ``remote`` likewise.
     :ivar address: where the agent is, for the log; empty where there is nothing to say.
     :ivar hears: the events to ask the agent about. It may change; :attr:`on_change` is called then.
-    :ivar agent: the agent itself, where it is called directly: what it is shown doesn't leave the process.
+    :ivar agent: the agent itself, where it is called directly: events don't leave the process.
     :ivar non_suspending_hooks: the hooks of such an agent that never suspend, which the guard calls without a deadline.
     :ivar reserves: calls need a place, which keeps the deadline.
     :ivar keeps_requests: :meth:`forget` has to be called when a connection of the app's is over.
@@ -180,7 +180,7 @@ class Transport(Protocol):
 
     @property
     def events(self) -> frozenset[EventType] | None:
-        """The events that the agent hears, or None where only the configuration, or the agent itself, can tell."""
+        """The events that the agent receives, or None where only the configuration, or the agent itself, can tell."""
         ...
 
     @property
@@ -193,7 +193,7 @@ class Transport(Protocol):
 class BindableTransport(Transport, Protocol):
     """A transport that makes a client for each agent, as one with lasting connections does.
 
-    It may have one more member. ``learns_events`` is True where the agent says itself which events it hears, once it is
+    It may have one more member. ``learns_events`` is True where the agent names its events itself, once it is
     connected: ``AgentConfig.events`` may be None then.
     """
 
@@ -203,7 +203,7 @@ class BindableTransport(Transport, Protocol):
         """A client for one agent. Called outside of any event loop, too: it is to connect later.
 
         :param agent_id: the agent's id.
-        :param events: what the agent is to hear; None: what it says.
+        :param events: the events that the agent receives; None: those that it names.
         :param config: what to configure it with, for clients that do so themselves; None: nothing.
         :param max_concurrent_calls: how many calls there are at a time at most.
         """

@@ -1,4 +1,4 @@
-"""Sends the head of a request together with its body, and none where something has come that nobody asked for.
+"""Sends the head of a request together with its body, and refuses a connection on which unread bytes have come.
 
 httpcore writes them one after the other: two system calls, and a peer that is woken for a head it can do nothing with
 yet, cost more than all the rest of a short call.
@@ -16,8 +16,8 @@ from ..concurrency.background import on_trio
 _SocketOptions = Iterable[httpcore.SOCKET_OPTION]
 
 
-class OneWriteBackend(httpcore.AsyncNetworkBackend):
-    """Connects as httpcore does on anyio."""
+class CoalescingBackend(httpcore.AsyncNetworkBackend):
+    """Connects as httpcore does on anyio. Each stream is a :class:`CoalescingStream`."""
 
     def __init__(self) -> None:
         self._backend = httpcore.AnyIOBackend()
@@ -30,18 +30,18 @@ class OneWriteBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: _SocketOptions | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        return OneWriteStream(await self._backend.connect_tcp(host, port, timeout, local_address, socket_options))
+        return CoalescingStream(await self._backend.connect_tcp(host, port, timeout, local_address, socket_options))
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: _SocketOptions | None = None
     ) -> httpcore.AsyncNetworkStream:
-        return OneWriteStream(await self._backend.connect_unix_socket(path, timeout, socket_options))
+        return CoalescingStream(await self._backend.connect_unix_socket(path, timeout, socket_options))
 
     async def sleep(self, seconds: float) -> None:
         await self._backend.sleep(seconds)
 
 
-class OneWriteStream(httpcore.AsyncNetworkStream):
+class CoalescingStream(httpcore.AsyncNetworkStream):
     """Keeps what ends like a head back until something else is written, or an answer is waited for.
 
     A head that is not the first is refused where the agent has sent something since its last answer: that must not be
@@ -92,7 +92,7 @@ class OneWriteStream(httpcore.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
-        return OneWriteStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        return CoalescingStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

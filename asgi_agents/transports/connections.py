@@ -11,7 +11,7 @@ import httpcore
 import httpx
 from anyio import CancelScope
 
-from .coalescing_backend import OneWriteBackend
+from .coalescing_backend import CoalescingBackend
 
 # Seconds. Less than the 5 after which uvicorn, hypercorn and Node close an idle connection themselves: a request that
 # crosses that close on the wire is lost, and can't be sent again without knowing whether the agent has seen it.
@@ -32,7 +32,7 @@ class HttpConnection(httpx.AsyncHTTPTransport):
             max_keepalive_connections=1,
             keepalive_expiry=KEEPALIVE_EXPIRY,
             uds=uds,
-            network_backend=OneWriteBackend(),
+            network_backend=CoalescingBackend(),
         )
         self._socket: Any = None
 

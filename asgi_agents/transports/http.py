@@ -17,7 +17,7 @@ from ..errors import (
     AgentProtocolError,
     ConfigurationError,
     EventTooLargeError,
-    told_by,
+    text_of,
 )
 from ..memory.pieces import Pieces
 from ..observability.trace_context import inject_trace_context
@@ -243,7 +243,7 @@ class HttpTransport:
 
     def _check_head(self, status: int, headers: Mapping[str, str]) -> None:
         if status == 413:
-            # Whoever sends large bodies or headers decides on that: it says nothing of how the agent is.
+            # The client decides how large its bodies and headers are: it says nothing of how the agent is.
             raise EventTooLargeError("it answered 413: it does not take an event of that length")
         if status != 200:
             raise AgentProtocolError(f"expected status 200, got {status}")
@@ -302,7 +302,7 @@ async def _abandon(stream: AsyncIterator[bytes]) -> None:
 
 def _describe(exc: BaseException) -> str:
     # trio's BrokenResourceError, for one, leaves it to its cause to say what was wrong.
-    return f"{type(exc).__name__}: {_QUOTED_BYTES.sub('…', told_by(exc))}"
+    return f"{type(exc).__name__}: {_QUOTED_BYTES.sub('…', text_of(exc))}"
 
 
 def _parse_url(given: object) -> httpx.URL:

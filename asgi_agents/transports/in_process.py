@@ -19,7 +19,7 @@ class InProcessTransport:
     A subclass may override :meth:`call`. It is then called for every event; otherwise the guard calls hooks that never
     suspend by itself.
 
-    :raises ConfigurationError: for an agent that hears nothing, or has a hook that is misspelt or can't be awaited.
+    :raises ConfigurationError: for an agent without hooks, or with one that is misspelt or can't be awaited.
     """
 
     kind = "in_process"
@@ -42,7 +42,7 @@ class InProcessTransport:
     def bind(
         self, agent_id: str, *, events: frozenset[EventType] | None, config: Any, max_concurrent_calls: int
     ) -> "InProcessClient":
-        """A client that calls the agent for ``events``; None: for all that it hears."""
+        """A client that calls the agent for ``events``; None: for all that it receives."""
         return InProcessClient(self, self.agent.events if events is None else events)
 
     def function(self, event_type: EventType) -> object:

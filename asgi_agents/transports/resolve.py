@@ -13,8 +13,7 @@ scheme is not built in, and nowhere else.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import metadata
-from typing import Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from ..agent import Agent, check_agent
 from ..errors import ConfigurationError
@@ -25,6 +24,9 @@ from .base import AgentClient, BindableTransport, PlainTransport, Transport
 from .in_process import InProcessTransport
 from .plain import PlainClient
 from .wire import nearest_address
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 _GROUP: Final = "asgi_agents.transports"
 
@@ -58,16 +60,25 @@ def bind(
     config: Any,
     max_concurrent_calls: int,
 ) -> AgentClient:
-    """A client for one agent: the transport's own, or one that calls the transport."""
+    """A client for one agent: the transport's own, or one that calls the transport.
+
+    :raises ConfigurationError: ``bind`` of the transport has returned something else.
+    """
     if isinstance(transport, BindableTransport):
-        return transport.bind(agent_id, events=events, config=config, max_concurrent_calls=max_concurrent_calls)
+        client: object = transport.bind(
+            agent_id, events=events, config=config, max_concurrent_calls=max_concurrent_calls
+        )
+        if not isinstance(client, AgentClient):
+            where = f"AgentConfig({agent_id!r}): bind of {type(transport).__name__}"
+            raise ConfigurationError(f"{where} has returned {named(client)}, expected an AgentClient")
+        return client
     assert isinstance(transport, PlainTransport)
     assert events is not None
     return PlainClient(transport, events)
 
 
 def learns_events(transport: Transport) -> bool:
-    """Whether the agent says itself which events it hears, once it is connected."""
+    """Whether the agent says itself which events it receives, once it is connected."""
     return bool(getattr(transport, "learns_events", False))
 
 
@@ -92,6 +103,9 @@ def _factory_of(where: str, given: str, scheme: str) -> _Factory:
     built_in = _BUILT_IN.get(scheme)
     if built_in is not None:
         return partial(built_in, where)
+    # Imported here because it takes long to import, and hardly anybody needs it.
+    from importlib import metadata
+
     found = metadata.entry_points(group=_GROUP)
     # The same package may be found twice, where it is installed in two places of the path: the first is imported.
     for entry_point in found.select(name=scheme) if scheme else ():
@@ -139,7 +153,7 @@ _BUILT_IN: Final[Mapping[str, Callable[[str, Any], Transport]]] = {
 }
 
 
-def _from_entry_point(where: str, entry_point: metadata.EntryPoint, given: Any) -> Transport:
+def _from_entry_point(where: str, entry_point: "EntryPoint", given: Any) -> Transport:
     shown = redact_secrets(repr(given))
     what = f"{where}: transport={shown}: {entry_point.value} of the entry point {entry_point.name!r}"
     try:

@@ -20,7 +20,7 @@ from anyio.streams.tls import TLSAttribute
 from msgspec import Struct
 
 from ..concurrency.background import BackgroundTask, on_trio
-from ..errors import AgentConnectionError, ConfigurationError, told_by
+from ..errors import AgentConnectionError, ConfigurationError, text_of
 from .readable import is_readable
 
 # Bytes that may wait to be sent before `congested` says so.
@@ -192,7 +192,7 @@ def _describe(exc: BaseException) -> str:
         exc = exc.__cause__.exceptions[0]
     elif isinstance(exc.__cause__, OSError):
         exc = exc.__cause__
-    return f"{type(exc).__name__}: {told_by(exc) or 'the connection was closed'}"
+    return f"{type(exc).__name__}: {text_of(exc) or 'the connection was closed'}"
 
 
 async def _connect_asyncio(address: Address, receiver: Receiver, tls: ssl.SSLContext | None) -> Wire:

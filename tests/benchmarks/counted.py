@@ -1,30 +1,25 @@
-"""What :mod:`.instructions` counts, run in a process of its own: ``python -m tests.benchmarks.counted NAME TIMES``.
+"""What :mod:`.instructions` counts: the guarded apps, and what is done with them.
 
-The process uses no more of the package than its public names, so that it can be run with an older one as well.
+No more of the package is used than its public names, so that an older one can be counted as well.
 """
 
-import argparse
-import asyncio
 import functools
-import gc
-import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import asgi_agents
 from asgi_agents import AgentConfig, AgentMiddleware, StreamTransport
 from asgi_agents.serve import serve_stream
 
 from .agents import AllowFrames, allow
 from .driver import body_messages, drive, frame_messages, http_scope, websocket_scope
 
-# A counted process takes fifty times as long. None of what time sets off is to happen in it.
+# A counted process takes fifty times as long. No deadline is to pass in it.
 _LONG: Final = 300.0
 
 
@@ -36,7 +31,7 @@ class Counted:
     """
 
     title: str
-    run: Callable[[int, Path], Awaitable[None]]
+    run: Callable[[int, Path], Coroutine[Any, Any, None]]
     peer: bool = False
 
 
@@ -93,26 +88,3 @@ COUNTED: Final[Mapping[str, Counted]] = {
     "call": Counted("a request, judged over a Unix socket; only what the guarded app does", _call, peer=True),
     "served": Counted("the same, with the served agent counted as well", _served_call),
 }
-
-
-async def _run(name: str, times: int, socket: Path) -> None:
-    # As :mod:`.turns` does it: what was there before is not looked through.
-    gc.collect()
-    gc.freeze()
-    await COUNTED[name].run(times, socket)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.counted", description=__doc__)
-    parser.add_argument("name", choices=COUNTED)
-    parser.add_argument("times", type=int)
-    parser.add_argument("--socket", type=Path, default=Path("agent.sock"), help="of the agent in another process")
-    options = parser.parse_args()
-    found = Path(asgi_agents.__file__).parents[1]
-    if found != Path.cwd():
-        sys.exit(f"the package is that of {found}, expected that of {Path.cwd()}")
-    asyncio.run(_run(options.name, options.times, options.socket))
-
-
-if __name__ == "__main__":
-    main()

@@ -12,10 +12,10 @@ counted is in :mod:`.counted`: an app and the middleware, without a server. Each
 repository's benchmarks and the package of the version.
 
 A process takes hundreds of millions of instructions to start. So each is run twice, for 300 requests and for 1,300, and
-the difference is that of 1,000 requests. The hashes of texts are the same in all processes (PYTHONHASHSEED), and all
-modules are compiled before. What still differs from one process to the next, such as the points in time, adds to the
-count: everything is done three times (``--rounds``), and the least counts. With ``--against`` all of it takes about a
-quarter of an hour on two cores that have nothing else to do. On a busy machine let it do more rounds.
+the difference is that of 1,000 requests. The hashes of texts are the same in all processes (PYTHONHASHSEED), all
+modules are compiled before, and the clocks advance with each reading (:mod:`.count`). What still differs from one
+process to the next, such as random ids, adds to the count: everything is done three times (``--rounds``), and the least
+counts. With ``--against`` all of it takes about a quarter of an hour on two cores that have nothing else to do.
 """
 
 import argparse
@@ -187,7 +187,7 @@ def counting(valgrind: str) -> Count:
 
 
 def _run(version: Version, name: str, times: int, directory: Path, before: Sequence[str] = ()) -> None:
-    driver = (sys.executable, "-m", "tests.benchmarks.counted", name, str(times))
+    driver = (sys.executable, "-m", "tests.benchmarks.count", name, str(times))
     done = subprocess.run(
         [*before, *driver, "--socket", STREAM_AGENT.socket(directory)],
         cwd=version.directory,
@@ -205,7 +205,7 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(COUNTED)}")
     parser.add_argument("--against", metavar="REVISION_OR_DIRECTORY", help="another version, to be compared with")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="more of them on a machine that is busy")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often everything is done")
     parser.add_argument("--jobs", type=int, default=cores() or 1, help="how many processes run at the same time")
     options = parser.parse_args()
     if unknown := set(options.names) - set(COUNTED):

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import logging
 import os
 import re
 import shutil
@@ -28,6 +29,8 @@ SHOWN: Final = "http://127.0.0.1:8000"
 BASH: Final = shutil.which("bash") or "bash"
 # Seconds after which a command is taken to hang.
 _PATIENCE: Final = 120.0
+# Their levels are those of before when a page has run.
+_LOGGERS: Final = ("asgi_agents", "asgi_agents.audit")
 
 
 class PageRun:
@@ -71,12 +74,15 @@ class PageRun:
             str(self._directory / "client.pem")
         )
         modules, before = set(sys.modules), Path.cwd()
+        levels = {name: logging.getLogger(name).level for name in _LOGGERS}
         sys.modules[self._module.__name__] = self._module
         sys.path.insert(0, str(self._directory))
         os.chdir(self._directory)
         try:
             yield
         finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
             os.chdir(before)
             sys.path.remove(str(self._directory))
             del sys.modules[self._module.__name__]

@@ -222,7 +222,7 @@ async def test_half_open_breakers_get_their_slot_back() -> None:
 async def test_a_configuration_that_is_answered_with_changes_is_not_taken(field: str) -> None:
     for guard in guards(EventType.CONFIGURE, AgentResponse(**{field: FIELDS[field]})):
         with pytest.raises(AgentError, match=f"not configured: .*{field} does not apply to configure"):
-            await guard.configure()
+            await guard.configuring.configure()
 
 
 async def test_it_is_logged_like_an_agent_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from asgi_agents import AgentConfig, AgentManager, AgentResponse, EventType, ResponseHeadersEvent
-from asgi_agents.exchange.head import judge_head, tell_complete
+from asgi_agents.exchange.head import judge_head, report_completion
 from asgi_agents.exchange.state import ExchangeState
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Headers, RequestCompleteEvent, RequestHeadersEvent
@@ -150,7 +150,7 @@ async def test_the_end_is_told_to_everyone_even_when_one_denies_and_one_fails() 
         response_body_size=0,
         upstream_attempts=1,
     )
-    await tell_complete(context, event)
+    await report_completion(context, event)
     assert [len(agent.heard) for agent in agents] == [1, 1, 1, 1]
     assert [verdict.outcome for verdict in context.decision.verdicts] == ["block", "error", "timeout"]
     assert all(verdict.event_type is EventType.REQUEST_COMPLETE for verdict in context.decision.verdicts)

@@ -33,8 +33,8 @@ def _replacing(place: Any, name: str, by: Any) -> Break:
 async def _nothing(*args: object, **kwargs: object) -> None: ...
 
 
-def _settle_nothing(stage: Any, verdicts: object, data: bytes, last: bool, whole: bool) -> Any:
-    return stage._release(data)
+def _settle_nothing(stage: Any, verdicts: object) -> Any:
+    return stage._release(stage._asked[0])
 
 
 async def _allow_head(*args: object, **kwargs: object) -> Any:
@@ -79,7 +79,7 @@ def _release(stage: Any, data: bytes) -> bytes:
 
 BREAKS = {
     "http: permits are never given back": ("http", _replacing(limiter.Limiter, "release", lambda limiter: None)),
-    "http: bodies are not judged": ("http", _replacing(stage.BodyStage, "_settle", _settle_nothing)),
+    "http: bodies are not judged": ("http", _replacing(stage.BodyStage, "resume", _settle_nothing)),
     "http: bytes that were kept back are lost": ("http", _replacing(stage.BodyStage, "_release", _release)),
     "http: heads of responses are not judged": ("http", _replacing(response, "judge_head", _allow_head)),
     "http: heads of requests are not judged": ("http", _replacing(base, "judge_head", _allow_head)),

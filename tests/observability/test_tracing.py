@@ -1033,6 +1033,22 @@ async def test_verdicts_on_messages_are_events_of_the_session(frames: type[Frame
 
 
 @each_frames
+async def test_a_session_counts_a_message_once_however_many_steps_it_takes(frames: type[Frames], spans: Spans) -> None:
+    reaction = answers(two=AgentResponse.websocket_drop())
+    session = Server("one", "two", "three", then_leaves=True)
+    agents = [
+        patient("first", frames(), body_access="write"),
+        patient("second", frames(reaction)),
+        patient("third", frames(), body_access="write"),
+    ]
+    with spans.server():
+        await run(guarded(spans, SocketApp(), *agents), session)
+    span = spans.one("websocket_session")
+    assert attributes(span)["asgi_agents.events"] == 3
+    assert [dict(event.attributes or {})["asgi_agents.agent.id"] for event in span.events] == ["second"]
+
+
+@each_frames
 async def test_a_session_tells_of_a_hundred_verdicts_and_counts_them_all(frames: type[Frames], spans: Spans) -> None:
     session = Server(*[str(number) for number in range(150)], then_leaves=True)
     drop = AgentResponse.websocket_drop()

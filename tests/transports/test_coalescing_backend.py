@@ -7,12 +7,12 @@ from typing import Any
 import httpcore
 import pytest
 
-from asgi_agents.transports.coalescing_backend import OneWriteStream
+from asgi_agents.transports.coalescing_backend import CoalescingStream
 
 HEAD = b"POST / HTTP/1.1\r\nhost: agent\r\ncontent-length: 4\r\n\r\n"
 
 
-class PendingCalls(httpcore.AsyncNetworkStream):
+class FakeStream(httpcore.AsyncNetworkStream):
     """Remembers what is done to it."""
 
     def __init__(self, **info: Any) -> None:
@@ -36,39 +36,39 @@ class PendingCalls(httpcore.AsyncNetworkStream):
         return self.info.get(info)
 
 
-async def ask(stream: OneWriteStream) -> None:
+async def ask(stream: CoalescingStream) -> None:
     await stream.write(HEAD)
     await stream.write(b"body")
     await stream.read(100)
 
 
 async def test_head_and_body_are_one_write() -> None:
-    line = PendingCalls()
-    stream = OneWriteStream(line)
+    inner = FakeStream()
+    stream = CoalescingStream(inner)
     await stream.write(HEAD)
     await stream.write(b"body")
     await stream.write(b"")
     assert await stream.read(100) == b"answer"
-    assert line.done == [HEAD + b"body", "read"]
+    assert inner.done == [HEAD + b"body", "read"]
 
 
 @pytest.mark.parametrize("body", [b"", b"more\r\n\r\n"])
 async def test_nothing_is_kept_back_while_an_answer_is_waited_for(body: bytes) -> None:
-    line = PendingCalls()
-    stream = OneWriteStream(line)
+    inner = FakeStream()
+    stream = CoalescingStream(inner)
     await stream.write(HEAD)
     await stream.write(body)
     await stream.read(100)
     await stream.read(100)
-    assert line.done == [HEAD + body, "read", "read"]
+    assert inner.done == [HEAD + body, "read", "read"]
 
 
 async def test_a_second_request_is_written_like_the_first() -> None:
-    line = PendingCalls()
-    stream = OneWriteStream(line)
+    inner = FakeStream()
+    stream = CoalescingStream(inner)
     for _ in range(2):
         await ask(stream)
-    assert line.done == [HEAD + b"body", "read"] * 2
+    assert inner.done == [HEAD + b"body", "read"] * 2
 
 
 class Records:
@@ -97,23 +97,23 @@ class Records:
     ids=["in the socket", "a record", "the end", "a closing record", "a bad record", "TLS", "nothing"],
 )
 async def test_no_other_request_is_sent_where_something_has_come_meanwhile(info: dict[str, Any], refused: bool) -> None:
-    line = PendingCalls()
-    stream = OneWriteStream(line)
+    inner = FakeStream()
+    stream = CoalescingStream(inner)
     await ask(stream)
-    line.info.update(info)
+    inner.info.update(info)
     if not refused:
         await ask(stream)
         return
     with pytest.raises(httpcore.ConnectionNotAvailable):
         await stream.write(HEAD)
-    assert line.done == [HEAD + b"body", "read"]
+    assert inner.done == [HEAD + b"body", "read"]
 
 
 async def test_no_other_request_is_sent_where_anyio_holds_something_that_was_not_read(anyio_backend_name: str) -> None:
-    line = PendingCalls()
-    stream = OneWriteStream(line)
+    inner = FakeStream()
+    stream = CoalescingStream(inner)
     await ask(stream)
-    line.queue.append(b"x")
+    inner.queue.append(b"x")
     if anyio_backend_name == "trio":
         # There it holds nothing.
         await ask(stream)
@@ -123,9 +123,9 @@ async def test_no_other_request_is_sent_where_anyio_holds_something_that_was_not
 
 
 async def test_no_other_request_is_sent_where_what_anyio_holds_cannot_be_seen(anyio_backend_name: str) -> None:
-    line = PendingCalls()
-    line._stream = SimpleNamespace()
-    stream = OneWriteStream(line)
+    inner = FakeStream()
+    inner._stream = SimpleNamespace()
+    stream = CoalescingStream(inner)
     await ask(stream)
     if anyio_backend_name == "trio":
         await ask(stream)
@@ -136,13 +136,13 @@ async def test_no_other_request_is_sent_where_what_anyio_holds_cannot_be_seen(an
 
 async def test_the_first_request_is_sent_whatever_has_come() -> None:
     """TLS session tickets, for one."""
-    await ask(OneWriteStream(PendingCalls(is_readable=True)))
+    await ask(CoalescingStream(FakeStream(is_readable=True)))
 
 
 async def test_what_was_not_sent_when_it_is_closed_is_not_sent_any_more() -> None:
-    line = PendingCalls(socket="socket")
-    stream = OneWriteStream(line)
+    inner = FakeStream(socket="socket")
+    stream = CoalescingStream(inner)
     await stream.write(HEAD)
     await stream.aclose()
-    assert line.done == ["closed"]
+    assert inner.done == ["closed"]
     assert stream.get_extra_info("socket") == "socket"

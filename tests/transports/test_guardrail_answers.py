@@ -73,7 +73,7 @@ async def asking(reached: Reached, remote: Remote, encoding: Encoding, span_unit
         config = AgentConfig("a", transport, events={EventType.GUARDRAIL_INSPECT}, timeout=60, circuit_breaker=None)
         guard = Guard(config)
         yield guard
-        await guard.aclose()
+        await guard.client.aclose()
 
 
 everywhere = pytest.mark.parametrize("reached", [over_http, over_a_stream])

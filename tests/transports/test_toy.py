@@ -28,7 +28,7 @@ from asgi_agents.errors import AgentError
 from asgi_agents.manager import registry_of
 
 from ..support.asgi import App, Client
-from .toy import LISTENING, ToyTransport
+from .toy import LISTENING, ToyClient, ToyTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -132,7 +132,7 @@ async def test_an_agent_that_is_away_opens_its_breaker_and_closes_it_when_it_is_
         assert manager.metrics["waf"].outcomes == {FailureKind.ERROR: 2, FailureKind.BREAKER_OPEN: 1}
         async with listening(Waf()):
             # It says that it has connected: trials are let through at once.
-            await registry_of(manager).guard("waf").configure()
+            await registry_of(manager).guard("waf").configuring.configure()
             assert await status_of(manager) == 200
             assert manager.statistics()["waf"].breaker is BreakerState.CLOSED
 
@@ -227,6 +227,66 @@ def test_what_is_no_transport_is_a_configuration_error() -> None:
 @pytest.mark.parametrize("urls", [["toy://a", "unix:///b"], ["http://a", "http://b"], ["toy://a", 1]])
 def test_urls_of_transports_that_take_one_each_are_refused(urls: Any) -> None:
     assert refusal(urls) == f"AgentConfig('waf'): transport={urls!r}, expected several unix:// or tcp:// URLs"
+
+
+def test_a_transport_that_binds_no_client_is_a_configuration_error() -> None:
+    class Unbound(ToyTransport):
+        def bind(self, agent_id: str, **given: Any) -> Any:
+            return None
+
+    with pytest.raises(ConfigurationError) as caught:
+        AgentManager([AgentConfig("waf", Unbound(URL), events=HEADS)])
+    assert str(caught.value) == ("AgentConfig('waf'): bind of Unbound has returned None, expected an AgentClient")
+
+
+async def test_an_agent_in_this_process_whose_client_configures_it_is_not_configured_by_the_guard_too() -> None:
+    class Near(ToyClient):
+        remote = False
+
+    class NearTransport(ToyTransport):
+        remote = False
+
+        def bind(self, agent_id: str, *, events: Any, config: Any, max_concurrent_calls: int) -> ToyClient:
+            return Near(self.address, agent_id, events, config)
+
+    agent = Waf()
+    events = {EventType.REQUEST_HEADERS, EventType.CONFIGURE}
+    async with listening(agent), AgentManager([AgentConfig("waf", NearTransport(URL), events=events)]) as manager:
+        # Else it would be asked to connect again and again.
+        assert registry_of(manager).guard("waf").configured
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_what_an_agent_hears_is_the_latest_though_two_threads_report_it_at_once(reads: int) -> None:
+    """A thread reads it; another changes and reports it; the first goes on with what it has read."""
+
+    class Changing(ToyClient):
+        said = frozenset(HEADS)
+        reads_left = 0
+
+        @property
+        def hears(self) -> frozenset[EventType]:
+            found = self.said
+            self.reads_left -= 1
+            if self.reads_left == 0:
+                self.said = frozenset(EventType)
+                self.on_change(False)
+            return found
+
+        @hears.setter
+        def hears(self, events: frozenset[EventType]) -> None:
+            pass
+
+    class ChangingTransport(ToyTransport):
+        def bind(self, agent_id: str, *, events: Any, config: Any, max_concurrent_calls: int) -> ToyClient:
+            return Changing(self.address, agent_id, events, config)
+
+    manager = AgentManager([AgentConfig("waf", ChangingTransport(URL))])
+    client = registry_of(manager).guard("waf").client
+    assert isinstance(client, Changing)
+    client.said, client.reads_left = frozenset({EventType.RESPONSE_HEADERS}), reads
+    client.on_change(False)
+    assert manager.get_agents_for_event(EventType.REQUEST_BODY_CHUNK) == ("waf",)
 
 
 def test_a_class_of_a_transport_is_none() -> None:

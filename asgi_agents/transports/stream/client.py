@@ -36,7 +36,7 @@ class StreamClient(AgentClient):
         self.address = settings.where
         self.events = events
         self.config = config
-        #: Until the agent has said what it hears, it has to be asked about everything.
+        #: Until the agent has named its events, it has to be asked about everything.
         self.hears = frozenset(EventType) if events is None else events
         #: Events that the log has named as configured, though an instance says that it doesn't support them.
         self._overruled: frozenset[EventType] = frozenset()

@@ -96,7 +96,7 @@ class AgentConnection:
     :ivar alive: whether calls can be made.
     :ivar fault: why it was lost.
     :ivar requests: correlation ids of the requests whose events have to come here.
-    :ivar dialect: how events and answers are encoded.
+    :ivar wire_format: how events and answers are encoded.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class AgentConnection:
         self.flow = Flow(capacity, max_calls)
         self.pending_calls = PendingCalls()
         self.handshake = Handshake(framing, encodings, span_unit)
-        self.dialect = self.handshake.provisional
+        self.wire_format = self.handshake.provisional
         self._framing = framing
         self._owner = owner
         self._wire: Wire | None = None
@@ -247,13 +247,13 @@ class AgentConnection:
                 raise AgentUnavailableError(f"no instance that supports {event.event_type} can be asked")
             # No instance supports it, and nobody has configured it: the request began before the agent had said so.
             return ALLOW
-        dialect, flow, pending_calls = self.dialect, self.flow, self.pending_calls
+        wire_format, flow, pending_calls = self.wire_format, self.flow, self.pending_calls
         try:
-            call, frame = dialect.prepare(event, deadline, self._loop)
+            call, frame = wire_format.prepare(event, deadline, self._loop)
             assert self._wire is not None
             if self._wire.congested:
                 await _drain(self._wire, deadline)
-            if not (dialect.call_ids or pending_calls) and (self._wire.turns_behind or self._wire.unread):
+            if not (wire_format.call_ids or pending_calls) and (self._wire.turns_behind or self._wire.unread):
                 await self._read_first(self._wire)
             if not self.alive:
                 raise self._lost(self.fault)
@@ -263,7 +263,7 @@ class AgentConnection:
         # From here on it is counted as a pending call.
         flow.reserved -= 1
         pending_calls.add(call)
-        if self._too_late_for is None and not dialect.call_ids and self._reader.pending:
+        if self._too_late_for is None and not wire_format.call_ids and self._reader.pending:
             self._too_late_for = call.position
         if deadline < self._deadlines.next:
             self._deadlines.set(deadline)
@@ -287,7 +287,7 @@ class AgentConnection:
             answer: Answer = ALLOW
         else:
             try:
-                answer = dialect.decode(call.payload, event)
+                answer = wire_format.decode(call.payload, event)
             except AgentError:
                 self._rate(answered=False)
                 raise
@@ -317,8 +317,8 @@ class AgentConnection:
         call.answered.set()
 
     def _announce_cancellation(self, call: PendingCall, reason: CancelReason) -> None:
-        if self.dialect.cancellation and self._wire is not None:
-            self._wire.write(self.dialect.cancel(call, reason))
+        if self.wire_format.cancellation and self._wire is not None:
+            self._wire.write(self.wire_format.cancel(call, reason))
 
     def _rate(self, *, answered: bool) -> None:
         self.health.rate(answered=answered)
@@ -328,7 +328,7 @@ class AgentConnection:
 
     def data_received(self, data: bytes) -> None:
         self.health.heard_at = time.monotonic()
-        enveloped = self.dialect.enveloped
+        enveloped = self.wire_format.enveloped
         try:
             for frame in self._reader.feed(data):
                 if self.fault:
@@ -341,7 +341,7 @@ class AgentConnection:
                     self._answer_received(CallIds(), frame, too_late_for)
                 elif frame[0] == _AGENT_RESPONSE and self.handshake.done:
                     payload = frame[1:]
-                    self._answer_received(self.dialect.answer_ids(payload), payload, too_late_for)
+                    self._answer_received(self.wire_format.answer_ids(payload), payload, too_late_for)
                 else:
                     self._message_received(frame[0], frame[1:])
             if enveloped and self._reader.pending and not self.pending_calls:
@@ -367,7 +367,7 @@ class AgentConnection:
         call = self.pending_calls.match(ids, before=too_late_for)
         if call is not None:
             self._settle(call, payload)
-        elif not self.dialect.call_ids or ids == CallIds():
+        elif not self.wire_format.call_ids or ids == CallIds():
             # Which call it was for can't be told; nor, then, which call the next one is for.
             raise AgentProtocolError(_UNASKED)
 
@@ -381,7 +381,7 @@ class AgentConnection:
 
     def _message_received(self, message_type: int, payload: bytes) -> None:
         """Anything but an answer."""
-        encoding = self.dialect.encoding
+        encoding = self.wire_format.encoding
         if not self.handshake.done:
             self._greet(message_type, payload)
         elif message_type == MessageType.PING:
@@ -408,10 +408,10 @@ class AgentConnection:
 
     def _greet(self, message_type: int, payload: bytes) -> None:
         """The agent's first message has come."""
-        self.dialect = self.handshake.receive(message_type, payload)
-        assert self.dialect.capabilities is not None
-        self.events = self.dialect.capabilities.events
-        self.flow.agree(self.dialect.capabilities)
+        self.wire_format = self.handshake.receive(message_type, payload)
+        assert self.wire_format.capabilities is not None
+        self.events = self.wire_format.capabilities.events
+        self.flow.agree(self.wire_format.capabilities)
         self._reader.max_bytes = self._framing.max_bytes
         self._greeted.set()
 

@@ -192,7 +192,7 @@ class Connector:
             if not supported - {EventType.CONFIGURE}:
                 names = ", ".join(sorted(supported)) or "none"
                 raise AgentConnectionError(f"it supports no events that anybody could ask it about: {names}")
-        elif connection.dialect.capabilities is not None:
+        elif connection.wire_format.capabilities is not None:
             # The published Rust kit names request heads only, whatever its agent implements.
             if not configured <= supported:
                 self._client.overrule(supported)
@@ -202,7 +202,7 @@ class Connector:
         if self._client.config is None:
             # Agents of the published kits refuse a configuration that says nothing.
             return
-        # In the older framing agents don't say which events they hear.
+        # In the older framing agents don't say which events they receive.
         if self._settings.framing is Framing.ENVELOPE or EventType.CONFIGURE in connection.events:
             await hand_over(connection, self._client.agent_id, self._client.config)
         elif connection.handshake.needs_configure:

@@ -33,7 +33,7 @@ class Endpoint:
         self.connections: list[AgentConnection] = []
         #: How many calls its instance takes at a time, over all connections.
         self.capacity = Capacity()
-        #: The events that its connections hear. Those of a lost connection count until another is made in its place.
+        #: The events that its connections receive. Those of a lost connection count until another is made in its place.
         self.events: frozenset[EventType] = frozenset()
         #: Why it can't be reached; empty where it can, or nobody has tried yet.
         self.fault = ""

@@ -3,7 +3,7 @@
 ::
 
     version 2:  request() -> bytes to send
-                receive() -> the dialect of the connection, or AgentProtocolError   -> done
+                receive() -> the wire format of the connection, or AgentProtocolError   -> done
     envelope:   nothing is said                                                     -> done from the start
 """
 
@@ -21,7 +21,7 @@ from ...protocol.stream import (
     MessageType,
     encode_message,
 )
-from .dialect import Dialect
+from .wire_format import WireFormat
 
 #: For users who have configured the wrong one of the two framings.
 ENVELOPE_HINT: Final = "an agent of the older kits needs framing='envelope'"
@@ -60,11 +60,11 @@ class Handshake:
         return message
 
     @property
-    def provisional(self) -> Dialect:
-        """The dialect before the agent has answered; in the older framing also the final one."""
-        return Dialect(self._framing, self._encodings[0], self._span_unit)
+    def provisional(self) -> WireFormat:
+        """The wire format before the agent has answered; in the older framing also the final one."""
+        return WireFormat(self._framing, self._encodings[0], self._span_unit)
 
-    def receive(self, message_type: int, payload: bytes) -> Dialect:
+    def receive(self, message_type: int, payload: bytes) -> WireFormat:
         """Read the agent's first message.
 
         :raises AgentProtocolError: it is no answer to a handshake, it refuses, or it has chosen what was not offered.
@@ -86,4 +86,4 @@ class Handshake:
         if response.capabilities is None:
             raise AgentProtocolError("says nothing of its capabilities in the handshake")
         self.done = True
-        return Dialect(self._framing, Encoding(response.encoding), self._span_unit, response.capabilities)
+        return WireFormat(self._framing, Encoding(response.encoding), self._span_unit, response.capabilities)

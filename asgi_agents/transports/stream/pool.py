@@ -243,7 +243,7 @@ class StreamPool:
 
     async def push_config(self, config: Any) -> None:
         """Hand ``config`` to each instance of the agent; raises :class:`AgentError` when one doesn't take it."""
-        told = False
+        reached = False
         for endpoint in self.rotation.endpoints:
             # Each connection may lead to a process of its own.
             for connection in tuple(endpoint.connections):
@@ -255,8 +255,8 @@ class StreamPool:
                     await hand_over(connection, self._client.agent_id, config)
                 except AgentError as exc:
                     raise type(exc)(f"{endpoint.address}: {exc}") from exc
-                told = True
-        if not told:
+                reached = True
+        if not reached:
             raise AgentConnectionError(self.rotation.fault or "there is no connection to it")
 
     async def aclose(self) -> None:

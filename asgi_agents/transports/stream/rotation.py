@@ -30,7 +30,7 @@ class Rotation:
     :ivar endpoints: all addresses of the agent.
     :ivar where: the connections that are alive, also those that take no new requests, and where they lead.
     :ivar connections: those that take new requests.
-    :ivar heterogeneous: whether one of those that are alive doesn't hear all that any instance hears.
+    :ivar heterogeneous: whether one of those that are alive doesn't receive all that any instance receives.
     """
 
     def __init__(self, settings: Settings, client: "StreamClient") -> None:
@@ -42,7 +42,7 @@ class Rotation:
         self._client = client
         self._on_demand = settings.on_demand
         self._choose = chooser(settings.load_balancing)
-        # What any instance hears.
+        # What any instance receives.
         self._events: frozenset[EventType] = frozenset()
 
     def update(self) -> None:
@@ -56,14 +56,16 @@ class Rotation:
 
     @property
     def events(self) -> frozenset[EventType]:
-        """What any instance hears, also those that are away: events that only these hear must not pass unjudged."""
+        """What any instance receives, also those that are away: none of these events may pass without its verdict."""
         return frozenset().union(*(endpoint.events for endpoint in self.endpoints))
 
     @property
     def capabilities(self) -> Sequence[AgentCapabilities]:
         """The latest capabilities of each instance that is up."""
         found = (
-            next((c.dialect.capabilities for c in reversed(endpoint.connections) if c.dialect.capabilities), None)
+            next(
+                (c.wire_format.capabilities for c in reversed(endpoint.connections) if c.wire_format.capabilities), None
+            )
             for endpoint in self.endpoints
         )
         return [capabilities for capabilities in found if capabilities is not None]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from ...errors import ConfigurationError
+from ...policy import require_seconds
 from ...protocol import Encoding, EventType, SpanUnit
 from ...protocol.stream import Framing
 from ..tls import ClientCertificate, client_context
@@ -14,7 +15,6 @@ from .balancing import LoadBalancing
 from .client import StreamClient
 from .settings import Settings
 
-_MAX_SECONDS = 366 * 24 * 3600
 _CONNECTIONS = 4
 _CALLS = 100
 # To each endpoint. The published kits have no limit of their own, and each connection costs both sides a descriptor.
@@ -29,7 +29,7 @@ class StreamTransport:
 
     :param endpoints: ``unix:///path`` or ``tcp://host:port``, or several of them, all of the same agent. One that fails
         is left out until it works again.
-    :param framing: ``"v2"``, or ``"envelope"`` for agents of the older kits, which have to be told what they hear.
+    :param framing: ``"v2"``, or ``"envelope"`` for agents of the older kits, which need ``AgentConfig.events``.
     :param encoding: what to speak, if the agent does: ``"json"`` or ``"msgpack"`` (maps with names, raw bytes).
     :param connections: how many, to each endpoint. None: 4. With ``"envelope"`` it is the most there may be: one is
         made at the start, others when there are more requests than connections. None is then the agent's
@@ -94,8 +94,7 @@ class StreamTransport:
             ("ping_interval", ping_interval),
             ("stall_timeout", stall_timeout),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_SECONDS:
-                raise _wrong(name, value, "a number of seconds above 0")
+            require_seconds("StreamTransport", name, value)
         for name, number in (("connections", connections), ("max_calls_per_connection", max_calls_per_connection)):
             if number is not None and (type(number) is not int or number < 1):
                 raise _wrong(name, number, "a whole number of at least 1, or None")
@@ -138,7 +137,7 @@ class StreamTransport:
 
     @property
     def learns_events(self) -> bool:
-        """Whether the agent says in the handshake what it hears."""
+        """Whether the agent says in the handshake which events it receives."""
         return self.framing is Framing.V2
 
     @property
@@ -159,7 +158,7 @@ class StreamTransport:
     ) -> StreamClient:
         """The connections of one agent.
 
-        ``events``: what it has to hear, None for whatever it says; ``config``: what to configure it with;
+        ``events``: those that it receives, None for those that it names; ``config``: what to configure it with;
         ``max_concurrent_calls``: how many calls there are at a time at most.
         """
         settings = self._settings

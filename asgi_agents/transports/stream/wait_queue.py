@@ -97,7 +97,7 @@ class WaitQueue:
     def serve_any(self) -> None:
         """Give places to those that any connection would do for."""
         rotation = self._rotation
-        # Events that only some connections hear, and that have to wait, don't hold up others.
+        # Events that only some connections receive, and that have to wait, don't hold up others.
         stuck: set[EventType] = set()
         for waiter in (
             tuple(self.for_any) if rotation.heterogeneous else iter(lambda: next(iter(self.for_any), None), None)

@@ -24,7 +24,7 @@ from .peer import Peer, Received
 CHUNK_EVENTS = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
 
 # No bound of a test is a matter of speed: whatever takes this many seconds never comes.
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 def chunk(correlation_id: str = "c", index: int = 0, *, size: int = 0) -> RequestBodyChunkEvent:

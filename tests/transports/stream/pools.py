@@ -33,7 +33,7 @@ from tests.support.sample_events import head as head
 from .peer import Peer, Received
 
 # Generous: it is only reached by what would never have come.
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 class Clock:

@@ -66,20 +66,20 @@ def test_it_is_done_once_the_agent_has_answered() -> None:
     assert not shake.done
     assert shake.provisional.capabilities is None
 
-    dialect = shake.receive(*greeting(encoding="msgpack", features={"call_ids": True, "cancellation": True}))
+    wire_format = shake.receive(*greeting(encoding="msgpack", features={"call_ids": True, "cancellation": True}))
 
     assert shake.done
-    assert (dialect.encoding, dialect.call_ids, dialect.cancellation) == (Encoding.MSGPACK, True, True)
-    assert dialect.capabilities is not None
-    assert dialect.capabilities.events == ALL_EVENTS
+    assert (wire_format.encoding, wire_format.call_ids, wire_format.cancellation) == (Encoding.MSGPACK, True, True)
+    assert wire_format.capabilities is not None
+    assert wire_format.capabilities.events == ALL_EVENTS
 
 
 def test_in_the_older_framing_there_is_none() -> None:
     shake = begun(Framing.ENVELOPE)
-    dialect = shake.provisional
+    wire_format = shake.provisional
 
     assert shake.done
-    assert (dialect.enveloped, dialect.encoding, dialect.call_ids) == (True, Encoding.MSGPACK, False)
+    assert (wire_format.enveloped, wire_format.encoding, wire_format.call_ids) == (True, Encoding.MSGPACK, False)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_the_encoding_must_be_one_that_was_offered() -> None:
 
 @pytest.mark.parametrize("encoding", Encoding)
 def test_events_carry_call_ids_where_the_agent_knows_them(encoding: Encoding) -> None:
-    dialect = begun().receive(*greeting(encoding=str(encoding), features={"call_ids": True}))
+    wire_format = begun().receive(*greeting(encoding=str(encoding), features={"call_ids": True}))
 
-    call, frame = dialect.prepare(chunk("a"), 5.0, None)
+    call, frame = wire_format.prepare(chunk("a"), 5.0, None)
 
     ids = ids_of(frame, encoding)
     assert (ids.correlation_id, ids.call_id) == ("a", call.number)
@@ -125,20 +125,20 @@ def test_events_carry_call_ids_where_the_agent_knows_them(encoding: Encoding) ->
 
 
 def test_a_guardrail_event_has_a_correlation_id_of_its_own_where_answers_name_no_call() -> None:
-    dialect = begun().receive(*greeting())
+    wire_format = begun().receive(*greeting())
 
-    call, frame = dialect.prepare(question("a"), 5.0, None)
+    call, frame = wire_format.prepare(question("a"), 5.0, None)
 
     assert call.correlation_id == ids_of(frame, Encoding.JSON).correlation_id == f"a/inspect-{call.number}"
     assert call.plain is None
 
 
 def test_an_event_that_is_larger_than_what_the_agent_takes_is_not_encoded() -> None:
-    dialect = begun().receive(*greeting(limits={"max_body_size": 3}))
+    wire_format = begun().receive(*greeting(limits={"max_body_size": 3}))
 
-    dialect.prepare(chunk(data=b"123"), 5.0, None)
+    wire_format.prepare(chunk(data=b"123"), 5.0, None)
     with pytest.raises(EventTooLargeError, match="4 bytes at a time, the agent takes 3"):
-        dialect.prepare(chunk(data=b"1234"), 5.0, None)
+        wire_format.prepare(chunk(data=b"1234"), 5.0, None)
 
 
 def test_the_call_id_in_an_answer_counts_only_where_it_was_agreed() -> None:
@@ -150,10 +150,10 @@ def test_the_call_id_in_an_answer_counts_only_where_it_was_agreed() -> None:
 
 
 def test_a_cancellation_is_in_json_whatever_the_encoding() -> None:
-    dialect = begun().receive(*greeting(encoding="msgpack", features={"call_ids": True}))
-    call, _ = dialect.prepare(head("a"), 5.0, None)
+    wire_format = begun().receive(*greeting(encoding="msgpack", features={"call_ids": True}))
+    call, _ = wire_format.prepare(head("a"), 5.0, None)
 
-    frame = dialect.cancel(call, CancelReason.TIMEOUT)
+    frame = wire_format.cancel(call, CancelReason.TIMEOUT)
 
     assert frame[4] == MessageType.CANCEL
     cancel = msgspec.json.decode(frame[5:])

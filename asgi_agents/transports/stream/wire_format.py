@@ -43,7 +43,7 @@ from .pending_calls import PendingCall
 _BODY_CHUNKS: Final = (RequestBodyChunkEvent, ResponseBodyChunkEvent)
 
 
-class Dialect:
+class WireFormat:
     """What one agent understands.
 
     Agents that don't know guardrail events may never answer one. Where answers don't name their call, the

@@ -1,0 +1,34 @@
+"""Text guardrails: agents judge text, wherever it stands on the wire, and nothing of it leaves before it was judged.
+
+What is in this package does no I/O and knows no clock: bytes, verdicts and the time are given to it, and it returns
+bytes and what is to be judged. Who calls whom::
+
+    driver ──bytes──> Stream ──bytes──> Framer       sse, ndjson, json_array, plain_text: bytes -> units
+      │                 │    ──unit───> Reader       of a Dialect: unit -> Text, Piece, End, Repeat, ... (operations)
+      │                 └──operations─> Release      the events in their order, and which of them may leave
+      │                                   ├─> SlotText     one slot: guardrails in a row, others beside them
+      │                                   │     └─> SlotWindows    one of them: which windows, which text may leave
+      │                                   ├─> WholeText    a text that is known in full
+      │                                   ├─> HeldCall     a tool call: the strings in its arguments
+      │                                   └─> HeldEvent    what an event leaves as; json_text puts strings back
+      └──data──> Body ──operations──> Release        a request, or an answer that is no stream: one event
+
+What a driver does with a :class:`~asgi_agents.guardrails.stream.Stream`::
+
+    stream.feed(data, now)                           # or stream.end(now), or stream.tick(now) at stream.wake_at()
+    while inspections := stream.inspections():       # windows to judge, and by whom
+        for inspection in inspections:
+            stream.verdict(inspection, decisions, now)       # at once or later, in any order
+    await send(stream.take())                        # what may leave
+    stream.full                                      # while True, the app's next `send` waits for verdicts
+    stream.ending                                    # how it was stopped: what is taken then is the last there is
+    stream.done                                      # whether nothing more will leave
+
+An agent that fails is the driver's decision: ``stream.fail(stop)`` ends the stream as failed, and
+``stream.verdict(inspection, (), now)`` goes on without it. Verdicts of windows that have become ``stale`` meanwhile
+are ignored. While nothing has left (``stream.started``) a whole answer can take the stream's place:
+``dialect.reply(stop)``.
+
+:func:`~asgi_agents.guardrails.dialects.of_request`, ``of_answer`` and ``of_stream`` choose dialects.
+:func:`~asgi_agents.guardrails.verdicts.decisions_of` turns the answer of an agent that knows no windows into decisions.
+"""

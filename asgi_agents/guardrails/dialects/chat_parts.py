@@ -1,0 +1,216 @@
+"""The parts of chat completions: choices, deltas, messages, tool calls."""
+
+from typing import Final
+
+from ..json_text import JSON, Path
+from ..operations import End, Follow, Form, Operation, Piece, Text, Whole
+from ..slots import Kind, Slot, SlotKey
+from .base import NAMES, Mapped, mapping, sequence, str_or_none, text_or_none, wholes
+
+# What is known, and has no text in it.
+TOP_LEVEL: Final = frozenset(
+    {
+        *("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation"),
+        *("prompt_filter_results", "provider", "x_groq"),
+    }
+)
+_CHOICE: Final = frozenset(
+    {
+        *("index", "delta", "message", "text", "logprobs", "finish_reason", "native_finish_reason", "stop_reason"),
+        *("matched_stop", "content_filter_results", "content_filter_result", "content_filter_offsets"),
+    }
+)
+# Of a delta or a message: what has text in parts, and of which kind. The rest is strings of unknown meaning.
+_FIELDS: Final[dict[str, Kind]] = {
+    "content": "output",
+    "refusal": "output",
+    "reasoning_content": "reasoning",
+    "reasoning": "reasoning",
+}
+
+
+class Calls:
+    """The tool calls of a stream: servers repeat an index for another call, and leave the id out after the first."""
+
+    __slots__ = ("_ids",)
+
+    def __init__(self) -> None:
+        self._ids: dict[SlotKey, tuple[str | None, int]] = {}
+
+    def key(self, at: SlotKey, call_id: str | None) -> tuple[SlotKey, SlotKey | None]:
+        """The key of the call at an index, and that of the one before it there if this is another."""
+        known = self._ids.get(at)
+        if known is None:
+            self._ids[at] = (call_id, 0)
+            return (*at, 0), None
+        before, count = known
+        if not call_id or call_id == before:
+            return (*at, count), None
+        if before is None:
+            self._ids[at] = (call_id, count)
+            return (*at, count), None
+        self._ids[at] = (call_id, count + 1)
+        return (*at, count + 1), (*at, count)
+
+
+def unknown_strings(value: Mapped, known: frozenset[str], path: Path) -> list[Operation]:
+    """The strings under keys that the dialect does not know."""
+    operations: list[Operation] = []
+    for name in value.keys() - known - NAMES:
+        operations += wholes(value[name], (*path, name), "output")
+    return operations
+
+
+def choice_texts(choice: Mapped, index: int, path: Path, calls: Calls) -> list[Operation]:
+    """The text of a choice, of a stream or an answer: ``index`` names it, ``path`` leads to it."""
+    operations = unknown_strings(choice, _CHOICE, path)
+    key: SlotKey = ("choices", index)
+    texts: list[Path] = []
+    joined: list[str] = []
+    if (text := text_or_none(choice.get("text"), "text")) is not None:
+        operations.append(Text(Slot((*key, "text"), "output", "assistant"), (*path, "text"), text))
+        texts.append((*path, "text"))
+        joined.append(text)
+    # Servers write `message` in streams too, and some write both.
+    for name in ("delta", "message"):
+        if choice.get(name) is not None:
+            operations += _delta(mapping(choice[name], name), key, (*path, name), calls, texts, joined)
+    if choice.get("logprobs") is not None:
+        operations += _logprobs(choice["logprobs"], key, (*path, "logprobs"), texts, "".join(joined))
+    return operations
+
+
+def _delta(
+    delta: Mapped, key: SlotKey, path: Path, calls: Calls, texts: list[Path], joined: list[str]
+) -> list[Operation]:
+    operations: list[Operation] = []
+    for name, value in delta.items():
+        if value is None or name in NAMES:
+            continue
+        at = (*path, name)
+        if name == "tool_calls":
+            operations += _tool_calls(sequence(value, name), key, at, calls)
+        elif name == "function_call":
+            operations += _tool_call(mapping(value, name), (*key, "function_call"), at, None)
+        elif isinstance(value, str):
+            kind = _FIELDS.get(name, "output")
+            operations.append(Text(Slot((*key, name), kind, "assistant"), at, value))
+            texts.append(at)
+            if name in ("content", "refusal"):
+                joined.append(value)
+        elif name == "annotations":
+            # They say where in the content something is.
+            operations += [Follow(at, "[]", key=(*key, "content")), *wholes(value, at, "output", key=key)]
+        elif name == "audio":
+            transcript = mapping(value, name).get("transcript")
+            if isinstance(transcript, str):
+                operations.append(Text(Slot((*key, "audio"), "output", "assistant"), (*at, "transcript"), transcript))
+        else:
+            # Content in parts, and what single servers have beside it.
+            kind = "reasoning" if name.startswith("reasoning") else "output"
+            operations += _parts(value, (*key, name), at, kind, texts)
+    return operations
+
+
+def _parts(value: JSON, key: SlotKey, path: Path, kind: Kind, texts: list[Path]) -> list[Operation]:
+    """Text in parts: ``[{"type": "text", "text": "…"}, {"type": "thinking", "thinking": […]}]``."""
+    operations: list[Operation] = []
+    if isinstance(value, list):
+        for index, element in enumerate(value):
+            operations += _parts(element, key, (*path, index), kind, texts)
+    elif isinstance(value, dict):
+        thinking = value.get("type") in ("thinking", "reasoning.text", "reasoning.summary")
+        for name, member in value.items():
+            if name not in NAMES and name != "format":
+                operations += _parts(member, (*key, name), (*path, name), "reasoning" if thinking else kind, texts)
+        if "signature" in value:
+            operations += [Follow((*path, "signature"), "null", text=(*path, name)) for name in ("text", "thinking")]
+    elif isinstance(value, str):
+        operations.append(Text(Slot(key, kind, "assistant"), path, value))
+        texts.append(path)
+    return operations
+
+
+def _tool_calls(given: list[JSON], key: SlotKey, path: Path, calls: Calls) -> list[Operation]:
+    operations: list[Operation] = []
+    for position, element in enumerate(given):
+        call = mapping(element, "tool_calls[]")
+        index = call.get("index")
+        at: SlotKey = (*key, "tool_calls", index if type(index) is int else position)
+        call_key, ended = calls.key(at, str_or_none(call.get("id")))
+        if ended is not None:
+            operations.append(End(ended))
+        custom = call.get("custom")
+        if custom is not None:
+            operations += _tool_call(mapping(custom, "custom"), call_key, (*path, position, "custom"), "text")
+        else:
+            function = mapping(call.get("function") or {}, "function")
+            operations += _tool_call(function, call_key, (*path, position, "function"), None)
+    return operations
+
+
+def _tool_call(function: Mapped, key: SlotKey, path: Path, form: Form | None) -> list[Operation]:
+    slot = Slot(key, "tool_call", "assistant", str_or_none(function.get("name")))
+    name = "input" if form == "text" else "arguments"
+    given = function.get(name)
+    if given is None:
+        return [Piece(slot, form=form or "json")]
+    if isinstance(given, str):
+        return [Piece(slot, (*path, name), given, form or "json")]
+    return [Piece(slot), *wholes(given, (*path, name), "tool_call", key=key, tool=slot.tool, skip=frozenset())]
+
+
+def _logprobs(given: JSON, key: SlotKey, path: Path, texts: list[Path], text: str) -> list[Operation]:
+    """The tokens once more. They can't be made to agree with a changed text, so they are left out with it."""
+    operations: list[Operation] = [Follow(path, "null", text=at) for at in texts]
+    value = mapping(given, "logprobs")
+    tokens: list[str] = []
+    for name in ("content", "refusal"):
+        for entry in sequence(value.get(name), name):
+            token = mapping(entry, "logprobs[]").get("token")
+            if isinstance(token, str):
+                tokens.append(token)
+    tokens += [token for token in sequence(value.get("tokens"), "tokens") if isinstance(token, str)]
+    joined = "".join(tokens)
+    if joined and joined != text:
+        operations.append(Text(Slot((*key, "logprobs"), "output", "assistant"), path, joined, "null"))
+    return operations
+
+
+def request_message(message: Mapped, path: Path, names: dict[str, str]) -> list[Operation]:
+    """The text of a message of a request.
+
+    :param names: of each tool call of the messages before, by its id: the tool.
+    """
+    role = text_or_none(message.get("role"), "role")
+    operations: list[Operation] = []
+    tool = str_or_none(message.get("name"))
+    is_result = role in ("tool", "function")
+    if is_result:
+        tool = names.get(str(message.get("tool_call_id")), tool)
+    kind: Kind = "tool_result" if is_result else "input"
+    for name in ("content", "refusal", "reasoning_content"):
+        content = message.get(name)
+        at: Path = (*path, name)
+        if content is None:
+            continue
+        if isinstance(content, str):
+            operations.append(Whole(Slot(at, kind, role, tool if is_result else None), at, content))
+            continue
+        for index, part in enumerate(sequence(content, name)):
+            read = mapping(part, "content[]")
+            for field in ("text", "refusal"):
+                if (text := text_or_none(read.get(field), field)) is not None:
+                    where: Path = (*at, index, field)
+                    operations.append(Whole(Slot(where, kind, role, tool if is_result else None), where, text))
+    calls = sequence(message.get("tool_calls"), "tool_calls")
+    for element in calls:
+        call = mapping(element, "tool_calls[]")
+        called = call.get("function") or call.get("custom")
+        if isinstance(called, dict) and isinstance(called.get("name"), str):
+            names[str(call.get("id"))] = str(called["name"])
+    operations += _tool_calls(calls, path, (*path, "tool_calls"), Calls())
+    if message.get("function_call") is not None:
+        function = mapping(message["function_call"], "function_call")
+        operations += _tool_call(function, (*path, "function_call"), (*path, "function_call"), None)
+    return [*operations, End(path)]

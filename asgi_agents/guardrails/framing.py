@@ -1,0 +1,67 @@
+"""What a stream is cut into, whatever its framing."""
+
+from typing import Final, Protocol
+
+#: How many bytes of a unit that has not ended yet are kept.
+MAX_UNIT_BYTES: Final = 1024 * 1024
+
+
+class UnreadableError(ValueError):
+    """What was read is not in the form that its type promises. The message says what is wrong with it."""
+
+
+class Unit:
+    """One event, line or element of a stream.
+
+    The units of a stream, joined, are the stream: ``raw`` is exactly what came.
+
+    :ivar event: the type of a server-sent event, where it has one.
+    :ivar data: what it says; None where it says nothing to the reader of the stream, as a comment does.
+    """
+
+    __slots__ = ("data", "event", "raw", "start")
+
+    def __init__(self, raw: bytes, data: bytes | None, start: int, event: bytes | None = None) -> None:
+        self.raw = raw
+        self.data = data
+        self.event = event
+        #: Where in ``raw`` the data is.
+        self.start = start
+
+    def put_back(self, data: bytes) -> bytes:
+        """The bytes of the unit with other data; its framing stays."""
+        before = self.data or b""
+        return self.raw[: self.start] + data + self.raw[self.start + len(before) :]
+
+
+class Framer(Protocol):
+    """Cuts one stream into units, in time that is linear in its length."""
+
+    @property
+    def held(self) -> int:
+        """How many bytes of a unit that has not ended yet there are."""
+        ...
+
+    def feed(self, data: bytes) -> list[Unit]:
+        """The units that end with ``data``.
+
+        :raises UnreadableError: when a unit grows over :data:`MAX_UNIT_BYTES`. :meth:`rest` has what came of it.
+        """
+        ...
+
+    def end(self) -> list[Unit]:
+        """What is left at the end of the stream, as a unit if it says anything."""
+        ...
+
+    def rest(self) -> bytes:
+        """What is left, as it came. Nothing is left afterwards."""
+        ...
+
+    def between(self, sent: bytes) -> bytes:
+        """What has to stand between ``sent``, the end of what has left, and a unit that is put behind it."""
+        ...
+
+
+def too_large(size: int) -> UnreadableError:
+    """The error of a unit that has not ended after ``size`` bytes."""
+    return UnreadableError(f"a unit of the stream has not ended after {size} bytes, expected at most {MAX_UNIT_BYTES}")

@@ -1,0 +1,109 @@
+"""What a dialect says of one event: which text in it belongs to which slot, and what follows from a change.
+
+A path leads to a value in the JSON of the event; the empty path is the data of an event that is no JSON.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from .json_text import Path
+from .slots import Slot, SlotKey
+
+#: What is in a text that is held whole: JSON whose strings are judged, text that is judged, or reasoning with a
+#: signature, which leaves as it came or not at all.
+Form = Literal["json", "text", "signed"]
+
+
+class Text(Struct, frozen=True, gc=False):
+    """The next part of a slot, which leaves as soon as it was judged.
+
+    :ivar instead: JSON that takes the place of the value at ``path`` if the text is changed. None: the changed text.
+    """
+
+    slot: Slot
+    path: Path
+    text: str
+    instead: str | None = None
+
+
+class Whole(Struct, frozen=True, gc=False):
+    """A text that is complete."""
+
+    slot: Slot
+    path: Path
+    text: str
+
+
+class Shadowed(Struct, frozen=True, gc=False):
+    """A string that no path leads to, for its key is there again later: where its literal begins and ends."""
+
+    slot: Slot
+    start: int
+    end: int
+    text: str
+
+
+class Piece(Struct, frozen=True, gc=False):
+    """A piece of a slot that is held until it has ended and was judged. Without a path the event is held with it."""
+
+    slot: Slot
+    path: Path | None = None
+    text: str = ""
+    form: Form = "json"
+
+
+class End(Struct, frozen=True, gc=False):
+    """All slots whose keys begin with ``key`` have ended, with the text of this event."""
+
+    key: SlotKey = ()
+
+
+class Pause(Struct, frozen=True, gc=False):
+    """The slot ``key`` has ended, as far as anybody can tell: all of it leaves. It may go on all the same."""
+
+    key: SlotKey
+
+
+class Repeat(Struct, frozen=True, gc=False):
+    """Text that repeats a slot which has ended: it becomes what that left as. Where it differs, it is judged."""
+
+    slot: Slot
+    path: Path
+    text: str
+    form: Form = "text"
+
+
+class Follow(Struct, frozen=True, gc=False):
+    """The value at ``path`` becomes ``json`` if other text is changed.
+
+    Which text that is: the one at the path ``text`` of this event, what has left of the slot ``key``, or else any text
+    of this event.
+    """
+
+    path: Path
+    json: str
+    text: Path | None = None
+    key: SlotKey | None = None
+
+
+class Drop(Struct, frozen=True, gc=False):
+    """The event is left out if text of the slot ``key`` has left changed."""
+
+    key: SlotKey
+
+
+class Remove(Struct, frozen=True, gc=False):
+    """The element of an array at ``path`` is taken out if the text at ``text`` is changed."""
+
+    path: Path
+    text: Path
+
+
+class Mark(Struct, frozen=True, gc=False):
+    """The dialect is told of ``value`` when the event leaves."""
+
+    value: tuple[str | int, ...]
+
+
+Operation = Text | Whole | Shadowed | Piece | End | Pause | Repeat | Follow | Drop | Remove | Mark

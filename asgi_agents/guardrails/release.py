@@ -1,0 +1,326 @@
+"""The events of one stream or body, in their order, and which of them may leave.
+
+An event leaves when all of its text may, and all events before it have left. One whose text nobody changed leaves as it
+came, to the byte.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from .framing import Unit, UnreadableError
+from .held_call import HeldCall
+from .held_event import HeldEvent, Leaves
+from .judges import Inspection, Judges
+from .operations import Drop, End, Follow, Mark, Operation, Pause, Piece, Remove, Repeat, Shadowed, Text, Whole
+from .records import Record
+from .slot_text import Outcome, SlotText, WholeText
+from .slots import Decision, Slot, SlotKey
+
+#: How many bytes of events wait at most.
+MAX_HELD_BYTES: Final = 16 * 1024 * 1024
+# How many complete texts are judged at once.
+_MAX_WHOLE: Final = 16
+
+
+class _Streamed:
+    """A slot whose parts leave as they are judged, and the events that they stand in."""
+
+    __slots__ = ("changed", "key", "owners", "record", "text")
+
+    def __init__(self, key: SlotKey, record: Record | None, changed: set[SlotKey]) -> None:
+        self.key = key
+        self.owners: deque[tuple[HeldEvent, Text]] = deque()
+        self.record = record
+        self.changed = changed
+        self.text: SlotText
+
+    def released(self, after: str) -> None:
+        event, text = self.owners.popleft()
+        if self.record is not None:
+            self.record.left(text.text, after)
+        if after == text.text:
+            event.waiting -= 1
+            return
+        self.changed.add(self.key)
+        if text.instead is None:
+            event.released(text.path, text.text, after)
+        else:
+            event.waiting -= 1
+            event.instead[text.path] = text.instead
+
+
+class Release:
+    """Holds the events of one stream or body until they may leave.
+
+    :param repeats: whether slots are repeated.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_changed",
+        "_comments",
+        "_events",
+        "_in_flight",
+        "_judges",
+        "_leaves",
+        "_open",
+        "_paused",
+        "_records",
+        "_repeats",
+        "_whole",
+        "_whole_waiting",
+        "held_bytes",
+        "longest_delay",
+        "outcome",
+    )
+
+    def __init__(self, judges: Judges, leaves: Leaves, *, repeats: bool = False) -> None:
+        self._judges = judges
+        self._leaves = leaves
+        self._repeats = repeats
+        self._events: deque[HeldEvent] = deque()
+        self._open: dict[SlotKey, _Streamed] = {}
+        # Slots that may go on although they seem to have ended.
+        self._paused: dict[SlotKey, _Streamed] = {}
+        self._calls: dict[SlotKey, HeldCall] = {}
+        self._records: dict[SlotKey, Record] = {}
+        # Slots of which text has left changed.
+        self._changed: set[SlotKey] = set()
+        # How many comments wait.
+        self._comments = 0
+        self._in_flight: set[Inspection] = set()
+        self._whole = 0
+        self._whole_waiting: deque[tuple[Slot, str, Callable[[str], None]]] = deque()
+        #: How many bytes of events wait.
+        self.held_bytes = 0
+        #: Seconds; how long an event has waited at most.
+        self.longest_delay = 0.0
+        self.outcome = Outcome()
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait."""
+        return len(self._events)
+
+    @property
+    def held(self) -> int:
+        """How many code points of slots that leave in parts wait."""
+        return sum(streamed.text.held for streamed in self._open.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more should come before there are verdicts."""
+        if any(streamed.text.full for streamed in self._open.values()):
+            return True
+        return self.held_bytes > MAX_HELD_BYTES // 2 and any(not inspection.stale for inspection in self._in_flight)
+
+    def wake_at(self) -> float | None:
+        """When there may be something to judge although nothing else happens."""
+        times = [at for streamed in self._open.values() if (at := streamed.text.wake_at()) is not None]
+        return min(times) if times else None
+
+    def inspections(self) -> list[Inspection]:
+        """What is to be judged and was not handed out before."""
+        fresh = self.outcome.inspections
+        if not fresh:
+            return fresh
+        self.outcome.inspections = []
+        self._in_flight = {inspection for inspection in self._in_flight if not inspection.stale}
+        self._in_flight.update(fresh)
+        return [inspection for inspection in fresh if not inspection.stale]
+
+    def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None:
+        """What a judge says of a window.
+
+        :raises AgentProtocolError: for a decision that is not about the window. It is still to be judged.
+        """
+        inspection.judged.decide(inspection, decisions)
+        self._in_flight.discard(inspection)
+        if self.outcome.blocked is None:
+            inspection.judged.advance(now)
+
+    def add(self, unit: Unit, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> None:
+        """The next event, and what its dialect says of it.
+
+        :param is_json: whether its data is JSON. Otherwise it is text, and the only path is the empty one.
+        :raises UnreadableError: for a tool call that is no JSON or too long, and when too much waits.
+        """
+        event = HeldEvent(unit, now, is_json)
+        self._events.append(event)
+        self.held_bytes += len(unit.raw)
+        if self.held_bytes > MAX_HELD_BYTES:
+            raise UnreadableError(f"{self.held_bytes} bytes of events wait, expected at most {MAX_HELD_BYTES}")
+        touched: dict[SlotKey, _Streamed] = {}
+        for operation in operations:
+            match operation:
+                case Text():
+                    self._text(event, operation, now, touched)
+                case Mark(value):
+                    event.mark = value
+                case End(key):
+                    self._end(key, touched)
+                case Pause(key) if key in self._open:
+                    streamed = touched[key] = self._paused[key] = self._open.pop(key)
+                    streamed.text.finish()
+                case Piece():
+                    self._piece(event, operation, now, touched)
+                case Whole(slot, path, text):
+                    event.waiting += 1
+                    self._judge_whole(slot, text, partial(event.released, path, text))
+                case Shadowed(slot, start, end, text):
+                    event.waiting += 1
+                    self._judge_whole(slot, text, partial(event.span_released, (start, end), text))
+                case Repeat():
+                    self._repeat(event, operation)
+                case Follow() | Drop() | Remove():
+                    event.later.append(operation)
+        for streamed in touched.values():
+            streamed.text.advance(now)
+
+    def add_comment(self, unit: Unit, now: float) -> None:
+        """What says nothing to the reader of the stream."""
+        event = HeldEvent(unit, now, False)
+        event.comment = True
+        self._events.append(event)
+        self.held_bytes += len(unit.raw)
+        self._comments += 1
+
+    def comments(self) -> list[bytes]:
+        """Comments that wait behind events which do: they overtake those."""
+        if not self._comments:
+            return []
+        out = [event.unit.raw for event in self._events if event.comment]
+        self._events = deque(event for event in self._events if not event.comment)
+        self.held_bytes -= sum(map(len, out))
+        self._comments = 0
+        return out
+
+    def finish(self, now: float) -> None:
+        """There are no more events: all slots have ended.
+
+        :raises UnreadableError: for a tool call that is no JSON.
+        """
+        touched: dict[SlotKey, _Streamed] = {}
+        self._end((), touched)
+        for streamed in touched.values():
+            streamed.text.advance(now)
+
+    def tick(self, now: float) -> None:
+        """Ask for what is due."""
+        for streamed in self._open.values():
+            streamed.text.advance(now)
+
+    def leave(self, now: float) -> list[bytes]:
+        """The events that may leave."""
+        events = self._events
+        out: list[bytes] = []
+        while events and not events[0].waiting:
+            event = events.popleft()
+            self.held_bytes -= len(event.unit.raw)
+            if event.comment:
+                self._comments -= 1
+            if now - event.since > self.longest_delay:
+                self.longest_delay = now - event.since
+            out.append(event.unit.raw if event.is_plain else event.leave(self._changed, self._leaves))
+        return out
+
+    def discard(self) -> None:
+        """Let go of all that waits."""
+        self._events.clear()
+        self._open.clear()
+        self._paused.clear()
+        self._calls.clear()
+        self._whole_waiting.clear()
+        self._comments = self.held_bytes = 0
+
+    def _text(self, event: HeldEvent, text: Text, now: float, touched: dict[SlotKey, _Streamed]) -> None:
+        slot, key = text.slot, text.slot.key
+        streamed = self._open.get(key)
+        if streamed is None and (streamed := self._paused.pop(key, None)) is not None:
+            streamed.text.resume()
+            self._open[key] = streamed
+        if streamed is None:
+            those = self._judges.of(slot)
+            if those is None:
+                return
+            streamed = _Streamed(key, self._record(key), self._changed)
+            streamed.text = SlotText(slot, *those, self.outcome, streamed.released)
+            self._open[key] = streamed
+        streamed.owners.append((event, text))
+        event.waiting += 1
+        if streamed.record is not None:
+            streamed.record.came(text.text)
+        streamed.text.feed(text.text, now)
+        touched[key] = streamed
+
+    def _record(self, key: SlotKey) -> Record | None:
+        return self._records.setdefault(key, Record()) if self._repeats else None
+
+    def _end(self, key: SlotKey, touched: dict[SlotKey, _Streamed]) -> None:
+        count = len(key)
+        for slot_key in [slot_key for slot_key in self._open if slot_key[:count] == key]:
+            streamed = touched[slot_key] = self._open.pop(slot_key)
+            streamed.text.finish()
+        for slot_key in [slot_key for slot_key in self._paused if slot_key[:count] == key]:
+            del self._paused[slot_key]
+        for slot_key in [slot_key for slot_key in self._calls if slot_key[:count] == key]:
+            self._calls.pop(slot_key).finish()
+
+    def _piece(self, event: HeldEvent, piece: Piece, now: float, touched: dict[SlotKey, _Streamed]) -> None:
+        those = self._judges.of(piece.slot)
+        if those is None:
+            return
+        if piece.form == "signed" and not those[0]:
+            # Nobody may change it, so it need not be held whole.
+            if piece.path is not None:
+                self._text(event, Text(piece.slot, piece.path, piece.text), now, touched)
+            return
+        key = piece.slot.key
+        call = self._calls.get(key)
+        if call is None:
+            call = self._calls[key] = HeldCall(piece.slot, piece.form, self._judge_whole)
+        event.waiting += 1
+        released = partial(event.released, piece.path, piece.text)
+        record = self._record(key)
+        if record is not None:
+            record.came(piece.text)
+            released = partial(_recorded, record, piece.text, released)
+        call.add(piece.text, released)
+
+    def _judge_whole(self, slot: Slot, text: str, released: Callable[[str], None]) -> None:
+        those = self._judges.of(slot)
+        if those is None or not text:
+            released(text)
+        elif self._whole >= _MAX_WHOLE:
+            self._whole_waiting.append((slot, text, released))
+        else:
+            self._whole += 1
+            WholeText(slot, text, *those, self.outcome, partial(self._whole_released, released))
+
+    def _whole_released(self, released: Callable[[str], None], after: str) -> None:
+        self._whole -= 1
+        if self._whole_waiting:
+            self._judge_whole(*self._whole_waiting.popleft())
+        released(after)
+
+    def _repeat(self, event: HeldEvent, repeat: Repeat) -> None:
+        if self._judges.of(repeat.slot) is None:
+            return
+        record = self._records.get(repeat.slot.key)
+        if record is not None and record.same(repeat.text):
+            event.later.append((record, repeat.path, repeat.text))
+            return
+        event.waiting += 1
+        if repeat.form == "json":
+            call = HeldCall(repeat.slot, "json", self._judge_whole)
+            call.add(repeat.text, partial(event.released, repeat.path, repeat.text))
+            call.finish()
+        else:
+            self._judge_whole(repeat.slot, repeat.text, partial(event.released, repeat.path, repeat.text))
+
+
+def _recorded(record: Record, before: str, released: Callable[[str | None], None], after: str | None) -> None:
+    record.left(before, after or "")
+    released(after)

@@ -1,0 +1,223 @@
+"""The text of one slot on its way through its guardrails: redacting ones in a row, others beside them."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from .judges import Blocked, Finding, Inspection, Judge, JudgeFailure
+from .redactions import check_decisions, merged
+from .slots import Block, Decision, Flag, Slot, Window
+from .windows import AskedWindow, Found, SlotWindows
+
+
+class Outcome:
+    """Where the texts of one call leave what comes of them: the windows to judge, what was found, what blocks."""
+
+    __slots__ = ("blocked", "failures", "findings", "inspections")
+
+    def __init__(self) -> None:
+        self.inspections: list[Inspection] = []
+        self.findings: list[Finding] = []
+        self.failures: list[JudgeFailure] = []
+        self.blocked: Blocked | None = None
+
+    def block(self, judge: Judge, slot: Slot, block: Block) -> None:
+        """The first one stands."""
+        if self.blocked is None:
+            self.blocked = Blocked(judge, slot, block)
+
+
+class _Stage:
+    """One judge and its windows. ``released`` counts parts, where it judges beside the others."""
+
+    __slots__ = ("judge", "released", "windows")
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self.windows = SlotWindows(judge.limits)
+        self.released = 0
+
+
+class SlotText:
+    """The text of a slot that arrives in parts.
+
+    :param released: called with what each part leaves as, in the order of the parts.
+    """
+
+    __slots__ = ("_beside", "_by_asked", "_out", "_outcome", "_released", "_row", "_sent", "ended", "slot")
+
+    def __init__(
+        self,
+        slot: Slot,
+        in_a_row: tuple[Judge, ...],
+        beside: tuple[Judge, ...],
+        outcome: Outcome,
+        released: Callable[[str], None],
+    ) -> None:
+        self.slot = slot
+        self._row = [_Stage(judge) for judge in in_a_row]
+        self._beside = [_Stage(judge) for judge in beside]
+        self._outcome = outcome
+        self._released = released
+        # What has come out of the row, and waits for those beside it.
+        self._out: deque[str] = deque()
+        self._sent = 0
+        self.ended = False
+
+    @property
+    def held(self) -> int:
+        """How many code points wait, at the judge where most do."""
+        return max(stage.windows.held for stage in (*self._row, *self._beside))
+
+    @property
+    def full(self) -> bool:
+        """Whether no more text should come before there are verdicts."""
+        return any(stage.windows.full for stage in (*self._row, *self._beside))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the slot has ended and all of its text has left."""
+        return self.ended and all(stage.windows.complete for stage in (*self._row, *self._beside))
+
+    def wake_at(self) -> float | None:
+        """When there may be something to judge although nothing else happens."""
+        times = [at for stage in (*self._row, *self._beside) if (at := stage.windows.wake_at()) is not None]
+        return min(times) if times else None
+
+    def feed(self, text: str, now: float) -> None:
+        """The next part."""
+        if self._row:
+            self._row[0].windows.feed(text, now)
+        else:
+            self._out.append(text)
+        for stage in self._beside:
+            stage.windows.feed(text, now)
+
+    def finish(self) -> None:
+        """The slot has ended."""
+        self.ended = True
+        for stage in self._beside:
+            stage.windows.finish()
+        if self._row:
+            self._row[0].windows.finish()
+
+    def resume(self) -> None:
+        """The slot goes on although it had ended."""
+        self.ended = False
+        for stage in (*self._row, *self._beside):
+            stage.windows.resume()
+
+    def decide(self, inspection: Inspection, decisions: Sequence[Decision]) -> None:
+        """Take a verdict. Raises AgentProtocolError as :meth:`SlotWindows.verdict` does."""
+        for stage in (*self._row, *self._beside):
+            if stage.judge is inspection.judge:
+                stage.windows.verdict(inspection.asked, decisions)
+                self._note(stage)
+                return
+
+    def advance(self, now: float) -> None:
+        """Move on what may move on, and ask for what may be judged."""
+        before: SlotWindows | None = None
+        for stage in self._row:
+            windows = stage.windows
+            if before is not None:
+                for _, text in before.released():
+                    windows.feed(text, now)
+                if self.ended and before.complete:
+                    windows.finish()
+            self._ask(stage, now)
+            before = windows
+        if before is not None:
+            self._out.extend([text for _, text in before.released()])
+        may_leave = len(self._out)
+        for stage in self._beside:
+            self._ask(stage, now)
+            stage.released += len(stage.windows.released())
+            may_leave = min(may_leave, stage.released - self._sent)
+        if self._outcome.blocked is None:
+            for _ in range(may_leave):
+                self._sent += 1
+                self._released(self._out.popleft())
+
+    def _ask(self, stage: _Stage, now: float) -> None:
+        while (asked := stage.windows.ask(now)) is not None:
+            self._outcome.inspections.append(Inspection(stage.judge, self, asked))
+        if stage.windows.failed is not None:
+            self._outcome.failures.append(JudgeFailure(stage.judge, self.slot, stage.windows.failed))
+            stage.windows.failed = None
+
+    def _note(self, stage: _Stage) -> None:
+        windows = stage.windows
+        if windows.found:
+            self._outcome.findings += [Finding(stage.judge, self.slot, found) for found in windows.found]
+            windows.found.clear()
+        if windows.blocked is not None:
+            self._outcome.block(stage.judge, self.slot, windows.blocked)
+
+
+class WholeText:
+    """A text that is known in full, and judged as one window by each judge.
+
+    :param released: called with what it leaves as.
+    """
+
+    __slots__ = ("_in_a_row", "_left", "_outcome", "_released", "_text", "slot")
+
+    def __init__(
+        self,
+        slot: Slot,
+        text: str,
+        in_a_row: tuple[Judge, ...],
+        beside: tuple[Judge, ...],
+        outcome: Outcome,
+        released: Callable[[str], None],
+    ) -> None:
+        self.slot = slot
+        self._text = text
+        self._outcome = outcome
+        self._released = released
+        self._in_a_row = in_a_row
+        # How many verdicts are still to come.
+        self._left = len(in_a_row) + len(beside)
+        for judge in (*in_a_row[:1], *beside):
+            self._ask(judge)
+
+    def decide(self, inspection: Inspection, decisions: Sequence[Decision]) -> None:
+        """Take a verdict. Raises AgentProtocolError for a decision that is not about the inspection's window."""
+        check_decisions(decisions, inspection.window)
+        if inspection.asked.decisions is not None:
+            return
+        inspection.asked.decisions = decisions
+        judge, outcome = inspection.judge, self._outcome
+        redactions: list[tuple[int, int, str]] = []
+        for decision in decisions:
+            if isinstance(decision, Block):
+                outcome.block(judge, self.slot, decision)
+                return
+            if isinstance(decision, Flag):
+                found = Found(decision.start, decision.end, decision.category)
+                outcome.findings.append(Finding(judge, self.slot, found))
+            else:
+                redactions.append((decision.start, decision.end, decision.text))
+        self._left -= 1
+        if not judge.redacts:
+            return
+        pieces: list[str] = []
+        at = 0
+        for start, end, new in merged(redactions):
+            outcome.findings.append(Finding(judge, self.slot, Found(start, end)))
+            pieces += [self._text[at:start], new]
+            at = end
+        self._text = "".join(pieces) + self._text[at:]
+        behind = self._in_a_row.index(judge) + 1
+        for judge in self._in_a_row[behind : behind + 1]:
+            self._ask(judge)
+
+    def advance(self, now: float) -> None:
+        """Move on if all verdicts are there."""
+        if self._left == 0 and self._outcome.blocked is None:
+            self._left = -1
+            self._released(self._text)
+
+    def _ask(self, judge: Judge) -> None:
+        window = Window(self._text)
+        self._outcome.inspections.append(Inspection(judge, self, AskedWindow(window, 0, len(self._text))))

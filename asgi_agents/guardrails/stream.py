@@ -1,0 +1,284 @@
+"""One stream of bytes: framer, dialect and release in a row."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from .dialect import Dialect, Reader, Stop
+from .framing import Unit, UnreadableError
+from .json_text import JSON, Loader, Path
+from .judges import Blocked, Finding, Inspection, JudgeFailure, Judges
+from .operations import End, Operation
+from .release import Release
+from .shadowed import shadowed
+from .slots import Decision
+
+_DONE: Final = (End(),)
+# With what the data of an event begins that may be JSON or text; where other events were text, strings are that too.
+_MAY_BE_JSON: Final = {False: ("{", "[", '"'), True: ("{", "[")}
+_SAYS_NOTHING: Final = re.compile(rb"(?:\xef\xbb\xbf)?(?:(?::[^\r\n]*+)?(?:\r\n|\n|\r))*+(?::[^\r\n]*+)?")
+
+
+class Ending(Struct, frozen=True):
+    """How a stream was stopped.
+
+    :ivar stop: what the client is told.
+    :ivar blocked: the judge that has blocked it; None for failures.
+    :ivar cut_off: whether nothing could be told: the connection is to be broken off.
+    """
+
+    stop: Stop
+    blocked: Blocked | None = None
+    cut_off: bool = False
+
+
+class Stream:
+    """One stream on its way through guardrails. Feed it bytes, judge what it asks for, send what it gives.
+
+    :param dialects: the one that the stream is in, or those that it may be in, all of one framing. The first event
+        tells; where none knows it, the last one has to do.
+    :param strict: whether the stream is stopped at what can't be read. It is passed unjudged otherwise.
+    """
+
+    __slots__ = (
+        "_dialects",
+        "_framer",
+        "_has_text",
+        "_loader",
+        "_media_type",
+        "_now",
+        "_out",
+        "_reader",
+        "_release",
+        "_sent",
+        "_strict",
+        "dialect",
+        "ending",
+        "finished",
+        "started",
+        "unreadable",
+    )
+
+    def __init__(self, dialects: Sequence[Dialect], media_type: str, judges: Judges, *, strict: bool = True) -> None:
+        self._dialects = dialects
+        self._media_type = media_type
+        self._framer = dialects[0].framer(media_type)
+        self._release = Release(judges, self._leaves, repeats=any(dialect.repeats for dialect in dialects))
+        self._strict = strict
+        self._now = 0.0
+        self._out: list[bytes] = []
+        self._loader = Loader()
+        # The end of what was taken.
+        self._sent = b""
+        # Whether any event was text that is no JSON.
+        self._has_text = False
+        self._reader: Reader | None = None
+        #: The dialect, once it is known.
+        self.dialect: Dialect | None = None
+        if len(dialects) == 1:
+            self._choose(dialects[0])
+        #: Whether the app has sent everything.
+        self.finished = False
+        #: Whether anything has left.
+        self.started = False
+        #: How it was stopped, if it was.
+        self.ending: Ending | None = None
+        #: How many times something could not be read.
+        self.unreadable = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will leave."""
+        return self.ending is not None or (self.finished and not self._release.waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether the app's next ``send`` has to wait for verdicts."""
+        return self.ending is None and self._release.full
+
+    @property
+    def held(self) -> int:
+        """How many code points wait for verdicts, or for what follows them."""
+        return self._release.held
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes wait."""
+        return self._release.held_bytes + self._framer.held
+
+    @property
+    def longest_delay(self) -> float:
+        """Seconds; how long an event has waited at most."""
+        return self._release.longest_delay
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found. The owner takes out what it has noted."""
+        return self._release.outcome.findings
+
+    @property
+    def failures(self) -> list[JudgeFailure]:
+        """Judges that have failed while they were not asked for a verdict. The owner takes out what it has noted."""
+        return self._release.outcome.failures
+
+    def wake_at(self) -> float | None:
+        """When :meth:`tick` is to be called if nothing else happens before."""
+        return None if self.ending is not None else self._release.wake_at()
+
+    def feed(self, data: bytes, now: float) -> None:
+        """The next bytes of the app."""
+        if self.ending is not None:
+            return
+        try:
+            units = self._framer.feed(data)
+        except UnreadableError as exc:
+            units = [Unit(self._framer.rest(), b"", 0)]
+            self._not_readable(exc)
+        self._add(units, now)
+
+    def end(self, now: float) -> None:
+        """The app has sent everything."""
+        if self.ending is not None:
+            return
+        self.finished = True
+        self._add(self._framer.end(), now)
+        if self.ending is None:
+            try:
+                self._release.finish(now)
+            except UnreadableError as exc:
+                self.fail(Stop(str(exc), 503))
+            self._leave(now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        if self.ending is None:
+            self._release.tick(now)
+            self._leave(now)
+
+    def inspections(self) -> list[Inspection]:
+        """What is to be judged and was not handed out before."""
+        return [] if self.ending is not None else self._release.inspections()
+
+    def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None:
+        """What a judge says of a window.
+
+        :raises AgentProtocolError: for a decision that is not about the window. It is still to be judged.
+        """
+        if self.ending is None:
+            self._release.verdict(inspection, decisions, now)
+            self._leave(now)
+
+    def fail(self, stop: Stop) -> None:
+        """Stop the stream; its client is told so behind what may leave. What waits is discarded."""
+        if self.ending is None:
+            self._leave(self._now)
+            self._stop(stop, None)
+
+    def take(self) -> bytes:
+        """What may leave now. Comments overtake what has to wait for longer."""
+        if comments := self._release.comments():
+            self._out += comments
+            self.started = True
+        if not self._out:
+            return b""
+        out = b"".join(self._out) if len(self._out) > 1 else self._out[0]
+        self._out.clear()
+        self._sent = out[-4:]
+        return out
+
+    def _choose(self, dialect: Dialect) -> Reader:
+        self.dialect = dialect
+        self._reader = dialect.reader(self._media_type)
+        return self._reader
+
+    def _add(self, units: Sequence[Unit], now: float) -> None:
+        for unit in units:
+            if self.ending is not None:
+                return
+            operations: Sequence[Operation] | None = ()
+            is_json = True
+            if unit.data is None and _SAYS_NOTHING.fullmatch(unit.raw):
+                operations = None
+            elif unit.data is not None and unit.data.strip() == b"[DONE]":
+                operations = _DONE
+            elif unit.data:
+                try:
+                    operations, is_json = self._read(unit, unit.data)
+                except UnreadableError as exc:
+                    self._not_readable(exc)
+                    if self.ending is not None:
+                        return
+            if operations is None:
+                self._release.add_comment(unit, now)
+                continue
+            try:
+                self._release.add(unit, operations, now, is_json=is_json)
+            except UnreadableError as exc:
+                # Where arguments are no JSON, there is nothing to fall back to.
+                self.unreadable += 1
+                self.fail(Stop(str(exc), 503))
+                return
+        self._leave(now)
+
+    def _read(self, unit: Unit, data: bytes) -> tuple[Sequence[Operation] | None, bool]:
+        """What an event says, and whether it is JSON."""
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as exc:
+            raise UnreadableError(f"expected UTF-8: {exc.reason} at byte {exc.start}") from None
+        form = (self.dialect or self._dialects[-1]).form
+        value: JSON = text
+        is_json = form == "json"
+        if is_json:
+            value = self._loader.loads(text)
+        elif form == "either" and text.startswith(_MAY_BE_JSON[self._has_text]):
+            try:
+                parsed = self._loader.loads(text)
+            except UnreadableError:
+                pass
+            else:
+                # Numbers in brackets are as good as text.
+                if not isinstance(parsed, list) or any(isinstance(inner, str | dict | list) for inner in parsed):
+                    value, is_json = parsed, True
+            self._has_text = self._has_text or not is_json
+        elif form == "either":
+            self._has_text = True
+        reader = self._reader
+        if reader is None:
+            knowing = (dialect for dialect in self._dialects if dialect.knows(value))
+            reader = self._choose(next(knowing, self._dialects[-1]))
+        operations = reader.read(unit, value)
+        if is_json and self._loader.duplicates and operations is not None:
+            operations = [*shadowed(text, "output"), *operations]
+        return operations, is_json
+
+    def _not_readable(self, exc: UnreadableError) -> None:
+        self.unreadable += 1
+        if self._strict:
+            self.fail(Stop(str(exc), 503))
+
+    def _leave(self, now: float) -> None:
+        self._now = now
+        out = self._release.leave(now)
+        if out:
+            self._out += out
+            self.started = self.started or any(out)
+        blocked = self._release.outcome.blocked
+        if blocked is not None:
+            self._stop(Stop(blocked.block.reason), blocked)
+
+    def _leaves(self, mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path, str]:
+        return {} if self._reader is None else self._reader.leaves(mark, dropped)
+
+    def _stop(self, stop: Stop, blocked: Blocked | None) -> None:
+        if self.ending is not None:
+            return
+        reader = self._reader or self._choose(self._dialects[-1])
+        last = reader.ending(stop)
+        self.ending = Ending(stop, blocked, last is None)
+        self._release.discard()
+        self._framer.rest()
+        if last:
+            self._out.append(self._framer.between(b"".join(self._out)[-4:] or self._sent) + last)

@@ -1,0 +1,60 @@
+"""What an agent that answers with detections is taken to have decided about a window."""
+
+from collections.abc import Container
+from typing import Literal
+
+from ..errors import AgentProtocolError
+from ..protocol import Detection, GuardrailResponse
+from .slots import Block, Decision, Flag, Redact, Window
+
+#: What is done about a detection.
+Action = Literal["redact", "block", "flag"]
+
+
+def decisions_of(
+    answer: GuardrailResponse,
+    window: Window,
+    *,
+    action: Action = "redact",
+    threshold: float = 0.5,
+    categories: Container[str] | None = None,
+    shown_from: int = 0,
+) -> list[Decision]:
+    """The decisions that an answer amounts to.
+
+    A detection without a span is of the whole window. Where there is none at all, ``detected`` is one of its own, and
+    ``redacted_content`` takes the place of what the agent was shown.
+
+    :param threshold: detections of less confidence are ignored; one that says nothing of it is certain.
+    :param categories: detections of others are ignored. None: there are no others.
+    :param shown_from: an index into ``window.text``: what the agent was shown begins there. Its spans count from there.
+    :raises AgentProtocolError: for a span that is not within what it was shown.
+    """
+    counted = [
+        detection
+        for detection in answer.detections
+        if (1.0 if detection.confidence is None else detection.confidence) >= threshold
+        and (categories is None or detection.category in categories)
+    ]
+    if not answer.detections and answer.redacted_content is not None and action == "redact":
+        return [Redact(shown_from, len(window.text), answer.redacted_content)]
+    if not answer.detections and answer.detected:
+        # It has said no category, so that none can be asked for.
+        counted = [Detection(category="content", description="")] if categories is None else []
+    return [_decision(detection, window, action, shown_from) for detection in counted]
+
+
+def _decision(detection: Detection, window: Window, action: Action, shown_from: int) -> Decision:
+    if action == "block":
+        return Block(detection.category)
+    start, end = window.fresh, len(window.text)
+    if detection.span is not None:
+        start, end = detection.span.start + shown_from, detection.span.end + shown_from
+        if not shown_from <= start <= end <= len(window.text):
+            raise AgentProtocolError(
+                f"detections[].span: expected 0 <= start <= end <= {len(window.text) - shown_from}, "
+                f"got {detection.span.start!r:.40} and {detection.span.end!r:.40}"
+            )
+    if action == "flag":
+        return Flag(start, end, detection.category)
+    return Redact(start, end, f"[{detection.category}]")

@@ -1,0 +1,52 @@
+import pytest
+
+from asgi_agents.errors import AgentProtocolError
+from asgi_agents.guardrails.slots import Block, Decision, Flag, Redact, Window
+from asgi_agents.guardrails.verdicts import Action, decisions_of
+from asgi_agents.protocol import Detection, GuardrailResponse, TextSpan
+
+WINDOW = Window("context: secret", 100, 9, final=False)
+
+
+def found(category: str = "pii", span: tuple[int, int] | None = (9, 15), confidence: float | None = None) -> Detection:
+    return Detection(
+        category=category, description="", confidence=confidence, span=None if span is None else TextSpan(*span)
+    )
+
+
+def answer(*detections: Detection, detected: bool = True, redacted: str | None = None) -> GuardrailResponse:
+    return GuardrailResponse(detected=detected, detections=detections, redacted_content=redacted)
+
+
+@pytest.mark.parametrize(
+    ("action", "decision"),
+    [("redact", Redact(9, 15, "[pii]")), ("block", Block("pii")), ("flag", Flag(9, 15, "pii"))],
+)
+def test_the_action_is_done_for_each_detection(action: Action, decision: Decision) -> None:
+    assert decisions_of(answer(found()), WINDOW, action=action) == [decision]
+    assert decisions_of(answer(detected=False), WINDOW, action=action) == []
+
+
+def test_a_detection_without_a_span_is_of_the_whole_window() -> None:
+    assert decisions_of(answer(found(span=None)), WINDOW) == [Redact(9, 15, "[pii]")]
+    assert decisions_of(answer(), WINDOW, action="flag") == [Flag(9, 15, "content")]
+
+
+def test_an_answer_that_redacts_without_spans_takes_the_place_of_what_was_shown() -> None:
+    assert decisions_of(answer(redacted="context: x"), WINDOW) == [Redact(0, 15, "context: x")]
+    assert decisions_of(answer(redacted="x", detected=False), WINDOW, shown_from=9) == [Redact(9, 15, "x")]
+    assert decisions_of(answer(redacted="x"), WINDOW, action="block") == [Block("content")]
+
+
+def test_threshold_and_categories_choose_among_detections() -> None:
+    given = answer(found("a", confidence=0.4), found("b", confidence=0.6), found("c"))
+    assert decisions_of(given, WINDOW, action="block") == [Block("b"), Block("c")]
+    assert decisions_of(given, WINDOW, action="block", threshold=0.7) == [Block("c")]
+    assert decisions_of(given, WINDOW, action="block", categories={"b"}) == [Block("b")]
+    assert decisions_of(answer(), WINDOW, action="block", categories={"b"}) == []
+
+
+def test_spans_count_from_where_the_shown_text_begins() -> None:
+    assert decisions_of(answer(found(span=(0, 6))), WINDOW, shown_from=9) == [Redact(9, 15, "[pii]")]
+    with pytest.raises(AgentProtocolError, match="<= 6"):
+        decisions_of(answer(found(span=(0, 7))), WINDOW, shown_from=9)
