@@ -1,6 +1,6 @@
 import gc
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Final
@@ -79,6 +79,14 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def left_alone() -> Iterator[None]:
+    """Nor does the garbage collector look, in later modules, at what stays of this one: imports, caches, reports."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,15 +11,23 @@ from example_app.demo.run import Outcome
 from example_app.demo.script import STEPS
 from example_app.demo.table import Style, render, style_for
 
+# On a busy machine the spans of the other process are on their way for longer than a reader would wait for them.
+_PATIENT = """
+import runpy
+from example_app.demo import tracing
+tracing._STRAGGLERS = 2.0
+runpy.run_module("example_app", run_name="__main__", alter_sys=True)
+"""
+
 
 def _play(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "example_app", "--check", *options],
+        [sys.executable, "-W", "error", "-c", _PATIENT, "--check", *options],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         encoding="utf-8",
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -1,7 +1,7 @@
 """A client that sends any bytes it likes."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -40,8 +40,28 @@ def say(url: str, data: bytes) -> bytes:
 
 def get(url: str, target: bytes = b"/", *headers: bytes, method: bytes = b"GET", body: bytes = b"") -> bytes:
     """The answer to a request for ``target``, which is sent as it is, as are ``headers``."""
-    head = b"\r\n".join((b"%b %b HTTP/1.1" % (method, target), b"host: app", b"connection: close", *headers))
-    return say(url, head + b"\r\n\r\n" + body)
+    return say(url, _head(target, headers, method) + body)
+
+
+def shake_hands(url: str, target: bytes, *headers: bytes) -> bytes:
+    """The answer to a websocket's handshake. The client closes the websocket as soon as it is open."""
+    with connected(url) as sock:
+        sock.sendall(_head(target, headers))
+        answer = b""
+        while b"\r\n\r\n" not in answer and (data := sock.recv(65536)):
+            answer += data
+        with suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(_CLOSE)
+        return answer + answer_of(sock)
+
+
+# A close frame without a status. Clients mask what they send, here with zeros.
+_CLOSE = b"\x88\x80" + bytes(4)
+
+
+def _head(target: bytes, headers: Iterable[bytes], method: bytes = b"GET") -> bytes:
+    lines = (b"%b %b HTTP/1.1" % (method, target), b"host: app", b"connection: close", *headers)
+    return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
 def status_of(answer: bytes) -> int:

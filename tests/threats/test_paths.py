@@ -24,7 +24,7 @@ from asgi_agents import Agent, AgentConfig, AgentMiddleware, RequestHeadersEvent
 from tests.support.asgi import Client
 from tests.support.servers import serve
 
-from .raw import get, say
+from .raw import get, say, shake_hands
 
 # What is protected. An app's handlers and the routes of agents are written alike.
 PATTERNS = [
@@ -374,7 +374,7 @@ def test_no_request_on_the_wire_is_taken_for_one_to_a_public_handler(http: str) 
             get(url, b"/files/a%0Ab")
             get(url, b"/files/a", method=b"POST")
             get(url, b"/files/a", method=b"HEAD")
-            get(url, b"/files/a", *websocket)
+            shake_hands(url, b"/files/a", *websocket)
             assert world.ran == ["/{section}/{name}"] * 4
             assert world.heard == ["/{section}/{name}"] * 4
             world.ran.clear()

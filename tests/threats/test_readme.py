@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,15 @@ def rows() -> list[list[str]]:
     return [row for row in cells if row[-1] != "test" and set(row[-1]) != {"-"}]
 
 
-def names_of_tests() -> Iterator[str]:
+@cache
+def names_of_tests() -> list[str]:
     """The names of all tests that stand beside this one."""
-    for path in HERE.glob("test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-                yield node.name
+    return [
+        node.name
+        for path in HERE.glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    ]
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row[0][:40])
@@ -43,5 +46,5 @@ def test_each_test_is_a_claim_or_belongs_to_one() -> None:
 
 
 def test_no_two_tests_have_one_name() -> None:
-    names = list(names_of_tests())
+    names = names_of_tests()
     assert sorted(names) == sorted(set(names))
