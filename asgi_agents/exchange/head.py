@@ -21,7 +21,7 @@ def head_event(state: ExchangeState, scope: Scope) -> RequestHeadersEvent:
     traceparent = current_traceparent() if span is None else traceparent_of(span)
     event = request_headers_event(
         scope,
-        state.correlation_id,
+        state.find_name(),  # one call less than its property, which asks it where there is no name yet
         state.route,
         headers=state.headers,
         name=state.correlation_header,

@@ -143,18 +143,17 @@ class ExchangeState(Struct, eq=False):
         return self._name or self.find_name()
 
     def find_name(self) -> str:
-        """Give the connection its id."""
+        """The id of the connection; where it has none yet, it is given one."""
         with _naming:
-            return self._name or self._named()
-
-    def _named(self) -> str:
-        if self._outermost is not None:
-            self._name = self._outermost.correlation_id
-            return self._name
-        name = self._name = find_correlation_id(self.headers, live_ids, self.correlation_header)
-        if not self._closed:
-            live_ids.add(name)
-        return name
+            name = self._name
+            if name is None:
+                if self._outermost is not None:
+                    name = self._name = self._outermost.correlation_id
+                else:
+                    name = self._name = find_correlation_id(self.headers, live_ids, self.correlation_header)
+                    if not self._closed:
+                        live_ids.add(name)
+            return name
 
     def join(self, outer: "ExchangeState | None") -> None:
         """Take correlation id and request id from ``outer``, if that is the state of the same connection.
