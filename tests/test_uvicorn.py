@@ -53,6 +53,7 @@ from asgi_agents import (
 )
 from asgi_agents.serve import agent_app
 from tests.support.servers import serve
+from tests.support.virtual_time import wait_for_sockets
 
 BLOCK = AgentResponse.block()
 # What uvicorn 0.54 says after every denial response, whoever sends it.
@@ -1028,6 +1029,7 @@ async def load(url: str) -> list[Answer]:
 async def test_an_agent_that_stalls_for_one_call_in_ten_holds_up_those_calls_only_and_no_longer_than_its_deadline(
     remote: bool,
 ) -> None:
+    wait_for_sockets(0.02)
     async with contextlib.AsyncExitStack() as stack:
         agent: Agent | str = Stalls()
         if remote:

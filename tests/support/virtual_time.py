@@ -63,11 +63,11 @@ class _Selector(selectors.DefaultSelector):
 
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self, clock: _Clock) -> None:
-        self._clock = clock
+        self.clock = clock
         super().__init__(_Selector(clock))
 
     def time(self) -> float:
-        return self._clock()
+        return self.clock()
 
 
 def _mock_clock() -> MockClock:
@@ -102,6 +102,16 @@ def in_virtual_time(backend: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str,
         monkeypatch.setitem(defaults, "clock", clock)
     monkeypatch.setattr(anyio.to_thread, "run_sync", _waited_for(wait_for))
     return backend, options
+
+
+def wait_for_sockets(silence: float) -> None:
+    """For the rest of a test on asyncio: real seconds in which nothing has come through a socket, before time passes.
+
+    On a busy machine the system takes longer to deliver what hundreds of connections have sent one another.
+    """
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _Loop)
+    loop.clock.silence = silence
 
 
 def _waited_for(wait_for: Callable[[float], None]) -> Callable[..., Any]:
