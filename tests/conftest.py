@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import none
 
 from tests.support.virtual_time import in_virtual_time
 
@@ -74,11 +75,18 @@ def pytest_collection() -> Generator[None, object, object]:
     Hundreds of tests call ``gc.collect``. Each call would visit the million objects of the tests that were collected.
     """
     gc.disable()
+    _have_hypothesis_find_the_global_random()
     try:
         return (yield)
     finally:
         gc.enable()
         gc.freeze()
+
+
+@settings(max_examples=1)
+@given(none())
+def _have_hypothesis_find_the_global_random(_: None) -> None:
+    """It does so before its first example. Older versions warn where what refers to that is frozen by then."""
 
 
 @pytest.fixture(autouse=True, scope="module")
