@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .agent import Agent
-from .audit import AuditAgent, AuditAnswer, AuditHook, AuditRecord, Redact
+from .audit import AuditAgent, AuditAnswer, AuditGuardrail, AuditHook, AuditRecord, Redact
 from .breaker import BreakerState
 from .config import AgentConfig
 from .decision import AgentDecision, Verdict
@@ -25,7 +25,7 @@ from .errors import (
     ResponseAborted,
     UnknownAgentError,
 )
-from .evaluation.resolved_route import AgentReference
+from .evaluation.route_agent import AgentReference
 from .exchange import AgentContext, ChallengeRenderer, ErrorInfo, ErrorRenderer, fastapi_error
 from .failures import Failure, FailureKind
 from .manager import AgentManager
@@ -138,6 +138,7 @@ __all__ = [
     "Answer",
     "AuditAgent",
     "AuditAnswer",
+    "AuditGuardrail",
     "AuditHook",
     "AuditMetadata",
     "AuditRecord",

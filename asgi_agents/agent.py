@@ -171,9 +171,14 @@ def may_suspend(hook: object) -> bool:
 
     A coroutine only suspends at an ``await`` (or ``async for``, ``async with``), all of which compile to a SEND
     instruction. A hook that can't suspend needs no deadline and no task of its own. Anything but a plain coroutine
-    function is assumed to suspend.
+    function is assumed to suspend. A method whose only ``await`` is that of another method of its agent names that as
+    its ``awaits``.
     """
     function = getattr(hook, "__func__", hook)
+    awaited = getattr(function, "awaits", None)
+    if isinstance(awaited, str):
+        hook = getattr(hook.__self__, awaited)  # type: ignore[attr-defined]
+        function = getattr(hook, "__func__", hook)
     code = getattr(function, "__code__", None)
     if type(code) is not CodeType or not code.co_flags & inspect.CO_COROUTINE:
         return True

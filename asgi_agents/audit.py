@@ -17,6 +17,7 @@ from starlette.types import Message, Scope
 
 from .decision import AgentDecision, Verdict
 from .errors import ConfigurationError
+from .exchange.guardrail_report import GuardrailReport
 from .exchange.scope import client_ip, headers_of
 from .exchange.state import ExchangeState
 from .observability.redaction import REDACTED, is_secret_header, redact_secrets
@@ -36,6 +37,7 @@ _MAX_VALUE_LENGTH: Final = 1024
 # What agents say of an answer, and what all of it comes to in a record: to look for secrets in it takes time.
 _MAX_TAGS: Final = 16
 _MAX_TAG_LENGTH: Final = 128
+_MAX_CATEGORY_LENGTH: Final = 16
 _MAX_TAG_LENGTHS: Final = 32 * 1024
 # Seconds between two lines about the same fault.
 _LOG_INTERVAL: Final = 60.0
@@ -74,6 +76,28 @@ class AuditAgent(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class AuditGuardrail(Struct, frozen=True, kw_only=True):
+    """What a guardrail did.
+
+    :ivar dialect: in which the request was.
+    :ivar counts: how often it did what: ``redact``, ``block``, ``flag``; ``failure`` for calls that failed, and
+        ``unreadable`` for what could not be shown to it.
+    :ivar found: the kinds of text that it has found something in, with the number of finds.
+    :ivar spans: the first 20 finds: the kind of text, start and end in code points from its beginning, and the category
+        of a flag. Never the text.
+    :ivar held: how many code points waited at most.
+    :ivar delay: seconds; how long an event of the answer waited at most.
+    """
+
+    agent: str
+    dialect: str
+    counts: Mapping[str, int]
+    found: Mapping[str, int]
+    spans: Sequence[tuple[str, int, int, str]]
+    held: int
+    delay: float
+
+
 class AuditRecord(Struct, frozen=True, kw_only=True):
     """One connection. ``str()`` gives it as a line of JSON.
 
@@ -94,6 +118,7 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     :ivar shown_encoded: the agents that were shown a body with a ``content-encoding`` as it was, and so could not read
         it.
     :ivar agents: all that were asked, in the order of their first answers.
+    :ivar guardrails: what each guardrail did.
     :ivar answers_left_out: how many there were before those in ``answers``.
     :ivar headers: the request headers that ``audit_headers`` names.
     :ivar error: the type of the exception that the app raised.
@@ -119,6 +144,7 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     agents: Sequence[AuditAgent]
     answers: Sequence[AuditAnswer]
     answers_left_out: int
+    guardrails: Sequence[AuditGuardrail] = ()
     headers: Mapping[str, str]
     error: str | None
 
@@ -286,8 +312,28 @@ class Audit:
             ],
             answers=[self._answer(verdict) for verdict in verdicts[-_MAX_ANSWERS:]],
             answers_left_out=self._state.verdicts_recorded - min(len(verdicts), _MAX_ANSWERS),
+            guardrails=[self._guardrail(report) for report in self._state.guardrails],
             headers=self._headers,
             error=error,
+        )
+
+    def _guardrail(self, report: GuardrailReport) -> AuditGuardrail:
+        return AuditGuardrail(
+            agent=report.agent_id,
+            dialect=self._auditor.clean(report.dialect, _MAX_TAG_LENGTH),
+            counts=dict(report.counts),
+            found=dict(report.found),
+            spans=[
+                (
+                    span.kind,
+                    span.start,
+                    span.end,
+                    self._auditor.clean(span.what, _MAX_CATEGORY_LENGTH) if span.what else "",
+                )
+                for span in report.spans
+            ],
+            held=report.held,
+            delay=round(report.delay, 6),
         )
 
     def _texts(self, given: Sequence[str]) -> Sequence[str]:

@@ -212,11 +212,14 @@ class Guard:
         return await self._call(call, not untraced)
 
     async def inspect(
-        self, event: GuardrailInspectEvent, failure_mode: FailureMode, *, route: str | None = None
+        self, event: GuardrailInspectEvent, failure_mode: FailureMode, *, route: str | None = None, window: bool = False
     ) -> tuple[Verdict, GuardrailResponse]:
-        """Ask a guardrail question. The response says nothing useful where the verdict is a failure."""
+        """Ask a guardrail question. The response says nothing useful where the verdict is a failure.
+
+        ``window``: it is about a window of a text. Windows share one span, which the exchange makes.
+        """
         call = AgentCall(event, failure_mode, route, self.config.timeout)
-        verdict = await self._call(call, not self._tracing.idle)
+        verdict = await self._call(call, not (window or self._tracing.idle))
         answer = call.answer
         return verdict, answer if isinstance(answer, GuardrailResponse) else inspection_of(answer)
 

@@ -17,7 +17,8 @@ from .errors import ConfigurationError
 from .evaluation.chain import evaluate_chunk, evaluate_frame
 from .evaluation.evaluate import evaluate, evaluate_head
 from .evaluation.guardrail import inspect_guardrail, unavailable
-from .evaluation.resolved_route import AgentReference, ResolvedRoute
+from .evaluation.resolved_route import ResolvedRoute
+from .evaluation.route_agent import AgentReference
 from .messages.naming import named
 from .observability.metrics import AgentMetrics, AgentStatistics
 from .observability.telemetry import Telemetry

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from keyword import iskeyword
-from typing import Any, Final, Never
+from typing import TYPE_CHECKING, Any, Final, Never
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -14,11 +14,14 @@ from .advice import warn_of_seconds
 from .audit import Audit, AuditHook, Auditor, Redact
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError
-from .evaluation.resolved_route import AgentReference, ResolvedRoute
+from .evaluation.resolved_route import ResolvedRoute
+from .evaluation.route_agent import AgentReference
 from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
 from .exchange.context import STATE_KEY, state_of
 from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
 from .exchange.state import ExchangeState
+from .guardrails import Guardrail
+from .guardrails.guardrail import checked_guardrails
 from .manager import AgentManager, registry_of, require_manager
 from .messages.naming import named
 from .observability.correlation import current, reset_current, set_current
@@ -30,6 +33,10 @@ from .protocol.validation import is_untouchable
 from .routing.advice import agents_asked_twice
 from .routing.finder import RouteFinder
 from .routing.routes import AgentRoute
+
+if TYPE_CHECKING:
+    from .exchange.text import TextGuardrails
+    from .guardrails import Dialect
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -52,6 +59,9 @@ class AgentMiddleware:
         the app's is passed over where the app's router runs another (:mod:`asgi_agents.routing.resolver`). None: all
         agents are asked about every path, in the order given.
     :param default_agents: the agents of connections that no route matches. None: no agents, if there are routes.
+    :param guardrails: whose agents judge the text of requests and answers, on all routes that have none of their own.
+    :param dialects: the ways in which apps and clients write calls and answers, which are tried in this order: users'
+        own before the built-in ones, which are always there. None: the built-in ones.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
         HTTP auth schemes and 403 for all others. Its response must have its body in memory.
     :param render_error: makes the response to a client that an agent denies or fails for, from an :class:`ErrorInfo`
@@ -94,6 +104,8 @@ class AgentMiddleware:
         manager: AgentManager | None = None,
         routes: Sequence[AgentRoute] | None = None,
         default_agents: Iterable[AgentReference] | None = None,
+        guardrails: Iterable[Guardrail] = (),
+        dialects: "Sequence[Dialect] | None" = None,
         challenge_renderer: ChallengeRenderer | None = None,
         render_error: ErrorRenderer | None = None,
         state_key: str | None = "agents",
@@ -144,7 +156,20 @@ class AgentMiddleware:
         self._alias = _checked_alias(state_key)
         self._registry = registry_of(manager)
         # The agents of a manager that was given may be on the routes of another middleware.
-        self._finder = RouteFinder(app, self._registry, routes, default_agents, owns_agents=agents is not None)
+        self._finder = RouteFinder(
+            app,
+            self._registry,
+            routes,
+            default_agents,
+            owns_agents=agents is not None,
+            guardrails=checked_guardrails("AgentMiddleware: guardrails", guardrails),
+        )
+        self._guardrails: TextGuardrails | None = None
+        if self._finder.has_guardrails or dialects is not None:
+            # It takes a quarter as long to import as all the rest.
+            from .exchange import text
+
+            self._guardrails = text.TextGuardrails(dialects, self._renderers, self._stop_grace)
         self._warned_of_doubles = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -160,7 +185,7 @@ class AgentMiddleware:
         resolved_route = finder.known.get(key)
         if resolved_route is None or resolved_route.retired:
             resolved_route = finder.find(key, scope)
-        if resolved_route.agents or self._exposed_as is not None:
+        if resolved_route.guarded or self._exposed_as is not None:
             return await self._serve_guarded(resolved_route, scope, receive, send)
         if not current() or _is_guarded(scope):
             return await self.app(scope, receive, send)
@@ -207,13 +232,17 @@ class AgentMiddleware:
                 # A name that the client has given is reserved at once: no other connection gets it.
                 exchange.find_name()
             exchange.server_span = mark_current_span(exchange)
-            if resolved_route.agents and self._auditor.wanted():
+            if resolved_route.guarded and self._auditor.wanted():
                 audit = Audit(self._auditor, given or scope, exchange)
             if audit is not None or self._exposed_as is not None:
                 send = _watched(send, audit, self._exposed_as, exchange)
             if scope["type"] == "http":
+                app = self.app
+                if resolved_route.judges is not None and self._guardrails is not None:
+                    app = self._guardrails.around(app, exchange)
                 if resolved_route.concerns_http:
-                    return await serve_http(self.app, exchange, scope, receive, send, self._renderers, self._stop_grace)
+                    return await serve_http(app, exchange, scope, receive, send, self._renderers, self._stop_grace)
+                return await app(scope, receive, send)
             elif resolved_route.concerns_websockets:
                 return await serve_websocket(
                     self.app, exchange, scope, receive, send, self._renderers, self._stop_grace

@@ -3,7 +3,7 @@
 import functools
 import types
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -15,14 +15,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .audit import AuditHook, Redact
 from .config import AgentConfig
 from .errors import ConfigurationError
-from .evaluation.resolved_route import AgentReference
+from .evaluation.route_agent import AgentReference
 from .exchange import ChallengeRenderer, ErrorRenderer
+from .guardrails import Guardrail
 from .manager import AgentManager
 from .messages.naming import kind_of
 from .middleware import AgentMiddleware
 from .observability.redaction import redact_secrets
 from .routing.app_chain import app_chain
 from .routing.routes import AgentRoute
+
+if TYPE_CHECKING:
+    from .guardrails import Dialect
 
 # Where a protected app keeps its guard, and where every app keeps its middleware stack.
 _GUARD: Final = "_asgi_agents_guard"
@@ -36,6 +40,8 @@ def protect(
     manager: AgentManager | None = None,
     routes: Sequence[AgentRoute] | None = None,
     default_agents: Iterable[AgentReference] | None = None,
+    guardrails: Iterable[Guardrail] = (),
+    dialects: "Sequence[Dialect] | None" = None,
     challenge_renderer: ChallengeRenderer | None = None,
     render_error: ErrorRenderer | None = None,
     state_key: str | None = "agents",
@@ -92,6 +98,8 @@ def protect(
         manager=manager,
         routes=routes,
         default_agents=default_agents,
+        guardrails=guardrails,
+        dialects=dialects,
         challenge_renderer=challenge_renderer,
         render_error=render_error,
         state_key=state_key,

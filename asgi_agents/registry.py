@@ -15,9 +15,12 @@ from .advice import warn_of
 from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError, UnknownAgentError
-from .evaluation.resolved_route import AgentReference, ResolvedRoute, RouteAgent, RouteListing
+from .evaluation.resolved_route import ResolvedRoute, RouteListing
+from .evaluation.route_agent import AgentReference, RouteAgent
 from .evaluation.stages import find_cycle
+from .evaluation.text_judges import RouteJudges, judge_of
 from .guard import Guard
+from .guardrails import Guardrail
 from .lifecycle import Lifecycle, try_to_configure
 from .messages.naming import named
 from .observability.instruments import Metered
@@ -28,6 +31,9 @@ from .policy import as_failure_mode
 from .protocol.stream import MetricsReport
 from .retirement import Retirements
 from .transports.base import ConfigUpdateCallback, MetricsCallback
+
+# What a route is resolved from.
+_Resolved = tuple[tuple[AgentReference, ...] | None, str | None, bool, tuple[Guardrail, ...]]
 
 
 class AgentRegistry:
@@ -62,7 +68,7 @@ class AgentRegistry:
         self._lock = RLock()
         # By what they were resolved from. All paths with the same agents share one, and a change of agents finds all of
         # them here.
-        self._resolved_routes: dict[tuple[tuple[AgentReference, ...] | None, str | None, bool], ResolvedRoute] = {}
+        self._resolved_routes: dict[_Resolved, ResolvedRoute] = {}
         # Those that were resolved before a change, while connections hold them.
         self._retired: list[ResolvedRoute] = []
         # Agents that were removed and are not closed yet.
@@ -114,9 +120,14 @@ class AgentRegistry:
     # Routes
 
     def resolved_route(
-        self, agents: Iterable[AgentReference] | None, *, route: str | None = None, missing_ok: bool = False
+        self,
+        agents: Iterable[AgentReference] | None,
+        *,
+        route: str | None = None,
+        missing_ok: bool = False,
+        guardrails: tuple[Guardrail, ...] = (),
     ) -> ResolvedRoute:
-        """Resolve ``agents``, those of ``route``; ``missing_ok`` leaves out those that were removed.
+        """Resolve ``agents`` and ``guardrails``, those of ``route``; ``missing_ok`` leaves out removed agents.
 
         The same arguments give the same object until agents change. Then it is ``retired``, and has to be looked up
         again.
@@ -124,20 +135,21 @@ class AgentRegistry:
         if isinstance(agents, str):
             raise ConfigurationError(f"AgentManager: agents={agents!r}, expected a list: [{agents!r}]")
         references = None if agents is None else tuple(agents)
-        resolved_route = self._resolved_routes.get((references, route, missing_ok))
+        key = (references, route, missing_ok, guardrails)
+        resolved_route = self._resolved_routes.get(key)
         if resolved_route is None:
             with self._lock:
-                resolved_route = self._resolved_routes[references, route, missing_ok] = self._resolve(
-                    references, route, missing_ok
-                )
+                found = self._route_agents(references, route, missing_ok)
+                judges = self._route_judges(guardrails, found, route, missing_ok)
+                resolved_route = self._resolved_routes[key] = ResolvedRoute(found, route, judges)
         return resolved_route
 
-    def _resolve(
+    def _route_agents(
         self, references: tuple[AgentReference, ...] | None, route: str | None, missing_ok: bool
-    ) -> ResolvedRoute:
+    ) -> Sequence[RouteAgent]:
         if references is None:
-            return ResolvedRoute([RouteAgent(guard, guard.config.fails, route) for guard in self.guards()], route)
-        agents = []
+            return [RouteAgent(guard, guard.config.fails, route) for guard in self.guards()]
+        agents: list[RouteAgent] = []
         for reference in references:
             agent_id, given = (reference, None) if isinstance(reference, str) else reference
             if missing_ok and agent_id not in self._guards:
@@ -147,7 +159,23 @@ class AgentRegistry:
             if given is not None:
                 mode = as_failure_mode(f"AgentManager: agents contains ({agent_id!r}, {named(given)})", given)
             agents.append(RouteAgent(guard, mode, route))
-        return ResolvedRoute(agents, route)
+        return agents
+
+    def _route_judges(
+        self, guardrails: Sequence[Guardrail], agents: Sequence[RouteAgent], route: str | None, missing_ok: bool
+    ) -> RouteJudges | None:
+        """The guardrails in the failure modes that the route gives their agents, or in those of the agents."""
+        by_id = {agent.guard.config.id: agent for agent in agents}
+        judges = []
+        for guardrail in guardrails:
+            agent = by_id.get(guardrail.agent_id)
+            if agent is None:
+                if missing_ok and guardrail.agent_id not in self._guards:
+                    continue
+                guard = self.guard(guardrail.agent_id)
+                agent = RouteAgent(guard, guard.config.fails, route)
+            judges.append(judge_of(guardrail, agent))
+        return RouteJudges(judges) if judges else None
 
     def _retire_resolved_routes(self) -> None:
         with self._lock:
@@ -235,8 +263,7 @@ class AgentRegistry:
     async def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> None:
         def needed() -> bool:
             return guard.busy or any(
-                resolved_route.connections and any(agent.guard is guard for agent in resolved_route.agents)
-                for resolved_route in self._retired
+                resolved_route.connections and guard in resolved_route.guards for resolved_route in self._retired
             )
 
         await self._retirements.retire(guard, needed, timeout, then)

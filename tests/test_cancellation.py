@@ -16,7 +16,7 @@ from asgi_agents.concurrency.cancellation import cancel_requests, raise_swallowe
 from asgi_agents.decision import Verdict
 from asgi_agents.errors import AgentError
 from asgi_agents.evaluation.evaluate import evaluate
-from asgi_agents.evaluation.resolved_route import RouteAgent
+from asgi_agents.evaluation.route_agent import RouteAgent
 from asgi_agents.failures import FailureKind
 from asgi_agents.guard import Guard
 from asgi_agents.protocol import (

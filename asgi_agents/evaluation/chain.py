@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from ..decision import AgentDecision, Verdict, merge
 from ..protocol import BodyChunkEvent, EventType, WebSocketFrameEvent
 from .evaluate import evaluate
-from .resolved_route import ResolvedRoute, RouteAgent, chain_steps
+from .resolved_route import ResolvedRoute, chain_steps
+from .route_agent import RouteAgent
 
 
 class ChainStep:

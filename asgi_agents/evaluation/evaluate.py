@@ -10,7 +10,8 @@ from ..decision import Verdict, is_denied
 from ..protocol import ALLOW, Event, RequestHeadersEvent
 from ..protocol.stream import CancelReason
 from ..transports.base import cancel_reason
-from .resolved_route import ResolvedRoute, RouteAgent
+from .resolved_route import ResolvedRoute
+from .route_agent import RouteAgent
 
 
 async def evaluate(

@@ -1,18 +1,14 @@
 """What a route resolves to: its agents, which of them receive which events, and what follows from that."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from ..config import DEFAULT_MAX_BODY_BYTES
-from ..decision import Verdict
-from ..failures import FailureKind, too_large, unreadable
 from ..guard import Guard
-from ..policy import FailureMode, FailureModeName
-from ..protocol import Event, EventType
-from ..protocol.stream import correlation_id_of
+from ..protocol import EventType
+from .route_agent import AgentReference, RouteAgent
 from .stages import order_of
+from .text_judges import RouteJudges
 
 # All that can follow the head of an http request.
 _AFTER_THE_HEAD = frozenset(
@@ -26,80 +22,6 @@ _AFTER_THE_HEAD = frozenset(
 
 # Those in whose answers an agent can set request headers.
 _REQUESTS = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
-
-# To look a member of an enumeration up by its name takes long (CPython 3.11).
-_REQUEST_BODY_CHUNK = EventType.REQUEST_BODY_CHUNK
-
-#: An agent's id, or a pair of id and failure mode.
-AgentReference = str | tuple[str, FailureMode | FailureModeName]
-
-
-class RouteAgent(Struct, frozen=True):
-    """An agent on a route (None: of no route in particular), with the failure mode that holds there."""
-
-    guard: Guard
-    failure_mode: FailureMode
-    route: str | None = None
-
-    def evaluate(self, event: Event, chunk: bool = False) -> Awaitable[Verdict]:
-        """Show ``event`` to the agent."""
-        return self.guard.call(event, self.failure_mode, chunk, self.route)
-
-    @property
-    def stops_when_failing(self) -> bool:
-        """Whether a failure of the agent stops the connection."""
-        return self.guard.config.enforce and self.failure_mode is FailureMode.CLOSED
-
-    def body_limit(self, event_type: EventType) -> int | None:
-        """The largest such body that the agent is to inspect, in bytes, if its configuration says."""
-        config = self.guard.config
-        return config.max_request_body_bytes if event_type is _REQUEST_BODY_CHUNK else config.max_response_body_bytes
-
-    def held_limit(self, event_type: EventType) -> int:
-        """How many bytes of such a body may be held for the agent.
-
-        Its configured limit or the default, and no more than it says itself that it takes at a time.
-        """
-        limit = self.body_limit(event_type)
-        limit = DEFAULT_MAX_BODY_BYTES if limit is None else limit
-        most = self.guard.client.max_body_size
-        return limit if most is None else min(limit, most)
-
-    def check_held(self, event_type: EventType, correlation_id: str, size: int) -> Verdict | None:
-        """The verdict of the agent where ``size`` bytes of a body are more than may be held for it; else None."""
-        limit = self.held_limit(event_type)
-        return None if size <= limit else self.body_too_large(event_type, correlation_id, limit)
-
-    def lost(self, event: Event) -> Verdict:
-        """The verdict on a call that ended without one, because its task was cancelled from inside."""
-        fault = "its task was cancelled, though nobody has cancelled it"
-        return self._skip(event.event_type, correlation_id_of(event), FailureKind.ERROR, fault, traced=True)
-
-    def body_too_large(self, event_type: EventType, correlation_id: str, limit: int) -> Verdict:
-        """The verdict of an agent that is not shown a body because it is over ``limit`` bytes."""
-        return self._skip(event_type, correlation_id, too_large(event_type), f"body over its limit of {limit} bytes")
-
-    def body_unreadable(self, event_type: EventType, correlation_id: str, fault: str) -> Verdict:
-        """The verdict of an agent that can't be shown what is in a body."""
-        return self._skip(event_type, correlation_id, unreadable(event_type), f"body not readable: {fault}")
-
-    def not_applicable(self, verdict: Verdict, correlation_id: str, fault: str) -> Verdict:
-        """What becomes of ``verdict`` when it can't be applied any more. It was counted as an answer before."""
-        failed = self._skip(verdict.event_type, correlation_id, FailureKind.NOT_APPLICABLE, fault)
-        return replace(failed, duration=verdict.duration)
-
-    def _skip(
-        self, event_type: EventType, correlation_id: str, kind: FailureKind, fault: str, *, traced: bool = False
-    ) -> Verdict:
-        return self.guard.skip(
-            event_type,
-            kind,
-            self.failure_mode,
-            fault,
-            correlation_id=correlation_id,
-            route=self.route,
-            traced=traced,
-        )
 
 
 class RouteListing(Struct, frozen=True):
@@ -129,11 +51,14 @@ class ResolvedRoute:
         "concerns_websockets",
         "connections",
         "frame_steps",
+        "guarded",
+        "guards",
         "head_agents",
         "head_order",
         "headers_in_process_only",
         "hears",
         "inspects_responses",
+        "judges",
         "keeping_requests",
         "plain_heads_only",
         "reshapes_requests",
@@ -143,15 +68,25 @@ class ResolvedRoute:
         "unpacks_bodies",
     )
 
-    def __init__(self, agents: Sequence[RouteAgent], route: str | None = None) -> None:
+    def __init__(
+        self, agents: Sequence[RouteAgent], route: str | None = None, judges: RouteJudges | None = None
+    ) -> None:
         self.agents = tuple(agents)
+        #: Those who judge text; None where nobody does.
+        self.judges = judges
+        #: Whether anybody is asked about anything.
+        self.guarded = bool(self.agents) or judges is not None
+        #: All agents, each once: those of guardrails too.
+        self.guards: Sequence[Guard] = tuple(
+            dict.fromkeys(agent.guard for agent in (*self.agents, *(judges.agents if judges is not None else ())))
+        )
         #: The pattern of the route, or None.
         self.route = route
         self.connections = 0
         #: Whether something has changed, so that new connections get another.
         self.retired = False
         #: Those that keep something under a connection's correlation id until :meth:`forget`.
-        self.keeping_requests = tuple(agent.guard for agent in self.agents if agent.guard.client.keeps_requests)
+        self.keeping_requests = tuple(guard for guard in self.guards if guard.client.keeps_requests)
         self._by_event = {
             event_type: tuple(agent for agent in self.agents if event_type in agent.guard.hears)
             for event_type in EventType
@@ -171,12 +106,12 @@ class ResolvedRoute:
         #: Whether any agent receives what the app answers.
         self.inspects_responses = not self.hears.isdisjoint({EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK})
         # Those whose answers on response bodies are applied, so that the app must send none that they can't judge.
-        judges = [agent.guard.config for agent in self._by_event[EventType.RESPONSE_BODY_CHUNK]]
-        judges = [config for config in judges if config.enforce]
+        inspecting = [agent.guard.config for agent in self._by_event[EventType.RESPONSE_BODY_CHUNK]]
+        inspecting = [config for config in inspecting if config.enforce]
         #: Whether the app must not be asked for parts of bodies, for encoded ones, or for codings unknown here.
-        self.asks_for_whole_bodies = any(not c.ranges and c.response_content_types is None for c in judges)
-        self.asks_for_plain_bodies = any(c.body_access == "write" and not c.decode for c in judges)
-        self.unpacks_bodies = any(c.decode for c in judges)
+        self.asks_for_whole_bodies = any(not c.ranges and c.response_content_types is None for c in inspecting)
+        self.asks_for_plain_bodies = any(c.body_access == "write" and not c.decode for c in inspecting)
+        self.unpacks_bodies = any(c.decode for c in inspecting)
         #: Any of these.
         self.reshapes_requests = self.asks_for_whole_bodies or self.asks_for_plain_bodies or self.unpacks_bodies
         #: Which of :attr:`head_agents` are asked after which; None: all of them in parallel.

@@ -11,7 +11,7 @@ from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
 from ..decision import ALLOWED, AgentDecision, Verdict
-from ..evaluation.resolved_route import RouteAgent
+from ..evaluation.route_agent import RouteAgent
 from ..protocol import EventType, RequestCompleteEvent
 from .head import head_event, judge_head, report_completion
 from .rendering import Renderers

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from ..decision import AgentDecision, Verdict
-from ..evaluation.resolved_route import RouteAgent, chain_steps
+from ..evaluation.resolved_route import chain_steps
+from ..evaluation.route_agent import RouteAgent
 from ..policy import BodyMode
 from ..protocol import EventType
 from .decoding_stage import DecodingStage

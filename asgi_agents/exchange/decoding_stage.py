@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 
 from ..decision import AgentDecision, Verdict
-from ..evaluation.resolved_route import RouteAgent
+from ..evaluation.route_agent import RouteAgent
 from ..memory.pieces import Pieces
 from ..policy import BodyMode
 from ..protocol import BodyChunkEvent, EventType

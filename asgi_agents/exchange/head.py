@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from ..decision import AgentDecision, Verdict, merge
 from ..evaluation.evaluate import evaluate, evaluate_head
-from ..evaluation.resolved_route import RouteAgent
+from ..evaluation.route_agent import RouteAgent
 from ..observability.trace_context import current_traceparent, traceparent_of
 from ..protocol import RequestCompleteEvent, RequestHeadersEvent, ResponseHeadersEvent
 from .scope import request_headers_event

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ..decision import AgentDecision, Verdict, merge, unanimous
 from ..errors import caused_by_closing
 from ..evaluation.evaluate import evaluate
-from ..evaluation.resolved_route import RouteAgent
+from ..evaluation.route_agent import RouteAgent
 from ..protocol import EventType
 from .base import Exchange, Summary
 from .body import BodyInspection

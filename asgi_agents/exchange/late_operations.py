@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..decision import Verdict
-from ..evaluation.resolved_route import RouteAgent
+from ..evaluation.route_agent import RouteAgent
 from .remembered import MAX_WAITING_OP_BYTES
 from .state import ExchangeState
 

@@ -13,7 +13,7 @@ from starlette.types import Message, Scope, Send
 from ..concurrency.limiter import Limiter
 from ..decision import AgentDecision, Verdict
 from ..errors import ClosedByAgent, ResponseAborted
-from ..evaluation.resolved_route import RouteAgent
+from ..evaluation.route_agent import RouteAgent
 from ..protocol import Block, EventType, Headers, ResponseHeadersEvent
 from .body import BodyInspection
 from .head import judge_head, skipping_body

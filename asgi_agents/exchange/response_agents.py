@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Sequence
 
-from ..evaluation.resolved_route import RouteAgent
+from ..evaluation.route_agent import RouteAgent
 from .headers import media_type
 from .scope import RawHeaders
 

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from ..decision import AgentDecision, Verdict, merge, unanimous
 from ..evaluation.chain import ChainStep
-from ..evaluation.resolved_route import RouteAgent
+from ..evaluation.route_agent import RouteAgent
 from ..memory.pieces import Pieces
 from ..policy import BodyMode, FailureMode
 from ..protocol import BodyChunkEvent, EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from ..decision import AgentDecision, Verdict, merge
 from ..evaluation.evaluate import evaluate
 from ..evaluation.guardrail import inspect_guardrail, unavailable
-from ..evaluation.resolved_route import ResolvedRoute, RouteAgent
+from ..evaluation.resolved_route import ResolvedRoute
+from ..evaluation.route_agent import RouteAgent
 from ..failures import RULES
 from ..guard import Guard
 from ..observability.attributes import EVENT, ROUTE
@@ -31,6 +32,7 @@ from ..protocol import (
     WebSocketFrameEvent,
 )
 from ..registry import AgentRegistry
+from .guardrail_report import GuardrailReport
 from .remembered import (
     MAX_VERDICT_BYTES,
     MAX_VERDICTS,
@@ -52,6 +54,7 @@ _SESSION_NAMES = {
     EventType.REQUEST_BODY_CHUNK: "request_body",
     EventType.RESPONSE_BODY_CHUNK: "response_body",
     EventType.WEBSOCKET_FRAME: "websocket_session",
+    EventType.GUARDRAIL_INSPECT: "guardrail_windows",
 }
 
 
@@ -124,6 +127,8 @@ class ExchangeState(Struct, eq=False):
     _calls: dict[str, CallCount] | None = None
     #: The agents that were shown a body as it was encoded.
     shown_encoded: tuple[str, ...] = ()
+    #: What each guardrail did.
+    guardrails: tuple[GuardrailReport, ...] = ()
     # That of the outermost middleware around this one, of the same connection: it has the names, for all.
     _outermost: "ExchangeState | None" = None
     #: The id of the request, where the client has given the correlation id, once an agent has received it.
@@ -223,7 +228,7 @@ class ExchangeState(Struct, eq=False):
         failure_mode = self._failure_mode(agent_id)
         if failure_mode is None and guard.client.keeps_requests:
             self._forget_later((guard,))
-        with self._reserved_id((guard,)) as name:
+        with self.reserved_id((guard,)) as name:
             if name != event.correlation_id:
                 event = replace(event, correlation_id=name)
             verdict, response = await inspect_guardrail(guard, event, failure_mode)
@@ -267,7 +272,7 @@ class ExchangeState(Struct, eq=False):
         Either agents keep something under the id. Or the connection is over: a task that the app has left behind may
         still send or receive, or wait for a verdict.
         """
-        with self._reserved_id(self.resolved_route.keeping_requests) as name:
+        with self.reserved_id(self.resolved_route.keeping_requests) as name:
             if name != event.correlation_id:
                 event = replace(event, correlation_id=name)
             if self._registry.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
@@ -276,7 +281,7 @@ class ExchangeState(Struct, eq=False):
             return await self._evaluate_in_session(agents, event, chunk=chunk, final=final, continued=continued)
 
     @contextmanager
-    def _reserved_id(self, guards: Iterable[Guard]) -> Iterator[str]:
+    def reserved_id(self, guards: Iterable[Guard]) -> Iterator[str]:
         """The correlation id for a call. No other connection gets it before the call ends, even if this one ends first.
 
         If the connection is over when the call ends, the ``guards`` forget the id. If another
@@ -318,7 +323,7 @@ class ExchangeState(Struct, eq=False):
         final: bool,
         continued: bool,
     ) -> Sequence[Verdict]:
-        session = self._session(event.event_type)
+        session = self.session(event.event_type)
         if session is None:
             return await evaluate(agents, event, chunk=chunk, final=final)
         with session.current():
@@ -339,16 +344,18 @@ class ExchangeState(Struct, eq=False):
             self._verdicts, self._verdict_bytes, lost = newest(self._verdicts)
             self._forgotten += lost
         if self._calls is not None:
-            self._count(verdicts, len(telling))
+            self.count(verdicts, len(telling))
 
     def record_allow(self, verdicts: Sequence[Verdict]) -> None:
         """Remember the verdicts on a head that all agents simply allow, where it is all that any of them receives."""
         self._verdicts += verdicts
         if self._calls is not None:
-            self._count(verdicts, len(verdicts))
+            self.count(verdicts, len(verdicts))
 
-    def _count(self, verdicts: Sequence[Verdict], telling: int) -> None:
-        assert self._calls is not None
+    def count(self, verdicts: Sequence[Verdict], telling: int) -> None:
+        """Count calls, where calls are counted; ``telling`` is how many of the verdicts are remembered."""
+        if self._calls is None:
+            return
         self.verdicts_recorded += telling
         for verdict in verdicts:
             count = self._calls.get(verdict.agent_id)
@@ -410,7 +417,8 @@ class ExchangeState(Struct, eq=False):
         for guard in self._forget_too or ():
             guard.client.forget(self.correlation_id)
 
-    def _session(self, event_type: EventType) -> SessionSpan | None:
+    def session(self, event_type: EventType) -> SessionSpan | None:
+        """The span that all events of a type share; None where nothing is traced."""
         if self._closed:
             # A task that the app has left behind still sends.
             return None

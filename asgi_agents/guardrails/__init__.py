@@ -29,6 +29,46 @@ An agent that fails is the driver's decision: ``stream.fail(stop)`` ends the str
 are ignored. While nothing has left (``stream.started``) a whole answer can take the stream's place:
 ``dialect.reply(stop)``.
 
-:func:`~asgi_agents.guardrails.dialects.of_request`, ``of_answer`` and ``of_stream`` choose dialects.
+:func:`~asgi_agents.guardrails.dialects.known.of_request`, ``of_answer`` and ``of_stream`` choose dialects.
 :func:`~asgi_agents.guardrails.verdicts.decisions_of` turns the answer of an agent that knows no windows into decisions.
 """
+
+from typing import TYPE_CHECKING
+
+from .guardrail import Guardrail
+from .slots import Block, Call, Decision, Flag, Kind, Redact, Slot, Window
+from .text_guardrail import TextGuardrail
+
+if TYPE_CHECKING:
+    from .dialect import Dialect
+    from .dialects.pointers import Pointers
+else:
+    # What only some need is imported when it is asked for (PEP 562).
+    _LAZY = {"Dialect": "dialect", "Pointers": "dialects.pointers"}
+
+    def __getattr__(name: str) -> object:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+__all__ = [
+    "Block",
+    "Call",
+    "Decision",
+    "Dialect",
+    "Flag",
+    "Guardrail",
+    "Kind",
+    "Pointers",
+    "Redact",
+    "Slot",
+    "TextGuardrail",
+    "Window",
+]

@@ -19,10 +19,12 @@ class Stop(Struct, frozen=True):
 
     :ivar message: the reason.
     :ivar status: what an answer that has not started has. 4xx: blocked. 5xx: a guardrail has failed.
+    :ivar malformed: whether the request could not be read, so that nobody has judged it.
     """
 
     message: str
     status: int = 400
+    malformed: bool = False
 
     @property
     def failure(self) -> bool:

@@ -53,6 +53,10 @@ class Judged(Protocol):
         """
         ...
 
+    def hold_to_end(self, judge: Judge) -> None:
+        """Have ``judge`` see what has not left when the slot has ended, and all of it at once."""
+        ...
+
     def advance(self, now: float) -> None:
         """Move on what may move on, and ask for what may be judged."""
         ...

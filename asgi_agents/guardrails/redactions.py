@@ -49,10 +49,16 @@ class Edits:
 def check_decisions(decisions: Sequence[Decision], window: Window) -> None:
     """Raise :class:`AgentProtocolError` unless every one is a decision about ``window``."""
     for decision in decisions:
+        match decision:
+            case Block(reason=said) | Redact(text=said) | Flag(category=said):
+                if not isinstance(said, str):
+                    raise AgentProtocolError(
+                        f"{type(decision).__name__}: expected a str as its text, got {type(said).__name__}"
+                    )
+            case _:
+                raise AgentProtocolError(f"expected Redact, Block or Flag, got {type(decision).__name__}")
         if isinstance(decision, Block):
             continue
-        if not isinstance(decision, Redact | Flag):
-            raise AgentProtocolError(f"expected Redact, Block or Flag, got {type(decision).__name__}")
         start, end, length = decision.start, decision.end, len(window.text)
         if type(start) is not int or type(end) is not int or not 0 <= start <= end <= length:
             raise AgentProtocolError(

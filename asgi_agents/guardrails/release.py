@@ -141,6 +141,12 @@ class Release:
         if self.outcome.blocked is None:
             inspection.judged.advance(now)
 
+    def hold_to_end(self, inspection: Inspection, now: float) -> None:
+        """Judge the text of a window again, with all that is still to come of its slot."""
+        inspection.judged.hold_to_end(inspection.judge)
+        self._in_flight.discard(inspection)
+        inspection.judged.advance(now)
+
     def add(self, unit: Unit, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> None:
         """The next event, and what its dialect says of it.
 

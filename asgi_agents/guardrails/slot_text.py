@@ -114,6 +114,12 @@ class SlotText:
                 self._note(stage)
                 return
 
+    def hold_to_end(self, judge: Judge) -> None:
+        """Have ``judge`` see what has not left when the slot has ended, and all of it at once."""
+        for stage in (*self._row, *self._beside):
+            if stage.judge is judge:
+                stage.windows.hold_to_end()
+
     def advance(self, now: float) -> None:
         """Move on what may move on, and ask for what may be judged."""
         before: SlotWindows | None = None
@@ -211,6 +217,9 @@ class WholeText:
         behind = self._in_a_row.index(judge) + 1
         for judge in self._in_a_row[behind : behind + 1]:
             self._ask(judge)
+
+    def hold_to_end(self, judge: Judge) -> None:
+        """It is all there."""
 
     def advance(self, now: float) -> None:
         """Move on if all verdicts are there."""

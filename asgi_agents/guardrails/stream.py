@@ -170,6 +170,12 @@ class Stream:
             self._release.verdict(inspection, decisions, now)
             self._leave(now)
 
+    def hold_to_end(self, inspection: Inspection, now: float) -> None:
+        """In place of a verdict: the judge can't say what it has found where. It is asked when the slot has ended."""
+        if self.ending is None:
+            self._release.hold_to_end(inspection, now)
+            self._leave(now)
+
     def fail(self, stop: Stop) -> None:
         """Stop the stream; its client is told so behind what may leave. What waits is discarded."""
         if self.ending is None:

@@ -22,8 +22,9 @@ def decisions_of(
 ) -> list[Decision]:
     """The decisions that an answer amounts to.
 
-    A detection without a span is of the whole window. Where there is none at all, ``detected`` is one of its own, and
-    ``redacted_content`` takes the place of what the agent was shown.
+    A detection's own ``action`` is what is done about it, and otherwise ``action``. A detection without a span is of
+    the whole window. Where there is none at all, ``detected`` is one of its own, and ``redacted_content`` takes the
+    place of what the agent was shown.
 
     :param threshold: detections of less confidence are ignored; one that says nothing of it is certain.
     :param categories: detections of others are ignored. None: there are no others.
@@ -45,6 +46,7 @@ def decisions_of(
 
 
 def _decision(detection: Detection, window: Window, action: Action, shown_from: int) -> Decision:
+    action = detection.action or action
     if action == "block":
         return Block(detection.category)
     start, end = window.fresh, len(window.text)
@@ -57,4 +59,4 @@ def _decision(detection: Detection, window: Window, action: Action, shown_from: 
             )
     if action == "flag":
         return Flag(start, end, detection.category)
-    return Redact(start, end, f"[{detection.category}]")
+    return Redact(start, end, f"[{detection.category}]" if detection.replacement is None else detection.replacement)

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import AgentProtocolError
 from .redactions import Edits, check_decisions, merged
@@ -196,6 +197,14 @@ class SlotWindows:
     def resume(self) -> None:
         """The slot goes on although it had ended. What has left can't be changed; finds may begin there."""
         self._ended = False
+
+    def hold_to_end(self) -> None:
+        """Judge all that has not left as one window, when the slot has ended. What was asked for is of no use now."""
+        self._limits = replace(self._limits, whole=True)
+        for asked in self._asked:
+            asked.stale = True
+        self._asked.clear()
+        self._next = self._seen = self._fresh
 
     def ask(self, now: float) -> AskedWindow | None:
         """The next window to judge, if there is one now."""

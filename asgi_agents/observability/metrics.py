@@ -132,6 +132,31 @@ class Series:
         return stops and not self.enforced and self.event != EventType.REQUEST_COMPLETE
 
 
+class TextTally:
+    """What an agent did as a guardrail, on text that passes.
+
+    :ivar windows: how many windows it judges now.
+    :ivar held: code points that wait now in streams that it judges.
+    :ivar delays: the longest time, in seconds, that an event of a stream waited.
+    """
+
+    def __init__(self) -> None:
+        self.windows = 0
+        self.held = 0
+        self.delays = Distribution()
+        self._counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+
+    def count(self, what: str, kind: str) -> None:
+        """Count a find in a text of that kind: ``redact``, ``block``, ``flag``, or ``unreadable``, of no kind."""
+        self._counts[what, kind] += 1
+
+    @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """How often it did what, by the kind of text."""
+        # Scrapers may run in another thread.
+        return dict(self._counts)
+
+
 class Tally:
     """The counters behind :class:`AgentMetrics`.
 
@@ -154,6 +179,8 @@ class Tally:
         self.refusals: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
         self.denials: deque[Incident] = deque(maxlen=_MAX_INCIDENTS)
         self.history = History(self._totals)
+        #: As a guardrail.
+        self.text = TextTally()
         self._series: dict[tuple[EventType, str, bool, bool], Series] = {}
 
     @property

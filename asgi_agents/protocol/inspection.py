@@ -14,6 +14,7 @@ from .validation import check_bool, check_number, check_text, number_or_type
 SpanUnit = Literal["codepoints", "bytes"]
 
 _SEVERITIES: Final = ", ".join(repr(severity.value) for severity in Severity)
+_ACTIONS: Final = (None, "redact", "block", "flag")
 _UNIT_HINT: Final = "a remote agent that counts bytes needs span_unit='bytes'"
 
 
@@ -46,6 +47,10 @@ def _check_detection(field: str, detection: object, length: int) -> None:
         )
     if detection.confidence is not None:
         check_number(f"{field}.confidence", detection.confidence)
+    if detection.replacement is not None:
+        check_text(f"{field}.replacement", detection.replacement)
+    if detection.action not in _ACTIONS:
+        raise AgentProtocolError(f"{field}.action: expected 'redact', 'block', 'flag' or None")
     if detection.span is not None:
         _check_span(f"{field}.span", detection.span)
         if detection.span.end > length:

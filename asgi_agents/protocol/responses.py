@@ -300,7 +300,9 @@ class TextSpan(Struct, frozen=True):
 class Detection(RedactedRepr, frozen=True, kw_only=True):
     """One thing that a guardrail agent found.
 
-    ``severity`` may be given as text. ``confidence`` is 0 to 1.
+    ``severity`` may be given as text. ``confidence`` is 0 to 1. ``replacement`` is what a :class:`Guardrail` is to put
+    in place of the span when it redacts. ``action`` is what it is to do, whatever it does otherwise. Other hosts of the
+    protocol know neither of the two.
     """
 
     category: str
@@ -308,6 +310,8 @@ class Detection(RedactedRepr, frozen=True, kw_only=True):
     severity: Severity = Severity.MEDIUM
     confidence: float | None = None
     span: TextSpan | None = None
+    replacement: str | None = None
+    action: Literal["redact", "block", "flag"] | None = None
 
     def __post_init__(self) -> None:
         if type(self.severity) is str:
@@ -315,7 +319,7 @@ class Detection(RedactedRepr, frozen=True, kw_only=True):
             force_setattr(self, "severity", _SEVERITIES.get(self.severity, self.severity))
 
     def __repr__(self) -> str:
-        return redacted_repr(self, description=size_of(self.description))
+        return redacted_repr(self, description=size_of(self.description), replacement=size_of(self.replacement))
 
 
 class GuardrailResponse(RedactedRepr, frozen=True, kw_only=True):

@@ -8,7 +8,8 @@ from typing import Final
 from starlette.types import Scope
 
 from ..agent import Agent
-from ..evaluation.resolved_route import AgentReference, ResolvedRoute
+from ..evaluation.resolved_route import ResolvedRoute
+from ..evaluation.route_agent import AgentReference
 from ..guard import Guard
 from ..protocol import EventType
 from ..registry import AgentRegistry

@@ -5,7 +5,10 @@ from collections.abc import Iterable, Sequence
 from starlette.types import Scope
 
 from ..errors import ConfigurationError, UnknownAgentError
-from ..evaluation.resolved_route import AgentReference, ResolvedRoute
+from ..evaluation.resolved_route import ResolvedRoute
+from ..evaluation.route_agent import AgentReference
+from ..evaluation.text_judges import check_guardrail
+from ..guardrails import Guardrail
 from ..registry import AgentRegistry
 from .advice import check_agents, check_routes
 from .app_chain import app_chain, attribute
@@ -20,6 +23,7 @@ class RouteFinder:
     :param app: what the middleware wraps.
     :param registry: the agents that ``routes`` and ``default_agents`` name.
     :param owns_agents: whether no other middleware has routes for the same agents.
+    :param guardrails: those of all connections whose route has none of its own.
 
     Raises :class:`ConfigurationError` where that can't work.
     """
@@ -32,9 +36,10 @@ class RouteFinder:
         default_agents: Iterable[AgentReference] | None,
         *,
         owns_agents: bool,
+        guardrails: tuple[Guardrail, ...] = (),
     ) -> None:
         self._registry = registry
-        self._router = Router(routes, default_agents, _root_path_of(app))
+        self._router = Router(routes, default_agents, _root_path_of(app), guardrails)
         self._resolver = Resolver(self._router, app)
         self._owns_agents = owns_agents
         # Routes and agents are checked for likely mistakes once, and not before the app has its routes.
@@ -45,9 +50,16 @@ class RouteFinder:
                 registry.guard(agent_id)
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
+        for guardrail in self._router.guardrails:
+            try:
+                check_guardrail(guardrail, registry.guard(guardrail.agent_id))
+            except UnknownAgentError as exc:
+                raise ConfigurationError(f"Guardrail({guardrail.agent_id!r}): {exc}") from exc
         registry.list_routes(self._router.listings)
         #: Whether the method has a say as well as the path.
         self.goes_by_method = self._router.goes_by_method
+        #: Whether there are guardrails on any route.
+        self.has_guardrails = bool(self._router.guardrails)
         #: By path; where the method or a root path has a say, by path, root path and method. The middleware looks here
         #: first, itself: a call of :meth:`find` for each request would cost more than all the rest of the look-up.
         self.known = PathCache()
@@ -68,7 +80,9 @@ class RouteFinder:
                 return resolved_route
         found, lasts = self._resolver.resolve(scope, app_routes)
         references, route = self._router.agents_of(found)
-        resolved_route = self._registry.resolved_route(references, route=route, missing_ok=True)
+        resolved_route = self._registry.resolved_route(
+            references, route=route, missing_ok=True, guardrails=self._router.guardrails_of(found)
+        )
         if lasts:
             known.remember(key, resolved_route)
         elif app_routes is not None and not app_routes.volatile:

@@ -9,7 +9,10 @@ from starlette.types import Scope
 
 from ..config import AgentConfig
 from ..errors import ConfigurationError
-from ..evaluation.resolved_route import AgentReference, RouteListing
+from ..evaluation.resolved_route import RouteListing
+from ..evaluation.route_agent import AgentReference
+from ..guardrails import Guardrail
+from ..guardrails.guardrail import checked_guardrails
 from ..messages.naming import named
 from ..policy import as_failure_mode
 from ..protocol import TOKEN
@@ -26,11 +29,20 @@ class AgentRoute:
     :param agents: ids, or pairs of id and the failure mode that holds on this route. In a chain
         they are asked in this order, and of several denials the first one counts. Empty: no agents.
     :param methods: None means all. ``GET`` includes ``HEAD``, and websocket handshakes, which are GET requests.
+    :param guardrails: those that judge the text of these requests and answers, in place of those of the middleware.
+        None: those of the middleware.
     """
 
-    __slots__ = ("across_lines", "agents", "methods", "path", "prefix", "regex")
+    __slots__ = ("across_lines", "agents", "guardrails", "methods", "path", "prefix", "regex")
 
-    def __init__(self, path: str, agents: Iterable[AgentReference], *, methods: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        agents: Iterable[AgentReference],
+        *,
+        methods: Iterable[str] | None = None,
+        guardrails: Iterable[Guardrail] | None = None,
+    ) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
             right = f": {'/' + path!r}" if isinstance(path, str) and "://" not in path else ""
             also = ", which matches every path" if path == "{rest:path}" else ""
@@ -50,6 +62,9 @@ class AgentRoute:
         #: What every path that matches begins with.
         self.prefix = path.partition("{")[0]
         self.agents = checked_references(f"AgentRoute({path!r}): agents", agents)
+        self.guardrails: tuple[Guardrail, ...] | None = None
+        if guardrails is not None:
+            self.guardrails = checked_guardrails(f"AgentRoute({path!r}): guardrails", guardrails)
         self.methods: frozenset[str] | None = None
         if methods is not None:
             names = {_checked_method(path, method) for method in _listed(f"AgentRoute({path!r}): methods", methods)}
@@ -91,7 +106,9 @@ class Router:
         routes: Sequence[AgentRoute] | None,
         default_agents: Iterable[AgentReference] | None,
         root_path: str = "",
+        guardrails: tuple[Guardrail, ...] = (),
     ) -> None:
+        self._guardrails = guardrails
         self._root_path = root_path
         if routes is not None and not isinstance(routes, Iterable):
             raise ConfigurationError(f"AgentMiddleware: routes={named(routes)}, expected a list of AgentRoute")
@@ -118,6 +135,17 @@ class Router:
         """Every agent that is named anywhere."""
         named = {reference for route in self.routes or () for reference in route.agents}
         return named | set(self.default_agents or ())
+
+    @property
+    def guardrails(self) -> Sequence[Guardrail]:
+        """Every guardrail that there is anywhere."""
+        return tuple(
+            dict.fromkeys([*self._guardrails, *(one for route in self.routes or () for one in route.guardrails or ())])
+        )
+
+    def guardrails_of(self, route: AgentRoute | None) -> tuple[Guardrail, ...]:
+        """Those of a route; of no route, the middleware's."""
+        return self._guardrails if route is None or route.guardrails is None else route.guardrails
 
     @property
     def listings(self) -> Sequence[RouteListing]:

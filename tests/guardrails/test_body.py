@@ -8,10 +8,10 @@ import pytest
 from asgi_agents.errors import AgentProtocolError, ConfigurationError
 from asgi_agents.guardrails.body import Body
 from asgi_agents.guardrails.dialect import Dialect, Stop
-from asgi_agents.guardrails.dialects import BUILT_IN, of_answer, of_request
 from asgi_agents.guardrails.dialects.anthropic import Anthropic
 from asgi_agents.guardrails.dialects.chat import Chat
 from asgi_agents.guardrails.dialects.gemini import Gemini
+from asgi_agents.guardrails.dialects.known import BUILT_IN, of_answer, of_request
 from asgi_agents.guardrails.dialects.ollama import Ollama
 from asgi_agents.guardrails.dialects.pointers import Pointers
 from asgi_agents.guardrails.dialects.responses import Responses

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_agents.guardrails.dialect import Dialect, Stop
-from asgi_agents.guardrails.dialects import BUILT_IN
+from asgi_agents.guardrails.dialects.known import BUILT_IN
 from asgi_agents.guardrails.dialects.pointers import Pointers
 from asgi_agents.guardrails.dialects.unknown import Events, Lines
 from asgi_agents.guardrails.framing import Unit, UnreadableError

@@ -9,10 +9,10 @@ import pytest
 
 from asgi_agents.errors import AgentProtocolError
 from asgi_agents.guardrails.dialect import Dialect, Stop
-from asgi_agents.guardrails.dialects import BUILT_IN, of_stream
 from asgi_agents.guardrails.dialects.anthropic import Anthropic
 from asgi_agents.guardrails.dialects.chat import Chat
 from asgi_agents.guardrails.dialects.gemini import Gemini
+from asgi_agents.guardrails.dialects.known import BUILT_IN, of_stream
 from asgi_agents.guardrails.dialects.ollama import Ollama
 from asgi_agents.guardrails.dialects.unknown import Events, PlainText
 from asgi_agents.guardrails.judges import Judge, Judges

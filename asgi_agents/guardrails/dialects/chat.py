@@ -18,7 +18,7 @@ _ERRORS: Final = {True: ("server_error", "guardrail_error"), False: ("invalid_re
 def error(stop: Stop) -> Mapped:
     """The error object that OpenAI's clients raise for."""
     kind, code = _ERRORS[stop.failure]
-    return {"error": {"message": stop.message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": stop.message, "type": kind, "param": None, "code": None if stop.malformed else code}}
 
 
 class Chat:

@@ -1,0 +1,409 @@
+"""Guardrails around the app: the text of a request before the app runs, that of the answer before it leaves.
+
+They stand nearest to the app. The agents of the route see requests before them, and answers as they leave here.
+
+::
+
+    TextExchange.run     reads and judges the request, and runs the app
+      ├─> Asking         asks the agents: evaluation.text_judges says which
+      └─> TextAnswer     the app's `send`: holds an answer until it was judged, or streams what may leave
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode
+
+import anyio
+from msgspec import Struct
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from ..errors import caused_by_closing
+from ..failures import FailureKind
+from ..guardrails.body import Body
+from ..guardrails.dialect import Dialect, Stop
+from ..guardrails.dialects.known import checked_dialects, of_request
+from ..guardrails.dialects.unknown import Events, PlainText
+from ..guardrails.framing import UnreadableError
+from ..guardrails.json_text import JSON, loads
+from ..guardrails.operations import Operation, Whole
+from ..guardrails.slots import Call, Kind, Slot
+from .headers import media_type, with_length, without_body_claims, without_headers
+from .inbound import Inbound
+from .rendering import Renderers
+from .response import BODY_BYPASSES
+from .scope import App, OwnScope, header, headers_of
+from .state import ExchangeState
+from .text_answer import TextAnswer
+from .text_asking import Asking, Stopped, failed_with
+
+REQUEST_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
+_INPUT: Final[frozenset[Kind]] = frozenset({"input"})
+# How many bytes of a request are held.
+MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
+_FORM_TYPE: Final = "application/x-www-form-urlencoded"
+_DISCONNECT: Final[Message] = {"type": "http.disconnect"}
+_RESHAPING: Final = frozenset({b"accept-encoding", b"range", b"if-range"})
+_UNKNOWN: Final = Events()
+
+
+class TextGuardrails:
+    """Puts the guardrails of a connection's route around an app.
+
+    :param dialects: users' own, which are tried before the built-in ones.
+    :raises ConfigurationError: for what are no dialects.
+    """
+
+    def __init__(self, dialects: Sequence[Dialect] | None, renderers: Renderers, stop_grace: float) -> None:
+        self._dialects = checked_dialects("AgentMiddleware: dialects", dialects)
+        self._renderers = renderers
+        self._stop_grace = stop_grace
+
+    def around(self, app: App, state: ExchangeState) -> App:
+        """``app`` behind the guardrails of the connection."""
+
+        async def judged(scope: Scope, receive: Receive, send: Send) -> Any:
+            exchange = TextExchange(state, self._dialects, self._renderers, self._stop_grace, scope, receive, send)
+            return await exchange.run(app)
+
+        return judged
+
+
+class TextExchange:
+    """One request and its answer, on their way through guardrails."""
+
+    def __init__(
+        self,
+        state: ExchangeState,
+        dialects: Sequence[Dialect],
+        renderers: Renderers,
+        stop_grace: float,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        assert state.resolved_route.judges is not None
+        self._state = state
+        self._judges = state.resolved_route.judges
+        self._dialects = dialects
+        self._renderers = renderers
+        self._stop_grace = stop_grace
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._inbound = Inbound(
+            receive,
+            screen=self._note_message,
+            judge=_never,
+            may_suspend=lambda: False,
+            wakeable=True,
+            on_noticed=self._app_noticed,
+        )
+        self._app_scope: anyio.CancelScope | None = None
+        # The messages of the request that were read and are for the app.
+        self._messages: list[Message] = []
+        self._data = b""
+        self._too_large = False
+        self._disconnected = False
+
+    async def run(self, app: App) -> Any:
+        """The whole exchange. Returns what the app returns."""
+        path = self._scope["path"]
+        dialect: Dialect = next((known for known in self._dialects if known.knows_path(path)), _UNKNOWN)
+        forms = self._forms(dialect)
+        asking: Asking | None = None
+        changed: bytes | None = None
+        try:
+            if forms:
+                if not await self._read():
+                    # The client has left. The part of its request that is there can't be judged.
+                    return None
+                if self._too_large:
+                    asking = self._asking(dialect)
+                    self._check_size(asking)
+                elif self._data and (readable := _readable(forms, self._data, path, self._dialects)):
+                    _, dialect, value = next((found for found in readable if found[0].operations is None), readable[0])
+                    call = self._call(dialect, value)
+                    asking = Asking(self._state, self._judges.of(call), call)
+                    changed = await self._judge_request(readable, asking)
+        except UnreadableError as exc:
+            # Where nobody judges requests, the app may make of it what it can.
+            if self._judges.judge_any(REQUEST_KINDS):
+                stop = Stop(f"The request body can't be read: {exc}", 400, malformed=True)
+                await self._answer(dialect, asking or self._asking(dialect)).refuse(stop)
+                return None
+        except Stopped as stopped:
+            assert asking is not None
+            await self._answer(dialect, asking).stop(stopped)
+            return None
+        return await self._run_app(app, self._answer(dialect, asking or self._asking(dialect)), changed)
+
+    def _asking(self, dialect: Dialect) -> Asking:
+        """For a call of whose request nothing is known but its head."""
+        call = Call(dialect=dialect.name, scope=self._scope)
+        return Asking(self._state, self._judges.of(call), call)
+
+    def _call(self, dialect: Dialect, value: JSON) -> Call:
+        call = dialect.call(value)
+        return Call(
+            dialect=call.dialect,
+            model=call.model,
+            user=call.user,
+            stream=call.stream,
+            tools=call.tools,
+            scope=self._scope,
+        )
+
+    def _answer(self, dialect: Dialect, asking: Asking) -> TextAnswer:
+        return TextAnswer(
+            self._state,
+            asking,
+            dialect,
+            self._dialects,
+            self._renderers,
+            self._scope,
+            self._send,
+            on_stop=self._stop_app,
+            on_noticed=self._app_noticed,
+        )
+
+    # The request
+
+    def _forms(self, by_path: Dialect) -> "Sequence[_BodyForm]":
+        """The forms in which an app may read the body. None: it passes unread."""
+        headers = headers_of(self._scope)
+        given = media_type(headers)
+        judges_input = self._judges.judge_any(_INPUT)
+        if (header(headers, b"content-encoding") or "identity").lower() != "identity":
+            return (_ENCODED,) if judges_input else ()
+        if given == "application/json" or (given or "").endswith("+json") or by_path is not _UNKNOWN:
+            # Apps that speak a dialect read JSON whatever its type is said to be.
+            return (_JSON,)
+        if not judges_input:
+            return (_MAYBE_JSON,) if given is None else ()
+        if given is None:
+            return (_MAYBE_JSON, _OTHERWISE_PLAIN)
+        if given == _FORM_TYPE:
+            return (_FIELDS, _MAYBE_JSON)
+        return (_PLAIN, _MAYBE_JSON) if given.startswith("text/") else (_OTHER,)
+
+    async def _read(self) -> bool:
+        """Read the body. Returns False if the client has left. Of one that is too large, only the beginning is read."""
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                return False
+            self._messages.append(message)
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > MAX_REQUEST_BYTES:
+                self._too_large = True
+                return True
+            pieces.append(bytes(piece))
+            if not message.get("more_body", False):
+                self._data = b"".join(pieces)
+                return True
+
+    def _check_size(self, asking: Asking) -> None:
+        judges = asking.judges.on(REQUEST_KINDS)
+        fault = f"a request body of more than {MAX_REQUEST_BYTES} bytes"
+        verdict = asking.not_shown(judges, FailureKind.REQUEST_TOO_LARGE, fault)
+        if verdict is not None:
+            raise failed_with(verdict)
+
+    async def _judge_request(self, readable: "Sequence[_Readable]", asking: Asking) -> bytes | None:
+        """Judge the text of the request. Returns the body in which it is changed; None: it is not."""
+        judges = asking.judges
+        if not judges.on(REQUEST_KINDS):
+            return None
+        data = self._data
+        for form, dialect, _ in readable:
+            given = form.to_json(data)
+            body = Body(given, form.operations or dialect.request, judges, kind="input")
+            await asking.judge_body(body)
+            assert body.data is not None
+            if body.data != given:
+                data = form.from_json(body.data)
+        return None if data == self._data else data
+
+    # The app
+
+    async def _run_app(self, app: App, answer: TextAnswer, changed: bytes | None) -> Any:
+        changes = self._changes(answer, changed)
+        own = OwnScope(self._scope, changes) if changes else None
+        scope = self._scope
+        if own is not None:
+            scope = own.scope
+            answer.use(own.sending(self._send))
+        if changed is not None:
+            self._inbound.deliver({"type": "http.request", "body": changed, "more_body": False})
+        else:
+            for message in self._messages:
+                self._inbound.deliver(message)
+        self._messages.clear()
+        self._data = b""
+        result: Any = None
+        try:
+            with anyio.CancelScope() as self._app_scope:
+                try:
+                    result = await self._inbound.run_app(
+                        partial(self._call_app, app, scope, answer), beside=answer.may_judge
+                    )
+                except Exception as exc:
+                    if not (answer.stopped and caused_by_closing(exc, ClientDisconnect)):
+                        raise
+            if answer.error is not None and not self._disconnected:
+                await answer.send_abort_marker()
+                raise answer.error
+            return result
+        finally:
+            answer.close()
+            if own is not None:
+                own.hand_back()
+
+    async def _call_app(self, app: App, scope: Scope, answer: TextAnswer) -> Any:
+        answer.tasks = self._inbound.tasks
+        return await app(scope, self._inbound.receive, answer.send)
+
+    def _changes(self, answer: TextAnswer, changed: bytes | None) -> dict[str, Any]:
+        """What is different in the scope of the app."""
+        changes: dict[str, Any] = {}
+        given = headers_of(self._scope)
+        headers = given
+        if answer.may_judge:
+            # What the app would answer to these could not be judged.
+            if any(name.lower() in _RESHAPING for name, _ in headers):
+                headers = without_headers(headers, _RESHAPING)
+            extensions = self._scope.get("extensions")
+            if extensions and not BODY_BYPASSES.isdisjoint(extensions):
+                changes["extensions"] = {name: it for name, it in extensions.items() if name not in BODY_BYPASSES}
+        if changed is not None:
+            headers = with_length(without_body_claims(headers, None), len(changed))
+        if headers is not given:
+            changes["headers"] = headers
+        return changes
+
+    def _note_message(self, message: Message) -> bool:
+        """All that the app receives behind the request is as it came."""
+        self._disconnected = self._disconnected or message["type"] == "http.disconnect"
+        return True
+
+    def _stop_app(self, cut_off: bool) -> None:
+        """The client has its answer, or is to have no more of it: the app finds its client gone."""
+        scope = self._app_scope
+        if cut_off and scope is not None:
+            if self._stop_grace:
+                scope.deadline = anyio.current_time() + self._stop_grace
+            else:
+                scope.cancel()
+        self._inbound.end(_DISCONNECT)
+
+    def _app_noticed(self) -> None:
+        if self._app_scope is not None:
+            self._app_scope.deadline = math.inf
+
+
+class _BodyForm(Struct, frozen=True):
+    """A form that request bodies have: how one becomes JSON, for its strings to be judged, and back.
+
+    :ivar dialect: None: known by path and shape.
+    :ivar operations: None: those of the dialect.
+    :ivar optional: whether a body need not have this form.
+    :ivar fallback: it is for bodies that have no other.
+    """
+
+    to_json: Callable[[bytes], bytes]
+    from_json: Callable[[bytes], bytes]
+    dialect: Dialect | None = None
+    operations: Callable[[JSON], list[Operation]] | None = None
+    optional: bool = False
+    fallback: bool = False
+
+
+#: A form in which a body can be read, the dialect that it is in, and what it says.
+_Readable = tuple[_BodyForm, Dialect, JSON]
+
+
+def _readable(forms: Sequence[_BodyForm], data: bytes, path: str, dialects: Sequence[Dialect]) -> Sequence[_Readable]:
+    """The forms in which ``data`` can be read. Raises UnreadableError if it is not of one that it has to be of."""
+    readable: list[_Readable] = []
+    for form in forms:
+        if form.fallback and readable:
+            continue
+        if form.optional and not data.lstrip().startswith((b"{", b"[", b'"')):
+            continue
+        try:
+            value, _ = loads(_decoded(form.to_json(data)))
+        except UnreadableError:
+            if form.optional:
+                continue
+            raise
+        readable.append((form, form.dialect or of_request(path, value, dialects), value))
+    return readable
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as exc:
+        raise UnreadableError(f"expected UTF-8: {exc.reason} at byte {exc.start}") from None
+
+
+def _as_it_is(data: bytes) -> bytes:
+    return data
+
+
+def _text_to_json(data: bytes) -> bytes:
+    return json.dumps(_decoded(data)).encode()
+
+
+def _json_to_text(data: bytes) -> bytes:
+    text: str = json.loads(data)
+    return text.encode()
+
+
+def _fields_to_json(data: bytes) -> bytes:
+    try:
+        pairs = parse_qsl(_decoded(data), keep_blank_values=True, errors="strict")
+    except ValueError as exc:
+        raise UnreadableError(f"expected an encoded form: {exc}") from None
+    return json.dumps(pairs).encode()
+
+
+def _json_to_fields(data: bytes) -> bytes:
+    return urlencode(json.loads(data)).encode()
+
+
+def _field_values(value: JSON) -> list[Operation]:
+    """Names are no text, as the keys of JSON are none."""
+    assert isinstance(value, list)
+    return [
+        Whole(Slot(("field", index), "input"), (index, 1), str(pair[1]))
+        for index, pair in enumerate(value)
+        if isinstance(pair, list)
+    ]
+
+
+def _refused(fault: str) -> Callable[[bytes], bytes]:
+    def refuse(data: bytes) -> bytes:
+        raise UnreadableError(fault)
+
+    return refuse
+
+
+_JSON: Final = _BodyForm(_as_it_is, _as_it_is)
+_MAYBE_JSON: Final = _BodyForm(_as_it_is, _as_it_is, optional=True)
+_PLAIN: Final = _BodyForm(_text_to_json, _json_to_text, PlainText(), PlainText().request)
+_OTHERWISE_PLAIN: Final = _BodyForm(_text_to_json, _json_to_text, PlainText(), PlainText().request, fallback=True)
+_FIELDS: Final = _BodyForm(_fields_to_json, _json_to_fields, _UNKNOWN, _field_values)
+_ENCODED: Final = _BodyForm(_refused("it has a content-encoding, expected none"), _as_it_is)
+_OTHER: Final = _BodyForm(_refused("expected JSON, text or an encoded form as its content-type"), _as_it_is)
+
+
+async def _never(message: Message) -> None:
+    """Of the request nothing is judged any more once the app runs."""

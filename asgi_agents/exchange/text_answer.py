@@ -1,0 +1,414 @@
+"""The app's answer on its way through guardrails: a stream as it comes, anything else when it is complete."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from enum import Enum, auto
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+from starlette.types import Message, Scope, Send
+
+from ..concurrency.limiter import Limiter
+from ..errors import ClosedByAgent, ResponseAborted
+from ..failures import FailureKind
+from ..guardrails.body import Body
+from ..guardrails.dialect import Dialect, Stop
+from ..guardrails.dialects.known import is_general, of_answer, of_stream
+from ..guardrails.dialects.unknown import PlainText
+from ..guardrails.framing import UnreadableError
+from ..guardrails.json_text import loads
+from ..guardrails.slots import Kind
+from ..guardrails.stream import Stream
+from .headers import media_type, without_body_claims, without_headers
+from .rendering import Renderers
+from .reply import render_reply
+from .response import REPLY_TIMEOUT
+from .scope import RawHeaders, declared_length, header, raises_when_gone
+from .state import ExchangeState
+from .text_asking import Asking, Stopped, failed_with, refused
+from .text_stream import StreamedText
+
+ANSWER_KINDS: Final[frozenset[Kind]] = frozenset({"output", "tool_call", "tool_result", "reasoning"})
+#: How many bytes of an answer that is no stream are held.
+MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+# How many bytes of text wait for the end of an answer whose length was declared, so that its head can still be another.
+_MAX_HELD_TEXT: Final = 1024 * 1024
+# Seconds for a middleware around this one to take the abort marker.
+_ABORT_TIMEOUT: Final = 1.0
+_LENGTH: Final = frozenset({b"content-length"})
+# These have no text in them that an agent could judge.
+_BINARY: Final = ("image/", "audio/", "video/", "font/", "application/pdf", "application/zip", "application/gzip")
+_BINARY_ALSO: Final = frozenset({"application/wasm", "application/x-tar", "application/vnd.ms-fontobject"})
+
+
+class _Mode(Enum):
+    IDLE = auto()  # the app has sent nothing
+    PASSING = auto()  # nobody judges it
+    WHOLE = auto()  # it is held until it is complete
+    STREAM = auto()  # it leaves as it is judged
+    DONE = auto()  # the client has everything
+    STOPPED = auto()  # the client has something else, or is to have no more
+
+
+class TextAnswer:
+    """The app's ``send``.
+
+    :param dialect: that of the request.
+    :param on_stop: called when the client has its answer. True: it was ended early, and the app is to be stopped.
+    :param on_noticed: called when an app that was stopped has noticed it.
+    :ivar tasks: where windows are judged beside the app.
+    """
+
+    def __init__(
+        self,
+        state: ExchangeState,
+        asking: Asking,
+        dialect: Dialect,
+        dialects: Sequence[Dialect],
+        renderers: Renderers,
+        scope: Scope,
+        send: Send,
+        *,
+        on_stop: Callable[[bool], None],
+        on_noticed: Callable[[], None],
+    ) -> None:
+        self._state = state
+        self._asking = asking
+        self._called = dialect
+        self._dialects = dialects
+        self._renderers = renderers
+        self._scope = scope
+        self._send = send
+        self._on_stop = on_stop
+        self._on_noticed = on_noticed
+        self._judges = asking.judges.on(ANSWER_KINDS)
+        self._strict = asking.judges.strict(ANSWER_KINDS)
+        self._mode = _Mode.IDLE if self._judges else _Mode.PASSING
+        self._head_only = str(scope.get("method", "GET")).upper() == "HEAD"
+        self._start: Message = {}
+        # The head waits: it has not been sent.
+        self._holds_head = False
+        self._held: list[bytes] = []
+        self._held_size = 0
+        # What the app has sent of a stream whose head waits.
+        self._given: list[bytes] = []
+        self._streamed: StreamedText | None = None
+        self._turn = Limiter(1)
+        self._cut_off = False
+        self._dropping = False
+        # What the server has raised while something was sent beside the app.
+        self._gone: Exception | None = None
+        self.tasks: TaskGroup | None = None
+        #: Why the answer has to be broken off.
+        self.error: ResponseAborted | None = None
+
+    @property
+    def may_judge(self) -> bool:
+        """Whether anybody judges answers to this call."""
+        return bool(self._judges)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the client gets something else than what the app sends."""
+        return self._mode is _Mode.STOPPED
+
+    def use(self, send: Send) -> None:
+        """Send with this from now on."""
+        self._send = send
+
+    # Answers in the app's place
+
+    async def refuse(self, stop: Stop) -> None:
+        """Answer a request that can't be read."""
+        await self.stop(refused(stop))
+
+    async def stop(self, stopped: Stopped) -> None:
+        """Answer in the app's place. Nothing of its answer has left."""
+        self._mode = _Mode.STOPPED
+        self._state.decide(stopped.decision)
+        status, headers, body = self._reply(stopped)
+        await self._send_whole(
+            {"type": "http.response.start", "status": status, "headers": headers},
+            {"type": "http.response.body", "body": b"" if self._head_only else body},
+        )
+
+    async def _send_whole(self, *messages: Message) -> None:
+        """Send messages that belong together, also if the task is cancelled."""
+        with anyio.move_on_after(REPLY_TIMEOUT, shield=True) as scope:
+            for message in messages:
+                await self._send(message)
+        if scope.cancelled_caught:
+            self.error = ResponseAborted(f"response broken off: the client has not taken it within {REPLY_TIMEOUT:g} s")
+
+    def _reply(self, stopped: Stopped) -> tuple[int, RawHeaders, bytes]:
+        dialect = self._called
+        if self._streamed is not None and self._streamed.stream.dialect is not None:
+            dialect = self._streamed.stream.dialect
+        if is_general(dialect):
+            reply = render_reply(stopped.decision, self._scope, self._renderers)
+            return reply.status, reply.headers, reply.body
+        said = dialect.reply(stopped.stop)
+        headers: RawHeaders = [
+            (b"content-type", said.media_type.encode()),
+            (b"content-length", b"%d" % len(said.body)),
+        ]
+        failure = stopped.decision.failure
+        if failure is not None and failure.block.headers is not None:
+            headers += [(name.encode(), value.encode()) for name, value in failure.block.headers.items()]
+        return said.status, headers, said.body
+
+    # The app's answer
+
+    async def send(self, message: Message) -> None:
+        """The app's ``send``."""
+        if self._mode is _Mode.PASSING or self._mode is _Mode.DONE:
+            await self._send(message)
+            return
+        # What is sent from two tasks must not overtake what is being judged.
+        if not self._turn.try_acquire():
+            await self._turn.acquire()
+        try:
+            await self._dispatch(message)
+        finally:
+            self._turn.release()
+        streamed = self._streamed
+        if streamed is not None and not streamed.over and message["type"] == "http.response.body":
+            last = not message.get("more_body", False)
+            if last or streamed.stream.full:
+                await streamed.wait(last)
+        if self._cut_off:
+            # By what was sent just now, or while it was judged: as for a client that leaves meanwhile.
+            await self._drop(message)
+
+    async def _dispatch(self, message: Message) -> None:
+        kind = message["type"]
+        if self.stopped:
+            if not self._cut_off:
+                await self._drop(message)
+        elif self._mode is _Mode.IDLE and kind == "http.response.start":
+            await self._take_start(message)
+        elif kind == "http.response.body" and self._mode is _Mode.WHOLE:
+            await self._take_whole(message)
+        elif kind == "http.response.body" and self._mode is _Mode.STREAM:
+            assert self._streamed is not None
+            data = bytes(message.get("body", b""))
+            if self._holds_head:
+                self._given.append(data)
+            await self._streamed.take(data, not message.get("more_body", False))
+        elif kind == "http.response.start" and self._holds_head:
+            # The server has not seen the first one, so it could not complain about the second.
+            raise RuntimeError("Unexpected ASGI message 'http.response.start': the response has already been started.")
+        else:
+            # Early hints, and what servers complain about.
+            await self._send(message)
+
+    async def _take_start(self, message: Message) -> None:
+        status: int = message["status"]
+        headers: RawHeaders = list(message.get("headers", ()))
+        self._start = {**message, "headers": headers}
+        if self._head_only or status < 200 or status in (204, 304):
+            # What GET would say of the body is not known: a guardrail could change it.
+            self._mode = _Mode.PASSING
+            await self._send({**message, "headers": without_body_claims(headers, None)} if self._head_only else message)
+            return
+        given = media_type(headers)
+        if (header(headers, b"content-encoding") or "identity").lower() != "identity":
+            await self._unreadable("it has a content-encoding, although none was asked for")
+            return
+        if is_binary(given):
+            self._mode = _Mode.PASSING
+            await self._send(message)
+            return
+        if given is not None and (given == "application/json" or given.endswith("+json")) and not self._streams_json:
+            self._mode, self._holds_head = _Mode.WHOLE, True
+            return
+        self._mode = _Mode.STREAM
+        dialects = of_stream(self._called, given or "text/plain", self._dialects) or [PlainText()]
+        self._streamed = StreamedText(
+            Stream(dialects, given or "text/plain", self._asking.judges, strict=self._strict),
+            self._asking,
+            self._judges,
+            self._turn,
+            self.tasks,
+            leave=self._leave,
+            end=self._end,
+            broken=self._break_off,
+        )
+        length = declared_length(headers)
+        if length is not None:
+            # It is no stream: a block can still be answered with a status.
+            self._holds_head = True
+            return
+        await self._send_start(None)
+
+    @property
+    def _streams_json(self) -> bool:
+        """Whether answers of type JSON are streams: Gemini's are arrays whose elements come one after the other."""
+        path: str = self._scope["path"]
+        return self._called.name == "gemini" and "stream" in path.rpartition(":")[2].lower()
+
+    async def _send_start(self, length: int | None, *, changed: bool = True) -> None:
+        self._holds_head = False
+        headers: RawHeaders = self._start["headers"]
+        if changed:
+            headers = without_body_claims(headers, length)
+            if length is None:
+                headers = without_headers(headers, _LENGTH)
+        await self._send({**self._start, "headers": headers})
+
+    # An answer that is complete before it is judged
+
+    async def _take_whole(self, message: Message) -> None:
+        piece = bytes(message.get("body", b""))
+        self._held.append(piece)
+        self._held_size += len(piece)
+        last = not message.get("more_body", False)
+        if self._held_size > MAX_ANSWER_BYTES:
+            fault = f"an answer of more than {MAX_ANSWER_BYTES} bytes"
+            if not await self._pass_unjudged(FailureKind.RESPONSE_TOO_LARGE, fault, last=last):
+                self._on_stop(True)
+            return
+        if not last:
+            return
+        data = b"".join(self._held)
+        if not data:
+            await self._send_start(None, changed=False)
+            await self._finish(b"")
+            return
+        try:
+            dialect = of_answer(self._called, loads(data.decode())[0], self._dialects)
+            body = Body(data, dialect.answer, self._asking.judges)
+        except (UnreadableError, UnicodeDecodeError) as exc:
+            if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, str(exc), last=True):
+                self._on_stop(False)
+            return
+        try:
+            await self._asking.judge_body(body)
+        except Stopped as stopped:
+            await self.stop(stopped)
+            self._on_stop(False)
+            return
+        assert body.data is not None
+        await self._send_start(len(body.data), changed=body.data != data)
+        await self._finish(body.data)
+
+    async def _unreadable(self, fault: str) -> None:
+        if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, fault, last=False):
+            self._on_stop(True)
+
+    async def _pass_unjudged(self, kind: FailureKind, fault: str, *, last: bool) -> bool:
+        """Nobody can judge the answer: let it pass if nobody fails closed. Returns whether it passes."""
+        verdict = self._asking.not_shown(self._judges, kind, fault)
+        if verdict is not None:
+            await self.stop(failed_with(verdict))
+            self._cut_off = True
+            return False
+        self._mode = _Mode.PASSING
+        await self._send_start(None, changed=False)
+        if self._held or last:
+            await self._send({"type": "http.response.body", "body": b"".join(self._held), "more_body": not last})
+        self._held.clear()
+        return True
+
+    async def _finish(self, data: bytes) -> None:
+        self._mode = _Mode.DONE
+        self._held.clear()
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    # A stream
+
+    async def _leave(self, data: bytes, done: bool) -> None:
+        """Send what may leave of a stream; ``done``: there is no more. The turn is the caller's."""
+        if self._holds_head:
+            if data:
+                self._held.append(data)
+                self._held_size += len(data)
+            if not done and self._held_size <= _MAX_HELD_TEXT:
+                return
+            data = b"".join(self._held)
+            self._held.clear()
+            changed = not done or data != b"".join(self._given)
+            self._given.clear()
+            with self._uninterrupted():
+                await self._send_start(len(data) if done else None, changed=changed)
+        if done:
+            self._mode = _Mode.DONE
+        if data or done:
+            with self._uninterrupted():
+                await self._send({"type": "http.response.body", "body": data, "more_body": not done})
+
+    async def _end(self, stopped: Stopped, last: bytes, cut_off: bool) -> None:
+        """A stream was stopped; ``last`` is all that is still to be sent of it. The turn is the caller's."""
+        self._cut_off = True
+        try:
+            if self._holds_head:
+                await self.stop(stopped)
+                return
+            self._mode = _Mode.STOPPED
+            self._state.decide(stopped.decision)
+            if cut_off:
+                if last:
+                    await self._send({"type": "http.response.body", "body": last, "more_body": True})
+                self.error = ResponseAborted(f"response broken off: {stopped.stop.message}")
+            else:
+                await self._send_whole({"type": "http.response.body", "body": last, "more_body": False})
+        finally:
+            self._on_stop(True)
+
+    def _break_off(self, exc: Exception) -> None:
+        """What leaves beside the app can't be sent any more: that is for the app's next send to raise."""
+        self._mode = _Mode.STOPPED
+        self._gone = exc
+        self._cut_off = True
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """Break the answer off if a send is given up that is under way: what it has taken is lost."""
+        try:
+            yield
+        except BaseException as exc:
+            self._mode = _Mode.STOPPED
+            self._cut_off = True
+            if self._streamed is not None:
+                self._streamed.abandon()
+            # An OSError is how a server says that the client is gone, so that there is nothing to break off.
+            if not isinstance(exc, OSError):
+                self.error = ResponseAborted("response broken off: a send was cancelled that was under way")
+            raise
+
+    async def _drop(self, message: Message) -> None:
+        """Do as servers do once the client is gone."""
+        if self._gone is not None:
+            raise self._gone
+        # An app that streams from memory would block the event loop if this did not yield. The first call does not, so
+        # that a cancellation reaches the generator that the app streams from while that waits, which ends it.
+        if self._dropping:
+            await checkpoint()
+        self._dropping = True
+        more = message.get("more_body", False)
+        if (more or self._cut_off) and raises_when_gone(self._scope):
+            self._on_noticed()
+            raise ClosedByAgent("a guardrail has stopped this response")
+        if more and not self._cut_off:
+            # It was only replaced, but its app goes on streaming, perhaps for ever.
+            self._cut_off = True
+            self._on_stop(True)
+        elif not more and message["type"] == "http.response.body":
+            self._on_noticed()
+
+    async def send_abort_marker(self) -> None:
+        """Keep middlewares around this one from completing an answer that was broken off (see ResponseInspection)."""
+        with anyio.move_on_after(_ABORT_TIMEOUT, shield=True), suppress(Exception):
+            await self._send({"type": "http.response.aborted", "reason": str(self.error)})
+
+    def close(self) -> None:
+        """The exchange is over."""
+        if self._streamed is not None:
+            self._streamed.close()
+
+
+def is_binary(given: str | None) -> bool:
+    """Whether a body of this type has no text that an agent could judge."""
+    return given is not None and given != "image/svg+xml" and (given.startswith(_BINARY) or given in _BINARY_ALSO)

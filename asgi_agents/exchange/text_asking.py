@@ -1,0 +1,311 @@
+"""Asks the agents of guardrails about windows of text, and notes what comes of it for the audit record and metrics."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Final, cast
+
+import anyio
+from msgspec.structs import replace
+
+from ..decision import AgentDecision, Verdict
+from ..errors import printable
+from ..evaluation.route_agent import RouteAgent
+from ..evaluation.text_judges import CallJudges, RouteJudge
+from ..failures import FailureKind
+from ..guardrails.body import Body
+from ..guardrails.dialect import Stop
+from ..guardrails.judges import Blocked, Finding, Inspection, JudgeFailure
+from ..guardrails.slots import Block, Call, Decision, Flag, Redact
+from ..guardrails.text_guardrail import Decisions, WindowEvent, metadata_of
+from ..guardrails.verdicts import decisions_of
+from ..messages.places import raised_by
+from ..protocol import Block as DeniedBy
+from ..protocol import EventType, GuardrailInspectEvent, GuardrailResponse
+from .guardrail_report import GuardrailReport
+from .state import ExchangeState
+
+logger: Final = logging.getLogger("asgi_agents")
+
+_NOTHING: Final = nullcontext()
+_INSPECT: Final = EventType.GUARDRAIL_INSPECT
+
+
+class Stopped(Exception):  # noqa: N818 - it is a decision
+    """A call is stopped.
+
+    :ivar stop: what its client is told.
+    :ivar decision: what is recorded.
+    """
+
+    def __init__(self, stop: Stop, decision: AgentDecision) -> None:
+        super().__init__(stop.message)
+        self.stop = stop
+        self.decision = decision
+
+
+def blocked_by(blocked: Blocked) -> Stopped:
+    """A guardrail has found what must not pass."""
+    stop = Stop(blocked.block.reason)
+    decision = AgentDecision(decision=DeniedBy(stop.status, stop.message), decided_by=blocked.judge.name)
+    return Stopped(stop, decision)
+
+
+def failed_with(verdict: Verdict) -> Stopped:
+    """An agent has failed closed."""
+    assert verdict.failure is not None
+    block = verdict.failure.block
+    decision = AgentDecision(decision=block, decided_by=verdict.agent_id, failure=verdict.failure)
+    return Stopped(Stop(block.body or "", block.status), decision)
+
+
+def refused(stop: Stop) -> Stopped:
+    """What can't be read is stopped, and no agent has decided that."""
+    return Stopped(stop, AgentDecision(decision=DeniedBy(stop.status, stop.message)))
+
+
+class Asking:
+    """Asks those who judge one call.
+
+    :ivar reports: one of each guardrail of the call.
+    """
+
+    def __init__(self, state: ExchangeState, judges: CallJudges, call: Call) -> None:
+        self._state = state
+        self.judges = judges
+        self.call = call
+        # By identity: judges are compared field by field.
+        self._reports = {id(judge): GuardrailReport(judge.name, call.dialect) for judge in judges.all}
+        state.guardrails = (*state.guardrails, *self._reports.values())
+
+    def may_suspend(self, inspection: Inspection) -> bool:
+        """Whether :meth:`ask` may suspend."""
+        return _route_judge(inspection).agent.guard.may_suspend(_INSPECT)
+
+    async def ask(self, inspection: Inspection) -> Sequence[Decision] | None:
+        """What is to be done about a window. None: the agent can only say when all of the text is there.
+
+        :raises Stopped: for an agent whose failure stops the call.
+        """
+        judge = _route_judge(inspection)
+        agent, window = judge.agent, inspection.window
+        if _INSPECT not in agent.guard.hears:
+            # A remote agent has said so in its handshake, after the configuration was checked.
+            verdict = agent.guard.skip(
+                _INSPECT,
+                FailureKind.UNAVAILABLE,
+                agent.failure_mode,
+                "the agent does not receive such events",
+                correlation_id=self._state.correlation_id,
+                route=agent.route,
+            )
+            self._state.record((verdict,), every=False)
+            return self._failed(judge, verdict)
+        tally = agent.guard.tally.text
+        tally.windows += 1
+        try:
+            verdict, answer = await self._inspect(agent, self._event(judge, inspection))
+        finally:
+            tally.windows -= 1
+        if verdict.failure is not None:
+            return self._failed(judge, verdict)
+        decisions: Sequence[Decision]
+        if type(answer) is Decisions:
+            decisions = answer.decisions
+        elif not answer.detected and not answer.detections and answer.redacted_content is None:
+            return ()
+        elif answer.redacted_content is not None and not answer.detections and judge.redacts and not window.final:
+            return None
+        else:
+            guardrail = judge.guardrail
+            assert not isinstance(guardrail.categories, str)
+            decisions = decisions_of(
+                answer,
+                window,
+                action=guardrail.action,
+                threshold=guardrail.threshold,
+                categories=cast("frozenset[str] | None", guardrail.categories),
+                shown_from=window.fresh,
+            )
+        if not agent.guard.config.enforce:
+            return [_as_flag(decision, window.fresh, len(window.text)) for decision in decisions]
+        return decisions
+
+    async def ask_all(self, inspections: Sequence[Inspection]) -> Sequence[tuple[Inspection, Sequence[Decision]]]:
+        """What is to be done about windows that are all there is of their texts; they are asked about in parallel.
+
+        :raises Stopped: for an agent whose failure stops the call.
+        """
+        answers: list[tuple[Inspection, Sequence[Decision]]] = []
+        waiting: list[Inspection] = []
+        for inspection in inspections:
+            if self.may_suspend(inspection):
+                waiting.append(inspection)
+            else:
+                answers.append((inspection, await self.ask(inspection) or ()))
+        if len(waiting) == 1:
+            answers.append((waiting[0], await self.ask(waiting[0]) or ()))
+            return answers
+        failed: Stopped | None = None
+
+        async def ask_one(inspection: Inspection) -> None:
+            nonlocal failed
+            try:
+                answers.append((inspection, await self.ask(inspection) or ()))
+            except Stopped as exc:
+                failed = failed or exc
+                tasks.cancel_scope.cancel()
+
+        if waiting:
+            async with anyio.create_task_group() as tasks:
+                for inspection in waiting:
+                    tasks.start_soon(ask_one, inspection)
+        if failed is not None:
+            raise failed
+        return answers
+
+    async def judge_body(self, body: Body) -> None:
+        """Have all text of a body judged.
+
+        :raises Stopped: if it must not pass.
+        """
+        while inspections := body.inspections():
+            for inspection, decisions in await self.ask_all(inspections):
+                body.verdict(inspection, decisions)
+            self.note(body.findings, [])
+            if body.blocked is not None:
+                self.note_block(body.blocked)
+                raise blocked_by(body.blocked)
+        self.note(body.findings, [])
+
+    def not_shown(self, judges: Sequence[RouteJudge], kind: FailureKind, fault: str) -> Verdict | None:
+        """Count that text could not be shown to ``judges``. Returns the verdict that stops the call, if one does."""
+        stops: Verdict | None = None
+        route_judges = self._state.resolved_route.judges
+        if judges and route_judges is not None and route_judges.complaints.due(kind):
+            logger.warning(
+                "guardrails%s: %s; %s (logged once a minute)",
+                "" if self._state.route is None else f" of route {printable(self._state.route)!r}",
+                printable(fault),
+                "stopped" if any(judge.agent.stops_when_failing for judge in judges) else "passed unjudged",
+            )
+        for judge in judges:
+            agent = judge.agent
+            verdict = agent.guard.skip(
+                _INSPECT,
+                kind,
+                agent.failure_mode,
+                fault,
+                correlation_id=self._state.correlation_id,
+                route=agent.route,
+            )
+            self._state.record((verdict,), every=False)
+            self._reports[id(judge)].count("unreadable")
+            agent.guard.tally.text.count("unreadable", "")
+            if verdict.fails_closed and stops is None:
+                stops = verdict
+        return stops
+
+    def note(self, findings: list[Finding], failures: list[JudgeFailure]) -> None:
+        """Take note of what was found, and take it out of the lists."""
+        for finding in findings:
+            judge = cast(RouteJudge, finding.judge)
+            what = "flag" if finding.found.category else "redact"
+            span = (finding.found.start, finding.found.end, finding.found.category[:64])
+            self._reports[id(judge)].add(what, finding.slot.kind, span)
+            judge.agent.guard.tally.text.count(what, finding.slot.kind)
+        findings.clear()
+        for failure in failures:
+            judge = cast(RouteJudge, failure.judge)
+            agent = judge.agent
+            self._reports[id(judge)].count("failure")
+            agent.guard.skip(
+                _INSPECT,
+                FailureKind.ERROR,
+                agent.failure_mode,
+                f"settled {raised_by(failure.error, getattr(agent.guard.client.agent, 'settled', None))}",
+                correlation_id=self._state.correlation_id,
+                route=agent.route,
+            )
+        failures.clear()
+
+    def note_block(self, blocked: Blocked) -> None:
+        """Take note of what has stopped the call."""
+        judge = cast(RouteJudge, blocked.judge)
+        self._reports[id(judge)].add("block", blocked.slot.kind, None)
+        judge.agent.guard.tally.text.count("block", blocked.slot.kind)
+
+    def note_hold(self, judges: Sequence[RouteJudge], held: int, delay: float) -> None:
+        """Take note of how much text waited for these at most, and for how many seconds."""
+        for judge in judges:
+            report = self._reports[id(judge)]
+            report.held = max(report.held, held)
+            report.delay = max(report.delay, delay)
+            judge.agent.guard.tally.text.delays.add(delay)
+
+    def _event(self, judge: RouteJudge, inspection: Inspection) -> GuardrailInspectEvent:
+        window, guardrail, call = inspection.window, judge.guardrail, self.call
+        fresh = window.fresh
+        content = window.text[fresh:] if fresh else window.text
+        categories = cast("frozenset[str] | None", guardrail.categories)
+        if judge.knows_windows:
+            return WindowEvent(
+                correlation_id=self._state.correlation_id,
+                inspection_type=guardrail.inspection_type,
+                content=content,
+                model=call.model,
+                categories=() if categories is None else tuple(categories),
+                route_id=judge.agent.route,
+                window=window,
+                slot=inspection.slot,
+            )
+        return GuardrailInspectEvent(
+            correlation_id=self._state.correlation_id,
+            inspection_type=guardrail.inspection_type,
+            content=content,
+            model=call.model,
+            categories=() if categories is None else sorted(categories),
+            route_id=judge.agent.route,
+            metadata=metadata_of(window, inspection.slot),
+        )
+
+    async def _inspect(self, agent: RouteAgent, event: GuardrailInspectEvent) -> tuple[Verdict, GuardrailResponse]:
+        """Ask about a window. All windows of a connection share a span."""
+        state, guard = self._state, agent.guard
+        reserved = state.closed or guard.client.keeps_requests
+        with state.reserved_id((guard,)) if reserved else _NOTHING as name:
+            if name is not None and name != event.correlation_id:
+                event = replace(event, correlation_id=name)
+            session = state.session(_INSPECT)
+            with _NOTHING if session is None else session.current():
+                verdict, answer = await guard.inspect(event, agent.failure_mode, route=agent.route, window=True)
+        if session is not None:
+            session.note((verdict,))
+        if verdict.failure is not None:
+            state.record((verdict,))
+        elif state.counting:
+            # What was found is in the guardrail's report.
+            state.count((verdict,), 0)
+        return verdict, answer
+
+    def _failed(self, judge: RouteJudge, verdict: Verdict) -> Sequence[Decision]:
+        self._reports[id(judge)].count("failure")
+        if verdict.fails_closed:
+            raise failed_with(verdict)
+        return ()
+
+
+def _route_judge(inspection: Inspection) -> RouteJudge:
+    # A call's judges are those of its route.
+    return cast(RouteJudge, inspection.judge)
+
+
+def _as_flag(decision: Decision, start: int, end: int) -> Decision:
+    """What a shadow agent would have done, as something that is only recorded."""
+    match decision:
+        case Redact():
+            return Flag(decision.start, decision.end, "would redact")
+        case Block():
+            return Flag(start, end, "would block")
+        case _:
+            return decision
