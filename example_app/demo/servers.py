@@ -1,7 +1,6 @@
 """Real servers on the loopback interface."""
 
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -40,12 +39,17 @@ def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
         try:
             while not server.started:
                 if not thread.is_alive():
-                    raise RuntimeError("the server did not start")
+                    raise SystemExit("the server did not start")
                 time.sleep(0.01)
             yield f"http://{HOST}:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join()
+            try:
+                thread.join()
+            except KeyboardInterrupt:
+                # A second Ctrl-C: connections that are still open are not waited for.
+                server.force_exit = True
+                thread.join()
 
 
 @contextmanager
@@ -56,11 +60,11 @@ def waf_process(take_span: Callable[[str], object] | None = None) -> Iterator[st
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
     options = ["--host", HOST, "--port", str(port), "--log-level", "warning", "--ws", "none", "--reset-contextvars"]
+    service = ["example_app.waf_service:app"] if take_span is None else ["--factory", "example_app.demo.traced_waf:app"]
     code = str(Path(__file__).parents[2])
     process = subprocess.Popen(  # noqa: S603 - nothing in there comes from outside
-        [sys.executable, "-m", "uvicorn", "--app-dir", code, *options, "example_app.waf_service:app"],
+        [sys.executable, "-m", "uvicorn", "--app-dir", code, *options, *service],
         start_new_session=True,  # Ctrl-C is for this process, which stops the server at the end
-        env={**os.environ, "EXAMPLE_APP_TRACE": "1" if take_span else ""},
         stdout=None if take_span is None else subprocess.PIPE,
         text=True,
     )
@@ -95,4 +99,4 @@ def _wait_until_up(url: str, process: subprocess.Popen[str]) -> None:
                 return
             except httpx.TransportError:
                 time.sleep(0.05)
-    raise RuntimeError(f"the firewall did not start at {url}")
+    raise SystemExit(f"the firewall did not start at {url}")

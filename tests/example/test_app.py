@@ -7,7 +7,8 @@ from fastapi import Request, Response
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from example_app.app import agent_configs, create_app
+from example_app.app import create_app
+from example_app.configuration import agent_configs
 
 from .conftest import ALICE, BOB
 
@@ -199,7 +200,7 @@ def test_room_is_text_only(client: TestClient) -> None:
 
 
 def test_failing_agent_opens_its_breaker(client: TestClient) -> None:
-    replies = [client.get("/demo/flaky") for _ in range(3)]
+    replies = [client.get("/flaky") for _ in range(3)]
     assert [reply.status_code for reply in replies] == [503, 503, 503]
     assert [reply.text for reply in replies] == ["Agent unavailable", "Agent unavailable", "Service unavailable"]
     assert replies[2].headers["retry-after"] == "1"
