@@ -7,8 +7,7 @@ from .failing import failing_agents
 from .redactor import PiiRedactor
 from .rooms import Moderator
 from .routes import ADMIN
-from .waf import Waf
-from .waf_rules import CANDIDATE_RULES
+from .waf import CANDIDATE_RULES, Waf
 
 # A real shop has them in its secret store.
 API_KEYS = {"key-of-alice": "alice", "key-of-bob": "bob"}

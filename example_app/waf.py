@@ -11,7 +11,9 @@ import anyio
 
 from asgi_agents import Agent, AgentResponse, AuditMetadata, RequestBodyChunkEvent, RequestHeadersEvent
 
-from .waf_rules import RULES, Rule, readings
+from .waf_rules import CANDIDATE_RULES, RULES, Rule, readings
+
+__all__ = ["CANDIDATE_RULES", "Waf"]
 
 MOVED = {"/old-orders": "/api/orders"}
 
