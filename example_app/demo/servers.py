@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,19 +21,24 @@ _PATIENCE = 15.0  # seconds for a server to start or to stop
 
 # uvicorn says so of every websocket that is denied with a response (https://github.com/Kludex/uvicorn/pull/3138).
 _UNTRUE = "ASGI callable returned without completing handshake."
+_CUT_OFF = "Cancel %s running task(s), timeout graceful shutdown exceeded"
 
 
 @contextmanager
-def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
-    """Serve ``app`` with uvicorn in a thread; gives its URL. Port 0 is any that is free."""
-    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != _UNTRUE)
+def serving(app: ASGIApp, port: int = 0, *, grace: int = 6) -> Iterator[str]:
+    """Serve ``app`` with uvicorn in a thread; gives its URL. Port 0 is any that is free.
+
+    ``grace``: seconds at the end for requests that are under way. Then they are cut off, which is no news: somebody has
+    ended it.
+    """
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     try:
         listener = socket.create_server((HOST, port))
     except (OSError, OverflowError) as exc:
         raise SystemExit(f"can't listen on {HOST}:{port}: {exc}") from exc
     with listener:
         # Else the requests of a connection inherit the trace of one that had a large body (uvicorn#2167).
-        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=6, reset_contextvars=True)
+        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=grace, reset_contextvars=True)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="uvicorn")
         thread.start()
@@ -50,6 +56,11 @@ def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
                 # A second Ctrl-C: connections that are still open are not waited for.
                 server.force_exit = True
                 thread.join()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    raised = record.exc_info[1] if record.exc_info else None
+    return record.msg not in (_UNTRUE, _CUT_OFF) and not isinstance(raised, CancelledError)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -118,6 +119,26 @@ def test_it_can_be_stopped_in_the_middle_of_the_script(number: int) -> None:
         lines_until(process.stdout, "request ")
         process.send_signal(number)
         assert ended(process) == (130, "", "")
+
+
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_a_request_that_does_not_end_is_cut_off(interrupts: int) -> None:
+    with started() as process:
+        url = httpx.URL(re.findall(r"http://[\d.]+:\d+", "".join(lines_until(process.stdout, "Stop ")))[0])
+        with socket.create_connection((url.host, url.port or 0)) as connection:
+            connection.sendall(
+                b"POST /api/orders HTTP/1.1\r\nhost: x\r\nx-api-key: key-of-alice\r\n"
+                b"expect: 100-continue\r\ncontent-length: 9\r\n\r\n"
+            )
+            # Somebody waits for the body.
+            assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+            process.send_signal(signal.SIGINT)
+            lines_until(process.stdout, "Stopping")
+            for _ in range(interrupts - 1):
+                process.send_signal(signal.SIGINT)
+            status, _, errors = ended(process)
+    # The second one may come before the first has been dealt with.
+    assert (status in (0, 130), errors) == (True, "")
 
 
 def test_what_goes_wrong_is_shown_with_the_log() -> None:
