@@ -72,12 +72,12 @@ def _run(options: argparse.Namespace, stack: ExitStack) -> int:
     if options.check:
         return 0 if right else 1
 
-    print("", *screen.where_to_look(url), "", sep="\n", flush=True)
     _log_to("asgi_agents", log)
     audit = logging.StreamHandler(sys.stdout)
     audit.setFormatter(logging.Formatter("%(message)s") if options.verbose else screen.AuditRow())
     _log_to("asgi_agents.audit", audit)
     try:
+        print("", *screen.where_to_look(url), "", sep="\n", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("\nStopping.", flush=True)

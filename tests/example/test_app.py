@@ -108,6 +108,19 @@ def test_paths_that_no_route_names_are_behind_the_firewall(client: TestClient) -
     assert client.get("/docs?q=<script>").status_code == 403
 
 
+def test_the_docs_page_asks_for_the_credentials_and_not_for_what_agents_set(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    assert "x-user" not in json.dumps(described)
+    asked_for = {path: item["get"].get("security") for path, item in described["paths"].items() if "get" in item}
+    assert asked_for == {
+        "/healthz": None,
+        "/api/orders": [{"APIKeyHeader": []}],
+        "/api/chat": [{"APIKeyHeader": []}],
+        "/admin/stats": [{"HTTPBearer": []}],
+        "/flaky": None,
+    }
+
+
 def test_shadow_rules_refuse_nothing(client: TestClient) -> None:
     assert client.get("/api/orders?q=select wood", headers=ALICE).status_code == 200
 

@@ -107,7 +107,9 @@ def test_it_shows_what_happened_where_to_look_and_how_to_stop() -> None:
         row = lines_until(process.stdout, "GET /api/orders")[-1]
         assert row.split() == ["GET", "/api/orders", "api-key:", "block", "401"]
         process.send_signal(signal.SIGINT)
-        assert ended(process) == (0, "\nStopping.\n", "")
+        status, output, errors = ended(process)
+    assert (status, errors) == (0, "")
+    assert output.endswith("\nStopping.\n")
     page = PAGE.read_text()
     (block,) = [block for block in blocks_of(page) if "first screen" in block.marks]
     assert re.sub(r"http://[\d.]+:\d+", "http://127.0.0.1:8000", "\n".join([*shown, ""])) == block.code
