@@ -37,7 +37,7 @@ from .headers import codings_of, media_type, with_length, without_body_claims, w
 from .inbound import Inbound
 from .rendering import Renderers
 from .response import BODY_BYPASSES
-from .scope import App, OwnScope, declared_length, headers_of
+from .scope import App, OwnScope, certainly_bodiless, declared_length, headers_of
 from .state import ExchangeState
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped, failed_with
@@ -123,7 +123,7 @@ class TextExchange:
         asking: Asking | None = None
         changed: bytes | None = None
         try:
-            if forms:
+            if forms and not certainly_bodiless(self._scope):
                 if not await self._read():
                     # The client has left. The part of its request that is there can't be judged.
                     return None

@@ -202,7 +202,12 @@ class TextAnswer:
         elif kind == "http.response.body" and self._mode is _Mode.WHOLE:
             await self._take_whole(message)
         elif kind == "http.response.body" and self._mode is _Mode.STREAM:
-            await self._take_piece(bytes(message.get("body", b"")), not message.get("more_body", False))
+            data, last = bytes(message.get("body", b"")), not message.get("more_body", False)
+            if data or last or self._holds_head:
+                await self._take_piece(data, last)
+            else:
+                # It says nothing, but the app may count on being slowed down by it.
+                await self._send(message)
         elif kind == "http.response.start" and self._holds_head:
             # The server has not seen the first one, so it could not complain about the second.
             raise RuntimeError("Unexpected ASGI message 'http.response.start': the response has already been started.")
