@@ -11,6 +11,7 @@ They stand nearest to the app. The agents of the route see requests before them,
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -31,11 +32,12 @@ from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import JSON, loads
 from ..guardrails.operations import Operation, Whole
 from ..guardrails.slots import Call, Kind, Slot
-from .headers import media_type, with_length, without_body_claims, without_headers
+from ..guardrails.uncovered import uncovered
+from .headers import codings_of, media_type, with_length, without_body_claims, without_headers
 from .inbound import Inbound
 from .rendering import Renderers
 from .response import BODY_BYPASSES
-from .scope import App, OwnScope, header, headers_of
+from .scope import App, OwnScope, certainly_bodiless, declared_length, headers_of
 from .state import ExchangeState
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped, failed_with
@@ -45,6 +47,8 @@ _INPUT: Final[frozenset[Kind]] = frozenset({"input"})
 # How many bytes of a request are held.
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
+# In whatever encoding, with whatever marks in front (RFC 8259, section 8.1).
+_LOOKS_LIKE_JSON: Final = re.compile(rb"[\x00\s\xef\xbb\xbf\xff\xfe]*[{\[\"]")
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 _RESHAPING: Final = frozenset({b"accept-encoding", b"range", b"if-range"})
 _UNKNOWN: Final = Events()
@@ -107,6 +111,8 @@ class TextExchange:
         self._messages: list[Message] = []
         self._data = b""
         self._too_large = False
+        # Whether all of the body was read.
+        self._complete = False
         self._disconnected = False
 
     async def run(self, app: App) -> Any:
@@ -117,7 +123,7 @@ class TextExchange:
         asking: Asking | None = None
         changed: bytes | None = None
         try:
-            if forms:
+            if forms and not certainly_bodiless(self._scope):
                 if not await self._read():
                     # The client has left. The part of its request that is there can't be judged.
                     return None
@@ -176,19 +182,22 @@ class TextExchange:
         """The forms in which an app may read the body. None: it passes unread."""
         headers = headers_of(self._scope)
         given = media_type(headers)
-        judges_input = self._judges.judge_any(_INPUT)
-        if (header(headers, b"content-encoding") or "identity").lower() != "identity":
-            return (_ENCODED,) if judges_input else ()
+        judged = self._judges.judge_any(REQUEST_KINDS)
+        if codings_of(headers):
+            return (_ENCODED,) if judged else ()
         if given == "application/json" or (given or "").endswith("+json") or by_path is not _UNKNOWN:
             # Apps that speak a dialect read JSON whatever its type is said to be.
             return (_JSON,)
-        if not judges_input:
+        if not judged:
             return (_MAYBE_JSON,) if given is None else ()
         if given is None:
             return (_MAYBE_JSON, _OTHERWISE_PLAIN)
         if given == _FORM_TYPE:
             return (_FIELDS, _MAYBE_JSON)
-        return (_PLAIN, _MAYBE_JSON) if given.startswith("text/") else (_OTHER,)
+        if given.startswith("text/"):
+            return (_PLAIN, _MAYBE_JSON)
+        # Some apps read JSON whatever its type is said to be.
+        return (_OTHER,) if self._judges.judge_any(_INPUT) else (_MAYBE_JSON,)
 
     async def _read(self) -> bool:
         """Read the body. Returns False if the client has left. Of one that is too large, only the beginning is read."""
@@ -207,6 +216,7 @@ class TextExchange:
             pieces.append(bytes(piece))
             if not message.get("more_body", False):
                 self._data = b"".join(pieces)
+                self._complete = True
                 return True
 
     def _check_size(self, asking: Asking) -> None:
@@ -222,9 +232,10 @@ class TextExchange:
         if not judges.on(REQUEST_KINDS):
             return None
         data = self._data
+        by_path = any(dialect.knows_path(self._scope["path"]) for dialect in self._dialects)
         for form, dialect, _ in readable:
             given = form.to_json(data)
-            body = Body(given, form.operations or dialect.request, judges, kind="input")
+            body = Body(given, form.operations or _request_of(dialect, by_path), judges, kind="input")
             await asking.judge_body(body)
             assert body.data is not None
             if body.data != given:
@@ -284,6 +295,9 @@ class TextExchange:
                 changes["extensions"] = {name: it for name, it in extensions.items() if name not in BODY_BYPASSES}
         if changed is not None:
             headers = with_length(without_body_claims(headers, None), len(changed))
+        elif self._complete and declared_length(headers) not in (None, len(self._data)):
+            # An app that goes by its content-length would take another body than the one that was judged.
+            headers = with_length(headers, len(self._data))
         if headers is not given:
             changes["headers"] = headers
         return changes
@@ -335,8 +349,10 @@ def _readable(forms: Sequence[_BodyForm], data: bytes, path: str, dialects: Sequ
     for form in forms:
         if form.fallback and readable:
             continue
-        if form.optional and not data.lstrip().startswith((b"{", b"[", b'"')):
+        if form.optional and not _LOOKS_LIKE_JSON.match(data):
             continue
+        if form.optional:
+            _refuse_other_encodings(data)
         try:
             value, _ = loads(_decoded(form.to_json(data)))
         except UnreadableError:
@@ -345,6 +361,23 @@ def _readable(forms: Sequence[_BodyForm], data: bytes, path: str, dialects: Sequ
             raise
         readable.append((form, form.dialect or of_request(path, value, dialects), value))
     return readable
+
+
+def _refuse_other_encodings(data: bytes) -> None:
+    """Apps that read JSON whatever its type is said to be read it in UTF-16 and UTF-32 too, and so past the judges."""
+    encoding = json.detect_encoding(data)
+    if encoding != "utf-8":
+        raise UnreadableError(f"expected UTF-8, got {encoding}")
+
+
+def _request_of(dialect: Dialect, by_path: bool) -> Callable[[JSON], list[Operation]]:
+    """All text of a request: what its dialect finds, and what it does not know."""
+
+    def operations(value: JSON) -> list[Operation]:
+        found = dialect.request(value)
+        return [*found, *uncovered(value, found, by_path=by_path)]
+
+    return operations
 
 
 def _decoded(data: bytes) -> str:

@@ -1,5 +1,6 @@
 """The app's answer on its way through guardrails: a stream as it comes, anything else when it is complete."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
@@ -21,11 +22,11 @@ from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import loads
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
-from .headers import media_type, without_body_claims, without_headers
+from .headers import codings_of, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import render_reply
-from .response import REPLY_TIMEOUT
-from .scope import RawHeaders, declared_length, header, raises_when_gone
+from .response import BODY_BYPASSES, REPLY_TIMEOUT
+from .scope import RawHeaders, declared_length, raises_when_gone
 from .state import ExchangeState
 from .text_asking import Asking, Stopped, failed_with, refused
 from .text_stream import StreamedText
@@ -41,6 +42,12 @@ _LENGTH: Final = frozenset({b"content-length"})
 # These have no text in them that an agent could judge.
 _BINARY: Final = ("image/", "audio/", "video/", "font/", "application/pdf", "application/zip", "application/gzip")
 _BINARY_ALSO: Final = frozenset({"application/wasm", "application/x-tar", "application/vnd.ms-fontobject"})
+# How a stream of events begins (WHATWG HTML, section 9.2.5), and what may become that.
+_EVENT: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
+_MAYBE_EVENT: Final = re.compile(
+    rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\r\n]*(?:d|da|dat|data|e|ev|eve|even|event|i|id|r|re|ret|retr|retry)?"
+)
+_SNIFFED: Final = 64
 
 
 class _Mode(Enum):
@@ -95,6 +102,9 @@ class TextAnswer:
         # What the app has sent of a stream whose head waits.
         self._given: list[bytes] = []
         self._streamed: StreamedText | None = None
+        # The type of a stream, and its beginning while it is not known what it is.
+        self._type = ""
+        self._unknown = b""
         self._turn = Limiter(1)
         self._cut_off = False
         self._dropping = False
@@ -192,14 +202,17 @@ class TextAnswer:
         elif kind == "http.response.body" and self._mode is _Mode.WHOLE:
             await self._take_whole(message)
         elif kind == "http.response.body" and self._mode is _Mode.STREAM:
-            assert self._streamed is not None
-            data = bytes(message.get("body", b""))
-            if self._holds_head:
-                self._given.append(data)
-            await self._streamed.take(data, not message.get("more_body", False))
+            data, last = bytes(message.get("body", b"")), not message.get("more_body", False)
+            if data or last or self._holds_head:
+                await self._take_piece(data, last)
+            else:
+                # It says nothing, but the app may count on being slowed down by it.
+                await self._send(message)
         elif kind == "http.response.start" and self._holds_head:
             # The server has not seen the first one, so it could not complain about the second.
             raise RuntimeError("Unexpected ASGI message 'http.response.start': the response has already been started.")
+        elif kind in BODY_BYPASSES:
+            raise RuntimeError(f"The app sent {kind!r}, which was not offered to it: guardrails judge this response.")
         else:
             # Early hints, and what servers complain about.
             await self._send(message)
@@ -214,7 +227,7 @@ class TextAnswer:
             await self._send({**message, "headers": without_body_claims(headers, None)} if self._head_only else message)
             return
         given = media_type(headers)
-        if (header(headers, b"content-encoding") or "identity").lower() != "identity":
+        if codings_of(headers):
             await self._unreadable("it has a content-encoding, although none was asked for")
             return
         if is_binary(given):
@@ -225,9 +238,18 @@ class TextAnswer:
             self._mode, self._holds_head = _Mode.WHOLE, True
             return
         self._mode = _Mode.STREAM
-        dialects = of_stream(self._called, given or "text/plain", self._dialects) or [PlainText()]
-        self._streamed = StreamedText(
-            Stream(dialects, given or "text/plain", self._asking.judges, strict=self._strict),
+        self._type = given or "text/plain"
+        if self._type != "text/plain":
+            self._begin_stream(self._type)
+        # Where its length is declared it is no stream: a block can still be answered with a status.
+        self._holds_head = declared_length(headers) is not None
+        if not self._holds_head:
+            await self._send_start(None)
+
+    def _begin_stream(self, given: str) -> StreamedText:
+        dialects = of_stream(self._called, given, self._dialects) or [PlainText()]
+        streamed = self._streamed = StreamedText(
+            Stream(dialects, given, self._asking.judges, strict=self._strict),
             self._asking,
             self._judges,
             self._turn,
@@ -236,12 +258,18 @@ class TextAnswer:
             end=self._end,
             broken=self._break_off,
         )
-        length = declared_length(headers)
-        if length is not None:
-            # It is no stream: a block can still be answered with a status.
-            self._holds_head = True
-            return
-        await self._send_start(None)
+        return streamed
+
+    def _stream_of(self, data: bytes, last: bool) -> StreamedText | None:
+        """What ``data`` is fed to: the stream, which begins once it is known what it is. None: that is not known yet.
+
+        Events are often sent as text, or without a type.
+        """
+        if self._streamed is not None:
+            return self._streamed
+        if not last and len(data) < _SNIFFED and not _EVENT.match(data) and _MAYBE_EVENT.fullmatch(data):
+            return None
+        return self._begin_stream("text/event-stream" if _EVENT.match(data) else self._type)
 
     @property
     def _streams_json(self) -> bool:
@@ -318,6 +346,15 @@ class TextAnswer:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     # A stream
+
+    async def _take_piece(self, data: bytes, last: bool) -> None:
+        if self._holds_head:
+            self._given.append(data)
+        data = self._unknown + data
+        streamed = self._stream_of(data, last)
+        self._unknown = data if streamed is None else b""
+        if streamed is not None:
+            await streamed.take(data, last)
 
     async def _leave(self, data: bytes, done: bool) -> None:
         """Send what may leave of a stream; ``done``: there is no more. The turn is the caller's."""
