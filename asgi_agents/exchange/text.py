@@ -409,7 +409,8 @@ def _fields_to_json(data: bytes) -> bytes:
 
 
 def _json_to_fields(data: bytes) -> bytes:
-    return urlencode(json.loads(data)).encode()
+    # It takes pairs only as tuples.
+    return urlencode([(name, value) for name, value in json.loads(data)]).encode()
 
 
 def _field_values(value: JSON) -> list[Operation]:
