@@ -153,7 +153,7 @@ class TextExchange:
         return Asking(self._state, self._judges.of(call), call)
 
     def _call(self, dialect: Dialect, value: JSON) -> Call:
-        call = dialect.call(value)
+        call = dialect.call(value, self._scope["path"])
         return Call(
             dialect=call.dialect,
             model=call.model,
