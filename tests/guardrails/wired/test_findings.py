@@ -172,3 +172,11 @@ async def test_an_app_that_has_noticed_is_not_cancelled(anyio_backend_name: str,
     await one(app, SlowFinder(refuses), hold=0).call(asking(CHAT, b"{}"))
     assert app.left_at is not None
     assert not app.cancelled
+
+
+@finding("the line feed of a CR LF that was cut in two overtakes the event that it ends, while that is judged")
+async def test_a_line_end_that_is_cut_in_two_stays_with_its_event() -> None:
+    lines = [each.replace(b"\n", b"\r\n") for each in (event("some "), event("words"))]
+    app = Sending([lines[0][:-1], lines[0][-1:], lines[1][:-1], lines[1][-1:]])
+    client = await one(app, SlowFinder(), _OUTPUT).call(asking(CHAT, b"{}"))
+    assert client.body == b"".join(lines)
