@@ -27,14 +27,25 @@ pytestmark = pytest.mark.anyio
 _OUTPUT: Final = {"output"}
 _TEXT: Final = f"I am {ENTITY}."
 ANSWERS: Final[dict[str, Any]] = {
-    CHAT: {"id": "c", "choices": [{"index": 0, "message": {"role": "assistant", "content": _TEXT}, "finish_reason": "stop"}]},
+    CHAT: {
+        "id": "c",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": _TEXT}, "finish_reason": "stop"}],
+    },
     "/v1/responses": {
         "id": "r",
         "object": "response",
-        "output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": _TEXT, "annotations": []}]}],
+        "output": [
+            {
+                "type": "message",
+                "role": "assistant",
+                "content": [{"type": "output_text", "text": _TEXT, "annotations": []}],
+            }
+        ],
     },
     "/v1/messages": {"id": "m", "type": "message", "role": "assistant", "content": [{"type": "text", "text": _TEXT}]},
-    "/v1beta/models/g:generateContent": {"candidates": [{"content": {"parts": [{"text": _TEXT}], "role": "model"}, "index": 0}]},
+    "/v1beta/models/g:generateContent": {
+        "candidates": [{"content": {"parts": [{"text": _TEXT}], "role": "model"}, "index": 0}]
+    },
     "/api/chat": {"model": "m", "message": {"role": "assistant", "content": _TEXT}, "done": True},
     "/anything": {"deep": [{"er": _TEXT, "id": ENTITY, "n": 1.50}]},
 }
@@ -48,7 +59,9 @@ def answering(path: str, **options: Any) -> Sending:
 async def test_text_is_redacted_and_the_length_is_right(path: str) -> None:
     for spelt in (json.dumps(ANSWERS[path]), json.dumps(ANSWERS[path], indent=1).replace("@", "\\u0040")):
         whole = spelt.encode()
-        app = Sending([whole[:9], whole[9:]], "application/json", headers=[(b"etag", b'"x"'), (b"x-own", b"1")], length=True)
+        app = Sending(
+            [whole[:9], whole[9:]], "application/json", headers=[(b"etag", b'"x"'), (b"x-own", b"1")], length=True
+        )
         client = await one(app, Finder(), _OUTPUT).call(asking(path, b"{}"))
         assert client.status == 200
         assert client.body == spelt.replace("\\u0040", "@").replace(ENTITY, "[0]").encode()
@@ -139,7 +152,9 @@ async def test_what_is_no_text_passes(media_type: str) -> None:
     assert client.body == b"<svg>[0]</svg>"
 
 
-@pytest.mark.parametrize("media_type", [None, "nonsense", "application/x-what", "application/octet-stream", "text/html"])
+@pytest.mark.parametrize(
+    "media_type", [None, "nonsense", "application/x-what", "application/octet-stream", "text/html"]
+)
 async def test_text_of_an_unknown_type_is_judged(media_type: str | None) -> None:
     app = Sending([_TEXT.encode()[:12], _TEXT.encode()[12:]], media_type)
     client = await one(app, Finder(), _OUTPUT).call(Client("GET", "/x"))
@@ -180,7 +195,11 @@ async def test_the_app_is_not_asked_for_an_encoding_a_range_or_a_path() -> None:
         (b"if-range", b'"x"'),
         (b"accept", b"*/*"),
     ]
-    extensions = {"http.response.pathsend": {}, "http.response.zerocopysend": {}, "http.response.trailers": {}}
+    extensions: dict[str, Any] = {
+        "http.response.pathsend": {},
+        "http.response.zerocopysend": {},
+        "http.response.trailers": {},
+    }
     client = asking(CHAT, b"{}", headers=headers, extensions=extensions)
     await one(app, Finder(), _OUTPUT).call(client)
     names = {name.lower() for name, _ in app.scope["headers"]}
@@ -243,7 +262,9 @@ async def test_trailers_and_early_hints_pass() -> None:
         await send({"type": "http.response.body", "body": json.dumps(_TEXT).encode()})
         await send({"type": "http.response.trailers", "headers": [(b"a", b"b")]})
 
-    client = Client("GET", "/x", extensions={"http.response.trailers": {}, "http.response.early_hint": {}}, lenient=True)
+    client = Client(
+        "GET", "/x", extensions={"http.response.trailers": {}, "http.response.early_hint": {}}, lenient=True
+    )
     await one(app, Finder(), _OUTPUT).call(client)
     assert [message["type"] for message in client.messages] == [
         "http.response.early_hint",

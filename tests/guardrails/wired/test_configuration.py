@@ -7,8 +7,17 @@ from typing import Any, Final
 import pytest
 from starlette.applications import Starlette
 
-from asgi_agents import Agent, AgentConfig, AgentManager, AgentMiddleware, AgentRoute, ConfigurationError, EventType, protect
-from asgi_agents.guardrails import Guardrail, TextGuardrail
+from asgi_agents import (
+    Agent,
+    AgentConfig,
+    AgentManager,
+    AgentMiddleware,
+    AgentRoute,
+    ConfigurationError,
+    EventType,
+    protect,
+)
+from asgi_agents.guardrails import Guardrail, Kind, TextGuardrail
 from asgi_agents.guardrails.dialects.chat import Chat
 from tests.guardrails.wired.exchanging import Detecting, Finder, Sending
 
@@ -26,7 +35,7 @@ class Nothing:
     name = "nothing"
 
 
-OUT: Final = {"output"}
+OUT: Final[set[Kind]] = {"output"}
 
 
 def guarded(*guardrails: Any, agent: Any = None, **options: Any) -> Callable[[], object]:
@@ -41,7 +50,7 @@ def guarded(*guardrails: Any, agent: Any = None, **options: Any) -> Callable[[],
 WRONG: Final[dict[str, tuple[Callable[[], object], str]]] = {
     "no id": (lambda: Guardrail(None, on=OUT), r"agent_id=None"),  # type: ignore[arg-type]
     "on: empty": (lambda: Guardrail("g", on=set()), r"'g'.*on is empty.*output"),
-    "on: str": (lambda: Guardrail("g", on="output"), r"'g'.*on='output'.*\{'output'\}"),
+    "on: str": (lambda: Guardrail("g", on="output"), r"'g'.*on='output'.*\{'output'\}"),  # type: ignore[arg-type]
     "on: unknown": (lambda: Guardrail("g", on={"outptu"}), r"'g'.*on.*'outptu'.*output"),  # type: ignore[arg-type]
     "on: None": (lambda: Guardrail("g", on=None), r"'g'.*on"),  # type: ignore[arg-type]
     "on: number": (lambda: Guardrail("g", on=[1]), r"'g'.*on.*1"),  # type: ignore[list-item]
@@ -148,7 +157,7 @@ async def _async_settled(self: object, text: str) -> int:
     "make",
     [
         lambda: Guardrail("g", on=["output", "tool_call"]),
-        lambda: Guardrail("g", on=(kind for kind in ("input", "reasoning", "tool_result"))),  # type: ignore[misc]
+        lambda: Guardrail("g", on=(kind for kind in ("input", "reasoning", "tool_result"))),
         lambda: Guardrail("g", on=OUT, max_hold=1, threshold=0, hold=0, window=1, in_flight=9, categories=["a"]),
         guarded(Guardrail("g", on=OUT, action="flag")),
         guarded(Guardrail("g", on=OUT, hold=10, window=11)),

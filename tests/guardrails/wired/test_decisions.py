@@ -1,13 +1,13 @@
 """What guardrails say, rightly or wrongly, and what is done about it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
 
 from asgi_agents import Agent, Detection, FailureMode, GuardrailInspectEvent, GuardrailResponse, TextSpan
-from asgi_agents.guardrails import Block, Decision, Flag, Redact, Window
+from asgi_agents.guardrails import Block, Flag, Redact, Window
 from tests.guardrails.wired.exchanging import CHAT, ENTITY, Finder, Sending, SettlingFinder, SlowFinder, asking, one
 from tests.guardrails.wired.test_endings import event
 from tests.guardrails.wired.test_timing import Timed
@@ -57,7 +57,7 @@ async def test_overlapping_redactions_are_merged_and_the_first_text_stands(agent
         ([Redact(0, 2, "A"), Redact(2, 4, "B")], f"AB{_TEXT[4:]}"),
         ([Redact(0, len(_TEXT), "")], ""),
         ([Redact(3, 3, "+")], f"{_TEXT[:3]}+{_TEXT[3:]}"),
-        ([Redact(0, 1, "é\U0001f600\\\"\n")], f"é\U0001f600\\\"\n{_TEXT[1:]}"),
+        ([Redact(0, 1, 'é\U0001f600\\"\n')], f'é\U0001f600\\"\n{_TEXT[1:]}'),
         ([Flag(0, 4, "a"), Redact(5, 28, "[0]")], "I am [0]."),
         ([Redact(5, 28, "[0]"), Block("no")], 400),
         ((), _TEXT),
@@ -160,7 +160,8 @@ def raising(text: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "says", [raising, lambda text: -1, lambda text: len(text) + 1, lambda text: "x", lambda text: None, lambda text: 1.5]
+    "says",
+    [raising, lambda text: -1, lambda text: len(text) + 1, lambda text: "x", lambda text: None, lambda text: 1.5],
 )
 async def test_a_wrong_word_about_what_is_settled_lets_nothing_leave(says: Callable[[str], Any]) -> None:
     for mode in FailureMode:
@@ -198,5 +199,3 @@ async def test_a_slot_is_judged_by_the_kind_that_it_is() -> None:
         ],
         key=str,
     )
-
-

@@ -82,7 +82,9 @@ def texts_of(sample: Sample) -> dict[str, str]:
     return {name: '{"a": "b c"}' if "json" in name else "one two, three.\n" for name in sample.texts}
 
 
-async def stopped(sample: Sample, how: str, count: int, mode: FailureMode = FailureMode.CLOSED) -> tuple[Client, Telling, Guarded]:
+async def stopped(
+    sample: Sample, how: str, count: int, mode: FailureMode = FailureMode.CLOSED
+) -> tuple[Client, Telling, Guarded]:
     events = sample.stream(texts_of(sample), Cut(seeded(3), longest=12))
     stopping = Stopping(how)
     app = Telling(events, sample.media_type, stopping, count)

@@ -18,7 +18,7 @@ _INPUT: Final = {"input"}
 _OUTPUT: Final = {"output"}
 
 
-def finding(reason: str) -> Any:
+def finding(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, reason=reason)
 
 
@@ -114,7 +114,9 @@ async def test_a_stream_of_events_is_judged_as_such_or_stopped_whatever_its_type
     media_type: str | None, path: str
 ) -> None:
     # `StreamingResponse(events())` has no content-type, and the clients of the dialect read it all the same.
-    app = Sending([event("I am alice.smith@"), event("example.com"), event(", hello."), b"data: [DONE]\n\n"], media_type)
+    app = Sending(
+        [event("I am alice.smith@"), event("example.com"), event(", hello."), b"data: [DONE]\n\n"], media_type
+    )
     client = asking(path, b'{"messages": [], "stream": true}')
     try:
         await one(app, Finder(), _OUTPUT).call(client)
@@ -164,10 +166,14 @@ async def test_an_array_of_gemini_is_known_by_its_shape() -> None:
 # Endings
 
 
-async def test_an_app_that_has_noticed_is_not_cancelled(anyio_backend_name: str, request: pytest.FixtureRequest) -> None:
+async def test_an_app_that_has_noticed_is_not_cancelled(
+    anyio_backend_name: str, request: pytest.FixtureRequest
+) -> None:
     if anyio_backend_name == "trio":
         # The server's own disconnect, which follows the end of the answer, arrives first there.
-        request.applymarker(finding("an app that is told by the server that its client is gone counts as not having noticed"))
+        request.applymarker(
+            finding("an app that is told by the server that its client is gone counts as not having noticed")
+        )
     app = Listening(heeds=True)
     await one(app, SlowFinder(refuses), hold=0).call(asking(CHAT, b"{}"))
     assert app.left_at is not None
@@ -180,3 +186,103 @@ async def test_a_line_end_that_is_cut_in_two_stays_with_its_event() -> None:
     app = Sending([lines[0][:-1], lines[0][-1:], lines[1][:-1], lines[1][-1:]])
     client = await one(app, SlowFinder(), _OUTPUT).call(asking(CHAT, b"{}"))
     assert client.body == b"".join(lines)
+
+
+# What a dialect does not know
+
+_EXTRA: Final[list[dict[str, Any]]] = [
+    {"messages": []},
+    {"type": "message"},
+    {"choices": []},
+    {"candidates": []},
+    {"object": "response"},
+    {"type": "start"},
+]
+
+
+@pytest.mark.parametrize("number", range(len(_EXTRA)))
+@finding("a request of an app's own is taken for a dialect's for one member more, and all its text passes unjudged")
+async def test_no_member_that_a_client_adds_keeps_the_others_from_being_judged(number: int) -> None:
+    app = hello()
+    body = {"question": f"I am {ENTITY}", **_EXTRA[number]}
+    await one(app, Finder(), _INPUT).call(asking("/ask", json.dumps(body).encode()))
+    assert ENTITY.encode() not in app.body
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/chat", "/api/generate", "/surveys/7/responses", "/ask/completions", "/ask/v1/messages"]
+)
+@finding("a request of an app's own is taken for a dialect's for the end of its path, and all its text passes unjudged")
+async def test_a_request_that_has_not_the_shape_of_the_dialect_of_its_path_is_json_of_unknown_shape(path: str) -> None:
+    app = hello()
+    await one(app, Finder(), _INPUT).call(asking(path, json.dumps({"question": f"I am {ENTITY}"}).encode()))
+    assert ENTITY.encode() not in app.body
+
+
+@finding("/api/chat, where the AI SDK posts its messages, is taken for Ollama's: all their text passes unjudged")
+async def test_messages_of_the_ai_sdk_are_judged_where_it_posts_them() -> None:
+    app = hello()
+    message = {"id": "m", "role": "user", "parts": [{"type": "text", "text": f"I am {ENTITY}"}]}
+    body = {"id": "c", "messages": [message], "trigger": "submit-message"}
+    await one(app, Finder(), _INPUT).call(asking("/api/chat", json.dumps(body).encode()))
+    assert ENTITY.encode() not in app.body
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [], "documents": [{"text": ENTITY}]}),
+        (CHAT, {"messages": [{"role": "user", "content": "x", "context": ENTITY}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "other", "other": ENTITY}]}]}),
+        (CHAT, {"messages": [], "tools": [{"type": "function", "function": {"name": "f", "description": ENTITY}}]}),
+        ("/v1/responses", {"input": [{"type": "other", "other": ENTITY}]}),
+        ("/v1/messages", {"messages": [], "tools": [{"name": "f", "description": ENTITY}]}),
+    ],
+)
+@finding("text of a request under keys that its dialect does not know passes unjudged")
+async def test_unknown_text_of_a_request_is_judged(path: str, body: Any) -> None:
+    app = hello()
+    await one(app, Finder(), _INPUT).call(asking(path, json.dumps(body).encode()))
+    assert ENTITY.encode() not in app.body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"type": "message", "text": ENTITY},
+        {"candidates": [], "answer": ENTITY},
+        {"object": "response", "answer": ENTITY},
+        {"usageMetadata": {}, "text": ENTITY},
+    ],
+)
+@finding("text of an answer under keys that the dialect of its shape does not know passes unjudged")
+async def test_unknown_text_of_an_answer_is_judged(body: Any) -> None:
+    app = Sending([json.dumps(body).encode()], "application/json", length=True)
+    client = await one(app, Finder(), _OUTPUT).call(asking("/ask", b"{}"))
+    assert ENTITY.encode() not in client.body
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "ping", "text": ENTITY},
+        {"type": "text-delta", "text": ENTITY},
+        {"type": "response.created", "text": ENTITY},
+        {"type": "response.output_text.delta", "text": ENTITY},
+        {"candidates": [], "text": ENTITY},
+    ],
+)
+@finding("text of an event under keys that the dialect of its shape does not know passes unjudged")
+async def test_unknown_text_of_an_event_is_judged(value: Any) -> None:
+    app = Sending([b"data: " + json.dumps(value).encode() + b"\n\n"])
+    client = await one(app, Finder(), _OUTPUT).call(asking("/ask", b"{}"))
+    assert ENTITY.encode() not in client.body
+
+
+@pytest.mark.parametrize("kind", ["message", "text-delta", "error"])
+@finding("a stream of an app's own whose first event has a dialect's type is judged event by event")
+async def test_text_of_events_of_an_apps_own_is_joined_whatever_their_type(kind: str) -> None:
+    parts = ("I am alice.smith@", "example.com", ", hello.")
+    app = Sending([b"data: " + json.dumps({"type": kind, "text": part}).encode() + b"\n\n" for part in parts])
+    client = await one(app, Finder(), _OUTPUT).call(asking("/ask", b"{}"))
+    assert b"alice.smith@" not in client.body

@@ -46,15 +46,11 @@ _SPLIT: Final = ("I am alice.smith", "@example.com", ", hello.")
 
 
 def text_of(body: bytes) -> str:
-    return "".join(
-        choice["delta"].get("content", "") for each in events_of(body) for choice in each.get("choices", ())
-    )
+    return "".join(choice["delta"].get("content", "") for each in events_of(body) for choice in each.get("choices", ()))
 
 
 def guarding(app: Any, agent: Any, **options: Any) -> Any:
-    return AgentMiddleware(
-        app, agents=[AgentConfig("g", agent)], guardrails=[Guardrail("g", on=KINDS)], **options
-    )
+    return AgentMiddleware(app, agents=[AgentConfig("g", agent)], guardrails=[Guardrail("g", on=KINDS)], **options)
 
 
 class Chatting:

@@ -161,7 +161,9 @@ async def test_an_unchanged_stream_is_the_same_to_the_byte(sample: Sample, judge
     judges, _ = JUDGES[judge]
     for seed in range(max(1, CUTTINGS // 3)):
         rng = seeded("unchanged", sample.name, judge, seed)
-        texts = {name: '{"to": "no one", "n": [1.50]}' if "json" in name else "no one, 42.\n" * 9 for name in sample.texts}
+        texts = {
+            name: '{"to": "no one", "n": [1.50]}' if "json" in name else "no one, 42.\n" * 9 for name in sample.texts
+        }
         cut = Cut(rng, longest=rng.choice([3, 9, 30]))
         data = b"".join(sample.stream(texts, cut))
         app = Sending(pieces_of(rng, data, cut), sample.media_type)

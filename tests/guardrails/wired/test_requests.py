@@ -187,7 +187,9 @@ async def test_json_in_other_encodings_is_refused_or_judged(path: str, coding: s
 async def test_multipart_is_refused_where_input_is_judged(mode: FailureMode) -> None:
     app = hello()
     part = f'--x\r\ncontent-disposition: form-data; name="a"\r\n\r\n{ENTITY}\r\n--x--\r\n'.encode()
-    client = await one(app, Finder(), _INPUT, failure_mode=mode).call(asking("/x", part, "multipart/form-data; boundary=x"))
+    client = await one(app, Finder(), _INPUT, failure_mode=mode).call(
+        asking("/x", part, "multipart/form-data; boundary=x")
+    )
     assert client.status == 400
     assert app.calls == 0
 
@@ -319,7 +321,12 @@ async def test_only_the_kinds_that_were_asked_for_are_judged() -> None:
     app = hello()
     messages = [
         {"role": "system", "content": ENTITY},
-        {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"to": ENTITY})}}]},
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"to": ENTITY})}}
+            ],
+        },
         {"role": "tool", "tool_call_id": "1", "content": ENTITY},
     ]
     for kind in ("tool_call", "tool_result", "input"):
@@ -335,7 +342,12 @@ async def test_every_member_of_tool_arguments_is_judged_whatever_its_name() -> N
     app = hello()
     names = ("id", "type", "model", "role", "status", "event", "object", "mime_type", "name", "url")
     arguments = json.dumps(dict.fromkeys(names, ENTITY))
-    messages = [{"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}]}]
+    messages = [
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}],
+        }
+    ]
     await one(app, Finder()).call(asking(CHAT, json.dumps({"messages": messages}).encode()))
     seen = json.loads(app.body)["messages"][0]["tool_calls"][0]["function"]["arguments"]
     assert json.loads(seen) == dict.fromkeys(names, "[0]")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, AgentRoute, FailureMode
-from asgi_agents.guardrails import Block, Call, Decision, Guardrail, TextGuardrail, Window
+from asgi_agents.guardrails import Block, Call, Decision, Guardrail, Kind, TextGuardrail, Window
 from asgi_agents.guardrails.dialects.pointers import Pointers
 from tests.guardrails.detectors import CARD, EMAIL, detector
 from tests.guardrails.wired.exchanging import (
@@ -33,7 +33,7 @@ from tests.support.asgi import Client, assert_nothing_left, settle
 
 pytestmark = pytest.mark.anyio
 
-_OUT: Final = {"output"}
+_OUT: Final[set[Kind]] = {"output"}
 _REQUEST: Final = {"model": "m", "messages": [{"role": "user", "content": f"I am {ENTITY}"}]}
 
 
@@ -236,7 +236,8 @@ async def test_an_entry_has_at_most_a_kilobyte_and_twenty_spans() -> None:
 async def test_nothing_of_the_text_is_in_logs_records_or_metrics(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     secret = "alice.smith"
-    for find in (detector(EMAIL), flagging, failing, lambda window: "no decisions", lambda window: [window.text]):
+    finds: list[Any] = [detector(EMAIL), flagging, failing, lambda window: "none", lambda window: [window.text]]
+    for find in finds:
         for mode in FailureMode:
             for app, path in (
                 (answer(), "/x"),

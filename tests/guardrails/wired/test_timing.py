@@ -213,9 +213,10 @@ async def test_what_blocks_late_takes_what_waited_with_it() -> None:
     text = client.text_by(100)
     assert "bad" not in text
     assert ("fine words. " * 40).startswith(text)
-    assert json.loads(client.body.rpartition(b"data: [DONE]")[0].split(b"data: ")[-1])["choices"][0][
-        "finish_reason"
-    ] == "content_filter"
+    assert (
+        json.loads(client.body.rpartition(b"data: [DONE]")[0].split(b"data: ")[-1])["choices"][0]["finish_reason"]
+        == "content_filter"
+    )
 
 
 async def test_a_call_that_is_cancelled_leaves_nothing_behind() -> None:
