@@ -187,7 +187,7 @@ async def test_the_app_ends_when_everything_has_left() -> None:
 
 async def test_a_client_that_reads_nothing_holds_the_app_back() -> None:
     for agent in (Finder(), SettlingFinder(), SlowFinder()):
-        app = Sending([event("word " * 20) for _ in range(400)])
+        app = Sending([event("word " * 20), 0.01, *(event("word " * 20) for _ in range(399))])
         client = Timed()
         guarded = one(app, agent, _OUTPUT, window=400, hold=80)
         async with anyio.create_task_group() as tasks:
