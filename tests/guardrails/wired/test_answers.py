@@ -255,6 +255,19 @@ async def test_an_answer_that_is_too_large_is_stopped_or_passed_and_counted() ->
         assert guarded.record.guardrails[0].counts == {"unreadable": 1}
 
 
+@pytest.mark.parametrize("media_type", ["text/plain", "text/event-stream", "application/x-ndjson"])
+async def test_a_length_that_was_declared_is_right_or_left_out(media_type: str) -> None:
+    text = f"I am {ENTITY}. " + "some words " * 100
+    line = {"text/plain": text, "text/event-stream": f"data: {text}\n\n", "application/x-ndjson": f'"{text}"\n'}
+    for count in (1, 1500):
+        pieces: list[bytes | float] = [line[media_type].encode() * min(count, 100)] * max(1, count // 100)
+        app = Sending(pieces, media_type, headers=[(b"etag", b'"x"')], length=True)
+        client = await one(app, Finder(), _OUTPUT).call(Client("GET", "/x"))
+        assert client.body == line[media_type].replace(ENTITY, "[0]").encode() * count
+        assert client.header(b"content-length") in (None, b"%d" % len(client.body))
+        assert client.header(b"etag") is None
+
+
 async def test_trailers_and_early_hints_pass() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.early_hint", "links": [b"x"]})

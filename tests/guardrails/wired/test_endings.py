@@ -264,8 +264,9 @@ class Listening:
     :param heeds: whether it then ends.
     """
 
-    def __init__(self, *, heeds: bool) -> None:
+    def __init__(self, *, heeds: bool, media_type: str = SSE) -> None:
         self.heeds = heeds
+        self.media_type = media_type
         self.left_at: float | None = None
         self.began = 0.0
         self.ended: float | None = None
@@ -274,7 +275,7 @@ class Listening:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.began = anyio.current_time()
         await receive()
-        await send(start(200, (b"content-type", SSE.encode())))
+        await send(start(200, (b"content-type", self.media_type.encode())))
         await send({"type": "http.response.body", "body": event("fine "), "more_body": True})
         await send({"type": "http.response.body", "body": event("bad "), "more_body": True})
         try:
@@ -299,6 +300,18 @@ async def test_receive_gives_a_disconnect() -> None:
     assert app.left_at - app.began < 1
     assert client.complete
     assert REASON.encode() in client.body or b"content_filter" in client.body
+
+
+async def test_receive_gives_a_disconnect_where_the_answer_is_broken_off() -> None:
+    # The server has not ended the answer, so it says nothing of a disconnect itself.
+    app = Listening(heeds=True, media_type="text/plain")
+    client = asking("/text", b"{}")
+    with pytest.raises(ResponseAborted):
+        await one(app, SlowFinder(refuses), hold=0).call(client)
+    assert app.left_at is not None
+    assert app.left_at - app.began < 1
+    assert b"bad" not in client.body
+    assert not client.complete
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.5, 3.0])

@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 
 from asgi_agents import FailureMode
+from asgi_agents.errors import ResponseAborted
 from tests.guardrails.samples import SAMPLES, Cut
 from tests.guardrails.wired.exchanging import CHAT, ENTITY, Finder, Sending, SlowFinder, asking, one, seeded
 from tests.guardrails.wired.test_endings import Listening, event, refuses
@@ -178,6 +179,17 @@ async def test_an_app_that_has_noticed_is_not_cancelled(
     await one(app, SlowFinder(refuses), hold=0).call(asking(CHAT, b"{}"))
     assert app.left_at is not None
     assert not app.cancelled
+
+
+@finding("an app that has noticed is never cancelled, so that its server breaks the answer off only when it has ended")
+async def test_an_app_whose_answer_is_broken_off_is_cancelled_after_the_grace_although_it_has_noticed() -> None:
+    # See stop_grace of AgentMiddleware.
+    app = Listening(heeds=True, media_type="text/plain")
+    with pytest.raises(ResponseAborted):
+        await one(app, SlowFinder(refuses), hold=0).call(asking("/text", b"{}"))
+    assert app.ended is not None
+    assert app.left_at is not None
+    assert app.ended - app.left_at < 1.1
 
 
 @finding("the line feed of a CR LF that was cut in two overtakes the event that it ends, while that is judged")
