@@ -259,7 +259,7 @@ async def test_an_answer_that_is_too_large_is_stopped_or_passed_and_counted() ->
 async def test_a_length_that_was_declared_is_right_or_left_out(media_type: str) -> None:
     text = f"I am {ENTITY}. " + "some words " * 100
     line = {"text/plain": text, "text/event-stream": f"data: {text}\n\n", "application/x-ndjson": f'"{text}"\n'}
-    for count in (1, 1500):
+    for count in (1, 1000):
         pieces: list[bytes | float] = [line[media_type].encode() * min(count, 100)] * max(1, count // 100)
         app = Sending(pieces, media_type, headers=[(b"etag", b'"x"')], length=True)
         client = await one(app, Finder(), _OUTPUT).call(Client("GET", "/x"))
