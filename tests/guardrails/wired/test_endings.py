@@ -276,8 +276,9 @@ class Listening:
         self.began = anyio.current_time()
         await receive()
         await send(start(200, (b"content-type", self.media_type.encode())))
-        await send({"type": "http.response.body", "body": event("fine "), "more_body": True})
-        await send({"type": "http.response.body", "body": event("bad "), "more_body": True})
+        for text in ("fine ", "bad "):
+            data = event(text) if self.media_type == SSE else text.encode()
+            await send({"type": "http.response.body", "body": data, "more_body": True})
         try:
             if self.heeds:
                 message = await receive()

@@ -26,7 +26,6 @@ def finding(reason: str) -> pytest.MarkDecorator:
 # Requests
 
 
-@finding("urlencode() is given lists of lists, which it refuses: every form that is redacted raises TypeError")
 async def test_fields_of_a_form_are_judged_decoded() -> None:
     app = hello()
     await one(app, Finder(), _INPUT).call(asking("/x", b"a=alice.smith%40example.com&b=1", FORM))
@@ -34,7 +33,6 @@ async def test_fields_of_a_form_are_judged_decoded() -> None:
     assert app.header(b"content-length") == b"13"
 
 
-@finding("a form that is redacted is written anew, with all of its fields")
 async def test_fields_of_a_form_that_nobody_changes_stay_as_they_are() -> None:
     app = hello()
     await one(app, Finder(), _INPUT).call(asking("/x", b"a&b=x%20y&c=alice.smith%40example.com&d=%2f~", FORM))
@@ -42,7 +40,6 @@ async def test_fields_of_a_form_that_nobody_changes_stay_as_they_are() -> None:
     assert app.body.endswith(b"&d=%2f~")
 
 
-@finding("urlencode() is given lists of lists")
 async def test_what_is_json_and_a_form_at_once_is_judged_as_both() -> None:
     app = hello()
     # As a form, its field has an address; as JSON, it has one with an escape.
@@ -53,7 +50,6 @@ async def test_what_is_json_and_a_form_at_once_is_judged_as_both() -> None:
 
 @pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-8-sig"])
 @pytest.mark.parametrize("media_type", ["text/plain", FORM, None])
-@finding("JSON that is called text or a form is not recognised with a byte order mark, or in UTF-16 or UTF-32")
 async def test_json_in_other_encodings_is_judged_whatever_its_type_is_said_to_be(
     media_type: str | None, coding: str
 ) -> None:
@@ -64,7 +60,6 @@ async def test_json_in_other_encodings_is_judged_whatever_its_type_is_said_to_be
     assert client.status == 400 or json.loads(app.body)["a"] == "[0]"
 
 
-@finding("with two content-type fields, of which apps read the first, the body is judged as text")
 async def test_a_form_is_judged_as_one_if_any_content_type_says_so() -> None:
     app = hello()
     client = asking("/x", b"a=alice.smith%40example.com", "text/plain", headers=[(b"content-type", FORM.encode())])
@@ -86,7 +81,6 @@ _CALLED: Final = {
 
 
 @pytest.mark.parametrize("kind", ["tool_call", "tool_result"])
-@finding("an encoded request passes unjudged where a guardrail is on tool calls or tool results, and not on input")
 async def test_an_encoded_request_is_a_400_whatever_kind_is_judged(kind: str) -> None:
     app = hello()
     body = gzip.compress(json.dumps(_CALLED).encode())
@@ -98,7 +92,6 @@ async def test_an_encoded_request_is_a_400_whatever_kind_is_judged(kind: str) ->
 
 @pytest.mark.parametrize("kind", ["tool_call", "tool_result"])
 @pytest.mark.parametrize("media_type", ["text/plain", FORM])
-@finding("JSON that is called text passes unjudged where a guardrail is on tool calls or results, and not on input")
 async def test_json_that_is_called_text_is_judged_whatever_kind_is_judged(media_type: str, kind: str) -> None:
     app = hello()
     await one(app, Finder(), {kind}).call(asking("/proxy", json.dumps(_CALLED).encode(), media_type))
@@ -110,7 +103,6 @@ async def test_json_that_is_called_text_is_judged_whatever_kind_is_judged(media_
 
 @pytest.mark.parametrize("path", [CHAT, "/proxy"])
 @pytest.mark.parametrize("media_type", [None, "text/plain", "text/html", "application/octet-stream"])
-@finding("a stream of events whose content-type is missing or wrong is judged as text: what events split passes")
 async def test_a_stream_of_events_is_judged_as_such_or_stopped_whatever_its_type(
     media_type: str | None, path: str
 ) -> None:
@@ -127,7 +119,6 @@ async def test_a_stream_of_events_is_judged_as_such_or_stopped_whatever_its_type
 
 
 @pytest.mark.parametrize("media_type", [None, "text/plain", "application/octet-stream"])
-@finding("JSON whose content-type is missing or wrong is judged as text: what is escaped passes")
 async def test_an_answer_of_json_is_judged_as_such_whatever_its_type(media_type: str | None) -> None:
     body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": ENTITY}}]})
     for length in (True, False):
@@ -181,7 +172,6 @@ async def test_an_app_that_has_noticed_is_not_cancelled(
     assert not app.cancelled
 
 
-@finding("an app that has noticed is never cancelled, so that its server breaks the answer off only when it has ended")
 async def test_an_app_whose_answer_is_broken_off_is_cancelled_after_the_grace_although_it_has_noticed() -> None:
     # See stop_grace of AgentMiddleware.
     app = Listening(heeds=True, media_type="text/plain")
@@ -213,7 +203,6 @@ _EXTRA: Final[list[dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("number", range(len(_EXTRA)))
-@finding("a request of an app's own is taken for a dialect's for one member more, and all its text passes unjudged")
 async def test_no_member_that_a_client_adds_keeps_the_others_from_being_judged(number: int) -> None:
     app = hello()
     body = {"question": f"I am {ENTITY}", **_EXTRA[number]}
@@ -224,14 +213,12 @@ async def test_no_member_that_a_client_adds_keeps_the_others_from_being_judged(n
 @pytest.mark.parametrize(
     "path", ["/api/chat", "/api/generate", "/surveys/7/responses", "/ask/completions", "/ask/v1/messages"]
 )
-@finding("a request of an app's own is taken for a dialect's for the end of its path, and all its text passes unjudged")
 async def test_a_request_that_has_not_the_shape_of_the_dialect_of_its_path_is_json_of_unknown_shape(path: str) -> None:
     app = hello()
     await one(app, Finder(), _INPUT).call(asking(path, json.dumps({"question": f"I am {ENTITY}"}).encode()))
     assert ENTITY.encode() not in app.body
 
 
-@finding("/api/chat, where the AI SDK posts its messages, is taken for Ollama's: all their text passes unjudged")
 async def test_messages_of_the_ai_sdk_are_judged_where_it_posts_them() -> None:
     app = hello()
     message = {"id": "m", "role": "user", "parts": [{"type": "text", "text": f"I am {ENTITY}"}]}
@@ -251,7 +238,6 @@ async def test_messages_of_the_ai_sdk_are_judged_where_it_posts_them() -> None:
         ("/v1/messages", {"messages": [], "tools": [{"name": "f", "description": ENTITY}]}),
     ],
 )
-@finding("text of a request under keys that its dialect does not know passes unjudged")
 async def test_unknown_text_of_a_request_is_judged(path: str, body: Any) -> None:
     app = hello()
     await one(app, Finder(), _INPUT).call(asking(path, json.dumps(body).encode()))
