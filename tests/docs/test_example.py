@@ -22,7 +22,9 @@ QUOTES: Final[Mapping[str, str]] = {
     "agents": "waf",
     "bodies": "redactor",
     "websockets": "rooms",
-    "guardrails": "chat",
+    "guardrails": "reviews",
+    "text-guardrails": "text_guardrails",
+    "dialects": "chat",
     "routes": "routes",
     "middlewares": "app",
     "failures": "failing",
@@ -41,7 +43,12 @@ WITHOUT: Final[Mapping[str, str]] = {
     "deploying": "it is about commands and files of servers",
 }
 #: Packages of the example, and the only module that uses each. No page need quote what is inside.
-INSIDE: Final[Mapping[str, str]] = {"waf_rules": "waf", "redaction": "redactor", "demo": "__main__"}
+INSIDE: Final[Mapping[str, str]] = {
+    "waf_rules": "waf",
+    "redaction": "redactor",
+    "chat_page": "app",
+    "demo": "__main__",
+}
 
 
 def quotations() -> Iterator[tuple[Path, Block]]:
