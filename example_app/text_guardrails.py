@@ -10,7 +10,7 @@ _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,4}[a-z]{2,24
 # Looked at from each number: the first four digits of a match may be those of something else.
 _CARD = re.compile(r"(?<!\d)(?=(\d{4}([ -]?)\d{4}\2\d{4}\2\d{4}|3\d{3}([ -]?)\d{6}\3\d{5})(?!\d))")
 # The end of a text that more text could make part of an address or a number.
-_UNFINISHED = re.compile(r"(?<![\w.+@-])(?:\d[\d -]*+)?[\w.+@-]*+\Z")
+_UNFINISHED = re.compile(r"(?:(?<!\d)\d[\d -]*+|(?<![\w.+@-]))[\w.+@-]*+\Z")
 _UNFINISHED_WORD = re.compile(r"(?<!\w)\w*+\Z")
 _INJECTION = re.compile(
     r"\bignore\s{1,3}(?:(?:all|any|the|your)\s{1,3}){0,3}(?:previous|earlier)\s{1,3}(?:instructions|rules)\b",
@@ -44,6 +44,7 @@ class Unannounced(TextGuardrail):
     hold = 40  # code points: more than the longest name, and one letter on each side
 
     def __init__(self, names: Collection[str]) -> None:
+        self._lowered = tuple(name.casefold() for name in names)
         self._names = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\b", re.IGNORECASE)
 
     async def check(self, window: Window) -> Sequence[Decision]:
@@ -51,7 +52,9 @@ class Unannounced(TextGuardrail):
         return [Block("The answer names a project that is not announced yet")] if named else []
 
     def settled(self, text: str) -> int:
-        return _start_of(_UNFINISHED_WORD, text)
+        start = _start_of(_UNFINISHED_WORD, text)
+        word = text[start:].casefold()
+        return start if any(name.startswith(word) for name in self._lowered) else len(text)
 
 
 class Injections(TextGuardrail):

@@ -68,7 +68,7 @@ class Answer {
       shown.append(...marked(`${call.name}(${call.arguments})`));
       return shown;
     }));
-    this.item.scrollIntoView({ block: "nearest" });
+    byId("form").scrollIntoView({ block: "nearest" });
   }
 
   finish(reason) {
@@ -89,7 +89,7 @@ class Answer {
   done() {
     if (!this.finished) this.stop("The answer has broken off.");
     this.item.setAttribute("aria-busy", "false");
-    this.item.scrollIntoView({ block: "nearest" });
+    byId("form").scrollIntoView({ block: "nearest" });
   }
 }
 

@@ -57,9 +57,7 @@ class DecisionLog:
         agents: AgentContext | None = scope.get("state", {}).get("agents")
         # A path that no agent guards has no context.
         decided = (
-            Decided()
-            if agents is None
-            else Decided(agents.decision, self._guardrails.pop(agents.correlation_id, ()))
+            Decided() if agents is None else Decided(agents.decision, self._guardrails.pop(agents.correlation_id, ()))
         )
         if request_id is not None:
             with self._changed:

@@ -72,7 +72,7 @@ def summary(outcomes: Sequence[Outcome], style: Style) -> Iterator[str]:
 
 def where_to_look(url: str) -> Iterator[str]:
     """What to do next."""
-    yield f"Look   {url}/chat        a chat whose answers are judged as they come"
+    yield f"Look   {url}/chat        a chat whose answers are judged"
     yield f"       {url}/-/agents/   status page: the agents, live"
     yield f"       {url}/docs        the endpoints, to try out"
     yield "       docs/pages/guide/example.md        the code of each agent"

@@ -63,7 +63,8 @@ def render(outcomes: Sequence[Outcome], style: Style) -> Iterator[str]:
 def _cells(number: int, outcome: Outcome) -> tuple[str, ...]:
     decision = outcome.decision
     decider = decision.decided_by or (f"({outcome.shadow})" if outcome.shadow else "")
-    return str(number), outcome.step.request, outcome.step.expected, outcome.got, decider, _agents(decision.verdicts, outcome.guardrails)
+    agents = _agents(decision.verdicts, outcome.guardrails)
+    return str(number), outcome.step.request, outcome.step.expected, outcome.got, decider, agents
 
 
 def _agents(verdicts: Sequence[Verdict], guardrails: Sequence[AuditGuardrail]) -> str:
