@@ -36,8 +36,6 @@ QUOTES: Final[Mapping[str, str]] = {
 }
 #: Pages that quote nothing of it, and why.
 WITHOUT: Final[Mapping[str, str]] = {
-    "text-guardrails": "the example has no text guardrail",
-    "dialects": "the example has no text guardrail",
     "workers": "it is about several processes, of which the example has one",
     "operating": "it is about what is done with a running app",
     "deploying": "it is about commands and files of servers",
