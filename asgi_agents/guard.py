@@ -169,15 +169,21 @@ class Guard:
     # Calls
 
     async def call(
-        self, event: Event, failure_mode: FailureMode, chunk: bool = False, route: str | None = None
+        self,
+        event: Event,
+        failure_mode: FailureMode,
+        chunk: bool = False,
+        route: str | None = None,
+        untraced: bool = False,
     ) -> Verdict:
         """Show ``event`` to the agent. Raises nothing but cancellation.
 
-        ``chunk`` selects the deadline of streamed body chunks.
+        ``chunk`` selects the deadline of streamed body chunks. ``untraced``: the caller has seen that no spans are
+        made.
         """
         event_type = event.event_type
         # Chunks and messages share one span a body or session, which the exchange makes.
-        untraced = chunk or event_type is _WEBSOCKET_FRAME or self._tracing.idle
+        untraced = untraced or chunk or event_type is _WEBSOCKET_FRAME or self._tracing.idle
         call: AgentCall | None = None
         if (
             untraced

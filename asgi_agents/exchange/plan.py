@@ -99,7 +99,7 @@ class HeadPlan:
             agents = resolved_route.head_agents
             if len(agents) == 1:
                 agent = agents[0]
-                verdict = await agent.guard.call(event, agent.failure_mode, False, route)
+                verdict = await agent.guard.call(event, agent.failure_mode, False, route, True)
                 verdicts: Sequence[Verdict] = (verdict,)
                 plain = verdict.response is ALLOW
             else:
