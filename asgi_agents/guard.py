@@ -224,7 +224,7 @@ class Guard:
 
         ``window``: it is about a window of a text. Windows share one span, which the exchange makes.
         """
-        call = AgentCall(event, failure_mode, route, self.config.timeout)
+        call = AgentCall(event, failure_mode, route, self.config.timeout, window=window)
         verdict = await self._call(call, not (window or self._tracing.idle))
         answer = call.answer
         return verdict, answer if isinstance(answer, GuardrailResponse) else inspection_of(answer)
@@ -239,15 +239,27 @@ class Guard:
         correlation_id: str = "",
         route: str | None = None,
         traced: bool = False,
+        window: bool = False,
+        consequence: str | None = None,
     ) -> Verdict:
         """The verdict on an event that was not shown to the agent, or whose call came to nothing.
 
-        ``traced``: it has a span already.
+        ``traced``: it has a span already. ``window`` and ``consequence`` are those of :meth:`Recorder.record`.
         """
         failure = Failure(kind, describe(self.config.id, event_type, fault))
         now = time.monotonic()
         verdict = self.recorder.record(
-            event_type, None, failure_mode, route, now, now, None, failure, correlation_id=correlation_id
+            event_type,
+            None,
+            failure_mode,
+            route,
+            now,
+            now,
+            None,
+            failure,
+            correlation_id=correlation_id,
+            window=window,
+            consequence=consequence,
         )
         span = None if traced or self._tracing.idle else self.recorder.span(event_type, route, correlation_id)
         if span is not None:
@@ -323,6 +335,7 @@ class Guard:
                 failure,
                 exc=exc,
                 counted=not call.given_up,
+                window=call.window,
             )
         except BaseException:
             if breaker is not None and began is not None:
@@ -346,6 +359,7 @@ class Guard:
             answer,
             None,
             detected,
+            window=call.window,
         )
 
     async def _call_in(self, span: ActiveSpan, call: AgentCall) -> Verdict:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from ..guard import Guard
+from ..guardrails import Guardrail
 from ..protocol import EventType
 from .route_agent import AgentReference, RouteAgent
 from .stages import order_of
@@ -28,11 +29,13 @@ class RouteListing(Struct, frozen=True):
     """A route as it was configured, before it is resolved.
 
     ``path`` is None for what no route matches, ``methods`` None for all. ``agents`` is None for all agents there are.
+    ``guardrails`` are those that hold on the route.
     """
 
     path: str | None
     methods: tuple[str, ...] | None
     agents: tuple[AgentReference, ...] | None
+    guardrails: tuple[Guardrail, ...] = ()
 
 
 class ResolvedRoute:

@@ -329,7 +329,7 @@ class ExchangeState(Struct, eq=False):
             return await evaluate(agents, event, chunk=chunk, final=final)
         with session.current():
             verdicts = await evaluate(agents, event, chunk=chunk, final=final)
-        session.note(verdicts, continued=continued)
+        session.note(verdicts, counted=not continued)
         return verdicts
 
     def record(self, verdicts: Sequence[Verdict], *, every: bool = True) -> None:

@@ -112,10 +112,10 @@ class SessionSpan:
         """A context manager in which this span is the current one."""
         return _Attached(trace.set_span_in_context(self._span))
 
-    def note(self, verdicts: Iterable[Verdict], *, continued: bool = False) -> None:
-        """Add the verdicts on one event. ``continued``: other agents were shown it before, which counted it."""
+    def note(self, verdicts: Iterable[Verdict], *, counted: bool = True) -> None:
+        """Add the verdicts on one event; unless ``counted``, other agents were shown it before, or nobody was."""
         self._last = time.time_ns()
-        if not continued:
+        if counted:
             self._events += 1
         for verdict in verdicts:
             if verdict.metric_outcome == "allow" or not self._span.is_recording():
