@@ -77,7 +77,9 @@ class TextGuardrail(Agent):
             raise AgentProtocolError(f"check: expected a list of decisions or None, got {kind_of(decisions)}")
         check_decisions(decisions, window)
         if isinstance(event, WindowEvent):
-            return Decisions(detected=bool(decisions), confidence=1.0, decisions=decisions)
+            # A flag stops nothing and changes nothing, also where a shadow agent is asked what it would have done.
+            detected = any(not isinstance(decision, Flag) for decision in decisions)
+            return Decisions(detected=detected, confidence=1.0, decisions=decisions)
         return _answer(decisions, window)
 
     # Its only `await` is that of `check`, so that it suspends where that does.
