@@ -15,8 +15,8 @@ CONSEQUENCES = {
     EventType.RESPONSE_BODY_CHUNK: ("the response is withheld or broken off", "the response goes on without it"),
     EventType.WEBSOCKET_FRAME: ("the websocket is closed", "the message goes on without it"),
     EventType.GUARDRAIL_INSPECT: (
-        "the handler gets a GuardrailUnavailableError",
-        "the handler is told that nothing was detected",
+        "the text is stopped, or the handler that asks gets a GuardrailUnavailableError",
+        "nothing counts as detected",
     ),
 }
 

@@ -11,13 +11,13 @@ _CLOSED: Final = {
     EventType.RESPONSE_HEADERS: "the response is withheld",
     EventType.RESPONSE_BODY_CHUNK: "the response is withheld or broken off",
     EventType.WEBSOCKET_FRAME: "the websocket is closed",
-    EventType.GUARDRAIL_INSPECT: "the handler gets a GuardrailUnavailableError",
+    EventType.GUARDRAIL_INSPECT: "the text is stopped, or the handler that asks gets a GuardrailUnavailableError",
 }
 _OPEN: Final = {
     EventType.RESPONSE_HEADERS: "the response goes on without it",
     EventType.RESPONSE_BODY_CHUNK: "the response goes on without it",
     EventType.WEBSOCKET_FRAME: "the message goes on without it",
-    EventType.GUARDRAIL_INSPECT: "the handler is told that nothing was detected",
+    EventType.GUARDRAIL_INSPECT: "nothing counts as detected",
 }
 
 

@@ -61,6 +61,7 @@ class ResolvedRoute:
         "judges",
         "keeping_requests",
         "plain_heads_only",
+        "planned",
         "reshapes_requests",
         "retired",
         "route",
@@ -121,6 +122,8 @@ class ResolvedRoute:
         )
         #: Whether heads are all that any agent receives, and all of them receive a head at the same time.
         self.plain_heads_only = self.head_order is None and self.hears.isdisjoint(_AFTER_THE_HEAD)
+        #: Whether the short way may be taken (:mod:`asgi_agents.exchange.plan`).
+        self.planned = bool(self.head_agents) and self.plain_heads_only and judges is None
         #: The headers that are the agents' alone to set, so that they are taken out of what the client sends.
         self.sets: frozenset[str] = frozenset().union(
             *(
@@ -129,6 +132,7 @@ class ResolvedRoute:
                 if agent.guard.config.enforce and not agent.guard.hears.isdisjoint(_REQUESTS)
             )
         )
+        self.planned = self.planned and not self.sets
 
     def forget(self, correlation_id: str) -> None:
         """The connection of that id is over: let the agents drop what they keep under it."""

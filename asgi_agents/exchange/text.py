@@ -37,7 +37,7 @@ from .headers import codings_of, media_type, with_length, without_body_claims, w
 from .inbound import Inbound
 from .rendering import Renderers
 from .response import BODY_BYPASSES
-from .scope import App, OwnScope, declared_length, headers_of
+from .scope import App, OwnScope, certainly_bodiless, declared_length, headers_of
 from .state import ExchangeState
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped, failed_with
@@ -123,7 +123,7 @@ class TextExchange:
         asking: Asking | None = None
         changed: bytes | None = None
         try:
-            if forms:
+            if forms and not certainly_bodiless(self._scope):
                 if not await self._read():
                     # The client has left. The part of its request that is there can't be judged.
                     return None
@@ -153,7 +153,7 @@ class TextExchange:
         return Asking(self._state, self._judges.of(call), call)
 
     def _call(self, dialect: Dialect, value: JSON) -> Call:
-        call = dialect.call(value)
+        call = dialect.call(value, self._scope["path"])
         return Call(
             dialect=call.dialect,
             model=call.model,
@@ -409,7 +409,8 @@ def _fields_to_json(data: bytes) -> bytes:
 
 
 def _json_to_fields(data: bytes) -> bytes:
-    return urlencode(json.loads(data)).encode()
+    # It takes pairs only as tuples.
+    return urlencode([(name, value) for name, value in json.loads(data)]).encode()
 
 
 def _field_values(value: JSON) -> list[Operation]:

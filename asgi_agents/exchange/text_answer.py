@@ -19,9 +19,11 @@ from ..guardrails.dialect import Dialect, Stop
 from ..guardrails.dialects.known import is_general, of_answer, of_stream
 from ..guardrails.dialects.unknown import PlainText
 from ..guardrails.framing import UnreadableError
-from ..guardrails.json_text import loads
+from ..guardrails.json_text import JSON, loads
+from ..guardrails.operations import Operation
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
+from ..guardrails.uncovered import uncovered
 from .headers import codings_of, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import render_reply
@@ -202,7 +204,12 @@ class TextAnswer:
         elif kind == "http.response.body" and self._mode is _Mode.WHOLE:
             await self._take_whole(message)
         elif kind == "http.response.body" and self._mode is _Mode.STREAM:
-            await self._take_piece(bytes(message.get("body", b"")), not message.get("more_body", False))
+            data, last = bytes(message.get("body", b"")), not message.get("more_body", False)
+            if data or last or self._holds_head:
+                await self._take_piece(data, last)
+            else:
+                # It says nothing, but the app may count on being slowed down by it.
+                await self._send(message)
         elif kind == "http.response.start" and self._holds_head:
             # The server has not seen the first one, so it could not complain about the second.
             raise RuntimeError("Unexpected ASGI message 'http.response.start': the response has already been started.")
@@ -302,7 +309,7 @@ class TextAnswer:
             return
         try:
             dialect = of_answer(self._called, loads(data.decode())[0], self._dialects)
-            body = Body(data, dialect.answer, self._asking.judges)
+            body = Body(data, self._operations(dialect), self._asking.judges)
         except (UnreadableError, UnicodeDecodeError) as exc:
             if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, str(exc), last=True):
                 self._on_stop(False)
@@ -316,6 +323,17 @@ class TextAnswer:
         assert body.data is not None
         await self._send_start(len(body.data), changed=body.data != data)
         await self._finish(body.data)
+
+    def _operations(self, dialect: Dialect) -> Callable[[JSON], list[Operation]]:
+        if self._start["status"] < 400:
+            return dialect.answer
+
+        def operations(value: JSON) -> list[Operation]:
+            # Errors are in whatever shape the app's framework has for them.
+            found = dialect.answer(value)
+            return [*found, *uncovered(value, found, kind="output")]
+
+        return operations
 
     async def _unreadable(self, fault: str) -> None:
         if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, fault, last=False):

@@ -54,8 +54,9 @@ class TextGuardrail(Agent):
     async def check(self, window: Window) -> Sequence[Decision] | None:
         """What is to be done about a window. None or nothing: it may leave as it is.
 
-        Finds that begin before ``window.fresh`` are ignored: they were judged with the window before. So search from
-        there: ``pattern.finditer(window.text, window.fresh)``. What precedes is context.
+        What precedes ``window.fresh`` was judged with the window before, and is context: a find that ends there is
+        ignored, and one that reaches beyond it counts from there on. So search from there:
+        ``pattern.finditer(window.text, window.fresh)``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no check(self, window)")
 

@@ -6,7 +6,7 @@ from typing import Final
 from .dialects.base import strings_in
 from .json_text import JSON, pointer
 from .operations import Operation, Piece, Repeat, Text, Whole
-from .slots import Slot
+from .slots import Kind, Slot
 
 #: What the dialects' own requests have at their top that is no text of anybody's.
 KNOWN: Final = frozenset(
@@ -26,8 +26,10 @@ KNOWN: Final = frozenset(
 _ENCODED: Final = re.compile(r"data:[\w/+.;=-]*;base64,[\w+/=-]*+")
 
 
-def uncovered(value: JSON, operations: list[Operation], *, by_path: bool) -> list[Operation]:
-    """Every string of a request that its dialect has not found, as text of its own.
+def uncovered(
+    value: JSON, operations: list[Operation], *, by_path: bool = False, kind: Kind = "input"
+) -> list[Operation]:
+    """Every string of a request or answer that its dialect has not found, as text of its own.
 
     The dialect may be the wrong one. A client chooses the shape of what it sends, so that all strings count then. Where
     the path has said which dialect it is, only what stands at the top and is not of that dialect counts: a path may
@@ -40,7 +42,7 @@ def uncovered(value: JSON, operations: list[Operation], *, by_path: bool) -> lis
     }
     passed_over = KNOWN.union(str(path[0]) for path in covered if path) if by_path else frozenset()
     return [
-        Whole(Slot(("uncovered", pointer(path)), "input"), path, text)
+        Whole(Slot(("uncovered", pointer(path)), kind), path, text)
         for path, text in strings_in(value, (), skip=frozenset())
         if text and path not in covered and not (path and path[0] in passed_over) and not _ENCODED.fullmatch(text)
     ]

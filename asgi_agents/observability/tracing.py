@@ -17,7 +17,7 @@ from ..concurrency.cancellation import was_asked_for
 from ..decision import Verdict
 from .attributes import AGENT_ID, CANCELLED, CORRELATION_ID, DECISION, ENFORCED, ERROR_TYPE, EVENT, EVENTS, FAILURE_MODE
 from .correlation import Named
-from .trace_context import ServerSpan, remote_context
+from .trace_context import ServerSpan, current_context, remote_context
 
 Attributes = Mapping[str, AttributeValue]
 
@@ -39,7 +39,7 @@ def current_trace_id() -> str | None:
 def mark_current_span(connection: Named) -> ServerSpan:
     """Set the correlation id on the server's span, and return that span."""
     # Without tracing the context is empty, and that is quicker to see than that it has no span.
-    span = trace.get_current_span() if context.get_current() else trace.INVALID_SPAN
+    span = trace.get_current_span() if current_context() else trace.INVALID_SPAN
     if span is not trace.INVALID_SPAN and span.is_recording():
         span.set_attribute(CORRELATION_ID, connection.correlation_id)
     return span

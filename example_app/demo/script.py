@@ -23,13 +23,19 @@ _LABELS = ("[email]", "[phone]", "[card]")
 
 
 class Step(NamedTuple):
-    """``decided_by`` is the agent that stops the request, ``shadow`` one that would have stopped it."""
+    """A request, and what it should come to.
+
+    :ivar decided_by: the agent that stops it.
+    :ivar shadow: a shadow agent that would have stopped it.
+    :ivar shown: whether it is on the first screen.
+    """
 
     request: str
     play: Play
     expected: str
     decided_by: str | None = None
     shadow: str | None = None
+    shown: bool = False
 
 
 def _http(
@@ -73,7 +79,7 @@ def _chat(topic: str) -> Play:
                     tokens.append(line.removeprefix("data: "))
                     times.append(time.monotonic() - started)
         live = bool(times) and times[0] < times[-1] / 2
-        return f"{response.status_code} {_redactions([''.join(tokens)])}{', live' if live else ''}"
+        return f"{response.status_code} {'stream ' if live else ''}{_redactions([''.join(tokens)])}"
 
     return play
 
@@ -134,8 +140,9 @@ STEPS = (
         _http("GET", "/api/orders", NOBODY, _header("www-authenticate")),
         "401 ApiKey",
         "api-key",
+        shown=True,
     ),
-    Step("GET /api/orders", _http("GET", "/api/orders", tell=_orders), "200 [email] [phone] [card]"),
+    Step("GET /api/orders", _http("GET", "/api/orders", tell=_orders), "200 [email] [phone] [card]", shown=True),
     Step("POST /api/orders", _http("POST", "/api/orders", json={"item": "chair"}), "201"),
     Step(
         "GET /old-orders?q=lamp",
@@ -150,7 +157,7 @@ STEPS = (
         "api-key",
     ),
     Step("GET /admin/stats, with token", _http("GET", "/admin/stats", ROOT), "200"),
-    Step("GET ?q=lamp' OR '1'='1", _http("GET", "/api/orders?q=lamp%27%20OR%20%271%27=%271"), "403", "waf"),
+    Step("GET ?q=lamp' OR '1'='1", _http("GET", "/api/orders?q=lamp%27%20OR%20%271%27=%271"), "403", "waf", shown=True),
     Step(
         "GET ?q=..%252f..%252fboot",
         _http("GET", "/api/orders?q=..%252f..%252fboot"),
@@ -169,11 +176,11 @@ STEPS = (
         "403",
         "waf",
     ),
-    Step("GET ?q=select wood", _http("GET", "/api/orders?q=select%20wood"), "200", shadow="waf-next"),
+    Step("GET ?q=select wood", _http("GET", "/api/orders?q=select%20wood"), "200", shadow="waf-next", shown=True),
     Step("POST /api/upload, 1 kB", _http("POST", "/api/upload", files=SMALL_FILE), "200"),
-    Step("POST /api/upload, 300 kB", _http("POST", "/api/upload", files=LARGE_FILE), "413", "waf"),
-    Step("SSE /api/chat?prompt=contact", _chat("contact"), "200 [email] [phone], live"),
-    Step("SSE /api/chat?prompt=payment", _chat("payment"), "200 [email] [card], live"),
+    Step("POST /api/upload, 300 kB", _http("POST", "/api/upload", files=LARGE_FILE), "413", "waf", shown=True),
+    Step("GET /api/chat?prompt=contact", _chat("contact"), "200 stream [email] [phone]"),
+    Step("GET /api/chat?prompt=pay", _chat("pay"), "200 stream [email] [card]", shown=True),
     Step(
         "POST /api/chat, card in prompt",
         _http(
@@ -188,20 +195,23 @@ STEPS = (
     Step("WS /room, hello", _room(then="hello"), "hello"),
     # A message that is dropped doesn't decide the session: it goes on.
     Step("WS /room, an insult, sorry", _room("you idiot", then="sorry"), "sorry"),
-    Step("WS /room, three insults", _room("idiot", "moron", "nitwit", then="bye"), "closed 4003", "moderator"),
-    # An agent that the shop can do without.
-    Step("POST /demo/wishes, its agent fails", _http("POST", "/demo/wishes", NOBODY, _like), "200 something"),
-    Step("POST /demo/wishes", _http("POST", "/demo/wishes", NOBODY, _like, content=b"rug"), "200 lamp"),
-    Step("POST /demo/wishes, 2 kB", _http("POST", "/demo/wishes", NOBODY, _like, content=b"rug " * 512), "200 lamp"),
-    # It takes one call at a time, so that one of these has to wait.
-    Step("POST /demo/wishes, two at once", _both(_http("POST", "/demo/wishes", NOBODY, _like)), "200 lamp, 200 lamp"),
-    Step("GET /demo/flaky, its agent fails", _http("GET", "/demo/flaky", NOBODY), "503", "flaky"),
-    Step("GET /demo/flaky, fails again", _http("GET", "/demo/flaky", NOBODY), "503", "flaky"),
     Step(
-        "GET /demo/flaky, breaker open",
-        _http("GET", "/demo/flaky", NOBODY, lambda response: f"retry-after {response.headers.get('retry-after')}"),
+        "WS /room, three insults", _room("idiot", "moron", "nitwit", then="bye"), "closed 4003", "moderator", shown=True
+    ),
+    # An agent that the shop can do without.
+    Step("POST /wishes, agent fails", _http("POST", "/wishes", NOBODY, _like), "200 something", shown=True),
+    Step("POST /wishes", _http("POST", "/wishes", NOBODY, _like, content=b"rug"), "200 lamp"),
+    Step("POST /wishes, 2 kB", _http("POST", "/wishes", NOBODY, _like, content=b"rug " * 512), "200 lamp"),
+    # It takes one call at a time, so that one of these has to wait.
+    Step("POST /wishes, two at once", _both(_http("POST", "/wishes", NOBODY, _like)), "200 lamp, 200 lamp"),
+    Step("GET /flaky, agent fails", _http("GET", "/flaky", NOBODY), "503", "flaky"),
+    Step("GET /flaky, fails again", _http("GET", "/flaky", NOBODY), "503", "flaky"),
+    Step(
+        "GET /flaky, breaker open",
+        _http("GET", "/flaky", NOBODY, lambda response: f"retry-after {response.headers.get('retry-after')}"),
         "503 retry-after 1",
         "flaky",
+        shown=True,
     ),
-    Step("GET /demo/flaky, 1 s later", _later(1.1, _http("GET", "/demo/flaky", NOBODY)), "200"),
+    Step("GET /flaky, 1 s later", _later(1.1, _http("GET", "/flaky", NOBODY)), "200"),
 )

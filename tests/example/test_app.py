@@ -7,7 +7,8 @@ from fastapi import Request, Response
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from example_app.app import agent_configs, create_app
+from example_app.app import create_app
+from example_app.configuration import agent_configs
 
 from .conftest import ALICE, BOB
 
@@ -107,6 +108,19 @@ def test_paths_that_no_route_names_are_behind_the_firewall(client: TestClient) -
     assert client.get("/docs?q=<script>").status_code == 403
 
 
+def test_the_docs_page_asks_for_the_credentials_and_not_for_what_agents_set(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    assert "x-user" not in json.dumps(described)
+    asked_for = {path: item["get"].get("security") for path, item in described["paths"].items() if "get" in item}
+    assert asked_for == {
+        "/healthz": None,
+        "/api/orders": [{"APIKeyHeader": []}],
+        "/api/chat": [{"APIKeyHeader": []}],
+        "/admin/stats": [{"HTTPBearer": []}],
+        "/flaky": None,
+    }
+
+
 def test_shadow_rules_refuse_nothing(client: TestClient) -> None:
     assert client.get("/api/orders?q=select wood", headers=ALICE).status_code == 200
 
@@ -199,7 +213,7 @@ def test_room_is_text_only(client: TestClient) -> None:
 
 
 def test_failing_agent_opens_its_breaker(client: TestClient) -> None:
-    replies = [client.get("/demo/flaky") for _ in range(3)]
+    replies = [client.get("/flaky") for _ in range(3)]
     assert [reply.status_code for reply in replies] == [503, 503, 503]
     assert [reply.text for reply in replies] == ["Agent unavailable", "Agent unavailable", "Service unavailable"]
     assert replies[2].headers["retry-after"] == "1"

@@ -111,10 +111,10 @@ def test_every_metric_of_the_documentation_is_in_the_output_for_prometheus_and_n
 
 # What somebody looks for, the request that it happened to, and where it is: agent, outcome, failure mode, enforced.
 FINDS = [
-    pytest.param("GET /demo/flaky, breaker open", "flaky", "breaker_open", "closed", True, id="an open breaker"),
+    pytest.param("GET /flaky, breaker open", "flaky", "breaker_open", "closed", True, id="an open breaker"),
     pytest.param("GET ?q=select wood", "waf-next", "block", "closed", False, id="a shadow block"),
-    pytest.param("POST /demo/wishes, its agent fails", "recommender", "error", "open", True, id="a fail-open pass"),
-    pytest.param("POST /demo/wishes, 2 kB", "recommender", "request_too_large", "open", True, id="a skipped body"),
+    pytest.param("POST /wishes, agent fails", "recommender", "error", "open", True, id="a fail-open pass"),
+    pytest.param("POST /wishes, 2 kB", "recommender", "request_too_large", "open", True, id="a skipped body"),
 ]
 finds = pytest.mark.parametrize(("request_", "agent", "outcome", "failure_mode", "enforced"), FINDS)
 

@@ -291,8 +291,8 @@ def test_unknown_fields_of_a_known_dialect_are_judged() -> None:
         (b'event: message_start\ndata: {"type": "message_start", "message": {}}\n\n', "anthropic.messages"),
         (b'data: {"candidates": []}\n\n', "gemini"),
         (b'data: {"type": "start"}\n\n', "ai-sdk.ui"),
-        (b'data: {"token": "x"}\n\n', "sse"),
-        (b"data: hello\n\n", "sse"),
+        (b'data: {"token": "x"}\n\n', "unknown"),
+        (b"data: hello\n\n", "unknown"),
     ],
 )
 def test_the_first_event_tells_the_dialect(first: bytes, name: str) -> None:

@@ -35,7 +35,7 @@ def of_request(path: str, value: JSON, dialects: Sequence[Dialect] = BUILT_IN) -
         if dialect.knows_path(path):
             return dialect
     for dialect in dialects:
-        if dialect.knows(value):
+        if dialect.name not in _GENERAL and dialect.knows(value):
             return dialect
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         return BUILT_IN[0]
@@ -57,11 +57,13 @@ def of_stream(called: Dialect, media_type: str, dialects: Sequence[Dialect] = BU
     """
     if not _is_ours(called):
         return [called]
+    # A user's own has another ending.
+    lines = next((dialect for dialect in dialects if dialect.name == _LINES.name), _LINES)
     known = {dialect.name: dialect for dialect in (called, *dialects) if dialect.name not in _GENERAL}
     if media_type == "text/event-stream":
         return [*(dialect for dialect in known.values() if dialect.name != "ollama"), _EVENTS]
     if media_type in _LINE_TYPES:
-        return [*(dialect for dialect in known.values() if dialect.name == "ollama"), _LINES]
+        return [*(dialect for dialect in known.values() if dialect.name == "ollama"), lines]
     if media_type == "application/json":
         return [dialect for dialect in known.values() if dialect.name == "gemini"]
     if media_type.startswith("text/") or media_type.endswith(("+xml", "/xml")):

@@ -1,9 +1,20 @@
-"""Who is asking."""
+"""Who is asking: an agent that turns a credential into a header, and what handlers know of both."""
 
 import hashlib
 from collections.abc import Collection, Mapping
+from typing import Annotated
+
+from fastapi import Header, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from asgi_agents import Agent, AgentResponse, HeaderOp, RequestHeadersEvent
+
+# The user, for handlers on routes that have the agent: no client can set this header.
+User = Annotated[str, Header(alias="x-user", include_in_schema=False)]
+
+# These only tell /docs what to ask its reader for. It is the agent that looks at the credential, and takes it away.
+TAKES_KEY = Security(APIKeyHeader(name="x-api-key", auto_error=False))
+TAKES_TOKEN = Security(HTTPBearer(auto_error=False))
 
 
 class ApiKey(Agent):
