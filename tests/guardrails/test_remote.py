@@ -225,6 +225,23 @@ async def test_what_was_judged_with_the_window_before_is_not_redacted_twice(
     assert client.body.decode() == text.replace("alice@example.com", "[0]")
 
 
+@pytest.mark.parametrize("address", ADDRESSES)
+async def test_a_pattern_looks_at_what_precedes_the_new_text_wherever_its_agent_runs(
+    processes: dict[str, Process], address: str
+) -> None:
+    exchange = exchange_with("everything", address, processes, guardrail={"hold": 90, "window": 181})
+    # The second window begins at 91, and from there on either could be something.
+    for text in (
+        f"{' ' * 75}{'7' * 30}{' ' * 200}",
+        f"{' ' * 89}no-do-flag{' ' * 200}",
+        f"{' ' * 90}xdo-flag{' ' * 200}",
+    ):
+        client = await exchange.stream(TextSample(), [text.encode()])
+        assert client.body.decode() == text
+        (report,) = exchange.audits[-1].guardrails
+        assert report.counts.get("flag", 0) == text.count("-do-flag")
+
+
 # The same decisions
 
 
