@@ -204,7 +204,7 @@ def test_a_stream_that_arrives_in_two_pieces_is_redacted_wherever_it_is_cut(name
     driver = driver_of(sample)
     driver.feed(data)
     driver.end()
-    for at in cuts(data):
+    for at in range(0, len(data), 1 if EVERY_BYTE else 7):
         pieces = driver_of(sample)
         pieces.feed(data[:at])
         pieces.feed(data[at:])
