@@ -7,6 +7,7 @@ from .failing import failing_agents
 from .redactor import PiiRedactor
 from .rooms import Moderator
 from .routes import ADMIN
+from .text_guardrails import Injections, PersonalData, Unannounced
 from .waf import CANDIDATE_RULES, Waf
 
 # A real shop has them in its secret store.
@@ -14,6 +15,9 @@ API_KEYS = {"key-of-alice": "alice", "key-of-bob": "bob"}
 ADMIN_TOKENS = {"token-of-root": "root"}
 
 MAX_UPLOAD_BYTES = 256 * 1024
+
+# Projects that nobody outside of the house is to hear of.
+UNANNOUNCED = ("Nightjar",)
 
 
 def agent_configs(waf_url: str | None = None) -> list[AgentConfig]:
@@ -30,5 +34,8 @@ def agent_configs(waf_url: str | None = None) -> list[AgentConfig]:
         AgentConfig("waf-next", Waf(CANDIDATE_RULES), enforce=False),
         AgentConfig("pii", PiiRedactor(), body_access="write"),
         AgentConfig("moderator", Moderator()),
+        AgentConfig("injections", Injections()),
+        AgentConfig("personal-data", PersonalData()),
+        AgentConfig("unannounced", Unannounced(UNANNOUNCED)),
         *failing_agents(),
     ]

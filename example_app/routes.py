@@ -2,6 +2,8 @@
 
 from asgi_agents import AgentRoute
 
+from .text_guardrails import CHAT_GUARDRAILS
+
 ADMIN = "/admin/{rest:path}"
 
 # The first match wins. The order within a route decides which refusal counts if two agents refuse, and which agent
@@ -12,6 +14,7 @@ ROUTES = (
     AgentRoute("/-/{rest:path}", agents=[]),
     AgentRoute("/old-orders", agents=["waf"]),
     AgentRoute("/api/{rest:path}", agents=["api-key", "waf", "waf-next", "pii"]),
+    AgentRoute("/v1/{rest:path}", agents=["api-key", "waf"], guardrails=CHAT_GUARDRAILS),
     AgentRoute(ADMIN, agents=["api-key", "waf", "pii"]),
     AgentRoute("/room/{name}", agents=["api-key", "waf", "moderator"]),
     AgentRoute("/flaky", agents=["flaky"]),

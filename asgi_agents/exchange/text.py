@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import quote_plus, unquote_to_bytes
 
 import anyio
 from msgspec import Struct
@@ -26,14 +26,14 @@ from ..errors import caused_by_closing
 from ..failures import FailureKind
 from ..guardrails.body import Body
 from ..guardrails.dialect import Dialect, Stop
-from ..guardrails.dialects.known import checked_dialects, of_request
+from ..guardrails.dialects.known import checked_dialects, is_ours, of_request
 from ..guardrails.dialects.unknown import Events, PlainText
 from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import JSON, loads
 from ..guardrails.operations import Operation, Whole
 from ..guardrails.slots import Call, Kind, Slot
 from ..guardrails.uncovered import uncovered
-from .headers import codings_of, media_type, with_length, without_body_claims, without_headers
+from .headers import codings_of, in_utf_8, media_type, with_length, without_body_claims, without_headers
 from .inbound import Inbound
 from .rendering import Renderers
 from .response import BODY_BYPASSES
@@ -49,6 +49,7 @@ MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
 # In whatever encoding, with whatever marks in front (RFC 8259, section 8.1).
 _LOOKS_LIKE_JSON: Final = re.compile(rb"[\x00\s\xef\xbb\xbf\xff\xfe]*[{\[\"]")
+_FIELD_NAME: Final = re.compile(r"[\w.\[\]-]{1,64}")
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 _RESHAPING: Final = frozenset({b"accept-encoding", b"range", b"if-range"})
 _UNKNOWN: Final = Events()
@@ -114,6 +115,7 @@ class TextExchange:
         # Whether all of the body was read.
         self._complete = False
         self._disconnected = False
+        self._made_answer: TextAnswer | None = None
 
     async def run(self, app: App) -> Any:
         """The whole exchange. Returns what the app returns."""
@@ -164,7 +166,7 @@ class TextExchange:
         )
 
     def _answer(self, dialect: Dialect, asking: Asking) -> TextAnswer:
-        return TextAnswer(
+        self._made_answer = TextAnswer(
             self._state,
             asking,
             dialect,
@@ -175,6 +177,7 @@ class TextExchange:
             on_stop=self._stop_app,
             on_noticed=self._app_noticed,
         )
+        return self._made_answer
 
     # The request
 
@@ -185,6 +188,10 @@ class TextExchange:
         judged = self._judges.judge_any(REQUEST_KINDS)
         if codings_of(headers):
             return (_ENCODED,) if judged else ()
+        if judged and sum(name.lower() == b"content-type" for name, _ in headers) > 1:
+            return (_SEVERAL,)
+        if judged and not in_utf_8(headers):
+            return (_CHARSET,)
         if given == "application/json" or (given or "").endswith("+json") or by_path is not _UNKNOWN:
             # Apps that speak a dialect read JSON whatever its type is said to be.
             return (_JSON,)
@@ -239,7 +246,7 @@ class TextExchange:
             await asking.judge_body(body)
             assert body.data is not None
             if body.data != given:
-                data = form.from_json(body.data)
+                data = form.from_json(body.data, data)
         return None if data == self._data else data
 
     # The app
@@ -304,13 +311,17 @@ class TextExchange:
 
     def _note_message(self, message: Message) -> bool:
         """All that the app receives behind the request is as it came."""
-        self._disconnected = self._disconnected or message["type"] == "http.disconnect"
+        if message["type"] == "http.disconnect":
+            self._disconnected = True
+            self._app_noticed()
         return True
 
     def _stop_app(self, cut_off: bool) -> None:
         """The client has its answer, or is to have no more of it: the app finds its client gone."""
         scope = self._app_scope
-        if cut_off and scope is not None:
+        # The app may know it from the server already, which has had the end of the answer.
+        noticed = self._disconnected and self._made_answer is not None and self._made_answer.error is None
+        if cut_off and scope is not None and not noticed:
             if self._stop_grace:
                 scope.deadline = anyio.current_time() + self._stop_grace
             else:
@@ -318,13 +329,15 @@ class TextExchange:
         self._inbound.end(_DISCONNECT)
 
     def _app_noticed(self) -> None:
-        if self._app_scope is not None:
+        # Not where its answer is broken off: the server breaks the connection off when the app has ended.
+        if self._app_scope is not None and (self._made_answer is None or self._made_answer.error is None):
             self._app_scope.deadline = math.inf
 
 
 class _BodyForm(Struct, frozen=True):
     """A form that request bodies have: how one becomes JSON, for its strings to be judged, and back.
 
+    :ivar from_json: takes the changed JSON, and the body as it was.
     :ivar dialect: None: known by path and shape.
     :ivar operations: None: those of the dialect.
     :ivar optional: whether a body need not have this form.
@@ -332,7 +345,7 @@ class _BodyForm(Struct, frozen=True):
     """
 
     to_json: Callable[[bytes], bytes]
-    from_json: Callable[[bytes], bytes]
+    from_json: Callable[[bytes, bytes], bytes]
     dialect: Dialect | None = None
     operations: Callable[[JSON], list[Operation]] | None = None
     optional: bool = False
@@ -373,6 +386,10 @@ def _refuse_other_encodings(data: bytes) -> None:
 def _request_of(dialect: Dialect, by_path: bool) -> Callable[[JSON], list[Operation]]:
     """All text of a request: what its dialect finds, and what it does not know."""
 
+    if not is_ours(dialect):
+        # Its user has said where text is.
+        return dialect.request
+
     def operations(value: JSON) -> list[Operation]:
         found = dialect.request(value)
         return [*found, *uncovered(value, found, by_path=by_path)]
@@ -391,35 +408,54 @@ def _as_it_is(data: bytes) -> bytes:
     return data
 
 
+def _changed(changed: bytes, data: bytes) -> bytes:
+    return changed
+
+
 def _text_to_json(data: bytes) -> bytes:
     return json.dumps(_decoded(data)).encode()
 
 
-def _json_to_text(data: bytes) -> bytes:
-    text: str = json.loads(data)
+def _json_to_text(changed: bytes, data: bytes) -> bytes:
+    text: str = json.loads(changed)
     return text.encode()
 
 
 def _fields_to_json(data: bytes) -> bytes:
-    try:
-        pairs = parse_qsl(_decoded(data), keep_blank_values=True, errors="strict")
-    except ValueError as exc:
-        raise UnreadableError(f"expected an encoded form: {exc}") from None
-    return json.dumps(pairs).encode()
+    """The names and values of all fields, in turns, decoded."""
+    texts: list[str] = []
+    for field in data.split(b"&"):
+        name, _, value = field.partition(b"=")
+        texts += (_unquoted(name), _unquoted(value))
+    return json.dumps(texts).encode()
 
 
-def _json_to_fields(data: bytes) -> bytes:
-    # It takes pairs only as tuples.
-    return urlencode([(name, value) for name, value in json.loads(data)]).encode()
+def _json_to_fields(changed: bytes, data: bytes) -> bytes:
+    """``data`` with what was changed in it. Fields that were not stay as they are."""
+    texts: list[str] = json.loads(changed)
+    fields = data.split(b"&")
+    for index, field in enumerate(fields):
+        name, equals, value = field.partition(b"=")
+        new_name, new_value = texts[2 * index : 2 * index + 2]
+        if new_name != _unquoted(name):
+            name = quote_plus(new_name).encode()
+        if new_value != _unquoted(value):
+            value = quote_plus(new_value).encode()
+        fields[index] = name + equals + value
+    return b"&".join(fields)
 
 
-def _field_values(value: JSON) -> list[Operation]:
-    """Names are no text, as the keys of JSON are none."""
+def _unquoted(given: bytes) -> str:
+    return _decoded(unquote_to_bytes(given.replace(b"+", b" ")))
+
+
+def _field_texts(value: JSON) -> list[Operation]:
+    """Names are no text, as the keys of JSON are none. But apps that read the body as it is may be sent a text."""
     assert isinstance(value, list)
     return [
-        Whole(Slot(("field", index), "input"), (index, 1), str(pair[1]))
-        for index, pair in enumerate(value)
-        if isinstance(pair, list)
+        Whole(Slot(("field", index), "input"), (index,), text)
+        for index, text in enumerate(value)
+        if isinstance(text, str) and text and (index % 2 or not _FIELD_NAME.fullmatch(text))
     ]
 
 
@@ -430,13 +466,15 @@ def _refused(fault: str) -> Callable[[bytes], bytes]:
     return refuse
 
 
-_JSON: Final = _BodyForm(_as_it_is, _as_it_is)
-_MAYBE_JSON: Final = _BodyForm(_as_it_is, _as_it_is, optional=True)
+_JSON: Final = _BodyForm(_as_it_is, _changed)
+_MAYBE_JSON: Final = _BodyForm(_as_it_is, _changed, optional=True)
 _PLAIN: Final = _BodyForm(_text_to_json, _json_to_text, PlainText(), PlainText().request)
 _OTHERWISE_PLAIN: Final = _BodyForm(_text_to_json, _json_to_text, PlainText(), PlainText().request, fallback=True)
-_FIELDS: Final = _BodyForm(_fields_to_json, _json_to_fields, _UNKNOWN, _field_values)
-_ENCODED: Final = _BodyForm(_refused("it has a content-encoding, expected none"), _as_it_is)
-_OTHER: Final = _BodyForm(_refused("expected JSON, text or an encoded form as its content-type"), _as_it_is)
+_FIELDS: Final = _BodyForm(_fields_to_json, _json_to_fields, _UNKNOWN, _field_texts)
+_ENCODED: Final = _BodyForm(_refused("it has a content-encoding, expected none"), _changed)
+_SEVERAL: Final = _BodyForm(_refused("it has several content-types, expected one"), _changed)
+_CHARSET: Final = _BodyForm(_refused("expected UTF-8 as its charset"), _changed)
+_OTHER: Final = _BodyForm(_refused("expected JSON, text or an encoded form as its content-type"), _changed)
 
 
 async def _never(message: Message) -> None:

@@ -1,5 +1,6 @@
 """The app's answer on its way through guardrails: a stream as it comes, anything else when it is complete."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from ..errors import ClosedByAgent, ResponseAborted
 from ..failures import FailureKind
 from ..guardrails.body import Body
 from ..guardrails.dialect import Dialect, Stop
-from ..guardrails.dialects.known import is_general, of_answer, of_stream
+from ..guardrails.dialects.known import has_units, is_general, of_answer, of_stream
 from ..guardrails.dialects.unknown import PlainText
 from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import JSON, loads
@@ -24,7 +25,7 @@ from ..guardrails.operations import Operation
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from ..guardrails.uncovered import uncovered
-from .headers import codings_of, media_type, without_body_claims, without_headers
+from .headers import codings_of, in_utf_8, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import render_reply
 from .response import BODY_BYPASSES, REPLY_TIMEOUT
@@ -106,6 +107,7 @@ class TextAnswer:
         self._streamed: StreamedText | None = None
         # The type of a stream, and its beginning while it is not known what it is.
         self._type = ""
+        self._may_be_json = False
         self._unknown = b""
         self._turn = Limiter(1)
         self._cut_off = False
@@ -202,7 +204,7 @@ class TextAnswer:
         elif self._mode is _Mode.IDLE and kind == "http.response.start":
             await self._take_start(message)
         elif kind == "http.response.body" and self._mode is _Mode.WHOLE:
-            await self._take_whole(message)
+            await self._take_whole(bytes(message.get("body", b"")), not message.get("more_body", False))
         elif kind == "http.response.body" and self._mode is _Mode.STREAM:
             data, last = bytes(message.get("body", b"")), not message.get("more_body", False)
             if data or last or self._holds_head:
@@ -236,19 +238,26 @@ class TextAnswer:
             self._mode = _Mode.PASSING
             await self._send(message)
             return
+        if not in_utf_8(headers):
+            await self._unreadable("its charset is another than UTF-8")
+            return
         if given is not None and (given == "application/json" or given.endswith("+json")) and not self._streams_json:
             self._mode, self._holds_head = _Mode.WHOLE, True
             return
         self._mode = _Mode.STREAM
-        self._type = given or "text/plain"
-        if self._type != "text/plain":
+        self._type = given or ""
+        if has_units(self._type):
             self._begin_stream(self._type)
+        elif self._type in ("", "application/octet-stream") or not is_general(self._called):
+            # Clients read JSON whatever its type is said to be: the head waits for the first piece.
+            self._may_be_json = True
         # Where its length is declared it is no stream: a block can still be answered with a status.
-        self._holds_head = declared_length(headers) is not None
+        self._holds_head = declared_length(headers) is not None or self._may_be_json
         if not self._holds_head:
             await self._send_start(None)
 
     def _begin_stream(self, given: str) -> StreamedText:
+        given = given or "text/plain"
         dialects = of_stream(self._called, given, self._dialects) or [PlainText()]
         streamed = self._streamed = StreamedText(
             Stream(dialects, given, self._asking.judges, strict=self._strict),
@@ -290,11 +299,9 @@ class TextAnswer:
 
     # An answer that is complete before it is judged
 
-    async def _take_whole(self, message: Message) -> None:
-        piece = bytes(message.get("body", b""))
+    async def _take_whole(self, piece: bytes, last: bool) -> None:
         self._held.append(piece)
         self._held_size += len(piece)
-        last = not message.get("more_body", False)
         if self._held_size > MAX_ANSWER_BYTES:
             fault = f"an answer of more than {MAX_ANSWER_BYTES} bytes"
             if not await self._pass_unjudged(FailureKind.RESPONSE_TOO_LARGE, fault, last=last):
@@ -307,9 +314,16 @@ class TextAnswer:
             await self._send_start(None, changed=False)
             await self._finish(b"")
             return
+        as_text = False
         try:
-            dialect = of_answer(self._called, loads(data.decode())[0], self._dialects)
-            body = Body(data, self._operations(dialect), self._asking.judges)
+            try:
+                dialect = of_answer(self._called, loads(data.decode())[0], self._dialects)
+                body = Body(data, self._operations(dialect), self._asking.judges)
+            except UnreadableError:
+                if not self._may_be_json:
+                    raise
+                as_text = True
+                body = Body(json.dumps(data.decode()).encode(), PlainText().answer, self._asking.judges)
         except (UnreadableError, UnicodeDecodeError) as exc:
             if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, str(exc), last=True):
                 self._on_stop(False)
@@ -321,8 +335,9 @@ class TextAnswer:
             self._on_stop(False)
             return
         assert body.data is not None
-        await self._send_start(len(body.data), changed=body.data != data)
-        await self._finish(body.data)
+        after = json.loads(body.data).encode() if as_text else body.data
+        await self._send_start(len(after), changed=after != data)
+        await self._finish(after)
 
     def _operations(self, dialect: Dialect) -> Callable[[JSON], list[Operation]]:
         if self._start["status"] < 400:
@@ -361,13 +376,24 @@ class TextAnswer:
     # A stream
 
     async def _take_piece(self, data: bytes, last: bool) -> None:
+        data = self._unknown + data
+        if self._may_be_json and data.lstrip():
+            if data.lstrip()[:1] in b"{[":
+                self._mode = _Mode.WHOLE
+                await self._take_whole(data, last)
+                return
+            self._may_be_json = False
+            self._holds_head = declared_length(self._start["headers"]) is not None
+            if not self._holds_head:
+                await self._send_start(None)
+        streamed = self._stream_of(data, last)
+        if streamed is None:
+            self._unknown = data
+            return
+        self._unknown = b""
         if self._holds_head:
             self._given.append(data)
-        data = self._unknown + data
-        streamed = self._stream_of(data, last)
-        self._unknown = data if streamed is None else b""
-        if streamed is not None:
-            await streamed.take(data, last)
+        await streamed.take(data, last)
 
     async def _leave(self, data: bytes, done: bool) -> None:
         """Send what may leave of a stream; ``done``: there is no more. The turn is the caller's."""

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from .dialects.base import strings_in
+from .dialects.base import NAMES, strings_in
 from .json_text import JSON, pointer
 from .operations import Operation, Piece, Repeat, Text, Whole
 from .slots import Kind, Slot
@@ -23,7 +23,9 @@ KNOWN: Final = frozenset(
     }
 )
 # Base64 is no text. Whoever takes it for text sees only that.
-_ENCODED: Final = re.compile(r"data:[\w/+.;=-]*;base64,[\w+/=-]*+")
+_ENCODED: Final = re.compile(r"data:[\w/+.;=-]*;base64,[\w+/=-]*+|[\w+/=-]{256,}+")
+# What stands where a name is expected, and may be one: each text costs a call of a remote judge.
+_NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 
 
 def uncovered(
@@ -31,18 +33,26 @@ def uncovered(
 ) -> list[Operation]:
     """Every string of a request or answer that its dialect has not found, as text of its own.
 
-    The dialect may be the wrong one. A client chooses the shape of what it sends, so that all strings count then. Where
-    the path has said which dialect it is, only what stands at the top and is not of that dialect counts: a path may
-    lead to an app that reads something else.
+    The dialect may be the wrong one: a client chooses the shape of what it sends, and a path may lead to an app that
+    reads something else.
+
+    :param by_path: whether the path has said which dialect it is. What its requests have at the top beside the text,
+        such as tools and formats, is passed over then, but for descriptions.
     """
     covered = {
         operation.path
         for operation in operations
         if isinstance(operation, Text | Whole | Piece | Repeat) and operation.path is not None
     }
-    passed_over = KNOWN.union(str(path[0]) for path in covered if path) if by_path else frozenset()
-    return [
-        Whole(Slot(("uncovered", pointer(path)), kind), path, text)
-        for path, text in strings_in(value, (), skip=frozenset())
-        if text and path not in covered and not (path and path[0] in passed_over) and not _ENCODED.fullmatch(text)
-    ]
+    found: list[Operation] = []
+    for path, text in strings_in(value, (), skip=frozenset()):
+        if not text or path in covered or _ENCODED.fullmatch(text):
+            continue
+        last = path[-1] if path else ""
+        if last in NAMES and _NAME.fullmatch(text):
+            continue
+        # Who describes a tool tells the model something.
+        if by_path and path and path[0] in KNOWN and last != "description":
+            continue
+        found.append(Whole(Slot(("uncovered", pointer(path)), kind), path, text))
+    return found

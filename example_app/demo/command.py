@@ -56,8 +56,9 @@ def _run(options: argparse.Namespace, stack: ExitStack) -> int:
     waf_url = (
         stack.enter_context(waf_process(None if traces is None else traces.add_line)) if options.waf_process else None
     )
-    decisions = DecisionLog(create_app(waf_url=waf_url, outside=outside))
-    url = stack.enter_context(serving(decisions, options.port, grace=1))
+    decisions = DecisionLog()
+    app = create_app(waf_url=waf_url, outside=outside, on_audit=decisions.note)
+    url = stack.enter_context(serving(decisions.around(app), options.port, grace=1))
     style = style_for(sys.stdout)
 
     print(*screen.opening(url, waf_url, len(agent_configs())), sep="\n", flush=True)

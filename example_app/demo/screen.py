@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from asgi_agents import AuditAnswer, AuditRecord, Verdict
+from asgi_agents import AuditAnswer, AuditGuardrail, AuditRecord, Verdict
 
 from .run import Outcome
 from .table import BOLD, GREEN, RED, Style
@@ -14,7 +14,10 @@ _GAP = "  "
 
 
 class Said(NamedTuple):
-    """What an agent said to one event. ``outcome`` is as :attr:`asgi_agents.Verdict.outcome` has it."""
+    """What an agent said to one event, or did as a guardrail.
+
+    ``outcome`` is as :attr:`asgi_agents.Verdict.outcome` has it, or a word of ``counts`` of a guardrail's record.
+    """
 
     agent: str
     outcome: str
@@ -48,7 +51,7 @@ def headings(style: Style) -> str:
 def row_of(outcome: Outcome) -> str:
     """What came of a step of the script."""
     decision = outcome.decision
-    said = [_said_in(verdict) for verdict in decision.verdicts]
+    said = [*map(_said_in, decision.verdicts), *map(_done_by, outcome.guardrails)]
     return _line(outcome.step.request, _decider(decision.decided_by, said), outcome.got)
 
 
@@ -69,7 +72,8 @@ def summary(outcomes: Sequence[Outcome], style: Style) -> Iterator[str]:
 
 def where_to_look(url: str) -> Iterator[str]:
     """What to do next."""
-    yield f"Look   {url}/-/agents/   status page: the agents, live"
+    yield f"Look   {url}/chat        a chat whose answers are judged"
+    yield f"       {url}/-/agents/   status page: the agents, live"
     yield f"       {url}/docs        the endpoints, to try out"
     yield "       docs/pages/guide/example.md        the code of each agent"
     yield f"Try    curl -i {url}/api/orders -H 'x-api-key: key-of-alice'"
@@ -83,7 +87,7 @@ class AuditRow(logging.Formatter):
         audit: AuditRecord = record.__dict__["audit"]
         # The path is the client's: nothing in it may do something to a terminal.
         request = f"{'WS' if audit.type == 'websocket' else audit.method} {audit.path}"
-        decider = _decider(audit.decided_by, [_said_by(answer) for answer in audit.answers])
+        decider = _decider(audit.decided_by, [*map(_said_by, audit.answers), *map(_done_by, audit.guardrails)])
         answer = f"closed {audit.close_code}" if audit.close_code else str(audit.status or audit.error)
         return _line(ascii(request)[1:-1], decider, answer)
 
@@ -121,6 +125,11 @@ def _said_by(answer: AuditAnswer) -> Said:
         answer.enforced,
         answer.failure is not None and answer.failure_mode == "open",
     )
+
+
+def _done_by(guardrail: AuditGuardrail) -> Said:
+    done = next((word for word in ("block", "failure", "redact", "flag") if word in guardrail.counts), "allow")
+    return Said(guardrail.agent, done)
 
 
 def _line(*cells: str) -> str:

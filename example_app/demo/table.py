@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TextIO
 
-from asgi_agents import Verdict
+from asgi_agents import AuditGuardrail, Verdict
 
 from .run import Outcome
 
@@ -63,11 +63,12 @@ def render(outcomes: Sequence[Outcome], style: Style) -> Iterator[str]:
 def _cells(number: int, outcome: Outcome) -> tuple[str, ...]:
     decision = outcome.decision
     decider = decision.decided_by or (f"({outcome.shadow})" if outcome.shadow else "")
-    return str(number), outcome.step.request, outcome.step.expected, outcome.got, decider, _agents(decision.verdicts)
+    agents = _agents(decision.verdicts, outcome.guardrails)
+    return str(number), outcome.step.request, outcome.step.expected, outcome.got, decider, agents
 
 
-def _agents(verdicts: Sequence[Verdict]) -> str:
-    """The last thing each agent said that wasn't plain, and the time that all it said took."""
+def _agents(verdicts: Sequence[Verdict], guardrails: Sequence[AuditGuardrail]) -> str:
+    """The last thing each agent said that wasn't plain, and the time that all it said took; what guardrails did."""
     said: dict[str, str] = {}
     took: dict[str, float] = {}
     for verdict in verdicts:
@@ -75,7 +76,8 @@ def _agents(verdicts: Sequence[Verdict]) -> str:
         if words != "allow" or verdict.agent_id not in said:
             said[verdict.agent_id] = words
         took[verdict.agent_id] = took.get(verdict.agent_id, 0.0) + verdict.duration * 1000
-    parts = (f"{agent_id} {words} {took[agent_id]:.2f}" for agent_id, words in said.items())
+    parts = [f"{agent_id} {words} {took[agent_id]:.2f}" for agent_id, words in said.items()]
+    parts += [f"{done.agent} {word} {count} x" for done in guardrails for word, count in done.counts.items()]
     return ", ".join(part.replace(" ", _NO_BREAK_SPACE) for part in parts) or "none was asked"
 
 

@@ -22,7 +22,9 @@ QUOTES: Final[Mapping[str, str]] = {
     "agents": "waf",
     "bodies": "redactor",
     "websockets": "rooms",
-    "guardrails": "chat",
+    "guardrails": "reviews",
+    "text-guardrails": "text_guardrails",
+    "dialects": "chat",
     "routes": "routes",
     "middlewares": "app",
     "failures": "failing",
@@ -34,14 +36,17 @@ QUOTES: Final[Mapping[str, str]] = {
 }
 #: Pages that quote nothing of it, and why.
 WITHOUT: Final[Mapping[str, str]] = {
-    "text-guardrails": "the example has no text guardrail",
-    "dialects": "the example has no text guardrail",
     "workers": "it is about several processes, of which the example has one",
     "operating": "it is about what is done with a running app",
     "deploying": "it is about commands and files of servers",
 }
 #: Packages of the example, and the only module that uses each. No page need quote what is inside.
-INSIDE: Final[Mapping[str, str]] = {"waf_rules": "waf", "redaction": "redactor", "demo": "__main__"}
+INSIDE: Final[Mapping[str, str]] = {
+    "waf_rules": "waf",
+    "redaction": "redactor",
+    "chat_page": "app",
+    "demo": "__main__",
+}
 
 
 def quotations() -> Iterator[tuple[Path, Block]]:

@@ -23,6 +23,7 @@ from asgi_agents import (
     AgentConfig,
     AgentDecision,
     AgentResponse,
+    AuditGuardrail,
     AuditMetadata,
     AuditRecord,
     BodyMutation,
@@ -36,7 +37,7 @@ from asgi_agents import (
 from example_app.demo import screen
 from example_app.demo.run import Outcome
 from example_app.demo.script import STEPS
-from example_app.demo.table import Style
+from example_app.demo.table import Style, render
 from tests.docs.markdown import blocks_of
 
 ROOT = Path(__file__).parents[2]
@@ -227,6 +228,27 @@ SHADOW = verdict("shadow", BLOCK, enforced=False)
 def test_who_decided(decided_by: str | None, verdicts: Sequence[Verdict], words: str) -> None:
     outcome = Outcome(STEPS[0], "200", AgentDecision(decided_by=decided_by, verdicts=verdicts))
     assert screen.row_of(outcome).removeprefix(STEPS[0].request).strip() == f"{words:25}  200"
+
+
+def guardrail(agent_id: str, **counts: int) -> AuditGuardrail:
+    return AuditGuardrail(agent=agent_id, dialect="", counts=counts, found={}, spans=[], held=0, delay=0.0)
+
+
+@pytest.mark.parametrize(
+    ("decided_by", "guardrails", "words"),
+    [
+        (None, [guardrail("pii"), guardrail("names")], "all allow"),
+        (None, [guardrail("pii", redact=2), guardrail("names")], "pii: redact"),
+        ("names", [guardrail("pii", redact=2), guardrail("names", block=1, flag=3)], "names: block"),
+        ("pii", [guardrail("pii", block=1), guardrail("names", redact=1)], "pii: block"),
+    ],
+)
+def test_what_guardrails_did(decided_by: str | None, guardrails: Sequence[AuditGuardrail], words: str) -> None:
+    outcome = Outcome(STEPS[0], "200", AgentDecision(decided_by=decided_by), guardrails)
+    assert screen.row_of(outcome).removeprefix(STEPS[0].request).strip() == f"{words:25}  200"
+    table = list(render([outcome], Style()))[1]
+    did = ", ".join(f"{done.agent} {word} {count} x" for done in guardrails for word, count in done.counts.items())
+    assert (did or "none was asked") in table
 
 
 def row(path: str) -> str:

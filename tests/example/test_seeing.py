@@ -61,9 +61,11 @@ def seen() -> Seen:
     logger.addHandler(records)
     logger.setLevel(logging.INFO)
     try:
-        app = create_app(tracer_provider=tracer_provider, meter_provider=MeterProvider([reader]))
-        decisions = DecisionLog(app)
-        with serving(decisions) as url:
+        decisions = DecisionLog()
+        app = create_app(
+            on_audit=decisions.note, tracer_provider=tracer_provider, meter_provider=MeterProvider([reader])
+        )
+        with serving(decisions.around(app)) as url:
             assert all(outcome.right for outcome in play(url, decisions))
             status = httpx.get(f"{url}/-/agents/status.json", trust_env=False).json()
             openmetrics = httpx.get(f"{url}/-/metrics", headers=OPENMETRICS, trust_env=False).text
@@ -192,7 +194,16 @@ def test_what_is_on_the_page_names_the_route_it_happened_on(seen: Seen) -> None:
 def test_nothing_secret_is_to_be_seen(seen: Seen) -> None:
     everything = json.dumps(seen.status) + seen.openmetrics + "".join(map(str, seen.records.values()))
     everything += "".join(str(span.attributes) + str(span.status.description) for span in seen.spans)
-    for secret in ("key-of-alice", "token-of-root", "alice.smith", "idiot", "select wood", "rug"):
+    for secret in (
+        "key-of-alice",
+        "token-of-root",
+        "alice.smith",
+        "Nightjar",
+        "Ignore all",
+        "idiot",
+        "select wood",
+        "rug",
+    ):
         assert secret not in everything
     # Four digits alone may be part of any duration, port or id.
     assert re.findall(r"(?<![\w.])4111[ -]?1111", everything) == []

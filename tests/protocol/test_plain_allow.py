@@ -92,7 +92,7 @@ def test_an_allow_that_says_more_is_no_plain_one(answer: AgentResponse) -> None:
 
 
 def test_a_subclass_makes_its_own() -> None:
-    class Ours(AgentResponse):
+    class Ours(AgentResponse, frozen=True):
         pass
 
     assert type(Ours.allow()) is Ours
