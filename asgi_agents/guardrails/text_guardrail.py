@@ -134,18 +134,19 @@ def _answer(decisions: Sequence[Decision], window: Window) -> GuardrailResponse:
     shift, length = window.fresh, len(window.text) - window.fresh
     detections: list[Detection] = []
     for decision in decisions:
+        if isinstance(decision, Block):
+            detections.append(Detection(category=decision.reason, description="", action="block"))
+            continue
+        start, end = decision.start, decision.end
+        if end < shift or start < end == shift:
+            # Judged with the window before.
+            continue
+        span = TextSpan(max(start - shift, 0), min(end - shift, length))
         match decision:
-            case Block(reason):
-                detections.append(Detection(category=reason, description="", action="block"))
-            case Redact(start, end, text) if end >= shift:
-                span = TextSpan(max(start - shift, 0), min(end - shift, length))
+            case Redact(text=text):
                 detections.append(
                     Detection(category="redacted", description="", span=span, replacement=text, action="redact")
                 )
-            case Flag(start, end, category) if end >= shift:
-                span = TextSpan(max(start - shift, 0), min(end - shift, length))
+            case Flag(category=category):
                 detections.append(Detection(category=category, description="", span=span, action="flag"))
-            case Redact() | Flag():
-                # Judged with the window before.
-                pass
     return GuardrailResponse(detected=bool(detections), confidence=1.0, detections=detections)
