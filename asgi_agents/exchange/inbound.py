@@ -87,38 +87,34 @@ class Inbound:
             if not self._turn.try_acquire():
                 await self._turn.acquire()
             try:
-                message = await self._next()
+                # The next message of the client, unless there is none any more.
+                while not self._ready and self._end is None and self.error is None:
+                    if self._judging is not None:
+                        await self._judging.wait()
+                        continue
+                    if self._interruption is None:
+                        message: Message | None = await self._source()
+                    else:
+                        message = await self._interruption.wait_for(self._source)
+                    if message is None:
+                        continue
+                    if self._screen(message):
+                        return message
+                    if self.tasks is None or not self._may_suspend():
+                        await self._judge(message)
+                    else:
+                        self._judging = anyio.Event()
+                        self.tasks.start_soon(self._judge_aside, message, self._judging)
+                # A judgement may come after the end: its message is discarded.
+                if self._end is None and self.error is None:
+                    return self._ready.popleft()
             finally:
                 self._turn.release()
-            if message is not None:
-                return message
         if self.error is not None:
             raise self.error
         assert self._end is not None
         self._on_noticed()
         return self._end
-
-    async def _next(self) -> Message | None:
-        """The next message of the client, or None where there is none any more."""
-        while not self._ready and self._end is None and self.error is None:
-            if self._judging is not None:
-                await self._judging.wait()
-            else:
-                if self._interruption is None:
-                    message: Message | None = await self._source()
-                else:
-                    message = await self._interruption.wait_for(self._source)
-                if message is None:
-                    continue
-                if self._screen(message):
-                    return message
-                if self.tasks is None or not self._may_suspend():
-                    await self._judge(message)
-                else:
-                    self._judging = anyio.Event()
-                    self.tasks.start_soon(self._judge_aside, message, self._judging)
-        # A judgement may come after the end: its message is discarded.
-        return self._ready.popleft() if self._end is None and self.error is None else None
 
     async def run_app(self, call: Callable[[], Awaitable[Any]], *, beside: bool) -> Any:
         """Run the app in this task, with room for tasks ``beside`` it where judging needs them.
