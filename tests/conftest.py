@@ -22,6 +22,7 @@ settings.load_profile("steady")
 # Nothing in these goes on outside of the event loop of a test: their coroutine functions run in virtual time.
 _IN_VIRTUAL_TIME: Final = (
     "exchange/",
+    "guardrails/test_waiting.py",
     "observability/",
     "transports/stream/",
     "transports/test_toy.py",
