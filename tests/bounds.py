@@ -31,7 +31,7 @@ from asgi_agents import (
     RequestBodyChunkEvent,
     ResponseBodyChunkEvent,
 )
-from asgi_agents.guardrails import Redact, TextGuardrail, Window
+from asgi_agents.guardrails import Decision, TextGuardrail, Window
 from asgi_agents.guardrails.windows import WindowLimits
 from asgi_agents.protocol import Encoding
 from asgi_agents.protocol.stream import CallIds, MessageType, encode_event_frame, encode_frame
@@ -172,7 +172,7 @@ async def streams(count: int) -> int:
 class Silence(Unsettled):
     """Never says anything."""
 
-    async def check(self, window: Window) -> Sequence[Redact]:
+    async def check(self, window: Window) -> Sequence[Decision]:
         await anyio.sleep_forever()
         raise AssertionError
 
@@ -190,9 +190,7 @@ class _Chat:
         self._before, self._after = chunk("...").split(b"...")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         for number in range(self._length):
             token = self._tokens[number % len(self._tokens)]
             event = self._before + token.encode() + self._after

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Final
 
 import anyio
-
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_agents import AgentConfig, AgentMiddleware
-from asgi_agents.guardrails import Guardrail, Redact, TextGuardrail, Window
+from asgi_agents.guardrails import Decision, Guardrail, Redact, TextGuardrail, Window
 
 from .driver import http_scope
 
@@ -20,6 +19,8 @@ HOLD: Final = 64
 ADDRESS: Final = "alice.smith@example.com"
 CARD_NUMBER: Final = "4111 1111 1111 1111"
 REDACTED: Final = "[redacted]"
+#: What a stream is stopped at, where anything is.
+FORBIDDEN: Final = "FORBIDDEN"
 
 # A counted process takes fifty times as long. No deadline is to pass in it.
 _LONG: Final = 300.0
@@ -35,12 +36,13 @@ ENTITY: Final = re.compile(f"{_EMAIL.pattern}|{_CARD.pattern}")
 # What an address or a number may still grow to, at the end of a text.
 _TAIL: Final = re.compile(r"(?:[\w.+@-]+|(?:\d[ -]?)+)\Z")
 
-_WORDS: Final = (
+_WORDS: Final = re.findall(
+    r"\S+",
     "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which "
     "you were there would her all she their will when who him been has more if no out so what up said about than its "
     "into them can only other new some could time these two may then do first any my now such like our over man even "
-    "most made after also did many before must through back years where much your way well down should because each"
-).split()
+    "most made after also did many before must through back years where much your way well down should because each",
+)
 
 
 def _settled(text: str) -> int:
@@ -53,9 +55,8 @@ class Unsettled(TextGuardrail):
 
     hold = HOLD
 
-    async def check(self, window: Window) -> Sequence[Redact]:
+    async def check(self, window: Window) -> Sequence[Decision]:
         return [Redact(m.start(), m.end(), REDACTED) for m in ENTITY.finditer(window.text, window.fresh)]
-
 
 
 class Settled(Unsettled):
@@ -71,7 +72,7 @@ class Waiting(Unsettled):
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    async def check(self, window: Window) -> Sequence[Redact]:
+    async def check(self, window: Window) -> Sequence[Decision]:
         await anyio.sleep(self._seconds)
         return await super().check(window)
 
@@ -121,7 +122,9 @@ DONE: Final = b"data: [DONE]\n\n"
 
 def chat_events(tokens: int) -> list[bytes]:
     """A whole stream."""
-    return [*map(chunk, tokens_of(text(tokens))), chunk(None, "stop"), DONE]
+    # No character of the text is written otherwise in JSON. To encode each event would take longer than to pass it.
+    before, _, after = chunk("...").partition(b"...")
+    return [*(before + token.encode() + after for token in tokens_of(text(tokens))), chunk(None, "stop"), DONE]
 
 
 def plain_parts(tokens: int) -> list[bytes]:

@@ -13,6 +13,7 @@ class Plan:
     :param connections: that are loaded at the same time.
     :param events: of one stream past guardrails, whose memory is measured.
     :param streams: that wait for guardrails at the same time.
+    :param proxy_rounds: of streams through proxies.
     :param growth_rounds: of each point of a curve through servers, each of ``growth_seconds``.
     """
 
@@ -27,6 +28,7 @@ class Plan:
     websockets: int = 5000
     events: int = 1_000_000
     streams: int = 1000
+    proxy_rounds: int = 5
 
 
 FULL: Final = Plan()
@@ -41,4 +43,5 @@ QUICK: Final = Plan(
     websockets=500,
     events=20_000,
     streams=100,
+    proxy_rounds=1,
 )

@@ -52,9 +52,7 @@ class _Paced:
         self._stall = stall
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         due = anyio.current_time()
         events = [*map(chunk, self._passage.parts), chunk(None, "stop"), DONE]
         for number, event in enumerate(events):

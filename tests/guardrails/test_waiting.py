@@ -80,7 +80,9 @@ async def test_a_stall_holds_text_no_longer_than_max_hold_and_the_judge(judge: t
         assert passed.left[number] - passed.came[before - 1] <= MAX_HOLD + seconds + EPSILON
 
 
-@pytest.mark.parametrize("agent", [Settled(), Waiting(0.005), WaitingSettled(0.005)], ids=lambda agent: type(agent).__name__)
+@pytest.mark.parametrize(
+    "agent", [Settled(), Waiting(0.005), WaitingSettled(0.005)], ids=lambda agent: type(agent).__name__
+)
 async def test_a_stall_releases_nothing_that_may_still_become_something(agent: TextGuardrail) -> None:
     parts = ["Mail alice.smith@exa", "mple.com now. ", "Thanks."]
     passed = await passage(agent, parts=parts, stall=(1, 2.0))
