@@ -22,7 +22,7 @@ from .chat import DONE, FORBIDDEN, Settled, chunk, text, tokens_of
 #: Tokens of an answer.
 TOKENS: Final = 1000
 #: Seconds between two of them, so that each is read for itself.
-PACE: Final = 0.002
+PACE: Final = 0.004
 
 _EVENTS: Final = [*map(chunk, tokens_of(text(TOKENS)))]
 _HALF: Final = len(FORBIDDEN) // 2
