@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.types import Message, Scope
 
 from .decision import AgentDecision, Verdict
@@ -37,8 +38,11 @@ _MAX_VALUE_LENGTH: Final = 1024
 # What agents say of an answer, and what all of it comes to in a record: to look for secrets in it takes time.
 _MAX_TAGS: Final = 16
 _MAX_TAG_LENGTH: Final = 128
-_MAX_CATEGORY_LENGTH: Final = 16
 _MAX_TAG_LENGTHS: Final = 32 * 1024
+# What a guardrail did takes no more bytes than that: spans are left out that don't fit in.
+_MAX_GUARDRAIL_BYTES: Final = 1024
+_MAX_DIALECT_LENGTH: Final = 32
+_MAX_CATEGORY_LENGTH: Final = 32
 # Seconds between two lines about the same fault.
 _LOG_INTERVAL: Final = 60.0
 _BEYOND_ASCII: Final = re.compile(r"[^ -~]+")
@@ -77,14 +81,14 @@ class AuditAgent(Struct, frozen=True, kw_only=True):
 
 
 class AuditGuardrail(Struct, frozen=True, kw_only=True):
-    """What a guardrail did.
+    """What a guardrail did. In the line of the log it takes at most 1,024 bytes.
 
     :ivar dialect: in which the request was.
     :ivar counts: how often it did what: ``redact``, ``block``, ``flag``; ``failure`` for calls that failed, and
         ``unreadable`` for what could not be shown to it.
     :ivar found: the kinds of text that it has found something in, with the number of finds.
-    :ivar spans: the first 20 finds: the kind of text, start and end in code points from its beginning, and the category
-        of a flag. Never the text.
+    :ivar spans: the first 20 redactions and flags, or as many as there is room for: the kind of text, start and end in
+        code points from its beginning, and the category of a flag. Never the text.
     :ivar held: how many code points waited at most.
     :ivar delay: seconds; how long an event of the answer waited at most.
     """
@@ -149,9 +153,7 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     error: str | None
 
     def __str__(self) -> str:
-        line = msgspec.json.encode(self).decode()
-        # What ends a line for some readers, or does something to a terminal.
-        return line if line.isprintable() else _BEYOND_ASCII.sub(_escape_unprintable, line)
+        return _line(self)
 
 
 class Auditor:
@@ -318,23 +320,26 @@ class Audit:
         )
 
     def _guardrail(self, report: GuardrailReport) -> AuditGuardrail:
-        return AuditGuardrail(
+        clean = self._auditor.clean
+        entry = AuditGuardrail(
             agent=report.agent_id,
-            dialect=self._auditor.clean(report.dialect, _MAX_TAG_LENGTH),
+            dialect=clean(report.dialect, _MAX_DIALECT_LENGTH),
             counts=dict(report.counts),
             found=dict(report.found),
             spans=[
-                (
-                    span.kind,
-                    span.start,
-                    span.end,
-                    self._auditor.clean(span.what, _MAX_CATEGORY_LENGTH) if span.what else "",
-                )
+                (span.kind, span.start, span.end, clean(span.what, _MAX_CATEGORY_LENGTH) if span.what else "")
                 for span in report.spans
             ],
             held=report.held,
             delay=round(report.delay, 6),
         )
+        excess = _size(entry) - _MAX_GUARDRAIL_BYTES
+        if excess <= 0:
+            return entry
+        spans = list(entry.spans)
+        while spans and excess > 0:
+            excess -= _size(spans.pop()) + 1  # and the comma
+        return replace(entry, spans=spans)
 
     def _texts(self, given: Sequence[str]) -> Sequence[str]:
         texts: list[str] = []
@@ -368,6 +373,16 @@ class Audit:
             seconds=round(verdict.duration, 6),
             **said,
         )
+
+
+def _line(value: Any) -> str:
+    """As JSON, without what ends a line for some readers, or does something to a terminal."""
+    line = msgspec.json.encode(value).decode()
+    return line if line.isprintable() else _BEYOND_ASCII.sub(_escape_unprintable, line)
+
+
+def _size(value: Any) -> int:
+    return len(_line(value).encode())
 
 
 def _escape_unprintable(found: re.Match[str]) -> str:

@@ -26,7 +26,8 @@ class Verdict(Struct, frozen=True):
     """The outcome of showing one event to one agent: exactly one of ``response`` and ``failure`` is set.
 
     ``fail_closed`` is the failure mode that held for this call, ``enforced`` is False for shadow agents, ``duration``
-    is seconds including the wait for a permit, ``detected`` whether an inspection found something.
+    is seconds including the wait for a permit, ``detected`` whether an inspection found something, ``window`` whether
+    it was of text that passes, for a guardrail; other inspections are questions of a handler.
     """
 
     agent_id: str
@@ -37,6 +38,7 @@ class Verdict(Struct, frozen=True):
     enforced: bool
     duration: float
     detected: bool = False
+    window: bool = False
 
     @property
     def outcome(self) -> str:

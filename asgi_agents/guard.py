@@ -169,15 +169,21 @@ class Guard:
     # Calls
 
     async def call(
-        self, event: Event, failure_mode: FailureMode, chunk: bool = False, route: str | None = None
+        self,
+        event: Event,
+        failure_mode: FailureMode,
+        chunk: bool = False,
+        route: str | None = None,
+        untraced: bool = False,
     ) -> Verdict:
         """Show ``event`` to the agent. Raises nothing but cancellation.
 
-        ``chunk`` selects the deadline of streamed body chunks.
+        ``chunk`` selects the deadline of streamed body chunks. ``untraced``: the caller has seen that no spans are
+        made.
         """
         event_type = event.event_type
         # Chunks and messages share one span a body or session, which the exchange makes.
-        untraced = chunk or event_type is _WEBSOCKET_FRAME or self._tracing.idle
+        untraced = untraced or chunk or event_type is _WEBSOCKET_FRAME or self._tracing.idle
         call: AgentCall | None = None
         if (
             untraced
@@ -218,7 +224,7 @@ class Guard:
 
         ``window``: it is about a window of a text. Windows share one span, which the exchange makes.
         """
-        call = AgentCall(event, failure_mode, route, self.config.timeout)
+        call = AgentCall(event, failure_mode, route, self.config.timeout, window=window)
         verdict = await self._call(call, not (window or self._tracing.idle))
         answer = call.answer
         return verdict, answer if isinstance(answer, GuardrailResponse) else inspection_of(answer)
@@ -233,15 +239,27 @@ class Guard:
         correlation_id: str = "",
         route: str | None = None,
         traced: bool = False,
+        window: bool = False,
+        consequence: str | None = None,
     ) -> Verdict:
         """The verdict on an event that was not shown to the agent, or whose call came to nothing.
 
-        ``traced``: it has a span already.
+        ``traced``: it has a span already. ``window`` and ``consequence`` are those of :meth:`Recorder.record`.
         """
         failure = Failure(kind, describe(self.config.id, event_type, fault))
         now = time.monotonic()
         verdict = self.recorder.record(
-            event_type, None, failure_mode, route, now, now, None, failure, correlation_id=correlation_id
+            event_type,
+            None,
+            failure_mode,
+            route,
+            now,
+            now,
+            None,
+            failure,
+            correlation_id=correlation_id,
+            window=window,
+            consequence=consequence,
         )
         span = None if traced or self._tracing.idle else self.recorder.span(event_type, route, correlation_id)
         if span is not None:
@@ -317,6 +335,7 @@ class Guard:
                 failure,
                 exc=exc,
                 counted=not call.given_up,
+                window=call.window,
             )
         except BaseException:
             if breaker is not None and began is not None:
@@ -340,6 +359,7 @@ class Guard:
             answer,
             None,
             detected,
+            window=call.window,
         )
 
     async def _call_in(self, span: ActiveSpan, call: AgentCall) -> Verdict:

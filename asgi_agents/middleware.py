@@ -18,6 +18,7 @@ from .evaluation.resolved_route import ResolvedRoute
 from .evaluation.route_agent import AgentReference
 from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
 from .exchange.context import STATE_KEY, state_of
+from .exchange.plan import HeadPlan
 from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
 from .exchange.state import ExchangeState
 from .guardrails import Guardrail
@@ -170,6 +171,18 @@ class AgentMiddleware:
             from .exchange import text
 
             self._guardrails = text.TextGuardrails(dialects, self._renderers, self._stop_grace)
+        #: None: every request takes the general way.
+        self._plan: HeadPlan | None = None
+        if self._exposed_as is None:
+            self._plan = HeadPlan(
+                self._registry,
+                self._serve_guarded,
+                alias=self._alias,
+                correlation_header=self._correlation_header,
+                audited=self._auditor.wanted,
+                renderers=self._renderers,
+                stop_grace=self._stop_grace,
+            )
         self._warned_of_doubles = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -185,6 +198,8 @@ class AgentMiddleware:
         resolved_route = finder.known.get(key)
         if resolved_route is None or resolved_route.retired:
             resolved_route = finder.find(key, scope)
+        if resolved_route.planned and self._plan is not None and kind == "http":
+            return await self._plan.serve(self.app, resolved_route, scope, receive, send)
         if resolved_route.guarded or self._exposed_as is not None:
             return await self._serve_guarded(resolved_route, scope, receive, send)
         if not current() or _is_guarded(scope):

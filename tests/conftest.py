@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import none
 
+from asgi_agents import middleware
 from tests.support.virtual_time import in_virtual_time
 
 # Every run takes the same examples, and takes as long over each as it needs: what passes here passes there.
@@ -23,6 +24,7 @@ settings.load_profile("steady")
 _IN_VIRTUAL_TIME: Final = (
     "exchange/",
     "guardrails/test_waiting.py",
+    "guardrails/wired/",
     "observability/",
     "transports/stream/",
     "transports/test_toy.py",
@@ -48,6 +50,19 @@ _IN_VIRTUAL_TIME: Final = (
     "threats/test_sockets.py",
 )
 _ADDRESS: Final = re.compile(r"\bat 0x[0-9a-f]+|\bid='\d+'")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--general-way", action="store_true", help="no request takes the short way of asgi_agents.exchange.plan"
+    )
+
+
+@pytest.fixture(autouse=True)
+def general_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``--general-way``, the middleware makes no plan. What the tests see has to be the same."""
+    if request.config.getoption("--general-way") and request.path.name != "test_plan.py":
+        monkeypatch.setattr(middleware, "HeadPlan", lambda *args, **settings: None)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

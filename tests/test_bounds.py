@@ -9,7 +9,8 @@ import pytest
 
 from asgi_agents import config
 from asgi_agents.calls import recording
-from asgi_agents.exchange import remembered, spool, units
+from asgi_agents.exchange import guardrail_report, remembered, spool, text, text_answer, units
+from asgi_agents.guardrails import framing, held_call, json_text, records, release
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
 from asgi_agents.routing import cache
@@ -105,6 +106,16 @@ def spellings(number: float) -> list[str]:
         ("READ_TIMEOUT", held.READ_TIMEOUT),
         ("HANDSHAKE_TIMEOUT", framings.HANDSHAKE_TIMEOUT),
         ("_MAX_SPANS", recording._MAX_SPANS),
+        ("MAX_REQUEST_BYTES", text.MAX_REQUEST_BYTES),
+        ("guardrails.MAX_ANSWER_BYTES", text_answer.MAX_ANSWER_BYTES),
+        ("_MAX_HELD_TEXT", text_answer._MAX_HELD_TEXT),
+        ("guardrails.MAX_HELD_BYTES", release.MAX_HELD_BYTES),
+        ("MAX_CHARACTERS", held_call.MAX_CHARACTERS),
+        ("guardrails.MAX_UNIT_BYTES", framing.MAX_UNIT_BYTES),
+        ("_MAX_EDITS", records._MAX_EDITS),
+        ("_MAX_WHOLE", release._MAX_WHOLE),
+        ("MAX_SPANS", guardrail_report.MAX_SPANS),
+        ("MAX_DEPTH", json_text.MAX_DEPTH),
     ],
 )
 def test_the_page_has_the_figures_of_the_code(name: str, value: float) -> None:

@@ -15,18 +15,20 @@ CONSEQUENCES = {
     EventType.RESPONSE_BODY_CHUNK: ("the response is withheld or broken off", "the response goes on without it"),
     EventType.WEBSOCKET_FRAME: ("the websocket is closed", "the message goes on without it"),
     EventType.GUARDRAIL_INSPECT: (
-        "the handler gets a GuardrailUnavailableError",
-        "the handler is told that nothing was detected",
+        "the text is stopped, or the handler that asks gets a GuardrailUnavailableError",
+        "nothing counts as detected",
     ),
 }
 
 
-def logged(caplog: pytest.LogCaptureFixture, event: EventType, mode: FailureMode, **options: Any) -> str:
+def logged(
+    caplog: pytest.LogCaptureFixture, event: EventType, mode: FailureMode, *, window: bool = False, **options: Any
+) -> str:
     transport = options.pop("transport", "http://waf.internal:9000/")
     guard = Guard(AgentConfig("waf", transport, events=EventType, **options))
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="asgi_agents"):
-        guard.skip(event, FailureKind.ERROR, mode, "refused")
+        guard.skip(event, FailureKind.ERROR, mode, "refused", window=window)
     (line,) = caplog.messages
     return line
 
@@ -37,6 +39,17 @@ def test_the_line_says_what_comes_of_a_failure(caplog: pytest.LogCaptureFixture,
 
     assert f"refused; {closed}, because the agent fails closed (" in logged(caplog, event, FailureMode.CLOSED)
     assert f"refused; {opened}, because the agent fails open (" in logged(caplog, event, FailureMode.OPEN)
+
+
+def test_the_line_says_what_comes_of_a_failure_of_a_guardrail(caplog: pytest.LogCaptureFixture) -> None:
+    event = EventType.GUARDRAIL_INSPECT
+
+    line = logged(caplog, event, FailureMode.CLOSED, window=True)
+    assert "refused; the call is stopped, because the agent fails closed (" in line
+    line = logged(caplog, event, FailureMode.OPEN, window=True)
+    assert "refused; the text goes on unjudged, because the agent fails open (" in line
+    line = logged(caplog, event, FailureMode.CLOSED, window=True, enforce=False)
+    assert "refused; nothing changes, because this is a shadow agent (" in line
 
 
 @pytest.mark.parametrize("event", CONSEQUENCES)

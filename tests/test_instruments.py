@@ -16,6 +16,7 @@ from asgi_agents.observability import instruments as instruments
 from asgi_agents.observability.instruments import (
     CALL_DURATION,
     HISTOGRAMS,
+    HOLD_DURATION,
     METRICS,
     QUEUE_DURATION,
     Kind,
@@ -101,10 +102,14 @@ def test_these_metrics_are_exported() -> None:
         ("asgi_agents.inspected", Kind.COUNTER, "By"),
         ("asgi_agents.bodies.skipped", Kind.COUNTER, "{body}"),
         ("asgi_agents.shadow.denials", Kind.COUNTER, "{decision}"),
+        ("asgi_agents.text.finds", Kind.COUNTER, "{find}"),
+        ("asgi_agents.text.windows", Kind.UP_DOWN_COUNTER, "{window}"),
+        ("asgi_agents.text.held", Kind.UP_DOWN_COUNTER, "{code_point}"),
     }
     assert {(metric.name, metric.unit) for metric in HISTOGRAMS} == {
         ("asgi_agents.call.duration", "s"),
         ("asgi_agents.call.queue.duration", "s"),
+        ("asgi_agents.text.hold.duration", "s"),
     }
 
 
@@ -130,8 +135,12 @@ def test_an_agent_that_was_never_asked_has_only_what_is_of_the_moment() -> None:
         "inspected",
         "bodies.skipped",
         "shadow.denials",
+        "text.finds",
+        "text.windows",
+        "text.held",
     ):
         assert points(name, fresh) == {}
+    assert distributions(HOLD_DURATION, [fresh]) == {}
 
 
 @pytest.mark.parametrize("state", BreakerState)
@@ -249,6 +258,48 @@ def test_queue_waits_make_sense_in_the_moment_between_the_wait_and_the_call_bein
 
     assert min(distribution.buckets) >= 0
     assert min(distribution.exported()) >= 0
+
+
+# Of guardrails
+
+
+def test_finds_are_by_what_was_done_and_the_kind_of_text() -> None:
+    tally = Tally("waf")
+    for what, kind in (("redact", "output"), ("redact", "output"), ("redact", "tool_call"), ("unreadable", "")):
+        tally.text.count(what, kind)
+
+    assert points("text.finds", Metered(tally)) == {
+        by(what="redact", kind="output"): 2,
+        by(what="redact", kind="tool_call"): 1,
+        by(what="unreadable"): 1,
+    }
+    assert tally.summary(0, 0).finds == {"redact": 3, "unreadable": 1}
+
+
+def test_windows_and_held_text_are_of_the_moment() -> None:
+    tally = Tally("waf")
+    tally.text.begin_window()
+    tally.text.begin_window()
+    tally.text.end_window()
+    tally.text.hold(50)
+    tally.text.hold(-20)
+
+    assert (points("text.windows", Metered(tally)), points("text.held", Metered(tally))) == ({by(): 1}, {by(): 30})
+    assert (tally.summary(0, 0).windows, tally.summary(0, 0).held) == (1, 30)
+    tally.text.end_window()
+    tally.text.hold(-30)
+    assert (points("text.windows", Metered(tally)), points("text.held", Metered(tally))) == ({by(): 0}, {by(): 0})
+
+
+def test_of_each_stream_the_longest_delay_is_counted() -> None:
+    tally = Tally("waf")
+    tally.text.hold(1)
+    for seconds in (0.25, 3.0, 0.5):
+        tally.text.add_delay(seconds)
+    (distribution,) = distributions(HOLD_DURATION, [Metered(tally)]).values()
+
+    assert (distribution.count, distribution.total) == (3, 3.75)
+    assert tally.text.longest_delay == 3.0
 
 
 # Of several agents
@@ -431,6 +482,7 @@ def test_everything_can_be_read_while_another_thread_counts() -> None:
                 for outcome in outcomes:
                     for closed in (True, False):
                         tally.count(verdict(outcome, closed=closed, event=event), 0.0, size=1)
+                        tally.text.count(outcome if isinstance(outcome, str) else "redact", event.value)
                         tally.transitions[str(len(tally.failures))] += 1
         done.set()
 

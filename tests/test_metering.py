@@ -124,6 +124,9 @@ async def test_each_metric_is_there_with_its_unit_and_its_description(exporter: 
     fine = managed(exporter)
     await fine.process_request_body(body(b"123"))
     await let_one_wait(exporter)
+    guard = registry_of(fine).guard("waf")
+    guard.tally.text.count("redact", "output")
+    guard.recorder.held(0.5)
     found = exporter.metrics()
 
     assert {metric.name: (metric.unit, metric.description) for metric in found.values()} == {
@@ -288,6 +291,13 @@ async def test_it_is_the_same_as_what_prometheus_gets(exporter: Exporter) -> Non
     for _ in range(4):
         await manager.process_request_headers(REQUEST)
     await manager.process_request_body(body(b"1234"))
+    guard = registry_of(manager).guard("waf")
+    guard.tally.text.count("redact", "output")
+    guard.tally.text.count("unreadable", "")
+    guard.tally.text.begin_window()
+    guard.tally.text.hold(30)
+    guard.recorder.held(0.3)
+    guard.recorder.held(0.004)
     families = {family.name: family for family in text_string_to_metric_families(manager.export_prometheus())}
 
     compared = 0

@@ -23,8 +23,9 @@ from asgi_agents import (
     protect,
 )
 from asgi_agents.guard import Guard
+from asgi_agents.guardrails import TextGuardrail
 from asgi_agents.messages.places import raised_by
-from asgi_agents.protocol import ConfigureEvent, Event, Headers, ResponseHeadersEvent
+from asgi_agents.protocol import ConfigureEvent, Event, GuardrailInspectEvent, Headers, ResponseHeadersEvent
 from tests.support.sample_events import RESPONSE_HEAD as EVENT
 
 from .support.asgi import Client
@@ -213,3 +214,16 @@ def test_what_debug_cannot_be_is_refused() -> None:
             make(agents, debug="yes")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"beside manager, expected AgentManager\(\.\.\., debug=True\)"):
         AgentMiddleware(Starlette(), manager=AgentManager(agents), debug=True)
+
+
+async def test_a_line_of_this_package_that_calls_an_agents_method_is_not_the_place() -> None:
+    names: dict[str, Any] = {"TextGuardrail": TextGuardrail, "__name__": "a_module_that_is_not_there"}
+    code = "class Emails(TextGuardrail):\n    async def check(self, window):\n        return window.txt"
+    exec(compile(code, "emails.py", "exec"), names)  # noqa: S102 - code of this test
+    guard = Guard(AgentConfig("emails", names["Emails"]()))
+    event = GuardrailInspectEvent(correlation_id="c", inspection_type="pii_detection", content="text")
+
+    verdict, _ = await guard.inspect(event, FailureMode.CLOSED)
+
+    assert verdict.failure is not None
+    assert "raised AttributeError at emails.py:3" in verdict.failure.message

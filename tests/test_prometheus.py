@@ -169,6 +169,10 @@ def test_names_are_those_that_opentelemetry_gives() -> None:
         "asgi_agents_shadow_denials": "counter",
         "asgi_agents_call_duration_seconds": "histogram",
         "asgi_agents_call_queue_duration_seconds": "histogram",
+        "asgi_agents_text_finds": "counter",
+        "asgi_agents_text_windows": "gauge",
+        "asgi_agents_text_held": "gauge",
+        "asgi_agents_text_hold_duration_seconds": "histogram",
     }
     assert len(families) == len(METRICS) + len(HISTOGRAMS)
 
@@ -184,7 +188,7 @@ def test_counters_end_in_total_and_units_are_said() -> None:
         assert f"# TYPE {base} {kind}\n" in openly
     assert "# UNIT asgi_agents_inspected_bytes bytes\n" in openly
     assert "# UNIT asgi_agents_call_duration_seconds seconds\n" in openly
-    assert openly.count("# UNIT") == 3
+    assert openly.count("# UNIT") == 4
     assert openly.endswith("# EOF\n")
 
 

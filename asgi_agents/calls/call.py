@@ -15,6 +15,8 @@ class AgentCall(Struct):
     timeout: float
     started: float = 0.0
     queued: float = 0.0
+    #: Whether a guardrail asks, about a window of text that passes.
+    window: bool = False
     #: Whether the call was cancelled before it failed. It then says nothing of the agent.
     given_up: bool = False
     #: What the agent has raised already.

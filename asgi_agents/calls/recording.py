@@ -58,6 +58,7 @@ class Recorder:
         self.tracing = telemetry.tracing
         self._export_duration = telemetry.metering.call_duration.record
         self._export_queue_wait = telemetry.metering.queue_duration.record
+        self._export_hold = telemetry.metering.hold_duration.record
         self._clock = clock
         self._debug = debug
         self.failing = False
@@ -84,11 +85,15 @@ class Recorder:
         exc: Exception | None = None,
         correlation_id: str = "",
         counted: bool = True,
+        window: bool = False,
+        consequence: str | None = None,
     ) -> Verdict:
         """The verdict on a call that has ended, counted unless it is not to be.
 
         :param event: what the agent has received; None: nothing. Then ``correlation_id`` is that of the connection.
         :param exc: why the call has failed.
+        :param window: whether a guardrail has asked, about a window of text that passes.
+        :param consequence: what comes of a failure, in words for the log; None: what the failure mode says.
         """
         duration = ended - started
         verdict = Verdict(
@@ -100,6 +105,7 @@ class Recorder:
             self._enforced,
             duration,
             detected,
+            window,
         )
         size = len(event.data) if event is not None and event_type in _WITH_DATA else 0  # type: ignore[union-attr]
         if response is ALLOW and not self.failing:
@@ -118,13 +124,18 @@ class Recorder:
             self._export_duration(duration, series.attributes)
             if response is ALLOW:
                 self._consents[event_type] = series
-            self._log(verdict, exc)
+            self._log(verdict, exc, consequence)
         return verdict
 
     def waited(self, seconds: float) -> None:
         """Count how long a call has waited for a permit, or a place on a connection."""
         self.tally.queue_waits.add(seconds)
         self._export_queue_wait(seconds, self._own_attributes)
+
+    def held(self, seconds: float) -> None:
+        """Count how long an event of a stream that the agent judges as a guardrail has waited at most."""
+        self.tally.text.add_delay(seconds)
+        self._export_hold(seconds, self._own_attributes)
 
     def span(self, event_type: EventType, route: str | None, correlation_id: str) -> ActiveSpan | None:
         """The span of a call; None where there is no tracer provider."""
@@ -165,7 +176,7 @@ class Recorder:
         # Of a remote agent it would only show our own code.
         return exc if self._debug and not self._client.remote and not isinstance(exc, CallFailure) else None
 
-    def _log(self, verdict: Verdict, exc: Exception | None) -> None:
+    def _log(self, verdict: Verdict, exc: Exception | None, consequence: str | None) -> None:
         """Say in the log that the agent fails, or that it answers again."""
         if verdict.failure is None:
             if self.failing:
@@ -181,7 +192,7 @@ class Recorder:
                 logger.warning(
                     "%s; %s (%slogged at most once a minute)",
                     verdict.failure.message,
-                    consequence_of(verdict),
+                    consequence_of(verdict) if consequence is None else consequence,
                     f"it is at {place}; " if place else "",
                     exc_info=self.traceback_of(exc),
                 )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from ..guard import Guard
+from ..guardrails import Guardrail
 from ..protocol import EventType
 from .route_agent import AgentReference, RouteAgent
 from .stages import order_of
@@ -28,11 +29,13 @@ class RouteListing(Struct, frozen=True):
     """A route as it was configured, before it is resolved.
 
     ``path`` is None for what no route matches, ``methods`` None for all. ``agents`` is None for all agents there are.
+    ``guardrails`` are those that hold on the route.
     """
 
     path: str | None
     methods: tuple[str, ...] | None
     agents: tuple[AgentReference, ...] | None
+    guardrails: tuple[Guardrail, ...] = ()
 
 
 class ResolvedRoute:
@@ -61,6 +64,7 @@ class ResolvedRoute:
         "judges",
         "keeping_requests",
         "plain_heads_only",
+        "planned",
         "reshapes_requests",
         "retired",
         "route",
@@ -121,6 +125,8 @@ class ResolvedRoute:
         )
         #: Whether heads are all that any agent receives, and all of them receive a head at the same time.
         self.plain_heads_only = self.head_order is None and self.hears.isdisjoint(_AFTER_THE_HEAD)
+        #: Whether the short way may be taken (:mod:`asgi_agents.exchange.plan`).
+        self.planned = bool(self.head_agents) and self.plain_heads_only and judges is None
         #: The headers that are the agents' alone to set, so that they are taken out of what the client sends.
         self.sets: frozenset[str] = frozenset().union(
             *(
@@ -129,6 +135,7 @@ class ResolvedRoute:
                 if agent.guard.config.enforce and not agent.guard.hears.isdisjoint(_REQUESTS)
             )
         )
+        self.planned = self.planned and not self.sets
 
     def forget(self, correlation_id: str) -> None:
         """The connection of that id is over: let the agents drop what they keep under it."""

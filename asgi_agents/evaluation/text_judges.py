@@ -90,10 +90,13 @@ def check_guardrail(guardrail: Guardrail, guard: Guard) -> None:
         name = type(agent).__name__
         if type(agent).check is TextGuardrail.check and "check" not in vars(agent):
             raise ConfigurationError(f"{where}: {name} has no check, expected 'async def check(self, window)'")
-        if guardrail.action != "redact":
-            raise ConfigurationError(
-                f"{where}: action={guardrail.action!r}, expected none: {name}.check says itself what to do"
-            )
+        for field, default in (("action", "redact"), ("threshold", 0.5), ("categories", None)):
+            value = getattr(guardrail, field)
+            if value != default:
+                shown = set(value) if isinstance(value, frozenset) else value
+                raise ConfigurationError(
+                    f"{where}: {field}={shown!r:.80}, expected none: {name}.check says itself what to do"
+                )
     limits_of(guardrail, guard)
 
 

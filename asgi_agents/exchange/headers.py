@@ -11,6 +11,7 @@ from .decoding import canonical, known_codings
 from .scope import RawHeaders, header
 
 _LENGTH = frozenset({b"content-length"})
+_UTF_8 = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii"})
 # They describe the bytes that the app meant to send, and are wrong for any others.
 _VALIDATORS = frozenset({b"accept-ranges", b"content-digest", b"content-md5", b"digest", b"etag", b"repr-digest"})
 
@@ -53,6 +54,15 @@ def media_type(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     essence = given[0].partition(b";")[0].decode("latin-1").strip().lower()
     main, slash, sub = essence.partition("/")
     return essence if slash and TOKEN.match(main) and TOKEN.match(sub) else None
+
+
+def in_utf_8(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the ``content-type`` names no other charset than UTF-8, or ASCII, which is a part of it."""
+    given = b";".join(value for name, value in headers if name.lower() == b"content-type").lower()
+    charsets = [
+        part.partition(b"=")[2].strip(b' "') for part in given.split(b";") if part.strip().startswith(b"charset")
+    ]
+    return all(charset in _UTF_8 for charset in charsets)
 
 
 def without_body_claims(

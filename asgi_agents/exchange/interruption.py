@@ -17,14 +17,17 @@ class Interruption:
 
     A cancel scope does the same. But on asyncio, entering and leaving one takes longer than judging a message, and this
     is done for each message. So there the task itself is cancelled, and its cancellation is undone.
+
+    It belongs to the event loop that it was made on.
     """
 
-    __slots__ = ("_called", "_scope", "_task")
+    __slots__ = ("_called", "_on_trio", "_scope", "_task")
 
     def __init__(self) -> None:
         self._scope: anyio.CancelScope | None = None
         self._task: asyncio.Task[object] | None = None
         self._called = False
+        self._on_trio = on_trio()
 
     def interrupt(self) -> None:
         """End the wait, if there is one."""
@@ -36,7 +39,7 @@ class Interruption:
 
     async def wait_for(self, function: Callable[[], Awaitable[T]]) -> T | None:
         """What ``function`` comes to, or None where it was interrupted."""
-        if on_trio():
+        if self._on_trio:
             with anyio.CancelScope() as self._scope:
                 return await function()
             return None

@@ -100,11 +100,8 @@ class ResponseInspection:
         self._head_agents = resolved_route.agents_for(EventType.RESPONSE_HEADERS)
         self._body_agents = resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK)
         self.inspects_bodies = bool(self._body_agents)
-
-    @property
-    def inspects(self) -> bool:
-        """Whether any agent receives the response."""
-        return self.inspects_bodies or bool(self._head_agents)
+        #: Whether any agent receives the response.
+        self.inspects = self.inspects_bodies or bool(self._head_agents)
 
     @property
     def stopped(self) -> bool:
@@ -117,14 +114,16 @@ class ResponseInspection:
             await self._dispatch(message)
             return
         # What is sent from two tasks must not overtake what is being judged.
-        await self._turn.acquire()
+        if not self._turn.try_acquire():
+            await self._turn.acquire()
         try:
             await self._dispatch(message)
         finally:
             self._turn.release()
 
     async def _dispatch(self, message: Message) -> None:
-        if self.stopped:
+        phase = self._phase
+        if phase is _Phase.REPLACED or phase is _Phase.CUT:
             await self._drop(message)
             return
         kind = message["type"].removeprefix(self._prefix)
@@ -370,23 +369,31 @@ class ResponseInspection:
             return
         given = message.get("body", b"")
         data = given if isinstance(given, bytes) else bytes(given)
-        with self._uninterrupted():
+        # As _uninterrupted does, which takes longer than all the rest.
+        try:
             result = await body.feed(data, last)
-            if self.stopped:
-                return
-            if isinstance(result, AgentDecision):
-                await self.stop(result)
-                return
-            if self._phase is _Phase.HELD:
-                if not last and (body.holding or (self._waits_for_first and not body.judged)):
-                    return
-                await self._release_start(len(result) if last else None)
+            if self._phase is not _Phase.OPEN:
                 if self.stopped:
                     return
+                if isinstance(result, AgentDecision):
+                    await self.stop(result)
+                    return
+                if self._phase is _Phase.HELD:
+                    if not last and (body.holding or (self._waits_for_first and not body.judged)):
+                        return
+                    await self._release_start(len(result) if last else None)
+                    if self.stopped:
+                        return
+            elif isinstance(result, AgentDecision):
+                await self.stop(result)
+                return
             if result or last or not data:
                 if self._streamed is not None:
                     self._tail = (self._tail + result[-4:])[-4:]
                 await self._forward(message if result is given else {**message, "body": result}, last)
+        except BaseException as exc:
+            self._interrupted(exc)
+            raise
 
     async def _take_file(self, message: Message) -> None:
         if self.inspects_bodies:
@@ -414,12 +421,15 @@ class ResponseInspection:
         try:
             yield
         except BaseException as exc:
-            if self.inspects and self._phase in (_Phase.HELD, _Phase.OPEN):
-                self._phase = _Phase.CUT
-                # An OSError is how a server says that the client is gone, so that there is no response to break off.
-                if not isinstance(exc, OSError):
-                    self.error = ResponseAborted("response broken off: the app cancelled a send that was under way")
+            self._interrupted(exc)
             raise
+
+    def _interrupted(self, exc: BaseException) -> None:
+        if self.inspects and self._phase in (_Phase.HELD, _Phase.OPEN):
+            self._phase = _Phase.CUT
+            # An OSError is how a server says that the client is gone, so that there is no response to break off.
+            if not isinstance(exc, OSError):
+                self.error = ResponseAborted("response broken off: the app cancelled a send that was under way")
 
     async def _release_start(self, length: int | None) -> None:
         """Let the head go; ``length`` is the size of the body where all of it is known."""

@@ -237,11 +237,26 @@ def request_headers_event(
 
     Without a ``traceparent`` of ours it has the client's. ``request_id`` is one that was given to this request before.
     """
+    # All of it in one place: each call of a function would take as long as what it does.
     if headers is None:
         headers = Headers.from_raw(headers_of(scope))
-    client = scope.get("client")
-    tls = (scope.get("extensions") or _NO_EXTENSIONS).get("tls")
-    version = scope.get("http_version", "1.1")
+    firsts = headers.firsts
+    if firsts is None:
+        host, parent = headers.first("host"), headers.first("traceparent")
+    else:
+        host, parent = firsts.get(b"host"), firsts.get(b"traceparent")  # type: ignore[assignment]
+        host = None if host is None else host.decode("latin-1")  # type: ignore[attr-defined]
+        parent = None if parent is None else parent.decode("latin-1")  # type: ignore[attr-defined]
+    get = scope.get
+    client, raw_path, extensions = get("client"), get("raw_path"), get("extensions")
+    tls = extensions.get("tls") if extensions else None
+    version = get("http_version", "1.1")
+    milliseconds = time.time_ns() // 1_000_000
+    if raw_path is None:
+        target = uri(scope)
+    else:
+        query = get("query_string")
+        target = f"{raw_path.decode('latin-1')}?{query.decode('latin-1')}" if query else raw_path.decode("latin-1")
     return RequestHeadersEvent(
         metadata=RequestMetadata(
             correlation_id=correlation,
@@ -249,16 +264,16 @@ def request_headers_event(
             request_id=request_id or (new_id() if name and headers.first(name) == correlation else correlation),
             client_ip=str(client[0]) if client else "",
             client_port=int(client[1] or 0) if client else 0,
-            server_name=headers.first("host") or _server_name(scope),
+            server_name=host or _server_name(scope),
             protocol=_PROTOCOLS.get(version) or f"HTTP/{version}",
             tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)) if tls else None,
             tls_cipher=_tls_cipher(tls) if tls else None,
             route_id=route,
-            timestamp=timestamp(time.time_ns()),
-            traceparent=traceparent or headers.first("traceparent"),
+            timestamp=_timestamp if milliseconds == _written_ms else _write_time(milliseconds),
+            traceparent=traceparent or parent,
         ),
-        method=str(scope.get("method", "GET")),
-        uri=uri(scope),
+        method=str(get("method", "GET")),
+        uri=target,
         headers=headers,
     )
 

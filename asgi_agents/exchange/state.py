@@ -123,7 +123,8 @@ class ExchangeState(Struct, eq=False):
     _forget_too: set[Guard] | None = None
     # The spans that many events share, by type. None as a value: nothing is traced.
     _sessions: dict[EventType, SessionSpan | None] | None = None
-    _closed: bool = False
+    #: Whether this middleware has finished with the connection.
+    closed: bool = False
     _calls: dict[str, CallCount] | None = None
     #: The agents that were shown a body as it was encoded.
     shown_encoded: tuple[str, ...] = ()
@@ -156,7 +157,7 @@ class ExchangeState(Struct, eq=False):
                     name = self._name = self._outermost.correlation_id
                 else:
                     name = self._name = find_correlation_id(self.headers, live_ids, self.correlation_header)
-                    if not self._closed:
+                    if not self.closed:
                         live_ids.add(name)
             return name
 
@@ -182,14 +183,14 @@ class ExchangeState(Struct, eq=False):
         self.request_id = (self._outermost or self).request_id = request_id
 
     @property
-    def closed(self) -> bool:
-        """Whether this middleware has finished with the connection."""
-        return self._closed
+    def untraced(self) -> bool:
+        """Whether no spans are made now."""
+        return self._registry.telemetry.tracing.idle
 
     @property
     def over(self) -> bool:
         """Whether all middlewares around the app have finished with the connection, so that its id is free."""
-        return (self._outermost or self)._closed
+        return (self._outermost or self).closed
 
     @property
     def decision(self) -> AgentDecision:
@@ -252,7 +253,7 @@ class ExchangeState(Struct, eq=False):
 
         :param continued: agents of an earlier step were shown the same event, so that the span has counted it.
         """
-        if self._closed or self.resolved_route.keeping_requests:
+        if self.closed or self.resolved_route.keeping_requests:
             return self.evaluate_with_reserved_id(agents, event, chunk=chunk, final=final, continued=continued)
         if self._registry.telemetry.tracing.idle or not (chunk or event.event_type is _WEBSOCKET_FRAME):
             return evaluate(agents, event, chunk=chunk, final=final)
@@ -290,23 +291,23 @@ class ExchangeState(Struct, eq=False):
         outermost = self._outermost or self
         with _naming:
             name = self.correlation_id
-            own = not outermost._closed or outermost._pending > 0 or name not in live_ids
+            own = not outermost.closed or outermost._pending > 0 or name not in live_ids
             if own:
                 outermost._pending += 1
             else:
                 name = new_id()
-            if outermost._closed:
+            if outermost.closed:
                 live_ids.add(name)
         try:
             yield name
         finally:
-            if outermost._closed:
+            if outermost.closed:
                 for guard in guards:
                     guard.client.forget(name)
             with _naming:
                 if own:
                     outermost._pending -= 1
-                if outermost._closed and not (own and outermost._pending):
+                if outermost.closed and not (own and outermost._pending):
                     live_ids.discard(name)
 
     def _forget_later(self, guards: Iterable[Guard]) -> None:
@@ -328,7 +329,7 @@ class ExchangeState(Struct, eq=False):
             return await evaluate(agents, event, chunk=chunk, final=final)
         with session.current():
             verdicts = await evaluate(agents, event, chunk=chunk, final=final)
-        session.note(verdicts, continued=continued)
+        session.note(verdicts, counted=not continued)
         return verdicts
 
     def record(self, verdicts: Sequence[Verdict], *, every: bool = True) -> None:
@@ -401,14 +402,14 @@ class ExchangeState(Struct, eq=False):
     def close(self) -> None:
         """The connection is over."""
         with _naming:
-            self._closed = True
+            self.closed = True
             if self._name is not None and self._outermost is None and not self._pending:
                 live_ids.discard(self._name)
         if self._sessions is not None:
             for session in self._sessions.values():
                 if session is not None:
                     session.end()
-        if self._outermost is not None and not self._outermost._closed:
+        if self._outermost is not None and not self._outermost.closed:
             # The middlewares around this one may still ask the same agents.
             self._forget_later(self.resolved_route.keeping_requests)
             return
@@ -419,7 +420,7 @@ class ExchangeState(Struct, eq=False):
 
     def session(self, event_type: EventType) -> SessionSpan | None:
         """The span that all events of a type share; None where nothing is traced."""
-        if self._closed:
+        if self.closed:
             # A task that the app has left behind still sends.
             return None
         if self._sessions is None:

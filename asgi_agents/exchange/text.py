@@ -11,10 +11,11 @@ They stand nearest to the app. The agents of the route see requests before them,
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import quote_plus, unquote_to_bytes
 
 import anyio
 from msgspec import Struct
@@ -25,17 +26,18 @@ from ..errors import caused_by_closing
 from ..failures import FailureKind
 from ..guardrails.body import Body
 from ..guardrails.dialect import Dialect, Stop
-from ..guardrails.dialects.known import checked_dialects, of_request
+from ..guardrails.dialects.known import checked_dialects, is_ours, of_request
 from ..guardrails.dialects.unknown import Events, PlainText
 from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import JSON, loads
 from ..guardrails.operations import Operation, Whole
 from ..guardrails.slots import Call, Kind, Slot
-from .headers import media_type, with_length, without_body_claims, without_headers
+from ..guardrails.uncovered import uncovered
+from .headers import codings_of, in_utf_8, media_type, with_length, without_body_claims, without_headers
 from .inbound import Inbound
 from .rendering import Renderers
 from .response import BODY_BYPASSES
-from .scope import App, OwnScope, header, headers_of
+from .scope import App, OwnScope, certainly_bodiless, declared_length, headers_of
 from .state import ExchangeState
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped, failed_with
@@ -45,6 +47,9 @@ _INPUT: Final[frozenset[Kind]] = frozenset({"input"})
 # How many bytes of a request are held.
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
+# In whatever encoding, with whatever marks in front (RFC 8259, section 8.1).
+_LOOKS_LIKE_JSON: Final = re.compile(rb"[\x00\s\xef\xbb\xbf\xff\xfe]*[{\[\"]")
+_FIELD_NAME: Final = re.compile(r"[\w.\[\]-]{1,64}")
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 _RESHAPING: Final = frozenset({b"accept-encoding", b"range", b"if-range"})
 _UNKNOWN: Final = Events()
@@ -107,7 +112,10 @@ class TextExchange:
         self._messages: list[Message] = []
         self._data = b""
         self._too_large = False
+        # Whether all of the body was read.
+        self._complete = False
         self._disconnected = False
+        self._made_answer: TextAnswer | None = None
 
     async def run(self, app: App) -> Any:
         """The whole exchange. Returns what the app returns."""
@@ -117,7 +125,7 @@ class TextExchange:
         asking: Asking | None = None
         changed: bytes | None = None
         try:
-            if forms:
+            if forms and not certainly_bodiless(self._scope):
                 if not await self._read():
                     # The client has left. The part of its request that is there can't be judged.
                     return None
@@ -147,7 +155,7 @@ class TextExchange:
         return Asking(self._state, self._judges.of(call), call)
 
     def _call(self, dialect: Dialect, value: JSON) -> Call:
-        call = dialect.call(value)
+        call = dialect.call(value, self._scope["path"])
         return Call(
             dialect=call.dialect,
             model=call.model,
@@ -158,7 +166,7 @@ class TextExchange:
         )
 
     def _answer(self, dialect: Dialect, asking: Asking) -> TextAnswer:
-        return TextAnswer(
+        self._made_answer = TextAnswer(
             self._state,
             asking,
             dialect,
@@ -169,6 +177,7 @@ class TextExchange:
             on_stop=self._stop_app,
             on_noticed=self._app_noticed,
         )
+        return self._made_answer
 
     # The request
 
@@ -176,19 +185,26 @@ class TextExchange:
         """The forms in which an app may read the body. None: it passes unread."""
         headers = headers_of(self._scope)
         given = media_type(headers)
-        judges_input = self._judges.judge_any(_INPUT)
-        if (header(headers, b"content-encoding") or "identity").lower() != "identity":
-            return (_ENCODED,) if judges_input else ()
+        judged = self._judges.judge_any(REQUEST_KINDS)
+        if codings_of(headers):
+            return (_ENCODED,) if judged else ()
+        if judged and sum(name.lower() == b"content-type" for name, _ in headers) > 1:
+            return (_SEVERAL,)
+        if judged and not in_utf_8(headers):
+            return (_CHARSET,)
         if given == "application/json" or (given or "").endswith("+json") or by_path is not _UNKNOWN:
             # Apps that speak a dialect read JSON whatever its type is said to be.
             return (_JSON,)
-        if not judges_input:
+        if not judged:
             return (_MAYBE_JSON,) if given is None else ()
         if given is None:
             return (_MAYBE_JSON, _OTHERWISE_PLAIN)
         if given == _FORM_TYPE:
             return (_FIELDS, _MAYBE_JSON)
-        return (_PLAIN, _MAYBE_JSON) if given.startswith("text/") else (_OTHER,)
+        if given.startswith("text/"):
+            return (_PLAIN, _MAYBE_JSON)
+        # Some apps read JSON whatever its type is said to be.
+        return (_OTHER,) if self._judges.judge_any(_INPUT) else (_MAYBE_JSON,)
 
     async def _read(self) -> bool:
         """Read the body. Returns False if the client has left. Of one that is too large, only the beginning is read."""
@@ -207,6 +223,7 @@ class TextExchange:
             pieces.append(bytes(piece))
             if not message.get("more_body", False):
                 self._data = b"".join(pieces)
+                self._complete = True
                 return True
 
     def _check_size(self, asking: Asking) -> None:
@@ -222,13 +239,14 @@ class TextExchange:
         if not judges.on(REQUEST_KINDS):
             return None
         data = self._data
+        by_path = any(dialect.knows_path(self._scope["path"]) for dialect in self._dialects)
         for form, dialect, _ in readable:
             given = form.to_json(data)
-            body = Body(given, form.operations or dialect.request, judges, kind="input")
+            body = Body(given, form.operations or _request_of(dialect, by_path), judges, kind="input")
             await asking.judge_body(body)
             assert body.data is not None
             if body.data != given:
-                data = form.from_json(body.data)
+                data = form.from_json(body.data, data)
         return None if data == self._data else data
 
     # The app
@@ -284,19 +302,26 @@ class TextExchange:
                 changes["extensions"] = {name: it for name, it in extensions.items() if name not in BODY_BYPASSES}
         if changed is not None:
             headers = with_length(without_body_claims(headers, None), len(changed))
+        elif self._complete and declared_length(headers) not in (None, len(self._data)):
+            # An app that goes by its content-length would take another body than the one that was judged.
+            headers = with_length(headers, len(self._data))
         if headers is not given:
             changes["headers"] = headers
         return changes
 
     def _note_message(self, message: Message) -> bool:
         """All that the app receives behind the request is as it came."""
-        self._disconnected = self._disconnected or message["type"] == "http.disconnect"
+        if message["type"] == "http.disconnect":
+            self._disconnected = True
+            self._app_noticed()
         return True
 
     def _stop_app(self, cut_off: bool) -> None:
         """The client has its answer, or is to have no more of it: the app finds its client gone."""
         scope = self._app_scope
-        if cut_off and scope is not None:
+        # The app may know it from the server already, which has had the end of the answer.
+        noticed = self._disconnected and self._made_answer is not None and self._made_answer.error is None
+        if cut_off and scope is not None and not noticed:
             if self._stop_grace:
                 scope.deadline = anyio.current_time() + self._stop_grace
             else:
@@ -304,13 +329,15 @@ class TextExchange:
         self._inbound.end(_DISCONNECT)
 
     def _app_noticed(self) -> None:
-        if self._app_scope is not None:
+        # Not where its answer is broken off: the server breaks the connection off when the app has ended.
+        if self._app_scope is not None and (self._made_answer is None or self._made_answer.error is None):
             self._app_scope.deadline = math.inf
 
 
 class _BodyForm(Struct, frozen=True):
     """A form that request bodies have: how one becomes JSON, for its strings to be judged, and back.
 
+    :ivar from_json: takes the changed JSON, and the body as it was.
     :ivar dialect: None: known by path and shape.
     :ivar operations: None: those of the dialect.
     :ivar optional: whether a body need not have this form.
@@ -318,7 +345,7 @@ class _BodyForm(Struct, frozen=True):
     """
 
     to_json: Callable[[bytes], bytes]
-    from_json: Callable[[bytes], bytes]
+    from_json: Callable[[bytes, bytes], bytes]
     dialect: Dialect | None = None
     operations: Callable[[JSON], list[Operation]] | None = None
     optional: bool = False
@@ -335,8 +362,10 @@ def _readable(forms: Sequence[_BodyForm], data: bytes, path: str, dialects: Sequ
     for form in forms:
         if form.fallback and readable:
             continue
-        if form.optional and not data.lstrip().startswith((b"{", b"[", b'"')):
+        if form.optional and not _LOOKS_LIKE_JSON.match(data):
             continue
+        if form.optional:
+            _refuse_other_encodings(data)
         try:
             value, _ = loads(_decoded(form.to_json(data)))
         except UnreadableError:
@@ -345,6 +374,27 @@ def _readable(forms: Sequence[_BodyForm], data: bytes, path: str, dialects: Sequ
             raise
         readable.append((form, form.dialect or of_request(path, value, dialects), value))
     return readable
+
+
+def _refuse_other_encodings(data: bytes) -> None:
+    """Apps that read JSON whatever its type is said to be read it in UTF-16 and UTF-32 too, and so past the judges."""
+    encoding = json.detect_encoding(data)
+    if encoding != "utf-8":
+        raise UnreadableError(f"expected UTF-8, got {encoding}")
+
+
+def _request_of(dialect: Dialect, by_path: bool) -> Callable[[JSON], list[Operation]]:
+    """All text of a request: what its dialect finds, and what it does not know."""
+
+    if not is_ours(dialect):
+        # Its user has said where text is.
+        return dialect.request
+
+    def operations(value: JSON) -> list[Operation]:
+        found = dialect.request(value)
+        return [*found, *uncovered(value, found, by_path=by_path)]
+
+    return operations
 
 
 def _decoded(data: bytes) -> str:
@@ -358,34 +408,54 @@ def _as_it_is(data: bytes) -> bytes:
     return data
 
 
+def _changed(changed: bytes, data: bytes) -> bytes:
+    return changed
+
+
 def _text_to_json(data: bytes) -> bytes:
     return json.dumps(_decoded(data)).encode()
 
 
-def _json_to_text(data: bytes) -> bytes:
-    text: str = json.loads(data)
+def _json_to_text(changed: bytes, data: bytes) -> bytes:
+    text: str = json.loads(changed)
     return text.encode()
 
 
 def _fields_to_json(data: bytes) -> bytes:
-    try:
-        pairs = parse_qsl(_decoded(data), keep_blank_values=True, errors="strict")
-    except ValueError as exc:
-        raise UnreadableError(f"expected an encoded form: {exc}") from None
-    return json.dumps(pairs).encode()
+    """The names and values of all fields, in turns, decoded."""
+    texts: list[str] = []
+    for field in data.split(b"&"):
+        name, _, value = field.partition(b"=")
+        texts += (_unquoted(name), _unquoted(value))
+    return json.dumps(texts).encode()
 
 
-def _json_to_fields(data: bytes) -> bytes:
-    return urlencode(json.loads(data)).encode()
+def _json_to_fields(changed: bytes, data: bytes) -> bytes:
+    """``data`` with what was changed in it. Fields that were not stay as they are."""
+    texts: list[str] = json.loads(changed)
+    fields = data.split(b"&")
+    for index, field in enumerate(fields):
+        name, equals, value = field.partition(b"=")
+        new_name, new_value = texts[2 * index : 2 * index + 2]
+        if new_name != _unquoted(name):
+            name = quote_plus(new_name).encode()
+        if new_value != _unquoted(value):
+            value = quote_plus(new_value).encode()
+        fields[index] = name + equals + value
+    return b"&".join(fields)
 
 
-def _field_values(value: JSON) -> list[Operation]:
-    """Names are no text, as the keys of JSON are none."""
+def _unquoted(given: bytes) -> str:
+    return _decoded(unquote_to_bytes(given.replace(b"+", b" ")))
+
+
+def _field_texts(value: JSON) -> list[Operation]:
+    """Names are no text, as the keys of JSON are none. But apps that read the body as it is may be sent a text."""
     assert isinstance(value, list)
     return [
-        Whole(Slot(("field", index), "input"), (index, 1), str(pair[1]))
-        for index, pair in enumerate(value)
-        if isinstance(pair, list)
+        Whole(Slot(("field", index), "input"), (index,), text)
+        for index, text in enumerate(value)
+        if isinstance(text, str) and text and (index % 2 or not _FIELD_NAME.fullmatch(text))
     ]
 
 
@@ -396,13 +466,15 @@ def _refused(fault: str) -> Callable[[bytes], bytes]:
     return refuse
 
 
-_JSON: Final = _BodyForm(_as_it_is, _as_it_is)
-_MAYBE_JSON: Final = _BodyForm(_as_it_is, _as_it_is, optional=True)
+_JSON: Final = _BodyForm(_as_it_is, _changed)
+_MAYBE_JSON: Final = _BodyForm(_as_it_is, _changed, optional=True)
 _PLAIN: Final = _BodyForm(_text_to_json, _json_to_text, PlainText(), PlainText().request)
 _OTHERWISE_PLAIN: Final = _BodyForm(_text_to_json, _json_to_text, PlainText(), PlainText().request, fallback=True)
-_FIELDS: Final = _BodyForm(_fields_to_json, _json_to_fields, _UNKNOWN, _field_values)
-_ENCODED: Final = _BodyForm(_refused("it has a content-encoding, expected none"), _as_it_is)
-_OTHER: Final = _BodyForm(_refused("expected JSON, text or an encoded form as its content-type"), _as_it_is)
+_FIELDS: Final = _BodyForm(_fields_to_json, _json_to_fields, _UNKNOWN, _field_texts)
+_ENCODED: Final = _BodyForm(_refused("it has a content-encoding, expected none"), _changed)
+_SEVERAL: Final = _BodyForm(_refused("it has several content-types, expected one"), _changed)
+_CHARSET: Final = _BodyForm(_refused("expected UTF-8 as its charset"), _changed)
+_OTHER: Final = _BodyForm(_refused("expected JSON, text or an encoded form as its content-type"), _changed)
 
 
 async def _never(message: Message) -> None:

@@ -1,5 +1,7 @@
 """The app's answer on its way through guardrails: a stream as it comes, anything else when it is complete."""
 
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
@@ -15,17 +17,19 @@ from ..errors import ClosedByAgent, ResponseAborted
 from ..failures import FailureKind
 from ..guardrails.body import Body
 from ..guardrails.dialect import Dialect, Stop
-from ..guardrails.dialects.known import is_general, of_answer, of_stream
+from ..guardrails.dialects.known import has_units, is_general, of_answer, of_stream
 from ..guardrails.dialects.unknown import PlainText
 from ..guardrails.framing import UnreadableError
-from ..guardrails.json_text import loads
+from ..guardrails.json_text import JSON, loads
+from ..guardrails.operations import Operation
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
-from .headers import media_type, without_body_claims, without_headers
+from ..guardrails.uncovered import uncovered
+from .headers import codings_of, in_utf_8, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import render_reply
-from .response import REPLY_TIMEOUT
-from .scope import RawHeaders, declared_length, header, raises_when_gone
+from .response import BODY_BYPASSES, REPLY_TIMEOUT
+from .scope import RawHeaders, declared_length, raises_when_gone
 from .state import ExchangeState
 from .text_asking import Asking, Stopped, failed_with, refused
 from .text_stream import StreamedText
@@ -41,6 +45,12 @@ _LENGTH: Final = frozenset({b"content-length"})
 # These have no text in them that an agent could judge.
 _BINARY: Final = ("image/", "audio/", "video/", "font/", "application/pdf", "application/zip", "application/gzip")
 _BINARY_ALSO: Final = frozenset({"application/wasm", "application/x-tar", "application/vnd.ms-fontobject"})
+# How a stream of events begins (WHATWG HTML, section 9.2.5), and what may become that.
+_EVENT: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
+_MAYBE_EVENT: Final = re.compile(
+    rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\r\n]*(?:d|da|dat|data|e|ev|eve|even|event|i|id|r|re|ret|retr|retry)?"
+)
+_SNIFFED: Final = 64
 
 
 class _Mode(Enum):
@@ -95,6 +105,10 @@ class TextAnswer:
         # What the app has sent of a stream whose head waits.
         self._given: list[bytes] = []
         self._streamed: StreamedText | None = None
+        # The type of a stream, and its beginning while it is not known what it is.
+        self._type = ""
+        self._may_be_json = False
+        self._unknown = b""
         self._turn = Limiter(1)
         self._cut_off = False
         self._dropping = False
@@ -190,16 +204,19 @@ class TextAnswer:
         elif self._mode is _Mode.IDLE and kind == "http.response.start":
             await self._take_start(message)
         elif kind == "http.response.body" and self._mode is _Mode.WHOLE:
-            await self._take_whole(message)
+            await self._take_whole(bytes(message.get("body", b"")), not message.get("more_body", False))
         elif kind == "http.response.body" and self._mode is _Mode.STREAM:
-            assert self._streamed is not None
-            data = bytes(message.get("body", b""))
-            if self._holds_head:
-                self._given.append(data)
-            await self._streamed.take(data, not message.get("more_body", False))
+            data, last = bytes(message.get("body", b"")), not message.get("more_body", False)
+            if data or last or self._holds_head:
+                await self._take_piece(data, last)
+            else:
+                # It says nothing, but the app may count on being slowed down by it.
+                await self._send(message)
         elif kind == "http.response.start" and self._holds_head:
             # The server has not seen the first one, so it could not complain about the second.
             raise RuntimeError("Unexpected ASGI message 'http.response.start': the response has already been started.")
+        elif kind in BODY_BYPASSES:
+            raise RuntimeError(f"The app sent {kind!r}, which was not offered to it: guardrails judge this response.")
         else:
             # Early hints, and what servers complain about.
             await self._send(message)
@@ -214,20 +231,36 @@ class TextAnswer:
             await self._send({**message, "headers": without_body_claims(headers, None)} if self._head_only else message)
             return
         given = media_type(headers)
-        if (header(headers, b"content-encoding") or "identity").lower() != "identity":
+        if codings_of(headers):
             await self._unreadable("it has a content-encoding, although none was asked for")
             return
         if is_binary(given):
             self._mode = _Mode.PASSING
             await self._send(message)
             return
+        if not in_utf_8(headers):
+            await self._unreadable("its charset is another than UTF-8")
+            return
         if given is not None and (given == "application/json" or given.endswith("+json")) and not self._streams_json:
             self._mode, self._holds_head = _Mode.WHOLE, True
             return
         self._mode = _Mode.STREAM
-        dialects = of_stream(self._called, given or "text/plain", self._dialects) or [PlainText()]
-        self._streamed = StreamedText(
-            Stream(dialects, given or "text/plain", self._asking.judges, strict=self._strict),
+        self._type = given or ""
+        if has_units(self._type):
+            self._begin_stream(self._type)
+        elif self._type in ("", "application/octet-stream") or not is_general(self._called):
+            # Clients read JSON whatever its type is said to be: the head waits for the first piece.
+            self._may_be_json = True
+        # Where its length is declared it is no stream: a block can still be answered with a status.
+        self._holds_head = declared_length(headers) is not None or self._may_be_json
+        if not self._holds_head:
+            await self._send_start(None)
+
+    def _begin_stream(self, given: str) -> StreamedText:
+        given = given or "text/plain"
+        dialects = of_stream(self._called, given, self._dialects) or [PlainText()]
+        streamed = self._streamed = StreamedText(
+            Stream(dialects, given, self._asking.judges, strict=self._strict),
             self._asking,
             self._judges,
             self._turn,
@@ -236,12 +269,18 @@ class TextAnswer:
             end=self._end,
             broken=self._break_off,
         )
-        length = declared_length(headers)
-        if length is not None:
-            # It is no stream: a block can still be answered with a status.
-            self._holds_head = True
-            return
-        await self._send_start(None)
+        return streamed
+
+    def _stream_of(self, data: bytes, last: bool) -> StreamedText | None:
+        """What ``data`` is fed to: the stream, which begins once it is known what it is. None: that is not known yet.
+
+        Events are often sent as text, or without a type.
+        """
+        if self._streamed is not None:
+            return self._streamed
+        if not last and len(data) < _SNIFFED and not _EVENT.match(data) and _MAYBE_EVENT.fullmatch(data):
+            return None
+        return self._begin_stream("text/event-stream" if _EVENT.match(data) else self._type)
 
     @property
     def _streams_json(self) -> bool:
@@ -260,11 +299,9 @@ class TextAnswer:
 
     # An answer that is complete before it is judged
 
-    async def _take_whole(self, message: Message) -> None:
-        piece = bytes(message.get("body", b""))
+    async def _take_whole(self, piece: bytes, last: bool) -> None:
         self._held.append(piece)
         self._held_size += len(piece)
-        last = not message.get("more_body", False)
         if self._held_size > MAX_ANSWER_BYTES:
             fault = f"an answer of more than {MAX_ANSWER_BYTES} bytes"
             if not await self._pass_unjudged(FailureKind.RESPONSE_TOO_LARGE, fault, last=last):
@@ -277,9 +314,16 @@ class TextAnswer:
             await self._send_start(None, changed=False)
             await self._finish(b"")
             return
+        as_text = False
         try:
-            dialect = of_answer(self._called, loads(data.decode())[0], self._dialects)
-            body = Body(data, dialect.answer, self._asking.judges)
+            try:
+                dialect = of_answer(self._called, loads(data.decode())[0], self._dialects)
+                body = Body(data, self._operations(dialect), self._asking.judges)
+            except UnreadableError:
+                if not self._may_be_json:
+                    raise
+                as_text = True
+                body = Body(json.dumps(data.decode()).encode(), PlainText().answer, self._asking.judges)
         except (UnreadableError, UnicodeDecodeError) as exc:
             if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, str(exc), last=True):
                 self._on_stop(False)
@@ -291,8 +335,20 @@ class TextAnswer:
             self._on_stop(False)
             return
         assert body.data is not None
-        await self._send_start(len(body.data), changed=body.data != data)
-        await self._finish(body.data)
+        after = json.loads(body.data).encode() if as_text else body.data
+        await self._send_start(len(after), changed=after != data)
+        await self._finish(after)
+
+    def _operations(self, dialect: Dialect) -> Callable[[JSON], list[Operation]]:
+        if self._start["status"] < 400:
+            return dialect.answer
+
+        def operations(value: JSON) -> list[Operation]:
+            # Errors are in whatever shape the app's framework has for them.
+            found = dialect.answer(value)
+            return [*found, *uncovered(value, found, kind="output")]
+
+        return operations
 
     async def _unreadable(self, fault: str) -> None:
         if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, fault, last=False):
@@ -318,6 +374,26 @@ class TextAnswer:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     # A stream
+
+    async def _take_piece(self, data: bytes, last: bool) -> None:
+        data = self._unknown + data
+        if self._may_be_json and data.lstrip():
+            if data.lstrip()[:1] in b"{[":
+                self._mode = _Mode.WHOLE
+                await self._take_whole(data, last)
+                return
+            self._may_be_json = False
+            self._holds_head = declared_length(self._start["headers"]) is not None
+            if not self._holds_head:
+                await self._send_start(None)
+        streamed = self._stream_of(data, last)
+        if streamed is None:
+            self._unknown = data
+            return
+        self._unknown = b""
+        if self._holds_head:
+            self._given.append(data)
+        await streamed.take(data, last)
 
     async def _leave(self, data: bytes, done: bool) -> None:
         """Send what may leave of a stream; ``done``: there is no more. The turn is the caller's."""

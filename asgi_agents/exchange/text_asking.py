@@ -9,7 +9,7 @@ import anyio
 from msgspec.structs import replace
 
 from ..decision import AgentDecision, Verdict
-from ..errors import printable
+from ..errors import AgentProtocolError, printable
 from ..evaluation.route_agent import RouteAgent
 from ..evaluation.text_judges import CallJudges, RouteJudge
 from ..failures import FailureKind
@@ -29,6 +29,8 @@ logger: Final = logging.getLogger("asgi_agents")
 
 _NOTHING: Final = nullcontext()
 _INSPECT: Final = EventType.GUARDRAIL_INSPECT
+# What comes of it where `settled` raises: it is not asked again about the text.
+_WITHOUT_SETTLED: Final = "its text waits as if it had no settled"
 
 
 class Stopped(Exception):  # noqa: N818 - it is a decision
@@ -91,22 +93,15 @@ class Asking:
         agent, window = judge.agent, inspection.window
         if _INSPECT not in agent.guard.hears:
             # A remote agent has said so in its handshake, after the configuration was checked.
-            verdict = agent.guard.skip(
-                _INSPECT,
-                FailureKind.UNAVAILABLE,
-                agent.failure_mode,
-                "the agent does not receive such events",
-                correlation_id=self._state.correlation_id,
-                route=agent.route,
-            )
+            verdict = self._skip(judge, FailureKind.UNAVAILABLE, "the agent does not receive such events")
             self._state.record((verdict,), every=False)
             return self._failed(judge, verdict)
         tally = agent.guard.tally.text
-        tally.windows += 1
+        tally.begin_window()
         try:
             verdict, answer = await self._inspect(agent, self._event(judge, inspection))
         finally:
-            tally.windows -= 1
+            tally.end_window()
         if verdict.failure is not None:
             return self._failed(judge, verdict)
         decisions: Sequence[Decision]
@@ -190,18 +185,10 @@ class Asking:
                 "stopped" if any(judge.agent.stops_when_failing for judge in judges) else "passed unjudged",
             )
         for judge in judges:
-            agent = judge.agent
-            verdict = agent.guard.skip(
-                _INSPECT,
-                kind,
-                agent.failure_mode,
-                fault,
-                correlation_id=self._state.correlation_id,
-                route=agent.route,
-            )
+            verdict = self._skip(judge, kind, fault)
             self._state.record((verdict,), every=False)
             self._reports[id(judge)].count("unreadable")
-            agent.guard.tally.text.count("unreadable", "")
+            judge.agent.guard.tally.text.count("unreadable", "")
             if verdict.fails_closed and stops is None:
                 stops = verdict
         return stops
@@ -217,16 +204,8 @@ class Asking:
         findings.clear()
         for failure in failures:
             judge = cast(RouteJudge, failure.judge)
-            agent = judge.agent
             self._reports[id(judge)].count("failure")
-            agent.guard.skip(
-                _INSPECT,
-                FailureKind.ERROR,
-                agent.failure_mode,
-                f"settled {raised_by(failure.error, getattr(agent.guard.client.agent, 'settled', None))}",
-                correlation_id=self._state.correlation_id,
-                route=agent.route,
-            )
+            self._skip(judge, FailureKind.ERROR, _fault_of_settled(failure), _WITHOUT_SETTLED)
         failures.clear()
 
     def note_block(self, blocked: Blocked) -> None:
@@ -241,7 +220,7 @@ class Asking:
             report = self._reports[id(judge)]
             report.held = max(report.held, held)
             report.delay = max(report.delay, delay)
-            judge.agent.guard.tally.text.delays.add(delay)
+            judge.agent.guard.recorder.held(delay)
 
     def _event(self, judge: RouteJudge, inspection: Inspection) -> GuardrailInspectEvent:
         window, guardrail, call = inspection.window, judge.guardrail, self.call
@@ -288,6 +267,25 @@ class Asking:
             state.count((verdict,), 0)
         return verdict, answer
 
+    def _skip(self, judge: RouteJudge, kind: FailureKind, fault: str, consequence: str | None = None) -> Verdict:
+        """The verdict of an agent that was not asked about a window."""
+        agent = judge.agent
+        verdict = agent.guard.skip(
+            _INSPECT,
+            kind,
+            agent.failure_mode,
+            fault,
+            correlation_id=self._state.correlation_id,
+            route=agent.route,
+            traced=True,
+            window=True,
+            consequence=consequence,
+        )
+        session = self._state.session(_INSPECT)
+        if session is not None:
+            session.note((verdict,), counted=False)
+        return verdict
+
     def _failed(self, judge: RouteJudge, verdict: Verdict) -> Sequence[Decision]:
         self._reports[id(judge)].count("failure")
         if verdict.fails_closed:
@@ -298,6 +296,14 @@ class Asking:
 def _route_judge(inspection: Inspection) -> RouteJudge:
     # A call's judges are those of its route.
     return cast(RouteJudge, inspection.judge)
+
+
+def _fault_of_settled(failure: JudgeFailure) -> str:
+    if isinstance(failure.error, AgentProtocolError):
+        # It was not raised: that is what it has returned.
+        return str(failure.error)
+    agent = cast(RouteJudge, failure.judge).agent.guard.client.agent
+    return f"settled {raised_by(failure.error, getattr(agent, 'settled', None))}"
 
 
 def _as_flag(decision: Decision, start: int, end: int) -> Decision:

@@ -188,7 +188,7 @@ class StreamedText:
 
     def _count_held(self, held: int) -> None:
         for judge in self._judges:
-            judge.agent.guard.tally.text.held += held - self._held
+            judge.agent.guard.tally.text.hold(held - self._held)
         self._held = held
         self._most_held = max(self._most_held, held)
 

@@ -14,7 +14,8 @@ from starlette.websockets import WebSocketDisconnect
 from ..concurrency.limiter import Limiter
 from ..decision import ALLOWED, AgentDecision, Verdict, merge, unanimous
 from ..errors import ClosedByAgent, caused_by_closing
-from ..protocol import Allow, EventType, Opcode, WebSocketDrop, WebSocketFrameEvent
+from ..evaluation.route_agent import RouteAgent
+from ..protocol import ALLOW, Allow, EventType, Opcode, WebSocketDrop, WebSocketFrameEvent
 from .base import Exchange, Summary
 from .headers import apply_header_ops, apply_request_ops
 from .inbound import Inbound
@@ -62,6 +63,12 @@ class WebSocketExchange(Exchange):
         super().__init__(state, scope, receive, send, renderers, stop_grace)
         self._agents = self._resolved_route.agents_for(EventType.WEBSOCKET_FRAME)
         self._steps = self._resolved_route.frame_steps
+        # Where one agent receives messages, and keeps nothing of the connection: that one.
+        self._only: RouteAgent | None = None
+        if len(self._agents) == 1 and not self._resolved_route.keeping_requests:
+            self._only = self._agents[0]
+        self._counting = state.counting
+        self._correlation_id = state.correlation_id if self._agents else ""
         self._client_ip = client_ip(scope)
         self._frames = {True: 0, False: 0}
         self._bytes = {True: 0, False: 0}
@@ -77,7 +84,9 @@ class WebSocketExchange(Exchange):
             receive,
             screen=self._screen,
             judge=partial(self._judge, True),
-            may_suspend=self._may_suspend,
+            may_suspend=self._may_suspend
+            if self._only is None
+            else partial(self._only.guard.may_suspend, _WEBSOCKET_FRAME),
             wakeable=bool(self._agents),
             on_noticed=self._app_noticed,
         )
@@ -214,30 +223,31 @@ class WebSocketExchange(Exchange):
 
     async def _judge(self, client_to_server: bool, message: Message) -> None:
         """Show a message to the agents, and pass it on, drop it, or close the session, as they decide."""
-        message = _unambiguous(message)
         payload = message.get("bytes")
+        if payload is not None and message.get("text") is not None:
+            # Servers and apps differ in which of two payloads they take; one is judged, so one goes on.
+            message = {**message, "text": None}
         data = self._count(message, payload, client_to_server)
+        state = self._state
         event = WebSocketFrameEvent(
-            correlation_id=self._state.correlation_id,
+            correlation_id=self._correlation_id,
             opcode=_TEXT if payload is None else _BINARY,
             data=data,
             client_to_server=client_to_server,
             frame_index=self._frames[client_to_server] - 1,
-            route_id=self._state.route,
+            route_id=state.route,
             client_ip=self._client_ip,
         )
-        decision = ALLOWED
-        continued = False
-        for step in self._steps:
-            verdicts = await self._state.evaluate(step, event, chunk=False, final=True, continued=continued)
-            continued = True
-            plain = unanimous(verdicts)
-            if not plain or self._state.counting:
-                self._state.record(verdicts, every=False)
-            if not plain:
-                decision = merge(verdicts)
-                if not decision.is_allow:
-                    break
+        only, decision = self._only, ALLOWED
+        if only is None or state.closed or not state.untraced:
+            decision = await self._evaluate(event)
+        else:
+            # Most messages are like this: one agent, and it simply allows them.
+            verdict = await only.guard.call(event, only.failure_mode, False, only.route)
+            if verdict.response is not ALLOW or self._counting:
+                state.record((verdict,), every=False)
+            if verdict.response is not ALLOW:
+                decision = merge((verdict,))
         passes = decision is ALLOWED or decision.is_allow
         if client_to_server:
             if passes:
@@ -254,6 +264,22 @@ class WebSocketExchange(Exchange):
             await self._close(decision)
             if self._inbound.tasks is None:
                 raise ClosedByAgent("an agent has closed this websocket")
+
+    async def _evaluate(self, event: WebSocketFrameEvent) -> AgentDecision:
+        """What the agents decide on a message."""
+        decision = ALLOWED
+        continued = False
+        for step in self._steps:
+            verdicts = await self._state.evaluate(step, event, chunk=False, final=True, continued=continued)
+            continued = True
+            plain = unanimous(verdicts)
+            if not plain or self._counting:
+                self._state.record(verdicts, every=False)
+            if not plain:
+                decision = merge(verdicts)
+                if not decision.is_allow:
+                    break
+        return decision
 
     def _count(self, message: Message, payload: bytes | None, client_to_server: bool) -> bytes:
         """The data of a message whose ``bytes`` are ``payload``, counted."""
@@ -298,10 +324,3 @@ class WebSocketExchange(Exchange):
 
 def _drops(decision: AgentDecision) -> bool:
     return isinstance(decision.websocket_decision, WebSocketDrop) and isinstance(decision.decision, Allow)
-
-
-def _unambiguous(message: Message) -> Message:
-    """Servers and apps differ in which of two payloads they take; one is judged, so one goes on."""
-    if message.get("bytes") is not None and message.get("text") is not None:
-        return {**message, "text": None}
-    return message

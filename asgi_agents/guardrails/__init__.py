@@ -40,11 +40,17 @@ from .slots import Block, Call, Decision, Flag, Kind, Redact, Slot, Window
 from .text_guardrail import TextGuardrail
 
 if TYPE_CHECKING:
-    from .dialect import Dialect
+    from .dialect import Dialect, Stop
     from .dialects.pointers import Pointers
+    from .dialects.unknown import Lines
 else:
     # What only some need is imported when it is asked for (PEP 562).
-    _LAZY = {"Dialect": "dialect", "Pointers": "dialects.pointers"}
+    _LAZY = {
+        "Dialect": "dialect",
+        "Lines": "dialects.unknown",
+        "Pointers": "dialects.pointers",
+        "Stop": "dialect",
+    }
 
     def __getattr__(name: str) -> object:
         if name not in _LAZY:
@@ -66,9 +72,11 @@ __all__ = [
     "Flag",
     "Guardrail",
     "Kind",
+    "Lines",
     "Pointers",
     "Redact",
     "Slot",
+    "Stop",
     "TextGuardrail",
     "Window",
 ]

@@ -83,8 +83,8 @@ class Dialect(Protocol):
         """Whether a body, or an event of a stream, has the shape of this dialect."""
         ...
 
-    def call(self, value: JSON) -> Call:
-        """What a request asks for; without its scope."""
+    def call(self, value: JSON, path: str) -> Call:
+        """What a request for ``path`` asks for; without its scope."""
         ...
 
     def request(self, value: JSON) -> list[Operation]:

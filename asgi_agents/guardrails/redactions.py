@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from ..errors import AgentProtocolError
+from ..protocol.validation import number_or_type
 from .slots import Block, Decision, Flag, Redact, Window
 
 
@@ -63,7 +64,7 @@ def check_decisions(decisions: Sequence[Decision], window: Window) -> None:
         if type(start) is not int or type(end) is not int or not 0 <= start <= end <= length:
             raise AgentProtocolError(
                 f"{type(decision).__name__}: expected 0 <= start <= end <= {length}, the code points of the window, "
-                f"got {start!r:.40} and {end!r:.40}"
+                f"got {number_or_type(start)} and {number_or_type(end)}"
             )
 
 

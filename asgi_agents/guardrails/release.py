@@ -7,7 +7,7 @@ came, to the byte.
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from .framing import Unit, UnreadableError
 from .held_call import HeldCall
@@ -23,27 +23,31 @@ MAX_HELD_BYTES: Final = 16 * 1024 * 1024
 # How many complete texts are judged at once.
 _MAX_WHOLE: Final = 16
 
+# What a text leaves as; also None where its event is left out, for those that know that.
+_After = TypeVar("_After", bound=str | None)
+
 
 class _Streamed:
     """A slot whose parts leave as they are judged, and the events that they stand in."""
 
-    __slots__ = ("changed", "key", "owners", "record", "text")
+    __slots__ = ("key", "owners", "record", "release", "text")
 
-    def __init__(self, key: SlotKey, record: Record | None, changed: set[SlotKey]) -> None:
+    def __init__(self, key: SlotKey, record: Record | None, release: "Release") -> None:
         self.key = key
         self.owners: deque[tuple[HeldEvent, Text]] = deque()
         self.record = record
-        self.changed = changed
+        self.release = release
         self.text: SlotText
 
     def released(self, after: str) -> None:
         event, text = self.owners.popleft()
+        self.release.held -= len(text.text)
         if self.record is not None:
             self.record.left(text.text, after)
         if after == text.text:
             event.waiting -= 1
             return
-        self.changed.add(self.key)
+        self.release.changed.add(self.key)
         if text.instead is None:
             event.released(text.path, text.text, after)
         else:
@@ -59,7 +63,6 @@ class Release:
 
     __slots__ = (
         "_calls",
-        "_changed",
         "_comments",
         "_events",
         "_in_flight",
@@ -71,6 +74,8 @@ class Release:
         "_repeats",
         "_whole",
         "_whole_waiting",
+        "changed",
+        "held",
         "held_bytes",
         "longest_delay",
         "outcome",
@@ -86,13 +91,15 @@ class Release:
         self._paused: dict[SlotKey, _Streamed] = {}
         self._calls: dict[SlotKey, HeldCall] = {}
         self._records: dict[SlotKey, Record] = {}
-        # Slots of which text has left changed.
-        self._changed: set[SlotKey] = set()
         # How many comments wait.
         self._comments = 0
         self._in_flight: set[Inspection] = set()
         self._whole = 0
         self._whole_waiting: deque[tuple[Slot, str, Callable[[str], None]]] = deque()
+        #: Slots of which text has left changed.
+        self.changed: set[SlotKey] = set()
+        #: How many code points of text wait.
+        self.held = 0
         #: How many bytes of events wait.
         self.held_bytes = 0
         #: Seconds; how long an event has waited at most.
@@ -103,11 +110,6 @@ class Release:
     def waiting(self) -> int:
         """How many events wait."""
         return len(self._events)
-
-    @property
-    def held(self) -> int:
-        """How many code points of slots that leave in parts wait."""
-        return sum(streamed.text.held for streamed in self._open.values())
 
     @property
     def full(self) -> bool:
@@ -174,10 +176,11 @@ class Release:
                     self._piece(event, operation, now, touched)
                 case Whole(slot, path, text):
                     event.waiting += 1
-                    self._judge_whole(slot, text, partial(event.released, path, text))
+                    self._judge_whole(slot, text, self._hold(text, partial(event.released, path, text)))
                 case Shadowed(slot, start, end, text):
                     event.waiting += 1
-                    self._judge_whole(slot, text, partial(event.span_released, (start, end), text))
+                    released = partial(event.span_released, (start, end), text)
+                    self._judge_whole(slot, text, self._hold(text, released))
                 case Repeat():
                     self._repeat(event, operation)
                 case Follow() | Drop() | Remove():
@@ -229,7 +232,7 @@ class Release:
                 self._comments -= 1
             if now - event.since > self.longest_delay:
                 self.longest_delay = now - event.since
-            out.append(event.unit.raw if event.is_plain else event.leave(self._changed, self._leaves))
+            out.append(event.unit.raw if event.is_plain else event.leave(self.changed, self._leaves))
         return out
 
     def discard(self) -> None:
@@ -239,7 +242,18 @@ class Release:
         self._paused.clear()
         self._calls.clear()
         self._whole_waiting.clear()
-        self._comments = self.held_bytes = 0
+        self._comments = self.held = self.held_bytes = 0
+
+    def _hold(self, text: str, released: Callable[[_After], None]) -> Callable[[_After], None]:
+        """``released``, until which ``text`` is counted as waiting."""
+        size = len(text)
+        self.held += size
+
+        def counted(after: _After) -> None:
+            self.held -= size
+            released(after)
+
+        return counted
 
     def _text(self, event: HeldEvent, text: Text, now: float, touched: dict[SlotKey, _Streamed]) -> None:
         slot, key = text.slot, text.slot.key
@@ -251,11 +265,12 @@ class Release:
             those = self._judges.of(slot)
             if those is None:
                 return
-            streamed = _Streamed(key, self._record(key), self._changed)
+            streamed = _Streamed(key, self._record(key), self)
             streamed.text = SlotText(slot, *those, self.outcome, streamed.released)
             self._open[key] = streamed
         streamed.owners.append((event, text))
         event.waiting += 1
+        self.held += len(text.text)
         if streamed.record is not None:
             streamed.record.came(text.text)
         streamed.text.feed(text.text, now)
@@ -293,7 +308,7 @@ class Release:
         if record is not None:
             record.came(piece.text)
             released = partial(_recorded, record, piece.text, released)
-        call.add(piece.text, released)
+        call.add(piece.text, self._hold(piece.text, released))
 
     def _judge_whole(self, slot: Slot, text: str, released: Callable[[str], None]) -> None:
         those = self._judges.of(slot)
@@ -321,10 +336,11 @@ class Release:
         event.waiting += 1
         if repeat.form == "json":
             call = HeldCall(repeat.slot, "json", self._judge_whole)
-            call.add(repeat.text, partial(event.released, repeat.path, repeat.text))
+            call.add(repeat.text, self._hold(repeat.text, partial(event.released, repeat.path, repeat.text)))
             call.finish()
         else:
-            self._judge_whole(repeat.slot, repeat.text, partial(event.released, repeat.path, repeat.text))
+            released = self._hold(repeat.text, partial(event.released, repeat.path, repeat.text))
+            self._judge_whole(repeat.slot, repeat.text, released)
 
 
 def _recorded(record: Record, before: str, released: Callable[[str | None], None], after: str | None) -> None:

@@ -64,11 +64,6 @@ class SlotText:
         self.ended = False
 
     @property
-    def held(self) -> int:
-        """How many code points wait, at the judge where most do."""
-        return max(stage.windows.held for stage in (*self._row, *self._beside))
-
-    @property
     def full(self) -> bool:
         """Whether no more text should come before there are verdicts."""
         return any(stage.windows.full for stage in (*self._row, *self._beside))

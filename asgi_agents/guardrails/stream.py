@@ -100,7 +100,7 @@ class Stream:
 
     @property
     def held(self) -> int:
-        """How many code points wait for verdicts, or for what follows them."""
+        """How many code points wait for verdicts, for what follows them, or for the end of their tool call."""
         return self._release.held
 
     @property

@@ -54,8 +54,9 @@ class TextGuardrail(Agent):
     async def check(self, window: Window) -> Sequence[Decision] | None:
         """What is to be done about a window. None or nothing: it may leave as it is.
 
-        Finds that begin before ``window.fresh`` are ignored: they were judged with the window before. So search from
-        there: ``pattern.finditer(window.text, window.fresh)``. What precedes is context.
+        What precedes ``window.fresh`` was judged with the window before, and is context: a find that ends there is
+        ignored, and one that reaches beyond it counts from there on. So search from there:
+        ``pattern.finditer(window.text, window.fresh)``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no check(self, window)")
 
@@ -76,7 +77,9 @@ class TextGuardrail(Agent):
             raise AgentProtocolError(f"check: expected a list of decisions or None, got {kind_of(decisions)}")
         check_decisions(decisions, window)
         if isinstance(event, WindowEvent):
-            return Decisions(detected=bool(decisions), confidence=1.0, decisions=decisions)
+            # A flag stops nothing and changes nothing, also where a shadow agent is asked what it would have done.
+            detected = any(not isinstance(decision, Flag) for decision in decisions)
+            return Decisions(detected=detected, confidence=1.0, decisions=decisions)
         return _answer(decisions, window)
 
     # Its only `await` is that of `check`, so that it suspends where that does.
@@ -131,18 +134,19 @@ def _answer(decisions: Sequence[Decision], window: Window) -> GuardrailResponse:
     shift, length = window.fresh, len(window.text) - window.fresh
     detections: list[Detection] = []
     for decision in decisions:
+        if isinstance(decision, Block):
+            detections.append(Detection(category=decision.reason, description="", action="block"))
+            continue
+        start, end = decision.start, decision.end
+        if end < shift or start < end == shift:
+            # Judged with the window before.
+            continue
+        span = TextSpan(max(start - shift, 0), min(end - shift, length))
         match decision:
-            case Block(reason):
-                detections.append(Detection(category=reason, description="", action="block"))
-            case Redact(start, end, text) if end >= shift:
-                span = TextSpan(max(start - shift, 0), min(end - shift, length))
+            case Redact(text=text):
                 detections.append(
                     Detection(category="redacted", description="", span=span, replacement=text, action="redact")
                 )
-            case Flag(start, end, category) if end >= shift:
-                span = TextSpan(max(start - shift, 0), min(end - shift, length))
+            case Flag(category=category):
                 detections.append(Detection(category=category, description="", span=span, action="flag"))
-            case Redact() | Flag():
-                # Judged with the window before.
-                pass
     return GuardrailResponse(detected=bool(detections), confidence=1.0, detections=detections)

@@ -22,9 +22,9 @@ def decisions_of(
 ) -> list[Decision]:
     """The decisions that an answer amounts to.
 
-    A detection's own ``action`` is what is done about it, and otherwise ``action``. A detection without a span is of
-    the whole window. Where there is none at all, ``detected`` is one of its own, and ``redacted_content`` takes the
-    place of what the agent was shown.
+    A detection's own ``action`` is done whatever its confidence and category. Otherwise ``action`` is. A detection
+    without a span is of the whole window. Where there is none at all, ``detected`` is one of its own, and
+    ``redacted_content`` takes the place of what the agent was shown.
 
     :param threshold: detections of less confidence are ignored; one that says nothing of it is certain.
     :param categories: detections of others are ignored. None: there are no others.
@@ -34,8 +34,12 @@ def decisions_of(
     counted = [
         detection
         for detection in answer.detections
-        if (1.0 if detection.confidence is None else detection.confidence) >= threshold
-        and (categories is None or detection.category in categories)
+        # An agent that says what is to be done has decided already.
+        if detection.action is not None
+        or (
+            (1.0 if detection.confidence is None else detection.confidence) >= threshold
+            and (categories is None or detection.category in categories)
+        )
     ]
     if not answer.detections and answer.redacted_content is not None and action == "redact":
         return [Redact(shown_from, len(window.text), answer.redacted_content)]

@@ -32,6 +32,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import AgentProtocolError
+from ..protocol.validation import number_or_type
 from .redactions import Edits, check_decisions, merged
 from .slots import Block, Decision, Redact, Window
 
@@ -261,7 +262,7 @@ class SlotWindows:
             count = settled(text)
             if type(count) is int and 0 <= count <= len(text):
                 return begin + count
-            self.failed = AgentProtocolError(f"settled: expected 0 to {len(text)}, got {count!r:.40}")
+            self.failed = AgentProtocolError(f"settled: expected 0 to {len(text)}, got {number_or_type(count)}")
         except Exception as exc:
             self.failed = exc
         self._settles = False

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 _SEPARATOR: Final = re.compile(r"[/\\]")
 # The directory of this package, with its separator.
-_PACKAGE: Final = __file__[: -len("places.py")]
+_PACKAGE: Final = __file__[: -len("messages/places.py")]
 
 _Place = tuple[str, int]
 

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from ..breaker import BreakerState
-from .attributes import AGENT_ID, BREAKER_STATE, DECISION, ENFORCED, ERROR_TYPE, EVENT, FAILURE_MODE
+from .attributes import AGENT_ID, BREAKER_STATE, DECISION, ENFORCED, ERROR_TYPE, EVENT, FAILURE_MODE, KIND, WHAT
 from .histograms import Distribution
 from .metrics import Incident, Series, Tally
 from .reports import Reports
@@ -98,6 +98,8 @@ _NAMES: Final = {
     "error_type": ERROR_TYPE,
     "event": EVENT,
     "failure_mode": FAILURE_MODE,
+    "kind": KIND,
+    "what": WHAT,
 }
 
 
@@ -161,6 +163,29 @@ def _of_counter(name: str, counter: Callable[[Tally], Mapping[str, int]]) -> Cal
     return read
 
 
+def _finds(agent: Metered) -> Iterator[Point]:
+    for (what, kind), number in agent.tally.text.counts.items():
+        yield Point(_attributes(agent, what=what, **({"kind": kind} if kind else {})), number)
+
+
+# Most agents are no guardrails: they have none of the following.
+
+
+def _windows(agent: Metered) -> Iterator[Point]:
+    if agent.tally.text.used:
+        yield Point(_attributes(agent), agent.tally.text.windows)
+
+
+def _held(agent: Metered) -> Iterator[Point]:
+    if agent.tally.text.used:
+        yield Point(_attributes(agent), agent.tally.text.held)
+
+
+def _holds(agent: Metered) -> Iterator[tuple[Attributes, Distribution]]:
+    if agent.tally.text.used:
+        yield _attributes(agent), agent.tally.text.delays
+
+
 CALL_DURATION: Final = Histogram(
     name="asgi_agents.call.duration",
     description="Duration of a call to an agent, queue wait included.",
@@ -171,7 +196,12 @@ QUEUE_DURATION: Final = Histogram(
     description="How long calls waited that had to, for one of the agent's permits or for a place on a connection.",
     read=_queue_waits,
 )
-HISTOGRAMS: Final = (CALL_DURATION, QUEUE_DURATION)
+HOLD_DURATION: Final = Histogram(
+    name="asgi_agents.text.hold.duration",
+    description="How long an event of a stream that the agent judges as a guardrail waited at most.",
+    read=_holds,
+)
+HISTOGRAMS: Final = (CALL_DURATION, QUEUE_DURATION, HOLD_DURATION)
 
 METRICS: Final = (
     Metric(
@@ -236,6 +266,27 @@ METRICS: Final = (
         unit="{decision}",
         description="What a shadow agent would have stopped.",
         read=_of_series(lambda series: series.shadowed, _outcome),
+    ),
+    Metric(
+        name="asgi_agents.text.finds",
+        kind=Kind.COUNTER,
+        unit="{find}",
+        description="What an agent found in text as a guardrail, and what could not be shown to it.",
+        read=_finds,
+    ),
+    Metric(
+        name="asgi_agents.text.windows",
+        kind=Kind.UP_DOWN_COUNTER,
+        unit="{window}",
+        description="Windows of text that are being judged.",
+        read=_windows,
+    ),
+    Metric(
+        name="asgi_agents.text.held",
+        kind=Kind.UP_DOWN_COUNTER,
+        unit="{code_point}",
+        description="Code points that wait in streams that the agent judges.",
+        read=_held,
     ),
 )
 

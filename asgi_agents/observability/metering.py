@@ -5,11 +5,22 @@ from threading import Lock
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, CallbackT, MeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, MeterProvider, Observation
+from opentelemetry.metrics import Histogram as Instrument
 
 from .._version import __version__
 from .histograms import EXPORTED_BOUNDS
-from .instruments import CALL_DURATION, METRICS, QUEUE_DURATION, Kind, Metered, Metric, collect
+from .instruments import (
+    CALL_DURATION,
+    HOLD_DURATION,
+    METRICS,
+    QUEUE_DURATION,
+    Histogram,
+    Kind,
+    Metered,
+    Metric,
+    collect,
+)
 
 
 class Metering:
@@ -25,18 +36,9 @@ class Metering:
         # Collectors run in other threads.
         self._lock = Lock()
         self._agents: WeakSet[Metered] = WeakSet()
-        self.call_duration = meter.create_histogram(
-            CALL_DURATION.name,
-            CALL_DURATION.unit,
-            CALL_DURATION.description,
-            explicit_bucket_boundaries_advisory=EXPORTED_BOUNDS,
-        )
-        self.queue_duration = meter.create_histogram(
-            QUEUE_DURATION.name,
-            QUEUE_DURATION.unit,
-            QUEUE_DURATION.description,
-            explicit_bucket_boundaries_advisory=EXPORTED_BOUNDS,
-        )
+        self.call_duration = _make(meter, CALL_DURATION)
+        self.queue_duration = _make(meter, QUEUE_DURATION)
+        self.hold_duration = _make(meter, HOLD_DURATION)
         for metric in METRICS:
             create = (
                 meter.create_observable_counter
@@ -68,6 +70,15 @@ class Metering:
             # Agents that were added before a global provider was set belong to this one, which has instruments already.
             agents.extend(_waiting._all())
         return agents
+
+
+def _make(meter: Meter, histogram: Histogram) -> Instrument:
+    return meter.create_histogram(
+        histogram.name,
+        histogram.unit,
+        histogram.description,
+        explicit_bucket_boundaries_advisory=EXPORTED_BOUNDS,
+    )
 
 
 _by_provider: "WeakKeyDictionary[MeterProvider, Metering]" = WeakKeyDictionary()

@@ -33,6 +33,10 @@ class AgentMetrics(Struct, frozen=True, kw_only=True):
     calls, ``queue_duration`` seconds of that spent waiting for a permit or a place on a connection. ``inspected`` is
     bytes of bodies and websocket messages by event, ``breaker_transitions`` counts how often the breaker came to be in
     a state.
+
+    The rest is of guardrails. ``finds`` counts what was done in text: ``redact``, ``block``, ``flag``, and
+    ``unreadable`` for what could not be shown to the agent. ``windows`` of text are being judged now, and ``held`` code
+    points wait now in the streams that the agent judges.
     """
 
     calls: int
@@ -46,6 +50,9 @@ class AgentMetrics(Struct, frozen=True, kw_only=True):
     queue_duration: float
     inspected: dict[str, int]
     breaker_transitions: dict[str, int]
+    finds: dict[str, int] = {}
+    windows: int = 0
+    held: int = 0
 
 
 class AgentStatistics(Struct, frozen=True, kw_only=True):
@@ -73,7 +80,7 @@ class Incident(Struct, frozen=True, kw_only=True):
     """A call that ended in a failure, or in any answer but allow.
 
     ``time`` is seconds since the epoch, ``duration`` seconds. ``message`` says what went wrong, and is empty for a
-    denial.
+    denial. ``window`` is whether a guardrail had the agent judge text that passes.
     """
 
     time: float
@@ -86,6 +93,7 @@ class Incident(Struct, frozen=True, kw_only=True):
     enforced: bool
     duration: float
     message: str
+    window: bool = False
 
 
 class Series:
@@ -135,19 +143,44 @@ class Series:
 class TextTally:
     """What an agent did as a guardrail, on text that passes.
 
+    :ivar used: whether it ever had anything to do as a guardrail.
     :ivar windows: how many windows it judges now.
     :ivar held: code points that wait now in streams that it judges.
-    :ivar delays: the longest time, in seconds, that an event of a stream waited.
+    :ivar delays: of each stream, how many seconds an event of it waited at most.
+    :ivar longest_delay: the longest of these.
     """
 
     def __init__(self) -> None:
+        self.used = False
         self.windows = 0
         self.held = 0
         self.delays = Distribution()
+        self.longest_delay = 0.0
         self._counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+
+    def begin_window(self) -> None:
+        """Count a window as being judged."""
+        self.used = True
+        self.windows += 1
+
+    def end_window(self) -> None:
+        """A window was judged, or given up."""
+        self.windows -= 1
+
+    def hold(self, change: int) -> None:
+        """So many code points more wait; negative: fewer."""
+        self.used = True
+        self.held += change
+
+    def add_delay(self, seconds: float) -> None:
+        """A stream is over, of which an event has waited for so long at most."""
+        self.delays.add(seconds)
+        if seconds > self.longest_delay:
+            self.longest_delay = seconds
 
     def count(self, what: str, kind: str) -> None:
         """Count a find in a text of that kind: ``redact``, ``block``, ``flag``, or ``unreadable``, of no kind."""
+        self.used = True
         self._counts[what, kind] += 1
 
     @property
@@ -224,6 +257,9 @@ class Tally:
         outcomes: Counter[str] = Counter()
         for series, number in counted:
             outcomes[series.outcome] += number
+        finds: Counter[str] = Counter()
+        for (what, _), number in self.text.counts.items():
+            finds[what] += number
         return AgentMetrics(
             calls=outcomes.total(),
             outcomes=dict(outcomes),
@@ -236,6 +272,9 @@ class Tally:
             queue_duration=self.queue_waits.total,
             inspected=dict(self.inspected),
             breaker_transitions=dict(self.transitions),
+            finds=dict(finds),
+            windows=self.text.windows,
+            held=self.text.held,
         )
 
     def _remember(self, series: Series, verdict: Verdict, correlation_id: str, route: str | None) -> None:
@@ -251,6 +290,7 @@ class Tally:
             enforced=verdict.enforced,
             duration=verdict.duration,
             message="" if verdict.failure is None else verdict.failure.message,
+            window=verdict.window,
         )
         if series.outcome == FailureKind.BREAKER_OPEN:
             self.refusals.append(series.latest)

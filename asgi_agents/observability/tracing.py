@@ -17,7 +17,7 @@ from ..concurrency.cancellation import was_asked_for
 from ..decision import Verdict
 from .attributes import AGENT_ID, CANCELLED, CORRELATION_ID, DECISION, ENFORCED, ERROR_TYPE, EVENT, EVENTS, FAILURE_MODE
 from .correlation import Named
-from .trace_context import ServerSpan, remote_context
+from .trace_context import ServerSpan, current_context, remote_context
 
 Attributes = Mapping[str, AttributeValue]
 
@@ -39,7 +39,7 @@ def current_trace_id() -> str | None:
 def mark_current_span(connection: Named) -> ServerSpan:
     """Set the correlation id on the server's span, and return that span."""
     # Without tracing the context is empty, and that is quicker to see than that it has no span.
-    span = trace.get_current_span() if context.get_current() else trace.INVALID_SPAN
+    span = trace.get_current_span() if current_context() else trace.INVALID_SPAN
     if span is not trace.INVALID_SPAN and span.is_recording():
         span.set_attribute(CORRELATION_ID, connection.correlation_id)
     return span
@@ -112,10 +112,10 @@ class SessionSpan:
         """A context manager in which this span is the current one."""
         return _Attached(trace.set_span_in_context(self._span))
 
-    def note(self, verdicts: Iterable[Verdict], *, continued: bool = False) -> None:
-        """Add the verdicts on one event. ``continued``: other agents were shown it before, which counted it."""
+    def note(self, verdicts: Iterable[Verdict], *, counted: bool = True) -> None:
+        """Add the verdicts on one event; unless ``counted``, other agents were shown it before, or nobody was."""
         self._last = time.time_ns()
-        if not continued:
+        if counted:
             self._events += 1
         for verdict in verdicts:
             if verdict.metric_outcome == "allow" or not self._span.is_recording():

@@ -31,14 +31,16 @@ class Headers(Mapping[str, Sequence[str]]):
     asks for more than :meth:`first`.
     """
 
-    __slots__ = ("_fields", "_firsts", "_raw", "cookies_joined")
+    __slots__ = ("_fields", "_raw", "cookies_joined", "firsts")
 
     #: Whether there were several ``cookie`` fields. Only :meth:`of_request` sets it.
     cookies_joined: bool
+    #: The first values by name, in lower case. None: nobody has asked for one. For what looks several up.
+    firsts: dict[bytes, bytes] | None
 
     def __init__(self, fields: Mapping[str, Iterable[str]] | None = None) -> None:
         self._raw: tuple[tuple[bytes, bytes], ...] = ()
-        self._firsts: dict[bytes, bytes] | None = None
+        self.firsts = None
         # A name with n letters has 2**n spellings in upper and lower case: the cache has to be bounded.
         found: dict[str, list[str]] = {}
         for name, values in (fields or {}).items():
@@ -56,7 +58,7 @@ class Headers(Mapping[str, Sequence[str]]):
         """
         headers = cls.__new__(cls)
         headers._raw = tuple(raw)
-        headers._fields = headers._firsts = None
+        headers._fields = headers.firsts = None
         if whole:
             headers._dict()
         return headers
@@ -66,9 +68,11 @@ class Headers(Mapping[str, Sequence[str]]):
         """:meth:`from_raw`, for the fields of a client's request, of which some will be asked for in any case."""
         headers = cls.__new__(cls)
         headers._raw = raw = tuple(raw)
-        headers._fields = headers._firsts = None
-        names = len(headers._dict() if whole else headers._find_firsts())
+        headers._fields = headers.firsts = None
+        names = len(headers._find_firsts())
         headers.cookies_joined = names < len(raw) and join_cookies(raw) is not None
+        if whole:
+            headers._dict()
         return headers
 
     def first(self, name: str) -> str | None:
@@ -76,7 +80,7 @@ class Headers(Mapping[str, Sequence[str]]):
         if self._fields is not None:
             values = self._fields.get(name if name.islower() and name.isascii() else _lower(name))
             return values[0] if values else None
-        firsts = self._firsts or self._find_firsts()
+        firsts = self.firsts or self._find_firsts()
         key = _OFTEN_ASKED_FOR.get(name)
         if key is None:
             try:
@@ -146,7 +150,7 @@ class Headers(Mapping[str, Sequence[str]]):
             firsts = {name.lower(): value for name, value in raw[::-1]}
         if len(firsts) < len(raw) and b"cookie" in firsts:
             firsts[b"cookie"] = b"; ".join([value for name, value in raw if name.lower() == b"cookie"])
-        self._firsts = firsts
+        self.firsts = firsts
         return firsts
 
 

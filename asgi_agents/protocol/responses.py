@@ -193,6 +193,19 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
 
         ``skip_body`` in an answer to the head of a request or response: the agent does not receive its body.
         """
+        if (
+            cls is AgentResponse
+            and audit is _NO_AUDIT
+            and needs_more is False
+            and skip_body is False
+            and request_body_mutation is None
+            and response_body_mutation is None
+            and request_headers == ()
+            and response_headers == ()
+            and not routing_metadata
+        ):
+            # What most hooks answer, and what a hook means that returns None.
+            return ALLOW  # type: ignore[return-value]
         return cls(
             request_headers=request_headers,
             response_headers=response_headers,

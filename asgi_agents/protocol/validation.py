@@ -87,7 +87,8 @@ def check_response(response: object, *, may_mutate: bool, may_set_host: bool) ->
     if response.skip_body and response.needs_more:
         raise AgentProtocolError("skip_body: beside needs_more, which asks for the body")
     _check_strings("routing_metadata", response.routing_metadata)
-    return response
+    # A plain allow is recognised by identity, however it was spelt.
+    return ALLOW if response == ALLOW else response
 
 
 def _check_decision(decision: object) -> None:

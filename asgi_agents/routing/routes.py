@@ -151,10 +151,15 @@ class Router:
     def listings(self) -> Sequence[RouteListing]:
         """The routes, and the default agents, for the status page."""
         listed = [
-            RouteListing(route.path, None if route.methods is None else tuple(sorted(route.methods)), route.agents)
+            RouteListing(
+                route.path,
+                None if route.methods is None else tuple(sorted(route.methods)),
+                route.agents,
+                self.guardrails_of(route),
+            )
             for route in self.routes or ()
         ]
-        return (*listed, RouteListing(None, None, self.default_agents))
+        return (*listed, RouteListing(None, None, self.default_agents, self.guardrails_of(None)))
 
     def agents_of(self, route: AgentRoute | None) -> tuple[tuple[AgentReference, ...] | None, str | None]:
         """The agents of a route (None: all there are), and its pattern. No route: the default agents, and None."""

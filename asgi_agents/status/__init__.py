@@ -1,6 +1,23 @@
 """A page that shows what the agents do."""
 
 from .app import status_app
-from .snapshot import AgentStatus, RouteAgentStatus, RouteStatus, Status
+from .snapshot import (
+    AgentStatus,
+    HoldStatus,
+    RouteAgentStatus,
+    RouteGuardrailStatus,
+    RouteStatus,
+    Status,
+    TextStatus,
+)
 
-__all__ = ["AgentStatus", "RouteAgentStatus", "RouteStatus", "Status", "status_app"]
+__all__ = [
+    "AgentStatus",
+    "HoldStatus",
+    "RouteAgentStatus",
+    "RouteGuardrailStatus",
+    "RouteStatus",
+    "Status",
+    "TextStatus",
+    "status_app",
+]

@@ -2,18 +2,54 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from msgspec import Struct
 
 from .._version import __version__
 from ..evaluation.resolved_route import RouteListing
 from ..guard import Guard
+from ..guardrails import Guardrail, TextGuardrail
+from ..guardrails.slots import Kind
 from ..observability.endpoints import EndpointStatistics
+from ..observability.histograms import percentile
 from ..observability.history import SLOT_SECONDS, Latency, TimeSlot
-from ..observability.metrics import Incident
+from ..observability.metrics import Incident, TextTally
 from ..policy import FailureMode
 from ..protocol import EventType
 from ..registry import AgentRegistry
+
+# As they come in a call.
+_KINDS: Final[Sequence[Kind]] = ("input", "reasoning", "output", "tool_call", "tool_result")
+
+
+class HoldStatus(Struct, frozen=True, kw_only=True):
+    """How long the text of streams was held, in seconds: of each stream that is over, the event that waited longest.
+
+    All are None until the first such stream is over.
+    """
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    longest: float | None
+
+
+class TextStatus(Struct, frozen=True, kw_only=True):
+    """What an agent does as a guardrail, since it was added.
+
+    :ivar finds: how often it did what, by the kind of text: ``{"redact": {"output": 2}}``. It is ``redact``, ``block``,
+        ``flag``, or ``unreadable`` for what could not be shown to it, whose kind is empty.
+    :ivar windows: of text, which are judged now.
+    :ivar held: code points that wait now in the streams that it judges.
+    :ivar streams: of which ``hold`` tells.
+    """
+
+    finds: Mapping[str, Mapping[str, int]]
+    windows: int
+    held: int
+    streams: int
+    hold: HoldStatus
 
 
 class AgentStatus(Struct, frozen=True, kw_only=True):
@@ -28,6 +64,7 @@ class AgentStatus(Struct, frozen=True, kw_only=True):
     :ivar latency: over the last ten minutes.
     :ivar slots: the last ten minutes in slots of ``slot_seconds``, oldest first.
     :ivar failures: the latest, newest first; ``denials`` likewise.
+    :ivar text: None for an agent that never had anything to do as a guardrail.
     """
 
     id: str
@@ -51,6 +88,7 @@ class AgentStatus(Struct, frozen=True, kw_only=True):
     failures: Sequence[Incident]
     denials: Sequence[Incident]
     endpoints: Sequence[EndpointStatistics]
+    text: TextStatus | None
 
 
 class RouteAgentStatus(Struct, frozen=True, kw_only=True):
@@ -62,12 +100,31 @@ class RouteAgentStatus(Struct, frozen=True, kw_only=True):
     enforced: bool
 
 
+class RouteGuardrailStatus(Struct, frozen=True, kw_only=True):
+    """A guardrail on a route.
+
+    :ivar id: of the agent.
+    :ivar on: the kinds of text that it judges.
+    :ivar action: what is done about a detection; None: the agent says so itself.
+    :ivar conditional: whether a function says of each call whether it judges it.
+    :ivar failure_mode: the one that holds.
+    """
+
+    id: str
+    on: Sequence[str]
+    action: str | None
+    conditional: bool
+    failure_mode: str
+    enforced: bool
+
+
 class RouteStatus(Struct, frozen=True, kw_only=True):
     """A route; ``path`` is None for connections that no route matches, ``methods`` None for all."""
 
     path: str | None
     methods: Sequence[str] | None
     agents: Sequence[RouteAgentStatus]
+    guardrails: Sequence[RouteGuardrailStatus]
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -119,7 +176,29 @@ def _agent(guard: Guard, now: float) -> AgentStatus:
         failures=sorted((*tally.failures, *tally.refusals), key=lambda incident: -incident.time),
         denials=tuple(reversed(tally.denials)),
         endpoints=statistics.endpoints,
+        text=_text(tally.text) if tally.text.used else None,
     )
+
+
+def _text(tally: TextTally) -> TextStatus:
+    finds: dict[str, dict[str, int]] = {}
+    for (what, kind), number in tally.counts.items():
+        finds.setdefault(what, {})[kind] = number
+    buckets = tuple(tally.delays.buckets)
+    streams, longest = sum(buckets), tally.longest_delay
+    p50, p90, p99 = (_at_most(longest, percentile(buckets, fraction)) for fraction in (0.5, 0.9, 0.99))
+    return TextStatus(
+        finds=finds,
+        windows=tally.windows,
+        held=tally.held,
+        streams=streams,
+        hold=HoldStatus(p50=p50, p90=p90, p99=p99, longest=longest if streams else None),
+    )
+
+
+def _at_most(longest: float, estimate: float | None) -> float | None:
+    # Percentiles are interpolated, and may be beyond the longest that there was.
+    return None if estimate is None else min(longest, estimate)
 
 
 def _in_order(events: frozenset[EventType]) -> Sequence[str]:
@@ -142,4 +221,21 @@ def _route(registry: AgentRegistry, listing: RouteListing) -> RouteStatus:
                 enforced=guard.config.enforce,
             )
         )
-    return RouteStatus(path=listing.path, methods=listing.methods, agents=agents)
+    guardrails = [
+        _guardrail(guardrail, guard, listing)
+        for guardrail in listing.guardrails
+        if (guard := registry.find(guardrail.agent_id)) is not None
+    ]
+    return RouteStatus(path=listing.path, methods=listing.methods, agents=agents, guardrails=guardrails)
+
+
+def _guardrail(guardrail: Guardrail, guard: Guard, listing: RouteListing) -> RouteGuardrailStatus:
+    modes = dict(reference for reference in listing.agents or () if not isinstance(reference, str))
+    return RouteGuardrailStatus(
+        id=guardrail.agent_id,
+        on=[kind for kind in _KINDS if kind in guardrail.kinds],
+        action=None if isinstance(guard.client.agent, TextGuardrail) else guardrail.action,
+        conditional=guardrail.when is not None,
+        failure_mode=FailureMode(modes.get(guardrail.agent_id, guard.config.fails)).value,
+        enforced=guard.config.enforce,
+    )

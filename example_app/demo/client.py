@@ -33,11 +33,13 @@ class Client:
             return self._http.request(method, target, headers=sent, **body)
 
     @contextmanager
-    def stream(self, request_id: str, target: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """Send a GET request; within, the response comes."""
+    def stream(
+        self, request_id: str, method: str, target: str, headers: dict[str, str], **body: Any
+    ) -> Iterator[httpx.Response]:
+        """Send a request; within, the response comes."""
         with (
-            _request(f"GET {_path(target)}", request_id, headers) as sent,
-            self._http.stream("GET", target, headers=sent) as response,
+            _request(f"{method} {_path(target)}", request_id, headers) as sent,
+            self._http.stream(method, target, headers=sent, **body) as response,
         ):
             yield response
 

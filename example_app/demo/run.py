@@ -1,13 +1,13 @@
 """Playing the script."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
-from asgi_agents import AgentDecision
+from asgi_agents import AgentDecision, AuditGuardrail
 
 from .client import Client
-from .decisions import DecisionLog
+from .decisions import Decided, DecisionLog
 from .script import STEPS, Step
 
 
@@ -17,6 +17,7 @@ class Outcome(NamedTuple):
     step: Step
     got: str
     decision: AgentDecision
+    guardrails: Sequence[AuditGuardrail] = ()
 
     @property
     def shadow(self) -> str | None:
@@ -40,8 +41,8 @@ def play(url: str, decisions: DecisionLog) -> Iterator[Outcome]:
             request_id = f"script-{number}"
             try:
                 got = step.play(client, request_id)
-                decision = decisions.wait_for(request_id)
+                decided = decisions.wait_for(request_id)
             except Exception as exc:
                 # One step that breaks is a cross in the table, and no reason not to play the others.
-                got, decision = f"{type(exc).__name__}: {' '.join(str(exc).split())}", AgentDecision()
-            yield Outcome(step, got, decision)
+                got, decided = f"{type(exc).__name__}: {' '.join(str(exc).split())}", Decided()
+            yield Outcome(step, got, *decided)

@@ -5,14 +5,14 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TextIO
 
-from asgi_agents import Verdict
+from asgi_agents import AuditGuardrail, Verdict
 
 from .run import Outcome
 
 _WIDTH = 160
 _GAP = "  "
 _HEADINGS = ("#", "request", "expected", "got", "decided by", "what each agent decided, and how many ms it took")
-_BOLD, _GREEN, _RED, _RESET = "\x1b[1m", "\x1b[32m", "\x1b[31m", "\x1b[0m"
+BOLD, GREEN, RED, _RESET = "\x1b[1m", "\x1b[32m", "\x1b[31m", "\x1b[0m"
 _NO_BREAK_SPACE = "\xa0"
 
 
@@ -49,25 +49,26 @@ def render(outcomes: Sequence[Outcome], style: Style) -> Iterator[str]:
     def line(cells: Sequence[str], agents: str) -> str:
         return _GAP.join(cell.ljust(width) for cell, width in zip((*cells, agents), (*widths, room), strict=True))
 
-    yield style.paint(line(_HEADINGS[:-1], _HEADINGS[-1]).rstrip(), _BOLD)
+    yield style.paint(line(_HEADINGS[:-1], _HEADINGS[-1]).rstrip(), BOLD)
     for (*cells, agents), outcome in zip(rows, outcomes, strict=True):
         first, *others = textwrap.wrap(agents, room, break_on_hyphens=False)
-        mark = style.paint(style.right, _GREEN) if outcome.right else style.paint(style.wrong, _RED)
+        mark = style.paint(style.right, GREEN) if outcome.right else style.paint(style.wrong, RED)
         for text in (f"{line(cells, first)}{_GAP}{mark}", *(" " * indent + other for other in others)):
             yield text.replace(_NO_BREAK_SPACE, " ")
     yield ""
-    yield "(agent): a shadow agent, which is only recorded.  live: the answer arrived while it was being made."
+    yield "(agent): a shadow agent, which is only recorded.  stream: the answer arrived while it was being made."
     yield _summary(outcomes, style)
 
 
 def _cells(number: int, outcome: Outcome) -> tuple[str, ...]:
     decision = outcome.decision
     decider = decision.decided_by or (f"({outcome.shadow})" if outcome.shadow else "")
-    return str(number), outcome.step.request, outcome.step.expected, outcome.got, decider, _agents(decision.verdicts)
+    agents = _agents(decision.verdicts, outcome.guardrails)
+    return str(number), outcome.step.request, outcome.step.expected, outcome.got, decider, agents
 
 
-def _agents(verdicts: Sequence[Verdict]) -> str:
-    """The last thing each agent said that wasn't plain, and the time that all it said took."""
+def _agents(verdicts: Sequence[Verdict], guardrails: Sequence[AuditGuardrail]) -> str:
+    """The last thing each agent said that wasn't plain, and the time that all it said took; what guardrails did."""
     said: dict[str, str] = {}
     took: dict[str, float] = {}
     for verdict in verdicts:
@@ -75,7 +76,8 @@ def _agents(verdicts: Sequence[Verdict]) -> str:
         if words != "allow" or verdict.agent_id not in said:
             said[verdict.agent_id] = words
         took[verdict.agent_id] = took.get(verdict.agent_id, 0.0) + verdict.duration * 1000
-    parts = (f"{agent_id} {words} {took[agent_id]:.2f}" for agent_id, words in said.items())
+    parts = [f"{agent_id} {words} {took[agent_id]:.2f}" for agent_id, words in said.items()]
+    parts += [f"{done.agent} {word} {count} x" for done in guardrails for word, count in done.counts.items()]
     return ", ".join(part.replace(" ", _NO_BREAK_SPACE) for part in parts) or "none was asked"
 
 
@@ -90,5 +92,5 @@ def _words(verdict: Verdict) -> str:
 def _summary(outcomes: Sequence[Outcome], style: Style) -> str:
     right = sum(outcome.right for outcome in outcomes)
     if right == len(outcomes):
-        return style.paint(f"All {right} came out as expected.", _GREEN)
-    return style.paint(f"{len(outcomes) - right} of {len(outcomes)} did not come out as expected.", _RED)
+        return style.paint(f"All {right} came out as expected.", GREEN)
+    return style.paint(f"{len(outcomes) - right} of {len(outcomes)} did not come out as expected.", RED)

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -92,7 +93,7 @@ class PageRun:
 
     def _run(self, block: Block) -> None:
         if "from" in block.marks:
-            assert _is_quoted(block.code, (ROOT / block.marks["from"]).read_text()), "this is not in that file"
+            assert is_quoted(block.code, (ROOT / block.marks["from"]).read_text()), "this is not in that file"
         elif "output" in block.marks:
             assert self._printed == block.code
             self._printed = ""
@@ -135,10 +136,13 @@ class PageRun:
             _await(namespace[name]())
 
 
-def _is_quoted(code: str, text: str) -> bool:
-    """Whether the lines of ``code`` are in ``text``, one after the other, indented as they may be."""
-    wanted, lines = ([line.strip() for line in part.splitlines()] for part in (code, text))
-    return any(lines[start : start + len(wanted)] == wanted for start in range(len(lines)))
+def is_quoted(code: str, text: str) -> bool:
+    """Whether the lines of ``code`` are in ``text``, one after the other: the same, but for an indentation of all."""
+    wanted, lines = code.splitlines(), text.splitlines()
+    return any(
+        textwrap.dedent("\n".join(lines[start : start + len(wanted)])) == "\n".join(wanted)
+        for start in range(len(lines) - len(wanted) + 1)
+    )
 
 
 def _await(result: Any) -> None:

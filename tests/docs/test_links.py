@@ -95,3 +95,11 @@ def test_every_public_name_is_in_the_reference_once() -> None:
     ]
     public = {name for name in asgi_agents.__all__ if not name.startswith("__")}
     assert sorted(named) == sorted(public)
+
+
+def test_every_public_name_of_guardrails_is_in_the_reference_once() -> None:
+    from asgi_agents import guardrails
+
+    page = (DOCS / "reference" / "guardrails.md").read_text()
+    named = re.findall(r"^::: asgi_agents\.guardrails\.(\w+)$", page, re.MULTILINE)
+    assert sorted(named) == sorted(guardrails.__all__)

@@ -19,6 +19,8 @@ from asgi_agents import (
     StreamTransport,
 )
 from asgi_agents.agent import HOOKS
+from asgi_agents.observability.instruments import HISTOGRAMS, METRICS, Kind
+from asgi_agents.observability.prometheus import prometheus_name
 from asgi_agents.protocol.applicability import APPLIES_TO
 from asgi_agents.protocol.events import EVENT_CLASSES
 
@@ -67,6 +69,19 @@ def test_the_readme_has_every_hook_with_all_fields_of_its_event() -> None:
         event_type = next(event_type for event_type, name in HOOKS.items() if name == codes(hook)[0])
         named = {code for code in codes(fields) if code.isidentifier()}
         assert named == fields_of(event_type) - {"correlation_id"}, hook
+
+
+def test_the_guide_has_every_metric() -> None:
+    rows = table(GUIDE / "observability.md", "| OpenTelemetry | unit | Prometheus | labels, beside `agent_id` |")
+    numbers = {
+        (metric.name, metric.unit, prometheus_name(metric.name, metric.unit) + _TOTAL[metric.kind])
+        for metric in METRICS
+    }
+    histograms = {(metric.name, metric.unit, prometheus_name(metric.name, metric.unit)) for metric in HISTOGRAMS}
+    assert {tuple(codes("".join(cells[:3]))) for cells in rows} == numbers | histograms
+
+
+_TOTAL = {Kind.COUNTER: "_total", Kind.UP_DOWN_COUNTER: ""}
 
 
 def _order(rows: list[list[str]]) -> "dict[str, int].__getitem__":  # type: ignore[valid-type]

@@ -34,7 +34,7 @@ def _play(*options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("options", [(), ("--waf-process",)], ids=["in process", "firewall in a process of its own"])
 def test_script_comes_out_as_expected(options: tuple[str, ...]) -> None:
-    result = _play(*options)
+    result = _play("--verbose", *options)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"All {len(STEPS)} came out as expected." in result.stdout
     assert "✗" not in result.stdout

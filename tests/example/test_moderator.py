@@ -1,5 +1,5 @@
 from asgi_agents import AgentResponse, Opcode, RequestCompleteEvent, WebSocketClose, WebSocketDrop, WebSocketFrameEvent
-from example_app.agents import Moderator
+from example_app.rooms import Moderator
 
 
 async def _say(agent: Moderator, text: str, connection: str = "1", *, by_client: bool = True) -> AgentResponse | None:

@@ -12,7 +12,7 @@ from asgi_agents import (
     ResponseHeadersEvent,
 )
 from asgi_agents import ResponseBodyChunkEvent as Chunk
-from example_app.agents import PiiRedactor
+from example_app.redactor import PiiRedactor
 
 
 async def _begin(agent: PiiRedactor, correlation_id: str, content_type: str) -> None:

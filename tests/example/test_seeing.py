@@ -61,9 +61,11 @@ def seen() -> Seen:
     logger.addHandler(records)
     logger.setLevel(logging.INFO)
     try:
-        app = create_app(tracer_provider=tracer_provider, meter_provider=MeterProvider([reader]))
-        decisions = DecisionLog(app)
-        with serving(decisions) as url:
+        decisions = DecisionLog()
+        app = create_app(
+            on_audit=decisions.note, tracer_provider=tracer_provider, meter_provider=MeterProvider([reader])
+        )
+        with serving(decisions.around(app)) as url:
             assert all(outcome.right for outcome in play(url, decisions))
             status = httpx.get(f"{url}/-/agents/status.json", trust_env=False).json()
             openmetrics = httpx.get(f"{url}/-/metrics", headers=OPENMETRICS, trust_env=False).text
@@ -93,12 +95,15 @@ def families_of(seen: Seen) -> Sequence[Metric]:
 def documented() -> list[tuple[str, str, str]]:
     """Name, unit and Prometheus name of every metric that the documentation names."""
     rows = re.findall(r"^\| `(asgi_agents\.[\w.]+)` \| `([^`]+)` \| `(\w+)` \|", PAGE.read_text(), re.MULTILINE)
-    assert len(rows) == 11
+    assert len(rows) == 15
     return rows
 
 
 def test_every_metric_of_the_documentation_is_there_with_its_unit_and_no_other(seen: Seen) -> None:
-    assert dict(seen.units) == {name: unit for name, unit, _ in documented()}
+    units = {name: unit for name, unit, _ in documented()}
+    assert dict(seen.units) == {name: unit for name, unit in units.items() if name in seen.units}
+    # Only where text is judged are there any of that.
+    assert {name for name in units if name not in seen.units and not name.startswith("asgi_agents.text.")} == set()
 
 
 def test_every_metric_of_the_documentation_is_in_the_output_for_prometheus_and_no_other(seen: Seen) -> None:
@@ -106,15 +111,15 @@ def test_every_metric_of_the_documentation_is_in_the_output_for_prometheus_and_n
         f"{family.name}_total" if family.type == "counter" else family.name: family for family in families_of(seen)
     }
     assert set(families) == {name for _, _, name in documented()}
-    assert all(family.samples for family in families.values())
+    assert all(family.samples for name, family in families.items() if not name.startswith("asgi_agents_text_"))
 
 
 # What somebody looks for, the request that it happened to, and where it is: agent, outcome, failure mode, enforced.
 FINDS = [
-    pytest.param("GET /demo/flaky, breaker open", "flaky", "breaker_open", "closed", True, id="an open breaker"),
+    pytest.param("GET /flaky, breaker open", "flaky", "breaker_open", "closed", True, id="an open breaker"),
     pytest.param("GET ?q=select wood", "waf-next", "block", "closed", False, id="a shadow block"),
-    pytest.param("POST /demo/wishes, its agent fails", "recommender", "error", "open", True, id="a fail-open pass"),
-    pytest.param("POST /demo/wishes, 2 kB", "recommender", "request_too_large", "open", True, id="a skipped body"),
+    pytest.param("POST /wishes, agent fails", "recommender", "error", "open", True, id="a fail-open pass"),
+    pytest.param("POST /wishes, 2 kB", "recommender", "request_too_large", "open", True, id="a skipped body"),
 ]
 finds = pytest.mark.parametrize(("request_", "agent", "outcome", "failure_mode", "enforced"), FINDS)
 
@@ -192,7 +197,16 @@ def test_what_is_on_the_page_names_the_route_it_happened_on(seen: Seen) -> None:
 def test_nothing_secret_is_to_be_seen(seen: Seen) -> None:
     everything = json.dumps(seen.status) + seen.openmetrics + "".join(map(str, seen.records.values()))
     everything += "".join(str(span.attributes) + str(span.status.description) for span in seen.spans)
-    for secret in ("key-of-alice", "token-of-root", "alice.smith", "idiot", "select wood", "rug"):
+    for secret in (
+        "key-of-alice",
+        "token-of-root",
+        "alice.smith",
+        "Nightjar",
+        "Ignore all",
+        "idiot",
+        "select wood",
+        "rug",
+    ):
         assert secret not in everything
     # Four digits alone may be part of any duration, port or id.
     assert re.findall(r"(?<![\w.])4111[ -]?1111", everything) == []

@@ -5,8 +5,8 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from asgi_agents import AgentResponse, Block, RequestBodyChunkEvent
-from example_app.agents import Waf
-from example_app.agents.waf_rules import CANDIDATE_RULES, RULES
+from example_app.waf import Waf
+from example_app.waf_rules import CANDIDATE_RULES, RULES
 from tests.support.sample_events import head
 
 

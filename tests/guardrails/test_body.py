@@ -361,7 +361,7 @@ def test_redacting_judges_in_a_row_and_one_beside() -> None:
         ("/api/generate", {}, "ollama"),
         ("/chat", {"messages": [{"role": "user", "parts": []}]}, "ai-sdk.ui"),
         ("/chat", {"messages": [{"role": "user", "content": "x"}]}, "openai.chat"),
-        ("/chat", {"question": "x"}, "sse"),
+        ("/chat", {"question": "x"}, "unknown"),
     ],
 )
 def test_the_dialect_of_a_request(path: str, value: Any, name: str) -> None:
@@ -372,7 +372,7 @@ def test_the_dialect_of_an_answer_is_that_of_its_shape() -> None:
     for dialect, answer in ANSWERS[:5]:
         assert of_answer(Chat(), answer).name == dialect.name
         assert of_answer(Events(), answer).name == dialect.name
-    assert of_answer(Chat(), {"text": "x"}).name == "sse"
+    assert of_answer(Chat(), {"text": "x"}).name == "unknown"
     own = Pointers("/x", answer=["/a"])
     assert of_answer(own, {"a": 1}) is own
 
@@ -395,7 +395,7 @@ def test_the_dialect_of_an_answer_is_that_of_its_shape() -> None:
     ],
 )
 def test_what_a_request_asks_for(dialect: Dialect, request_: Any, expected: Any) -> None:
-    call = dialect.call(request_)
+    call = dialect.call(request_, "/")
     assert (call.model, call.user, call.stream, call.tools) == expected
     assert call.dialect == dialect.name
 

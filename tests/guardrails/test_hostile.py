@@ -68,7 +68,7 @@ DIALECTS: list[Dialect] = [*BUILT_IN, Events(), Lines(), Pointers("/", request=[
 def test_any_json_is_read_or_refused(dialect: Dialect, values: list[JSON]) -> None:
     for value in values:
         with contextlib.suppress(UnreadableError):
-            dialect.call(value)
+            dialect.call(value, "/")
         for operations in (dialect.request, dialect.answer):
             with contextlib.suppress(UnreadableError):
                 assert judged_body(json.dumps(value).encode(), operations).data is not None

@@ -291,8 +291,8 @@ def test_unknown_fields_of_a_known_dialect_are_judged() -> None:
         (b'event: message_start\ndata: {"type": "message_start", "message": {}}\n\n', "anthropic.messages"),
         (b'data: {"candidates": []}\n\n', "gemini"),
         (b'data: {"type": "start"}\n\n', "ai-sdk.ui"),
-        (b'data: {"token": "x"}\n\n', "sse"),
-        (b"data: hello\n\n", "sse"),
+        (b'data: {"token": "x"}\n\n', "unknown"),
+        (b"data: hello\n\n", "unknown"),
     ],
 )
 def test_the_first_event_tells_the_dialect(first: bytes, name: str) -> None:
@@ -332,8 +332,38 @@ def test_a_timer_releases_what_a_slow_stream_has_settled() -> None:
     stream.verdict(inspection, (), 1.6)
     assert stream.take() == said("four") * 7
     assert stream.longest_delay == pytest.approx(0.6)
-    assert stream.held == 10
+    assert stream.held == 12
     assert stream.wake_at() is None
+
+
+def test_text_is_held_until_it_may_leave_also_where_its_slot_has_ended() -> None:
+    stream = Stream([Chat()], SSE, Judges([Judge(name="remote", limits=WindowLimits(hold=10, window=1000))]))
+    stream.feed(said("four"), 0.0)
+    stream.feed(said("three"), 0.0)
+    assert stream.held == 9
+    stream.feed(chunk({}, "stop"), 0.0)
+    assert stream.held == 9
+    (inspection,) = stream.inspections()
+    stream.verdict(inspection, [Redact(0, 4, "[redacted]")], 0.0)
+    assert stream.held == 0
+
+
+def test_what_is_held_of_a_tool_call_is_all_of_it() -> None:
+    drive = driver(local=lambda window: [Redact(0, 1)])
+    for arguments in ('{"a": "x', 'y"}'):
+        drive.feed(chunk({"tool_calls": [{"index": 0, "function": {"name": "send", "arguments": arguments}}]}))
+    held = drive.stream.held
+    drive.feed(chunk({}, "tool_calls"))
+    assert held == len('{"a": "xy"}')
+    assert drive.stream.held == 0
+
+
+def test_a_stream_that_was_stopped_holds_nothing() -> None:
+    stream = Stream([Chat()], SSE, Judges([LOCAL]))
+    stream.feed(said("word"), 0.0)
+    assert stream.held == 4
+    stream.fail(Stop("no", 503))
+    assert stream.held == 0
 
 
 def test_the_app_waits_while_there_is_more_than_the_windows_take() -> None:
@@ -441,7 +471,7 @@ def test_a_settled_that_fails_is_told_once_and_the_text_is_held(answer: Any) -> 
     assert isinstance(failure.error, KeyError if answer is None else AgentProtocolError)
     (inspection,) = stream.inspections()
     stream.verdict(inspection, (), 0.0)
-    assert stream.held == 10
+    assert stream.held == 12
 
 
 def test_the_answer_does_not_wait_for_reasoning_that_may_go_on() -> None:

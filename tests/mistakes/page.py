@@ -19,6 +19,7 @@ would be right. What works, but most likely not as it was meant, is one warning 
 set-up of logging Python writes warnings to standard error.
 
 In the code `app` is a FastAPI app that answers `GET /items`, and `Waf` an agent with the hook `on_request_headers`.
+`Block` and `Redact` are those of `asgi_agents.guardrails`.
 """
 
 

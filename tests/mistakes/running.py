@@ -20,13 +20,15 @@ ROOT: Final = Path(__file__).parents[2]
 
 #: What stands before every mistake: imports, an app, and an agent that is right.
 GIVEN: Final = """
-from fastapi import FastAPI, Request
+import asgi_agents
+from fastapi import FastAPI, HTTPException, Request
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
 from asgi_agents import *
 from asgi_agents.fastapi import Agents
+from asgi_agents.guardrails import Block, Guardrail, Redact, TextGuardrail
 
 
 class Waf(Agent):

@@ -6,6 +6,7 @@ from typing import Final
 from .agents import AGENTS
 from .answers import ANSWERS
 from .configuration import CONFIGURATION
+from .guardrails import GUARDRAILS
 from .mistake import Mistake
 from .placement import PLACEMENT
 from .routes import ROUTES
@@ -18,5 +19,6 @@ MISTAKES: Final[Mapping[str, Sequence[Mistake]]] = {
     "Configuration": CONFIGURATION,
     "Around the app": PLACEMENT,
     "Routes and handlers": ROUTES,
+    "Text guardrails": GUARDRAILS,
     "Serving an agent": SERVING,
 }

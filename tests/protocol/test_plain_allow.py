@@ -1,10 +1,11 @@
 """A plain allow is known when it comes, because its spelling is known when the event is sent."""
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from asgi_agents.protocol import ALLOW, AgentResponse, AuditMetadata, Encoding, EventType, decode_answer
+from asgi_agents.protocol import ALLOW, AgentResponse, AuditMetadata, Encoding, EventType, HeaderOp, decode_answer
 from asgi_agents.protocol.stream import (
     ANSWER_IDS,
     CallIds,
@@ -16,6 +17,7 @@ from asgi_agents.protocol.stream import (
     encode_frame,
     plain_allow,
 )
+from asgi_agents.protocol.validation import check_response
 
 steady = settings(deadline=None)
 TAGGED = AuditMetadata(tags=["seen"])
@@ -52,3 +54,45 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(payloads: list[byt
         found += reader.feed(stream[start : start + cut])
         start += cut
     assert found == [b"\x20" + payload for payload in payloads]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        ALLOW,
+        AgentResponse(),
+        AgentResponse.allow(),
+        AgentResponse.allow(request_headers=[], response_headers=(), routing_metadata={}, audit=AuditMetadata()),
+        AgentResponse(audit=AuditMetadata(custom={}), routing_metadata={}),
+    ],
+)
+def test_it_is_recognised_however_it_is_spelt(answer: AgentResponse | None) -> None:
+    assert check_response(answer, may_mutate=False, may_set_host=False) is ALLOW
+
+
+def test_the_usual_spelling_makes_no_object() -> None:
+    assert AgentResponse.allow() is ALLOW
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        AgentResponse.allow(needs_more=True),
+        AgentResponse.allow(skip_body=True),
+        AgentResponse.allow(audit=AuditMetadata(tags=("seen",))),
+        AgentResponse.allow(routing_metadata={"tier": "gold"}),
+        AgentResponse.allow(response_headers=[HeaderOp("set", "x-a", "1")]),
+        AgentResponse.websocket_drop(),
+        AgentResponse.block(403),
+    ],
+)
+def test_an_allow_that_says_more_is_no_plain_one(answer: AgentResponse) -> None:
+    assert check_response(answer, may_mutate=False, may_set_host=False) is answer
+
+
+def test_a_subclass_makes_its_own() -> None:
+    class Ours(AgentResponse, frozen=True):
+        pass
+
+    assert type(Ours.allow()) is Ours

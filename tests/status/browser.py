@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -74,3 +74,31 @@ class Visit:
     def _dialog(self, dialog: Any) -> None:
         self.dialogs.append(dialog.message)
         dialog.dismiss()
+
+
+@contextmanager
+def visiting(browser: "Browser") -> Iterator[Callable[..., Visit]]:
+    """Within: a function that opens the page at a URL, in a context with the given options.
+
+    Nothing may have been complained of in the end, but what the test has taken out of ``complaints``.
+    """
+    contexts = []
+    visits = []
+
+    def open_page(url: str, *, clock: bool = False, **options: Any) -> Visit:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        visited = Visit(context)
+        visits.append(visited)
+        if clock:
+            visited.page.clock.install()
+        response = visited.page.goto(url)
+        assert response is not None
+        assert response.status == 200
+        return visited
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [visited.complaints for visited in visits if visited.complaints] == []
+    assert [visited.dialogs for visited in visits if visited.dialogs] == []

@@ -1,10 +1,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .browser import Visit, chromium
+from .browser import Visit, chromium, visiting
 from .world import World, running
 
 if TYPE_CHECKING:
@@ -27,27 +27,6 @@ def start() -> Iterator[Callable[..., World]]:
 
 @pytest.fixture
 def visit(browser: "Browser", start: object) -> Iterator[Callable[..., Visit]]:
-    """Opens the page at a URL, in a context with the given options.
-
-    Nothing may have been complained of in the end, but what the test has taken out of ``complaints``.
-    """
-    contexts = []
-    visits = []
-
-    def open_page(url: str, *, clock: bool = False, **options: Any) -> Visit:
-        context = browser.new_context(**options)
-        contexts.append(context)
-        visited = Visit(context)
-        visits.append(visited)
-        if clock:
-            visited.page.clock.install()
-        response = visited.page.goto(url)
-        assert response is not None
-        assert response.status == 200
-        return visited
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert [visited.complaints for visited in visits if visited.complaints] == []
-    assert [visited.dialogs for visited in visits if visited.dialogs] == []
+    """Opens pages, as :func:`visiting` says."""
+    with visiting(browser) as open_page:
+        yield open_page

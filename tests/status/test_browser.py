@@ -13,13 +13,14 @@ import httpx
 import pytest
 
 from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, FailureMode, Route, status_app
+from asgi_agents.guardrails import Guardrail
 from asgi_agents.status import app as app_module
 from example_app.demo.servers import serving
 from tests.support.asgi import App
 from tests.support.servers import serve
 
 from .browser import PATIENCE, Visit, sync_api
-from .world import USUAL_ROUTES, World, head_event, scripted, usual_agents
+from .world import USUAL_ROUTES, Greetings, World, head_event, scripted, usual_agents
 
 expect = sync_api().expect
 expect.set_options(timeout=PATIENCE)
@@ -145,6 +146,32 @@ def test_agents_that_come_and_go_are_shown_and_taken_away(world: World, visit: O
     _run(lambda: world.manager.remove_agent("shadow"))
     expect(visited.page.locator(".agent h3")).to_have_text(["waf", "optional", "flaky", "late"])
     expect(visited.page.locator("#route-rows tr").nth(1).locator("b")).to_have_text(["waf", "optional"])
+
+
+def test_what_a_guardrail_has_found_and_how_long_it_held_text_is_in_its_details(start: Start, visit: Open) -> None:
+    routes = [Route("/-/{rest:path}", agents=[], guardrails=[]), Route("/shop/{rest:path}", agents=["waf"])]
+    greetings = Guardrail("greetings", on={"output", "tool_call"})
+    world = start([scripted("waf"), AgentConfig("greetings", Greetings())], routes, guardrails=[greetings])
+    visited = visit(world.page)
+    is_live(visited)
+    for agent_id in ("waf", "greetings"):
+        card(visited, agent_id).locator("summary").click()
+    details = card(visited, "greetings").locator("details")
+    expect(details.get_by_text("hears guardrail inspect")).to_be_visible()
+    expect(details.get_by_text("text now:")).to_have_count(0)
+    for _ in range(3):
+        assert world.get("/shop/") == 200
+
+    expect(details.locator(".finds .badge")).to_have_text(["output: redact 3"])
+    expect(details.get_by_text("text now: 0 characters held, 0 windows being judged")).to_be_visible()
+    expect(
+        details.get_by_text(re.compile(r"longest wait in each of 3 streams: p50 \S+ .?s, .*longest \S+ .?s"))
+    ).to_be_visible()
+    expect(card(visited, "waf").locator("details").get_by_text("text now:")).to_have_count(0)
+    expect(rows(visited).first.locator("td").nth(2)).to_have_text("detected in text")
+    guardrails = visited.page.locator("#route-rows td.guardrails")
+    rules = "greetings redact, block or flag, fail-closed: output, tool call"
+    expect(guardrails).to_have_text(["none", rules, rules])
 
 
 def test_a_stream_that_ends_is_taken_up_again(world: World, visit: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -650,10 +677,15 @@ def test_hostile_text_of_every_kind_is_shown_as_text(visit: Open) -> None:
             "fault": HOSTILE,
         }
     ]
+    hold = {"p50": None, "p90": None, "p99": None, "longest": None}
+    finds = {HOSTILE: {HOSTILE: 1}}
+    snapshot["agents"][0]["text"] = {"finds": finds, "windows": 0, "held": 0, "streams": 0, "hold": hold}
+    rules = {"action": HOSTILE, "conditional": True, "failure_mode": HOSTILE, "enforced": True}
+    snapshot["routes"][0]["guardrails"] = [{"id": HOSTILE, "on": [HOSTILE], **rules}]
     visited = visit_fake(visit, snapshot)
     details_open(visited)
     expect(rows(visited)).to_have_count(8)
-    for place in ("#agents", "#incident-rows", "#route-rows", "#version"):
+    for place in ("#agents", "#incident-rows", "#route-rows", "#version", ".finds >> nth=0", "td.guardrails >> nth=0"):
         assert IMAGE in (visited.page.locator(place).text_content() or ""), place
     find(visited, IMAGE)
     expect(rows(visited)).to_have_count(8)

@@ -102,6 +102,7 @@ async def test_an_agent_that_nobody_has_asked_says_so() -> None:
         "failures": [],
         "denials": [],
         "endpoints": [],
+        "text": None,
     }
 
 
@@ -253,6 +254,7 @@ async def test_failures_and_denials_have_what_it_takes_to_find_them() -> None:
         "failure_mode": "closed",
         "enforced": True,
         "message": "agent 'waf', request_headers: the disk is full",
+        "window": False,
     }
     assert denial == {
         "correlation_id": "id-of-denial",
@@ -263,6 +265,7 @@ async def test_failures_and_denials_have_what_it_takes_to_find_them() -> None:
         "failure_mode": "closed",
         "enforced": True,
         "message": "",
+        "window": False,
     }
 
 
@@ -367,13 +370,14 @@ async def test_routes_say_who_hears_what_with_which_failure_mode() -> None:
         "enforced": False,
     }
     assert shown(manager)["routes"] == [
-        {"path": "/healthz", "methods": None, "agents": []},
+        {"path": "/healthz", "methods": None, "agents": [], "guardrails": []},
         {
             "path": "/api/{rest:path}",
             "methods": ["GET", "HEAD", "POST"],
             "agents": [pii, {**waf, "failure_mode": "open"}],
+            "guardrails": [],
         },
-        {"path": None, "methods": None, "agents": [waf]},
+        {"path": None, "methods": None, "agents": [waf], "guardrails": []},
     ]
 
 

@@ -1,7 +1,7 @@
 """An app behind agents that fail and refuse when they are told to, with its status page, for tests."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from asgi_agents import (
     status_app,
 )
 from asgi_agents.errors import AgentError
+from asgi_agents.guardrails import Guardrail, Redact, TextGuardrail, Window
 from tests.support.servers import serve
 
 # Where the status page is.
@@ -49,6 +50,14 @@ class Scripted(Agent):
                 raise AgentError(self._message)
             case _:
                 return None
+
+
+class Greetings(TextGuardrail):
+    """Takes them out of text."""
+
+    async def check(self, window: Window) -> Sequence[Redact]:
+        start = window.text.find("hello", window.fresh)
+        return [] if start < 0 else [Redact(start, start + 5, "[greeting]")]
 
 
 def scripted(agent_id: str, message: str = "as it was told", **options: Any) -> AgentConfig:
@@ -99,7 +108,9 @@ class World:
     ``clock`` is that of the breakers: :meth:`let_pass` makes it later.
     """
 
-    def __init__(self, agents: list[AgentConfig], routes: Any, **options: Any) -> None:
+    def __init__(
+        self, agents: list[AgentConfig], routes: Any, guardrails: Sequence[Guardrail] = (), **options: Any
+    ) -> None:
         self._later = 0.0
         self.manager = AgentManager(agents, clock=self._clock)
         status = status_app(self.manager, **{"interval": 0.1} | options)
@@ -112,6 +123,7 @@ class World:
             ),
             manager=self.manager,
             routes=routes,
+            guardrails=guardrails,
         )
         self.url = ""
 
@@ -136,7 +148,7 @@ class World:
 
 @contextmanager
 def running(agents: list[AgentConfig] | None = None, routes: Any = USUAL_ROUTES, **options: Any) -> Iterator[World]:
-    """The server with those agents; ``options`` are those of the status page."""
+    """The server with those agents; ``options`` are those of the status page, and ``guardrails``."""
     world = World(usual_agents() if agents is None else agents, routes, **options)
     with serve(world.app) as world.url:
         yield world

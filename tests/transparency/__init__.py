@@ -34,9 +34,21 @@ _READ_AHEAD = {
     f"{BODY_LIMIT}received_bytes_are_counted_*": "the limit is hit where nothing turns its exception into a 413",
 }
 
+# What a guardrail can't judge is not asked for, and what GET would say of a body is not known.
+_RESHAPED = {
+    f"{GZIP}gzip_*": "the app is not asked for compressed bodies",
+    "tests/middleware/test_cors.py::test_cors_vary_origin_with_gzip*": "the app is not asked for compressed bodies",
+    "tests/test_responses.py::test_file_response_*": "the app is not asked for ranges, and HEAD has no content-length",
+    "tests/test_staticfiles.py::test_staticfiles_*head*": "HEAD has no content-length",
+}
+
+_COLLECTED_INSIDE = {pattern: reason for pattern, reason in _HELD_BACK_INSIDE.items() if pattern.startswith(BASE)}
+
 EXPECTED_FAILURES: dict[tuple[str, str], dict[str, str]] = {
     ("stream", "outermost"): {},
     ("stream", "user"): _NO_PATHSEND,
+    ("text", "outermost"): _RESHAPED,
+    ("text", "user"): _NO_PATHSEND | _RESHAPED | _COLLECTED_INSIDE | _READ_AHEAD,
     ("buffer", "outermost"): _HELD_BACK,
     ("buffer", "user"): _NO_PATHSEND | _HELD_BACK_INSIDE | _READ_AHEAD,
 }

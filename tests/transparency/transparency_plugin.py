@@ -6,6 +6,7 @@ so ``tests.transparency`` can't be imported beside them. For the same reason it 
 
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from asgi_agents import (
     ResponseHeadersEvent,
     WebSocketFrameEvent,
 )
+from asgi_agents.guardrails import Guardrail
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -80,7 +82,7 @@ QUIET: Any = {"tracer_provider": NoOpTracerProvider()}
 
 def _agents(mode: str) -> list[AgentConfig]:
     """One agent, new for each app: apps live on different event loops, and share nothing in a real process either."""
-    body_mode = {"stream": BodyMode.STREAM, "buffer": BodyMode.BUFFER}[mode]
+    body_mode = BodyMode.BUFFER if mode == "buffer" else BodyMode.STREAM
     return [
         AgentConfig(
             "allow-all",
@@ -95,6 +97,19 @@ def _agents(mode: str) -> list[AgentConfig]:
     ]
 
 
+def _settings(mode: str) -> dict[str, Any]:
+    """What the middleware is given. In the mode ``text`` the text of answers is judged too."""
+    if mode != "text":
+        return {"agents": _agents(mode), **QUIET}
+    # Uploads are no text that could be judged, so that requests are not.
+    guardrails = [Guardrail("allow-all", on={"output", "tool_call", "reasoning"}, hold=0)]
+    return {
+        "agents": [replace(config, failure_mode="open") for config in _agents(mode)],
+        "guardrails": guardrails,
+        **QUIET,
+    }
+
+
 def _wrap_outermost(patch: pytest.MonkeyPatch, mode: str) -> None:
     """Put the middleware around whatever app a ``TestClient`` is given, where a server would find it.
 
@@ -107,7 +122,7 @@ def _wrap_outermost(patch: pytest.MonkeyPatch, mode: str) -> None:
     def construct_wrapped(self: TestClient, *args: Any, **kwargs: Any) -> None:
         construct(self, *args, **kwargs)
         transport: Any = self._transport
-        self.app = transport.app = AgentMiddleware(self.app, agents=_agents(mode), **QUIET)
+        self.app = transport.app = AgentMiddleware(self.app, **_settings(mode))
 
     patch.setattr(TestClient, "__init__", construct_wrapped)
 
@@ -122,7 +137,7 @@ def _wrap_user(patch: pytest.MonkeyPatch, mode: str) -> None:
     @wraps(build)
     def build_wrapped(self: Starlette) -> "ASGIApp":
         own = self.user_middleware
-        self.user_middleware = [Middleware(AgentMiddleware, agents=_agents(mode), **QUIET), *own]
+        self.user_middleware = [Middleware(AgentMiddleware, **_settings(mode)), *own]
         try:
             return build(self)
         finally:

@@ -39,7 +39,7 @@ class Anthropic:
     def knows(self, value: JSON) -> bool:
         return isinstance(value, dict) and value.get("type") in ("message", "message_start", "ping")
 
-    def call(self, value: JSON) -> Call:
+    def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
         metadata = request.get("metadata")
         names = [str_or_none(mapping(tool, "tools[]").get("name")) for tool in sequence(request.get("tools"), "tools")]

@@ -36,7 +36,7 @@ class Chat:
             return False
         return isinstance(value.get("choices"), list) or str(value.get("object", "")).startswith("chat.completion")
 
-    def call(self, value: JSON) -> Call:
+    def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
         tools: list[str] = []
         for tool in sequence(request.get("tools"), "tools"):

@@ -42,14 +42,21 @@ class Gemini:
     def knows(self, value: JSON) -> bool:
         return isinstance(value, dict) and bool(value.keys() & {"candidates", "promptFeedback", "usageMetadata"})
 
-    def call(self, value: JSON) -> Call:
+    def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
         names: list[str] = []
         for given in sequence(request.get("tools"), "tools"):
             declared = _either(mapping(given, "tools[]"), "functionDeclarations")
             functions = [mapping(function, "functions") for function in sequence(declared, "functionDeclarations")]
             names += [name for function in functions if isinstance(name := function.get("name"), str)]
-        return Call(dialect=self.name, tools=tuple(names))
+        # https://ai.google.dev/api: models/{model}:{method}
+        resource, _, method = path.rpartition(":")
+        return Call(
+            dialect=self.name,
+            model=resource.rpartition("/")[2] or None,
+            stream="stream" in method.lower(),
+            tools=tuple(names),
+        )
 
     def request(self, value: JSON) -> list[Operation]:
         request = mapping(value, "the body")

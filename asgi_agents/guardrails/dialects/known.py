@@ -35,7 +35,7 @@ def of_request(path: str, value: JSON, dialects: Sequence[Dialect] = BUILT_IN) -
         if dialect.knows_path(path):
             return dialect
     for dialect in dialects:
-        if dialect.knows(value):
+        if dialect.name not in _GENERAL and dialect.knows(value):
             return dialect
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         return BUILT_IN[0]
@@ -47,7 +47,7 @@ def of_answer(called: Dialect, value: JSON, dialects: Sequence[Dialect] = BUILT_
     for dialect in (called, *dialects):
         if dialect.name not in _GENERAL and dialect.knows(value):
             return dialect
-    return _EVENTS if _is_ours(called) else called
+    return _EVENTS if is_ours(called) else called
 
 
 def of_stream(called: Dialect, media_type: str, dialects: Sequence[Dialect] = BUILT_IN) -> Sequence[Dialect]:
@@ -55,18 +55,25 @@ def of_stream(called: Dialect, media_type: str, dialects: Sequence[Dialect] = BU
 
     :param media_type: without parameters, in lower case.
     """
-    if not _is_ours(called):
+    if not is_ours(called):
         return [called]
+    # A user's own has another ending.
+    lines = next((dialect for dialect in dialects if dialect.name == _LINES.name), _LINES)
     known = {dialect.name: dialect for dialect in (called, *dialects) if dialect.name not in _GENERAL}
     if media_type == "text/event-stream":
         return [*(dialect for dialect in known.values() if dialect.name != "ollama"), _EVENTS]
     if media_type in _LINE_TYPES:
-        return [*(dialect for dialect in known.values() if dialect.name == "ollama"), _LINES]
+        return [*(dialect for dialect in known.values() if dialect.name == "ollama"), lines]
     if media_type == "application/json":
         return [dialect for dialect in known.values() if dialect.name == "gemini"]
     if media_type.startswith("text/") or media_type.endswith(("+xml", "/xml")):
         return [_TEXT]
     return []
+
+
+def has_units(media_type: str) -> bool:
+    """Whether a stream of this type is of events or lines, or of the JSON of a dialect."""
+    return media_type in ("text/event-stream", "application/json") or media_type in _LINE_TYPES
 
 
 def checked_dialects(where: str, given: object) -> Sequence[Dialect]:
@@ -91,5 +98,6 @@ def is_general(dialect: Dialect) -> bool:
     return dialect.name in _GENERAL
 
 
-def _is_ours(dialect: Dialect) -> bool:
+def is_ours(dialect: Dialect) -> bool:
+    """Whether it is no dialect of a user's own, who has said where its text is."""
     return dialect.name in _GENERAL or any(dialect.name == known.name for known in BUILT_IN)

@@ -36,7 +36,7 @@ class Ollama:
             isinstance(value, dict) and type(value.get("done")) is bool and bool(value.keys() & {"message", "response"})
         )
 
-    def call(self, value: JSON) -> Call:
+    def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
         names: list[str] = []
         for tool in sequence(request.get("tools"), "tools"):

@@ -11,7 +11,8 @@ from ..ndjson import LineFramer
 from ..operations import Operation, Text, Whole
 from ..slots import Call, Kind, Slot
 from ..sse import SSEFramer
-from .base import sse, str_or_none, to_json
+from .base import sse, str_or_none, to_json, wholes
+from .unknown import PathReader
 
 
 class Pointers:
@@ -20,9 +21,10 @@ class Pointers:
     A string that a pointer leads to is text; where it leads to an array or object, all strings in that are.
 
     :param path: of requests: their path ends with this.
-    :param request: where text is in requests, ``input``.
-    :param answer: where text is in answers that are no streams, ``output``.
-    :param stream: where text is in the events or lines of a stream. It is joined by pointer.
+    :param request: where text is in requests, ``input``. None: every string is text.
+    :param answer: where text is in answers that are no streams, ``output``. None: every string is text.
+    :param stream: where text is in the events or lines of a stream. It is joined by pointer. None: every string is
+        text.
     """
 
     form: Form = "json"
@@ -32,16 +34,16 @@ class Pointers:
         self,
         path: str,
         *,
-        request: Sequence[str] = (),
-        answer: Sequence[str] = (),
-        stream: Sequence[str] = (),
+        request: Sequence[str] | None = None,
+        answer: Sequence[str] | None = None,
+        stream: Sequence[str] | None = None,
         name: str = "json",
     ) -> None:
         self.name: Final = name
         self._path = path
-        self._request = [_parsed("request", text) for text in request]
-        self._answer = [_parsed("answer", text) for text in answer]
-        self._stream = [_parsed("stream", text) for text in stream]
+        self._request = _parsed("request", request)
+        self._answer = _parsed("answer", answer)
+        self._stream = _parsed("stream", stream)
 
     def knows_path(self, path: str) -> bool:
         return path.endswith(self._path)
@@ -49,7 +51,7 @@ class Pointers:
     def knows(self, value: JSON) -> bool:
         return False
 
-    def call(self, value: JSON) -> Call:
+    def call(self, value: JSON, path: str) -> Call:
         model = str_or_none(value.get("model")) if isinstance(value, dict) else None
         return Call(dialect=self.name, model=model)
 
@@ -62,8 +64,11 @@ class Pointers:
     def framer(self, media_type: str) -> Framer:
         return SSEFramer() if media_type == "text/event-stream" else LineFramer()
 
-    def reader(self, media_type: str) -> "PointerReader":
-        return PointerReader(self._stream, lines=media_type != "text/event-stream")
+    def reader(self, media_type: str) -> "PointerReader | PathReader":
+        lines = media_type != "text/event-stream"
+        if self._stream is None:
+            return PathReader(lambda stop: _ending(stop, lines))
+        return PointerReader(self._stream, lines=lines)
 
     def reply(self, stop: Stop) -> StopReply:
         return StopReply(stop.status, "application/json", to_json({"error": {"message": stop.message}}))
@@ -89,18 +94,31 @@ class PointerReader:
         return {}
 
     def ending(self, stop: Stop) -> bytes:
-        if self._lines:
-            return to_json({"error": stop.message}) + b"\n"
-        return sse({"error": {"message": stop.message}}, "error")
+        return _ending(stop, self._lines)
 
 
-def _parsed(field: Literal["request", "answer", "stream"], text: str) -> tuple[str, ...]:
-    if text and not text.startswith("/"):
-        raise ConfigurationError(f"{field}: expected a JSON pointer such as '/messages/*/text', got {text!r:.80}")
-    return tuple(part.replace("~1", "/").replace("~0", "~") for part in text.split("/")[1:])
+def _ending(stop: Stop, lines: bool) -> bytes:
+    if lines:
+        return to_json({"error": stop.message}) + b"\n"
+    return sse({"error": {"message": stop.message}}, "error")
 
 
-def _found(value: JSON, pointers: Sequence[tuple[str, ...]], kind: Kind) -> list[Operation]:
+def _parsed(
+    field: Literal["request", "answer", "stream"], given: Sequence[str] | None
+) -> Sequence[tuple[str, ...]] | None:
+    if given is None:
+        return None
+    if isinstance(given, str):
+        raise ConfigurationError(f"{field}={given!r:.80}, expected a list: [{given!r:.80}]")
+    for text in given:
+        if text and not text.startswith("/"):
+            raise ConfigurationError(f"{field}: expected a JSON pointer such as '/messages/*/text', got {text!r:.80}")
+    return [tuple(part.replace("~1", "/").replace("~0", "~") for part in text.split("/")[1:]) for text in given]
+
+
+def _found(value: JSON, pointers: Sequence[tuple[str, ...]] | None, kind: Kind) -> list[Operation]:
+    if pointers is None:
+        return wholes(value, (), kind, skip=frozenset())
     found = {path: text for parts in pointers for path, text in _strings(value, parts, ())}
     return [Whole(Slot((pointer(path),), kind), path, text) for path, text in found.items()]
 

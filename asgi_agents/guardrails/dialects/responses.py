@@ -62,7 +62,7 @@ class Responses:
             return False
         return value.get("object") == "response" or str(value.get("type", "")).startswith("response.")
 
-    def call(self, value: JSON) -> Call:
+    def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
         names = [
             str_or_none(tool.get("name")) or str_or_none(tool.get("type"))

@@ -41,7 +41,7 @@ class UIMessages:
             and all(isinstance(message, dict) and "parts" in message for message in messages)
         )
 
-    def call(self, value: JSON) -> Call:
+    def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
         return Call(dialect=self.name, model=str_or_none(request.get("model")), stream=True)
 

@@ -20,7 +20,7 @@ class Events:
     The strings at one path, or the texts of one event type, are parts of one text, which ends with the stream.
     """
 
-    name = "sse"
+    name = "unknown"
     form: Form = "either"
     repeats = False
 
@@ -30,7 +30,7 @@ class Events:
     def knows(self, value: JSON) -> bool:
         return True
 
-    def call(self, value: JSON) -> Call:
+    def call(self, value: JSON, path: str) -> Call:
         return _call(self.name, value)
 
     def request(self, value: JSON) -> list[Operation]:
@@ -112,7 +112,7 @@ class PlainText:
     def knows(self, value: JSON) -> bool:
         return isinstance(value, str)
 
-    def call(self, value: JSON) -> Call:
+    def call(self, value: JSON, path: str) -> Call:
         return Call(dialect=self.name)
 
     def request(self, value: JSON) -> list[Operation]:

@@ -70,6 +70,7 @@ function makeCard(id) {
   card.last = element("p", { className: "last" });
   card.summary = element("summary");
   card.outcomes = element("div", { className: "outcomes" });
+  card.finds = element("div", { className: "finds" });
   card.more = element("ul");
   card.root.append(
     element("div", { className: "top" }, element("h3", { textContent: id }), card.breaker),
@@ -80,7 +81,7 @@ function makeCard(id) {
       ...["calls", "denials", "failures", "p50", "p99"].map((name) =>
         element("span", {}, element("i", { className: name }), name)), "10 min"),
     card.last,
-    element("details", {}, card.summary, card.outcomes, card.more),
+    element("details", {}, card.summary, card.outcomes, card.finds, card.more),
   );
   return card;
 }
@@ -123,16 +124,34 @@ function updateDetails(card, agent) {
     [agent.shadowed, "would have been stopped"],
     [agent.skipped_bodies, "bodies not inspected"],
   ].filter(([number]) => number).map(([number, what]) => `${count(number)} ${what}`);
-  const lines = [...extra, `hears ${agent.hears.map(words).join(", ")}`];
+  const finds = agent.text ? findsOf(agent.text) : [];
+  const lines = [...extra, ...(agent.text ? holdOf(agent.text) : []), `hears ${agent.hears.map(words).join(", ")}`];
   for (const endpoint of agent.endpoints) {
     lines.push(`${endpoint.address}: ${endpoint.state}, ${plural(endpoint.connections, "connection")}, ` +
       `${endpoint.in_flight} in flight${endpoint.fault ? `, ${endpoint.fault}` : ""}`);
   }
-  const wanted = [...outcomes, ...lines].join("\n");
+  const wanted = [...outcomes, "", ...finds, "", ...lines].join("\n");
   if (card.said === wanted) return;
   card.said = wanted;
   card.outcomes.replaceChildren(...outcomes.map((textContent) => element("span", { className: "badge", textContent })));
+  card.finds.replaceChildren(...finds.map((textContent) => element("span", { className: "badge", textContent })));
   card.more.replaceChildren(...lines.map((textContent) => element("li", { textContent })));
+}
+
+// What a guardrail has found: each badge says what it did, in which kind of text.
+function findsOf(text) {
+  return Object.entries(text.finds).flatMap(([what, kinds]) => Object.entries(kinds).sort((a, b) => b[1] - a[1])
+    .map(([kind, number]) => `${kind ? `${words(kind)}: ` : ""}${what} ${count(number)}`));
+}
+
+function holdOf(text) {
+  const { p50, p90, p99, longest } = text.hold;
+  const lines = [`text now: ${plural(text.held, "character")} held, ${plural(text.windows, "window")} being judged`];
+  if (text.streams) {
+    lines.push(`longest wait in each of ${plural(text.streams, "stream")}: p50 ${duration(p50)}, p90 ${duration(p90)}, ` +
+      `p99 ${duration(p99)}, longest ${duration(longest)}`);
+  }
+  return lines;
 }
 
 function drawPlot(card, agent) {
@@ -205,7 +224,8 @@ function what(incident) {
     return [words(incident.outcome), passed, incident.failure_mode === "open" ? "warn" : "bad"];
   }
   if (!incident.enforced) return [words(incident.outcome), "shadow, passed", "warn"];
-  return [words(incident.outcome), incident.outcome === "detected" ? "told the handler" : "stopped", "info"];
+  const told = incident.window ? "in text" : incident.outcome === "detected" ? "told the handler" : "stopped";
+  return [words(incident.outcome), told, "info"];
 }
 
 function incidents() {
@@ -249,6 +269,11 @@ function showIncidents() {
 
 // Routes
 
+function rules(guardrail) {
+  return [guardrail.action ?? "redact, block or flag", `fail-${guardrail.failure_mode}`,
+    ...(guardrail.enforced ? [] : ["shadow"]), ...(guardrail.conditional ? ["some calls"] : [])].join(", ");
+}
+
 function showRoutes() {
   const key = JSON.stringify(status.routes);
   const body = byId("route-rows");
@@ -258,10 +283,13 @@ function showRoutes() {
     const agents = route.agents.map((agent) => element("li", {}, element("b", { textContent: agent.id }),
       element("span", { className: "more",
         textContent: ` fail-${agent.failure_mode}${agent.enforced ? "" : ", shadow"}: ${agent.hears.map(words).join(", ")}` })));
+    const guardrails = route.guardrails.map((guardrail) => element("li", {}, element("b", { textContent: guardrail.id }),
+      element("span", { className: "more", textContent: ` ${rules(guardrail)}: ${guardrail.on.map(words).join(", ")}` })));
     return element("tr", {},
       element("td", { className: "id", textContent: route.path ?? "everything else" }),
       element("td", { textContent: route.methods ? route.methods.join(", ") : "all methods" }),
-      element("td", { className: "wide" }, agents.length ? element("ol", {}, ...agents) : "nobody"));
+      element("td", { className: "wide" }, agents.length ? element("ol", {}, ...agents) : "nobody"),
+      element("td", { className: "wide guardrails" }, guardrails.length ? element("ol", {}, ...guardrails) : "none"));
   }));
 }
 

@@ -1,8 +1,8 @@
 """A demonstration of the hook interface with a handful of rules: no replacement for the OWASP Core Rule Set.
 
 Use a maintained rule set against real attacks. This shows how an agent judges path, query, headers and body. What it
-recognises is in :mod:`example_app.agents.waf_rules`, how text is normalised before in
-:mod:`example_app.agents.waf_text`; an attack in any other form passes.
+recognises is in :mod:`example_app.waf_rules.rules`, how text is normalised before in
+:mod:`example_app.waf_rules.text`; an attack in any other form passes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +11,9 @@ import anyio
 
 from asgi_agents import Agent, AgentResponse, AuditMetadata, RequestBodyChunkEvent, RequestHeadersEvent
 
-from .waf_rules import RULES, Rule
-from .waf_text import readings
+from .waf_rules import CANDIDATE_RULES, RULES, Rule, readings
+
+__all__ = ["CANDIDATE_RULES", "Waf"]
 
 MOVED = {"/old-orders": "/api/orders"}
 

@@ -1,4 +1,4 @@
-"""What attacks look like, in text that was normalised (:mod:`example_app.agents.waf_text`).
+"""What attacks look like, in text that was normalised (:mod:`example_app.waf_rules.text`).
 
 Every pattern begins with a literal and takes time linear in the length of the text: a rule must not be a way to attack
 its firewall. So each repetition is possessive or bounded, or can't run past the place where the next match may begin.

@@ -25,7 +25,7 @@ from asgi_agents import (
     TextSpan,
 )
 
-from ..redaction import Redactor, UnreadableError, find, redact, redactor_for
+from .redaction import Redactor, UnreadableError, find, redact, redactor_for
 
 # Bytes. What takes longer to read would be felt by everyone else on the event loop.
 _AT_ONCE = 32 * 1024
