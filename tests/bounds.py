@@ -2,7 +2,9 @@
 
 ``python -m tests.bounds writer 1024`` streams a response of 1,024 MiB through an agent that changes it,
 ``python -m tests.bounds flood 1024`` sends as much to a served agent that answers nothing, and
-``python -m tests.bounds partial 12`` begins as many frames of 15 MiB on as many connections and leaves them.
+``python -m tests.bounds partial 12`` begins as many frames of 15 MiB on as many connections and leaves them,
+``python -m tests.bounds events 1000000`` streams as many events of a chat past guardrails, and
+``python -m tests.bounds streams 1000`` has as many such streams wait at once for guardrails that say nothing.
 Each prints by how many bytes the resident memory of its process has grown at most.
 """
 
@@ -10,14 +12,14 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_agents import (
     Agent,
@@ -29,9 +31,13 @@ from asgi_agents import (
     RequestBodyChunkEvent,
     ResponseBodyChunkEvent,
 )
+from asgi_agents.guardrails import Decision, TextGuardrail, Window
+from asgi_agents.guardrails.windows import WindowLimits
 from asgi_agents.protocol import Encoding
 from asgi_agents.protocol.stream import CallIds, MessageType, encode_event_frame, encode_frame
 from asgi_agents.serve import serve_stream
+
+from .benchmarks.chat import ASKED, CHAT, DONE, Settled, Unsettled, chunk, guarded, text, tokens_of
 
 MIB: Final = 1024 * 1024
 _CHUNK: Final = 64 * 1024
@@ -133,6 +139,88 @@ async def partial(connections: int) -> int:
     return await _served(client)
 
 
+async def events(count: int) -> int:
+    """So many events of a chat in one stream, past two guardrails, one of which says what is settled."""
+    # What there is once anything has passed is not what a stream takes.
+    await _chat(1000, Settled(), Unsettled())
+    peak = Peak()
+    await _chat(count, Settled(), Unsettled())
+    return peak.growth
+
+
+async def streams(count: int) -> int:
+    """So many streams at once, each of which has sent as much as it can while its guardrail says nothing.
+
+    :raises RuntimeError: if one has been able to send more than the windows that are judged and the next one.
+    """
+    judge = Silence()
+    apps = [_Chat(2000) for _ in range(count)]
+    peak = Peak()
+    async with anyio.create_task_group() as tasks:
+        for app in apps:
+            tasks.start_soon(_receive_chat, guarded(app, judge), 2000)
+        await anyio.wait_all_tasks_blocked()
+        growth = peak.growth
+        tasks.cancel_scope.cancel()
+    most = max(app.sent for app in apps)
+    limits = WindowLimits()
+    if most > (limits.in_flight + 1) * limits.window:
+        raise RuntimeError(f"{most} code points are held")
+    return growth
+
+
+class Silence(Unsettled):
+    """Never says anything."""
+
+    async def check(self, window: Window) -> Sequence[Decision]:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+
+class _Chat:
+    """An app that sends so many events, each of which it makes anew.
+
+    :ivar sent: code points of all of them so far.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.sent = 0
+        self._length = length
+        self._tokens = tokens_of(text(1000))
+        self._before, self._after = chunk("...").split(b"...")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        for number in range(self._length):
+            token = self._tokens[number % len(self._tokens)]
+            event = self._before + token.encode() + self._after
+            self.sent += len(token)
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+
+async def _chat(count: int, *agents: TextGuardrail) -> None:
+    await _receive_chat(guarded(_Chat(count), *agents), count)
+
+
+async def _receive_chat(app: ASGIApp, count: int) -> None:
+    received = 0
+    asked = iter(ASKED)
+
+    async def receive() -> Message:
+        for message in asked:
+            return message
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        nonlocal received
+        received += message.get("body", b"").count(b"\n\n")
+
+    await app({**CHAT, "headers": [*CHAT["headers"]], "state": {}}, receive, send)
+    assert received == count + 1
+
+
 async def _served(client: Callable[[str], None]) -> int:
     with tempfile.TemporaryDirectory(prefix="agents-") as directory:
         path = f"{directory}/a.sock"
@@ -149,7 +237,13 @@ async def _served(client: Callable[[str], None]) -> int:
     return growth
 
 
-LOADS: Final[dict[str, Callable[[int], Awaitable[int]]]] = {"writer": writer, "flood": flood, "partial": partial}
+LOADS: Final[dict[str, Callable[[int], Awaitable[int]]]] = {
+    "writer": writer,
+    "flood": flood,
+    "partial": partial,
+    "events": events,
+    "streams": streams,
+}
 
 
 def main(load: str, amount: str, backend: str = "asyncio") -> None:

@@ -23,6 +23,7 @@ settings.load_profile("steady")
 # Nothing in these goes on outside of the event loop of a test: their coroutine functions run in virtual time.
 _IN_VIRTUAL_TIME: Final = (
     "exchange/",
+    "guardrails/test_waiting.py",
     "guardrails/wired/",
     "observability/",
     "transports/stream/",

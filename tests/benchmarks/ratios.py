@@ -1,7 +1,7 @@
 """From what rounds came to, to ratios. Each is of what was measured in the same round. No I/O."""
 
 from collections.abc import Sequence
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from typing import NamedTuple
 
 Rounds = Sequence[float]
@@ -20,6 +20,11 @@ def spread(rounds: Rounds) -> Spread:
         return Spread(rounds[0], rounds[0], rounds[0])
     low, _, high = quantiles(rounds, n=4, method="inclusive")
     return Spread(median(rounds), low, high)
+
+
+def fastest(rounds: Rounds) -> float:
+    """The mean of the fastest tenth: what it takes when nothing else runs on the machine."""
+    return fmean(sorted(rounds)[: max(1, len(rounds) // 10)])
 
 
 def over(one: Rounds, other: Rounds) -> tuple[float, ...]:

@@ -131,6 +131,28 @@ TARGETS: Final = (
         2.0,
         "times the last of 10",
     ),
+    Target(
+        "one guardrail in the process that says what is settled: CPU added to a token of a stream",
+        "guardrails.settled.added",
+        "at most",
+        60.0,
+        "µs",
+    ),
+    Target(
+        "a judge of 5 ms beside 2,000 tokens at 100 a second: time added to the stream",
+        "guardrails.waiting.5.share",
+        "at most",
+        0.05,
+        "of the unguarded stream",
+        per_cent=True,
+    ),
+    Target(
+        "the same with a judge of 300 ms",
+        "guardrails.waiting.300.longer",
+        "at most",
+        0.5,
+        "s",
+    ),
 )
 
 

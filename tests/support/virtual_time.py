@@ -16,10 +16,12 @@ from typing import Any, Final
 
 import anyio.to_thread
 import pytest
+import trio
 from trio.testing import MockClock
 
 from asgi_agents import AgentManager
 from asgi_agents.breaker import CircuitBreaker
+from asgi_agents.concurrency.background import on_trio
 from asgi_agents.guard import Guard
 from asgi_agents.transports.stream.endpoint import Endpoint
 
@@ -112,6 +114,19 @@ def wait_for_sockets(silence: float) -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, _Loop)
     loop.clock.silence = silence
+
+
+def nothing_comes_from_outside() -> None:
+    """For the rest of a test that has neither sockets nor threads: time passes as soon as every task waits.
+
+    Otherwise each wait takes a real millisecond.
+    """
+    if on_trio():
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, MockClock)
+        clock.autojump_threshold = 0.0
+    else:
+        wait_for_sockets(0.0)
 
 
 def _waited_for(wait_for: Callable[[float], None]) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from typing import Final
 
 from ..plan import Plan
 from ..report import Part
-from . import direct, envoy, growth, server
+from . import direct, envoy, growth, guardrails, server
 
 #: By their names on the command line. Each takes the plan, and a function that tells how far it is.
 PARTS: Final[Mapping[str, Callable[[Plan, Callable[[str], None]], Part]]] = {
@@ -13,4 +13,5 @@ PARTS: Final[Mapping[str, Callable[[Plan, Callable[[str], None]], Part]]] = {
     "server": server.run,
     "envoy": envoy.run,
     "growth": growth.run,
+    "guardrails": guardrails.run,
 }
