@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Final
 
@@ -407,13 +407,19 @@ class TextAnswer:
             self._held.clear()
             changed = not done or data != b"".join(self._given)
             self._given.clear()
-            with self._uninterrupted():
+            try:
                 await self._send_start(len(data) if done else None, changed=changed)
+            except BaseException as exc:
+                self._interrupted(exc)
+                raise
         if done:
             self._mode = _Mode.DONE
         if data or done:
-            with self._uninterrupted():
+            try:
                 await self._send({"type": "http.response.body", "body": data, "more_body": not done})
+            except BaseException as exc:
+                self._interrupted(exc)
+                raise
 
     async def _end(self, stopped: Stopped, last: bytes, cut_off: bool) -> None:
         """A stream was stopped; ``last`` is all that is still to be sent of it. The turn is the caller's."""
@@ -439,20 +445,15 @@ class TextAnswer:
         self._gone = exc
         self._cut_off = True
 
-    @contextmanager
-    def _uninterrupted(self) -> Iterator[None]:
-        """Break the answer off if a send is given up that is under way: what it has taken is lost."""
-        try:
-            yield
-        except BaseException as exc:
-            self._mode = _Mode.STOPPED
-            self._cut_off = True
-            if self._streamed is not None:
-                self._streamed.abandon()
-            # An OSError is how a server says that the client is gone, so that there is nothing to break off.
-            if not isinstance(exc, OSError):
-                self.error = ResponseAborted("response broken off: a send was cancelled that was under way")
-            raise
+    def _interrupted(self, exc: BaseException) -> None:
+        """Break the answer off: a send was given up that was under way, and what it has taken is lost."""
+        self._mode = _Mode.STOPPED
+        self._cut_off = True
+        if self._streamed is not None:
+            self._streamed.abandon()
+        # An OSError is how a server says that the client is gone, so that there is nothing to break off.
+        if not isinstance(exc, OSError):
+            self.error = ResponseAborted("response broken off: a send was cancelled that was under way")
 
     async def _drop(self, message: Message) -> None:
         """Do as servers do once the client is gone."""

@@ -252,6 +252,12 @@ class Asking:
         """Ask about a window. All windows of a connection share a span."""
         state, guard = self._state, agent.guard
         reserved = state.closed or guard.client.keeps_requests
+        if not reserved and state.untraced:
+            # As most are.
+            verdict, answer = await guard.inspect(event, agent.failure_mode, route=agent.route, window=True)
+            if verdict.failure is not None or state.counting:
+                self._note_call(verdict)
+            return verdict, answer
         with state.reserved_id((guard,)) if reserved else _NOTHING as name:
             if name is not None and name != event.correlation_id:
                 event = replace(event, correlation_id=name)
@@ -260,12 +266,16 @@ class Asking:
                 verdict, answer = await guard.inspect(event, agent.failure_mode, route=agent.route, window=True)
         if session is not None:
             session.note((verdict,))
+        self._note_call(verdict)
+        return verdict, answer
+
+    def _note_call(self, verdict: Verdict) -> None:
+        state = self._state
         if verdict.failure is not None:
             state.record((verdict,))
         elif state.counting:
             # What was found is in the guardrail's report.
             state.count((verdict,), 0)
-        return verdict, answer
 
     def _skip(self, judge: RouteJudge, kind: FailureKind, fault: str, consequence: str | None = None) -> Verdict:
         """The verdict of an agent that was not asked about a window."""

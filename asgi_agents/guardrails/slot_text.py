@@ -140,8 +140,11 @@ class SlotText:
                 self._released(self._out.popleft())
 
     def _ask(self, stage: _Stage, now: float) -> None:
-        while (asked := stage.windows.ask(now)) is not None:
+        windows = stage.windows
+        while (asked := windows.ask(now)) is not None:
             self._outcome.inspections.append(Inspection(stage.judge, self, asked))
+            if windows.one_at_a_time:
+                break
         if stage.windows.failed is not None:
             self._outcome.failures.append(JudgeFailure(stage.judge, self.slot, stage.windows.failed))
             stage.windows.failed = None

@@ -119,10 +119,13 @@ class SlotWindows:
         "end",
         "failed",
         "found",
+        "one_at_a_time",
     )
 
     def __init__(self, limits: WindowLimits) -> None:
         self._limits = limits
+        #: Whether no second window is asked for before the verdict on the first.
+        self.one_at_a_time = limits.eager
         # The text from `_base` on, and what has come since it was last joined.
         self._base = 0
         self._text = ""
