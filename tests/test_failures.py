@@ -71,6 +71,14 @@ def test_the_reply_is_that_of_the_rule(kind: FailureKind) -> None:
     assert block.headers == {"retry-after": "1"}
 
 
+@pytest.mark.parametrize(
+    ("seconds", "header"),
+    [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.001, "2"), (29.2, "30"), (30.0, "30"), (3600.5, "3601")],
+)
+def test_retry_after_is_whole_seconds_and_never_too_early(seconds: float, header: str) -> None:
+    assert Failure(FailureKind.BREAKER_OPEN, "open", seconds).block.headers == {"retry-after": header}
+
+
 # What an exception comes to
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,6 +19,7 @@ from asgi_agents import (
     BodyMode,
     ClosedByAgent,
     EventType,
+    GuardrailInspectEvent,
     GuardrailResponse,
 )
 from asgi_agents.evaluation.guardrail import inspect_guardrail
@@ -315,4 +317,33 @@ async def test_a_call_after_the_end_has_no_id_that_another_connection_has_taken(
         await Session().run(AgentMiddleware(second, manager=guarded.manager))
         assert second.context.correlation_id != "given"
         agent.go.set()
+    assert not live_ids
+
+
+class Questions(Agent):
+    """Answers each question when it is let."""
+
+    def __init__(self, *texts: str) -> None:
+        self.go = {text: anyio.Event() for text in texts}
+
+    async def on_guardrail_inspect(self, event: GuardrailInspectEvent) -> None:
+        await self.go[event.content].wait()
+
+
+@pytest.mark.parametrize("order", ["abc", "cba", "bac"])
+async def test_no_other_connection_gets_an_id_before_the_last_of_its_calls_has_ended(order: str) -> None:
+    agent, app, other = Questions(*order), Left(ACCEPT), Left(ACCEPT)
+    guarded = AgentMiddleware(app, agents=[AgentConfig("a", agent, timeout=60.0)], expose_correlation_id=True)
+    async with anyio.create_task_group() as tasks:
+        await Session().run(guarded)
+        assert not live_ids
+        for text in order:
+            tasks.start_soon(partial(app.context.inspect_guardrail, "a", text, inspection_type="pii_detection"))
+        await settle()
+        for text in order:
+            assert live_ids == {"given"}
+            await Session().run(AgentMiddleware(other, manager=guarded.manager))
+            assert other.context.correlation_id != "given"
+            agent.go[text].set()
+            await settle()
     assert not live_ids

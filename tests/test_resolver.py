@@ -1,9 +1,11 @@
 """Which route holds where several match: the app's own router has the last word."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import Any
+from typing import Any, Final
 
+import anyio
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
@@ -518,6 +520,53 @@ async def test_what_is_remembered_for_one_method_or_type_is_not_taken_for_anothe
         assert await world.call(guarded, "/a") == (["/a"], ["http"])
         assert await world.call(guarded, "/a", "WS") == (["/{name}"], ["websocket"])
         assert await world.call(guarded, "/a", "POST") == (["/{name:path}"], ["post"])
+
+
+def hosts_differ(world: World) -> ASGIApp:
+    section = world.route("/{section}/{name}")
+    return Starlette(routes=[Host("b.example", AppRouter([section])), world.route("/files/{rest:path}")])
+
+
+def below_files(world: World) -> ASGIApp:
+    anything = world.route("/{any:path}", methods=["GET", "POST"])
+    return Starlette(routes=[world.route("/files/{rest:path}"), world.route("/a/{rest:path}"), anything])
+
+
+_CONNECTIONS: Final = tuple(
+    itertools.product(["/files/a", "/files/a/b"], ["GET", "POST", "WS"], ["", "/files"], ["a.example", "b.example"])
+)
+
+
+@pytest.mark.parametrize(
+    ("build", "ours"),
+    [
+        (methods_differ, [FILES, SECTION]),
+        (methods_differ, [Route("/files/{rest:path}", ["files"], methods=["POST"]), SECTION]),
+        (websocket_beside, [FILES, SECTION]),
+        (included, [FILES, SECTION]),
+        (hosts_differ, [FILES, SECTION]),
+        (below_files, [FILES, Route("/a/{rest:path}", ["a"]), Route("/{any:path}", ["any"])]),
+    ],
+)
+def test_who_has_asked_for_a_path_before_makes_no_difference(
+    build: Callable[[World], ASGIApp], ours: list[Route]
+) -> None:
+    world = World()
+    app = build(world)
+
+    async def asked(guarded: ASGIApp, connection: tuple[str, str, str, str]) -> list[str]:
+        path, method, root_path, host = connection
+        return (await world.call(guarded, path, method, root_path=root_path, host=host))[1]
+
+    async def ask() -> None:
+        alone = [await asked(world.guard(app, ours), connection) for connection in _CONNECTIONS]
+        assert len({*map(tuple, alone)}) > 1, "this app shows nothing"
+        for first in _CONNECTIONS:
+            guarded = world.guard(app, ours)
+            await asked(guarded, first)
+            assert [await asked(guarded, connection) for connection in _CONNECTIONS] == alone, first
+
+    anyio.run(ask)
 
 
 async def test_what_a_host_decides_is_not_remembered() -> None:

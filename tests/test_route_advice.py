@@ -138,6 +138,11 @@ WRONG: list[tuple[list[Route], list[str] | None, str]] = [
         "AgentRoute('/admin', methods=['PUT']) matches routes of the app, but none that takes 'PUT'; they take 'GET'",
     ),
     (
+        [Route("/chat", ["a"], methods=["POST"])],
+        None,
+        "AgentRoute('/chat', methods=['POST']) matches routes of the app, but none that takes 'POST'; they take 'GET'",
+    ),
+    (
         [Route("/admin", ["a"], methods=["GTE"])],
         None,
         "AgentRoute('/admin', methods=['GTE']) is for the method 'GTE', which HTTP does not have; did you mean 'GET'?",

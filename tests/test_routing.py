@@ -1,4 +1,5 @@
 import re
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -228,6 +229,14 @@ def test_a_websocket_handshake_is_a_get_request() -> None:
 
 
 # Finding
+
+
+@pytest.mark.parametrize(("path", "root_path"), [("*", ""), ("", ""), ("a/b", ""), ("/v1", "/v1"), ("*", "/v1")])
+@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+def test_a_target_without_a_slash_is_no_way_around_a_catch_all(path: str, root_path: str, method: str) -> None:
+    router = Router([Route("/{rest:path}", ["waf"])], None)
+
+    assert agents_of(router, path, root_path=root_path, method=method) == ("waf",)
 
 
 def test_the_first_match_wins() -> None:
@@ -505,6 +514,35 @@ def test_a_route_shows_what_it_is() -> None:
 
 
 # Many routes
+
+_OVERLAPPING = [
+    Route(pattern, [str(number)], methods=methods)
+    for number, (pattern, methods) in enumerate(
+        [
+            ("/{rest:path}", None),
+            ("/{x}", None),
+            ("/{x}/b", None),
+            ("/{x}/{y}", ["POST"]),
+            ("/a", None),
+            ("/a/{rest:path}", None),
+            ("/a/{x}", ["GET"]),
+            ("/a/b", None),
+            ("/a/b{x}", None),
+            ("/ab", ["POST"]),
+        ]
+    )
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_the_first_match_holds_in_any_order_of_any_three_routes(method: str) -> None:
+    for routes in permutations(_OVERLAPPING, 3):
+        router = Router(routes, None)
+        for path in ("/", "/a", "/ab", "/b", "/a/", "/a/b", "/a/bc", "/b/b", "/a/b/c"):
+            matching = [route for route in routes if route.matches(path, method)]
+            assert router.match(scope(path, method=method)) is (matching[0] if matching else None), (routes, path)
+            assert router.candidates(path, method) == matching, (routes, path)
+
 
 _segments = st.sampled_from(["a", "b", "ab", "{x}", "{x:int}", "{x:path}", "1", "a.b"])
 _patterns = st.lists(_segments, max_size=3, unique_by=lambda segment: segment[:2]).map(

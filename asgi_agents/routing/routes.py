@@ -185,6 +185,7 @@ class Router:
         found = [
             (number, route)
             for length in self._lengths
+            if length <= len(path)  # else it would be the same beginning as before
             for number, route in self._by_prefix.get(path[:length], ())
             if route.matches(path, method)
         ]

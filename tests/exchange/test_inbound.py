@@ -479,9 +479,14 @@ class _Wire:
         self.judged.append(message)
         if message["type"] == "bad":
             raise KeyError("bad")
-        if message["type"] == "end":
+        if message["type"] == "broken":
+            self.inbound.deliver(message)
+            raise KeyError("broken")
+        if message["type"] in ("end", "late"):
             self.inbound.end({"type": "ended"})
-        elif message["type"] != "swallowed":
+        if message["type"] == "end":
+            return
+        if message["type"] != "swallowed":
             self.inbound.deliver(message)
 
 
@@ -520,6 +525,29 @@ async def test_after_the_end_there_is_nothing_else(slow: bool) -> None:
 
     await wire.inbound.run_app(app, beside=slow)
     assert [message["type"] for message in got] == ["judged", "ended", "ended", "ended"]
+
+
+@pytest.mark.parametrize("slow", [True, False], ids=["slow", "prompt"])
+async def test_a_message_that_is_judged_after_the_end_is_discarded(slow: bool) -> None:
+    wire = _Wire(_of("late", "judged"), slow=slow)
+    got = []
+
+    async def app() -> None:
+        got.extend([await wire.inbound.receive() for _ in range(3)])
+
+    await wire.inbound.run_app(app, beside=slow)
+    assert [message["type"] for message in got] == ["ended"] * 3
+
+
+@pytest.mark.parametrize("slow", [True, False], ids=["slow", "prompt"])
+async def test_a_message_whose_judgement_fails_in_the_end_is_discarded(slow: bool) -> None:
+    wire = _Wire(_of("broken", "judged"), slow=slow)
+
+    async def app() -> None:
+        with pytest.raises(KeyError, match="broken"):
+            await wire.inbound.receive()
+
+    await wire.inbound.run_app(app, beside=slow)
 
 
 @pytest.mark.parametrize("slow", [True, False], ids=["slow", "prompt"])

@@ -312,6 +312,32 @@ async def test_a_file_that_is_made_when_the_request_is_over_is_closed(monkeypatc
             await checkpoint()
 
 
+@pytest.mark.parametrize("where", ["while it is written", "in the app"])
+async def test_the_file_of_a_cancelled_request_is_closed(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    files: list[BytesIO] = []
+
+    def make() -> BytesIO:
+        files.append(BytesIO())
+        return files[-1]
+
+    monkeypatch.setattr(spool, "TemporaryFile", make)
+    started = anyio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    unfinished = where == "while it is written"
+    client = Client("POST", body=[bytes(MIB)] * 2, unfinished=unfinished)
+    client.scope["headers"] = [(LENGTH, b"%d" % ((3 if unfinished else 2) * MIB))]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call, guarded(app, writer(STREAM, bytes.upper)))
+        while not (files if unfinished else started.is_set()):
+            await checkpoint()
+        tasks.cancel_scope.cancel()
+    assert [file.closed for file in files] == [True]
+
+
 async def test_an_empty_body_is_one_empty_message() -> None:
     app, client = App(), upload([b""], declared=False)
     await client.call(guarded(app, writer(STREAM, bytes.upper)))

@@ -1260,6 +1260,32 @@ async def test_messages_that_wait_behind_one_that_is_closed_for_raise_oserror() 
     assert server.types == ["accept", "close"]
 
 
+@pytest.mark.parametrize("answer", [None, DROP, CLOSE])
+async def test_a_message_that_is_being_judged_when_the_session_is_closed_does_not_reach_the_client(
+    answer: AgentResponse | None,
+) -> None:
+    agent, server, errors = Held(b"out", answers={b"evil": CLOSE, b"out": answer}), Server("evil"), list[Exception]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+
+        async def say() -> None:
+            try:
+                await send_frame(send, "out")
+            except OSError as exc:
+                errors.append(exc)
+
+        async with anyio.create_task_group() as senders:
+            senders.start_soon(say)
+            await anyio.wait_all_tasks_blocked()
+            assert (await receive())["type"] == "websocket.disconnect"
+            agent.holds[b"out"].set()
+
+    await run(guarded(app, agent), server)
+    assert [type(error) for error in errors] == [ClosedByAgent]
+    assert server.types == ["accept", "close"]
+
+
 async def test_an_app_that_only_sends_ends_with_the_session(judge: type[Judge]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)

@@ -39,6 +39,7 @@ _SEGMENTS = ("a", "b", "m", "1", "x", "", "a\nb", "\n", "a.b")
 _ENDS = ("", "", "", "/", "\n", "\n\n", "/\n", "?x", "\x00")
 _METHODS = (["GET"], None, ["POST"], ["HEAD"], ["GET", "POST"])
 _ROOTS = ("", "", "", "/root", "/root/", "/a")
+_SIBLINGS = ("GET", "POST", "HEAD", "OPTIONS")
 _HOSTS = ("a.example", "b.example", "")
 
 Spelt = tuple[str, Sequence[str] | None]
@@ -145,6 +146,28 @@ def connection(choices: Choices, made: Table) -> Scope:
     if choices.one_in(4):
         return {**scope, "type": "websocket", "subprotocols": []}
     return {**scope, "method": choices.pick(("GET", "HEAD", "POST", "OPTIONS", "get"))}
+
+
+def sibling(choices: Choices, scope: Scope) -> Scope:
+    """A connection for the same path as ``scope``, that differs from it in method, type, root path or host."""
+    scope = {**scope, "headers": [*scope["headers"]]}
+    match choices.below(4):
+        case 0 | 1 if scope["type"] == "http":
+            method = scope["method"]
+            scope["method"] = choices.pick([other for other in _SIBLINGS if other != method])
+        case 2:
+            root = choices.pick(_ROOTS)
+            path = scope["path"].removeprefix(scope["root_path"])
+            scope |= {"root_path": root, "path": root + path}
+        case 3:
+            scope["headers"] = [(b"host", choices.pick(_HOSTS).encode())]
+        case _ if scope["type"] == "http":
+            del scope["method"]
+            scope |= {"type": "websocket", "subprotocols": []}
+        case _:
+            del scope["subprotocols"]
+            scope |= {"type": "http", "method": "GET"}
+    return scope
 
 
 async def run(app: ASGIApp, scope: Scope) -> None:

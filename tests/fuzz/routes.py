@@ -1,6 +1,7 @@
 """Whichever handler the app's router runs, the agents of the route that is spelt like it hear the connection."""
 
 import anyio
+from starlette.types import Scope
 
 from ..support.finding import finder_of, ids_of, look_up
 from . import route_tables
@@ -18,8 +19,13 @@ def routes(data: bytes) -> None:
     root_path = getattr(made.app, "root_path", "")
     finder = finder_of(made.app, made.routes, made.default)
     finder._examined = True  # the routes are mistakes, most of them
-    for _ in range(1 + choices.below(4)):
-        scope = route_tables.connection(choices, made)
+    scope: Scope | None = None
+    for _ in range(1 + choices.below(8)):
+        # What is remembered for one connection is most easily taken for one that differs from it in one thing.
+        if scope is None or choices.flag():
+            scope = route_tables.connection(choices, made)
+        else:
+            scope = route_tables.sibling(choices, scope)
         before = {**scope}
         # What is remembered is what was found.
         found, again = look_up(finder, scope), look_up(finder, scope)

@@ -46,6 +46,14 @@ def test_threshold_and_categories_choose_among_detections() -> None:
     assert decisions_of(answer(), WINDOW, action="block", categories={"b"}) == []
 
 
+@pytest.mark.parametrize(
+    ("confidence", "counts"), [(0.0, False), (0.499, False), (0.5, True), (0.501, True), (1.0, True), (None, True)]
+)
+def test_a_detection_of_just_the_threshold_counts(confidence: float | None, counts: bool) -> None:
+    given = answer(found(confidence=confidence))
+    assert decisions_of(given, WINDOW, action="block", threshold=0.5) == [Block("pii")] * counts
+
+
 def test_spans_count_from_where_the_shown_text_begins() -> None:
     assert decisions_of(answer(found(span=(0, 6))), WINDOW, shown_from=9) == [Redact(9, 15, "[pii]")]
     with pytest.raises(AgentProtocolError, match="<= 6"):

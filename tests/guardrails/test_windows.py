@@ -126,6 +126,27 @@ def test_a_thousand_cuttings_of_one_text() -> None:
         assert "".join(after for _, after in out) == expected
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("eager", [False, True])
+def test_however_long_a_slot_is_each_window_has_its_context(eager: bool, seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    limits = WindowLimits(hold=HOLD, window=3 * HOLD, in_flight=1 + seed, eager=eager)
+    find = detector(EMAIL, CARD, KEY)
+    text = "".join(rng.choice("a1 .@-") for _ in range(6000))
+    begun: list[int] = []
+
+    def check(window: Window) -> Sequence[Decision]:
+        begin = window.start + window.fresh
+        assert window.fresh >= min(HOLD, begin)
+        assert window.text == text[window.start : window.start + len(window.text)]
+        begun.append(begin)
+        return find(window)
+
+    out = judge(SlotWindows(limits), cut(text, rng), check, rng)
+    assert "".join(after for _, after in out) == redacted(text, find)
+    assert max(begun) > 5000
+
+
 def test_text_is_kept_back_until_what_follows_it_was_judged() -> None:
     windows = SlotWindows(WindowLimits(hold=10, window=30, eager=True))
     windows.feed("0123456789", 0.0)

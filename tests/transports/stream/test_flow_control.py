@@ -121,6 +121,69 @@ async def test_the_failure_says_that_the_agent_has_asked_for_a_pause() -> None:
         assert "pause" in failure.message
 
 
+@pytest.mark.parametrize(
+    ("permit_at", "place_at", "kind"),
+    [
+        (0.0, None, FailureKind.QUEUE_TIMEOUT),
+        (0.04, None, FailureKind.QUEUE_TIMEOUT),
+        (0.04, 0.04, FailureKind.TIMEOUT),
+        (0.0, 0.04, FailureKind.TIMEOUT),
+        (0.03, 0.06, FailureKind.TIMEOUT),
+    ],
+)
+async def test_waiting_for_a_permit_and_for_a_place_and_for_the_answer_have_one_deadline(
+    permit_at: float, place_at: float | None, kind: FailureKind
+) -> None:
+    """``permit_at`` and ``place_at``: after how many seconds there is one."""
+    peer = Peer()  # which answers nothing
+    async with managing(peer, connections=1, max_concurrent_calls=1, timeout=0.1) as manager:
+        await paused(manager, peer)
+        began = anyio.current_time()
+
+        async def hold_the_permit() -> None:
+            with anyio.move_on_after(permit_at):
+                await manager.process_request_headers(head("a"))
+
+        async with anyio.create_task_group() as tasks:
+            if permit_at:
+                tasks.start_soon(hold_the_permit)
+                await settle()
+            calls = Calls(manager, tasks)
+            calls.begin("b")
+            if place_at is not None:
+                await anyio.sleep_until(began + place_at)
+                await peer.links[0].flow(RESUME)
+            await calls.ended("b")
+
+        failure = calls.decisions["b"].failure
+        assert failure is not None
+        assert failure.kind is kind
+        assert anyio.current_time() - began == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("end", ["a place", "the deadline", "a cancellation", "a lost connection"])
+async def test_a_call_is_counted_as_waiting_until_its_wait_for_a_place_has_ended(end: str) -> None:
+    peer = Peer(behaviour=allow)
+    async with managing(peer, connections=1, timeout=0.1) as manager, anyio.create_task_group() as tasks:
+        await paused(manager, peer)
+        calls = Calls(manager, tasks)
+        calls.begin("a")
+        await calls.are_held("a")
+        assert (manager.metrics["waf"].in_flight, manager.metrics["waf"].waiting) == (1, 1)
+        match end:
+            case "a place":
+                await peer.links[0].flow(RESUME)
+            case "a cancellation":
+                tasks.cancel_scope.cancel()
+            case "a lost connection":
+                await peer.links[0].aclose()
+            case _:
+                await calls.ended("a")
+        with anyio.CancelScope(shield=True):
+            await until(lambda: manager.metrics["waf"].in_flight == 0)
+        assert manager.metrics["waf"].waiting == 0
+
+
 async def test_in_fail_open_mode_a_pause_holds_nobody_up() -> None:
     heard: list[Received] = []
     peer = Peer(behaviour=recording(allow, heard))

@@ -400,15 +400,18 @@ async def test_an_endpoint_that_crashes_under_load_is_back_soon_after(impatient:
         assert [each.state for each in pool.statistics()] == ["up", "up"]
 
 
-async def test_where_all_are_ejected_any_will_do() -> None:
-    peer = Peer(behaviour=allow)
-    async with client_of(peer) as client:
-        pool = await connected(client)
-        for _ in range(5):
-            pool.rotation.endpoints[0].rated(answered=False)
-        assert pool.statistics()[0].state == "ejected"
+@pytest.mark.parametrize("endpoints", [1, 2, 3])
+async def test_where_all_are_ejected_any_will_do(endpoints: int) -> None:
+    async with client_of(*(Peer(behaviour=allow) for _ in range(endpoints))) as client:
+        pool = await connected(client, endpoints)
+        for endpoint in pool.rotation.endpoints:
+            for _ in range(5):
+                endpoint.rated(answered=False)
+        assert [each.state for each in pool.statistics()] == ["ejected"] * endpoints
 
         assert await call_many(client, 0, 3) == {"answered": 3}
+        # The calls have not waited until that was over.
+        assert [each.state for each in pool.statistics()] == ["ejected"] * endpoints
 
 
 async def test_calls_that_wait_are_served_when_an_ejection_is_over() -> None:

@@ -1,0 +1,14 @@
+"""All planted defects."""
+
+from typing import Final
+
+from .defect import Defect
+from .of_calls import CALLS
+from .of_evaluation import EVALUATION
+from .of_exchange import EXCHANGE
+from .of_fuzz import FUZZ
+from .of_guardrails import GUARDRAILS
+from .of_routing import ROUTING
+from .of_streams import STREAMS
+
+DEFECTS: Final[tuple[Defect, ...]] = (*FUZZ, *CALLS, *EVALUATION, *ROUTING, *EXCHANGE, *STREAMS, *GUARDRAILS)
