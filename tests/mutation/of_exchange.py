@@ -96,8 +96,8 @@ EXCHANGE: Final = (
     Defect(
         "judged-message-comes-after-the-end",
         "exchange/inbound.py",
-        "return self._ready.popleft() if self._end is None and self.error is None else None",
-        "return self._ready.popleft() if self._ready else None",
+        "                if self._end is None and self.error is None:\n                    return",
+        "                if self._ready:\n                    return",
         "An app gets a message after its session was closed.",
         ("tests/exchange/test_inbound.py",),
     ),
