@@ -207,6 +207,8 @@ def test_it_answers_a_handler_that_asks_for_its_verdict(client_of: MakeClient) -
         "severity": "high",
         "confidence": None,
         "span": None,
+        "replacement": None,
+        "action": None,
     }
     assert found == {
         "detected": True,
