@@ -36,7 +36,8 @@ def main() -> None:
         sys.exit(str(exc))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    table = report.markdown(targets.judge({name: rounds for part in parts for name, rounds in part.figures.items()}))
+    figures = {name: rounds for part in parts for name, rounds in part.figures.items()}
+    table = report.markdown(targets.judge(figures))
     print(table)
     if options.json is not None:
         options.json.write_bytes(report.json(parts, {"environment": environment(), "plan": asdict(plan)}))
@@ -47,6 +48,8 @@ def main() -> None:
         shown = [table, *(report.text(part) for part in parts if part.name in _SHOWN)]
         quick = " A `--quick` run: the numbers are rough." if options.quick else ""
         _PAGE.write_text(page.rewritten(_PAGE.read_text(), "\n\n".join((measured_in + quick, *shown))))
+    if options.check and (missed := targets.missed(figures)):
+        sys.exit(f"not met: {'; '.join(missed)}")
 
 
 def _options() -> argparse.Namespace:
@@ -55,6 +58,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a short run, to see that it works; the numbers are rough")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every round there")
     parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="draw how it grows, as SVG files there")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a target that was measured is not met")
     parser.add_argument(
         "--page", action="store_true", help="put the results into the page of the documentation; needs all parts"
     )

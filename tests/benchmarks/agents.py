@@ -4,7 +4,14 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from asgi_agents import Agent, RequestBodyChunkEvent, RequestHeadersEvent, WebSocketFrameEvent
+from asgi_agents import (
+    Agent,
+    AgentResponse,
+    RequestBodyChunkEvent,
+    RequestHeadersEvent,
+    ResponseBodyChunkEvent,
+    WebSocketFrameEvent,
+)
 from asgi_agents.serve import agent_app
 
 # Looking for a single byte goes through all of the data and takes next to no time.
@@ -16,6 +23,21 @@ class Allow(Agent):
 
     async def on_request_headers(self, event: RequestHeadersEvent) -> None:
         event.header("x-blocked")
+
+
+class SayAllow(Agent):
+    """The same, and answers in so many words."""
+
+    async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse:
+        event.header("x-blocked")
+        return AgentResponse.allow()
+
+
+class AllowAnswers(Agent):
+    """Hears response bodies."""
+
+    async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> None:
+        _FORBIDDEN in event.data  # noqa: B015
 
 
 class AllowBody(Agent):

@@ -1,10 +1,11 @@
 """The apps that are guarded, as small as apps of Starlette's get."""
 
+from collections.abc import AsyncIterator
 from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -36,9 +37,22 @@ async def _send_back(websocket: WebSocket) -> None:
         pass
 
 
+#: How many events the app of events sends.
+EVENTS: Final = 500
+
+
+async def _send_events(request: Request) -> Response:
+    async def made() -> AsyncIterator[bytes]:
+        for number in range(EVENTS):
+            yield b'data: {"token": "%d"}\n\n' % number
+
+    return StreamingResponse(made(), media_type="text/event-stream")
+
+
 _HELLO: Final = Route("/items/{id:int}", _say_hello)
 
 hello: Final = Starlette(routes=[_HELLO])
 orders: Final = Starlette(routes=[_HELLO, Route("/orders", _take_order, methods=["POST"])])
 uploads: Final = Starlette(routes=[_HELLO, Route("/uploads", _take_upload, methods=["POST"])])
+events: Final = Starlette(routes=[_HELLO, Route("/events", _send_events)])
 echo: Final = Starlette(routes=[_HELLO, WebSocketRoute("/echo", _send_back)])

@@ -3,8 +3,11 @@
 import asyncio
 import functools
 import json
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Final
 
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -15,7 +18,7 @@ from starlette.types import ASGIApp, Message, Scope
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, BodyMode, Route
 
 from .. import apps
-from ..agents import Allow, AllowBody, AllowFrames
+from ..agents import Allow, AllowAnswers, AllowBody, AllowFrames, SayAllow
 from ..driver import body_messages, drive, frame_messages, http_scope, websocket_scope
 from ..plan import Plan
 from ..ratios import added, added_over, over
@@ -24,6 +27,8 @@ from ..turns import take_turns
 
 _AGENTS: Final = (1, 3, 8)
 _MESSAGES: Final = 200
+# Its hook, and what that asks of the event: two functions of the package.
+_CALLS_OF_THE_AGENT: Final = 3
 
 _ORDER: Final = json.dumps(
     {"lines": [{"article": f"A{at:06}", "quantity": at % 7, "note": "-" * 40} for at in range(178)]}
@@ -39,6 +44,7 @@ class Scenario:
     :param title: for the table.
     :param agent: makes an agent that hears what is sent.
     :param options: of its configuration.
+    :param also: other agents, each alone: title and agent, by the name of the row.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Scenario:
     messages: Sequence[Message]
     agent: Callable[[], Agent]
     options: Mapping[str, Any]
+    also: Mapping[str, tuple[str, Callable[[], Agent]]] = field(default_factory=dict)
 
     @property
     def rows(self) -> Sequence[tuple[str, str, ASGIApp]]:
@@ -58,6 +65,10 @@ class Scenario:
             ("base-http", "an empty `BaseHTTPMiddleware`", BaseHTTPMiddleware(self.app, _pass_on)),
             ("none", "no agent on the route", nobody),
             *((str(count), f"{count} agent{'s' * (count > 1)}", self._guarded(count)) for count in _AGENTS),
+            *(
+                (name, title, AgentMiddleware(self.app, agents=[AgentConfig("agent", agent(), **self.options)]))
+                for name, (title, agent) in self.also.items()
+            ),
         )
 
     def _guarded(self, count: int, routes: Sequence[Route] | None = None) -> ASGIApp:
@@ -75,7 +86,14 @@ def scenarios() -> Sequence[Scenario]:
     upload_headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"1048576")]
     return (
         Scenario(
-            "headers", "request, headers only", apps.hello, http_scope("/items/42"), body_messages(b""), Allow, {}
+            "headers",
+            "request, headers only",
+            apps.hello,
+            http_scope("/items/42"),
+            body_messages(b""),
+            Allow,
+            {},
+            {"allow": ("1 agent that answers `AgentResponse.allow()`", SayAllow)},
         ),
         Scenario(
             "json",
@@ -94,6 +112,15 @@ def scenarios() -> Sequence[Scenario]:
             body_messages(*[_CHUNK] * 16),
             AllowBody,
             {"request_body_mode": BodyMode.STREAM},
+        ),
+        Scenario(
+            "events",
+            f"request answered with {apps.EVENTS} server-sent events",
+            apps.events,
+            http_scope("/events"),
+            body_messages(b""),
+            AllowAnswers,
+            {"response_body_mode": BodyMode.STREAM},
         ),
         Scenario(
             "websocket",
@@ -116,7 +143,35 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
         table, found = judge(scenario, seconds)
         tables.append(table)
         figures |= found
+        if scenario.name == "events":
+            figures["direct.events.1.microseconds"] = tuple(
+                (one - bare) / apps.EVENTS * 1e6 for one, bare in zip(seconds["1"], seconds["bare"], strict=True)
+            )
+    figures["direct.headers.1.calls"] = (asyncio.run(count_calls(scenarios()[0])),)
     return Part("direct", tuple(tables), figures)
+
+
+async def count_calls(scenario: Scenario) -> float:
+    """How many Python functions one agent has called for a request, beyond those of the bare app and of the agent."""
+    counts: dict[str, int] = {}
+    for name, _, app in scenario.rows:
+        if name not in ("bare", "1"):
+            continue
+        for times in (20, 0):
+            await drive(app, scenario.scope, scenario.messages, times)
+        calls = 0
+
+        def note(frame: FrameType, event: str, arg: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(note)
+        try:
+            await drive(app, scenario.scope, scenario.messages, 1)
+        finally:
+            sys.setprofile(None)
+        counts[name] = calls
+    return float(counts["1"] - counts["bare"] - _CALLS_OF_THE_AGENT)
 
 
 async def measure(scenario: Scenario, plan: Plan) -> dict[str, tuple[float, ...]]:
@@ -125,7 +180,8 @@ async def measure(scenario: Scenario, plan: Plan) -> dict[str, tuple[float, ...]
     turns = [functools.partial(drive, app, scenario.scope, scenario.messages) for _, _, app in rows]
     for turn in turns:
         _check(await turn(1))
-    taken = await take_turns(turns, plan.turns, plan.turn_seconds)
+    # In CPU time, which holds still where other processes run as well.
+    taken = await take_turns(turns, plan.turns, plan.turn_seconds, time.process_time)
     return {name: seconds for (name, _, _), seconds in zip(rows, taken, strict=True)}
 
 
