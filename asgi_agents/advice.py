@@ -63,6 +63,16 @@ def warn_of_seconds(where: str, name: str, seconds: float) -> None:
         )
 
 
+def warn_of_hold(agent_id: str, hold: int) -> None:
+    """Warn in the log of a guardrail whose agent is elsewhere, where nobody has said how much text it has to see."""
+    logger.warning(
+        "Guardrail(%r): hold is not given, and nothing is known of that of a remote agent: what is longer than %d code"
+        " points may leave in part; write hold=...",
+        agent_id,
+        hold,
+    )
+
+
 def _without_effect(config: AgentConfig) -> Iterator[str]:
     hears = config.hears
     if hears is None:

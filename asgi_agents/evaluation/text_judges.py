@@ -1,18 +1,24 @@
 """The guardrails of a route: whose agents judge which text."""
 
+import logging
 from collections.abc import Sequence
+from typing import Final
 
+from ..advice import warn_of_hold
 from ..errors import ConfigurationError
 from ..guard import Guard
 from ..guardrails import Call, Guardrail, TextGuardrail
 from ..guardrails.judges import Judge, Judges
 from ..guardrails.slots import Kind
 from ..guardrails.windows import WindowLimits
+from ..messages.places import raised_by
 from ..messages.throttle import Throttle
 from ..protocol import EventType
 from .route_agent import RouteAgent
 
-_DEFAULT_HOLD = 80
+logger: Final = logging.getLogger("asgi_agents")
+
+_DEFAULT_HOLD: Final = 80
 
 
 class RouteJudge(Judge, frozen=True, kw_only=True):
@@ -56,7 +62,18 @@ class RouteJudges:
         """Those who judge a call."""
         if self._always is not None:
             return self._always
-        return CallJudges([judge for judge in self._judges if judge.guardrail.judges(call)])
+        return CallJudges([judge for judge in self._judges if self._judges_call(judge, call)])
+
+    def _judges_call(self, judge: RouteJudge, call: Call) -> bool:
+        try:
+            return judge.guardrail.judges(call)
+        except Exception as exc:
+            if self.complaints.due(("when", judge.name)):
+                fault = raised_by(exc, judge.guardrail.when)
+                logger.warning(
+                    "Guardrail(%r): when %s; it judges all the same (logged once a minute)", judge.name, fault
+                )
+            return True
 
 
 class CallJudges(Judges):
@@ -97,6 +114,8 @@ def check_guardrail(guardrail: Guardrail, guard: Guard) -> None:
                 raise ConfigurationError(
                     f"{where}: {field}={shown!r:.80}, expected none: {name}.check says itself what to do"
                 )
+    elif guardrail.hold is None and not guard.local:
+        warn_of_hold(guardrail.agent_id, _DEFAULT_HOLD)
     limits_of(guardrail, guard)
 
 

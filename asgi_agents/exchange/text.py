@@ -140,8 +140,13 @@ class TextExchange:
         except UnreadableError as exc:
             # Where nobody judges requests, the app may make of it what it can.
             if self._judges.judge_any(REQUEST_KINDS):
-                stop = Stop(f"The request body can't be read: {exc}", 400, malformed=True)
-                await self._answer(dialect, asking or self._asking(dialect)).refuse(stop)
+                asking = asking or self._asking(dialect)
+                fault = f"The request body can't be read: {exc}"
+                given = media_type(headers_of(self._scope))
+                if given is not None and "json" not in given and forms[0] is _JSON:
+                    fault = f"{fault} (its content-type is {given}, and this path is for JSON)"
+                asking.note_refused(asking.judges.on(REQUEST_KINDS), fault)
+                await self._answer(dialect, asking).refuse(Stop(fault, 400, malformed=True))
                 return None
         except Stopped as stopped:
             assert asking is not None

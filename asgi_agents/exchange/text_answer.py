@@ -17,7 +17,8 @@ from ..errors import ClosedByAgent, ResponseAborted
 from ..failures import FailureKind
 from ..guardrails.body import Body
 from ..guardrails.dialect import Dialect, Stop
-from ..guardrails.dialects.known import has_units, is_general, of_answer, of_stream
+from ..guardrails.dialects.known import has_units, is_general, is_ours, of_answer, of_stream
+from ..guardrails.dialects.pointers import Pointers
 from ..guardrails.dialects.unknown import PlainText
 from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import JSON, loads
@@ -160,7 +161,8 @@ class TextAnswer:
         dialect = self._called
         if self._streamed is not None and self._streamed.stream.dialect is not None:
             dialect = self._streamed.stream.dialect
-        if is_general(dialect):
+        if is_general(dialect) or type(dialect) is Pointers:
+            # No client has terms of its own for it.
             reply = render_reply(stopped.decision, self._scope, self._renderers)
             return reply.status, reply.headers, reply.body
         said = dialect.reply(stopped.stop)
@@ -247,6 +249,9 @@ class TextAnswer:
         self._mode = _Mode.STREAM
         self._type = given or ""
         if has_units(self._type):
+            self._begin_stream(self._type)
+        elif not is_ours(self._called):
+            # Its user has said what its streams are.
             self._begin_stream(self._type)
         elif self._type in ("", "application/octet-stream") or not is_general(self._called):
             # Clients read JSON whatever its type is said to be: the head waits for the first piece.

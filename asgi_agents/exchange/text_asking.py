@@ -176,14 +176,9 @@ class Asking:
     def not_shown(self, judges: Sequence[RouteJudge], kind: FailureKind, fault: str) -> Verdict | None:
         """Count that text could not be shown to ``judges``. Returns the verdict that stops the call, if one does."""
         stops: Verdict | None = None
-        route_judges = self._state.resolved_route.judges
-        if judges and route_judges is not None and route_judges.complaints.due(kind):
-            logger.warning(
-                "guardrails%s: %s; %s (logged once a minute)",
-                "" if self._state.route is None else f" of route {printable(self._state.route)!r}",
-                printable(fault),
-                "stopped" if any(judge.agent.stops_when_failing for judge in judges) else "passed unjudged",
-            )
+        if judges:
+            strict = any(judge.agent.stops_when_failing for judge in judges)
+            self._complain(kind, fault, "stopped" if strict else "passed unjudged")
         for judge in judges:
             verdict = self._skip(judge, kind, fault)
             self._state.record((verdict,), every=False)
@@ -192,6 +187,22 @@ class Asking:
             if verdict.fails_closed and stops is None:
                 stops = verdict
         return stops
+
+    def note_refused(self, judges: Sequence[RouteJudge], fault: str) -> None:
+        """Count that ``judges`` could not be shown a request, and say why.
+
+        It is refused whatever their failure mode.
+        """
+        for judge in judges:
+            self._reports[id(judge)].count("unreadable")
+            judge.agent.guard.tally.text.count("unreadable", "")
+        self._complain(FailureKind.REQUEST_UNREADABLE, fault, "refused with 400")
+
+    def _complain(self, kind: FailureKind, fault: str, outcome: str) -> None:
+        route_judges = self._state.resolved_route.judges
+        path = str(self.call.scope.get("path", ""))
+        if route_judges is not None and route_judges.complaints.due((kind, path)):
+            logger.warning("guardrails, %r: %s; %s (logged once a minute)", printable(path), printable(fault), outcome)
 
     def note(self, findings: list[Finding], failures: list[JudgeFailure]) -> None:
         """Take note of what was found, and take it out of the lists."""

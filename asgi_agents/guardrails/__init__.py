@@ -40,7 +40,7 @@ from .slots import Block, Call, Decision, Flag, Kind, Redact, Slot, Window
 from .text_guardrail import TextGuardrail
 
 if TYPE_CHECKING:
-    from .dialect import Dialect, Stop
+    from .dialect import Dialect, Stop, StopReply
     from .dialects.pointers import Pointers
     from .dialects.unknown import Lines
 else:
@@ -50,6 +50,7 @@ else:
         "Lines": "dialects.unknown",
         "Pointers": "dialects.pointers",
         "Stop": "dialect",
+        "StopReply": "dialect",
     }
 
     def __getattr__(name: str) -> object:
@@ -77,6 +78,7 @@ __all__ = [
     "Redact",
     "Slot",
     "Stop",
+    "StopReply",
     "TextGuardrail",
     "Window",
 ]

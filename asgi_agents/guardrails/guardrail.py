@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
+from inspect import iscoroutinefunction
 from typing import Final
 
 from ..errors import ConfigurationError
@@ -78,8 +79,8 @@ class Guardrail:
         if not _is_number(self.threshold) or not 0 <= self.threshold <= 1:
             raise ConfigurationError(f"{where}: threshold={self.threshold!r}, expected a number from 0 to 1")
         object.__setattr__(self, "categories", _categories(where, self.categories))
-        if self.when is not None and not callable(self.when):
-            raise ConfigurationError(f"{where}: when={named(self.when)}, expected a function of a Call, or None")
+        if self.when is not None and (not callable(self.when) or iscoroutinefunction(self.when)):
+            raise ConfigurationError(f"{where}: when={named(self.when)}, expected a 'def' that takes a Call, or None")
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -88,13 +89,8 @@ class Guardrail:
         return self.on
 
     def judges(self, call: Call) -> bool:
-        """Whether it judges this call."""
-        if self.when is None:
-            return True
-        try:
-            return bool(self.when(call))
-        except Exception:
-            return True
+        """Whether it judges this call. Raises what ``when`` raises."""
+        return self.when is None or bool(self.when(call))
 
 
 def checked_guardrails(where: str, given: object) -> tuple[Guardrail, ...]:
@@ -107,6 +103,8 @@ def checked_guardrails(where: str, given: object) -> tuple[Guardrail, ...]:
     for guardrail in guardrails:
         if not isinstance(guardrail, Guardrail):
             right = f": Guardrail({guardrail!r}, on={{'output'}})" if isinstance(guardrail, str) else ""
+            if isinstance(guardrail, tuple):
+                right = "; failure modes belong to the agents of an AgentRoute, or to an AgentConfig"
             raise ConfigurationError(f"{where} contains {named(guardrail)}, expected objects of Guardrail{right}")
     return guardrails
 

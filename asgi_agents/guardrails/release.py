@@ -235,8 +235,10 @@ class Release:
             out.append(event.unit.raw if event.is_plain else event.leave(self.changed, self._leaves))
         return out
 
-    def discard(self) -> None:
+    def discard(self, now: float) -> None:
         """Let go of all that waits."""
+        if self._events:
+            self.longest_delay = max(self.longest_delay, now - self._events[0].since)
         self._events.clear()
         self._open.clear()
         self._paused.clear()

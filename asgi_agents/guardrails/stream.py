@@ -284,7 +284,7 @@ class Stream:
         reader = self._reader or self._choose(self._dialects[-1])
         last = reader.ending(stop)
         self.ending = Ending(stop, blocked, last is None)
-        self._release.discard()
+        self._release.discard(self._now)
         self._framer.rest()
         if last:
             self._out.append(self._framer.between(b"".join(self._out)[-4:] or self._sent) + last)

@@ -11,6 +11,7 @@ from ..agent import Agent
 from ..evaluation.resolved_route import ResolvedRoute
 from ..evaluation.route_agent import AgentReference
 from ..guard import Guard
+from ..guardrails import TextGuardrail
 from ..protocol import EventType
 from ..registry import AgentRegistry
 from .patterns import below, colon_syntax, covers, may_meet, without_names
@@ -85,6 +86,19 @@ def check_agents(registry: AgentRegistry, router: Router) -> None:
             ids,
             ids,
         )
+
+
+def check_text_guardrails(registry: AgentRegistry, router: Router) -> None:
+    """Warn in the log of agents that are made to judge text, and that no guardrail names."""
+    named = {guardrail.agent_id for guardrail in router.guardrails}
+    for guard in registry.guards():
+        if guard.config.id not in named and isinstance(guard.client.agent, TextGuardrail):
+            logger.warning(
+                "AgentConfig(%r): no Guardrail names this TextGuardrail, so that it judges nothing but what handlers"
+                " ask about; write guardrails=[Guardrail(%r, on={'output'})]",
+                guard.config.id,
+                guard.config.id,
+            )
 
 
 def agents_asked_twice(outer: ResolvedRoute, inner: ResolvedRoute) -> bool:

@@ -10,7 +10,7 @@ from ..evaluation.route_agent import AgentReference
 from ..evaluation.text_judges import check_guardrail
 from ..guardrails import Guardrail
 from ..registry import AgentRegistry
-from .advice import check_agents, check_routes
+from .advice import check_agents, check_routes, check_text_guardrails
 from .app_chain import app_chain, attribute
 from .cache import PathCache, PathKey
 from .resolver import Resolver
@@ -99,8 +99,10 @@ class RouteFinder:
             return
         self._examined = True
         check_routes(self._router, self._resolver, scope)
-        if self._owns_agents and self._router.default_agents is not None:
-            check_agents(self._registry, self._router)
+        if self._owns_agents:
+            check_text_guardrails(self._registry, self._router)
+            if self._router.default_agents is not None:
+                check_agents(self._registry, self._router)
 
 
 def _root_path_of(app: object) -> str:
