@@ -10,5 +10,6 @@ from .of_fuzz import FUZZ
 from .of_guardrails import GUARDRAILS
 from .of_routing import ROUTING
 from .of_streams import STREAMS
+from .of_text import TEXT
 
-DEFECTS: Final[tuple[Defect, ...]] = (*FUZZ, *CALLS, *EVALUATION, *ROUTING, *EXCHANGE, *STREAMS, *GUARDRAILS)
+DEFECTS: Final[tuple[Defect, ...]] = (*FUZZ, *CALLS, *EVALUATION, *ROUTING, *EXCHANGE, *STREAMS, *GUARDRAILS, *TEXT)

@@ -1,0 +1,138 @@
+"""Defects in how guardrails stand around an app, and in the short way of requests that agents simply allow."""
+
+from typing import Final
+
+from .defect import Defect
+
+_WIRED: Final = "tests/guardrails/wired"
+
+TEXT: Final = (
+    Defect(
+        "agents-failure-passes-the-stream",
+        "exchange/text_stream.py",
+        "                stream.fail(answer.stop)\n",
+        "                pass\n",
+        "Where a fail-closed guardrail fails, text waits for ever, or passes.",
+        (f"{_WIRED}/test_endings.py",),
+    ),
+    Defect(
+        "last-piece-waits-for-nothing",
+        "exchange/text_stream.py",
+        "while not self.over and (last or self.stream.full):",
+        "while not self.over and self.stream.full:",
+        "The end of an answer is lost where a guardrail takes its time.",
+        (f"{_WIRED}/test_redaction.py",),
+    ),
+    Defect(
+        "app-is-not-slowed-down",
+        "exchange/text_answer.py",
+        "            if last or streamed.stream.full:\n",
+        "            if last:\n",
+        "A model that is faster than its judge fills the memory.",
+        (f"{_WIRED}/test_timing.py",),
+    ),
+    Defect(
+        "timer-asks-nobody",
+        "exchange/text_stream.py",
+        "await self._in_turn(lambda: self.stream.tick(self._now()))",
+        "await self._in_turn(lambda: None)",
+        "Text of a model that pauses is not judged before it goes on.",
+        (f"{_WIRED}/test_timing.py",),
+    ),
+    Defect(
+        "app-is-not-told-of-a-block",
+        "exchange/text.py",
+        "        self._inbound.end(_DISCONNECT)\n",
+        "        pass\n",
+        "A model runs on behind an answer that was stopped.",
+        (f"{_WIRED}/test_endings.py",),
+    ),
+    Defect(
+        "stopped-app-is-never-cancelled",
+        "exchange/text.py",
+        "scope.deadline = anyio.current_time() + self._stop_grace",
+        "pass",
+        "An app that does not heed the end of its client runs on.",
+        (f"{_WIRED}/test_endings.py",),
+    ),
+    Defect(
+        "redacted-request-keeps-its-length",
+        "exchange/text.py",
+        "headers = with_length(without_body_claims(headers, None), len(changed))",
+        "pass",
+        "An app reads another body than it was sent.",
+        (f"{_WIRED}/test_requests.py",),
+    ),
+    Defect(
+        "unknown-text-of-a-request-passes",
+        "exchange/text.py",
+        "return [*found, *uncovered(value, found, by_path=by_path)]",
+        "return found",
+        "One member more in a body switches its guardrails off.",
+        (f"{_WIRED}/test_findings.py",),
+    ),
+    Defect(
+        "compressed-answers-are-asked-for",
+        "exchange/text.py",
+        "headers = without_headers(headers, _RESHAPING)",
+        "pass",
+        "Apps behind guardrails fail for clients that accept compression.",
+        (f"{_WIRED}/test_answers.py",),
+    ),
+    Defect(
+        "encoded-answers-pass",
+        "exchange/text_answer.py",
+        "        if codings_of(headers):\n",
+        "        if False:\n",
+        "A compressed answer passes a fail-closed guardrail.",
+        (f"{_WIRED}/test_answers.py",),
+    ),
+    Defect(
+        "shadow-agents-change-text",
+        "exchange/text_asking.py",
+        "if not agent.guard.config.enforce:",
+        "if False:",
+        "A guardrail that was only to be tried changes answers.",
+        (f"{_WIRED}/test_decisions.py",),
+    ),
+    Defect(
+        "guardrails-judge-what-when-leaves-out",
+        "evaluation/text_judges.py",
+        "return judge.guardrail.judges(call)",
+        "return True",
+        "A guardrail for one model judges all of them.",
+        (f"{_WIRED}/test_routes.py",),
+    ),
+    Defect(
+        "held-text-is-counted-for-ever",
+        "exchange/text_stream.py",
+        "        self._count_held(0)\n",
+        "",
+        "The metric of text that waits only grows.",
+        ("tests/observability/test_text.py",),
+    ),
+    Defect(
+        "short-way-although-audited",
+        "exchange/plan.py",
+        "            or self._audited()\n",
+        "",
+        "Requests are missing in the audit record.",
+        ("tests/exchange/test_plan.py",),
+    ),
+    Defect(
+        "short-way-lets-denied-requests-pass",
+        "exchange/plan.py",
+        "plain = verdict.response is ALLOW",
+        "plain = verdict.failure is None",
+        "A request that an agent has denied reaches the app.",
+        ("tests/exchange/test_plan.py",),
+    ),
+    Defect(
+        "short-way-forgets-whose-request-it-is",
+        "exchange/plan.py",
+        "        live_ids.add(name)\n",
+        "",
+        "Two requests have the same correlation id at a time.",
+        ("tests/exchange/test_plan.py", "tests/test_correlation.py"),
+    ),
+)
