@@ -1,6 +1,7 @@
 """What a stream is cut into, whatever its framing."""
 
-from typing import Final, Protocol
+from collections.abc import Mapping
+from typing import Final, NamedTuple, Protocol
 
 #: How many bytes of a unit that has not ended yet are kept.
 MAX_UNIT_BYTES: Final = 1024 * 1024
@@ -10,6 +11,17 @@ class UnreadableError(ValueError):
     """What was read is not in the form that its type promises. The message says what is wrong with it."""
 
 
+class Beside(NamedTuple):
+    """What a unit says beside its data.
+
+    :ivar texts: comments and names that are none: where each begins and ends in the bytes.
+    :ivar strays: whether there are lines that are in no grammar.
+    """
+
+    texts: tuple[tuple[int, int], ...]
+    strays: bool
+
+
 class Unit:
     """One event, line or element of a stream.
 
@@ -17,7 +29,10 @@ class Unit:
 
     :ivar event: the type of a server-sent event, where it has one.
     :ivar data: what it says; None where it says nothing to the reader of the stream, as a comment does.
+    :ivar beside: what it says beside that; None where there is nothing.
     """
+
+    beside: Beside | None = None
 
     __slots__ = ("data", "event", "raw", "start")
 
@@ -32,6 +47,10 @@ class Unit:
         """The bytes of the unit with other data; its framing stays."""
         before = self.data or b""
         return self.raw[: self.start] + data + self.raw[self.start + len(before) :]
+
+    def with_texts(self, changes: Mapping[tuple[int, int], bytes]) -> "Unit":
+        """The unit with other texts beside its data. Only units that have some are asked."""
+        raise NotImplementedError
 
 
 class Framer(Protocol):

@@ -24,6 +24,7 @@ class HeldEvent:
         "instead",
         "is_json",
         "later",
+        "lines",
         "mark",
         "since",
         "spans",
@@ -41,19 +42,27 @@ class HeldEvent:
         # JSON that takes the place of values.
         self.instead: dict[Path, str] = {}
         self.spans: dict[tuple[int, int], str] = {}
+        # Texts beside its data.
+        self.lines: dict[tuple[int, int], bytes] = {}
         # What is decided when it leaves, for then everything before it has left.
         self.later: list[Follow | Drop | Remove | tuple[Record, Path, str]] = []
         self.comment = False
         self.mark: tuple[str | int, ...] | None = None
         self.dropped = False
 
-    def released(self, path: Path | None, before: str, after: str | None) -> None:
-        """A text in it leaves."""
+    def released(self, path: Path | None, before: str, after: str | None, *, instead: str | None = None) -> None:
+        """A text in it leaves.
+
+        :param instead: JSON that takes the place of the value at ``path`` if it is changed.
+        """
         self.waiting -= 1
         if after is None:
             self.dropped = True
         elif path is not None and after != before:
-            self.changes[path] = after
+            if instead is None:
+                self.changes[path] = after
+            else:
+                self.instead[path] = instead
 
     def span_released(self, span: tuple[int, int], before: str, after: str) -> None:
         """A text in it that no path leads to leaves."""
@@ -61,10 +70,16 @@ class HeldEvent:
         if after != before:
             self.spans[span] = after
 
+    def line_released(self, span: tuple[int, int], before: str, after: str) -> None:
+        """A text beside its data leaves."""
+        self.waiting -= 1
+        if after != before:
+            self.lines[span] = " ".join(after.splitlines()).encode("utf-8", "surrogatepass")
+
     @property
     def is_plain(self) -> bool:
         """Whether it leaves as it came, and nobody has to be told."""
-        return not (self.changes or self.instead or self.spans or self.later or self.mark or self.dropped)
+        return not (self.changes or self.instead or self.spans or self.lines or self.later or self.mark or self.dropped)
 
     def leave(self, changed: Container[SlotKey], leaves: Leaves) -> bytes:
         """The bytes that it leaves as, now that everything before it has left.
@@ -91,6 +106,8 @@ class HeldEvent:
             changes.update(leaves(self.mark, self.dropped))
         if self.dropped:
             return b""
+        if self.lines:
+            unit = unit.with_texts(self.lines)
         if not changes and not self.spans:
             return unit.raw
         if not self.is_json:

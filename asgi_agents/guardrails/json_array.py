@@ -7,6 +7,7 @@ from .framing import MAX_UNIT_BYTES, Unit, too_large
 
 # What matters outside of strings, and inside of them.
 _OUTSIDE: Final = re.compile(rb'["\[\]{},]')
+_BETWEEN: Final = re.compile(rb"[\s,\[]*+")
 _INSIDE: Final = re.compile(rb'["\\]')
 
 
@@ -65,8 +66,9 @@ class ArrayFramer:
         return b""
 
     def _cut(self, end: int) -> Unit:
-        start = self._start or 0
         raw = bytes(self._rest[:end])
+        # What is no white space there is read, and refused, with the element.
+        start = (self._start or 0) if _BETWEEN.fullmatch(raw, 0, self._start or 0) else 0
         element = raw[start:].rstrip(b" \t\r\n")
         del self._rest[:end]
         self._at = 0

@@ -28,11 +28,15 @@ class Text(Struct, frozen=True, gc=False):
 
 
 class Whole(Struct, frozen=True, gc=False):
-    """A text that is complete."""
+    """A text that is complete.
+
+    :ivar instead: JSON that takes the place of the value at ``path`` if the text is changed. None: the changed text.
+    """
 
     slot: Slot
     path: Path
     text: str
+    instead: str | None = None
 
 
 class Shadowed(Struct, frozen=True, gc=False):
@@ -100,10 +104,25 @@ class Remove(Struct, frozen=True, gc=False):
     text: Path
 
 
+class Passed(Struct, frozen=True, gc=False):
+    """The string at ``path`` passes as it is, such as reasoning that a client returns with its signature."""
+
+    path: Path
+
+
 class Mark(Struct, frozen=True, gc=False):
     """The dialect is told of ``value`` when the event leaves."""
 
     value: tuple[str | int, ...]
 
 
-Operation = Text | Whole | Shadowed | Piece | End | Pause | Repeat | Follow | Drop | Remove | Mark
+class FieldText(Struct, frozen=True, gc=False):
+    """Text of an event beside its data: where in the bytes of the unit it begins and ends."""
+
+    slot: Slot
+    start: int
+    end: int
+    text: str
+
+
+Operation = Text | Whole | Shadowed | Piece | End | Pause | Repeat | Follow | Drop | Remove | Passed | Mark | FieldText

@@ -13,7 +13,21 @@ from .framing import Unit, UnreadableError
 from .held_call import HeldCall
 from .held_event import HeldEvent, Leaves
 from .judges import Inspection, Judges
-from .operations import Drop, End, Follow, Mark, Operation, Pause, Piece, Remove, Repeat, Shadowed, Text, Whole
+from .operations import (
+    Drop,
+    End,
+    FieldText,
+    Follow,
+    Mark,
+    Operation,
+    Pause,
+    Piece,
+    Remove,
+    Repeat,
+    Shadowed,
+    Text,
+    Whole,
+)
 from .records import Record
 from .slot_text import Outcome, SlotText, WholeText
 from .slots import Decision, Slot, SlotKey
@@ -22,6 +36,9 @@ from .slots import Decision, Slot, SlotKey
 MAX_HELD_BYTES: Final = 16 * 1024 * 1024
 # How many complete texts are judged at once.
 _MAX_WHOLE: Final = 16
+# How many complete texts are kept that need not be judged again, and how long they are at most.
+_MAX_CLEAN: Final = 64
+_MAX_CLEAN_TEXT: Final = 16 * 1024
 
 # What a text leaves as; also None where its event is left out, for those that know that.
 _After = TypeVar("_After", bound=str | None)
@@ -63,6 +80,7 @@ class Release:
 
     __slots__ = (
         "_calls",
+        "_clean",
         "_comments",
         "_events",
         "_in_flight",
@@ -91,6 +109,8 @@ class Release:
         self._paused: dict[SlotKey, _Streamed] = {}
         self._calls: dict[SlotKey, HeldCall] = {}
         self._records: dict[SlotKey, Record] = {}
+        # Complete texts that nobody has changed: some are there again in every event.
+        self._clean: dict[Slot, str] = {}
         # How many comments wait.
         self._comments = 0
         self._in_flight: set[Inspection] = set()
@@ -174,12 +194,18 @@ class Release:
                     streamed.text.finish()
                 case Piece():
                     self._piece(event, operation, now, touched)
-                case Whole(slot, path, text):
+                case Whole(slot, path, text, instead):
                     event.waiting += 1
-                    self._judge_whole(slot, text, self._hold(text, partial(event.released, path, text)))
+                    self._judge_whole(
+                        slot, text, self._hold(text, partial(event.released, path, text, instead=instead))
+                    )
                 case Shadowed(slot, start, end, text):
                     event.waiting += 1
                     released = partial(event.span_released, (start, end), text)
+                    self._judge_whole(slot, text, self._hold(text, released))
+                case FieldText(slot, start, end, text):
+                    event.waiting += 1
+                    released = partial(event.line_released, (start, end), text)
                     self._judge_whole(slot, text, self._hold(text, released))
                 case Repeat():
                     self._repeat(event, operation)
@@ -314,17 +340,19 @@ class Release:
 
     def _judge_whole(self, slot: Slot, text: str, released: Callable[[str], None]) -> None:
         those = self._judges.of(slot)
-        if those is None or not text:
+        if those is None or not text or self._clean.get(slot) == text:
             released(text)
         elif self._whole >= _MAX_WHOLE:
             self._whole_waiting.append((slot, text, released))
         else:
             self._whole += 1
-            WholeText(slot, text, *those, self.outcome, partial(self._whole_released, released))
+            WholeText(slot, text, *those, self.outcome, partial(self._whole_released, slot, text, released))
 
-    def _whole_released(self, released: Callable[[str], None], after: str) -> None:
+    def _whole_released(self, slot: Slot, text: str, released: Callable[[str], None], after: str) -> None:
         self._whole -= 1
-        if self._whole_waiting:
+        if after == text and len(self._clean) < _MAX_CLEAN and len(text) <= _MAX_CLEAN_TEXT:
+            self._clean[slot] = text
+        while self._whole_waiting and self._whole < _MAX_WHOLE:
             self._judge_whole(*self._whole_waiting.popleft())
         released(after)
 

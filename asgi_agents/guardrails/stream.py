@@ -7,18 +7,19 @@ from typing import Final
 from msgspec import Struct
 
 from .dialect import Dialect, Reader, Stop
-from .framing import Unit, UnreadableError
+from .framing import Beside, Unit, UnreadableError
 from .json_text import JSON, Loader, Path
 from .judges import Blocked, Finding, Inspection, JudgeFailure, Judges
-from .operations import End, Operation
+from .operations import End, FieldText, Operation
 from .release import Release
 from .shadowed import shadowed
-from .slots import Decision
+from .slots import Decision, Slot
 
 _DONE: Final = (End(),)
 # With what the data of an event begins that may be JSON or text; where other events were text, strings are that too.
 _MAY_BE_JSON: Final = {False: ("{", "[", '"'), True: ("{", "[")}
-_SAYS_NOTHING: Final = re.compile(rb"(?:\xef\xbb\xbf)?(?:(?::[^\r\n]*+)?(?:\r\n|\n|\r))*+(?::[^\r\n]*+)?")
+# At least one comment: a line end alone may be half of one that was cut in two, and belong to what waits.
+_COMMENTS: Final = re.compile(rb"(?:\xef\xbb\xbf)?(?:(?:\r\n|\n|\r)*+:[^\r\n]*+)++[\r\n]*+")
 
 
 class Ending(Struct, frozen=True):
@@ -37,8 +38,8 @@ class Ending(Struct, frozen=True):
 class Stream:
     """One stream on its way through guardrails. Feed it bytes, judge what it asks for, send what it gives.
 
-    :param dialects: the one that the stream is in, or those that it may be in, all of one framing. The first event
-        tells; where none knows it, the last one has to do.
+    :param dialects: the one that the stream is in, or those that it may be in, all of one framing. The first event that
+        one of them knows tells. The last one reads those before it, and all where none is known.
     :param strict: whether the stream is stopped at what can't be read. It is passed unjudged otherwise.
     """
 
@@ -51,6 +52,7 @@ class Stream:
         "_now",
         "_out",
         "_reader",
+        "_reader_of_others",
         "_release",
         "_sent",
         "_strict",
@@ -75,7 +77,9 @@ class Stream:
         # Whether any event was text that is no JSON.
         self._has_text = False
         self._reader: Reader | None = None
-        #: The dialect, once it is known.
+        # What reads events that are in none, before the first one that is.
+        self._reader_of_others: Reader | None = None
+        #: The dialect, once an event was read: the last one while none is known.
         self.dialect: Dialect | None = None
         if len(dialects) == 1:
             self._choose(dialects[0])
@@ -191,7 +195,7 @@ class Stream:
             return b""
         out = b"".join(self._out) if len(self._out) > 1 else self._out[0]
         self._out.clear()
-        self._sent = out[-4:]
+        self._sent = (self._sent + out)[-4:]
         return out
 
     def _choose(self, dialect: Dialect) -> Reader:
@@ -205,17 +209,19 @@ class Stream:
                 return
             operations: Sequence[Operation] | None = ()
             is_json = True
-            if unit.data is None and _SAYS_NOTHING.fullmatch(unit.raw):
-                operations = None
-            elif unit.data is not None and unit.data.strip() == b"[DONE]":
-                operations = _DONE
-            elif unit.data:
-                try:
+            try:
+                if unit.data is None:
+                    operations = None if _COMMENTS.fullmatch(unit.raw) else ()
+                elif unit.data.strip() == b"[DONE]":
+                    operations = _DONE
+                elif unit.data:
                     operations, is_json = self._read(unit, unit.data)
-                except UnreadableError as exc:
-                    self._not_readable(exc)
-                    if self.ending is not None:
-                        return
+                if unit.beside is not None:
+                    operations = [*_beside(unit, unit.beside), *(operations or ())]
+            except UnreadableError as exc:
+                self._not_readable(exc)
+                if self.ending is not None:
+                    return
             if operations is None:
                 self._release.add_comment(unit, now)
                 continue
@@ -252,13 +258,22 @@ class Stream:
         elif form == "either":
             self._has_text = True
         reader = self._reader
-        if reader is None:
-            knowing = (dialect for dialect in self._dialects if dialect.knows(value))
-            reader = self._choose(next(knowing, self._dialects[-1]))
-        operations = reader.read(unit, value)
+        operations = self._first_known(unit, value) if reader is None else reader.read(unit, value)
         if is_json and self._loader.duplicates and operations is not None:
             operations = [*shadowed(text, "output"), *operations]
         return operations, is_json
+
+    def _first_known(self, unit: Unit, value: JSON) -> Sequence[Operation] | None:
+        """What an event says while none was in a dialect: events of an app's own may precede those of one."""
+        last = self._dialects[-1]
+        knowing = next((dialect for dialect in self._dialects if dialect is not last and dialect.knows(value)), None)
+        if knowing is not None:
+            operations = self._choose(knowing).read(unit, value)
+            return None if operations is None else [End(), *operations]
+        if self._reader_of_others is None:
+            self.dialect = last
+            self._reader_of_others = last.reader(self._media_type)
+        return self._reader_of_others.read(unit, value)
 
     def _not_readable(self, exc: UnreadableError) -> None:
         self.unreadable += 1
@@ -288,3 +303,17 @@ class Stream:
         self._framer.rest()
         if last:
             self._out.append(self._framer.between(b"".join(self._out)[-4:] or self._sent) + last)
+
+
+def _beside(unit: Unit, beside: Beside) -> list[Operation]:
+    """The text of a unit beside its data."""
+    if beside.strays:
+        raise UnreadableError("expected fields of events, got lines of another form")
+    operations: list[Operation] = []
+    for start, end in beside.texts:
+        try:
+            text = unit.raw[start:end].decode()
+        except UnicodeDecodeError as exc:
+            raise UnreadableError(f"expected UTF-8: {exc.reason} at byte {start + exc.start}") from None
+        operations.append(FieldText(Slot(("beside", start), "output"), start, end, text))
+    return operations

@@ -1,12 +1,14 @@
-"""Text of a request that its dialect does not know: an app may read it all the same."""
+"""Text that its dialect does not know: an app or a client may read it all the same."""
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
-from .dialects.base import NAMES, strings_in
-from .json_text import JSON, pointer
-from .operations import Operation, Piece, Repeat, Text, Whole
-from .slots import Kind, Slot
+from .dialects.base import NAMES, Mapped, strings_in
+from .framing import Unit
+from .json_text import JSON, Path, pointer
+from .operations import Operation, Passed, Pause, Piece, Repeat, Text, Whole
+from .slots import Kind, Slot, SlotKey
 
 #: What the dialects' own requests have at their top that is no text of anybody's.
 KNOWN: Final = frozenset(
@@ -26,6 +28,23 @@ KNOWN: Final = frozenset(
 _ENCODED: Final = re.compile(r"data:[\w/+.;=-]*;base64,[\w+/=-]*+|[\w+/=-]{256,}+")
 # What stands where a name is expected, and may be one: each text costs a call of a remote judge.
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
+# Of answers, beside those names: what says how they came to be, and what is there for the server alone.
+_NAMES: Final = NAMES | frozenset(
+    {
+        *("stop_reason", "native_finish_reason", "matched_stop", "provider", "severity", "format", "p", "tool_choice"),
+        *("tool_use_id", "inference_geo", "expires_at", "createTime", "finishReason", "category", "probability"),
+        *("modality", "modelVersion", "responseId", "trafficType", "jsonPath", "json_path", "done_reason"),
+        *("remote_model", "remote_host", "effort", "truncation", "previous_response_id", "prompt_cache_key"),
+        *("prompt_cache_retention", "safety_identifier", "file_id", "container_id", "messageId", "toolName"),
+        *("sourceId", "approvalId", "itemId", "thought_signature", "encrypted_index", "reasoningEncryptedContent"),
+        *("size", "quality", "background", "output_format", "verbosity", "payer"),
+    }
+)
+# What they look like. Of what is encoded or encrypted, the length says nothing.
+_NAMING: Final = re.compile(r"[A-Za-z0-9_.:/+=$\[\]*-]*")
+_COVERING: Final = frozenset((Text, Whole, Piece, Repeat))
+# How many names are known at once.
+_MAX_NAMES: Final = 256
 
 
 def uncovered(
@@ -39,11 +58,7 @@ def uncovered(
     :param by_path: whether the path has said which dialect it is. What its requests have at the top beside the text,
         such as tools and formats, is passed over then, but for descriptions.
     """
-    covered = {
-        operation.path
-        for operation in operations
-        if isinstance(operation, Text | Whole | Piece | Repeat) and operation.path is not None
-    }
+    covered = _covered(operations)
     found: list[Operation] = []
     for path, text in strings_in(value, (), skip=frozenset()):
         if not text or path in covered or _ENCODED.fullmatch(text):
@@ -56,3 +71,115 @@ def uncovered(
             continue
         found.append(Whole(Slot(("uncovered", pointer(path)), kind), path, text))
     return found
+
+
+class Uncovered:
+    """Finds text in the events of one stream, or in one answer, that their dialect has not found.
+
+    Names pass, such as those of models, roles and ids: most are there again in every event.
+    """
+
+    __slots__ = ("_joined", "_names", "_usual")
+
+    def __init__(self) -> None:
+        # Strings that were names.
+        self._names: set[str] = set()
+        # Slots of events that are not in the dialect.
+        self._joined: dict[SlotKey, None] = {}
+        # What was beside the text of the latest event in which nothing was left out.
+        self._usual: Mapped | None = None
+
+    @property
+    def joining(self) -> bool:
+        """Whether events that are not in the dialect have not ended."""
+        return bool(self._joined)
+
+    def beside(
+        self, value: Mapped, operations: list[Operation], at: Path = (), *, usual: Mapped | None = None
+    ) -> list[Operation]:
+        """``operations`` of the value at ``at``, which is in the dialect, and every string that they leave out.
+
+        Each of those is complete as it is.
+
+        :param usual: what there is beside the text of an event that has one text. Where it is the same as in the
+            latest such event in which nothing was left out, nothing is left out in this one.
+        """
+        if usual is not None and usual == self._usual and not self._joined:
+            return operations
+        if self._joined:
+            operations = [*map(Pause, self._joined), *operations]
+            self._joined.clear()
+        names = self._names
+        found: list[str] = []
+        stack: list[JSON] = [value]
+        # This is done for every token, so it knows no paths.
+        for inner in stack:
+            for member in inner.values() if type(inner) is dict else inner:  # type: ignore[union-attr]
+                if isinstance(member, str):
+                    if member and member not in names:
+                        found.append(member)
+                elif member and isinstance(member, (dict, list)):
+                    stack.append(member)
+        # Operations have the very strings of the value.
+        covered = [id(operation.text) for operation in operations if type(operation) in _COVERING]  # type: ignore[union-attr]
+        if len(found) <= len(covered) and all(id(text) in covered for text in found):
+            self._usual = usual
+            return operations
+        return [*operations, *self._beside(value, operations, at)]
+
+    def joined(self, unit: Unit, value: Mapped) -> list[Operation]:
+        """The strings of an event that is not in the dialect. Those at one path are parts of one text.
+
+        It goes on to the next event that is in the dialect.
+        """
+        operations: list[Operation] = []
+        event = (unit.event or b"").decode("utf-8", "replace")
+        for path, text in strings_in(value, (), skip=frozenset()):
+            if not text or self._is_name(path, text):
+                continue
+            slot = Slot(("uncovered", event, pointer(path)), "output")
+            if path and path[-1] in NAMES:
+                operations.append(Whole(slot, path, text))
+            else:
+                operations.append(Text(slot, path, text))
+                self._joined[slot.key] = None
+        return operations
+
+    def _beside(self, value: JSON, operations: Sequence[Operation], at: Path) -> list[Operation]:
+        covered = _covered(operations)
+        tools = {
+            operation.slot.tool for operation in operations if isinstance(operation, Text | Whole | Piece | Repeat)
+        }
+        found: list[Operation] = []
+        for path, text in strings_in(value, at, skip=frozenset()):
+            if not text or path in covered or self._is_name(path, text):
+                continue
+            if text in tools and path[-1] == "name" and _NAME.fullmatch(text):
+                self._keep(text)
+            # The tokens of a text: where they don't spell it, they are judged as another.
+            elif not ("logprobs" in path and (path[-1] == "token" or path[-2:-1] == ("tokens",))):
+                found.append(Whole(Slot(("uncovered", pointer(path)), "output"), path, text))
+        return found
+
+    def _is_name(self, path: Path, text: str) -> bool:
+        last = next((part for part in reversed(path) if isinstance(part, str)), "")
+        if _ENCODED.fullmatch(text):
+            return True
+        if last not in _NAMES or not _NAMING.fullmatch(text):
+            return False
+        self._keep(text)
+        return True
+
+    def _keep(self, name: str) -> None:
+        if len(self._names) >= _MAX_NAMES:
+            # They are all of the kind that is there once, such as ids of events.
+            self._names.clear()
+        self._names.add(name)
+
+
+def _covered(operations: Sequence[Operation]) -> set[Path]:
+    return {
+        operation.path
+        for operation in operations
+        if isinstance(operation, Text | Whole | Piece | Repeat | Passed) and operation.path is not None
+    }

@@ -98,7 +98,7 @@ def test_framing_stays_where_data_is_changed(raw: bytes, changed: bytes) -> None
 def test_an_event_leaves_with_the_carriage_return_of_its_blank_line() -> None:
     framer = SSEFramer()
     assert [unit.raw for unit in framer.feed(b"data: a\r\n\r")] == [b"data: a\r\n\r"]
-    assert [unit.raw for unit in framer.feed(b"\ndata: b\r\n\r\n")] == [b"\ndata: b\r\n\r\n"]
+    assert [unit.raw for unit in framer.feed(b"\ndata: b\r\n\r\n")] == [b"\n", b"data: b\r\n\r\n"]
 
 
 def test_blank_lines_and_comments_wait_for_nothing() -> None:

@@ -286,10 +286,10 @@ def test_unknown_fields_of_a_known_dialect_are_judged() -> None:
 @pytest.mark.parametrize(
     ("first", "name"),
     [
-        (b'data: {"choices": []}\n\n', "openai.chat"),
-        (b'data: {"type": "response.created"}\n\n', "openai.responses"),
+        (b'data: {"choices": [], "object": "chat.completion.chunk"}\n\n', "openai.chat"),
+        (b'data: {"type": "response.created", "response": {}}\n\n', "openai.responses"),
         (b'event: message_start\ndata: {"type": "message_start", "message": {}}\n\n', "anthropic.messages"),
-        (b'data: {"candidates": []}\n\n', "gemini"),
+        (b'data: {"candidates": [{"content": {}}]}\n\n', "gemini"),
         (b'data: {"type": "start"}\n\n', "ai-sdk.ui"),
         (b'data: {"token": "x"}\n\n', "unknown"),
         (b"data: hello\n\n", "unknown"),

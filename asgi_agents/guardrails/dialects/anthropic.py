@@ -6,9 +6,10 @@ from typing import Final
 from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
-from ..operations import End, Mark, Operation, Piece, Remove, Text, Whole
+from ..operations import End, Mark, Operation, Passed, Piece, Remove, Text, Whole
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
+from ..uncovered import Uncovered
 from .base import Mapped, index_of, mapping, sequence, sse, str_or_none, text_or_none, to_json, wholes
 
 # Of what is encrypted or encoded, for the server alone.
@@ -37,7 +38,10 @@ class Anthropic:
         return path.rstrip("/").endswith("/v1/messages")
 
     def knows(self, value: JSON) -> bool:
-        return isinstance(value, dict) and value.get("type") in ("message", "message_start", "ping")
+        match value:
+            case {"type": "message", "content": [*_]} | {"type": "message_start", "message": {}}:
+                return True
+        return False
 
     def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
@@ -66,7 +70,7 @@ class Anthropic:
         operations = _content(answer.get("content"), ("content",), "output", "assistant", {})
         for name in ("error", "stop_details"):
             operations += wholes(answer.get(name), (name,), "output")
-        return operations
+        return Uncovered().beside(answer, operations)
 
     def framer(self, media_type: str) -> Framer:
         return SSEFramer()
@@ -90,6 +94,7 @@ class AnthropicReader:
         "_started",
         "_stopped",
         "_thought",
+        "_uncovered",
         "_usage",
     )
 
@@ -97,6 +102,7 @@ class AnthropicReader:
         # What was read: the type and the tool of each block that is open, and the message.
         self._blocks: dict[int, Slot] = {}
         self._message: Mapped = {}
+        self._uncovered = Uncovered()
         self._usage: Mapped = {}
         # Whether there was signed reasoning, which may be left out.
         self._thought = False
@@ -111,9 +117,17 @@ class AnthropicReader:
     def read(self, unit: Unit, value: JSON) -> Sequence[Operation] | None:
         event = mapping(value, "an event")
         kind = event.get("type")
-        match kind:
-            case "content_block_delta":
-                return self._delta(event)
+        if kind == "content_block_delta":
+            return self._delta(event)
+        if kind == "ping" and len(event) == 1:
+            return None
+        operations = self._operations(event)
+        if operations is None:
+            return self._uncovered.joined(unit, event)
+        return self._uncovered.beside(event, operations)
+
+    def _operations(self, event: Mapped) -> list[Operation] | None:
+        match event.get("type"):
             case "content_block_start":
                 return self._start(event)
             case "content_block_stop":
@@ -121,8 +135,6 @@ class AnthropicReader:
                 slot = self._blocks.pop(index, None)
                 held: list[Operation] = [Piece(slot, form="signed")] if slot and slot.kind == "reasoning" else []
                 return [*held, End(("content", index)), Mark(("stop", index))]
-            case "ping":
-                return None
             case "message_start":
                 self._message = mapping(event.get("message"), "message")
                 if isinstance(usage := self._message.get("usage"), dict):
@@ -136,7 +148,9 @@ class AnthropicReader:
                 return [*wholes(details, ("delta", "stop_details"), "output"), Mark(("delta",))]
             case "message_stop":
                 return [End(), Mark(("stopped",))]
-        return wholes(event, (), "output")
+            case "error":
+                return wholes(event, (), "output")
+        return None
 
     def _start(self, event: Mapped) -> list[Operation]:
         index = index_of(event.get("index"), "index")
@@ -170,6 +184,8 @@ class AnthropicReader:
         delta = mapping(event.get("delta"), "delta")
         slot = self._blocks.get(index) or Slot(("content", index), "output", "assistant")
         operations: list[Operation] = []
+        # Beside its type.
+        text: str | None = None
         match delta.get("type"):
             case "text_delta":
                 text = text_or_none(delta.get("text"), "text")
@@ -187,7 +203,15 @@ class AnthropicReader:
                 operations += wholes(delta, ("delta",), slot.kind, skip=_OPAQUE)
         if self._thought:
             operations.append(Mark(("part", index)))
-        return operations
+        if (
+            text is not None
+            and len(event) == 3
+            and len(delta) == 2
+            and "index" in event
+            and not self._uncovered.joining
+        ):
+            return operations
+        return self._uncovered.beside(event, operations)
 
     def leaves(self, mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path, str]:
         match mark:
@@ -276,7 +300,7 @@ def _block(block: Mapped, path: Path, kind: Kind, role: str | None, tools: dict[
         text = text_or_none(block.get("thinking"), "thinking") or ""
         if kind == "input":
             # The client returns what it was given, with its signature: it is to arrive as it is.
-            return []
+            return [Passed(key)] if block.get("signature") else [Whole(Slot(key, kind, role), key, text)]
         return [Whole(Slot(key, "reasoning", role), key, text), Remove(path, key)]
     if name == "document":
         source = block.get("source")

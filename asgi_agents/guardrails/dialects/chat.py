@@ -9,9 +9,15 @@ from ..json_text import JSON, Path
 from ..operations import End, Mark, Operation, Pause, Text
 from ..slots import Call
 from ..sse import SSEFramer
+from ..uncovered import Uncovered
 from .base import Mapped, index_of, mapping, sequence, sse, str_or_none, to_json, wholes
-from .chat_parts import TOP_LEVEL, Calls, choice_texts, request_message, unknown_strings
+from .chat_parts import Calls, choice_texts, request_message
 
+# Of the path of a text that is a member of a delta itself.
+_LENGTH: Final = 4
+_OBJECTS: Final = ("chat.completion.chunk", "chat.completion", "text_completion")
+# What a choice has, of an answer or of a stream.
+_IN_CHOICE: Final = frozenset({"delta", "message", "text", "finish_reason"})
 _ERRORS: Final = {True: ("server_error", "guardrail_error"), False: ("invalid_request_error", "content_filter")}
 
 
@@ -34,7 +40,13 @@ class Chat:
     def knows(self, value: JSON) -> bool:
         if not isinstance(value, dict):
             return False
-        return isinstance(value.get("choices"), list) or str(value.get("object", "")).startswith("chat.completion")
+        choices = value.get("choices")
+        if not isinstance(choices, list):
+            return False
+        if not choices:
+            # Usage, and what filters say of the prompt, come without a choice.
+            return bool(value.keys() & {"object", "usage", "prompt_filter_results"})
+        return all(isinstance(choice, dict) and choice.keys() & _IN_CHOICE for choice in choices)
 
     def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
@@ -64,12 +76,12 @@ class Chat:
 
     def answer(self, value: JSON) -> list[Operation]:
         answer = mapping(value, "the body")
-        operations = unknown_strings(answer, TOP_LEVEL, ())
+        operations: list[Operation] = []
         for position, choice in enumerate(sequence(answer.get("choices"), "choices")):
             read = mapping(choice, "choices[]")
             index = index_of(read.get("index"), "choices[].index")
             operations += choice_texts(read, index, ("choices", position), Calls())
-        return operations
+        return Uncovered().beside(answer, operations)
 
     def framer(self, media_type: str) -> Framer:
         return SSEFramer()
@@ -84,11 +96,12 @@ class Chat:
 class ChatReader:
     """Reads one stream."""
 
-    __slots__ = ("_calls", "_channels", "_closed", "_open", "_seen", "_template", "_usage")
+    __slots__ = ("_calls", "_channels", "_closed", "_open", "_seen", "_template", "_uncovered", "_usage")
 
     def __init__(self) -> None:
         self._template: Mapped = {}
         self._usage: JSON = None
+        self._uncovered = Uncovered()
         self._calls = Calls()
         # Of each choice that was read: which field its text was in last.
         self._channels: dict[int, str | None] = {}
@@ -99,6 +112,9 @@ class ChatReader:
 
     def read(self, unit: Unit, value: JSON) -> Sequence[Operation]:
         chunk = mapping(value, "an event")
+        choices = chunk.get("choices")
+        if choices is None and "error" not in chunk and chunk.get("object") not in _OBJECTS:
+            return self._uncovered.joined(unit, chunk)
         if not self._template:
             self._template = {
                 name: chunk[name]
@@ -107,9 +123,9 @@ class ChatReader:
             }
         if chunk.get("usage") is not None:
             self._usage = chunk["usage"]
-        operations = unknown_strings(chunk, TOP_LEVEL, ())
+        operations: list[Operation] = []
         mark: list[str | int] = []
-        for position, given in enumerate(sequence(chunk.get("choices"), "choices")):
+        for position, given in enumerate(sequence(choices, "choices")):
             choice = mapping(given, "choices[]")
             index = index_of(choice.get("index"), "choices[].index")
             if index not in self._seen:
@@ -122,7 +138,19 @@ class ChatReader:
                 mark += ("closed", index)
         if mark:
             operations.append(Mark(tuple(mark)))
-        return operations
+        return self._with_uncovered(chunk, operations)
+
+    def _with_uncovered(self, chunk: Mapped, operations: list[Operation]) -> list[Operation]:
+        usual: Mapped | None = None
+        match chunk:
+            case {"choices": [{"delta": {} as delta} as choice]} if len(delta) == len(operations) == 1:
+                # Of a delta with one text, the rest is the same from event to event.
+                obfuscation = chunk.get("obfuscation", "x")
+                text = operations[0]
+                is_own = type(text) is Text and len(text.path) == _LENGTH and text.path[2] == "delta"
+                if is_own and isinstance(obfuscation, str) and obfuscation.isalnum():
+                    usual = {**chunk, "obfuscation": None, "choices": {**mapping(choice, ""), "delta": None}}
+        return self._uncovered.beside(chunk, operations, usual=usual)
 
     def _switched(self, index: int, operations: list[Operation]) -> list[Operation]:
         """Reasoning ends where the answer begins, and the other way round."""

@@ -7,19 +7,6 @@ from ..operations import End, Follow, Form, Operation, Piece, Text, Whole
 from ..slots import Kind, Slot, SlotKey
 from .base import NAMES, Mapped, mapping, sequence, str_or_none, text_or_none, wholes
 
-# What is known, and has no text in it.
-TOP_LEVEL: Final = frozenset(
-    {
-        *("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation"),
-        *("prompt_filter_results", "provider", "x_groq"),
-    }
-)
-_CHOICE: Final = frozenset(
-    {
-        *("index", "delta", "message", "text", "logprobs", "finish_reason", "native_finish_reason", "stop_reason"),
-        *("matched_stop", "content_filter_results", "content_filter_result", "content_filter_offsets"),
-    }
-)
 # Of a delta or a message: what has text in parts, and of which kind. The rest is strings of unknown meaning.
 _FIELDS: Final[dict[str, Kind]] = {
     "content": "output",
@@ -53,17 +40,9 @@ class Calls:
         return (*at, count + 1), (*at, count)
 
 
-def unknown_strings(value: Mapped, known: frozenset[str], path: Path) -> list[Operation]:
-    """The strings under keys that the dialect does not know."""
-    operations: list[Operation] = []
-    for name in value.keys() - known - NAMES:
-        operations += wholes(value[name], (*path, name), "output")
-    return operations
-
-
 def choice_texts(choice: Mapped, index: int, path: Path, calls: Calls) -> list[Operation]:
     """The text of a choice, of a stream or an answer: ``index`` names it, ``path`` leads to it."""
-    operations = unknown_strings(choice, _CHOICE, path)
+    operations: list[Operation] = []
     key: SlotKey = ("choices", index)
     texts: list[Path] = []
     joined: list[str] = []

@@ -7,9 +7,10 @@ from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_array import ArrayFramer
 from ..json_text import JSON, Path
-from ..operations import End, Follow, Mark, Operation, Pause, Piece, Text, Whole
+from ..operations import End, Follow, Mark, Operation, Passed, Pause, Piece, Text, Whole
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
+from ..uncovered import Uncovered
 from .base import NAMES, Mapped, index_of, mapping, sequence, sse, str_or_none, text_or_none, to_json, wholes
 
 # What looks back at the text of a candidate, and can't be made to agree with a changed one.
@@ -25,6 +26,9 @@ _STATUS: Final = {400: "INVALID_ARGUMENT", 503: "UNAVAILABLE", 504: "DEADLINE_EX
 _CANDIDATE: Final = frozenset(
     {"content", "finishReason", "finish_reason", "safetyRatings", "safety_ratings", *_LOOKS_BACK}
 )
+_NUMBERS: Final = frozenset((int,))
+_IN_CHUNK: Final = frozenset({"candidates", "promptFeedback", "usageMetadata", "error"})
+_IN_CANDIDATE: Final = frozenset({"content", "finishReason", "finish_reason", "finishMessage", "finish_message"})
 _PART: Final = frozenset({"text", "thought", "thoughtSignature", "thought_signature", "inlineData", "inline_data"})
 _OPAQUE: Final = NAMES | {"data", "fileUri", "file_uri", "name", "thought_signature"}
 
@@ -40,7 +44,11 @@ class Gemini:
         return path.endswith((":generateContent", ":streamGenerateContent"))
 
     def knows(self, value: JSON) -> bool:
-        return isinstance(value, dict) and bool(value.keys() & {"candidates", "promptFeedback", "usageMetadata"})
+        return isinstance(value, dict) and _is_chunk(value)
+
+    def knows_array(self, value: JSON) -> bool:
+        """Whether an answer has the shape of a stream: an array of what its events are."""
+        return isinstance(value, list) and bool(value) and all(isinstance(it, dict) and _is_chunk(it) for it in value)
 
     def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
@@ -79,7 +87,14 @@ class Gemini:
         return operations
 
     def answer(self, value: JSON) -> list[Operation]:
-        return _chunk(mapping(value, "the body"))
+        if not isinstance(value, list):
+            return Uncovered().beside(answer := mapping(value, "the body"), _chunk(answer, ()))
+        reader = GeminiReader(array=True)
+        return [
+            operation
+            for index, chunk in enumerate(value)
+            for operation in reader.operations(mapping(chunk, "[]"), (index,))
+        ]
 
     def framer(self, media_type: str) -> Framer:
         return SSEFramer() if media_type == "text/event-stream" else ArrayFramer()
@@ -94,10 +109,11 @@ class Gemini:
 class GeminiReader:
     """Reads one stream."""
 
-    __slots__ = ("_array", "_channels", "_closed", "_elements", "_seen", "_template")
+    __slots__ = ("_array", "_channels", "_closed", "_elements", "_seen", "_template", "_uncovered")
 
     def __init__(self, *, array: bool) -> None:
         self._template: Mapped = {}
+        self._uncovered = Uncovered()
         # Of each candidate that was read: whether its text was of thought or answer last.
         self._channels: dict[int, SlotKey] = {}
         # Whether the stream is an array, how many elements of it have left, which candidates were read, and which of
@@ -109,6 +125,8 @@ class GeminiReader:
 
     def read(self, unit: Unit, value: JSON) -> Sequence[Operation]:
         chunk = mapping(value, "an event")
+        if "candidates" not in chunk and not chunk.keys() & _IN_CHUNK:
+            return [*self._uncovered.joined(unit, chunk), Mark(("element", 0))]
         for name in ("usageMetadata", "modelVersion", "responseId"):
             if name in chunk:
                 self._template[name] = chunk[name]
@@ -119,7 +137,25 @@ class GeminiReader:
             self._seen.add(index)
             if read.get("finishReason"):
                 mark += ("closed", index)
-        return [*self._switched(_chunk(chunk)), Mark(("element", 0, *mark))]
+        return [*self.operations(chunk), Mark(("element", 0, *mark))]
+
+    def operations(self, chunk: Mapped, path: Path = ()) -> list[Operation]:
+        """What an event, or the element of an array at ``path``, says."""
+        operations = self._switched(_chunk(chunk, path))
+        usual: Mapped | None = None
+        match chunk:
+            case {"candidates": [{"content": {"parts": [{"text": _} as part]} as content} as candidate]} if (
+                len(operations) == len(mapping(part, "")) == 1
+            ):
+                # Of a chunk with one text, the rest is the same from event to event, but for how much was used.
+                used = chunk.get("usageMetadata") or {}
+                if isinstance(used, dict) and set(map(type, used.values())) <= _NUMBERS:
+                    usual = {
+                        **chunk,
+                        "usageMetadata": None,
+                        "candidates": {**mapping(candidate, ""), "content": {**mapping(content, ""), "parts": None}},
+                    }
+        return self._uncovered.beside(chunk, operations, path, usual=usual)
 
     def _switched(self, operations: list[Operation]) -> list[Operation]:
         """Thought ends where the answer begins, and the other way round."""
@@ -176,12 +212,23 @@ def _either(value: Mapped, camel: str) -> JSON:
     return value.get(camel, value.get("".join(f"_{char.lower()}" if char.isupper() else char for char in camel)))
 
 
-def _chunk(chunk: Mapped) -> list[Operation]:
+def _is_chunk(value: Mapped) -> bool:
+    candidates = value.get("candidates")
+    if candidates:
+        return isinstance(candidates, list) and all(
+            isinstance(candidate, dict) and candidate.keys() & _IN_CANDIDATE for candidate in candidates
+        )
+    return any(
+        isinstance(about := value.get(name), dict) and bool(about) for name in ("promptFeedback", "usageMetadata")
+    )
+
+
+def _chunk(chunk: Mapped, at: Path) -> list[Operation]:
     operations: list[Operation] = []
     for position, given in enumerate(sequence(chunk.get("candidates"), "candidates")):
         candidate = mapping(given, "candidates[]")
         index = index_of(candidate.get("index"), "candidates[].index")
-        path: Path = ("candidates", position)
+        path: Path = (*at, "candidates", position)
         key: SlotKey = ("candidates", index)
         content = mapping(candidate.get("content") or {}, "content")
         for part, value in enumerate(sequence(content.get("parts"), "parts")):
@@ -194,7 +241,7 @@ def _chunk(chunk: Mapped) -> list[Operation]:
             if candidate.get(name):
                 operations += wholes(candidate[name], (*path, name), "output")
                 operations.append(Follow((*path, name), "{}", key=(*key, "output")))
-    operations += wholes(chunk.get("error"), ("error",), "output")
+    operations += wholes(chunk.get("error"), (*at, "error"), "output")
     return operations
 
 
@@ -254,8 +301,10 @@ def _request_parts(content: Mapped, path: Path, role: str) -> list[Operation]:
             if name == "text":
                 text = text_or_none(value, "text") or ""
                 # Thought that the client returns is signed: it is to arrive as it is.
-                if part.get("thought") is not True:
+                if part.get("thought") is not True or not _either(part, "thoughtSignature"):
                     operations.append(Whole(Slot(where, "input", role), where, text))
+                else:
+                    operations.append(Passed(where))
             elif name in ("functionCall", "function_call", "executableCode", "executable_code"):
                 tool = str_or_none(mapping(value, name).get("name"))
                 operations += wholes(value, where, "tool_call", role=role, tool=tool, skip=_OPAQUE)

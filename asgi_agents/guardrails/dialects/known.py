@@ -16,7 +16,8 @@ from .ui_message import UIMessages
 from .unknown import Events, Lines, PlainText
 
 #: Those that are tried, in this order.
-BUILT_IN: Final[tuple[Dialect, ...]] = (Chat(), Responses(), Anthropic(), Gemini(), Ollama(), UIMessages())
+_GEMINI: Final = Gemini()
+BUILT_IN: Final[tuple[Dialect, ...]] = (Chat(), Responses(), Anthropic(), _GEMINI, Ollama(), UIMessages())
 _MEMBERS: Final = (
     *("name", "form", "repeats", "knows_path", "knows", "call", "request", "answer", "framer", "reader", "reply"),
 )
@@ -47,6 +48,8 @@ def of_answer(called: Dialect, value: JSON, dialects: Sequence[Dialect] = BUILT_
     for dialect in (called, *dialects):
         if dialect.name not in _GENERAL and dialect.knows(value):
             return dialect
+    if is_ours(called) and _GEMINI.knows_array(value):
+        return _GEMINI
     return _EVENTS if is_ours(called) else called
 
 

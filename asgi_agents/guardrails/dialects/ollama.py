@@ -9,6 +9,7 @@ from ..json_text import JSON, Path
 from ..ndjson import LineFramer
 from ..operations import End, Follow, Operation, Pause, Piece, Text, Whole
 from ..slots import Call, Kind, Slot
+from ..uncovered import Uncovered
 from .base import Mapped, mapping, sequence, str_or_none, text_or_none, to_json, wholes
 
 _KINDS: Final[tuple[tuple[str, Kind], ...]] = (("thinking", "reasoning"), ("content", "output"), ("response", "output"))
@@ -19,6 +20,10 @@ _KNOWN: Final = frozenset(
         *("images", "image", "done", "done_reason", "context", "logprobs", "remote_model", "remote_host"),
     }
 )
+
+
+# What a line has one of.
+_LINE: Final = frozenset({"done", "message", "response", "error"})
 
 
 class Ollama:
@@ -32,9 +37,9 @@ class Ollama:
         return path.rstrip("/").endswith(("/api/chat", "/api/generate"))
 
     def knows(self, value: JSON) -> bool:
-        return (
-            isinstance(value, dict) and type(value.get("done")) is bool and bool(value.keys() & {"message", "response"})
-        )
+        if not isinstance(value, dict) or type(value.get("done")) is not bool:
+            return False
+        return isinstance(value.get("message"), dict) or isinstance(value.get("response"), str)
 
     def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
@@ -71,7 +76,8 @@ class Ollama:
         return operations
 
     def answer(self, value: JSON) -> list[Operation]:
-        return _line(mapping(value, "the body"))
+        answer = mapping(value, "the body")
+        return Uncovered().beside(answer, _line(answer))
 
     def framer(self, media_type: str) -> Framer:
         return LineFramer()
@@ -86,14 +92,17 @@ class Ollama:
 class OllamaReader:
     """Reads one stream."""
 
-    __slots__ = ("_channel",)
+    __slots__ = ("_channel", "_uncovered")
 
     def __init__(self) -> None:
         # Which text has come last.
         self._channel: Slot | None = None
+        self._uncovered = Uncovered()
 
     def read(self, unit: Unit, value: JSON) -> Sequence[Operation]:
         line = mapping(value, "a line")
+        if not line.keys() & _LINE:
+            return self._uncovered.joined(unit, line)
         operations: list[Operation] = []
         for operation in _line(line):
             if type(operation) is Text and operation.text and operation.instead is None:
@@ -104,7 +113,7 @@ class OllamaReader:
             operations.append(operation)
         if line.get("done") is True:
             operations.append(End())
-        return operations
+        return self._uncovered.beside(line, operations)
 
     def leaves(self, mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path, str]:
         return {}

@@ -6,11 +6,12 @@ from typing import Final
 from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
-from ..operations import Drop, End, Follow, Operation, Piece, Repeat, Text
+from ..operations import Drop, End, Follow, Operation, Passed, Piece, Repeat, Text, Whole
 from ..operations import Form as Held
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
-from .base import Mapped, mapping, sequence, sse, str_or_none, text_or_none, to_json, wholes
+from ..uncovered import Uncovered
+from .base import Mapped, mapping, sequence, sse, str_or_none, strings_in, text_or_none, to_json, wholes
 from .chat import error
 
 # Items that are calls: which field has what is called, and what that is.
@@ -38,6 +39,9 @@ _TEXT_EVENTS: Final[dict[str, tuple[str, str, str]]] = {
 _RESPONSE_EVENTS: Final = frozenset(
     f"response.{name}" for name in ("created", "queued", "in_progress", "completed", "incomplete", "failed")
 )
+# What a response repeats of its request, and has many strings: they are judged together, and left out together.
+_REPEATED: Final = (("tools", "[]"), ("text", "{}"))
+_DELTA: Final[Path] = ("delta",)
 _RESULTS: Final = frozenset({"output", "outputs", "results", "error"})
 _OPAQUE: Final = frozenset(
     {
@@ -60,7 +64,12 @@ class Responses:
     def knows(self, value: JSON) -> bool:
         if not isinstance(value, dict):
             return False
-        return value.get("object") == "response" or str(value.get("type", "")).startswith("response.")
+        kind = value.get("type")
+        if not isinstance(kind, str):
+            return value.get("object") == "response" and isinstance(value.get("output"), list)
+        if kind in _RESPONSE_EVENTS:
+            return isinstance(value.get("response"), dict)
+        return kind.startswith("response.") and bool(value.keys() & {"output_index", "item_id", "item"})
 
     def call(self, value: JSON, path: str) -> Call:
         request = mapping(value, "the body")
@@ -103,7 +112,8 @@ class Responses:
         return operations
 
     def answer(self, value: JSON) -> list[Operation]:
-        return _response(mapping(value, "the body"), ())
+        response = mapping(value, "the body")
+        return Uncovered().beside(response, _response(response, ()))
 
     def framer(self, media_type: str) -> Framer:
         return SSEFramer()
@@ -118,10 +128,11 @@ class Responses:
 class ResponsesReader:
     """Reads one stream."""
 
-    __slots__ = ("_sequence_number", "_tools")
+    __slots__ = ("_sequence_number", "_tools", "_uncovered")
 
     def __init__(self) -> None:
         self._sequence_number = -1
+        self._uncovered = Uncovered()
         # The names of the tools that are called, by the key of the item.
         self._tools: dict[SlotKey, str | None] = {}
 
@@ -131,6 +142,23 @@ class ResponsesReader:
         if type(number := event.get("sequence_number")) is int:
             self._sequence_number = number
         base, _, what = kind.rpartition(".")
+        if not kind.startswith("response.") and kind != "error":
+            return self._uncovered.joined(unit, event)
+        operations = self._operations(event, kind, base, what)
+        usual: Mapped | None = None
+        obfuscation = event.get("obfuscation", "x")
+        is_one = len(operations) == 1 and isinstance(only := operations[0], Text | Piece) and only.path == _DELTA
+        if is_one and isinstance(obfuscation, str) and obfuscation.isalnum():
+            # Of a delta with one text, the rest is the same from event to event.
+            usual = {
+                **event,
+                "delta": None,
+                "obfuscation": None,
+                "sequence_number": None if type(number) is int else number,
+            }
+        return self._uncovered.beside(event, operations, usual=usual)
+
+    def _operations(self, event: Mapped, kind: str, base: str, what: str) -> list[Operation]:
         key = _item_key(event)
         if base in _TEXT_EVENTS:
             return self._text(event, base, what, key)
@@ -225,9 +253,18 @@ def _response(response: Mapped, path: Path) -> list[Operation]:
     operations: list[Operation] = []
     for index, item in enumerate(sequence(response.get("output"), "output")):
         operations += _item(mapping(item, "output[]"), ("output", index), (*path, "output", index))
+    for name, instead in _REPEATED:
+        if response.get(name):
+            operations += _repeated(response[name], (*path, name), instead)
     for name in ("error", "output_text"):
         operations += wholes(response.get(name), (*path, name), "output", skip=frozenset({"code"}))
     return operations
+
+
+def _repeated(value: JSON, path: Path, instead: str) -> list[Operation]:
+    strings = list(strings_in(value, path, skip=frozenset()))
+    joined = "\n".join(text for _, text in strings)
+    return [Whole(Slot(("repeated", path[-1]), "output"), path, joined, instead), *(Passed(at) for at, _ in strings)]
 
 
 def _item(item: Mapped, key: SlotKey, path: Path) -> list[Operation]:

@@ -9,13 +9,47 @@ from ..json_text import JSON, Path
 from ..operations import End, Follow, Mark, Operation, Piece, Text, Whole
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
+from ..uncovered import Uncovered
 from .base import NAMES, Mapped, mapping, sequence, sse, str_or_none, text_or_none, wholes
 
 _OPAQUE: Final = NAMES | {"url", "messageId", "toolName", "sourceId", "approvalId"}
 _TYPES: Final = frozenset(
     {"start", "finish", "start-step", "finish-step", "reset-step", "abort", "error", "message-metadata"}
 )
-_PREFIXES: Final = ("text-", "reasoning-", "tool-", "data-", "source-")
+
+
+# What the types of chunks that have text or an id have, by how they begin. The first one that fits counts.
+_REQUIRED: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+    ("reasoning-delta", ("id", "delta")),
+    ("tool-input-delta", ("toolCallId", "inputTextDelta")),
+    ("text-", ("id",)),
+    ("reasoning-", ("id",)),
+    ("tool-", ("toolCallId",)),
+    ("data-", ()),
+    ("source-", ("sourceId",)),
+    ("error", ("errorText",)),
+    ("file", ("url",)),
+)
+# What chunks have. One that begins a stream and has anything else is an app's own.
+_KEYS: Final = frozenset(
+    {
+        *("type", "id", "delta", "messageId", "messageMetadata", "finishReason", "reason", "errorText", "data"),
+        *("toolCallId", "toolName", "input", "inputTextDelta", "output", "providerMetadata", "providerExecuted"),
+        *("dynamic", "preliminary", "title", "approvalId", "sourceId", "url", "mediaType", "filename", "transient"),
+        *("toolMetadata", "approved"),
+    }
+)
+
+
+def _is_chunk(value: Mapped, kind: str) -> bool:
+    if kind == "text-delta":
+        return isinstance(value.get("delta"), str) and isinstance(value.get("id"), str)
+    if kind in _TYPES and kind != "error":
+        return True
+    for prefix, required in _REQUIRED:
+        if kind.startswith(prefix):
+            return all(name == "data" or isinstance(value.get(name), str) for name in required)
+    return False
 
 
 class UIMessages:
@@ -33,7 +67,7 @@ class UIMessages:
             return False
         kind = value.get("type")
         if isinstance(kind, str):
-            return kind in _TYPES or kind.startswith(_PREFIXES)
+            return _is_chunk(value, kind) and value.keys() <= _KEYS
         messages = value.get("messages")
         return (
             isinstance(messages, list)
@@ -74,10 +108,11 @@ class UIMessages:
 class UIMessageReader:
     """Reads one stream."""
 
-    __slots__ = ("_finished", "_open", "_tools")
+    __slots__ = ("_finished", "_open", "_tools", "_uncovered")
 
     def __init__(self) -> None:
         self._tools: dict[str, str | None] = {}
+        self._uncovered = Uncovered()
         # Of what has left: the parts that are open, by their type and id.
         self._open: dict[tuple[str, str], None] = {}
         self._finished = False
@@ -85,6 +120,13 @@ class UIMessageReader:
     def read(self, unit: Unit, value: JSON) -> Sequence[Operation]:
         chunk = mapping(value, "an event")
         kind = str(chunk.get("type"))
+        if not _is_chunk(chunk, kind):
+            return self._uncovered.joined(unit, chunk)
+        operations = self._operations(chunk, kind)
+        usual: Mapped | None = {**chunk, "delta": None} if kind == "text-delta" else None
+        return self._uncovered.beside(chunk, operations, usual=usual)
+
+    def _operations(self, chunk: Mapped, kind: str) -> list[Operation]:
         base, _, what = kind.partition("-")
         if base in ("text", "reasoning") and what in ("start", "delta", "end"):
             return self._text(chunk, base, what)
