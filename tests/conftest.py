@@ -78,6 +78,17 @@ def anyio_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     return request.param
 
 
+@pytest.fixture(params=["http1", "httpcore"])
+def http_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What carries the requests of `HttpTransport` on asyncio; on trio it is always httpcore."""
+    name: str = request.param
+    if name == "httpcore":
+        monkeypatch.setattr("asgi_agents.transports.http._HAS_HTTP1", False)
+    elif "anyio_backend" in request.fixturenames and request.getfixturevalue("anyio_backend_name") == "trio":
+        pytest.skip("http1 is for asyncio")
+    return name
+
+
 @pytest.fixture(autouse=True)
 def steps_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """No warnings of hooks that block the event loop, as any seems to on a busy machine. Their own tests have them."""

@@ -146,7 +146,7 @@ def test_every_target_is_of_a_figure_that_is_measured() -> None:
     known = {f"direct.headers.{name}" for name in _direct_figures("headers")}
     known |= {f"server.{variant.name}.share" for variant in REQUESTS}
     known |= {"direct.headers.1.calls", "direct.events.1.microseconds"}
-    known |= {"server.http.over-by-hand", "server.http-aiohttp.over-by-hand"}
+    known |= {"server.http.over-httpx", "server.http.over-aiohttp"}
     known |= {"server.upload.time", "server.websocket.added-per-message", "envoy.unix-json.over-ext-authz"}
     known |= set(growth.figures(growth.agents_curve([rounds] * 7)))
     known |= set(growth.figures(growth.routes_curve([rounds] * 7, [rounds] * 7)))

@@ -19,7 +19,10 @@ import starlette.datastructures, starlette.exceptions, starlette.requests, starl
 import starlette.websockets
 """
 # What only some need: each of them takes longer to import than the package itself.
-_LATER = ["aiohttp", "h11", "httpcore", "httpx", "opentelemetry.sdk", "prometheus_client", "trio", "uvicorn", "uvloop"]
+_LATER = [
+    *("h11", "httpcore", "httptools", "httpx"),
+    *("opentelemetry.sdk", "prometheus_client", "trio", "uvicorn", "uvloop"),
+]
 
 
 def run(code: str) -> list[str]:
@@ -67,10 +70,11 @@ def test_agents_that_need_nothing_else_bring_nothing_else() -> None:
         "from asgi_agents import AgentConfig\nAgentConfig('a', 'http://127.0.0.1:9', events=['request_headers'])",
     ],
 )
-def test_an_agent_behind_http_brings_httpx_when_it_is_configured_not_at_its_first_call(code: str) -> None:
+def test_an_agent_behind_http_brings_what_it_needs_when_it_is_configured_not_at_its_first_call(code: str) -> None:
     """An import takes longer than many calls may, and nothing else runs on the event loop meanwhile."""
-    assert run(f"{code}\nout = [name for name in ('httpcore', 'httpx') if name in sys.modules]") == [
+    assert run(f"{code}\nout = [name for name in ('httpcore', 'httptools', 'httpx') if name in sys.modules]") == [
         "httpcore",
+        "httptools",
         "httpx",
     ]
 

@@ -127,8 +127,6 @@ class _Response(Struct):
     skip_body: bool | UnsetType = UNSET
 
 
-_NO_AUDIT = _Audit()
-
 #: The ``decision`` of an answer without a verdict: the agent has failed, or was not asked. The protocol has no message
 #: for that. Other hosts can't decode it, and apply their failure mode. ``"allow"`` would not do: some hosts take it for
 #: a verdict, whatever else the answer says.
@@ -280,8 +278,13 @@ def _is_plain(wire: _Response) -> bool:
         and wire.response_body_mutation is None
         and wire.websocket_decision is None
         and wire.version == PROTOCOL_VERSION
-        and (wire.audit is None or wire.audit == _NO_AUDIT)
+        and (wire.audit is None or _is_empty(wire.audit))
     )
+
+
+def _is_empty(audit: _Audit) -> bool:
+    # Not by comparison: an empty list that was decoded is not equal to the empty tuple of a default.
+    return not (audit.tags or audit.rule_ids or audit.reason_codes or audit.custom) and audit.confidence is None
 
 
 def _audit_from_wire(wire: _Audit | None) -> AuditMetadata:

@@ -2,14 +2,16 @@
 
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import Final, cast
 
 import httpx
 from anyio import CancelScope
 
 from .._version import __version__
+from ..concurrency.background import on_trio
 from ..concurrency.per_event_loop import PerEventLoop
 from ..errors import (
     AgentConnectionError,
@@ -36,8 +38,15 @@ from .connections import Connections, ConnectionStack, SharedTransport
 from .tls import ClientCertificate, client_context
 from .wire import unusable_path
 
-if TYPE_CHECKING:
-    from .aiohttp import AiohttpConnections
+try:
+    from .http1.connecting import Http1Connector
+    from .http1.pool import Http1Pool
+    from .http1.request import PostHead
+except ImportError:
+    _HAS_HTTP1 = False
+else:
+    # asyncio's event loop on Windows reads ahead: what a connection holds before it is used again can't be seen there.
+    _HAS_HTTP1 = sys.platform != "win32"
 
 MAX_ANSWER_BYTES: Final = 10 * 1024 * 1024
 # Of a content-length: int() refuses what is much longer.
@@ -71,7 +80,7 @@ _HEADER_VALUE: Final = re.compile(r"(?:[!-~](?:[\t -~]*[!-~])?)?\Z")
 # The guard's deadline ends a call.
 _NO_TIMEOUTS: Final = {"timeout": {"connect": None, "read": None, "write": None, "pool": None}}
 
-# h11 and aiohttp quote what they could not parse; what an agent sent does not belong in logs.
+# h11 quotes what it could not parse; what an agent sent does not belong in logs.
 _QUOTED_BYTES: Final = re.compile(r"(?:bytearray\()?b['\"].*", re.DOTALL)
 
 
@@ -82,6 +91,9 @@ class HttpTransport:
     is never repeated: when the agent closes an idle connection in the very moment that it is used again, the call fails
     as for any broken connection, because nobody can tell whether the agent has acted on the event already. A connection
     on which anything has come after an answer is not used again.
+
+    On asyncio, where httptools is installed (the ``fast`` extra), the package's own HTTP/1.1 client carries the
+    requests, in a fraction of the time that httpcore takes. Everywhere else, and on Windows, httpcore carries them.
 
     :param url: an ``http://`` or ``https://`` URL.
     :param headers: sent with each event, credentials for instance; ASCII.
@@ -94,7 +106,6 @@ class HttpTransport:
     :param transport: what carries the requests instead of connections of our own, and keeps the rules above or not. An
         ``httpx.AsyncBaseTransport`` is used on every event loop, and closed by :meth:`aclose`. A function without
         arguments is called on each event loop for the transport to use there, which is closed with the loop.
-        ``"aiohttp"`` carries them with aiohttp; asyncio only, needs the ``aiohttp`` extra.
     :param max_answer_bytes: a longer answer is an agent error.
     :param span_unit: what the agent counts in the spans of its detections: ``"codepoints"`` of the content, as the
         protocol has it, or ``"bytes"`` of its UTF-8, as agents written in Rust or Go may. Handlers get code points.
@@ -115,7 +126,7 @@ class HttpTransport:
         verify: ssl.SSLContext | bool | str = True,
         cert: ClientCertificate | None = None,
         uds: str | None = None,
-        transport: httpx.AsyncBaseTransport | TransportFactory | Literal["aiohttp"] | None = None,
+        transport: httpx.AsyncBaseTransport | TransportFactory | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
         span_unit: SpanUnit = "codepoints",
     ) -> None:
@@ -129,23 +140,19 @@ class HttpTransport:
         if span_unit not in ("codepoints", "bytes"):
             raise _wrong("span_unit", span_unit, "'codepoints' or 'bytes'")
         self._span_unit = span_unit
-        self._connections: SharedTransport | PerEventLoop[Connections | AiohttpConnections]
-        if transport is None or transport == "aiohttp":
+        self._connections: SharedTransport | PerEventLoop[SharedTransport] | PerEventLoop[ConnectionStack | Http1Pool]
+        if transport is None:
             if uds is not None and (not isinstance(uds, str) or not uds):
                 raise _wrong("uds", uds, "the path of a Unix socket")
             unusable = None if uds is None else unusable_path(uds)
             if unusable is not None:
                 raise _wrong("uds", uds, unusable)
+            tls: ssl.SSLContext | None = None
             if self._url.scheme == "https":
                 tls = client_context("HttpTransport", verify, cert)
             elif verify is not True or cert is not None:
                 raise _wrong("url", url, "https://, for that is what verify and cert are about")
-            else:
-                tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx wants one; with no authorities it trusts nobody
-            if transport is None:
-                self._connections = PerEventLoop(lambda: ConnectionStack(tls, uds))
-            else:
-                self._connections = PerEventLoop(_aiohttp(self._url, self._headers, tls, uds))
+            self._connections = PerEventLoop(lambda: self._open(tls))
             return
         for name, beside in (("verify", verify is not True), ("cert", cert is not None), ("uds", uds is not None)):
             if beside:
@@ -156,17 +163,19 @@ class HttpTransport:
             factory = transport
             self._connections = PerEventLoop(lambda: SharedTransport(factory()))
         else:
-            raise _wrong(
-                "transport", transport, "an httpx.AsyncBaseTransport, a function that returns one, or 'aiohttp'"
-            )
+            raise _wrong("transport", transport, "an httpx.AsyncBaseTransport, or a function that returns one")
 
     @property
     def address(self) -> str:
         """Where the agent is, for messages: host and port, or the path of a Unix socket."""
         if self._uds is not None:
             return f"unix://{self._uds}"
-        port = self._url.port or (443 if self._url.scheme == "https" else 80)
-        return f"[{self._url.host}]:{port}" if ":" in self._url.host else f"{self._url.host}:{port}"
+        host = self._url.host
+        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+
+    @property
+    def _port(self) -> int:
+        return self._url.port or (443 if self._url.scheme == "https" else 80)
 
     def __repr__(self) -> str:
         return f"<HttpTransport {str(self._url.copy_with(query=None))!r}>"
@@ -200,7 +209,7 @@ class HttpTransport:
             source = self._connections
             connections = source.peek() or await source.get() if isinstance(source, PerEventLoop) else source
             if not isinstance(connections, Connections):
-                return await self._post_with_aiohttp(connections, message)
+                return await connections.post(message)
             async with connections.lease() as transport:
                 response = await transport.handle_async_request(self._request(message))
                 return await self._read(response)
@@ -209,17 +218,14 @@ class HttpTransport:
         except Exception as exc:
             raise AgentConnectionError(_describe(exc)) from exc
 
-    async def _post_with_aiohttp(self, connections: "AiohttpConnections", message: bytes) -> bytes:
-        trace_context: dict[str, str] = {}
-        inject_trace_context(trace_context)
-        async with connections.post(message, trace_context) as response:
-            self._check_head(response.status, response.headers)
-            answer = Pieces()
-            async for chunk in response.content.iter_any():
-                if answer.size + len(chunk) > self._max_answer_bytes:
-                    raise self._too_long()
-                answer.append(chunk)
-            return answer.take()
+    def _open(self, tls: ssl.SSLContext | None) -> "ConnectionStack | Http1Pool":
+        """What carries the requests of the running event loop."""
+        if not _HAS_HTTP1 or on_trio():
+            # httpx wants a context for http, too; one without authorities trusts nobody.
+            return ConnectionStack(tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self._uds)
+        connector = Http1Connector(self._url.raw_host.decode("ascii"), self._port, tls, self._uds)
+        head = PostHead(self._url.raw_path, self._headers)
+        return Http1Pool(connector, head, self._check_head, self._max_answer_bytes)
 
     def _request(self, message: bytes) -> httpx.Request:
         headers = [*self._headers, (b"content-length", b"%d" % len(message))]
@@ -358,20 +364,6 @@ def _fixed_headers(url: httpx.URL, encoding: Encoding, given: object) -> list[tu
             )
         fields[name.lower()] = value
     return [(name.encode(), value.encode()) for name, value in fields.items()]
-
-
-def _aiohttp(
-    url: httpx.URL, headers: Sequence[tuple[bytes, bytes]], tls: ssl.SSLContext, uds: str | None
-) -> "Callable[[], Connections | AiohttpConnections]":
-    try:
-        from .aiohttp import AiohttpConnections
-    except ImportError as exc:
-        raise _wrong(
-            "transport", "aiohttp", "the aiohttp extra to be there: pip install 'asgi-agents[aiohttp]'"
-        ) from exc
-    if uds is not None and url.scheme == "https":
-        raise _wrong("uds", uds, "an http:// URL: aiohttp would send this one's requests unencrypted")
-    return lambda: AiohttpConnections(str(url), headers, tls, uds)
 
 
 def _wrong(field: str, value: object, expected: str) -> ConfigurationError:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Final, cast
 
-import aiohttp
 import httpx
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -153,6 +152,9 @@ class AiohttpPost(InProcess):
         self._path = path
 
     async def open(self) -> None:
+        # Of the extra `benchmark`: the rest does without it.
+        import aiohttp
+
         self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(self._path))
 
     async def close(self) -> None:

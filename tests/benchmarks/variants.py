@@ -47,10 +47,6 @@ def _http(directory: Path) -> ASGIApp:
     return _remote(HttpTransport("http://agent/", uds=HTTP_AGENT.socket(directory)))
 
 
-def _http_aiohttp(directory: Path) -> ASGIApp:
-    return _remote(HttpTransport("http://agent/", uds=HTTP_AGENT.socket(directory), transport="aiohttp"))
-
-
 def _remote(transport: HttpTransport | StreamTransport) -> ASGIApp:
     return AgentMiddleware(hello, agents=[AgentConfig("allow", transport, events={EventType.REQUEST_HEADERS})])
 
@@ -77,7 +73,6 @@ REQUESTS: Final = (
     UNIX_JSON,
     Variant("unix-msgpack", "asgi_agents, agent on a Unix socket, msgpack", _unix_msgpack, peers=(STREAM_AGENT,)),
     Variant("http", "asgi_agents, agent over HTTP", _http, peers=(HTTP_AGENT,)),
-    Variant("http-aiohttp", "asgi_agents, agent over HTTP, with aiohttp", _http_aiohttp, peers=(HTTP_AGENT,)),
     Variant(
         "by-hand-httpx",
         "by hand: a POST with `httpx.AsyncClient`",
@@ -89,6 +84,7 @@ REQUESTS: Final = (
         "by hand: a POST with aiohttp",
         lambda directory: AiohttpPost(hello, HTTP_AGENT.socket(directory)),
         peers=(HTTP_AGENT,),
+        needs=("aiohttp",),
     ),
     Variant(
         "by-hand-echo",

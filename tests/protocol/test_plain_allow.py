@@ -5,7 +5,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from asgi_agents.protocol import ALLOW, AgentResponse, AuditMetadata, Encoding, EventType, HeaderOp, decode_answer
+from asgi_agents.protocol import (
+    ALLOW,
+    AgentResponse,
+    AuditMetadata,
+    Encoding,
+    EventType,
+    HeaderOp,
+    decode_answer,
+    encode_answer,
+)
 from asgi_agents.protocol.stream import (
     ANSWER_IDS,
     CallIds,
@@ -69,6 +78,28 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(payloads: list[byt
 )
 def test_it_is_recognised_however_it_is_spelt(answer: AgentResponse | None) -> None:
     assert check_response(answer, may_mutate=False, may_set_host=False) is ALLOW
+
+
+@pytest.mark.parametrize("encoding", Encoding)
+def test_it_is_recognised_where_every_field_of_it_is_sent(encoding: Encoding) -> None:
+    assert decode_answer(encode_answer(ALLOW, encoding), encoding, EventType.REQUEST_HEADERS) is ALLOW
+
+
+@pytest.mark.parametrize(
+    "audit",
+    [
+        AuditMetadata(tags=("seen",)),
+        AuditMetadata(rule_ids=("r-1",)),
+        AuditMetadata(confidence=0.0),
+        AuditMetadata(reason_codes=("why",)),
+        AuditMetadata(custom={"a": None}),
+    ],
+)
+def test_what_is_for_the_audit_record_is_not_lost(audit: AuditMetadata) -> None:
+    sent = encode_answer(AgentResponse.allow(audit=audit), Encoding.JSON)
+    found = decode_answer(sent, Encoding.JSON, EventType.REQUEST_HEADERS)
+    assert isinstance(found, AgentResponse)
+    assert found.audit == audit
 
 
 def test_the_usual_spelling_makes_no_object() -> None:

@@ -29,10 +29,10 @@ def head(content_length: int | None = None, *lines: bytes) -> bytes:
     return b"\r\n".join((b"HTTP/1.1 200 OK", b"content-type: application/json", length, *lines, b"", b""))
 
 
-async def ask_over_http(behave: Behaviour, transport: Any = None, **options: Any) -> tuple[Client, AgentManager]:
+async def ask_over_http(behave: Behaviour, **options: Any) -> tuple[Client, AgentManager]:
     """One request to an app whose only agent behaves like that at the level of bytes."""
     async with raw_agent(behave) as agent:
-        return await ask(AgentConfig("agent", HttpTransport(agent.url, transport=transport), events=HEADS, **options))
+        return await ask(AgentConfig("agent", HttpTransport(agent.url), events=HEADS, **options))
 
 
 HEADS = {EventType.REQUEST_HEADERS}
@@ -62,10 +62,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("encoding", BOMBS)
-@pytest.mark.parametrize("transport", [None, "aiohttp"])
-async def test_a_compressed_answer_is_never_unpacked(encoding: str, transport: Any, anyio_backend_name: str) -> None:
-    if transport == "aiohttp" and anyio_backend_name != "asyncio":
-        pytest.skip("aiohttp is for asyncio")
+async def test_a_compressed_answer_is_never_unpacked(encoding: str, http_client: str) -> None:
     requests: list[bytes] = []
     bomb = BOMBS[encoding]()
 
@@ -78,7 +75,7 @@ async def test_a_compressed_answer_is_never_unpacked(encoding: str, transport: A
 
     tracemalloc.start()
     try:
-        client, manager = await ask_over_http(behave, transport, timeout=10)
+        client, manager = await ask_over_http(behave, timeout=10)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -89,10 +86,7 @@ async def test_a_compressed_answer_is_never_unpacked(encoding: str, transport: A
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "endless"])
-@pytest.mark.parametrize("transport", [None, "aiohttp"])
-async def test_an_answer_without_end_is_cut_off(declared: bool, transport: Any, anyio_backend_name: str) -> None:
-    if transport == "aiohttp" and anyio_backend_name != "asyncio":
-        pytest.skip("aiohttp is for asyncio")
+async def test_an_answer_without_end_is_cut_off(declared: bool, http_client: str) -> None:
     sent = 0
 
     async def behave(stream: anyio.abc.ByteStream) -> None:
@@ -103,7 +97,7 @@ async def test_an_answer_without_end_is_cut_off(declared: bool, transport: Any, 
             await stream.send(b" " * 65536 if declared else b"10000\r\n" + b" " * 65536 + b"\r\n")
             sent += 65536
 
-    client, manager = await ask_over_http(behave, transport, timeout=15)
+    client, manager = await ask_over_http(behave, timeout=15)
 
     assert (client.status, outcomes(manager)) == (503, {"error": 1})
     # What the sockets hold comes on top.

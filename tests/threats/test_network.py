@@ -94,12 +94,10 @@ CERTIFICATES = ["self-signed", "of another host", "expired"]
 
 
 @pytest.mark.parametrize("certificate", [*CERTIFICATES, "good"])
-@pytest.mark.parametrize("via", ["http", "aiohttp", "stream"])
+@pytest.mark.parametrize("via", ["http", "stream"])
 async def test_tls_trusts_nobody_whose_certificate_is_wrong(
-    certificate: str, via: str, authority: trustme.CA, tmp_path: Path, anyio_backend: str
+    certificate: str, via: str, authority: trustme.CA, tmp_path: Path, http_client: str
 ) -> None:
-    if via == "aiohttp" and anyio_backend != "asyncio":
-        pytest.skip("aiohttp is for asyncio")
     ca = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(ca))
     eavesdropper = Eavesdropper()
@@ -110,8 +108,7 @@ async def test_tls_trusts_nobody_whose_certificate_is_wrong(
     if via == "stream":
         transport = StreamTransport(f"tcp://127.0.0.1:{port}", tls=True, verify=str(ca), connect_timeout=10)
     else:
-        carrier: Any = via if via == "aiohttp" else None
-        transport = HttpTransport(f"https://127.0.0.1:{port}/", verify=str(ca), transport=carrier)
+        transport = HttpTransport(f"https://127.0.0.1:{port}/", verify=str(ca))
     behave = eavesdropper.stream if via == "stream" else eavesdropper.http
 
     async with listener, anyio.create_task_group() as tasks:
@@ -201,13 +198,8 @@ def trap() -> Iterator[Trap]:
     trap.close()
 
 
-@pytest.mark.parametrize("transport", [None, "aiohttp"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_by_an_agent_is_not_followed(
-    status: int, transport: Any, trap: Trap, anyio_backend: str
-) -> None:
-    if transport == "aiohttp" and anyio_backend != "asyncio":
-        pytest.skip("aiohttp is for asyncio")
+async def test_a_redirect_by_an_agent_is_not_followed(status: int, trap: Trap, http_client: str) -> None:
 
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"location", trap.url.encode()), (b"content-type", b"application/json")]
@@ -215,20 +207,15 @@ async def test_a_redirect_by_an_agent_is_not_followed(
         await send({"type": "http.response.body", "body": b'{"decision":"allow"}'})
 
     with serve(elsewhere, lifespan="off") as url:
-        client, manager, app = await ask(
-            AgentConfig("agent", HttpTransport(url, transport=transport), events=HEADS, timeout=10)
-        )
+        client, manager, app = await ask(AgentConfig("agent", HttpTransport(url), events=HEADS, timeout=10))
 
     assert (client.status, app.calls, trap.caught) == (503, 0, 0)
     assert manager.metrics["agent"].outcomes == {FailureKind.ERROR: 1}
 
 
-@pytest.mark.parametrize("transport", [None, "aiohttp"])
 async def test_neither_proxies_nor_netrc_of_the_environment_see_an_event(
-    transport: Any, trap: Trap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend: str
+    trap: Trap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, http_client: str
 ) -> None:
-    if transport == "aiohttp" and anyio_backend != "asyncio":
-        pytest.skip("aiohttp is for asyncio")
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, trap.url)
         monkeypatch.setenv(name.lower(), trap.url)
@@ -246,9 +233,7 @@ async def test_neither_proxies_nor_netrc_of_the_environment_see_an_event(
         await inner(scope, receive, send)
 
     with serve(looking, lifespan="off") as url:
-        client, _, _ = await ask(
-            AgentConfig("agent", HttpTransport(url, transport=transport), events=HEADS, timeout=10)
-        )
+        client, _, _ = await ask(AgentConfig("agent", HttpTransport(url), events=HEADS, timeout=10))
 
     assert (client.status, trap.caught) == (200, 0)
     assert b"authorization" not in headers[0]

@@ -144,16 +144,13 @@ async def hello(request: Request) -> Response:
 REQUESTS = ["/raise", "/raise-group", "/bad-header", "/bad-answer", "/bad-audit", "/hello"]
 
 
-@pytest.mark.parametrize("transport", [None, "aiohttp"])
 @pytest.mark.parametrize("failure_mode", FailureMode)
 def test_nothing_that_is_written_down_or_answered_has_secrets_in_it(
-    log: pytest.LogCaptureFixture, failure_mode: FailureMode, transport: Any
+    log: pytest.LogCaptureFixture, failure_mode: FailureMode, http_client: str
 ) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    nowhere = HttpTransport(
-        f"http://127.0.0.1:9/?key={SECRET}", headers={"authorization": f"Bearer {SECRET}"}, transport=transport
-    )
+    nowhere = HttpTransport(f"http://127.0.0.1:9/?key={SECRET}", headers={"authorization": f"Bearer {SECRET}"})
     options: dict[str, Any] = {"failure_mode": failure_mode, "circuit_breaker": None, "config": {"key": SECRET}}
     manager = AgentManager(
         [

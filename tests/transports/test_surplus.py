@@ -276,37 +276,27 @@ def contexts(authority: trustme.CA, tls: bool) -> tuple[ssl.SSLContext | None, s
 @pytest.mark.parametrize("kind", HTTP_KINDS)
 @pytest.mark.parametrize("style", ["content-length", "chunked"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize("via", ["httpx", "aiohttp"])
 async def test_nothing_that_comes_after_an_answer_over_http_is_the_next_one(
-    via: str, tls: bool, style: str, kind: str, time: str, authority: trustme.CA, anyio_backend: str
+    http_client: str, tls: bool, style: str, kind: str, time: str, authority: trustme.CA
 ) -> None:
-    if via == "aiohttp" and anyio_backend != "asyncio":
-        pytest.skip("aiohttp is for asyncio")
     server, client = contexts(authority, tls)
     async with hostile(Http(style), HTTP_KINDS[kind], time, server) as agent:
         transport = HttpTransport(
             f"http{'s' if tls else ''}://127.0.0.1:{agent.port}/",
-            transport="aiohttp" if via == "aiohttp" else None,
             verify=True if client is None else client,
         )
         verdicts = await provoke(agent, transport.call)
         await transport.aclose()
 
-        # aiohttp may find what can't be parsed before it hands out the answer in front of it.
-        assert verdicts[0] == "first" or (via, kind, verdicts[0]) == ("aiohttp", "garbage", "failed")
-        assert verdicts[1:] == ["own", "own"]
+        assert verdicts == ["first", "own", "own"]
         assert not agent.reused
 
 
 @pytest.mark.parametrize("size", [65536, 131072, 256000, 262144, 524288])
-@pytest.mark.parametrize("via", ["httpx", "aiohttp"])
-async def test_nor_where_the_answer_fills_what_is_read_at_once(via: str, size: int, anyio_backend: str) -> None:
+async def test_nor_where_the_answer_fills_what_is_read_at_once(http_client: str, size: int) -> None:
     """What an event loop hands over in one piece is cut at such sizes, and the rest is kept somewhere."""
-    if via == "aiohttp" and anyio_backend != "asyncio":
-        pytest.skip("aiohttp is for asyncio")
     async with hostile(Http(size), KINDS["again"], "together") as agent:
-        carrier: Any = via if via == "aiohttp" else None
-        transport = HttpTransport(f"http://127.0.0.1:{agent.port}/", transport=carrier)
+        transport = HttpTransport(f"http://127.0.0.1:{agent.port}/")
         verdicts = await provoke(agent, transport.call)
         await transport.aclose()
 
@@ -353,20 +343,3 @@ async def test_nothing_that_comes_after_an_answer_on_a_stream_is_the_next_one(
         assert verdicts[-1] == "own"
         if speech == "envelope":
             assert not agent.reused
-
-
-async def test_where_aiohttp_has_changed_no_connection_is_used_twice(
-    monkeypatch: pytest.MonkeyPatch, anyio_backend: str
-) -> None:
-    if anyio_backend != "asyncio":
-        pytest.skip("aiohttp is for asyncio")
-    from asgi_agents.transports import aiohttp as carrier
-
-    monkeypatch.setattr(carrier, "_OVERRIDDEN", ("a_method_of_old",))
-    async with hostile(Http("content-length"), KINDS["again"], "while idle") as agent:
-        transport = HttpTransport(f"http://127.0.0.1:{agent.port}/", transport="aiohttp")
-        verdicts = await provoke(agent, transport.call)
-        await transport.aclose()
-
-        assert verdicts == ["first", "own", "own"]
-        assert not agent.reused

@@ -91,7 +91,7 @@ def carrier() -> httpx.AsyncBaseTransport:
 
 factory: TransportFactory = carrier
 HttpTransport("http://waf/", transport=factory, headers={"authorization": "Bearer x"}, uds="/run/waf.sock")
-HttpTransport("http://waf/", transport="aiohttp", max_answer_bytes=1000, span_unit="codepoints")
+HttpTransport("http://waf/", max_answer_bytes=1000, span_unit="codepoints")
 
 AgentConfig("typo", Everything(), failure_mode="fail-open")  # type: ignore[arg-type]
 AgentConfig("typo", Everything(), request_body_mode="buffered")  # type: ignore[arg-type]

@@ -182,12 +182,9 @@ EXTRAS = {
 class TestWhatComesAfterTheEndOfAnAnswer:
     """The connection is never used again."""
 
-    @pytest.mark.parametrize("transport", [None, "aiohttp"], ids=["httpx", "aiohttp"])
     @pytest.mark.parametrize("when", ["with it", "later"])
     @pytest.mark.parametrize("extra", EXTRAS.values(), ids=EXTRAS)
-    async def test_over_http(self, extra: bytes, when: str, transport: Any, anyio_backend: str) -> None:
-        if transport == "aiohttp" and anyio_backend != "asyncio":
-            pytest.skip("aiohttp is for asyncio")
+    async def test_over_http(self, extra: bytes, when: str, http_client: str) -> None:
         later, said = anyio.Event(), anyio.Event()
 
         async def behave(stream: anyio.abc.ByteStream) -> None:
@@ -207,7 +204,7 @@ class TestWhatComesAfterTheEndOfAnAnswer:
 
         app = App()
         async with raw_agent(behave) as agent:
-            middleware = guarded(app, config(HttpTransport(agent.url, transport=transport), events={HEAD}))
+            middleware = guarded(app, config(HttpTransport(agent.url), events={HEAD}))
             async with connected(middleware):
                 for _ in range(3):
                     client = await ask_again(middleware)

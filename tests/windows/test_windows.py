@@ -137,7 +137,6 @@ def test_every_module_can_be_imported_but_the_one_for_unix_sockets() -> None:
         pytest.param("AgentConfig('waf', 'unix:///run/agent.sock')", marks=SLOW),
         pytest.param("AgentConfig('waf', ['tcp://127.0.0.1:9', 'unix:///run/agent.sock'])", marks=SLOW),
         "HttpTransport('http://agent/', uds='/run/agent.sock')",
-        pytest.param("HttpTransport('http://agent/', uds='/run/agent.sock', transport='aiohttp')", marks=SLOW),
         "anyio.run(serve_stream, Waf(), 'unix:///run/agent.sock')",
     ],
 )

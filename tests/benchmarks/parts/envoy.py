@@ -11,7 +11,7 @@ from ..plan import Plan
 from ..ratios import over
 from ..report import Part
 from ..variants import BARE, ENVOYS, UNIX_JSON
-from .server import job, requests_table
+from .server import job, left_out, requests_table
 
 
 def run(plan: Plan, progress: Callable[[str], None]) -> Part:
@@ -19,13 +19,8 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
     :raises LoadError: when one doesn't answer as it should.
     """
     envoys = tuple(variant for variant in ENVOYS if variant.available)
-    left_out = tuple(
-        f"{variant.title}: needs the modules {' and '.join(variant.needs)}, of the `benchmark` extra"
-        for variant in ENVOYS
-        if not variant.available
-    )
     if not envoys:
-        return Part("envoy", (), {}, left_out=left_out)
+        return Part("envoy", (), {}, left_out=left_out(ENVOYS))
     variants = (BARE, UNIX_JSON, *envoys)
     with serve(variants) as servers, loader() as load:
         jobs = {server.variant.name: job(server, plan) for server in servers}
@@ -36,4 +31,4 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
     figures = {f"envoy.{variant.name}.share": over(rates[variant.name], rates["bare"]) for variant in variants}
     figures["envoy.unix-json.over-ext-authz"] = over(rates["unix-json"], best)
     title = "Beside Envoy: requests per second with one remote agent that allows"
-    return Part("envoy", (requests_table(title, variants, found),), figures, left_out=left_out)
+    return Part("envoy", (requests_table(title, variants, found),), figures, left_out=left_out(ENVOYS))

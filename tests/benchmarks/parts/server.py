@@ -25,25 +25,39 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
     """:raises StartError: when a server doesn't come up.
     :raises LoadError: when one doesn't answer as it should.
     """
-    with serve((*REQUESTS, *UPLOADS, *WEBSOCKETS)) as servers, loader() as load:
+    requests = tuple(variant for variant in REQUESTS if variant.available)
+    with serve((*requests, *UPLOADS, *WEBSOCKETS)) as servers, loader() as load:
         found = measure(servers, plan, load, progress)
     rates = {name: tuple(one.rate for one in rounds) for name, rounds in found.items()}
     return Part(
         "server",
         (
-            requests_table("Through uvicorn: requests per second with one agent that allows", REQUESTS, found),
+            requests_table("Through uvicorn: requests per second with one agent that allows", requests, found),
             _time_table(f"Through uvicorn: an upload of {_UPLOAD // 1024 // 1024} MiB, streamed", UPLOADS, found),
             _time_table(f"Through uvicorn: a websocket message of {_MESSAGE} bytes and its echo", WEBSOCKETS, found),
         ),
         {
-            **{f"server.{v.name}.share": over(rates[v.name], rates["bare"]) for v in REQUESTS},
-            "server.http.over-by-hand": over(rates["http"], rates["by-hand-httpx"]),
-            "server.http-aiohttp.over-by-hand": over(rates["http-aiohttp"], rates["by-hand-httpx"]),
+            **{f"server.{v.name}.share": over(rates[v.name], rates["bare"]) for v in requests},
+            **{
+                f"server.http.over-{library}": over(rates["http"], rates[f"by-hand-{library}"])
+                for library in ("httpx", "aiohttp")
+                if f"by-hand-{library}" in rates
+            },
             "server.upload.time": over(_times(found["uploads-read"]), _times(found["uploads-bare"])),
             "server.websocket.added-per-message": tuple(
                 share / 2 for share in added(_times(found["echo-heard"]), _times(found["echo-bare"]))
             ),
         },
+        left_out=left_out(REQUESTS),
+    )
+
+
+def left_out(variants: Sequence[Variant]) -> tuple[str, ...]:
+    """What is said of those that can't be served."""
+    return tuple(
+        f"{variant.title}: needs the modules {' and '.join(variant.needs)}, of the `benchmark` extra"
+        for variant in variants
+        if not variant.available
     )
 
 
