@@ -357,3 +357,37 @@ async def test_what_takes_which_way(
 ) -> None:
     # Else a fault in the check would have all of them compared with themselves.
     assert await taken(monkeypatch, scope, **settings) == way
+
+
+async def test_the_id_of_a_request_is_nobody_elses_while_it_lasts() -> None:
+    names: list[str] = []
+
+    class Naming(Agent):
+        async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+            names.append(event.metadata.correlation_id)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None: ...
+
+    def scope(*headers: tuple[bytes, bytes]) -> Scope:
+        return {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": list(headers)}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if len(names) == 1:
+            # A client that has seen the id names its own request so, while the first one lasts.
+            await middleware(scope_of_the_other, receive, send)
+
+    middleware = AgentMiddleware(app, agents=[AgentConfig("a", Naming())])
+    scope_of_the_other: Scope = {}
+
+    async def other(given: Scope, receive: Receive, send: Send) -> None:
+        scope_of_the_other.update(scope((b"x-request-id", names[0].encode())))
+        await app(given, receive, send)
+
+    middleware.app = other
+    await middleware(scope(), receive, send)
+    assert len(set(names)) == 2
+    await middleware(scope((b"x-request-id", names[0].encode())), receive, send)
+    assert names[2] == names[0]

@@ -48,7 +48,7 @@ TEXT: Final = (
         (f"{_WIRED}/test_endings.py",),
     ),
     Defect(
-        "stopped-app-is-never-cancelled",
+        "app-behind-guardrails-is-never-cancelled",
         "exchange/text.py",
         "scope.deadline = anyio.current_time() + self._stop_grace",
         "pass",
@@ -93,7 +93,7 @@ TEXT: Final = (
         "if not agent.guard.config.enforce:",
         "if False:",
         "A guardrail that was only to be tried changes answers.",
-        (f"{_WIRED}/test_decisions.py",),
+        (f"{_WIRED}/test_routes.py",),
     ),
     Defect(
         "guardrails-judge-what-when-leaves-out",
