@@ -26,7 +26,7 @@ from ..guardrails.operations import Operation
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from ..guardrails.uncovered import uncovered
-from .headers import codings_of, in_utf_8, media_type, without_body_claims, without_headers
+from .headers import codings_of, in_utf_8, is_binary, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import render_reply
 from .response import BODY_BYPASSES, REPLY_TIMEOUT
@@ -43,15 +43,14 @@ _MAX_HELD_TEXT: Final = 1024 * 1024
 # Seconds for a middleware around this one to take the abort marker.
 _ABORT_TIMEOUT: Final = 1.0
 _LENGTH: Final = frozenset({b"content-length"})
-# These have no text in them that an agent could judge.
-_BINARY: Final = ("image/", "audio/", "video/", "font/", "application/pdf", "application/zip", "application/gzip")
-_BINARY_ALSO: Final = frozenset({"application/wasm", "application/x-tar", "application/vnd.ms-fontobject"})
 # How a stream of events begins (WHATWG HTML, section 9.2.5), and what may become that.
 _EVENT: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
 _MAYBE_EVENT: Final = re.compile(
     rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\r\n]*(?:d|da|dat|data|e|ev|eve|even|event|i|id|r|re|ret|retr|retry)?"
 )
 _SNIFFED: Final = 64
+# How many bytes of white space may precede JSON that is not called JSON.
+_MAX_BLANK: Final = 16 * 1024
 
 
 class _Mode(Enum):
@@ -382,15 +381,20 @@ class TextAnswer:
 
     async def _take_piece(self, data: bytes, last: bool) -> None:
         data = self._unknown + data
-        if self._may_be_json and data.lstrip():
-            if data.lstrip()[:1] in b"{[":
+        if self._may_be_json:
+            begins = data.lstrip()[:1]
+            if begins and begins in b"{[":
                 self._mode = _Mode.WHOLE
                 await self._take_whole(data, last)
                 return
+            if not (begins or last) and len(data) <= _MAX_BLANK:
+                self._unknown = data
+                return
             self._may_be_json = False
-            self._holds_head = declared_length(self._start["headers"]) is not None
-            if not self._holds_head:
-                await self._send_start(None)
+            if begins or not last:
+                self._holds_head = declared_length(self._start["headers"]) is not None
+                if not self._holds_head:
+                    await self._send_start(None)
         streamed = self._stream_of(data, last)
         if streamed is None:
             self._unknown = data
@@ -489,8 +493,3 @@ class TextAnswer:
         """The exchange is over."""
         if self._streamed is not None:
             self._streamed.close()
-
-
-def is_binary(given: str | None) -> bool:
-    """Whether a body of this type has no text that an agent could judge."""
-    return given is not None and given != "image/svg+xml" and (given.startswith(_BINARY) or given in _BINARY_ALSO)
