@@ -476,7 +476,7 @@ class TextAnswer:
         more = message.get("more_body", False)
         if (more or self._cut_off) and raises_when_gone(self._scope):
             self._on_noticed()
-            raise ClosedByAgent("a guardrail has stopped this response")
+            raise ClosedByAgent("guardrails let nothing more of this response pass")
         if more and not self._cut_off:
             # It was only replaced, but its app goes on streaming, perhaps for ever.
             self._cut_off = True
@@ -491,5 +491,9 @@ class TextAnswer:
 
     def close(self) -> None:
         """The exchange is over."""
+        if self._mode in (_Mode.IDLE, _Mode.WHOLE, _Mode.STREAM):
+            # A task that the app has left behind may still send. As for a client that has left: nobody judges it now.
+            self._mode = _Mode.STOPPED
+            self._cut_off = True
         if self._streamed is not None:
             self._streamed.close()
