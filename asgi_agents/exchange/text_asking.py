@@ -208,8 +208,9 @@ class Asking:
         """Take note of what was found, and take it out of the lists."""
         for finding in findings:
             judge = cast(RouteJudge, finding.judge)
-            what = "flag" if finding.found.category else "redact"
-            span = (finding.found.start, finding.found.end, finding.found.category[:64])
+            found = finding.found
+            what = "redact" if found.category is None else "flag"
+            span = (found.start, found.end, (found.category or "")[:64])
             self._reports[id(judge)].add(what, finding.slot.kind, span)
             judge.agent.guard.tally.text.count(what, finding.slot.kind)
         findings.clear()

@@ -199,3 +199,11 @@ async def test_a_slot_is_judged_by_the_kind_that_it_is() -> None:
         ],
         key=str,
     )
+
+
+async def test_a_flag_without_a_category_is_counted_as_a_flag() -> None:
+    for app in (answer(), Sending([event(_TEXT)])):
+        guarded = one(app, Finder(lambda window: [Flag(0, 4, "")]), _OUT)
+        await guarded.call(Timed())
+        (report,) = guarded.record.guardrails
+        assert report.counts == guarded.middleware.manager.metrics["g"].finds == {"flag": 1}
