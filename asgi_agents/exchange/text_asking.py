@@ -48,7 +48,8 @@ class Stopped(Exception):  # noqa: N818 - it is a decision
 
 def blocked_by(blocked: Blocked) -> Stopped:
     """A guardrail has found what must not pass."""
-    stop = Stop(blocked.block.reason)
+    # It may quote what JSON can have in it and UTF-8 can't.
+    stop = Stop(blocked.block.reason.encode("utf-8", "replace").decode())
     decision = AgentDecision(decision=DeniedBy(stop.status, stop.message), decided_by=blocked.judge.name)
     return Stopped(stop, decision)
 
