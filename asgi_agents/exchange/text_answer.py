@@ -442,7 +442,7 @@ class TextAnswer:
             if cut_off:
                 if last:
                     await self._send({"type": "http.response.body", "body": last, "more_body": True})
-                self.error = ResponseAborted(f"response broken off: {stopped.stop.message}")
+                self.error = ResponseAborted(f"response broken off after it had started: {stopped.cause}")
             else:
                 await self._send_whole({"type": "http.response.body", "body": last, "more_body": False})
         finally:

@@ -23,6 +23,7 @@ from ..messages.places import raised_by
 from ..protocol import Block as DeniedBy
 from ..protocol import EventType, GuardrailInspectEvent, GuardrailResponse
 from .guardrail_report import GuardrailReport
+from .reply import describe
 from .state import ExchangeState
 
 logger: Final = logging.getLogger("asgi_agents")
@@ -44,6 +45,11 @@ class Stopped(Exception):  # noqa: N818 - it is a decision
         super().__init__(stop.message)
         self.stop = stop
         self.decision = decision
+
+    @property
+    def cause(self) -> str:
+        """One line for logs and errors: who, and what; nothing that an agent has said."""
+        return printable(self.stop.message) if self.decision.decided_by is None else describe(self.decision)
 
 
 def blocked_by(blocked: Blocked) -> Stopped:

@@ -21,6 +21,7 @@ from tests.guardrails.wired.exchanging import (
     Sending,
     SlowFinder,
     asking,
+    blocking,
     one,
     seeded,
 )
@@ -342,6 +343,13 @@ async def test_a_client_that_leaves_ends_the_stream_as_it_does_without_guardrail
         assert isinstance(app.raised, OSError)
         assert app.sent <= 4
         assert_nothing_left(guarded.middleware.manager)
+
+
+async def test_the_error_of_an_answer_that_is_broken_off_has_nothing_in_it_that_an_agent_has_said() -> None:
+    find = blocking("three", reason="no: one,\r\nINFO 10.0.0.1 GET /")
+    guarded = one(Sending([b"one, two, three.", 1.0], "text/plain"), SlowFinder(find), {"output"})
+    with pytest.raises(ResponseAborted, match=r"^response broken off after it had started: agent 'g': block$"):
+        await guarded.call(asking("/text", b"{}"))
 
 
 @pytest.mark.parametrize("agent", [Finder, SlowFinder])
