@@ -263,6 +263,8 @@ class AgentManager:
 
         It counts at once, for all connections that come from now on. Until it has taken its configuration it is treated
         by its failure mode, and asked again if it is down or refuses. It stays also where this call is cancelled.
+
+        Raises :class:`ConfigurationError` where it can't do what a :class:`Guardrail` asks of it.
         """
         _require_config("AgentManager.add_agent: config=", config)
         await self._registry.add(config)
@@ -275,8 +277,9 @@ class AgentManager:
         one stays; later, the old one is closed all the same. Of several calls for one id, each waits for the one before
         it to have put its agent in place, so that the last one's stays.
 
-        Raises :class:`AgentError` when the new one can't be reached, or does not take its configuration: the old one
-        stays. Raises :class:`UnknownAgentError`, also when the old one is removed meanwhile.
+        Raises :class:`AgentError` when the new one can't be reached, or does not take its configuration, and
+        :class:`ConfigurationError` where it can't do what a :class:`Guardrail` asks of it: the old one stays. Raises
+        :class:`UnknownAgentError`, also when the old one is removed meanwhile.
         """
         _require_config("AgentManager.replace_agent: config=", config)
         await self._registry.replace(config, drain_timeout)

@@ -18,7 +18,7 @@ from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .evaluation.resolved_route import ResolvedRoute, RouteListing
 from .evaluation.route_agent import AgentReference, RouteAgent
 from .evaluation.stages import find_cycle
-from .evaluation.text_judges import RouteJudges, judge_of
+from .evaluation.text_judges import RouteJudges, check_guardrail, judge_of
 from .guard import Guard
 from .guardrails import Guardrail
 from .lifecycle import Lifecycle, try_to_configure
@@ -198,7 +198,9 @@ class AgentRegistry:
                     f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
                 )
             self._check_order(config)
-            guard = self._guards[config.id] = self._make_guard(config)
+            guard = self._make_guard(config)
+            self._check_guardrails(guard)
+            self._guards[config.id] = guard
             self._retire_resolved_routes()
         self.telemetry.metering.add(guard)
         try:
@@ -244,6 +246,7 @@ class AgentRegistry:
         # The caller of replace_agent gets the error: no log line.
         new.configuring.logged = False
         try:
+            self._check_guardrails(new)
             await new.configuring.configure()
             with self._lock:
                 old = self.guard(config.id)
@@ -288,6 +291,13 @@ class AgentRegistry:
         if cycle is not None:
             names = " -> ".join([*cycle, cycle[0]])
             raise ConfigurationError(f"AgentConfig({config.id!r}): after makes a cycle, expected none: {names}")
+
+    def _check_guardrails(self, guard: Guard) -> None:
+        """Raise ConfigurationError where a route's guardrail asks for what the agent can't do."""
+        for listing in self.listings:
+            for guardrail in listing.guardrails:
+                if guardrail.agent_id == guard.config.id:
+                    check_guardrail(guardrail, guard)
 
     def _metrics_reported(self, agent_id: str, endpoint: str, report: MetricsReport) -> None:
         if agent_id in self._guards:

@@ -26,7 +26,7 @@ from ..guardrails.operations import Operation
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from ..guardrails.uncovered import uncovered
-from .headers import codings_of, in_utf_8, media_type, without_body_claims, without_headers
+from .headers import codings_of, in_utf_8, is_binary, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import render_reply
 from .response import BODY_BYPASSES, REPLY_TIMEOUT
@@ -43,15 +43,14 @@ _MAX_HELD_TEXT: Final = 1024 * 1024
 # Seconds for a middleware around this one to take the abort marker.
 _ABORT_TIMEOUT: Final = 1.0
 _LENGTH: Final = frozenset({b"content-length"})
-# These have no text in them that an agent could judge.
-_BINARY: Final = ("image/", "audio/", "video/", "font/", "application/pdf", "application/zip", "application/gzip")
-_BINARY_ALSO: Final = frozenset({"application/wasm", "application/x-tar", "application/vnd.ms-fontobject"})
 # How a stream of events begins (WHATWG HTML, section 9.2.5), and what may become that.
 _EVENT: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
 _MAYBE_EVENT: Final = re.compile(
     rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\r\n]*(?:d|da|dat|data|e|ev|eve|even|event|i|id|r|re|ret|retr|retry)?"
 )
 _SNIFFED: Final = 64
+# How many bytes of white space may precede JSON that is not called JSON.
+_MAX_BLANK: Final = 16 * 1024
 
 
 class _Mode(Enum):
@@ -382,15 +381,20 @@ class TextAnswer:
 
     async def _take_piece(self, data: bytes, last: bool) -> None:
         data = self._unknown + data
-        if self._may_be_json and data.lstrip():
-            if data.lstrip()[:1] in b"{[":
+        if self._may_be_json:
+            begins = data.lstrip()[:1]
+            if begins and begins in b"{[":
                 self._mode = _Mode.WHOLE
                 await self._take_whole(data, last)
                 return
+            if not (begins or last) and len(data) <= _MAX_BLANK:
+                self._unknown = data
+                return
             self._may_be_json = False
-            self._holds_head = declared_length(self._start["headers"]) is not None
-            if not self._holds_head:
-                await self._send_start(None)
+            if begins or not last:
+                self._holds_head = declared_length(self._start["headers"]) is not None
+                if not self._holds_head:
+                    await self._send_start(None)
         streamed = self._stream_of(data, last)
         if streamed is None:
             self._unknown = data
@@ -438,7 +442,7 @@ class TextAnswer:
             if cut_off:
                 if last:
                     await self._send({"type": "http.response.body", "body": last, "more_body": True})
-                self.error = ResponseAborted(f"response broken off: {stopped.stop.message}")
+                self.error = ResponseAborted(f"response broken off after it had started: {stopped.cause}")
             else:
                 await self._send_whole({"type": "http.response.body", "body": last, "more_body": False})
         finally:
@@ -472,7 +476,7 @@ class TextAnswer:
         more = message.get("more_body", False)
         if (more or self._cut_off) and raises_when_gone(self._scope):
             self._on_noticed()
-            raise ClosedByAgent("a guardrail has stopped this response")
+            raise ClosedByAgent("guardrails let nothing more of this response pass")
         if more and not self._cut_off:
             # It was only replaced, but its app goes on streaming, perhaps for ever.
             self._cut_off = True
@@ -487,10 +491,9 @@ class TextAnswer:
 
     def close(self) -> None:
         """The exchange is over."""
+        if self._mode in (_Mode.IDLE, _Mode.WHOLE, _Mode.STREAM):
+            # A task that the app has left behind may still send. As for a client that has left: nobody judges it now.
+            self._mode = _Mode.STOPPED
+            self._cut_off = True
         if self._streamed is not None:
             self._streamed.close()
-
-
-def is_binary(given: str | None) -> bool:
-    """Whether a body of this type has no text that an agent could judge."""
-    return given is not None and given != "image/svg+xml" and (given.startswith(_BINARY) or given in _BINARY_ALSO)

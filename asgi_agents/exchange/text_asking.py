@@ -23,6 +23,7 @@ from ..messages.places import raised_by
 from ..protocol import Block as DeniedBy
 from ..protocol import EventType, GuardrailInspectEvent, GuardrailResponse
 from .guardrail_report import GuardrailReport
+from .reply import describe
 from .state import ExchangeState
 
 logger: Final = logging.getLogger("asgi_agents")
@@ -45,10 +46,16 @@ class Stopped(Exception):  # noqa: N818 - it is a decision
         self.stop = stop
         self.decision = decision
 
+    @property
+    def cause(self) -> str:
+        """One line for logs and errors: who, and what; nothing that an agent has said."""
+        return printable(self.stop.message) if self.decision.decided_by is None else describe(self.decision)
+
 
 def blocked_by(blocked: Blocked) -> Stopped:
     """A guardrail has found what must not pass."""
-    stop = Stop(blocked.block.reason)
+    # It may quote what JSON can have in it and UTF-8 can't.
+    stop = Stop(blocked.block.reason.encode("utf-8", "replace").decode())
     decision = AgentDecision(decision=DeniedBy(stop.status, stop.message), decided_by=blocked.judge.name)
     return Stopped(stop, decision)
 
@@ -208,8 +215,9 @@ class Asking:
         """Take note of what was found, and take it out of the lists."""
         for finding in findings:
             judge = cast(RouteJudge, finding.judge)
-            what = "flag" if finding.found.category else "redact"
-            span = (finding.found.start, finding.found.end, finding.found.category[:64])
+            found = finding.found
+            what = "redact" if found.category is None else "flag"
+            span = (found.start, found.end, (found.category or "")[:64])
             self._reports[id(judge)].add(what, finding.slot.kind, span)
             judge.agent.guard.tally.text.count(what, finding.slot.kind)
         findings.clear()

@@ -53,6 +53,10 @@ class StreamedText:
         # Set when the app may have something to go on with.
         self._changed = anyio.Event()
         self._timing = False
+        # When the timer wakes, and what wakes it before. Where all judges hold text as long, nothing is due before.
+        self._wake = 0.0
+        self._earlier = anyio.Event()
+        self._may_be_earlier = len({judge.limits.max_hold for judge in judges}) > 1
         # The failure that has stopped the stream.
         self._failure: Stopped | None = None
         # Code points that wait now, and how many did at most.
@@ -101,9 +105,18 @@ class StreamedText:
         if held != self._held:
             self._count_held(held)
         await self._flush()
-        if not self._timing and self._tasks is not None and not self.over and stream.wake_at() is not None:
+        if self._tasks is not None and not self.over and (not self._timing or self._may_be_earlier):
+            self._time(self._tasks)
+
+    def _time(self, tasks: TaskGroup) -> None:
+        wake = self.stream.wake_at()
+        if wake is None:
+            return
+        if not self._timing:
             self._timing = True
-            self._tasks.start_soon(self._tick)
+            tasks.start_soon(self._tick)
+        elif wake < self._wake:
+            self._earlier.set()
 
     async def _flush(self) -> None:
         stream = self.stream
@@ -148,7 +161,9 @@ class StreamedText:
             while not self.over and (wake := self.stream.wake_at()) is not None:
                 delay = wake - self._now()
                 if delay > 0:
-                    await anyio.sleep(delay)
+                    self._wake, self._earlier = wake, anyio.Event()
+                    with anyio.move_on_after(delay):
+                        await self._earlier.wait()
                     continue
                 await self._in_turn(lambda: self.stream.tick(self._now()))
                 if self.stream.wake_at() == wake:

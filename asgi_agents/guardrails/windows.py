@@ -88,11 +88,11 @@ class AskedWindow:
 
 
 class Found(Struct, frozen=True):
-    """A find that counts, in code points from the beginning of the slot. ``category`` is empty for redactions."""
+    """A find that counts, in code points from the beginning of the slot. ``category`` is None for redactions."""
 
     start: int
     end: int
-    category: str = ""
+    category: str | None = None
 
 
 class SlotWindows:

@@ -4,6 +4,7 @@ import gzip
 import json
 from typing import Any, Final
 
+import anyio
 import pytest
 
 from asgi_agents import FailureMode
@@ -303,3 +304,25 @@ async def test_what_is_done_about_detections_is_the_action(action: Any) -> None:
         case "flag":
             assert client.body == app.pieces[0]
     assert guarded.record.guardrails[0].counts == {action: 1}
+
+
+@pytest.mark.parametrize("blank", [[b"  "], [b"\n", b" \t", b"\r\n"], [b" "] * 300])
+@pytest.mark.parametrize("length", [True, False])
+async def test_white_space_before_json_that_is_not_called_json_is_a_part_of_it(
+    blank: list[bytes], length: bool
+) -> None:
+    for said, expected in (("fine", "fine"), ("\\u0061lice.smith@example.com", "[0]")):
+        app = Sending([*blank, f'{{"a": "{said}"}}'.encode()], None, length=length)
+        client = asking("/x", b"{}")
+        with anyio.fail_after(10):
+            await one(app, Finder(), _OUTPUT).call(client)
+        assert client.body == b"".join(blank) + f'{{"a": "{expected}"}}'.encode()
+        assert client.header(b"content-length") in (None, b"%d" % len(client.body))
+
+
+async def test_white_space_alone_leaves_as_it_came() -> None:
+    for length in (True, False):
+        for count in (1, 5, 40_000):
+            client = await one(Sending([b" "] * count, None, length=length), Finder(), _OUTPUT).call(asking("/x"))
+            assert client.body == b" " * count
+            assert client.header(b"content-length") in (None, b"%d" % count)

@@ -199,3 +199,24 @@ async def test_a_slot_is_judged_by_the_kind_that_it_is() -> None:
         ],
         key=str,
     )
+
+
+async def test_a_flag_without_a_category_is_counted_as_a_flag() -> None:
+    for app in (answer(), Sending([event(_TEXT)])):
+        guarded = one(app, Finder(lambda window: [Flag(0, 4, "")]), _OUT)
+        await guarded.call(Timed())
+        (report,) = guarded.record.guardrails
+        assert report.counts == guarded.middleware.manager.metrics["g"].finds == {"flag": 1}
+
+
+@pytest.mark.parametrize("path", [CHAT, "/x", "/v1/messages"])
+@pytest.mark.parametrize("kind", ["input", "output"])
+async def test_a_reason_may_quote_what_utf_8_can_not_carry(path: str, kind: str) -> None:
+    body = b'{"a": "\\ud800"}'
+    agent = Finder(lambda window: [Flag(0, 1, window.text), Block(f"not {window.text}")])
+    guarded = one(Sending([body], "application/json"), agent, {kind})
+    client = await guarded.call(asking(path, body))
+    assert client.status == 400
+    assert b"not ?" in client.body
+    assert guarded.record.decision == "block"
+    assert str(guarded.record)

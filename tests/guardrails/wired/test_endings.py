@@ -21,6 +21,7 @@ from tests.guardrails.wired.exchanging import (
     Sending,
     SlowFinder,
     asking,
+    blocking,
     one,
     seeded,
 )
@@ -342,3 +343,42 @@ async def test_a_client_that_leaves_ends_the_stream_as_it_does_without_guardrail
         assert isinstance(app.raised, OSError)
         assert app.sent <= 4
         assert_nothing_left(guarded.middleware.manager)
+
+
+async def test_the_error_of_an_answer_that_is_broken_off_has_nothing_in_it_that_an_agent_has_said() -> None:
+    find = blocking("three", reason="no: one,\r\nINFO 10.0.0.1 GET /")
+    guarded = one(Sending([b"one, two, three.", 1.0], "text/plain"), SlowFinder(find), {"output"})
+    with pytest.raises(ResponseAborted, match=r"^response broken off after it had started: agent 'g': block$"):
+        await guarded.call(asking("/text", b"{}"))
+
+
+@pytest.mark.parametrize("agent", [Finder, SlowFinder])
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
+async def test_what_a_task_sends_that_the_app_has_left_behind_is_not_judged_and_does_not_leave(
+    agent: type[TextGuardrail], before: int, spec_version: str
+) -> None:
+    left: list[Send] = []
+    messages: list[Message] = [
+        start(200, (b"content-type", SSE.encode())),
+        *({"type": "http.response.body", "body": event("some words. " * 10), "more_body": True} for _ in range(9)),
+    ]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        left.append(send)
+        for message in messages[:before]:
+            await send(message)
+
+    client = asking(CHAT, b"{}", spec_version=spec_version)
+    guarded = one(app, agent(), {"output"})
+    await guarded.call(client)
+    sent, calls = len(client.messages), guarded.middleware.manager.metrics["g"].calls
+    for message in messages[before:]:
+        if spec_version == "2.4":
+            with pytest.raises(OSError, match="nothing more"):
+                await left[0](message)
+        else:
+            await left[0](message)
+    metrics = guarded.middleware.manager.metrics["g"]
+    assert (metrics.calls, metrics.held, metrics.windows) == (calls, 0, 0)
+    assert len(client.messages) == sent

@@ -9,7 +9,17 @@ import anyio
 import msgspec
 import pytest
 
-from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, AgentRoute, FailureMode
+from asgi_agents import (
+    Agent,
+    AgentConfig,
+    AgentManager,
+    AgentMiddleware,
+    AgentResponse,
+    AgentRoute,
+    ConfigurationError,
+    FailureMode,
+    RequestHeadersEvent,
+)
 from asgi_agents.guardrails import Block, Call, Decision, Guardrail, Kind, TextGuardrail, Window
 from asgi_agents.guardrails.dialects.pointers import Pointers
 from tests.guardrails.detectors import CARD, EMAIL, detector
@@ -170,6 +180,30 @@ async def test_an_agent_that_is_removed_judges_the_streams_that_it_has_begun() -
         await manager.remove_agent("g")
     assert client.text_by(100) == "[0], [0], " + "bye " * 40
     assert client.complete
+
+
+class Far(Finder):
+    hold = 1000
+
+
+class Deaf(Agent):
+    async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse | None:
+        return None
+
+
+@pytest.mark.parametrize(("agent", "fault"), [(Far(), "more than hold"), (Deaf(), "does not receive")])
+async def test_an_agent_that_can_not_do_what_a_guardrail_asks_of_it_replaces_nothing(agent: Agent, fault: str) -> None:
+    manager = AgentManager([AgentConfig("g", Finder())])
+    middleware = AgentMiddleware(answer(), manager=manager, guardrails=[Guardrail("g", on=_OUT, window=400)])
+    with pytest.raises(ConfigurationError, match=fault):
+        await manager.replace_agent(AgentConfig("g", agent))
+    client = Client("GET", "/x")
+    await client.call(middleware)
+    assert json.loads(client.body) == {"detail": "[0]"}
+    await manager.remove_agent("g")
+    with pytest.raises(ConfigurationError, match=fault):
+        await manager.add_agent(AgentConfig("g", agent))
+    assert manager.agent_ids == ()
 
 
 # Shadow agents

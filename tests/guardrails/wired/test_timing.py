@@ -1,19 +1,21 @@
 """When windows are judged and text leaves. Time is virtual."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 import anyio
 import pytest
 from starlette.types import Message
 
-from asgi_agents import FailureMode
-from asgi_agents.guardrails import Block, Decision, Window
+from asgi_agents import AgentConfig, FailureMode
+from asgi_agents.guardrails import Block, Decision, Guardrail, Window
 from tests.guardrails.samples import events_of
 from tests.guardrails.wired.exchanging import (
     CHAT,
     ENTITY,
     Finder,
+    Guarded,
     Sending,
     SettlingFinder,
     SlowFinder,
@@ -110,6 +112,30 @@ async def test_so_many_windows_are_judged_at_once(in_flight: int) -> None:
     # A window has up to 50 code points of context, and as many that are judged again.
     windows = len(text) / 400
     assert client.times[-1][0] <= 0.5 * (windows / in_flight + 2)
+
+
+async def test_text_that_is_due_before_what_has_waited_for_longer_is_judged_when_it_is_due() -> None:
+    class Noting(SlowFinder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[float] = []
+
+        async def check(self, window: Window) -> Sequence[Decision]:
+            self.asked.append(anyio.current_time())
+            return await super().check(window)
+
+    # Another choice, so that both texts go on.
+    thought = b'data: {"choices": [{"index": 1, "delta": {"reasoning_content": "%s"}}]}\n\n' % (b"thought " * 30)
+    slow, quick = Noting(), Noting()
+    guarded = Guarded(
+        Sending([event(_WORDS * 10), 1.0, thought, 30.0]),
+        [AgentConfig("slow", slow), AgentConfig("quick", quick)],
+        [Guardrail("slow", on={"output"}, max_hold=10.0), Guardrail("quick", on={"reasoning"}, max_hold=0.2)],
+    )
+    client = Timed()
+    await guarded.call(client)
+    assert [at - client.began for at in quick.asked[:1]] == [pytest.approx(1.2, abs=0.01)]
+    assert [at - client.began for at in slow.asked[:1]] == [pytest.approx(10.0, abs=0.01)]
 
 
 async def test_a_slow_judge_adds_its_own_time_and_no_more() -> None:
