@@ -43,7 +43,8 @@ from tests.guardrails.served_agents import BLOCKED, DETECTORS, REASON, WRONG
 from tests.guardrails.test_dialects import check, some_texts
 from tests.support.asgi import Client, body, start
 
-pytestmark = pytest.mark.anyio
+# They start processes, and kill some.
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ROOT: Final = Path(__file__).parents[2]
 #: How many cuttings of each dialect are tried.
