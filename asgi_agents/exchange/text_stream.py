@@ -18,7 +18,7 @@ from .event_lines import EventLines
 from .text_asking import Asking, Stopped, blocked_by, failed_with, refused
 
 # Seconds between two looks at a window that waits for another's verdict although it is due.
-_SHORT: float = 0.001
+_SHORT: Final = 0.001
 _MIXED: Final = Stop("a stream of events that is not called one has other text in it", 503)
 
 
@@ -66,6 +66,8 @@ class StreamedText:
         self._may_be_earlier = len({judge.limits.max_hold for judge in judges}) > 1
         # The failure that has stopped the stream.
         self._failure: Stopped | None = None
+        # Whether it is counted that a part could not be read.
+        self._counted = False
         # Code points that wait now, and how many did at most.
         self._held = 0
         self._most_held = 0
@@ -210,6 +212,7 @@ class StreamedText:
             return blocked_by(ending.blocked)
         if self._failure is not None:
             return self._failure
+        self._counted = True
         verdict = self._asking.not_shown(self._judges, FailureKind.RESPONSE_UNREADABLE, ending.stop.message)
         return refused(ending.stop) if verdict is None else failed_with(verdict)
 
@@ -226,7 +229,7 @@ class StreamedText:
         self._count_held(0)
         if stream.findings or stream.failures:
             self._asking.note(stream.findings, stream.failures)
-        if stream.unreadable and stream.ending is None:
+        if stream.unreadable and not self._counted:
             fault = f"{stream.unreadable} parts of a stream are not in its dialect"
             self._asking.not_shown(self._judges, FailureKind.RESPONSE_UNREADABLE, fault)
         self._asking.note_hold(self._judges, self._most_held, stream.longest_delay)
