@@ -1,7 +1,6 @@
 """The app's answer on its way through guardrails: a stream as it comes, anything else when it is complete."""
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
@@ -26,6 +25,7 @@ from ..guardrails.operations import Operation
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from ..guardrails.uncovered import uncovered
+from .event_lines import EventLines, is_events
 from .headers import codings_of, in_utf_8, is_binary, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import render_reply
@@ -43,12 +43,6 @@ _MAX_HELD_TEXT: Final = 1024 * 1024
 # Seconds for a middleware around this one to take the abort marker.
 _ABORT_TIMEOUT: Final = 1.0
 _LENGTH: Final = frozenset({b"content-length"})
-# How a stream of events begins (WHATWG HTML, section 9.2.5), and what may become that.
-_EVENT: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
-_MAYBE_EVENT: Final = re.compile(
-    rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\r\n]*(?:d|da|dat|data|e|ev|eve|even|event|i|id|r|re|ret|retr|retry)?"
-)
-_SNIFFED: Final = 64
 # How many bytes of white space may precede JSON that is not called JSON.
 _MAX_BLANK: Final = 16 * 1024
 
@@ -260,7 +254,7 @@ class TextAnswer:
         if not self._holds_head:
             await self._send_start(None)
 
-    def _begin_stream(self, given: str) -> StreamedText:
+    def _begin_stream(self, given: str, lines: EventLines | None = None) -> StreamedText:
         given = given or "text/plain"
         dialects = of_stream(self._called, given, self._dialects) or [PlainText()]
         streamed = self._streamed = StreamedText(
@@ -272,6 +266,7 @@ class TextAnswer:
             leave=self._leave,
             end=self._end,
             broken=self._break_off,
+            lines=lines,
         )
         return streamed
 
@@ -282,9 +277,10 @@ class TextAnswer:
         """
         if self._streamed is not None:
             return self._streamed
-        if not last and len(data) < _SNIFFED and not _EVENT.match(data) and _MAYBE_EVENT.fullmatch(data):
+        events = is_events(data, last)
+        if events is None:
             return None
-        return self._begin_stream("text/event-stream" if _EVENT.match(data) else self._type)
+        return self._begin_stream("text/event-stream", EventLines()) if events else self._begin_stream(self._type)
 
     @property
     def _streams_json(self) -> bool:

@@ -1,6 +1,7 @@
 """A stream of text on its way through guardrails: who is asked when, and what leaves when."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -9,13 +10,16 @@ from ..concurrency.background import asyncio_loop
 from ..concurrency.limiter import Limiter
 from ..evaluation.text_judges import RouteJudge
 from ..failures import FailureKind
+from ..guardrails.dialect import Stop
 from ..guardrails.judges import Inspection
 from ..guardrails.slots import Decision
 from ..guardrails.stream import Stream
+from .event_lines import EventLines
 from .text_asking import Asking, Stopped, blocked_by, failed_with, refused
 
 # Seconds between two looks at a window that waits for another's verdict although it is due.
-_SHORT: float = 0.001
+_SHORT: Final = 0.001
+_MIXED: Final = Stop("a stream of events that is not called one has other text in it", 503)
 
 
 class StreamedText:
@@ -26,6 +30,7 @@ class StreamedText:
     :param leave: sends what may leave; its second argument is whether that is the last. It is called with the turn.
     :param end: ends a stream that was stopped, with the last bytes of it, or by breaking it off.
     :param broken: called with what the server has raised while something was sent beside the app.
+    :param lines: looks for other text in a stream of events that is not called one. What is behind that can't be read.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class StreamedText:
         leave: Callable[[bytes, bool], Awaitable[None]],
         end: Callable[[Stopped, bytes, bool], Awaitable[None]],
         broken: Callable[[Exception], None],
+        lines: EventLines | None = None,
     ) -> None:
         self.stream = stream
         self._asking = asking
@@ -48,6 +54,7 @@ class StreamedText:
         self._leave = leave
         self._end = end
         self._broken = broken
+        self._lines = lines
         loop = asyncio_loop()
         self._now: Callable[[], float] = anyio.current_time if loop is None else loop.time
         # Set when the app may have something to go on with.
@@ -59,6 +66,8 @@ class StreamedText:
         self._may_be_earlier = len({judge.limits.max_hold for judge in judges}) > 1
         # The failure that has stopped the stream.
         self._failure: Stopped | None = None
+        # Whether it is counted that a part could not be read.
+        self._counted = False
         # Code points that wait now, and how many did at most.
         self._held = 0
         self._most_held = 0
@@ -68,6 +77,11 @@ class StreamedText:
     async def take(self, data: bytes, last: bool) -> None:
         """The next bytes of the app. The turn is the caller's."""
         now = self._now()
+        if self._lines is not None and not self._lines.feed(data, last):
+            self._lines = None
+            self.stream.unreadable += 1
+            if any(judge.agent.stops_when_failing for judge in self._judges):
+                self.stream.fail(_MIXED)
         if data:
             self.stream.feed(data, now)
         if last:
@@ -198,6 +212,7 @@ class StreamedText:
             return blocked_by(ending.blocked)
         if self._failure is not None:
             return self._failure
+        self._counted = True
         verdict = self._asking.not_shown(self._judges, FailureKind.RESPONSE_UNREADABLE, ending.stop.message)
         return refused(ending.stop) if verdict is None else failed_with(verdict)
 
@@ -214,7 +229,7 @@ class StreamedText:
         self._count_held(0)
         if stream.findings or stream.failures:
             self._asking.note(stream.findings, stream.failures)
-        if stream.unreadable and stream.ending is None:
+        if stream.unreadable and not self._counted:
             fault = f"{stream.unreadable} parts of a stream are not in its dialect"
             self._asking.not_shown(self._judges, FailureKind.RESPONSE_UNREADABLE, fault)
         self._asking.note_hold(self._judges, self._most_held, stream.longest_delay)

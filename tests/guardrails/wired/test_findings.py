@@ -6,8 +6,9 @@ from typing import Any, Final
 
 import pytest
 
+from asgi_agents import FailureMode
 from asgi_agents.errors import ResponseAborted
-from tests.guardrails.wired.exchanging import CHAT, ENTITY, Finder, Sending, SlowFinder, asking, one
+from tests.guardrails.wired.exchanging import CHAT, ENTITY, Finder, Sending, SlowFinder, asking, blocking, one
 from tests.guardrails.wired.test_endings import Listening, event, refuses
 from tests.guardrails.wired.test_requests import ESCAPED, FORM, hello
 
@@ -19,6 +20,18 @@ _OUTPUT: Final = {"output"}
 
 def finding(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, reason=reason)
+
+
+async def test_what_passes_unread_is_counted_also_where_what_follows_is_stopped() -> None:
+    for find in (blocking("bad"), None):
+        app = Sending([event("fine, "), b"data: {nonsense\n\n", event("so fine. " * 99), event("bad")])
+        agent = Finder() if find is None else Finder(find)
+        guarded = one(app, agent, _OUTPUT, failure_mode=FailureMode.OPEN)
+        client = await guarded.call(asking(CHAT, b"{}"))
+        assert b"nonsense" in client.body
+        assert (b'"bad"' in client.body) == (find is None)
+        assert guarded.record.guardrails[0].counts["unreadable"] == 1
+        assert guarded.record.guardrails[0].counts.get("block", 0) == (find is not None)
 
 
 # Requests
