@@ -176,7 +176,8 @@ def may_suspend(hook: object) -> bool:
     """
     function = getattr(hook, "__func__", hook)
     awaited = getattr(function, "awaits", None)
-    if isinstance(awaited, str):
+    # What wraps it has its attributes too, and may await anything.
+    if isinstance(awaited, str) and not hasattr(function, "__wrapped__"):
         hook = getattr(hook.__self__, awaited)  # type: ignore[attr-defined]
         function = getattr(hook, "__func__", hook)
     code = getattr(function, "__code__", None)

@@ -15,6 +15,7 @@ from asgi_agents.config import AgentConfig
 from asgi_agents.errors import ConfigurationError
 from asgi_agents.failures import FailureKind
 from asgi_agents.guard import Guard
+from asgi_agents.guardrails import TextGuardrail, Window
 from asgi_agents.policy import FailureMode
 from asgi_agents.protocol import (
     AgentResponse,
@@ -23,6 +24,7 @@ from asgi_agents.protocol import (
     Event,
     EventType,
     GuardrailInspectEvent,
+    GuardrailResponse,
     Headers,
     InspectionType,
     RequestBodyChunkEvent,
@@ -561,3 +563,17 @@ async def test_a_hook_that_returns_no_awaitable_has_failed_and_says_so(given: An
     assert re.search(
         rf"response_headers: on_response_headers returned {what}, expected an awaitable$", verdict.failure.message
     )
+
+
+def test_what_wraps_a_hook_that_awaits_another_method_may_suspend() -> None:
+    class Plain(TextGuardrail):
+        async def check(self, window: Window) -> None: ...
+
+    class Wrapped(Plain):
+        @functools.wraps(Plain.on_guardrail_inspect)
+        async def on_guardrail_inspect(self, event: GuardrailInspectEvent) -> GuardrailResponse | None:
+            await anyio.sleep(0)
+            return None
+
+    assert not may_suspend(Plain().on_guardrail_inspect)
+    assert may_suspend(Wrapped().on_guardrail_inspect)
