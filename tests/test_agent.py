@@ -24,7 +24,6 @@ from asgi_agents.protocol import (
     Event,
     EventType,
     GuardrailInspectEvent,
-    GuardrailResponse,
     Headers,
     InspectionType,
     RequestBodyChunkEvent,
@@ -569,11 +568,12 @@ def test_what_wraps_a_hook_that_awaits_another_method_may_suspend() -> None:
     class Plain(TextGuardrail):
         async def check(self, window: Window) -> None: ...
 
-    class Wrapped(Plain):
-        @functools.wraps(Plain.on_guardrail_inspect)
-        async def on_guardrail_inspect(self, event: GuardrailInspectEvent) -> GuardrailResponse | None:
-            await anyio.sleep(0)
-            return None
+    async def wrapping(self: TextGuardrail, event: GuardrailInspectEvent) -> None:
+        await checkpoint()
 
+    class Wrapped(Plain):
+        pass
+
+    setattr(Wrapped, "on_guardrail_inspect", functools.wraps(Plain.on_guardrail_inspect)(wrapping))  # noqa: B010
     assert not may_suspend(Plain().on_guardrail_inspect)
     assert may_suspend(Wrapped().on_guardrail_inspect)
