@@ -4,10 +4,12 @@ Users have an :class:`~asgi_agents.AgentManager`, which shows what is documented
 the metrics find the registry behind it with :func:`~asgi_agents.manager.registry_of`.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from threading import RLock
+from typing import Final
 
 import anyio
 
@@ -31,6 +33,8 @@ from .policy import as_failure_mode
 from .protocol.stream import MetricsReport
 from .retirement import Retirements
 from .transports.base import ConfigUpdateCallback, MetricsCallback
+
+logger: Final = logging.getLogger("asgi_agents")
 
 # What a route is resolved from.
 _Resolved = tuple[tuple[AgentReference, ...] | None, str | None, bool, tuple[Guardrail, ...]]
@@ -233,6 +237,10 @@ class AgentRegistry:
             self._retire_resolved_routes()
             self._leaving.append(old)
         self.reports.forget(agent_id)
+        if any(guardrail.agent_id == agent_id for listing in self.listings for guardrail in listing.guardrails):
+            logger.warning(
+                "agent %r is removed: from now on the text that its Guardrail is for passes without it", agent_id
+            )
 
         def then() -> None:
             self._leaving.remove(old)

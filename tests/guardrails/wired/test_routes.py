@@ -169,7 +169,9 @@ async def test_an_agent_that_is_replaced_judges_the_streams_that_it_has_begun() 
     assert_nothing_left(manager)
 
 
-async def test_an_agent_that_is_removed_judges_the_streams_that_it_has_begun() -> None:
+async def test_an_agent_that_is_removed_judges_the_streams_that_it_has_begun(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     manager = AgentManager([AgentConfig("g", SlowFinder())])
     app = Sending([event(f"{ENTITY}, "), 5.0, event(f"{ENTITY}, "), event("bye " * 40)])
     middleware = AgentMiddleware(app, manager=manager, guardrails=[Guardrail("g", on=_OUT)])
@@ -179,6 +181,7 @@ async def test_an_agent_that_is_removed_judges_the_streams_that_it_has_begun() -
         await anyio.sleep(1)
         await manager.remove_agent("g")
     assert client.text_by(100) == "[0], [0], " + "bye " * 40
+    assert "agent 'g' is removed: from now on the text" in caplog.text
     assert client.complete
 
 
