@@ -28,7 +28,7 @@ from ..guardrails.body import Body
 from ..guardrails.dialect import Dialect, Stop
 from ..guardrails.dialects.known import checked_dialects, is_ours, of_request
 from ..guardrails.dialects.unknown import Events, PlainText
-from ..guardrails.framing import UnreadableError
+from ..guardrails.framing import TooComplexError, UnreadableError
 from ..guardrails.json_text import JSON, loads
 from ..guardrails.operations import Operation, Whole
 from ..guardrails.slots import Call, Kind, Slot
@@ -373,8 +373,9 @@ def _readable(forms: Sequence[_BodyForm], data: bytes, path: str, dialects: Sequ
             _refuse_other_encodings(data)
         try:
             value, _ = loads(_decoded(form.to_json(data)))
-        except UnreadableError:
-            if form.optional:
+        except UnreadableError as exc:
+            # An app may read what is over our limits.
+            if form.optional and not isinstance(exc, TooComplexError):
                 continue
             raise
         readable.append((form, form.dialect or of_request(path, value, dialects), value))
