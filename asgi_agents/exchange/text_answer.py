@@ -1,7 +1,6 @@
 """The app's answer on its way through guardrails: a stream as it comes, anything else when it is complete."""
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
@@ -20,12 +19,13 @@ from ..guardrails.dialect import Dialect, Stop
 from ..guardrails.dialects.known import has_units, is_general, is_ours, of_answer, of_stream
 from ..guardrails.dialects.pointers import Pointers
 from ..guardrails.dialects.unknown import PlainText
-from ..guardrails.framing import UnreadableError
+from ..guardrails.framing import TooComplexError, UnreadableError
 from ..guardrails.json_text import JSON, loads
 from ..guardrails.operations import Operation
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from ..guardrails.uncovered import uncovered
+from .answer_form import EVENT, JSON_BEGINS, MAX_BLANK, MAYBE_EVENT, MAYBE_JSON, SNIFFED, is_binary, reads_as_json
 from .headers import codings_of, in_utf_8, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import render_reply
@@ -43,15 +43,6 @@ _MAX_HELD_TEXT: Final = 1024 * 1024
 # Seconds for a middleware around this one to take the abort marker.
 _ABORT_TIMEOUT: Final = 1.0
 _LENGTH: Final = frozenset({b"content-length"})
-# These have no text in them that an agent could judge.
-_BINARY: Final = ("image/", "audio/", "video/", "font/", "application/pdf", "application/zip", "application/gzip")
-_BINARY_ALSO: Final = frozenset({"application/wasm", "application/x-tar", "application/vnd.ms-fontobject"})
-# How a stream of events begins (WHATWG HTML, section 9.2.5), and what may become that.
-_EVENT: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
-_MAYBE_EVENT: Final = re.compile(
-    rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\r\n]*(?:d|da|dat|data|e|ev|eve|even|event|i|id|r|re|ret|retr|retry)?"
-)
-_SNIFFED: Final = 64
 
 
 class _Mode(Enum):
@@ -98,6 +89,7 @@ class TextAnswer:
         self._strict = asking.judges.strict(ANSWER_KINDS)
         self._mode = _Mode.IDLE if self._judges else _Mode.PASSING
         self._head_only = str(scope.get("method", "GET")).upper() == "HEAD"
+        self._bodiless = False
         self._start: Message = {}
         # The head waits: it has not been sent.
         self._holds_head = False
@@ -180,6 +172,9 @@ class TextAnswer:
     async def send(self, message: Message) -> None:
         """The app's ``send``."""
         if self._mode is _Mode.PASSING or self._mode is _Mode.DONE:
+            if self._bodiless and message.get("body"):
+                # Not all servers keep it back, and nobody has judged it.
+                message = {**message, "body": b""}
             await self._send(message)
             return
         # What is sent from two tasks must not overtake what is being judged.
@@ -229,7 +224,7 @@ class TextAnswer:
         self._start = {**message, "headers": headers}
         if self._head_only or status < 200 or status in (204, 304):
             # What GET would say of the body is not known: a guardrail could change it.
-            self._mode = _Mode.PASSING
+            self._mode, self._bodiless = _Mode.PASSING, True
             await self._send({**message, "headers": without_body_claims(headers, None)} if self._head_only else message)
             return
         given = media_type(headers)
@@ -283,9 +278,9 @@ class TextAnswer:
         """
         if self._streamed is not None:
             return self._streamed
-        if not last and len(data) < _SNIFFED and not _EVENT.match(data) and _MAYBE_EVENT.fullmatch(data):
+        if not last and len(data) < SNIFFED and not EVENT.match(data) and MAYBE_EVENT.fullmatch(data):
             return None
-        return self._begin_stream("text/event-stream" if _EVENT.match(data) else self._type)
+        return self._begin_stream("text/event-stream" if EVENT.match(data) else self._type)
 
     @property
     def _streams_json(self) -> bool:
@@ -324,8 +319,8 @@ class TextAnswer:
             try:
                 dialect = of_answer(self._called, loads(data.decode())[0], self._dialects)
                 body = Body(data, self._operations(dialect), self._asking.judges)
-            except UnreadableError:
-                if not self._may_be_json:
+            except (UnreadableError, UnicodeDecodeError) as exc:
+                if not self._may_be_json or isinstance(exc, TooComplexError) or reads_as_json(data):
                     raise
                 as_text = True
                 body = Body(json.dumps(data.decode()).encode(), PlainText().answer, self._asking.judges)
@@ -382,8 +377,13 @@ class TextAnswer:
 
     async def _take_piece(self, data: bytes, last: bool) -> None:
         data = self._unknown + data
-        if self._may_be_json and data.lstrip():
-            if data.lstrip()[:1] in b"{[":
+        if self._may_be_json:
+            blank = not last and MAYBE_JSON.fullmatch(data) is not None
+            if blank and len(data) <= MAX_BLANK:
+                self._unknown = data
+                return
+            if blank or JSON_BEGINS.match(data):
+                self._unknown = b""
                 self._mode = _Mode.WHOLE
                 await self._take_whole(data, last)
                 return
@@ -489,8 +489,3 @@ class TextAnswer:
         """The exchange is over."""
         if self._streamed is not None:
             self._streamed.close()
-
-
-def is_binary(given: str | None) -> bool:
-    """Whether a body of this type has no text that an agent could judge."""
-    return given is not None and given != "image/svg+xml" and (given.startswith(_BINARY) or given in _BINARY_ALSO)

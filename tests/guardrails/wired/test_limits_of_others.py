@@ -1,13 +1,19 @@
 """Apps, servers and clients that take more than the grammar, or than the limits here: none of it passes unjudged."""
 
 import json
+import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
+from asgi_agents.guardrails import Decision, Redact, TextGuardrail, Window
+from tests.guardrails.detectors import EMAIL
 from tests.guardrails.wired.exchanging import CHAT, ENTITY, Finder, Sending, asking, one
 from tests.guardrails.wired.test_requests import ESCAPED, FORM, hello
+from tests.support.asgi import Client
 
 pytestmark = pytest.mark.anyio
 
@@ -38,3 +44,99 @@ async def test_json_over_a_limit_is_not_taken_for_text_alone(body: str, media_ty
     client = await one(app, Finder(), {"input"}).call(asking("/x", body.encode(), media_type))
     assert client.status == 400
     assert app.calls == 0
+
+
+_ANSWER: Final = f'{{"a": "{ESCAPED}"}}'
+
+
+@pytest.mark.parametrize("media_type", [None, "text/plain", "application/octet-stream"])
+async def test_blanks_in_front_of_json_keep_no_app_waiting(media_type: str | None) -> None:
+    app = Sending([b" ", b"\n", _ANSWER.encode()], media_type)
+    client = asking(CHAT, b"{}")
+    with anyio.fail_after(10):
+        await one(app, Finder(), _OUTPUT).call(client)
+    assert app.finished
+    assert client.body == b' \n{"a": "[0]"}'
+
+
+async def test_blanks_alone_pass() -> None:
+    app = Sending([b" ", b"\n"], None)
+    client = asking(CHAT, b"{}")
+    with anyio.fail_after(10):
+        await one(app, Finder(), _OUTPUT).call(client)
+    assert client.body == b" \n"
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16-le", "utf-16-be", "utf-32-le"])
+async def test_an_answer_of_json_in_another_encoding_is_not_taken_for_text(coding: str) -> None:
+    # `httpx.Response.json()` reads all of these.
+    data = _ANSWER.encode(coding)
+    for pieces in ([data], [data[at : at + 1] for at in range(len(data))]):
+        client = await one(Sending(pieces, None), Finder(), _OUTPUT).call(asking(CHAT, b"{}"))
+        assert client.status == 500
+
+
+@pytest.mark.parametrize("body", [_DEEP, _LONG], ids=["deep", "long number"])
+async def test_an_answer_of_json_over_a_limit_is_not_taken_for_text(body: str) -> None:
+    client = await one(Sending([body.encode()], None), Finder(), _OUTPUT).call(asking(CHAT, b"{}"))
+    assert client.status == 500
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 204), ("GET", 304), ("HEAD", 200)])
+async def test_the_body_of_an_answer_that_has_none_does_not_pass_unjudged(method: str, status: int) -> None:
+    client = Client(method, "/x", lenient=True)
+    await one(Sending([ENTITY.encode()], "text/plain", status=status), Finder(), _OUTPUT).call(client)
+    assert client.status == status
+    assert client.body == b""
+
+
+async def test_a_body_of_many_texts_leaves_others_their_turn() -> None:
+    shown = 0
+    seen: list[int] = []
+
+    class Counting(TextGuardrail):
+        async def check(self, window: Window) -> Sequence[Decision]:
+            nonlocal shown
+            shown += 1
+            return ()
+
+    async def other() -> None:
+        while True:
+            seen.append(shown)
+            await checkpoint()
+
+    body = json.dumps(["a"] * 2000).encode()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        await one(hello(), Counting(), {"input"}).call(asking("/x", body))
+        tasks.cancel_scope.cancel()
+    assert len(set(seen)) > 5
+
+
+# A text whose events are whole lines may have one that happens to be JSON. Its keys and numbers are no text then.
+_LINES: Final = [f'{{"{ENTITY}": 1}}', '{"card": 4111111111111111, "a": ""}']
+
+
+def _found(window: Window) -> list[Decision]:
+    return [
+        Redact(match.start(), match.end(), "[0]")
+        for pattern in (EMAIL, re.compile(r"4[0-9]{15}"))
+        for match in pattern.finditer(window.text, window.fresh)
+    ]
+
+
+@pytest.mark.xfail(strict=True, reason="an event that happens to be JSON is not judged as the text that it is")
+@pytest.mark.parametrize("line", _LINES)
+async def test_an_event_among_events_of_text_is_judged_as_text(line: str) -> None:
+    app = Sending([b"data: So be it:\n\n", f"data: {line}\n\n".encode()])
+    client = await one(app, Finder(_found), _OUTPUT).call(asking("/x", b"{}"))
+    assert ENTITY.encode() not in client.body
+    assert b"4111111111111111" not in client.body
+
+
+@pytest.mark.xfail(strict=True, reason="text behind a finish_reason is judged without what precedes it")
+async def test_text_behind_its_end_is_judged_with_what_precedes_it() -> None:
+    # Some servers say it in every event.
+    app = Sending([_chunk("I am alice.smith@exam", "stop"), _chunk("ple.com, hello", "stop")])
+    client = await one(app, Finder(), _OUTPUT).call(asking(CHAT, b"{}"))
+    assert b"ple.com" not in client.body

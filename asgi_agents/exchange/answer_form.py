@@ -1,0 +1,34 @@
+"""What the body of an answer is, by its type and its first bytes."""
+
+import json
+import re
+from typing import Final
+
+# These have no text in them that an agent could judge.
+_BINARY: Final = ("image/", "audio/", "video/", "font/", "application/pdf", "application/zip", "application/gzip")
+_BINARY_ALSO: Final = frozenset({"application/wasm", "application/x-tar", "application/vnd.ms-fontobject"})
+# How a stream of events begins (WHATWG HTML, section 9.2.5), and what may become that.
+EVENT: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
+MAYBE_EVENT: Final = re.compile(
+    rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\r\n]*(?:d|da|dat|data|e|ev|eve|even|event|i|id|r|re|ret|retr|retry)?"
+)
+SNIFFED: Final = 64
+# How JSON begins, in whatever encoding and with whatever mark in front, and what may become that.
+JSON_BEGINS: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\x00\s]*[{\[]")
+MAYBE_JSON: Final = re.compile(rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\x00\s]*")
+# How many bytes of it are looked at.
+MAX_BLANK: Final = 64 * 1024
+
+
+def reads_as_json(data: bytes) -> bool:
+    """Whether clients read JSON in it that was not read here: in another encoding, or with a mark in front."""
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def is_binary(given: str | None) -> bool:
+    """Whether a body of this type has no text that an agent could judge."""
+    return given is not None and given != "image/svg+xml" and (given.startswith(_BINARY) or given in _BINARY_ALSO)
