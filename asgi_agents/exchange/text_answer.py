@@ -172,8 +172,8 @@ class TextAnswer:
     async def send(self, message: Message) -> None:
         """The app's ``send``."""
         if self._mode is _Mode.PASSING or self._mode is _Mode.DONE:
-            if self._bodiless and message.get("body"):
-                # Not all servers keep it back, and nobody has judged it.
+            if (self._bodiless or self._mode is _Mode.DONE) and message.get("body"):
+                # Not all servers keep back what no client expects, and nobody has judged it.
                 message = {**message, "body": b""}
             await self._send(message)
             return

@@ -8,10 +8,11 @@ from typing import Any, Final
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from starlette.types import Receive, Scope, Send
 
 from asgi_agents.guardrails import Decision, Redact, TextGuardrail, Window
 from tests.guardrails.detectors import EMAIL
-from tests.guardrails.wired.exchanging import CHAT, ENTITY, Finder, Sending, asking, one
+from tests.guardrails.wired.exchanging import CHAT, ENTITY, SSE, Finder, Sending, asking, one
 from tests.guardrails.wired.test_requests import ESCAPED, FORM, hello
 from tests.support.asgi import Client
 
@@ -140,3 +141,34 @@ async def test_text_behind_its_end_is_judged_with_what_precedes_it() -> None:
     app = Sending([_chunk("I am alice.smith@exam", "stop"), _chunk("ple.com, hello", "stop")])
     client = await one(app, Finder(), _OUTPUT).call(asking(CHAT, b"{}"))
     assert b"ple.com" not in client.body
+
+
+@pytest.mark.parametrize("media_type", [SSE, "text/plain", "application/json"])
+async def test_what_an_app_sends_behind_the_end_does_not_pass_unjudged(media_type: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", media_type.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send({"type": "http.response.body", "body": ENTITY.encode(), "more_body": False})
+
+    client = asking("/x", b"{}", lenient=True)
+    await one(app, Finder(), _OUTPUT).call(client)
+    assert client.body == b""
+
+
+@pytest.mark.parametrize("count", [2, 1024, 1025, 5000])
+async def test_a_request_in_many_pieces_arrives_whole_and_in_few(count: int) -> None:
+    app = hello()
+    pieces = [b"%d " % number for number in range(count)]
+    await one(app, Finder(), {"input"}).call(asking("/x", pieces, "text/plain"))
+    assert app.body == b"".join(pieces)
+    assert len(app.received) == (count if count <= 1024 else 1)
+
+
+@pytest.mark.parametrize("size", [4096, 16 * 1024])
+async def test_a_request_over_the_limit_passes_whole_where_the_guardrail_is_fail_open(size: int) -> None:
+    app = hello()
+    pieces = [b"x" * size] * (17 * 1024 * 1024 // size)
+    await one(app, Finder(), {"input"}, failure_mode="open").call(asking("/x", pieces, "text/plain"))
+    assert len(app.body) == size * len(pieces)
+    assert not app.received[-1]["more_body"]
