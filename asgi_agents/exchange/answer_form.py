@@ -9,15 +9,25 @@ _BINARY: Final = ("image/", "audio/", "video/", "font/", "application/pdf", "app
 _BINARY_ALSO: Final = frozenset({"application/wasm", "application/x-tar", "application/vnd.ms-fontobject"})
 # How a stream of events begins (WHATWG HTML, section 9.2.5), and what may become that.
 EVENT: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
-MAYBE_EVENT: Final = re.compile(
+_MAYBE_EVENT: Final = re.compile(
     rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\r\n]*(?:d|da|dat|data|e|ev|eve|even|event|i|id|r|re|ret|retr|retry)?"
 )
-SNIFFED: Final = 64
+_SNIFFED: Final = 64
 # How JSON begins, in whatever encoding and with whatever mark in front, and what may become that.
 JSON_BEGINS: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\x00\s]*[{\[]")
 MAYBE_JSON: Final = re.compile(rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\x00\s]*")
 # How many bytes of it are looked at.
 MAX_BLANK: Final = 64 * 1024
+
+
+def may_become_events(data: bytes) -> bool:
+    """Whether a stream of events may begin with it, and it is not known yet."""
+    return len(data) < _SNIFFED and not EVENT.match(data) and _MAYBE_EVENT.fullmatch(data) is not None
+
+
+def streams_json(dialect: str, path: str) -> bool:
+    """Whether answers of type JSON are streams: Gemini's are arrays whose elements come one after the other."""
+    return dialect == "gemini" and "stream" in path.rpartition(":")[2].lower()
 
 
 def reads_as_json(data: bytes) -> bool:
@@ -27,6 +37,16 @@ def reads_as_json(data: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def is_lines_of_json(data: bytes) -> bool:
+    """Whether every line of it that is not blank is JSON, which clients may read line by line."""
+    return all(reads_as_json(line) for line in data.split(b"\n") if line.strip())
+
+
+def is_json(given: str | None) -> bool:
+    """Whether a body of this type is one JSON document."""
+    return given is not None and (given in ("application/json", "text/json") or given.endswith("+json"))
 
 
 def is_binary(given: str | None) -> bool:

@@ -25,7 +25,7 @@ from ..guardrails.operations import Operation
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from ..guardrails.uncovered import uncovered
-from .answer_form import EVENT, JSON_BEGINS, MAX_BLANK, MAYBE_EVENT, MAYBE_JSON, SNIFFED, is_binary, reads_as_json
+from . import answer_form
 from .headers import codings_of, in_utf_8, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import render_reply
@@ -231,14 +231,14 @@ class TextAnswer:
         if codings_of(headers):
             await self._unreadable("it has a content-encoding, although none was asked for")
             return
-        if is_binary(given):
+        if answer_form.is_binary(given):
             self._mode = _Mode.PASSING
             await self._send(message)
             return
         if not in_utf_8(headers):
             await self._unreadable("its charset is another than UTF-8")
             return
-        if given is not None and (given == "application/json" or given.endswith("+json")) and not self._streams_json:
+        if answer_form.is_json(given) and not answer_form.streams_json(self._called.name, self._scope["path"]):
             self._mode, self._holds_head = _Mode.WHOLE, True
             return
         self._mode = _Mode.STREAM
@@ -278,15 +278,9 @@ class TextAnswer:
         """
         if self._streamed is not None:
             return self._streamed
-        if not last and len(data) < SNIFFED and not EVENT.match(data) and MAYBE_EVENT.fullmatch(data):
+        if not last and answer_form.may_become_events(data):
             return None
-        return self._begin_stream("text/event-stream" if EVENT.match(data) else self._type)
-
-    @property
-    def _streams_json(self) -> bool:
-        """Whether answers of type JSON are streams: Gemini's are arrays whose elements come one after the other."""
-        path: str = self._scope["path"]
-        return self._called.name == "gemini" and "stream" in path.rpartition(":")[2].lower()
+        return self._begin_stream("text/event-stream" if answer_form.EVENT.match(data) else self._type)
 
     async def _send_start(self, length: int | None, *, changed: bool = True) -> None:
         self._holds_head = False
@@ -320,8 +314,11 @@ class TextAnswer:
                 dialect = of_answer(self._called, loads(data.decode())[0], self._dialects)
                 body = Body(data, self._operations(dialect), self._asking.judges)
             except (UnreadableError, UnicodeDecodeError) as exc:
-                if not self._may_be_json or isinstance(exc, TooComplexError) or reads_as_json(data):
+                if not self._may_be_json or isinstance(exc, TooComplexError) or answer_form.reads_as_json(data):
                     raise
+                if answer_form.is_lines_of_json(data):
+                    await self._take_lines(data)
+                    return
                 as_text = True
                 body = Body(json.dumps(data.decode()).encode(), PlainText().answer, self._asking.judges)
         except (UnreadableError, UnicodeDecodeError) as exc:
@@ -338,6 +335,14 @@ class TextAnswer:
         after = json.loads(body.data).encode() if as_text else body.data
         await self._send_start(len(after), changed=after != data)
         await self._finish(after)
+
+    async def _take_lines(self, data: bytes) -> None:
+        """An answer whose type did not say that it is lines of JSON. It is complete."""
+        self._mode = _Mode.STREAM
+        self._held.clear()
+        self._held_size = 0
+        self._given.append(data)
+        await self._begin_stream("application/x-ndjson").take(data, True)
 
     def _operations(self, dialect: Dialect) -> Callable[[JSON], list[Operation]]:
         if self._start["status"] < 400:
@@ -378,11 +383,11 @@ class TextAnswer:
     async def _take_piece(self, data: bytes, last: bool) -> None:
         data = self._unknown + data
         if self._may_be_json:
-            blank = not last and MAYBE_JSON.fullmatch(data) is not None
-            if blank and len(data) <= MAX_BLANK:
+            blank = not last and answer_form.MAYBE_JSON.fullmatch(data) is not None
+            if blank and len(data) <= answer_form.MAX_BLANK:
                 self._unknown = data
                 return
-            if blank or JSON_BEGINS.match(data):
+            if blank or answer_form.JSON_BEGINS.match(data):
                 self._unknown = b""
                 self._mode = _Mode.WHOLE
                 await self._take_whole(data, last)
