@@ -9,7 +9,7 @@ from typing import Final
 
 # How many bytes are held until it is known whether they are events.
 _MAX_HELD: Final = 16 * 1024
-_LINE: Final = re.compile(rb"([^\r\n]*+)(?:\r\n|\n|\r)")
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 # A line of an event (WHATWG HTML, section 9.2.5). Names and comments are as servers write them, and too short for more.
 _EVENT_LINE: Final = re.compile(
     rb"data(?::.*)?|(?:event|id)(?:: ?[\w.:/-]{0,64})?|retry(?:: ?\d{0,10})?|:[\w .:+/-]{0,80}|", re.DOTALL
@@ -45,8 +45,8 @@ class EventLines:
             data = data.removeprefix(_BOM)
             self._first = False
         at = 0
-        for match in _LINE.finditer(data):
-            at, line = match.end(), match[1]
+        for end in _LINE_END.finditer(data):
+            line, at = data[at : end.start()], end.end()
             if not _EVENT_LINE.fullmatch(line):
                 return False
             if line:

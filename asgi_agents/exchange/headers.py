@@ -12,9 +12,6 @@ from .scope import RawHeaders, header
 
 _LENGTH = frozenset({b"content-length"})
 _UTF_8 = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii"})
-# These have no text in them that an agent could judge.
-_BINARY = ("image/", "audio/", "video/", "font/", "application/pdf", "application/zip", "application/gzip")
-_BINARY_ALSO = frozenset({"application/wasm", "application/x-tar", "application/vnd.ms-fontobject"})
 # They describe the bytes that the app meant to send, and are wrong for any others.
 _VALIDATORS = frozenset({b"accept-ranges", b"content-digest", b"content-md5", b"digest", b"etag", b"repr-digest"})
 
@@ -66,11 +63,6 @@ def in_utf_8(headers: Iterable[tuple[bytes, bytes]]) -> bool:
         part.partition(b"=")[2].strip(b' "') for part in given.split(b";") if part.strip().startswith(b"charset")
     ]
     return all(charset in _UTF_8 for charset in charsets)
-
-
-def is_binary(given: str | None) -> bool:
-    """Whether a body of this type has no text that an agent could judge."""
-    return given is not None and given != "image/svg+xml" and (given.startswith(_BINARY) or given in _BINARY_ALSO)
 
 
 def without_body_claims(

@@ -28,7 +28,7 @@ from ..guardrails.body import Body
 from ..guardrails.dialect import Dialect, Stop
 from ..guardrails.dialects.known import checked_dialects, is_ours, of_request
 from ..guardrails.dialects.unknown import Events, PlainText
-from ..guardrails.framing import UnreadableError
+from ..guardrails.framing import TooComplexError, UnreadableError
 from ..guardrails.json_text import JSON, loads
 from ..guardrails.operations import Operation, Whole
 from ..guardrails.slots import Call, Kind, Slot
@@ -46,6 +46,8 @@ REQUEST_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_r
 _INPUT: Final[frozenset[Kind]] = frozenset({"input"})
 # How many bytes of a request are held.
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
+# How many pieces of it are kept apart. Each takes hundreds of bytes, however small its client has cut it.
+_MAX_MESSAGES: Final = 1024
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
 # In whatever encoding, with whatever marks in front (RFC 8259, section 8.1).
 _LOOKS_LIKE_JSON: Final = re.compile(rb"[\x00\s\xef\xbb\xbf\xff\xfe]*[{\[\"]")
@@ -213,23 +215,30 @@ class TextExchange:
 
     async def _read(self) -> bool:
         """Read the body. Returns False if the client has left. Of one that is too large, only the beginning is read."""
+        joined = bytearray()
         pieces: list[bytes] = []
         size = 0
-        while True:
+        more = True
+        while more and not self._too_large:
             message = await self._receive()
             if message["type"] != "http.request":
                 return False
-            self._messages.append(message)
-            piece = message.get("body", b"")
-            size += len(piece)
-            if size > MAX_REQUEST_BYTES:
-                self._too_large = True
-                return True
-            pieces.append(bytes(piece))
-            if not message.get("more_body", False):
-                self._data = b"".join(pieces)
-                self._complete = True
-                return True
+            if len(self._messages) <= _MAX_MESSAGES:
+                self._messages.append(message)
+            pieces.append(bytes(message.get("body", b"")))
+            if len(pieces) > _MAX_MESSAGES:
+                joined += b"".join(pieces)
+                pieces.clear()
+            size += len(message.get("body", b""))
+            self._too_large = size > MAX_REQUEST_BYTES
+            more = message.get("more_body", False)
+        data = b"".join((joined, *pieces)) if joined else b"".join(pieces)
+        if len(self._messages) > _MAX_MESSAGES:
+            self._messages = [{"type": "http.request", "body": data, "more_body": more}]
+        if not self._too_large:
+            self._data = data
+            self._complete = True
+        return True
 
     def _check_size(self, asking: Asking) -> None:
         judges = asking.judges.on(REQUEST_KINDS)
@@ -373,8 +382,9 @@ def _readable(forms: Sequence[_BodyForm], data: bytes, path: str, dialects: Sequ
             _refuse_other_encodings(data)
         try:
             value, _ = loads(_decoded(form.to_json(data)))
-        except UnreadableError:
-            if form.optional:
+        except UnreadableError as exc:
+            # An app may read what is over our limits.
+            if form.optional and not isinstance(exc, TooComplexError):
                 continue
             raise
         readable.append((form, form.dialect or of_request(path, value, dialects), value))

@@ -19,14 +19,13 @@ from ..guardrails.dialect import Dialect, Stop
 from ..guardrails.dialects.known import has_units, is_general, is_ours, of_answer, of_stream
 from ..guardrails.dialects.pointers import Pointers
 from ..guardrails.dialects.unknown import PlainText
-from ..guardrails.framing import UnreadableError
-from ..guardrails.json_text import JSON, loads
-from ..guardrails.operations import Operation
+from ..guardrails.framing import TooComplexError, UnreadableError
+from ..guardrails.json_text import loads
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
-from ..guardrails.uncovered import uncovered
+from . import answer_form
 from .event_lines import EventLines, is_events
-from .headers import codings_of, in_utf_8, is_binary, media_type, without_body_claims, without_headers
+from .headers import codings_of, in_utf_8, media_type, without_body_claims, without_headers
 from .rendering import Renderers
 from .reply import render_reply
 from .response import BODY_BYPASSES, REPLY_TIMEOUT
@@ -43,8 +42,6 @@ _MAX_HELD_TEXT: Final = 1024 * 1024
 # Seconds for a middleware around this one to take the abort marker.
 _ABORT_TIMEOUT: Final = 1.0
 _LENGTH: Final = frozenset({b"content-length"})
-# How many bytes of white space may precede JSON that is not called JSON.
-_MAX_BLANK: Final = 16 * 1024
 
 
 class _Mode(Enum):
@@ -91,6 +88,7 @@ class TextAnswer:
         self._strict = asking.judges.strict(ANSWER_KINDS)
         self._mode = _Mode.IDLE if self._judges else _Mode.PASSING
         self._head_only = str(scope.get("method", "GET")).upper() == "HEAD"
+        self._bodiless = False
         self._start: Message = {}
         # The head waits: it has not been sent.
         self._holds_head = False
@@ -173,6 +171,9 @@ class TextAnswer:
     async def send(self, message: Message) -> None:
         """The app's ``send``."""
         if self._mode is _Mode.PASSING or self._mode is _Mode.DONE:
+            if (self._bodiless or self._mode is _Mode.DONE) and message.get("body"):
+                # Not all servers keep back what no client expects, and nobody has judged it.
+                message = {**message, "body": b""}
             await self._send(message)
             return
         # What is sent from two tasks must not overtake what is being judged.
@@ -222,21 +223,21 @@ class TextAnswer:
         self._start = {**message, "headers": headers}
         if self._head_only or status < 200 or status in (204, 304):
             # What GET would say of the body is not known: a guardrail could change it.
-            self._mode = _Mode.PASSING
+            self._mode, self._bodiless = _Mode.PASSING, True
             await self._send({**message, "headers": without_body_claims(headers, None)} if self._head_only else message)
             return
         given = media_type(headers)
         if codings_of(headers):
             await self._unreadable("it has a content-encoding, although none was asked for")
             return
-        if is_binary(given):
+        if answer_form.is_binary(given):
             self._mode = _Mode.PASSING
             await self._send(message)
             return
         if not in_utf_8(headers):
             await self._unreadable("its charset is another than UTF-8")
             return
-        if given is not None and (given == "application/json" or given.endswith("+json")) and not self._streams_json:
+        if answer_form.is_json(given) and not answer_form.streams_json(self._called.name, self._scope["path"]):
             self._mode, self._holds_head = _Mode.WHOLE, True
             return
         self._mode = _Mode.STREAM
@@ -282,12 +283,6 @@ class TextAnswer:
             return None
         return self._begin_stream("text/event-stream", EventLines()) if events else self._begin_stream(self._type)
 
-    @property
-    def _streams_json(self) -> bool:
-        """Whether answers of type JSON are streams: Gemini's are arrays whose elements come one after the other."""
-        path: str = self._scope["path"]
-        return self._called.name == "gemini" and "stream" in path.rpartition(":")[2].lower()
-
     async def _send_start(self, length: int | None, *, changed: bool = True) -> None:
         self._holds_head = False
         headers: RawHeaders = self._start["headers"]
@@ -318,10 +313,13 @@ class TextAnswer:
         try:
             try:
                 dialect = of_answer(self._called, loads(data.decode())[0], self._dialects)
-                body = Body(data, self._operations(dialect), self._asking.judges)
-            except UnreadableError:
-                if not self._may_be_json:
+                body = Body(data, answer_form.operations_of(dialect, self._start["status"]), self._asking.judges)
+            except (UnreadableError, UnicodeDecodeError) as exc:
+                if not self._may_be_json or isinstance(exc, TooComplexError) or answer_form.reads_as_json(data):
                     raise
+                if answer_form.is_lines_of_json(data):
+                    await self._take_lines(data)
+                    return
                 as_text = True
                 body = Body(json.dumps(data.decode()).encode(), PlainText().answer, self._asking.judges)
         except (UnreadableError, UnicodeDecodeError) as exc:
@@ -339,16 +337,13 @@ class TextAnswer:
         await self._send_start(len(after), changed=after != data)
         await self._finish(after)
 
-    def _operations(self, dialect: Dialect) -> Callable[[JSON], list[Operation]]:
-        if self._start["status"] < 400:
-            return dialect.answer
-
-        def operations(value: JSON) -> list[Operation]:
-            # Errors are in whatever shape the app's framework has for them.
-            found = dialect.answer(value)
-            return [*found, *uncovered(value, found, kind="output")]
-
-        return operations
+    async def _take_lines(self, data: bytes) -> None:
+        """An answer whose type did not say that it is lines of JSON. It is complete."""
+        self._mode = _Mode.STREAM
+        self._held.clear()
+        self._held_size = 0
+        self._given.append(data)
+        await self._begin_stream("application/x-ndjson").take(data, True)
 
     async def _unreadable(self, fault: str) -> None:
         if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, fault, last=False):
@@ -378,19 +373,19 @@ class TextAnswer:
     async def _take_piece(self, data: bytes, last: bool) -> None:
         data = self._unknown + data
         if self._may_be_json:
-            begins = data.lstrip()[:1]
-            if begins and begins in b"{[":
+            blank = not last and answer_form.MAYBE_JSON.fullmatch(data) is not None
+            if blank and len(data) <= answer_form.MAX_BLANK:
+                self._unknown = data
+                return
+            if blank or answer_form.JSON_BEGINS.match(data):
+                self._unknown = b""
                 self._mode = _Mode.WHOLE
                 await self._take_whole(data, last)
                 return
-            if not (begins or last) and len(data) <= _MAX_BLANK:
-                self._unknown = data
-                return
             self._may_be_json = False
-            if begins or not last:
-                self._holds_head = declared_length(self._start["headers"]) is not None
-                if not self._holds_head:
-                    await self._send_start(None)
+            self._holds_head = declared_length(self._start["headers"]) is not None
+            if not self._holds_head:
+                await self._send_start(None)
         streamed = self._stream_of(data, last)
         if streamed is None:
             self._unknown = data

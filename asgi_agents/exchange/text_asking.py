@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Final, cast
 
 import anyio
+from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
 from ..decision import AgentDecision, Verdict
@@ -28,6 +29,8 @@ from .state import ExchangeState
 
 logger: Final = logging.getLogger("asgi_agents")
 
+# How often texts of a body are judged before others have their turn: a few milliseconds.
+_ROUNDS_AT_ONCE: Final = 8
 _NOTHING: Final = nullcontext()
 _INSPECT: Final = EventType.GUARDRAIL_INSPECT
 # What comes of it where `settled` raises: it is not asked again about the text.
@@ -171,7 +174,12 @@ class Asking:
 
         :raises Stopped: if it must not pass.
         """
+        rounds = 0
         while inspections := body.inspections():
+            rounds += 1
+            if not rounds % _ROUNDS_AT_ONCE:
+                # Where nothing suspends, others have their turn all the same: a body can have a million texts.
+                await checkpoint()
             for inspection, decisions in await self.ask_all(inspections):
                 body.verdict(inspection, decisions)
             self.note(body.findings, [])

@@ -11,6 +11,10 @@ class UnreadableError(ValueError):
     """What was read is not in the form that its type promises. The message says what is wrong with it."""
 
 
+class TooComplexError(UnreadableError):
+    """What may well be in its form, and is over a limit of ours: others may read it."""
+
+
 class Beside(NamedTuple):
     """What a unit says beside its data.
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Final
 
-from .framing import UnreadableError
+from .framing import TooComplexError, UnreadableError
 
 #: How deep arrays and objects may be nested.
 MAX_DEPTH: Final = 200
@@ -43,7 +43,8 @@ class Loader:
     def loads(self, text: str) -> JSON:
         """The value of a JSON text.
 
-        :raises UnreadableError: for what is no JSON, or nested deeper than :data:`MAX_DEPTH`.
+        :raises UnreadableError: for what is no JSON.
+        :raises TooComplexError: for what is nested deeper than :data:`MAX_DEPTH`, or has a number of too many digits.
         """
         self.duplicates = False
         if text.count("[") + text.count("{") > MAX_DEPTH:
@@ -51,9 +52,12 @@ class Loader:
         try:
             value: JSON = self._decode(text)
         except RecursionError:
-            raise UnreadableError(f"JSON is nested deeper than {MAX_DEPTH} levels") from None
-        except ValueError as exc:
+            raise TooComplexError(f"JSON is nested deeper than {MAX_DEPTH} levels") from None
+        except json.JSONDecodeError as exc:
             raise UnreadableError(f"expected JSON: {exc!s:.200}") from None
+        except ValueError as exc:
+            # An integer of more digits than Python converts; other readers take it.
+            raise TooComplexError(f"expected JSON: {exc!s:.200}") from None
         return value
 
     def _mapping(self, pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
@@ -272,7 +276,7 @@ def _check_depth(text: str) -> None:
         if char in "[{":
             depth += 1
             if depth > MAX_DEPTH:
-                raise UnreadableError(f"JSON is nested deeper than {MAX_DEPTH} levels")
+                raise TooComplexError(f"JSON is nested deeper than {MAX_DEPTH} levels")
         elif char in "]}":
             depth -= 1
 

@@ -25,9 +25,11 @@ KNOWN: Final = frozenset(
     }
 )
 # Base64 is no text. Whoever takes it for text sees only that.
-_ENCODED: Final = re.compile(r"data:[\w/+.;=-]*;base64,[\w+/=-]*+|[\w+/=-]{256,}+")
+_ENCODED: Final = re.compile(r"data:[\w/+.;=-]*;base64,[\w+/=-]*+|[\w+/=-]{256,}+", re.ASCII)
 # What stands where a name is expected, and may be one: each text costs a call of a remote judge.
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
+# What is a setting in a known member. Anything else is text there, too.
+_WORD: Final = re.compile(r"[!-~]{1,256}")
 # Of answers, beside those names: what says how they came to be, and what is there for the server alone.
 _NAMES: Final = NAMES | frozenset(
     {
@@ -56,7 +58,7 @@ def uncovered(
     reads something else.
 
     :param by_path: whether the path has said which dialect it is. What its requests have at the top beside the text,
-        such as tools and formats, is passed over then, but for descriptions.
+        such as tools and formats, is passed over then, but for descriptions and strings of several words.
     """
     covered = _covered(operations)
     found: list[Operation] = []
@@ -66,8 +68,9 @@ def uncovered(
         last = path[-1] if path else ""
         if last in NAMES and _NAME.fullmatch(text):
             continue
-        # Who describes a tool tells the model something.
-        if by_path and path and path[0] in KNOWN and last != "description":
+        # Who describes a tool tells the model something, and so do the titles and choices of its parameters. An app may
+        # read as text what has another meaning in the dialect of its path.
+        if by_path and path and path[0] in KNOWN and last != "description" and _WORD.fullmatch(text):
             continue
         found.append(Whole(Slot(("uncovered", pointer(path)), kind), path, text))
     return found

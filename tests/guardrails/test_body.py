@@ -9,6 +9,7 @@ from asgi_agents.errors import AgentProtocolError, ConfigurationError
 from asgi_agents.guardrails.body import Body
 from asgi_agents.guardrails.dialect import Dialect, Stop
 from asgi_agents.guardrails.dialects.anthropic import Anthropic
+from asgi_agents.guardrails.dialects.base import MAX_TEXTS
 from asgi_agents.guardrails.dialects.chat import Chat
 from asgi_agents.guardrails.dialects.gemini import Gemini
 from asgi_agents.guardrails.dialects.known import BUILT_IN, of_answer, of_request
@@ -17,9 +18,10 @@ from asgi_agents.guardrails.dialects.pointers import Pointers
 from asgi_agents.guardrails.dialects.responses import Responses
 from asgi_agents.guardrails.dialects.ui_message import UIMessages
 from asgi_agents.guardrails.dialects.unknown import Events, PlainText
-from asgi_agents.guardrails.framing import UnreadableError
+from asgi_agents.guardrails.framing import TooComplexError, UnreadableError
 from asgi_agents.guardrails.judges import Judge, Judges
 from asgi_agents.guardrails.slots import Block, Flag, Redact
+from asgi_agents.guardrails.uncovered import uncovered
 from tests.guardrails.detectors import EMAIL, detector
 from tests.guardrails.driving import LOCAL, judged_body
 
@@ -413,3 +415,11 @@ def test_a_call_that_is_stopped_is_told_why(dialect: Dialect, status: int) -> No
 def test_a_pointer_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="expected a JSON pointer"):
         Pointers("/", request=["messages"])
+
+
+def test_a_body_of_too_many_texts_is_not_read() -> None:
+    assert len(uncovered({"anything": ["a"] * MAX_TEXTS}, [])) == MAX_TEXTS
+    with pytest.raises(TooComplexError, match="more than 20000 texts"):
+        uncovered({"anything": ["a"] * (MAX_TEXTS + 1)}, [])
+    with pytest.raises(TooComplexError, match="more than 20000 texts"):
+        Events().request(["a"] * (MAX_TEXTS + 1))

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from typing import Final
 
 from .. import json_text
-from ..framing import UnreadableError
+from ..framing import TooComplexError, UnreadableError
 from ..json_text import JSON, Path
 from ..operations import Operation, Whole
 from ..slots import Kind, Slot, SlotKey
 
 Mapped = dict[str, JSON]
 
+#: How many texts a body or an event may have: each takes some kilobytes of memory, and a call of its judges.
+MAX_TEXTS: Final = 20_000
 #: Strings that name something and are no text: the values of these keys are never judged where a shape is unknown.
 NAMES: Final = frozenset(
     {
@@ -82,11 +84,18 @@ def index_of(value: JSON, what: str) -> int:
 
 
 def strings_in(value: JSON, path: Path, *, skip: frozenset[str] = NAMES) -> Iterator[tuple[Path, str]]:
-    """Every string in ``value`` and its path, without those under the keys to ``skip``."""
+    """Every string in ``value`` and its path, without those under the keys to ``skip``.
+
+    :raises TooComplexError: for more than :data:`MAX_TEXTS` of them.
+    """
     stack: list[tuple[Path, JSON]] = [(path, value)]
+    left = MAX_TEXTS
     while stack:
         at, inner = stack.pop()
         if isinstance(inner, str):
+            left -= 1
+            if left < 0:
+                raise TooComplexError(f"more than {MAX_TEXTS} texts")
             yield at, inner
         elif isinstance(inner, dict):
             stack += [((*at, key), member) for key, member in reversed(inner.items()) if key not in skip]

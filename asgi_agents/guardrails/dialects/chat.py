@@ -133,7 +133,8 @@ class ChatReader:
                 mark += ("open", index)
             read = choice_texts(choice, index, ("choices", position), self._calls)
             operations += self._switched(index, read)
-            if choice.get("finish_reason") is not None:
+            # Some servers have an empty one in every event before the last.
+            if choice.get("finish_reason"):
                 operations.append(End(("choices", index)))
                 mark += ("closed", index)
         if mark:
