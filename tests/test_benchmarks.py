@@ -26,6 +26,9 @@ from tests.benchmarks.variant import Peer, Variant
 from tests.benchmarks.variants import REQUESTS, UPLOADS, VARIANTS, WEBSOCKETS
 from tests.benchmarks.waiting import Passage
 
+# It runs parts of the benchmark.
+pytestmark = pytest.mark.slow
+
 BARE = Variant("bare", "no middleware", lambda directory: _nothing)
 GUARDED = Variant("guarded", "an agent", lambda directory: InProcess(_nothing))
 SMOKE = replace(QUICK, turns=2, turn_seconds=0.0001)

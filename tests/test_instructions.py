@@ -16,6 +16,9 @@ from tests.benchmarks.instructions import FEW, MANY, ROUNDS, CountError, Version
 from tests.benchmarks.report import markdown
 from tests.benchmarks.variants import STREAM_AGENT
 
+# It counts instructions of processes.
+pytestmark = pytest.mark.slow
+
 HERE = Version("this tree", ROOT)
 THERE = Version("v1", ROOT / "elsewhere")
 

@@ -1040,4 +1040,5 @@ async def test_an_agent_that_stalls_for_one_call_in_ten_holds_up_those_calls_onl
     assert sum(answer.stalled for answer in answers) == 2 * CLIENTS // 10
     assert [(a.path, a.status, a.seconds) for a in answers if a.status != a.expected] == []
     assert all(answer.seconds == pytest.approx(DEADLINE, abs=0.1) for answer in answers if answer.stalled)
-    assert max(answer.seconds for answer in answers if not answer.stalled) < 0.1
+    # All wait for the same machine. None waits for one that stalls.
+    assert max(answer.seconds for answer in answers if not answer.stalled) < DEADLINE / 2

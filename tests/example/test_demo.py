@@ -15,6 +15,9 @@ from example_app.demo.table import Style, render, style_for
 _PATIENT = """
 import runpy
 from example_app.demo import tracing
+
+# It starts the example with all its processes.
+pytestmark = pytest.mark.slow
 tracing._STRAGGLERS = 2.0
 runpy.run_module("example_app", run_name="__main__", alter_sys=True)
 """

@@ -40,6 +40,9 @@ from example_app.demo.script import STEPS
 from example_app.demo.table import Style, render
 from tests.docs.markdown import blocks_of
 
+# It starts the example again and again, in a process.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "pages" / "guide" / "example.md"
 # A terminal has 24 lines: one is for the command, one for what is typed next.

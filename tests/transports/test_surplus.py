@@ -204,10 +204,13 @@ class Hostile:
         peer.sendall(answer)
         if self._time in ("while idle", "just before the next"):
             self.go.wait(PATIENCE)
-        peer.sendall(surplus)
-        if self._time == "together":
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
-        self.said.set()
+        try:
+            peer.sendall(surplus)
+            if self._time == "together":
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+        finally:
+            # A client that has noticed it may be gone before all of it was sent.
+            self.said.set()
         # The rest of what was half, for the client to take for the answer.
         rest = more.removeprefix(surplus)
         while self._speech.read(peer):
