@@ -11,13 +11,14 @@ from example_app.demo.run import Outcome
 from example_app.demo.script import STEPS
 from example_app.demo.table import Style, render, style_for
 
+# It starts the example with all its processes.
+pytestmark = pytest.mark.slow
+
 # On a busy machine the spans of the other process are on their way for longer than a reader would wait for them.
 _PATIENT = """
 import runpy
 from example_app.demo import tracing
 
-# It starts the example with all its processes.
-pytestmark = pytest.mark.slow
 tracing._STRAGGLERS = 2.0
 runpy.run_module("example_app", run_name="__main__", alter_sys=True)
 """
