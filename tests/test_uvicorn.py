@@ -55,6 +55,9 @@ from asgi_agents.serve import agent_app
 from tests.support.servers import serve
 from tests.support.virtual_time import wait_for_sockets
 
+# They serve with uvicorn, in threads, and put load on it.
+pytestmark = pytest.mark.slow
+
 BLOCK = AgentResponse.block()
 # What uvicorn 0.54 says after every denial response, whoever sends it.
 DENIAL_COMPLAINT = "ASGI callable returned without completing handshake."

@@ -19,6 +19,9 @@ from asgi_agents.serve.__main__ import main
 from asgi_agents.serve.workers import WorkerMistake, Workers
 from tests.serve.client import RawClient, connected
 
+# They start processes.
+pytestmark = pytest.mark.slow
+
 AGENTS = """
 import os
 from pathlib import Path

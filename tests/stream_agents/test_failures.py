@@ -52,6 +52,7 @@ def test_an_agent_that_is_killed_under_load_fails_as_configured_and_is_called_ag
         assert_failed_as_configured(load)
 
 
+@pytest.mark.slow
 def test_an_agent_that_freezes_under_load_is_a_timeout_and_is_called_again_when_it_goes_on() -> None:
     with agent_process("Signs", "--bind", "unix://{place}/agent") as agent:
         transport = StreamTransport(agent.addresses[0], connect_timeout=2.0, ping_interval=0.1, stall_timeout=3.0)

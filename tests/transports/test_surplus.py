@@ -25,6 +25,9 @@ from asgi_agents.protocol.stream import (
 )
 from tests.transports.stream.peer import handshake
 
+# Each test has a hostile server in threads, and waits for it.
+pytestmark = pytest.mark.slow
+
 PATIENCE: Final = 60.0
 BODIES = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
 

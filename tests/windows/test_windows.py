@@ -17,6 +17,9 @@ import pytest
 from asgi_agents.protocol import Encoding, RequestBodyChunkEvent, encode_event
 from tests.serve.client import connected
 
+# They start processes, or import the package anew.
+pytestmark = pytest.mark.slow
+
 # Every case starts processes, of which each imports all there is. Of those that differ little one is quick enough.
 SLOW = pytest.mark.slow
 HERE = Path(__file__).parent

@@ -6,6 +6,9 @@ import trustme
 from asgi_agents import HttpTransport
 from tests.transports.test_surplus import HTTP_KINDS, KINDS, TIMES, Http, authority, contexts, hostile, provoke
 
+# Each test has a hostile server in threads, and waits for it.
+pytestmark = pytest.mark.slow
+
 __all__ = ["authority"]
 
 
