@@ -154,13 +154,16 @@ class ChatReader:
         return self._uncovered.beside(chunk, operations, usual=usual)
 
     def _switched(self, index: int, operations: list[Operation]) -> list[Operation]:
-        """Reasoning ends where the answer begins, and the other way round."""
+        """Reasoning ends where the answer begins.
+
+        Not the other way round: a model may think in the middle of a word, and clients join what it says.
+        """
         for operation in operations:
             if type(operation) is Text and operation.text and operation.instead is None:
                 field = str(operation.slot.key[2])
                 before = self._channels.get(index)
                 self._channels[index] = field
-                if before is not None and before != field:
+                if before is not None and before != field and before.startswith("reasoning"):
                     return [Pause(("choices", index, before)), *operations]
         return operations
 

@@ -115,7 +115,7 @@ class GeminiReader:
         self._template: Mapped = {}
         self._uncovered = Uncovered()
         # Of each candidate that was read: whether its text was of thought or answer last.
-        self._channels: dict[int, SlotKey] = {}
+        self._channels: dict[int, Slot] = {}
         # Whether the stream is an array, how many elements of it have left, which candidates were read, and which of
         # them have ended in what has left.
         self._array = array
@@ -158,16 +158,19 @@ class GeminiReader:
         return self._uncovered.beside(chunk, operations, path, usual=usual)
 
     def _switched(self, operations: list[Operation]) -> list[Operation]:
-        """Thought ends where the answer begins, and the other way round."""
+        """Thought ends where the answer begins.
+
+        Not the other way round: a model may think in the middle of a word, and clients join what it says.
+        """
         out: list[Operation] = []
         for operation in operations:
             if type(operation) is Text and operation.text and operation.instead is None:
-                key = operation.slot.key
-                index = int(key[1])
+                slot = operation.slot
+                index = int(slot.key[1])
                 before = self._channels.get(index)
-                self._channels[index] = key
-                if before is not None and before != key:
-                    out.append(Pause(before))
+                self._channels[index] = slot
+                if before is not None and before != slot and before.kind == "reasoning":
+                    out.append(Pause(before.key))
             out.append(operation)
         return out
 

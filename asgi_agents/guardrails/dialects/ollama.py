@@ -106,9 +106,11 @@ class OllamaReader:
         operations: list[Operation] = []
         for operation in _line(line):
             if type(operation) is Text and operation.text and operation.instead is None:
-                # Thinking ends where the answer begins, and the other way round.
-                if self._channel is not None and self._channel != operation.slot:
-                    operations.append(Pause(self._channel.key))
+                # Thinking ends where the answer begins. Not the other way round: a model may think in the middle of a
+                # word, and clients join what it says.
+                before = self._channel
+                if before is not None and before != operation.slot and before.kind == "reasoning":
+                    operations.append(Pause(before.key))
                 self._channel = operation.slot
             operations.append(operation)
         if line.get("done") is True:

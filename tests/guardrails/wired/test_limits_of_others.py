@@ -238,7 +238,6 @@ async def test_json_that_is_called_text_json_is_json() -> None:
     assert client.body == b'{"a": "[0]"}'
 
 
-@pytest.mark.xfail(strict=True, reason="text that a thought interrupts leaves up to there, without what follows it")
 async def test_text_that_a_thought_interrupts_is_judged_with_what_follows() -> None:
     # A model may think wherever it likes. Clients join what is not thought.
     deltas = [{"content": "I am alice.smith@exam"}, {"reasoning_content": "Hm."}, {"content": "ple.com, hello"}]
