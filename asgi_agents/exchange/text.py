@@ -197,7 +197,7 @@ class TextExchange:
             return (_ENCODED,) if judged else ()
         if judged and sum(name.lower() == b"content-type" for name, _ in headers) > 1:
             return (_SEVERAL,)
-        if judged and not in_utf_8(headers):
+        if judged and not in_utf_8(headers) and not (given or "").startswith("multipart/"):
             return (_CHARSET,)
         if given == "application/json" or (given or "").endswith("+json") or by_path is not _UNKNOWN:
             # Apps that speak a dialect read JSON whatever its type is said to be.
