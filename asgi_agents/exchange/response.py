@@ -2,17 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import Enum, auto
 from functools import partial
 
-import anyio
-from anyio.lowlevel import checkpoint
 from starlette.types import Message, Scope, Send
 
 from ..concurrency.limiter import Limiter
 from ..decision import AgentDecision, Verdict
-from ..errors import ClosedByAgent, ResponseAborted
+from ..errors import ResponseAborted
 from ..evaluation.route_agent import RouteAgent
 from ..protocol import Block, EventType, Headers, ResponseHeadersEvent
 from .body import BodyInspection
@@ -22,8 +20,9 @@ from .rendering import Renderers
 from .reply import describe, render_reply
 from .response_agents import agents_for_types, agents_shown_parts, enforced, needing_whole_bodies
 from .response_headers import HeaderChanges
-from .scope import RawHeaders, declared_length, header, raises_when_gone
+from .scope import RawHeaders, declared_length, header
 from .state import ExchangeState
+from .stopping import Dropping, send_abort_marker, send_whole
 from .units import Cutter, StreamedType, last_unit, streamed_type
 
 
@@ -35,10 +34,6 @@ class _Phase(Enum):
     REPLACED = auto()  # the client has, or is getting, something else
     CUT = auto()  # the client has a part, and the connection is to be broken off
 
-
-# Seconds for a client to take a reply, and for a middleware around this one to take the abort marker.
-REPLY_TIMEOUT = 10.0
-_ABORT_TIMEOUT = 1.0
 
 RESPONSE_EVENTS = (EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK)
 
@@ -76,14 +71,10 @@ class ResponseInspection:
         self._method = method
         self._renderers = renderers
         self._on_stop = on_stop
-        self._on_noticed = on_noticed
-        # Whether the app is to find its client gone.
-        self._cut_off = False
         self._prefix = prefix
         self._phase = _Phase.IDLE
         self._started = False
-        # The app has sent something that was dropped.
-        self._dropping = False
+        self._dropping = Dropping(scope, "an agent has stopped this response", on_stop=on_stop, on_noticed=on_noticed)
         self._turn = Limiter(1)
         self._start: Message = {}
         self._headers: RawHeaders = []
@@ -124,7 +115,7 @@ class ResponseInspection:
     async def _dispatch(self, message: Message) -> None:
         phase = self._phase
         if phase is _Phase.REPLACED or phase is _Phase.CUT:
-            await self._drop(message)
+            await self._dropping.take(message)
             return
         kind = message["type"].removeprefix(self._prefix)
         if kind == "http.response.start":
@@ -143,28 +134,9 @@ class ResponseInspection:
         else:
             # Push, debug, and whatever comes to be.
             await self._send(message)
-        if self._cut_off:
+        if self._dropping.cut_off:
             # By what was sent just now, or while it was judged: as for a client that leaves meanwhile.
-            await self._drop(message)
-
-    async def _drop(self, message: Message) -> None:
-        """Do as servers do once the client is gone."""
-        # An app that streams from memory would block the event loop if this did not yield. But the first call does not:
-        # when the app is cancelled because its client has left, the cancellation has to reach the generator that it
-        # streams from while that waits, which ends it. In a send it would leave the generator to the garbage collector.
-        if self._dropping:
-            await checkpoint()
-        self._dropping = True
-        more = message.get("more_body", False)
-        if (more or self._cut_off) and raises_when_gone(self._scope):
-            self._on_noticed()
-            raise ClosedByAgent("an agent has stopped this response")
-        if more and not self._cut_off:
-            # It was only replaced, but its app goes on streaming, perhaps for ever.
-            self._cut_off = True
-            self._on_stop(True)
-        elif not more and message["type"].endswith("http.response.body"):
-            self._on_noticed()
+            await self._dropping.take(message)
 
     async def stop(self, decision: AgentDecision, *, cut_off: bool = False) -> None:
         """Carry out a decision that isn't allow: reply in the app's place, or break off what has begun.
@@ -180,7 +152,7 @@ class ResponseInspection:
                 try:
                     await self._reply(decision)
                 finally:
-                    self._cut_off = cut_off
+                    self._dropping.cut_off = cut_off
                     self._on_stop(cut_off)
             case _Phase.OPEN if (ending := self._ending(decision)) is not None:
                 self._phase = _Phase.REPLACED
@@ -188,30 +160,23 @@ class ResponseInspection:
                 try:
                     await self._send_last(ending)
                 finally:
-                    self._cut_off = True
+                    self._dropping.cut_off = True
                     self._on_stop(True)
             case _Phase.OPEN:
                 self._phase = _Phase.CUT
                 self._state.decide(decision)
                 self.finished_at = time.monotonic()
                 self.error = ResponseAborted(f"response broken off after it had started: {describe(decision)}")
-                self._cut_off = True
+                self._dropping.cut_off = True
                 self._on_stop(True)
             case _:
                 # The client has the whole response, or another decision was quicker.
                 pass
 
     async def send_abort_marker(self) -> None:
-        """Keep middlewares between this one and the server from completing a response that was broken off.
-
-        Starlette's ``BaseHTTPMiddleware`` ends the body in good order when the app inside it raises, unless a message
-        that it doesn't know has come before. Then it raises an AssertionError whose text is the message. This one has
-        the reason in it, so that the server's log has it too. Servers don't know the message either, and raise as well.
-        """
+        """Tell the middlewares around this one that the response was broken off, if it was."""
         if self._phase is _Phase.CUT and self._started:
-            # A client that has stopped reading is not waited for.
-            with anyio.move_on_after(_ABORT_TIMEOUT, shield=True), suppress(Exception):
-                await self._send({"type": f"{self._prefix}http.response.aborted", "reason": str(self.error)})
+            await send_abort_marker(self._send, self.error, self._prefix)
 
     async def release_head(self) -> None:
         """The app has ended, perhaps by raising, before it sent any of the body: the head waits for nothing more.
@@ -250,18 +215,13 @@ class ResponseInspection:
             self.bytes_sent += len(data)
 
     async def _send_whole(self, *messages: Message) -> bool:
-        """Send messages that belong together, also if the task is cancelled.
-
-        Returns whether the client has taken them: one that doesn't read is not waited for longer than REPLY_TIMEOUT.
-        """
-        with anyio.move_on_after(REPLY_TIMEOUT, shield=True) as scope:
-            for message in messages:
-                await self._send(message)
+        """Send messages that belong together. Returns whether the client has taken them."""
+        error = await send_whole(self._send, *messages)
         self.finished_at = time.monotonic()
-        if scope.cancelled_caught:
+        if error is not None:
             self._phase = _Phase.CUT
-            self.error = ResponseAborted(f"response broken off: the client has not taken it within {REPLY_TIMEOUT:g} s")
-        return not scope.cancelled_caught
+            self.error = error
+        return error is None
 
     async def _take_start(self, message: Message) -> None:
         if self._phase is _Phase.HELD:

@@ -2,17 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from enum import Enum, auto
 from typing import Final
 
-import anyio
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
 from starlette.types import Message, Scope, Send
 
 from ..concurrency.limiter import Limiter
-from ..errors import ClosedByAgent, ResponseAborted
+from ..errors import ResponseAborted
 from ..failures import FailureKind
 from ..guardrails.body import Body
 from ..guardrails.dialect import Dialect, Stop
@@ -25,12 +22,13 @@ from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from . import answer_form
 from .event_lines import EventLines, is_events
-from .headers import codings_of, in_utf_8, media_type, without_body_claims, without_headers
+from .headers import codings_of, in_utf_8, media_type, without_body_claims
 from .rendering import Renderers
 from .reply import render_reply
-from .response import BODY_BYPASSES, REPLY_TIMEOUT
-from .scope import RawHeaders, declared_length, raises_when_gone
+from .response import BODY_BYPASSES
+from .scope import RawHeaders, declared_length
 from .state import ExchangeState
+from .stopping import Dropping, send_abort_marker, send_whole
 from .text_asking import Asking, Stopped, failed_with, refused
 from .text_stream import StreamedText
 
@@ -39,9 +37,6 @@ ANSWER_KINDS: Final[frozenset[Kind]] = frozenset({"output", "tool_call", "tool_r
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 # How many bytes of text wait for the end of an answer whose length was declared, so that its head can still be another.
 _MAX_HELD_TEXT: Final = 1024 * 1024
-# Seconds for a middleware around this one to take the abort marker.
-_ABORT_TIMEOUT: Final = 1.0
-_LENGTH: Final = frozenset({b"content-length"})
 
 
 class _Mode(Enum):
@@ -83,7 +78,6 @@ class TextAnswer:
         self._scope = scope
         self._send = send
         self._on_stop = on_stop
-        self._on_noticed = on_noticed
         self._judges = asking.judges.on(ANSWER_KINDS)
         self._strict = asking.judges.strict(ANSWER_KINDS)
         self._mode = _Mode.IDLE if self._judges else _Mode.PASSING
@@ -102,8 +96,9 @@ class TextAnswer:
         self._may_be_json = False
         self._unknown = b""
         self._turn = Limiter(1)
-        self._cut_off = False
-        self._dropping = False
+        self._dropping = Dropping(
+            scope, "guardrails let nothing more of this response pass", on_stop=on_stop, on_noticed=on_noticed
+        )
         # What the server has raised while something was sent beside the app.
         self._gone: Exception | None = None
         self.tasks: TaskGroup | None = None
@@ -141,12 +136,8 @@ class TextAnswer:
         )
 
     async def _send_whole(self, *messages: Message) -> None:
-        """Send messages that belong together, also if the task is cancelled."""
-        with anyio.move_on_after(REPLY_TIMEOUT, shield=True) as scope:
-            for message in messages:
-                await self._send(message)
-        if scope.cancelled_caught:
-            self.error = ResponseAborted(f"response broken off: the client has not taken it within {REPLY_TIMEOUT:g} s")
+        """Send messages that belong together."""
+        self.error = await send_whole(self._send, *messages) or self.error
 
     def _reply(self, stopped: Stopped) -> tuple[int, RawHeaders, bytes]:
         dialect = self._called
@@ -188,14 +179,14 @@ class TextAnswer:
             last = not message.get("more_body", False)
             if last or streamed.stream.full:
                 await streamed.wait(last)
-        if self._cut_off:
+        if self._dropping.cut_off:
             # By what was sent just now, or while it was judged: as for a client that leaves meanwhile.
             await self._drop(message)
 
     async def _dispatch(self, message: Message) -> None:
         kind = message["type"]
         if self.stopped:
-            if not self._cut_off:
+            if not self._dropping.cut_off:
                 await self._drop(message)
         elif self._mode is _Mode.IDLE and kind == "http.response.start":
             await self._take_start(message)
@@ -288,8 +279,6 @@ class TextAnswer:
         headers: RawHeaders = self._start["headers"]
         if changed:
             headers = without_body_claims(headers, length)
-            if length is None:
-                headers = without_headers(headers, _LENGTH)
         await self._send({**self._start, "headers": headers})
 
     # An answer that is complete before it is judged
@@ -354,7 +343,7 @@ class TextAnswer:
         verdict = self._asking.not_shown(self._judges, kind, fault)
         if verdict is not None:
             await self.stop(failed_with(verdict))
-            self._cut_off = True
+            self._dropping.cut_off = True
             return False
         self._mode = _Mode.PASSING
         await self._send_start(None, changed=False)
@@ -423,7 +412,7 @@ class TextAnswer:
 
     async def _end(self, stopped: Stopped, last: bytes, cut_off: bool) -> None:
         """A stream was stopped; ``last`` is all that is still to be sent of it. The turn is the caller's."""
-        self._cut_off = True
+        self._dropping.cut_off = True
         try:
             if self._holds_head:
                 await self.stop(stopped)
@@ -443,12 +432,12 @@ class TextAnswer:
         """What leaves beside the app can't be sent any more: that is for the app's next send to raise."""
         self._mode = _Mode.STOPPED
         self._gone = exc
-        self._cut_off = True
+        self._dropping.cut_off = True
 
     def _interrupted(self, exc: BaseException) -> None:
         """Break the answer off: a send was given up that was under way, and what it has taken is lost."""
         self._mode = _Mode.STOPPED
-        self._cut_off = True
+        self._dropping.cut_off = True
         if self._streamed is not None:
             self._streamed.abandon()
         # An OSError is how a server says that the client is gone, so that there is nothing to break off.
@@ -456,35 +445,20 @@ class TextAnswer:
             self.error = ResponseAborted("response broken off: a send was cancelled that was under way")
 
     async def _drop(self, message: Message) -> None:
-        """Do as servers do once the client is gone."""
+        """Take what the app sends although its answer was stopped."""
         if self._gone is not None:
             raise self._gone
-        # An app that streams from memory would block the event loop if this did not yield. The first call does not, so
-        # that a cancellation reaches the generator that the app streams from while that waits, which ends it.
-        if self._dropping:
-            await checkpoint()
-        self._dropping = True
-        more = message.get("more_body", False)
-        if (more or self._cut_off) and raises_when_gone(self._scope):
-            self._on_noticed()
-            raise ClosedByAgent("guardrails let nothing more of this response pass")
-        if more and not self._cut_off:
-            # It was only replaced, but its app goes on streaming, perhaps for ever.
-            self._cut_off = True
-            self._on_stop(True)
-        elif not more and message["type"] == "http.response.body":
-            self._on_noticed()
+        await self._dropping.take(message)
 
     async def send_abort_marker(self) -> None:
-        """Keep middlewares around this one from completing an answer that was broken off (see ResponseInspection)."""
-        with anyio.move_on_after(_ABORT_TIMEOUT, shield=True), suppress(Exception):
-            await self._send({"type": "http.response.aborted", "reason": str(self.error)})
+        """Tell the middlewares around this one that the answer was broken off."""
+        await send_abort_marker(self._send, self.error)
 
     def close(self) -> None:
         """The exchange is over."""
         if self._mode in (_Mode.IDLE, _Mode.WHOLE, _Mode.STREAM):
             # A task that the app has left behind may still send. As for a client that has left: nobody judges it now.
             self._mode = _Mode.STOPPED
-            self._cut_off = True
+            self._dropping.cut_off = True
         if self._streamed is not None:
             self._streamed.close()

@@ -21,9 +21,10 @@ from .headers import apply_header_ops, apply_request_ops
 from .inbound import Inbound
 from .rendering import Renderers
 from .reply import close_message, render_reply
-from .response import REPLY_TIMEOUT, RESPONSE_EVENTS, ResponseInspection
+from .response import RESPONSE_EVENTS, ResponseInspection
 from .scope import App, OwnScope, client_ip, headers_of
 from .state import ExchangeState
+from .stopping import send_whole
 
 # Seconds for a peer that doesn't answer a close frame.
 _CLOSE_TIMEOUT = 5.0
@@ -102,9 +103,7 @@ class WebSocketExchange(Exchange):
         reply = render_reply(decision, self._scope, self._renderers)
         self._status = reply.status
         # Once the head is out the body has to follow.
-        with anyio.move_on_after(REPLY_TIMEOUT, shield=True):
-            for message in reply.messages("websocket."):
-                await self._raw_send(message)
+        await send_whole(self._raw_send, *reply.messages("websocket."))
         self._bytes[False] += len(reply.body)
 
     @property

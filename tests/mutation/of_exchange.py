@@ -127,7 +127,7 @@ EXCHANGE: Final = (
     ),
     Defect(
         "reply-is-cut-off-by-a-cancellation",
-        "exchange/response.py",
+        "exchange/stopping.py",
         "with anyio.move_on_after(REPLY_TIMEOUT, shield=True) as scope:",
         "with anyio.move_on_after(REPLY_TIMEOUT) as scope:",
         "A client gets the head of a refusal and no body.",
