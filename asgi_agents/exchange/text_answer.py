@@ -11,13 +11,12 @@ from starlette.types import Message, Scope, Send
 from ..concurrency.limiter import Limiter
 from ..errors import ResponseAborted
 from ..failures import FailureKind
-from ..guardrails.body import Body
+from ..guardrails.body import Body, Parsed
 from ..guardrails.dialect import Dialect, Stop
 from ..guardrails.dialects.known import has_units, is_general, is_ours, of_answer, of_stream
 from ..guardrails.dialects.pointers import Pointers
 from ..guardrails.dialects.unknown import PlainText
-from ..guardrails.framing import TooComplexError, UnreadableError
-from ..guardrails.json_text import loads
+from ..guardrails.framing import TooComplexError, UnreadableError, decoded
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from . import answer_form
@@ -301,17 +300,19 @@ class TextAnswer:
         as_text = False
         try:
             try:
-                dialect = of_answer(self._called, loads(data.decode())[0], self._dialects)
-                body = Body(data, answer_form.operations_of(dialect, self._start["status"]), self._asking.judges)
-            except (UnreadableError, UnicodeDecodeError) as exc:
+                parsed = Parsed(data)
+                dialect = of_answer(self._called, parsed.value, self._dialects)
+                operations = answer_form.operations_of(dialect, self._start["status"])
+                body = Body(data, operations, self._asking.judges, parsed=parsed)
+            except UnreadableError as exc:
                 if not self._may_be_json or isinstance(exc, TooComplexError) or answer_form.reads_as_json(data):
                     raise
                 if answer_form.is_lines_of_json(data):
                     await self._take_lines(data)
                     return
                 as_text = True
-                body = Body(json.dumps(data.decode()).encode(), PlainText().answer, self._asking.judges)
-        except (UnreadableError, UnicodeDecodeError) as exc:
+                body = Body(json.dumps(decoded(data)).encode(), PlainText().answer, self._asking.judges)
+        except UnreadableError as exc:
             if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, str(exc), last=True):
                 self._on_stop(False)
             return

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from . import json_text
-from .framing import Unit, UnreadableError
+from .framing import Unit, decoded
 from .json_text import JSON
 from .judges import Blocked, Finding, Inspection, Judges
 from .operations import End, Operation
@@ -12,32 +12,50 @@ from .shadowed import shadowed
 from .slots import Decision, Kind
 
 
+class Parsed:
+    """A document that was read, so that its dialect can be chosen.
+
+    :raises UnreadableError: for what is no JSON in UTF-8.
+    """
+
+    __slots__ = ("duplicates", "text", "value")
+
+    def __init__(self, data: bytes) -> None:
+        self.text = decoded(data)
+        #: What it says, and whether any object in it has a key twice.
+        self.value, self.duplicates = json_text.loads(self.text)
+
+
 class Body:
     """A document on its way through guardrails.
 
     :param operations: says what text is in it: the ``request`` or ``answer`` of a dialect.
     :param kind: of strings that no dialect finds, for their keys are there twice.
+    :param parsed: ``data``, if it was read before.
     :raises UnreadableError: for what is no JSON, or not in the dialect, or has arguments in it that are no JSON.
     """
 
     __slots__ = ("_release", "data", "value")
 
     def __init__(
-        self, data: bytes, operations: Callable[[JSON], list[Operation]], judges: Judges, *, kind: Kind = "output"
+        self,
+        data: bytes,
+        operations: Callable[[JSON], list[Operation]],
+        judges: Judges,
+        *,
+        kind: Kind = "output",
+        parsed: Parsed | None = None,
     ) -> None:
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as exc:
-            raise UnreadableError(f"expected UTF-8: {exc.reason} at byte {exc.start}") from None
+        parsed = Parsed(data) if parsed is None else parsed
         #: What it says, as it came.
-        self.value, duplicates = json_text.loads(text)
+        self.value = parsed.value
         #: The document; None while there are verdicts to come.
         self.data: bytes | None = None
         self._release = Release(judges, lambda mark, dropped: {}, repeats=True)
         # All of it is there, so that nothing needs windows.
         found = [*operations(self.value), End()]
-        if duplicates:
-            found += shadowed(text, kind)
+        if parsed.duplicates:
+            found += shadowed(parsed.text, kind)
         self._release.add(Unit(data, data, 0), found, 0.0)
         self._leave()
 

@@ -15,6 +15,14 @@ class TooComplexError(UnreadableError):
     """What may well be in its form, and is over a limit of ours: others may read it."""
 
 
+def decoded(data: bytes, at: int = 0) -> str:
+    """``data``, which stands at ``at``, as text. Raises :class:`UnreadableError` for what is not UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as exc:
+        raise UnreadableError(f"expected UTF-8: {exc.reason} at byte {at + exc.start}") from None
+
+
 class Beside(NamedTuple):
     """What a unit says beside its data.
 

@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from .dialect import Dialect, Reader, Stop
-from .framing import Beside, Unit, UnreadableError
+from .framing import Beside, Unit, UnreadableError, decoded
 from .json_text import JSON, Loader, Path
 from .judges import Blocked, Finding, Inspection, JudgeFailure, Judges
 from .operations import End, FieldText, Operation
@@ -236,10 +236,7 @@ class Stream:
 
     def _read(self, unit: Unit, data: bytes) -> tuple[Sequence[Operation] | None, bool]:
         """What an event says, and whether it is JSON."""
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as exc:
-            raise UnreadableError(f"expected UTF-8: {exc.reason} at byte {exc.start}") from None
+        text = decoded(data)
         form = (self.dialect or self._dialects[-1]).form
         value: JSON = text
         is_json = form == "json"
@@ -311,9 +308,6 @@ def _beside(unit: Unit, beside: Beside) -> list[Operation]:
         raise UnreadableError("expected fields of events, got lines of another form")
     operations: list[Operation] = []
     for start, end in beside.texts:
-        try:
-            text = unit.raw[start:end].decode()
-        except UnicodeDecodeError as exc:
-            raise UnreadableError(f"expected UTF-8: {exc.reason} at byte {start + exc.start}") from None
+        text = decoded(unit.raw[start:end], start)
         operations.append(FieldText(Slot(("beside", start), "output"), start, end, text))
     return operations

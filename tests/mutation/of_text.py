@@ -65,7 +65,7 @@ TEXT: Final = (
     ),
     Defect(
         "unknown-text-of-a-request-passes",
-        "exchange/text.py",
+        "exchange/request_form.py",
         "return [*found, *uncovered(value, found, by_path=by_path)]",
         "return found",
         "One member more in a body switches its guardrails off.",
