@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from .errors import ConfigurationError
 from .exchange.guardrail_report import GuardrailReport
 from .exchange.scope import client_ip, headers_of
 from .exchange.state import ExchangeState
+from .messages.throttle import Throttle
 from .observability.redaction import REDACTED, is_secret_header, redact_secrets
 from .observability.tracing import current_trace_id
 from .protocol import TOKEN, AgentResponse, EventType
@@ -43,8 +43,6 @@ _MAX_TAG_LENGTHS: Final = 32 * 1024
 _MAX_GUARDRAIL_BYTES: Final = 1024
 _MAX_DIALECT_LENGTH: Final = 32
 _MAX_CATEGORY_LENGTH: Final = 32
-# Seconds between two lines about the same fault.
-_LOG_INTERVAL: Final = 60.0
 _BEYOND_ASCII: Final = re.compile(r"[^ -~]+")
 
 
@@ -185,7 +183,7 @@ class Auditor:
             partial(logger.isEnabledFor, logging.INFO) if hook is None else partial(bool, hook is not None)
         )
         self._redact = redact
-        self._quiet_until: dict[str, float] = {}
+        self._complaints = Throttle()
 
     def write(self, record: AuditRecord) -> None:
         """To the log and to the hook. Neither harms the connection by failing."""
@@ -216,9 +214,7 @@ class Auditor:
 
     def _complain(self, fault: str) -> None:
         """With the traceback, once a minute: what fails at one connection fails at the next."""
-        now = time.monotonic()
-        if now >= self._quiet_until.get(fault, -math.inf):
-            self._quiet_until[fault] = now + _LOG_INTERVAL
+        if self._complaints.due(fault):
             operational.exception("%s (logged once a minute)", fault)
 
     def chosen_headers(self, scope: Scope) -> Mapping[str, str]:

@@ -20,7 +20,7 @@ from .head import head_event, skipping_body
 from .headers import acceptable, apply_request_ops, codings_of, with_length, without_body_claims, without_headers
 from .inbound import Inbound
 from .rendering import Renderers
-from .response import BODY_BYPASSES, ResponseInspection
+from .response import ResponseInspection, without_bypasses
 from .scope import App, OwnScope, RawHeaders, certainly_bodiless, declared_length, header, headers_of, may_have_body
 from .spool import Spool
 from .state import ExchangeState
@@ -216,13 +216,8 @@ class HttpExchange(Exchange):
         headers_for_app = self._headers_for_app(headers)
         if headers_for_app is not headers:
             changes["headers"] = headers_for_app
-        extensions = self._scope.get("extensions")
-        if (
-            extensions
-            and self._resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK)
-            and not BODY_BYPASSES.isdisjoint(extensions)
-        ):
-            changes["extensions"] = {name: value for name, value in extensions.items() if name not in BODY_BYPASSES}
+        if self._resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK):
+            changes |= without_bypasses(self._scope)
         if not changes:
             return None
         own = OwnScope(self._scope, changes)

@@ -2,10 +2,8 @@
 
 import inspect
 import logging
-import math
-import time
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
@@ -13,15 +11,13 @@ from starlette.types import Scope
 from ..errors import ConfigurationError
 from ..failures import FailureKind
 from ..messages.places import raised_by
+from ..messages.throttle import Throttle
 from ..protocol import Challenge, Headers
 from ..protocol.redacted_repr import RedactedRepr, redacted_repr, size_of
 from ..protocol.validation import is_sendable, is_untouchable
 from .scope import RawHeaders
 
 logger = logging.getLogger("asgi_agents")
-
-# Seconds between two lines that say that a renderer fails.
-_LOG_INTERVAL: Final = 60.0
 
 
 class ErrorInfo(RedactedRepr, frozen=True, kw_only=True):
@@ -76,7 +72,7 @@ class Renderers:
             )
         self.challenge = challenge
         self._error = error
-        self._quiet_until = -math.inf
+        self._complaints = Throttle()
 
     @property
     def renders_errors(self) -> bool:
@@ -99,9 +95,7 @@ class Renderers:
         return None
 
     def _complain(self, fault: str) -> None:
-        now = time.monotonic()
-        if now >= self._quiet_until:
-            self._quiet_until = now + _LOG_INTERVAL
+        if self._complaints.due("render_error"):
             logger.error("render_error failed, and the built-in reply was sent: %s (logged once a minute)", fault)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
 from functools import partial
+from typing import Any
 
 from starlette.types import Message, Scope, Send
 
@@ -39,6 +40,14 @@ RESPONSE_EVENTS = (EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK)
 
 # What would send a file's bytes past us. They are not offered where bodies are inspected.
 BODY_BYPASSES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
+
+
+def without_bypasses(scope: Scope) -> dict[str, Any]:
+    """The change in the scope of an app whose response body is inspected: no extension may send a file past us."""
+    extensions = scope.get("extensions")
+    if not extensions or BODY_BYPASSES.isdisjoint(extensions):
+        return {}
+    return {"extensions": {name: value for name, value in extensions.items() if name not in BODY_BYPASSES}}
 
 
 class ResponseInspection:

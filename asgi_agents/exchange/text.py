@@ -32,7 +32,7 @@ from .headers import media_type, with_length, without_body_claims, without_heade
 from .inbound import Inbound
 from .rendering import Renderers
 from .request_form import Readable
-from .response import BODY_BYPASSES
+from .response import without_bypasses
 from .scope import App, OwnScope, certainly_bodiless, declared_length, headers_of
 from .state import ExchangeState
 from .text_answer import TextAnswer
@@ -290,9 +290,7 @@ class TextExchange:
             # What the app would answer to these could not be judged.
             if any(name.lower() in _RESHAPING for name, _ in headers):
                 headers = without_headers(headers, _RESHAPING)
-            extensions = self._scope.get("extensions")
-            if extensions and not BODY_BYPASSES.isdisjoint(extensions):
-                changes["extensions"] = {name: it for name, it in extensions.items() if name not in BODY_BYPASSES}
+            changes |= without_bypasses(self._scope)
         if changed is not None:
             headers = with_length(without_body_claims(headers, None), len(changed))
         elif self._complete and declared_length(headers) not in (None, len(self._data)):

@@ -123,13 +123,12 @@ class Asking:
             return None
         else:
             guardrail = judge.guardrail
-            assert not isinstance(guardrail.categories, str)
             decisions = decisions_of(
                 answer,
                 window,
                 action=guardrail.action,
                 threshold=guardrail.threshold,
-                categories=cast("frozenset[str] | None", guardrail.categories),
+                categories=guardrail.counted,
                 shown_from=window.fresh,
             )
         if not agent.guard.config.enforce:
@@ -253,7 +252,7 @@ class Asking:
         window, guardrail, call = inspection.window, judge.guardrail, self.call
         fresh = window.fresh
         content = window.text[fresh:] if fresh else window.text
-        categories = cast("frozenset[str] | None", guardrail.categories)
+        categories = guardrail.counted
         if judge.knows_windows:
             return WindowEvent(
                 correlation_id=self._state.correlation_id,

@@ -88,6 +88,12 @@ class Guardrail:
         assert isinstance(self.on, frozenset)
         return self.on
 
+    @property
+    def counted(self) -> frozenset[str] | None:
+        """The categories whose detections count; None: all."""
+        assert self.categories is None or isinstance(self.categories, frozenset)
+        return self.categories
+
     def judges(self, call: Call) -> bool:
         """Whether it judges this call. Raises what ``when`` raises."""
         return self.when is None or bool(self.when(call))

@@ -8,12 +8,11 @@ events go unanswered for :data:`PATIENCE` seconds is read again: its events are 
 """
 
 import logging
-import math
-import time
 from collections.abc import Callable
 from typing import Final
 
 from ..concurrency.background import Timer
+from ..messages.throttle import Throttle
 from ..protocol.stream import MAX_FRAME_BYTES, FrameReader
 from ..transports.partial import FrameDeadline
 from ..transports.wire import Wire
@@ -38,8 +37,6 @@ _PART_OF_THE_REST: Final = 1 / 8
 
 # What a wire may read at a time.
 _READ_BYTES: Final = 256 * 1024
-# Seconds between two lines that say that events are refused.
-_LOG_INTERVAL: Final = 60.0
 
 
 class Budget:
@@ -57,7 +54,7 @@ class Budget:
         # In the order in which they began to hold anything, and to wait.
         self._holding: dict[Intake, None] = {}
         self._waiting: dict[Intake, None] = {}
-        self._quiet_until = -math.inf
+        self._complaints = Throttle()
 
     def may_read(self, intake: "Intake") -> bool:
         """Whether more may be read on a connection.
@@ -95,9 +92,7 @@ class Budget:
 
     def log_refusal(self, name: str, share: int) -> None:
         """Say that events are refused, once a minute."""
-        now = time.monotonic()
-        if now >= self._quiet_until:
-            self._quiet_until = now + _LOG_INTERVAL
+        if self._complaints.due("refusal"):
             logger.warning(
                 "%s: refuses events of a connection that has more than %d bytes of them unanswered for %g s "
                 "(logged once a minute)",

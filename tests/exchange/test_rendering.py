@@ -287,7 +287,7 @@ def test_a_renderer_that_fails_is_named_once_a_minute(
 ) -> None:
     times = [1000.0, 1001.0, 1059.0, 1060.0, 1061.0, 1200.0]
     clock = iter(times)
-    monkeypatch.setattr("asgi_agents.exchange.rendering.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("asgi_agents.messages.throttle.time", SimpleNamespace(monotonic=lambda: next(clock)))
     renderers = Renderers(error=broken)
     lines = []
     for _ in times:
