@@ -60,6 +60,11 @@ class Unit:
         before = self.data or b""
         return self.raw[: self.start] + data + self.raw[self.start + len(before) :]
 
+    def again(self, raw: bytes) -> "Unit":
+        """The unit that takes the place of this one, whose bytes are ``raw``."""
+        behind = len(self.raw) - self.start - len(self.data or b"")
+        return Unit(raw, raw[self.start : len(raw) - behind], self.start, self.event)
+
     def with_texts(self, changes: Mapping[tuple[int, int], bytes]) -> "Unit":
         """The unit with other texts beside its data. Only units that have some are asked."""
         raise NotImplementedError

@@ -21,11 +21,11 @@ class HeldCall:
     :param judge: has a text judged; its second argument is called with what the text leaves as.
     """
 
-    __slots__ = ("_changes", "_form", "_judge", "_pieces", "_size", "_waiting", "ended", "slot")
+    __slots__ = ("_changes", "_judge", "_pieces", "_size", "_waiting", "ended", "form", "slot")
 
     def __init__(self, slot: Slot, form: Form, judge: Callable[[Slot, str, Callable[[str], None]], None]) -> None:
         self.slot = slot
-        self._form = form
+        self.form = form
         self._judge = judge
         self._pieces: list[tuple[str, Callable[[str | None], None]]] = []
         self._size = 0
@@ -53,7 +53,7 @@ class HeldCall:
         joined = "".join(text for text, _ in self._pieces)
         # Until all of it was handed over, nothing is complete.
         self._waiting = 1
-        if self._form == "json":
+        if self.form == "json":
             if joined.strip():
                 try:
                     self._judge_strings(joined)
@@ -89,7 +89,7 @@ class HeldCall:
         self._waiting -= 1
         if self._waiting:
             return
-        if self._form == "signed" and self._changes:
+        if self.form == "signed" and self._changes:
             for _, released in self._pieces:
                 released(None)
             return

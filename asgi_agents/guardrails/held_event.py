@@ -1,12 +1,12 @@
 """An event that waits for its texts, and what it leaves as."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 
 from . import json_text
 from .framing import Unit
 from .json_text import Path
-from .operations import Drop, Follow, Remove
+from .operations import Drop, Follow, Operation, Remove
 from .records import Record
 from .slots import SlotKey
 
@@ -18,6 +18,7 @@ class HeldEvent:
     """An event that has not left yet."""
 
     __slots__ = (
+        "as_text",
         "changes",
         "comment",
         "dropped",
@@ -47,6 +48,8 @@ class HeldEvent:
         # What is decided when it leaves, for then everything before it has left.
         self.later: list[Follow | Drop | Remove | tuple[Record, Path, str]] = []
         self.comment = False
+        # What is done with its data where all of it is text.
+        self.as_text: Sequence[Operation] = ()
         self.mark: tuple[str | int, ...] | None = None
         self.dropped = False
 

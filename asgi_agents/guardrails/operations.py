@@ -48,6 +48,12 @@ class Shadowed(Struct, frozen=True, gc=False):
     text: str
 
 
+class AsText(Struct, frozen=True, gc=False):
+    """All of the event's data, with what was changed in it, is the next part of ``slot``, if other events are text."""
+
+    slot: Slot
+
+
 class Piece(Struct, frozen=True, gc=False):
     """A piece of a slot that is held until it has ended and was judged. Without a path the event is held with it."""
 
@@ -58,13 +64,16 @@ class Piece(Struct, frozen=True, gc=False):
 
 
 class End(Struct, frozen=True, gc=False):
-    """All slots whose keys begin with ``key`` have ended, with the text of this event."""
+    """All slots whose keys begin with ``key`` have ended, with the text of this event: all of it leaves.
+
+    So it seems. Text that comes all the same is judged with what precedes it, for clients join what they read.
+    """
 
     key: SlotKey = ()
 
 
-class Pause(Struct, frozen=True, gc=False):
-    """The slot ``key`` has ended, as far as anybody can tell: all of it leaves. It may go on all the same."""
+class Begin(Struct, frozen=True, gc=False):
+    """Slots whose keys begin with ``key`` are others from here on. What has ended precedes nothing in them."""
 
     key: SlotKey
 
@@ -125,4 +134,6 @@ class FieldText(Struct, frozen=True, gc=False):
     text: str
 
 
-Operation = Text | Whole | Shadowed | Piece | End | Pause | Repeat | Follow | Drop | Remove | Passed | Mark | FieldText
+Operation = (
+    Text | Whole | Shadowed | AsText | Piece | End | Begin | Repeat | Follow | Drop | Remove | Passed | Mark | FieldText
+)

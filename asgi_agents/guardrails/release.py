@@ -5,7 +5,7 @@ came, to the byte.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -14,13 +14,13 @@ from .held_call import HeldCall
 from .held_event import HeldEvent, Leaves
 from .judges import Inspection, Judges
 from .operations import (
+    Begin,
     Drop,
     End,
     FieldText,
     Follow,
     Mark,
     Operation,
-    Pause,
     Piece,
     Remove,
     Repeat,
@@ -39,9 +39,12 @@ _MAX_WHOLE: Final = 16
 # How many complete texts are kept that need not be judged again, and how long they are at most.
 _MAX_CLEAN: Final = 64
 _MAX_CLEAN_TEXT: Final = 16 * 1024
+# How many slots are remembered that seem to have ended.
+_MAX_ENDED: Final = 256
 
 # What a text leaves as; also None where its event is left out, for those that know that.
 _After = TypeVar("_After", bound=str | None)
+_Kept = TypeVar("_Kept")
 
 
 class _Streamed:
@@ -76,18 +79,19 @@ class Release:
     """Holds the events of one stream or body until they may leave.
 
     :param repeats: whether slots are repeated.
+    :param outcome: that of another, if both have the same judges.
     """
 
     __slots__ = (
         "_calls",
+        "_calls_ended",
         "_clean",
         "_comments",
+        "_ended",
         "_events",
-        "_in_flight",
         "_judges",
         "_leaves",
         "_open",
-        "_paused",
         "_records",
         "_repeats",
         "_whole",
@@ -99,21 +103,24 @@ class Release:
         "outcome",
     )
 
-    def __init__(self, judges: Judges, leaves: Leaves, *, repeats: bool = False) -> None:
+    def __init__(
+        self, judges: Judges, leaves: Leaves, *, repeats: bool = False, outcome: Outcome | None = None
+    ) -> None:
         self._judges = judges
         self._leaves = leaves
         self._repeats = repeats
         self._events: deque[HeldEvent] = deque()
         self._open: dict[SlotKey, _Streamed] = {}
         # Slots that may go on although they seem to have ended.
-        self._paused: dict[SlotKey, _Streamed] = {}
+        self._ended: dict[SlotKey, _Streamed] = {}
         self._calls: dict[SlotKey, HeldCall] = {}
+        # What can't go on, for all of it has left. Where JSON goes on, both parts of it are no JSON.
+        self._calls_ended: dict[SlotKey, None] = {}
         self._records: dict[SlotKey, Record] = {}
         # Complete texts that nobody has changed: some are there again in every event.
         self._clean: dict[Slot, str] = {}
         # How many comments wait.
         self._comments = 0
-        self._in_flight: set[Inspection] = set()
         self._whole = 0
         self._whole_waiting: deque[tuple[Slot, str, Callable[[str], None]]] = deque()
         #: Slots of which text has left changed.
@@ -124,7 +131,7 @@ class Release:
         self.held_bytes = 0
         #: Seconds; how long an event has waited at most.
         self.longest_delay = 0.0
-        self.outcome = Outcome()
+        self.outcome = Outcome() if outcome is None else outcome
 
     @property
     def waiting(self) -> int:
@@ -136,7 +143,7 @@ class Release:
         """Whether nothing more should come before there are verdicts."""
         if any(streamed.text.full for streamed in self._open.values()):
             return True
-        return self.held_bytes > MAX_HELD_BYTES // 2 and any(not inspection.stale for inspection in self._in_flight)
+        return self.held_bytes > MAX_HELD_BYTES // 2 and self.outcome.judging
 
     def wake_at(self) -> float | None:
         """When there may be something to judge although nothing else happens."""
@@ -145,13 +152,7 @@ class Release:
 
     def inspections(self) -> list[Inspection]:
         """What is to be judged and was not handed out before."""
-        fresh = self.outcome.inspections
-        if not fresh:
-            return fresh
-        self.outcome.inspections = []
-        self._in_flight = {inspection for inspection in self._in_flight if not inspection.stale}
-        self._in_flight.update(fresh)
-        return [inspection for inspection in fresh if not inspection.stale]
+        return self.outcome.hand_out()
 
     def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None:
         """What a judge says of a window.
@@ -159,23 +160,26 @@ class Release:
         :raises AgentProtocolError: for a decision that is not about the window. It is still to be judged.
         """
         inspection.judged.decide(inspection, decisions)
-        self._in_flight.discard(inspection)
+        self.outcome.in_flight.discard(inspection)
         if self.outcome.blocked is None:
             inspection.judged.advance(now)
 
     def hold_to_end(self, inspection: Inspection, now: float) -> None:
         """Judge the text of a window again, with all that is still to come of its slot."""
         inspection.judged.hold_to_end(inspection.judge)
-        self._in_flight.discard(inspection)
+        self.outcome.in_flight.discard(inspection)
         inspection.judged.advance(now)
 
-    def add(self, unit: Unit, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> None:
-        """The next event, and what its dialect says of it.
+    def add(self, unit: Unit, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> HeldEvent:
+        """The next event, and what its dialect says of it. Returns what holds it.
 
         :param is_json: whether its data is JSON. Otherwise it is text, and the only path is the empty one.
-        :raises UnreadableError: for a tool call that is no JSON or too long, and when too much waits.
+        :raises UnreadableError: for a tool call that is no JSON, too long, or goes on behind its end, and when too much
+            waits.
         """
         event = HeldEvent(unit, now, is_json)
+        # Until all of it was read. It never leaves if that can't be done.
+        event.waiting = 1
         self._events.append(event)
         self.held_bytes += len(unit.raw)
         if self.held_bytes > MAX_HELD_BYTES:
@@ -189,9 +193,9 @@ class Release:
                     event.mark = value
                 case End(key):
                     self._end(key, touched)
-                case Pause(key) if key in self._open:
-                    streamed = touched[key] = self._paused[key] = self._open.pop(key)
-                    streamed.text.finish()
+                case Begin(key):
+                    _forget(self._ended, key)
+                    _forget(self._calls_ended, key)
                 case Piece():
                     self._piece(event, operation, now, touched)
                 case Whole(slot, path, text, instead):
@@ -213,6 +217,8 @@ class Release:
                     event.later.append(operation)
         for streamed in touched.values():
             streamed.text.advance(now)
+        event.waiting -= 1
+        return event
 
     def add_comment(self, unit: Unit, now: float) -> None:
         """What says nothing to the reader of the stream."""
@@ -247,8 +253,11 @@ class Release:
         for streamed in self._open.values():
             streamed.text.advance(now)
 
-    def leave(self, now: float) -> list[bytes]:
-        """The events that may leave."""
+    def leave(self, now: float, left: list[HeldEvent] | None = None) -> list[bytes]:
+        """The events that may leave.
+
+        :param left: takes what has held them.
+        """
         events = self._events
         out: list[bytes] = []
         while events and not events[0].waiting:
@@ -259,6 +268,8 @@ class Release:
             if now - event.since > self.longest_delay:
                 self.longest_delay = now - event.since
             out.append(event.unit.raw if event.is_plain else event.leave(self.changed, self._leaves))
+            if left is not None:
+                left.append(event)
         return out
 
     def discard(self, now: float) -> None:
@@ -267,7 +278,7 @@ class Release:
             self.longest_delay = max(self.longest_delay, now - self._events[0].since)
         self._events.clear()
         self._open.clear()
-        self._paused.clear()
+        self._ended.clear()
         self._calls.clear()
         self._whole_waiting.clear()
         self._comments = self.held = self.held_bytes = 0
@@ -286,7 +297,7 @@ class Release:
     def _text(self, event: HeldEvent, text: Text, now: float, touched: dict[SlotKey, _Streamed]) -> None:
         slot, key = text.slot, text.slot.key
         streamed = self._open.get(key)
-        if streamed is None and (streamed := self._paused.pop(key, None)) is not None:
+        if streamed is None and (streamed := self._ended.pop(key, None)) is not None:
             streamed.text.resume()
             self._open[key] = streamed
         if streamed is None:
@@ -308,14 +319,15 @@ class Release:
         return self._records.setdefault(key, Record()) if self._repeats else None
 
     def _end(self, key: SlotKey, touched: dict[SlotKey, _Streamed]) -> None:
-        count = len(key)
-        for slot_key in [slot_key for slot_key in self._open if slot_key[:count] == key]:
+        for slot_key in _within(self._open, key):
             streamed = touched[slot_key] = self._open.pop(slot_key)
             streamed.text.finish()
-        for slot_key in [slot_key for slot_key in self._paused if slot_key[:count] == key]:
-            del self._paused[slot_key]
-        for slot_key in [slot_key for slot_key in self._calls if slot_key[:count] == key]:
-            self._calls.pop(slot_key).finish()
+            _remember(self._ended, slot_key, streamed)
+        for slot_key in _within(self._calls, key):
+            call = self._calls.pop(slot_key)
+            if call.form != "json":
+                _remember(self._calls_ended, slot_key, None)
+            call.finish()
 
     def _piece(self, event: HeldEvent, piece: Piece, now: float, touched: dict[SlotKey, _Streamed]) -> None:
         those = self._judges.of(piece.slot)
@@ -329,6 +341,8 @@ class Release:
         key = piece.slot.key
         call = self._calls.get(key)
         if call is None:
+            if piece.text and key in self._calls_ended:
+                raise UnreadableError("a tool call or signed reasoning goes on behind its end")
             call = self._calls[key] = HeldCall(piece.slot, piece.form, self._judge_whole)
         event.waiting += 1
         released = partial(event.released, piece.path, piece.text)
@@ -371,6 +385,24 @@ class Release:
         else:
             released = self._hold(repeat.text, partial(event.released, repeat.path, repeat.text))
             self._judge_whole(repeat.slot, repeat.text, released)
+
+
+def _within(slots: Mapping[SlotKey, object], key: SlotKey) -> list[SlotKey]:
+    """Those whose keys begin with ``key``."""
+    count = len(key)
+    return [slot_key for slot_key in slots if slot_key[:count] == key]
+
+
+def _forget(slots: dict[SlotKey, _Kept], key: SlotKey) -> None:
+    for slot_key in _within(slots, key):
+        del slots[slot_key]
+
+
+def _remember(slots: dict[SlotKey, _Kept], key: SlotKey, kept: _Kept) -> None:
+    """The oldest one is forgotten for it where there are too many."""
+    if len(slots) >= _MAX_ENDED:
+        del slots[next(iter(slots))]
+    slots[key] = kept
 
 
 def _recorded(record: Record, before: str, released: Callable[[str | None], None], after: str | None) -> None:

@@ -12,13 +12,30 @@ from .windows import AskedWindow, Found, SlotWindows
 class Outcome:
     """Where the texts of one call leave what comes of them: the windows to judge, what was found, what blocks."""
 
-    __slots__ = ("blocked", "failures", "findings", "inspections")
+    __slots__ = ("blocked", "failures", "findings", "in_flight", "inspections")
 
     def __init__(self) -> None:
+        #: What was handed out and has no verdict.
+        self.in_flight: set[Inspection] = set()
         self.inspections: list[Inspection] = []
         self.findings: list[Finding] = []
         self.failures: list[JudgeFailure] = []
         self.blocked: Blocked | None = None
+
+    @property
+    def judging(self) -> bool:
+        """Whether there are verdicts to come."""
+        return any(not inspection.stale for inspection in self.in_flight)
+
+    def hand_out(self) -> list[Inspection]:
+        """What is to be judged and was not handed out before."""
+        fresh = self.inspections
+        if not fresh:
+            return fresh
+        self.inspections = []
+        self.in_flight = {inspection for inspection in self.in_flight if not inspection.stale}
+        self.in_flight.update(fresh)
+        return [inspection for inspection in fresh if not inspection.stale]
 
     def block(self, judge: Judge, slot: Slot, block: Block) -> None:
         """The first one stands."""

@@ -62,6 +62,9 @@ class EventUnit(Unit):
         raw = self.raw
         for (start, end), text in sorted(changes.items(), reverse=True):
             raw = raw[:start] + text + raw[end:]
+        return self.again(raw)
+
+    def again(self, raw: bytes) -> Unit:
         return parse(raw, first=self.bom > 0)
 
     def put_back(self, data: bytes) -> bytes:

@@ -10,6 +10,7 @@ from .dialect import Dialect, Reader, Stop
 from .framing import Beside, Unit, UnreadableError, decoded
 from .json_text import JSON, Loader, Path
 from .judges import Blocked, Finding, Inspection, JudgeFailure, Judges
+from .mixed_release import MixedRelease
 from .operations import End, FieldText, Operation
 from .release import Release
 from .shadowed import shadowed
@@ -67,7 +68,12 @@ class Stream:
         self._dialects = dialects
         self._media_type = media_type
         self._framer = dialects[0].framer(media_type)
-        self._release = Release(judges, self._leaves, repeats=any(dialect.repeats for dialect in dialects))
+        repeats = any(dialect.repeats for dialect in dialects)
+        self._release: Release | MixedRelease = (
+            MixedRelease(judges, self._leaves, repeats=repeats)
+            if any(dialect.form == "either" for dialect in dialects)
+            else Release(judges, self._leaves, repeats=repeats)
+        )
         self._strict = strict
         self._now = 0.0
         self._out: list[bytes] = []
@@ -279,7 +285,12 @@ class Stream:
 
     def _leave(self, now: float) -> None:
         self._now = now
-        out = self._release.leave(now)
+        try:
+            out = self._release.leave(now)
+        except UnreadableError as exc:
+            self.unreadable += 1
+            self._stop(Stop(str(exc), 503), None)
+            return
         if out:
             self._out += out
             self.started = self.started or any(out)

@@ -7,7 +7,7 @@ from typing import Final
 from .dialects.base import NAMES, Mapped, strings_in
 from .framing import Unit
 from .json_text import JSON, Path, pointer
-from .operations import Operation, Passed, Pause, Piece, Repeat, Text, Whole
+from .operations import End, Operation, Passed, Piece, Repeat, Text, Whole
 from .slots import Kind, Slot, SlotKey
 
 #: What the dialects' own requests have at their top that is no text of anybody's.
@@ -110,7 +110,7 @@ class Uncovered:
         if usual is not None and usual == self._usual and not self._joined:
             return operations
         if self._joined:
-            operations = [*map(Pause, self._joined), *operations]
+            operations = [*map(End, self._joined), *operations]
             self._joined.clear()
         names = self._names
         found: list[str] = []

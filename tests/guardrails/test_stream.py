@@ -16,7 +16,7 @@ from asgi_agents.guardrails.dialects.known import BUILT_IN, of_stream
 from asgi_agents.guardrails.dialects.ollama import Ollama
 from asgi_agents.guardrails.dialects.unknown import Events, PlainText
 from asgi_agents.guardrails.judges import Judge, Judges
-from asgi_agents.guardrails.release import MAX_HELD_BYTES
+from asgi_agents.guardrails.release import MAX_HELD_BYTES, Release
 from asgi_agents.guardrails.slots import Block, Decision, Flag, Redact, Window
 from asgi_agents.guardrails.stream import Stream
 from asgi_agents.guardrails.windows import WindowLimits
@@ -419,7 +419,8 @@ def test_memory_is_bounded_by_windows() -> None:
         drive.out.clear()
     assert drive.stream.held_bytes < 1000
     release = drive.stream._release
-    assert len(release._in_flight) == 0
+    assert isinstance(release, Release)
+    assert len(release.outcome.in_flight) == 0
     assert len(release._records) == 0
 
 

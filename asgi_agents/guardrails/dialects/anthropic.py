@@ -6,7 +6,7 @@ from typing import Final
 from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
-from ..operations import End, Mark, Operation, Passed, Piece, Remove, Text, Whole
+from ..operations import Begin, End, Mark, Operation, Passed, Piece, Remove, Text, Whole
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
 from ..uncovered import Uncovered
@@ -177,7 +177,7 @@ class AnthropicReader:
             slot = Slot(("content", index), of, "assistant")
             operations += wholes(block, path, of, skip=_OPAQUE)
         self._blocks[index] = slot
-        return [*operations, Mark(("block", index))]
+        return [Begin(("content", index)), *operations, Mark(("block", index))]
 
     def _delta(self, event: Mapped) -> list[Operation]:
         index = index_of(event.get("index"), "index")

@@ -6,7 +6,7 @@ from typing import Final
 from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
-from ..operations import End, Mark, Operation, Pause, Text
+from ..operations import End, Mark, Operation, Text
 from ..slots import Call
 from ..sse import SSEFramer
 from ..uncovered import Uncovered
@@ -164,7 +164,7 @@ class ChatReader:
                 before = self._channels.get(index)
                 self._channels[index] = field
                 if before is not None and before != field and before.startswith("reasoning"):
-                    return [Pause(("choices", index, before)), *operations]
+                    return [End(("choices", index, before)), *operations]
         return operations
 
     def leaves(self, mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path, str]:

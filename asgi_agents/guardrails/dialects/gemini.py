@@ -7,7 +7,7 @@ from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_array import ArrayFramer
 from ..json_text import JSON, Path
-from ..operations import End, Follow, Mark, Operation, Passed, Pause, Piece, Text, Whole
+from ..operations import Begin, End, Follow, Mark, Operation, Passed, Piece, Text, Whole
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
 from ..uncovered import Uncovered
@@ -170,7 +170,7 @@ class GeminiReader:
                 before = self._channels.get(index)
                 self._channels[index] = slot
                 if before is not None and before != slot and before.kind == "reasoning":
-                    out.append(Pause(before.key))
+                    out.append(End(before.key))
             out.append(operation)
         return out
 
@@ -279,6 +279,8 @@ def _function_call(call: Mapped, path: Path, key: SlotKey) -> list[Operation]:
     )
     # Arguments in parts: each says to which value of the arguments it belongs.
     partial: SlotKey = (*key, "call")
+    if tool is not None:
+        operations.append(Begin(partial))
     for name in ("partialArgs", "partial_args"):
         for index, given in enumerate(sequence(call.get(name), name)):
             argument = mapping(given, "partialArgs[]")

@@ -7,7 +7,7 @@ from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
 from ..ndjson import LineFramer
-from ..operations import End, Follow, Operation, Pause, Piece, Text, Whole
+from ..operations import End, Follow, Operation, Piece, Text, Whole
 from ..slots import Call, Kind, Slot
 from ..uncovered import Uncovered
 from .base import Mapped, mapping, sequence, str_or_none, text_or_none, to_json, wholes
@@ -110,7 +110,7 @@ class OllamaReader:
                 # word, and clients join what it says.
                 before = self._channel
                 if before is not None and before != operation.slot and before.kind == "reasoning":
-                    operations.append(Pause(before.key))
+                    operations.append(End(before.key))
                 self._channel = operation.slot
             operations.append(operation)
         if line.get("done") is True:

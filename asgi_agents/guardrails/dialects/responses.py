@@ -6,7 +6,7 @@ from typing import Final
 from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
-from ..operations import Drop, End, Follow, Operation, Passed, Piece, Repeat, Text, Whole
+from ..operations import Begin, Drop, End, Follow, Operation, Passed, Piece, Repeat, Text, Whole
 from ..operations import Form as Held
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
@@ -212,12 +212,12 @@ class ResponsesReader:
         item = mapping(event["item"], "item")
         called = _CALLS.get(str(item.get("type")))
         if called is None:
-            return _item(item, key, ("item",))
+            return [Begin(key), *_item(item, key, ("item",))]
         field, form = called
         self._tools[key] = str_or_none(item.get("name"))
         slot = Slot((*key, "call"), "tool_call", "assistant", self._tools[key])
         text = text_or_none(item.get(field), field)
-        return [Piece(slot, ("item", field) if text else None, text or "", form)]
+        return [Begin(key), Piece(slot, ("item", field) if text else None, text or "", form)]
 
     def leaves(self, mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path, str]:
         return {}

@@ -6,7 +6,7 @@ from typing import Final
 from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path
-from ..operations import End, Follow, Mark, Operation, Piece, Text, Whole
+from ..operations import Begin, End, Follow, Mark, Operation, Piece, Text, Whole
 from ..slots import Call, Kind, Slot, SlotKey
 from ..sse import SSEFramer
 from ..uncovered import Uncovered
@@ -147,8 +147,8 @@ class UIMessageReader:
             operations.append(Text(slot, ("delta",), text_or_none(chunk.get("delta"), "delta") or ""))
         else:
             operations.append(Mark((what, base, part)))
-        if what == "end":
-            operations.append(End(slot.key))
+        if what != "delta":
+            operations.append(Begin(slot.key) if what == "start" else End(slot.key))
         if base == "reasoning" and "providerMetadata" in chunk:
             # The signature of the reasoning, which is none of a changed one.
             operations.append(Follow(("providerMetadata",), "{}", key=slot.key))

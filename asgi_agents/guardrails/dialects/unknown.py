@@ -6,7 +6,7 @@ from ..dialect import Form, Stop, StopReply
 from ..framing import Framer, Unit
 from ..json_text import JSON, Path, pointer
 from ..ndjson import LineFramer
-from ..operations import Operation, Text, Whole
+from ..operations import AsText, Operation, Text, Whole
 from ..plain_text import TextFramer
 from ..slots import Call, Slot
 from ..sse import SSEFramer
@@ -43,7 +43,7 @@ class Events:
         return SSEFramer()
 
     def reader(self, media_type: str) -> "PathReader":
-        return PathReader(lambda stop: sse({"type": "error", **error(stop)}, "error"))
+        return PathReader(lambda stop: sse({"type": "error", **error(stop)}, "error"), may_be_text=True)
 
     def reply(self, stop: Stop) -> StopReply:
         return _reply(stop)
@@ -73,13 +73,17 @@ class Lines(Events):
 
 
 class PathReader:
-    """Reads a stream of JSON of unknown shape. Every string is a part of the text at its path."""
+    """Reads a stream of JSON of unknown shape. Every string is a part of the text at its path.
 
-    __slots__ = ("_ending",)
+    :param ending: makes the last event of a stream that was stopped.
+    :param may_be_text: whether events may be text, too.
+    """
 
-    #: ``ending`` makes the last event of a stream that was stopped.
-    def __init__(self, ending: Callable[[Stop], bytes]) -> None:
+    __slots__ = ("_ending", "_may_be_text")
+
+    def __init__(self, ending: Callable[[Stop], bytes], *, may_be_text: bool = False) -> None:
         self._ending = ending
+        self._may_be_text = may_be_text
 
     def read(self, unit: Unit, value: JSON) -> Sequence[Operation]:
         event = (unit.event or b"").decode("utf-8", "replace")
@@ -90,6 +94,8 @@ class PathReader:
                 operations.append(Whole(Slot((event, pointer(path)), "output"), path, text))
             else:
                 operations.append(Text(Slot((event, pointer(path)), "output"), path, text))
+        if self._may_be_text and not isinstance(value, str):
+            operations.append(AsText(Slot((event, pointer(())), "output")))
         return operations
 
     def leaves(self, mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path, str]:

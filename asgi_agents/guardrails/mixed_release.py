@@ -1,0 +1,144 @@
+"""Events of which some are JSON and some are text: two releases in a row.
+
+A client that shows the events of a stream as text shows those, too, that happen to be JSON. Their keys and numbers are
+no text to a reader of JSON, but they are to this one. So once there was an event of text, one of JSON is judged twice.
+First its strings are, decoded and joined by their paths. Then all of it is, as it leaves the first, as a part of the
+text that it stands in.
+"""
+
+from collections.abc import Sequence
+
+from .framing import Unit, decoded
+from .held_event import HeldEvent, Leaves
+from .judges import Inspection, Judges
+from .operations import AsText, End, Operation, Text
+from .release import Release
+from .slot_text import Outcome
+from .slots import Decision
+
+
+class MixedRelease:
+    """Holds the events of one stream until they may leave, as :class:`Release` does, whatever they are."""
+
+    __slots__ = ("_finished", "_has_text", "_json", "_of_text", "outcome")
+
+    def __init__(self, judges: Judges, leaves: Leaves, *, repeats: bool = False) -> None:
+        self._json = Release(judges, leaves, repeats=repeats)
+        #: What comes of both.
+        self.outcome: Outcome = self._json.outcome
+        self._of_text = Release(judges, leaves, outcome=self.outcome)
+        # Whether there was an event of text. Nothing is in the second release before.
+        self._has_text = False
+        # Whether there will be no more events.
+        self._finished = False
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait."""
+        return self._json.waiting + self._of_text.waiting
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more should come before there are verdicts."""
+        return self._json.full or self._of_text.full
+
+    @property
+    def held(self) -> int:
+        """How many code points of text wait."""
+        return self._json.held + self._of_text.held
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of events wait."""
+        return self._json.held_bytes + self._of_text.held_bytes
+
+    @property
+    def longest_delay(self) -> float:
+        """Seconds; how long an event has waited at most."""
+        return max(self._json.longest_delay, self._of_text.longest_delay)
+
+    def wake_at(self) -> float | None:
+        """When there may be something to judge although nothing else happens."""
+        times = [at for release in (self._json, self._of_text) if (at := release.wake_at()) is not None]
+        return min(times) if times else None
+
+    def inspections(self) -> list[Inspection]:
+        """What is to be judged and was not handed out before."""
+        return self._json.inspections()
+
+    def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None:
+        """What a judge says of a window.
+
+        :raises AgentProtocolError: for a decision that is not about the window. It is still to be judged.
+        """
+        self._json.verdict(inspection, decisions, now)
+
+    def hold_to_end(self, inspection: Inspection, now: float) -> None:
+        """Judge the text of a window again, with all that is still to come of its slot."""
+        self._json.hold_to_end(inspection, now)
+
+    def add(self, unit: Unit, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> None:
+        """The next event, and what its dialect says of it.
+
+        :raises UnreadableError: as :meth:`Release.add` does.
+        """
+        self._has_text = self._has_text or not is_json
+        if is_json:
+            event = self._json.add(unit, operations, now)
+            if self._has_text:
+                event.as_text = [operation for operation in operations if isinstance(operation, AsText | End)]
+        elif self._json.waiting:
+            self._json.add(unit, (), now, is_json=False).as_text = operations
+        else:
+            self._of_text.add(unit, operations, now, is_json=False)
+
+    def add_comment(self, unit: Unit, now: float) -> None:
+        """What says nothing to the reader of the stream."""
+        self._json.add_comment(unit, now)
+
+    def comments(self) -> list[bytes]:
+        """Comments that wait behind events which do: they overtake those."""
+        return [*self._of_text.comments(), *self._json.comments()]
+
+    def finish(self, now: float) -> None:
+        """There are no more events: all slots have ended.
+
+        :raises UnreadableError: as :meth:`Release.finish` does.
+        """
+        self._finished = True
+        self._json.finish(now)
+
+    def tick(self, now: float) -> None:
+        """Ask for what is due."""
+        self._json.tick(now)
+        self._of_text.tick(now)
+
+    def leave(self, now: float) -> list[bytes]:
+        """The events that may leave.
+
+        :raises UnreadableError: when too much waits.
+        """
+        if not self._has_text:
+            return self._json.leave(now)
+        events: list[HeldEvent] = []
+        for raw, event in zip(self._json.leave(now, events), events, strict=True):
+            if event.comment:
+                self._of_text.add_comment(event.unit, now)
+            elif raw:
+                unit = event.unit if raw is event.unit.raw else event.unit.again(raw)
+                operations = [_of_data(operation, unit) for operation in event.as_text]
+                self._of_text.add(unit, operations, now, is_json=False).since = event.since
+        if self._finished and not self._json.waiting:
+            self._of_text.finish(now)
+        return self._of_text.leave(now)
+
+    def discard(self, now: float) -> None:
+        """Let go of all that waits."""
+        self._json.discard(now)
+        self._of_text.discard(now)
+
+
+def _of_data(operation: Operation, unit: Unit) -> Operation:
+    if isinstance(operation, AsText):
+        return Text(operation.slot, (), decoded(unit.data or b""))
+    return operation

@@ -1,0 +1,331 @@
+"""What comes behind the end of a text or a tool call, as servers say it too early or in every event."""
+
+import json
+import random
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pytest
+
+from asgi_agents.guardrails.dialect import Dialect
+from asgi_agents.guardrails.dialects.anthropic import Anthropic
+from asgi_agents.guardrails.dialects.chat import Chat
+from asgi_agents.guardrails.dialects.gemini import Gemini
+from asgi_agents.guardrails.dialects.known import of_stream
+from asgi_agents.guardrails.dialects.ollama import Ollama
+from asgi_agents.guardrails.dialects.responses import Responses
+from asgi_agents.guardrails.dialects.ui_message import UIMessages
+from asgi_agents.guardrails.dialects.unknown import Events
+from asgi_agents.guardrails.judges import Judge, Judges
+from asgi_agents.guardrails.release import Release
+from asgi_agents.guardrails.stream import Stream
+from asgi_agents.guardrails.windows import WindowLimits
+from tests.guardrails.detectors import EMAIL, HOLD, detector
+from tests.guardrails.driving import Driver, limits, passed
+
+SSE: Final = "text/event-stream"
+_FINDER: Final = detector(EMAIL)
+_HALVES: Final = ("I am alice.smith@exam", "ple.com, hello")
+
+
+def _chat(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+
+def _finished(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]}
+
+
+def _gemini(text: str, **more: Any) -> dict[str, Any]:
+    return {"candidates": [{"index": 0, "content": {"parts": [{"text": text, **more}]}, "finishReason": "STOP"}]}
+
+
+def _responses(kind: str, **more: Any) -> dict[str, Any]:
+    return {"type": f"response.{kind}", "output_index": 0, "content_index": 0, "item_id": "i", **more}
+
+
+def _block(kind: str, **more: Any) -> dict[str, Any]:
+    return {"type": f"content_block_{kind}", "index": 0, **more}
+
+
+def _said(text: str) -> dict[str, Any]:
+    return _block("delta", delta={"type": "text_delta", "text": text})
+
+
+_ONE, _TWO = _HALVES
+#: Streams whose text goes on behind what seems to be its end.
+GOING_ON: Final[dict[str, tuple[Dialect, str, list[Any]]]] = {
+    "chat, in every event": (Chat(), SSE, [_finished(content=_ONE), _finished(content=_TWO)]),
+    "chat, empty": (Chat(), SSE, [_chat(content=_ONE), _finished(), _chat(content=_TWO)]),
+    "chat, done": (Chat(), SSE, [_chat(content=_ONE), "[DONE]", _chat(content=_TWO)]),
+    "chat, reasoning": (Chat(), SSE, [_finished(reasoning=_ONE), _finished(reasoning=_TWO)]),
+    "chat, a field of its own": (Chat(), SSE, [_finished(transcript=_ONE), _finished(transcript=_TWO)]),
+    "chat, parts": (
+        Chat(),
+        SSE,
+        [_finished(content=[{"type": "text", "text": text}]) for text in _HALVES],
+    ),
+    "completions": (
+        Chat(),
+        SSE,
+        [{"choices": [{"index": 0, "text": text, "finish_reason": "length"}]} for text in _HALVES],
+    ),
+    "gemini, in every event": (Gemini(), SSE, [_gemini(_ONE), _gemini(_TWO)]),
+    "gemini, thought": (Gemini(), SSE, [_gemini(_ONE, thought=True), _gemini(_TWO, thought=True)]),
+    "responses, done": (
+        Responses(),
+        SSE,
+        [
+            _responses("output_text.delta", delta=_ONE),
+            _responses("output_text.done", text=_ONE),
+            _responses("output_text.delta", delta=_TWO),
+        ],
+    ),
+    "responses, completed": (
+        Responses(),
+        SSE,
+        [
+            _responses("output_text.delta", delta=_ONE),
+            {"type": "response.completed", "response": {"output": []}},
+            _responses("output_text.delta", delta=_TWO),
+        ],
+    ),
+    "anthropic, block": (
+        Anthropic(),
+        SSE,
+        [_block("start", content_block={"type": "text", "text": ""}), _said(_ONE), _block("stop"), _said(_TWO)],
+    ),
+    "anthropic, message": (
+        Anthropic(),
+        SSE,
+        [
+            _block("start", content_block={"type": "text", "text": ""}),
+            _said(_ONE),
+            {"type": "message_stop"},
+            _said(_TWO),
+        ],
+    ),
+    "ollama, generate": (
+        Ollama(),
+        "application/x-ndjson",
+        [{"model": "m", "response": text, "done": True} for text in _HALVES],
+    ),
+    "ollama, chat": (
+        Ollama(),
+        "application/x-ndjson",
+        [{"model": "m", "message": {"role": "assistant", "content": text}, "done": True} for text in _HALVES],
+    ),
+    "ui message": (
+        UIMessages(),
+        SSE,
+        [
+            {"type": "text-start", "id": "0"},
+            {"type": "text-delta", "id": "0", "delta": _ONE},
+            {"type": "text-end", "id": "0"},
+            {"type": "text-delta", "id": "0", "delta": _TWO},
+        ],
+    ),
+    "ui message, finished": (
+        UIMessages(),
+        SSE,
+        [
+            {"type": "text-delta", "id": "0", "delta": _ONE},
+            {"type": "finish"},
+            {"type": "text-delta", "id": "0", "delta": _TWO},
+        ],
+    ),
+    "events, done": (Events(), SSE, [{"t": _ONE}, "[DONE]", {"t": _TWO}]),
+}
+
+
+def _events(media_type: str, events: Sequence[Any]) -> list[bytes]:
+    texts = [event if isinstance(event, str) else json.dumps(event) for event in events]
+    return [(f"data: {text}\n\n" if media_type == SSE else f"{text}\n").encode() for text in texts]
+
+
+@pytest.mark.parametrize("case", GOING_ON.values(), ids=GOING_ON)
+def test_text_behind_its_end_is_judged_with_what_precedes_it(case: tuple[Dialect, str, list[Any]]) -> None:
+    dialect, media_type, events = case
+    pieces = _events(media_type, events)
+    for seed in range(20):
+        sent = passed(dialect, media_type, pieces, _FINDER, random.Random(seed) if seed else None)  # noqa: S311
+        assert b"ple.com" not in sent
+        assert b", hello" in sent
+
+
+@pytest.mark.parametrize("case", GOING_ON.values(), ids=GOING_ON)
+def test_what_nobody_finds_anything_in_leaves_as_it_came(case: tuple[Dialect, str, list[Any]]) -> None:
+    dialect, media_type, events = case
+    pieces = _events(media_type, events)
+    assert passed(dialect, media_type, pieces, lambda window: ()) == b"".join(pieces)
+
+
+_TOOL: Final = {"index": 0, "id": "c", "type": "custom", "custom": {"name": "say", "input": _ONE}}
+_MORE: Final = {"index": 0, "custom": {"input": _TWO}}
+#: What leaves whole and goes on behind its end.
+CALLS_GOING_ON: Final[dict[str, tuple[Dialect, list[Any]]]] = {
+    "chat": (Chat(), [_finished(tool_calls=[_TOOL]), _finished(tool_calls=[_MORE])]),
+    "responses": (
+        Responses(),
+        [
+            _responses("output_item.added", item={"type": "custom_tool_call", "name": "say", "input": ""}),
+            _responses("custom_tool_call_input.delta", delta=_ONE),
+            _responses("custom_tool_call_input.done", input=_ONE),
+            _responses("custom_tool_call_input.delta", delta=_TWO),
+        ],
+    ),
+    "anthropic, signed": (
+        Anthropic(),
+        [
+            _block("start", content_block={"type": "thinking", "thinking": ""}),
+            _block("delta", delta={"type": "thinking_delta", "thinking": _ONE}),
+            _block("stop"),
+            _block("delta", delta={"type": "thinking_delta", "thinking": _TWO}),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CALLS_GOING_ON.values(), ids=CALLS_GOING_ON)
+def test_what_leaves_whole_does_not_go_on_behind_its_end(case: tuple[Dialect, list[Any]]) -> None:
+    dialect, events = case
+    judges = Judges([Judge(name="local", limits=WindowLimits(hold=HOLD, window=4 * HOLD))])
+    driver = Driver(Stream([dialect], SSE, judges), {"local": _FINDER})
+    for piece in _events(SSE, events):
+        driver.feed(piece)
+    driver.end()
+    assert driver.stream.ending is not None
+    assert driver.stream.ending.stop.failure
+    assert b"ple.com" not in driver.sent
+
+
+#: Calls and blocks that follow each other under one index.
+FOLLOWING: Final[dict[str, tuple[Dialect, list[Any]]]] = {
+    "chat": (Chat(), [_finished(tool_calls=[{**_TOOL, "id": call}]) for call in ("a", "b")]),
+    "responses": (
+        Responses(),
+        2
+        * [
+            _responses("output_item.added", item={"type": "custom_tool_call", "name": "say", "input": ""}),
+            _responses("custom_tool_call_input.delta", delta=_ONE),
+            _responses("custom_tool_call_input.done", input=_ONE),
+        ],
+    ),
+    "anthropic": (
+        Anthropic(),
+        2
+        * [
+            _block("start", content_block={"type": "thinking", "thinking": ""}),
+            _block("delta", delta={"type": "thinking_delta", "thinking": _ONE}),
+            _block("stop"),
+        ],
+    ),
+    "gemini": (
+        Gemini(),
+        2
+        * [
+            {
+                "candidates": [
+                    {
+                        "index": 0,
+                        "content": {
+                            "parts": [
+                                {
+                                    "functionCall": {
+                                        "name": "say",
+                                        "partialArgs": [{"jsonPath": "$.to", "stringValue": _ONE}],
+                                    }
+                                }
+                            ]
+                        },
+                    }
+                ]
+            }
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOLLOWING.values(), ids=FOLLOWING)
+def test_a_call_that_takes_the_place_of_another_is_none_that_goes_on(case: tuple[Dialect, list[Any]]) -> None:
+    dialect, events = case
+    pieces = _events(SSE, events)
+    assert passed(dialect, SSE, pieces, lambda window: ()) == b"".join(pieces)
+
+
+def test_a_text_that_begins_anew_is_another() -> None:
+    # Whole messages, one behind the other, in one stream.
+    start = _block("start", content_block={"type": "text", "text": ""})
+    events = [start, _said("I am alice.smith@exam"), _block("stop"), start, _said("ple.com, hello")]
+    pieces = _events(SSE, events)
+    assert b"ple.com" in passed(Anthropic(), SSE, pieces, _FINDER)
+
+
+def test_texts_that_end_are_not_remembered_for_ever() -> None:
+    stream = Stream([Chat()], SSE, Judges([Judge(name="local", limits=WindowLimits())]))
+    driver = Driver(stream, {"local": lambda window: ()})
+    for index in range(2000):
+        event = {"choices": [{"index": index, "delta": {"content": "a"}, "finish_reason": "stop"}]}
+        driver.feed(_events(SSE, [event])[0])
+    release = stream._release
+    assert isinstance(release, Release)
+    assert len(release._ended) <= 256
+
+
+# Events of text, and of JSON in which there may be text anywhere.
+
+_PLANTED: Final = ("alice.smith@example.com", "bob@example.org")
+
+
+def _mixed(rng: random.Random) -> list[str]:
+    """The data of the events of one stream."""
+    events: list[str] = ["So be it: "]
+    for _ in range(rng.randrange(2, 12)):
+        said = rng.choice((*_PLANTED, "hello", "nobody", "1.5"))
+        events.append(
+            rng.choice(
+                (
+                    f"I am {said} ",
+                    json.dumps({"t": f"I am {said} "}),
+                    json.dumps({said: 1}),
+                    json.dumps({"t": "", "in": {said: [1, {"t": f"{said} "}]}}),
+                    json.dumps({"t": f"{said} "}).replace("@", "\\u0040"),
+                    json.dumps([f"{said} ", 1]),
+                    f"{{ {said} }}",
+                    "[1, 2]",
+                )
+            )
+        )
+    return events
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_json_among_text_is_judged_as_both(seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    events = _mixed(rng)
+    data = b"".join(f"data: {event}\n\n".encode() for event in events)
+    cuts = sorted(rng.randrange(len(data)) for _ in range(rng.randrange(6)))
+    pieces = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    judge = Judge(name="local", limits=limits(rng))
+    stream = Stream(of_stream(Events(), SSE), SSE, Judges([judge]))
+    driver = Driver(stream, {"local": _FINDER}, rng)
+    for piece in pieces:
+        driver.feed(piece)
+    driver.end()
+    assert stream.done
+    assert stream.ending is None
+    assert (stream.held, stream.held_bytes) == (0, 0)
+    sent = driver.sent
+    for planted in _PLANTED:
+        assert planted.encode() not in sent
+        assert planted.replace("@", "\\u0040").encode() not in sent
+    left = [unit[6:].decode() for unit in sent.split(b"\n\n") if unit]
+    assert len(left) == len(events)
+    for before, after in zip(events, left, strict=True):
+        if not any(planted in before.replace("\\u0040", "@") for planted in _PLANTED):
+            assert after == before
+
+
+def test_events_of_json_alone_have_no_text_but_their_strings() -> None:
+    data = b'data: {"alice.smith@example.com": 1}\n\n' * 3
+    assert passed(of_stream(Events(), SSE), SSE, [data], _FINDER) == data
