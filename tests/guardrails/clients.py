@@ -2,6 +2,7 @@
 
 import json
 import random
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -370,6 +371,16 @@ class Client:
         return reading
 
     async def _read_async(self, prompt: str) -> Reading:
+        try:
+            return await self._read_stream_async(prompt)
+        except self.errors as exc:
+            # Its frames hold generators that the client has left suspended, and it is in a cycle with the future of the
+            # portal. The garbage collector would finalise all of them at once, in any thread, while this one closes
+            # them: "async generator already executing". Without the frames, they are closed here, one after another.
+            traceback.clear_frames(exc.__traceback__)
+            raise
+
+    async def _read_stream_async(self, prompt: str) -> Reading:
         way, reading = self.way, Reading()
         with anyio.fail_after(PATIENCE):
             opened = way.stream(self._connected, prompt)
