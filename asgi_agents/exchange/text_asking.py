@@ -119,7 +119,7 @@ class Asking:
             decisions = answer.decisions
         elif not answer.detected and not answer.detections and answer.redacted_content is None:
             return ()
-        elif answer.redacted_content is not None and not answer.detections and judge.redacts and not window.final:
+        elif judge.redacts and _lacks_spans(answer, inspection):
             return None
         else:
             guardrail = judge.guardrail
@@ -340,6 +340,14 @@ def _fault_of_settled(failure: JudgeFailure) -> str:
         return str(failure.error)
     agent = cast(RouteJudge, failure.judge).agent.guard.client.agent
     return f"settled {raised_by(failure.error, getattr(agent, 'settled', None))}"
+
+
+def _lacks_spans(answer: GuardrailResponse, inspection: Inspection) -> bool:
+    """Whether it does not say what is to be changed where, although not all of what the agent was shown may be."""
+    if answer.redacted_content is not None and not answer.detections:
+        return inspection.asked.has_left or not inspection.window.final
+    # Which text that has no span is about, it can't say of text that has left.
+    return inspection.asked.has_left and all(detection.span is None for detection in answer.detections)
 
 
 def _as_flag(decision: Decision, start: int, end: int) -> Decision:

@@ -46,7 +46,7 @@ class HeldEvent:
         # Texts beside its data.
         self.lines: dict[tuple[int, int], bytes] = {}
         # What is decided when it leaves, for then everything before it has left.
-        self.later: list[Follow | Drop | Remove | tuple[Record, Path, str]] = []
+        self.later: list[Follow | Drop | Remove | tuple[Record, Path, str, int]] = []
         self.comment = False
         # What is done with its data where all of it is text.
         self.as_text: Sequence[Operation] = ()
@@ -68,9 +68,9 @@ class HeldEvent:
                 self.instead[path] = instead
 
     def span_released(self, span: tuple[int, int], before: str, after: str) -> None:
-        """A text in it that no path leads to leaves."""
+        """A text in it that no path leads to leaves. What is to leave in place of an empty span does not."""
         self.waiting -= 1
-        if after != before:
+        if after != before and span[0] < span[1]:
             self.spans[span] = after
 
     def line_released(self, span: tuple[int, int], before: str, after: str) -> None:
@@ -103,8 +103,8 @@ class HeldEvent:
                     removed.add(path)
                 case Drop(key) if key in changed:
                     self.dropped = True
-                case (record, path, text) if record.changed:
-                    changes[path] = partial(json_text.encode, record.after(text))
+                case (record, path, text, begin) if (after := record.after(text, begin)) != text:
+                    changes[path] = partial(json_text.encode, after)
         if self.mark is not None:
             changes.update(leaves(self.mark, self.dropped))
         if self.dropped:

@@ -25,6 +25,7 @@ JSON = dict[str, "JSON"] | list["JSON"] | str | int | float | bool | None
 _STRING: Final = re.compile(r'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"')
 _SCALAR: Final = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|null|NaN|-?Infinity")
 _BRACKET: Final = re.compile(rf"[\[\]{{}}]|{_STRING.pattern}")
+_LITERAL: Final = re.compile(rf"{_STRING.pattern}|[^\s\[\]{{}},:\"]++")
 _SPACE: Final = re.compile(r"[ \t\n\r]*+")
 # Some clients split lines at these although JSON allows them raw in strings.
 _LINE_SEPARATORS: Final = re.compile("[\x85\u2028\u2029]")
@@ -93,6 +94,12 @@ def encode(text: str, like: str = "") -> str:
     if literal.isascii():
         return literal
     return _SURROGATES.sub(_escaped, _LINE_SEPARATORS.sub(_escaped, literal))
+
+
+def literals(text: str) -> Iterator[tuple[int, int]]:
+    """Where every literal of ``text``, which is JSON, begins and ends: strings and scalars, keys included."""
+    for match in _LITERAL.finditer(text):
+        yield match.span()
 
 
 def strings(text: str) -> Iterator[tuple[Path, int, int]]:

@@ -3,18 +3,20 @@
 A client that shows the events of a stream as text shows those, too, that happen to be JSON. Their keys and numbers are
 no text to a reader of JSON, but they are to this one. So once there was an event of text, one of JSON is judged twice.
 First its strings are, decoded and joined by their paths. Then all of it is, as it leaves the first, as a part of the
-text that it stands in.
+text that it stands in. It stays JSON, for clients that take what is JSON for such: a number in which something is found
+becomes a string.
 """
 
 from collections.abc import Sequence
 
 from .framing import Unit, decoded
 from .held_event import HeldEvent, Leaves
+from .json_text import decode, literals
 from .judges import Inspection, Judges
 from .operations import AsText, End, Operation, Text
 from .release import Release
 from .slot_text import Outcome
-from .slots import Decision
+from .slots import Decision, Slot
 
 
 class MixedRelease:
@@ -82,15 +84,17 @@ class MixedRelease:
 
         :raises UnreadableError: as :meth:`Release.add` does.
         """
-        self._has_text = self._has_text or not is_json
-        if is_json:
+        # A string alone is as good as text.
+        is_text = not is_json or (unit.data or b"").lstrip().startswith(b'"')
+        self._has_text = self._has_text or is_text
+        if not is_text:
             event = self._json.add(unit, operations, now)
             if self._has_text:
                 event.as_text = [operation for operation in operations if isinstance(operation, AsText | End)]
         elif self._json.waiting:
-            self._json.add(unit, (), now, is_json=False).as_text = operations
+            self._json.add(unit, (), now, is_json=is_json).as_text = operations
         else:
-            self._of_text.add(unit, operations, now, is_json=False)
+            self._of_text.add(unit, operations, now, is_json=is_json)
 
     def add_comment(self, unit: Unit, now: float) -> None:
         """What says nothing to the reader of the stream."""
@@ -126,8 +130,10 @@ class MixedRelease:
                 self._of_text.add_comment(event.unit, now)
             elif raw:
                 unit = event.unit if raw is event.unit.raw else event.unit.again(raw)
-                operations = [_of_data(operation, unit) for operation in event.as_text]
-                self._of_text.add(unit, operations, now, is_json=False).since = event.since
+                operations: list[Operation] = []
+                for operation in event.as_text:
+                    operations += _parts(operation.slot, unit) if isinstance(operation, AsText) else [operation]
+                self._of_text.add(unit, operations, now, is_json=event.is_json).since = event.since
         if self._finished and not self._json.waiting:
             self._of_text.finish(now)
         return self._of_text.leave(now)
@@ -138,7 +144,16 @@ class MixedRelease:
         self._of_text.discard(now)
 
 
-def _of_data(operation: Operation, unit: Unit) -> Operation:
-    if isinstance(operation, AsText):
-        return Text(operation.slot, (), decoded(unit.data or b""))
-    return operation
+def _parts(slot: Slot, unit: Unit) -> list[Operation]:
+    """The JSON of an event as parts of a text. It stays JSON: what is changed is its literals, each as a string."""
+    data = decoded(unit.data or b"")
+    parts: list[Operation] = []
+    at = 0
+    for start, end in literals(data):
+        literal = data[start:end]
+        quotes = literal.startswith('"')
+        parts.append(Text(slot, (), data[at : start + quotes], span=(0, 0)))
+        parts.append(Text(slot, (), decode(literal) if quotes else literal, span=(start, end)))
+        at = end - quotes
+    parts.append(Text(slot, (), data[at:], span=(0, 0)))
+    return parts

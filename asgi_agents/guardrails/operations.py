@@ -19,12 +19,14 @@ class Text(Struct, frozen=True, gc=False):
     """The next part of a slot, which leaves as soon as it was judged.
 
     :ivar instead: JSON that takes the place of the value at ``path`` if the text is changed. None: the changed text.
+    :ivar span: where the literal of the text begins and ends, if no path leads to it. Empty: it can't be changed.
     """
 
     slot: Slot
     path: Path
     text: str
     instead: str | None = None
+    span: tuple[int, int] | None = None
 
 
 class Whole(Struct, frozen=True, gc=False):
@@ -49,7 +51,10 @@ class Shadowed(Struct, frozen=True, gc=False):
 
 
 class AsText(Struct, frozen=True, gc=False):
-    """All of the event's data, with what was changed in it, is the next part of ``slot``, if other events are text."""
+    """The JSON of the event, with what was changed in it, is the next part of ``slot``, if other events are text.
+
+    Its strings are shown as what they say.
+    """
 
     slot: Slot
 

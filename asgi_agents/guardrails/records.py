@@ -10,11 +10,15 @@ _MAX_EDITS: Final = 4096
 class Record:
     """The text of one slot as it came, by its digest, and the parts of it that left changed."""
 
-    __slots__ = ("_digest", "_edits", "_end", "_released", "changed")
+    __slots__ = ("_begin", "_digest", "_edits", "_end", "_ended", "_latest", "_released", "changed")
 
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=16)
         self._end = 0
+        # Of what has come since it seemed to have ended, if it did: its digest, and where it begins.
+        self._latest: hashlib.blake2b | None = None
+        self._begin = 0
+        self._ended = False
         self._released = 0
         self._edits: list[tuple[int, int, str]] = []
         #: Whether any part has left changed.
@@ -22,8 +26,17 @@ class Record:
 
     def came(self, text: str) -> None:
         """The next part has come."""
-        self._digest.update(text.encode("utf-8", "surrogatepass"))
+        data = text.encode("utf-8", "surrogatepass")
+        if self._ended:
+            self._latest, self._begin, self._ended = hashlib.blake2b(digest_size=16), self._end, False
+        if self._latest is not None:
+            self._latest.update(data)
+        self._digest.update(data)
         self._end += len(text)
+
+    def ended(self) -> None:
+        """The slot seems to have ended."""
+        self._ended = True
 
     def left(self, before: str, after: str) -> None:
         """The next part leaves."""
@@ -34,18 +47,24 @@ class Record:
             if len(self._edits) <= _MAX_EDITS:
                 self._edits.append((start, self._released, after))
 
-    def same(self, text: str) -> bool:
-        """Whether ``text`` is what has come, and it is known what that leaves as."""
-        if len(text) != self._end or len(self._edits) > _MAX_EDITS:
-            return False
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
-        return digest.digest() == self._digest.digest()
+    def find(self, text: str) -> int | None:
+        """Where ``text`` begins, if it is what has come, all of it or the latest of it, and it is known what that
+        leaves as."""
+        if len(self._edits) > _MAX_EDITS:
+            return None
+        for begin, digest in ((0, self._digest), (self._begin, self._latest)):
+            if digest is not None and len(text) == self._end - begin:
+                given = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
+                if given.digest() == digest.digest():
+                    return begin
+        return None
 
-    def after(self, text: str) -> str:
-        """What ``text``, which is the same, has left as."""
+    def after(self, text: str, begin: int) -> str:
+        """What ``text``, which was found to begin at ``begin``, has left as."""
         pieces: list[str] = []
         at = 0
         for start, end, new in self._edits:
-            pieces += [text[at:start], new]
-            at = end
+            if begin <= start and end - begin <= len(text):
+                pieces += [text[at : start - begin], new]
+                at = end - begin
         return "".join(pieces) + text[at:]

@@ -68,7 +68,9 @@ class _Streamed:
             event.waiting -= 1
             return
         self.release.changed.add(self.key)
-        if text.instead is None:
+        if text.span is not None:
+            event.span_released(text.span, text.text, after)
+        elif text.instead is None:
             event.released(text.path, text.text, after)
         else:
             event.waiting -= 1
@@ -141,7 +143,7 @@ class Release:
     @property
     def full(self) -> bool:
         """Whether nothing more should come before there are verdicts."""
-        if any(streamed.text.full for streamed in self._open.values()):
+        if any(streamed.text.full for slots in (self._open, self._ended) for streamed in slots.values()):
             return True
         return self.held_bytes > MAX_HELD_BYTES // 2 and self.outcome.judging
 
@@ -195,6 +197,7 @@ class Release:
                     self._end(key, touched)
                 case Begin(key):
                     _forget(self._ended, key)
+                    _forget(self._records, key)
                     _forget(self._calls_ended, key)
                 case Piece():
                     self._piece(event, operation, now, touched)
@@ -295,7 +298,8 @@ class Release:
         return counted
 
     def _text(self, event: HeldEvent, text: Text, now: float, touched: dict[SlotKey, _Streamed]) -> None:
-        slot, key = text.slot, text.slot.key
+        slot = text.slot
+        key = (*slot.key, slot.kind)
         streamed = self._open.get(key)
         if streamed is None and (streamed := self._ended.pop(key, None)) is not None:
             streamed.text.resume()
@@ -304,7 +308,7 @@ class Release:
             those = self._judges.of(slot)
             if those is None:
                 return
-            streamed = _Streamed(key, self._record(key), self)
+            streamed = _Streamed(slot.key, self._record(slot.key), self)
             streamed.text = SlotText(slot, *those, self.outcome, streamed.released)
             self._open[key] = streamed
         streamed.owners.append((event, text))
@@ -322,11 +326,13 @@ class Release:
         for slot_key in _within(self._open, key):
             streamed = touched[slot_key] = self._open.pop(slot_key)
             streamed.text.finish()
+            if streamed.record is not None:
+                streamed.record.ended()
             _remember(self._ended, slot_key, streamed)
         for slot_key in _within(self._calls, key):
             call = self._calls.pop(slot_key)
             if call.form != "json":
-                _remember(self._calls_ended, slot_key, None)
+                _remember(self._calls_ended, call.slot.key, None)
             call.finish()
 
     def _piece(self, event: HeldEvent, piece: Piece, now: float, touched: dict[SlotKey, _Streamed]) -> None:
@@ -338,15 +344,15 @@ class Release:
             if piece.path is not None:
                 self._text(event, Text(piece.slot, piece.path, piece.text), now, touched)
             return
-        key = piece.slot.key
+        key = (*piece.slot.key, piece.slot.kind)
         call = self._calls.get(key)
         if call is None:
-            if piece.text and key in self._calls_ended:
+            if piece.text and piece.slot.key in self._calls_ended:
                 raise UnreadableError("a tool call or signed reasoning goes on behind its end")
             call = self._calls[key] = HeldCall(piece.slot, piece.form, self._judge_whole)
         event.waiting += 1
         released = partial(event.released, piece.path, piece.text)
-        record = self._record(key)
+        record = self._record(piece.slot.key)
         if record is not None:
             record.came(piece.text)
             released = partial(_recorded, record, piece.text, released)
@@ -374,8 +380,8 @@ class Release:
         if self._judges.of(repeat.slot) is None:
             return
         record = self._records.get(repeat.slot.key)
-        if record is not None and record.same(repeat.text):
-            event.later.append((record, repeat.path, repeat.text))
+        if record is not None and (begin := record.find(repeat.text)) is not None:
+            event.later.append((record, repeat.path, repeat.text, begin))
             return
         event.waiting += 1
         if repeat.form == "json":

@@ -19,6 +19,7 @@ from .slots import Decision, Slot
 _DONE: Final = (End(),)
 # With what the data of an event begins that may be JSON or text; where other events were text, strings are that too.
 _MAY_BE_JSON: Final = {False: ("{", "[", '"'), True: ("{", "[")}
+_BLANKS: Final = " \t\r\n"
 # At least one comment: a line end alone may be half of one that was cut in two, and belong to what waits.
 _COMMENTS: Final = re.compile(rb"(?:\xef\xbb\xbf)?(?:(?:\r\n|\n|\r)*+:[^\r\n]*+)++[\r\n]*+")
 
@@ -248,7 +249,7 @@ class Stream:
         is_json = form == "json"
         if is_json:
             value = self._loader.loads(text)
-        elif form == "either" and text.startswith(_MAY_BE_JSON[self._has_text]):
+        elif form == "either" and text.lstrip(_BLANKS).startswith(_MAY_BE_JSON[self._has_text]):
             try:
                 parsed = self._loader.loads(text)
             except UnreadableError:

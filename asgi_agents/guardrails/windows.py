@@ -72,6 +72,7 @@ class WindowLimits(Struct, frozen=True, kw_only=True):
 class AskedWindow:
     """A window that a guardrail was asked about.
 
+    :ivar fresh: finds before this don't count; where the text that has left reaches.
     :ivar limit: finds that begin here or later don't count.
     :ivar stale: whether its verdict has no use any more.
     """
@@ -85,6 +86,11 @@ class AskedWindow:
         self.limit = limit
         self.stale = False
         self.decisions: Sequence[Decision] | None = None
+
+    @property
+    def has_left(self) -> bool:
+        """Whether finds may begin in text that has left, because it seemed to be all of the slot."""
+        return self.window.start + self.window.fresh < self.fresh
 
 
 class Found(Struct, frozen=True):
@@ -199,7 +205,7 @@ class SlotWindows:
         self._ended = True
 
     def resume(self) -> None:
-        """The slot goes on although it had ended. What has left can't be changed; finds may begin there."""
+        """The slot goes on although it had ended. What has left can't be changed. Finds may begin there."""
         self._ended = False
 
     def hold_to_end(self) -> None:
@@ -260,11 +266,12 @@ class SlotWindows:
         return out
 
     def _settled(self, settled: Callable[[str], int], begin: int, end: int) -> int:
-        text = self._joined()[begin - self._base : end - self._base]
+        start = self._may_begin_from(begin)
+        text = self._joined()[start - self._base : end - self._base]
         try:
             count = settled(text)
             if type(count) is int and 0 <= count <= len(text):
-                return begin + count
+                return start + count
             self.failed = AgentProtocolError(f"settled: expected 0 to {len(text)}, got {number_or_type(count)}")
         except Exception as exc:
             self.failed = exc
@@ -280,14 +287,21 @@ class SlotWindows:
     def _make(self, begin: int, end: int, limit: int, *, final: bool) -> AskedWindow:
         start = max(self._base, begin - self._limits.hold)
         text = self._joined()[start - self._base : end - self._base]
-        # Behind text that was taken for all of the slot, finds that begin in it count as far as they reach into this.
-        fresh = start if begin == self._final_until else begin
+        # Who judges a slot as a whole can't say where anything is.
+        fresh = begin if self._limits.whole else self._may_begin_from(begin)
         if final:
             self._final_until = end
         asked = AskedWindow(Window(text, start, fresh - start, final), begin, limit)
         self._asked.append(asked)
         self._next, self._seen = limit, end
         return asked
+
+    def _may_begin_from(self, begin: int) -> int:
+        """Where finds may begin that reach behind ``begin``.
+
+        Behind text that was taken for all of the slot, that is in it: they count as far as they reach out of it.
+        """
+        return max(self._base, begin - self._limits.hold) if begin == self._final_until else begin
 
     def _apply(self, asked: AskedWindow) -> None:
         shift, limit = asked.window.start, asked.limit
@@ -299,8 +313,10 @@ class SlotWindows:
                 self._parts.clear()
                 return
             start, end = decision.start + shift, decision.end + shift
-            # What begins before the window's own text was judged with the window before.
-            if end < asked.fresh or (end == asked.fresh and start < end) or (start >= limit and not asked.window.final):
+            # What ends before the window's own text was judged with the window before.
+            if end < asked.fresh or (end == asked.fresh and (start < end or asked.has_left)):
+                continue
+            if start >= limit and not asked.window.final:
                 continue
             if isinstance(decision, Redact):
                 redactions.append((max(start, asked.fresh), end, decision.text))

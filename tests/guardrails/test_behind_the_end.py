@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -18,13 +19,15 @@ from asgi_agents.guardrails.dialects.ui_message import UIMessages
 from asgi_agents.guardrails.dialects.unknown import Events
 from asgi_agents.guardrails.judges import Judge, Judges
 from asgi_agents.guardrails.release import Release
+from asgi_agents.guardrails.slots import Decision, Redact, Window
 from asgi_agents.guardrails.stream import Stream
 from asgi_agents.guardrails.windows import WindowLimits
-from tests.guardrails.detectors import EMAIL, HOLD, detector
+from tests.guardrails.detectors import CARD, EMAIL, HOLD, KEY, detector
 from tests.guardrails.driving import Driver, limits, passed
 
 SSE: Final = "text/event-stream"
 _FINDER: Final = detector(EMAIL)
+ENTITY: Final = "alice.smith@example.com"
 _HALVES: Final = ("I am alice.smith@exam", "ple.com, hello")
 
 
@@ -38,6 +41,10 @@ def _finished(**delta: Any) -> dict[str, Any]:
 
 def _gemini(text: str, **more: Any) -> dict[str, Any]:
     return {"candidates": [{"index": 0, "content": {"parts": [{"text": text, **more}]}, "finishReason": "STOP"}]}
+
+
+def _gemini_call(**call: Any) -> dict[str, Any]:
+    return {"candidates": [{"index": 0, "content": {"parts": [{"functionCall": call}]}}]}
 
 
 def _responses(kind: str, **more: Any) -> dict[str, Any]:
@@ -134,6 +141,18 @@ GOING_ON: Final[dict[str, tuple[Dialect, str, list[Any]]]] = {
             {"type": "text-delta", "id": "0", "delta": _TWO},
         ],
     ),
+    "responses, done of both": (
+        Responses(),
+        SSE,
+        [
+            _responses("output_text.delta", delta=_ONE),
+            _responses("output_text.done", text=_ONE),
+            _responses("output_text.delta", delta=_TWO),
+            _responses("output_text.done", text=_TWO),
+            _responses("output_text.done", text=_ONE + _TWO),
+        ],
+    ),
+    "events, a string and text": (Events(), SSE, [json.dumps(_ONE), _TWO]),
     "events, done": (Events(), SSE, [{"t": _ONE}, "[DONE]", {"t": _TWO}]),
 }
 
@@ -220,28 +239,13 @@ FOLLOWING: Final[dict[str, tuple[Dialect, list[Any]]]] = {
             _block("stop"),
         ],
     ),
+    "gemini, without a name": (
+        Gemini(),
+        2 * [_gemini_call(partialArgs=[{"jsonPath": "$.to", "stringValue": _ONE}])],
+    ),
     "gemini": (
         Gemini(),
-        2
-        * [
-            {
-                "candidates": [
-                    {
-                        "index": 0,
-                        "content": {
-                            "parts": [
-                                {
-                                    "functionCall": {
-                                        "name": "say",
-                                        "partialArgs": [{"jsonPath": "$.to", "stringValue": _ONE}],
-                                    }
-                                }
-                            ]
-                        },
-                    }
-                ]
-            }
-        ],
+        2 * [_gemini_call(name="say", partialArgs=[{"jsonPath": "$.to", "stringValue": _ONE}])],
     ),
 }
 
@@ -259,6 +263,126 @@ def test_a_text_that_begins_anew_is_another() -> None:
     events = [start, _said("I am alice.smith@exam"), _block("stop"), start, _said("ple.com, hello")]
     pieces = _events(SSE, events)
     assert b"ple.com" in passed(Anthropic(), SSE, pieces, _FINDER)
+
+
+#: A thought, and an answer under the key that it had.
+OF_ANOTHER_KIND: Final[dict[str, tuple[Dialect, list[Any]]]] = {
+    "anthropic": (
+        Anthropic(),
+        [
+            _block("start", content_block={"type": "thinking", "thinking": ""}),
+            _block("delta", delta={"type": "thinking_delta", "thinking": "hm"}),
+            _block("stop"),
+            _said(ENTITY),
+        ],
+    ),
+    "responses": (
+        Responses(),
+        [
+            _responses("reasoning_text.delta", delta="hm"),
+            _responses("reasoning_text.done", text="hm"),
+            _responses("output_text.delta", delta=ENTITY),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("case", OF_ANOTHER_KIND.values(), ids=OF_ANOTHER_KIND)
+def test_a_text_of_another_kind_has_its_own_judges(case: tuple[Dialect, list[Any]], ended: bool) -> None:
+    dialect, events = case
+    events = events if ended else [*events[:-2], events[-1]]
+    limits = WindowLimits(hold=HOLD, window=4 * HOLD)
+    flags = Judge(name="flags", on=frozenset(("reasoning",)), redacts=False, limits=limits)
+    redacts = Judge(name="redacts", on=frozenset(("output",)), limits=limits)
+    driver = Driver(Stream([dialect], SSE, Judges([flags, redacts])), {"flags": lambda window: (), "redacts": _FINDER})
+    for piece in _events(SSE, events):
+        driver.feed(piece)
+    driver.end()
+    assert driver.stream.done
+    assert ENTITY.encode() not in driver.sent
+
+
+def _responses_of(text: str) -> list[Any]:
+    item = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
+    return [
+        _responses("output_item.added", item={"type": "message", "role": "assistant", "content": []}),
+        _responses("output_text.delta", delta=text),
+        _responses("output_text.done", text=text),
+        _responses("output_item.done", item=item),
+        {"type": "response.completed", "response": {"output": [item]}},
+    ]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_repeats_a_text_agrees_with_it_where_another_has_its_key(seed: int) -> None:
+    texts = [f"Mail {ENTITY} now.", "The weather is fine.", "", f"And {ENTITY}"]
+    pieces = _events(SSE, [event for text in texts for event in _responses_of(text)])
+    after = _events(SSE, [event for text in texts for event in _responses_of(text.replace(ENTITY, "[0]"))])
+    sent = passed(Responses(), SSE, pieces, _FINDER, random.Random(seed) if seed else None)  # noqa: S311
+    assert list(map(json.loads, re.findall(rb"data: (.*)", sent))) == [json.loads(event[6:]) for event in after]
+
+
+# What is settled may be part of something that begins before what seemed to be the end.
+_KEY_TAIL: Final = re.compile(r"(?:s|sk|sk-[a-z0-9]{0,16})\Z")
+
+
+def _settled_but_for_keys(text: str) -> int:
+    match = _KEY_TAIL.search(text)
+    return len(text) if match is None else match.start()
+
+
+@pytest.mark.parametrize("pieces", [("de", "fghij12345 bye"), ("d", "e", "fgh", "ij12345 bye"), ("defghij12345 bye",)])
+def test_what_is_settled_depends_on_what_precedes_the_end(pieces: tuple[str, ...]) -> None:
+    limits = WindowLimits(hold=40, window=160, eager=True, settled=_settled_but_for_keys)
+    driver = Driver(Stream([Chat()], SSE, Judges([Judge(name="local", limits=limits)])), {"local": detector(KEY)})
+    for event in (_finished(content="my key is sk-abc"), *(_chat(content=piece) for piece in pieces)):
+        driver.feed(_events(SSE, [event])[0])
+    driver.end()
+    said = [json.loads(event)["choices"][0]["delta"]["content"] for event in re.findall(rb"data: (.*)", driver.sent)]
+    assert "".join(said) == "my key is sk-abc[0] bye"
+
+
+def test_what_is_put_in_at_an_end_is_put_in_once() -> None:
+    def insert(window: Window) -> list[Decision]:
+        return [Redact(match.end(), match.end(), "<") for match in re.compile(r"\.").finditer(window.text)]
+
+    pieces = _events(SSE, [_finished(content=text) for text in ("One.", " Two.", " Three.")])
+    sent = passed(Chat(), SSE, pieces, insert)
+    said = [json.loads(event)["choices"][0]["delta"]["content"] for event in re.findall(rb"data: (.*)", sent)]
+    assert said == ["One.<", " Two.<", " Three.<"]
+
+
+def test_texts_that_end_have_no_room_without_bounds() -> None:
+    judge = Judge(name="local", limits=WindowLimits(hold=80, window=400, in_flight=2))
+    stream = Stream([Chat()], SSE, Judges([judge]))
+    fed = 0
+    while not stream.full and fed < 1000:
+        stream.feed(_events(SSE, [_finished(content="x" * 100)])[0], 0.0)
+        stream.inspections()
+        fed += 1
+    assert fed < 20
+
+
+def test_text_with_blanks_before_it_may_be_json() -> None:
+    events = [json.dumps({"t": f"I am {ENTITY}"}).replace("@", "\\u0040"), *map(json.dumps, map(_chat_of, _HALVES))]
+    sent = passed(of_stream(Events(), SSE), SSE, [f"data:  {event}\n\n".encode() for event in events], _FINDER)
+    assert b"0040" not in sent
+    assert b"alice.smith" not in sent
+
+
+def _chat_of(text: str) -> dict[str, Any]:
+    return _chat(content=text)
+
+
+def test_json_among_text_stays_json() -> None:
+    data = {"id 4111111111111111": 4111111111111111, "a": [True, None, -1.5, 4111111111111111], "said": f"{ENTITY} "}
+    event = json.dumps(data)
+    pieces = [b"data: So be it: \n\n", f"data: {event}\n\n".encode(), f"data: {event}\n\n".encode()]
+    sent = passed(of_stream(Events(), SSE), SSE, pieces, detector(EMAIL, CARD))
+    assert b"4111111111111111" not in sent
+    read = [json.loads(event) for event in re.findall(rb"data: (\{.*)", sent)]
+    assert read == 2 * [{"id [1]": "[1]", "a": [True, None, -1.5, "[1]"], "said": "[0] "}]
 
 
 def test_texts_that_end_are_not_remembered_for_ever() -> None:

@@ -88,8 +88,8 @@ GUARDRAILS: Final = (
     Defect(
         "ended-slot-of-a-call-is-not-judged",
         "guardrails/release.py",
-        "slot_key, None)\n            call.finish()\n",
-        "slot_key, None)\n",
+        "slot.key, None)\n            call.finish()\n",
+        "slot.key, None)\n",
         "A stream with a tool call in it never ends.",
         ("tests/guardrails/test_body.py::test_a_request_is_redacted_and_keeps_everything_else",),
     ),
@@ -104,7 +104,7 @@ GUARDRAILS: Final = (
     Defect(
         "call-goes-on-behind-its-end",
         "guardrails/release.py",
-        "            if piece.text and key in self._calls_ended:\n",
+        "            if piece.text and piece.slot.key in self._calls_ended:\n",
         "            if False:\n",
         "The second half of what a tool is called with is judged without the first.",
         ("tests/guardrails/test_behind_the_end.py::test_what_leaves_whole_does_not_go_on_behind_its_end",),

@@ -19,6 +19,11 @@ _OPAQUE: Final = frozenset(
 _ERRORS: Final = {400: "invalid_request_error", 503: "overloaded_error", 504: "timeout_error"}
 # The block types whose input arrives in parts, and is held whole.
 _TOOL_USE: Final = "tool_use"
+_DELTAS: Final[dict[str, Kind]] = {
+    "text_delta": "output",
+    "thinking_delta": "reasoning",
+    "input_json_delta": "tool_call",
+}
 
 
 def error(stop: Stop) -> Mapped:
@@ -183,6 +188,10 @@ class AnthropicReader:
         index = index_of(event.get("index"), "index")
         delta = mapping(event.get("delta"), "delta")
         slot = self._blocks.get(index) or Slot(("content", index), "output", "assistant")
+        kind = _DELTAS.get(str(delta.get("type")), slot.kind)
+        if kind != slot.kind != "tool_result":
+            # It is the delta that clients go by.
+            slot = Slot(slot.key, kind, "assistant")
         operations: list[Operation] = []
         # Beside its type.
         text: str | None = None

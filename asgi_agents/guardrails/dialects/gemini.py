@@ -279,8 +279,6 @@ def _function_call(call: Mapped, path: Path, key: SlotKey) -> list[Operation]:
     )
     # Arguments in parts: each says to which value of the arguments it belongs.
     partial: SlotKey = (*key, "call")
-    if tool is not None:
-        operations.append(Begin(partial))
     for name in ("partialArgs", "partial_args"):
         for index, given in enumerate(sequence(call.get(name), name)):
             argument = mapping(given, "partialArgs[]")
@@ -292,7 +290,7 @@ def _function_call(call: Mapped, path: Path, key: SlotKey) -> list[Operation]:
     if _either(call, "willContinue") is True:
         operations.append(Piece(Slot((*partial, ""), "tool_call", "model", tool), form="text"))
     else:
-        operations.append(End(partial))
+        operations += [End(partial), Begin(partial)]
     return operations
 
 

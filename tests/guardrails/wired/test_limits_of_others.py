@@ -10,9 +10,10 @@ import pytest
 from anyio.lowlevel import checkpoint
 from starlette.types import Receive, Scope, Send
 
+from asgi_agents import Agent, GuardrailInspectEvent, GuardrailResponse
 from asgi_agents.guardrails import Decision, Redact, TextGuardrail, Window
 from tests.guardrails.detectors import EMAIL
-from tests.guardrails.wired.exchanging import CHAT, ENTITY, SSE, Finder, Sending, SlowFinder, asking, one
+from tests.guardrails.wired.exchanging import CHAT, ENTITY, SSE, Finder, Rewriting, Sending, SlowFinder, asking, one
 from tests.guardrails.wired.test_requests import ESCAPED, FORM, hello
 from tests.support.asgi import Client
 
@@ -255,3 +256,19 @@ async def test_text_behind_a_finish_reason_of_gemini_is_judged_with_what_precede
     client = asking("/v1beta/models/gemini:streamGenerateContent", b"{}")
     await one(app, Finder(), _OUTPUT).call(client)
     assert b"ple.com" not in client.body
+
+
+class Doubting(Agent):
+    """An agent that says that there is something, and not where."""
+
+    async def on_guardrail_inspect(self, event: GuardrailInspectEvent) -> GuardrailResponse:
+        return GuardrailResponse(detected=bool(EMAIL.search(event.content)), confidence=1.0)
+
+
+@pytest.mark.parametrize(("agent", "instead"), [(Rewriting(), "Mail [0] now."), (Doubting(), "[content]")])
+async def test_an_agent_that_does_not_say_where_changes_no_text_that_has_left(agent: Agent, instead: str) -> None:
+    texts = ["The weather is fine.", f"Mail {ENTITY} now.", "", "So be it.", f"Mail {ENTITY} now."]
+    app = Sending([_chunk(text, "stop") for text in texts])
+    client = await one(app, agent, _OUTPUT, hold=90).call(asking(CHAT, b"{}"))
+    said = [json.loads(event)["choices"][0]["delta"]["content"] for event in re.findall(rb"data: (.*)", client.body)]
+    assert said == [instead if ENTITY in text else text for text in texts]
