@@ -47,6 +47,8 @@ logger = logging.getLogger("asgi_agents")
 _FOREVER = math.inf
 # To look a member of an enumeration up by its name takes longer than most of what a call does (CPython 3.11).
 _WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
+# All that a brief verdict says.
+_PLAIN_ALLOW = Verdict("", _WEBSOCKET_FRAME, ALLOW, None, True, True, 0.0)
 
 
 class Guard:
@@ -175,11 +177,12 @@ class Guard:
         chunk: bool = False,
         route: str | None = None,
         untraced: bool = False,
+        brief: bool = False,
     ) -> Verdict:
         """Show ``event`` to the agent. Raises nothing but cancellation.
 
         ``chunk`` selects the deadline of streamed body chunks. ``untraced``: the caller has seen that no spans are
-        made.
+        made. ``brief``: the verdict on a plain allow need not say more than that, such as whose it is.
         """
         event_type = event.event_type
         # Chunks and messages share one span a body or session, which the exchange makes.
@@ -212,7 +215,10 @@ class Guard:
                 ended = time.monotonic()
                 if ended - started > LONGEST_STEP:
                     self._steps.took(event_type, ended - started)
-                return self.recorder.record(event_type, event, failure_mode, route, started, ended, response)
+                recorder = self.recorder
+                if brief and response is ALLOW and recorder.record_allow(event_type, event, ended - started, ended):
+                    return _PLAIN_ALLOW
+                return recorder.record(event_type, event, failure_mode, route, started, ended, response)
         if call is None:
             call = AgentCall(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)
         return await self._call(call, not untraced)

@@ -107,17 +107,11 @@ class Recorder:
             detected,
             window,
         )
-        size = len(event.data) if event is not None and event_type in _WITH_DATA else 0  # type: ignore[union-attr]
-        if response is ALLOW and not self.failing:
+        if response is ALLOW and self.record_allow(event_type, event, duration, ended):
             # As most calls.
-            series = self._consents.get(event_type)
-            if series is not None:
-                self.tally.add(series, duration, ended)
-                self._export_duration(duration, series.attributes)
-                if size:
-                    self.tally.inspected[series.event] += size
-                return verdict
+            return verdict
         if counted:
+            size = _size_of(event_type, event)
             if event is not None:
                 correlation_id = correlation_id_of(event)
             series = self.tally.count(verdict, ended, correlation_id=correlation_id, route=route, size=size)
@@ -126,6 +120,17 @@ class Recorder:
                 self._consents[event_type] = series
             self._log(verdict, exc, consequence)
         return verdict
+
+    def record_allow(self, event_type: EventType, event: Event | None, duration: float, ended: float) -> bool:
+        """Count a call that has ended in a plain allow, if there was one before; else it is for :meth:`record`."""
+        series = self._consents.get(event_type)
+        if series is None or self.failing:
+            return False
+        self.tally.add(series, duration, ended)
+        self._export_duration(duration, series.attributes)
+        if event_type in _WITH_DATA and (size := _size_of(event_type, event)):
+            self.tally.inspected[series.event] += size
+        return True
 
     def waited(self, seconds: float) -> None:
         """Count how long a call has waited for a permit, or a place on a connection."""
@@ -196,3 +201,8 @@ class Recorder:
                     f"it is at {place}; " if place else "",
                     exc_info=self.traceback_of(exc),
                 )
+
+
+def _size_of(event_type: EventType, event: Event | None) -> int:
+    """How many bytes of a body or message an agent was shown."""
+    return len(event.data) if event is not None and event_type in _WITH_DATA else 0  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ from ..guard import Guard
 from ..observability.attributes import EVENT, ROUTE
 from ..observability.correlation import current, live_ids
 from ..observability.trace_context import ServerSpan
-from ..observability.tracing import SessionSpan
+from ..observability.tracing import SessionSpan, Tracing
 from ..policy import FailureMode
 from ..protocol import (
     ALLOW,
@@ -183,9 +183,9 @@ class ExchangeState(Struct, eq=False):
         self.request_id = (self._outermost or self).request_id = request_id
 
     @property
-    def untraced(self) -> bool:
-        """Whether no spans are made now."""
-        return self._registry.telemetry.tracing.idle
+    def tracing(self) -> Tracing:
+        """Makes spans, if any are made now."""
+        return self._registry.telemetry.tracing
 
     @property
     def over(self) -> bool:

@@ -278,7 +278,7 @@ class Asking:
         """Ask about a window. All windows of a connection share a span."""
         state, guard = self._state, agent.guard
         reserved = state.closed or guard.client.keeps_requests
-        if not reserved and state.untraced:
+        if not reserved and state.tracing.idle:
             # As most are.
             verdict, answer = await guard.inspect(event, agent.failure_mode, route=agent.route, window=True)
             if verdict.failure is not None or state.counting:

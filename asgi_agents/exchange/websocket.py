@@ -46,6 +46,27 @@ def serve_websocket(
     return WebSocketExchange(state, scope, receive, send, renderers, stop_grace).run(app)
 
 
+class _Direction:
+    """What has passed in one direction: how many messages, and how many bytes."""
+
+    __slots__ = ("client_to_server", "messages", "size")
+
+    def __init__(self, *, client_to_server: bool) -> None:
+        self.client_to_server = client_to_server
+        self.messages = 0
+        self.size = 0
+
+    def count(self, message: Message) -> bytes:
+        """The data of a message, counted. Of two payloads, the bytes."""
+        self.messages += 1
+        payload = message.get("bytes")
+        if payload is None:
+            # Python's str can hold what UTF-8 can't: an agent is to see that too.
+            payload = (message.get("text") or "").encode("utf-8", "surrogatepass")
+        self.size += len(payload)
+        return payload if type(payload) is bytes else bytes(payload)
+
+
 class WebSocketExchange(Exchange):
     """Takes the handshake and then every message, in both directions, past the agents.
 
@@ -69,10 +90,11 @@ class WebSocketExchange(Exchange):
         if len(self._agents) == 1 and not self._resolved_route.keeping_requests:
             self._only = self._agents[0]
         self._counting = state.counting
+        self._tracing = state.tracing
         self._correlation_id = state.correlation_id if self._agents else ""
         self._client_ip = client_ip(scope)
-        self._frames = {True: 0, False: 0}
-        self._bytes = {True: 0, False: 0}
+        self._from_client = _Direction(client_to_server=True)
+        self._to_client = _Direction(client_to_server=False)
         # Messages of one direction must not overtake each other while they are judged.
         self._turn = Limiter(1)
         self._denial: ResponseInspection | None = None
@@ -84,7 +106,7 @@ class WebSocketExchange(Exchange):
         self._inbound = Inbound(
             receive,
             screen=self._screen,
-            judge=partial(self._judge, True),
+            judge=partial(self._judge, self._from_client),
             may_suspend=self._may_suspend
             if self._only is None
             else partial(self._only.guard.may_suspend, _WEBSOCKET_FRAME),
@@ -104,7 +126,7 @@ class WebSocketExchange(Exchange):
         self._status = reply.status
         # Once the head is out the body has to follow.
         await send_whole(self._raw_send, *reply.messages("websocket."))
-        self._bytes[False] += len(reply.body)
+        self._to_client.size += len(reply.body)
 
     @property
     def _can_send_response(self) -> bool:
@@ -160,7 +182,7 @@ class WebSocketExchange(Exchange):
             return True
         if self._agents:
             return False
-        self._count(message, message.get("bytes"), True)
+        self._from_client.count(message)
         return True
 
     async def _send(self, message: Message) -> None:
@@ -171,7 +193,7 @@ class WebSocketExchange(Exchange):
             await self._turn.acquire()
         try:
             if message["type"] == "websocket.send" and self._closed is None:
-                await self._judge(False, message)
+                await self._judge(self._to_client, message)
             else:
                 await self._send_in_turn(message)
         finally:
@@ -187,7 +209,7 @@ class WebSocketExchange(Exchange):
             raise ClosedByAgent("an agent has closed this websocket")
         match message["type"]:
             case "websocket.send":
-                self._count(message, message.get("bytes"), False)
+                self._to_client.count(message)
                 await self._raw_send(message)
             case "websocket.accept":
                 self._status = 101
@@ -218,35 +240,37 @@ class WebSocketExchange(Exchange):
             )
         await self._denial.send(message)
         self._status = self._denial.status
-        self._bytes[False] = self._denial.bytes_sent
+        self._to_client.size = self._denial.bytes_sent
 
-    async def _judge(self, client_to_server: bool, message: Message) -> None:
+    async def _judge(self, direction: _Direction, message: Message) -> None:
         """Show a message to the agents, and pass it on, drop it, or close the session, as they decide."""
         payload = message.get("bytes")
         if payload is not None and message.get("text") is not None:
             # Servers and apps differ in which of two payloads they take; one is judged, so one goes on.
             message = {**message, "text": None}
-        data = self._count(message, payload, client_to_server)
         state = self._state
+        client_to_server = direction.client_to_server
+        data = direction.count(message)
         event = WebSocketFrameEvent(
             correlation_id=self._correlation_id,
             opcode=_TEXT if payload is None else _BINARY,
             data=data,
             client_to_server=client_to_server,
-            frame_index=self._frames[client_to_server] - 1,
+            frame_index=direction.messages - 1,
             route_id=state.route,
             client_ip=self._client_ip,
         )
         only, decision = self._only, ALLOWED
-        if only is None or state.closed or not state.untraced:
+        if only is None or state.closed or not self._tracing.idle:
             decision = await self._evaluate(event)
         else:
             # Most messages are like this: one agent, and it simply allows them.
-            verdict = await only.guard.call(event, only.failure_mode, False, only.route)
-            if verdict.response is not ALLOW or self._counting:
+            counting = self._counting
+            verdict = await only.guard.call(event, only.failure_mode, False, only.route, True, not counting)
+            if counting or verdict.response is not ALLOW:
                 state.record((verdict,), every=False)
-            if verdict.response is not ALLOW:
-                decision = merge((verdict,))
+                if verdict.response is not ALLOW:
+                    decision = merge((verdict,))
         passes = decision is ALLOWED or decision.is_allow
         if client_to_server:
             if passes:
@@ -280,15 +304,6 @@ class WebSocketExchange(Exchange):
                     break
         return decision
 
-    def _count(self, message: Message, payload: bytes | None, client_to_server: bool) -> bytes:
-        """The data of a message whose ``bytes`` are ``payload``, counted."""
-        if payload is None:
-            # Python's str can hold what UTF-8 can't: an agent is to see that too.
-            payload = (message.get("text") or "").encode("utf-8", "surrogatepass")
-        self._frames[client_to_server] += 1
-        self._bytes[client_to_server] += len(payload)
-        return payload if isinstance(payload, bytes) else bytes(payload)
-
     async def _close(self, decision: AgentDecision) -> None:
         """Close the session on both sides. The app is told at once, however slow the client is to answer."""
         if self._closed is not None:
@@ -318,7 +333,7 @@ class WebSocketExchange(Exchange):
 
     def _summary(self, error: BaseException | None) -> Summary:
         status = self._status or (403 if error is None else 500)
-        return Summary(status, time.monotonic(), self._bytes[True], self._bytes[False])
+        return Summary(status, time.monotonic(), self._from_client.size, self._to_client.size)
 
 
 def _drops(decision: AgentDecision) -> bool:

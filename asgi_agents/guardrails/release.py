@@ -143,7 +143,11 @@ class Release:
     @property
     def full(self) -> bool:
         """Whether nothing more should come before there are verdicts."""
-        if any(streamed.text.full for slots in (self._open, self._ended) for streamed in slots.values()):
+        # This is asked for every token.
+        for streamed in self._open.values():
+            if streamed.text.full:
+                return True
+        if self._ended and any(streamed.text.full for streamed in self._ended.values()):
             return True
         return self.held_bytes > MAX_HELD_BYTES // 2 and self.outcome.judging
 
@@ -154,7 +158,8 @@ class Release:
 
     def inspections(self) -> list[Inspection]:
         """What is to be judged and was not handed out before."""
-        return self.outcome.hand_out()
+        outcome = self.outcome
+        return outcome.hand_out() if outcome.inspections else []
 
     def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None:
         """What a judge says of a window.

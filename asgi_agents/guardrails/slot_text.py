@@ -29,10 +29,7 @@ class Outcome:
 
     def hand_out(self) -> list[Inspection]:
         """What is to be judged and was not handed out before."""
-        fresh = self.inspections
-        if not fresh:
-            return fresh
-        self.inspections = []
+        fresh, self.inspections = self.inspections, []
         self.in_flight = {inspection for inspection in self.in_flight if not inspection.stale}
         self.in_flight.update(fresh)
         return [inspection for inspection in fresh if not inspection.stale]
@@ -83,7 +80,13 @@ class SlotText:
     @property
     def full(self) -> bool:
         """Whether no more text should come before there are verdicts."""
-        return any(stage.windows.full for stage in (*self._row, *self._beside))
+        for stage in self._row:
+            if stage.windows.full:
+                return True
+        for stage in self._beside:  # noqa: SIM110 - this is asked for every token, and a generator takes longer
+            if stage.windows.full:
+                return True
+        return False
 
     @property
     def complete(self) -> bool:

@@ -266,7 +266,7 @@ class SlotWindows:
         return out
 
     def _settled(self, settled: Callable[[str], int], begin: int, end: int) -> int:
-        start = self._may_begin_from(begin)
+        start = begin if begin != self._final_until else self._before(begin)
         text = self._joined()[start - self._base : end - self._base]
         try:
             count = settled(text)
@@ -285,10 +285,11 @@ class SlotWindows:
         return self._text
 
     def _make(self, begin: int, end: int, limit: int, *, final: bool) -> AskedWindow:
-        start = max(self._base, begin - self._limits.hold)
+        start = self._before(begin)
         text = self._joined()[start - self._base : end - self._base]
-        # Who judges a slot as a whole can't say where anything is.
-        fresh = begin if self._limits.whole else self._may_begin_from(begin)
+        # Behind text that was taken for all of the slot, finds that begin in it count as far as they reach out of it.
+        # But who judges a slot as a whole can't say where anything is.
+        fresh = start if begin == self._final_until and not self._limits.whole else begin
         if final:
             self._final_until = end
         asked = AskedWindow(Window(text, start, fresh - start, final), begin, limit)
@@ -296,12 +297,9 @@ class SlotWindows:
         self._next, self._seen = limit, end
         return asked
 
-    def _may_begin_from(self, begin: int) -> int:
-        """Where finds may begin that reach behind ``begin``.
-
-        Behind text that was taken for all of the slot, that is in it: they count as far as they reach out of it.
-        """
-        return max(self._base, begin - self._limits.hold) if begin == self._final_until else begin
+    def _before(self, begin: int) -> int:
+        """Where finds may begin that reach behind ``begin``, as far as that text is still known."""
+        return max(self._base, begin - self._limits.hold)
 
     def _apply(self, asked: AskedWindow) -> None:
         shift, limit = asked.window.start, asked.limit

@@ -41,14 +41,14 @@ async def _allow_head(*args: object, **kwargs: object) -> Any:
     return ALLOWED, {}
 
 
-def _judging_only(judged: bool) -> Callable[[Any, bool, Any], Awaitable[None]]:
+def _judging_only(judged: bool) -> Callable[[Any, Any, Any], Awaitable[None]]:
     """Messages of one direction, those of the client or of the app, are judged; others are passed on."""
     judge = websocket.WebSocketExchange._judge
 
-    async def judge_some(session: Any, client_to_server: bool, message: Any) -> None:
-        if client_to_server is judged:
-            await judge(session, client_to_server, message)
-        elif client_to_server:
+    async def judge_some(session: Any, direction: Any, message: Any) -> None:
+        if direction.client_to_server is judged:
+            await judge(session, direction, message)
+        elif direction.client_to_server:
             session._inbound.deliver(message)
         else:
             await session._raw_send(message)

@@ -169,8 +169,8 @@ EXCHANGE: Final = (
     Defect(
         "frames-are-counted-from-one",
         "exchange/websocket.py",
-        "frame_index=self._frames[client_to_server] - 1",
-        "frame_index=self._frames[client_to_server]",
+        "frame_index=direction.messages - 1",
+        "frame_index=direction.messages",
         "Agents take the first message of a session for the second.",
         ("tests/exchange/test_websocket.py",),
     ),

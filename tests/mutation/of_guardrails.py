@@ -16,8 +16,8 @@ GUARDRAILS: Final = (
     Defect(
         "windows-have-no-context",
         "guardrails/windows.py",
-        "start = max(self._base, begin - self._limits.hold)",
-        "start = max(self._base, begin)",
+        "        start = self._before(begin)\n",
+        "        start = begin\n",
         "A guardrail that looks at what precedes a word takes each window for a new text.",
         ("tests/guardrails/test_windows.py",),
     ),
