@@ -150,7 +150,9 @@ def test_every_target_is_of_a_figure_that_is_measured() -> None:
     known |= {f"server.{variant.name}.share" for variant in REQUESTS}
     known |= {"direct.headers.1.calls", "direct.events.1.microseconds"}
     known |= {"server.http.over-httpx", "server.http.over-aiohttp"}
-    known |= {"server.upload.time", "server.websocket.added-per-message", "envoy.unix-json.over-ext-authz"}
+    known |= {"server.in-process.over-by-hand", "server.unix-json.over-by-hand", "server.upload.cpu"}
+    known |= {"server.upload.time", "server.websocket.added-per-message"}
+    known |= {"envoy.unix-json.over-ext-authz", "envoy.http.over-ext-authz", "growth.websocket-memory.added.5000"}
     known |= set(growth.figures(growth.agents_curve([rounds] * 7)))
     known |= set(growth.figures(growth.routes_curve([rounds] * 7, [rounds] * 7)))
     known |= set(guardrails.judge_cpu(dict.fromkeys(guardrails.apps(), rounds))[1])

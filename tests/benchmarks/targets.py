@@ -75,6 +75,13 @@ TARGETS: Final = (
         "of the bare app",
     ),
     Target(
+        "the same",
+        "server.in-process.over-by-hand",
+        "at least",
+        0.92,
+        "of a hand-written middleware that builds the event and asks nobody",
+    ),
+    Target(
         "three in-process agents that don't suspend: time added to a request",
         "direct.headers.three-over-one.added",
         "at most",
@@ -95,6 +102,7 @@ TARGETS: Final = (
         1.15,
         "times uninspected",
     ),
+    Target("the same: CPU time of the server", "server.upload.cpu", "at most", 1.1, "times uninspected"),
     Target(
         "a server-sent event through one reader: CPU time added",
         "direct.events.1.microseconds",
@@ -117,6 +125,7 @@ TARGETS: Final = (
         0.56,
         "of the bare app",
     ),
+    Target("the same", "server.unix-json.over-by-hand", "at least", 0.78, "of an echo on a Unix socket, by hand"),
     Target(
         "the same",
         "envoy.unix-json.over-ext-authz",
@@ -139,6 +148,13 @@ TARGETS: Final = (
         "times a hand-written middleware with aiohttp",
     ),
     Target(
+        "the same",
+        "envoy.http.over-ext-authz",
+        "at least",
+        0.6,
+        "of Envoy with HTTP ext_authz, app and check the same",
+    ),
+    Target(
         "eight agents of 10 ms in parallel: time",
         "growth.agents.all at once.8",
         "at most",
@@ -151,6 +167,13 @@ TARGETS: Final = (
         "at most",
         1.3,
         "times the last of 10",
+    ),
+    Target(
+        "memory that one agent adds to an idle websocket, of 5,000",
+        "growth.websocket-memory.added.5000",
+        "at most",
+        4.0,
+        "KiB",
     ),
     Target(
         "one guardrail in the process that says what is settled: CPU added to a token of a stream",

@@ -66,13 +66,15 @@ def _hearing_frames(directory: Path) -> ASGIApp:
 BARE: Final = Variant("bare", "no middleware", lambda directory: hello)
 UNIX_JSON: Final = Variant("unix-json", "asgi_agents, agent on a Unix socket, JSON", _unix_json, peers=(STREAM_AGENT,))
 
+HTTP: Final = Variant("http", "asgi_agents, agent over HTTP", _http, peers=(HTTP_AGENT,))
+
 #: What one agent does to the requests per second.
 REQUESTS: Final = (
     BARE,
     Variant("in-process", "asgi_agents, agent in the process", _guarded),
     UNIX_JSON,
     Variant("unix-msgpack", "asgi_agents, agent on a Unix socket, msgpack", _unix_msgpack, peers=(STREAM_AGENT,)),
-    Variant("http", "asgi_agents, agent over HTTP", _http, peers=(HTTP_AGENT,)),
+    HTTP,
     Variant(
         "by-hand-httpx",
         "by hand: a POST with `httpx.AsyncClient`",

@@ -10,7 +10,7 @@ from ..loader import in_rounds, loader
 from ..plan import Plan
 from ..ratios import over
 from ..report import Part
-from ..variants import BARE, ENVOYS, UNIX_JSON
+from ..variants import BARE, ENVOYS, HTTP, UNIX_JSON
 from .server import job, left_out, requests_table
 
 
@@ -21,7 +21,7 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
     envoys = tuple(variant for variant in ENVOYS if variant.available)
     if not envoys:
         return Part("envoy", (), {}, left_out=left_out(ENVOYS))
-    variants = (BARE, UNIX_JSON, *envoys)
+    variants = (BARE, UNIX_JSON, HTTP, *envoys)
     with serve(variants) as servers, loader() as load:
         jobs = {server.variant.name: job(server, plan) for server in servers}
         found = in_rounds(load.load, jobs, plan.rounds, progress)
@@ -30,5 +30,6 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
     best = tuple(map(max, rates["ext-authz-1"], rates["ext-authz-2"]))
     figures = {f"envoy.{variant.name}.share": over(rates[variant.name], rates["bare"]) for variant in variants}
     figures["envoy.unix-json.over-ext-authz"] = over(rates["unix-json"], best)
+    figures["envoy.http.over-ext-authz"] = over(rates["http"], best)
     title = "Beside Envoy: requests per second with one remote agent that allows"
     return Part("envoy", (requests_table(title, variants, found),), figures, left_out=left_out(ENVOYS))

@@ -49,10 +49,10 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
     routes = routes_curve(*asyncio.run(measure_routes(_ROUTES, plan)))
     with serve(UPLOADS) as servers, loader() as load:
         bodies = _grow_bodies({server.variant.name: server.port for server in servers}, load, plan, progress)
-    websockets = grow_websockets(plan, progress)
+    websockets, memory = grow_websockets(plan, progress)
     curves = (agents, routes, bodies, *websockets)
     found = {name: rounds for curve in curves for name, rounds in figures(curve).items()}
-    return Part("growth", tuple(map(_table, curves)), found, curves)
+    return Part("growth", tuple(map(_table, curves)), {**found, **memory}, curves)
 
 
 def figures(curve: Curve) -> dict[str, tuple[float, ...]]:

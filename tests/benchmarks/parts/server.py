@@ -43,6 +43,9 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
                 for library in ("httpx", "aiohttp")
                 if f"by-hand-{library}" in rates
             },
+            "server.in-process.over-by-hand": over(rates["in-process"], rates["by-hand-in-process"]),
+            "server.unix-json.over-by-hand": over(rates["unix-json"], rates["by-hand-echo"]),
+            **_cpu_over(found["uploads-read"], found["uploads-bare"]),
             "server.upload.time": over(_times(found["uploads-read"]), _times(found["uploads-bare"])),
             "server.websocket.added-per-message": tuple(
                 share / 2 for share in added(_times(found["echo-heard"]), _times(found["echo-bare"]))
@@ -50,6 +53,12 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
         },
         left_out=left_out(REQUESTS),
     )
+
+
+def _cpu_over(read: Sequence[Measurement], bare: Sequence[Measurement]) -> dict[str, tuple[float, ...]]:
+    """The server's CPU time for an upload; empty where the system does not tell it."""
+    times = [[one.cpu[0] / one.rate for one in rounds if one.cpu[0] is not None] for rounds in (read, bare)]
+    return {"server.upload.cpu": over(*times)} if all(len(found) == len(read) for found in times) else {}
 
 
 def left_out(variants: Sequence[Variant]) -> tuple[str, ...]:

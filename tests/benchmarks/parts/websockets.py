@@ -20,8 +20,12 @@ _COUNTS: Final = (1, 10, 100, 1000, 2000, 5000)
 _SPARE: Final = 100
 
 
-def grow_websockets(plan: Plan, progress: Callable[[str], None]) -> tuple[Curve, ...]:
-    """:raises LoadError: when a server doesn't answer as it should."""
+def grow_websockets(
+    plan: Plan, progress: Callable[[str], None]
+) -> tuple[tuple[Curve, ...], dict[str, tuple[float, ...]]]:
+    """The curves, and KiB that an agent adds to each of the most websockets.
+
+    :raises LoadError: when a server doesn't answer as it should."""
     limit = min(plan.websockets, raise_limit() - _SPARE)
     counts = tuple(count for count in _COUNTS if count <= limit)
     bare, heard = (variant.name for variant in WEBSOCKETS)
@@ -68,7 +72,8 @@ def grow_websockets(plan: Plan, progress: Callable[[str], None]) -> tuple[Curve,
         tuple(count for _, count in many),
         {"one agent": tuple((memory[heard][at] / memory[bare][at],) for at, _ in many)},
     )
-    return (echo, kept)
+    kibibytes = (memory[heard][-1] - memory[bare][-1]) / counts[-1] / 1024
+    return (echo, kept), {f"growth.websocket-memory.added.{counts[-1]}": (kibibytes,)}
 
 
 def resident(pid: int) -> int:
