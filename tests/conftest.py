@@ -12,11 +12,14 @@ from hypothesis.strategies import none
 from asgi_agents import middleware
 from tests.support.virtual_time import in_virtual_time
 
-# Every run takes the same examples, and takes as long over each as it needs: what passes here passes there.
+# Every run takes the same examples, and takes as long over each as it needs: what passes here passes there. So those
+# beyond the ones that find the planted defects (tests/mutation) find nothing more: .ci/run takes four times as many.
 # Other examples are looked for by `pytest --hypothesis-profile=hunting`, and by tests/fuzz.
-settings.register_profile(
-    "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+_STEADY: Final = settings(
+    deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100
 )
+settings.register_profile("steady", _STEADY, max_examples=25)
+settings.register_profile("thorough", _STEADY)
 settings.register_profile("hunting", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 

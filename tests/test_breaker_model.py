@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from asgi_agents.breaker import BreakerState
 from asgi_agents.breaker.failure_window import FailureWindow
+from tests.support.examples import examples
 
 from .test_breaker import Changes, Clock, Rig
 
@@ -195,11 +196,11 @@ class AgainstModel(RuleBasedStateMachine):
 
 TestAgainstModel = AgainstModel.TestCase
 TestAgainstModel.settings = settings(
-    deadline=None, max_examples=300, stateful_step_count=60, suppress_health_check=[HealthCheck.too_slow]
+    deadline=None, max_examples=examples(300), stateful_step_count=60, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(
     seconds=st.sampled_from([0.001, 0.1, 0.3, 3.7, 10.0, 86_400.0]),
     start=st.floats(0, 1e6),

@@ -24,6 +24,7 @@ from asgi_agents.protocol import (
     RequestHeadersEvent,
     ResponseHeadersEvent,
 )
+from tests.support.examples import examples
 from tests.support.sample_events import RESPONSE_HEAD as HEAD
 
 from .test_breaker import Clock
@@ -164,7 +165,7 @@ def call_at_once(guard: Guard) -> FailureKind | None:
     raise AssertionError("it has suspended")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     st.lists(
         st.tuples(st.sampled_from([0.0, 0.1, 0.9, 1.0, 5.0, 9.5]), st.integers(0, 12), st.integers(0, 4)), max_size=40

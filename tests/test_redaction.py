@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from asgi_agents import redact_secrets
 from asgi_agents.observability.redaction import REDACTED, is_secret_header
+from tests.support.examples import examples
 
 # Of every secret made here, so that it can be found in what is left.
 MARK = "Zq9X"
@@ -108,7 +109,7 @@ def test_lone_surrogates_do_not_make_it_raise(text: str) -> None:
 
 
 @given(texts)
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_what_is_redacted_once_stays_as_it_is(text: str) -> None:
     once = redact_secrets(text)
     assert redact_secrets(once) == once
@@ -267,6 +268,7 @@ def seconds(work: Callable[[], object]) -> float:
     return min(took)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     [

@@ -270,6 +270,7 @@ def test_little_is_held_back_of_a_long_stream() -> None:
         assert held < 3000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     ["data: a\n\n", 'data: {"a": "1"}\n\n', "data: a\n", "\n", "\r", ": \n\n", "data: [", "x", 'data: ["a"]\r\r'],

@@ -176,6 +176,7 @@ def test_no_document_is_too_deep(opening: str, closing: str) -> None:
     assert fed(JsonRedactor(), [document.encode()]) == redact(document).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "document",
     [

@@ -197,6 +197,7 @@ async def test_large_bodies_are_judged_as_small_ones_are() -> None:
     assert _rules(await _body(b"x" * 200_000 + b"<script>")) == ("XSS-01",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [

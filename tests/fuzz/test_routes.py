@@ -98,6 +98,7 @@ DEFECTS = (
 SEEDS = (1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
 def test_a_planted_defect_is_found(defect: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
+
 from .targets import TARGETS, Target
 
 # By itself Hypothesis rarely makes more than a few bytes.
@@ -28,7 +30,7 @@ def test_what_is_promised_holds_for_the_seeds(target: Target) -> None:
 
 @ALL
 def test_what_is_promised_holds_whatever_the_input(target: Target) -> None:
-    @settings(deadline=None, derandomize=True, database=None, max_examples=target.examples)
+    @settings(deadline=None, derandomize=True, database=None, max_examples=examples(target.examples))
     @given(INPUTS)
     def check(data: bytes) -> None:
         target.run(data)

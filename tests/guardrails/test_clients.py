@@ -197,6 +197,7 @@ def test_a_stream_that_is_stopped_at_any_byte_is_understood(client: Client, serv
         check_stopped(client, at, body, reasons=reasons, failed=how != "blocked" and at < complete)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_stream_that_arrives_in_two_pieces_is_redacted_wherever_it_is_cut(name: str) -> None:
     sample = BY_NAME[name]

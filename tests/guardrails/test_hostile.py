@@ -18,6 +18,7 @@ from asgi_agents.guardrails.json_text import JSON
 from asgi_agents.guardrails.judges import Judges
 from asgi_agents.guardrails.stream import Stream
 from tests.guardrails.driving import EVERYTHING, LOCAL, Driver, judged_body
+from tests.support.examples import examples
 
 _WORDS = re.findall(
     r"\S+",
@@ -63,7 +64,7 @@ DIALECTS: list[Dialect] = [*BUILT_IN, Events(), Lines(), Pointers("/", request=[
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.lists(VALUES, min_size=1, max_size=4))
 def test_any_json_is_read_or_refused(dialect: Dialect, values: list[JSON]) -> None:
     for value in values:
@@ -82,7 +83,7 @@ def test_any_json_is_read_or_refused(dialect: Dialect, values: list[JSON]) -> No
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.lists(VALUES, max_size=6), st.booleans())
 def test_any_stream_passes_or_is_stopped(dialect: Dialect, values: list[JSON], strict: bool) -> None:
     lines = dialect.name in ("ollama", "ndjson")

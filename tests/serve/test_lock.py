@@ -96,6 +96,7 @@ def accepts(place: Path) -> bool:
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_server_that_refuses_connections_keeps_its_socket(workers: str, place: Path, servers: list[Server]) -> None:
     servers.append(Server(place, "first", "--workers", workers))
@@ -111,6 +112,7 @@ def test_a_server_that_refuses_connections_keeps_its_socket(workers: str, place:
     assert not list(place.glob("a.sock*"))
 
 
+@pytest.mark.slow
 def test_of_servers_that_start_together_one_serves(place: Path, servers: list[Server]) -> None:
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(f"{place}/a.sock")
@@ -123,6 +125,7 @@ def test_of_servers_that_start_together_one_serves(place: Path, servers: list[Se
     assert accepts(place)
 
 
+@pytest.mark.slow
 def test_what_a_killed_server_leaves_behind_is_replaced(place: Path, servers: list[Server]) -> None:
     servers.append(Server(place, "first"))
     assert servers[0].settle()
@@ -137,6 +140,7 @@ def test_what_a_killed_server_leaves_behind_is_replaced(place: Path, servers: li
     assert not list(place.glob("a.sock*"))
 
 
+@pytest.mark.slow
 def test_workers_that_outlive_their_parent_keep_the_socket(place: Path, servers: list[Server]) -> None:
     """They notice it and end, but not while they are busy, and connections still reach them."""
     servers.append(Server(place, "first", "--workers", "2"))

@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket
 
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, RequestHeadersEvent, Route
 from tests.support.asgi import Client
+from tests.support.examples import examples
 from tests.support.servers import serve
 
 from .raw import get, say, shake_hands
@@ -228,7 +229,7 @@ PATHS = [
     "HTTP://app/mnt/admin",
 ]
 
-settled = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+settled = settings(deadline=None, max_examples=examples(60), suppress_health_check=list(HealthCheck))
 piece = st.sampled_from(
     ["admin", "api", "items", "files", "users", "trailing", "mnt", "outer", "1", "-1", "..", ".", "", "x"]
 )

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_agents import AgentMiddleware, Route
 from tests.support.asgi import Client, Probe
+from tests.support.examples import examples
 
 from .asking import Session, config, protect
 
@@ -218,7 +219,7 @@ def put(app: FastAPI, own: BaseRoute, inside: str) -> None:
             app.router.routes.append(own)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(ENTRY, min_size=1, max_size=5), st.randoms(use_true_random=False), st.lists(VISIT, min_size=1))
 def test_whatever_the_table_and_our_order_a_handler_s_own_agents_are_asked(
     entries: list[tuple[str, str | None, str]], random: Any, visits: list[tuple[str, str, str, bool]]

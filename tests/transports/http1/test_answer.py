@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from asgi_agents.errors import AgentConnectionError, AgentError, AgentProtocolError
 from asgi_agents.transports.http1.answer import MAX_HEAD_BYTES, AnswerParser
+from tests.support.examples import examples
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HEAD = OK + b"Content-Type: application/json\r\n"
@@ -316,7 +317,7 @@ CUTS = st.lists(st.integers(0, 400), max_size=6)
 
 
 @given(parts=PARTS, cuts=CUTS)
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 def test_no_connection_is_used_again_where_h11_sees_another_answer_or_more_than_one(
     parts: list[bytes], cuts: list[int]
 ) -> None:

@@ -55,6 +55,7 @@ from asgi_agents.protocol.stream import (
 from asgi_agents.transports.stream import StreamClient
 from asgi_agents.transports.wire import Wire
 from tests.support.cancelling import cancelling
+from tests.support.examples import examples
 from tests.support.sample_events import RESPONSE_HEAD as HEAD
 
 from .calls import PATIENCE, Asked, Talk, chunk, leaving_nothing, name, said, settle, talking, until
@@ -604,7 +605,7 @@ async def play(framing: str, encoding: str, habit: str, steps: Sequence[Step]) -
 @BACKENDS
 @HABITS
 @given(steps=STEPS)
-@settings(deadline=None, max_examples=100, derandomize=True, database=None)
+@settings(deadline=None, max_examples=examples(100), derandomize=True, database=None)
 def test_every_call_gets_its_own_answer_however_the_answers_come(
     backend: str, framing: str, encoding: str, habit: str, steps: list[Step]
 ) -> None:

@@ -39,6 +39,7 @@ from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import CancelReason
 from asgi_agents.transports.stream import StreamClient, endpoint
 from asgi_agents.transports.stream.pool import StreamPool
+from tests.support.examples import examples
 
 from .peer import Peer, Received, handshake
 from .pools import (
@@ -727,7 +728,7 @@ steps = st.lists(
 
 
 @given(plan=steps, limit=st.integers(1, 3), connections=st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_places_never_leak_and_no_wake_up_is_lost(plan: list[Step], limit: int, connections: int) -> None:
     for backend in ("asyncio", "trio"):
         anyio.run(_stress, plan, limit, connections, backend=backend)

@@ -15,6 +15,7 @@ from asgi_agents import AgentError, AgentManager, AgentMiddleware, AgentResponse
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Block, Event
 from asgi_agents.protocol.stream import HealthState
+from tests.support.examples import examples
 
 from .peer import Peer, Received, handshake
 from .pools import (
@@ -192,7 +193,7 @@ async def play(heard: Sequence[set[EventType]], configured: bool, steps: Sequenc
 @pytest.mark.parametrize("configured", [False, True])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(heard=HEARD, steps=STEPS)
-@settings(deadline=None, max_examples=60, derandomize=True, database=None)
+@settings(deadline=None, max_examples=examples(60), derandomize=True, database=None)
 def test_every_event_that_any_instance_hears_is_judged_by_one_that_does_or_fails(
     backend: str, configured: bool, heard: list[set[EventType]], steps: list[Step]
 ) -> None:
