@@ -5,4 +5,4 @@ from hypothesis import settings
 
 def examples(count: int) -> int:
     """``count`` in the profile ``thorough``, and a part of it in those of fewer examples."""
-    return max(10, count * settings.default.max_examples // 100)
+    return max(10, count * settings().max_examples // 100)
