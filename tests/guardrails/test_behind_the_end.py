@@ -220,6 +220,20 @@ def test_what_leaves_whole_does_not_go_on_behind_its_end(case: tuple[Dialect, li
 
 #: Calls and blocks that follow each other under one index.
 FOLLOWING: Final[dict[str, tuple[Dialect, list[Any]]]] = {
+    "chat, without ids": (
+        Chat(),
+        [
+            _chat(tool_calls=[{"index": 0, "id": "", "function": {"name": name, "arguments": '{"to": "bob"}'}}])
+            for name in ("say", "say", "call")
+        ],
+    ),
+    "chat, its name in every piece": (
+        Chat(),
+        [
+            _chat(tool_calls=[{"index": 0, "function": {"name": "say", "arguments": piece}}])
+            for piece in ('{"to": {}', ', "from": "bob"', "}", "", " ")
+        ],
+    ),
     "chat": (Chat(), [_finished(tool_calls=[{**_TOOL, "id": call}]) for call in ("a", "b")]),
     "responses": (
         Responses(),

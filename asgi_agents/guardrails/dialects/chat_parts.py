@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from ..json_text import JSON, Path
+from ..framing import UnreadableError
+from ..json_text import JSON, Path, loads
 from ..operations import End, Follow, Form, Operation, Piece, Text, Whole
 from ..slots import Kind, Slot, SlotKey
 from .base import NAMES, Mapped, mapping, sequence, str_or_none, text_or_none, wholes
@@ -16,28 +17,54 @@ _FIELDS: Final[dict[str, Kind]] = {
 }
 
 
+class _Call:
+    """The call at an index: its number there, and its arguments as far as they have come."""
+
+    __slots__ = ("arguments", "call_id", "number")
+
+    def __init__(self, call_id: str | None, number: int) -> None:
+        self.call_id = call_id
+        self.number = number
+        self.arguments: list[str] = []
+
+    def is_another(self, call_id: str | None, name: str | None, arguments: str | None) -> bool:
+        """Whether what has come now is of another call."""
+        if call_id:
+            return self.call_id is not None and call_id != self.call_id
+        # Some servers give no id to any of them. They send each call whole, with its name.
+        if not (name and arguments and arguments.strip() and "".join(self.arguments[-1:]).rstrip().endswith("}")):
+            return False
+        try:
+            loads("".join(self.arguments))
+        except UnreadableError:
+            return False
+        return True
+
+
 class Calls:
     """The tool calls of a stream: servers repeat an index for another call, and leave the id out after the first."""
 
-    __slots__ = ("_ids",)
+    __slots__ = ("_latest",)
 
     def __init__(self) -> None:
-        self._ids: dict[SlotKey, tuple[str | None, int]] = {}
+        self._latest: dict[SlotKey, _Call] = {}
 
-    def key(self, at: SlotKey, call_id: str | None) -> tuple[SlotKey, SlotKey | None]:
+    def key(
+        self, at: SlotKey, call_id: str | None, name: str | None, arguments: str | None
+    ) -> tuple[SlotKey, SlotKey | None]:
         """The key of the call at an index, and that of the one before it there if this is another."""
-        known = self._ids.get(at)
-        if known is None:
-            self._ids[at] = (call_id, 0)
-            return (*at, 0), None
-        before, count = known
-        if not call_id or call_id == before:
-            return (*at, count), None
-        if before is None:
-            self._ids[at] = (call_id, count)
-            return (*at, count), None
-        self._ids[at] = (call_id, count + 1)
-        return (*at, count + 1), (*at, count)
+        call = self._latest.get(at)
+        ended: SlotKey | None = None
+        if call is None:
+            call = self._latest[at] = _Call(call_id, 0)
+        elif call.is_another(call_id, name, arguments):
+            ended = (*at, call.number)
+            call = self._latest[at] = _Call(call_id, call.number + 1)
+        elif call_id:
+            call.call_id = call_id
+        if arguments and not call.call_id:
+            call.arguments.append(arguments)
+        return (*at, call.number), ended
 
 
 def choice_texts(choice: Mapped, index: int, path: Path, calls: Calls) -> list[Operation]:
@@ -110,21 +137,26 @@ def _parts(value: JSON, key: SlotKey, path: Path, kind: Kind, texts: list[Path])
     return operations
 
 
-def _tool_calls(given: list[JSON], key: SlotKey, path: Path, calls: Calls) -> list[Operation]:
+def _tool_calls(listed: list[JSON], key: SlotKey, path: Path, calls: Calls) -> list[Operation]:
     operations: list[Operation] = []
-    for position, element in enumerate(given):
+    for position, element in enumerate(listed):
         call = mapping(element, "tool_calls[]")
         index = call.get("index")
         at: SlotKey = (*key, "tool_calls", index if type(index) is int else position)
-        call_key, ended = calls.key(at, str_or_none(call.get("id")))
+        custom = call.get("custom")
+        given = mapping(custom or call.get("function") or {}, "function")
+        call_key, ended = calls.key(
+            at,
+            str_or_none(call.get("id")),
+            str_or_none(given.get("name")),
+            str_or_none(given.get("arguments" if custom is None else "input")),
+        )
         if ended is not None:
             operations.append(End(ended))
-        custom = call.get("custom")
         if custom is not None:
-            operations += _tool_call(mapping(custom, "custom"), call_key, (*path, position, "custom"), "text")
+            operations += _tool_call(given, call_key, (*path, position, "custom"), "text")
         else:
-            function = mapping(call.get("function") or {}, "function")
-            operations += _tool_call(function, call_key, (*path, position, "function"), None)
+            operations += _tool_call(given, call_key, (*path, position, "function"), None)
     return operations
 
 
