@@ -1,7 +1,5 @@
 """Limits how many calls to an agent are under way at a time."""
 
-from collections import deque
-
 import anyio
 
 
@@ -12,10 +10,13 @@ class Limiter:
     is bound to no event loop while no task waits: ``TestClient(app)`` runs each request in a new event loop.
     """
 
+    __slots__ = ("_queue", "_taken", "limit")
+
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._taken = 0
-        self._queue: deque[anyio.Event] = deque()
+        # A list, for an empty deque takes ten times as much memory, and each open websocket has some.
+        self._queue: list[anyio.Event] = []
 
     @property
     def taken(self) -> int:
@@ -55,11 +56,11 @@ class Limiter:
         self.limit = limit
         while self._queue and self._taken < limit:
             self._taken += 1
-            self._queue.popleft().set()
+            self._queue.pop(0).set()
 
     def release(self) -> None:
         """Give a permit back. The first waiting task gets it."""
         if self._queue and self._taken <= self.limit:
-            self._queue.popleft().set()
+            self._queue.pop(0).set()
         else:
             self._taken -= 1

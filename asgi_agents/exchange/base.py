@@ -43,6 +43,17 @@ class Exchange(ABC):
         ended, or noticed that its client is gone.
     """
 
+    __slots__ = (
+        "_app_called",
+        "_raw_receive",
+        "_raw_send",
+        "_renderers",
+        "_resolved_route",
+        "_scope",
+        "_state",
+        "_stop_grace",
+    )
+
     def __init__(
         self,
         state: ExchangeState,

@@ -73,6 +73,26 @@ class WebSocketExchange(Exchange):
     An app whose session an agent closes is cancelled ``stop_grace`` seconds later unless it has ended or noticed.
     """
 
+    # A websocket may be open for days, beside thousands of others.
+    __slots__ = (
+        "_agents",
+        "_client_ip",
+        "_close_error",
+        "_closed",
+        "_correlation_id",
+        "_counting",
+        "_denial",
+        "_from_client",
+        "_inbound",
+        "_only",
+        "_over",
+        "_status",
+        "_steps",
+        "_to_client",
+        "_tracing",
+        "_turn",
+    )
+
     def __init__(
         self,
         state: ExchangeState,
@@ -106,10 +126,8 @@ class WebSocketExchange(Exchange):
         self._inbound = Inbound(
             receive,
             screen=self._screen,
-            judge=partial(self._judge, self._from_client),
-            may_suspend=self._may_suspend
-            if self._only is None
-            else partial(self._only.guard.may_suspend, _WEBSOCKET_FRAME),
+            judge=self._judge_received,
+            may_suspend=self._may_suspend,
             wakeable=bool(self._agents),
             on_noticed=self._app_noticed,
         )
@@ -161,6 +179,9 @@ class WebSocketExchange(Exchange):
         return result
 
     def _may_suspend(self) -> bool:
+        only = self._only
+        if only is not None:
+            return only.guard.may_suspend(_WEBSOCKET_FRAME)
         for agent in self._agents:  # noqa: SIM110 - any() and a generator, for each message, take longer
             if agent.guard.may_suspend(_WEBSOCKET_FRAME):
                 return True
@@ -241,6 +262,9 @@ class WebSocketExchange(Exchange):
         await self._denial.send(message)
         self._status = self._denial.status
         self._to_client.size = self._denial.bytes_sent
+
+    def _judge_received(self, message: Message) -> Awaitable[None]:
+        return self._judge(self._from_client, message)
 
     async def _judge(self, direction: _Direction, message: Message) -> None:
         """Show a message to the agents, and pass it on, drop it, or close the session, as they decide."""

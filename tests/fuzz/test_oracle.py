@@ -62,7 +62,7 @@ async def _close_twice(session: Any, message: Any) -> None:
 
 
 def _overtake(reader: Any, message: Any) -> None:
-    reader._ready.appendleft({**message, "body": message.get("body", b"")[::-1]})
+    reader._ready.insert(0, {**message, "body": message.get("body", b"")[::-1]})
 
 
 def _forget_the_rest(reader: FrameReader, data: bytes) -> Iterator[bytes]:

@@ -103,7 +103,7 @@ FUZZ: Final = (
         "exchange/inbound.py",
         '"""The app gets ``message`` next."""\n        self._ready.append(message)',
         '"""The app gets ``message`` next."""\n'
-        '        self._ready.appendleft({**message, "body": message.get("body", b"")[::-1]})',
+        '        self._ready.insert(0, {**message, "body": message.get("body", b"")[::-1]})',
         "The app gets the chunks of an upload in another order.",
         ("tests/exchange/test_inbound.py",),
     ),
