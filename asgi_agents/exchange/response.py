@@ -255,7 +255,7 @@ class ResponseInspection:
         self._phase = _Phase.HELD
         self._start = message
         self._headers = self._changes.apply(message.get("headers", ()), self._state.response_ops)
-        self._state.response_ops.clear()
+        self._state.response_ops = ()
         given_type = media_type(self._headers)
         provisional: dict[str, Verdict] = {}
         skipping: set[str] = set()

@@ -103,8 +103,9 @@ class ExchangeState(Struct, eq=False):
     headers: Headers | None = None
     #: The span that was current when the connection came; messages may be sent from another's task.
     server_span: ServerSpan | None = None
-    request_ops: list[HeaderOp] = []
-    response_ops: list[HeaderOp] = []
+    # Tuples, for most connections have none, and an empty list of their own takes time and memory.
+    request_ops: tuple[HeaderOp, ...] = ()
+    response_ops: tuple[HeaderOp, ...] = ()
     #: Whether the app was called with the request's head, and whether the client has been sent the response's.
     request_head_gone: bool = False
     response_head_gone: bool = False
@@ -368,13 +369,13 @@ class ExchangeState(Struct, eq=False):
         """Keep the header operations of a decision until there are headers to apply them to."""
         if not (decision.request_headers or decision.response_headers):
             return
-        self.request_ops += decision.request_headers
-        self.response_ops += decision.response_headers
+        self.request_ops = (*self.request_ops, *decision.request_headers)
+        self.response_ops = (*self.response_ops, *decision.response_headers)
         size = weigh_ops(self.request_ops) + weigh_ops(self.response_ops)
         if size > MAX_WAITING_OP_BYTES // 2:
             # Agents that answer to every piece of a body mostly set the same again and again.
-            self.request_ops[:] = compacted(self.request_ops)
-            self.response_ops[:] = compacted(self.response_ops)
+            self.request_ops = tuple(compacted(self.request_ops))
+            self.response_ops = tuple(compacted(self.response_ops))
             size = weigh_ops(self.request_ops) + weigh_ops(self.response_ops)
         self.op_bytes = size
 
