@@ -47,7 +47,7 @@ logger = logging.getLogger("asgi_agents")
 _FOREVER = math.inf
 # To look a member of an enumeration up by its name takes longer than most of what a call does (CPython 3.11).
 _WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
-# All that a brief verdict says.
+# The verdict of a `brief` call that was a plain allow.
 _PLAIN_ALLOW = Verdict("", _WEBSOCKET_FRAME, ALLOW, None, True, True, 0.0)
 
 

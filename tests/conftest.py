@@ -12,8 +12,8 @@ from hypothesis.strategies import none
 from asgi_agents import middleware
 from tests.support.virtual_time import in_virtual_time
 
-# Every run takes the same examples, and takes as long over each as it needs: what passes here passes there. So those
-# beyond the ones that find the planted defects (tests/mutation) find nothing more: .ci/run takes four times as many.
+# Every run takes the same examples, and takes as long over each as it needs: what passes here passes there. 25 of them
+# find the planted defects (tests/mutation). .ci/run also takes 100.
 # Other examples are looked for by `pytest --hypothesis-profile=hunting`, and by tests/fuzz.
 _STEADY: Final = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100

@@ -39,14 +39,12 @@ def test_a_response_that_an_agent_changes_as_it_streams_takes_no_memory_that_gro
     assert growth("writer", 96, backend) < 16 * MIB
 
 
-@pytest.mark.slow
 @on_linux
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=pytest.mark.slow)])
 def test_a_served_agent_that_one_client_floods_stays_small(backend: str) -> None:
     assert growth("flood", 64, backend) < 16 * MIB
 
 
-@pytest.mark.slow
 @on_linux
 def test_frames_that_stop_before_their_end_hold_no_more_than_their_budget() -> None:
     assert growth("partial", 12, "asyncio") < 2 * held.MAX_HELD_BYTES + 16 * MIB

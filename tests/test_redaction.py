@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asgi_agents import redact_secrets
 from asgi_agents.observability.redaction import REDACTED, is_secret_header
-from tests.support.examples import examples
+from tests.support.examples import examples, the_first_is_short
 
 # Of every secret made here, so that it can be found in what is left.
 MARK = "Zq9X"
@@ -268,45 +268,46 @@ def seconds(work: Callable[[], object]) -> float:
     return min(took)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
-    [
-        "a",
-        "-",
-        "_",
-        " ",
-        '"',
-        "=",
-        "a-",
-        "a_",
-        "a.",
-        "-a=",
-        "token",
-        "token-",
-        "password ",
-        "secret:",
-        'password"',
-        "bearer ",
-        "basic\t",
-        "eyJaaaaaaaa",
-        "eyJaaaaaaaa-",
-        "eyJaaaaaaaa.",
-        "sk-",
-        "sk-a-",
-        "sk_a",
-        "ghp_",
-        "xoxb-",
-        "AKIA",
-        "glpat-",
-        "-----BEGIN ",
-        "-----BEGIN PRIVATE KEY",
-        "api-key-",
-        "a-token=",
-        "[redacted]",
-        "é-",
-        "\x00",
-    ],
+    the_first_is_short(
+        [
+            "a",
+            "-",
+            "_",
+            " ",
+            '"',
+            "=",
+            "a-",
+            "a_",
+            "a.",
+            "-a=",
+            "token",
+            "token-",
+            "password ",
+            "secret:",
+            'password"',
+            "bearer ",
+            "basic\t",
+            "eyJaaaaaaaa",
+            "eyJaaaaaaaa-",
+            "eyJaaaaaaaa.",
+            "sk-",
+            "sk-a-",
+            "sk_a",
+            "ghp_",
+            "xoxb-",
+            "AKIA",
+            "glpat-",
+            "-----BEGIN ",
+            "-----BEGIN PRIVATE KEY",
+            "api-key-",
+            "a-token=",
+            "[redacted]",
+            "é-",
+            "\x00",
+        ]
+    ),
 )
 def test_redaction_takes_time_in_proportion_to_the_text(unit: str) -> None:
     for size in (250, 2_000, 12_500):

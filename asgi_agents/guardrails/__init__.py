@@ -6,6 +6,7 @@ bytes and what is to be judged. Who calls whom::
     driver ──bytes──> Stream ──bytes──> Framer       sse, ndjson, json_array, plain_text: bytes -> units
       │                 │    ──unit───> Reader       of a Dialect: unit -> Text, Piece, End, Repeat, ... (operations)
       │                 └──operations─> Release      the events in their order, and which of them may leave
+      │                 │                 │  (MixedRelease: two of them in a row, where events may be JSON or text)
       │                                   ├─> SlotText     one slot: guardrails in a row, others beside them
       │                                   │     └─> SlotWindows    one of them: which windows, which text may leave
       │                                   ├─> WholeText    a text that is known in full

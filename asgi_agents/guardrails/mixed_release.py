@@ -8,6 +8,7 @@ becomes a string.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from .framing import Unit, decoded
 from .held_event import HeldEvent, Leaves
@@ -17,6 +18,9 @@ from .operations import AsText, End, Operation, Text
 from .release import Release
 from .slot_text import Outcome
 from .slots import Decision, Slot
+
+# Each is a part of the text, with the like of what a token takes.
+_MAX_LITERALS: Final = 1000
 
 
 class MixedRelease:
@@ -131,9 +135,16 @@ class MixedRelease:
             elif raw:
                 unit = event.unit if raw is event.unit.raw else event.unit.again(raw)
                 operations: list[Operation] = []
+                is_json = event.is_json
                 for operation in event.as_text:
-                    operations += _parts(operation.slot, unit) if isinstance(operation, AsText) else [operation]
-                self._of_text.add(unit, operations, now, is_json=event.is_json).since = event.since
+                    if not isinstance(operation, AsText):
+                        operations.append(operation)
+                    elif (parts := _parts(operation.slot, unit)) is not None:
+                        operations += parts
+                    else:
+                        operations.append(Text(operation.slot, (), decoded(unit.data or b"")))
+                        is_json = False
+                self._of_text.add(unit, operations, now, is_json=is_json).since = event.since
         if self._finished and not self._json.waiting:
             self._of_text.finish(now)
         return self._of_text.leave(now)
@@ -144,12 +155,17 @@ class MixedRelease:
         self._of_text.discard(now)
 
 
-def _parts(slot: Slot, unit: Unit) -> list[Operation]:
-    """The JSON of an event as parts of a text. It stays JSON: what is changed is its literals, each as a string."""
+def _parts(slot: Slot, unit: Unit) -> list[Operation] | None:
+    """The JSON of an event as parts of a text. It stays JSON: what is changed is its literals, each as a string.
+
+    None: there are too many, so that all of it is one part, and may be no JSON any more.
+    """
     data = decoded(unit.data or b"")
     parts: list[Operation] = []
     at = 0
     for start, end in literals(data):
+        if len(parts) > 2 * _MAX_LITERALS:
+            return None
         literal = data[start:end]
         quotes = literal.startswith('"')
         parts.append(Text(slot, (), data[at : start + quotes], span=(0, 0)))

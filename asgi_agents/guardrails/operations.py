@@ -78,7 +78,10 @@ class End(Struct, frozen=True, gc=False):
 
 
 class Begin(Struct, frozen=True, gc=False):
-    """Slots whose keys begin with ``key`` are others from here on. What has ended precedes nothing in them."""
+    """Slots whose keys begin with ``key`` are others from here on. What has ended precedes nothing in them.
+
+    But what follows a change in the ones before (:class:`Follow`, :class:`Drop`) follows it in these, too.
+    """
 
     key: SlotKey
 

@@ -10,7 +10,7 @@ _MAX_EDITS: Final = 4096
 class Record:
     """The text of one slot as it came, by its digest, and the parts of it that left changed."""
 
-    __slots__ = ("_begin", "_digest", "_edits", "_end", "_ended", "_latest", "_released", "changed")
+    __slots__ = ("_begin", "_digest", "_edits", "_end", "_ended", "_latest", "_pending", "_released")
 
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=16)
@@ -20,9 +20,9 @@ class Record:
         self._begin = 0
         self._ended = False
         self._released = 0
+        # How many parts have come and not left.
+        self._pending = 0
         self._edits: list[tuple[int, int, str]] = []
-        #: Whether any part has left changed.
-        self.changed = False
 
     def came(self, text: str) -> None:
         """The next part has come."""
@@ -33,6 +33,7 @@ class Record:
             self._latest.update(data)
         self._digest.update(data)
         self._end += len(text)
+        self._pending += 1
 
     def ended(self) -> None:
         """The slot seems to have ended."""
@@ -42,15 +43,16 @@ class Record:
         """The next part leaves."""
         start = self._released
         self._released += len(before)
-        if before != after:
-            self.changed = True
-            if len(self._edits) <= _MAX_EDITS:
-                self._edits.append((start, self._released, after))
+        self._pending -= 1
+        if before != after and len(self._edits) <= _MAX_EDITS:
+            self._edits.append((start, self._released, after))
 
     def find(self, text: str) -> int | None:
-        """Where ``text`` begins, if it is what has come, all of it or the latest of it, and it is known what that
-        leaves as."""
-        if len(self._edits) > _MAX_EDITS:
+        """Where ``text`` begins, if it is what has come: all of it, or all since it seemed to have ended.
+
+        None: it is something else, or too much has changed in it, or may yet.
+        """
+        if len(self._edits) + self._pending > _MAX_EDITS:
             return None
         for begin, digest in ((0, self._digest), (self._begin, self._latest)):
             if digest is not None and len(text) == self._end - begin:

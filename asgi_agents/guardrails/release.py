@@ -313,7 +313,7 @@ class Release:
             those = self._judges.of(slot)
             if those is None:
                 return
-            streamed = _Streamed(slot.key, self._record(slot.key), self)
+            streamed = _Streamed(slot.key, self._record(key), self)
             streamed.text = SlotText(slot, *those, self.outcome, streamed.released)
             self._open[key] = streamed
         streamed.owners.append((event, text))
@@ -357,7 +357,7 @@ class Release:
             call = self._calls[key] = HeldCall(piece.slot, piece.form, self._judge_whole)
         event.waiting += 1
         released = partial(event.released, piece.path, piece.text)
-        record = self._record(piece.slot.key)
+        record = self._record(key)
         if record is not None:
             record.came(piece.text)
             released = partial(_recorded, record, piece.text, released)
@@ -384,7 +384,7 @@ class Release:
     def _repeat(self, event: HeldEvent, repeat: Repeat) -> None:
         if self._judges.of(repeat.slot) is None:
             return
-        record = self._records.get(repeat.slot.key)
+        record = self._records.get((*repeat.slot.key, repeat.slot.kind))
         if record is not None and (begin := record.find(repeat.text)) is not None:
             event.later.append((record, repeat.path, repeat.text, begin))
             return

@@ -51,7 +51,6 @@ def test_tells_where_it_found_what() -> None:
     assert list(find("mail bob@example.org")) == [("email", 5, 20)]
 
 
-@pytest.mark.slow
 def test_time_grows_with_the_length_and_not_faster() -> None:
     # With the square of it this would take minutes.
     for piece in ("a", "4", "4 ", "a@a.", "+1", "1234 ", "a.b-"):

@@ -28,6 +28,8 @@ def test_what_is_promised_holds_for_the_seeds(target: Target) -> None:
         target.run(seed)
 
 
+# Where `@given` is inside, the plugin does not see it.
+@pytest.mark.hypothesis
 @ALL
 def test_what_is_promised_holds_whatever_the_input(target: Target) -> None:
     @settings(deadline=None, derandomize=True, database=None, max_examples=examples(target.examples))

@@ -11,15 +11,17 @@ import pytest
 from asgi_agents.guardrails.dialect import Dialect
 from asgi_agents.guardrails.dialects.anthropic import Anthropic
 from asgi_agents.guardrails.dialects.chat import Chat
+from asgi_agents.guardrails.dialects.chat_parts import Calls
 from asgi_agents.guardrails.dialects.gemini import Gemini
 from asgi_agents.guardrails.dialects.known import of_stream
 from asgi_agents.guardrails.dialects.ollama import Ollama
 from asgi_agents.guardrails.dialects.responses import Responses
 from asgi_agents.guardrails.dialects.ui_message import UIMessages
 from asgi_agents.guardrails.dialects.unknown import Events
+from asgi_agents.guardrails.held_call import MAX_CHARACTERS
 from asgi_agents.guardrails.judges import Judge, Judges
 from asgi_agents.guardrails.release import Release
-from asgi_agents.guardrails.slots import Decision, Redact, Window
+from asgi_agents.guardrails.slots import KINDS, Decision, Redact, Window
 from asgi_agents.guardrails.stream import Stream
 from asgi_agents.guardrails.windows import WindowLimits
 from tests.guardrails.detectors import CARD, EMAIL, HOLD, KEY, detector
@@ -271,12 +273,19 @@ def test_a_call_that_takes_the_place_of_another_is_none_that_goes_on(case: tuple
     assert passed(dialect, SSE, pieces, lambda window: ()) == b"".join(pieces)
 
 
-def test_a_text_that_begins_anew_is_another() -> None:
-    # Whole messages, one behind the other, in one stream.
+def test_clients_join_blocks_of_one_index() -> None:
     start = _block("start", content_block={"type": "text", "text": ""})
     events = [start, _said("I am alice.smith@exam"), _block("stop"), start, _said("ple.com, hello")]
-    pieces = _events(SSE, events)
-    assert b"ple.com" in passed(Anthropic(), SSE, pieces, _FINDER)
+    assert b"ple.com" not in passed(Anthropic(), SSE, _events(SSE, events), _FINDER)
+
+
+def test_a_text_that_begins_anew_is_another() -> None:
+    events = [
+        {"type": f"text-{what}", "id": "0", **more}
+        for text in _HALVES
+        for what, more in (("start", {}), ("delta", {"delta": text}), ("end", {}))
+    ]
+    assert b"ple.com" in passed(UIMessages(), SSE, _events(SSE, events), _FINDER)
 
 
 #: A thought, and an answer under the key that it had.
@@ -315,6 +324,41 @@ def test_a_text_of_another_kind_has_its_own_judges(case: tuple[Dialect, list[Any
     driver.end()
     assert driver.stream.done
     assert ENTITY.encode() not in driver.sent
+
+
+def test_what_repeats_a_text_agrees_with_that_of_its_kind() -> None:
+    events = [
+        _responses("reasoning_text.delta", delta=f"Hm, {ENTITY}"),
+        _responses("output_text.delta", delta=f"Mail to {ENTITY}!"),
+        _responses("output_text.done", text=f"Mail to {ENTITY}!"),
+        _responses("reasoning_text.done", text=f"Hm, {ENTITY}"),
+    ]
+    limits = WindowLimits(hold=HOLD, window=4 * HOLD)
+    judges = [Judge(name=kind, on=frozenset((kind,)), limits=limits) for kind in KINDS]
+    stream = Stream([Responses()], SSE, Judges(judges))
+    stream.feed(b"".join(_events(SSE, events)), 0.0)
+    stream.end(0.0)
+    # The verdict on the reasoning is the last.
+    while inspections := stream.inspections():
+        for inspection in sorted(inspections, key=lambda inspection: inspection.slot.kind):
+            stream.verdict(inspection, _FINDER(inspection.window), 0.0)
+    assert stream.done
+    assert ENTITY.encode() not in stream.take()
+
+
+def test_a_text_with_more_changes_than_are_remembered_is_judged_again_where_it_is_repeated() -> None:
+    text = f"{ENTITY} "
+    events = [_responses("output_text.delta", delta=text) for _ in range(4130)]
+    events.append(_responses("output_text.done", text=text * 4130))
+    judge = Judge(name="local", limits=WindowLimits(hold=HOLD, window=4 * HOLD, in_flight=1000))
+    stream = Stream([Responses()], SSE, Judges([judge]))
+    stream.feed(b"".join(_events(SSE, events)), 0.0)
+    stream.end(0.0)
+    while inspections := stream.inspections():
+        for inspection in inspections:
+            stream.verdict(inspection, _FINDER(inspection.window), 0.0)
+    assert stream.done
+    assert b"alice.smith" not in stream.take()
 
 
 def _responses_of(text: str) -> list[Any]:
@@ -367,7 +411,7 @@ def test_what_is_put_in_at_an_end_is_put_in_once() -> None:
     assert said == ["One.<", " Two.<", " Three.<"]
 
 
-def test_texts_that_end_have_no_room_without_bounds() -> None:
+def test_the_app_waits_where_texts_that_end_are_not_judged() -> None:
     judge = Judge(name="local", limits=WindowLimits(hold=80, window=400, in_flight=2))
     stream = Stream([Chat()], SSE, Judges([judge]))
     fed = 0
@@ -397,6 +441,41 @@ def test_json_among_text_stays_json() -> None:
     assert b"4111111111111111" not in sent
     read = [json.loads(event) for event in re.findall(rb"data: (\{.*)", sent)]
     assert read == 2 * [{"id [1]": "[1]", "a": [True, None, -1.5, "[1]"], "said": "[0] "}]
+
+
+def test_json_of_too_many_literals_among_text_is_one_text() -> None:
+    data = [[number] for number in range(2000)] + [[4111111111111111]]
+    pieces = [b"data: So be it: \n\n", f"data: {json.dumps(data)}\n\n".encode()]
+    sent = passed(of_stream(Events(), SSE), SSE, pieces, detector(EMAIL, CARD))
+    assert b"4111111111111111" not in sent
+    assert sent.count(b"[1]") >= 1
+
+
+def _call(**members: Any) -> dict[str, Any]:
+    return _chat(tool_calls=[{"index": 0, "id": "c", **members}])
+
+
+@pytest.mark.parametrize("custom", [{}, {"name": "say"}])
+def test_a_function_beside_a_custom_tool_is_judged_in_one_piece(custom: dict[str, Any]) -> None:
+    parts = ['{"to": "' + _ONE, _TWO + '"}']
+    events = [_call(custom=custom, function={"name": "say", "arguments": part}) for part in parts]
+    assert b"ple.com" not in passed(Chat(), SSE, _events(SSE, events), _FINDER)
+
+
+@pytest.mark.parametrize("custom", ["", False, [], "abc"])
+def test_a_custom_tool_that_is_none_is_not_read(custom: Any) -> None:
+    stream = Stream([Chat()], SSE, Judges([Judge(name="local", limits=WindowLimits())]))
+    stream.feed(_events(SSE, [_call(custom=custom, function={"name": "say", "arguments": "{}"})])[0], 0.0)
+    assert stream.ending is not None
+    assert stream.ending.stop.message.startswith("custom: expected an object")
+
+
+def test_what_calls_without_ids_are_told_apart_by_is_bounded() -> None:
+    calls = Calls()
+    at = ("choices", 0, "tool_calls", 0)
+    for _ in range(40):
+        calls.key(at, None, "say", "x" * 100_000)
+    assert sum(map(len, calls._latest[at]._arguments)) <= MAX_CHARACTERS
 
 
 def test_texts_that_end_are_not_remembered_for_ever() -> None:

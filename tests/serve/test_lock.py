@@ -96,8 +96,7 @@ def accepts(place: Path) -> bool:
         return True
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_server_that_refuses_connections_keeps_its_socket(workers: str, place: Path, servers: list[Server]) -> None:
     servers.append(Server(place, "first", "--workers", workers))
     assert servers[0].settle()

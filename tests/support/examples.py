@@ -1,8 +1,18 @@
-"""How many inputs Hypothesis makes up for a test: a quarter as many in the test command as in what `.ci/run` adds."""
+"""How many cases of a test the test command of the README takes; `.ci/run` takes all of them."""
 
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 
 def examples(count: int) -> int:
-    """``count`` in the profile ``thorough``, and a part of it in those of fewer examples."""
+    """``count`` inputs in Hypothesis's profile ``thorough``, and a part of that in those of fewer examples."""
     return max(10, count * settings().max_examples // 100)
+
+
+def the_first_is_short(cases: Iterable[Any]) -> list[Any]:
+    """Parameters of a test: all but the first are slow."""
+    first, *others = cases
+    return [first, *(pytest.param(case, marks=pytest.mark.slow) for case in others)]

@@ -21,7 +21,6 @@ def check(*command: str) -> str:
     return done.stdout + done.stderr if done.returncode else ""
 
 
-@pytest.mark.slow
 def test_mypy_agrees() -> None:
     # Without the project's own configuration, which users don't have. What is imported is checked elsewhere.
     assert check("mypy", "--strict", "--config-file=", "--follow-imports=silent", str(HERE)) == ""

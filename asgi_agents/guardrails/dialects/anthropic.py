@@ -182,7 +182,10 @@ class AnthropicReader:
             slot = Slot(("content", index), of, "assistant")
             operations += wholes(block, path, of, skip=_OPAQUE)
         self._blocks[index] = slot
-        return [Begin(("content", index)), *operations, Mark(("block", index))]
+        if slot.kind != "output":
+            # Clients join the text of blocks of one index, though they hold each block for another.
+            operations.insert(0, Begin(slot.key))
+        return [*operations, Mark(("block", index))]
 
     def _delta(self, event: Mapped) -> list[Operation]:
         index = index_of(event.get("index"), "index")

@@ -3,6 +3,7 @@
 from typing import Final
 
 from ..framing import UnreadableError
+from ..held_call import MAX_CHARACTERS
 from ..json_text import JSON, Path, loads
 from ..operations import End, Follow, Form, Operation, Piece, Text, Whole
 from ..slots import Kind, Slot, SlotKey
@@ -18,24 +19,37 @@ _FIELDS: Final[dict[str, Kind]] = {
 
 
 class _Call:
-    """The call at an index: its number there, and its arguments as far as they have come."""
+    """The call at an index: its number there, and its arguments as far as they have come, if it has no id."""
 
-    __slots__ = ("arguments", "call_id", "number")
+    __slots__ = ("_arguments", "_size", "call_id", "number")
 
     def __init__(self, call_id: str | None, number: int) -> None:
         self.call_id = call_id
         self.number = number
-        self.arguments: list[str] = []
+        self._arguments: list[str] = []
+        self._size = 0
+
+    def came(self, arguments: str) -> None:
+        """More of its arguments."""
+        if self.call_id:
+            return
+        self._size += len(arguments)
+        if self._size <= MAX_CHARACTERS:
+            self._arguments.append(arguments)
+        else:
+            # It is refused for its size where anybody judges it.
+            self._arguments.clear()
 
     def is_another(self, call_id: str | None, name: str | None, arguments: str | None) -> bool:
         """Whether what has come now is of another call."""
         if call_id:
             return self.call_id is not None and call_id != self.call_id
         # Some servers give no id to any of them. They send each call whole, with its name.
-        if not (name and arguments and arguments.strip() and "".join(self.arguments[-1:]).rstrip().endswith("}")):
+        begins = bool(name and arguments) and str(arguments).lstrip().startswith("{")
+        if not begins or not "".join(self._arguments[-1:]).rstrip().endswith("}"):
             return False
         try:
-            loads("".join(self.arguments))
+            loads("".join(self._arguments))
         except UnreadableError:
             return False
         return True
@@ -62,8 +76,8 @@ class Calls:
             call = self._latest[at] = _Call(call_id, call.number + 1)
         elif call_id:
             call.call_id = call_id
-        if arguments and not call.call_id:
-            call.arguments.append(arguments)
+        if arguments:
+            call.came(arguments)
         return (*at, call.number), ended
 
 
@@ -144,7 +158,8 @@ def _tool_calls(listed: list[JSON], key: SlotKey, path: Path, calls: Calls) -> l
         index = call.get("index")
         at: SlotKey = (*key, "tool_calls", index if type(index) is int else position)
         custom = call.get("custom")
-        given = mapping(custom or call.get("function") or {}, "function")
+        function = mapping(call.get("function") or {}, "function")
+        given = function if custom is None else mapping(custom, "custom")
         call_key, ended = calls.key(
             at,
             str_or_none(call.get("id")),
@@ -155,8 +170,10 @@ def _tool_calls(listed: list[JSON], key: SlotKey, path: Path, calls: Calls) -> l
             operations.append(End(ended))
         if custom is not None:
             operations += _tool_call(given, call_key, (*path, position, "custom"), "text")
+            if function:
+                operations += _tool_call(function, (*call_key, "function"), (*path, position, "function"), None)
         else:
-            operations += _tool_call(given, call_key, (*path, position, "function"), None)
+            operations += _tool_call(function, call_key, (*path, position, "function"), None)
     return operations
 
 

@@ -25,7 +25,8 @@ def grow_websockets(
 ) -> tuple[tuple[Curve, ...], dict[str, tuple[float, ...]]]:
     """The curves, and KiB that an agent adds to each of the most websockets.
 
-    :raises LoadError: when a server doesn't answer as it should."""
+    :raises LoadError: when a server doesn't answer as it should.
+    """
     limit = min(plan.websockets, raise_limit() - _SPARE)
     counts = tuple(count for count in _COUNTS if count <= limit)
     bare, heard = (variant.name for variant in WEBSOCKETS)
