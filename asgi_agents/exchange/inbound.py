@@ -68,6 +68,9 @@ class Inbound:
         self._turn = Limiter(1)
         self.error: Exception | None = None
         self._end: Message | None = None
+        # What was read before the app has asked for it, and what is set when that is there.
+        self._ahead: Message | None = None
+        self._looking: anyio.Event | None = None
 
     def deliver(self, message: Message) -> None:
         """The app gets ``message`` next."""
@@ -96,6 +99,26 @@ class Inbound:
             await self._judge(message)
         return message
 
+    async def look_ahead(self) -> Message | None:
+        """Read the next message before the app asks for it, which still gets it. None: :meth:`end` came before it."""
+        await self._turn.acquire()
+        # The app may take what is ready meanwhile. For what is being read it waits.
+        looking = self._looking = anyio.Event()
+        self._turn.release()
+        try:
+            if self._end is None:
+                self._ahead = await self._read()
+            return self._ahead
+        finally:
+            self._looking = None
+            looking.set()
+
+    async def _read(self) -> Message | None:
+        """The next message of the client. None where the read was interrupted."""
+        if self._interruption is None:
+            return await self._source()
+        return await self._interruption.wait_for(self._source)
+
     async def receive(self) -> Message:
         """The app's ``receive``."""
         if self._end is None and self.error is None:
@@ -107,10 +130,13 @@ class Inbound:
                     if self._judging is not None:
                         await self._judging.wait()
                         continue
-                    if self._interruption is None:
-                        message: Message | None = await self._source()
+                    if self._looking is not None:
+                        await self._looking.wait()
+                        continue
+                    if self._ahead is None:
+                        message = await self._read()
                     else:
-                        message = await self._interruption.wait_for(self._source)
+                        message, self._ahead = self._ahead, None
                     if message is None:
                         continue
                     if self._screen(message):
