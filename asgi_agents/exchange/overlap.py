@@ -20,6 +20,7 @@ from starlette.types import Message
 from ..errors import printable
 from ..guardrails.body import Body
 from .inbound import Inbound
+from .response import BODY_BYPASSES
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped
 
@@ -83,14 +84,19 @@ class Overlap:
             self._judging.cancel()
 
     async def send(self, message: Message) -> None:
-        """The app's ``send``. Its head doesn't wait. The end of the answer does: what the app does then comes after."""
+        """The app's ``send``.
+
+        Its head doesn't wait. The end of its answer does, so that what the app does then comes after the verdict. So
+        does a file, which the app may close or remove as soon as it was sent.
+        """
         if self._open:
             self._raise_error()
             await self._answer.send(message)
             return
-        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        kind = message["type"]
+        waits = kind in BODY_BYPASSES or (kind == "http.response.body" and not message.get("more_body", False))
         self._hold(message)
-        while not self._open and (last or self._full):
+        while not self._open and (waits or self._full):
             await self._changed.wait()
         self._raise_error()
         if self._open and self._answer.stopped:

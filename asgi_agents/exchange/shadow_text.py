@@ -114,9 +114,9 @@ class ShadowText:
         return copied
 
     async def finish(self) -> None:
-        """Wait for what is still judged, if the client has its answer, and nobody waits for this.
+        """Wait for what is still judged, no longer than each agent's timeout.
 
-        No longer than each agent's timeout.
+        Only where the client has its answer, so that it does not wait for this.
         """
         if not self._complete:
             return

@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from asgi_agents import AgentConfig, FailureMode
 from asgi_agents.exchange import overlap
-from asgi_agents.guardrails import Block, Decision, Guardrail, Window
+from asgi_agents.guardrails import Block, Decision, Guardrail, Kind, Window
 from tests.guardrails.detectors import EMAIL, detector
 from tests.guardrails.wired.exchanging import (
     CHAT,
@@ -35,9 +35,10 @@ from tests.support.asgi import Client, assert_nothing_left, body, start
 
 pytestmark = pytest.mark.anyio
 
-_INPUT: Final = {"input"}
+_INPUT: Final[set[Kind]] = {"input"}
 _REQUEST: Final = json.dumps(BODIES[CHAT]).encode()
 _JSON: Final = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "fine"}}]}).encode()
+_EARLY: Final[list[list[bytes | float]]] = [[event("early")], [event("early"), 50.0], [50.0]]
 # A verdict, and the app, have so many seconds to be heeded.
 _AT_ONCE: Final = 0.02
 
@@ -149,7 +150,7 @@ async def test_where_no_verdict_is_late_nothing_suspends() -> None:
         client = asking(CHAT, _REQUEST)
         call = guarded.call(client)
         with pytest.raises(StopIteration):
-            call.send(None)  # type: ignore[attr-defined]
+            call.send(None)
         assert client.status == status
         assert app.calls == (1 if status == 200 else 0)
 
@@ -238,6 +239,27 @@ async def test_the_app_may_use_its_buffer_again() -> None:
     assert client.body == b"0001020304"
 
 
+async def test_a_file_is_sent_before_the_app_may_close_it() -> None:
+    closed = False
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal closed
+        await send(start(200, (b"content-type", b"image/png")))
+        await send({"type": "http.response.zerocopysend", "file": 7, "more_body": True})
+        closed = True
+        await send(body())
+
+    class Server(Asker):
+        async def send(self, message: Message) -> None:
+            if message["type"] == "http.response.zerocopysend":
+                assert not closed
+            await super().send(message)
+
+    client = Server(extensions={"http.response.zerocopysend": {}})
+    await overlapping(app, late(0.3)).call(client)
+    assert [message["type"].rpartition(".")[2] for message in client.messages] == ["start", "zerocopysend", "body"]
+
+
 @pytest.mark.parametrize("size", [10, 10_000])
 async def test_an_app_that_is_far_ahead_of_the_verdict_waits(size: int) -> None:
     piece = event("x" * size)
@@ -278,7 +300,7 @@ async def test_a_call_that_is_stopped_is_answered_as_if_the_app_had_never_run(pa
     find = failing if how == "failure" else blocking(ENTITY)
     answers: list[tuple[Any, Any, bytes]] = []
     for overlaps in (False, True):
-        for pieces in ([event("early")], [event("early"), 50.0], [50.0]):
+        for pieces in _EARLY:
             app = Sending(pieces)
             guarded = one(
                 app,

@@ -105,6 +105,18 @@ async def test_the_exchange_waits_for_late_verdicts_no_longer_than_the_agents_ti
     assert_nothing_left(guarded.middleware.manager)
 
 
+async def test_the_exchange_does_not_wait_for_each_of_many_late_verdicts() -> None:
+    text = _WORDS * 400
+    app = Sending([event(text[at : at + 100]) for at in range(0, len(text), 100)])
+    guarded = one(app, late(0.9), {"output"}, enforce=False, timeout=1.0, window=400, hold=80)
+    client = Asker()
+    await guarded.call(client)
+    assert client.times[-1][0] < 0.001
+    assert anyio.current_time() - client.began <= 1.0 + 2 * shadow_text._MARGIN
+    assert guarded.record.guardrails[0].counts == {"dropped": 1}
+    assert_nothing_left(guarded.middleware.manager)
+
+
 async def test_a_judge_that_never_answers_takes_no_memory_that_grows_with_the_stream() -> None:
     nothing_comes_from_outside()
     piece = event("x" * 1000)
