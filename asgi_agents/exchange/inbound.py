@@ -31,10 +31,12 @@ class Inbound:
     """
 
     __slots__ = (
+        "_ahead",
         "_end",
         "_interruption",
         "_judge",
         "_judging",
+        "_looking",
         "_may_suspend",
         "_on_noticed",
         "_ready",
@@ -100,24 +102,22 @@ class Inbound:
         return message
 
     async def look_ahead(self) -> Message | None:
-        """Read the next message before the app asks for it, which still gets it. None: :meth:`end` came before it."""
+        """Read the next message before the app asks for it, which still gets it. None: :meth:`end` came before it.
+
+        It has to be ``wakeable``.
+        """
+        assert self._interruption is not None
         await self._turn.acquire()
         # The app may take what is ready meanwhile. For what is being read it waits.
         looking = self._looking = anyio.Event()
         self._turn.release()
         try:
             if self._end is None:
-                self._ahead = await self._read()
+                self._ahead = await self._interruption.wait_for(self._source)
             return self._ahead
         finally:
             self._looking = None
             looking.set()
-
-    async def _read(self) -> Message | None:
-        """The next message of the client. None where the read was interrupted."""
-        if self._interruption is None:
-            return await self._source()
-        return await self._interruption.wait_for(self._source)
 
     async def receive(self) -> Message:
         """The app's ``receive``."""
@@ -133,10 +133,13 @@ class Inbound:
                     if self._looking is not None:
                         await self._looking.wait()
                         continue
-                    if self._ahead is None:
-                        message = await self._read()
-                    else:
+                    message: Message | None
+                    if self._ahead is not None:
                         message, self._ahead = self._ahead, None
+                    elif self._interruption is None:
+                        message = await self._source()
+                    else:
+                        message = await self._interruption.wait_for(self._source)
                     if message is None:
                         continue
                     if self._screen(message):
