@@ -83,7 +83,7 @@ class AuditGuardrail(Struct, frozen=True, kw_only=True):
 
     :ivar dialect: in which the request was.
     :ivar counts: how often it did what: ``redact``, ``block``, ``flag``; ``failure`` for calls that failed, and
-        ``unreadable`` for what could not be shown to it.
+        ``unreadable`` for what could not be shown to it, ``dropped`` for what a shadow agent was too slow for.
     :ivar found: the kinds of text that it has found something in, with the number of finds.
     :ivar spans: the first 20 redactions and flags, or as many as there is room for: the kind of text, start and end in
         code points from its beginning, and the category of a flag. Never the text.

@@ -9,7 +9,16 @@ import pytest
 
 from asgi_agents import config
 from asgi_agents.calls import recording
-from asgi_agents.exchange import guardrail_report, remembered, spool, text, text_answer, units
+from asgi_agents.exchange import (
+    guardrail_report,
+    overlap,
+    remembered,
+    shadow_text,
+    spool,
+    text_answer,
+    text_request,
+    units,
+)
 from asgi_agents.guardrails import framing, held_call, json_text, records, release
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
@@ -106,8 +115,11 @@ def spellings(number: float) -> list[str]:
         ("READ_TIMEOUT", held.READ_TIMEOUT),
         ("HANDSHAKE_TIMEOUT", framings.HANDSHAKE_TIMEOUT),
         ("_MAX_SPANS", recording._MAX_SPANS),
-        ("MAX_REQUEST_BYTES", text.MAX_REQUEST_BYTES),
+        ("MAX_REQUEST_BYTES", text_request.MAX_REQUEST_BYTES),
         ("guardrails.MAX_ANSWER_BYTES", text_answer.MAX_ANSWER_BYTES),
+        ("overlap.MAX_HELD_BYTES", overlap.MAX_HELD_BYTES),
+        ("overlap.MAX_HELD_MESSAGES", overlap.MAX_HELD_MESSAGES),
+        ("MAX_WAITING_BYTES", shadow_text.MAX_WAITING_BYTES),
         ("_MAX_HELD_TEXT", text_answer._MAX_HELD_TEXT),
         ("guardrails.MAX_HELD_BYTES", release.MAX_HELD_BYTES),
         ("MAX_CHARACTERS", held_call.MAX_CHARACTERS),

@@ -1,8 +1,10 @@
 """The guardrails of a route: whose agents judge which text."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
+
+from msgspec.structs import replace
 
 from ..advice import warn_of_hold
 from ..errors import ConfigurationError
@@ -35,6 +37,11 @@ class RouteJudge(Judge, frozen=True, kw_only=True):
         return self.agent.guard
 
     @property
+    def enforced(self) -> bool:
+        """Whether what it says is done. What a shadow agent says is only recorded."""
+        return self.agent.guard.config.enforce
+
+    @property
     def knows_windows(self) -> bool:
         """Whether the agent is a :class:`TextGuardrail` in the process, which says itself what is to be done."""
         return isinstance(self.agent.guard.client.agent, TextGuardrail)
@@ -54,9 +61,12 @@ class RouteJudges:
         # Of calls, where none of them depends on the call.
         self._always = None if any(judge.guardrail.when is not None for judge in judges) else CallJudges(judges)
 
-    def judge_any(self, kinds: frozenset[Kind]) -> bool:
-        """Whether any of them judges text of these kinds, for whatever call."""
-        return any(not judge.on.isdisjoint(kinds) for judge in self._judges)
+    def judge_any(self, kinds: frozenset[Kind], *, enforced: bool = False) -> bool:
+        """Whether any of them judges text of these kinds, for whatever call.
+
+        ``enforced``: shadow agents don't count.
+        """
+        return any(not judge.on.isdisjoint(kinds) and (judge.enforced or not enforced) for judge in self._judges)
 
     def of(self, call: Call) -> "CallJudges":
         """Those who judge a call."""
@@ -76,14 +86,14 @@ class RouteJudges:
             return True
 
 
-class CallJudges(Judges):
-    """Those who judge one call."""
+class JudgeSet(Judges):
+    """Some of those who judge one call."""
 
     __slots__ = ("all",)
 
-    def __init__(self, judges: Sequence[RouteJudge]) -> None:
-        super().__init__(judges)
+    def __init__(self, judges: Iterable[RouteJudge]) -> None:
         self.all = tuple(judges)
+        super().__init__(self.all)
 
     def on(self, kinds: frozenset[Kind]) -> Sequence[RouteJudge]:
         """Those who judge text of these kinds."""
@@ -92,6 +102,30 @@ class CallJudges(Judges):
     def strict(self, kinds: frozenset[Kind]) -> bool:
         """Whether text of these kinds that nobody can judge must not pass."""
         return any(judge.agent.stops_when_failing for judge in self.on(kinds))
+
+
+class CallJudges(JudgeSet):
+    """Those who judge one call.
+
+    :ivar enforced: those that are no shadow agents: they judge answers.
+    :ivar before_app: those of them whose verdicts on the request the app waits for.
+    :ivar beside_app: those that judge the request while the app runs. They are asked about the same text in parallel,
+        because none of them can change it.
+    :ivar shadows: each shadow agent.
+    """
+
+    __slots__ = ("before_app", "beside_app", "enforced", "shadows")
+
+    def __init__(self, judges: Iterable[RouteJudge]) -> None:
+        super().__init__(judges)
+        enforced = [judge for judge in self.all if judge.enforced]
+        overlapping = [judge for judge in enforced if judge.guardrail.overlap]
+        self.enforced: JudgeSet = self if len(enforced) == len(self.all) else JudgeSet(enforced)
+        self.before_app: JudgeSet = self.enforced
+        if overlapping:
+            self.before_app = JudgeSet([judge for judge in enforced if not judge.guardrail.overlap])
+        self.beside_app = JudgeSet([replace(judge, redacts=False) for judge in overlapping])
+        self.shadows = [JudgeSet([judge]) for judge in self.all if not judge.enforced]
 
 
 def check_guardrail(guardrail: Guardrail, guard: Guard) -> None:
@@ -114,19 +148,23 @@ def check_guardrail(guardrail: Guardrail, guard: Guard) -> None:
                 raise ConfigurationError(
                     f"{where}: {field}={shown!r:.80}, expected none: {name}.check says itself what to do"
                 )
-    elif guardrail.hold is None and not guard.local:
+    elif guardrail.overlap and guardrail.action == "redact":
+        raise ConfigurationError(
+            f"{where}: overlap=True with action='redact', expected action='block' or 'flag': the app has the request"
+            " while it is judged, so that nothing in it can be replaced"
+        )
+    if not isinstance(agent, TextGuardrail) and guardrail.hold is None and not guard.local:
         warn_of_hold(guardrail.agent_id, _DEFAULT_HOLD)
     limits_of(guardrail, guard)
 
 
 def judge_of(guardrail: Guardrail, agent: RouteAgent) -> RouteJudge:
     """A guardrail as it judges on a route."""
-    enforced = agent.guard.config.enforce
     return RouteJudge(
         name=guardrail.agent_id,
         on=guardrail.kinds,
         # What a shadow agent says is recorded and not done.
-        redacts=enforced and guardrail.action == "redact",
+        redacts=agent.guard.config.enforce and guardrail.action == "redact",
         limits=limits_of(guardrail, agent.guard),
         guardrail=guardrail,
         agent=agent,

@@ -22,7 +22,8 @@ class FoundSpan(Struct, frozen=True, array_like=True):
 class GuardrailReport:
     """What one guardrail did for one connection.
 
-    :ivar counts: how much it did of each: ``redact``, ``block``, ``flag``, ``failure``, ``unreadable``.
+    :ivar counts: how much it did of each: ``redact``, ``block``, ``flag``, ``failure``, ``unreadable``,
+        ``dropped``.
     :ivar found: the kinds of text that something was found in, with the number of finds.
     :ivar spans: the first that were found.
     :ivar held: code points; how much text waited at most.

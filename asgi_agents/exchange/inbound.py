@@ -31,10 +31,12 @@ class Inbound:
     """
 
     __slots__ = (
+        "_ahead",
         "_end",
         "_interruption",
         "_judge",
         "_judging",
+        "_looking",
         "_may_suspend",
         "_on_noticed",
         "_ready",
@@ -68,6 +70,9 @@ class Inbound:
         self._turn = Limiter(1)
         self.error: Exception | None = None
         self._end: Message | None = None
+        # What was read before the app has asked for it, and what is set when that is there.
+        self._ahead: Message | None = None
+        self._looking: anyio.Event | None = None
 
     def deliver(self, message: Message) -> None:
         """The app gets ``message`` next."""
@@ -96,6 +101,24 @@ class Inbound:
             await self._judge(message)
         return message
 
+    async def look_ahead(self) -> Message | None:
+        """Read the next message before the app asks for it, which still gets it. None: :meth:`end` came before it.
+
+        It has to be ``wakeable``.
+        """
+        assert self._interruption is not None
+        await self._turn.acquire()
+        # The app may take what is ready meanwhile. For what is being read it waits.
+        looking = self._looking = anyio.Event()
+        self._turn.release()
+        try:
+            if self._end is None:
+                self._ahead = await self._interruption.wait_for(self._source)
+            return self._ahead
+        finally:
+            self._looking = None
+            looking.set()
+
     async def receive(self) -> Message:
         """The app's ``receive``."""
         if self._end is None and self.error is None:
@@ -107,8 +130,14 @@ class Inbound:
                     if self._judging is not None:
                         await self._judging.wait()
                         continue
-                    if self._interruption is None:
-                        message: Message | None = await self._source()
+                    if self._looking is not None:
+                        await self._looking.wait()
+                        continue
+                    message: Message | None
+                    if self._ahead is not None:
+                        message, self._ahead = self._ahead, None
+                    elif self._interruption is None:
+                        message = await self._source()
                     else:
                         message = await self._interruption.wait_for(self._source)
                     if message is None:

@@ -15,11 +15,13 @@ from ..guardrails.dialects.unknown import Events, PlainText
 from ..guardrails.framing import TooComplexError, UnreadableError, decoded
 from ..guardrails.json_text import JSON
 from ..guardrails.operations import Operation, Whole
-from ..guardrails.slots import Slot
+from ..guardrails.slots import Kind, Slot
 from ..guardrails.uncovered import uncovered
 from .headers import codings_of, in_utf_8, media_type
 from .scope import RawHeaders
 
+#: The kinds of text that requests have.
+REQUEST_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
 # In whatever encoding, with whatever marks in front (RFC 8259, section 8.1).
 _LOOKS_LIKE_JSON: Final = re.compile(rb"[\x00\s\xef\xbb\xbf\xff\xfe]*[{\[\"]")

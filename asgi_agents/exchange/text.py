@@ -5,8 +5,11 @@ They stand nearest to the app. The agents of the route see requests before them,
 ::
 
     TextExchange.run     reads and judges the request, and runs the app
+      ├─> TextRequest    reads it; RequestText has its text judged
       ├─> Asking         asks the agents: evaluation.text_judges says which
-      └─> TextAnswer     the app's `send`: holds an answer until it was judged, or streams what may leave
+      ├─> TextAnswer     the app's `send`: holds an answer until it was judged, or streams what may leave
+      ├─> Overlap        before that `send`, where a request is judged while the app runs
+      └─> ShadowText     before both: copies for shadow agents
 """
 
 import math
@@ -19,8 +22,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import caused_by_closing
+from ..evaluation.text_judges import JudgeSet
 from ..failures import FailureKind
-from ..guardrails.body import Body, Parsed
+from ..guardrails.body import Body
 from ..guardrails.dialect import Dialect, Stop
 from ..guardrails.dialects.known import checked_dialects
 from ..guardrails.dialects.unknown import Events
@@ -30,20 +34,18 @@ from ..guardrails.slots import Call, Kind
 from . import request_form
 from .headers import media_type, with_length, without_body_claims, without_headers
 from .inbound import Inbound
+from .overlap import Overlap
 from .rendering import Renderers
-from .request_form import Readable
+from .request_form import REQUEST_KINDS, BodyForm
 from .response import without_bypasses
 from .scope import App, OwnScope, certainly_bodiless, declared_length, headers_of
+from .shadow_text import PASSED, ShadowAnswer, ShadowText
 from .state import ExchangeState
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped, failed_with
+from .text_request import MAX_REQUEST_BYTES, RequestText, TextRequest
 
-REQUEST_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
 _INPUT: Final[frozenset[Kind]] = frozenset({"input"})
-# How many bytes of a request are held.
-MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
-# How many pieces of it are kept apart. Each takes hundreds of bytes, however small its client has cut it.
-_MAX_MESSAGES: Final = 1024
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 _RESHAPING: Final = frozenset({b"accept-encoding", b"range", b"if-range"})
 _UNKNOWN: Final = Events()
@@ -102,12 +104,9 @@ class TextExchange:
             on_noticed=self._app_noticed,
         )
         self._app_scope: anyio.CancelScope | None = None
-        # The messages of the request that were read and are for the app.
-        self._messages: list[Message] = []
-        self._data = b""
-        self._too_large = False
-        # Whether all of the body was read.
-        self._complete = False
+        self._request = TextRequest(receive)
+        self._overlap: Overlap | None = None
+        self._shadows: ShadowText | None = None
         self._disconnected = False
         self._made_answer: TextAnswer | None = None
 
@@ -116,45 +115,54 @@ class TextExchange:
         path = self._scope["path"]
         dialect: Dialect = next((known for known in self._dialects if known.knows_path(path)), _UNKNOWN)
         by_path = dialect is not _UNKNOWN
-        judges = self._judges
+        request = self._request
         forms = request_form.forms_of(
             headers_of(self._scope),
             by_path=by_path,
-            judged=judges.judge_any(REQUEST_KINDS),
-            judges_input=judges.judge_any(_INPUT),
+            judged=self._judges.judge_any(REQUEST_KINDS),
+            judges_input=self._judges.judge_any(_INPUT),
         )
         asking: Asking | None = None
-        changed: bytes | None = None
+        text: RequestText | None = None
+        overlapping: Sequence[Body] = ()
         try:
             if forms and not certainly_bodiless(self._scope):
-                if not await self._read():
+                if not await request.read():
                     # The client has left. The part of its request that is there can't be judged.
                     return None
-                if self._too_large:
+                if request.too_large:
                     asking = self._asking(dialect)
                     self._check_size(asking)
-                elif self._data and (readable := request_form.readable(forms, self._data, path, self._dialects)):
+                elif request.data and (readable := request_form.readable(forms, request.data, path, self._dialects)):
                     chosen = next((found for found in readable if found.form.operations is None), readable[0])
                     dialect = chosen.dialect
                     call = self._call(dialect, chosen.parsed.value)
                     asking = Asking(self._state, self._judges.of(call), call)
-                    changed = await self._judge_request(readable, asking, by_path)
+                    text = RequestText(request.data, readable, by_path=by_path)
+                    overlapping = await self._judge_request(text, asking)
         except UnreadableError as exc:
             # Where nobody judges requests, the app may make of it what it can.
             if self._judges.judge_any(REQUEST_KINDS):
                 asking = asking or self._asking(dialect)
-                fault = f"The request body can't be read: {exc}"
-                given = media_type(headers_of(self._scope))
-                if given is not None and "json" not in given and forms[0].required_json:
-                    fault = f"{fault} (its content-type is {given}, and this path is for JSON)"
-                asking.note_refused(asking.judges.on(REQUEST_KINDS), fault)
-                await self._answer(dialect, asking).refuse(Stop(fault, 400, malformed=True))
-                return None
+                fault = self._fault(exc, forms)
+                if self._judges.judge_any(REQUEST_KINDS, enforced=True):
+                    asking.note_unreadable(asking.judges.on(REQUEST_KINDS), fault)
+                    await self._answer(dialect, asking).refuse(Stop(fault, 400, malformed=True))
+                    return None
+                asking.note_unreadable(asking.judges.on(REQUEST_KINDS), fault, PASSED)
+                text = None
         except Stopped as stopped:
             assert asking is not None
             await self._answer(dialect, asking).stop(stopped)
             return None
-        return await self._run_app(app, self._answer(dialect, asking or self._asking(dialect)), changed)
+        asking = asking or self._asking(dialect)
+        answer = self._answer(dialect, asking)
+        if overlapping:
+            self._overlap = Overlap(asking, overlapping, answer, self._inbound)
+        if asking.judges.shadows:
+            bodies = None if text is None else partial(text.bodies, as_it_came=True)
+            self._shadows = ShadowText(asking, partial(self._shadow_answer, dialect), bodies)
+        return await self._run_app(app, answer, None if text is None else text.changed)
 
     def _asking(self, dialect: Dialect) -> Asking:
         """For a call of whose request nothing is known but its head."""
@@ -176,6 +184,7 @@ class TextExchange:
         self._made_answer = TextAnswer(
             self._state,
             asking,
+            asking.judges.enforced,
             dialect,
             self._dialects,
             self._renderers,
@@ -186,34 +195,28 @@ class TextExchange:
         )
         return self._made_answer
 
+    def _shadow_answer(self, dialect: Dialect, asking: Asking, judges: JudgeSet) -> ShadowAnswer:
+        return ShadowAnswer(
+            self._state,
+            asking,
+            judges,
+            dialect,
+            self._dialects,
+            self._renderers,
+            self._scope,
+            _nowhere,
+            on_stop=lambda cut_off: None,
+            on_noticed=lambda: None,
+        )
+
     # The request
 
-    async def _read(self) -> bool:
-        """Read the body. Returns False if the client has left. Of one that is too large, only the beginning is read."""
-        joined = bytearray()
-        pieces: list[bytes] = []
-        size = 0
-        more = True
-        while more and not self._too_large:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                return False
-            if len(self._messages) <= _MAX_MESSAGES:
-                self._messages.append(message)
-            pieces.append(bytes(message.get("body", b"")))
-            if len(pieces) > _MAX_MESSAGES:
-                joined += b"".join(pieces)
-                pieces.clear()
-            size += len(message.get("body", b""))
-            self._too_large = size > MAX_REQUEST_BYTES
-            more = message.get("more_body", False)
-        data = b"".join((joined, *pieces)) if joined else b"".join(pieces)
-        if len(self._messages) > _MAX_MESSAGES:
-            self._messages = [{"type": "http.request", "body": data, "more_body": more}]
-        if not self._too_large:
-            self._data = data
-            self._complete = True
-        return True
+    def _fault(self, exc: UnreadableError, forms: Sequence[BodyForm]) -> str:
+        fault = f"The request body can't be read: {exc}"
+        given = media_type(headers_of(self._scope))
+        if given is not None and "json" not in given and forms[0].required_json:
+            return f"{fault} (its content-type is {given}, and this path is for JSON)"
+        return fault
 
     def _check_size(self, asking: Asking) -> None:
         judges = asking.judges.on(REQUEST_KINDS)
@@ -222,25 +225,17 @@ class TextExchange:
         if verdict is not None:
             raise failed_with(verdict)
 
-    async def _judge_request(self, readable: Sequence[Readable], asking: Asking, by_path: bool) -> bytes | None:
-        """Judge the text of the request. Returns the body in which it is changed; None: it is not."""
+    async def _judge_request(self, text: RequestText, asking: Asking) -> Sequence[Body]:
+        """Judge the text of the request before the app runs. Returns what is to be judged beside it."""
         judges = asking.judges
-        if not judges.on(REQUEST_KINDS):
-            return None
-        data = self._data
-        for found in readable:
-            form, given, parsed = found.form, found.given, found.parsed
-            if data is not self._data:
-                # It was changed in another form.
-                given = form.to_json(data)
-                parsed = Parsed(given)
-            operations = form.operations or request_form.operations_of(found.dialect, by_path)
-            body = Body(given, operations, judges, kind="input", parsed=parsed)
-            await asking.judge_body(body)
-            assert body.data is not None
-            if body.data != given:
-                data = form.from_json(body.data, data)
-        return None if data == self._data else data
+        await text.judge(asking, judges.before_app)
+        bodies = text.bodies(judges.beside_app)
+        if bodies and not asking.may_wait(judges.beside_app):
+            # There is nothing to gain by letting the app begin.
+            for body in bodies:
+                await asking.judge_body(body, may_change=False)
+            return ()
+        return bodies
 
     # The app
 
@@ -254,16 +249,16 @@ class TextExchange:
         if changed is not None:
             self._inbound.deliver({"type": "http.request", "body": changed, "more_body": False})
         else:
-            for message in self._messages:
+            for message in self._request.messages:
                 self._inbound.deliver(message)
-        self._messages.clear()
-        self._data = b""
+        self._request.release()
         result: Any = None
         try:
             with anyio.CancelScope() as self._app_scope:
                 try:
                     result = await self._inbound.run_app(
-                        partial(self._call_app, app, scope, answer), beside=answer.may_judge
+                        partial(self._call_app, app, scope, answer),
+                        beside=answer.may_judge or self._overlap is not None or self._shadows is not None,
                     )
                 except Exception as exc:
                     if not (answer.stopped and caused_by_closing(exc, ClientDisconnect)):
@@ -274,28 +269,43 @@ class TextExchange:
             return result
         finally:
             answer.close()
+            if self._shadows is not None:
+                self._shadows.close()
             if own is not None:
                 own.hand_back()
 
     async def _call_app(self, app: App, scope: Scope, answer: TextAnswer) -> Any:
-        answer.tasks = self._inbound.tasks
-        return await app(scope, self._inbound.receive, answer.send)
+        tasks = answer.tasks = self._inbound.tasks
+        overlap, shadows = self._overlap, self._shadows
+        send: Send = answer.send if overlap is None else overlap.send
+        if shadows is not None:
+            assert tasks is not None
+            send = shadows.copying(send)
+            shadows.begin(tasks)
+        if overlap is not None:
+            assert tasks is not None
+            result = await overlap.run(partial(app, scope, self._inbound.receive, send), tasks)
+        else:
+            result = await app(scope, self._inbound.receive, send)
+        if shadows is not None and answer.error is None:
+            await shadows.finish()
+        return result
 
     def _changes(self, answer: TextAnswer, changed: bytes | None) -> dict[str, Any]:
         """What is different in the scope of the app."""
         changes: dict[str, Any] = {}
         given = headers_of(self._scope)
         headers = given
-        if answer.may_judge:
+        if answer.may_judge or (self._shadows is not None and self._shadows.judge_answers):
             # What the app would answer to these could not be judged.
             if any(name.lower() in _RESHAPING for name, _ in headers):
                 headers = without_headers(headers, _RESHAPING)
             changes |= without_bypasses(self._scope)
         if changed is not None:
             headers = with_length(without_body_claims(headers, None), len(changed))
-        elif self._complete and declared_length(headers) not in (None, len(self._data)):
+        elif self._request.complete and declared_length(headers) not in (None, len(self._request.data)):
             # An app that goes by its content-length would take another body than the one that was judged.
-            headers = with_length(headers, len(self._data))
+            headers = with_length(headers, len(self._request.data))
         if headers is not given:
             changes["headers"] = headers
         return changes
@@ -305,6 +315,8 @@ class TextExchange:
         if message["type"] == "http.disconnect":
             self._disconnected = True
             self._app_noticed()
+            if self._overlap is not None:
+                self._overlap.note_disconnect()
         return True
 
     def _stop_app(self, cut_off: bool) -> None:
@@ -327,3 +339,7 @@ class TextExchange:
 
 async def _never(message: Message) -> None:
     """Of the request nothing is judged any more once the app runs."""
+
+
+async def _nowhere(message: Message) -> None:
+    """Where the answers of shadow agents go."""

@@ -10,6 +10,7 @@ from starlette.types import Message, Scope, Send
 
 from ..concurrency.limiter import Limiter
 from ..errors import ResponseAborted
+from ..evaluation.text_judges import JudgeSet
 from ..failures import FailureKind
 from ..guardrails.body import Body, Parsed
 from ..guardrails.dialect import Dialect, Stop
@@ -50,6 +51,7 @@ class _Mode(Enum):
 class TextAnswer:
     """The app's ``send``.
 
+    :param judges: those who judge it.
     :param dialect: that of the request.
     :param on_stop: called when the client has its answer. True: it was ended early, and the app is to be stopped.
     :param on_noticed: called when an app that was stopped has noticed it.
@@ -60,6 +62,7 @@ class TextAnswer:
         self,
         state: ExchangeState,
         asking: Asking,
+        judges: JudgeSet,
         dialect: Dialect,
         dialects: Sequence[Dialect],
         renderers: Renderers,
@@ -77,8 +80,9 @@ class TextAnswer:
         self._scope = scope
         self._send = send
         self._on_stop = on_stop
-        self._judges = asking.judges.on(ANSWER_KINDS)
-        self._strict = asking.judges.strict(ANSWER_KINDS)
+        self._judge_set = judges
+        self._judges = judges.on(ANSWER_KINDS)
+        self._strict = judges.strict(ANSWER_KINDS)
         self._mode = _Mode.IDLE if self._judges else _Mode.PASSING
         self._head_only = str(scope.get("method", "GET")).upper() == "HEAD"
         self._bodiless = False
@@ -87,6 +91,7 @@ class TextAnswer:
         self._holds_head = False
         self._held: list[bytes] = []
         self._held_size = 0
+        self._max_bytes = MAX_ANSWER_BYTES
         # What the app has sent of a stream whose head waits.
         self._given: list[bytes] = []
         self._streamed: StreamedText | None = None
@@ -114,6 +119,11 @@ class TextAnswer:
         """Whether the client gets something else than what the app sends."""
         return self._mode is _Mode.STOPPED
 
+    @property
+    def judging(self) -> bool:
+        """Whether there may be more of it to judge."""
+        return self._mode in (_Mode.IDLE, _Mode.WHOLE, _Mode.STREAM)
+
     def use(self, send: Send) -> None:
         """Send with this from now on."""
         self._send = send
@@ -133,6 +143,17 @@ class TextAnswer:
             {"type": "http.response.start", "status": status, "headers": headers},
             {"type": "http.response.body", "body": b"" if self._head_only else body},
         )
+
+    async def replace(self, stopped: Stopped) -> None:
+        """Answer in the place of an app that runs, and that has sent nothing. The app is told before the client."""
+        self.abandon()
+        self._on_stop(True)
+        await self.stop(stopped)
+
+    def abandon(self) -> None:
+        """Take all that the app still sends as servers do for a client that has left."""
+        self._mode = _Mode.STOPPED
+        self._dropping.cut_off = True
 
     async def _send_whole(self, *messages: Message) -> None:
         """Send messages that belong together."""
@@ -249,7 +270,7 @@ class TextAnswer:
         given = given or "text/plain"
         dialects = of_stream(self._called, given, self._dialects) or [PlainText()]
         streamed = self._streamed = StreamedText(
-            Stream(dialects, given, self._asking.judges, strict=self._strict),
+            Stream(dialects, given, self._judge_set, strict=self._strict),
             self._asking,
             self._judges,
             self._turn,
@@ -285,8 +306,8 @@ class TextAnswer:
     async def _take_whole(self, piece: bytes, last: bool) -> None:
         self._held.append(piece)
         self._held_size += len(piece)
-        if self._held_size > MAX_ANSWER_BYTES:
-            fault = f"an answer of more than {MAX_ANSWER_BYTES} bytes"
+        if self._held_size > self._max_bytes:
+            fault = f"an answer of more than {self._max_bytes} bytes"
             if not await self._pass_unjudged(FailureKind.RESPONSE_TOO_LARGE, fault, last=last):
                 self._on_stop(True)
             return
@@ -303,7 +324,7 @@ class TextAnswer:
                 parsed = Parsed(data)
                 dialect = of_answer(self._called, parsed.value, self._dialects)
                 operations = answer_form.operations_of(dialect, self._start["status"])
-                body = Body(data, operations, self._asking.judges, parsed=parsed)
+                body = Body(data, operations, self._judge_set, parsed=parsed)
             except UnreadableError as exc:
                 if not self._may_be_json or isinstance(exc, TooComplexError) or answer_form.reads_as_json(data):
                     raise
@@ -311,7 +332,7 @@ class TextAnswer:
                     await self._take_lines(data)
                     return
                 as_text = True
-                body = Body(json.dumps(decoded(data)).encode(), PlainText().answer, self._asking.judges)
+                body = Body(json.dumps(decoded(data)).encode(), PlainText().answer, self._judge_set)
         except UnreadableError as exc:
             if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, str(exc), last=True):
                 self._on_stop(False)
@@ -457,9 +478,8 @@ class TextAnswer:
 
     def close(self) -> None:
         """The exchange is over."""
-        if self._mode in (_Mode.IDLE, _Mode.WHOLE, _Mode.STREAM):
+        if self.judging:
             # A task that the app has left behind may still send. As for a client that has left: nobody judges it now.
-            self._mode = _Mode.STOPPED
-            self._dropping.cut_off = True
+            self.abandon()
         if self._streamed is not None:
             self._streamed.close()

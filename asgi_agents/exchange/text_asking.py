@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from ..decision import AgentDecision, Verdict
 from ..errors import AgentProtocolError, printable
 from ..evaluation.route_agent import RouteAgent
-from ..evaluation.text_judges import CallJudges, RouteJudge
+from ..evaluation.text_judges import CallJudges, JudgeSet, RouteJudge
 from ..failures import FailureKind
 from ..guardrails.body import Body
 from ..guardrails.dialect import Stop
@@ -33,6 +33,8 @@ logger: Final = logging.getLogger("asgi_agents")
 _ROUNDS_AT_ONCE: Final = 8
 _NOTHING: Final = nullcontext()
 _INSPECT: Final = EventType.GUARDRAIL_INSPECT
+# Of a guardrail that judges beside the app.
+_TOO_LATE: Final = "it redacts a request that the app has already (overlap=True); expected a block or a flag"
 # What comes of it where `settled` raises: it is not asked again about the text.
 _WITHOUT_SETTLED: Final = "its text waits as if it had no settled"
 
@@ -79,20 +81,24 @@ def refused(stop: Stop) -> Stopped:
 class Asking:
     """Asks those who judge one call.
 
-    :ivar reports: one of each guardrail of the call.
+    :ivar judges: those who judge it, shadow agents too.
     """
 
     def __init__(self, state: ExchangeState, judges: CallJudges, call: Call) -> None:
         self._state = state
         self.judges = judges
         self.call = call
-        # By identity: judges are compared field by field.
-        self._reports = {id(judge): GuardrailReport(judge.name, call.dialect) for judge in judges.all}
+        # By identity: judges are compared field by field, and one that judges beside the app is another one.
+        self._reports = {id(judge.guardrail): GuardrailReport(judge.name, call.dialect) for judge in judges.all}
         state.guardrails = (*state.guardrails, *self._reports.values())
 
     def may_suspend(self, inspection: Inspection) -> bool:
         """Whether :meth:`ask` may suspend."""
         return _route_judge(inspection).agent.guard.may_suspend(_INSPECT)
+
+    def may_wait(self, judges: JudgeSet) -> bool:
+        """Whether a verdict of any of these may be late."""
+        return any(judge.agent.guard.may_suspend(_INSPECT) for judge in judges.all)
 
     async def ask(self, inspection: Inspection) -> Sequence[Decision] | None:
         """What is to be done about a window. None: the agent can only say when all of the text is there.
@@ -138,6 +144,8 @@ class Asking:
     async def ask_all(self, inspections: Sequence[Inspection]) -> Sequence[tuple[Inspection, Sequence[Decision]]]:
         """What is to be done about windows that are all there is of their texts; they are asked about in parallel.
 
+        Of others nothing is known where one of them is blocked.
+
         :raises Stopped: for an agent whose failure stops the call.
         """
         answers: list[tuple[Inspection, Sequence[Decision]]] = []
@@ -155,9 +163,13 @@ class Asking:
         async def ask_one(inspection: Inspection) -> None:
             nonlocal failed
             try:
-                answers.append((inspection, await self.ask(inspection) or ()))
+                decisions = await self.ask(inspection) or ()
             except Stopped as exc:
                 failed = failed or exc
+                tasks.cancel_scope.cancel()
+                return
+            answers.append((inspection, decisions))
+            if _blocks(decisions):
                 tasks.cancel_scope.cancel()
 
         if waiting:
@@ -168,8 +180,8 @@ class Asking:
             raise failed
         return answers
 
-    async def judge_body(self, body: Body) -> None:
-        """Have all text of a body judged.
+    async def judge_body(self, body: Body, *, may_change: bool = True) -> None:
+        """Have all text of a body judged; ``may_change``: a redaction can still be done.
 
         :raises Stopped: if it must not pass.
         """
@@ -179,13 +191,23 @@ class Asking:
             if not rounds % _ROUNDS_AT_ONCE:
                 # Where nothing suspends, others have their turn all the same: a body can have a million texts.
                 await checkpoint()
-            for inspection, decisions in await self.ask_all(inspections):
+            for inspection, given in await self.ask_all(inspections):
+                decisions = given if may_change else self._without_changes(inspection, given)
                 body.verdict(inspection, decisions)
             self.note(body.findings, [])
             if body.blocked is not None:
                 self.note_block(body.blocked)
                 raise blocked_by(body.blocked)
         self.note(body.findings, [])
+
+    def _without_changes(self, inspection: Inspection, decisions: Sequence[Decision]) -> Sequence[Decision]:
+        """The decisions on text that the app has already: to redact it is a failure. A block needs no redaction."""
+        if _blocks(decisions) or not any(isinstance(decision, Redact) for decision in decisions):
+            return decisions
+        judge = _route_judge(inspection)
+        verdict = self._skip(judge, FailureKind.NOT_APPLICABLE, _TOO_LATE)
+        self._state.record((verdict,), every=False)
+        return self._failed(judge, verdict)
 
     def not_shown(self, judges: Sequence[RouteJudge], kind: FailureKind, fault: str) -> Verdict | None:
         """Count that text could not be shown to ``judges``. Returns the verdict that stops the call, if one does."""
@@ -196,21 +218,31 @@ class Asking:
         for judge in judges:
             verdict = self._skip(judge, kind, fault)
             self._state.record((verdict,), every=False)
-            self._reports[id(judge)].count("unreadable")
-            judge.agent.guard.tally.text.count("unreadable", "")
+            self._count(judge, "unreadable")
             if verdict.fails_closed and stops is None:
                 stops = verdict
         return stops
 
-    def note_refused(self, judges: Sequence[RouteJudge], fault: str) -> None:
+    def note_unreadable(self, judges: Sequence[RouteJudge], fault: str, outcome: str = "refused with 400") -> None:
         """Count that ``judges`` could not be shown a request, and say why.
 
-        It is refused whatever their failure mode.
+        It is refused whatever their failure mode, and passes where all of them are shadow agents.
         """
         for judge in judges:
-            self._reports[id(judge)].count("unreadable")
-            judge.agent.guard.tally.text.count("unreadable", "")
-        self._complain(FailureKind.REQUEST_UNREADABLE, fault, "refused with 400")
+            self._count(judge, "unreadable")
+        if judges:
+            self._complain(FailureKind.REQUEST_UNREADABLE, fault, outcome)
+
+    def note_dropped(self, judge: RouteJudge) -> None:
+        """Count that a shadow agent was not shown all of a request or answer, because it was too slow for it."""
+        self._count(judge, "dropped")
+
+    def _count(self, judge: RouteJudge, what: str) -> None:
+        self._report(judge).count(what)
+        judge.agent.guard.tally.text.count(what, "")
+
+    def _report(self, judge: RouteJudge) -> GuardrailReport:
+        return self._reports[id(judge.guardrail)]
 
     def _complain(self, kind: FailureKind, fault: str, outcome: str) -> None:
         route_judges = self._state.resolved_route.judges
@@ -225,25 +257,30 @@ class Asking:
             found = finding.found
             what = "redact" if found.category is None else "flag"
             span = (found.start, found.end, (found.category or "")[:64])
-            self._reports[id(judge)].add(what, finding.slot.kind, span)
+            self._report(judge).add(what, finding.slot.kind, span)
             judge.agent.guard.tally.text.count(what, finding.slot.kind)
         findings.clear()
         for failure in failures:
             judge = cast(RouteJudge, failure.judge)
-            self._reports[id(judge)].count("failure")
+            self._report(judge).count("failure")
             self._skip(judge, FailureKind.ERROR, _fault_of_settled(failure), _WITHOUT_SETTLED)
         failures.clear()
 
     def note_block(self, blocked: Blocked) -> None:
         """Take note of what has stopped the call."""
         judge = cast(RouteJudge, blocked.judge)
-        self._reports[id(judge)].add("block", blocked.slot.kind, None)
+        self._report(judge).add("block", blocked.slot.kind, None)
         judge.agent.guard.tally.text.count("block", blocked.slot.kind)
+
+    def count_held(self, judges: Sequence[RouteJudge], change: int) -> None:
+        """So many code points more wait for these; negative: fewer."""
+        for judge in judges:
+            judge.agent.guard.tally.text.hold(change)
 
     def note_hold(self, judges: Sequence[RouteJudge], held: int, delay: float) -> None:
         """Take note of how much text waited for these at most, and for how many seconds."""
         for judge in judges:
-            report = self._reports[id(judge)]
+            report = self._report(judge)
             report.held = max(report.held, held)
             report.delay = max(report.delay, delay)
             judge.agent.guard.recorder.held(delay)
@@ -323,7 +360,7 @@ class Asking:
         return verdict
 
     def _failed(self, judge: RouteJudge, verdict: Verdict) -> Sequence[Decision]:
-        self._reports[id(judge)].count("failure")
+        self._report(judge).count("failure")
         if verdict.fails_closed:
             raise failed_with(verdict)
         return ()
@@ -332,6 +369,10 @@ class Asking:
 def _route_judge(inspection: Inspection) -> RouteJudge:
     # A call's judges are those of its route.
     return cast(RouteJudge, inspection.judge)
+
+
+def _blocks(decisions: Sequence[Decision]) -> bool:
+    return any(isinstance(decision, Block) for decision in decisions)
 
 
 def _fault_of_settled(failure: JudgeFailure) -> str:

@@ -217,8 +217,7 @@ class StreamedText:
         return refused(ending.stop) if verdict is None else failed_with(verdict)
 
     def _count_held(self, held: int) -> None:
-        for judge in self._judges:
-            judge.agent.guard.tally.text.hold(held - self._held)
+        self._asking.count_held(self._judges, held - self._held)
         self._held = held
         self._most_held = max(self._most_held, held)
 

@@ -36,6 +36,8 @@ class Guardrail:
         leave. None: the agent's own, else 80.
     :param max_hold: seconds after which text is judged although the window is not full.
     :param in_flight: how many windows of one text are judged at a time.
+    :param overlap: judge requests beside the app. It starts at once, and nothing of its answer leaves before the
+        verdict. A block stops it. What the app has can't be redacted any more: a ``Redact`` is a failure of the agent.
     :param threshold: detections of less confidence are ignored. One that says nothing of it counts as 1.
     :param categories: detections of others are ignored. None: none are.
     :param when: takes the :class:`Call`, and returns whether the guardrail judges it. Where it raises, it judges.
@@ -51,6 +53,7 @@ class Guardrail:
     hold: int | None = None
     max_hold: float = 0.5
     in_flight: int = 2
+    overlap: bool = False
     threshold: float = 0.5
     categories: Iterable[str] | None = None
     when: Callable[[Call], bool] | None = None
@@ -76,6 +79,8 @@ class Guardrail:
             raise ConfigurationError(
                 f"{where}: max_hold={self.max_hold!r}, expected seconds, more than 0 and at most {_MAX_HOLD}"
             )
+        if not isinstance(self.overlap, bool):
+            raise ConfigurationError(f"{where}: overlap={self.overlap!r:.40}, expected True or False")
         if not _is_number(self.threshold) or not 0 <= self.threshold <= 1:
             raise ConfigurationError(f"{where}: threshold={self.threshold!r}, expected a number from 0 to 1")
         object.__setattr__(self, "categories", _categories(where, self.categories))

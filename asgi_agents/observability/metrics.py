@@ -34,9 +34,9 @@ class AgentMetrics(Struct, frozen=True, kw_only=True):
     bytes of bodies and websocket messages by event, ``breaker_transitions`` counts how often the breaker came to be in
     a state.
 
-    The rest is of guardrails. ``finds`` counts what was done in text: ``redact``, ``block``, ``flag``, and
-    ``unreadable`` for what could not be shown to the agent. ``windows`` of text are being judged now, and ``held`` code
-    points wait now in the streams that the agent judges.
+    The rest is of guardrails. ``finds`` counts what was done in text: ``redact``, ``block``, ``flag``; ``unreadable``
+    for what could not be shown to the agent, and ``dropped`` for what a shadow agent was too slow for. ``windows`` of
+    text are being judged now, and ``held`` code points wait now in the streams that the agent judges.
     """
 
     calls: int
@@ -179,7 +179,7 @@ class TextTally:
             self.longest_delay = seconds
 
     def count(self, what: str, kind: str) -> None:
-        """Count a find in a text of that kind: ``redact``, ``block``, ``flag``, or ``unreadable``, of no kind."""
+        """Count ``redact``, ``block``, ``flag`` in a text of that kind, or ``unreadable``, ``dropped``, of no kind."""
         self.used = True
         self._counts[what, kind] += 1
 

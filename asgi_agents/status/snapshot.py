@@ -39,7 +39,7 @@ class TextStatus(Struct, frozen=True, kw_only=True):
     """What an agent does as a guardrail, since it was added.
 
     :ivar finds: how often it did what, by the kind of text: ``{"redact": {"output": 2}}``. It is ``redact``, ``block``,
-        ``flag``, or ``unreadable`` for what could not be shown to it, whose kind is empty.
+        ``flag``, or ``unreadable`` for what could not be shown to it, and ``dropped``, whose kinds are empty.
     :ivar windows: of text, which are judged now.
     :ivar held: code points that wait now in the streams that it judges.
     :ivar streams: of which ``hold`` tells.

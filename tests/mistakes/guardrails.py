@@ -111,6 +111,16 @@ protect(app, agents=[AgentConfig("emails", Emails())], guardrails=Guardrail("ema
         instead="`check` returns `[Block(reason)]`.",
     ),
     Mistake(
+        title="A redaction of what the app has already",
+        code="""
+class Judge(Agent):
+    async def on_guardrail_inspect(self, event): ...
+
+protect(app, agents=[AgentConfig("judge", Judge())], guardrails=[Guardrail("judge", on={"input"}, overlap=True)])
+""",
+        instead='`action="block"`, or no `overlap`.',
+    ),
+    Mistake(
         title="A window that is no longer than what is held back",
         code=_guarded('Guardrail("emails", on={"output"}, hold=320, window=200)'),
         instead="No `window`: it is then four times `hold`, and at least 400.",

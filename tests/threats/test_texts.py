@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket
 
 from asgi_agents import AgentConfig, AgentMiddleware, FailureMode
-from asgi_agents.exchange import text, text_answer
+from asgi_agents.exchange import text_answer, text_request
 from asgi_agents.guardrails import Block, Decision, Guardrail, Redact, TextGuardrail, Window
 from asgi_agents.guardrails.slots import KINDS
 
@@ -209,7 +209,7 @@ def test_an_app_whose_answers_are_judged_is_asked_for_no_part_and_no_compression
 
 
 def test_what_is_too_long_to_be_held_passes_no_fail_closed_guardrail() -> None:
-    long = b'"%b"' % bytes(b"x" * max(text.MAX_REQUEST_BYTES, text_answer.MAX_ANSWER_BYTES))
+    long = b'"%b"' % bytes(b"x" * max(text_request.MAX_REQUEST_BYTES, text_answer.MAX_ANSWER_BYTES))
     app = Answering()
     asked = behind(app, Secrets()).post("/ask", content=long, headers={"content-type": "application/json"})
     answered = behind(Answering([long]), Secrets()).get("/")
@@ -254,7 +254,7 @@ def test_messages_of_websockets_are_not_judged_by_guardrails() -> None:
 
 
 def test_a_fail_open_guardrail_is_passed_by_what_is_too_long() -> None:
-    long = b'"hunter2%b"' % bytes(b"x" * text.MAX_REQUEST_BYTES)
+    long = b'"hunter2%b"' % bytes(b"x" * text_request.MAX_REQUEST_BYTES)
     app = Answering()
     client = behind(app, Secrets(), failure_mode=FailureMode.OPEN)
 

@@ -228,7 +228,7 @@ def one(app: ASGIApp, agent: Agent, on: Iterable[Any] = KINDS, **options: Any) -
     """``app`` behind one guardrail. Options are those of the guardrail, the agent or the middleware, by their names."""
     of_guardrail = {
         name: options.pop(name)
-        for name in ("action", "window", "hold", "max_hold", "in_flight", "threshold", "categories", "when")
+        for name in ("action", "window", "hold", "max_hold", "in_flight", "threshold", "categories", "when", "overlap")
         if name in options
     }
     of_agent = {

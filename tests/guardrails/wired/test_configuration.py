@@ -70,6 +70,11 @@ WRONG: Final[dict[str, tuple[Callable[[], object], str]]] = {
     "categories: str": (lambda: Guardrail("g", on=OUT, categories="email"), r"'g'.*categories.*email"),
     "categories: number": (lambda: Guardrail("g", on=OUT, categories=[1]), r"'g'.*categories"),  # type: ignore[list-item]
     "categories: empty": (lambda: Guardrail("g", on=OUT, categories=[]), r"'g'.*categories is empty"),
+    "overlap: 1": (lambda: Guardrail("g", on={"input"}, overlap=1), r"'g'.*overlap=1.*True or False"),  # type: ignore[arg-type]
+    "overlap: redact": (
+        guarded(Guardrail("g", on={"input"}, overlap=True)),
+        r"'g'.*overlap=True with action='redact'.*'block' or 'flag'",
+    ),
     "when: True": (lambda: Guardrail("g", on=OUT, when=True), r"'g'.*when=True"),  # type: ignore[arg-type]
     "unknown agent": (guarded(Guardrail("h", on=OUT)), r"'h'"),
     "deaf agent": (guarded(Guardrail("g", on=OUT), agent=Deaf()), r"'g'.*guardrail_inspect"),
