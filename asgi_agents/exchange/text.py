@@ -6,6 +6,8 @@ They stand nearest to the app. The agents of the route see requests before them,
 
     TextExchange.run     reads and judges the request, and runs the app
       ├─> Asking         asks the agents: evaluation.text_judges says which
+      ├─> ToolGate       denies calls of tools by the policies of the route
+      ├─> ToolLists      in front of it where tools may be listed: leaves out those that can't be called
       └─> TextAnswer     the app's `send`: holds an answer until it was judged, or streams what may leave
 """
 
@@ -21,12 +23,14 @@ from starlette.types import Message, Receive, Scope, Send
 from ..errors import caused_by_closing
 from ..failures import FailureKind
 from ..guardrails.body import Body, Parsed
-from ..guardrails.dialect import Dialect, Stop
+from ..guardrails.dialect import Binding, Dialect, Stop, bound, is_bound
 from ..guardrails.dialects.known import checked_dialects
+from ..guardrails.dialects.mcp import MCP
 from ..guardrails.dialects.unknown import Events
 from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import JSON
 from ..guardrails.slots import Call, Kind
+from ..guardrails.tool_policy import TOOL_POLICY
 from . import request_form
 from .headers import media_type, with_length, without_body_claims, without_headers
 from .inbound import Inbound
@@ -37,6 +41,8 @@ from .scope import App, OwnScope, certainly_bodiless, declared_length, headers_o
 from .state import ExchangeState
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped, failed_with
+from .tool_gate import ToolGate
+from .tool_lists import ToolLists
 
 REQUEST_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
 _INPUT: Final[frozenset[Kind]] = frozenset({"input"})
@@ -110,38 +116,48 @@ class TextExchange:
         self._complete = False
         self._disconnected = False
         self._made_answer: TextAnswer | None = None
+        self._gate = ToolGate(self._judges, state)
+        # Where the answer may be a list of tools.
+        self._lists: ToolLists | None = None
 
     async def run(self, app: App) -> Any:
         """The whole exchange. Returns what the app returns."""
         path = self._scope["path"]
         dialect: Dialect = next((known for known in self._dialects if known.knows_path(path)), _UNKNOWN)
         by_path = dialect is not _UNKNOWN
-        judges = self._judges
+        judges, gate = self._judges, self._gate
+        judged = judges.judge_any(REQUEST_KINDS) or gate.guards
         forms = request_form.forms_of(
-            headers_of(self._scope),
-            by_path=by_path,
-            judged=judges.judge_any(REQUEST_KINDS),
-            judges_input=judges.judge_any(_INPUT),
+            headers_of(self._scope), by_path=by_path, judged=judged, judges_input=judges.judge_any(_INPUT)
         )
         asking: Asking | None = None
         changed: bytes | None = None
+        known: Parsed | None = None
         try:
             if forms and not certainly_bodiless(self._scope):
                 if not await self._read():
                     # The client has left. The part of its request that is there can't be judged.
                     return None
                 if self._too_large:
+                    dialect = self._by_headers(dialect)
                     asking = self._asking(dialect)
                     self._check_size(asking)
                 elif self._data and (readable := request_form.readable(forms, self._data, path, self._dialects)):
                     chosen = next((found for found in readable if found.form.operations is None), readable[0])
-                    dialect = chosen.dialect
-                    call = self._call(dialect, chosen.parsed.value)
+                    known = chosen.parsed
+                    dialect = bound(chosen.dialect, known.value)
+                    call = self._call(dialect, known.value)
                     asking = Asking(self._state, self._judges.of(call), call)
+                    for found in readable:
+                        self._check_tools(found.parsed, dialect)
                     changed = await self._judge_request(readable, asking, by_path)
+                    if changed is not None and gate.guards:
+                        for found in request_form.readable(forms, changed, path, self._dialects):
+                            self._check_tools(found.parsed, dialect)
         except UnreadableError as exc:
             # Where nobody judges requests, the app may make of it what it can.
-            if self._judges.judge_any(REQUEST_KINDS):
+            if judged:
+                dialect = self._by_headers(dialect)
                 asking = asking or self._asking(dialect)
                 fault = f"The request body can't be read: {exc}"
                 given = media_type(headers_of(self._scope))
@@ -152,9 +168,32 @@ class TextExchange:
                 return None
         except Stopped as stopped:
             assert asking is not None
-            await self._answer(dialect, asking).stop(stopped)
-            return None
-        return await self._run_app(app, self._answer(dialect, asking or self._asking(dialect)), changed)
+            if stopped.decision.decided_by == TOOL_POLICY and known is not None and not is_bound(dialect):
+                # Who calls a tool reads JSON-RPC, whatever else the request looks like.
+                dialect = MCP().bind(known.value)
+            changed = dialect.in_place_of_request(stopped.stop) if isinstance(dialect, Binding) else None
+            if changed is None:
+                await self._answer(dialect, asking).stop(stopped)
+                return None
+            self._state.decide(stopped.decision)
+        answer = self._answer(dialect, asking or self._asking(dialect))
+        if gate.may_list(self._scope, None if known is None else known.value, known=known is not None):
+            self._lists = ToolLists(
+                gate, dialect if is_bound(dialect) else MCP(), known is not None, answer.send, self._stop_app
+            )
+        return await self._run_app(app, answer, changed)
+
+    def _check_tools(self, parsed: Parsed, dialect: Dialect) -> None:
+        stopped = self._gate.check(parsed, dialect.name)
+        if stopped is not None:
+            raise stopped
+
+    def _by_headers(self, dialect: Dialect) -> Dialect:
+        """The dialect of a request whose body says nothing of it."""
+        if dialect is not _UNKNOWN:
+            return dialect
+        given = headers_of(self._scope)
+        return next((one for one in self._dialects if isinstance(one, Binding) and one.knows_headers(given)), dialect)
 
     def _asking(self, dialect: Dialect) -> Asking:
         """For a call of whose request nothing is known but its head."""
@@ -221,6 +260,9 @@ class TextExchange:
         verdict = asking.not_shown(judges, FailureKind.REQUEST_TOO_LARGE, fault)
         if verdict is not None:
             raise failed_with(verdict)
+        stopped = self._gate.check_size(self._messages, MAX_REQUEST_BYTES, asking.call.dialect)
+        if stopped is not None:
+            raise stopped
 
     async def _judge_request(self, readable: Sequence[Readable], asking: Asking, by_path: bool) -> bytes | None:
         """Judge the text of the request. Returns the body in which it is changed; None: it is not."""
@@ -279,14 +321,14 @@ class TextExchange:
 
     async def _call_app(self, app: App, scope: Scope, answer: TextAnswer) -> Any:
         answer.tasks = self._inbound.tasks
-        return await app(scope, self._inbound.receive, answer.send)
+        return await app(scope, self._inbound.receive, answer.send if self._lists is None else self._lists.send)
 
     def _changes(self, answer: TextAnswer, changed: bytes | None) -> dict[str, Any]:
         """What is different in the scope of the app."""
         changes: dict[str, Any] = {}
         given = headers_of(self._scope)
         headers = given
-        if answer.may_judge:
+        if answer.may_judge or self._lists is not None:
             # What the app would answer to these could not be judged.
             if any(name.lower() in _RESHAPING for name, _ in headers):
                 headers = without_headers(headers, _RESHAPING)
