@@ -4,18 +4,22 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asgi_agents.guardrails import Block, Decision, Redact, Window
 from asgi_agents.guardrails.body import Body
 from asgi_agents.guardrails.dialect import Binding, Dialect, Stop
+from asgi_agents.guardrails.dialects.base import strings_in
 from asgi_agents.guardrails.dialects.known import BUILT_IN, of_answer, of_request, of_stream
 from asgi_agents.guardrails.dialects.mcp import MCP
 from asgi_agents.guardrails.framing import UnreadableError
 from asgi_agents.guardrails.judges import Judges
-from asgi_agents.guardrails.operations import Whole
+from asgi_agents.guardrails.operations import Passed, Text, Whole
 from asgi_agents.guardrails.sse import parse
 from asgi_agents.guardrails.stream import Stream
 from tests.guardrails.driving import EVERYTHING, LOCAL, Driver, passed
+from tests.support.examples import examples
 
 SSE = "text/event-stream"
 CALL = {"name": "send", "arguments": {"to": "a", "id": "b", "more": [{"note": "c"}]}}
@@ -240,6 +244,10 @@ def test_a_server_that_waits_for_an_answer_gets_an_error_in_its_place() -> None:
     for value in values:
         assert MCP().bind(value).in_place_of_request(Stop("why")) is None
     assert MCP().in_place_of_request(Stop("why")) is None
+    batch: Any = [told("x", {}), answered({}, 4)]
+    given = MCP().bind(batch).in_place_of_request(Stop("why"))
+    assert given is not None
+    assert [error["id"] for error in json.loads(given)] == [4]
 
 
 def test_a_stream_takes_the_dialect_that_is_bound_to_its_call() -> None:
@@ -383,6 +391,45 @@ def test_text_and_structured_content_leave_the_same() -> None:
     assert body.data is not None
     after = json.loads(body.data)["result"]
     assert after["content"][0]["text"] == after["structuredContent"]["result"] == "to [0]"
+
+
+_STRINGS = st.sampled_from(["x", "two words", "tools/call", "tool_use", "tool_result", "2.0", "a@example.com", ""])
+_KEYS = st.sampled_from(
+    [
+        *("id", "name", "params", "result", "content", "messages", "tools", "arguments", "input", "type", "role"),
+        *("structuredContent", "action", "error", "message", "ref", "argument", "required", "_meta", "other"),
+    ]
+)
+_VALUES: Any = st.recursive(
+    _STRINGS | st.integers(0, 3) | st.none(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner)
+)
+_METHODS = st.sampled_from(["tools/call", "tools/list", "prompts/get", "sampling/createMessage", "other/one", "say it"])
+
+
+@settings(max_examples=examples(150))
+@given(
+    st.dictionaries(_KEYS, _VALUES),
+    st.none() | _METHODS,
+    st.sampled_from([None, "tools/call", "tools/list", "other/one"]),
+)
+def test_no_string_is_left_out_that_is_no_name(members: Any, method: str | None, asked_for: str | None) -> None:
+    message: Any = {**members, "jsonrpc": "2.0", "id": 1}
+    if method is not None:
+        message["method"] = method
+    dialect = MCP() if asked_for is None else MCP().bind(asked(asked_for))
+    reader = dialect.reader(SSE)
+    for read in (dialect.request, dialect.answer, lambda value: reader.read(parse(event(value)), value)):
+        try:
+            operations: Any = read(message)
+        except UnreadableError:
+            continue
+        judged = {operation.path for operation in operations if isinstance(operation, Whole | Text)}
+        passed_ = {operation.path for operation in operations if isinstance(operation, Passed)}
+        found = {path: text for path, text in strings_in(message, (), skip=frozenset()) if text}
+        assert found.keys() <= judged | passed_
+        for path in passed_ & found.keys():
+            assert " " not in found[path]
+            assert "@" not in found[path]
 
 
 def test_names_that_clients_call_by_stay() -> None:

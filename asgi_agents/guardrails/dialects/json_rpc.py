@@ -43,13 +43,11 @@ class AskedBody(Struct, frozen=True):
     :ivar requests: those with an id, by it.
     :ivar batch: whether the body is an array.
     :ivar answered: the ids of answers in it, to what the server has asked.
-    :ivar other: whether there is anything else in it, such as notifications.
     """
 
     requests: Mapping[Id, Asked]
     batch: bool = False
     answered: tuple[JSON, ...] = ()
-    other: bool = False
 
 
 def id_of(value: JSON) -> Id:
@@ -92,20 +90,17 @@ def asking_of(value: JSON) -> AskedBody:
     """What a body asks. What is no message asks nothing."""
     requests: dict[Id, Asked] = {}
     answered: list[JSON] = []
-    other = False
     for _, message in messages_in(value):
         if not isinstance(message, dict) or "id" not in message or isinstance(message["id"], dict | list):
-            other = True
-        elif isinstance(method := message.get("method"), str):
+            continue
+        if isinstance(method := message.get("method"), str):
             params = message.get("params")
             tool = params.get("name") if isinstance(params, dict) else None
             asked = Asked(message["id"], method, tool if isinstance(tool, str) else None)
             requests[id_of(message["id"])] = asked
         elif "method" not in message and ("result" in message or "error" in message):
             answered.append(message["id"])
-        else:
-            other = True
-    return AskedBody(requests, isinstance(value, list), tuple(answered), other)
+    return AskedBody(requests, isinstance(value, list), tuple(answered))
 
 
 def error(request_id: JSON, stop: Stop) -> Mapped:
@@ -138,7 +133,7 @@ def in_place_of(asking: AskedBody, stop: Stop) -> bytes | None:
 
     It waits for answers to what it has asked, and would wait for ever.
     """
-    if asking.requests or asking.other or not asking.answered:
+    if asking.requests or not asking.answered:
         return None
     errors: list[JSON] = [error(answered, stop) for answered in asking.answered]
     return to_json(errors if asking.batch else errors[0])
