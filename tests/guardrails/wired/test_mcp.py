@@ -10,6 +10,9 @@ import pytest
 from asgi_agents import AgentConfig, AgentMiddleware, AgentRoute, AuditRecord, FailureMode, protect
 from asgi_agents.errors import ConfigurationError
 from asgi_agents.guardrails import Decision, Guardrail, TextGuardrail, ToolPolicy, ToolRule, Window
+from asgi_agents.guardrails.dialect import Stop, StopReply
+from asgi_agents.guardrails.dialects.pointers import Pointers
+from asgi_agents.guardrails.json_text import JSON
 from tests.guardrails.test_mcp import CALL, answered, asked, event, result, told
 from tests.guardrails.wired.exchanging import (
     ENTITY,
@@ -27,7 +30,7 @@ from tests.support.asgi import Client
 
 pytestmark = pytest.mark.anyio
 
-JSON = "application/json"
+AS_JSON = "application/json"
 BOTH = [(b"accept", b"application/json, text/event-stream")]
 
 
@@ -46,7 +49,7 @@ def events_of(client: Client) -> list[Any]:
 
 async def test_arguments_and_results_are_judged_by_their_kinds() -> None:
     for on, sent, received in (("tool_call", ENTITY, "[0]"), ("tool_result", "[0]", ENTITY)):
-        app = Sending([json.dumps(result(ENTITY)).encode()], JSON)
+        app = Sending([json.dumps(result(ENTITY)).encode()], AS_JSON)
         client = await one(app, Finder(), {on}).call(post(calling(ENTITY)))
         assert json.loads(client.body) == result(sent)
         assert json.loads(app.body) == calling(received)
@@ -61,7 +64,7 @@ async def test_the_same_in_a_stream() -> None:
 
 async def test_who_calls_which_tool_is_known() -> None:
     agent = Finder()
-    guarded = one(Sending([b"{}"], JSON), agent, when=lambda call: call.dialect == "mcp" and "send" in call.tools)
+    guarded = one(Sending([b"{}"], AS_JSON), agent, when=lambda call: call.dialect == "mcp" and "send" in call.tools)
     await guarded.call(post(calling(ENTITY)))
     assert [window.text for window in agent.windows] == [ENTITY]
     await guarded.call(post(calling(ENTITY, "other")))
@@ -78,7 +81,7 @@ class Failing(TextGuardrail):
 async def test_a_stop_is_an_error_with_the_id_of_the_request(at: str, status: int) -> None:
     agent: TextGuardrail = Finder(blocking("bad", reason="why")) if status == 200 else Failing()
     bad = result("bad", "c-1")
-    app = Sending([event(bad)]) if at == "stream" else Sending([json.dumps(bad).encode()], JSON)
+    app = Sending([event(bad)]) if at == "stream" else Sending([json.dumps(bad).encode()], AS_JSON)
     on = {"tool_call"} if at == "request" else {"tool_result"}
     guarded = one(app, agent, on)
     client = await guarded.call(post({**calling("bad"), "id": "c-1"}))
@@ -98,7 +101,7 @@ async def test_notifications_are_accepted_whatever_becomes_of_them() -> None:
 
 
 async def test_a_server_gets_an_error_in_place_of_a_blocked_answer() -> None:
-    app = Sending([], JSON, status=202)
+    app = Sending([], AS_JSON, status=202)
     guarded = one(app, Finder(blocking("bad", reason="why")))
     client = await guarded.call(
         post(answered({"role": "assistant", "content": {"type": "text", "text": "bad"}}, "s-1"))
@@ -116,7 +119,7 @@ async def test_a_server_gets_an_error_in_place_of_a_blocked_answer() -> None:
 )
 async def test_a_malformed_request_is_the_clients_error(body: bytes, code: int | None) -> None:
     for mode in (FailureMode.OPEN, FailureMode.CLOSED):
-        app = Sending([b"{}"], JSON)
+        app = Sending([b"{}"], AS_JSON)
         guarded = one(app, Finder(), failure_mode=mode)
         client = await guarded.call(asking("/mcp", body, headers=BOTH))
         if code is None:
@@ -189,7 +192,7 @@ DELETING = calling("x", "delete_user")
 
 
 async def test_a_denied_call_never_reaches_the_app() -> None:
-    app = Sending([b"{}"], JSON)
+    app = Sending([b"{}"], AS_JSON)
     middleware, records = policed(app, ToolPolicy(deny=["delete_*"]))
     client = await sent(middleware, post(DELETING))
     assert client.status == 200
@@ -215,28 +218,28 @@ async def test_a_denied_call_never_reaches_the_app() -> None:
 @pytest.mark.parametrize(
     ("body", "media_type"),
     [
-        (json.dumps(DELETING), JSON),
+        (json.dumps(DELETING), AS_JSON),
         (json.dumps(DELETING), None),
         (json.dumps(DELETING), "text/plain"),
         (json.dumps(DELETING), "application/octet-stream"),
         (json.dumps(DELETING), "application/x-www-form-urlencoded"),
-        (json.dumps(DELETING).replace("delete", "\\u0064elete"), JSON),
-        (json.dumps(DELETING).replace("tools/call", "tools\\/call"), JSON),
-        (json.dumps(DELETING).replace('"jsonrpc": "2.0", ', ""), JSON),
-        (json.dumps({**DELETING, "choices": [{"delta": {}}], "messages": []}), JSON),
-        (json.dumps([calling("x", "get"), DELETING]), JSON),
+        (json.dumps(DELETING).replace("delete", "\\u0064elete"), AS_JSON),
+        (json.dumps(DELETING).replace("tools/call", "tools\\/call"), AS_JSON),
+        (json.dumps(DELETING).replace('"jsonrpc": "2.0", ', ""), AS_JSON),
+        (json.dumps({**DELETING, "choices": [{"delta": {}}], "messages": []}), AS_JSON),
+        (json.dumps([calling("x", "get"), DELETING]), AS_JSON),
         # What one reader takes for another call than the next one does.
-        (json.dumps(DELETING).replace('"name"', '"name": "get", "name"'), JSON),
-        (json.dumps(calling("x", "get")).replace('"name"', '"name": "delete_user", "name"'), JSON),
-        (json.dumps(asked("ping")).replace('"method"', '"method": "tools/call", "method"'), JSON),
-        ("\ufeff" + json.dumps(DELETING), JSON),
-        (json.dumps(DELETING).encode("utf-16"), JSON),
+        (json.dumps(DELETING).replace('"name"', '"name": "get", "name"'), AS_JSON),
+        (json.dumps(calling("x", "get")).replace('"name"', '"name": "delete_user", "name"'), AS_JSON),
+        (json.dumps(asked("ping")).replace('"method"', '"method": "tools/call", "method"'), AS_JSON),
+        ("\ufeff" + json.dumps(DELETING), AS_JSON),
+        (json.dumps(DELETING).encode("utf-16"), AS_JSON),
         (json.dumps(DELETING).encode("utf-16-le"), "application/octet-stream"),
-        ('{"a": ' * 300 + json.dumps(DELETING) + "}" * 300, JSON),
+        ('{"a": ' * 300 + json.dumps(DELETING) + "}" * 300, AS_JSON),
     ],
 )
 async def test_no_spelling_gets_past_a_policy(body: str | bytes, media_type: str | None) -> None:
-    app = Sending([b"{}"], JSON)
+    app = Sending([b"{}"], AS_JSON)
     middleware, _ = policed(app, ToolPolicy(deny=["delete_*"]))
     data = body.encode() if isinstance(body, str) else body
     client = await sent(middleware, asking("/mcp", data, media_type))
@@ -246,7 +249,7 @@ async def test_no_spelling_gets_past_a_policy(body: str | bytes, media_type: str
 
 
 async def test_an_encoded_body_is_refused_and_so_is_one_that_is_too_large() -> None:
-    app = Sending([b"{}"], JSON)
+    app = Sending([b"{}"], AS_JSON)
     middleware, _ = policed(app, ToolPolicy(deny=["delete_*"]))
     client = await sent(middleware, asking("/mcp", b"x", headers=[(b"content-encoding", b"gzip")]))
     assert (client.status, app.calls) == (400, 0)
@@ -259,7 +262,7 @@ async def test_an_encoded_body_is_refused_and_so_is_one_that_is_too_large() -> N
 
 
 async def test_a_batch_with_a_denied_call_is_refused_with_an_answer_to_each_request() -> None:
-    app = Sending([b"{}"], JSON)
+    app = Sending([b"{}"], AS_JSON)
     middleware, _ = policed(app, ToolPolicy(deny=["delete_*"]))
     batch = [{**calling("x", "get"), "id": 1}, told("notifications/x", {}), {**DELETING, "id": "2"}]
     client = await sent(middleware, post(batch))
@@ -277,7 +280,7 @@ async def test_a_denied_notification_is_dropped() -> None:
 
 
 async def test_arguments_are_checked_as_the_app_will_read_them(caplog: pytest.LogCaptureFixture) -> None:
-    app = Sending([b"{}"], JSON)
+    app = Sending([b"{}"], AS_JSON)
     seen: list[Any] = []
 
     def when(arguments: Any) -> bool:
@@ -318,7 +321,7 @@ async def test_denied_tools_are_left_out_of_lists(form: str) -> None:
     if form in ("json", "no type"):
         app = Sending(
             [json.dumps(LIST).encode()[:40], json.dumps(LIST).encode()[40:]],
-            JSON if form == "json" else None,
+            AS_JSON if form == "json" else None,
             length=True,
         )
     else:
@@ -342,7 +345,7 @@ async def test_denied_tools_are_left_out_of_lists(form: str) -> None:
 async def test_what_is_hidden_is_not_judged_and_the_rest_is() -> None:
     agent = Finder()
     guarded = Guarded(
-        Sending([json.dumps(LIST).encode()], JSON),
+        Sending([json.dumps(LIST).encode()], AS_JSON),
         [AgentConfig("g", agent)],
         [Guardrail("g", on={"output"}), ToolPolicy(deny=["delete_*"])],
     )
@@ -353,7 +356,7 @@ async def test_what_is_hidden_is_not_judged_and_the_rest_is() -> None:
 
 async def test_a_list_that_nobody_changes_leaves_as_it_came() -> None:
     data = json.dumps(LIST, indent=3).encode()
-    middleware, _ = policed(Sending([data], JSON, length=True), ToolPolicy(deny=["other"]))
+    middleware, _ = policed(Sending([data], AS_JSON, length=True), ToolPolicy(deny=["other"]))
     client = await sent(middleware, post(asked("tools/list")))
     assert client.body == data
     pieces = [b": ping\r\n\r\n", event(LIST), b"data: no json\n\n", b"data: half"]
@@ -366,8 +369,8 @@ async def test_a_list_that_nobody_changes_leaves_as_it_came() -> None:
 async def test_a_list_that_can_not_be_read_is_an_error(fault: str) -> None:
     twice = json.dumps(LIST).replace('"tools"', '"tools": [], "tools"').encode()
     app = {
-        "encoded": Sending([b"x"], JSON, headers=[(b"content-encoding", b"gzip")]),
-        "twice": Sending([twice], JSON),
+        "encoded": Sending([b"x"], AS_JSON, headers=[(b"content-encoding", b"gzip")]),
+        "twice": Sending([twice], AS_JSON),
         "twice in events": Sending([b"data: " + twice + b"\n\n", event(LIST)]),
     }[fault]
     middleware, _ = policed(app, ToolPolicy(deny=["delete_*"]))
@@ -381,14 +384,14 @@ async def test_a_list_that_can_not_be_read_is_an_error(fault: str) -> None:
 
 async def test_other_answers_are_not_held() -> None:
     big = b'{"tools": [' + b" " * 100
-    app = Sending([big], JSON)
+    app = Sending([big], AS_JSON)
     middleware, _ = policed(app, ToolPolicy(deny=["delete_*"]))
     client = await sent(middleware, Client("GET", "/other", headers=[(b"accept", b"*/*")]))
     assert client.body == big
 
 
 async def test_a_policy_is_a_routes_own() -> None:
-    app = Sending([b"{}"], JSON)
+    app = Sending([b"{}"], AS_JSON)
     routes = [AgentRoute("/mcp", agents=[], guardrails=[ToolPolicy(deny=["delete_*"])])]
     middleware = AgentMiddleware(app, routes=routes)
     await sent(middleware, post(DELETING))
@@ -405,3 +408,36 @@ async def test_a_policy_needs_no_agents_and_guardrails_do() -> None:
         protect(Starlette(), guardrails=[])
     with pytest.raises(ConfigurationError, match=r"expected a list: \[ToolPolicy"):
         AgentMiddleware(Starlette(), guardrails=ToolPolicy(deny=["x"]))  # type: ignore[arg-type]
+
+
+class Numbered(Pointers):
+    """A user's own dialect, which answers with the number of the request."""
+
+    def __init__(self, number: JSON = None) -> None:
+        super().__init__("/numbered", name="numbered")
+        self.number = number
+
+    @property
+    def is_bound(self) -> bool:
+        return self.number is not None
+
+    def bind(self, value: JSON) -> "Numbered":
+        return Numbered(value.get("number") if isinstance(value, dict) else None)
+
+    def knows_headers(self, headers: Any) -> bool:
+        return False
+
+    def in_place_of_request(self, stop: Stop) -> bytes | None:
+        return None
+
+    def reply(self, stop: Stop) -> StopReply:
+        return StopReply(stop.status, AS_JSON, json.dumps({"number": self.number, "error": stop.message}).encode())
+
+
+async def test_a_dialect_of_ones_own_may_be_bound_to_its_request() -> None:
+    for on, calls in (("input", 0), ("output", 1)):
+        app = Sending([b'{"text": "bad"}'], AS_JSON)
+        guarded = one(app, Finder(blocking("bad", reason="why")), {on}, dialects=[Numbered()])
+        client = await guarded.call(asking("/numbered", b'{"number": 7, "text": "bad"}'))
+        assert (client.status, json.loads(client.body)) == (400, {"number": 7, "error": "why"})
+        assert app.calls == calls
