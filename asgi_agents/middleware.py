@@ -21,7 +21,7 @@ from .exchange.context import STATE_KEY, state_of
 from .exchange.plan import HeadPlan
 from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
 from .exchange.state import ExchangeState
-from .guardrails import Guardrail
+from .guardrails import Guardrail, ToolPolicy
 from .guardrails.guardrail import checked_guardrails
 from .manager import AgentManager, registry_of, require_manager
 from .messages.naming import named
@@ -60,7 +60,8 @@ class AgentMiddleware:
         the app's is passed over where the app's router runs another (:mod:`asgi_agents.routing.resolver`). None: all
         agents are asked about every path, in the order given.
     :param default_agents: the agents of connections that no route matches. None: no agents, if there are routes.
-    :param guardrails: whose agents judge the text of requests and answers, on all routes that have none of their own.
+    :param guardrails: whose agents judge the text of requests and answers, on all routes that have none of their own,
+        and policies for tools, which need no agents.
     :param dialects: the ways in which apps and clients write calls and answers, which are tried in this order: users'
         own before the built-in ones, which are always there. None: the built-in ones.
     :param challenge_renderer: makes a response of a ``challenge`` answer, instead of 401 with ``www-authenticate`` for
@@ -105,7 +106,7 @@ class AgentMiddleware:
         manager: AgentManager | None = None,
         routes: Sequence[AgentRoute] | None = None,
         default_agents: Iterable[AgentReference] | None = None,
-        guardrails: Iterable[Guardrail] = (),
+        guardrails: Iterable[Guardrail | ToolPolicy] = (),
         dialects: "Sequence[Dialect] | None" = None,
         challenge_renderer: ChallengeRenderer | None = None,
         render_error: ErrorRenderer | None = None,
@@ -121,7 +122,8 @@ class AgentMiddleware:
         debug: bool = False,
     ) -> None:
         _check_call(app, others)
-        if agents is None and manager is None:
+        of_all_routes = checked_guardrails("AgentMiddleware: guardrails", guardrails)
+        if agents is None and manager is None and not _has_policy(of_all_routes, routes):
             raise ConfigurationError("AgentMiddleware: no agents, expected agents=[AgentConfig(...)] or manager=...")
         if agents is not None and manager is not None:
             raise ConfigurationError("AgentMiddleware: both agents and manager are given, expected one of them")
@@ -134,7 +136,7 @@ class AgentMiddleware:
             manager = AgentManager(
                 agents or (), tracer_provider=tracer_provider, meter_provider=meter_provider, debug=debug
             )
-            if not manager.agent_ids:
+            if agents is not None and not manager.agent_ids:
                 logger.warning("AgentMiddleware: agents=[]: no agent is ever asked; expected [AgentConfig(...)]")
         elif tracer_provider is not None or meter_provider is not None:
             raise ConfigurationError("AgentMiddleware: a provider beside manager, expected it to be given to that")
@@ -163,7 +165,7 @@ class AgentMiddleware:
             routes,
             default_agents,
             owns_agents=agents is not None,
-            guardrails=checked_guardrails("AgentMiddleware: guardrails", guardrails),
+            guardrails=of_all_routes,
         )
         self._guardrails: TextGuardrails | None = None
         if self._finder.has_guardrails or dialects is not None:
@@ -389,6 +391,13 @@ def _checked_alias(name: object) -> str | None:
             f"AgentMiddleware: state_key={name!r}, expected an identifier such as 'agents', or None for no second name"
         )
     return name
+
+
+def _has_policy(guardrails: Iterable[Guardrail | ToolPolicy], routes: object) -> bool:
+    """Whether there is a tool policy, which needs no agent."""
+    known = routes if isinstance(routes, list | tuple) else ()
+    of_routes = [route.guardrails or () for route in known if isinstance(route, AgentRoute)]
+    return any(isinstance(one, ToolPolicy) for those in (guardrails, *of_routes) for one in those)
 
 
 def _checked_grace(seconds: object) -> float:

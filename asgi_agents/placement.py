@@ -17,7 +17,7 @@ from .config import AgentConfig
 from .errors import ConfigurationError
 from .evaluation.route_agent import AgentReference
 from .exchange import ChallengeRenderer, ErrorRenderer
-from .guardrails import Guardrail
+from .guardrails import Guardrail, ToolPolicy
 from .manager import AgentManager
 from .messages.naming import kind_of
 from .middleware import AgentMiddleware
@@ -40,7 +40,7 @@ def protect(
     manager: AgentManager | None = None,
     routes: Sequence[AgentRoute] | None = None,
     default_agents: Iterable[AgentReference] | None = None,
-    guardrails: Iterable[Guardrail] = (),
+    guardrails: Iterable[Guardrail | ToolPolicy] = (),
     dialects: "Sequence[Dialect] | None" = None,
     challenge_renderer: ChallengeRenderer | None = None,
     render_error: ErrorRenderer | None = None,

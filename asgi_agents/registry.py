@@ -22,7 +22,7 @@ from .evaluation.route_agent import AgentReference, RouteAgent
 from .evaluation.stages import find_cycle
 from .evaluation.text_judges import RouteJudges, check_guardrail, judge_of
 from .guard import Guard
-from .guardrails import Guardrail
+from .guardrails import Guardrail, ToolPolicy
 from .lifecycle import Lifecycle, try_to_configure
 from .messages.naming import named
 from .observability.instruments import Metered
@@ -37,7 +37,7 @@ from .transports.base import ConfigUpdateCallback, MetricsCallback
 logger: Final = logging.getLogger("asgi_agents")
 
 # What a route is resolved from.
-_Resolved = tuple[tuple[AgentReference, ...] | None, str | None, bool, tuple[Guardrail, ...]]
+_Resolved = tuple[tuple[AgentReference, ...] | None, str | None, bool, tuple[Guardrail | ToolPolicy, ...]]
 
 
 class AgentRegistry:
@@ -129,7 +129,7 @@ class AgentRegistry:
         *,
         route: str | None = None,
         missing_ok: bool = False,
-        guardrails: tuple[Guardrail, ...] = (),
+        guardrails: tuple[Guardrail | ToolPolicy, ...] = (),
     ) -> ResolvedRoute:
         """Resolve ``agents`` and ``guardrails``, those of ``route``; ``missing_ok`` leaves out removed agents.
 
@@ -166,12 +166,20 @@ class AgentRegistry:
         return agents
 
     def _route_judges(
-        self, guardrails: Sequence[Guardrail], agents: Sequence[RouteAgent], route: str | None, missing_ok: bool
+        self,
+        guardrails: Sequence[Guardrail | ToolPolicy],
+        agents: Sequence[RouteAgent],
+        route: str | None,
+        missing_ok: bool,
     ) -> RouteJudges | None:
         """The guardrails in the failure modes that the route gives their agents, or in those of the agents."""
         by_id = {agent.guard.config.id: agent for agent in agents}
         judges = []
+        policies = []
         for guardrail in guardrails:
+            if isinstance(guardrail, ToolPolicy):
+                policies.append(guardrail)
+                continue
             agent = by_id.get(guardrail.agent_id)
             if agent is None:
                 if missing_ok and guardrail.agent_id not in self._guards:
@@ -179,7 +187,7 @@ class AgentRegistry:
                 guard = self.guard(guardrail.agent_id)
                 agent = RouteAgent(guard, guard.config.fails, route)
             judges.append(judge_of(guardrail, agent))
-        return RouteJudges(judges) if judges else None
+        return RouteJudges(judges, policies) if judges or policies else None
 
     def _retire_resolved_routes(self) -> None:
         with self._lock:

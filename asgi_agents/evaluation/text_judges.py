@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ..advice import warn_of_hold
 from ..errors import ConfigurationError
 from ..guard import Guard
-from ..guardrails import Call, Guardrail, TextGuardrail
+from ..guardrails import Call, Guardrail, TextGuardrail, ToolPolicy
 from ..guardrails.judges import Judge, Judges
 from ..guardrails.slots import Kind
 from ..guardrails.windows import WindowLimits
@@ -48,12 +48,16 @@ class RouteJudge(Judge, frozen=True, kw_only=True):
 
 
 class RouteJudges:
-    """The guardrails of a route, in their order."""
+    """The guardrails of a route, in their order.
 
-    __slots__ = ("_always", "_judges", "agents", "complaints")
+    :param policies: which tools may be called.
+    """
 
-    def __init__(self, judges: Sequence[RouteJudge]) -> None:
+    __slots__ = ("_always", "_judges", "agents", "complaints", "policies")
+
+    def __init__(self, judges: Sequence[RouteJudge], policies: Sequence[ToolPolicy] = ()) -> None:
         self._judges = judges
+        self.policies = tuple(policies)
         #: Lets lines of the log through about what could not be judged.
         self.complaints = Throttle()
         #: The agents behind them.

@@ -7,13 +7,15 @@ They stand nearest to the app. The agents of the route see requests before them,
     TextExchange.run     reads and judges the request, and runs the app
       ├─> TextRequest    reads it; RequestText has its text judged
       ├─> Asking         asks the agents: evaluation.text_judges says which
+      ├─> ToolGate       denies calls of tools by the policies of the route
       ├─> TextAnswer     the app's `send`: holds an answer until it was judged, or streams what may leave
       ├─> Overlap        before that `send`, where a request is judged while the app runs
-      └─> ShadowText     before both: copies for shadow agents
+      ├─> ShadowText     before both: copies for shadow agents
+      └─> ToolLists      before all of them, where tools may be listed: leaves out those that can't be called
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -24,13 +26,15 @@ from starlette.types import Message, Receive, Scope, Send
 from ..errors import caused_by_closing
 from ..evaluation.text_judges import JudgeSet
 from ..failures import FailureKind
-from ..guardrails.body import Body
-from ..guardrails.dialect import Dialect, Stop
+from ..guardrails.body import Body, Parsed
+from ..guardrails.dialect import Binding, Dialect, Stop, bound, is_bound
 from ..guardrails.dialects.known import checked_dialects
+from ..guardrails.dialects.mcp import MCP
 from ..guardrails.dialects.unknown import Events
 from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import JSON
 from ..guardrails.slots import Call, Kind
+from ..guardrails.tool_policy import TOOL_POLICY
 from . import request_form
 from .headers import media_type, with_length, without_body_claims, without_headers
 from .inbound import Inbound
@@ -44,6 +48,8 @@ from .state import ExchangeState
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped, failed_with
 from .text_request import MAX_REQUEST_BYTES, RequestText, TextRequest
+from .tool_gate import ToolGate
+from .tool_lists import ToolLists
 
 _INPUT: Final[frozenset[Kind]] = frozenset({"input"})
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
@@ -109,43 +115,55 @@ class TextExchange:
         self._shadows: ShadowText | None = None
         self._disconnected = False
         self._made_answer: TextAnswer | None = None
+        self._gate = ToolGate(self._judges, state)
+        # Where the answer may be a list of tools.
+        self._lists: Callable[..., ToolLists] | None = None
 
     async def run(self, app: App) -> Any:
         """The whole exchange. Returns what the app returns."""
         path = self._scope["path"]
         dialect: Dialect = next((known for known in self._dialects if known.knows_path(path)), _UNKNOWN)
         by_path = dialect is not _UNKNOWN
-        request = self._request
+        request, judges, gate = self._request, self._judges, self._gate
+        judged = judges.judge_any(REQUEST_KINDS) or gate.guards
         forms = request_form.forms_of(
-            headers_of(self._scope),
-            by_path=by_path,
-            judged=self._judges.judge_any(REQUEST_KINDS),
-            judges_input=self._judges.judge_any(_INPUT),
+            headers_of(self._scope), by_path=by_path, judged=judged, judges_input=judges.judge_any(_INPUT)
         )
         asking: Asking | None = None
         text: RequestText | None = None
         overlapping: Sequence[Body] = ()
+        known: Parsed | None = None
+        changed: bytes | None = None
         try:
             if forms and not certainly_bodiless(self._scope):
                 if not await request.read():
                     # The client has left. The part of its request that is there can't be judged.
                     return None
                 if request.too_large:
+                    dialect = self._by_headers(dialect)
                     asking = self._asking(dialect)
                     self._check_size(asking)
                 elif request.data and (readable := request_form.readable(forms, request.data, path, self._dialects)):
                     chosen = next((found for found in readable if found.form.operations is None), readable[0])
-                    dialect = chosen.dialect
-                    call = self._call(dialect, chosen.parsed.value)
+                    known = chosen.parsed
+                    dialect = bound(chosen.dialect, known.value)
+                    call = self._call(dialect, known.value)
                     asking = Asking(self._state, self._judges.of(call), call)
+                    for found in readable:
+                        self._check_tools(found.parsed, dialect)
                     text = RequestText(request.data, readable, by_path=by_path)
                     overlapping = await self._judge_request(text, asking)
+                    changed = text.changed
+                    if changed is not None and gate.guards:
+                        for found in request_form.readable(forms, changed, path, self._dialects):
+                            self._check_tools(found.parsed, dialect)
         except UnreadableError as exc:
             # Where nobody judges requests, the app may make of it what it can.
-            if self._judges.judge_any(REQUEST_KINDS):
+            if judged:
+                dialect = self._by_headers(dialect)
                 asking = asking or self._asking(dialect)
                 fault = self._fault(exc, forms)
-                if self._judges.judge_any(REQUEST_KINDS, enforced=True):
+                if gate.guards or judges.judge_any(REQUEST_KINDS, enforced=True):
                     asking.note_unreadable(asking.judges.on(REQUEST_KINDS), fault)
                     await self._answer(dialect, asking).refuse(Stop(fault, 400, malformed=True))
                     return None
@@ -153,8 +171,15 @@ class TextExchange:
                 text = None
         except Stopped as stopped:
             assert asking is not None
-            await self._answer(dialect, asking).stop(stopped)
-            return None
+            if stopped.decision.decided_by == TOOL_POLICY and known is not None and not is_bound(dialect):
+                # Who calls a tool reads JSON-RPC, whatever else the request looks like.
+                dialect = MCP().bind(known.value)
+            changed = dialect.in_place_of_request(stopped.stop) if isinstance(dialect, Binding) else None
+            if changed is None:
+                await self._answer(dialect, asking).stop(stopped)
+                return None
+            self._state.decide(stopped.decision)
+            text, overlapping = None, ()
         asking = asking or self._asking(dialect)
         answer = self._answer(dialect, asking)
         if overlapping:
@@ -162,7 +187,22 @@ class TextExchange:
         if asking.judges.shadows:
             bodies = None if text is None else partial(text.bodies, as_it_came=True)
             self._shadows = ShadowText(asking, partial(self._shadow_answer, dialect), bodies)
-        return await self._run_app(app, answer, None if text is None else text.changed)
+        if gate.may_list(self._scope, None if known is None else known.value, known=known is not None):
+            listed_in = dialect if is_bound(dialect) else MCP()
+            self._lists = partial(ToolLists, gate, listed_in, known is not None, on_stop=self._stop_app)
+        return await self._run_app(app, answer, changed)
+
+    def _check_tools(self, parsed: Parsed, dialect: Dialect) -> None:
+        stopped = self._gate.check(parsed, dialect.name)
+        if stopped is not None:
+            raise stopped
+
+    def _by_headers(self, dialect: Dialect) -> Dialect:
+        """The dialect of a request whose body says nothing of it."""
+        if dialect is not _UNKNOWN:
+            return dialect
+        given = headers_of(self._scope)
+        return next((one for one in self._dialects if isinstance(one, Binding) and one.knows_headers(given)), dialect)
 
     def _asking(self, dialect: Dialect) -> Asking:
         """For a call of whose request nothing is known but its head."""
@@ -224,6 +264,9 @@ class TextExchange:
         verdict = asking.not_shown(judges, FailureKind.REQUEST_TOO_LARGE, fault)
         if verdict is not None:
             raise failed_with(verdict)
+        stopped = self._gate.check_size(self._request.messages, MAX_REQUEST_BYTES, asking.call.dialect)
+        if stopped is not None:
+            raise stopped
 
     async def _judge_request(self, text: RequestText, asking: Asking) -> Sequence[Body]:
         """Judge the text of the request before the app runs. Returns what is to be judged beside it."""
@@ -282,6 +325,8 @@ class TextExchange:
             assert tasks is not None
             send = shadows.copying(send)
             shadows.begin(tasks)
+        if self._lists is not None:
+            send = self._lists(send=send).send
         if overlap is not None:
             assert tasks is not None
             result = await overlap.run(partial(app, scope, self._inbound.receive, send), tasks)
@@ -296,7 +341,8 @@ class TextExchange:
         changes: dict[str, Any] = {}
         given = headers_of(self._scope)
         headers = given
-        if answer.may_judge or (self._shadows is not None and self._shadows.judge_answers):
+        judged = answer.may_judge or (self._shadows is not None and self._shadows.judge_answers)
+        if judged or self._lists is not None:
             # What the app would answer to these could not be judged.
             if any(name.lower() in _RESHAPING for name, _ in headers):
                 headers = without_headers(headers, _RESHAPING)

@@ -13,7 +13,7 @@ from ..errors import ResponseAborted
 from ..evaluation.text_judges import JudgeSet
 from ..failures import FailureKind
 from ..guardrails.body import Body, Parsed
-from ..guardrails.dialect import Dialect, Stop
+from ..guardrails.dialect import Dialect, Stop, is_bound
 from ..guardrails.dialects.known import has_units, is_general, is_ours, of_answer, of_stream
 from ..guardrails.dialects.pointers import Pointers
 from ..guardrails.dialects.unknown import PlainText
@@ -161,7 +161,7 @@ class TextAnswer:
 
     def _reply(self, stopped: Stopped) -> tuple[int, RawHeaders, bytes]:
         dialect = self._called
-        if self._streamed is not None and self._streamed.stream.dialect is not None:
+        if self._streamed is not None and self._streamed.stream.dialect is not None and not is_bound(dialect):
             dialect = self._streamed.stream.dialect
         if is_general(dialect) or type(dialect) is Pointers:
             # No client has terms of its own for it.

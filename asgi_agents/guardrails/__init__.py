@@ -28,7 +28,11 @@ What a driver does with a :class:`~asgi_agents.guardrails.stream.Stream`::
 An agent that fails is the driver's decision: ``stream.fail(stop)`` ends the stream as failed, and
 ``stream.verdict(inspection, (), now)`` goes on without it. Verdicts of windows that have become ``stale`` meanwhile
 are ignored. While nothing has left (``stream.started``) a whole answer can take the stream's place:
-``dialect.reply(stop)``.
+``dialect.reply(stop)``. A dialect may be bound to its request, to answer that
+(:class:`~asgi_agents.guardrails.dialect.Binding`).
+
+Beside all that, :mod:`~asgi_agents.guardrails.tool_policy` says which tools of an MCP server may be called, and
+:mod:`~asgi_agents.guardrails.tool_listing` leaves the others out of its lists.
 
 :func:`~asgi_agents.guardrails.dialects.known.of_request`, ``of_answer`` and ``of_stream`` choose dialects.
 :func:`~asgi_agents.guardrails.verdicts.decisions_of` turns the answer of an agent that knows no windows into decisions.
@@ -39,14 +43,16 @@ from typing import TYPE_CHECKING
 from .guardrail import Guardrail
 from .slots import Block, Call, Decision, Flag, Kind, Redact, Slot, Window
 from .text_guardrail import TextGuardrail
+from .tool_policy import ToolPolicy, ToolRule
 
 if TYPE_CHECKING:
-    from .dialect import Dialect, Stop, StopReply
+    from .dialect import Binding, Dialect, Stop, StopReply
     from .dialects.pointers import Pointers
     from .dialects.unknown import Lines
 else:
     # What only some need is imported when it is asked for (PEP 562).
     _LAZY = {
+        "Binding": "dialect",
         "Dialect": "dialect",
         "Lines": "dialects.unknown",
         "Pointers": "dialects.pointers",
@@ -67,6 +73,7 @@ else:
 
 
 __all__ = [
+    "Binding",
     "Block",
     "Call",
     "Decision",
@@ -81,5 +88,7 @@ __all__ = [
     "Stop",
     "StopReply",
     "TextGuardrail",
+    "ToolPolicy",
+    "ToolRule",
     "Window",
 ]

@@ -1,7 +1,7 @@
 """What a dialect is: a way in which apps and clients write calls, answers and streams."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -60,7 +60,10 @@ class Reader(Protocol):
 
 
 class Dialect(Protocol):
-    """A way in which apps and clients write calls, answers and streams."""
+    """A way in which apps and clients write calls, answers and streams.
+
+    One whose answers depend on the request has the methods of :class:`Binding` as well.
+    """
 
     @property
     def name(self) -> str: ...
@@ -106,3 +109,38 @@ class Dialect(Protocol):
     def reply(self, stop: Stop) -> StopReply:
         """The whole answer to a call that is stopped before anything has left."""
         ...
+
+
+@runtime_checkable
+class Binding(Protocol):
+    """What a dialect has beside the rest if its answers depend on the request.
+
+    Its ``reply``, and the ``ending`` of its readers, can name what was asked.
+    """
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is bound to one."""
+        ...
+
+    def bind(self, value: JSON) -> Dialect:
+        """The dialect for the call whose request is ``value``. It never raises."""
+        ...
+
+    def knows_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request with these headers, whose body can't be read, is most likely in this dialect."""
+        ...
+
+    def in_place_of_request(self, stop: Stop) -> bytes | None:
+        """The body that the app gets in place of a request that is stopped. None: the app is not called."""
+        ...
+
+
+def bound(dialect: Dialect, value: JSON) -> Dialect:
+    """``dialect`` for the call whose request is ``value``."""
+    return dialect.bind(value) if isinstance(dialect, Binding) else dialect
+
+
+def is_bound(dialect: Dialect) -> bool:
+    """Whether it knows the request, so that it can answer that whatever its answer is."""
+    return isinstance(dialect, Binding) and dialect.is_bound

@@ -9,6 +9,7 @@ from ..errors import ConfigurationError
 from ..messages.naming import named
 from ..protocol import TOKEN
 from .slots import KINDS, Call, Kind
+from .tool_policy import ToolPolicy
 from .verdicts import Action
 
 # Nobody waits longer for the next word. Who means milliseconds is told so.
@@ -104,15 +105,15 @@ class Guardrail:
         return self.when is None or bool(self.when(call))
 
 
-def checked_guardrails(where: str, given: object) -> tuple[Guardrail, ...]:
+def checked_guardrails(where: str, given: object) -> tuple[Guardrail | ToolPolicy, ...]:
     """``given`` as guardrails; ``where`` begins the message of the :class:`ConfigurationError` if they are none."""
-    if isinstance(given, Guardrail):
-        raise ConfigurationError(f"{where}={given!r:.80}, expected a list: [Guardrail(...)]")
+    if isinstance(given, Guardrail | ToolPolicy):
+        raise ConfigurationError(f"{where}={given!r:.80}, expected a list: [{type(given).__name__}(...)]")
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigurationError(f"{where}={named(given)}, expected a list of Guardrail(...)")
     guardrails = tuple(given)
     for guardrail in guardrails:
-        if not isinstance(guardrail, Guardrail):
+        if not isinstance(guardrail, Guardrail | ToolPolicy):
             right = f": Guardrail({guardrail!r}, on={{'output'}})" if isinstance(guardrail, str) else ""
             if isinstance(guardrail, tuple):
                 right = "; failure modes belong to the agents of an AgentRoute, or to an AgentConfig"

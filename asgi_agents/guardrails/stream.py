@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from .dialect import Dialect, Reader, Stop
+from .dialect import Dialect, Reader, Stop, is_bound
 from .framing import Beside, Unit, UnreadableError, decoded
 from .json_text import JSON, Loader, Path
 from .judges import Blocked, Finding, Inspection, JudgeFailure, Judges
@@ -305,7 +305,9 @@ class Stream:
     def _stop(self, stop: Stop, blocked: Blocked | None) -> None:
         if self.ending is not None:
             return
-        reader = self._reader or self._choose(self._dialects[-1])
+        # Where no event was in a dialect, the one that knows its request can end it best.
+        called = self._dialects[0]
+        reader = self._reader or self._choose(called if is_bound(called) else self._dialects[-1])
         last = reader.ending(stop)
         self.ending = Ending(stop, blocked, last is None)
         self._release.discard(self._now)

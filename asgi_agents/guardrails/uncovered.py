@@ -49,6 +49,11 @@ _COVERING: Final = frozenset((Text, Whole, Piece, Repeat))
 _MAX_NAMES: Final = 256
 
 
+def is_encoded(text: str) -> bool:
+    """Whether it is base64, such as an image."""
+    return _ENCODED.fullmatch(text) is not None
+
+
 def uncovered(
     value: JSON, operations: list[Operation], *, by_path: bool = False, kind: Kind = "input"
 ) -> list[Operation]:
@@ -63,7 +68,7 @@ def uncovered(
     covered = _covered(operations)
     found: list[Operation] = []
     for path, text in strings_in(value, (), skip=frozenset()):
-        if not text or path in covered or _ENCODED.fullmatch(text):
+        if not text or path in covered or is_encoded(text):
             continue
         last = path[-1] if path else ""
         if last in NAMES and _NAME.fullmatch(text):
@@ -166,7 +171,7 @@ class Uncovered:
 
     def _is_name(self, path: Path, text: str) -> bool:
         last = next((part for part in reversed(path) if isinstance(part, str)), "")
-        if _ENCODED.fullmatch(text):
+        if is_encoded(text):
             return True
         if last not in _NAMES or not _NAMING.fullmatch(text):
             return False

@@ -8,7 +8,7 @@ from ..errors import ConfigurationError, UnknownAgentError
 from ..evaluation.resolved_route import ResolvedRoute
 from ..evaluation.route_agent import AgentReference
 from ..evaluation.text_judges import check_guardrail
-from ..guardrails import Guardrail
+from ..guardrails import Guardrail, ToolPolicy
 from ..registry import AgentRegistry
 from .advice import check_agents, check_routes, check_text_guardrails
 from .app_chain import app_chain, attribute
@@ -36,7 +36,7 @@ class RouteFinder:
         default_agents: Iterable[AgentReference] | None,
         *,
         owns_agents: bool,
-        guardrails: tuple[Guardrail, ...] = (),
+        guardrails: tuple[Guardrail | ToolPolicy, ...] = (),
     ) -> None:
         self._registry = registry
         self._router = Router(routes, default_agents, _root_path_of(app), guardrails)
@@ -58,8 +58,8 @@ class RouteFinder:
         registry.list_routes(self._router.listings)
         #: Whether the method has a say as well as the path.
         self.goes_by_method = self._router.goes_by_method
-        #: Whether there are guardrails on any route.
-        self.has_guardrails = bool(self._router.guardrails)
+        #: Whether there are guardrails, or tool policies, on any route.
+        self.has_guardrails = self._router.has_guardrails
         #: By path; where the method or a root path has a say, by path, root path and method. The middleware looks here
         #: first, itself: a call of :meth:`find` for each request would cost more than all the rest of the look-up.
         self.known = PathCache()

@@ -11,7 +11,7 @@ from ..config import AgentConfig
 from ..errors import ConfigurationError
 from ..evaluation.resolved_route import RouteListing
 from ..evaluation.route_agent import AgentReference
-from ..guardrails import Guardrail
+from ..guardrails import Guardrail, ToolPolicy
 from ..guardrails.guardrail import checked_guardrails
 from ..messages.naming import named
 from ..policy import as_failure_mode
@@ -41,7 +41,7 @@ class AgentRoute:
         agents: Iterable[AgentReference],
         *,
         methods: Iterable[str] | None = None,
-        guardrails: Iterable[Guardrail] | None = None,
+        guardrails: Iterable[Guardrail | ToolPolicy] | None = None,
     ) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
             right = f": {'/' + path!r}" if isinstance(path, str) and "://" not in path else ""
@@ -62,7 +62,7 @@ class AgentRoute:
         #: What every path that matches begins with.
         self.prefix = path.partition("{")[0]
         self.agents = checked_references(f"AgentRoute({path!r}): agents", agents)
-        self.guardrails: tuple[Guardrail, ...] | None = None
+        self.guardrails: tuple[Guardrail | ToolPolicy, ...] | None = None
         if guardrails is not None:
             self.guardrails = checked_guardrails(f"AgentRoute({path!r}): guardrails", guardrails)
         self.methods: frozenset[str] | None = None
@@ -106,7 +106,7 @@ class Router:
         routes: Sequence[AgentRoute] | None,
         default_agents: Iterable[AgentReference] | None,
         root_path: str = "",
-        guardrails: tuple[Guardrail, ...] = (),
+        guardrails: tuple[Guardrail | ToolPolicy, ...] = (),
     ) -> None:
         self._guardrails = guardrails
         self._root_path = root_path
@@ -138,12 +138,20 @@ class Router:
 
     @property
     def guardrails(self) -> Sequence[Guardrail]:
-        """Every guardrail that there is anywhere."""
-        return tuple(
-            dict.fromkeys([*self._guardrails, *(one for route in self.routes or () for one in route.guardrails or ())])
-        )
+        """Every guardrail that there is anywhere, tool policies aside."""
+        return _judging(self._all)
 
-    def guardrails_of(self, route: AgentRoute | None) -> tuple[Guardrail, ...]:
+    @property
+    def has_guardrails(self) -> bool:
+        """Whether there are any, or tool policies, on any route."""
+        return bool(self._all)
+
+    @property
+    def _all(self) -> Sequence[Guardrail | ToolPolicy]:
+        of_routes = (one for route in self.routes or () for one in route.guardrails or ())
+        return tuple(dict.fromkeys([*self._guardrails, *of_routes]))
+
+    def guardrails_of(self, route: AgentRoute | None) -> tuple[Guardrail | ToolPolicy, ...]:
         """Those of a route; of no route, the middleware's."""
         return self._guardrails if route is None or route.guardrails is None else route.guardrails
 
@@ -155,11 +163,11 @@ class Router:
                 route.path,
                 None if route.methods is None else tuple(sorted(route.methods)),
                 route.agents,
-                self.guardrails_of(route),
+                _judging(self.guardrails_of(route)),
             )
             for route in self.routes or ()
         ]
-        return (*listed, RouteListing(None, None, self.default_agents, self.guardrails_of(None)))
+        return (*listed, RouteListing(None, None, self.default_agents, _judging(self._guardrails)))
 
     def agents_of(self, route: AgentRoute | None) -> tuple[tuple[AgentReference, ...] | None, str | None]:
         """The agents of a route (None: all there are), and its pattern. No route: the default agents, and None."""
@@ -226,6 +234,11 @@ def _listed(field: str, given: object) -> Iterable[object]:
     if not isinstance(given, Iterable):
         raise ConfigurationError(f"{field}={named(given)}, expected a list")
     return given
+
+
+def _judging(guardrails: Iterable[Guardrail | ToolPolicy]) -> tuple[Guardrail, ...]:
+    """Those that are no tool policies: they have agents."""
+    return tuple(one for one in guardrails if isinstance(one, Guardrail))
 
 
 def checked_references(field: str, given: object) -> tuple[AgentReference, ...]:

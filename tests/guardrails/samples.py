@@ -9,6 +9,7 @@ from asgi_agents.guardrails.dialect import Dialect
 from asgi_agents.guardrails.dialects.anthropic import Anthropic
 from asgi_agents.guardrails.dialects.chat import Chat
 from asgi_agents.guardrails.dialects.gemini import Gemini
+from asgi_agents.guardrails.dialects.mcp import MCP
 from asgi_agents.guardrails.dialects.ollama import Ollama
 from asgi_agents.guardrails.dialects.pointers import Pointers
 from asgi_agents.guardrails.dialects.responses import Responses
@@ -627,6 +628,55 @@ class PointersSample:
         return slots.done()
 
 
+class MCPSample:
+    """The answer to a call of a tool that says how far it is, and has the client's model asked."""
+
+    name = "mcp"
+    dialect: Dialect = MCP()
+    media_type = "text/event-stream"
+    texts = ("progress", "log", "system", "said", "json input", "result", "json data")
+
+    def stream(self, texts: Texts, cut: Cut) -> list[bytes]:
+        said = {"role": "user", "content": {"type": "text", "text": texts["said"]}}
+        use = {"type": "tool_use", "id": "t1", "name": "send", "input": json.loads(texts["json input"])}
+        sampling = {"messages": [said, {"role": "assistant", "content": [use]}], "systemPrompt": texts["system"]}
+        progress = {"progressToken": "p-1", "progress": 1, "total": 2, "message": texts["progress"]}
+        resource = {"uri": "file:///x", "mimeType": "text/plain", "text": texts["result"]}
+        content = [{"type": "text", "text": texts["result"]}, {"type": "resource", "resource": resource}]
+        result = {"content": content, "structuredContent": json.loads(texts["json data"]), "isError": False}
+        messages: list[Any] = [
+            {"method": "notifications/progress", "params": progress},
+            {"method": "notifications/message", "params": {"level": "info", "data": {"note": texts["log"]}}},
+            {"id": "s-1", "method": "sampling/createMessage", "params": {**sampling, "maxTokens": 100}},
+            {"id": 7, "result": result},
+        ]
+        return [
+            f"id: {number}\n".encode() + sse({"jsonrpc": "2.0", **message}, number, "message")
+            for number, message in enumerate(messages)
+        ]
+
+    def read(self, data: bytes) -> dict[str, set[str]]:
+        slots = Collected()
+        for unit in SSEFramer().feed(data):
+            match json.loads(unit.data or b""):
+                case {"method": "notifications/progress", "params": params}:
+                    slots.say("progress", params["message"])
+                    assert params["progressToken"] == "p-1"
+                case {"method": "notifications/message", "params": params}:
+                    slots.say("log", params["data"]["note"])
+                case {"method": "sampling/createMessage", "params": params}:
+                    slots.say("system", params["systemPrompt"])
+                    slots.say("said", params["messages"][0]["content"]["text"])
+                    slots.say("json input", json.dumps(params["messages"][1]["content"][0]["input"]))
+                case {"id": 7, "result": result}:
+                    slots.say("result", result["content"][0]["text"])
+                    slots.say("result", result["content"][1]["resource"]["text"])
+                    slots.say("json data", json.dumps(result["structuredContent"]))
+                case other:
+                    raise AssertionError(other)
+        return slots.done()
+
+
 SAMPLES: Final[list[Sample]] = [
     ChatSample(),
     AnthropicSample(),
@@ -639,4 +689,5 @@ SAMPLES: Final[list[Sample]] = [
     EventsSample(),
     TextSample(),
     PointersSample(),
+    MCPSample(),
 ]

@@ -178,7 +178,7 @@ TEXT: Final = (
     Defect(
         "shadow-agents-refuse-what-they-can-not-read",
         "exchange/text.py",
-        "if self._judges.judge_any(REQUEST_KINDS, enforced=True):",
+        "if gate.guards or judges.judge_any(REQUEST_KINDS, enforced=True):",
         "if True:",
         "A guardrail that was only to be tried refuses requests.",
         (f"{_WIRED}/test_shadow.py",),

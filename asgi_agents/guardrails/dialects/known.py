@@ -10,14 +10,17 @@ from ..json_text import JSON
 from .anthropic import Anthropic
 from .chat import Chat
 from .gemini import Gemini
+from .mcp import MCP
 from .ollama import Ollama
 from .responses import Responses
 from .ui_message import UIMessages
 from .unknown import Events, Lines, PlainText
 
 #: Those that are tried, in this order.
+_CHAT: Final = Chat()
 _GEMINI: Final = Gemini()
-BUILT_IN: Final[tuple[Dialect, ...]] = (Chat(), Responses(), Anthropic(), _GEMINI, Ollama(), UIMessages())
+# What says that it is JSON-RPC is that, whatever else a client has put into it.
+BUILT_IN: Final[tuple[Dialect, ...]] = (MCP(), _CHAT, Responses(), Anthropic(), _GEMINI, Ollama(), UIMessages())
 _MEMBERS: Final = (
     *("name", "form", "repeats", "knows_path", "knows", "call", "request", "answer", "framer", "reader", "reply"),
 )
@@ -39,7 +42,7 @@ def of_request(path: str, value: JSON, dialects: Sequence[Dialect] = BUILT_IN) -
         if dialect.name not in _GENERAL and dialect.knows(value):
             return dialect
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
-        return BUILT_IN[0]
+        return _CHAT
     return _EVENTS
 
 
@@ -62,7 +65,9 @@ def of_stream(called: Dialect, media_type: str, dialects: Sequence[Dialect] = BU
         return [called]
     # A user's own has another ending.
     lines = next((dialect for dialect in dialects if dialect.name == _LINES.name), _LINES)
-    known = {dialect.name: dialect for dialect in (called, *dialects) if dialect.name not in _GENERAL}
+    # That of the call, which may be bound to it, and not another of its name.
+    known = {dialect.name: dialect for dialect in (*reversed(dialects), called) if dialect.name not in _GENERAL}
+    known = {dialect.name: known[dialect.name] for dialect in (called, *dialects) if dialect.name in known}
     if media_type == "text/event-stream":
         return [*(dialect for dialect in known.values() if dialect.name != "ollama"), _EVENTS]
     if media_type in _LINE_TYPES:

@@ -18,7 +18,7 @@ from asgi_agents import (
     GuardrailResponse,
     TextSpan,
 )
-from asgi_agents.guardrails import Block, Decision, Flag, Guardrail, Redact, TextGuardrail, Window
+from asgi_agents.guardrails import Block, Decision, Flag, Guardrail, Redact, TextGuardrail, ToolPolicy, Window
 from asgi_agents.guardrails.slots import KINDS
 from tests.guardrails.detectors import CARD, EMAIL, HOLD, Detector, detector, settled
 from tests.support.asgi import Client
@@ -39,6 +39,7 @@ PATHS: Final = {
     "events": "/events",
     "text": "/text",
     "pointers": "/say",
+    "mcp": "/mcp",
 }
 _EMAILS: Final = detector(EMAIL)
 
@@ -207,7 +208,7 @@ class Guarded:
     """An app behind guardrails, and its audit records."""
 
     def __init__(
-        self, app: ASGIApp, agents: Iterable[AgentConfig], guardrails: Iterable[Guardrail], **options: Any
+        self, app: ASGIApp, agents: Iterable[AgentConfig], guardrails: Iterable[Guardrail | ToolPolicy], **options: Any
     ) -> None:
         self.records: list[AuditRecord] = []
         self.middleware = AgentMiddleware(
