@@ -36,9 +36,11 @@ are ignored. While nothing has left (``stream.started``) a whole answer can take
 
 from typing import TYPE_CHECKING
 
+from .call_policy import CallPolicy, headers, models, tools, users
 from .guardrail import Guardrail
 from .slots import Block, Call, Decision, Flag, Kind, Redact, Slot, Window
 from .text_guardrail import TextGuardrail
+from .windows import Found
 
 if TYPE_CHECKING:
     from .dialect import Dialect, Stop, StopReply
@@ -69,9 +71,11 @@ else:
 __all__ = [
     "Block",
     "Call",
+    "CallPolicy",
     "Decision",
     "Dialect",
     "Flag",
+    "Found",
     "Guardrail",
     "Kind",
     "Lines",
@@ -82,4 +86,8 @@ __all__ = [
     "StopReply",
     "TextGuardrail",
     "Window",
+    "headers",
+    "models",
+    "tools",
+    "users",
 ]
