@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 import anyio
+from anyio.lowlevel import checkpoint
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
@@ -28,10 +29,11 @@ from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import JSON
 from ..guardrails.slots import Call, Kind
 from . import request_form
-from .headers import media_type, with_length, without_body_claims, without_headers
+from .decoding import DECODED_AT_ONCE, Decoder, TooLargeBody, UnreadableBody
+from .headers import codings_of, media_type, with_length, without_body_claims, without_headers
 from .inbound import Inbound
 from .rendering import Renderers
-from .request_form import Readable
+from .request_form import BodyForm, Readable
 from .response import without_bypasses
 from .scope import App, OwnScope, certainly_bodiless, declared_length, headers_of
 from .state import ExchangeState
@@ -105,6 +107,8 @@ class TextExchange:
         # The messages of the request that were read and are for the app.
         self._messages: list[Message] = []
         self._data = b""
+        # Whether that is what came decoded.
+        self._decoded = False
         self._too_large = False
         # Whether all of the body was read.
         self._complete = False
@@ -116,13 +120,7 @@ class TextExchange:
         path = self._scope["path"]
         dialect: Dialect = next((known for known in self._dialects if known.knows_path(path)), _UNKNOWN)
         by_path = dialect is not _UNKNOWN
-        judges = self._judges
-        forms = request_form.forms_of(
-            headers_of(self._scope),
-            by_path=by_path,
-            judged=judges.judge_any(REQUEST_KINDS),
-            judges_input=judges.judge_any(_INPUT),
-        )
+        forms = self._forms(by_path)
         asking: Asking | None = None
         changed: bytes | None = None
         try:
@@ -130,6 +128,8 @@ class TextExchange:
                 if not await self._read():
                     # The client has left. The part of its request that is there can't be judged.
                     return None
+                if self._data:
+                    await self._decode()
                 if self._too_large:
                     asking = self._asking(dialect)
                     self._check_size(asking)
@@ -188,6 +188,37 @@ class TextExchange:
 
     # The request
 
+    def _forms(self, by_path: bool) -> Sequence[BodyForm]:
+        """The forms in which the body is read. None: nobody needs to know what is in it."""
+        judges, headers = self._judges, headers_of(self._scope)
+        judged = judges.judge_any(REQUEST_KINDS)
+        if not judged and not judges.depend_on_calls and codings_of(headers):
+            return ()
+        return request_form.forms_of(headers, by_path=by_path, judged=judged, judges_input=judges.judge_any(_INPUT))
+
+    async def _decode(self) -> None:
+        """Decode the body. The app is given the content: another reader could make something else of what came.
+
+        :raises UnreadableError: for what is not encoded as it says.
+        """
+        codings = codings_of(headers_of(self._scope))
+        if not codings:
+            return
+        content: list[bytes] = []
+        try:
+            decoder = Decoder(codings, MAX_REQUEST_BYTES)
+            for start in range(0, len(self._data), DECODED_AT_ONCE):
+                if start:
+                    await checkpoint()
+                end = start + DECODED_AT_ONCE
+                content += decoder.feed(self._data[start:end], end >= len(self._data))
+            self._data = b"".join(content)
+            self._decoded = True
+        except TooLargeBody:
+            self._too_large = True
+        except UnreadableBody as exc:
+            raise UnreadableError(str(exc)) from None
+
     async def _read(self) -> bool:
         """Read the body. Returns False if the client has left. Of one that is too large, only the beginning is read."""
         joined = bytearray()
@@ -245,6 +276,8 @@ class TextExchange:
     # The app
 
     async def _run_app(self, app: App, answer: TextAnswer, changed: bytes | None) -> Any:
+        if changed is None and self._decoded:
+            changed = self._data
         changes = self._changes(answer, changed)
         own = OwnScope(self._scope, changes) if changes else None
         scope = self._scope
@@ -292,7 +325,7 @@ class TextExchange:
                 headers = without_headers(headers, _RESHAPING)
             changes |= without_bypasses(self._scope)
         if changed is not None:
-            headers = with_length(without_body_claims(headers, None), len(changed))
+            headers = without_body_claims(headers, len(changed), decoded=self._decoded)
         elif self._complete and declared_length(headers) not in (None, len(self._data)):
             # An app that goes by its content-length would take another body than the one that was judged.
             headers = with_length(headers, len(self._data))
