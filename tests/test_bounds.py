@@ -9,7 +9,16 @@ import pytest
 
 from asgi_agents import config
 from asgi_agents.calls import recording
-from asgi_agents.exchange import guardrail_report, remembered, spool, text, text_answer, units
+from asgi_agents.exchange import (
+    encoded_answer,
+    guardrail_report,
+    handler_text,
+    remembered,
+    spool,
+    text,
+    text_answer,
+    units,
+)
 from asgi_agents.guardrails import framing, held_call, json_text, records, release
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
@@ -108,6 +117,8 @@ def spellings(number: float) -> list[str]:
         ("_MAX_SPANS", recording._MAX_SPANS),
         ("MAX_REQUEST_BYTES", text.MAX_REQUEST_BYTES),
         ("guardrails.MAX_ANSWER_BYTES", text_answer.MAX_ANSWER_BYTES),
+        ("MAX_ORIGINAL_BYTES", encoded_answer.MAX_ORIGINAL_BYTES),
+        ("MAX_TEXT", handler_text.MAX_TEXT),
         ("_MAX_HELD_TEXT", text_answer._MAX_HELD_TEXT),
         ("guardrails.MAX_HELD_BYTES", release.MAX_HELD_BYTES),
         ("MAX_CHARACTERS", held_call.MAX_CHARACTERS),

@@ -132,9 +132,7 @@ class TextAnswer:
         """Answer in the app's place. Nothing of its answer has left."""
         self._mode = _Mode.STOPPED
         self._state.decide(stopped.decision)
-        dialect = self._called
-        if self._streamed is not None and self._streamed.stream.dialect is not None:
-            dialect = self._streamed.stream.dialect
+        dialect = (self._streamed and self._streamed.stream.dialect) or self._called
         status, headers, body = stopped_reply(stopped, dialect, self._scope, self._renderers)
         await self._send_whole(
             {"type": "http.response.start", "status": status, "headers": headers},
@@ -214,12 +212,13 @@ class TextAnswer:
         status: int = message["status"]
         headers: RawHeaders = list(message.get("headers", ()))
         self._start = {**message, "headers": headers}
+        given = media_type(headers)
         if self._head_only or status < 200 or status in (204, 304):
             # What GET would say of the body is not known: a guardrail could change it.
             self._mode, self._bodiless = _Mode.PASSING, True
-            await self._send({**message, "headers": without_body_claims(headers, None)} if self._head_only else message)
+            plain = without_body_claims(headers, None, decoded=not answer_form.is_binary(given))
+            await self._send({**message, "headers": plain} if self._head_only else message)
             return
-        given = media_type(headers)
         encoded: EncodedAnswer | None = None
         if codings := codings_of(headers):
             try:
