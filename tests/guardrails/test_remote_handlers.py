@@ -44,7 +44,7 @@ class Asking:
     def __init__(self, name: str, address: str, processes: dict[str, Process], **guardrail: Any) -> None:
         local = address == "in the process"
         agent: Agent | str = in_process(name) if local else processes[name].address(address)
-        events = {} if local else {"events": [EventType.GUARDRAIL_INSPECT]}
+        events: dict[str, Any] = {} if local else {"events": [EventType.GUARDRAIL_INSPECT]}
         self.records: list[AuditRecord] = []
         self._text = ""
         self._result: InspectedText | Exception | None = None
