@@ -24,9 +24,10 @@ from .errors import (
     NotApplicableError,
     ResponseAborted,
     UnknownAgentError,
+    UnknownGuardrailError,
 )
 from .evaluation.route_agent import AgentReference
-from .exchange import AgentContext, ChallengeRenderer, ErrorInfo, ErrorRenderer, fastapi_error
+from .exchange import AgentContext, ChallengeRenderer, ErrorInfo, ErrorRenderer, InspectedText, fastapi_error
 from .failures import Failure, FailureKind
 from .manager import AgentManager
 from .middleware import AgentMiddleware
@@ -186,6 +187,7 @@ __all__ = [
     "HttpTransport",
     "InProcessTransport",
     "Incident",
+    "InspectedText",
     "InspectionType",
     "LoadBalancing",
     "MetricsCallback",
@@ -210,6 +212,7 @@ __all__ = [
     "Transport",
     "TransportFactory",
     "UnknownAgentError",
+    "UnknownGuardrailError",
     "Verdict",
     "WebSocketClose",
     "WebSocketDecision",

@@ -70,6 +70,10 @@ class UnknownAgentError(AgentsError, LookupError):
     """No agent has that id."""
 
 
+class UnknownGuardrailError(AgentsError, LookupError):
+    """A handler asked a guardrail that is configured neither on its route nor for the middleware."""
+
+
 class NoAgentContextError(AgentsError, LookupError):
     """A handler asked for its :class:`~asgi_agents.AgentContext`, and no agents are asked about its path."""
 

@@ -37,7 +37,8 @@ from .transports.base import ConfigUpdateCallback, MetricsCallback
 logger: Final = logging.getLogger("asgi_agents")
 
 # What a route is resolved from.
-_Resolved = tuple[tuple[AgentReference, ...] | None, str | None, bool, tuple[Guardrail | ToolPolicy, ...]]
+_Guardrails = tuple[Guardrail | ToolPolicy, ...]
+_Resolved = tuple[tuple[AgentReference, ...] | None, str | None, bool, _Guardrails, _Guardrails]
 
 
 class AgentRegistry:
@@ -130,8 +131,11 @@ class AgentRegistry:
         route: str | None = None,
         missing_ok: bool = False,
         guardrails: tuple[Guardrail | ToolPolicy, ...] = (),
+        handlers_too: tuple[Guardrail | ToolPolicy, ...] = (),
     ) -> ResolvedRoute:
         """Resolve ``agents`` and ``guardrails``, those of ``route``; ``missing_ok`` leaves out removed agents.
+
+        ``handlers_too`` are guardrails that judge nothing there by themselves, and that handlers may ask.
 
         The same arguments give the same object until agents change. Then it is ``retired``, and has to be looked up
         again.
@@ -139,13 +143,14 @@ class AgentRegistry:
         if isinstance(agents, str):
             raise ConfigurationError(f"AgentManager: agents={agents!r}, expected a list: [{agents!r}]")
         references = None if agents is None else tuple(agents)
-        key = (references, route, missing_ok, guardrails)
+        key = (references, route, missing_ok, guardrails, handlers_too)
         resolved_route = self._resolved_routes.get(key)
         if resolved_route is None:
             with self._lock:
                 found = self._route_agents(references, route, missing_ok)
                 judges = self._route_judges(guardrails, found, route, missing_ok)
-                resolved_route = self._resolved_routes[key] = ResolvedRoute(found, route, judges)
+                known = dict.fromkeys(one for one in (*guardrails, *handlers_too) if isinstance(one, Guardrail))
+                resolved_route = self._resolved_routes[key] = ResolvedRoute(found, route, judges, tuple(known))
         return resolved_route
 
     def _route_agents(

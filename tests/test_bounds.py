@@ -10,7 +10,9 @@ import pytest
 from asgi_agents import config
 from asgi_agents.calls import recording
 from asgi_agents.exchange import (
+    encoded_answer,
     guardrail_report,
+    handler_text,
     overlap,
     remembered,
     shadow_text,
@@ -120,6 +122,8 @@ def spellings(number: float) -> list[str]:
         ("overlap.MAX_HELD_BYTES", overlap.MAX_HELD_BYTES),
         ("overlap.MAX_HELD_MESSAGES", overlap.MAX_HELD_MESSAGES),
         ("MAX_WAITING_BYTES", shadow_text.MAX_WAITING_BYTES),
+        ("MAX_ORIGINAL_BYTES", encoded_answer.MAX_ORIGINAL_BYTES),
+        ("MAX_TEXT", handler_text.MAX_TEXT),
         ("_MAX_HELD_TEXT", text_answer._MAX_HELD_TEXT),
         ("guardrails.MAX_HELD_BYTES", release.MAX_HELD_BYTES),
         ("MAX_CHARACTERS", held_call.MAX_CHARACTERS),

@@ -2,6 +2,7 @@
 
 from ..decision import Verdict
 from ..errors import GuardrailUnavailableError, UnknownAgentError
+from ..failures import Failure
 from ..guard import Guard
 from ..policy import FailureMode
 from ..protocol import EventType, GuardrailInspectEvent, GuardrailResponse
@@ -26,6 +27,11 @@ async def inspect_guardrail(
 def unavailable(verdict: Verdict) -> GuardrailUnavailableError:
     """The error for the handler, of a verdict that fails closed."""
     assert verdict.failure is not None
-    block = verdict.failure.block
+    return unavailable_for(verdict.failure)
+
+
+def unavailable_for(failure: Failure) -> GuardrailUnavailableError:
+    """The error for the handler, of the failure of an agent that fails closed."""
+    block = failure.block
     headers = None if block.headers is None else dict(block.headers)
-    return GuardrailUnavailableError(block.status, block.body or "", verdict.failure.message, headers)
+    return GuardrailUnavailableError(block.status, block.body or "", failure.message, headers)

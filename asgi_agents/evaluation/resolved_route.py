@@ -55,6 +55,7 @@ class ResolvedRoute:
         "connections",
         "frame_steps",
         "guarded",
+        "guardrails",
         "guards",
         "head_agents",
         "head_order",
@@ -73,9 +74,15 @@ class ResolvedRoute:
     )
 
     def __init__(
-        self, agents: Sequence[RouteAgent], route: str | None = None, judges: RouteJudges | None = None
+        self,
+        agents: Sequence[RouteAgent],
+        route: str | None = None,
+        judges: RouteJudges | None = None,
+        guardrails: tuple[Guardrail, ...] = (),
     ) -> None:
         self.agents = tuple(agents)
+        #: What handlers may ask for by name: those of the route first.
+        self.guardrails = guardrails
         #: Those who judge text; None where nobody does.
         self.judges = judges
         #: Whether anybody is asked about anything.

@@ -21,6 +21,8 @@ from .route_agent import RouteAgent
 logger: Final = logging.getLogger("asgi_agents")
 
 _DEFAULT_HOLD: Final = 80
+# What is for agents that answer with detections, and its defaults.
+_SAID_BY_CHECK: Final = (("action", "redact"), ("threshold", 0.5), ("categories", None), ("min_severity", None))
 
 
 class RouteJudge(Judge, frozen=True, kw_only=True):
@@ -64,6 +66,11 @@ class RouteJudges:
         self.agents = tuple(judge.agent for judge in judges)
         # Of calls, where none of them depends on the call.
         self._always = None if any(judge.guardrail.when is not None for judge in judges) else CallJudges(judges)
+
+    @property
+    def depend_on_calls(self) -> bool:
+        """Whether some of them judge only some calls."""
+        return self._always is None
 
     def judge_any(self, kinds: frozenset[Kind], *, enforced: bool = False) -> bool:
         """Whether any of them judges text of these kinds, for whatever call.
@@ -145,10 +152,10 @@ def check_guardrail(guardrail: Guardrail, guard: Guard) -> None:
         name = type(agent).__name__
         if type(agent).check is TextGuardrail.check and "check" not in vars(agent):
             raise ConfigurationError(f"{where}: {name} has no check, expected 'async def check(self, window)'")
-        for field, default in (("action", "redact"), ("threshold", 0.5), ("categories", None)):
+        for field, default in _SAID_BY_CHECK:
             value = getattr(guardrail, field)
             if value != default:
-                shown = set(value) if isinstance(value, frozenset) else value
+                shown = set(value) if isinstance(value, frozenset) else str(value) if isinstance(value, str) else value
                 raise ConfigurationError(
                     f"{where}: {field}={shown!r:.80}, expected none: {name}.check says itself what to do"
                 )

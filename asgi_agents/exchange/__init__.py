@@ -2,6 +2,7 @@
 
 from .context import AgentContext
 from .http import serve_http
+from .inspected_text import InspectedText
 from .rendering import ChallengeRenderer, ErrorInfo, ErrorRenderer, Renderers, fastapi_error
 from .websocket import serve_websocket
 
@@ -10,6 +11,7 @@ __all__ = [
     "ChallengeRenderer",
     "ErrorInfo",
     "ErrorRenderer",
+    "InspectedText",
     "Renderers",
     "fastapi_error",
     "serve_http",

@@ -8,7 +8,9 @@ from starlette.requests import HTTPConnection
 
 from ..decision import AgentDecision
 from ..errors import NoAgentContextError, printable
+from ..guardrails.slots import Kind
 from ..protocol import AuditMetadata, GuardrailInspectEvent, GuardrailResponse
+from .inspected_text import InspectedText
 from .state import ExchangeState
 
 #: Where the context of a connection is in ``scope["state"]``, whatever other name the middleware gives it there.
@@ -77,6 +79,28 @@ class AgentContext(Struct, eq=False):
     def routing_metadata(self) -> Mapping[str, str]:
         """What the agents said for routing, later agents winning."""
         return self.decision.routing_metadata
+
+    async def inspect(
+        self, text: str, *, guardrail: str, kind: Kind = "input", model: str | None = None
+    ) -> InspectedText:
+        """Have a guardrail judge ``text``, all of it at once, as it judges text that passes by itself.
+
+        What the :class:`~asgi_agents.guardrails.Guardrail` of this agent id says holds here too: its action, threshold,
+        categories and severity; its agent's limits, breaker and failure mode, which is the route's. Its ``on`` and
+        ``when`` don't: the handler has chosen. It is one of the route, or else of the middleware. Where several have
+        the id, it is the first that is for text of this ``kind``. What it did is in the audit record and the metrics.
+
+        :param model: told to the agent.
+        :raises UnknownGuardrailError: for an id that none has. The message lists those that there are.
+        :raises UnknownAgentError: for an agent that was removed.
+        :raises GuardrailUnavailableError: if the agent gives no verdict and fails closed. It answers 503 or 504 if the
+            handler lets it through, and 413 for a text of more than 16 Mi code points. In fail-open mode the text is as
+            it was given.
+        """
+        # What judges text is imported where a guardrail is.
+        from .handler_text import inspect_text
+
+        return await inspect_text(self._state, text, guardrail, kind, model)
 
     async def inspect_guardrail(
         self,

@@ -17,6 +17,8 @@ MAX_RATIO: Final = 100
 _NEVER_A_BOMB: Final = 64 * 1024
 # How much is decoded at a time, in bytes.
 _PIECE: Final = 64 * 1024
+#: How many encoded bytes are best decoded before others have their turn: some milliseconds, whatever is in them.
+DECODED_AT_ONCE: Final = _PIECE
 # What each member or frame counts for, whatever is in it: to begin one takes time, and a body can be millions of them.
 _MEMBER_COST: Final = 1024
 # More codings than this have no honest use; each multiplies what a small body can grow to.
@@ -30,6 +32,10 @@ class UnreadableBody(Exception):  # noqa: N818 - says what is wrong with it
 
     It never quotes the body or the header.
     """
+
+
+class TooLargeBody(UnreadableBody):
+    """More comes of the body than may."""
 
 
 class _Layer(Protocol):
@@ -53,20 +59,21 @@ class Decoder:
     """Decodes one body, bounded: it stops at a body that grows to more than :data:`MAX_RATIO` times its size.
 
     :param codings: in the order in which they were applied, as :func:`~.headers.codings_of` gives them.
+    :param most: how many bytes may come of it, and of each of its codings. None: any number.
     :raises UnreadableBody: for a coding that isn't known here.
     """
 
-    def __init__(self, codings: Iterable[str]) -> None:
+    def __init__(self, codings: Iterable[str], most: int | None = None) -> None:
         names = list(codings)
         if len(names) > _MAX_CODINGS:
             raise UnreadableBody(f"encoded {len(names)} times, expected {_MAX_CODINGS} at most")
-        self._layers: list[_Bounded] = [_Bounded(_layer(coding)) for coding in reversed(names)]
+        self._layers: list[_Bounded] = [_Bounded(_layer(coding), most) for coding in reversed(names)]
         self._taken = 0
 
     def feed(self, data: bytes, last: bool) -> Iterator[bytes]:
         """The content that ``data`` adds, in pieces of about 64 KiB; ``last`` says that nothing follows.
 
-        Raises :class:`UnreadableBody`, also after some pieces.
+        Raises :class:`UnreadableBody`, also after some pieces; for more than ``most``, :class:`TooLargeBody`.
         """
         self._taken += len(data)
         limit = max(_NEVER_A_BOMB, MAX_RATIO * self._taken)
@@ -88,8 +95,9 @@ class Decoder:
 class _Bounded:
     """A layer that may not make too much of too little. The one place where libraries' errors become ours."""
 
-    def __init__(self, layer: _Layer) -> None:
+    def __init__(self, layer: _Layer, most: int | None) -> None:
         self._layer = layer
+        self._most = most
         self._begun = False
         self._given = 0
 
@@ -113,6 +121,11 @@ class _Bounded:
             self._given += len(piece)
             if self._given + _MEMBER_COST * self._layer.members > limit:
                 raise UnreadableBody(f"grows to more than {MAX_RATIO} times its size when it is decoded")
+            if self._most is not None:
+                if self._given > self._most:
+                    raise TooLargeBody(f"more than {self._most} bytes when it is decoded")
+                if _MEMBER_COST * self._layer.members > self._most:
+                    raise UnreadableBody(f"encoded in more than {self._most // _MEMBER_COST} members or frames")
             if piece:
                 yield piece
 

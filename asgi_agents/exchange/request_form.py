@@ -17,7 +17,7 @@ from ..guardrails.json_text import JSON
 from ..guardrails.operations import Operation, Whole
 from ..guardrails.slots import Kind, Slot
 from ..guardrails.uncovered import uncovered
-from .headers import codings_of, in_utf_8, media_type
+from .headers import in_utf_8, media_type
 from .scope import RawHeaders
 
 #: The kinds of text that requests have.
@@ -67,8 +67,6 @@ def forms_of(headers: RawHeaders, *, by_path: bool, judged: bool, judges_input: 
     :param judged: whether anybody judges text of requests, and ``judges_input`` whether prompts and messages.
     """
     given = media_type(headers)
-    if codings_of(headers):
-        return (_ENCODED,) if judged else ()
     if judged and sum(name.lower() == b"content-type" for name, _ in headers) > 1:
         return (_SEVERAL,)
     if judged and not in_utf_8(headers) and not (given or "").startswith("multipart/"):
@@ -198,7 +196,6 @@ _MAYBE_JSON: Final = BodyForm(_as_it_is, _changed, optional=True)
 _PLAIN: Final = BodyForm(_text_to_json, _json_to_text, PlainText(), PlainText().request)
 _OTHERWISE_PLAIN: Final = BodyForm(_text_to_json, _json_to_text, PlainText(), PlainText().request, fallback=True)
 _FIELDS: Final = BodyForm(_fields_to_json, _json_to_fields, Events(), _field_texts)
-_ENCODED: Final = BodyForm(_refused("it has a content-encoding, expected none"), _changed)
 _SEVERAL: Final = BodyForm(_refused("it has several content-types, expected one"), _changed)
 _CHARSET: Final = BodyForm(_refused("expected UTF-8 as its charset"), _changed)
 _OTHER: Final = BodyForm(_refused("expected JSON, text or an encoded form as its content-type"), _changed)

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
+from types import MappingProxyType
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -12,13 +13,13 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.guardrail import inspect_guardrail, unavailable
 from ..evaluation.resolved_route import ResolvedRoute
 from ..evaluation.route_agent import RouteAgent
+from ..evaluation.text_judges import RouteJudge
 from ..failures import RULES
 from ..guard import Guard
 from ..observability.attributes import EVENT, ROUTE
 from ..observability.correlation import current, live_ids
 from ..observability.trace_context import ServerSpan
 from ..observability.tracing import SessionSpan, Tracing
-from ..policy import FailureMode
 from ..protocol import (
     ALLOW,
     AuditMetadata,
@@ -131,6 +132,8 @@ class ExchangeState(Struct, eq=False):
     shown_encoded: tuple[str, ...] = ()
     #: What each guardrail did.
     guardrails: tuple[GuardrailReport, ...] = ()
+    #: Those that handlers have asked, by the identity of what configures them. It is not changed, but replaced.
+    asked_by_handlers: Mapping[int, tuple[RouteJudge, GuardrailReport]] = MappingProxyType({})
     # That of the outermost middleware around this one, of the same connection: it has the names, for all.
     _outermost: "ExchangeState | None" = None
     #: The id of the request, where the client has given the correlation id, once an agent has received it.
@@ -226,14 +229,11 @@ class ExchangeState(Struct, eq=False):
 
         Raises :class:`~asgi_agents.GuardrailUnavailableError` when it fails closed.
         """
-        guard = self._registry.guard(agent_id)
-        failure_mode = self._failure_mode(agent_id)
-        if failure_mode is None and guard.client.keeps_requests:
-            self._forget_later((guard,))
-        with self.reserved_id((guard,)) as name:
+        agent = self.agent_of(agent_id)
+        with self.reserved_id((agent.guard,)) as name:
             if name != event.correlation_id:
                 event = replace(event, correlation_id=name)
-            verdict, response = await inspect_guardrail(guard, event, failure_mode)
+            verdict, response = await inspect_guardrail(agent.guard, event, agent.failure_mode)
         self.record((verdict,))
         if verdict.fails_closed:
             raise unavailable(verdict)
@@ -435,8 +435,15 @@ class ExchangeState(Struct, eq=False):
             )
         return self._sessions[event_type]
 
-    def _failure_mode(self, agent_id: str) -> FailureMode | None:
+    def agent_of(self, agent_id: str) -> RouteAgent:
+        """An agent as a handler asks it: the one of that id now, in the failure mode that the route gives it.
+
+        Raises :class:`~asgi_agents.UnknownAgentError`.
+        """
+        guard = self._registry.guard(agent_id)
         for agent in self.resolved_route.agents:
             if agent.guard.config.id == agent_id:
-                return agent.failure_mode
-        return None
+                return RouteAgent(guard, agent.failure_mode, self.route)
+        if guard.client.keeps_requests:
+            self._forget_later((guard,))
+        return RouteAgent(guard, guard.config.fails, self.route)

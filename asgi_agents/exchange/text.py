@@ -36,7 +36,7 @@ from ..guardrails.json_text import JSON
 from ..guardrails.slots import Call, Kind
 from ..guardrails.tool_policy import TOOL_POLICY
 from . import request_form
-from .headers import media_type, with_length, without_body_claims, without_headers
+from .headers import codings_of, media_type, with_length, without_body_claims, without_headers
 from .inbound import Inbound
 from .overlap import Overlap
 from .rendering import Renderers
@@ -124,11 +124,10 @@ class TextExchange:
         path = self._scope["path"]
         dialect: Dialect = next((known for known in self._dialects if known.knows_path(path)), _UNKNOWN)
         by_path = dialect is not _UNKNOWN
-        request, judges, gate = self._request, self._judges, self._gate
+        judges, gate = self._judges, self._gate
+        request = self._request
         judged = judges.judge_any(REQUEST_KINDS) or gate.guards
-        forms = request_form.forms_of(
-            headers_of(self._scope), by_path=by_path, judged=judged, judges_input=judges.judge_any(_INPUT)
-        )
+        forms = self._forms(by_path, judged=judged)
         asking: Asking | None = None
         text: RequestText | None = None
         overlapping: Sequence[Body] = ()
@@ -139,6 +138,8 @@ class TextExchange:
                 if not await request.read():
                     # The client has left. The part of its request that is there can't be judged.
                     return None
+                if request.data:
+                    await request.decode(codings_of(headers_of(self._scope)))
                 if request.too_large:
                     dialect = self._by_headers(dialect)
                     asking = self._asking(dialect)
@@ -258,6 +259,13 @@ class TextExchange:
             return f"{fault} (its content-type is {given}, and this path is for JSON)"
         return fault
 
+    def _forms(self, by_path: bool, *, judged: bool) -> Sequence[BodyForm]:
+        """The forms in which the body is read. None: nobody needs to know what is in it."""
+        judges, headers = self._judges, headers_of(self._scope)
+        if not judged and not judges.depend_on_calls and codings_of(headers):
+            return ()
+        return request_form.forms_of(headers, by_path=by_path, judged=judged, judges_input=judges.judge_any(_INPUT))
+
     def _check_size(self, asking: Asking) -> None:
         judges = asking.judges.on(REQUEST_KINDS)
         fault = f"a request body of more than {MAX_REQUEST_BYTES} bytes"
@@ -283,6 +291,8 @@ class TextExchange:
     # The app
 
     async def _run_app(self, app: App, answer: TextAnswer, changed: bytes | None) -> Any:
+        if changed is None and self._request.decoded:
+            changed = self._request.data
         changes = self._changes(answer, changed)
         own = OwnScope(self._scope, changes) if changes else None
         scope = self._scope
@@ -348,7 +358,7 @@ class TextExchange:
                 headers = without_headers(headers, _RESHAPING)
             changes |= without_bypasses(self._scope)
         if changed is not None:
-            headers = with_length(without_body_claims(headers, None), len(changed))
+            headers = without_body_claims(headers, len(changed), decoded=self._request.decoded)
         elif self._request.complete and declared_length(headers) not in (None, len(self._request.data)):
             # An app that goes by its content-length would take another body than the one that was judged.
             headers = with_length(headers, len(self._request.data))

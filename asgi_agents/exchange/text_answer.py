@@ -13,23 +13,24 @@ from ..errors import ResponseAborted
 from ..evaluation.text_judges import JudgeSet
 from ..failures import FailureKind
 from ..guardrails.body import Body, Parsed
-from ..guardrails.dialect import Dialect, Stop, is_bound
+from ..guardrails.dialect import Dialect, Stop
 from ..guardrails.dialects.known import has_units, is_general, is_ours, of_answer, of_stream
-from ..guardrails.dialects.pointers import Pointers
 from ..guardrails.dialects.unknown import PlainText
 from ..guardrails.framing import TooComplexError, UnreadableError, decoded
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from . import answer_form
+from .decoding import UnreadableBody
+from .encoded_answer import EncodedAnswer
 from .event_lines import EventLines, is_events
 from .headers import codings_of, in_utf_8, media_type, without_body_claims
 from .rendering import Renderers
-from .reply import render_reply
 from .response import BODY_BYPASSES
 from .scope import RawHeaders, declared_length
 from .state import ExchangeState
 from .stopping import Dropping, send_abort_marker, send_whole
 from .text_asking import Asking, Stopped, failed_with, refused
+from .text_reply import stopped_reply
 from .text_stream import StreamedText
 
 ANSWER_KINDS: Final[frozenset[Kind]] = frozenset({"output", "tool_call", "tool_result", "reasoning"})
@@ -89,6 +90,9 @@ class TextAnswer:
         self._start: Message = {}
         # The head waits: it has not been sent.
         self._holds_head = False
+        # The head is sent with the first content that is decoded.
+        self._head_is_due = False
+        self._encoded: EncodedAnswer | None = None
         self._held: list[bytes] = []
         self._held_size = 0
         self._max_bytes = MAX_ANSWER_BYTES
@@ -138,7 +142,10 @@ class TextAnswer:
         """Answer in the app's place. Nothing of its answer has left."""
         self._mode = _Mode.STOPPED
         self._state.decide(stopped.decision)
-        status, headers, body = self._reply(stopped)
+        dialect = self._called
+        if self._streamed is not None and self._streamed.stream.dialect is not None and not is_bound(dialect):
+            dialect = self._streamed.stream.dialect
+        status, headers, body = stopped_reply(stopped, dialect, self._scope, self._renderers)
         await self._send_whole(
             {"type": "http.response.start", "status": status, "headers": headers},
             {"type": "http.response.body", "body": b"" if self._head_only else body},
@@ -159,28 +166,22 @@ class TextAnswer:
         """Send messages that belong together."""
         self.error = await send_whole(self._send, *messages) or self.error
 
-    def _reply(self, stopped: Stopped) -> tuple[int, RawHeaders, bytes]:
-        dialect = self._called
-        if self._streamed is not None and self._streamed.stream.dialect is not None and not is_bound(dialect):
-            dialect = self._streamed.stream.dialect
-        if is_general(dialect) or type(dialect) is Pointers:
-            # No client has terms of its own for it.
-            reply = render_reply(stopped.decision, self._scope, self._renderers)
-            return reply.status, reply.headers, reply.body
-        said = dialect.reply(stopped.stop)
-        headers: RawHeaders = [
-            (b"content-type", said.media_type.encode()),
-            (b"content-length", b"%d" % len(said.body)),
-        ]
-        failure = stopped.decision.failure
-        if failure is not None and failure.block.headers is not None:
-            headers += [(name.encode(), value.encode()) for name, value in failure.block.headers.items()]
-        return said.status, headers, said.body
-
     # The app's answer
+
+    @property
+    def takes_content(self) -> bool:
+        """Whether what the app sends of the body is judged."""
+        return self._mode is _Mode.WHOLE or self._mode is _Mode.STREAM
 
     async def send(self, message: Message) -> None:
         """The app's ``send``."""
+        if self._encoded is not None and message["type"] == "http.response.body":
+            await self._encoded.take(message)
+        else:
+            await self.take(message)
+
+    async def take(self, message: Message) -> None:
+        """A message of the app, decoded."""
         if self._mode is _Mode.PASSING or self._mode is _Mode.DONE:
             if (self._bodiless or self._mode is _Mode.DONE) and message.get("body"):
                 # Not all servers keep back what no client expects, and nobody has judged it.
@@ -214,12 +215,14 @@ class TextAnswer:
             await self._take_whole(bytes(message.get("body", b"")), not message.get("more_body", False))
         elif kind == "http.response.body" and self._mode is _Mode.STREAM:
             data, last = bytes(message.get("body", b"")), not message.get("more_body", False)
+            if self._head_is_due:
+                await self._send_start(None)
             if data or last or self._holds_head:
                 await self._take_piece(data, last)
             else:
                 # It says nothing, but the app may count on being slowed down by it.
                 await self._send(message)
-        elif kind == "http.response.start" and self._holds_head:
+        elif kind == "http.response.start" and (self._holds_head or self._head_is_due):
             # The server has not seen the first one, so it could not complain about the second.
             raise RuntimeError("Unexpected ASGI message 'http.response.start': the response has already been started.")
         elif kind in BODY_BYPASSES:
@@ -232,15 +235,20 @@ class TextAnswer:
         status: int = message["status"]
         headers: RawHeaders = list(message.get("headers", ()))
         self._start = {**message, "headers": headers}
+        given = media_type(headers)
         if self._head_only or status < 200 or status in (204, 304):
             # What GET would say of the body is not known: a guardrail could change it.
             self._mode, self._bodiless = _Mode.PASSING, True
-            await self._send({**message, "headers": without_body_claims(headers, None)} if self._head_only else message)
+            plain = without_body_claims(headers, None, decoded=not answer_form.is_binary(given))
+            await self._send({**message, "headers": plain} if self._head_only else message)
             return
-        given = media_type(headers)
-        if codings_of(headers):
-            await self._unreadable("it has a content-encoding, although none was asked for")
-            return
+        encoded: EncodedAnswer | None = None
+        if codings := codings_of(headers):
+            try:
+                encoded = EncodedAnswer(codings, self, self._undecodable)
+            except UnreadableBody as exc:
+                await self._unreadable(f"{exc}, and none was asked for")
+                return
         if answer_form.is_binary(given):
             self._mode = _Mode.PASSING
             await self._send(message)
@@ -248,6 +256,7 @@ class TextAnswer:
         if not in_utf_8(headers):
             await self._unreadable("its charset is another than UTF-8")
             return
+        self._encoded = encoded
         if answer_form.is_json(given) and not answer_form.streams_json(self._called.name, self._scope["path"]):
             self._mode, self._holds_head = _Mode.WHOLE, True
             return
@@ -263,7 +272,9 @@ class TextAnswer:
             self._may_be_json = True
         # Where its length is declared it is no stream: a block can still be answered with a status.
         self._holds_head = declared_length(headers) is not None or self._may_be_json
-        if not self._holds_head:
+        # What turns out not to be encoded so can pass as it is while nothing has left.
+        self._head_is_due = not self._holds_head and encoded is not None
+        if not (self._holds_head or self._head_is_due):
             await self._send_start(None)
 
     def _begin_stream(self, given: str, lines: EventLines | None = None) -> StreamedText:
@@ -295,9 +306,12 @@ class TextAnswer:
         return self._begin_stream("text/event-stream", EventLines()) if events else self._begin_stream(self._type)
 
     async def _send_start(self, length: int | None, *, changed: bool = True) -> None:
-        self._holds_head = False
+        self._holds_head = self._head_is_due = False
         headers: RawHeaders = self._start["headers"]
-        if changed:
+        if self._encoded is not None:
+            self._encoded.forget_originals()
+            headers = without_body_claims(headers, length, decoded=True)
+        elif changed:
             headers = without_body_claims(headers, length)
         await self._send({**self._start, "headers": headers})
 
@@ -334,8 +348,7 @@ class TextAnswer:
                 as_text = True
                 body = Body(json.dumps(decoded(data)).encode(), PlainText().answer, self._judge_set)
         except UnreadableError as exc:
-            if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, str(exc), last=True):
-                self._on_stop(False)
+            await self._unreadable(str(exc), last=True)
             return
         try:
             await self._asking.judge_body(body)
@@ -356,9 +369,24 @@ class TextAnswer:
         self._given.append(data)
         await self._begin_stream("application/x-ndjson").take(data, True)
 
-    async def _unreadable(self, fault: str) -> None:
-        if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, fault, last=False):
-            self._on_stop(True)
+    async def _unreadable(self, fault: str, *, last: bool = False) -> None:
+        if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, fault, last=last):
+            self._on_stop(not last)
+
+    async def _undecodable(self, fault: str, message: Message) -> None:
+        """The answer is not what its content-encoding says, as far as ``message``."""
+        await self._turn.acquire()
+        try:
+            if self.takes_content and (self._holds_head or self._head_is_due):
+                await self._unreadable(fault, last=not message.get("more_body", False))
+            elif self.takes_content:
+                # What has left of it was decoded, and so the rest can't follow as it is: whatever the failure mode.
+                streamed = self._streamed or self._begin_stream(self._type)
+                await streamed.refuse(Stop(f"the answer can't be decoded: {fault}", 503))
+        finally:
+            self._turn.release()
+        if self._dropping.cut_off:
+            await self._drop(message)
 
     async def _pass_unjudged(self, kind: FailureKind, fault: str, *, last: bool) -> bool:
         """Nobody can judge the answer: let it pass if nobody fails closed. Returns whether it passes."""
@@ -368,10 +396,17 @@ class TextAnswer:
             self._dropping.cut_off = True
             return False
         self._mode = _Mode.PASSING
-        await self._send_start(None, changed=False)
-        if self._held or last:
-            await self._send({"type": "http.response.body", "body": b"".join(self._held), "more_body": not last})
+        held = b"".join(self._held)
         self._held.clear()
+        if self._encoded is not None:
+            # As it came.
+            held, last = self._encoded.take_originals(), self._encoded.complete
+            self._encoded = None
+        if self._streamed is not None:
+            self._streamed.abandon()
+        await self._send_start(None, changed=False)
+        if held or last:
+            await self._send({"type": "http.response.body", "body": held, "more_body": not last})
         return True
 
     async def _finish(self, data: bytes) -> None:
@@ -421,7 +456,7 @@ class TextAnswer:
             try:
                 await self._send_start(len(data) if done else None, changed=changed)
             except BaseException as exc:
-                self._interrupted(exc)
+                self.lost(exc)
                 raise
         if done:
             self._mode = _Mode.DONE
@@ -429,7 +464,7 @@ class TextAnswer:
             try:
                 await self._send({"type": "http.response.body", "body": data, "more_body": not done})
             except BaseException as exc:
-                self._interrupted(exc)
+                self.lost(exc)
                 raise
 
     async def _end(self, stopped: Stopped, last: bytes, cut_off: bool) -> None:
@@ -456,8 +491,8 @@ class TextAnswer:
         self._gone = exc
         self._dropping.cut_off = True
 
-    def _interrupted(self, exc: BaseException) -> None:
-        """Break the answer off: a send was given up that was under way, and what it has taken is lost."""
+    def lost(self, exc: BaseException) -> None:
+        """Break the answer off: a send was given up that was under way, and what it has taken will not come."""
         self._mode = _Mode.STOPPED
         self._dropping.cut_off = True
         if self._streamed is not None:

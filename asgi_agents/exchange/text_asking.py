@@ -1,7 +1,7 @@
 """Asks the agents of guardrails about windows of text, and notes what comes of it for the audit record and metrics."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Final, cast
 
@@ -82,15 +82,24 @@ class Asking:
     """Asks those who judge one call.
 
     :ivar judges: those who judge it, shadow agents too.
+    :param reports: what is noted of each guardrail, by the identity of the guardrail. None: new ones.
     """
 
-    def __init__(self, state: ExchangeState, judges: CallJudges, call: Call) -> None:
+    def __init__(
+        self,
+        state: ExchangeState,
+        judges: CallJudges,
+        call: Call,
+        reports: Mapping[int, GuardrailReport] | None = None,
+    ) -> None:
         self._state = state
         self.judges = judges
         self.call = call
-        # By identity: judges are compared field by field, and one that judges beside the app is another one.
-        self._reports = {id(judge.guardrail): GuardrailReport(judge.name, call.dialect) for judge in judges.all}
-        state.guardrails = (*state.guardrails, *self._reports.values())
+        if reports is None:
+            # By identity: judges are compared field by field, and one that judges beside the app is another one.
+            reports = {id(judge.guardrail): GuardrailReport(judge.name, call.dialect) for judge in judges.all}
+            state.guardrails = (*state.guardrails, *reports.values())
+        self._reports = reports
 
     def may_suspend(self, inspection: Inspection) -> bool:
         """Whether :meth:`ask` may suspend."""
@@ -135,6 +144,7 @@ class Asking:
                 action=guardrail.action,
                 threshold=guardrail.threshold,
                 categories=guardrail.counted,
+                min_severity=guardrail.least_severity,
                 shown_from=window.fresh,
             )
         if not agent.guard.config.enforce:
@@ -209,11 +219,16 @@ class Asking:
         self._state.record((verdict,), every=False)
         return self._failed(judge, verdict)
 
-    def not_shown(self, judges: Sequence[RouteJudge], kind: FailureKind, fault: str) -> Verdict | None:
-        """Count that text could not be shown to ``judges``. Returns the verdict that stops the call, if one does."""
+    def not_shown(
+        self, judges: Sequence[RouteJudge], kind: FailureKind, fault: str, *, stopped: bool = False
+    ) -> Verdict | None:
+        """Count that text could not be shown to ``judges``. Returns the verdict that stops the call, if one does.
+
+        :param stopped: whether it is stopped whatever their failure modes.
+        """
         stops: Verdict | None = None
         if judges:
-            strict = any(judge.agent.stops_when_failing for judge in judges)
+            strict = stopped or any(judge.agent.stops_when_failing for judge in judges)
             self._complain(kind, fault, "stopped" if strict else "passed unjudged")
         for judge in judges:
             verdict = self._skip(judge, kind, fault)

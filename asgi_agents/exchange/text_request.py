@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Final
 
+from anyio.lowlevel import checkpoint
 from starlette.types import Message, Receive
 
 from ..evaluation.text_judges import JudgeSet
 from ..guardrails.body import Body, Parsed
+from ..guardrails.framing import UnreadableError
 from . import request_form
+from .decoding import DECODED_AT_ONCE, Decoder, TooLargeBody, UnreadableBody
 from .request_form import Readable
 from .text_asking import Asking
 
@@ -30,6 +33,8 @@ class TextRequest:
         self.messages: list[Message] = []
         self.data = b""
         self.too_large = False
+        #: Whether :attr:`data` is what came decoded.
+        self.decoded = False
         #: Whether all of it was read.
         self.complete = False
 
@@ -59,6 +64,28 @@ class TextRequest:
             self.data = data
             self.complete = True
         return True
+
+    async def decode(self, codings: Sequence[str]) -> None:
+        """Decode the body. The app is given the content: another reader could make something else of what came.
+
+        :raises UnreadableError: for what is not encoded as it says.
+        """
+        if not codings:
+            return
+        content: list[bytes] = []
+        try:
+            decoder = Decoder(codings, MAX_REQUEST_BYTES)
+            for start in range(0, len(self.data), DECODED_AT_ONCE):
+                if start:
+                    await checkpoint()
+                end = start + DECODED_AT_ONCE
+                content += decoder.feed(self.data[start:end], end >= len(self.data))
+            self.data = b"".join(content)
+            self.decoded = True
+        except TooLargeBody:
+            self.too_large = True
+        except UnreadableBody as exc:
+            raise UnreadableError(str(exc)) from None
 
     def release(self) -> None:
         """Let go of what was read."""

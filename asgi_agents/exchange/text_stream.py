@@ -88,6 +88,12 @@ class StreamedText:
             self.stream.end(now)
         await self._drive()
 
+    async def refuse(self, stop: Stop) -> None:
+        """End it: what follows can't be read. The turn is the caller's."""
+        self.stream.unreadable += 1
+        self.stream.fail(stop)
+        await self._drive()
+
     async def wait(self, last: bool) -> None:
         """Until the app may go on: there is room, or, after its last bytes, everything has left."""
         while not self.over and (last or self.stream.full):
@@ -213,7 +219,8 @@ class StreamedText:
         if self._failure is not None:
             return self._failure
         self._counted = True
-        verdict = self._asking.not_shown(self._judges, FailureKind.RESPONSE_UNREADABLE, ending.stop.message)
+        kind = FailureKind.RESPONSE_UNREADABLE
+        verdict = self._asking.not_shown(self._judges, kind, ending.stop.message, stopped=True)
         return refused(ending.stop) if verdict is None else failed_with(verdict)
 
     def _count_held(self, held: int) -> None:

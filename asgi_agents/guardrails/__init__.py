@@ -40,10 +40,12 @@ Beside all that, :mod:`~asgi_agents.guardrails.tool_policy` says which tools of 
 
 from typing import TYPE_CHECKING
 
+from .call_policy import CallPolicy, headers, models, tools, users
 from .guardrail import Guardrail
 from .slots import Block, Call, Decision, Flag, Kind, Redact, Slot, Window
 from .text_guardrail import TextGuardrail
 from .tool_policy import ToolPolicy, ToolRule
+from .windows import Found
 
 if TYPE_CHECKING:
     from .dialect import Binding, Dialect, Stop, StopReply
@@ -76,9 +78,11 @@ __all__ = [
     "Binding",
     "Block",
     "Call",
+    "CallPolicy",
     "Decision",
     "Dialect",
     "Flag",
+    "Found",
     "Guardrail",
     "Kind",
     "Lines",
@@ -91,4 +95,8 @@ __all__ = [
     "ToolPolicy",
     "ToolRule",
     "Window",
+    "headers",
+    "models",
+    "tools",
+    "users",
 ]

@@ -3,17 +3,19 @@
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from inspect import iscoroutinefunction
-from typing import Final
+from typing import Final, Literal
 
 from ..errors import ConfigurationError
 from ..messages.naming import named
-from ..protocol import TOKEN
+from ..protocol import TOKEN, Severity
 from .slots import KINDS, Call, Kind
 from .tool_policy import ToolPolicy
 from .verdicts import Action
 
 # Nobody waits longer for the next word. Who means milliseconds is told so.
 _MAX_HOLD: Final = 60
+#: The names of severities, from the least on.
+SeverityName = Literal["low", "medium", "high", "critical"]
 _ACTIONS: Final = ("redact", "block", "flag")
 
 
@@ -41,7 +43,9 @@ class Guardrail:
         verdict. A block stops it. What the app has can't be redacted any more: a ``Redact`` is a failure of the agent.
     :param threshold: detections of less confidence are ignored. One that says nothing of it counts as 1.
     :param categories: detections of others are ignored. None: none are.
+    :param min_severity: detections of less are ignored: ``low``, ``medium``, ``high`` or ``critical``. None: none are.
     :param when: takes the :class:`Call`, and returns whether the guardrail judges it. Where it raises, it judges.
+        :func:`models`, :func:`users` and the like make such functions.
     :raises ConfigurationError: for what can't work.
     """
 
@@ -57,6 +61,7 @@ class Guardrail:
     overlap: bool = False
     threshold: float = 0.5
     categories: Iterable[str] | None = None
+    min_severity: Severity | SeverityName | None = None
     when: Callable[[Call], bool] | None = None
 
     def __post_init__(self) -> None:
@@ -85,6 +90,7 @@ class Guardrail:
         if not _is_number(self.threshold) or not 0 <= self.threshold <= 1:
             raise ConfigurationError(f"{where}: threshold={self.threshold!r}, expected a number from 0 to 1")
         object.__setattr__(self, "categories", _categories(where, self.categories))
+        object.__setattr__(self, "min_severity", _severity(where, self.min_severity))
         if self.when is not None and (not callable(self.when) or iscoroutinefunction(self.when)):
             raise ConfigurationError(f"{where}: when={named(self.when)}, expected a 'def' that takes a Call, or None")
 
@@ -99,6 +105,12 @@ class Guardrail:
         """The categories whose detections count; None: all."""
         assert self.categories is None or isinstance(self.categories, frozenset)
         return self.categories
+
+    @property
+    def least_severity(self) -> Severity | None:
+        """The severity from which on detections count; None: all do."""
+        assert self.min_severity is None or isinstance(self.min_severity, Severity)
+        return self.min_severity
 
     def judges(self, call: Call) -> bool:
         """Whether it judges this call. Raises what ``when`` raises."""
@@ -148,6 +160,18 @@ def _categories(where: str, given: object) -> frozenset[str] | None:
     if not categories:
         raise ConfigurationError(f"{where}: categories is empty, so that nothing counts; expected None for all")
     return categories
+
+
+def _severity(where: str, given: object) -> Severity | None:
+    if given is None:
+        return None
+    try:
+        return Severity(given)  # type: ignore[arg-type]
+    except ValueError:
+        right = ", ".join(repr(severity.value) for severity in Severity)
+        raise ConfigurationError(
+            f"{where}: min_severity={named(given)}, expected one of {right}, or None for all"
+        ) from None
 
 
 def _is_number(value: object) -> bool:

@@ -1,14 +1,16 @@
 """What an agent that answers with detections is taken to have decided about a window."""
 
 from collections.abc import Container
-from typing import Literal
+from typing import Final, Literal
 
 from ..errors import AgentProtocolError
-from ..protocol import Detection, GuardrailResponse
+from ..protocol import Detection, GuardrailResponse, Severity
 from .slots import Block, Decision, Flag, Redact, Window
 
 #: What is done about a detection.
 Action = Literal["redact", "block", "flag"]
+# Severities are declared from the least on.
+_RANKS: Final = {severity: rank for rank, severity in enumerate(Severity)}
 
 
 def decisions_of(
@@ -18,16 +20,18 @@ def decisions_of(
     action: Action = "redact",
     threshold: float = 0.5,
     categories: Container[str] | None = None,
+    min_severity: Severity | None = None,
     shown_from: int = 0,
 ) -> list[Decision]:
     """The decisions that an answer amounts to.
 
-    A detection's own ``action`` is done whatever its confidence and category. Otherwise ``action`` is. A detection
-    without a span is of the whole window. Where there is none at all, ``detected`` is one of its own, and
+    A detection's own ``action`` is done whatever its confidence, category and severity. Otherwise ``action`` is. A
+    detection without a span is of the whole window. Where there is none at all, ``detected`` is one of its own, and
     ``redacted_content`` takes the place of what the agent was shown.
 
     :param threshold: detections of less confidence are ignored; one that says nothing of it is certain.
     :param categories: detections of others are ignored. None: there are no others.
+    :param min_severity: detections of less are ignored. None: none are.
     :param shown_from: an index into ``window.text``: what the agent was shown begins there. Its spans count from there.
     :raises AgentProtocolError: for a span that is not within what it was shown.
     """
@@ -39,13 +43,15 @@ def decisions_of(
         or (
             (1.0 if detection.confidence is None else detection.confidence) >= threshold
             and (categories is None or detection.category in categories)
+            and (min_severity is None or _RANKS[detection.severity] >= _RANKS[min_severity])
         )
     ]
     if not answer.detections and answer.redacted_content is not None and action == "redact":
         return [Redact(shown_from, len(window.text), answer.redacted_content)]
     if not answer.detections and answer.detected:
-        # It has said no category, so that none can be asked for.
-        counted = [Detection(category="content", description="")] if categories is None else []
+        # It has said no category and no severity, so that none can be asked for.
+        plain = categories is None and min_severity is None
+        counted = [Detection(category="content", description="")] if plain else []
     return [_decision(detection, window, action, shown_from) for detection in counted]
 
 

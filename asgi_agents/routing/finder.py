@@ -81,7 +81,11 @@ class RouteFinder:
         found, lasts = self._resolver.resolve(scope, app_routes)
         references, route = self._router.agents_of(found)
         resolved_route = self._registry.resolved_route(
-            references, route=route, missing_ok=True, guardrails=self._router.guardrails_of(found)
+            references,
+            route=route,
+            missing_ok=True,
+            guardrails=self._router.guardrails_of(found),
+            handlers_too=self._router.guardrails_of(None),
         )
         if lasts:
             known.remember(key, resolved_route)

@@ -1,9 +1,10 @@
 import pytest
+from msgspec.structs import replace
 
 from asgi_agents.errors import AgentProtocolError
 from asgi_agents.guardrails.slots import Block, Decision, Flag, Redact, Window
 from asgi_agents.guardrails.verdicts import Action, decisions_of
-from asgi_agents.protocol import Detection, GuardrailResponse, TextSpan
+from asgi_agents.protocol import Detection, GuardrailResponse, Severity, TextSpan
 
 WINDOW = Window("context: secret", 100, 9, final=False)
 
@@ -58,3 +59,20 @@ def test_spans_count_from_where_the_shown_text_begins() -> None:
     assert decisions_of(answer(found(span=(0, 6))), WINDOW, shown_from=9) == [Redact(9, 15, "[pii]")]
     with pytest.raises(AgentProtocolError, match="<= 6"):
         decisions_of(answer(found(span=(0, 7))), WINDOW, shown_from=9)
+
+
+@pytest.mark.parametrize("severity", Severity)
+@pytest.mark.parametrize("least", [None, *Severity])
+def test_detections_of_less_severity_are_ignored(severity: Severity, least: Severity | None) -> None:
+    order = ["low", "medium", "high", "critical"]
+    counts = least is None or order.index(severity.value) >= order.index(least.value)
+    detection = replace(found(), severity=severity)
+    assert bool(decisions_of(answer(detection), WINDOW, min_severity=least)) == counts
+    # An agent that says what is to be done has decided already.
+    assert decisions_of(answer(replace(detection, action="block")), WINDOW, min_severity=least) == [Block("pii")]
+
+
+def test_an_answer_that_says_no_severity_is_ignored_where_one_is_asked_for() -> None:
+    assert decisions_of(answer(), WINDOW, min_severity=Severity.LOW) == []
+    # What it redacts, it has decided.
+    assert decisions_of(answer(redacted="x"), WINDOW, min_severity=Severity.HIGH) == [Redact(0, 15, "x")]

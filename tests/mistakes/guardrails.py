@@ -131,6 +131,26 @@ protect(app, agents=[AgentConfig("judge", Judge())], guardrails=[Guardrail("judg
         instead='`categories={"violence"}`',
     ),
     Mistake(
+        title="Words in place of operators, of what chooses calls",
+        code='Guardrail("emails", on={"output"}, when=not models("internal"))',
+        instead='`when=~models("internal")`',
+    ),
+    Mistake(
+        title="A list of models",
+        code='Guardrail("emails", on={"output"}, when=models(["gpt-*", "o?"]))',
+        instead='`when=models("gpt-*", "o?")`',
+    ),
+    Mistake(
+        title="A handler that asks a guardrail that nobody has configured",
+        code=f"""
+@app.get("/chat")
+async def chat(agents: Agents):
+    await agents.inspect("hello", guardrail="email")
+{_guarded('Guardrail("emails", on={"output"})')}""",
+        ask="/chat",
+        instead='`guardrail="emails"`',
+    ),
+    Mistake(
         title="A decision outside of a list",
         code=_checking('Block("no items")'),
         ask="/items",

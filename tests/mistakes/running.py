@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse
 
 from asgi_agents import *
 from asgi_agents.fastapi import Agents
-from asgi_agents.guardrails import Block, Guardrail, Redact, TextGuardrail
+from asgi_agents.guardrails import Block, Guardrail, Redact, TextGuardrail, models
 
 
 class Waf(Agent):

@@ -158,7 +158,10 @@ UNREADABLE = [
     ("application/json", b'{"a": "hunter2', {}),
     ("application/json", b"[" * 300, {}),
     ("application/json", '{"a": "hunter2"}'.encode("utf-16"), {}),
-    ("application/json", gzip.compress(b'{"a": "hunter2"}', mtime=0), {"content-encoding": "gzip"}),
+    ("application/json", gzip.compress(b'{"a": "hunter2"}', mtime=0), {"content-encoding": "br"}),
+    ("application/json", gzip.compress(b'{"a": "hunter2"}', mtime=0)[:-1], {"content-encoding": "gzip"}),
+    ("application/json", gzip.compress(b'{"a": "hunter2"}', mtime=0) + b"x", {"content-encoding": "gzip"}),
+    ("application/json", gzip.compress(b" " * 1_000_000 + b'{"a": "hunter2"}'), {"content-encoding": "gzip"}),
     ("multipart/form-data; boundary=x", b"--x\r\n\r\nhunter2\r\n--x--", {}),
     ("application/octet-stream", b"hunter2", {}),
 ]
@@ -178,6 +181,17 @@ def test_a_request_that_can_not_be_read_is_refused_and_fails_no_agent(
     assert (app.bodies, agent.shown) == ([], "")
     # The breaker is closed.
     assert client.post("/ask", json={}).status_code == 200
+
+
+def test_an_app_is_given_the_content_that_was_judged_and_no_encoded_body() -> None:
+    app = Answering()
+    # Some readers take the first member for all of it.
+    packed = gzip.compress(b'{"a": "fine", ', mtime=0) + gzip.compress(b'"b": "hunter2"}', mtime=0)
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+
+    assert behind(app, Secrets()).post("/ask", content=packed, headers=headers).status_code == 200
+    assert app.bodies == [b'{"a": "fine", "b": "[secret]"}']
+    assert "content-encoding" not in app.headers[0]
 
 
 ANSWERS = [

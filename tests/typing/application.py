@@ -1,9 +1,10 @@
 """An app, its agents around it, and its handlers."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, assert_type
 
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import Depends, FastAPI, Form, Request, WebSocket
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -28,15 +29,18 @@ from asgi_agents import (
     FailureMode,
     GuardrailResponse,
     GuardrailUnavailableError,
+    InspectedText,
     NoAgentContextError,
     Redact,
     Route,
+    UnknownGuardrailError,
     Verdict,
     fastapi_error,
     protect,
     redact_secrets,
 )
-from asgi_agents.fastapi import Agents, agent_context
+from asgi_agents.fastapi import Agents, agent_context, inspected
+from asgi_agents.guardrails import Found
 
 from .agents import Everything
 
@@ -60,6 +64,39 @@ async def chat(prompt: str, agents: Agents) -> str:
     assert_type(agents.audit, Sequence[tuple[str, AuditMetadata]])
     assert_type(agents.verdicts_forgotten, int)
     return agents.routing_metadata["tenant"]
+
+
+class Review(BaseModel):
+    """A body with a field that is judged."""
+
+    comment: str
+
+
+@app.post("/review")
+async def review(judged: Annotated[Review, Depends(inspected(Review, comment="pii"))]) -> str:
+    """A handler that gets its body judged, in the type of the model."""
+    assert_type(judged, Review)
+    return judged.comment
+
+
+@app.post("/text")
+async def text(prompt: str, agents: Agents) -> str:
+    """A handler that has a text judged."""
+    try:
+        result = await agents.inspect(prompt, guardrail="pii", kind="output", model="m")
+    except UnknownGuardrailError:
+        return ""
+    assert_type(result, InspectedText)
+    assert_type(result.blocked, bool)
+    assert_type(result.reason, str | None)
+    assert_type(result.found, Sequence[Found])
+    await agents.inspect(prompt, guardrail="pii", kind="outptu")  # type: ignore[arg-type]
+    await agents.inspect(prompt, "pii")  # type: ignore[call-arg]
+    return result.text
+
+
+assert_type(inspected(Review, Form(), comment="pii"), Callable[..., Awaitable[Review]])
+inspected(Review, comment=1)  # type: ignore[arg-type]
 
 
 @app.websocket("/session")

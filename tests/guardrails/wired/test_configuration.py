@@ -56,6 +56,8 @@ WRONG: Final[dict[str, tuple[Callable[[], object], str]]] = {
     "on: number": (lambda: Guardrail("g", on=[1]), r"'g'.*on.*1"),  # type: ignore[list-item]
     "action": (lambda: Guardrail("g", on=OUT, action="mask"), r"'g'.*action='mask'.*redact"),  # type: ignore[arg-type]
     "inspection_type": (lambda: Guardrail("g", on=OUT, inspection_type="a b"), r"'g'.*inspection_type='a b'"),
+    "min_severity": (lambda: Guardrail("g", on=OUT, min_severity="worst"), r"'g'.*min_severity='worst'.*'high'"),  # type: ignore[arg-type]
+    "min_severity: number": (lambda: Guardrail("g", on=OUT, min_severity=3), r"'g'.*min_severity=3"),  # type: ignore[arg-type]
     "window: 0": (lambda: Guardrail("g", on=OUT, window=0), r"'g'.*window=0"),
     "window: float": (lambda: Guardrail("g", on=OUT, window=4.5), r"'g'.*window=4.5"),  # type: ignore[arg-type]
     "window: bool": (lambda: Guardrail("g", on=OUT, window=True), r"'g'.*window=True"),

@@ -1,6 +1,5 @@
 """Text of requests is judged before the app runs."""
 
-import gzip
 import json
 from typing import Any, Final
 
@@ -156,17 +155,9 @@ async def test_a_malformed_body_never_counts_for_a_breaker() -> None:
         assert json.loads(app.body)["messages"][0]["content"] == "I am [0]"
 
 
-@pytest.mark.parametrize("mode", FailureMode)
-async def test_an_encoded_body_is_a_400_unless_it_is_in_identity(mode: FailureMode) -> None:
-    body = json.dumps(BODIES[CHAT]).encode()
-    for coding in (b"gzip", b"GZIP", b"br", b"identity, gzip"):
-        app = hello()
-        client = asking(CHAT, gzip.compress(body), headers=[(b"content-encoding", coding)])
-        await one(app, Finder(), _INPUT, failure_mode=mode).call(client)
-        assert client.status == 400
-        assert message_of(CHAT, client.body)
-        assert app.calls == 0
+async def test_a_body_in_identity_is_judged() -> None:
     app = hello()
+    body = json.dumps(BODIES[CHAT]).encode()
     await one(app, Finder(), _INPUT).call(asking(CHAT, body, headers=[(b"content-encoding", b"identity")]))
     assert ENTITY.encode() not in app.body
 
