@@ -37,6 +37,7 @@ from .scope import App, OwnScope, certainly_bodiless, declared_length, headers_o
 from .state import ExchangeState
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped, failed_with
+from .text_websocket import TextSession
 
 REQUEST_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
 _INPUT: Final[frozenset[Kind]] = frozenset({"input"})
@@ -67,6 +68,14 @@ class TextGuardrails:
         async def judged(scope: Scope, receive: Receive, send: Send) -> Any:
             exchange = TextExchange(state, self._dialects, self._renderers, self._stop_grace, scope, receive, send)
             return await exchange.run(app)
+
+        return judged
+
+    def around_websocket(self, app: App, state: ExchangeState) -> App:
+        """``app``, which serves a websocket session, behind the guardrails of the connection."""
+
+        async def judged(scope: Scope, receive: Receive, send: Send) -> Any:
+            return await TextSession(state, self._stop_grace, scope, receive, send).run(app)
 
         return judged
 

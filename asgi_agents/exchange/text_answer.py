@@ -89,7 +89,8 @@ class TextAnswer:
         self._held_size = 0
         # What the app has sent of a stream whose head waits.
         self._given: list[bytes] = []
-        self._streamed: StreamedText | None = None
+        self._streamed: StreamedText[bytes] | None = None
+        self._stream: Stream | None = None
         # The type of a stream, and its beginning while it is not known what it is.
         self._type = ""
         self._may_be_json = False
@@ -140,8 +141,8 @@ class TextAnswer:
 
     def _reply(self, stopped: Stopped) -> tuple[int, RawHeaders, bytes]:
         dialect = self._called
-        if self._streamed is not None and self._streamed.stream.dialect is not None:
-            dialect = self._streamed.stream.dialect
+        if self._stream is not None and self._stream.dialect is not None:
+            dialect = self._stream.dialect
         if is_general(dialect) or type(dialect) is Pointers:
             # No client has terms of its own for it.
             reply = render_reply(stopped.decision, self._scope, self._renderers)
@@ -245,11 +246,12 @@ class TextAnswer:
         if not self._holds_head:
             await self._send_start(None)
 
-    def _begin_stream(self, given: str, lines: EventLines | None = None) -> StreamedText:
+    def _begin_stream(self, given: str, lines: EventLines | None = None) -> StreamedText[bytes]:
         given = given or "text/plain"
         dialects = of_stream(self._called, given, self._dialects) or [PlainText()]
+        self._stream = Stream(dialects, given, self._asking.judges, strict=self._strict)
         streamed = self._streamed = StreamedText(
-            Stream(dialects, given, self._asking.judges, strict=self._strict),
+            self._stream,
             self._asking,
             self._judges,
             self._turn,
@@ -257,11 +259,11 @@ class TextAnswer:
             leave=self._leave,
             end=self._end,
             broken=self._break_off,
-            lines=lines,
+            pure=None if lines is None else lines.feed,
         )
         return streamed
 
-    def _stream_of(self, data: bytes, last: bool) -> StreamedText | None:
+    def _stream_of(self, data: bytes, last: bool) -> StreamedText[bytes] | None:
         """What ``data`` is fed to: the stream, which begins once it is known what it is. None: that is not known yet.
 
         Events are often sent as text, or without a type.
