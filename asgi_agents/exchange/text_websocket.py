@@ -23,7 +23,8 @@ from starlette.websockets import WebSocketDisconnect
 from ..concurrency.limiter import Limiter
 from ..errors import ClosedByAgent, caused_by_closing
 from ..failures import FailureKind
-from ..guardrails.message_stream import MAX_MESSAGE_BYTES, MessageStream, Payload
+from ..guardrails.message import MAX_MESSAGE_BYTES, Payload
+from ..guardrails.message_stream import MessageStream
 from ..guardrails.slots import Call, Kind
 from .headers import without_body_claims
 from .inbound import Inbound
@@ -35,6 +36,8 @@ from .text_asking import Asking, Stopped
 from .text_stream import StreamedText
 
 _CLIENT_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
+# How many messages of the app are looked at for what it speaks: those of the Realtime API begin with its session.
+_LOOKED_AT: Final = 4
 # Seconds for a peer that doesn't answer a close frame.
 _CLOSE_TIMEOUT: Final = 5.0
 _CLOSED: Final = "guardrails have closed this websocket"
@@ -48,13 +51,17 @@ class _JudgedMessages:
 
     __slots__ = ("stream", "text", "turn")
 
-    def __init__(self, asking: Asking, kinds: frozenset[Kind], *, from_client: bool) -> None:
+    def __init__(self, asking: Asking, kinds: frozenset[Kind], *, from_client: bool, path: str) -> None:
         self.turn = Limiter(1)
         self.text: StreamedText[list[Payload]] | None = None
         judges = asking.judges.on(kinds)
         silence = max((judge.limits.max_hold for judge in judges), default=0.0)
         self.stream = MessageStream(
-            asking.judges, from_client=from_client, strict=asking.judges.strict(kinds), silence=silence
+            asking.judges,
+            from_client=from_client,
+            strict=asking.judges.strict(kinds),
+            speaks_realtime=path.rstrip("/").endswith("/realtime"),
+            silence=silence,
         )
 
 
@@ -70,8 +77,10 @@ class TextSession:
         self._raw_send = send
         call = Call(dialect="websocket", scope=scope)
         self._asking = Asking(state, state.resolved_route.judges.of(call), call)
-        self._from_client = _JudgedMessages(self._asking, _CLIENT_KINDS, from_client=True)
-        self._to_client = _JudgedMessages(self._asking, ANSWER_KINDS, from_client=False)
+        path = str(scope["path"])
+        self._from_client = _JudgedMessages(self._asking, _CLIENT_KINDS, from_client=True, path=path)
+        self._to_client = _JudgedMessages(self._asking, ANSWER_KINDS, from_client=False, path=path)
+        self._to_look_at = _LOOKED_AT
         self._inbound = Inbound(
             self._next,
             screen=self._screen,
@@ -223,6 +232,9 @@ class TextSession:
         if self._gone is not None:
             raise self._gone
         kind, text = message["type"], self._to_client.text
+        if self._to_look_at and kind == "websocket.send":
+            self._to_look_at -= 1
+            self._from_client.stream.note_other(_payload(message))
         if kind == "websocket.send" and text is not None:
             await self._take(text, [_payload(message)], last=False)
             return

@@ -7,7 +7,6 @@ What has no end of its own, as what a person types, seems to have ended when no 
 text of a conversation would else wait for the next. What comes all the same is judged with what precedes it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
@@ -18,44 +17,16 @@ from .framing import TooComplexError, Unit, UnreadableError, decoded
 from .held_event import HeldEvent
 from .json_text import JSON, Loader, Path
 from .judges import Finding, Inspection, JudgeFailure, Judges
+from .message import MAX_MESSAGE_BYTES, Message, Payload, read
 from .mixed_release import MixedRelease
-from .operations import End, Operation
+from .operations import End, FieldText, Operation
 from .shadowed import shadowed
-from .slots import Decision, Kind
+from .slots import Decision, Kind, Slot
 from .stream import Ending
 
-#: What a message has: text or bytes.
-Payload = str | bytes
-
-#: How many bytes a message may have to be read.
-MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
 # How many messages wait, and how many texts have not ended, before all of them seem to have.
 _MAX_WAITING: Final = 2048
 _MAX_OPEN: Final = 1024
-_MAY_BE_JSON: Final = ("{", "[", '"')
-_BLANKS: Final = " \t\r\n"
-
-
-class Message(Unit):
-    """One message.
-
-    :ivar given: as it came; None for what is none.
-    """
-
-    __slots__ = ("given",)
-
-    def __init__(self, given: Payload | None, raw: bytes) -> None:
-        super().__init__(raw, raw, 0)
-        self.given = given
-
-    def again(self, raw: bytes) -> "Message":
-        return Message(self.leaves_as(raw), raw)
-
-    def leaves_as(self, raw: bytes) -> Payload | None:
-        """The message as it leaves with these bytes: text stays text."""
-        if raw is self.raw:
-            return self.given
-        return raw.decode("utf-8", "replace") if isinstance(self.given, str) else raw
 
 
 class MessageReader(Protocol):
@@ -94,6 +65,8 @@ class MessageStream:
 
     :param from_client: whether they are the client's: their text is ``input``, and ``output`` otherwise.
     :param strict: whether what can't be read stops them. It is passed unjudged otherwise.
+    :param speaks_realtime: whether the app is known to speak OpenAI's Realtime API. A client's messages are read as
+        events of that only where it does, for a client chooses what its messages look like.
     :param silence: seconds without a message after which texts seem to have ended that have no end of their own.
     """
 
@@ -108,16 +81,26 @@ class MessageStream:
         "_paused",
         "_release",
         "_silence",
+        "_speaks_realtime",
         "_strict",
         "ending",
         "finished",
         "unreadable",
     )
 
-    def __init__(self, judges: Judges, *, from_client: bool, strict: bool = True, silence: float = 0.5) -> None:
+    def __init__(
+        self,
+        judges: Judges,
+        *,
+        from_client: bool,
+        strict: bool = True,
+        speaks_realtime: bool = False,
+        silence: float = 0.5,
+    ) -> None:
         self._kind: Kind = "input" if from_client else "output"
         self._release = MixedRelease(judges, _changes_nothing, repeats=True)
         self._strict = strict
+        self._speaks_realtime = speaks_realtime or not from_client
         self._silence = silence
         self._general = _General(self._kind)
         # The reader of a dialect, once a message was in it.
@@ -192,6 +175,15 @@ class MessageStream:
             self._feed(given, now)
         self._leave(now)
 
+    def note_other(self, given: Payload) -> None:
+        """The other side has sent this. What the app sends tells what it speaks."""
+        if not self._speaks_realtime and len(given) <= MAX_MESSAGE_BYTES:
+            try:
+                text = given if isinstance(given, str) else decoded(given)
+                self._speaks_realtime = realtime.knows(self._loader.loads(text))
+            except UnreadableError:
+                pass
+
     def end(self, now: float) -> None:
         """There are no more messages."""
         if self.ending is None:
@@ -246,13 +238,14 @@ class MessageStream:
 
     def _feed(self, given: Payload, now: float) -> None:
         raw = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else given
+        start = 0
         operations: Sequence[Operation] = ()
         is_json = True
         try:
             if len(raw) > MAX_MESSAGE_BYTES:
                 raise TooComplexError(f"a message of {len(raw)} bytes, expected at most {MAX_MESSAGE_BYTES}")
             if raw:
-                operations, is_json = self._read(raw)
+                operations, is_json, start = self._read(raw)
         except UnreadableError as exc:
             self.unreadable += 1
             if self._strict:
@@ -260,7 +253,7 @@ class MessageStream:
                 return
         if self._release.open > _MAX_OPEN or self._release.waiting >= _MAX_WAITING:
             self._pause(now)
-        self._add(Message(given, raw), operations, now, is_json=is_json)
+        self._add(Message(given, raw, start), operations, now, is_json=is_json)
 
     def _add(self, message: Message, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> None:
         try:
@@ -275,35 +268,22 @@ class MessageStream:
         ends = [*self._general.pause(), *(() if self._dialect is None else self._dialect.pause())]
         self._add(Message(None, _NO_TEXT), ends, now)
 
-    def _read(self, raw: bytes) -> tuple[Sequence[Operation], bool]:
-        """What a message says, and whether it is JSON."""
-        text = decoded(raw)
-        encoding = json.detect_encoding(raw)
-        if encoding != "utf-8":
-            # Apps that read JSON from bytes read it in these, and so past the judges.
-            raise UnreadableError(f"expected UTF-8, got {encoding}")
-        value: JSON = text
-        is_json = False
-        if text.lstrip(_BLANKS).startswith(_MAY_BE_JSON):
-            try:
-                parsed = self._loader.loads(text)
-            except TooComplexError:
-                raise
-            except UnreadableError:
-                pass
-            else:
-                # Numbers in brackets are as good as text.
-                if not isinstance(parsed, list) or any(isinstance(inner, str | dict | list) for inner in parsed):
-                    value, is_json = parsed, True
-        operations = self._operations(value)
-        if is_json and self._loader.duplicates:
-            operations = [*shadowed(text, self._kind), *operations]
-        return operations, is_json
+    def _read(self, raw: bytes) -> tuple[Sequence[Operation], bool, int]:
+        """What a message says, whether it is JSON, and where that begins."""
+        text, value, start = read(raw, self._loader)
+        if start is None:
+            return self._operations(text), False, 0
+        beside: list[Operation] = []
+        if start:
+            beside.append(FieldText(Slot(("prefix",), self._kind), 0, start, text[:start]))
+        if self._loader.duplicates:
+            beside += shadowed(text[start:], self._kind)
+        return [*beside, *self._operations(value)], True, start
 
     def _operations(self, value: JSON) -> Sequence[Operation]:
-        if self._dialect is None and realtime.knows(value):
-            self._dialect = realtime.ClientEvents() if self._kind == "input" else realtime.ServerEvents()
-        if self._dialect is not None and realtime.knows(value):
+        if self._speaks_realtime and realtime.knows(value):
+            if self._dialect is None:
+                self._dialect = realtime.ClientEvents() if self._kind == "input" else realtime.ServerEvents()
             try:
                 return self._dialect.read(value)
             except TooComplexError:

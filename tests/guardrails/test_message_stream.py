@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pytest
+from asgi_agents.guardrails.message import MAX_MESSAGE_BYTES, Payload
 
 from asgi_agents.guardrails import Block, Window
 from asgi_agents.guardrails.judges import Inspection, Judge, Judges
-from asgi_agents.guardrails.message_stream import MAX_MESSAGE_BYTES, MessageStream, Payload
+from asgi_agents.guardrails.message_stream import MessageStream
 from asgi_agents.guardrails.windows import WindowLimits
 from tests.guardrails.detectors import CARD, EMAIL, HOLD, Detector, detector, redacted
 from tests.guardrails.driving import EVERYTHING, LOCAL, limits
@@ -252,6 +253,19 @@ def test_json_in_text_is_judged_with_its_escapes_read() -> None:
     driver = driving()
     driver.feed("some text first", message, '"bob\\u0040example.com"')
     assert [json.loads(m) for m in driver.end()[1:]] == [{"to": "[0]"}, "[0]"]
+
+
+@pytest.mark.parametrize("prefix", ["42", "4", "451-", "42/admin,", "42/admin,17", "4312"])
+def test_messages_of_socket_io_are_judged_with_their_escapes_read(prefix: str) -> None:
+    driver = driving()
+    driver.feed("2", f'{prefix}["say", {{"to": "alice\\u0040example.com"}}]', f'{prefix}["say", "none"]', "3")
+    assert driver.end() == ["2", f'{prefix}["say", {{"to": "[0]"}}]', f'{prefix}["say", "none"]', "3"]
+
+
+def test_what_precedes_the_json_of_a_message_is_judged_too() -> None:
+    driver = driving()
+    driver.feed('42/alice@example.com,["!"]', b'42/bob@example.com,["carol@example.com"]')
+    assert driver.end() == ['42/[0],["!"]', b'42/[0],["[0]"]']
 
 
 def test_a_key_that_is_there_twice_hides_nothing() -> None:

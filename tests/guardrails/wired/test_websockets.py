@@ -657,11 +657,33 @@ async def test_events_of_a_client_are_judged_at_once(name: str) -> None:
     kind, fields, found = CLIENT_EVENTS[name]
     app, server = App(), Server(event(kind, **fields), then_leaves=True)
     guarded = one(app, Finder())
-    await run(guarded.middleware, server)
+    await run(guarded.middleware, server, "/v1/realtime")
 
     (got,) = app.got
     assert json.loads(got) == json.loads(event(kind, **fields).replace("alice@example.com", "[0]"))
     assert guarded.record.guardrails[0].found == {found: 1}
+
+
+@pytest.mark.parametrize("on", [_INPUT, KINDS], ids=["input", "all"])
+async def test_a_client_speaks_the_dialect_only_where_the_app_does(on: Any) -> None:
+    parts = [event("conversation.mine", say="alice@exam"), event("conversation.mine", say="ple.com")]
+    for speaks, expected in ((False, ["[0]", ""]), (True, ["alice@exam", "ple.com"])):
+        got: list[str] = []
+
+        async def app(scope: Scope, receive: Receive, send: Send, speaks: bool = speaks, got: list[str] = got) -> None:
+            await accept(receive, send)
+            await send_frame(send, event("session.created" if speaks else "hello", session={"id": "sess_1"}))
+            while (message := await receive())["type"] == "websocket.receive":
+                got.append(json.loads(message["text"])["say"])
+
+        server = Server()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run, one(app, Finder(), on).middleware, server)
+            await anyio.sleep(1)
+            for part in parts:
+                server.client_sends(part)
+            server.client_leaves()
+        assert got == expected
 
 
 async def test_names_and_audio_are_not_judged() -> None:
