@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pytest
-from asgi_agents.guardrails.message import MAX_MESSAGE_BYTES, Payload
 
 from asgi_agents.guardrails import Block, Window
 from asgi_agents.guardrails.judges import Inspection, Judge, Judges
+from asgi_agents.guardrails.message import MAX_MESSAGE_BYTES, Payload
 from asgi_agents.guardrails.message_stream import MessageStream
 from asgi_agents.guardrails.windows import WindowLimits
 from tests.guardrails.detectors import CARD, EMAIL, HOLD, Detector, detector, redacted

@@ -31,6 +31,7 @@ from tests.guardrails.wired.exchanging import (
     Detecting,
     Finder,
     Guarded,
+    Rewriting,
     SettlingFinder,
     SlowFinder,
     blocking,
@@ -761,3 +762,196 @@ def test_a_client_and_an_app_of_fastapi() -> None:
         with pytest.raises(WebSocketDisconnect) as closed:
             session.receive_text()
     assert (closed.value.code, closed.value.reason) == (1008, "no secrets")
+
+
+# More of the Realtime API
+
+
+async def test_the_parts_and_items_of_a_response_agree_with_its_deltas() -> None:
+    at = {"response_id": "r", "item_id": "i", "output_index": 0, "content_index": 0}
+    full = {
+        "type": "message",
+        "id": "i",
+        "role": "assistant",
+        "content": [{"type": "output_audio", "transcript": TEXT}],
+    }
+    transcript = "response.output_audio_transcript"
+    app = Says(
+        event("response.created", response={"id": "r", "object": "realtime.response", "output": []}),
+        event("response.output_item.added", response_id="r", output_index=0, item={**full, "content": []}),
+        event("conversation.item.added", previous_item_id=None, item={**full, "content": []}),
+        event("response.content_part.added", **at, part={"type": "audio", "transcript": ""}),
+        *(event(f"{transcript}.delta", **at, delta=piece) for piece in cut(TEXT, seeded("parts"))),
+        event(f"{transcript}.done", **at, transcript=TEXT),
+        event("response.content_part.done", **at, part={"type": "audio", "transcript": TEXT}),
+        event("conversation.item.done", previous_item_id=None, item=full),
+        event("response.output_item.done", response_id="r", output_index=0, item=full),
+        event("response.done", response={"id": "r", "object": "realtime.response", "output": [full]}),
+        event("conversation.item.retrieved", item=full),
+    )
+    server = Server()
+    finder = Finder()
+    await run(one(app, finder).middleware, server)
+
+    expected = redacted(TEXT, _EMAILS)
+    events = [json.loads(frame) for frame in server.frames]
+    assert len(events) == len(app.says)
+    assert said(server.frames, f"{transcript}.delta") == expected
+    last = {each["type"]: each for each in events}
+    assert last[f"{transcript}.done"]["transcript"] == expected
+    assert last["response.content_part.done"]["part"]["transcript"] == expected
+    for kind in ("conversation.item.done", "response.output_item.done", "conversation.item.retrieved"):
+        assert last[kind]["item"]["content"][0]["transcript"] == expected
+    assert last["response.done"]["response"]["output"][0]["content"][0]["transcript"] == expected
+    # What repeats a text is not judged again.
+    assert len({window.start for window in finder.windows}) > 1
+    assert not [window for window in finder.windows if window.text == TEXT and window.start == 0 and window.fresh == 0]
+
+
+async def test_tokens_beside_a_changed_text_are_left_out() -> None:
+    base = "conversation.item.input_audio_transcription"
+    tokens = [{"token": "alice@example.com", "logprob": -0.1, "bytes": [97]}]
+    app = Says(
+        event(f"{base}.delta", item_id="i", content_index=0, delta="alice@example.com", logprobs=tokens),
+        event(f"{base}.completed", item_id="i", content_index=0, transcript="alice@example.com", logprobs=tokens),
+        event(f"{base}.delta", item_id="j", content_index=0, delta="nobody", logprobs=[{"token": "nobody"}]),
+        event(f"{base}.completed", item_id="j", content_index=0, transcript="nobody", logprobs=[{"token": "nobody"}]),
+        event(f"{base}.failed", item_id="k", content_index=0, error={"message": "of bob@example.com"}),
+    )
+    server = Server()
+    await run(one(app, Finder()).middleware, server)
+    events = [json.loads(frame) for frame in server.frames]
+    assert [each.get("logprobs") for each in events] == [[], [], [{"token": "nobody"}], [{"token": "nobody"}], None]
+    assert [events[0]["delta"], events[1]["transcript"], events[4]["error"]["message"]] == ["[0]", "[0]", "of [0]"]
+
+
+async def test_results_of_tools_are_judged() -> None:
+    app = Says(
+        event(
+            "conversation.item.added", item={"type": "function_call_output", "id": "i", "output": "alice@example.com"}
+        ),
+        event(
+            "conversation.item.done",
+            item={
+                "type": "mcp_call",
+                "id": "j",
+                "name": "mail",
+                "arguments": '{"to": "bob@example.com"}',
+                "output": "carol@example.com",
+                "error": None,
+            },
+        ),
+    )
+    server = Server()
+    guarded = one(app, Finder())
+    await run(guarded.middleware, server)
+    assert "@" not in "".join(map(str, server.frames))
+    assert guarded.record.guardrails[0].found == {"tool_result": 2, "tool_call": 1}
+
+
+async def test_deltas_that_nothing_ends_leave_when_nothing_has_come_for_a_while() -> None:
+    server = Timed()
+    kind = "session.output_transcript.delta"
+    app = Says(event(kind, delta="to alice@exam"), event(kind, delta="ple.com"), 2.0, event("session.closed"))
+    began = anyio.current_time()
+    await run(one(app, Finder(), max_hold=0.5).middleware, server)
+    assert said(server.frames, kind) == "to [0]"
+    assert [at - began < 1 for at, message in server.times if message["type"] == "websocket.send"] == [
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_arguments_that_are_no_json_close_the_session(ends: bool) -> None:
+    at = {"response_id": "r", "item_id": "i", "output_index": 0}
+    says = [event("response.function_call_arguments.delta", **at, delta='{"to": "alice@example.com')]
+    if ends:
+        says.append(event("response.function_call_arguments.done", **at, arguments=""))
+    server = Server()
+    await run(one(Says(*says), Finder()).middleware, server)
+    assert (server.frames, server.close) == ([], (1011, "Response unreadable for security inspection"))
+
+
+# Servers and agents of all kinds
+
+
+async def test_an_agent_that_rewrites_a_text_is_shown_all_of_it() -> None:
+    for closes in (True, False):
+        server = Server()
+        await run(one(Says("mail alice@exam", "ple.com now", closes=closes), Rewriting()).middleware, server)
+        assert "".join(map(str, server.frames)) == "mail [0] now"
+
+
+async def test_what_the_server_raises_while_more_is_read_comes_out_of_receive() -> None:
+    class Breaking(Server):
+        async def receive(self) -> Message:
+            message = await super().receive()
+            if message.get("text") == "break":
+                raise LookupError("the server's own")
+            return message
+
+    server = Breaking("held", "break")
+    with pytest.raises(LookupError, match="the server's own"):
+        await run(one(App(), SlowFinder()).middleware, server)
+
+
+async def test_what_the_server_raises_beside_the_app_comes_out_of_its_next_send() -> None:
+    class Gone(Server):
+        async def send(self, message: Message) -> None:
+            if message["type"] == "websocket.send":
+                raise OSError("the client is gone")
+            await super().send(message)
+
+    raised: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        await send_frame(send, "one")
+        await anyio.sleep(2)
+        for _ in range(2):
+            try:
+                await send_frame(send, "two")
+            except OSError as exc:
+                raised.append(str(exc))
+
+    await run(one(app, SlowFinder()).middleware, Gone())
+    assert raised == ["the client is gone", "the client is gone"]
+
+
+async def test_what_an_app_sends_behind_its_close_is_refused() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        await send_close(send)
+        with pytest.raises(RuntimeError, match="the websocket is closed"):
+            await send_frame(send, "alice@example.com")
+
+    server = Server()
+    await run(one(app, Finder()).middleware, server)
+    assert server.types == ["accept", "close"]
+
+
+async def test_older_servers_take_what_is_sent_to_a_client_that_has_left() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+        await send_frame(send, "alice@example.com")
+
+    server = Server(then_leaves=True)
+    await run(one(app, Finder()).middleware, server, asgi={"version": "3.0", "spec_version": "2.3"})
+    assert server.frames == []
+
+
+async def test_an_app_without_grace_is_cancelled_at_once() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        await send_frame(send, "the secret")
+        await anyio.sleep(1000)
+
+    server = Server()
+    began = anyio.current_time()
+    await run(one(app, Finder(blocking("secret")), max_hold=0.1, stop_grace=0).middleware, server)
+    assert anyio.current_time() - began < 0.5
+    assert server.close == (1008, _REASON)
