@@ -150,7 +150,7 @@ class TextSession:
             self._inbound.tasks,
             leave=leave,
             end=end,
-            broken=self._broken,
+            broken=partial(self._broken, direction is self._from_client),
             unreadable=unreadable,
         )
 
@@ -346,9 +346,12 @@ class TextSession:
         if self._inbound.tasks is not None:
             self._inbound.tasks.cancel_scope.deadline = float("inf")
 
-    def _broken(self, error: Exception) -> None:
-        """The server has raised beside the app: that is for the app's next send to raise."""
-        self._gone = error
+    def _broken(self, from_client: bool, error: Exception) -> None:
+        """Something was raised beside the app: that is for its next send or receive. Nothing passes any more."""
+        if from_client:
+            self._inbound.error = error
+        else:
+            self._gone = error
 
 
 def _payload(message: Message) -> Payload:

@@ -23,6 +23,7 @@ from asgi_agents import (
     protect,
 )
 from asgi_agents.guardrails import Block, Decision, Guardrail, Window
+from asgi_agents.guardrails.message_stream import MessageStream
 from asgi_agents.guardrails.slots import KINDS
 from tests.exchange.test_websocket import App, Server, accept, run, send_close, send_frame, websocket_scope
 from tests.guardrails.detectors import EMAIL, detector, redacted
@@ -918,6 +919,29 @@ async def test_what_the_server_raises_beside_the_app_comes_out_of_its_next_send(
 
     await run(one(app, SlowFinder()).middleware, Gone())
     assert raised == ["the client is gone", "the client is gone"]
+
+
+async def test_nothing_passes_once_judging_has_broken_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise LookupError("a defect")
+
+    monkeypatch.setattr(MessageStream, "verdict", broken)
+    raised: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        for _ in range(2):
+            with pytest.raises(LookupError):
+                raise AssertionError(await receive())
+        await send_frame(send, "out")
+        await anyio.sleep(2)
+        with pytest.raises(LookupError):
+            await send_frame(send, "out")
+        raised.append("all")
+
+    server = Server("one", "two")
+    await run(one(app, SlowFinder(), max_hold=0.1).middleware, server)
+    assert (raised, server.frames) == (["all"], [])
 
 
 async def test_what_an_app_sends_behind_its_close_is_refused() -> None:
