@@ -20,11 +20,9 @@ from anyio.lowlevel import checkpoint
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from ..concurrency.limiter import Limiter
 from ..errors import ClosedByAgent, caused_by_closing
 from ..failures import FailureKind
 from ..guardrails.message import MAX_MESSAGE_BYTES, Payload
-from ..guardrails.message_stream import MessageStream
 from ..guardrails.slots import Call, Kind
 from .headers import without_body_claims
 from .inbound import Inbound
@@ -33,6 +31,7 @@ from .scope import App, raises_when_gone
 from .state import ExchangeState
 from .text_answer import ANSWER_KINDS
 from .text_asking import Asking, Stopped
+from .text_messages import JudgedMessages, message_of, payload_of
 from .text_stream import StreamedText
 
 _CLIENT_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
@@ -41,28 +40,6 @@ _LOOKED_AT: Final = 4
 # Seconds for a peer that doesn't answer a close frame.
 _CLOSE_TIMEOUT: Final = 5.0
 _CLOSED: Final = "guardrails have closed this websocket"
-
-
-class _JudgedMessages:
-    """The messages of one direction.
-
-    :ivar text: None where nobody judges them.
-    """
-
-    __slots__ = ("stream", "text", "turn")
-
-    def __init__(self, asking: Asking, kinds: frozenset[Kind], *, from_client: bool, path: str) -> None:
-        self.turn = Limiter(1)
-        self.text: StreamedText[list[Payload]] | None = None
-        judges = asking.judges.on(kinds)
-        silence = max((judge.limits.max_hold for judge in judges), default=0.0)
-        self.stream = MessageStream(
-            asking.judges,
-            from_client=from_client,
-            strict=asking.judges.strict(kinds),
-            speaks_realtime=path.rstrip("/").endswith("/realtime"),
-            silence=silence,
-        )
 
 
 class TextSession:
@@ -78,8 +55,8 @@ class TextSession:
         call = Call(dialect="websocket", scope=scope)
         self._asking = Asking(state, state.resolved_route.judges.of(call), call)
         path = str(scope["path"])
-        self._from_client = _JudgedMessages(self._asking, _CLIENT_KINDS, from_client=True, path=path)
-        self._to_client = _JudgedMessages(self._asking, ANSWER_KINDS, from_client=False, path=path)
+        self._from_client = JudgedMessages(self._asking, _CLIENT_KINDS, from_client=True, path=path)
+        self._to_client = JudgedMessages(self._asking, ANSWER_KINDS, from_client=False, path=path)
         self._to_look_at = _LOOKED_AT
         self._inbound = Inbound(
             self._next,
@@ -137,7 +114,7 @@ class TextSession:
         return result
 
     def _text_of(
-        self, direction: _JudgedMessages, kinds: frozenset[Kind], unreadable: FailureKind, *, leave: Any, end: Any
+        self, direction: JudgedMessages, kinds: frozenset[Kind], unreadable: FailureKind, *, leave: Any, end: Any
     ) -> StreamedText[list[Payload]] | None:
         judges = self._asking.judges.on(kinds)
         if not judges:
@@ -205,14 +182,14 @@ class TextSession:
                 self._disconnect = message
                 await text.take([], True)
             else:
-                await text.take([_payload(message)], False)
+                await text.take([payload_of(message)], False)
         finally:
             turn.release()
 
     async def _deliver(self, messages: list[Payload], done: bool) -> None:
         """The app is to get what may reach it."""
         for payload in messages:
-            self._inbound.deliver(_message("websocket.receive", payload))
+            self._inbound.deliver(message_of("websocket.receive", payload))
         if done and self._disconnect is not None:
             self._inbound.deliver(self._disconnect)
 
@@ -234,9 +211,9 @@ class TextSession:
         kind, text = message["type"], self._to_client.text
         if self._to_look_at and kind == "websocket.send":
             self._to_look_at -= 1
-            self._from_client.stream.note_other(_payload(message))
+            self._from_client.stream.note_other(payload_of(message))
         if kind == "websocket.send" and text is not None:
-            await self._take(text, [_payload(message)], last=False)
+            await self._take(text, [payload_of(message)], last=False)
             return
         if text is not None and kind == "websocket.http.response.start":
             self._denial = message
@@ -302,7 +279,7 @@ class TextSession:
             if self._denial is not None and isinstance(payload, bytes):
                 self._denial_body.append(payload)
             else:
-                await self._raw_send(_message("websocket.send", payload))
+                await self._raw_send(message_of("websocket.send", payload))
 
     async def _end_app(self, stopped: Stopped, messages: list[Payload], cut_off: bool) -> None:
         try:
@@ -352,13 +329,3 @@ class TextSession:
             self._inbound.error = error
         else:
             self._gone = error
-
-
-def _payload(message: Message) -> Payload:
-    """What a message has. Of two payloads, the bytes."""
-    data = message.get("bytes")
-    return (message.get("text") or "") if data is None else bytes(data)
-
-
-def _message(kind: str, payload: Payload) -> Message:
-    return {"type": kind, "text" if isinstance(payload, str) else "bytes": payload}

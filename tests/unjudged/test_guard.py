@@ -207,7 +207,7 @@ async def test_response_operations_hold_until_the_response_s_head_is_sent() -> N
 async def test_a_websocket_message_has_no_head(field: str) -> None:
     class Wrong(Agent):
         async def on_websocket_frame(self, event: object) -> AgentResponse:
-            return AgentResponse.allow(**{field: [OP]})
+            return AgentResponse.allow(**{field: [OP]})  # type: ignore[arg-type]
 
     app, session = Echo(), Session("hello")
     middleware = guarded(app, config(Wrong(), body_access="write"))
