@@ -26,7 +26,7 @@ _NEEDED: Final[dict[str, tuple[object, tuple[EventType, ...]]]] = {
     "after": ((), _REQUEST_HEAD),
     "may_set_host": (False, _REQUESTS),
     "decode": (False, _BODIES),
-    "body_access": ("read", _BODIES),
+    "body_access": ("read", (*_BODIES, EventType.WEBSOCKET_FRAME)),
     "request_body_mode": (BodyMode.BUFFER, _REQUEST_BODY),
     "max_request_body_bytes": (None, _REQUEST_BODY),
     "request_length": ("known", _REQUEST_BODY),

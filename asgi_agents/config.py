@@ -65,7 +65,7 @@ class AgentConfig:
         of the body was judged, and told its length, without which many frameworks take it for empty. Until then the
         body is kept, up to ``max_request_body_bytes``: 1 MiB of it in memory, the rest in a temporary file.
         ``"unknown"``: the app is started at once, without a ``content-length``.
-    :param body_access: ``"write"`` agents may send body mutations.
+    :param body_access: ``"write"`` agents may send mutations of bodies and of websocket messages.
     :param enforce: False makes it a shadow agent: it receives its events and its answers are recorded, but none of them
         is applied, and none of its failures count for the connection.
     :param config: handed to the agent in ``configure`` when it connects; plain data for remote agents.

@@ -201,9 +201,7 @@ class Guard:
             # deadline armed and no slot of the breaker held.
             try:
                 answer = await hook(event)
-                response = (
-                    ALLOW if answer is None or answer is ALLOW else check_general(self.config, event_type, answer)
-                )
+                response = ALLOW if answer is None or answer is ALLOW else check_general(self.config, event, answer)
             except BaseException as exc:
                 timeout = self.config.chunk_timeout if chunk else self.config.timeout
                 call = AgentCall(event, failure_mode, route, timeout, started, raised=exc)

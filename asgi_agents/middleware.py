@@ -253,18 +253,19 @@ class AgentMiddleware:
                 audit = Audit(self._auditor, given or scope, exchange)
             if audit is not None or self._exposed_as is not None:
                 send = _watched(send, audit, self._exposed_as, exchange)
+            app = self.app
+            guardrails = None if resolved_route.judges is None else self._guardrails
             if scope["type"] == "http":
-                app = self.app
-                if resolved_route.judges is not None and self._guardrails is not None:
-                    app = self._guardrails.around(app, exchange)
+                if guardrails is not None:
+                    app = guardrails.around(app, exchange)
                 if resolved_route.concerns_http:
                     return await serve_http(app, exchange, scope, receive, send, self._renderers, self._stop_grace)
                 return await app(scope, receive, send)
-            elif resolved_route.concerns_websockets:
-                return await serve_websocket(
-                    self.app, exchange, scope, receive, send, self._renderers, self._stop_grace
-                )
-            return await self.app(scope, receive, send)
+            if guardrails is not None:
+                app = guardrails.around_websocket(app, exchange)
+            if resolved_route.concerns_websockets:
+                return await serve_websocket(app, exchange, scope, receive, send, self._renderers, self._stop_grace)
+            return await app(scope, receive, send)
         except BaseException as exc:
             error = type(exc).__name__
             raise

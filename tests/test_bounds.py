@@ -21,7 +21,8 @@ from asgi_agents.exchange import (
     text_request,
     units,
 )
-from asgi_agents.guardrails import framing, held_call, json_text, records, release
+from asgi_agents.guardrails import framing, held_call, json_text, message, message_stream, records, release
+from asgi_agents.guardrails.dialects import realtime
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
 from asgi_agents.routing import cache
@@ -128,6 +129,10 @@ def spellings(number: float) -> list[str]:
         ("guardrails.MAX_HELD_BYTES", release.MAX_HELD_BYTES),
         ("MAX_CHARACTERS", held_call.MAX_CHARACTERS),
         ("guardrails.MAX_UNIT_BYTES", framing.MAX_UNIT_BYTES),
+        ("MAX_MESSAGE_BYTES", message.MAX_MESSAGE_BYTES),
+        ("_MAX_WAITING", message_stream._MAX_WAITING),
+        ("_MAX_OPEN", message_stream._MAX_OPEN),
+        ("_MAX_ITEMS", realtime._MAX_ITEMS),
         ("_MAX_EDITS", records._MAX_EDITS),
         ("_MAX_WHOLE", release._MAX_WHOLE),
         ("MAX_SPANS", guardrail_report.MAX_SPANS),

@@ -148,7 +148,7 @@ class Configuring:
             config = GivenConfig(config)
         event = ConfigureEvent(agent_id=self._config.id, config=config)
         answer = await self._delivery.answer_to(AgentCall(event, FailureMode.CLOSED, None, timeout, started))
-        response = check_general(self._config, event.event_type, answer)
+        response = check_general(self._config, event, answer)
         if not response.is_allow:
             raise AgentError(f"refused its configuration: {reason_of(response)}")
 

@@ -10,7 +10,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from ..decision import AgentDecision, Verdict, merge
-from ..protocol import BodyChunkEvent, EventType, WebSocketFrameEvent
+from ..protocol import BodyChunkEvent, EventType, WebSocketDrop, WebSocketFrameEvent
 from .evaluate import evaluate
 from .resolved_route import ResolvedRoute, chain_steps
 from .route_agent import RouteAgent
@@ -84,11 +84,30 @@ async def evaluate_chunk(agents: Sequence[RouteAgent], event: BodyChunkEvent, *,
 
 
 async def evaluate_frame(resolved_route: ResolvedRoute, event: WebSocketFrameEvent) -> AgentDecision:
-    """Show a websocket message to the agents of ``resolved_route``, until one of them stops it."""
+    """Show a websocket message to the agents of ``resolved_route``, until one of them stops it.
+
+    The decision has the verdicts of all steps. Its mutation is the last one, which contains those before it.
+    """
     verdicts: list[Verdict] = []
     for step in resolved_route.frame_steps:
-        verdicts += await evaluate(step, event)
-        decision = merge(verdicts)
+        answers = await evaluate(step, event)
+        verdicts += answers
+        decision, event = settle_frame(answers, event)
         if not decision.is_allow:
-            return decision
+            return replace(decision, verdicts=tuple(verdicts))
     return merge(verdicts)
+
+
+def settle_frame(verdicts: Sequence[Verdict], event: WebSocketFrameEvent) -> tuple[AgentDecision, WebSocketFrameEvent]:
+    """The decision of one step on a message, and the message as the next step is to be shown it.
+
+    A mutation without any data drops the message.
+    """
+    decision = merge(verdicts)
+    mutation = decision.request_body_mutation if event.client_to_server else decision.response_body_mutation
+    if mutation is None or mutation.data is None:
+        return decision, event
+    if not mutation.data:
+        # An agent that may write receives a message alone.
+        return replace(decision, websocket_decision=WebSocketDrop(), decided_by=verdicts[0].agent_id), event
+    return decision, replace(event, data=mutation.data)

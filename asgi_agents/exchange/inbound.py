@@ -5,7 +5,7 @@ from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
-from starlette.types import Message, Receive
+from starlette.types import Message
 
 from ..concurrency.limiter import Limiter
 from .interruption import Interruption
@@ -20,7 +20,7 @@ class Inbound:
 
     More than one task of the app may wait for a message at a time. The first to wait gets the first message.
 
-    :param source: the server's ``receive``.
+    :param source: the server's ``receive``, or one that returns None where a message was delivered meanwhile.
     :param screen: looks at a message without suspending; True hands it on as it is.
     :param judge: judges a message, and calls :meth:`deliver` for what the app is to get, if anything.
     :param may_suspend: whether ``judge`` could suspend now.
@@ -49,7 +49,7 @@ class Inbound:
 
     def __init__(
         self,
-        source: Receive,
+        source: Callable[[], Awaitable[Message | None]],
         *,
         screen: Callable[[Message], bool],
         judge: Callable[[Message], Awaitable[None]],
@@ -95,6 +95,7 @@ class Inbound:
     async def pull(self) -> Message:
         """Read and judge one message in this task, before the app runs. Returns what was read."""
         message = await self._source()
+        assert message is not None
         if self._screen(message):
             self._ready.append(message)
         else:

@@ -48,6 +48,7 @@ from .state import ExchangeState
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped, failed_with
 from .text_request import MAX_REQUEST_BYTES, RequestText, TextRequest
+from .text_websocket import TextSession
 from .tool_gate import ToolGate
 from .tool_lists import ToolLists
 
@@ -75,6 +76,14 @@ class TextGuardrails:
         async def judged(scope: Scope, receive: Receive, send: Send) -> Any:
             exchange = TextExchange(state, self._dialects, self._renderers, self._stop_grace, scope, receive, send)
             return await exchange.run(app)
+
+        return judged
+
+    def around_websocket(self, app: App, state: ExchangeState) -> App:
+        """``app``, which serves a websocket session, behind the guardrails of the connection."""
+
+        async def judged(scope: Scope, receive: Receive, send: Send) -> Any:
+            return await TextSession(state, self._stop_grace, scope, receive, send).run(app)
 
         return judged
 

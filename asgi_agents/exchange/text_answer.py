@@ -13,7 +13,7 @@ from ..errors import ResponseAborted
 from ..evaluation.text_judges import JudgeSet
 from ..failures import FailureKind
 from ..guardrails.body import Body, Parsed
-from ..guardrails.dialect import Dialect, Stop
+from ..guardrails.dialect import Dialect, Stop, is_bound
 from ..guardrails.dialects.known import has_units, is_general, is_ours, of_answer, of_stream
 from ..guardrails.dialects.unknown import PlainText
 from ..guardrails.framing import TooComplexError, UnreadableError, decoded
@@ -98,7 +98,8 @@ class TextAnswer:
         self._max_bytes = MAX_ANSWER_BYTES
         # What the app has sent of a stream whose head waits.
         self._given: list[bytes] = []
-        self._streamed: StreamedText | None = None
+        self._streamed: StreamedText[bytes] | None = None
+        self._stream: Stream | None = None
         # The type of a stream, and its beginning while it is not known what it is.
         self._type = ""
         self._may_be_json = False
@@ -143,8 +144,8 @@ class TextAnswer:
         self._mode = _Mode.STOPPED
         self._state.decide(stopped.decision)
         dialect = self._called
-        if self._streamed is not None and self._streamed.stream.dialect is not None and not is_bound(dialect):
-            dialect = self._streamed.stream.dialect
+        if self._stream is not None and self._stream.dialect is not None and not is_bound(dialect):
+            dialect = self._stream.dialect
         status, headers, body = stopped_reply(stopped, dialect, self._scope, self._renderers)
         await self._send_whole(
             {"type": "http.response.start", "status": status, "headers": headers},
@@ -277,11 +278,12 @@ class TextAnswer:
         if not (self._holds_head or self._head_is_due):
             await self._send_start(None)
 
-    def _begin_stream(self, given: str, lines: EventLines | None = None) -> StreamedText:
+    def _begin_stream(self, given: str, lines: EventLines | None = None) -> StreamedText[bytes]:
         given = given or "text/plain"
         dialects = of_stream(self._called, given, self._dialects) or [PlainText()]
+        self._stream = Stream(dialects, given, self._judge_set, strict=self._strict)
         streamed = self._streamed = StreamedText(
-            Stream(dialects, given, self._judge_set, strict=self._strict),
+            self._stream,
             self._asking,
             self._judges,
             self._turn,
@@ -289,11 +291,11 @@ class TextAnswer:
             leave=self._leave,
             end=self._end,
             broken=self._break_off,
-            lines=lines,
+            pure=None if lines is None else lines.feed,
         )
         return streamed
 
-    def _stream_of(self, data: bytes, last: bool) -> StreamedText | None:
+    def _stream_of(self, data: bytes, last: bool) -> StreamedText[bytes] | None:
         """What ``data`` is fed to: the stream, which begins once it is known what it is. None: that is not known yet.
 
         Events are often sent as text, or without a type.

@@ -1,7 +1,7 @@
 """A stream of text on its way through guardrails: who is asked when, and what leaves when."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -11,10 +11,9 @@ from ..concurrency.limiter import Limiter
 from ..evaluation.text_judges import RouteJudge
 from ..failures import FailureKind
 from ..guardrails.dialect import Stop
-from ..guardrails.judges import Inspection
+from ..guardrails.judges import Finding, Inspection, JudgeFailure
 from ..guardrails.slots import Decision
-from ..guardrails.stream import Stream
-from .event_lines import EventLines
+from ..guardrails.stream import Ending
 from .text_asking import Asking, Stopped, blocked_by, failed_with, refused
 
 # Seconds between two looks at a window that waits for another's verdict although it is due.
@@ -22,29 +21,67 @@ _SHORT: Final = 0.001
 _MIXED: Final = Stop("a stream of events that is not called one has other text in it", 503)
 
 
-class StreamedText:
-    """Feeds a :class:`Stream`, has its windows judged, beside the app where that may suspend, and lets text leave.
+# Bytes of a stream, or messages.
+Data = TypeVar("Data")
+
+
+class TextStream(Protocol[Data]):
+    """A :class:`~asgi_agents.guardrails.stream.Stream`, or one of messages."""
+
+    @property
+    def ending(self) -> Ending | None: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def full(self) -> bool: ...
+    @property
+    def held(self) -> int: ...
+    @property
+    def longest_delay(self) -> float: ...
+    @property
+    def findings(self) -> list[Finding]: ...
+    @property
+    def failures(self) -> list[JudgeFailure]: ...
+
+    unreadable: int
+
+    def feed(self, data: Data, now: float) -> None: ...
+    def end(self, now: float) -> None: ...
+    def tick(self, now: float) -> None: ...
+    def wake_at(self) -> float | None: ...
+    def inspections(self) -> list[Inspection]: ...
+    def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None: ...
+    def hold_to_end(self, inspection: Inspection, now: float) -> None: ...
+    def fail(self, stop: Stop) -> None: ...
+    def take(self) -> Data: ...
+
+
+class StreamedText(Generic[Data]):
+    """Feeds a stream, has its windows judged, beside the app where that may suspend, and lets text leave.
 
     :param judges: those who judge the stream.
     :param turn: held by who may send. What is sent from two tasks must not overtake what is being judged.
     :param leave: sends what may leave; its second argument is whether that is the last. It is called with the turn.
     :param end: ends a stream that was stopped, with the last bytes of it, or by breaking it off.
     :param broken: called with what the server has raised while something was sent beside the app.
-    :param lines: looks for other text in a stream of events that is not called one. What is behind that can't be read.
+    :param pure: given all that is fed, and whether it is the last; where it returns False, what is fed from then on
+        can't be read.
+    :param unreadable: the kind of failure that this is.
     """
 
     def __init__(
         self,
-        stream: Stream,
+        stream: TextStream[Data],
         asking: Asking,
         judges: Sequence[RouteJudge],
         turn: Limiter,
         tasks: TaskGroup | None,
         *,
-        leave: Callable[[bytes, bool], Awaitable[None]],
-        end: Callable[[Stopped, bytes, bool], Awaitable[None]],
+        leave: Callable[[Data, bool], Awaitable[None]],
+        end: Callable[[Stopped, Data, bool], Awaitable[None]],
         broken: Callable[[Exception], None],
-        lines: EventLines | None = None,
+        pure: Callable[[Data, bool], bool] | None = None,
+        unreadable: FailureKind = FailureKind.RESPONSE_UNREADABLE,
     ) -> None:
         self.stream = stream
         self._asking = asking
@@ -54,7 +91,8 @@ class StreamedText:
         self._leave = leave
         self._end = end
         self._broken = broken
-        self._lines = lines
+        self._pure = pure
+        self._unreadable = unreadable
         loop = asyncio_loop()
         self._now: Callable[[], float] = anyio.current_time if loop is None else loop.time
         # Set when the app may have something to go on with.
@@ -74,11 +112,11 @@ class StreamedText:
         #: Whether nothing more is sent of it.
         self.over = False
 
-    async def take(self, data: bytes, last: bool) -> None:
-        """The next bytes of the app. The turn is the caller's."""
+    async def take(self, data: Data, last: bool) -> None:
+        """What comes next. The turn is the caller's."""
         now = self._now()
-        if self._lines is not None and not self._lines.feed(data, last):
-            self._lines = None
+        if self._pure is not None and not self._pure(data, last):
+            self._pure = None
             self.stream.unreadable += 1
             if any(judge.agent.stops_when_failing for judge in self._judges):
                 self.stream.fail(_MIXED)
@@ -104,6 +142,16 @@ class StreamedText:
             # What is being sent beside the app is sent before the app may end.
             await self._turn.acquire()
             self._turn.release()
+
+    async def progress(self) -> None:
+        """Until something has happened beside the app."""
+        if self._changed.is_set():
+            self._changed = anyio.Event()
+        await self._changed.wait()
+
+    def notify(self) -> None:
+        """Something has happened beside the app."""
+        self._changed.set()
 
     def abandon(self) -> None:
         """Send nothing more."""
@@ -219,8 +267,7 @@ class StreamedText:
         if self._failure is not None:
             return self._failure
         self._counted = True
-        kind = FailureKind.RESPONSE_UNREADABLE
-        verdict = self._asking.not_shown(self._judges, kind, ending.stop.message, stopped=True)
+        verdict = self._asking.not_shown(self._judges, self._unreadable, ending.stop.message, stopped=True)
         return refused(ending.stop) if verdict is None else failed_with(verdict)
 
     def _count_held(self, held: int) -> None:
@@ -237,5 +284,5 @@ class StreamedText:
             self._asking.note(stream.findings, stream.failures)
         if stream.unreadable and not self._counted:
             fault = f"{stream.unreadable} parts of a stream are not in its dialect"
-            self._asking.not_shown(self._judges, FailureKind.RESPONSE_UNREADABLE, fault)
+            self._asking.not_shown(self._judges, self._unreadable, fault)
         self._asking.note_hold(self._judges, self._most_held, stream.longest_delay)

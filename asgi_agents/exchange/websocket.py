@@ -12,8 +12,9 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from ..concurrency.limiter import Limiter
-from ..decision import ALLOWED, AgentDecision, Verdict, merge, unanimous
+from ..decision import ALLOWED, AgentDecision, Verdict, unanimous
 from ..errors import ClosedByAgent, caused_by_closing
+from ..evaluation.chain import settle_frame
 from ..evaluation.route_agent import RouteAgent
 from ..protocol import ALLOW, Allow, EventType, Opcode, WebSocketDrop, WebSocketFrameEvent
 from .base import Exchange, Summary
@@ -286,7 +287,7 @@ class WebSocketExchange(Exchange):
         )
         only, decision = self._only, ALLOWED
         if only is None or state.closed or not self._tracing.idle:
-            decision = await self._evaluate(event)
+            decision, event = await self._evaluate(event)
         else:
             # Most messages are like this: one agent, and it simply allows them.
             counting = self._counting
@@ -294,8 +295,14 @@ class WebSocketExchange(Exchange):
             if counting or verdict.response is not ALLOW:
                 state.record((verdict,), every=False)
                 if verdict.response is not ALLOW:
-                    decision = merge((verdict,))
-        passes = decision is ALLOWED or decision.is_allow
+                    decision, event = settle_frame((verdict,), event)
+        passes = decision is ALLOWED
+        if not passes:
+            passes = decision.is_allow
+            if event.data is not data:
+                message = _with_data(message, event)
+                if not client_to_server:
+                    direction.size += len(event.data) - len(data)
         if client_to_server:
             if passes:
                 self._inbound.deliver(message)
@@ -312,8 +319,8 @@ class WebSocketExchange(Exchange):
             if self._inbound.tasks is None:
                 raise ClosedByAgent("an agent has closed this websocket")
 
-    async def _evaluate(self, event: WebSocketFrameEvent) -> AgentDecision:
-        """What the agents decide on a message."""
+    async def _evaluate(self, event: WebSocketFrameEvent) -> tuple[AgentDecision, WebSocketFrameEvent]:
+        """What the agents decide on a message, and the message as they have changed it."""
         decision = ALLOWED
         continued = False
         for step in self._steps:
@@ -323,10 +330,10 @@ class WebSocketExchange(Exchange):
             if not plain or self._counting:
                 self._state.record(verdicts, every=False)
             if not plain:
-                decision = merge(verdicts)
+                decision, event = settle_frame(verdicts, event)
                 if not decision.is_allow:
                     break
-        return decision
+        return decision, event
 
     async def _close(self, decision: AgentDecision) -> None:
         """Close the session on both sides. The app is told at once, however slow the client is to answer."""
@@ -358,6 +365,11 @@ class WebSocketExchange(Exchange):
     def _summary(self, error: BaseException | None) -> Summary:
         status = self._status or (403 if error is None else 500)
         return Summary(status, time.monotonic(), self._from_client.size, self._to_client.size)
+
+
+def _with_data(message: Message, event: WebSocketFrameEvent) -> Message:
+    # What is no UTF-8 is no mutation of a text: its agent has failed.
+    return {**message, "text": event.data.decode()} if event.opcode is _TEXT else {**message, "bytes": event.data}
 
 
 def _drops(decision: AgentDecision) -> bool:

@@ -12,7 +12,8 @@ bytes and what is to be judged. Who calls whom::
       │                                   ├─> WholeText    a text that is known in full
       │                                   ├─> HeldCall     a tool call: the strings in its arguments
       │                                   └─> HeldEvent    what an event leaves as; json_text puts strings back
-      └──data──> Body ──operations──> Release        a request, or an answer that is no stream: one event
+      ├──data──> Body ──operations──> Release        a request, or an answer that is no stream: one event
+      └──message─> MessageStream ─operations─> MixedRelease    one direction of a websocket: each message is an event
 
 What a driver does with a :class:`~asgi_agents.guardrails.stream.Stream`::
 

@@ -63,6 +63,16 @@ class MixedRelease:
         """Seconds; how long an event has waited at most."""
         return max(self._json.longest_delay, self._of_text.longest_delay)
 
+    @property
+    def open(self) -> int:
+        """How many slots have not ended."""
+        return self._json.open + self._of_text.open
+
+    def forget_changes(self) -> None:
+        """Forget which slots have left changed, where no operation looks at that."""
+        self._json.forget_changes()
+        self._of_text.forget_changes()
+
     def wake_at(self) -> float | None:
         """When there may be something to judge although nothing else happens."""
         times = [at for release in (self._json, self._of_text) if (at := release.wake_at()) is not None]
@@ -121,18 +131,19 @@ class MixedRelease:
         self._json.tick(now)
         self._of_text.tick(now)
 
-    def leave(self, now: float) -> list[bytes]:
+    def leave(self, now: float, left: list[HeldEvent] | None = None) -> list[bytes]:
         """The events that may leave.
 
+        :param left: takes what has held them. Of what is left out it need not.
         :raises UnreadableError: when too much waits.
         """
         if not self._has_text:
-            return self._json.leave(now)
+            return self._json.leave(now, left)
         events: list[HeldEvent] = []
         for raw, event in zip(self._json.leave(now, events), events, strict=True):
             if event.comment:
                 self._of_text.add_comment(event.unit, now)
-            elif raw:
+            elif raw or not event.unit.raw:
                 unit = event.unit if raw is event.unit.raw else event.unit.again(raw)
                 operations: list[Operation] = []
                 is_json = event.is_json
@@ -147,7 +158,7 @@ class MixedRelease:
                 self._of_text.add(unit, operations, now, is_json=is_json).since = event.since
         if self._finished and not self._json.waiting:
             self._of_text.finish(now)
-        return self._of_text.leave(now)
+        return self._of_text.leave(now, left)
 
     def discard(self, now: float) -> None:
         """Let go of all that waits."""

@@ -41,6 +41,8 @@ _MAX_CLEAN: Final = 64
 _MAX_CLEAN_TEXT: Final = 16 * 1024
 # How many slots are remembered that seem to have ended.
 _MAX_ENDED: Final = 256
+# How many slots are remembered that have left changed, where nothing looks at that.
+_MAX_CHANGED: Final = 256
 
 # What a text leaves as; also None where its event is left out, for those that know that.
 _After = TypeVar("_After", bound=str | None)
@@ -150,6 +152,16 @@ class Release:
         if self._ended and any(streamed.text.full for streamed in self._ended.values()):
             return True
         return self.held_bytes > MAX_HELD_BYTES // 2 and self.outcome.judging
+
+    @property
+    def open(self) -> int:
+        """How many slots have not ended."""
+        return len(self._open) + len(self._calls)
+
+    def forget_changes(self) -> None:
+        """Forget which slots have left changed, where no operation looks at that."""
+        if len(self.changed) > _MAX_CHANGED:
+            self.changed.clear()
 
     def wake_at(self) -> float | None:
         """When there may be something to judge although nothing else happens."""

@@ -11,13 +11,15 @@ request_body_chunk     until the app    until the head    yes                   
 response_headers       no               yes               no                     no                      yes
 response_body_chunk    no               until the head    no                     yes                     no
                                         is sent
-websocket_frame        no               no                no                     no                      no
+websocket_frame        no               no                of the client's        of the app's            no
 configure              no               no                no                     no                      no
 guardrail_inspect      no               no                no                     no                      no
 request_complete       no               no                no                     no                      no
 =====================  ===============  ================  =====================  ======================  =========
 
-The exchange checks whether a head is gone when it applies the answer; this module checks the rest. A mutation whose
+The exchange checks whether a head is gone when it applies the answer; this module checks the rest. A message of a
+websocket has one direction, so one of the two mutations applies to it; its ``chunk_index`` is the message's
+``frame_index``, and text stays text. A mutation whose
 ``data`` is None changes nothing, and is allowed in any answer. Answers that deny are not checked: nothing passes that
 their other parts could change. Their ``response_headers`` are sent with the reply, if there is one.
 """
@@ -25,9 +27,10 @@ their other parts could change. Their ``response_headers`` are sent with the rep
 from collections.abc import Mapping
 from typing import Final
 
-from ..errors import NotApplicableError
-from .events import EventType
+from ..errors import AgentProtocolError, NotApplicableError
+from .events import EventType, Opcode, WebSocketFrameEvent
 from .responses import AgentResponse, BodyMutation, ForgottenMutation
+from .validation import number_or_type
 
 #: For each part of an answer, the events that it applies to.
 APPLIES_TO: Final[Mapping[str, frozenset[EventType]]] = {
@@ -40,8 +43,8 @@ APPLIES_TO: Final[Mapping[str, frozenset[EventType]]] = {
             EventType.RESPONSE_BODY_CHUNK,
         }
     ),
-    "request_body_mutation": frozenset({EventType.REQUEST_BODY_CHUNK}),
-    "response_body_mutation": frozenset({EventType.RESPONSE_BODY_CHUNK}),
+    "request_body_mutation": frozenset({EventType.REQUEST_BODY_CHUNK, EventType.WEBSOCKET_FRAME}),
+    "response_body_mutation": frozenset({EventType.RESPONSE_BODY_CHUNK, EventType.WEBSOCKET_FRAME}),
     "skip_body": frozenset({EventType.REQUEST_HEADERS, EventType.RESPONSE_HEADERS}),
 }
 _NAMES: Final[Mapping[str, str]] = {
@@ -67,6 +70,37 @@ def check_applicable(event_type: EventType, response: AgentResponse) -> None:
             raise NotApplicableError(
                 f"{field} does not apply to {event_type.value}: {what} may only be in answers to {right}"
             )
+
+
+def check_frame(event: WebSocketFrameEvent, response: AgentResponse) -> None:
+    """Check the mutations in a validated answer to a message of a websocket.
+
+    :raises NotApplicableError: for a mutation of a message in the other direction.
+    :raises AgentProtocolError: for one of another message, or of text that would be no text any more.
+    """
+    if not response.is_allow:
+        return
+    right, wrong = "request_body_mutation", "response_body_mutation"
+    if not event.client_to_server:
+        right, wrong = wrong, right
+    if changes_something(getattr(response, wrong)):
+        sender = "client" if event.client_to_server else "app"
+        raise NotApplicableError(f"{wrong} does not apply to a message of the {sender}, expected {right}")
+    mutation: BodyMutation | None = getattr(response, right)
+    if mutation is None or mutation.data is None:
+        return
+    if mutation.chunk_index != event.frame_index:
+        raise AgentProtocolError(
+            f"{right}.chunk_index: expected {event.frame_index}, the frame_index of the message, got"
+            f" {number_or_type(mutation.chunk_index)}"
+        )
+    if event.opcode is Opcode.TEXT:
+        try:
+            mutation.data.decode()
+        except UnicodeDecodeError as exc:
+            raise AgentProtocolError(
+                f"{right}.data: expected UTF-8 for a text message, got {exc.reason} at byte {exc.start}"
+            ) from None
 
 
 def changes_something(given: object) -> bool:

@@ -109,7 +109,8 @@ class HeaderOp(RedactedRepr, frozen=True):
 class BodyMutation(RedactedRepr, frozen=True):
     """A change to the chunk that the agent was shown. ``data`` replaces it; empty drops it, None leaves it unchanged.
 
-    ``chunk_index`` is part of the wire format and is ignored: there is only one chunk that an answer can change.
+    ``chunk_index`` of a websocket message is its ``frame_index``. That of a chunk of a body is part of the wire format
+    and is ignored: there is only one chunk that an answer can change.
     """
 
     data: bytes | None = None

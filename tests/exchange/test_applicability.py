@@ -63,7 +63,8 @@ APPLY: dict[EventType, set[str]] = {
     EventType.REQUEST_BODY_CHUNK: {"request_headers", "response_headers", "request_body_mutation"},
     EventType.RESPONSE_HEADERS: {"response_headers"},
     EventType.RESPONSE_BODY_CHUNK: {"response_headers", "response_body_mutation"},
-    EventType.WEBSOCKET_FRAME: set(),
+    # Each of a message in one of the directions.
+    EventType.WEBSOCKET_FRAME: {"request_body_mutation", "response_body_mutation"},
     EventType.GUARDRAIL_INSPECT: set(),
     EventType.REQUEST_COMPLETE: set(),
 }
@@ -149,6 +150,8 @@ async def test_a_part_that_does_not_apply_to_its_event_is_a_failure(
     event: Event, field: str, mode: FailureMode
 ) -> None:
     answer = AgentResponse(**{field: FIELDS[field]})
+    if isinstance(event, WebSocketFrameEvent):
+        event = replace(event, client_to_server=field == "request_body_mutation")
     for guard in guards(event.event_type, answer):
         verdict = await ask(guard, event, mode)
 

@@ -120,10 +120,19 @@ EVALUATION: Final = (
     Defect(
         "chain-goes-on-after-a-block",
         "evaluation/chain.py",
-        "        if not decision.is_allow:\n            return decision\n    return merge(verdicts)",
+        "        if not decision.is_allow:\n            return replace(decision, verdicts=tuple(verdicts))\n"
+        "    return merge(verdicts)",
         "    return merge(verdicts)",
         "Later agents are asked about a websocket message that was blocked.",
         ("tests/test_manager.py",),
+    ),
+    Defect(
+        "changed-message-is-not-shown-to-those-behind",
+        "evaluation/chain.py",
+        "    return decision, replace(event, data=mutation.data)",
+        "    return decision, event",
+        "What an agent has made of a websocket message is thrown away.",
+        ("tests/exchange/test_websocket_mutations.py",),
     ),
     Defect(
         "positions-follow-route-order-alone",

@@ -203,24 +203,34 @@ async def test_response_operations_hold_until_the_response_s_head_is_sent() -> N
             assert (client.status, client.header(b"x-mark")) == (200, b"set"), event
 
 
-FIELDS = {
-    "request_body_mutation": MUTATION,
-    "response_body_mutation": MUTATION,
-    "request_headers": [OP],
-    "response_headers": [OP],
-}
-
-
-@pytest.mark.parametrize("field", FIELDS)
-async def test_a_websocket_message_has_no_body_and_no_head(field: str) -> None:
+@pytest.mark.parametrize("field", ["request_headers", "response_headers"])
+async def test_a_websocket_message_has_no_head(field: str) -> None:
     class Wrong(Agent):
         async def on_websocket_frame(self, event: object) -> AgentResponse:
-            return AgentResponse.allow(**{field: FIELDS[field]})  # type: ignore[arg-type]
+            return AgentResponse.allow(**{field: [OP]})  # type: ignore[arg-type]
 
     app, session = Echo(), Session("hello")
     middleware = guarded(app, config(Wrong(), body_access="write"))
     await session.call(middleware)
     assert (app.got, session.texts, outcomes(middleware)) == ([], [], {"not_applicable": 1})
+
+
+@pytest.mark.parametrize(
+    ("field", "got", "counted"),
+    [
+        ("request_body_mutation", ["changed"], {"allow": 1, "not_applicable": 1}),
+        ("response_body_mutation", [], {"not_applicable": 1}),
+    ],
+)
+async def test_a_websocket_message_has_one_direction(field: str, got: list[str], counted: dict[str, int]) -> None:
+    class Wrong(Agent):
+        async def on_websocket_frame(self, event: object) -> AgentResponse:
+            return AgentResponse.allow(**{field: MUTATION})  # type: ignore[arg-type]
+
+    app, session = Echo(), Session("hello")
+    middleware = guarded(app, config(Wrong(), body_access="write"))
+    await session.call(middleware)
+    assert (app.got, session.texts, outcomes(middleware)) == (got, [], counted)
 
 
 @pytest.mark.parametrize("event", HTTP_EVENTS)

@@ -192,7 +192,7 @@ class ResponsesReader:
         slot = Slot((*key, place, _index(event, index)), kind, "assistant")
         if what == "delta":
             text = text_or_none(event.get("delta"), "delta") or ""
-            return [Text(slot, ("delta",), text), *_logprobs(event, slot, ("logprobs",), text)]
+            return [Text(slot, ("delta",), text), *tokens(event, slot, ("logprobs",), text, ("delta",))]
         text = text_or_none(event.get(field), field) or ""
         follow: list[Operation] = [Follow(("logprobs",), "[]", key=slot.key)] if "logprobs" in event else []
         return [End(slot.key), Repeat(slot, (field,), text), *follow]
@@ -323,14 +323,18 @@ def _part_event(event: Mapped, what: str, key: SlotKey) -> list[Operation]:
     ]
 
 
-def _logprobs(event: Mapped, slot: Slot, path: Path, text: str) -> list[Operation]:
-    """The tokens once more. They can't be made to agree with a changed text, so they are left out with it."""
+def tokens(event: Mapped, slot: Slot, path: Path, text: str, at: Path) -> list[Operation]:
+    """The tokens of the ``text`` at the path ``at`` once more: the ``logprobs`` of an event are at ``path``.
+
+    They can't be made to agree with a changed text, so they are left out with it. Where they don't spell it, they are
+    judged as another.
+    """
     given = event.get("logprobs")
     if not given:
         return []
-    tokens = [mapping(entry, "logprobs[]").get("token") for entry in sequence(given, "logprobs")]
-    joined = "".join(token for token in tokens if isinstance(token, str))
-    operations: list[Operation] = [Follow(path, "[]", text=("delta",))]
+    entries = [mapping(entry, "logprobs[]").get("token") for entry in sequence(given, "logprobs")]
+    joined = "".join(token for token in entries if isinstance(token, str))
+    operations: list[Operation] = [Follow(path, "[]", text=at)]
     if joined and joined != text:
         operations.append(Text(Slot((*slot.key, "logprobs"), slot.kind, slot.role), path, joined, "[]"))
     return operations

@@ -8,7 +8,7 @@ from ..json_text import JSON, Path, pointer
 from ..ndjson import LineFramer
 from ..operations import AsText, Operation, Text, Whole
 from ..plain_text import TextFramer
-from ..slots import Call, Slot
+from ..slots import Call, Kind, Slot
 from ..sse import SSEFramer
 from .base import NAMES, Mapped, sse, str_or_none, strings_in, to_json, wholes
 from .chat import error
@@ -77,13 +77,17 @@ class PathReader:
 
     :param ending: makes the last event of a stream that was stopped.
     :param may_be_text: whether events may be text, too.
+    :param kind: of its texts.
     """
 
-    __slots__ = ("_ending", "_may_be_text")
+    __slots__ = ("_ending", "_kind", "_may_be_text")
 
-    def __init__(self, ending: Callable[[Stop], bytes], *, may_be_text: bool = False) -> None:
+    def __init__(
+        self, ending: Callable[[Stop], bytes | None], *, may_be_text: bool = False, kind: Kind = "output"
+    ) -> None:
         self._ending = ending
         self._may_be_text = may_be_text
+        self._kind: Kind = kind
 
     def read(self, unit: Unit, value: JSON) -> Sequence[Operation]:
         event = (unit.event or b"").decode("utf-8", "replace")
@@ -91,11 +95,11 @@ class PathReader:
         for path, text in strings_in(value, (), skip=frozenset()):
             if path and path[-1] in NAMES:
                 # Said in every event, and complete in each.
-                operations.append(Whole(Slot((event, pointer(path)), "output"), path, text))
+                operations.append(Whole(Slot((event, pointer(path)), self._kind), path, text))
             else:
-                operations.append(Text(Slot((event, pointer(path)), "output"), path, text))
+                operations.append(Text(Slot((event, pointer(path)), self._kind), path, text))
         if self._may_be_text and not isinstance(value, str):
-            operations.append(AsText(Slot((event, pointer(())), "output")))
+            operations.append(AsText(Slot((event, pointer(())), self._kind)))
         return operations
 
     def leaves(self, mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path, str]:

@@ -1,0 +1,331 @@
+"""Guardrails around an app's websocket session: the messages of both directions.
+
+They stand nearest to the app. The agents of the route see what a client sends before them, and what the app sends as it
+leaves here.
+
+::
+
+    TextSession.run      runs the app
+      ├─> StreamedText   of the client's messages: what may reach the app is delivered to its `receive`
+      └─> StreamedText   of the app's messages: what may leave is sent
+"""
+
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+import anyio
+from anyio.lowlevel import checkpoint
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+from ..errors import ClosedByAgent, caused_by_closing
+from ..failures import FailureKind
+from ..guardrails.message import MAX_MESSAGE_BYTES, Payload
+from ..guardrails.slots import Call, Kind
+from .headers import without_body_claims
+from .inbound import Inbound
+from .reply import close_message
+from .scope import App, raises_when_gone
+from .state import ExchangeState
+from .text_answer import ANSWER_KINDS
+from .text_asking import Asking, Stopped
+from .text_messages import JudgedMessages, message_of, payload_of
+from .text_stream import StreamedText
+
+_CLIENT_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
+# How many messages of the app are looked at for what it speaks: those of the Realtime API begin with its session.
+_LOOKED_AT: Final = 4
+# Seconds for a peer that doesn't answer a close frame.
+_CLOSE_TIMEOUT: Final = 5.0
+_CLOSED: Final = "guardrails have closed this websocket"
+
+
+class TextSession:
+    """One websocket session on its way through guardrails."""
+
+    def __init__(self, state: ExchangeState, stop_grace: float, scope: Scope, receive: Receive, send: Send) -> None:
+        assert state.resolved_route.judges is not None
+        self._state = state
+        self._stop_grace = stop_grace
+        self._scope = scope
+        self._source = receive
+        self._raw_send = send
+        call = Call(dialect="websocket", scope=scope)
+        self._asking = Asking(state, state.resolved_route.judges.of(call), call)
+        path = str(scope["path"])
+        self._from_client = JudgedMessages(self._asking, _CLIENT_KINDS, from_client=True, path=path)
+        self._to_client = JudgedMessages(self._asking, ANSWER_KINDS, from_client=False, path=path)
+        self._to_look_at = _LOOKED_AT
+        self._inbound = Inbound(
+            self._next,
+            screen=self._screen,
+            judge=self._judge,
+            may_suspend=lambda: False,
+            wakeable=True,
+            on_noticed=self._app_noticed,
+        )
+        # What was read of the client and has not been judged, and whether more is being read.
+        self._unjudged: deque[Message] = deque()
+        self._reading = False
+        # The end of the client's messages: the app gets it behind them.
+        self._disconnect: Message | None = None
+        self._accepted = False
+        self._client_gone = False
+        # One side has closed already: the server would raise for a second close.
+        self._over = False
+        self._closed = False
+        self._close_error: Exception | None = None
+        # The head and the body of a response to the handshake, until that was judged.
+        self._denial: Message | None = None
+        self._denial_body: list[bytes] = []
+        # What the server has raised while something was sent beside the app.
+        self._gone: Exception | None = None
+
+    async def run(self, app: App) -> Any:
+        """The whole session. Returns what the app returns."""
+        result: Any = None
+        try:
+            result = await self._inbound.run_app(partial(self._call_app, app), beside=True)
+        except Exception as exc:
+            # The session ended as a guardrail decided; that the app met the end of it is no error.
+            if not (self._closed and caused_by_closing(exc, WebSocketDisconnect)):
+                raise
+        finally:
+            for direction in (self._from_client, self._to_client):
+                if direction.text is not None:
+                    direction.text.close()
+        if self._close_error is not None:
+            raise self._close_error
+        return result
+
+    async def _call_app(self, app: App) -> Any:
+        self._from_client.text = self._text_of(
+            self._from_client, _CLIENT_KINDS, FailureKind.REQUEST_UNREADABLE, leave=self._deliver, end=self._end_client
+        )
+        self._to_client.text = self._text_of(
+            self._to_client, ANSWER_KINDS, FailureKind.RESPONSE_UNREADABLE, leave=self._leave, end=self._end_app
+        )
+        result = await app(self._scope, self._inbound.receive, self._send)
+        if self._accepted:
+            # The server closes it now.
+            await self._finish()
+        return result
+
+    def _text_of(
+        self, direction: JudgedMessages, kinds: frozenset[Kind], unreadable: FailureKind, *, leave: Any, end: Any
+    ) -> StreamedText[list[Payload]] | None:
+        judges = self._asking.judges.on(kinds)
+        if not judges:
+            return None
+        return StreamedText(
+            direction.stream,
+            self._asking,
+            judges,
+            direction.turn,
+            self._inbound.tasks,
+            leave=leave,
+            end=end,
+            broken=partial(self._broken, direction is self._from_client),
+            unreadable=unreadable,
+        )
+
+    # What the client sends
+
+    async def _next(self) -> Message | None:
+        """The next message of the client. None: something may have been delivered meanwhile."""
+        if self._unjudged:
+            return self._unjudged.popleft()
+        text, stream, tasks = self._from_client.text, self._from_client.stream, self._inbound.tasks
+        if text is None or text.over or tasks is None or not (stream.waiting or self._reading or self._disconnect):
+            return await self._source()
+        # What waits may be due before the next message comes. The server must not be asked twice at a time.
+        if not (self._reading or self._disconnect or stream.full):
+            self._reading = True
+            tasks.start_soon(self._read_ahead, text)
+        await text.progress()
+        return None
+
+    async def _read_ahead(self, text: StreamedText[list[Payload]]) -> None:
+        try:
+            self._unjudged.append(await self._source())
+        except Exception as exc:
+            # That is for the app's receive to tell.
+            self._inbound.error = exc
+        finally:
+            self._reading = False
+            text.notify()
+
+    def _screen(self, message: Message) -> bool:
+        """Whether a message passes as it is."""
+        kind = message["type"]
+        text = self._from_client.text
+        if kind == "websocket.disconnect":
+            self._over = self._client_gone = True
+            if self._to_client.text is not None:
+                self._to_client.text.abandon()
+            # What the client has sent before is judged and delivered first.
+            return text is None or text.over or not self._from_client.stream.waiting
+        return text is None or text.over or kind != "websocket.receive"
+
+    async def _judge(self, message: Message) -> None:
+        text, turn = self._from_client.text, self._from_client.turn
+        assert text is not None
+        # The app may give up waiting for it: it is the next one's then.
+        self._unjudged.append(message)
+        if not turn.try_acquire():
+            await turn.acquire()
+        try:
+            message = self._unjudged.popleft()
+            if message["type"] == "websocket.disconnect":
+                self._disconnect = message
+                await text.take([], True)
+            else:
+                await text.take([payload_of(message)], False)
+        finally:
+            turn.release()
+
+    async def _deliver(self, messages: list[Payload], done: bool) -> None:
+        """The app is to get what may reach it."""
+        for payload in messages:
+            self._inbound.deliver(message_of("websocket.receive", payload))
+        if done and self._disconnect is not None:
+            self._inbound.deliver(self._disconnect)
+
+    async def _end_client(self, stopped: Stopped, messages: list[Payload], cut_off: bool) -> None:
+        self._close(stopped)
+
+    # What the app sends
+
+    async def _send(self, message: Message) -> None:
+        if self._closed:
+            # An app that goes on sending must let go of the event loop.
+            await checkpoint()
+            self._app_noticed()
+            if message["type"] == "websocket.close":
+                return  # the app agrees; a second close would make the server raise
+            raise ClosedByAgent(_CLOSED)
+        if self._gone is not None:
+            raise self._gone
+        kind, text = message["type"], self._to_client.text
+        if self._to_look_at and kind == "websocket.send":
+            self._to_look_at -= 1
+            self._from_client.stream.note_other(payload_of(message))
+        if kind == "websocket.send" and text is not None:
+            await self._take(text, [payload_of(message)], last=False)
+            return
+        if text is not None and kind == "websocket.http.response.start":
+            self._denial = message
+            return
+        if text is not None and kind == "websocket.http.response.body" and self._denial is not None:
+            await self._deny(text, self._denial, message)
+            return
+        if kind == "websocket.close":
+            await self._finish()
+            if self._closed:
+                return
+            self._over = True
+        self._accepted = self._accepted or kind == "websocket.accept"
+        await self._raw_send(message)
+
+    async def _take(self, text: StreamedText[list[Payload]], messages: list[Payload], *, last: bool) -> None:
+        if text.over:
+            # It would be judged by nobody, and there is nobody to read it: as servers do then.
+            if not self._client_gone:
+                raise RuntimeError("Unexpected ASGI message 'websocket.send': the websocket is closed.")
+            if raises_when_gone(self._scope):
+                raise OSError("the client has closed this websocket")
+            return
+        turn = self._to_client.turn
+        # What is sent from two tasks must not overtake what is being judged.
+        if not turn.try_acquire():
+            await turn.acquire()
+        try:
+            await text.take(messages, last)
+        finally:
+            turn.release()
+        if last or self._to_client.stream.full:
+            await text.wait(last)
+        if self._gone is not None:
+            raise self._gone
+
+    async def _deny(self, text: StreamedText[list[Payload]], start: Message, message: Message) -> None:
+        """The app refuses the handshake with a response: its body is judged as one message, before its head leaves."""
+        pieces = self._denial_body
+        pieces.append(bytes(message.get("body", b"")))
+        if message.get("more_body", False) and sum(map(len, pieces)) <= MAX_MESSAGE_BYTES:
+            return
+        given = b"".join(pieces)
+        pieces.clear()
+        await self._take(text, [given], last=True)
+        if self._closed:
+            return
+        body, self._denial = b"".join(pieces), None
+        if body != given:
+            start = {**start, "headers": without_body_claims(list(start.get("headers", ())), len(body))}
+        await self._raw_send(start)
+        await self._raw_send({**message, "body": body})
+
+    async def _finish(self) -> None:
+        """The app has sent everything: send what is held, unless it must not pass."""
+        text = self._to_client.text
+        if text is not None and not text.over:
+            await self._take(text, [], last=True)
+
+    async def _leave(self, messages: list[Payload], done: bool) -> None:
+        """Send what may leave. The turn is the caller's."""
+        for payload in messages:
+            if self._denial is not None and isinstance(payload, bytes):
+                self._denial_body.append(payload)
+            else:
+                await self._raw_send(message_of("websocket.send", payload))
+
+    async def _end_app(self, stopped: Stopped, messages: list[Payload], cut_off: bool) -> None:
+        try:
+            if not self._closed:
+                await self._leave(messages, True)
+        finally:
+            self._close(stopped)
+
+    # The end of the session
+
+    def _close(self, stopped: Stopped) -> None:
+        """Close the session on both sides. The app is told at once, however slow the client is to answer."""
+        if self._closed:
+            return
+        self._closed = True
+        for direction in (self._from_client, self._to_client):
+            if direction.text is not None:
+                direction.text.abandon()
+        self._state.decide(stopped.decision)
+        message = close_message(stopped.decision.close)
+        tasks = self._inbound.tasks
+        # Without tasks the app has returned, and the server has closed the session: a task that it left behind is told.
+        if not self._over and tasks is not None:
+            tasks.start_soon(self._send_close, message)
+            if self._stop_grace:
+                tasks.cancel_scope.deadline = anyio.current_time() + self._stop_grace
+            else:
+                tasks.cancel_scope.cancel()
+        self._inbound.end({**message, "type": "websocket.disconnect"})
+
+    async def _send_close(self, message: Message) -> None:
+        try:
+            # The client may have been quicker.
+            with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True), suppress(OSError):
+                await self._raw_send(message)
+        except Exception as exc:
+            # Out of the task group, which would wrap it.
+            self._close_error = exc
+
+    def _app_noticed(self) -> None:
+        if self._inbound.tasks is not None:
+            self._inbound.tasks.cancel_scope.deadline = float("inf")
+
+    def _broken(self, from_client: bool, error: Exception) -> None:
+        """Something was raised beside the app: that is for its next send or receive. Nothing passes any more."""
+        if from_client:
+            self._inbound.error = error
+        else:
+            self._gone = error

@@ -1,0 +1,75 @@
+"""One message of a websocket: what it says, and what it leaves as."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from .framing import TooComplexError, Unit, UnreadableError, decoded
+from .json_text import JSON, Loader
+
+#: What a message has: text or bytes.
+Payload = str | bytes
+
+#: How many bytes a message may have to be read.
+MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
+_MAY_BE_JSON: Final = ("{", "[", '"')
+_BLANKS: Final = " \t\r\n"
+# What precedes the JSON of a message of Socket.IO: types, the number of attachments, a namespace, the id of an
+# acknowledgement.
+_FRAMED: Final = re.compile(r"[0-9]{1,2}(?:[0-9]{1,4}-)?(?:/[^,\s\[{\"]{0,128},)?[0-9]{0,10}(?=[\[{])")
+
+
+class Message(Unit):
+    """One message. Its data begins at ``start``: behind the prefix that Socket.IO's messages have.
+
+    :ivar given: as it came; None for what is none.
+    """
+
+    __slots__ = ("given",)
+
+    def __init__(self, given: Payload | None, raw: bytes, start: int = 0) -> None:
+        super().__init__(raw, raw[start:] if start else raw, start)
+        self.given = given
+
+    def again(self, raw: bytes) -> "Message":
+        return Message(self.leaves_as(raw), raw, self.start)
+
+    def with_texts(self, changes: Mapping[tuple[int, int], bytes]) -> "Message":
+        # The prefix is the only text beside the data.
+        prefix = changes.get((0, self.start), self.raw[: self.start])
+        raw = prefix + self.raw[self.start :]
+        return Message(self.leaves_as(raw), raw, len(prefix))
+
+    def leaves_as(self, raw: bytes) -> Payload | None:
+        """The message as it leaves with these bytes: text stays text."""
+        if raw is self.raw:
+            return self.given
+        return raw.decode("utf-8", "replace") if isinstance(self.given, str) else raw
+
+
+def read(raw: bytes, loader: Loader) -> tuple[str, JSON, int | None]:
+    """The text of a message, its JSON, and where that begins. None: it is no JSON.
+
+    :raises UnreadableError: for what is no text in UTF-8, or JSON over our limits.
+    """
+    text = decoded(raw)
+    encoding = json.detect_encoding(raw)
+    if encoding != "utf-8":
+        # Apps that read JSON from bytes read it in these, and so past the judges.
+        raise UnreadableError(f"expected UTF-8, got {encoding}")
+    framed = _FRAMED.match(text)
+    start = 0 if framed is None else framed.end()
+    document = text[start:] if start else text
+    if not document.lstrip(_BLANKS).startswith(_MAY_BE_JSON):
+        return text, None, None
+    try:
+        value = loader.loads(document)
+    except TooComplexError:
+        raise
+    except UnreadableError:
+        return text, None, None
+    if isinstance(value, list) and not any(isinstance(inner, str | dict | list) for inner in value):
+        # Numbers in brackets are as good as text.
+        return text, None, None
+    return text, value, start

@@ -1,0 +1,332 @@
+"""The messages of one direction of a websocket: each is one event, whatever they say together.
+
+A message is JSON or text. Events of a dialect say themselves which text they go on with. Otherwise the strings at one
+path are parts of one text, and so are messages that are text. Each part leaves in the message that it came in.
+
+What has no end of its own, as what a person types, seems to have ended when no message has come for a while: the last
+text of a conversation would else wait for the next. What comes all the same is judged with what precedes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from .dialect import Stop
+from .dialects import realtime
+from .dialects.unknown import PathReader
+from .framing import TooComplexError, Unit, UnreadableError, decoded
+from .held_event import HeldEvent
+from .json_text import JSON, Loader, Path
+from .judges import Finding, Inspection, JudgeFailure, Judges
+from .message import MAX_MESSAGE_BYTES, Message, Payload, read
+from .mixed_release import MixedRelease
+from .operations import End, FieldText, Operation
+from .shadowed import shadowed
+from .slots import Decision, Kind, Slot
+from .stream import Ending
+
+# How many messages wait, and how many texts have not ended, before all of them seem to have.
+_MAX_WAITING: Final = 2048
+_MAX_OPEN: Final = 1024
+
+
+class MessageReader(Protocol):
+    """Reads the messages of one direction that are JSON."""
+
+    def read(self, value: JSON) -> Sequence[Operation]:
+        """What a message says, in order.
+
+        :raises UnreadableError: for one that is not as its type promises.
+        """
+        ...
+
+    def pause(self) -> Sequence[Operation]:
+        """No message has come for a while. Returns what ends the texts that nothing else ends."""
+        ...
+
+
+class _General:
+    """Reads messages of any shape."""
+
+    __slots__ = ("_paths",)
+
+    def __init__(self, kind: Kind) -> None:
+        self._paths = PathReader(_cut_off, may_be_text=True, kind=kind)
+
+    def read(self, value: JSON) -> Sequence[Operation]:
+        return self._paths.read(_NOTHING, value)
+
+    def pause(self) -> Sequence[Operation]:
+        return _END
+
+
+class MessageStream:
+    """The messages of one direction on their way through guardrails; used as
+    :class:`~asgi_agents.guardrails.stream.Stream` is.
+
+    :param from_client: whether they are the client's: their text is ``input``, and ``output`` otherwise.
+    :param strict: whether what can't be read stops them. It is passed unjudged otherwise.
+    :param speaks_realtime: whether the app is known to speak OpenAI's Realtime API. A client's messages are read as
+        events of that only where it does, for a client chooses what its messages look like.
+    :param silence: seconds without a message after which texts seem to have ended that have no end of their own.
+    """
+
+    __slots__ = (
+        "_came",
+        "_dialect",
+        "_general",
+        "_kind",
+        "_loader",
+        "_now",
+        "_out",
+        "_paused",
+        "_release",
+        "_silence",
+        "_speaks_realtime",
+        "_strict",
+        "ending",
+        "finished",
+        "unreadable",
+    )
+
+    def __init__(
+        self,
+        judges: Judges,
+        *,
+        from_client: bool,
+        strict: bool = True,
+        speaks_realtime: bool = False,
+        silence: float = 0.5,
+    ) -> None:
+        self._kind: Kind = "input" if from_client else "output"
+        self._release = MixedRelease(judges, _changes_nothing, repeats=True)
+        self._strict = strict
+        self._speaks_realtime = speaks_realtime or not from_client
+        self._silence = silence
+        self._general = _General(self._kind)
+        # The reader of a dialect, once a message was in it.
+        self._dialect: MessageReader | None = None
+        self._loader = Loader()
+        self._out: list[Payload] = []
+        self._now = 0.0
+        # When the latest message came, and whether all has seemed to have ended since.
+        self._came = 0.0
+        self._paused = True
+        #: Whether there will be no more messages.
+        self.finished = False
+        #: How the messages were stopped, if they were.
+        self.ending: Ending | None = None
+        #: How many messages could not be read.
+        self.unreadable = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait."""
+        return self._release.waiting
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will leave."""
+        return self.ending is not None or (self.finished and not self._release.waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether the next message has to wait for verdicts."""
+        release = self._release
+        if self.ending is not None:
+            return False
+        return release.full or (release.waiting > _MAX_WAITING and release.outcome.judging)
+
+    @property
+    def held(self) -> int:
+        """How many code points wait for verdicts, for what follows them, or for the end of their tool call."""
+        return self._release.held
+
+    @property
+    def longest_delay(self) -> float:
+        """Seconds; how long a message has waited at most."""
+        return self._release.longest_delay
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found. The owner takes out what it has noted."""
+        return self._release.outcome.findings
+
+    @property
+    def failures(self) -> list[JudgeFailure]:
+        """Judges that have failed while they were not asked for a verdict. The owner takes out what it has noted."""
+        return self._release.outcome.failures
+
+    def wake_at(self) -> float | None:
+        """When :meth:`tick` is to be called if nothing else happens before."""
+        if self.ending is not None:
+            return None
+        wake = self._release.wake_at()
+        if self._paused or not self._release.waiting:
+            return wake
+        silent = self._came + self._silence
+        return silent if wake is None else min(wake, silent)
+
+    def feed(self, data: Sequence[Payload], now: float) -> None:
+        """The next messages."""
+        for given in data:
+            if self.ending is not None:
+                return
+            self._came, self._paused = now, False
+            self._feed(given, now)
+        self._leave(now)
+
+    def note_other(self, given: Payload) -> None:
+        """The other side has sent this. What the app sends tells what it speaks."""
+        if not self._speaks_realtime and len(given) <= MAX_MESSAGE_BYTES:
+            try:
+                text = given if isinstance(given, str) else decoded(given)
+                self._speaks_realtime = realtime.knows(self._loader.loads(text))
+            except UnreadableError:
+                pass
+
+    def end(self, now: float) -> None:
+        """There are no more messages."""
+        if self.ending is None:
+            self.finished = True
+            try:
+                self._release.finish(now)
+            except UnreadableError as exc:
+                self.unreadable += 1
+                self.fail(Stop(str(exc), 503))
+            self._leave(now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        if self.ending is not None:
+            return
+        if not self._paused and now >= self._came + self._silence:
+            self._paused = True
+            self._pause(now)
+        self._release.tick(now)
+        self._leave(now)
+
+    def inspections(self) -> list[Inspection]:
+        """What is to be judged and was not handed out before."""
+        return [] if self.ending is not None else self._release.inspections()
+
+    def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None:
+        """What a judge says of a window.
+
+        :raises AgentProtocolError: for a decision that is not about the window. It is still to be judged.
+        """
+        if self.ending is None:
+            self._release.verdict(inspection, decisions, now)
+            self._leave(now)
+
+    def hold_to_end(self, inspection: Inspection, now: float) -> None:
+        """In place of a verdict: the judge can't say what it has found where. It is asked when the slot has ended."""
+        if self.ending is None:
+            self._release.hold_to_end(inspection, now)
+            self._leave(now)
+
+    def fail(self, stop: Stop) -> None:
+        """Stop. What waits is discarded."""
+        if self.ending is None:
+            self._leave(self._now)
+            if self.ending is None:
+                self._stop(Ending(stop, None, cut_off=True))
+
+    def take(self) -> list[Payload]:
+        """The messages that may leave now."""
+        out, self._out = self._out, []
+        return out
+
+    def _feed(self, given: Payload, now: float) -> None:
+        raw = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else given
+        start = 0
+        operations: Sequence[Operation] = ()
+        is_json = True
+        try:
+            if len(raw) > MAX_MESSAGE_BYTES:
+                raise TooComplexError(f"a message of {len(raw)} bytes, expected at most {MAX_MESSAGE_BYTES}")
+            if raw:
+                operations, is_json, start = self._read(raw)
+        except UnreadableError as exc:
+            self.unreadable += 1
+            if self._strict:
+                self.fail(Stop(str(exc), 503))
+                return
+        if self._release.open > _MAX_OPEN or self._release.waiting >= _MAX_WAITING:
+            self._pause(now)
+        self._add(Message(given, raw, start), operations, now, is_json=is_json)
+
+    def _add(self, message: Message, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> None:
+        try:
+            self._release.add(message, operations, now, is_json=is_json)
+        except UnreadableError as exc:
+            # Where arguments are no JSON, there is nothing to fall back to.
+            self.unreadable += 1
+            self.fail(Stop(str(exc), 503))
+
+    def _pause(self, now: float) -> None:
+        # As an event, for it comes behind those that wait.
+        ends = [*self._general.pause(), *(() if self._dialect is None else self._dialect.pause())]
+        self._add(Message(None, _NO_TEXT), ends, now)
+
+    def _read(self, raw: bytes) -> tuple[Sequence[Operation], bool, int]:
+        """What a message says, whether it is JSON, and where that begins."""
+        text, value, start = read(raw, self._loader)
+        if start is None:
+            return self._operations(text), False, 0
+        beside: list[Operation] = []
+        if start:
+            beside.append(FieldText(Slot(("prefix",), self._kind), 0, start, text[:start]))
+        if self._loader.duplicates:
+            beside += shadowed(text[start:], self._kind)
+        return [*beside, *self._operations(value)], True, start
+
+    def _operations(self, value: JSON) -> Sequence[Operation]:
+        if self._speaks_realtime and realtime.knows(value):
+            if self._dialect is None:
+                self._dialect = realtime.ClientEvents() if self._kind == "input" else realtime.ServerEvents()
+            try:
+                return self._dialect.read(value)
+            except TooComplexError:
+                raise
+            except UnreadableError:
+                # It is called an event of the dialect, and is another app's.
+                pass
+        return self._general.read(value)
+
+    def _leave(self, now: float) -> None:
+        self._now = now
+        events: list[HeldEvent] = []
+        try:
+            out = self._release.leave(now, events)
+        except UnreadableError as exc:
+            self.unreadable += 1
+            self._stop(Ending(Stop(str(exc), 503), None, cut_off=True))
+            return
+        for raw, event in zip(out, events, strict=True):
+            if isinstance(event.unit, Message) and not event.dropped:
+                payload = event.unit.leaves_as(raw)
+                if payload is not None:
+                    self._out.append(payload)
+        self._release.forget_changes()
+        blocked = self._release.outcome.blocked
+        if blocked is not None:
+            self._stop(Ending(Stop(blocked.block.reason), blocked, cut_off=True))
+
+    def _stop(self, ending: Ending) -> None:
+        if self.ending is None:
+            self.ending = ending
+            self._release.discard(self._now)
+
+
+def _cut_off(stop: Stop) -> bytes | None:
+    return None
+
+
+def _changes_nothing(mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path, str]:
+    return {}
+
+
+_NOTHING: Final = Unit(b"", b"", 0)
+_NO_TEXT: Final = b"{}"
+# Their keys begin with the type of an event, which messages don't have.
+_END: Final = (End(("",)),)
