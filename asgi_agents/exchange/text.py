@@ -46,7 +46,7 @@ from .scope import App, OwnScope, certainly_bodiless, declared_length, headers_o
 from .shadow_text import PASSED, ShadowAnswer, ShadowText
 from .state import ExchangeState
 from .text_answer import TextAnswer
-from .text_asking import Asking, Stopped, failed_with
+from .text_asking import Asking, Stopped, failed_with, refused
 from .text_request import MAX_REQUEST_BYTES, RequestText, TextRequest
 from .text_websocket import TextSession
 from .tool_gate import ToolGate
@@ -175,7 +175,7 @@ class TextExchange:
                 fault = self._fault(exc, forms)
                 if gate.guards or judges.judge_any(REQUEST_KINDS, enforced=True):
                     asking.note_unreadable(asking.judges.on(REQUEST_KINDS), fault)
-                    await self._answer(dialect, asking).refuse(Stop(fault, 400, malformed=True))
+                    await self._answer(dialect, asking).stop(refused(Stop(fault, 400, malformed=True)))
                     return None
                 asking.note_unreadable(asking.judges.on(REQUEST_KINDS), fault, PASSED)
                 text = None

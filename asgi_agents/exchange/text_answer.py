@@ -1,6 +1,5 @@
 """The app's answer on its way through guardrails: a stream as it comes, anything else when it is complete."""
 
-import json
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Final
@@ -12,11 +11,10 @@ from ..concurrency.limiter import Limiter
 from ..errors import ResponseAborted
 from ..evaluation.text_judges import JudgeSet
 from ..failures import FailureKind
-from ..guardrails.body import Body, Parsed
 from ..guardrails.dialect import Dialect, Stop, is_bound
-from ..guardrails.dialects.known import has_units, is_general, is_ours, of_answer, of_stream
+from ..guardrails.dialects.known import has_units, is_general, is_ours, of_stream
 from ..guardrails.dialects.unknown import PlainText
-from ..guardrails.framing import TooComplexError, UnreadableError, decoded
+from ..guardrails.framing import UnreadableError
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from . import answer_form
@@ -29,9 +27,10 @@ from .response import BODY_BYPASSES
 from .scope import RawHeaders, declared_length
 from .state import ExchangeState
 from .stopping import Dropping, send_abort_marker, send_whole
-from .text_asking import Asking, Stopped, failed_with, refused
+from .text_asking import Asking, Stopped, failed_with
 from .text_reply import stopped_reply
 from .text_stream import StreamedText
+from .whole_answer import whole_answer
 
 ANSWER_KINDS: Final[frozenset[Kind]] = frozenset({"output", "tool_call", "tool_result", "reasoning"})
 #: How many bytes of an answer that is no stream are held.
@@ -134,10 +133,6 @@ class TextAnswer:
         self._send = send
 
     # Answers in the app's place
-
-    async def refuse(self, stop: Stop) -> None:
-        """Answer a request that can't be read."""
-        await self.stop(refused(stop))
 
     async def stop(self, stopped: Stopped) -> None:
         """Answer in the app's place. Nothing of its answer has left."""
@@ -334,42 +329,29 @@ class TextAnswer:
             await self._send_start(None, changed=False)
             await self._finish(b"")
             return
-        as_text = False
+        called, status = self._called, self._start["status"]
         try:
-            try:
-                parsed = Parsed(data)
-                dialect = of_answer(self._called, parsed.value, self._dialects)
-                operations = answer_form.operations_of(dialect, self._start["status"])
-                body = Body(data, operations, self._judge_set, parsed=parsed)
-            except UnreadableError as exc:
-                if not self._may_be_json or isinstance(exc, TooComplexError) or answer_form.reads_as_json(data):
-                    raise
-                if answer_form.is_lines_of_json(data):
-                    await self._take_lines(data)
-                    return
-                as_text = True
-                body = Body(json.dumps(decoded(data)).encode(), PlainText().answer, self._judge_set)
+            whole = whole_answer(data, called, self._dialects, status, self._judge_set, may_be_json=self._may_be_json)
         except UnreadableError as exc:
             await self._unreadable(str(exc), last=True)
             return
+        if whole is None:
+            # Its type has not said so.
+            self._mode = _Mode.STREAM
+            self._held.clear()
+            self._held_size = 0
+            self._given.append(data)
+            await self._begin_stream("application/x-ndjson").take(data, True)
+            return
         try:
-            await self._asking.judge_body(body)
+            await self._asking.judge_body(whole.body)
         except Stopped as stopped:
             await self.stop(stopped)
             self._on_stop(False)
             return
-        assert body.data is not None
-        after = json.loads(body.data).encode() if as_text else body.data
+        after = whole.data
         await self._send_start(len(after), changed=after != data)
         await self._finish(after)
-
-    async def _take_lines(self, data: bytes) -> None:
-        """An answer whose type did not say that it is lines of JSON. It is complete."""
-        self._mode = _Mode.STREAM
-        self._held.clear()
-        self._held_size = 0
-        self._given.append(data)
-        await self._begin_stream("application/x-ndjson").take(data, True)
 
     async def _unreadable(self, fault: str, *, last: bool = False) -> None:
         if not await self._pass_unjudged(FailureKind.RESPONSE_UNREADABLE, fault, last=last):
