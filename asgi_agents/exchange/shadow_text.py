@@ -27,6 +27,7 @@ from ..guardrails.framing import UnreadableError
 from . import answer_form
 from .headers import media_type
 from .request_form import REQUEST_KINDS
+from .response import BODY_BYPASSES
 from .text_answer import TextAnswer
 from .text_asking import Asking, Stopped
 
@@ -39,6 +40,7 @@ _OVERHEAD: Final = 500
 # Seconds beside the agent's timeout: a call that is too late has failed by then.
 _MARGIN: Final = 0.1
 
+_BODIES: Final = frozenset({"http.response.body", *BODY_BYPASSES})
 #: What the log says of a request that can't be read, where nobody else judges it.
 PASSED: Final = "passed, because only shadow agents judge it"
 #: Makes what a shadow agent is to judge of a request.
@@ -105,10 +107,13 @@ class ShadowText:
         """``send`` that keeps copies of what it is given for the shadow agents."""
 
         async def copied(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # They may be an iterator, which can be read once.
+                message = {**message, "headers": list(message.get("headers", ()))}
             for shadow in self._shadows:
                 shadow.add(message)
             await send(message)
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            if message["type"] in _BODIES and not message.get("more_body", False):
                 self._complete = True
 
         return copied
@@ -175,7 +180,7 @@ class _Shadow:
         if not self._judging_answer:
             return
         if message["type"] == "http.response.start":
-            if answer_form.is_binary(media_type(list(message.get("headers", ())))):
+            if answer_form.is_binary(media_type(message["headers"])):
                 self._end_answer()
                 return
             self._answers = True

@@ -15,6 +15,8 @@ bytes and what is to be judged. Who calls whom::
       ├──data──> Body ──operations──> Release        a request, or an answer that is no stream: one event
       └──message─> MessageStream ─operations─> MixedRelease    one direction of a websocket: each message is an event
 
+    Backlog: copies that wait for a shadow agent, whose driver has a Stream or Body of its own
+
 What a driver does with a :class:`~asgi_agents.guardrails.stream.Stream`::
 
     stream.feed(data, now)                           # or stream.end(now), or stream.tick(now) at stream.wake_at()

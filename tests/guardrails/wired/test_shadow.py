@@ -297,6 +297,31 @@ async def test_a_call_that_is_cancelled_leaves_nothing_behind() -> None:
         assert_nothing_left(guarded.middleware.manager)
 
 
+async def test_headers_that_can_be_read_once_reach_the_client() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = (pair for pair in [(b"content-type", b"text/plain"), (b"x-app", b"1")])
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(body(f"I am {ENTITY}".encode()))
+
+    guarded = shadowed(app, late(0.1))
+    client = Asker()
+    await guarded.call(client)
+    assert client.header(b"x-app") == b"1"
+    assert guarded.record.guardrails[0].counts == {"flag": 2}
+
+
+async def test_an_answer_that_is_a_file_is_whole_for_those_that_judge_its_request() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start(200, (b"content-type", b"image/png")))
+        await send({"type": "http.response.pathsend", "path": "/picture"})
+
+    guarded = one(app, late(0.1), {"input"}, enforce=False)
+    client = Asker(extensions={"http.response.pathsend": {}})
+    await guarded.call(client)
+    assert client.complete
+    assert guarded.record.guardrails[0].counts == {"flag": 1}
+
+
 async def test_an_answer_that_has_no_text_is_nothing_to_drop() -> None:
     piece = b"\0" * 100_000
     app = Sending([piece] * 100, "image/png")
