@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Final
 
 from ..guardrails.dialect import Dialect
@@ -18,6 +19,17 @@ JSON_BEGINS: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\x00\s]*[{\[]")
 MAYBE_JSON: Final = re.compile(rb"(?:\xef(?:\xbb(?:\xbf)?)?)?[\x00\s]*")
 # How many bytes of it are looked at.
 MAX_BLANK: Final = 64 * 1024
+
+
+class AnswerMode(Enum):
+    """What becomes of an answer on its way through guardrails."""
+
+    IDLE = auto()  # the app has sent nothing
+    PASSING = auto()  # nobody judges it
+    WHOLE = auto()  # it is held until it is complete
+    STREAM = auto()  # it leaves as it is judged
+    DONE = auto()  # the client has everything
+    STOPPED = auto()  # the client has something else, or is to have no more
 
 
 def streams_json(dialect: str, path: str) -> bool:

@@ -1,7 +1,6 @@
 """The app's answer on its way through guardrails: a stream as it comes, anything else when it is complete."""
 
 from collections.abc import Callable, Sequence
-from enum import Enum, auto
 from typing import Final
 
 from anyio.abc import TaskGroup
@@ -18,6 +17,7 @@ from ..guardrails.framing import UnreadableError
 from ..guardrails.slots import Kind
 from ..guardrails.stream import Stream
 from . import answer_form
+from .answer_form import AnswerMode
 from .decoding import UnreadableBody
 from .encoded_answer import EncodedAnswer
 from .event_lines import EventLines, is_events
@@ -37,15 +37,6 @@ ANSWER_KINDS: Final[frozenset[Kind]] = frozenset({"output", "tool_call", "tool_r
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 # How many bytes of text wait for the end of an answer whose length was declared, so that its head can still be another.
 _MAX_HELD_TEXT: Final = 1024 * 1024
-
-
-class _Mode(Enum):
-    IDLE = auto()  # the app has sent nothing
-    PASSING = auto()  # nobody judges it
-    WHOLE = auto()  # it is held until it is complete
-    STREAM = auto()  # it leaves as it is judged
-    DONE = auto()  # the client has everything
-    STOPPED = auto()  # the client has something else, or is to have no more
 
 
 class TextAnswer:
@@ -83,7 +74,7 @@ class TextAnswer:
         self._judge_set = judges
         self._judges = judges.on(ANSWER_KINDS)
         self._strict = judges.strict(ANSWER_KINDS)
-        self._mode = _Mode.IDLE if self._judges else _Mode.PASSING
+        self._mode = AnswerMode.IDLE if self._judges else AnswerMode.PASSING
         self._head_only = str(scope.get("method", "GET")).upper() == "HEAD"
         self._bodiless = False
         self._start: Message = {}
@@ -121,12 +112,12 @@ class TextAnswer:
     @property
     def stopped(self) -> bool:
         """Whether the client gets something else than what the app sends."""
-        return self._mode is _Mode.STOPPED
+        return self._mode is AnswerMode.STOPPED
 
     @property
     def judging(self) -> bool:
         """Whether there may be more of it to judge."""
-        return self._mode in (_Mode.IDLE, _Mode.WHOLE, _Mode.STREAM)
+        return self._mode in (AnswerMode.IDLE, AnswerMode.WHOLE, AnswerMode.STREAM)
 
     def use(self, send: Send) -> None:
         """Send with this from now on."""
@@ -136,7 +127,7 @@ class TextAnswer:
 
     async def stop(self, stopped: Stopped) -> None:
         """Answer in the app's place. Nothing of its answer has left."""
-        self._mode = _Mode.STOPPED
+        self._mode = AnswerMode.STOPPED
         self._state.decide(stopped.decision)
         dialect = self._called
         if self._stream is not None and self._stream.dialect is not None and not is_bound(dialect):
@@ -155,7 +146,7 @@ class TextAnswer:
 
     def abandon(self) -> None:
         """Take all that the app still sends as servers do for a client that has left."""
-        self._mode = _Mode.STOPPED
+        self._mode = AnswerMode.STOPPED
         self._dropping.cut_off = True
 
     async def _send_whole(self, *messages: Message) -> None:
@@ -167,7 +158,7 @@ class TextAnswer:
     @property
     def takes_content(self) -> bool:
         """Whether what the app sends of the body is judged."""
-        return self._mode is _Mode.WHOLE or self._mode is _Mode.STREAM
+        return self._mode is AnswerMode.WHOLE or self._mode is AnswerMode.STREAM
 
     async def send(self, message: Message) -> None:
         """The app's ``send``."""
@@ -178,8 +169,8 @@ class TextAnswer:
 
     async def take(self, message: Message) -> None:
         """A message of the app, decoded."""
-        if self._mode is _Mode.PASSING or self._mode is _Mode.DONE:
-            if (self._bodiless or self._mode is _Mode.DONE) and message.get("body"):
+        if self._mode is AnswerMode.PASSING or self._mode is AnswerMode.DONE:
+            if (self._bodiless or self._mode is AnswerMode.DONE) and message.get("body"):
                 # Not all servers keep back what no client expects, and nobody has judged it.
                 message = {**message, "body": b""}
             await self._send(message)
@@ -205,11 +196,11 @@ class TextAnswer:
         if self.stopped:
             if not self._dropping.cut_off:
                 await self._drop(message)
-        elif self._mode is _Mode.IDLE and kind == "http.response.start":
+        elif self._mode is AnswerMode.IDLE and kind == "http.response.start":
             await self._take_start(message)
-        elif kind == "http.response.body" and self._mode is _Mode.WHOLE:
+        elif kind == "http.response.body" and self._mode is AnswerMode.WHOLE:
             await self._take_whole(bytes(message.get("body", b"")), not message.get("more_body", False))
-        elif kind == "http.response.body" and self._mode is _Mode.STREAM:
+        elif kind == "http.response.body" and self._mode is AnswerMode.STREAM:
             data, last = bytes(message.get("body", b"")), not message.get("more_body", False)
             if self._head_is_due:
                 await self._send_start(None)
@@ -234,7 +225,7 @@ class TextAnswer:
         given = media_type(headers)
         if self._head_only or status < 200 or status in (204, 304):
             # What GET would say of the body is not known: a guardrail could change it.
-            self._mode, self._bodiless = _Mode.PASSING, True
+            self._mode, self._bodiless = AnswerMode.PASSING, True
             plain = without_body_claims(headers, None, decoded=not answer_form.is_binary(given))
             await self._send({**message, "headers": plain} if self._head_only else message)
             return
@@ -246,7 +237,7 @@ class TextAnswer:
                 await self._unreadable(f"{exc}, and none was asked for")
                 return
         if answer_form.is_binary(given):
-            self._mode = _Mode.PASSING
+            self._mode = AnswerMode.PASSING
             await self._send(message)
             return
         if not in_utf_8(headers):
@@ -254,9 +245,9 @@ class TextAnswer:
             return
         self._encoded = encoded
         if answer_form.is_json(given) and not answer_form.streams_json(self._called.name, self._scope["path"]):
-            self._mode, self._holds_head = _Mode.WHOLE, True
+            self._mode, self._holds_head = AnswerMode.WHOLE, True
             return
-        self._mode = _Mode.STREAM
+        self._mode = AnswerMode.STREAM
         self._type = given or ""
         if has_units(self._type):
             self._begin_stream(self._type)
@@ -337,7 +328,7 @@ class TextAnswer:
             return
         if whole is None:
             # Its type has not said so.
-            self._mode = _Mode.STREAM
+            self._mode = AnswerMode.STREAM
             self._held.clear()
             self._held_size = 0
             self._given.append(data)
@@ -379,7 +370,7 @@ class TextAnswer:
             await self.stop(failed_with(verdict))
             self._dropping.cut_off = True
             return False
-        self._mode = _Mode.PASSING
+        self._mode = AnswerMode.PASSING
         held = b"".join(self._held)
         self._held.clear()
         if self._encoded is not None:
@@ -394,7 +385,7 @@ class TextAnswer:
         return True
 
     async def _finish(self, data: bytes) -> None:
-        self._mode = _Mode.DONE
+        self._mode = AnswerMode.DONE
         self._held.clear()
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
@@ -409,7 +400,7 @@ class TextAnswer:
                 return
             if blank or answer_form.JSON_BEGINS.match(data):
                 self._unknown = b""
-                self._mode = _Mode.WHOLE
+                self._mode = AnswerMode.WHOLE
                 await self._take_whole(data, last)
                 return
             self._may_be_json = False
@@ -443,7 +434,7 @@ class TextAnswer:
                 self.lost(exc)
                 raise
         if done:
-            self._mode = _Mode.DONE
+            self._mode = AnswerMode.DONE
         if data or done:
             try:
                 await self._send({"type": "http.response.body", "body": data, "more_body": not done})
@@ -458,7 +449,7 @@ class TextAnswer:
             if self._holds_head:
                 await self.stop(stopped)
                 return
-            self._mode = _Mode.STOPPED
+            self._mode = AnswerMode.STOPPED
             self._state.decide(stopped.decision)
             if cut_off:
                 if last:
@@ -471,13 +462,13 @@ class TextAnswer:
 
     def _break_off(self, exc: Exception) -> None:
         """What leaves beside the app can't be sent any more: that is for the app's next send to raise."""
-        self._mode = _Mode.STOPPED
+        self._mode = AnswerMode.STOPPED
         self._gone = exc
         self._dropping.cut_off = True
 
     def lost(self, exc: BaseException) -> None:
         """Break the answer off: a send was given up that was under way, and what it has taken will not come."""
-        self._mode = _Mode.STOPPED
+        self._mode = AnswerMode.STOPPED
         self._dropping.cut_off = True
         if self._streamed is not None:
             self._streamed.abandon()

@@ -58,7 +58,7 @@ TEXT: Final = (
     Defect(
         "redacted-request-keeps-its-length",
         "exchange/text.py",
-        "headers = with_length(without_body_claims(headers, None), len(changed))",
+        "headers = without_body_claims(headers, len(changed), decoded=self._request.decoded)",
         "pass",
         "An app reads another body than it was sent.",
         (f"{_WIRED}/test_requests.py",),
@@ -80,12 +80,12 @@ TEXT: Final = (
         (f"{_WIRED}/test_answers.py",),
     ),
     Defect(
-        "encoded-answers-pass",
+        "encoded-answers-are-refused",
         "exchange/text_answer.py",
-        "        if codings_of(headers):\n",
+        "        if codings := codings_of(headers):\n",
         "        if False:\n",
-        "A compressed answer passes a fail-closed guardrail.",
-        (f"{_WIRED}/test_answers.py",),
+        "A compressed answer is refused.",
+        (f"{_WIRED}/test_encoded_answers.py",),
     ),
     Defect(
         "shadow-agents-change-text",
