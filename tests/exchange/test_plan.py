@@ -35,7 +35,6 @@ from asgi_agents import (
 from asgi_agents.exchange.plan import HeadPlan
 from asgi_agents.observability.correlation import live_ids
 from tests.support.asgi import assert_nothing_left
-from tests.support.examples import examples
 
 _DURATION = re.compile(r"duration=[0-9.e-]+")
 # Correlation ids, and span contexts that are not the client's.
@@ -272,7 +271,7 @@ async def drive(
     return way.seen
 
 
-@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     scripts=st.lists(scripts, min_size=1, max_size=3),
     requests=st.lists(requests, min_size=1, max_size=4),

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_agents.guardrails.framing import MAX_UNIT_BYTES, Unit, UnreadableError
@@ -54,6 +54,8 @@ def by_the_book(data: bytes) -> list[tuple[bytes | None, bytes]]:
     return events
 
 
+# Fewer find none of the cuts between two line ends.
+@settings(max_examples=100)
 @given(STREAMS, st.lists(st.integers(0, 400), max_size=8))
 def test_any_cutting_keeps_every_byte_and_reads_the_same(data: bytes, places: list[int]) -> None:
     units = units_of(cut_at(data, places))

@@ -13,7 +13,7 @@ import brotli
 import pytest
 
 from asgi_agents import FailureMode
-from asgi_agents.exchange import text
+from asgi_agents.exchange import text_request
 from asgi_agents.guardrails import models
 from tests.guardrails.wired.exchanging import CHAT, ENTITY, Finder, Sending, asking, blocking, one, seeded
 from tests.guardrails.wired.test_requests import BODIES, FORM, hello, message_of
@@ -212,7 +212,7 @@ async def test_what_can_not_be_decoded_is_the_clients_400(what: str, mode: Failu
 async def test_content_of_more_than_the_limit_is_as_a_body_of_more(
     mode: FailureMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text, "MAX_REQUEST_BYTES", 2_000)
+    monkeypatch.setattr(text_request, "MAX_REQUEST_BYTES", 2_000)
     body = json.dumps({"messages": [{"role": "user", "content": f"{ENTITY} {list(range(900))}"}]}).encode()
     packed = gzip.compress(body)
     assert len(packed) < 2_000 < len(body)
