@@ -54,6 +54,8 @@ class Overlap:
         self._changed = anyio.Event()
         # What the server, or the answer's guardrails, have raised for what was held. The app's next send raises it.
         self._error: Exception | None = None
+        # What the server has raised for the answer in the app's place.
+        self._reply_error: Exception | None = None
 
     async def run(self, call: Callable[[], Awaitable[Any]], tasks: TaskGroup) -> Any:
         """Run the app. Ends when the verdict is there as well. Returns what the app returns."""
@@ -73,6 +75,8 @@ class Overlap:
             logger.warning("guardrails, %r: the app had raised %s when its call was stopped", path, name)
         else:
             await self._settled()
+        if self._reply_error is not None:
+            raise self._reply_error
         if self._error is not None and not self._answer.stopped:
             raise self._error
         return result
@@ -141,7 +145,11 @@ class Overlap:
             self._stopped = True
             self._answer.abandon()
             self._discard()
-            await self._answer.replace(stopped)
+            try:
+                await self._answer.replace(stopped)
+            except Exception as exc:
+                # The server's. Out of the task group, which would wrap it.
+                self._reply_error = exc
             return
         except BaseException:
             # The exchange is cancelled. What is held was not judged, and a task of the app may still send.
@@ -164,8 +172,11 @@ class Overlap:
                 self._notify()
         except Exception as exc:
             self._error = exc
+            if not self._answer.stopped:
+                # What follows what is held must not be sent without it.
+                self._answer.lost(exc)
         except BaseException:
-            # What follows what is held must not be sent without it.
+            # Nor here.
             self._answer.abandon()
             raise
         finally:

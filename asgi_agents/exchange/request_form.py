@@ -17,6 +17,7 @@ from ..guardrails.json_text import JSON
 from ..guardrails.operations import Operation, Whole
 from ..guardrails.slots import Kind, Slot
 from ..guardrails.uncovered import uncovered
+from .answer_form import reads_as_json
 from .headers import in_utf_8, media_type
 from .scope import RawHeaders
 
@@ -100,8 +101,8 @@ def readable(forms: Sequence[BodyForm], data: bytes, path: str, dialects: Sequen
             given = form.to_json(data)
             parsed = Parsed(given)
         except UnreadableError as exc:
-            # An app may read what is over our limits.
-            if form.optional and not isinstance(exc, TooComplexError):
+            # An app may read what is over our limits, or what is not quite UTF-8.
+            if form.optional and not isinstance(exc, TooComplexError) and not reads_as_json(data):
                 continue
             raise
         found.append(Readable(form, form.dialect or of_request(path, parsed.value, dialects), given, parsed))

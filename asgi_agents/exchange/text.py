@@ -200,6 +200,8 @@ class TextExchange:
         if gate.may_list(self._scope, None if known is None else known.value, known=known is not None):
             listed_in = dialect if is_bound(dialect) else MCP()
             self._lists = partial(ToolLists, gate, listed_in, known is not None, on_stop=self._stop_app)
+        # The app may run for long.
+        text, known, overlapping, readable = None, None, (), ()
         return await self._run_app(app, answer, changed)
 
     def _check_tools(self, parsed: Parsed, dialect: Dialect) -> None:
@@ -281,7 +283,8 @@ class TextExchange:
         verdict = asking.not_shown(judges, FailureKind.REQUEST_TOO_LARGE, fault)
         if verdict is not None:
             raise failed_with(verdict)
-        stopped = self._gate.check_size(self._request.messages, MAX_REQUEST_BYTES, asking.call.dialect)
+        encoded = bool(codings_of(headers_of(self._scope)))
+        stopped = self._gate.check_size(self._request.messages, MAX_REQUEST_BYTES, asking.call.dialect, encoded=encoded)
         if stopped is not None:
             raise stopped
 
@@ -300,7 +303,10 @@ class TextExchange:
     # The app
 
     async def _run_app(self, app: App, answer: TextAnswer, changed: bytes | None) -> Any:
-        if changed is None and self._request.decoded:
+        judges = self._judges
+        needs_content = self._gate.guards or judges.depend_on_calls or judges.judge_any(REQUEST_KINDS, enforced=True)
+        if changed is None and self._request.decoded and needs_content:
+            # Another reader could make something else of what came. Shadow agents change nothing.
             changed = self._request.data
         changes = self._changes(answer, changed)
         own = OwnScope(self._scope, changes) if changes else None
@@ -316,15 +322,16 @@ class TextExchange:
         self._request.release()
         result: Any = None
         try:
-            with anyio.CancelScope() as self._app_scope:
-                try:
+            try:
+                with anyio.CancelScope() as self._app_scope:
                     result = await self._inbound.run_app(
                         partial(self._call_app, app, scope, answer),
                         beside=answer.may_judge or self._overlap is not None or self._shadows is not None,
                     )
-                except Exception as exc:
-                    if not (answer.stopped and caused_by_closing(exc, ClientDisconnect)):
-                        raise
+            except Exception as exc:
+                # On trio, the scope takes its cancellation out of a group of the app's.
+                if not (answer.stopped and caused_by_closing(exc, ClientDisconnect)):
+                    raise
             if answer.error is not None and not self._disconnected:
                 await answer.send_abort_marker()
                 raise answer.error
@@ -368,6 +375,9 @@ class TextExchange:
             changes |= without_bypasses(self._scope)
         if changed is not None:
             headers = without_body_claims(headers, len(changed), decoded=self._request.decoded)
+        elif self._request.decoded:
+            # It is passed on as it came.
+            pass
         elif self._request.complete and declared_length(headers) not in (None, len(self._request.data)):
             # An app that goes by its content-length would take another body than the one that was judged.
             headers = with_length(headers, len(self._request.data))

@@ -129,6 +129,8 @@ class TextAnswer:
         """Answer in the app's place. Nothing of its answer has left."""
         self._mode = AnswerMode.STOPPED
         self._state.decide(stopped.decision)
+        if self._streamed is not None:
+            self._streamed.abandon()
         dialect = self._called
         if self._stream is not None and self._stream.dialect is not None and not is_bound(dialect):
             dialect = self._stream.dialect
@@ -227,7 +229,11 @@ class TextAnswer:
             # What GET would say of the body is not known: a guardrail could change it.
             self._mode, self._bodiless = AnswerMode.PASSING, True
             plain = without_body_claims(headers, None, decoded=not answer_form.is_binary(given))
-            await self._send({**message, "headers": plain} if self._head_only else message)
+            await self._send({**message, "headers": plain} if self._head_only else self._start)
+            return
+        if answer_form.is_binary(given):
+            self._mode = AnswerMode.PASSING
+            await self._send(self._start)
             return
         encoded: EncodedAnswer | None = None
         if codings := codings_of(headers):
@@ -236,10 +242,6 @@ class TextAnswer:
             except UnreadableBody as exc:
                 await self._unreadable(f"{exc}, and none was asked for")
                 return
-        if answer_form.is_binary(given):
-            self._mode = AnswerMode.PASSING
-            await self._send(message)
-            return
         if not in_utf_8(headers):
             await self._unreadable("its charset is another than UTF-8")
             return

@@ -16,7 +16,6 @@ from ..guardrails.tool_policy import TOOL_POLICY, denial_of
 from ..messages.places import raised_by
 from ..protocol import Block as DeniedBy
 from .guardrail_report import GuardrailReport
-from .scope import headers_of
 from .state import ExchangeState
 from .text_asking import Stopped
 
@@ -51,9 +50,13 @@ class ToolGate:
             logger.warning("%r: when %s; the call is denied (logged once a minute)", denial.rule, fault)
         return self._stopped(Stop(denial.reason, 400 if denial.malformed else 403, denial.malformed), dialect)
 
-    def check_size(self, messages: Sequence[Message], most: int, dialect: str) -> Stopped | None:
-        """Whether a request that is too large to be read may pass to the app: not if that may read JSON in it."""
-        if not self.guards or not _MAYBE_JSON.match(b"".join(bytes(message.get("body", b"")) for message in messages)):
+    def check_size(self, messages: Sequence[Message], most: int, dialect: str, *, encoded: bool) -> Stopped | None:
+        """Whether a request that is too large to be read may pass to the app: not if that may read JSON in it.
+
+        :param encoded: whether it has a content-encoding, so that anything may be in it.
+        """
+        data = b"" if encoded else b"".join(bytes(message.get("body", b"")) for message in messages)
+        if not self.guards or not _MAYBE_JSON.match(data):
             return None
         return self._stopped(Stop(f"a request body of more than {most} bytes", 413, malformed=True), dialect)
 
@@ -67,10 +70,8 @@ class ToolGate:
         if known:
             messages = value if isinstance(value, list) else [value]
             return any(isinstance(message, dict) and message.get("method") == "tools/list" for message in messages)
-        # A client that takes up a stream again gets the answers that it has missed.
-        return scope.get("method") == "GET" and any(
-            name.lower() == b"accept" and b"text/event-stream" in value.lower() for name, value in headers_of(scope)
-        )
+        # A client that takes up a stream again gets the answers that it has missed. Not all say what they accept.
+        return scope.get("method") == "GET"
 
     def hides(self, tool: str) -> bool:
         """Whether no call of this tool can pass."""

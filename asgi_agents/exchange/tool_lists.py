@@ -62,7 +62,7 @@ class ToolLists:
         headers: RawHeaders = list(message.get("headers", ()))
         given = media_type(headers)
         if codings_of(headers):
-            if self._asked:
+            if self._asked or given == _EVENTS:
                 await self._fail("a list of tools has a content-encoding")
                 return
         elif given == _EVENTS:

@@ -163,7 +163,10 @@ def denial_of(policies: Iterable[ToolPolicy], value: JSON, *, duplicates: bool) 
 
     :param duplicates: whether an object in it has a key twice, so that others may read other calls than we do.
     """
-    messages = [message for message in (value if isinstance(value, list) else [value]) if isinstance(message, dict)]
+    batch = value if isinstance(value, list) else [value]
+    if any(isinstance(message, list) for message in batch):
+        return Denial("a batch within a batch", malformed=True)
+    messages = [message for message in batch if isinstance(message, dict)]
     if duplicates and any("method" in message for message in messages):
         return Denial("an object in the request has a key twice, expected each once", malformed=True)
     for message in messages:

@@ -107,7 +107,9 @@ POLICIES = [ToolPolicy(deny=["delete_*"]), ToolPolicy(allow=["delete_*", "send"]
         # The other policy has a say as well.
         (call("get_x"), False, True),
         ([call("send"), call("delete_x")], False, True),
-        ([1, None, [call("delete_x")]], False, False),
+        ([1, None, call("delete_x")], False, True),
+        ([1, None, [call("delete_x")]], False, True),
+        ([[call("send")]], False, True),
         # Servers may be lenient: about the version, an id, and the rest.
         ({"method": "tools/call", "params": {"name": "delete_x"}}, False, True),
         # What can't be checked.
