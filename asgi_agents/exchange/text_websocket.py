@@ -77,6 +77,8 @@ class TextSession:
         self._over = False
         self._closed = False
         self._close_error: Exception | None = None
+        # What may leave and was not handed to the server: the app may give up a send that has more to send than its own.
+        self._leaving: deque[Payload] = deque()
         # The head and the body of a response to the handshake, until that was judged.
         self._denial: Message | None = None
         self._denial_body: list[bytes] = []
@@ -163,6 +165,7 @@ class TextSession:
         text = self._from_client.text
         if kind == "websocket.disconnect":
             self._over = self._client_gone = True
+            self._leaving.clear()
             if self._to_client.text is not None:
                 self._to_client.text.abandon()
             # What the client has sent before is judged and delivered first.
@@ -272,14 +275,44 @@ class TextSession:
         text = self._to_client.text
         if text is not None and not text.over:
             await self._take(text, [], last=True)
+        if self._leaving:
+            await self._leave_rest()
 
     async def _leave(self, messages: list[Payload], done: bool) -> None:
         """Send what may leave. The turn is the caller's."""
-        for payload in messages:
-            if self._denial is not None and isinstance(payload, bytes):
-                self._denial_body.append(payload)
-            else:
-                await self._raw_send(message_of("websocket.send", payload))
+        leaving, tasks = self._leaving, self._inbound.tasks
+        leaving.extend(messages)
+        try:
+            while leaving:
+                payload = leaving.popleft()
+                if self._denial is not None and isinstance(payload, bytes):
+                    self._denial_body.append(payload)
+                else:
+                    await self._raw_send(message_of("websocket.send", payload))
+        except Exception:
+            leaving.clear()
+            raise
+        finally:
+            if leaving and tasks is not None:
+                # The app has given up this send. The others, whose messages these are, have returned.
+                tasks.start_soon(self._leave_aside)
+
+    async def _leave_rest(self) -> None:
+        turn = self._to_client.turn
+        await turn.acquire()
+        try:
+            await self._leave([], False)
+        finally:
+            turn.release()
+
+    async def _leave_aside(self) -> None:
+        try:
+            await self._leave_rest()
+        except Exception as exc:
+            # The server's: that is for the app's next send to raise.
+            if self._to_client.text is not None:
+                self._to_client.text.abandon()
+            self._broken(False, exc)
 
     async def _end_app(self, stopped: Stopped, messages: list[Payload], cut_off: bool) -> None:
         try:
@@ -295,6 +328,7 @@ class TextSession:
         if self._closed:
             return
         self._closed = True
+        self._leaving.clear()
         for direction in (self._from_client, self._to_client):
             if direction.text is not None:
                 direction.text.abandon()

@@ -921,6 +921,45 @@ async def test_what_the_server_raises_beside_the_app_comes_out_of_its_next_send(
     assert raised == ["the client is gone", "the client is gone"]
 
 
+@pytest.mark.parametrize("ends", ["sends", "closes", "waits"])
+async def test_a_send_that_is_given_up_loses_no_message_of_others(ends: str) -> None:
+    class Slow(Server):
+        slow = True
+
+        async def send(self, message: Message) -> None:
+            await super().send(message)
+            if message["type"] == "websocket.send" and self.slow:
+                self.slow = False
+                await anyio.sleep(0.3)
+
+    held = [json.dumps({"n": f"m{number}"}) for number in range(3)]
+    last = json.dumps({"n": "x" * 900})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        for message in held:
+            await send_frame(send, message)
+        with anyio.move_on_after(0.1) as gives_up:
+            if ends == "closes":
+                await send_close(send)
+            else:
+                await send_frame(send, last)
+        assert gives_up.cancelled_caught
+        if ends == "waits":
+            await anyio.sleep(1)
+            assert server.frames[:3] == held
+        if ends == "sends":
+            await send_frame(send, "after")
+        await send_close(send)
+
+    server = Slow()
+    finder = Finder()
+    finder.hold = 50
+    await run(one(app, finder, max_hold=5).middleware, server)
+    assert server.frames == [*held, *([] if ends == "closes" else [last]), *(["after"] if ends == "sends" else [])]
+    assert server.types[-1] == "close"
+
+
 async def test_nothing_passes_once_judging_has_broken_down(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise LookupError("a defect")
