@@ -77,7 +77,7 @@ class TextSession:
         self._over = False
         self._closed = False
         self._close_error: Exception | None = None
-        # What may leave and was not handed to the server: the app may give up a send that has more to send than its own.
+        # What may leave and was not sent yet: the app may give up a send that has more to send than its own.
         self._leaving: deque[Payload] = deque()
         # The head and the body of a response to the handshake, until that was judged.
         self._denial: Message | None = None

@@ -275,9 +275,11 @@ class MessageStream:
             return self._operations(text), False, 0
         beside: list[Operation] = []
         if start:
-            beside.append(FieldText(Slot(("prefix",), self._kind), 0, start, text[:start]))
+            prefix = raw[:start].decode()
+            text = text[len(prefix) :]
+            beside.append(FieldText(Slot(("prefix",), self._kind), 0, start, prefix))
         if self._loader.duplicates:
-            beside += shadowed(text[start:], self._kind)
+            beside += shadowed(text, self._kind)
         return [*beside, *self._operations(value)], True, start
 
     def _operations(self, value: JSON) -> Sequence[Operation]:

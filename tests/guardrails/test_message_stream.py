@@ -255,11 +255,41 @@ def test_json_in_text_is_judged_with_its_escapes_read() -> None:
     assert [json.loads(m) for m in driver.end()[1:]] == [{"to": "[0]"}, "[0]"]
 
 
-@pytest.mark.parametrize("prefix", ["42", "4", "451-", "42/admin,", "42/admin,17", "4312"])
+_PREFIXES: Final = (
+    *(
+        "42",
+        "4",
+        "451-",
+        "42/admin,",
+        "42/admin,17",
+        "4312",
+        "42" + "1" * 11,
+        "42" + "1" * 99,
+        "42\u0663",
+        "\u0664\u0662",
+    ),
+    *("42/?" + "a" * 140 + ",", "42/a b?,", "42/a b?[,", '42/"{,9', "42 ", "42/admin,17\n\t", "42\u06631-/admin,"),
+)
+
+
+@pytest.mark.parametrize("prefix", _PREFIXES)
 def test_messages_of_socket_io_are_judged_with_their_escapes_read(prefix: str) -> None:
-    driver = driving()
+    # Ids of many digits may be called cards.
+    driver = driving(detector(EMAIL))
     driver.feed("2", f'{prefix}["say", {{"to": "alice\\u0040example.com"}}]', f'{prefix}["say", "none"]', "3")
     assert driver.end() == ["2", f'{prefix}["say", {{"to": "[0]"}}]', f'{prefix}["say", "none"]', "3"]
+
+
+def test_a_message_of_socket_io_may_be_a_string() -> None:
+    driver = driving()
+    driver.feed('42"alice\\u0040example.com"', ' 12" of pipe', '4" of it', "42[no JSON]", "42/")
+    assert driver.end() == ['42"[0]"', ' 12" of pipe', '4" of it', "42[no JSON]", "42/"]
+
+
+def test_a_key_that_is_there_twice_behind_a_prefix_hides_nothing() -> None:
+    driver = driving()
+    driver.feed('42\u0663[{"to": "alice\\u0040example.com", "to": "x"}]')
+    assert driver.end() == ['42\u0663[{"to": "[0]", "to": "x"}]']
 
 
 def test_what_precedes_the_json_of_a_message_is_judged_too() -> None:
