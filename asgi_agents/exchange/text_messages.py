@@ -3,6 +3,7 @@
 from starlette.types import Message
 
 from ..concurrency.limiter import Limiter
+from ..guardrails.dialects.realtime import knows_path
 from ..guardrails.message import Payload
 from ..guardrails.message_stream import MessageStream
 from ..guardrails.slots import Kind
@@ -27,7 +28,7 @@ class JudgedMessages:
             asking.judges,
             from_client=from_client,
             strict=asking.judges.strict(kinds),
-            speaks_realtime=path.rstrip("/").endswith("/realtime"),
+            speaks_realtime=knows_path(path),
             silence=silence,
         )
 

@@ -35,8 +35,6 @@ from .text_messages import JudgedMessages, message_of, payload_of
 from .text_stream import StreamedText
 
 _CLIENT_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
-# How many messages of the app are looked at for what it speaks: those of the Realtime API begin with its session.
-_LOOKED_AT: Final = 4
 # Seconds for a peer that doesn't answer a close frame.
 _CLOSE_TIMEOUT: Final = 5.0
 _CLOSED: Final = "guardrails have closed this websocket"
@@ -57,7 +55,8 @@ class TextSession:
         path = str(scope["path"])
         self._from_client = JudgedMessages(self._asking, _CLIENT_KINDS, from_client=True, path=path)
         self._to_client = JudgedMessages(self._asking, ANSWER_KINDS, from_client=False, path=path)
-        self._to_look_at = _LOOKED_AT
+        # No message was sent in either direction. What the app says before it has heard anything is its own.
+        self._silent = True
         self._inbound = Inbound(
             self._next,
             screen=self._screen,
@@ -141,7 +140,7 @@ class TextSession:
             return self._unjudged.popleft()
         text, stream, tasks = self._from_client.text, self._from_client.stream, self._inbound.tasks
         if text is None or text.over or tasks is None or not (stream.waiting or self._reading or self._disconnect):
-            return await self._source()
+            return await self._read()
         # What waits may be due before the next message comes. The server must not be asked twice at a time.
         if not (self._reading or self._disconnect or stream.full):
             self._reading = True
@@ -149,9 +148,15 @@ class TextSession:
         await text.progress()
         return None
 
+    async def _read(self) -> Message:
+        message = await self._source()
+        if message["type"] == "websocket.receive":
+            self._silent = False
+        return message
+
     async def _read_ahead(self, text: StreamedText[list[Payload]]) -> None:
         try:
-            self._unjudged.append(await self._source())
+            self._unjudged.append(await self._read())
         except Exception as exc:
             # That is for the app's receive to tell.
             self._inbound.error = exc
@@ -212,9 +217,10 @@ class TextSession:
         if self._gone is not None:
             raise self._gone
         kind, text = message["type"], self._to_client.text
-        if self._to_look_at and kind == "websocket.send":
-            self._to_look_at -= 1
-            self._from_client.stream.note_other(payload_of(message))
+        if self._silent and kind == "websocket.send":
+            self._silent = False
+            for direction in (self._from_client, self._to_client):
+                direction.stream.note_first(payload_of(message))
         if kind == "websocket.send" and text is not None:
             await self._take(text, [payload_of(message)], last=False)
             return

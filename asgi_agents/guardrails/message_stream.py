@@ -65,8 +65,8 @@ class MessageStream:
 
     :param from_client: whether they are the client's: their text is ``input``, and ``output`` otherwise.
     :param strict: whether what can't be read stops them. It is passed unjudged otherwise.
-    :param speaks_realtime: whether the app is known to speak OpenAI's Realtime API. A client's messages are read as
-        events of that only where it does, for a client chooses what its messages look like.
+    :param speaks_realtime: whether the app is known to speak OpenAI's Realtime API. Messages are read as events of that
+        only where it does: a client chooses what its messages look like, and some of what the app says.
     :param silence: seconds without a message after which texts seem to have ended that have no end of their own.
     """
 
@@ -100,7 +100,7 @@ class MessageStream:
         self._kind: Kind = "input" if from_client else "output"
         self._release = MixedRelease(judges, _changes_nothing, repeats=True)
         self._strict = strict
-        self._speaks_realtime = speaks_realtime or not from_client
+        self._speaks_realtime = speaks_realtime
         self._silence = silence
         self._general = _General(self._kind)
         # The reader of a dialect, once a message was in it.
@@ -175,12 +175,12 @@ class MessageStream:
             self._feed(given, now)
         self._leave(now)
 
-    def note_other(self, given: Payload) -> None:
-        """The other side has sent this. What the app sends tells what it speaks."""
+    def note_first(self, given: Payload) -> None:
+        """The app has sent this before it was sent anything: it tells what the app speaks."""
         if not self._speaks_realtime and len(given) <= MAX_MESSAGE_BYTES:
             try:
                 text = given if isinstance(given, str) else decoded(given)
-                self._speaks_realtime = realtime.knows(self._loader.loads(text))
+                self._speaks_realtime = realtime.begins(self._loader.loads(text))
             except UnreadableError:
                 pass
 
@@ -283,9 +283,10 @@ class MessageStream:
         return [*beside, *self._operations(value)], True, start
 
     def _operations(self, value: JSON) -> Sequence[Operation]:
-        if self._speaks_realtime and realtime.knows(value):
+        from_client = self._kind == "input"
+        if self._speaks_realtime and realtime.knows(value, from_client=from_client):
             if self._dialect is None:
-                self._dialect = realtime.ClientEvents() if self._kind == "input" else realtime.ServerEvents()
+                self._dialect = realtime.ClientEvents() if from_client else realtime.ServerEvents()
             try:
                 return self._dialect.read(value)
             except TooComplexError:

@@ -75,7 +75,9 @@ def driving(
     silence: float = 0.5,
 ) -> Driving:
     judges = Judges([judge if rng is None else Judge(name="local", limits=limits(rng))])
-    return Driving(MessageStream(judges, from_client=from_client, strict=strict, silence=silence), check, rng)
+    return Driving(
+        MessageStream(judges, from_client=from_client, strict=strict, speaks_realtime=True, silence=silence), check, rng
+    )
 
 
 def cut(text: str, rng: random.Random) -> list[str]:
