@@ -130,6 +130,7 @@ class TextSession:
             end=end,
             broken=partial(self._broken, direction is self._from_client),
             unreadable=unreadable,
+            may_be_earlier=True,
         )
 
     # What the client sends

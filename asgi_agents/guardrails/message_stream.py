@@ -24,6 +24,8 @@ from .shadowed import shadowed
 from .slots import Decision, Kind, Slot
 from .stream import Ending
 
+# Seconds in which nothing leaves although messages wait, after which all texts seem to have ended.
+_LONG: Final = 30.0
 # How many messages wait, and how many texts have not ended, before all of them seem to have.
 _MAX_WAITING: Final = 2048
 _MAX_OPEN: Final = 1024
@@ -39,8 +41,11 @@ class MessageReader(Protocol):
         """
         ...
 
-    def pause(self) -> Sequence[Operation]:
-        """No message has come for a while. Returns what ends the texts that nothing else ends."""
+    def pause(self, long: bool) -> Sequence[Operation]:
+        """No message has come for a while. Returns what ends the texts that nothing else ends.
+
+        :param long: whether none has left for a long while, so that all texts are to end.
+        """
         ...
 
 
@@ -55,7 +60,7 @@ class _General:
     def read(self, value: JSON) -> Sequence[Operation]:
         return self._paths.read(_NOTHING, value)
 
-    def pause(self) -> Sequence[Operation]:
+    def pause(self, long: bool) -> Sequence[Operation]:
         return _END
 
 
@@ -75,7 +80,9 @@ class MessageStream:
         "_dialect",
         "_general",
         "_kind",
+        "_left",
         "_loader",
+        "_long",
         "_now",
         "_out",
         "_paused",
@@ -102,6 +109,7 @@ class MessageStream:
         self._strict = strict
         self._speaks_realtime = speaks_realtime
         self._silence = silence
+        self._long = max(_LONG, 2 * silence)
         self._general = _General(self._kind)
         # The reader of a dialect, once a message was in it.
         self._dialect: MessageReader | None = None
@@ -111,6 +119,8 @@ class MessageStream:
         # When the latest message came, and whether all has seemed to have ended since.
         self._came = 0.0
         self._paused = True
+        # When the latest message left, or none waited.
+        self._left = 0.0
         #: Whether there will be no more messages.
         self.finished = False
         #: How the messages were stopped, if they were.
@@ -161,13 +171,17 @@ class MessageStream:
         if self.ending is not None:
             return None
         wake = self._release.wake_at()
-        if self._paused or not self._release.waiting:
+        if not self._release.waiting:
             return wake
-        silent = self._came + self._silence
+        silent = self._left + self._long
+        if not self._paused:
+            silent = min(silent, self._came + self._silence)
         return silent if wake is None else min(wake, silent)
 
     def feed(self, data: Sequence[Payload], now: float) -> None:
         """The next messages."""
+        if not self._release.waiting:
+            self._left = now
         for given in data:
             if self.ending is not None:
                 return
@@ -202,6 +216,9 @@ class MessageStream:
         if not self._paused and now >= self._came + self._silence:
             self._paused = True
             self._pause(now)
+        if self._release.waiting and now >= self._left + self._long:
+            self._left = now
+            self._pause(now, long=True)
         self._release.tick(now)
         self._leave(now)
 
@@ -263,9 +280,9 @@ class MessageStream:
             self.unreadable += 1
             self.fail(Stop(str(exc), 503))
 
-    def _pause(self, now: float) -> None:
+    def _pause(self, now: float, *, long: bool = False) -> None:
         # As an event, for it comes behind those that wait.
-        ends = [*self._general.pause(), *(() if self._dialect is None else self._dialect.pause())]
+        ends = [*self._general.pause(long), *(() if self._dialect is None else self._dialect.pause(long))]
         self._add(Message(None, _NO_TEXT), ends, now)
 
     def _read(self, raw: bytes) -> tuple[Sequence[Operation], bool, int]:
@@ -305,6 +322,8 @@ class MessageStream:
             self.unreadable += 1
             self._stop(Ending(Stop(str(exc), 503), None, cut_off=True))
             return
+        if out:
+            self._left = now
         for raw, event in zip(out, events, strict=True):
             if isinstance(event.unit, Message) and not event.dropped:
                 payload = event.unit.leaves_as(raw)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 
 from asgi_agents.guardrails import Block, Window
+from asgi_agents.guardrails.dialects.realtime import ServerEvents
 from asgi_agents.guardrails.judges import Inspection, Judge, Judges
 from asgi_agents.guardrails.message import MAX_MESSAGE_BYTES, Payload
 from asgi_agents.guardrails.message_stream import MessageStream
@@ -235,6 +236,72 @@ def test_no_silence_ends_a_text_of_a_dialect_that_says_itself_when_it_ends() -> 
     out = driver.feed(delta("ple.com", 1), delta(" now", 2))
     out += driver.feed(event("response.output_text.done", response_id="resp_1", item_id="item_1", text="x"))
     assert said(driver.out) == "write to [0] now"
+
+
+_TRANSCRIPTION: Final = "conversation.item.input_audio_transcription"
+_AUDIO: Final = event("response.output_audio.delta", response_id="r", item_id="i", delta="UklGRiQAAABXQVZF" * 40)
+_ITEM: Final = {"id": "i", "type": "message", "role": "assistant", "content": []}
+_ADDED: Final = event("response.output_item.added", response_id="r", output_index=0, item=_ITEM)
+_INTERRUPTED: Final[dict[str, list[str]]] = {
+    kind: [event(f"{_TRANSCRIPTION}.delta", item_id="u", content_index=0, delta="mail alice@example.com"), ends]
+    for kind in ("deleted", "truncated")
+    for ends in [event(f"conversation.item.{kind}", item_id="u")]
+} | {
+    name: [*added, delta("mail alice@example.com", 0, response_id="r", item_id="i"), done]
+    for done in [event("response.done", response={"id": "r", "status": "cancelled", "output": []})]
+    for name, added in (
+        ("known at once", [_ADDED]),
+        ("known of its response", [_ADDED, event("conversation.item.added", item=_ITEM)]),
+        ("known before its response", [event("conversation.item.added", item=_ITEM), _ADDED]),
+    )
+}
+
+
+@pytest.mark.parametrize("name", _INTERRUPTED)
+def test_a_text_of_a_dialect_that_is_interrupted_holds_nothing(name: str) -> None:
+    driver = driving()
+    out = driver.feed(*_INTERRUPTED[name], _AUDIO)
+    assert len(out) == len(_INTERRUPTED[name]) + 1
+    assert json.loads(out[-3])["delta"] == "mail [0]"
+
+
+def test_a_text_of_a_dialect_that_never_ends_holds_nothing_for_ever() -> None:
+    driver = driving()
+    driver.feed(event(f"{_TRANSCRIPTION}.delta", item_id="u", content_index=0, delta="mail alice@example.com"))
+    for _ in range(100):
+        driver.now += 0.25
+        driver.feed(_AUDIO)
+    assert driver.out == []
+    assert driver.stream.wake_at() is not None
+    for _ in range(100):
+        driver.wait(0.25)
+        driver.feed(_AUDIO)
+    assert json.loads(driver.out[0])["delta"] == "mail [0]"
+    assert len(driver.out) > 100
+
+
+def test_a_call_is_held_until_it_has_ended_however_long_that_takes() -> None:
+    at = {"response_id": "r", "item_id": "i"}
+    kind = "response.function_call_arguments"
+    driver = driving()
+    driver.feed(event(f"{kind}.delta", **at, delta='{"to": "alice@'))
+    for _ in range(10):
+        assert driver.wait(31.0) == []
+        wake = driver.stream.wake_at()
+        assert wake is None or wake > driver.now
+    driver.feed(event(f"{kind}.delta", **at, delta='example.com"}'), event(f"{kind}.done", **at, arguments=""))
+    assert said(driver.out, f"{kind}.delta") == '{"to": "[0]"}'
+
+
+def test_tools_of_items_without_an_id_are_not_remembered() -> None:
+    driver = driving()
+    for number in range(500):
+        item = {"id": number, "type": "function_call", "name": "mail", "arguments": "{}"}
+        for kind in ("added", "done"):
+            driver.feed(event(f"response.output_item.{kind}", response_id="r", item=item))
+    assert isinstance(driver.stream._dialect, ServerEvents)
+    assert len(driver.stream._dialect._tools) <= 64
+    assert driver.stream.ending is None
 
 
 def test_a_block_leaves_what_was_released_before_and_nothing_else() -> None:

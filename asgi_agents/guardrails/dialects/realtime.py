@@ -111,7 +111,7 @@ class ClientEvents:
         found += _names(event)
         return [*found, *uncovered(event, found)]
 
-    def pause(self) -> Sequence[Operation]:
+    def pause(self, long: bool) -> Sequence[Operation]:
         """Nothing is left open."""
         return ()
 
@@ -119,12 +119,14 @@ class ClientEvents:
 class ServerEvents:
     """Reads the events of the app."""
 
-    __slots__ = ("_items", "_tools", "_uncovered")
+    __slots__ = ("_items", "_responses", "_tools", "_uncovered")
 
     def __init__(self) -> None:
         self._uncovered = Uncovered()
         # The keys of items, oldest first, by their ids.
         self._items: dict[str, SlotKey] = {}
+        # The responses of items that were known before it was said whose they are.
+        self._responses: dict[str, str] = {}
         # The names of the tools that are called, by the ids of their items.
         self._tools: dict[str, str | None] = {}
 
@@ -145,9 +147,10 @@ class ServerEvents:
             operations += _names(event)
         return [*forgotten, *self._uncovered.beside(beside, operations, usual=usual)]
 
-    def pause(self) -> Sequence[Operation]:
-        """The app has sent nothing for a while: end what nothing else ends."""
-        return [End(_OPEN)]
+    def pause(self, long: bool) -> Sequence[Operation]:
+        """The app has sent nothing for a while: end what nothing else ends, and after a ``long`` while all texts."""
+        texts = [End((*key, "content")) for key in self._items.values()] if long else []
+        return [End(_OPEN), *texts]
 
     def _operations(
         self, event: Mapped, kind: str, base: str, what: str, forgotten: list[Operation]
@@ -167,6 +170,9 @@ class ServerEvents:
                 return _part_event(event, what, self._key(event, event.get("item_id"), forgotten))
             case "response.done":
                 return self._response_done(event, forgotten)
+            case "conversation.item.deleted" | "conversation.item.truncated":
+                # Nothing else may say that its texts have ended.
+                return [End(self._key(event, event.get("item_id"), forgotten))]
         if base == "conversation.item" and isinstance(whole := event.get("item"), dict):
             return _item(whole, self._key(event, whole.get("id"), forgotten), ("item",))
         if base in _AUDIO:
@@ -178,17 +184,20 @@ class ServerEvents:
 
     def _key(self, event: Mapped, given: JSON, forgotten: list[Operation]) -> SlotKey:
         """The key of an item. Those of a response begin with that."""
-        item_id = given if isinstance(given, str) else ""
+        item_id = _id(given)
         key = self._items.get(item_id)
+        response = event.get("response_id")
         if key is None:
-            response = event.get("response_id")
             key = ("response", response, item_id) if isinstance(response, str) else ("item", item_id)
             if len(self._items) >= _MAX_ITEMS:
                 oldest = next(iter(self._items))
                 old = self._items.pop(oldest)
+                self._responses.pop(oldest, None)
                 self._tools.pop(oldest, None)
                 forgotten += [End(old), Begin(old)]
             self._items[item_id] = key
+        elif isinstance(response, str) and key[0] == "item":
+            self._responses[item_id] = response
         return key
 
     def _text(self, event: Mapped, base: str, what: str, key: SlotKey) -> list[Operation]:
@@ -205,7 +214,7 @@ class ServerEvents:
         return [End(slot.key), Repeat(slot, (field,), text), *tokens(event, slot, ("logprobs",), text, (field,))]
 
     def _call(self, event: Mapped, what: str, key: SlotKey) -> list[Operation]:
-        slot = Slot((*key, "call"), "tool_call", "assistant", self._tools.get(str(event.get("item_id"))))
+        slot = Slot((*key, "call"), "tool_call", "assistant", self._tools.get(_id(event.get("item_id"))))
         if what == "delta":
             return [Piece(slot, _DELTA, text_or_none(event.get("delta"), "delta") or "")]
         text = text_or_none(event.get("arguments"), "arguments")
@@ -216,7 +225,7 @@ class ServerEvents:
         key = self._key(event, item.get("id"), forgotten)
         if item.get("type") not in _CALLS:
             return _item(item, key, ("item",))
-        name = self._tools[str(item.get("id"))] = str_or_none(item.get("name"))
+        name = self._tools[_id(item.get("id"))] = str_or_none(item.get("name"))
         text = text_or_none(item.get("arguments"), "arguments")
         slot = Slot((*key, "call"), "tool_call", "assistant", name)
         return [Piece(slot, ("item", "arguments") if text else None, text or "")]
@@ -226,11 +235,16 @@ class ServerEvents:
         operations: list[Operation] = []
         if isinstance(response_id := response.get("id"), str):
             operations.append(End(("response", response_id)))
+            operations += [End(self._items[item]) for item, of in self._responses.items() if of == response_id]
         for index, element in enumerate(sequence(response.get("output"), "output")):
             item = mapping(element, "output[]")
             key = self._key({"response_id": response_id}, item.get("id"), forgotten)
             operations += [End(key), *_item(item, key, ("response", "output", index))]
         return operations
+
+
+def _id(value: JSON) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _index(event: Mapped) -> int:

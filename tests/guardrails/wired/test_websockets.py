@@ -185,6 +185,18 @@ async def test_a_text_of_a_dialect_waits_for_its_end_and_no_longer() -> None:
     assert all(3.9 < at < 4.5 for at in times)
 
 
+async def test_what_is_said_while_an_earlier_text_still_waits_is_not_late() -> None:
+    server = Timed()
+    held = event("response.function_call_arguments.delta", response_id="r", item_id="i", delta="{")
+    done = event("response.function_call_arguments.done", response_id="r", item_id="i", arguments="{}")
+    rest = event("response.function_call_arguments.delta", response_id="r", item_id="i", delta="}")
+    app = Says(held, 3.0, rest, done, "and then", 3.0)
+    began = anyio.current_time()
+    await run(one(app, Finder(), max_hold=0.5).middleware, server, _REALTIME)
+    assert server.frames == [held, rest, done, "and then"]
+    assert all(at - began < 4 for at, message in server.times if message["type"] == "websocket.send")
+
+
 async def test_directions_are_judged_by_those_who_judge_them() -> None:
     for on, got, frames in ((_INPUT, ["[0]"], ["bob@example.com"]), (_OUTPUT, ["alice@example.com"], ["[0]"])):
         app, server = App("bob@example.com"), Server("alice@example.com", then_leaves=False)
