@@ -20,6 +20,7 @@ from .judges import Finding, Inspection, JudgeFailure, Judges
 from .message import MAX_MESSAGE_BYTES, Message, Payload, read
 from .mixed_release import MixedRelease
 from .operations import End, FieldText, Operation
+from .release import MAX_HELD_BYTES
 from .shadowed import shadowed
 from .slots import Decision, Kind, Slot
 from .stream import Ending
@@ -29,6 +30,8 @@ _LONG: Final = 30.0
 # How many messages wait, and how many texts have not ended, before all of them seem to have.
 _MAX_WAITING: Final = 2048
 _MAX_OPEN: Final = 1024
+# And how many bytes: there is room for one more message, and for what ends the texts.
+_MAX_BYTES: Final = MAX_HELD_BYTES - MAX_MESSAGE_BYTES - 64 * 1024
 
 
 class MessageReader(Protocol):
@@ -144,7 +147,8 @@ class MessageStream:
         release = self._release
         if self.ending is not None:
             return False
-        return release.full or (release.waiting > _MAX_WAITING and release.outcome.judging)
+        many = release.waiting > _MAX_WAITING or release.held_bytes > _MAX_BYTES
+        return release.full or (many and release.outcome.judging)
 
     @property
     def held(self) -> int:
@@ -271,6 +275,9 @@ class MessageStream:
         if self._release.open > _MAX_OPEN or self._release.waiting >= _MAX_WAITING:
             self._pause(now)
         self._add(Message(given, raw, start), operations, now, is_json=is_json)
+        if self._release.held_bytes > _MAX_BYTES:
+            # Behind it, so that it is judged now and the next one waits for the verdict.
+            self._pause(now, long=True)
 
     def _add(self, message: Message, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> None:
         try:

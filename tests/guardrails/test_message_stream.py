@@ -414,6 +414,28 @@ def test_many_paths_do_not_fill_memory() -> None:
     assert len(driver.stream._release._json.changed) < 300
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("size", [2, 8])
+def test_many_bytes_at_once_leave_and_stop_nothing(size: int, late: bool) -> None:
+    padding = " " * ((size << 20) - 1000)
+    shapes: list[Callable[[str], str]] = [lambda text: json.dumps({"n": text}), lambda text: delta(text, 0)]
+    for shape in shapes:
+        texts = ["hi ", "mail alice@exam", *(["hi "] * (24 // size))]
+        given: list[Payload] = [shape(text) + padding for text in texts]
+        judge = Judge(name="local", limits=WindowLimits(hold=HOLD, window=4 * HOLD, max_hold=1e9))
+        driver = driving(detector(EMAIL), judge=judge, silence=1e9)
+        for message in given:
+            while driver.stream.full:
+                driver._judge(all_of_it=True)
+            driver.stream.feed([message], 0.0)
+            if not late:
+                driver._judge(all_of_it=True)
+            else:
+                driver._waiting += driver.stream.inspections()
+        assert driver.end() == given
+        assert driver.stream.ending is None
+
+
 def test_empty_messages_and_those_without_text_keep_their_place() -> None:
     given: list[Payload] = ["one", "", b"", "{}", "[1]", "null", '{"n": 1}', "two"]
     assert driver_out(given, None) == given
