@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 
 from asgi_agents.guardrails import Block, Window
+from asgi_agents.guardrails.dialects.cut_json import rest_of
 from asgi_agents.guardrails.dialects.realtime import ServerEvents
 from asgi_agents.guardrails.judges import Inspection, Judge, Judges
 from asgi_agents.guardrails.message import MAX_MESSAGE_BYTES, Payload
@@ -278,6 +279,49 @@ def test_a_text_of_a_dialect_that_never_ends_holds_nothing_for_ever() -> None:
         driver.feed(_AUDIO)
     assert json.loads(driver.out[0])["delta"] == "mail [0]"
     assert len(driver.out) > 100
+
+
+_CUT: Final = '{"n": [1, tr, {"to": "alice\\u0040example.com'.replace("tr,", "true,")
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize("item_status", ["incomplete", None])
+def test_arguments_that_were_interrupted_leave_judged(item_status: str | None, size: int, strict: bool) -> None:
+    at = {"response_id": "r", "item_id": "i", "output_index": 0}
+    kind = "response.function_call_arguments"
+    item = {"id": "i", "type": "function_call", "name": "mail", "call_id": "c", "arguments": ""}
+    full = {**item, "arguments": _CUT, "status": "incomplete"}
+    given = [
+        event("conversation.item.added", item=item),
+        event("response.output_item.added", response_id="r", output_index=0, item=item),
+        *(event(f"{kind}.delta", **at, delta=_CUT[n : n + size]) for n in range(0, len(_CUT), size)),
+        event(f"{kind}.done", **at, name="mail", arguments=_CUT),
+        *([event("response.output_item.done", response_id="r", output_index=0, item=full)] if item_status else []),
+        event("response.done", response={"id": "r", "status": "cancelled", "output": [full] if item_status else []}),
+        event("response.created", response={"id": "s"}),
+    ]
+    driver = driving(strict=strict)
+    out = driver.feed(*given)
+
+    assert driver.stream.ending is None
+    events = [json.loads(message) for message in out]
+    assert len(events) == len(given)
+    changed = '{"n": [1, true, {"to": "[0]"'
+    assert said(out, f"{kind}.delta") == changed
+    assert said(out, f"{kind}.done", "arguments") == changed
+    if item_status:
+        assert events[-3]["item"]["arguments"] == events[-2]["response"]["output"][0]["arguments"] == changed
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a\\u00e9": [1.5e-3, "b\\\\\\"", {"c": true, "d": null}, [], -2], "e": {}}', ' "x" ', "[[]]"]
+)
+def test_json_may_be_cut_anywhere(text: str) -> None:
+    for end in range(1, len(text)):
+        if text[:end].strip():
+            assert rest_of(text[:end]) is not None, text[:end]
+    assert rest_of("{]") is rest_of("}") is rest_of("{a") is None
 
 
 def test_a_call_is_held_until_it_has_ended_however_long_that_takes() -> None:

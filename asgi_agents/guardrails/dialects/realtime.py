@@ -8,11 +8,13 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from ..held_call import MAX_CHARACTERS
 from ..json_text import JSON, Path
 from ..operations import Begin, End, Operation, Passed, Piece, Repeat, Text, Whole
 from ..slots import Slot, SlotKey
 from ..uncovered import Uncovered, uncovered
 from .base import Mapped, mapping, sequence, str_or_none, strings_in, text_or_none, wholes
+from .cut_json import is_json, rest_of
 from .responses import tokens
 
 # Events that continue or end a text, without `.delta`: which event ends it, and which field repeats it there.
@@ -68,6 +70,8 @@ _NAMES: Final = frozenset(
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 # Slots that nothing is known to end.
 _OPEN: Final[SlotKey] = ("open",)
+# How an item or a response ends whose text is cut off.
+_CUT_OFF: Final = frozenset({"incomplete", "cancelled", "failed"})
 # How many items of a session are known at once.
 _MAX_ITEMS: Final = 64
 
@@ -116,15 +120,28 @@ class ClientEvents:
         return ()
 
 
+class _Arguments:
+    """What has come of the arguments of a call."""
+
+    __slots__ = ("parts", "size", "slot")
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.parts: list[str] = []
+        self.size = 0
+
+
 class ServerEvents:
     """Reads the events of the app."""
 
-    __slots__ = ("_items", "_responses", "_tools", "_uncovered")
+    __slots__ = ("_calls", "_items", "_responses", "_tools", "_uncovered")
 
     def __init__(self) -> None:
         self._uncovered = Uncovered()
         # The keys of items, oldest first, by their ids.
         self._items: dict[str, SlotKey] = {}
+        # What has come of the arguments of calls that have not ended, by the keys of their items.
+        self._calls: dict[SlotKey, _Arguments] = {}
         # The responses of items that were known before it was said whose they are.
         self._responses: dict[str, str] = {}
         # The names of the tools that are called, by the ids of their items.
@@ -165,14 +182,15 @@ class ServerEvents:
             case "response.output_item.done":
                 item = mapping(event.get("item"), "item")
                 key = self._key(event, item.get("id"), forgotten)
-                return [End(key), *_item(item, key, ("item",))]
+                return [*self._call_ended(key, item.get("status")), End(key), *_item(item, key, ("item",))]
             case "response.content_part.added" | "response.content_part.done":
                 return _part_event(event, what, self._key(event, event.get("item_id"), forgotten))
             case "response.done":
                 return self._response_done(event, forgotten)
             case "conversation.item.deleted" | "conversation.item.truncated":
                 # Nothing else may say that its texts have ended.
-                return [End(self._key(event, event.get("item_id"), forgotten))]
+                key = self._key(event, event.get("item_id"), forgotten)
+                return [*self._call_ended(key, "incomplete"), End(key)]
         if base == "conversation.item" and isinstance(whole := event.get("item"), dict):
             return _item(whole, self._key(event, whole.get("id"), forgotten), ("item",))
         if base in _AUDIO:
@@ -192,6 +210,7 @@ class ServerEvents:
             if len(self._items) >= _MAX_ITEMS:
                 oldest = next(iter(self._items))
                 old = self._items.pop(oldest)
+                self._calls.pop(old, None)
                 self._responses.pop(oldest, None)
                 self._tools.pop(oldest, None)
                 forgotten += [End(old), Begin(old)]
@@ -216,9 +235,26 @@ class ServerEvents:
     def _call(self, event: Mapped, what: str, key: SlotKey) -> list[Operation]:
         slot = Slot((*key, "call"), "tool_call", "assistant", self._tools.get(_id(event.get("item_id"))))
         if what == "delta":
-            return [Piece(slot, _DELTA, text_or_none(event.get("delta"), "delta") or "")]
+            return [self._piece(key, Piece(slot, _DELTA, text_or_none(event.get("delta"), "delta") or ""))]
         text = text_or_none(event.get("arguments"), "arguments")
-        return [End(slot.key), *([Repeat(slot, ("arguments",), text, "json")] if text else [])]
+        repeated: list[Operation] = [Repeat(slot, ("arguments",), text, "json")] if text else []
+        if text and key in self._calls and not is_json(text):
+            # Its item or its response says whether it was interrupted.
+            return repeated
+        return [*self._call_ended(key, None), End(slot.key), *repeated]
+
+    def _piece(self, key: SlotKey, piece: Piece) -> Piece:
+        call = self._calls.setdefault(key, _Arguments(piece.slot))
+        call.size += len(piece.text)
+        if call.size <= MAX_CHARACTERS:
+            # Nobody judges a longer one.
+            call.parts.append(piece.text)
+        return piece
+
+    def _call_ended(self, key: SlotKey, status: JSON) -> list[Operation]:
+        """What precedes the end of a call: where that was cut off, what makes JSON of its arguments."""
+        call = self._calls.pop(key, None)
+        return [] if call is None or status not in _CUT_OFF else _completed(call.slot, "".join(call.parts))
 
     def _item_added(self, event: Mapped, forgotten: list[Operation]) -> list[Operation]:
         item = mapping(event.get("item"), "item")
@@ -228,19 +264,32 @@ class ServerEvents:
         name = self._tools[_id(item.get("id"))] = str_or_none(item.get("name"))
         text = text_or_none(item.get("arguments"), "arguments")
         slot = Slot((*key, "call"), "tool_call", "assistant", name)
-        return [Piece(slot, ("item", "arguments") if text else None, text or "")]
+        return [self._piece(key, Piece(slot, ("item", "arguments") if text else None, text or ""))]
 
     def _response_done(self, event: Mapped, forgotten: list[Operation]) -> list[Operation]:
         response = mapping(event.get("response"), "response")
         operations: list[Operation] = []
+        status = response.get("status")
         if isinstance(response_id := response.get("id"), str):
+            those = {self._items[item] for item, of in self._responses.items() if of == response_id}
+            for key in [key for key in self._calls if key[:2] == ("response", response_id) or key in those]:
+                operations += self._call_ended(key, status)
             operations.append(End(("response", response_id)))
-            operations += [End(self._items[item]) for item, of in self._responses.items() if of == response_id]
+            operations += [End(key) for key in those]
         for index, element in enumerate(sequence(response.get("output"), "output")):
             item = mapping(element, "output[]")
             key = self._key({"response_id": response_id}, item.get("id"), forgotten)
-            operations += [End(key), *_item(item, key, ("response", "output", index))]
+            operations += [
+                *self._call_ended(key, item.get("status")),
+                End(key),
+                *_item(item, key, ("response", "output", index)),
+            ]
         return operations
+
+
+def _completed(slot: Slot, text: str) -> list[Operation]:
+    rest = rest_of(text) if text.strip() else None
+    return [Piece(slot, None, rest)] if rest else []
 
 
 def _id(value: JSON) -> str:
@@ -282,7 +331,13 @@ def _item(item: Mapped, key: SlotKey, path: Path) -> list[Operation]:
     if kind in _CALLS:
         slot = Slot((*key, "call"), "tool_call", "assistant", str_or_none(item.get("name")))
         text = text_or_none(item.get("arguments"), "arguments")
-        repeated: list[Operation] = [Repeat(slot, (*path, "arguments"), text, "json")] if text else []
+        repeated: list[Operation] = []
+        if text and item.get("status") in _CUT_OFF and not is_json(text):
+            # What was joined before is not what is repeated here.
+            cut = Slot((*key, "cut"), "tool_call", "assistant", slot.tool)
+            repeated += [Piece(cut, (*path, "arguments"), text), *_completed(cut, text), End(cut.key)]
+        elif text:
+            repeated.append(Repeat(slot, (*path, "arguments"), text, "json"))
         for name in ("output", "error"):
             repeated += wholes(item.get(name), (*path, name), "tool_result", key=key)
         return repeated
