@@ -49,6 +49,17 @@ class Message(Unit):
         return raw.decode("utf-8", "replace") if isinstance(self.given, str) else raw
 
 
+def _may_be_json(raw: bytes) -> bool:
+    """Whether this is JSON in an encoding that can be told, or may be for other readers. Terminals send zeros, too."""
+    try:
+        json.loads(raw)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return True
+
+
 def read(raw: bytes, loader: Loader) -> tuple[str, JSON, int | None]:
     """The text of a message, its JSON, and where in the bytes that begins. None: it is no JSON.
 
@@ -56,7 +67,7 @@ def read(raw: bytes, loader: Loader) -> tuple[str, JSON, int | None]:
     """
     text = decoded(raw)
     encoding = json.detect_encoding(raw)
-    if encoding != "utf-8":
+    if encoding != "utf-8" and _may_be_json(raw):
         # Apps that read JSON from bytes read it in these, and so past the judges.
         raise UnreadableError(f"expected UTF-8, got {encoding}")
     framed = _FRAMED.match(text)

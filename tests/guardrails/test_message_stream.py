@@ -421,10 +421,20 @@ UNREADABLE: Final[dict[str, Payload]] = {
     "bytes that are no UTF-8": b"\xff\xfe\x00\x01",
     "JSON in UTF-16": '{"a": "alice@example.com"}'.encode("utf-16-le"),
     "JSON with a byte order mark": b'\xef\xbb\xbf{"a": "alice\\u0040example.com"}',
+    "text that is JSON in UTF-16 when it is encoded": '{"a": "alice\\u0040example.com"}'.encode("utf-16-le").decode(),
+    "JSON in UTF-16 that is too deep": ("[" * 100_000).encode("utf-16-le"),
     "a lone surrogate": "\ud800",
     "nested too deep": "[" * 300 + '"alice\\u0040example.com"' + "]" * 300,
     "too long": "x" * (MAX_MESSAGE_BYTES + 1),
 }
+
+
+@pytest.mark.parametrize("given", ["\x00a", b"\x00ls\n", b"\x00", b"l\x00s\x00", "\x00\x00\x00a"])
+def test_zeros_do_not_make_a_message_unreadable(given: Payload) -> None:
+    behind: Payload = " alice@example.com" if isinstance(given, str) else b" alice@example.com"
+    driver = driving()
+    driver.feed(given, behind)
+    assert driver.end() == [given, " [0]" if isinstance(given, str) else b" [0]"]
 
 
 @pytest.mark.parametrize("from_client", [True, False])
