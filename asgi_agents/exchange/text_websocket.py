@@ -31,7 +31,7 @@ from .scope import App, raises_when_gone
 from .state import ExchangeState
 from .text_answer import ANSWER_KINDS
 from .text_asking import Asking, Stopped
-from .text_messages import JudgedMessages, message_of, payload_of
+from .text_messages import JudgedMessages, PolicedMessages, message_of, payload_of
 from .text_stream import StreamedText
 
 _CLIENT_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
@@ -51,6 +51,7 @@ class TextSession:
         self._source = receive
         self._raw_send = send
         call = Call(dialect="websocket", scope=scope)
+        self._policies = PolicedMessages(state.resolved_route.judges, state)
         self._asking = Asking(state, state.resolved_route.judges.of(call), call)
         path = str(scope["path"])
         self._from_client = JudgedMessages(self._asking, _CLIENT_KINDS, from_client=True, path=path)
@@ -176,11 +177,18 @@ class TextSession:
                 self._to_client.text.abandon()
             # What the client has sent before is judged and delivered first.
             return text is None or text.over or not self._from_client.stream.waiting
-        return text is None or text.over or kind != "websocket.receive"
+        return kind != "websocket.receive" or ((text is None or text.over) and not self._policies.guards)
 
     async def _judge(self, message: Message) -> None:
         text, turn = self._from_client.text, self._from_client.turn
-        assert text is not None
+        if self._policies.guards and message["type"] == "websocket.receive":
+            denied = self._policies.check(payload_of(message))
+            if denied is not None:
+                self._close(denied)
+                return
+        if text is None or text.over:
+            self._inbound.deliver(message)
+            return
         # The app may give up waiting for it: it is the next one's then.
         self._unjudged.append(message)
         if not turn.try_acquire():

@@ -49,8 +49,8 @@ class Message(Unit):
         return raw.decode("utf-8", "replace") if isinstance(self.given, str) else raw
 
 
-def _may_be_json(raw: bytes) -> bool:
-    """Whether this is JSON in an encoding that can be told, or may be for other readers. Terminals send zeros, too."""
+def may_be_json(raw: bytes) -> bool:
+    """Whether bytes are JSON in an encoding that can be told, or may be to other readers. Terminals send zeros, too."""
     try:
         json.loads(raw)
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -67,7 +67,7 @@ def read(raw: bytes, loader: Loader) -> tuple[str, JSON, int | None]:
     """
     text = decoded(raw)
     encoding = json.detect_encoding(raw)
-    if encoding != "utf-8" and _may_be_json(raw):
+    if encoding != "utf-8" and may_be_json(raw):
         # Apps that read JSON from bytes read it in these, and so past the judges.
         raise UnreadableError(f"expected UTF-8, got {encoding}")
     framed = _FRAMED.match(text)

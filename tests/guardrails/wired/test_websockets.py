@@ -23,7 +23,7 @@ from asgi_agents import (
     WebSocketFrameEvent,
     protect,
 )
-from asgi_agents.guardrails import Block, Decision, Guardrail, Window
+from asgi_agents.guardrails import Block, Decision, Guardrail, ToolPolicy, Window
 from asgi_agents.guardrails.message_stream import MessageStream
 from asgi_agents.guardrails.slots import KINDS
 from tests.exchange.test_websocket import App, Server, accept, run, send_close, send_frame, websocket_scope
@@ -613,6 +613,45 @@ async def test_a_guardrail_that_does_not_judge_a_call_is_not_asked() -> None:
 
     await run(one(Says("alice@example.com"), finder, when=when).middleware, server)
     assert (server.frames, finder.windows, calls) == (["alice@example.com"], [], ["websocket"])
+
+
+_CALL: Final = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "shell", "arguments": {"a": "b"}}}
+_DENIED: Final[dict[str, tuple[str | bytes, str]]] = {
+    "a call": (json.dumps(_CALL), "the tool policy denies this call of the tool 'shell'"),
+    "of bytes": (json.dumps(_CALL).encode(), "the tool policy denies this call of the tool 'shell'"),
+    "in a batch": (json.dumps([{}, _CALL]), "the tool policy denies this call of the tool 'shell'"),
+    "with escapes": (
+        json.dumps(_CALL).replace("tools", "\\u0074ools"),
+        "the tool policy denies this call of the tool 'shell'",
+    ),
+    "behind another": (
+        json.dumps(_CALL).replace('"shell"', '"shell", "name": "fine"'),
+        "an object in the request has a key twice, expected each once",
+    ),
+    "in another encoding": (json.dumps(_CALL).encode("utf-16-le"), "expected UTF-8, got utf-16-le"),
+}
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("name", _DENIED)
+async def test_a_call_that_a_policy_denies_closes_the_session(name: str, guarded: bool) -> None:
+    message, reason = _DENIED[name]
+    agents = [AgentConfig("g", Finder(), failure_mode=FailureMode.OPEN)] if guarded else []
+    guardrails: list[Any] = [Guardrail("g", on=KINDS, max_hold=0.1)] if guarded else []
+    fine = json.dumps({**_CALL, "params": {"name": "fine", "arguments": {}}})
+    app, server = App(), Server(fine)
+    judged = Guarded(app, agents, [*guardrails, ToolPolicy(deny=["shell"])])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run, judged.middleware, server)
+        await anyio.sleep(1)
+        server.client_sends(b"\xff\x00")
+        server.client_sends("\x00 no JSON")
+        await anyio.sleep(1)
+        server.client_sends(message)
+        await anyio.sleep(1)
+    assert app.got == [fine, b"\xff\x00", "\x00 no JSON"]
+    assert server.close == (1008, reason)
+    assert app.disconnect == {"type": "websocket.disconnect", "code": 1008, "reason": reason}
 
 
 # Realtime events
