@@ -3,11 +3,22 @@
 from starlette.types import Message
 
 from ..concurrency.limiter import Limiter
-from ..guardrails.message import Payload
+from ..decision import AgentDecision
+from ..evaluation.text_judges import RouteJudges
+from ..guardrails.body import Parsed
+from ..guardrails.dialect import Stop
+from ..guardrails.dialects.realtime import knows_path
+from ..guardrails.framing import UnreadableError
+from ..guardrails.json_text import Loader
+from ..guardrails.message import Payload, may_be_json, read
 from ..guardrails.message_stream import MessageStream
 from ..guardrails.slots import Kind
-from .text_asking import Asking
+from ..guardrails.tool_policy import TOOL_POLICY
+from ..protocol import Block as DeniedBy
+from .state import ExchangeState
+from .text_asking import Asking, Stopped
 from .text_stream import StreamedText
+from .tool_gate import ToolGate
 
 
 class JudgedMessages:
@@ -27,9 +38,35 @@ class JudgedMessages:
             asking.judges,
             from_client=from_client,
             strict=asking.judges.strict(kinds),
-            speaks_realtime=path.rstrip("/").endswith("/realtime"),
+            speaks_realtime=knows_path(path),
             silence=silence,
         )
+
+
+class PolicedMessages:
+    """The calls of tools in a client's messages, and the policies of the route."""
+
+    def __init__(self, judges: RouteJudges, state: ExchangeState) -> None:
+        self._gate = ToolGate(judges, state)
+        self._loader = Loader()
+
+    @property
+    def guards(self) -> bool:
+        """Whether there is any policy."""
+        return self._gate.guards
+
+    def check(self, payload: Payload) -> Stopped | None:
+        """Whether a message may pass to the app. Returns what the session is stopped with."""
+        raw = payload.encode("utf-8", "surrogatepass") if isinstance(payload, str) else payload
+        try:
+            _, _, start = read(raw, self._loader)
+            return None if start is None else self._gate.check(Parsed(raw[start:]), "websocket")
+        except UnreadableError as exc:
+            if not may_be_json(raw):
+                return None
+            # The app may read a call in it.
+            stop = Stop(str(exc), 400, malformed=True)
+            return Stopped(stop, AgentDecision(decision=DeniedBy(400, stop.message), decided_by=TOOL_POLICY))
 
 
 def payload_of(message: Message) -> Payload:

@@ -67,6 +67,7 @@ class StreamedText(Generic[Data]):
     :param pure: given all that is fed, and whether it is the last; where it returns False, what is fed from then on
         can't be read.
     :param unreadable: the kind of failure that this is.
+    :param may_be_earlier: whether more of the stream may be due before what has come of it.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class StreamedText(Generic[Data]):
         broken: Callable[[Exception], None],
         pure: Callable[[Data, bool], bool] | None = None,
         unreadable: FailureKind = FailureKind.RESPONSE_UNREADABLE,
+        may_be_earlier: bool = False,
     ) -> None:
         self.stream = stream
         self._asking = asking
@@ -101,7 +103,7 @@ class StreamedText(Generic[Data]):
         # When the timer wakes, and what wakes it before. Where all judges hold text as long, nothing is due before.
         self._wake = 0.0
         self._earlier = anyio.Event()
-        self._may_be_earlier = len({judge.limits.max_hold for judge in judges}) > 1
+        self._may_be_earlier = may_be_earlier or len({judge.limits.max_hold for judge in judges}) > 1
         # The failure that has stopped the stream.
         self._failure: Stopped | None = None
         # Whether it is counted that a part could not be read.

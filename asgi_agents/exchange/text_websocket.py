@@ -31,12 +31,10 @@ from .scope import App, raises_when_gone
 from .state import ExchangeState
 from .text_answer import ANSWER_KINDS
 from .text_asking import Asking, Stopped
-from .text_messages import JudgedMessages, message_of, payload_of
+from .text_messages import JudgedMessages, PolicedMessages, message_of, payload_of
 from .text_stream import StreamedText
 
 _CLIENT_KINDS: Final[frozenset[Kind]] = frozenset({"input", "tool_call", "tool_result", "reasoning"})
-# How many messages of the app are looked at for what it speaks: those of the Realtime API begin with its session.
-_LOOKED_AT: Final = 4
 # Seconds for a peer that doesn't answer a close frame.
 _CLOSE_TIMEOUT: Final = 5.0
 _CLOSED: Final = "guardrails have closed this websocket"
@@ -53,11 +51,13 @@ class TextSession:
         self._source = receive
         self._raw_send = send
         call = Call(dialect="websocket", scope=scope)
+        self._policies = PolicedMessages(state.resolved_route.judges, state)
         self._asking = Asking(state, state.resolved_route.judges.of(call), call)
         path = str(scope["path"])
         self._from_client = JudgedMessages(self._asking, _CLIENT_KINDS, from_client=True, path=path)
         self._to_client = JudgedMessages(self._asking, ANSWER_KINDS, from_client=False, path=path)
-        self._to_look_at = _LOOKED_AT
+        # No message was sent in either direction. What the app says before it has heard anything is its own.
+        self._silent = True
         self._inbound = Inbound(
             self._next,
             screen=self._screen,
@@ -77,6 +77,8 @@ class TextSession:
         self._over = False
         self._closed = False
         self._close_error: Exception | None = None
+        # What may leave and was not sent yet: the app may give up a send that has more to send than its own.
+        self._leaving: deque[Payload] = deque()
         # The head and the body of a response to the handshake, until that was judged.
         self._denial: Message | None = None
         self._denial_body: list[bytes] = []
@@ -129,6 +131,7 @@ class TextSession:
             end=end,
             broken=partial(self._broken, direction is self._from_client),
             unreadable=unreadable,
+            may_be_earlier=True,
         )
 
     # What the client sends
@@ -139,7 +142,7 @@ class TextSession:
             return self._unjudged.popleft()
         text, stream, tasks = self._from_client.text, self._from_client.stream, self._inbound.tasks
         if text is None or text.over or tasks is None or not (stream.waiting or self._reading or self._disconnect):
-            return await self._source()
+            return await self._read()
         # What waits may be due before the next message comes. The server must not be asked twice at a time.
         if not (self._reading or self._disconnect or stream.full):
             self._reading = True
@@ -147,9 +150,15 @@ class TextSession:
         await text.progress()
         return None
 
+    async def _read(self) -> Message:
+        message = await self._source()
+        if message["type"] == "websocket.receive":
+            self._silent = False
+        return message
+
     async def _read_ahead(self, text: StreamedText[list[Payload]]) -> None:
         try:
-            self._unjudged.append(await self._source())
+            self._unjudged.append(await self._read())
         except Exception as exc:
             # That is for the app's receive to tell.
             self._inbound.error = exc
@@ -163,15 +172,23 @@ class TextSession:
         text = self._from_client.text
         if kind == "websocket.disconnect":
             self._over = self._client_gone = True
+            self._leaving.clear()
             if self._to_client.text is not None:
                 self._to_client.text.abandon()
             # What the client has sent before is judged and delivered first.
             return text is None or text.over or not self._from_client.stream.waiting
-        return text is None or text.over or kind != "websocket.receive"
+        return kind != "websocket.receive" or ((text is None or text.over) and not self._policies.guards)
 
     async def _judge(self, message: Message) -> None:
         text, turn = self._from_client.text, self._from_client.turn
-        assert text is not None
+        if self._policies.guards and message["type"] == "websocket.receive":
+            denied = self._policies.check(payload_of(message))
+            if denied is not None:
+                self._close(denied)
+                return
+        if text is None or text.over:
+            self._inbound.deliver(message)
+            return
         # The app may give up waiting for it: it is the next one's then.
         self._unjudged.append(message)
         if not turn.try_acquire():
@@ -209,9 +226,10 @@ class TextSession:
         if self._gone is not None:
             raise self._gone
         kind, text = message["type"], self._to_client.text
-        if self._to_look_at and kind == "websocket.send":
-            self._to_look_at -= 1
-            self._from_client.stream.note_other(payload_of(message))
+        if self._silent and kind == "websocket.send":
+            self._silent = False
+            for direction in (self._from_client, self._to_client):
+                direction.stream.note_first(payload_of(message))
         if kind == "websocket.send" and text is not None:
             await self._take(text, [payload_of(message)], last=False)
             return
@@ -272,14 +290,44 @@ class TextSession:
         text = self._to_client.text
         if text is not None and not text.over:
             await self._take(text, [], last=True)
+        if self._leaving:
+            await self._leave_rest()
 
     async def _leave(self, messages: list[Payload], done: bool) -> None:
         """Send what may leave. The turn is the caller's."""
-        for payload in messages:
-            if self._denial is not None and isinstance(payload, bytes):
-                self._denial_body.append(payload)
-            else:
-                await self._raw_send(message_of("websocket.send", payload))
+        leaving, tasks = self._leaving, self._inbound.tasks
+        leaving.extend(messages)
+        try:
+            while leaving:
+                payload = leaving.popleft()
+                if self._denial is not None and isinstance(payload, bytes):
+                    self._denial_body.append(payload)
+                else:
+                    await self._raw_send(message_of("websocket.send", payload))
+        except Exception:
+            leaving.clear()
+            raise
+        finally:
+            if leaving and tasks is not None:
+                # The app has given up this send. The others, whose messages these are, have returned.
+                tasks.start_soon(self._leave_aside)
+
+    async def _leave_rest(self) -> None:
+        turn = self._to_client.turn
+        await turn.acquire()
+        try:
+            await self._leave([], False)
+        finally:
+            turn.release()
+
+    async def _leave_aside(self) -> None:
+        try:
+            await self._leave_rest()
+        except Exception as exc:
+            # The server's: that is for the app's next send to raise.
+            if self._to_client.text is not None:
+                self._to_client.text.abandon()
+            self._broken(False, exc)
 
     async def _end_app(self, stopped: Stopped, messages: list[Payload], cut_off: bool) -> None:
         try:
@@ -295,6 +343,7 @@ class TextSession:
         if self._closed:
             return
         self._closed = True
+        self._leaving.clear()
         for direction in (self._from_client, self._to_client):
             if direction.text is not None:
                 direction.text.abandon()

@@ -15,9 +15,10 @@ Payload = str | bytes
 MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
 _MAY_BE_JSON: Final = ("{", "[", '"')
 _BLANKS: Final = " \t\r\n"
-# What precedes the JSON of a message of Socket.IO: types, the number of attachments, a namespace, the id of an
-# acknowledgement.
-_FRAMED: Final = re.compile(r"[0-9]{1,2}(?:[0-9]{1,4}-)?(?:/[^,\s\[{\"]{0,128},)?[0-9]{0,10}(?=[\[{])")
+# What precedes the JSON of a message of Socket.IO: types, the number of attachments, a namespace with a query, the id
+# of an acknowledgement. It is as wide as the most lenient reader: ids have any length and digits of any script, and
+# blanks precede JSON.
+_FRAMED: Final = re.compile(r"\d[\d-]*+(?:/[^,]*+,\d*+)?+[ \t\r\n]*+(?=[\[{\"])")
 
 
 class Message(Unit):
@@ -48,14 +49,25 @@ class Message(Unit):
         return raw.decode("utf-8", "replace") if isinstance(self.given, str) else raw
 
 
+def may_be_json(raw: bytes) -> bool:
+    """Whether bytes are JSON in an encoding that can be told, or may be to other readers. Terminals send zeros, too."""
+    try:
+        json.loads(raw)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return True
+
+
 def read(raw: bytes, loader: Loader) -> tuple[str, JSON, int | None]:
-    """The text of a message, its JSON, and where that begins. None: it is no JSON.
+    """The text of a message, its JSON, and where in the bytes that begins. None: it is no JSON.
 
     :raises UnreadableError: for what is no text in UTF-8, or JSON over our limits.
     """
     text = decoded(raw)
     encoding = json.detect_encoding(raw)
-    if encoding != "utf-8":
+    if encoding != "utf-8" and may_be_json(raw):
         # Apps that read JSON from bytes read it in these, and so past the judges.
         raise UnreadableError(f"expected UTF-8, got {encoding}")
     framed = _FRAMED.match(text)
@@ -72,4 +84,4 @@ def read(raw: bytes, loader: Loader) -> tuple[str, JSON, int | None]:
     if isinstance(value, list) and not any(isinstance(inner, str | dict | list) for inner in value):
         # Numbers in brackets are as good as text.
         return text, None, None
-    return text, value, start
+    return text, value, len(text[:start].encode())

@@ -20,13 +20,18 @@ from .judges import Finding, Inspection, JudgeFailure, Judges
 from .message import MAX_MESSAGE_BYTES, Message, Payload, read
 from .mixed_release import MixedRelease
 from .operations import End, FieldText, Operation
+from .release import MAX_HELD_BYTES
 from .shadowed import shadowed
 from .slots import Decision, Kind, Slot
 from .stream import Ending
 
+# Seconds in which nothing leaves although messages wait, after which all texts seem to have ended.
+_LONG: Final = 30.0
 # How many messages wait, and how many texts have not ended, before all of them seem to have.
 _MAX_WAITING: Final = 2048
 _MAX_OPEN: Final = 1024
+# And how many bytes: there is room for one more message, and for what ends the texts.
+_MAX_BYTES: Final = MAX_HELD_BYTES - MAX_MESSAGE_BYTES - 64 * 1024
 
 
 class MessageReader(Protocol):
@@ -39,8 +44,11 @@ class MessageReader(Protocol):
         """
         ...
 
-    def pause(self) -> Sequence[Operation]:
-        """No message has come for a while. Returns what ends the texts that nothing else ends."""
+    def pause(self, long: bool) -> Sequence[Operation]:
+        """No message has come for a while. Returns what ends the texts that nothing else ends.
+
+        :param long: whether none has left for a long while, so that all texts are to end.
+        """
         ...
 
 
@@ -55,7 +63,7 @@ class _General:
     def read(self, value: JSON) -> Sequence[Operation]:
         return self._paths.read(_NOTHING, value)
 
-    def pause(self) -> Sequence[Operation]:
+    def pause(self, long: bool) -> Sequence[Operation]:
         return _END
 
 
@@ -65,8 +73,8 @@ class MessageStream:
 
     :param from_client: whether they are the client's: their text is ``input``, and ``output`` otherwise.
     :param strict: whether what can't be read stops them. It is passed unjudged otherwise.
-    :param speaks_realtime: whether the app is known to speak OpenAI's Realtime API. A client's messages are read as
-        events of that only where it does, for a client chooses what its messages look like.
+    :param speaks_realtime: whether the app is known to speak OpenAI's Realtime API. Messages are read as events of that
+        only where it does: a client chooses what its messages look like, and some of what the app says.
     :param silence: seconds without a message after which texts seem to have ended that have no end of their own.
     """
 
@@ -75,7 +83,9 @@ class MessageStream:
         "_dialect",
         "_general",
         "_kind",
+        "_left",
         "_loader",
+        "_long",
         "_now",
         "_out",
         "_paused",
@@ -100,8 +110,9 @@ class MessageStream:
         self._kind: Kind = "input" if from_client else "output"
         self._release = MixedRelease(judges, _changes_nothing, repeats=True)
         self._strict = strict
-        self._speaks_realtime = speaks_realtime or not from_client
+        self._speaks_realtime = speaks_realtime
         self._silence = silence
+        self._long = max(_LONG, 2 * silence)
         self._general = _General(self._kind)
         # The reader of a dialect, once a message was in it.
         self._dialect: MessageReader | None = None
@@ -111,6 +122,8 @@ class MessageStream:
         # When the latest message came, and whether all has seemed to have ended since.
         self._came = 0.0
         self._paused = True
+        # When the latest message left, or none waited.
+        self._left = 0.0
         #: Whether there will be no more messages.
         self.finished = False
         #: How the messages were stopped, if they were.
@@ -134,7 +147,8 @@ class MessageStream:
         release = self._release
         if self.ending is not None:
             return False
-        return release.full or (release.waiting > _MAX_WAITING and release.outcome.judging)
+        many = release.waiting > _MAX_WAITING or release.held_bytes > _MAX_BYTES
+        return release.full or (many and release.outcome.judging)
 
     @property
     def held(self) -> int:
@@ -161,13 +175,17 @@ class MessageStream:
         if self.ending is not None:
             return None
         wake = self._release.wake_at()
-        if self._paused or not self._release.waiting:
+        if not self._release.waiting:
             return wake
-        silent = self._came + self._silence
+        silent = self._left + self._long
+        if not self._paused:
+            silent = min(silent, self._came + self._silence)
         return silent if wake is None else min(wake, silent)
 
     def feed(self, data: Sequence[Payload], now: float) -> None:
         """The next messages."""
+        if not self._release.waiting:
+            self._left = now
         for given in data:
             if self.ending is not None:
                 return
@@ -175,12 +193,12 @@ class MessageStream:
             self._feed(given, now)
         self._leave(now)
 
-    def note_other(self, given: Payload) -> None:
-        """The other side has sent this. What the app sends tells what it speaks."""
+    def note_first(self, given: Payload) -> None:
+        """The app has sent this before it was sent anything: it tells what the app speaks."""
         if not self._speaks_realtime and len(given) <= MAX_MESSAGE_BYTES:
             try:
                 text = given if isinstance(given, str) else decoded(given)
-                self._speaks_realtime = realtime.knows(self._loader.loads(text))
+                self._speaks_realtime = realtime.begins(self._loader.loads(text))
             except UnreadableError:
                 pass
 
@@ -202,6 +220,9 @@ class MessageStream:
         if not self._paused and now >= self._came + self._silence:
             self._paused = True
             self._pause(now)
+        if self._release.waiting and now >= self._left + self._long:
+            self._left = now
+            self._pause(now, long=True)
         self._release.tick(now)
         self._leave(now)
 
@@ -254,6 +275,9 @@ class MessageStream:
         if self._release.open > _MAX_OPEN or self._release.waiting >= _MAX_WAITING:
             self._pause(now)
         self._add(Message(given, raw, start), operations, now, is_json=is_json)
+        if self._release.held_bytes > _MAX_BYTES:
+            # Behind it, so that it is judged now and the next one waits for the verdict.
+            self._pause(now, long=True)
 
     def _add(self, message: Message, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> None:
         try:
@@ -263,9 +287,9 @@ class MessageStream:
             self.unreadable += 1
             self.fail(Stop(str(exc), 503))
 
-    def _pause(self, now: float) -> None:
+    def _pause(self, now: float, *, long: bool = False) -> None:
         # As an event, for it comes behind those that wait.
-        ends = [*self._general.pause(), *(() if self._dialect is None else self._dialect.pause())]
+        ends = [*self._general.pause(long), *(() if self._dialect is None else self._dialect.pause(long))]
         self._add(Message(None, _NO_TEXT), ends, now)
 
     def _read(self, raw: bytes) -> tuple[Sequence[Operation], bool, int]:
@@ -275,15 +299,18 @@ class MessageStream:
             return self._operations(text), False, 0
         beside: list[Operation] = []
         if start:
-            beside.append(FieldText(Slot(("prefix",), self._kind), 0, start, text[:start]))
+            prefix = raw[:start].decode()
+            text = text[len(prefix) :]
+            beside.append(FieldText(Slot(("prefix",), self._kind), 0, start, prefix))
         if self._loader.duplicates:
-            beside += shadowed(text[start:], self._kind)
+            beside += shadowed(text, self._kind)
         return [*beside, *self._operations(value)], True, start
 
     def _operations(self, value: JSON) -> Sequence[Operation]:
-        if self._speaks_realtime and realtime.knows(value):
+        from_client = self._kind == "input"
+        if self._speaks_realtime and realtime.knows(value, from_client=from_client):
             if self._dialect is None:
-                self._dialect = realtime.ClientEvents() if self._kind == "input" else realtime.ServerEvents()
+                self._dialect = realtime.ClientEvents() if from_client else realtime.ServerEvents()
             try:
                 return self._dialect.read(value)
             except TooComplexError:
@@ -302,6 +329,8 @@ class MessageStream:
             self.unreadable += 1
             self._stop(Ending(Stop(str(exc), 503), None, cut_off=True))
             return
+        if out:
+            self._left = now
         for raw, event in zip(out, events, strict=True):
             if isinstance(event.unit, Message) and not event.dropped:
                 payload = event.unit.leaves_as(raw)

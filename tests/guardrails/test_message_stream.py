@@ -8,6 +8,8 @@ from typing import Any, Final
 import pytest
 
 from asgi_agents.guardrails import Block, Window
+from asgi_agents.guardrails.dialects.cut_json import rest_of
+from asgi_agents.guardrails.dialects.realtime import ServerEvents
 from asgi_agents.guardrails.judges import Inspection, Judge, Judges
 from asgi_agents.guardrails.message import MAX_MESSAGE_BYTES, Payload
 from asgi_agents.guardrails.message_stream import MessageStream
@@ -75,7 +77,9 @@ def driving(
     silence: float = 0.5,
 ) -> Driving:
     judges = Judges([judge if rng is None else Judge(name="local", limits=limits(rng))])
-    return Driving(MessageStream(judges, from_client=from_client, strict=strict, silence=silence), check, rng)
+    return Driving(
+        MessageStream(judges, from_client=from_client, strict=strict, speaks_realtime=True, silence=silence), check, rng
+    )
 
 
 def cut(text: str, rng: random.Random) -> list[str]:
@@ -235,6 +239,115 @@ def test_no_silence_ends_a_text_of_a_dialect_that_says_itself_when_it_ends() -> 
     assert said(driver.out) == "write to [0] now"
 
 
+_TRANSCRIPTION: Final = "conversation.item.input_audio_transcription"
+_AUDIO: Final = event("response.output_audio.delta", response_id="r", item_id="i", delta="UklGRiQAAABXQVZF" * 40)
+_ITEM: Final = {"id": "i", "type": "message", "role": "assistant", "content": []}
+_ADDED: Final = event("response.output_item.added", response_id="r", output_index=0, item=_ITEM)
+_INTERRUPTED: Final[dict[str, list[str]]] = {
+    kind: [event(f"{_TRANSCRIPTION}.delta", item_id="u", content_index=0, delta="mail alice@example.com"), ends]
+    for kind in ("deleted", "truncated")
+    for ends in [event(f"conversation.item.{kind}", item_id="u")]
+} | {
+    name: [*added, delta("mail alice@example.com", 0, response_id="r", item_id="i"), done]
+    for done in [event("response.done", response={"id": "r", "status": "cancelled", "output": []})]
+    for name, added in (
+        ("known at once", [_ADDED]),
+        ("known of its response", [_ADDED, event("conversation.item.added", item=_ITEM)]),
+        ("known before its response", [event("conversation.item.added", item=_ITEM), _ADDED]),
+    )
+}
+
+
+@pytest.mark.parametrize("name", _INTERRUPTED)
+def test_a_text_of_a_dialect_that_is_interrupted_holds_nothing(name: str) -> None:
+    driver = driving()
+    out = driver.feed(*_INTERRUPTED[name], _AUDIO)
+    assert len(out) == len(_INTERRUPTED[name]) + 1
+    assert json.loads(out[-3])["delta"] == "mail [0]"
+
+
+def test_a_text_of_a_dialect_that_never_ends_holds_nothing_for_ever() -> None:
+    driver = driving()
+    driver.feed(event(f"{_TRANSCRIPTION}.delta", item_id="u", content_index=0, delta="mail alice@example.com"))
+    for _ in range(100):
+        driver.now += 0.25
+        driver.feed(_AUDIO)
+    assert driver.out == []
+    assert driver.stream.wake_at() is not None
+    for _ in range(100):
+        driver.wait(0.25)
+        driver.feed(_AUDIO)
+    assert json.loads(driver.out[0])["delta"] == "mail [0]"
+    assert len(driver.out) > 100
+
+
+_CUT: Final = '{"n": [1, tr, {"to": "alice\\u0040example.com'.replace("tr,", "true,")
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize("item_status", ["incomplete", None])
+def test_arguments_that_were_interrupted_leave_judged(item_status: str | None, size: int, strict: bool) -> None:
+    at = {"response_id": "r", "item_id": "i", "output_index": 0}
+    kind = "response.function_call_arguments"
+    item = {"id": "i", "type": "function_call", "name": "mail", "call_id": "c", "arguments": ""}
+    full = {**item, "arguments": _CUT, "status": "incomplete"}
+    given = [
+        event("conversation.item.added", item=item),
+        event("response.output_item.added", response_id="r", output_index=0, item=item),
+        *(event(f"{kind}.delta", **at, delta=_CUT[n : n + size]) for n in range(0, len(_CUT), size)),
+        event(f"{kind}.done", **at, name="mail", arguments=_CUT),
+        *([event("response.output_item.done", response_id="r", output_index=0, item=full)] if item_status else []),
+        event("response.done", response={"id": "r", "status": "cancelled", "output": [full] if item_status else []}),
+        event("response.created", response={"id": "s"}),
+    ]
+    driver = driving(strict=strict)
+    out = driver.feed(*given)
+
+    assert driver.stream.ending is None
+    events = [json.loads(message) for message in out]
+    assert len(events) == len(given)
+    changed = '{"n": [1, true, {"to": "[0]"'
+    assert said(out, f"{kind}.delta") == changed
+    assert said(out, f"{kind}.done", "arguments") == changed
+    if item_status:
+        assert events[-3]["item"]["arguments"] == events[-2]["response"]["output"][0]["arguments"] == changed
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a\\u00e9": [1.5e-3, "b\\\\\\"", {"c": true, "d": null}, [], -2], "e": {}}', ' "x" ', "[[]]"]
+)
+def test_json_may_be_cut_anywhere(text: str) -> None:
+    for end in range(1, len(text)):
+        if text[:end].strip():
+            assert rest_of(text[:end]) is not None, text[:end]
+    assert rest_of("{]") is rest_of("}") is rest_of("{a") is None
+
+
+def test_a_call_is_held_until_it_has_ended_however_long_that_takes() -> None:
+    at = {"response_id": "r", "item_id": "i"}
+    kind = "response.function_call_arguments"
+    driver = driving()
+    driver.feed(event(f"{kind}.delta", **at, delta='{"to": "alice@'))
+    for _ in range(10):
+        assert driver.wait(31.0) == []
+        wake = driver.stream.wake_at()
+        assert wake is None or wake > driver.now
+    driver.feed(event(f"{kind}.delta", **at, delta='example.com"}'), event(f"{kind}.done", **at, arguments=""))
+    assert said(driver.out, f"{kind}.delta") == '{"to": "[0]"}'
+
+
+def test_tools_of_items_without_an_id_are_not_remembered() -> None:
+    driver = driving()
+    for number in range(500):
+        item = {"id": number, "type": "function_call", "name": "mail", "arguments": "{}"}
+        for kind in ("added", "done"):
+            driver.feed(event(f"response.output_item.{kind}", response_id="r", item=item))
+    assert isinstance(driver.stream._dialect, ServerEvents)
+    assert len(driver.stream._dialect._tools) <= 64
+    assert driver.stream.ending is None
+
+
 def test_a_block_leaves_what_was_released_before_and_nothing_else() -> None:
     def check(window: Window) -> Any:
         return [Block("no")] if "secret" in window.text else []
@@ -255,11 +368,41 @@ def test_json_in_text_is_judged_with_its_escapes_read() -> None:
     assert [json.loads(m) for m in driver.end()[1:]] == [{"to": "[0]"}, "[0]"]
 
 
-@pytest.mark.parametrize("prefix", ["42", "4", "451-", "42/admin,", "42/admin,17", "4312"])
+_PREFIXES: Final = (
+    *(
+        "42",
+        "4",
+        "451-",
+        "42/admin,",
+        "42/admin,17",
+        "4312",
+        "42" + "1" * 11,
+        "42" + "1" * 99,
+        "42\u0663",
+        "\u0664\u0662",
+    ),
+    *("42/?" + "a" * 140 + ",", "42/a b?,", "42/a b?[,", '42/"{,9', "42 ", "42/admin,17\n\t", "42\u06631-/admin,"),
+)
+
+
+@pytest.mark.parametrize("prefix", _PREFIXES)
 def test_messages_of_socket_io_are_judged_with_their_escapes_read(prefix: str) -> None:
-    driver = driving()
+    # Ids of many digits may be called cards.
+    driver = driving(detector(EMAIL))
     driver.feed("2", f'{prefix}["say", {{"to": "alice\\u0040example.com"}}]', f'{prefix}["say", "none"]', "3")
     assert driver.end() == ["2", f'{prefix}["say", {{"to": "[0]"}}]', f'{prefix}["say", "none"]', "3"]
+
+
+def test_a_message_of_socket_io_may_be_a_string() -> None:
+    driver = driving()
+    driver.feed('42"alice\\u0040example.com"', ' 12" of pipe', '4" of it', "42[no JSON]", "42/")
+    assert driver.end() == ['42"[0]"', ' 12" of pipe', '4" of it', "42[no JSON]", "42/"]
+
+
+def test_a_key_that_is_there_twice_behind_a_prefix_hides_nothing() -> None:
+    driver = driving()
+    driver.feed('42\u0663[{"to": "alice\\u0040example.com", "to": "x"}]')
+    assert driver.end() == ['42\u0663[{"to": "[0]", "to": "x"}]']
 
 
 def test_what_precedes_the_json_of_a_message_is_judged_too() -> None:
@@ -278,10 +421,20 @@ UNREADABLE: Final[dict[str, Payload]] = {
     "bytes that are no UTF-8": b"\xff\xfe\x00\x01",
     "JSON in UTF-16": '{"a": "alice@example.com"}'.encode("utf-16-le"),
     "JSON with a byte order mark": b'\xef\xbb\xbf{"a": "alice\\u0040example.com"}',
+    "text that is JSON in UTF-16 when it is encoded": '{"a": "alice\\u0040example.com"}'.encode("utf-16-le").decode(),
+    "JSON in UTF-16 that is too deep": ("[" * 100_000).encode("utf-16-le"),
     "a lone surrogate": "\ud800",
     "nested too deep": "[" * 300 + '"alice\\u0040example.com"' + "]" * 300,
     "too long": "x" * (MAX_MESSAGE_BYTES + 1),
 }
+
+
+@pytest.mark.parametrize("given", ["\x00a", b"\x00ls\n", b"\x00", b"l\x00s\x00", "\x00\x00\x00a"])
+def test_zeros_do_not_make_a_message_unreadable(given: Payload) -> None:
+    behind: Payload = " alice@example.com" if isinstance(given, str) else b" alice@example.com"
+    driver = driving()
+    driver.feed(given, behind)
+    assert driver.end() == [given, " [0]" if isinstance(given, str) else b" [0]"]
 
 
 @pytest.mark.parametrize("from_client", [True, False])
@@ -313,6 +466,28 @@ def test_many_paths_do_not_fill_memory() -> None:
         driver.feed(json.dumps({f"k{number}": "a@b.co"}))
     assert driver.stream._release.open < 1200
     assert len(driver.stream._release._json.changed) < 300
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("size", [2, 8])
+def test_many_bytes_at_once_leave_and_stop_nothing(size: int, late: bool) -> None:
+    padding = " " * ((size << 20) - 1000)
+    shapes: list[Callable[[str], str]] = [lambda text: json.dumps({"n": text}), lambda text: delta(text, 0)]
+    for shape in shapes:
+        texts = ["hi ", "mail alice@exam", *(["hi "] * (24 // size))]
+        given: list[Payload] = [shape(text) + padding for text in texts]
+        judge = Judge(name="local", limits=WindowLimits(hold=HOLD, window=4 * HOLD, max_hold=1e9))
+        driver = driving(detector(EMAIL), judge=judge, silence=1e9)
+        for message in given:
+            while driver.stream.full:
+                driver._judge(all_of_it=True)
+            driver.stream.feed([message], 0.0)
+            if not late:
+                driver._judge(all_of_it=True)
+            else:
+                driver._waiting += driver.stream.inspections()
+        assert driver.end() == given
+        assert driver.stream.ending is None
 
 
 def test_empty_messages_and_those_without_text_keep_their_place() -> None:

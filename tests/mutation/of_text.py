@@ -226,7 +226,7 @@ TEXT: Final = (
     Defect(
         "client-chooses-the-dialect",
         "guardrails/message_stream.py",
-        "self._speaks_realtime = speaks_realtime or not from_client",
+        "self._speaks_realtime = speaks_realtime",
         "self._speaks_realtime = True",
         "A client has its messages judged apart, by what it calls them.",
         ("tests/guardrails/wired/test_websockets.py",),

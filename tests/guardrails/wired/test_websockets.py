@@ -1,6 +1,7 @@
 """Guardrails around the messages of a websocket, in both directions. Time is virtual."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from asgi_agents import (
     WebSocketFrameEvent,
     protect,
 )
-from asgi_agents.guardrails import Block, Decision, Guardrail, Window
+from asgi_agents.guardrails import Block, Decision, Guardrail, ToolPolicy, Window
 from asgi_agents.guardrails.message_stream import MessageStream
 from asgi_agents.guardrails.slots import KINDS
 from tests.exchange.test_websocket import App, Server, accept, run, send_close, send_frame, websocket_scope
@@ -46,6 +47,7 @@ pytestmark = pytest.mark.anyio
 _INPUT: Final = {"input"}
 _OUTPUT: Final = {"output"}
 _EMAILS: Final = detector(EMAIL)
+_REALTIME: Final = "/v1/realtime"
 _REASON: Final = "the policy says no"
 
 
@@ -111,7 +113,7 @@ async def test_the_client_gets_what_redacting_all_of_it_at_once_gives(shape: str
     make, joined = SHAPES[shape]
     for seed in range(4):
         server = Server()
-        await run(one(Says(*make(cut(TEXT, seeded(shape, seed)))), finding(finder)).middleware, server)
+        await run(one(Says(*make(cut(TEXT, seeded(shape, seed)))), finding(finder)).middleware, server, _REALTIME)
         assert joined(server.frames) == redacted(TEXT, _EMAILS) != TEXT
         assert server.types[-1] == "close"
 
@@ -175,12 +177,24 @@ async def test_a_text_of_a_dialect_waits_for_its_end_and_no_longer() -> None:
     done = event("response.output_text.done", response_id="resp_1", item_id="item_1", text="mail alice@example.com")
     app = Says(delta("mail alice@exam", 0), 2.0, delta("ple.com", 1), 2.0, done, 2.0)
     began = anyio.current_time()
-    await run(one(app, Finder()).middleware, server)
+    await run(one(app, Finder()).middleware, server, _REALTIME)
 
     assert said(server.frames) == "mail [0]"
     assert json.loads(server.frames[-1])["text"] == "mail [0]"
     times = [at - began for at, message in server.times if message["type"] == "websocket.send"]
     assert all(3.9 < at < 4.5 for at in times)
+
+
+async def test_what_is_said_while_an_earlier_text_still_waits_is_not_late() -> None:
+    server = Timed()
+    held = event("response.function_call_arguments.delta", response_id="r", item_id="i", delta="{")
+    done = event("response.function_call_arguments.done", response_id="r", item_id="i", arguments="{}")
+    rest = event("response.function_call_arguments.delta", response_id="r", item_id="i", delta="}")
+    app = Says(held, 3.0, rest, done, "and then", 3.0)
+    began = anyio.current_time()
+    await run(one(app, Finder(), max_hold=0.5).middleware, server, _REALTIME)
+    assert server.frames == [held, rest, done, "and then"]
+    assert all(at - began < 4 for at, message in server.times if message["type"] == "websocket.send")
 
 
 async def test_directions_are_judged_by_those_who_judge_them() -> None:
@@ -601,6 +615,45 @@ async def test_a_guardrail_that_does_not_judge_a_call_is_not_asked() -> None:
     assert (server.frames, finder.windows, calls) == (["alice@example.com"], [], ["websocket"])
 
 
+_CALL: Final = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "shell", "arguments": {"a": "b"}}}
+_DENIED: Final[dict[str, tuple[str | bytes, str]]] = {
+    "a call": (json.dumps(_CALL), "the tool policy denies this call of the tool 'shell'"),
+    "of bytes": (json.dumps(_CALL).encode(), "the tool policy denies this call of the tool 'shell'"),
+    "in a batch": (json.dumps([{}, _CALL]), "the tool policy denies this call of the tool 'shell'"),
+    "with escapes": (
+        json.dumps(_CALL).replace("tools", "\\u0074ools"),
+        "the tool policy denies this call of the tool 'shell'",
+    ),
+    "behind another": (
+        json.dumps(_CALL).replace('"shell"', '"shell", "name": "fine"'),
+        "an object in the request has a key twice, expected each once",
+    ),
+    "in another encoding": (json.dumps(_CALL).encode("utf-16-le"), "expected UTF-8, got utf-16-le"),
+}
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("name", _DENIED)
+async def test_a_call_that_a_policy_denies_closes_the_session(name: str, guarded: bool) -> None:
+    message, reason = _DENIED[name]
+    agents = [AgentConfig("g", Finder(), failure_mode=FailureMode.OPEN)] if guarded else []
+    guardrails: list[Any] = [Guardrail("g", on=KINDS, max_hold=0.1)] if guarded else []
+    fine = json.dumps({**_CALL, "params": {"name": "fine", "arguments": {}}})
+    app, server = App(), Server(fine)
+    judged = Guarded(app, agents, [*guardrails, ToolPolicy(deny=["shell"])])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run, judged.middleware, server)
+        await anyio.sleep(1)
+        server.client_sends(b"\xff\x00")
+        server.client_sends("\x00 no JSON")
+        await anyio.sleep(1)
+        server.client_sends(message)
+        await anyio.sleep(1)
+    assert app.got == [fine, b"\xff\x00", "\x00 no JSON"]
+    assert server.close == (1008, reason)
+    assert app.disconnect == {"type": "websocket.disconnect", "code": 1008, "reason": reason}
+
+
 # Realtime events
 
 
@@ -618,7 +671,7 @@ async def test_arguments_of_a_tool_are_judged_whole_and_decoded() -> None:
         event("response.done", response={"id": "r", "object": "realtime.response", "output": [full]}),
     )
     server = Server()
-    await run(one(app, Finder()).middleware, server)
+    await run(one(app, Finder()).middleware, server, _REALTIME)
 
     events = [json.loads(frame) for frame in server.frames]
     assert len(events) == 6
@@ -659,7 +712,7 @@ async def test_events_of_a_client_are_judged_at_once(name: str) -> None:
     kind, fields, found = CLIENT_EVENTS[name]
     app, server = App(), Server(event(kind, **fields), then_leaves=True)
     guarded = one(app, Finder())
-    await run(guarded.middleware, server, "/v1/realtime")
+    await run(guarded.middleware, server, _REALTIME)
 
     (got,) = app.got
     assert json.loads(got) == json.loads(event(kind, **fields).replace("alice@example.com", "[0]"))
@@ -668,7 +721,7 @@ async def test_events_of_a_client_are_judged_at_once(name: str) -> None:
 
 @pytest.mark.parametrize("on", [_INPUT, KINDS], ids=["input", "all"])
 async def test_a_client_speaks_the_dialect_only_where_the_app_does(on: Any) -> None:
-    parts = [event("conversation.mine", say="alice@exam"), event("conversation.mine", say="ple.com")]
+    parts = [event("session.update", say="alice@exam"), event("session.update", say="ple.com")]
     for speaks, expected in ((False, ["[0]", ""]), (True, ["alice@exam", "ple.com"])):
         got: list[str] = []
 
@@ -686,6 +739,48 @@ async def test_a_client_speaks_the_dialect_only_where_the_app_does(on: Any) -> N
                 server.client_sends(part)
             server.client_leaves()
         assert got == expected
+
+
+@pytest.mark.parametrize("first", ["session.created", "transcription_session.created", "session.update"])
+@pytest.mark.parametrize("kind", ["session.update", "response.output_text.done", "conversation.mine"])
+async def test_a_client_can_not_choose_the_dialect_of_an_app_that_echoes(kind: str, first: str) -> None:
+    parts = [event(first), *(event(kind, say=part, voice="bob-9") for part in ("alice@exam", "ple.com"))]
+    got: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        while (message := await receive())["type"] == "websocket.receive":
+            got.append(message["text"])
+            await send({**message, "type": "websocket.send"})
+
+    server, finder = Server(), Finder(detector(re.compile(r"alice@example\.com|bob-\d")))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run, one(app, finder, max_hold=1).middleware, server)
+        for number, part in enumerate(parts):
+            server.client_sends(part)
+            await anyio.sleep(0 if number else 3)
+        await anyio.sleep(6)
+        server.client_leaves()
+    for messages in (got, server.frames):
+        events = [json.loads(message) for message in messages[1:]]
+        assert [(each["say"], each["voice"]) for each in events] == [("[0]", "[0]"), ("", "[0]")]
+
+
+@pytest.mark.parametrize("path", ["/ws", "/ws/realtime", "/chat/v1/realtime"])
+async def test_neither_can_it_with_a_part_of_the_path(path: str) -> None:
+    parts = [event("session.update", say=part) for part in ("alice@exam", "ple.com")]
+    app, server = App(), Server(*parts, then_leaves=True)
+    await run(one(app, Finder()).middleware, server, path)
+    assert [json.loads(message)["say"] for message in app.got] == ["[0]", ""]
+
+
+@pytest.mark.parametrize("path", ["/ws", _REALTIME])
+@pytest.mark.parametrize("kind", ["mine.chunk", "response.chunk", "session.text", "conversation.message"])
+async def test_events_that_are_only_called_like_those_of_the_dialect_go_on_with_one_text(kind: str, path: str) -> None:
+    server = Server()
+    app = Says(event(kind, text="alice@exam"), event(kind, text="ple.com"))
+    await run(one(app, Finder()).middleware, server, path)
+    assert said(server.frames, kind, "text") == "[0]"
 
 
 async def test_names_and_audio_are_not_judged() -> None:
@@ -714,7 +809,7 @@ async def test_what_a_client_is_told_that_it_has_said_is_judged() -> None:
         event("error", error={"type": "invalid_request_error", "message": "no such user: alice@example.com"}),
     )
     server = Server()
-    await run(one(app, Finder()).middleware, server)
+    await run(one(app, Finder()).middleware, server, _REALTIME)
     assert "alice" not in "".join(map(str, server.frames))
     assert json.loads(server.frames[2])["transcript"] == said(server.frames, f"{base}.delta") == "I am [0]"
 
@@ -734,7 +829,7 @@ async def test_a_long_session_remembers_few_items() -> None:
         )
     ]
     server = Server()
-    await run(one(Says(*messages), Finder()).middleware, server)
+    await run(one(Says(*messages), Finder()).middleware, server, _REALTIME)
     assert "alice" not in "".join(map(str, server.frames))
     assert [json.loads(frame)["text"] for frame in server.frames[1::2]] == ["mail [0]"] * 300
 
@@ -792,7 +887,7 @@ async def test_the_parts_and_items_of_a_response_agree_with_its_deltas() -> None
     )
     server = Server()
     finder = Finder()
-    await run(one(app, finder).middleware, server)
+    await run(one(app, finder).middleware, server, _REALTIME)
 
     expected = redacted(TEXT, _EMAILS)
     events = [json.loads(frame) for frame in server.frames]
@@ -820,7 +915,7 @@ async def test_tokens_beside_a_changed_text_are_left_out() -> None:
         event(f"{base}.failed", item_id="k", content_index=0, error={"message": "of bob@example.com"}),
     )
     server = Server()
-    await run(one(app, Finder()).middleware, server)
+    await run(one(app, Finder()).middleware, server, _REALTIME)
     events = [json.loads(frame) for frame in server.frames]
     assert [each.get("logprobs") for each in events] == [[], [], [{"token": "nobody"}], [{"token": "nobody"}], None]
     assert [events[0]["delta"], events[1]["transcript"], events[4]["error"]["message"]] == ["[0]", "[0]", "of [0]"]
@@ -845,7 +940,7 @@ async def test_results_of_tools_are_judged() -> None:
     )
     server = Server()
     guarded = one(app, Finder())
-    await run(guarded.middleware, server)
+    await run(guarded.middleware, server, _REALTIME)
     assert "@" not in "".join(map(str, server.frames))
     assert guarded.record.guardrails[0].found == {"tool_result": 2, "tool_call": 1}
 
@@ -855,7 +950,7 @@ async def test_deltas_that_nothing_ends_leave_when_nothing_has_come_for_a_while(
     kind = "session.output_transcript.delta"
     app = Says(event(kind, delta="to alice@exam"), event(kind, delta="ple.com"), 2.0, event("session.closed"))
     began = anyio.current_time()
-    await run(one(app, Finder(), max_hold=0.5).middleware, server)
+    await run(one(app, Finder(), max_hold=0.5).middleware, server, _REALTIME)
     assert said(server.frames, kind) == "to [0]"
     assert [at - began < 1 for at, message in server.times if message["type"] == "websocket.send"] == [
         True,
@@ -871,7 +966,7 @@ async def test_arguments_that_are_no_json_close_the_session(ends: bool) -> None:
     if ends:
         says.append(event("response.function_call_arguments.done", **at, arguments=""))
     server = Server()
-    await run(one(Says(*says), Finder()).middleware, server)
+    await run(one(Says(*says), Finder()).middleware, server, _REALTIME)
     assert (server.frames, server.close) == ([], (1011, "Response unreadable for security inspection"))
 
 
@@ -919,6 +1014,45 @@ async def test_what_the_server_raises_beside_the_app_comes_out_of_its_next_send(
 
     await run(one(app, SlowFinder()).middleware, Gone())
     assert raised == ["the client is gone", "the client is gone"]
+
+
+@pytest.mark.parametrize("ends", ["sends", "closes", "waits"])
+async def test_a_send_that_is_given_up_loses_no_message_of_others(ends: str) -> None:
+    class Slow(Server):
+        slow = True
+
+        async def send(self, message: Message) -> None:
+            await super().send(message)
+            if message["type"] == "websocket.send" and self.slow:
+                self.slow = False
+                await anyio.sleep(0.3)
+
+    held = [json.dumps({"n": f"m{number}"}) for number in range(3)]
+    last = json.dumps({"n": "x" * 900})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        for message in held:
+            await send_frame(send, message)
+        with anyio.move_on_after(0.1) as gives_up:
+            if ends == "closes":
+                await send_close(send)
+            else:
+                await send_frame(send, last)
+        assert gives_up.cancelled_caught
+        if ends == "waits":
+            await anyio.sleep(1)
+            assert server.frames[:3] == held
+        if ends == "sends":
+            await send_frame(send, "after")
+        await send_close(send)
+
+    server = Slow()
+    finder = Finder()
+    finder.hold = 50
+    await run(one(app, finder, max_hold=5).middleware, server)
+    assert server.frames == [*held, *([] if ends == "closes" else [last]), *(["after"] if ends == "sends" else [])]
+    assert server.types[-1] == "close"
 
 
 async def test_nothing_passes_once_judging_has_broken_down(monkeypatch: pytest.MonkeyPatch) -> None:
