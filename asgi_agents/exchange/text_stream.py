@@ -1,7 +1,7 @@
 """A stream of text on its way through guardrails: who is asked when, and what leaves when."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic
 
 import anyio
 from anyio.abc import TaskGroup
@@ -11,49 +11,14 @@ from ..concurrency.limiter import Limiter
 from ..evaluation.text_judges import RouteJudge
 from ..failures import FailureKind
 from ..guardrails.dialect import Stop
-from ..guardrails.judges import Finding, Inspection, JudgeFailure
+from ..guardrails.judged_stream import Data, JudgedStream
+from ..guardrails.judges import Inspection
 from ..guardrails.slots import Decision
-from ..guardrails.stream import Ending
 from .text_asking import Asking, Stopped, blocked_by, failed_with, refused
 
 # Seconds between two looks at a window that waits for another's verdict although it is due.
 _SHORT: Final = 0.001
 _MIXED: Final = Stop("a stream of events that is not called one has other text in it", 503)
-
-
-# Bytes of a stream, or messages.
-Data = TypeVar("Data")
-
-
-class TextStream(Protocol[Data]):
-    """A :class:`~asgi_agents.guardrails.stream.Stream`, or one of messages."""
-
-    @property
-    def ending(self) -> Ending | None: ...
-    @property
-    def done(self) -> bool: ...
-    @property
-    def full(self) -> bool: ...
-    @property
-    def held(self) -> int: ...
-    @property
-    def longest_delay(self) -> float: ...
-    @property
-    def findings(self) -> list[Finding]: ...
-    @property
-    def failures(self) -> list[JudgeFailure]: ...
-
-    unreadable: int
-
-    def feed(self, data: Data, now: float) -> None: ...
-    def end(self, now: float) -> None: ...
-    def tick(self, now: float) -> None: ...
-    def wake_at(self) -> float | None: ...
-    def inspections(self) -> list[Inspection]: ...
-    def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None: ...
-    def hold_to_end(self, inspection: Inspection, now: float) -> None: ...
-    def fail(self, stop: Stop) -> None: ...
-    def take(self) -> Data: ...
 
 
 class StreamedText(Generic[Data]):
@@ -72,7 +37,7 @@ class StreamedText(Generic[Data]):
 
     def __init__(
         self,
-        stream: TextStream[Data],
+        stream: JudgedStream[Data],
         asking: Asking,
         judges: Sequence[RouteJudge],
         turn: Limiter,

@@ -16,14 +16,14 @@ from .dialects.unknown import PathReader
 from .framing import TooComplexError, Unit, UnreadableError, decoded
 from .held_event import HeldEvent
 from .json_text import JSON, Loader, Path
-from .judges import Finding, Inspection, JudgeFailure, Judges
+from .judged_stream import Ending, JudgedStream
+from .judges import Judges
 from .message import MAX_MESSAGE_BYTES, Message, Payload, read
 from .mixed_release import MixedRelease
 from .operations import End, FieldText, Operation
 from .release import MAX_HELD_BYTES
 from .shadowed import shadowed
-from .slots import Decision, Kind, Slot
-from .stream import Ending
+from .slots import Kind, Slot
 
 # Seconds in which nothing leaves although messages wait, after which all texts seem to have ended.
 _LONG: Final = 30.0
@@ -67,7 +67,7 @@ class _General:
         return _END
 
 
-class MessageStream:
+class MessageStream(JudgedStream[list[Payload]]):
     """The messages of one direction on their way through guardrails; used as
     :class:`~asgi_agents.guardrails.stream.Stream` is.
 
@@ -77,6 +77,8 @@ class MessageStream:
         only where it does: a client chooses what its messages look like, and some of what the app says.
     :param silence: seconds without a message after which texts seem to have ended that have no end of their own.
     """
+
+    _release: MixedRelease
 
     __slots__ = (
         "_came",
@@ -89,13 +91,9 @@ class MessageStream:
         "_now",
         "_out",
         "_paused",
-        "_release",
         "_silence",
         "_speaks_realtime",
         "_strict",
-        "ending",
-        "finished",
-        "unreadable",
     )
 
     def __init__(
@@ -108,7 +106,7 @@ class MessageStream:
         silence: float = 0.5,
     ) -> None:
         self._kind: Kind = "input" if from_client else "output"
-        self._release = MixedRelease(judges, _changes_nothing, repeats=True)
+        super().__init__(MixedRelease(judges, _changes_nothing, repeats=True))
         self._strict = strict
         self._speaks_realtime = speaks_realtime
         self._silence = silence
@@ -124,22 +122,11 @@ class MessageStream:
         self._paused = True
         # When the latest message left, or none waited.
         self._left = 0.0
-        #: Whether there will be no more messages.
-        self.finished = False
-        #: How the messages were stopped, if they were.
-        self.ending: Ending | None = None
-        #: How many messages could not be read.
-        self.unreadable = 0
 
     @property
     def waiting(self) -> int:
         """How many messages wait."""
         return self._release.waiting
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will leave."""
-        return self.ending is not None or (self.finished and not self._release.waiting)
 
     @property
     def full(self) -> bool:
@@ -149,26 +136,6 @@ class MessageStream:
             return False
         many = release.waiting > _MAX_WAITING or release.held_bytes > _MAX_BYTES
         return release.full or (many and release.outcome.judging)
-
-    @property
-    def held(self) -> int:
-        """How many code points wait for verdicts, for what follows them, or for the end of their tool call."""
-        return self._release.held
-
-    @property
-    def longest_delay(self) -> float:
-        """Seconds; how long a message has waited at most."""
-        return self._release.longest_delay
-
-    @property
-    def findings(self) -> list[Finding]:
-        """What was found. The owner takes out what it has noted."""
-        return self._release.outcome.findings
-
-    @property
-    def failures(self) -> list[JudgeFailure]:
-        """Judges that have failed while they were not asked for a verdict. The owner takes out what it has noted."""
-        return self._release.outcome.failures
 
     def wake_at(self) -> float | None:
         """When :meth:`tick` is to be called if nothing else happens before."""
@@ -225,25 +192,6 @@ class MessageStream:
             self._pause(now, long=True)
         self._release.tick(now)
         self._leave(now)
-
-    def inspections(self) -> list[Inspection]:
-        """What is to be judged and was not handed out before."""
-        return [] if self.ending is not None else self._release.inspections()
-
-    def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None:
-        """What a judge says of a window.
-
-        :raises AgentProtocolError: for a decision that is not about the window. It is still to be judged.
-        """
-        if self.ending is None:
-            self._release.verdict(inspection, decisions, now)
-            self._leave(now)
-
-    def hold_to_end(self, inspection: Inspection, now: float) -> None:
-        """In place of a verdict: the judge can't say what it has found where. It is asked when the slot has ended."""
-        if self.ending is None:
-            self._release.hold_to_end(inspection, now)
-            self._leave(now)
 
     def fail(self, stop: Stop) -> None:
         """Stop. What waits is discarded."""

@@ -4,17 +4,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from msgspec import Struct
-
 from .dialect import Dialect, Reader, Stop, is_bound
 from .framing import Beside, Unit, UnreadableError, decoded
 from .json_text import JSON, Loader, Path
-from .judges import Blocked, Finding, Inspection, JudgeFailure, Judges
+from .judged_stream import Ending, JudgedStream
+from .judges import Blocked, Judges
 from .mixed_release import MixedRelease
 from .operations import End, FieldText, Operation
 from .release import Release
 from .shadowed import shadowed
-from .slots import Decision, Slot
+from .slots import Slot
 
 _DONE: Final = (End(),)
 # With what the data of an event begins that may be JSON or text; where other events were text, strings are that too.
@@ -24,20 +23,7 @@ _BLANKS: Final = " \t\r\n"
 _COMMENTS: Final = re.compile(rb"(?:\xef\xbb\xbf)?(?:(?:\r\n|\n|\r)*+:[^\r\n]*+)++[\r\n]*+")
 
 
-class Ending(Struct, frozen=True):
-    """How a stream was stopped.
-
-    :ivar stop: what the client is told.
-    :ivar blocked: the judge that has blocked it; None for failures.
-    :ivar cut_off: whether nothing could be told: the connection is to be broken off.
-    """
-
-    stop: Stop
-    blocked: Blocked | None = None
-    cut_off: bool = False
-
-
-class Stream:
+class Stream(JudgedStream[bytes]):
     """One stream on its way through guardrails. Feed it bytes, judge what it asks for, send what it gives.
 
     :param dialects: the one that the stream is in, or those that it may be in, all of one framing. The first event that
@@ -55,14 +41,10 @@ class Stream:
         "_out",
         "_reader",
         "_reader_of_others",
-        "_release",
         "_sent",
         "_strict",
         "dialect",
-        "ending",
-        "finished",
         "started",
-        "unreadable",
     )
 
     def __init__(self, dialects: Sequence[Dialect], media_type: str, judges: Judges, *, strict: bool = True) -> None:
@@ -70,11 +52,8 @@ class Stream:
         self._media_type = media_type
         self._framer = dialects[0].framer(media_type)
         repeats = any(dialect.repeats for dialect in dialects)
-        self._release: Release | MixedRelease = (
-            MixedRelease(judges, self._leaves, repeats=repeats)
-            if any(dialect.form == "either" for dialect in dialects)
-            else Release(judges, self._leaves, repeats=repeats)
-        )
+        either = any(dialect.form == "either" for dialect in dialects)
+        super().__init__((MixedRelease if either else Release)(judges, self._leaves, repeats=repeats))
         self._strict = strict
         self._now = 0.0
         self._out: list[bytes] = []
@@ -90,19 +69,8 @@ class Stream:
         self.dialect: Dialect | None = None
         if len(dialects) == 1:
             self._choose(dialects[0])
-        #: Whether the app has sent everything.
-        self.finished = False
         #: Whether anything has left.
         self.started = False
-        #: How it was stopped, if it was.
-        self.ending: Ending | None = None
-        #: How many times something could not be read.
-        self.unreadable = 0
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will leave."""
-        return self.ending is not None or (self.finished and not self._release.waiting)
 
     @property
     def full(self) -> bool:
@@ -110,29 +78,9 @@ class Stream:
         return self.ending is None and self._release.full
 
     @property
-    def held(self) -> int:
-        """How many code points wait for verdicts, for what follows them, or for the end of their tool call."""
-        return self._release.held
-
-    @property
     def held_bytes(self) -> int:
         """How many bytes wait."""
         return self._release.held_bytes + self._framer.held
-
-    @property
-    def longest_delay(self) -> float:
-        """Seconds; how long an event has waited at most."""
-        return self._release.longest_delay
-
-    @property
-    def findings(self) -> list[Finding]:
-        """What was found. The owner takes out what it has noted."""
-        return self._release.outcome.findings
-
-    @property
-    def failures(self) -> list[JudgeFailure]:
-        """Judges that have failed while they were not asked for a verdict. The owner takes out what it has noted."""
-        return self._release.outcome.failures
 
     def wake_at(self) -> float | None:
         """When :meth:`tick` is to be called if nothing else happens before."""
@@ -166,25 +114,6 @@ class Stream:
         """Time has passed."""
         if self.ending is None:
             self._release.tick(now)
-            self._leave(now)
-
-    def inspections(self) -> list[Inspection]:
-        """What is to be judged and was not handed out before."""
-        return [] if self.ending is not None else self._release.inspections()
-
-    def verdict(self, inspection: Inspection, decisions: Sequence[Decision], now: float) -> None:
-        """What a judge says of a window.
-
-        :raises AgentProtocolError: for a decision that is not about the window. It is still to be judged.
-        """
-        if self.ending is None:
-            self._release.verdict(inspection, decisions, now)
-            self._leave(now)
-
-    def hold_to_end(self, inspection: Inspection, now: float) -> None:
-        """In place of a verdict: the judge can't say what it has found where. It is asked when the slot has ended."""
-        if self.ending is None:
-            self._release.hold_to_end(inspection, now)
             self._leave(now)
 
     def fail(self, stop: Stop) -> None:
