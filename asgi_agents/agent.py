@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from .errors import ConfigurationError
@@ -141,6 +141,8 @@ def _wrong_parameters(agent: Agent, hook: str) -> str | None:
     """
     called = getattr(agent, hook)
     function = getattr(called, "__func__", called)
+    if isinstance(called, MethodType) and isinstance(function, FunctionType) and _takes_two(function.__code__):
+        return None
     try:
         parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):
@@ -152,6 +154,11 @@ def _wrong_parameters(agent: Agent, hook: str) -> str | None:
     plain = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
     static = isinstance(inspect.getattr_static(agent, hook), staticmethod)
     return f"{inspect.Signature(plain)}{', a static method,' if static else ''}"
+
+
+def _takes_two(code: CodeType) -> bool:
+    """Whether it is written ``(self, event)``, as nearly every hook is: to read a signature takes long."""
+    return code.co_argcount == 2 and not code.co_kwonlyargcount
 
 
 _PLAIN = "a plain function"
@@ -183,4 +190,8 @@ def may_suspend(hook: object) -> bool:
     code = getattr(function, "__code__", None)
     if type(code) is not CodeType or not code.co_flags & inspect.CO_COROUTINE:
         return True
-    return any(instruction.opname == "SEND" for instruction in dis.get_instructions(code))
+    # Every second byte is an instruction; what CPython caches between them is 0 here.
+    return _SEND in code.co_code[::2]
+
+
+_SEND = dis.opmap["SEND"]
