@@ -1,5 +1,6 @@
 import gc
 import re
+from collections import defaultdict
 from collections.abc import Generator, Iterator
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import none
 
 from asgi_agents import middleware
+from tests.support.pairs import beyond_pairs
 from tests.support.virtual_time import in_virtual_time
 
 # Every run takes the same examples, and takes as long over each as it needs: what passes here passes there. 25 of them
@@ -127,8 +129,21 @@ def left_alone() -> Iterator[None]:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test has the same name in every process: by its name it is run again, and handed to a worker."""
+    """A test has the same name in every process: by its name it is run again, and handed to a worker.
+
+    Of parameters that are multiplied with one another, the cases that hold no pair of values of their own are slow.
+    """
     named_by_address = [item.nodeid for item in items if _ADDRESS.search(item.nodeid)]
     if named_by_address:
         raise pytest.UsageError(f"tests whose names contain an address in memory: {named_by_address[:5]}")
+    tables = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            # In a version of pytest that doesn't tell these apart, all cases are taken.
+            names = getattr(item.callspec, "_idlist", (item.callspec.id,))
+            tables[item.parent, item.originalname].append((item, names))
+    for cases in tables.values():
+        for item in beyond_pairs(cases):
+            item.add_marker(pytest.mark.slow)
