@@ -45,6 +45,7 @@ from tests.support.asgi import (
     settle,
     start,
 )
+from tests.support.examples import the_first_is_short
 
 LOGGER = logging.getLogger("asgi_agents.audit")
 DENIED = AgentResponse.block(403, "denied")
@@ -701,7 +702,7 @@ async def test_a_guardrail_that_a_handler_asked_is_in_the_record() -> None:
 # Long sessions
 
 
-@pytest.mark.parametrize("count", [99, 100, 101, 250, 1000, 1001, 2500])
+@pytest.mark.parametrize("count", the_first_is_short([101, 99, 100, 250, 1000, 1001, 2500]))
 async def test_a_long_session_has_its_newest_hundred_answers(count: int) -> None:
     async def on_frame(event: Any) -> AgentResponse:
         return AgentResponse.allow(audit=AuditMetadata(tags=[str(event.frame_index)]))

@@ -11,9 +11,8 @@ import pytest
 from tests.guardrails.detectors import CARD, EMAIL, Detector, detector, redacted
 from tests.guardrails.driving import EVERYTHING, passed
 from tests.guardrails.samples import SAMPLES, Cut, Sample, Texts
+from tests.support.examples import examples
 
-#: How many cuttings of each dialect are tried. The full check takes a thousand.
-CUTTINGS = int(os.environ.get("GUARDRAIL_CUTTINGS", "40"))
 _ENTITIES = ("alice.smith@example.com", "bob@mail.example.org", "4111 1111 1111 1111", "5500-0000-0000-0004")
 _WORDS = (
     "the",
@@ -88,9 +87,15 @@ def check(sample: Sample, texts: Texts, sent: bytes, detect: Detector = EVERYTHI
         assert entity.encode() not in sent or any(entity in text for text in expected)
 
 
+def cuttings() -> int:
+    """How many of each dialect are tried. The full check takes a thousand."""
+    return int(os.environ.get("GUARDRAIL_CUTTINGS") or examples(40))
+
+
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 def test_any_cutting_gives_what_redacting_the_whole_text_gives(sample: Sample) -> None:
-    for seed in range(CUTTINGS):
+    for seed in range(cuttings()):
         rng = random.Random(f"{sample.name} {seed}")  # noqa: S311
         texts = some_texts(sample, rng)
         cut = Cut(rng, longest=rng.choice([3, 9, 30]))
@@ -100,9 +105,10 @@ def test_any_cutting_gives_what_redacting_the_whole_text_gives(sample: Sample) -
         check(sample, texts, sent)
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 def test_an_unchanged_stream_is_the_same_to_the_byte(sample: Sample) -> None:
-    for seed in range(CUTTINGS // 4):
+    for seed in range(cuttings() // 4):
         rng = random.Random(f"{sample.name} {seed}")  # noqa: S311
         cut = Cut(rng)
         data = b"".join(sample.stream(some_texts(sample, rng), cut))

@@ -29,6 +29,7 @@ from asgi_agents.transports.http1.answer import AnswerParser
 from asgi_agents.transports.http1.connection import Http1Connection
 from asgi_agents.transports.http1.pool import Http1Pool
 from tests.support.cancelling import cancelling
+from tests.support.examples import the_first_is_short
 from tests.transports.test_http import (
     CHUNK,
     Pki,
@@ -318,7 +319,7 @@ async def test_a_tls_handshake_that_is_cancelled_leaves_no_socket_open() -> None
         gc.collect()
 
 
-@pytest.mark.parametrize("encoding", Encoding)
+@pytest.mark.parametrize("encoding", the_first_is_short(Encoding))
 async def test_over_tls_an_answer_that_is_cut_off_is_none(encoding: Encoding, pki: Pki) -> None:
     """Anybody on the way can end a connection. The beginning of a message is none: it is an object."""
     message = encode_answer(AgentResponse(), encoding)
