@@ -15,16 +15,22 @@ from asgi_agents import (
     Agent,
     AgentResponse,
     BodyMutation,
+    Detection,
+    GuardrailInspectEvent,
+    GuardrailResponse,
     HeaderOp,
     RequestBodyChunkEvent,
     RequestHeadersEvent,
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
+    TextSpan,
     WebSocketFrameEvent,
 )
 from asgi_agents.serve import agent_app
 
 from .stamps import POISON, Seal
+from .texts import SECRET as SECRET_TEXT
+from .texts import replacement
 
 #: Names in the environment of an agent's process.
 AGENT, SECRET = "CHAOS_AGENT", "CHAOS_SECRET"
@@ -80,6 +86,19 @@ class Inspector(Agent):
     async def on_websocket_frame(self, event: WebSocketFrameEvent) -> AgentResponse | None:
         await self._think()
         return AgentResponse.websocket_close(*POISON_CLOSE) if POISON in event.data else None
+
+    async def on_guardrail_inspect(self, event: GuardrailInspectEvent) -> GuardrailResponse:
+        await self._think()
+        found = [
+            Detection(
+                category="secret",
+                description="",
+                span=TextSpan(*match.span()),
+                replacement=replacement(self._seal, event.correlation_id, match[0]),
+            )
+            for match in SECRET_TEXT.finditer(event.content)
+        ]
+        return GuardrailResponse(detected=bool(found), detections=found)
 
     def _block(self, token: str) -> AgentResponse:
         headers = {f"x-blocked-{self._seal.agent}": self._seal.stamp(token, "blocked")}

@@ -34,10 +34,12 @@ from asgi_agents import (
     Route,
     StreamTransport,
 )
+from asgi_agents.guardrails import Guardrail
 from asgi_agents.observability.correlation import live_ids
 
 from .stamps import POISON
 from .targets import AGENTS, TARGETS
+from .texts import HOLD, TEXT_TARGETS, spoken
 
 #: Where it tells how it is, past all agents.
 STATISTICS = "/-/statistics"
@@ -69,7 +71,21 @@ def _configured(addresses: Mapping[str, Sequence[str]]) -> list[AgentConfig]:
     lone = StreamTransport(addresses["lone"], connections=2, encoding="msgpack", **quick)
     line = StreamTransport(addresses["line"], connections=4, framing=Framing.ENVELOPE, **quick)
     [url] = addresses["post"]
+
+    def judge(agent_id: str, agent: str, *, fails_closed: bool) -> AgentConfig:
+        given = addresses[agent]
+        return AgentConfig(
+            agent_id,
+            HttpTransport(given[0]) if agent == "post" else StreamTransport(given, **quick),
+            events=[EventType.GUARDRAIL_INSPECT],
+            timeout=TIMEOUT,
+            chunk_timeout=CHUNK_TIMEOUT,
+            circuit_breaker=CircuitBreakerConfig(reset_timeout=0.5),
+            failure_mode=FailureMode.CLOSED if fails_closed else FailureMode.OPEN,
+        )
+
     return [
+        *(judge(target.id, target.agent, fails_closed=target.fails_closed) for target in TEXT_TARGETS),
         config("pool", pool, BodyMode.STREAM, says_events=True),
         config("lone", lone, BodyMode.BUFFER, says_events=True),
         config("line", line, BodyMode.hybrid(threshold=2048), says_events=False),
@@ -107,6 +123,13 @@ class ChaosApp:
                 ],
             )
             for target in TARGETS
+        ] + [
+            Route(
+                target.path + "/{rest:path}",
+                agents=[],
+                guardrails=[Guardrail(target.id, on={"output", "reasoning", "tool_call"}, hold=HOLD, max_hold=0.1)],
+            )
+            for target in TEXT_TARGETS
         ]
         here = "/{mode}/{lineup}"
         self.asgi = Starlette(
@@ -117,6 +140,7 @@ class ChaosApp:
                 AppRoute(here + "/sized", self._sized),
                 AppRoute(here + "/events", self._events),
                 WebSocketRoute(here + "/socket", self._socket),
+                AppRoute(here + "/{dialect:path}", self._speak, methods=["POST"]),
             ],
             middleware=[
                 Middleware(AgentMiddleware, manager=self._manager, routes=routes, expose_correlation_id=True),
@@ -159,6 +183,11 @@ class ChaosApp:
     async def _events(self, request: Request) -> Response:
         self._look(request)
         return StreamingResponse(_slowly(_asked(request)), headers=_headers(request), media_type="text/event-stream")
+
+    async def _speak(self, request: Request) -> Response:
+        _, events = spoken(request.headers["x-request-id"], request.path_params["dialect"])
+        pieces = [b"".join(events[at : at + 4]) for at in range(0, len(events), 4)]
+        return StreamingResponse(_slowly(pieces), media_type="text/event-stream")
 
     async def _socket(self, websocket: WebSocket) -> None:
         await websocket.accept()

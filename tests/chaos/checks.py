@@ -13,6 +13,7 @@ from .agents import POISON_CLOSE
 from .http_client import Ending, Got
 from .stamps import POISON, Reading, Seal
 from .targets import Target
+from .texts import Asked, faults
 
 #: The promises, by the names under which breaches are reported.
 UNINSPECTED = "let through uninspected, fail-closed"
@@ -35,6 +36,17 @@ FAILURES: Mapping[int, frozenset[str]] = {
 FAILURE_CLOSES = frozenset({(1011, reason) for reason in ("Service unavailable", "Agent error", "Gateway timeout")})
 
 _ERROR_EVENT = re.compile(rb"(?<![^\n])event: error\ndata: \{[^\n]*\}\n\n\Z")
+
+
+#: What the faults of guarded texts are breaches of.
+_OF_TEXTS: Mapping[str, str] = {
+    "bare": UNINSPECTED,
+    "foreign": FOREIGN,
+    "forged": UNINSPECTED,
+    "torn": NOT_WHOLE,
+    "stopped": BLOCKED,
+    "status": STATUS,
+}
 
 
 class Violation(NamedTuple):
@@ -100,6 +112,16 @@ class Checker:
         return [
             Violation(promise, session.token, session.path, f"{detail} (status {session.status}, {session.close})")
             for promise, detail in self._session(session)
+        ]
+
+    def texts(self, asked: Asked, got: Got) -> list[Violation]:
+        """What is wrong with an answer whose texts are judged."""
+        if got.ending in (Ending.NOTHING, Ending.HUNG):
+            return [Violation(NO_ANSWER, asked.token, asked.path, got.ending.value)]
+        found = faults(asked, got, self._seals[asked.target.agent])
+        return [
+            Violation(_OF_TEXTS[kind], asked.token, asked.path, f"{detail} (status {got.status}, {got.ending.value})")
+            for kind, detail in found
         ]
 
     def reached(self, target: Target, token: str, path: str) -> list[Violation]:

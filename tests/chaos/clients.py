@@ -16,6 +16,7 @@ from .checks import Checker, Sent, Session, Violation
 from .http_client import Ending, Got, HttpConnection
 from .stamps import POISON
 from .targets import TARGETS, Target
+from .texts import REASONS, SAMPLES, TEXT_TARGETS, Asked, TextTarget
 
 #: Seconds after which what has not come never will. The longest that may come is a dozen pieces of a streamed body,
 #: each of them judged by two agents that are given 0.7 s.
@@ -23,6 +24,8 @@ PATIENCE: Final = 40.0
 # Seconds that a client takes to think.
 _PAUSE: Final = 0.005
 _HTTP: Final = ("echo", "upload", "download", "sized", "events")
+# Of all that clients ask for, the part that is streams whose texts are judged.
+_TEXTS: Final = 0.3
 _WHAT: Final = (*_HTTP, "socket")
 
 
@@ -37,7 +40,7 @@ class Results:
     #: Seconds that requests took, by path.
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, target: Target, outcome: str, seconds: float, violations: Sequence[Violation]) -> None:
+    def add(self, target: Target | TextTarget, outcome: str, seconds: float, violations: Sequence[Violation]) -> None:
         """Count one."""
         self.outcomes[target.path][outcome] += 1
         self.seconds[target.path].append(seconds)
@@ -62,6 +65,11 @@ class Client:
         while not stop.is_set():
             target, what = self._chance.choice(TARGETS), self._chance.choice(_WHAT)
             roll = self._chance.random()
+            if roll < _TEXTS:
+                await self.read(self._chance.choice(TEXT_TARGETS), self._chance.choice(tuple(SAMPLES)))
+                await asyncio.sleep(self._chance.uniform(0, 2 * _PAUSE))
+                continue
+            roll = self._chance.random()
             if roll < 0.03:
                 await self._abandon(target, what)
             else:
@@ -78,6 +86,17 @@ class Client:
         got = await self._connection.request(method, sent.path, headers, body, chunked=chunked)
         outcome = _outcome(sent, got)
         self._results.add(target, outcome, got.seconds, self._checker.response(sent, got))
+        return outcome
+
+    async def read(self, target: TextTarget, dialect: str) -> str:
+        """Ask for a stream of a language model, and read all of it; returns the outcome."""
+        asked = Asked(target, self._token(), dialect)
+        headers = [("x-request-id", asked.token), ("content-type", "application/json")]
+        got = await self._connection.request("POST", asked.path, headers, [b'{"messages": [], "stream": true}'])
+        outcome = f"{got.status}" if got.ending is Ending.COMPLETE else f"{got.status} {got.ending.value}"
+        if got.status == 200 and any(reason.encode() in got.body for reason in REASONS):
+            outcome = "200 stopped"
+        self._results.add(target, outcome, got.seconds, self._checker.texts(asked, got))
         return outcome
 
     def close(self) -> None:

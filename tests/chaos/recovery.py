@@ -1,6 +1,7 @@
 """What has to be true again when every agent is well: all is inspected, and nothing is left of what went wrong."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,6 +13,7 @@ from .fleet import Fleet, until
 from .http_client import Ending, HttpConnection
 from .stamps import Reading, Seal
 from .targets import TARGETS, Target
+from .texts import SAMPLES, TEXT_TARGETS
 
 # Rounds, one after the other, in which nothing is amiss.
 _ROUNDS = 3
@@ -33,6 +35,11 @@ async def recovered(client: Client) -> tuple[float, list[Violation]]:
             for target in TARGETS
             for what, wanted in (("echo", "200"), ("upload", "200"), ("events", "200"), ("socket", "ws 101"))
             if (outcome := await client.ask(target, what)) != wanted
+        ]
+        amiss += [
+            f"{target.path}/{dialect}: {outcome}"
+            for target, dialect in zip(TEXT_TARGETS, itertools.cycle(SAMPLES), strict=False)
+            if (outcome := await client.read(target, dialect)) != "200"
         ]
         rounds = 0 if amiss else rounds + 1
         await asyncio.sleep(0.1)
