@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import http.client
-import importlib
 import logging
 import re
 import socket
@@ -30,7 +29,6 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route as AppRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.config import WS_PROTOCOLS
 from uvicorn.lifespan.on import LifespanOn
 from websockets.sync.client import ClientConnection, connect
 
@@ -52,7 +50,7 @@ from asgi_agents import (
     WebSocketFrameEvent,
 )
 from asgi_agents.serve import agent_app
-from tests.support.servers import serve
+from tests.support.servers import serve, websocket_implementations
 from tests.support.virtual_time import wait_for_sockets
 
 # They serve with uvicorn, in threads, and put load on it.
@@ -602,15 +600,6 @@ def test_a_shutdown_while_an_agent_thinks_leaves_nothing_behind(server: dict[str
 
 
 # Websockets
-
-
-def websocket_implementations() -> Iterator[str]:
-    """Those of uvicorn's that are installed."""
-    for name in ("websockets-sansio", "websockets", "wsproto"):
-        with warnings.catch_warnings(), contextlib.suppress(ImportError):
-            warnings.simplefilter("ignore")
-            importlib.import_module(str(WS_PROTOCOLS[name]).partition(":")[0])
-            yield name
 
 
 @pytest.fixture(params=websocket_implementations())

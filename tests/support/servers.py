@@ -1,14 +1,27 @@
 """Real servers on the loopback interface, for tests."""
 
 import asyncio
+import contextlib
+import importlib
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import WS_PROTOCOLS
+
+
+def websocket_implementations() -> Iterator[str]:
+    """Those of uvicorn's that are installed."""
+    for name in ("websockets-sansio", "websockets", "wsproto"):
+        with warnings.catch_warnings(), contextlib.suppress(ImportError):
+            warnings.simplefilter("ignore")
+            importlib.import_module(str(WS_PROTOCOLS[name]).partition(":")[0])
+            yield name
 
 
 @contextmanager
