@@ -4,7 +4,6 @@ The cases are those of the Autobahn test suite: framing, pings, reserved bits an
 sizes. What a server makes of each is its own affair; here it is compared with what it makes of it without guardrails.
 """
 
-import itertools
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +69,8 @@ def frame(opcode: int, data: bytes = b"", *, fin: bool = True, rsv: int = 0) -> 
         head = struct.pack("!BBH", first, 0x80 | 126, len(data))
     else:
         head = struct.pack("!BBQ", first, 0x80 | 127, len(data))
-    return head + _MASK + bytes(map(int.__xor__, data, itertools.cycle(_MASK)))
+    mask = int.from_bytes((_MASK * (len(data) // 4 + 1))[: len(data)], "big")
+    return head + _MASK + (int.from_bytes(data, "big") ^ mask).to_bytes(len(data), "big")
 
 
 def fragments(opcode: int, data: bytes, size: int) -> list[bytes]:
