@@ -1,21 +1,14 @@
 """The recipes of the documentation: their apps under a real server, with the clients that they show."""
 
-import importlib
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
 from typing import Final
 
 import pytest
 
-from tests.docs.markdown import Block, blocks_of
-from tests.docs.pages import DOCS
-from tests.support.servers import serve
+from .recipes import RECIPES, Recipe, blocks, written
 
-RECIPES: Final = DOCS / "recipes"
-#: What each recipe needs; all but the last are of others.
+#: What each recipe needs.
 NEEDS: Final = {
     "open-webui": ["openai"],
     "langserve": ["langserve", "sse_starlette"],
@@ -33,46 +26,12 @@ pytestmark = [
 ]
 
 
-def blocks(recipe: str) -> list[Block]:
-    return list(blocks_of((RECIPES / f"{recipe}.md").read_text()))
-
-
-class Recipe:
-    """The files of a page, as modules."""
-
-    def __init__(self, name: str, directory: Path, stack: ExitStack) -> None:
-        self._stack = stack
-        self.files = {block.title: block.code for block in blocks(name) if block.title is not None}
-        for title, code in self.files.items():
-            (directory / title).write_text(code)
-
-    def module(self, name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    def served(self, name: str) -> str:
-        """The URL of the app of a module."""
-        return self._stack.enter_context(serve(self.module(name).app, lifespan="on")).rstrip("/")
-
-
 @pytest.fixture
-def recipe(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
-    name = str(request.param)
-    for module in NEEDS[name]:
+def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Recipe]:
+    for module in NEEDS[request.param]:
         pytest.importorskip(module, reason=f"{module} is not installed: pip install '.[compat]'")
-    # Nothing is told to anybody.
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("LANGCHAIN_TRACING_V2", "false")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with ExitStack() as stack:
-        made = Recipe(name, tmp_path, stack)
-        for title in made.files:
-            monkeypatch.delitem(sys.modules, Path(title).stem, raising=False)
-        if "model.py" in made.files:
-            monkeypatch.setenv("UPSTREAM", f"{made.served('model')}/v1")
-        yield made
-        for title in made.files:
-            sys.modules.pop(Path(title).stem, None)
+    with written(str(request.param), tmp_path) as recipe:
+        yield recipe
 
 
 @pytest.mark.parametrize(("recipe", "page"), [(name, name) for name in NEEDS], indirect=["recipe"])
