@@ -213,6 +213,31 @@ def test_the_page_sees_the_answer_grow_and_is_told_of_a_block(recipe: Recipe) ->
             assert all("@" not in json.dumps(event) for event in events)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_no_endpoint_takes_what_is_blocked_and_none_says_what_is_redacted(recipe: Recipe) -> None:
+    pytest.importorskip("gradio", reason="Gradio is not installed: pip install '.[compat]'")
+    api = f"{recipe.served('main')}/chat/gradio_api"
+    with httpx.Client(timeout=PATIENCE, trust_env=False) as client:
+
+        def asked(path: str, text: str) -> httpx.Response:
+            listed = {"data": [text, None], "fn_index": 6, "session_hash": "s2"}
+            return client.post(f"{api}/{path}", json={"message": text} if "v2" in path else listed)
+
+        for path in ("queue/join", "call/answer", "call/v2/answer", "run/answer", "api/answer"):
+            refused = asked(path, "What of the merger?")
+            assert (refused.status_code, refused.json()) == (400, {"detail": "The merger is no topic here"}), path
+        for path in ("call/answer", "call/v2/answer"):
+            event_id = asked(path, "I am bob@example.com").json()["event_id"]
+            said = client.get(f"{api}/call/answer/{event_id}").text
+            # All of the text again with each event: nobody can redact half an address.
+            assert "close_stream" in said
+            assert "@" not in said
+            assert "Write" not in said
+        # One with a stream of its own, which says only that it is there.
+        with client.stream("GET", f"{api}/heartbeat/s2") as beats:
+            assert "ALIVE" in next(beats.iter_text())
+
+
 def seen_by_page(events: Sequence[Any]) -> list[Any]:
     (event_id,) = {event["event_id"] for event in events if event.get("event_id")}
     return seen(written_out([event for event in events if "error" not in event.get("output", {})]), event_id)
