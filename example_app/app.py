@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 
 from asgi_agents import AgentManager, AuditHook, protect
 
-from . import chat, chat_page, failing, reviews, rooms, shop
+from . import chat, chat_page, failing, mcp, reviews, rooms, shop
 from .configuration import agent_configs
 from .observability import observe
 from .routes import DEFAULT_AGENTS, ROUTES
@@ -25,7 +25,7 @@ def create_app(
     """The shop.
 
     :param waf_url: where the firewall is, if it is in a process of its own.
-    :param token_delay: seconds between two tokens of a chat answer.
+    :param token_delay: seconds between two tokens of a chat answer, and two events of the MCP server.
     :param outside: middlewares around the agents, such as that of OpenTelemetry.
     :param on_audit: called with the audit record of each connection.
     :param providers: OpenTelemetry's ``tracer_provider`` and ``meter_provider``, if not the global ones.
@@ -35,7 +35,7 @@ def create_app(
     app.state.reviews = []
     app.state.rooms = rooms.Rooms()
     app.state.token_delay = token_delay
-    for part in (shop, reviews, chat, chat_page, rooms, failing):
+    for part in (shop, reviews, chat, chat_page, mcp, rooms, failing):
         app.include_router(part.router)
     manager = AgentManager(agent_configs(waf_url), **providers)
     observe(app, manager)

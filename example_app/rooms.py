@@ -1,5 +1,6 @@
 """Chat rooms over websockets, and the agent that keeps good manners in them."""
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -81,4 +82,13 @@ async def room(websocket: WebSocket, name: str, user: User) -> None:
     await websocket.accept()
     with rooms.joined(name, websocket):
         async for text in websocket.iter_text():
-            await rooms.say(name, f"{user}: {text}")
+            await rooms.say(name, _said(user, text))
+
+
+def _said(user: str, text: str) -> str:
+    """What the others receive of a message: an object with the user in it for an object, else a line."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        message = None
+    return json.dumps({**message, "from": user}) if isinstance(message, dict) else f"{user}: {text}"

@@ -2,7 +2,8 @@
 
 from asgi_agents import AgentRoute
 
-from .text_guardrails import CHAT_GUARDRAILS
+from .mcp import MCP_GUARDRAILS
+from .text_guardrails import CHAT_GUARDRAILS, ROOM_GUARDRAILS
 
 ADMIN = "/admin/{rest:path}"
 
@@ -16,7 +17,8 @@ ROUTES = (
     AgentRoute("/api/{rest:path}", agents=["api-key", "waf", "waf-next", "pii"]),
     AgentRoute("/v1/{rest:path}", agents=["api-key", "waf"], guardrails=CHAT_GUARDRAILS),
     AgentRoute(ADMIN, agents=["api-key", "waf", "pii"]),
-    AgentRoute("/room/{name}", agents=["api-key", "waf", "moderator"]),
+    AgentRoute("/mcp", agents=["api-key", "waf"], guardrails=MCP_GUARDRAILS),
+    AgentRoute("/room/{name}", agents=["api-key", "waf", "moderator"], guardrails=ROOM_GUARDRAILS),
     AgentRoute("/flaky", agents=["flaky"]),
     AgentRoute("/wishes", agents=["recommender"]),
 )

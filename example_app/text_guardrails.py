@@ -1,4 +1,4 @@
-"""What the chat must not say, and what must not be said to it. These agents see text, whatever it comes in."""
+"""What must not be said: by the chat, to it, and in the rooms. These agents see text, whatever it comes in."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -36,7 +36,7 @@ class PersonalData(TextGuardrail):
 
 
 class Unannounced(TextGuardrail):
-    """Stops an answer at the name of a project that is not announced yet.
+    """Stops a text at the name of a project that is not announced yet.
 
     :param names: of one word each.
     """
@@ -49,7 +49,7 @@ class Unannounced(TextGuardrail):
 
     async def check(self, window: Window) -> Sequence[Decision]:
         named = self._names.search(window.text, window.fresh)
-        return [Block("The answer names a project that is not announced yet")] if named else []
+        return [Block("This names a project that is not announced yet")] if named else []
 
     def settled(self, text: str) -> int:
         start = _start_of(_UNFINISHED_WORD, text)
@@ -70,6 +70,13 @@ CHAT_GUARDRAILS = (
     Guardrail("injections", on={"input"}),
     Guardrail("personal-data", on={"output", "tool_call"}),
     Guardrail("unannounced", on={"output", "tool_call"}),
+)
+
+# What a member says is judged on its way in, once, and not again on its way to each of the others. A message is
+# complete: after 50 ms in which no other has come, its last word is taken for a whole one.
+ROOM_GUARDRAILS = (
+    Guardrail("personal-data", on={"input"}, max_hold=0.05),
+    Guardrail("unannounced", on={"input"}, max_hold=0.05),
 )
 
 

@@ -213,6 +213,9 @@ class Release:
                 case End(key):
                     self._end(key, touched)
                 case Begin(key):
+                    for slot_key in _within(touched, key):
+                        # It may have ended in this event. Another slot takes its place, also among the touched ones.
+                        touched.pop(slot_key).text.advance(now)
                     _forget(self._ended, key)
                     _forget(self._records, key)
                     _forget(self._calls_ended, key)

@@ -16,13 +16,9 @@ from tests.guardrails.clients import PATIENCE
 from tests.guardrails.driving import EVERYTHING
 from tests.support.servers import serve
 
-pytest.importorskip("mcp.server.mcpserver", reason="the MCP SDK is not installed, or older than 2.0: '.[compat]'")
+pytest.importorskip("mcp", reason="the MCP SDK is not installed: '.[compat]'")
 
-import mcp.types as types
-from mcp import Client
-from mcp.server.mcpserver import Context, MCPServer
-from mcp.server.streamable_http import EventMessage, EventStore
-from mcp.shared.exceptions import MCPError
+from .mcp_sdk import MODES, Context, EventMessage, EventStore, MCPError, Server, connected, types
 
 # It is what the versions before that have.
 pytestmark = pytest.mark.filterwarnings("ignore:The sampling capability is deprecated")
@@ -87,7 +83,7 @@ class Stored(EventStore):
 
 
 def of_sdk(tools: Tools, *, as_json: bool) -> Any:
-    server = MCPServer("words")
+    server = Server("words", as_json=as_json, event_store=tools.stored)
     server.tool()(tools.say)
     server.tool()(tools.delete_user)
 
@@ -124,7 +120,7 @@ def of_sdk(tools: Tools, *, as_json: bool) -> Any:
         """All words."""
         return f"words of {ENTITY}"
 
-    return server.streamable_http_app(json_response=as_json, event_store=tools.stored, retry_interval=10)
+    return server.app()
 
 
 def of_fastmcp(tools: Tools) -> Any:
@@ -156,8 +152,7 @@ class Stage:
                     fastmcp = pytest.importorskip("fastmcp", reason="fastmcp is not installed: '.[compat]'")
                     client = await stack.enter_async_context(fastmcp.Client(self.url, timeout=PATIENCE))
                 else:
-                    client = Client(self.url, mode=way, read_timeout_seconds=PATIENCE, **options)
-                    client = await stack.enter_async_context(client)
+                    client = await stack.enter_async_context(connected(self.url, way, PATIENCE, **options))
                 await talk(client)
 
         asyncio.run(talking())
@@ -180,7 +175,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         yield Stage(url, tools)
 
 
-@pytest.fixture(params=["auto", "legacy", "fastmcp"])
+@pytest.fixture(params=[*MODES, "fastmcp"])
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -194,7 +189,9 @@ def sdk(stage: Stage, request: pytest.FixtureRequest) -> Stage:
 
 def texts(result: Any) -> str:
     """All that a result says, in text and in data."""
-    structured = getattr(result, "structured_content", None)
+    # Each version, and fastmcp, spells it in a way of its own.
+    names = ("structured_content", "structuredContent")
+    structured = next((found for name in names if (found := getattr(result, name, None)) is not None), None)
     return f"{[block.text for block in result.content]} {json.dumps(structured)}"
 
 
@@ -245,7 +242,7 @@ def test_a_denied_tool_is_not_listed_and_not_called(stage: Stage, way: str) -> N
     stage.run(way, talk)
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("mode", MODES)
 def test_prompts_and_resources_are_redacted(sdk: Stage, mode: str) -> None:
     async def talk(client: Any) -> None:
         prompt = await client.get_prompt("hello", {"name": ENTITY})
@@ -256,7 +253,7 @@ def test_prompts_and_resources_are_redacted(sdk: Stage, mode: str) -> None:
     sdk.run(mode, talk)
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("mode", MODES)
 def test_progress_arrives(sdk: Stage, mode: str) -> None:
     async def talk(client: Any) -> None:
         heard: list[Any] = []

@@ -41,7 +41,8 @@ class PageRun:
     begins with ``test_`` is for pytest, which runs in the end. Functions ``test_…`` of the namespace are called.
     ``console`` blocks are played against the ``app`` that was defined last.
 
-    Marks, in a comment before the block: ``not run: REASON``; ``from: FILE`` for a quotation, which is looked for in
+    Marks, in a comment before the block: ``not run: REASON``; ``run by: FILE`` for one that those tests run, because it
+    needs more than is installed here; ``from: FILE`` for a quotation, which is looked for in
     that file; ``output`` for what the Python blocks before have printed.
     """
 
@@ -57,7 +58,7 @@ class PageRun:
         """All blocks, in order."""
         with self._set_up():
             for block in blocks_of(self._page.read_text()):
-                if "not run" in block.marks:
+                if block.marks.keys() & {"not run", "run by"}:
                     continue
                 try:
                     self._run(block)

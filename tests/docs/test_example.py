@@ -25,6 +25,7 @@ QUOTES: Final[Mapping[str, str]] = {
     "guardrails": "reviews",
     "text-guardrails": "text_guardrails",
     "dialects": "chat",
+    "mcp": "mcp",
     "routes": "routes",
     "middlewares": "app",
     "failures": "failing",

@@ -27,7 +27,7 @@ def _write(page: Path, root: Path) -> None:
     versions: list[dict[str, str]] = [{}]
     together = ""
     for block in blocks_of(page.read_text()):
-        if block.language != "python" or "from" in block.marks or "not run" in block.marks:
+        if block.language != "python" or block.marks.keys() & {"from", "not run", "run by"}:
             continue
         if block.title is None:
             # As many lines as the page has before it, so that the checker's line numbers are the page's.

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 from fastapi import Request, Response
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
 from example_app.app import create_app
@@ -195,6 +195,58 @@ def test_room_is_text_only(client: TestClient) -> None:
         with pytest.raises(WebSocketDisconnect) as caught:
             alice.receive_text()
         assert caught.value.code == 1003
+
+
+@pytest.mark.parametrize(
+    ("sent", "heard"),
+    [
+        ("my card is 4111 1111 1111 1111", "alice: my card is [card]"),
+        ('{"text": "I am bob@example.org", "n": 1}', {"text": "I am [email]", "n": 1, "from": "alice"}),
+        ('{"text": "hi", "from": "root"}', {"text": "hi", "from": "alice"}),
+        ('["bob@example.org"]', 'alice: ["[email]"]'),
+        ("{no JSON", "alice: {no JSON"),
+    ],
+)
+def test_room_hears_no_personal_data_in_text_and_in_json(
+    client: TestClient, sent: str, heard: str | dict[str, object]
+) -> None:
+    with (
+        client.websocket_connect("/room/lounge", headers=ALICE) as alice,
+        client.websocket_connect("/room/lounge", headers=BOB) as bob,
+    ):
+        alice.send_text(sent)
+        for member in (alice, bob):
+            received = member.receive_text()
+            assert (received if isinstance(heard, str) else json.loads(received)) == heard
+
+
+@pytest.mark.parametrize("parts", [("What is Nightjar?",), ('{"text": "nightjar"}',), ("It is Night", "jar, they say")])
+def test_room_is_closed_to_who_names_what_is_not_announced(client: TestClient, parts: tuple[str, ...]) -> None:
+    with (
+        client.websocket_connect("/room/lounge", headers=ALICE) as alice,
+        client.websocket_connect("/room/lounge", headers=BOB) as bob,
+    ):
+        for part in parts:
+            alice.send_text(part)
+        with pytest.raises(WebSocketDisconnect) as caught:
+            _read_all(alice)
+        assert (caught.value.code, caught.value.reason) == (1008, "This names a project that is not announced yet")
+        bob.send_text("at last")
+        heard = _heard_until(bob, "bob: at last")
+        # After a pause the first part was complete.
+        assert heard in ([], ["alice: It is Night"])
+
+
+def _read_all(member: WebSocketTestSession) -> None:
+    while True:
+        member.receive_text()
+
+
+def _heard_until(member: WebSocketTestSession, last: str) -> list[str]:
+    heard: list[str] = []
+    while (text := member.receive_text()) != last:
+        heard.append(text)
+    return heard
 
 
 def test_failing_agent_opens_its_breaker(client: TestClient) -> None:

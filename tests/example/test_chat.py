@@ -111,7 +111,7 @@ def test_a_blocked_stream_ends_as_filtered_before_the_name(client: TestClient) -
 def test_a_blocked_answer_that_is_no_stream_is_an_error_with_the_reason(client: TestClient) -> None:
     response = answer_to(client, "What happens in spring?")
     assert (response.status_code, response.json()["error"]["code"]) == (400, "content_filter")
-    assert response.json()["error"]["message"] == "The answer names a project that is not announced yet"
+    assert response.json()["error"]["message"] == "This names a project that is not announced yet"
 
 
 @pytest.mark.parametrize("stream", [False, True])
