@@ -75,8 +75,10 @@ class Headers(Mapping[str, Sequence[str]]):
             # Few requests have several fields of a name.
             names = len(headers._find_firsts())
             headers.cookies_joined = names < len(raw) and join_cookies(raw) is not None
-        if whole:
-            headers._dict()
+            if whole:
+                headers._dict()
+        elif whole:
+            headers._fields = {name.decode("latin-1"): (value.decode("latin-1"),) for name, value in raw}
         return headers
 
     def first(self, name: str) -> str | None:
