@@ -47,6 +47,7 @@ logger = logging.getLogger("asgi_agents")
 _FOREVER = math.inf
 # To look a member of an enumeration up by its name takes longer than most of what a call does (CPython 3.11).
 _WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
+_OPEN = FailureMode.OPEN
 # The verdict of a `brief` call that was a plain allow.
 _PLAIN_ALLOW = Verdict("", _WEBSOCKET_FRAME, ALLOW, None, True, True, 0.0)
 
@@ -211,11 +212,15 @@ class Guard:
                 if breaker is not None:
                     breaker.answered += 1
                 ended = time.monotonic()
-                if ended - started > LONGEST_STEP:
-                    self._steps.took(event_type, ended - started)
+                seconds = ended - started
+                if seconds > LONGEST_STEP:
+                    self._steps.took(event_type, seconds)
                 recorder = self.recorder
-                if brief and response is ALLOW and recorder.record_allow(event_type, event, ended - started, ended):
-                    return _PLAIN_ALLOW
+                if response is ALLOW and recorder.record_allow(event_type, event, seconds, ended):
+                    if brief:
+                        return _PLAIN_ALLOW
+                    config, closed = self.config, failure_mode is not _OPEN
+                    return Verdict(config.id, event_type, ALLOW, None, closed, config.enforce, seconds)
                 return recorder.record(event_type, event, failure_mode, route, started, ended, response)
         if call is None:
             call = AgentCall(event, failure_mode, route, self.config.chunk_timeout if chunk else self.config.timeout)

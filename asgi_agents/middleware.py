@@ -233,6 +233,8 @@ class AgentMiddleware:
             # The client has given no name: the headers need not be searched for it again.
             name = ""
         exchange = ExchangeState(self._registry, resolved_route, None, resolved_route.route, name, headers)
+        # A websocket lets go of them once it is open.
+        del headers
         if outer is not None:
             exchange.join(state_of(outer))
         audit: Audit | None = None

@@ -128,8 +128,8 @@ class Recorder:
             return False
         self.tally.add(series, duration, ended)
         self._export_duration(duration, series.attributes)
-        if event_type in _WITH_DATA and (size := _size_of(event_type, event)):
-            self.tally.inspected[series.event] += size
+        if event_type in _WITH_DATA and (data := event.data):  # type: ignore[union-attr]
+            self.tally.inspected[series.event] += len(data)
         return True
 
     def waited(self, seconds: float) -> None:

@@ -15,8 +15,9 @@ class Limiter:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._taken = 0
-        # A list, for an empty deque takes ten times as much memory, and each open websocket has some.
-        self._queue: list[anyio.Event] = []
+        # None until a task waits: each open websocket has some of these. A list, for a deque takes ten times as much
+        # memory.
+        self._queue: list[anyio.Event] | None = None
 
     @property
     def taken(self) -> int:
@@ -26,7 +27,7 @@ class Limiter:
     @property
     def waiting(self) -> int:
         """How many tasks wait for a permit."""
-        return len(self._queue)
+        return len(self._queue or ())
 
     def try_acquire(self) -> bool:
         """Take a permit if one is free and no task waits for one."""
@@ -40,7 +41,10 @@ class Limiter:
         if self.try_acquire():
             return
         granted = anyio.Event()
-        self._queue.append(granted)
+        if self._queue is None:
+            self._queue = []
+        queue = self._queue
+        queue.append(granted)
         try:
             await granted.wait()
         except BaseException:
@@ -48,7 +52,7 @@ class Limiter:
                 # The task got the permit in the same moment as the cancellation: pass the permit on.
                 self.release()
             else:
-                self._queue.remove(granted)
+                queue.remove(granted)
             raise
 
     def resize(self, limit: int) -> None:

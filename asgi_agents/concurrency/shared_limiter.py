@@ -66,7 +66,8 @@ class SharedLimiter:
         """Give a permit back. The first waiting task gets it."""
         with self._lock:
             self.taken -= 1
-            self._grant()
+            if self._queue:
+                self._grant()
 
     def _grant(self) -> None:
         """Give the free permits to waiting tasks, except to those whose event loop does not run.

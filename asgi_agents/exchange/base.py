@@ -84,8 +84,10 @@ class Exchange(ABC):
             if decision is None:
                 decision = ALLOWED
                 if self._resolved_route.head_agents:
-                    event = head_event(self._state, self._scope)
-                    decision, provisional = await judge_head(self._state, event, body_agents=self._body_agents())
+                    # The event has no name here: it would stay for as long as the connection.
+                    decision, provisional = await judge_head(
+                        self._state, head_event(self._state, self._scope), body_agents=self._body_agents()
+                    )
             if not decision.is_allow:
                 await self._deny(decision)
                 return None

@@ -1,6 +1,7 @@
 """The one reader of a connection's ``receive``."""
 
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Any
 
 import anyio
@@ -27,7 +28,7 @@ class Inbound:
     :param wakeable: whether :meth:`end` has to interrupt a read, because the server would not.
     :param on_noticed: called whenever the app gets the message of :meth:`end`.
 
-    The app has to be run with :meth:`run_app`.
+    The app has to be run with :meth:`run_app`, or in :meth:`room`.
     """
 
     __slots__ = (
@@ -162,28 +163,17 @@ class Inbound:
         return self._end
 
     async def run_app(self, call: Callable[[], Awaitable[Any]], *, beside: bool) -> Any:
-        """Run the app in this task, with room for tasks ``beside`` it where judging needs them.
-
-        What the app raises comes out as it is: a task group would wrap it, or lose it to a cancellation while it
-        closes.
-        """
+        """Run the app in this task, with room for tasks ``beside`` it where judging needs them."""
         if not beside:
             return await call()
-        error: BaseException | None = None
-        try:
-            async with anyio.create_task_group() as self.tasks:
-                try:
-                    return await call()
-                except (anyio.get_cancelled_exc_class(), GeneratorExit):
-                    raise
-                except BaseException as exc:
-                    error = exc
-                finally:
-                    self.tasks.cancel_scope.cancel()
-        finally:
-            self.tasks = None
-            if error is not None:
-                raise error
+        async with self.room():
+            return await call()
+
+    def room(self) -> "_Room":
+        """Room for tasks beside the app, around its call: a session that stays open has a coroutine less than with
+        :meth:`run_app`.
+        """
+        return _Room(self)
 
     async def _judge_aside(self, message: Message, done: anyio.Event) -> None:
         try:
@@ -194,3 +184,36 @@ class Inbound:
         finally:
             self._judging = None
             done.set()
+
+
+class _Room:
+    """The task group of an :class:`Inbound`, cancelled when the app has ended.
+
+    What the app raises comes out as it is: a task group would wrap it, or lose it to a cancellation while it closes.
+    """
+
+    __slots__ = ("_inbound",)
+
+    def __init__(self, inbound: Inbound) -> None:
+        self._inbound = inbound
+
+    async def __aenter__(self) -> None:
+        tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+        self._inbound.tasks = tasks
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        tasks = self._inbound.tasks
+        assert tasks is not None
+        tasks.cancel_scope.cancel()
+        try:
+            if exc is None or isinstance(exc, (anyio.get_cancelled_exc_class(), GeneratorExit)):
+                return await tasks.__aexit__(kind, exc, traceback)
+            try:
+                await tasks.__aexit__(None, None, None)
+            finally:
+                raise exc
+        finally:
+            self._inbound.tasks = None

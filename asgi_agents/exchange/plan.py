@@ -30,7 +30,7 @@ from ..registry import AgentRegistry
 from .context import STATE_KEY, AgentContext
 from .http import HttpExchange
 from .rendering import Renderers
-from .scope import App, new_id, request_headers_event
+from .scope import App, request_headers_event
 from .state import ExchangeState
 
 #: The general way: with the resolved route, a scope, and the two channels.
@@ -85,8 +85,9 @@ class HeadPlan:
         assert headers.firsts is not None
         if headers.cookies_joined or self._correlation_header in headers.firsts:
             return await self._general(resolved_route, scope, receive, send)
-        name = new_id()
         route = resolved_route.route
+        event = request_headers_event(scope, None, route, headers=headers, name="")
+        name = event.metadata.correlation_id
         state = ExchangeState(self._registry, resolved_route, name, route, "", headers, INVALID_SPAN)
         live_ids.add(name)
         known[STATE_KEY] = context = AgentContext(state)
@@ -95,7 +96,6 @@ class HeadPlan:
         resolved_route.connections += 1
         token = set_current(state)
         try:
-            event = request_headers_event(scope, name, route, headers=headers, name="", request_id=name)
             agents = resolved_route.head_agents
             if len(agents) == 1:
                 agent = agents[0]

@@ -1,8 +1,7 @@
 """The app's response on its way to the client."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
 from typing import Any
@@ -239,8 +238,11 @@ class ResponseInspection:
         if self._phase is not _Phase.IDLE:
             await self._send({**message, "headers": []} if self.inspects else message)
             return
-        with self._uninterrupted():
+        try:
             await self._judge_start(message)
+        except BaseException as exc:
+            self._interrupted(exc)
+            raise
 
     async def _judge_start(self, message: Message) -> None:
         status: int = message["status"]
@@ -338,7 +340,6 @@ class ResponseInspection:
             return
         given = message.get("body", b"")
         data = given if isinstance(given, bytes) else bytes(given)
-        # As _uninterrupted does, which takes longer than all the rest.
         try:
             result = await body.feed(data, last)
             if self._phase is not _Phase.OPEN:
@@ -381,19 +382,11 @@ class ResponseInspection:
         await self._send({**self._start, "headers": []})
         await self._send({**message, "headers": []})
 
-    @contextmanager
-    def _uninterrupted(self) -> Iterator[None]:
+    def _interrupted(self, exc: BaseException) -> None:
         """Break the response off if the app gives up a send while its message is judged, or held back here.
 
         The message is lost then, and what the app sends next would be sent with a gap before it.
         """
-        try:
-            yield
-        except BaseException as exc:
-            self._interrupted(exc)
-            raise
-
-    def _interrupted(self, exc: BaseException) -> None:
         if self.inspects and self._phase in (_Phase.HELD, _Phase.OPEN):
             self._phase = _Phase.CUT
             # An OSError is how a server says that the client is gone, so that there is no response to break off.

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -30,8 +31,9 @@ _NOT_HANDED_BACK = frozenset({"headers", "extensions"})
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start"})
 _MISSING: Final = object()
 
-# What the requests of a millisecond have in common takes longer to write than the rest of their event.
-_written_ms = 0
+# What the requests of a millisecond have in common takes longer to write than the rest of their event. The limits are
+# nanoseconds since the epoch: comparing these with the clock takes less than to divide what it says.
+_written_from = _written_until = 0
 _timestamp = ""
 _id_prefix = ""
 
@@ -165,7 +167,7 @@ def find_correlation_id(headers: Headers | None, taken: Container[str] = (), nam
 
 def new_id() -> str:
     """A UUIDv7 (RFC 9562, section 5.7): sorts by time."""
-    if time.time_ns() // 1_000_000 != _written_ms:
+    if not _written_from <= time.time_ns() < _written_until:
         _write_now()
     while True:
         try:
@@ -191,22 +193,25 @@ def _make_suffixes() -> None:
 
 def timestamp(nanoseconds: int) -> str:
     """A time since the epoch, as RFC 3339 in UTC with milliseconds."""
-    milliseconds = nanoseconds // 1_000_000
-    return _timestamp if milliseconds == _written_ms else _write_time(milliseconds)
+    seconds, milliseconds = divmod(nanoseconds // 1_000_000, 1000)
+    return f"{_write_second(seconds)}.{milliseconds:03d}+00:00"
 
 
-def _write_time(milliseconds: int) -> str:
-    second, rest = divmod(milliseconds, 1000)
-    return f"{datetime.fromtimestamp(second, UTC).isoformat()[:-6]}.{rest:03d}+00:00"
+@lru_cache(maxsize=2)
+def _write_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:-6]
 
 
 def _write_now() -> None:
-    global _written_ms, _timestamp, _id_prefix
-    now = time.time_ns() // 1_000_000
-    _id_prefix = f"{now >> 16:08x}-{now & 0xFFFF:04x}"
-    _timestamp = _write_time(now)
+    global _written_from, _written_until, _timestamp, _id_prefix
+    now = time.time_ns()
+    milliseconds = now // 1_000_000
+    digits = f"{milliseconds:012x}"
+    _id_prefix = f"{digits[:8]}-{digits[8:]}"
+    _timestamp = timestamp(now)
     # Last: other threads have event loops of their own.
-    _written_ms = now
+    _written_until = milliseconds * 1_000_000 + 1_000_000
+    _written_from = milliseconds * 1_000_000
 
 
 def uri(scope: Scope) -> str:
@@ -225,7 +230,7 @@ def client_ip(scope: Scope) -> str:
 
 def request_headers_event(
     scope: Scope,
-    correlation: str,
+    correlation: str | None,
     route: str | None,
     *,
     headers: Headers | None = None,
@@ -235,9 +240,14 @@ def request_headers_event(
 ) -> RequestHeadersEvent:
     """The event of an http request or a websocket handshake. ``headers`` are the scope's, if they are known already.
 
-    Without a ``traceparent`` of ours it has the client's. ``request_id`` is one that was given to this request before.
+    ``correlation`` None: it gets a new id, which names the request as well. Without a ``traceparent`` of ours it has
+    the client's. ``request_id`` is one that was given to this request before.
     """
     # All of it in one place: each call of a function would take as long as what it does.
+    if correlation is None:
+        correlation = request_id = new_id()
+    elif not _written_from <= time.time_ns() < _written_until:
+        _write_now()
     if headers is None:
         headers = Headers.from_raw(headers_of(scope))
     firsts = headers.firsts
@@ -251,7 +261,6 @@ def request_headers_event(
     client, raw_path, extensions = get("client"), get("raw_path"), get("extensions")
     tls = extensions.get("tls") if extensions else None
     version = get("http_version", "1.1")
-    milliseconds = time.time_ns() // 1_000_000
     if raw_path is None:
         target = uri(scope)
     else:
@@ -269,7 +278,7 @@ def request_headers_event(
             tls_version=_TLS_VERSIONS.get(tls.get("tls_version", 0)) if tls else None,
             tls_cipher=_tls_cipher(tls) if tls else None,
             route_id=route,
-            timestamp=_timestamp if milliseconds == _written_ms else _write_time(milliseconds),
+            timestamp=_timestamp,
             traceparent=traceparent or parent,
         ),
         method=str(get("method", "GET")),

@@ -54,6 +54,8 @@ class BodyStage(ChainStep):
         self._state = state
         self._mode = mode
         self._everyone = tuple(agents)
+        # Agents may be left out later, and none is added.
+        self._may_write = any(map(_writes, agents))
         self._length = length
         self._cutter = None if cutter is None else cutter()
         self._buffering = mode != BodyMode.STREAM
@@ -75,7 +77,7 @@ class BodyStage(ChainStep):
     @property
     def writes(self) -> bool:
         """Whether what comes out can differ from what went in."""
-        return any(agent.guard.config.body_access == "write" and agent.guard.config.enforce for agent in self.agents)
+        return self._may_write and any(map(_writes, self.agents))
 
     @property
     def holding(self) -> bool:
@@ -282,6 +284,11 @@ class BodyStage(ChainStep):
 
     def _release(self, data: bytes) -> bytes:
         """``data`` behind whatever was kept back before it."""
-        if not self._withheld and not self._buffer:
+        if not self._withheld.size and not self._buffer.size:
             return data
         return b"".join((self._withheld.take(), self._buffer.take(), data))
+
+
+def _writes(agent: RouteAgent) -> bool:
+    config = agent.guard.config
+    return config.body_access == "write" and config.enforce

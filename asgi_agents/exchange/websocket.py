@@ -3,7 +3,6 @@
 import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import anyio
@@ -160,11 +159,15 @@ class WebSocketExchange(Exchange):
             scope, self._raw_send = own.scope, own.sending(self._raw_send)
         result: Any = None
         try:
-            if self._listens:
-                call = partial(app, scope, self._inbound.receive, self._send)
-                result = await self._inbound.run_app(call, beside=bool(self._agents))
-            else:
+            if not self._listens:
                 result = await app(scope, self._raw_receive, self._raw_send)
+            elif not self._agents:
+                result = await app(scope, self._inbound.receive, self._send)
+            else:
+                # The connection has its id by now.
+                self._state.headers = None
+                async with self._inbound.room():
+                    result = await app(scope, self._inbound.receive, self._send)
         except Exception as exc:
             # The session ended as an agent decided; that the app met the end of it is no error.
             stopped = self._closed is not None or self._refusal_stopped

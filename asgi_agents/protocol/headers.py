@@ -68,11 +68,17 @@ class Headers(Mapping[str, Sequence[str]]):
         """:meth:`from_raw`, for the fields of a client's request, of which some will be asked for in any case."""
         headers = cls.__new__(cls)
         headers._raw = raw = tuple(raw)
-        headers._fields = headers.firsts = None
-        names = len(headers._find_firsts())
-        headers.cookies_joined = names < len(raw) and join_cookies(raw) is not None
-        if whole:
-            headers._dict()
+        headers._fields = None
+        headers.cookies_joined = False
+        firsts = headers.firsts = dict(raw)
+        if len(firsts) < len(raw) or not b"".join(firsts).islower():
+            # Few requests have several fields of a name.
+            names = len(headers._find_firsts())
+            headers.cookies_joined = names < len(raw) and join_cookies(raw) is not None
+            if whole:
+                headers._dict()
+        elif whole:
+            headers._fields = {name.decode("latin-1"): (value.decode("latin-1"),) for name, value in raw}
         return headers
 
     def first(self, name: str) -> str | None:

@@ -591,3 +591,27 @@ async def test_an_apps_error_comes_out_of_run_app_as_it_is(beside: bool) -> None
     with pytest.raises(KeyError) as raised:
         await wire.inbound.run_app(app, beside=beside)
     assert raised.value is error
+
+
+async def test_an_apps_error_is_not_lost_to_a_cancellation_while_its_tasks_end() -> None:
+    wire = _Wire([], slow=True)
+    error = KeyError("the app's own")
+
+    async def linger() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await settle()
+
+    async def app() -> None:
+        assert wire.inbound.tasks is not None
+        wire.inbound.tasks.start_soon(linger)
+        await settle()
+        raise error
+
+    with anyio.CancelScope() as scope, pytest.raises(KeyError) as raised:
+        await wire.inbound.run_app(app, beside=True)
+    assert raised.value is error
+    assert wire.inbound.tasks is None

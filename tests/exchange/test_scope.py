@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -253,6 +254,23 @@ def test_new_ids_are_different_and_sort_by_time() -> None:
     for given in ids:
         assert UUID7.match(given)
         assert before <= int(given.replace("-", "")[:12], 16) <= after
+
+
+def test_ids_and_timestamps_follow_the_clock_wherever_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the requests of a millisecond have in common is written once, and no longer than that."""
+    second = 1_800_000_000_000_000_000
+    readings = [second, second + 999_999, second + 1_000_000, second + 999_999_999, second + 10**9, second - 1, second]
+    told = []
+    for now in readings:
+        monkeypatch.setattr(scopes, "time", SimpleNamespace(time_ns=lambda now=now: now))
+        made = scopes.request_headers_event({"type": "http", "path": "/"}, None, None).metadata
+        given = scopes.request_headers_event({"type": "http", "path": "/"}, "id", None).metadata
+        assert made.timestamp == given.timestamp == scopes.timestamp(now)
+        assert made.correlation_id == made.request_id
+        told.append((made.timestamp[17:], int(made.correlation_id.replace("-", "")[:12], 16)))
+    milliseconds = [now // 1_000_000 for now in readings]
+    seconds = ["00.000", "00.000", "00.001", "00.999", "01.000", "59.999", "00.000"]
+    assert told == [(f"{text}+00:00", number) for text, number in zip(seconds, milliseconds, strict=True)]
 
 
 async def test_each_request_has_an_id_of_its_own_beside_the_correlation_id() -> None:

@@ -192,3 +192,16 @@ def test_a_name_in_every_spelling_takes_time_in_proportion_to_their_number() -> 
 
     # 64 times as many. In proportion to their square it would be 4,096 times as long.
     assert seconds(17) < 1000 * max(seconds(11), 0.001)
+
+
+_FIELDS = st.tuples(st.sampled_from([b"cookie", b"Cookie", b"x", b"X", b"host", b"\xc0", b"1"]), st.binary(max_size=3))
+
+
+@steady
+@given(st.lists(_FIELDS, max_size=5), st.booleans())
+def test_the_fields_of_a_request_are_those_of_its_raw_ones(raw: list[tuple[bytes, bytes]], whole: bool) -> None:
+    request, plain = Headers.of_request(raw, whole=whole), Headers.from_raw(raw)
+    names = ["cookie", "x", "HOST", "\xc0", "1", "none"]
+    assert [request.first(name) for name in names] == [plain.first(name) for name in names]
+    assert list(request.items()) == list(plain.items())
+    assert request.cookies_joined == (sum(name.lower() == b"cookie" for name, _ in raw) > 1)
