@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
+from .escapes import judge_runs
 from .framing import Unit, UnreadableError
 from .held_call import HeldCall
 from .held_event import HeldEvent, Leaves
@@ -17,6 +18,7 @@ from .operations import (
     Begin,
     Drop,
     End,
+    Escaped,
     FieldText,
     Follow,
     Mark,
@@ -231,6 +233,10 @@ class Release:
                     event.waiting += 1
                     released = partial(event.line_released, (start, end), text)
                     self._judge_whole(slot, text, self._hold(text, released))
+                case Escaped(slot, text, runs, known):
+                    event.waiting += 1
+                    read = self._hold(text, partial(event.released, (), text))
+                    judge_runs(text, runs, slot, self._judge_whole, read, known=known)
                 case Repeat():
                     self._repeat(event, operation)
                 case Follow() | Drop() | Remove():
