@@ -42,6 +42,14 @@ class Whole(Struct, frozen=True, gc=False):
     instead: str | None = None
 
 
+class Key(Struct, frozen=True, gc=False):
+    """The key of the member at ``path`` is a text that is complete."""
+
+    slot: Slot
+    path: Path
+    text: str
+
+
 class Shadowed(Struct, frozen=True, gc=False):
     """A string that no path leads to, for its key is there again later: where its literal begins and ends."""
 
@@ -158,6 +166,7 @@ class Escaped(Struct, frozen=True, gc=False):
 Operation = (
     Text
     | Whole
+    | Key
     | Shadowed
     | AsText
     | Piece

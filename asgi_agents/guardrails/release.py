@@ -21,6 +21,7 @@ from .operations import (
     Escaped,
     FieldText,
     Follow,
+    Key,
     Mark,
     Operation,
     Piece,
@@ -225,6 +226,9 @@ class Release:
                     self._judge_whole(
                         slot, text, self._hold(text, partial(event.released, path, text, instead=instead))
                     )
+                case Key(slot, path, text):
+                    event.waiting += 1
+                    self._judge_whole(slot, text, self._hold(text, partial(event.key_released, path, text)))
                 case Shadowed(slot, start, end, text):
                     event.waiting += 1
                     released = partial(event.span_released, (start, end), text)
