@@ -9,6 +9,7 @@ import re
 from typing import Final
 
 from ..json_text import Path
+from ..naming import is_time, is_word
 
 # Words that a schema has for what is under a key, at whatever depth: nothing else can be said with them.
 _WORDS: Final[dict[str, frozenset[str]]] = {
@@ -35,16 +36,10 @@ _WORDS: Final[dict[str, frozenset[str]]] = {
         "state": "submitted working input-required completed canceled failed rejected auth-required unknown",
     }.items()
 }
-# What says how something is written, or when it was.
-_FORMS: Final = {
-    "mimeType": re.compile(
-        r"(?:application|audio|font|image|message|model|multipart|text|video)/[A-Za-z][A-Za-z.+-]{0,80}[0-9]{0,4}"
-    ),
-    **dict.fromkeys(
-        ("lastModified", "createdAt", "lastUpdatedAt", "timestamp"),
-        re.compile(r"\d{4}-\d\d-\d\d(?:T\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?"),
-    ),
-}
+_MIME_TYPE: Final = re.compile(
+    r"(?:application|audio|font|image|message|model|multipart|text|video)/[A-Za-z][A-Za-z.+-]{0,80}[0-9]{0,4}"
+)
+_TIMES: Final = frozenset({"lastModified", "createdAt", "lastUpdatedAt", "timestamp"})
 # Where ids and tokens are, which have to come back as they were given out.
 _TOKENS: Final = frozenset(
     tuple(place.split())
@@ -77,9 +72,6 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9_.:/+=$#\[\]*-]{1,4096}")
 _NAMED: Final = frozenset({("params", "protocolVersion"), ("result", "protocolVersion"), ("result", "model")})
 _SCHEMAS: Final = frozenset({"inputSchema", "outputSchema", "requestedSchema"})
 _OF_SCHEMAS: Final = frozenset({"$schema", "$ref", "required"})
-_NAME: Final = re.compile(r"[A-Za-z0-9_.:/$#-]{1,128}")
-# No version and no name has more of them; what is counted or known by its number does.
-_MAX_DIGITS: Final = 8
 
 
 def is_name(path: Path, text: str, *, given: bool = False) -> bool:
@@ -93,17 +85,14 @@ def is_name(path: Path, text: str, *, given: bool = False) -> bool:
         # A tool may give an id for text.
         return False
     last = where[-1]
-    if text in _WORDS.get(last, ()) or ((form := _FORMS.get(last)) is not None and form.fullmatch(text)):
+    if text in _WORDS.get(last, ()) or (last in _TIMES and is_time(text)):
+        return True
+    if last == "mimeType" and _MIME_TYPE.fullmatch(text):
         return True
     if where in _TOKENS or (not given and where in _TOKENS_OF_A2A):
         return is_token(text)
     of_schema = last in _OF_SCHEMAS and not _SCHEMAS.isdisjoint(where[:3])
-    return (where in _NAMED or of_schema) and is_word(text)
-
-
-def is_word(text: str) -> bool:
-    """Whether it looks like the name of a member, a version or a model."""
-    return _NAME.fullmatch(text) is not None and sum(map(str.isdigit, text)) <= _MAX_DIGITS
+    return (where in _NAMED or of_schema) and (is_word(text) or is_time(text))
 
 
 def is_token(text: object) -> bool:

@@ -7,12 +7,13 @@ from typing import Final, Literal
 
 from ..framing import TooComplexError
 from ..json_text import JSON, Path, pointer
+from ..naming import is_word
 from ..operations import Key, Operation, Passed, Whole
 from ..slots import Kind, Slot
 from ..uncovered import is_encoded
 from .base import MAX_TEXTS, Mapped, str_or_none, strings_in, wholes
 from .json_rpc import METHOD
-from .mcp_names import is_name, is_token, is_word
+from .mcp_names import is_name, is_token
 
 Side = Literal["client", "server"]
 

@@ -4,12 +4,12 @@ What the model says comes in deltas, and again when it is complete: at the end o
 of the response. Events look back at slots, as those of Responses do. Audio is no text.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Final
 
 from ..held_call import MAX_CHARACTERS
 from ..json_text import JSON, Path
+from ..naming import names
 from ..operations import Begin, End, Operation, Passed, Piece, Repeat, Text, Whole
 from ..slots import Slot, SlotKey
 from ..uncovered import Uncovered, uncovered
@@ -67,7 +67,6 @@ _NAMES: Final = frozenset(
         *("server_label", "include", "input_audio_format", "output_audio_format", "content_type"),
     }
 )
-_NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 # Slots that nothing is known to end.
 _OPEN: Final[SlotKey] = ("open",)
 # How an item or a response ends whose text is cut off.
@@ -390,4 +389,4 @@ def _names(event: Mapped) -> list[Operation]:
 
 
 def _is_name(name: str, value: JSON) -> bool:
-    return name in _NAMES and isinstance(value, str) and _NAME.fullmatch(value) is not None
+    return name in _NAMES and isinstance(value, str) and names(name, value)
