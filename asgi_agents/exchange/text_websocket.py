@@ -22,11 +22,11 @@ from starlette.websockets import WebSocketDisconnect
 
 from ..errors import ClosedByAgent, caused_by_closing
 from ..failures import FailureKind
-from ..guardrails.message import MAX_MESSAGE_BYTES, Payload
+from ..guardrails.message import MAX_MESSAGE_BYTES, Payload, Reason
 from ..guardrails.slots import Call, Kind
 from .headers import without_body_claims
 from .inbound import Inbound
-from .reply import close_message
+from .reply import close_message, close_reason
 from .scope import App, raises_when_gone
 from .state import ExchangeState
 from .text_answer import ANSWER_KINDS
@@ -76,6 +76,8 @@ class TextSession:
         # One side has closed already: the server would raise for a second close.
         self._over = False
         self._closed = False
+        # Why the app closes the session, once that was judged.
+        self._reason = ""
         self._close_error: Exception | None = None
         # What may leave and was not sent yet: the app may give up a send that has more to send than its own.
         self._leaving: deque[Payload] = deque()
@@ -175,8 +177,8 @@ class TextSession:
             self._leaving.clear()
             if self._to_client.text is not None:
                 self._to_client.text.abandon()
-            # What the client has sent before is judged and delivered first.
-            return text is None or text.over or not self._from_client.stream.waiting
+            # What the client has sent before is judged and delivered first, and its reason is judged.
+            return text is None or text.over or not (self._from_client.stream.waiting or message.get("reason"))
         return kind != "websocket.receive" or ((text is None or text.over) and not self._policies.guards)
 
     async def _judge(self, message: Message) -> None:
@@ -197,7 +199,7 @@ class TextSession:
             message = self._unjudged.popleft()
             if message["type"] == "websocket.disconnect":
                 self._disconnect = message
-                await text.take([], True)
+                await text.take(_reason_of(message), True)
             else:
                 await text.take([payload_of(message)], False)
         finally:
@@ -206,7 +208,10 @@ class TextSession:
     async def _deliver(self, messages: list[Payload], done: bool) -> None:
         """The app is to get what may reach it."""
         for payload in messages:
-            self._inbound.deliver(message_of("websocket.receive", payload))
+            if isinstance(payload, Reason):
+                self._disconnect = {**(self._disconnect or {}), "reason": close_reason(payload)}
+            else:
+                self._inbound.deliver(message_of("websocket.receive", payload))
         if done and self._disconnect is not None:
             self._inbound.deliver(self._disconnect)
 
@@ -240,10 +245,13 @@ class TextSession:
             await self._deny(text, self._denial, message)
             return
         if kind == "websocket.close":
-            await self._finish()
+            given = _reason_of(message)
+            await self._finish(given)
             if self._closed:
                 return
             self._over = True
+            if given and text is not None:
+                message = {**message, "reason": self._reason}
         self._accepted = self._accepted or kind == "websocket.accept"
         await self._raw_send(message)
 
@@ -285,11 +293,16 @@ class TextSession:
         await self._raw_send(start)
         await self._raw_send({**message, "body": body})
 
-    async def _finish(self) -> None:
-        """The app has sent everything: send what is held, unless it must not pass."""
+    async def _finish(self, reason: list[Payload] | None = None) -> None:
+        """The app has sent everything: send what is held, unless it must not pass.
+
+        :param reason: why the app closes the session, if it says so.
+        """
         text = self._to_client.text
         if text is not None and not text.over:
-            await self._take(text, [], last=True)
+            # The app may have given up closing it before.
+            again = self._to_client.stream.finished
+            await self._take(text, [] if again or reason is None else reason, last=True)
         if self._leaving:
             await self._leave_rest()
 
@@ -300,7 +313,9 @@ class TextSession:
         try:
             while leaving:
                 payload = leaving.popleft()
-                if self._denial is not None and isinstance(payload, bytes):
+                if isinstance(payload, Reason):
+                    self._reason = close_reason(payload)
+                elif self._denial is not None and isinstance(payload, bytes):
                     self._denial_body.append(payload)
                 else:
                     await self._raw_send(message_of("websocket.send", payload))
@@ -378,3 +393,9 @@ class TextSession:
             self._inbound.error = error
         else:
             self._gone = error
+
+
+def _reason_of(message: Message) -> list[Payload]:
+    """The reason of a close or disconnect, if it has one."""
+    reason = message.get("reason")
+    return [Reason(reason)] if reason else []

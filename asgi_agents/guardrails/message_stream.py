@@ -19,9 +19,9 @@ from .held_event import HeldEvent
 from .json_text import JSON, Loader, Path
 from .judged_stream import Ending, JudgedStream
 from .judges import Judges
-from .message import MAX_MESSAGE_BYTES, Message, Payload, read
+from .message import MAX_MESSAGE_BYTES, Message, Payload, Reason, read
 from .message_release import MessageRelease
-from .operations import End, FieldText, Operation
+from .operations import End, FieldText, Operation, Whole
 from .release import MAX_HELD_BYTES
 from .shadowed import shadowed
 from .slots import Kind, Slot
@@ -225,7 +225,9 @@ class MessageStream(JudgedStream[list[Payload]]):
         try:
             if len(raw) > MAX_MESSAGE_BYTES:
                 raise TooComplexError(f"a message of {len(raw)} bytes, expected at most {MAX_MESSAGE_BYTES}")
-            if raw:
+            if isinstance(message.given, Reason):
+                is_json, operations = False, [Whole(Slot(("reason",), self._kind), (), decoded(raw))]
+            elif raw:
                 text, value, start = read(raw, self._loader)
                 is_json = start is not None
                 prefix = raw[:start].decode() if start else ""
