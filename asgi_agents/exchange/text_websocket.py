@@ -235,6 +235,15 @@ class TextSession:
             self._silent = False
             for direction in (self._from_client, self._to_client):
                 direction.stream.note_first(payload_of(message))
+        if kind == "websocket.send" and self._policies.guards:
+            given = payload_of(message)
+            try:
+                listed = self._policies.listed(given)
+            except Stopped as stopped:
+                self._close(stopped)
+                return
+            if listed is not given:
+                message = message_of(kind, listed)
         if kind == "websocket.send" and text is not None:
             await self._take(text, [payload_of(message)], last=False)
             return
@@ -245,12 +254,12 @@ class TextSession:
             await self._deny(text, self._denial, message)
             return
         if kind == "websocket.close":
-            given = _reason_of(message)
-            await self._finish(given)
+            reason = _reason_of(message)
+            await self._finish(reason)
             if self._closed:
                 return
             self._over = True
-            if given and text is not None:
+            if reason and text is not None:
                 message = {**message, "reason": self._reason}
         self._accepted = self._accepted or kind == "websocket.accept"
         await self._raw_send(message)
