@@ -22,13 +22,16 @@ class MessageRelease(MixedRelease):
     for both are in the same letters.
 
     :param kind: of their texts.
+    :param strict: whether a tool call that can't be judged stops them. Otherwise it passes, and is counted.
     :param read: reads a message in which nothing is behind escapes any more, and adds it.
     """
 
     __slots__ = ("_ends", "_hidden", "_kind", "_read")
 
-    def __init__(self, judges: Judges, leaves: Leaves, kind: Kind, read: Callable[[Message, float], None]) -> None:
-        super().__init__(judges, leaves, repeats=True)
+    def __init__(
+        self, judges: Judges, leaves: Leaves, kind: Kind, read: Callable[[Message, float], None], *, strict: bool
+    ) -> None:
+        super().__init__(judges, leaves, repeats=True, strict=strict)
         self._kind: Kind = kind
         self._read = read
         self._hidden = Release(judges, leaves, outcome=self.outcome)

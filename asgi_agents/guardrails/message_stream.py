@@ -107,7 +107,7 @@ class MessageStream(JudgedStream[list[Payload]]):
         silence: float = 0.5,
     ) -> None:
         self._kind: Kind = "input" if from_client else "output"
-        super().__init__(MessageRelease(judges, _changes_nothing, self._kind, self._read_late))
+        super().__init__(MessageRelease(judges, _changes_nothing, self._kind, self._read_late, strict=strict))
         self._strict = strict
         self._speaks_realtime = speaks_realtime
         self._silence = silence
@@ -254,7 +254,7 @@ class MessageStream(JudgedStream[list[Payload]]):
         try:
             self._release.add(message, operations, now, is_json=is_json)
         except UnreadableError as exc:
-            # Where arguments are no JSON, there is nothing to fall back to.
+            # Too much waits, or arguments are no JSON.
             self.unreadable += 1
             self.fail(Stop(str(exc), 503))
 
@@ -332,6 +332,9 @@ class MessageStream(JudgedStream[list[Payload]]):
                 if payload is not None:
                     self._out.append(payload)
         self._release.forget_changes()
+        outcome = self._release.outcome
+        self.unreadable += outcome.unreadable
+        outcome.unreadable = 0
         blocked = self._release.outcome.blocked
         if blocked is not None:
             self._stop(Ending(Stop(blocked.block.reason), blocked, cut_off=True))

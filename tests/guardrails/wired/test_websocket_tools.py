@@ -39,6 +39,8 @@ LISTS: Final[dict[str, tuple[str | bytes, str | bytes]]] = {
     "behind a prefix": (f"42{json.dumps([listed(_TOOLS)])}", f"42{json.dumps([listed(_SEEN)])}"),
     "with more beside it": (json.dumps(listed(_TOOLS, nextCursor="c")), json.dumps(listed(_SEEN, nextCursor="c"))),
     "of others": (json.dumps(listed(_SEEN)), json.dumps(listed(_SEEN))),
+    # A limit: a message is one message of MCP's, or a batch.
+    "a line of several": (f"{json.dumps(listed(_TOOLS))}\n{{}}", f"{json.dumps(listed(_TOOLS))}\n{{}}"),
     "none": (json.dumps({"tools": _TOOLS}), json.dumps({"tools": _TOOLS})),
     "text": ('say "tools" to it', 'say "tools" to it'),
     "bytes that are no text": (b'\xff\x00"tools"', b'\xff\x00"tools"'),
