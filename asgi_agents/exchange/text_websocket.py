@@ -79,6 +79,7 @@ class TextSession:
         # Why the app closes the session, once that was judged.
         self._reason = ""
         self._close_error: Exception | None = None
+        self._app_scope: anyio.CancelScope | None = None
         # What may leave and was not sent yet: the app may give up a send that has more to send than its own.
         self._leaving: deque[Payload] = deque()
         # The head and the body of a response to the handshake, until that was judged.
@@ -91,9 +92,11 @@ class TextSession:
         """The whole session. Returns what the app returns."""
         result: Any = None
         try:
-            result = await self._inbound.run_app(partial(self._call_app, app), beside=True)
+            with anyio.CancelScope() as self._app_scope:
+                result = await self._inbound.run_app(partial(self._call_app, app), beside=True)
         except Exception as exc:
-            # The session ended as a guardrail decided; that the app met the end of it is no error.
+            # The session ended as a guardrail decided; that the app met the end of it is no error. On trio, the scope
+            # takes its cancellation out of a group of the app's.
             if not (self._closed and caused_by_closing(exc, WebSocketDisconnect)):
                 raise
         finally:
@@ -373,14 +376,14 @@ class TextSession:
                 direction.text.abandon()
         self._state.decide(stopped.decision)
         message = close_message(stopped.decision.close)
-        tasks = self._inbound.tasks
+        tasks, scope = self._inbound.tasks, self._app_scope
         # Without tasks the app has returned, and the server has closed the session: a task that it left behind is told.
-        if not self._over and tasks is not None:
+        if not self._over and tasks is not None and scope is not None:
             tasks.start_soon(self._send_close, message)
             if self._stop_grace:
-                tasks.cancel_scope.deadline = anyio.current_time() + self._stop_grace
+                scope.deadline = anyio.current_time() + self._stop_grace
             else:
-                tasks.cancel_scope.cancel()
+                scope.cancel()
         self._inbound.end({**message, "type": "websocket.disconnect"})
 
     async def _send_close(self, message: Message) -> None:
@@ -393,8 +396,8 @@ class TextSession:
             self._close_error = exc
 
     def _app_noticed(self) -> None:
-        if self._inbound.tasks is not None:
-            self._inbound.tasks.cancel_scope.deadline = float("inf")
+        if self._app_scope is not None:
+            self._app_scope.deadline = float("inf")
 
     def _broken(self, from_client: bool, error: Exception) -> None:
         """Something was raised beside the app: that is for its next send or receive. Nothing passes any more."""

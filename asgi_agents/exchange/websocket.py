@@ -77,6 +77,7 @@ class WebSocketExchange(Exchange):
     # A websocket may be open for days, beside thousands of others.
     __slots__ = (
         "_agents",
+        "_app_scope",
         "_client_ip",
         "_close_error",
         "_closed",
@@ -124,6 +125,7 @@ class WebSocketExchange(Exchange):
         self._over = False
         self._closed: AgentDecision | None = None
         self._close_error: Exception | None = None
+        self._app_scope: anyio.CancelScope | None = None
         self._inbound = Inbound(
             receive,
             screen=self._screen,
@@ -162,11 +164,13 @@ class WebSocketExchange(Exchange):
         try:
             if self._listens:
                 call = partial(app, scope, self._inbound.receive, self._send)
-                result = await self._inbound.run_app(call, beside=bool(self._agents))
+                with anyio.CancelScope() as self._app_scope:
+                    result = await self._inbound.run_app(call, beside=bool(self._agents))
             else:
                 result = await app(scope, self._raw_receive, self._raw_send)
         except Exception as exc:
-            # The session ended as an agent decided; that the app met the end of it is no error.
+            # The session ended as an agent decided; that the app met the end of it is no error. On trio, the scope
+            # takes its cancellation out of a group of the app's.
             stopped = self._closed is not None or self._refusal_stopped
             if not (stopped and caused_by_closing(exc, WebSocketDisconnect)):
                 raise
@@ -351,7 +355,7 @@ class WebSocketExchange(Exchange):
 
     @property
     def _running(self) -> anyio.CancelScope | None:
-        return None if self._inbound.tasks is None else self._inbound.tasks.cancel_scope
+        return None if self._inbound.tasks is None else self._app_scope
 
     async def _send_close(self, message: Message) -> None:
         try:
