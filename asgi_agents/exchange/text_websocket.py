@@ -13,13 +13,14 @@ leaves here.
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import anyio
 from anyio.lowlevel import checkpoint
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from ..concurrency.limiter import Limiter
 from ..errors import ClosedByAgent, caused_by_closing
 from ..failures import FailureKind
 from ..guardrails.message import MAX_MESSAGE_BYTES, Payload, Reason
@@ -80,8 +81,12 @@ class TextSession:
         self._reason = ""
         self._close_error: Exception | None = None
         self._app_scope: anyio.CancelScope | None = None
-        # What may leave and was not sent yet: the app may give up a send that has more to send than its own.
+        # What may leave and was not sent yet, and who sends it: the app may give up a send that has more to send than
+        # its own.
         self._leaving: deque[Payload] = deque()
+        self._sending = Limiter(1)
+        # Whether a send of the app is under way, which has a message of its own, or is a close.
+        self._sends: Literal["own", "close"] | None = None
         # The head and the body of a response to the handshake, until that was judged.
         self._denial: Message | None = None
         self._denial_body: list[bytes] = []
@@ -280,8 +285,10 @@ class TextSession:
         if not turn.try_acquire():
             await turn.acquire()
         try:
+            self._sends = "own" if messages else "close"
             await text.take(messages, last)
         finally:
+            self._sends = None
             turn.release()
         if last or self._to_client.stream.full:
             await text.wait(last)
@@ -315,13 +322,35 @@ class TextSession:
             # The app may have given up closing it before.
             again = self._to_client.stream.finished
             await self._take(text, [] if again or reason is None else reason, last=True)
-        if self._leaving:
-            await self._leave_rest()
+        if self._leaving or self._sending.taken:
+            # What an earlier send was given up over.
+            await self._send_leaving()
 
     async def _leave(self, messages: list[Payload], done: bool) -> None:
         """Send what may leave. The turn is the caller's."""
         leaving, tasks = self._leaving, self._inbound.tasks
         leaving.extend(messages)
+        if not leaving:
+            return
+        own = self._sends == "own" and len(leaving) == 1 and not self._to_client.stream.waiting
+        if tasks is None or own or self._sends is None:
+            try:
+                await self._send_leaving()
+            finally:
+                if leaving and tasks is not None:
+                    # It has waited for somebody who was given up.
+                    tasks.start_soon(self._send_aside, anyio.Event())
+            return
+        # The app may give up this send. The others, whose messages these are, have returned.
+        sent = anyio.Event()
+        tasks.start_soon(self._send_aside, sent)
+        await sent.wait()
+
+    async def _send_leaving(self) -> None:
+        """Send what is to leave, one after the other."""
+        leaving, sending = self._leaving, self._sending
+        if not sending.try_acquire():
+            await sending.acquire()
         try:
             while leaving:
                 payload = leaving.popleft()
@@ -335,26 +364,19 @@ class TextSession:
             leaving.clear()
             raise
         finally:
-            if leaving and tasks is not None:
-                # The app has given up this send. The others, whose messages these are, have returned.
-                tasks.start_soon(self._leave_aside)
+            sending.release()
 
-    async def _leave_rest(self) -> None:
-        turn = self._to_client.turn
-        await turn.acquire()
+    async def _send_aside(self, sent: anyio.Event) -> None:
+        """Send it beside the app."""
         try:
-            await self._leave([], False)
-        finally:
-            turn.release()
-
-    async def _leave_aside(self) -> None:
-        try:
-            await self._leave_rest()
+            await self._send_leaving()
         except Exception as exc:
-            # The server's: that is for the app's next send to raise.
+            # The server's: that is for the app's send to raise.
             if self._to_client.text is not None:
                 self._to_client.text.abandon()
             self._broken(False, exc)
+        finally:
+            sent.set()
 
     async def _end_app(self, stopped: Stopped, messages: list[Payload], cut_off: bool) -> None:
         try:

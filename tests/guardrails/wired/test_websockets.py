@@ -1016,16 +1016,26 @@ async def test_what_the_server_raises_beside_the_app_comes_out_of_its_next_send(
     assert raised == ["the client is gone", "the client is gone"]
 
 
+@pytest.mark.parametrize("then_waits", [True, False])
 @pytest.mark.parametrize("ends", ["sends", "closes", "waits"])
-async def test_a_send_that_is_given_up_loses_no_message_of_others(ends: str) -> None:
+async def test_a_send_that_is_given_up_loses_no_message_of_others(ends: str, then_waits: bool) -> None:
     class Slow(Server):
         slow = True
+        sending = False
 
         async def send(self, message: Message) -> None:
-            await super().send(message)
-            if message["type"] == "websocket.send" and self.slow:
-                self.slow = False
-                await anyio.sleep(0.3)
+            assert not self.sending
+            self.sending = True
+            try:
+                if then_waits:
+                    await super().send(message)
+                if message["type"] == "websocket.send" and self.slow:
+                    self.slow = False
+                    await anyio.sleep(0.3)
+                if not then_waits:
+                    await super().send(message)
+            finally:
+                self.sending = False
 
     held = [json.dumps({"n": f"m{number}"}) for number in range(3)]
     last = json.dumps({"n": "x" * 900})
@@ -1053,6 +1063,30 @@ async def test_a_send_that_is_given_up_loses_no_message_of_others(ends: str) -> 
     await run(one(app, finder, max_hold=5).middleware, server)
     assert server.frames == [*held, *([] if ends == "closes" else [last]), *(["after"] if ends == "sends" else [])]
     assert server.types[-1] == "close"
+
+
+async def test_a_send_that_is_given_up_while_the_server_has_its_message_is_the_app_s_own_loss() -> None:
+    class Slow(Server):
+        async def send(self, message: Message) -> None:
+            if message.get("text") == "two":
+                await anyio.sleep(0.3)
+            await super().send(message)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        for text in ("one", "two", "three"):
+            with anyio.move_on_after(0.1):
+                await send_frame(send, text)
+        await send_close(send)
+
+    class Passing(Finder):
+        def settled(self, text: str) -> int:
+            return len(text)
+
+    for wrapped in (app, one(app, Passing()).middleware):
+        server = Slow()
+        await run(wrapped, server)
+        assert server.frames == ["one", "three"]
 
 
 async def test_nothing_passes_once_judging_has_broken_down(monkeypatch: pytest.MonkeyPatch) -> None:
