@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -764,6 +765,36 @@ async def test_a_client_can_not_choose_the_dialect_of_an_app_that_echoes(kind: s
     for messages in (got, server.frames):
         events = [json.loads(message) for message in messages[1:]]
         assert [(each["say"], each["voice"]) for each in events] == [("[0]", "[0]"), ("", "[0]")]
+
+
+@pytest.mark.parametrize("client_is_first", [True, False])
+async def test_deltas_of_an_app_whose_client_speaks_first_are_no_events_on_another_path(client_is_first: bool) -> None:
+    """A limit: its first event may be the client's, as an echo. Texts of two items are not told apart then."""
+    items = [delta(part, number, item_id=item) for number, (item, part) in enumerate(_INTERLEAVED)]
+    says = Says(event("session.created", session={}), *items, 1.0)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_accept() -> Message:
+            return {"type": "websocket.connect"}
+
+        await accept(receive, send)
+        if client_is_first:
+            assert (await receive())["type"] == "websocket.receive"
+        await says(scope, receive_accept, partial(_but_accept, send))
+
+    for path, found in (("/ws", not client_is_first), (_REALTIME, True)):
+        server = Server(*([event("session.update", session={})] if client_is_first else []))
+        await run(one(app, Finder(), on=_OUTPUT).middleware, server, path)
+        left = [json.loads(frame) for frame in server.frames[1:]]
+        assert ("".join(each["delta"] for each in left if each["item_id"] == "a") == "mail [0]") is found
+
+
+async def _but_accept(send: Send, message: Message) -> None:
+    if message["type"] != "websocket.accept":
+        await send(message)
+
+
+_INTERLEAVED: Final = (("a", "mail alice@exam"), ("b", " and then "), ("a", "ple.com"))
 
 
 @pytest.mark.parametrize("path", ["/ws", "/ws/realtime", "/chat/v1/realtime"])
