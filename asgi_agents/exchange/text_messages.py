@@ -9,7 +9,7 @@ from ..decision import AgentDecision
 from ..evaluation.text_judges import RouteJudges
 from ..guardrails.body import Parsed
 from ..guardrails.dialect import Stop
-from ..guardrails.dialects.realtime import knows_path
+from ..guardrails.dialects.realtime_kinds import knows_path
 from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import Loader
 from ..guardrails.message import Payload, may_be_json, read

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from .dialect import Stop
-from .dialects import realtime
+from .dialects import realtime, realtime_kinds
 from .dialects.unknown import PathReader
 from .escapes import Run, runs_in
 from .framing import TooComplexError, Unit, UnreadableError, decoded
@@ -166,7 +166,7 @@ class MessageStream(JudgedStream[list[Payload]]):
         if not self._speaks_realtime and len(given) <= MAX_MESSAGE_BYTES:
             try:
                 text = given if isinstance(given, str) else decoded(given)
-                self._speaks_realtime = realtime.begins(self._loader.loads(text))
+                self._speaks_realtime = realtime_kinds.begins(self._loader.loads(text))
             except UnreadableError:
                 pass
 
@@ -299,7 +299,7 @@ class MessageStream(JudgedStream[list[Payload]]):
 
     def _is_known(self, value: JSON) -> bool:
         """Whether it is an event of the dialect, which says itself what is JSON in it."""
-        return self._speaks_realtime and realtime.knows(value, from_client=self._kind == "input")
+        return self._speaks_realtime and realtime_kinds.knows(value, from_client=self._kind == "input")
 
     def _operations(self, value: JSON) -> Sequence[Operation]:
         from_client = self._kind == "input"
