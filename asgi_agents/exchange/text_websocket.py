@@ -13,14 +13,13 @@ leaves here.
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import anyio
 from anyio.lowlevel import checkpoint
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from ..concurrency.limiter import Limiter
 from ..errors import ClosedByAgent, caused_by_closing
 from ..failures import FailureKind
 from ..guardrails.message import MAX_MESSAGE_BYTES, Payload, Reason
@@ -32,6 +31,7 @@ from .scope import App, raises_when_gone
 from .state import ExchangeState
 from .text_answer import ANSWER_KINDS
 from .text_asking import Asking, Stopped
+from .text_leaving import LeavingMessages
 from .text_messages import JudgedMessages, PolicedMessages, message_of, payload_of
 from .text_stream import StreamedText
 
@@ -77,19 +77,11 @@ class TextSession:
         # One side has closed already: the server would raise for a second close.
         self._over = False
         self._closed = False
-        # Why the app closes the session, once that was judged.
-        self._reason = ""
         self._close_error: Exception | None = None
         self._app_scope: anyio.CancelScope | None = None
-        # What may leave and was not sent yet, and who sends it: the app may give up a send that has more to send than
-        # its own.
-        self._leaving: deque[Payload] = deque()
-        self._sending = Limiter(1)
-        # Whether a send of the app is under way, which has a message of its own, or is a close.
-        self._sends: Literal["own", "close"] | None = None
-        # The head and the body of a response to the handshake, until that was judged.
+        self._leaving = LeavingMessages(send, self._broken_off)
+        # The head of a response to the handshake, until its body was judged.
         self._denial: Message | None = None
-        self._denial_body: list[bytes] = []
         # What the server has raised while something was sent beside the app.
         self._gone: Exception | None = None
 
@@ -256,10 +248,16 @@ class TextSession:
             await self._take(text, [payload_of(message)], last=False)
             return
         if text is not None and kind == "websocket.http.response.start":
-            self._denial = message
+            self._denial, self._leaving.body = message, []
             return
-        if text is not None and kind == "websocket.http.response.body" and self._denial is not None:
-            await self._deny(text, self._denial, message)
+        body = self._leaving.body
+        if (
+            text is not None
+            and kind == "websocket.http.response.body"
+            and self._denial is not None
+            and body is not None
+        ):
+            await self._deny(text, self._denial, body, message)
             return
         if kind == "websocket.close":
             reason = _reason_of(message)
@@ -268,7 +266,7 @@ class TextSession:
                 return
             self._over = True
             if reason and text is not None:
-                message = {**message, "reason": self._reason}
+                message = {**message, "reason": self._leaving.reason}
         self._accepted = self._accepted or kind == "websocket.accept"
         await self._raw_send(message)
 
@@ -285,19 +283,20 @@ class TextSession:
         if not turn.try_acquire():
             await turn.acquire()
         try:
-            self._sends = "own" if messages else "close"
+            self._leaving.sends = "own" if messages else "close"
             await text.take(messages, last)
         finally:
-            self._sends = None
+            self._leaving.sends = None
             turn.release()
         if last or self._to_client.stream.full:
             await text.wait(last)
         if self._gone is not None:
             raise self._gone
 
-    async def _deny(self, text: StreamedText[list[Payload]], start: Message, message: Message) -> None:
+    async def _deny(
+        self, text: StreamedText[list[Payload]], start: Message, pieces: list[bytes], message: Message
+    ) -> None:
         """The app refuses the handshake with a response: its body is judged as one message, before its head leaves."""
-        pieces = self._denial_body
         pieces.append(bytes(message.get("body", b"")))
         if message.get("more_body", False) and sum(map(len, pieces)) <= MAX_MESSAGE_BYTES:
             return
@@ -306,7 +305,8 @@ class TextSession:
         await self._take(text, [given], last=True)
         if self._closed:
             return
-        body, self._denial = b"".join(pieces), None
+        body = b"".join(pieces)
+        self._denial = self._leaving.body = None
         if body != given:
             start = {**start, "headers": without_body_claims(list(start.get("headers", ())), len(body))}
         await self._raw_send(start)
@@ -322,61 +322,18 @@ class TextSession:
             # The app may have given up closing it before.
             again = self._to_client.stream.finished
             await self._take(text, [] if again or reason is None else reason, last=True)
-        if self._leaving or self._sending.taken:
+        if self._leaving.pending:
             # What an earlier send was given up over.
-            await self._send_leaving()
+            await self._leaving.drain()
 
     async def _leave(self, messages: list[Payload], done: bool) -> None:
         """Send what may leave. The turn is the caller's."""
-        leaving, tasks = self._leaving, self._inbound.tasks
-        leaving.extend(messages)
-        if not leaving:
-            return
-        own = self._sends == "own" and len(leaving) == 1 and not self._to_client.stream.waiting
-        if tasks is None or own or self._sends is None:
-            try:
-                await self._send_leaving()
-            finally:
-                if leaving and tasks is not None:
-                    # It has waited for somebody who was given up.
-                    tasks.start_soon(self._send_aside, anyio.Event())
-            return
-        # The app may give up this send. The others, whose messages these are, have returned.
-        sent = anyio.Event()
-        tasks.start_soon(self._send_aside, sent)
-        await sent.wait()
+        await self._leaving.leave(messages, self._inbound.tasks, last=not self._to_client.stream.waiting)
 
-    async def _send_leaving(self) -> None:
-        """Send what is to leave, one after the other."""
-        leaving, sending = self._leaving, self._sending
-        if not sending.try_acquire():
-            await sending.acquire()
-        try:
-            while leaving:
-                payload = leaving.popleft()
-                if isinstance(payload, Reason):
-                    self._reason = close_reason(payload)
-                elif self._denial is not None and isinstance(payload, bytes):
-                    self._denial_body.append(payload)
-                else:
-                    await self._raw_send(message_of("websocket.send", payload))
-        except Exception:
-            leaving.clear()
-            raise
-        finally:
-            sending.release()
-
-    async def _send_aside(self, sent: anyio.Event) -> None:
-        """Send it beside the app."""
-        try:
-            await self._send_leaving()
-        except Exception as exc:
-            # The server's: that is for the app's send to raise.
-            if self._to_client.text is not None:
-                self._to_client.text.abandon()
-            self._broken(False, exc)
-        finally:
-            sent.set()
+    def _broken_off(self, error: Exception) -> None:
+        if self._to_client.text is not None:
+            self._to_client.text.abandon()
+        self._broken(False, error)
 
     async def _end_app(self, stopped: Stopped, messages: list[Payload], cut_off: bool) -> None:
         try:
