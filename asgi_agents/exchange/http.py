@@ -187,17 +187,18 @@ class HttpExchange(Exchange):
                 return await app(scope, self._receive_for_app(), self._send_for_app())
             assert inbound is not None
             result: Any = None
-            with anyio.CancelScope() as self._app_scope:
-                try:
+            try:
+                with anyio.CancelScope() as self._app_scope:
                     result = await inbound.run_app(
                         partial(app, scope, self._receive_for_app(), self._response.send),
                         beside=not self._body_settled and body is not None and body.may_wait and self._may_have_body,
                     )
                     await self._response.release_head()
-                except Exception as exc:
-                    if not (self._response.stopped and caused_by_closing(exc, ClientDisconnect)):
-                        await self._response.release_head()
-                        raise
+            except Exception as exc:
+                # On trio, the scope takes its cancellation out of a group of the app's.
+                if not (self._response.stopped and caused_by_closing(exc, ClientDisconnect)):
+                    await self._response.release_head()
+                    raise
             # What the app did not meet in its receive any more.
             if inbound.error is not None:
                 raise inbound.error

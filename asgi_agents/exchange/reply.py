@@ -138,8 +138,12 @@ def _rendered(decision: AgentDecision, scope: Scope, renderers: Renderers, other
 
 def close_message(close: WebSocketClose) -> Message:
     """A websocket close, its reason cut to what fits into a control frame (RFC 6455, section 5.5)."""
-    reason = close.reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
-    return {"type": "websocket.close", "code": close.code, "reason": reason}
+    return {"type": "websocket.close", "code": close.code, "reason": close_reason(close.reason)}
+
+
+def close_reason(text: str) -> str:
+    """What of ``text`` fits into a control frame."""
+    return text.encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode(errors="ignore")
 
 
 def describe(decision: AgentDecision) -> str:

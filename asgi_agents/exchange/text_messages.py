@@ -1,5 +1,7 @@
 """The messages of one direction of a websocket that guardrails judge, from and to ASGI."""
 
+from typing import Final
+
 from starlette.types import Message
 
 from ..concurrency.limiter import Limiter
@@ -7,18 +9,22 @@ from ..decision import AgentDecision
 from ..evaluation.text_judges import RouteJudges
 from ..guardrails.body import Parsed
 from ..guardrails.dialect import Stop
-from ..guardrails.dialects.realtime import knows_path
+from ..guardrails.dialects.realtime_kinds import knows_path
 from ..guardrails.framing import UnreadableError
 from ..guardrails.json_text import Loader
 from ..guardrails.message import Payload, may_be_json, read
 from ..guardrails.message_stream import MessageStream
 from ..guardrails.slots import Kind
+from ..guardrails.tool_listing import without_tools
 from ..guardrails.tool_policy import TOOL_POLICY
 from ..protocol import Block as DeniedBy
 from .state import ExchangeState
 from .text_asking import Asking, Stopped
 from .text_stream import StreamedText
 from .tool_gate import ToolGate
+
+# Without these there is no list of tools in a message, in whatever encoding.
+_MAY_LIST: Final = (b'"tools"', b"\\u", b"\0")
 
 
 class JudgedMessages:
@@ -44,7 +50,7 @@ class JudgedMessages:
 
 
 class PolicedMessages:
-    """The calls of tools in a client's messages, and the policies of the route."""
+    """The calls of tools in a client's messages, the lists of them in an app's, and the policies of the route."""
 
     def __init__(self, judges: RouteJudges, state: ExchangeState) -> None:
         self._gate = ToolGate(judges, state)
@@ -65,8 +71,34 @@ class PolicedMessages:
             if not may_be_json(raw):
                 return None
             # The app may read a call in it.
-            stop = Stop(str(exc), 400, malformed=True)
-            return Stopped(stop, AgentDecision(decision=DeniedBy(400, stop.message), decided_by=TOOL_POLICY))
+            return _stopped(Stop(str(exc), 400, malformed=True))
+
+    def listed(self, payload: Payload) -> Payload:
+        """A message of the app, without the tools that may not be called.
+
+        :raises Stopped: where the client may read a list in it, and we don't.
+        """
+        raw = payload.encode("utf-8", "surrogatepass") if isinstance(payload, str) else payload
+        if not any(sign in raw for sign in _MAY_LIST):
+            return payload
+        try:
+            _, _, start = read(raw, self._loader)
+            if start is None:
+                return payload
+            data, hidden = without_tools(raw[start:], self._gate.hides)
+        except UnreadableError as exc:
+            if not may_be_json(raw):
+                return payload
+            raise _stopped(Stop(f"a list of tools: {exc}", 503)) from None
+        if not hidden:
+            return payload
+        self._gate.note_hidden(hidden)
+        data = raw[:start] + data
+        return data.decode("utf-8", "surrogatepass") if isinstance(payload, str) else data
+
+
+def _stopped(stop: Stop) -> Stopped:
+    return Stopped(stop, AgentDecision(decision=DeniedBy(stop.status, stop.message), decided_by=TOOL_POLICY))
 
 
 def payload_of(message: Message) -> Payload:

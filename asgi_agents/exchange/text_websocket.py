@@ -22,15 +22,16 @@ from starlette.websockets import WebSocketDisconnect
 
 from ..errors import ClosedByAgent, caused_by_closing
 from ..failures import FailureKind
-from ..guardrails.message import MAX_MESSAGE_BYTES, Payload
+from ..guardrails.message import MAX_MESSAGE_BYTES, Payload, Reason
 from ..guardrails.slots import Call, Kind
 from .headers import without_body_claims
 from .inbound import Inbound
-from .reply import close_message
+from .reply import close_message, close_reason
 from .scope import App, raises_when_gone
 from .state import ExchangeState
 from .text_answer import ANSWER_KINDS
 from .text_asking import Asking, Stopped
+from .text_leaving import LeavingMessages
 from .text_messages import JudgedMessages, PolicedMessages, message_of, payload_of
 from .text_stream import StreamedText
 
@@ -77,11 +78,10 @@ class TextSession:
         self._over = False
         self._closed = False
         self._close_error: Exception | None = None
-        # What may leave and was not sent yet: the app may give up a send that has more to send than its own.
-        self._leaving: deque[Payload] = deque()
-        # The head and the body of a response to the handshake, until that was judged.
+        self._app_scope: anyio.CancelScope | None = None
+        self._leaving = LeavingMessages(send, self._broken_off)
+        # The head of a response to the handshake, until its body was judged.
         self._denial: Message | None = None
-        self._denial_body: list[bytes] = []
         # What the server has raised while something was sent beside the app.
         self._gone: Exception | None = None
 
@@ -89,9 +89,11 @@ class TextSession:
         """The whole session. Returns what the app returns."""
         result: Any = None
         try:
-            result = await self._inbound.run_app(partial(self._call_app, app), beside=True)
+            with anyio.CancelScope() as self._app_scope:
+                result = await self._inbound.run_app(partial(self._call_app, app), beside=True)
         except Exception as exc:
-            # The session ended as a guardrail decided; that the app met the end of it is no error.
+            # The session ended as a guardrail decided; that the app met the end of it is no error. On trio, the scope
+            # takes its cancellation out of a group of the app's.
             if not (self._closed and caused_by_closing(exc, WebSocketDisconnect)):
                 raise
         finally:
@@ -175,8 +177,8 @@ class TextSession:
             self._leaving.clear()
             if self._to_client.text is not None:
                 self._to_client.text.abandon()
-            # What the client has sent before is judged and delivered first.
-            return text is None or text.over or not self._from_client.stream.waiting
+            # What the client has sent before is judged and delivered first, and its reason is judged.
+            return text is None or text.over or not (self._from_client.stream.waiting or message.get("reason"))
         return kind != "websocket.receive" or ((text is None or text.over) and not self._policies.guards)
 
     async def _judge(self, message: Message) -> None:
@@ -197,7 +199,7 @@ class TextSession:
             message = self._unjudged.popleft()
             if message["type"] == "websocket.disconnect":
                 self._disconnect = message
-                await text.take([], True)
+                await text.take(_reason_of(message), True)
             else:
                 await text.take([payload_of(message)], False)
         finally:
@@ -206,7 +208,10 @@ class TextSession:
     async def _deliver(self, messages: list[Payload], done: bool) -> None:
         """The app is to get what may reach it."""
         for payload in messages:
-            self._inbound.deliver(message_of("websocket.receive", payload))
+            if isinstance(payload, Reason):
+                self._disconnect = {**(self._disconnect or {}), "reason": close_reason(payload)}
+            else:
+                self._inbound.deliver(message_of("websocket.receive", payload))
         if done and self._disconnect is not None:
             self._inbound.deliver(self._disconnect)
 
@@ -230,20 +235,38 @@ class TextSession:
             self._silent = False
             for direction in (self._from_client, self._to_client):
                 direction.stream.note_first(payload_of(message))
+        if kind == "websocket.send" and self._policies.guards:
+            given = payload_of(message)
+            try:
+                listed = self._policies.listed(given)
+            except Stopped as stopped:
+                self._close(stopped)
+                return
+            if listed is not given:
+                message = message_of(kind, listed)
         if kind == "websocket.send" and text is not None:
             await self._take(text, [payload_of(message)], last=False)
             return
         if text is not None and kind == "websocket.http.response.start":
-            self._denial = message
+            self._denial, self._leaving.body = message, []
             return
-        if text is not None and kind == "websocket.http.response.body" and self._denial is not None:
-            await self._deny(text, self._denial, message)
+        body = self._leaving.body
+        if (
+            text is not None
+            and kind == "websocket.http.response.body"
+            and self._denial is not None
+            and body is not None
+        ):
+            await self._deny(text, self._denial, body, message)
             return
         if kind == "websocket.close":
-            await self._finish()
+            reason = _reason_of(message)
+            await self._finish(reason)
             if self._closed:
                 return
             self._over = True
+            if reason and text is not None:
+                message = {**message, "reason": self._leaving.reason}
         self._accepted = self._accepted or kind == "websocket.accept"
         await self._raw_send(message)
 
@@ -260,17 +283,20 @@ class TextSession:
         if not turn.try_acquire():
             await turn.acquire()
         try:
+            self._leaving.sends = "own" if messages else "close"
             await text.take(messages, last)
         finally:
+            self._leaving.sends = None
             turn.release()
         if last or self._to_client.stream.full:
             await text.wait(last)
         if self._gone is not None:
             raise self._gone
 
-    async def _deny(self, text: StreamedText[list[Payload]], start: Message, message: Message) -> None:
+    async def _deny(
+        self, text: StreamedText[list[Payload]], start: Message, pieces: list[bytes], message: Message
+    ) -> None:
         """The app refuses the handshake with a response: its body is judged as one message, before its head leaves."""
-        pieces = self._denial_body
         pieces.append(bytes(message.get("body", b"")))
         if message.get("more_body", False) and sum(map(len, pieces)) <= MAX_MESSAGE_BYTES:
             return
@@ -279,55 +305,35 @@ class TextSession:
         await self._take(text, [given], last=True)
         if self._closed:
             return
-        body, self._denial = b"".join(pieces), None
+        body = b"".join(pieces)
+        self._denial = self._leaving.body = None
         if body != given:
             start = {**start, "headers": without_body_claims(list(start.get("headers", ())), len(body))}
         await self._raw_send(start)
         await self._raw_send({**message, "body": body})
 
-    async def _finish(self) -> None:
-        """The app has sent everything: send what is held, unless it must not pass."""
+    async def _finish(self, reason: list[Payload] | None = None) -> None:
+        """The app has sent everything: send what is held, unless it must not pass.
+
+        :param reason: why the app closes the session, if it says so.
+        """
         text = self._to_client.text
         if text is not None and not text.over:
-            await self._take(text, [], last=True)
-        if self._leaving:
-            await self._leave_rest()
+            # The app may have given up closing it before.
+            again = self._to_client.stream.finished
+            await self._take(text, [] if again or reason is None else reason, last=True)
+        if self._leaving.pending:
+            # What an earlier send was given up over.
+            await self._leaving.drain()
 
     async def _leave(self, messages: list[Payload], done: bool) -> None:
         """Send what may leave. The turn is the caller's."""
-        leaving, tasks = self._leaving, self._inbound.tasks
-        leaving.extend(messages)
-        try:
-            while leaving:
-                payload = leaving.popleft()
-                if self._denial is not None and isinstance(payload, bytes):
-                    self._denial_body.append(payload)
-                else:
-                    await self._raw_send(message_of("websocket.send", payload))
-        except Exception:
-            leaving.clear()
-            raise
-        finally:
-            if leaving and tasks is not None:
-                # The app has given up this send. The others, whose messages these are, have returned.
-                tasks.start_soon(self._leave_aside)
+        await self._leaving.leave(messages, self._inbound.tasks, last=not self._to_client.stream.waiting)
 
-    async def _leave_rest(self) -> None:
-        turn = self._to_client.turn
-        await turn.acquire()
-        try:
-            await self._leave([], False)
-        finally:
-            turn.release()
-
-    async def _leave_aside(self) -> None:
-        try:
-            await self._leave_rest()
-        except Exception as exc:
-            # The server's: that is for the app's next send to raise.
-            if self._to_client.text is not None:
-                self._to_client.text.abandon()
-            self._broken(False, exc)
+    def _broken_off(self, error: Exception) -> None:
+        if self._to_client.text is not None:
+            self._to_client.text.abandon()
+        self._broken(False, error)
 
     async def _end_app(self, stopped: Stopped, messages: list[Payload], cut_off: bool) -> None:
         try:
@@ -349,14 +355,14 @@ class TextSession:
                 direction.text.abandon()
         self._state.decide(stopped.decision)
         message = close_message(stopped.decision.close)
-        tasks = self._inbound.tasks
+        tasks, scope = self._inbound.tasks, self._app_scope
         # Without tasks the app has returned, and the server has closed the session: a task that it left behind is told.
-        if not self._over and tasks is not None:
+        if not self._over and tasks is not None and scope is not None:
             tasks.start_soon(self._send_close, message)
             if self._stop_grace:
-                tasks.cancel_scope.deadline = anyio.current_time() + self._stop_grace
+                scope.deadline = anyio.current_time() + self._stop_grace
             else:
-                tasks.cancel_scope.cancel()
+                scope.cancel()
         self._inbound.end({**message, "type": "websocket.disconnect"})
 
     async def _send_close(self, message: Message) -> None:
@@ -369,8 +375,8 @@ class TextSession:
             self._close_error = exc
 
     def _app_noticed(self) -> None:
-        if self._inbound.tasks is not None:
-            self._inbound.tasks.cancel_scope.deadline = float("inf")
+        if self._app_scope is not None:
+            self._app_scope.deadline = float("inf")
 
     def _broken(self, from_client: bool, error: Exception) -> None:
         """Something was raised beside the app: that is for its next send or receive. Nothing passes any more."""
@@ -378,3 +384,9 @@ class TextSession:
             self._inbound.error = error
         else:
             self._gone = error
+
+
+def _reason_of(message: Message) -> list[Payload]:
+    """The reason of a close or disconnect, if it has one."""
+    reason = message.get("reason")
+    return [Reason(reason)] if reason else []

@@ -76,6 +76,7 @@ class WebSocketExchange(Exchange):
     # A websocket may be open for days, beside thousands of others.
     __slots__ = (
         "_agents",
+        "_app_scope",
         "_client_ip",
         "_close_error",
         "_closed",
@@ -123,6 +124,7 @@ class WebSocketExchange(Exchange):
         self._over = False
         self._closed: AgentDecision | None = None
         self._close_error: Exception | None = None
+        self._app_scope: anyio.CancelScope | None = None
         self._inbound = Inbound(
             receive,
             screen=self._screen,
@@ -166,10 +168,12 @@ class WebSocketExchange(Exchange):
             else:
                 # The connection has its id by now.
                 self._state.headers = None
-                async with self._inbound.room():
-                    result = await app(scope, self._inbound.receive, self._send)
+                with anyio.CancelScope() as self._app_scope:
+                    async with self._inbound.room():
+                        result = await app(scope, self._inbound.receive, self._send)
         except Exception as exc:
-            # The session ended as an agent decided; that the app met the end of it is no error.
+            # The session ended as an agent decided; that the app met the end of it is no error. On trio, the scope
+            # takes its cancellation out of a group of the app's.
             stopped = self._closed is not None or self._refusal_stopped
             if not (stopped and caused_by_closing(exc, WebSocketDisconnect)):
                 raise
@@ -354,7 +358,7 @@ class WebSocketExchange(Exchange):
 
     @property
     def _running(self) -> anyio.CancelScope | None:
-        return None if self._inbound.tasks is None else self._inbound.tasks.cancel_scope
+        return None if self._inbound.tasks is None else self._app_scope
 
     async def _send_close(self, message: Message) -> None:
         try:

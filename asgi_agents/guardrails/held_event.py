@@ -24,6 +24,7 @@ class HeldEvent:
         "dropped",
         "instead",
         "is_json",
+        "keys",
         "later",
         "lines",
         "mark",
@@ -43,6 +44,8 @@ class HeldEvent:
         # JSON that takes the place of values.
         self.instead: dict[Path, str] = {}
         self.spans: dict[tuple[int, int], str] = {}
+        # What the keys of members become.
+        self.keys: dict[Path, str] = {}
         # Texts beside its data.
         self.lines: dict[tuple[int, int], bytes] = {}
         # What is decided when it leaves, for then everything before it has left.
@@ -67,6 +70,12 @@ class HeldEvent:
             else:
                 self.instead[path] = instead
 
+    def key_released(self, path: Path, before: str, after: str) -> None:
+        """The key of a member leaves."""
+        self.waiting -= 1
+        if after != before:
+            self.keys[path] = after
+
     def span_released(self, span: tuple[int, int], before: str, after: str) -> None:
         """A text in it that no path leads to leaves. What is to leave in place of an empty span does not."""
         self.waiting -= 1
@@ -82,7 +91,8 @@ class HeldEvent:
     @property
     def is_plain(self) -> bool:
         """Whether it leaves as it came, and nobody has to be told."""
-        return not (self.changes or self.instead or self.spans or self.lines or self.later or self.mark or self.dropped)
+        changes = self.changes or self.instead or self.spans or self.keys or self.lines
+        return not (changes or self.later or self.mark or self.dropped)
 
     def leave(self, changed: Container[SlotKey], leaves: Leaves) -> bytes:
         """The bytes that it leaves as, now that everything before it has left.
@@ -111,11 +121,14 @@ class HeldEvent:
             return b""
         if self.lines:
             unit = unit.with_texts(self.lines)
-        if not changes and not self.spans:
+        if not (changes or self.spans or self.keys):
             return unit.raw
         if not self.is_json:
             return unit.put_back(self.changes[()].encode("utf-8", "surrogatepass"))
-        data = json_text.replace((unit.data or b"").decode(), changes, self.spans)
+        data = (unit.data or b"").decode()
+        if self.keys:
+            self.spans.update({(start, end): self.keys[path] for path, start, end in json_text.keys(data, self.keys)})
+        data = json_text.replace(data, changes, self.spans)
         if removed:
             data = json_text.without(data, removed, {path[:-1] for path in removed})
         return unit.put_back(data.encode())

@@ -116,7 +116,7 @@ def shadowed(text: str) -> list[tuple[int, int]]:
     """Where the strings are that stand under a key which its object has again later on."""
     latest: dict[Path, int] = {}
     places: list[tuple[Path, int, int]] = []
-    for path, start, end in _values(text, keys=latest):
+    for path, start, end in _values(text, keys=lambda path, start, end, value: latest.update({path: value})):
         if text.startswith('"', start):
             places.append((path, start, end))
     return [
@@ -135,6 +135,22 @@ def locate(text: str, paths: Mapping[Path, object]) -> dict[Path, tuple[int, int
     for path, start, end in _values(text, containers=paths):
         if path in paths:
             found[path] = (start, end)
+    return found
+
+
+def keys(text: str, paths: Container[Path]) -> list[tuple[Path, int, int]]:
+    """Where the literals of the keys begin and end that lead to these paths: of one that is there twice, both.
+
+    :raises UnreadableError: for what is no JSON.
+    """
+    found: list[tuple[Path, int, int]] = []
+
+    def note(path: Path, start: int, end: int, value: int) -> None:
+        if path in paths:
+            found.append((path, start, end))
+
+    for _ in _values(text, keys=note):
+        pass
     return found
 
 
@@ -213,12 +229,15 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def _values(
-    text: str, *, containers: Container[Path] | None = None, keys: dict[Path, int] | None = None
+    text: str,
+    *,
+    containers: Container[Path] | None = None,
+    keys: Callable[[Path, int, int, int], None] | None = None,
 ) -> Iterator[tuple[Path, int, int]]:
     """The scalars of a JSON text in order, in one pass: path, start, end.
 
     Of the arrays and objects, those at one of the paths of ``containers`` as well, when they end. ``keys`` is told
-    where the last value of each member begins.
+    of each member where its key begins and ends, and where its value begins.
     """
     # Of each array and object that is open: its path, where it begins, and the index of the current element or None.
     stack: list[tuple[Path, int, int | None]] = []
@@ -288,7 +307,7 @@ def _check_depth(text: str) -> None:
             depth -= 1
 
 
-def _key(text: str, at: int, outer: Path, keys: dict[Path, int] | None) -> tuple[Path, int]:
+def _key(text: str, at: int, outer: Path, keys: Callable[[Path, int, int, int], None] | None) -> tuple[Path, int]:
     """The path of a member whose key begins at ``at``, and where its value begins."""
     match = _STRING.match(text, at)
     if match is None:
@@ -299,7 +318,7 @@ def _key(text: str, at: int, outer: Path, keys: dict[Path, int] | None) -> tuple
     path = (*outer, decode(match[0]))
     at = _skip(text, colon + 1)
     if keys is not None:
-        keys[path] = at
+        keys(path, *match.span(), at)
     return path, at
 
 

@@ -21,6 +21,12 @@ _BLANKS: Final = " \t\r\n"
 _FRAMED: Final = re.compile(r"\d[\d-]*+(?:/[^,]*+,\d*+)?+[ \t\r\n]*+(?=[\[{\"])")
 
 
+class Reason(str):
+    """Why a side closes the session: the last message of its direction, and a text of its own."""
+
+    __slots__ = ()
+
+
 class Message(Unit):
     """One message. Its data begins at ``start``: behind the prefix that Socket.IO's messages have.
 
@@ -46,7 +52,10 @@ class Message(Unit):
         """The message as it leaves with these bytes: text stays text."""
         if raw is self.raw:
             return self.given
-        return raw.decode("utf-8", "replace") if isinstance(self.given, str) else raw
+        if not isinstance(self.given, str):
+            return raw
+        text = raw.decode("utf-8", "replace")
+        return Reason(text) if isinstance(self.given, Reason) else text
 
 
 def may_be_json(raw: bytes) -> bool:

@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from .dialect import Stop
-from .dialects import realtime
+from .dialects import realtime, realtime_kinds
 from .dialects.unknown import PathReader
+from .escapes import Run, runs_in
 from .framing import TooComplexError, Unit, UnreadableError, decoded
 from .held_event import HeldEvent
 from .json_text import JSON, Loader, Path
 from .judged_stream import Ending, JudgedStream
 from .judges import Judges
-from .message import MAX_MESSAGE_BYTES, Message, Payload, read
-from .mixed_release import MixedRelease
-from .operations import End, FieldText, Operation
+from .message import MAX_MESSAGE_BYTES, Message, Payload, Reason, read
+from .message_release import MessageRelease
+from .operations import End, FieldText, Operation, Whole
 from .release import MAX_HELD_BYTES
 from .shadowed import shadowed
 from .slots import Kind, Slot
@@ -78,7 +79,7 @@ class MessageStream(JudgedStream[list[Payload]]):
     :param silence: seconds without a message after which texts seem to have ended that have no end of their own.
     """
 
-    _release: MixedRelease
+    _release: MessageRelease
 
     __slots__ = (
         "_came",
@@ -106,7 +107,7 @@ class MessageStream(JudgedStream[list[Payload]]):
         silence: float = 0.5,
     ) -> None:
         self._kind: Kind = "input" if from_client else "output"
-        super().__init__(MixedRelease(judges, _changes_nothing, repeats=True))
+        super().__init__(MessageRelease(judges, _changes_nothing, self._kind, self._read_late, strict=strict))
         self._strict = strict
         self._speaks_realtime = speaks_realtime
         self._silence = silence
@@ -165,7 +166,7 @@ class MessageStream(JudgedStream[list[Payload]]):
         if not self._speaks_realtime and len(given) <= MAX_MESSAGE_BYTES:
             try:
                 text = given if isinstance(given, str) else decoded(given)
-                self._speaks_realtime = realtime.begins(self._loader.loads(text))
+                self._speaks_realtime = realtime_kinds.begins(self._loader.loads(text))
             except UnreadableError:
                 pass
 
@@ -207,56 +208,102 @@ class MessageStream(JudgedStream[list[Payload]]):
 
     def _feed(self, given: Payload, now: float) -> None:
         raw = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else given
-        start = 0
-        operations: Sequence[Operation] = ()
-        is_json = True
-        try:
-            if len(raw) > MAX_MESSAGE_BYTES:
-                raise TooComplexError(f"a message of {len(raw)} bytes, expected at most {MAX_MESSAGE_BYTES}")
-            if raw:
-                operations, is_json, start = self._read(raw)
-        except UnreadableError as exc:
-            self.unreadable += 1
-            if self._strict:
-                self.fail(Stop(str(exc), 503))
-                return
         if self._release.open > _MAX_OPEN or self._release.waiting >= _MAX_WAITING:
             self._pause(now)
-        self._add(Message(given, raw, start), operations, now, is_json=is_json)
+        self._take_in(Message(given, raw), now)
         if self._release.held_bytes > _MAX_BYTES:
             # Behind it, so that it is judged now and the next one waits for the verdict.
             self._pause(now, long=True)
+
+    def _take_in(self, message: Message, now: float, *, late: bool = False) -> None:
+        """The next message, or one of which all that it said behind escapes was judged (``late``)."""
+        raw, text = message.raw, ""
+        runs: tuple[Run, ...] = ()
+        operations: Sequence[Operation] = ()
+        is_json = True
+        waits = self._release.unread and not late
+        try:
+            if len(raw) > MAX_MESSAGE_BYTES:
+                raise TooComplexError(f"a message of {len(raw)} bytes, expected at most {MAX_MESSAGE_BYTES}")
+            if isinstance(message.given, Reason):
+                is_json, operations = False, [Whole(Slot(("reason",), self._kind), (), decoded(raw))]
+            elif raw:
+                text, value, start = read(raw, self._loader)
+                is_json = start is not None
+                prefix = raw[:start].decode() if start else ""
+                if start:
+                    text = text[len(prefix) :]
+                    message = Message(message.given, raw, start)
+                if not late and "\\" in text and not (is_json and self._is_known(value)):
+                    runs = runs_in(text, known=is_json)
+                if not (runs or waits):
+                    operations = self._said(prefix, text, value if is_json else text, is_json)
+        except UnreadableError as exc:
+            # One that waits is read again.
+            if not waits:
+                self.unreadable += 1
+                if self._strict:
+                    self.fail(Stop(str(exc), 503))
+                    return
+        if runs or waits:
+            self._wait(message, text, runs, now, known=is_json)
+        else:
+            self._add(message, operations, now, is_json=is_json)
 
     def _add(self, message: Message, operations: Sequence[Operation], now: float, *, is_json: bool = True) -> None:
         try:
             self._release.add(message, operations, now, is_json=is_json)
         except UnreadableError as exc:
-            # Where arguments are no JSON, there is nothing to fall back to.
+            # Too much waits, or arguments are no JSON.
             self.unreadable += 1
             self.fail(Stop(str(exc), 503))
 
-    def _pause(self, now: float, *, long: bool = False) -> None:
-        # As an event, for it comes behind those that wait.
-        ends = [*self._general.pause(long), *(() if self._dialect is None else self._dialect.pause(long))]
-        self._add(Message(None, _NO_TEXT), ends, now)
+    def _wait(self, message: Message, text: str, runs: tuple[Run, ...], now: float, *, known: bool = True) -> None:
+        try:
+            self._release.add_escaped(message, text, runs, now, known=known)
+        except UnreadableError as exc:
+            self.unreadable += 1
+            self.fail(Stop(str(exc), 503))
 
-    def _read(self, raw: bytes) -> tuple[Sequence[Operation], bool, int]:
-        """What a message says, whether it is JSON, and where that begins."""
-        text, value, start = read(raw, self._loader)
-        if start is None:
-            return self._operations(text), False, 0
+    def _read_late(self, message: Message, now: float) -> None:
+        if self.ending is not None:
+            return
+        if message.given is None:
+            self._end_texts(message, now)
+        else:
+            self._take_in(message, now, late=True)
+
+    def _pause(self, now: float, *, long: bool = False) -> None:
+        # As a message, for it comes behind those that wait.
+        message = Message(None, _LONG_PAUSE if long else _PAUSE)
+        if self._release.unread:
+            self._wait(message, "", (), now)
+        else:
+            self._end_texts(message, now)
+
+    def _end_texts(self, pause: Message, now: float) -> None:
+        long = pause.raw == _LONG_PAUSE
+        ends = [*self._general.pause(long), *(() if self._dialect is None else self._dialect.pause(long))]
+        self._add(pause, ends, now)
+
+    def _said(self, prefix: str, text: str, value: JSON, is_json: bool) -> Sequence[Operation]:
+        """What a message says."""
+        if not is_json:
+            return self._operations(text)
         beside: list[Operation] = []
-        if start:
-            prefix = raw[:start].decode()
-            text = text[len(prefix) :]
-            beside.append(FieldText(Slot(("prefix",), self._kind), 0, start, prefix))
+        if prefix:
+            beside.append(FieldText(Slot(("prefix",), self._kind), 0, len(prefix.encode()), prefix))
         if self._loader.duplicates:
             beside += shadowed(text, self._kind)
-        return [*beside, *self._operations(value)], True, start
+        return [*beside, *self._operations(value)]
+
+    def _is_known(self, value: JSON) -> bool:
+        """Whether it is an event of the dialect, which says itself what is JSON in it."""
+        return self._speaks_realtime and realtime_kinds.knows(value, from_client=self._kind == "input")
 
     def _operations(self, value: JSON) -> Sequence[Operation]:
         from_client = self._kind == "input"
-        if self._speaks_realtime and realtime.knows(value, from_client=from_client):
+        if self._is_known(value):
             if self._dialect is None:
                 self._dialect = realtime.ClientEvents() if from_client else realtime.ServerEvents()
             try:
@@ -285,6 +332,9 @@ class MessageStream(JudgedStream[list[Payload]]):
                 if payload is not None:
                     self._out.append(payload)
         self._release.forget_changes()
+        outcome = self._release.outcome
+        self.unreadable += outcome.unreadable
+        outcome.unreadable = 0
         blocked = self._release.outcome.blocked
         if blocked is not None:
             self._stop(Ending(Stop(blocked.block.reason), blocked, cut_off=True))
@@ -304,6 +354,8 @@ def _changes_nothing(mark: tuple[str | int, ...], dropped: bool) -> Mapping[Path
 
 
 _NOTHING: Final = Unit(b"", b"", 0)
-_NO_TEXT: Final = b"{}"
+# What stands for messages that do not come.
+_PAUSE: Final = b"{}"
+_LONG_PAUSE: Final = b"{ }"
 # Their keys begin with the type of an event, which messages don't have.
 _END: Final = (End(("",)),)

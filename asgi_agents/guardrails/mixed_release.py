@@ -28,8 +28,8 @@ class MixedRelease:
 
     __slots__ = ("_finished", "_has_text", "_json", "_of_text", "outcome")
 
-    def __init__(self, judges: Judges, leaves: Leaves, *, repeats: bool = False) -> None:
-        self._json = Release(judges, leaves, repeats=repeats)
+    def __init__(self, judges: Judges, leaves: Leaves, *, repeats: bool = False, strict: bool = True) -> None:
+        self._json = Release(judges, leaves, repeats=repeats, strict=strict)
         #: What comes of both.
         self.outcome: Outcome = self._json.outcome
         self._of_text = Release(judges, leaves, outcome=self.outcome)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from .escapes import Run
 from .json_text import Path
 from .slots import Slot, SlotKey
 
@@ -39,6 +40,14 @@ class Whole(Struct, frozen=True, gc=False):
     path: Path
     text: str
     instead: str | None = None
+
+
+class Key(Struct, frozen=True, gc=False):
+    """The key of the member at ``path`` is a text that is complete."""
+
+    slot: Slot
+    path: Path
+    text: str
 
 
 class Shadowed(Struct, frozen=True, gc=False):
@@ -142,6 +151,33 @@ class FieldText(Struct, frozen=True, gc=False):
     text: str
 
 
+class Escaped(Struct, frozen=True, gc=False):
+    """The data of the event is ``text``, and says more where its escapes are read.
+
+    :ivar known: whether what is escaped once is judged elsewhere.
+    """
+
+    slot: Slot
+    text: str
+    runs: tuple[Run, ...]
+    known: bool = False
+
+
 Operation = (
-    Text | Whole | Shadowed | AsText | Piece | End | Begin | Repeat | Follow | Drop | Remove | Passed | Mark | FieldText
+    Text
+    | Whole
+    | Key
+    | Shadowed
+    | AsText
+    | Piece
+    | End
+    | Begin
+    | Repeat
+    | Follow
+    | Drop
+    | Remove
+    | Passed
+    | Mark
+    | FieldText
+    | Escaped
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
+from .escapes import judge_runs
 from .framing import Unit, UnreadableError
 from .held_call import HeldCall
 from .held_event import HeldEvent, Leaves
@@ -17,8 +18,10 @@ from .operations import (
     Begin,
     Drop,
     End,
+    Escaped,
     FieldText,
     Follow,
+    Key,
     Mark,
     Operation,
     Piece,
@@ -84,6 +87,7 @@ class Release:
 
     :param repeats: whether slots are repeated.
     :param outcome: that of another, if both have the same judges.
+    :param strict: whether a tool call that can't be judged stops them. Otherwise it passes, and is counted.
     """
 
     __slots__ = (
@@ -98,6 +102,7 @@ class Release:
         "_open",
         "_records",
         "_repeats",
+        "_strict",
         "_whole",
         "_whole_waiting",
         "changed",
@@ -108,9 +113,16 @@ class Release:
     )
 
     def __init__(
-        self, judges: Judges, leaves: Leaves, *, repeats: bool = False, outcome: Outcome | None = None
+        self,
+        judges: Judges,
+        leaves: Leaves,
+        *,
+        repeats: bool = False,
+        outcome: Outcome | None = None,
+        strict: bool = True,
     ) -> None:
         self._judges = judges
+        self._strict = strict
         self._leaves = leaves
         self._repeats = repeats
         self._events: deque[HeldEvent] = deque()
@@ -226,6 +238,9 @@ class Release:
                     self._judge_whole(
                         slot, text, self._hold(text, partial(event.released, path, text, instead=instead))
                     )
+                case Key(slot, path, text):
+                    event.waiting += 1
+                    self._judge_whole(slot, text, self._hold(text, partial(event.key_released, path, text)))
                 case Shadowed(slot, start, end, text):
                     event.waiting += 1
                     released = partial(event.span_released, (start, end), text)
@@ -234,6 +249,10 @@ class Release:
                     event.waiting += 1
                     released = partial(event.line_released, (start, end), text)
                     self._judge_whole(slot, text, self._hold(text, released))
+                case Escaped(slot, text, runs, known):
+                    event.waiting += 1
+                    read = self._hold(text, partial(event.released, (), text))
+                    judge_runs(text, runs, slot, self._judge_whole, read, known=known)
                 case Repeat():
                     self._repeat(event, operation)
                 case Follow() | Drop() | Remove():
@@ -353,7 +372,7 @@ class Release:
             call = self._calls.pop(slot_key)
             if call.form != "json":
                 _remember(self._calls_ended, call.slot.key, None)
-            call.finish()
+            self._finish(call)
 
     def _piece(self, event: HeldEvent, piece: Piece, now: float, touched: dict[SlotKey, _Streamed]) -> None:
         those = self._judges.of(piece.slot)
@@ -368,8 +387,11 @@ class Release:
         call = self._calls.get(key)
         if call is None:
             if piece.text and piece.slot.key in self._calls_ended:
-                raise UnreadableError("a tool call or signed reasoning goes on behind its end")
-            call = self._calls[key] = HeldCall(piece.slot, piece.form, self._judge_whole)
+                if self._strict:
+                    raise UnreadableError("a tool call or signed reasoning goes on behind its end")
+                self.outcome.unreadable += 1
+                return
+            call = self._calls[key] = HeldCall(piece.slot, piece.form, self._judge_whole, strict=self._strict)
         event.waiting += 1
         released = partial(event.released, piece.path, piece.text)
         record = self._record(key)
@@ -377,6 +399,11 @@ class Release:
             record.came(piece.text)
             released = partial(_recorded, record, piece.text, released)
         call.add(piece.text, self._hold(piece.text, released))
+
+    def _finish(self, call: HeldCall) -> None:
+        call.finish()
+        if call.passes:
+            self.outcome.unreadable += 1
 
     def _judge_whole(self, slot: Slot, text: str, released: Callable[[str], None]) -> None:
         those = self._judges.of(slot)
@@ -405,9 +432,9 @@ class Release:
             return
         event.waiting += 1
         if repeat.form == "json":
-            call = HeldCall(repeat.slot, "json", self._judge_whole)
+            call = HeldCall(repeat.slot, "json", self._judge_whole, strict=self._strict)
             call.add(repeat.text, self._hold(repeat.text, partial(event.released, repeat.path, repeat.text)))
-            call.finish()
+            self._finish(call)
         else:
             released = self._hold(repeat.text, partial(event.released, repeat.path, repeat.text))
             self._judge_whole(repeat.slot, repeat.text, released)

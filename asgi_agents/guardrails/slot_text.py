@@ -12,7 +12,7 @@ from .windows import AskedWindow, Found, SlotWindows
 class Outcome:
     """Where the texts of one call leave what comes of them: the windows to judge, what was found, what blocks."""
 
-    __slots__ = ("blocked", "failures", "findings", "in_flight", "inspections")
+    __slots__ = ("blocked", "failures", "findings", "in_flight", "inspections", "unreadable")
 
     def __init__(self) -> None:
         #: What was handed out and has no verdict.
@@ -21,6 +21,8 @@ class Outcome:
         self.findings: list[Finding] = []
         self.failures: list[JudgeFailure] = []
         self.blocked: Blocked | None = None
+        #: How many texts have passed because they could not be read.
+        self.unreadable = 0
 
     @property
     def judging(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Final
 from .dialects.base import NAMES, Mapped, strings_in
 from .framing import Unit
 from .json_text import JSON, Path, pointer
+from .naming import names
 from .operations import End, Operation, Passed, Piece, Repeat, Text, Whole
 from .slots import Kind, Slot, SlotKey
 
@@ -42,8 +43,6 @@ _NAMES: Final = NAMES | frozenset(
         *("size", "quality", "background", "output_format", "verbosity", "payer"),
     }
 )
-# What they look like. Of what is encoded or encrypted, the length says nothing.
-_NAMING: Final = re.compile(r"[A-Za-z0-9_.:/+=$\[\]*-]*")
 _COVERING: Final = frozenset((Text, Whole, Piece, Repeat))
 # How many names are known at once.
 _MAX_NAMES: Final = 256
@@ -71,7 +70,7 @@ def uncovered(
         if not text or path in covered or is_encoded(text):
             continue
         last = path[-1] if path else ""
-        if last in NAMES and _NAME.fullmatch(text):
+        if last in NAMES and _NAME.fullmatch(text) and names(str(last), text):
             continue
         # Who describes a tool tells the model something, and so do the titles and choices of its parameters. An app may
         # read as text what has another meaning in the dialect of its path.
@@ -117,14 +116,14 @@ class Uncovered:
         if self._joined:
             operations = [*map(End, self._joined), *operations]
             self._joined.clear()
-        names = self._names
+        known = self._names
         found: list[str] = []
         stack: list[JSON] = [value]
         # This is done for every token, so it knows no paths.
         for inner in stack:
             for member in inner.values() if type(inner) is dict else inner:  # type: ignore[union-attr]
                 if isinstance(member, str):
-                    if member and member not in names:
+                    if member and member not in known:
                         found.append(member)
                 elif member and isinstance(member, (dict, list)):
                     stack.append(member)
@@ -173,7 +172,7 @@ class Uncovered:
         last = next((part for part in reversed(path) if isinstance(part, str)), "")
         if is_encoded(text):
             return True
-        if last not in _NAMES or not _NAMING.fullmatch(text):
+        if last not in _NAMES or not names(last, text):
             return False
         self._keep(text)
         return True

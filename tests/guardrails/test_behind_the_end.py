@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pytest
@@ -24,13 +24,26 @@ from asgi_agents.guardrails.release import Release
 from asgi_agents.guardrails.slots import KINDS, Decision, Redact, Window
 from asgi_agents.guardrails.stream import Stream
 from asgi_agents.guardrails.windows import WindowLimits
-from tests.guardrails.detectors import CARD, EMAIL, HOLD, KEY, detector
+from tests.guardrails.detectors import CARD, EMAIL, HOLD, KEY, Detector, detector
 from tests.guardrails.driving import Driver, limits, passed
 
 SSE: Final = "text/event-stream"
 _FINDER: Final = detector(EMAIL)
 ENTITY: Final = "alice.smith@example.com"
 _HALVES: Final = ("I am alice.smith@exam", "ple.com, hello")
+
+
+_LIMITS: Final = WindowLimits(hold=HOLD, window=4 * HOLD)
+
+
+def _driven(dialect: Dialect, events: Sequence[Any], judges: Mapping[Judge, Detector]) -> Driver:
+    """A stream that has come to its end behind these judges."""
+    checks = {judge.name: check for judge, check in judges.items()}
+    driver = Driver(Stream([dialect], SSE, Judges(list(judges))), checks)
+    for piece in _events(SSE, events):
+        driver.feed(piece)
+    driver.end()
+    return driver
 
 
 def _chat(**delta: Any) -> dict[str, Any]:
@@ -210,11 +223,7 @@ CALLS_GOING_ON: Final[dict[str, tuple[Dialect, list[Any]]]] = {
 @pytest.mark.parametrize("case", CALLS_GOING_ON.values(), ids=CALLS_GOING_ON)
 def test_what_leaves_whole_does_not_go_on_behind_its_end(case: tuple[Dialect, list[Any]]) -> None:
     dialect, events = case
-    judges = Judges([Judge(name="local", limits=WindowLimits(hold=HOLD, window=4 * HOLD))])
-    driver = Driver(Stream([dialect], SSE, judges), {"local": _FINDER})
-    for piece in _events(SSE, events):
-        driver.feed(piece)
-    driver.end()
+    driver = _driven(dialect, events, {Judge(name="local", limits=_LIMITS): _FINDER})
     assert driver.stream.ending is not None
     assert driver.stream.ending.stop.failure
     assert b"ple.com" not in driver.sent
@@ -315,13 +324,9 @@ OF_ANOTHER_KIND: Final[dict[str, tuple[Dialect, list[Any]]]] = {
 def test_a_text_of_another_kind_has_its_own_judges(case: tuple[Dialect, list[Any]], ended: bool) -> None:
     dialect, events = case
     events = events if ended else [*events[:-2], events[-1]]
-    limits = WindowLimits(hold=HOLD, window=4 * HOLD)
-    flags = Judge(name="flags", on=frozenset(("reasoning",)), redacts=False, limits=limits)
-    redacts = Judge(name="redacts", on=frozenset(("output",)), limits=limits)
-    driver = Driver(Stream([dialect], SSE, Judges([flags, redacts])), {"flags": lambda window: (), "redacts": _FINDER})
-    for piece in _events(SSE, events):
-        driver.feed(piece)
-    driver.end()
+    flags = Judge(name="flags", on=frozenset(("reasoning",)), redacts=False, limits=_LIMITS)
+    redacts = Judge(name="redacts", on=frozenset(("output",)), limits=_LIMITS)
+    driver = _driven(dialect, events, {flags: lambda window: (), redacts: _FINDER})
     assert driver.stream.done
     assert ENTITY.encode() not in driver.sent
 
@@ -393,10 +398,8 @@ def _settled_but_for_keys(text: str) -> int:
 @pytest.mark.parametrize("pieces", [("de", "fghij12345 bye"), ("d", "e", "fgh", "ij12345 bye"), ("defghij12345 bye",)])
 def test_what_is_settled_depends_on_what_precedes_the_end(pieces: tuple[str, ...]) -> None:
     limits = WindowLimits(hold=40, window=160, eager=True, settled=_settled_but_for_keys)
-    driver = Driver(Stream([Chat()], SSE, Judges([Judge(name="local", limits=limits)])), {"local": detector(KEY)})
-    for event in (_finished(content="my key is sk-abc"), *(_chat(content=piece) for piece in pieces)):
-        driver.feed(_events(SSE, [event])[0])
-    driver.end()
+    events = [_finished(content="my key is sk-abc"), *(_chat(content=piece) for piece in pieces)]
+    driver = _driven(Chat(), events, {Judge(name="local", limits=limits): detector(KEY)})
     said = [json.loads(event)["choices"][0]["delta"]["content"] for event in re.findall(rb"data: (.*)", driver.sent)]
     assert "".join(said) == "my key is sk-abc[0] bye"
 

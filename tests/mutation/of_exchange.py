@@ -56,8 +56,8 @@ EXCHANGE: Final = (
     Defect(
         "close-reason-is-cut-in-characters",
         "exchange/reply.py",
-        'close.reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")',
-        "close.reason[:_MAX_REASON_BYTES]",
+        'text.encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode(errors="ignore")',
+        "text[:_MAX_REASON_BYTES]",
         "The server raises at a long close reason that is not ASCII.",
         ("tests/exchange/test_websocket.py", "tests/exchange/test_reply.py"),
     ),

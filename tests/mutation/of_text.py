@@ -210,8 +210,8 @@ TEXT: Final = (
     Defect(
         "last-words-of-a-client-are-lost",
         "exchange/text_websocket.py",
-        "            return text is None or text.over or not self._from_client.stream.waiting",
-        "            return True",
+        'text.over or not (self._from_client.stream.waiting or message.get("reason"))',
+        "True",
         "What a client has said right before it left does not reach the app.",
         ("tests/guardrails/wired/test_websockets.py",),
     ),

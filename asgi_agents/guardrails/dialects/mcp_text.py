@@ -1,15 +1,19 @@
 """Where the text of MCP's messages is, and whose it is."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Final, Literal
 
+from ..framing import TooComplexError
 from ..json_text import JSON, Path, pointer
-from ..operations import Operation, Passed, Whole
+from ..naming import is_word
+from ..operations import Key, Operation, Passed, Whole
 from ..slots import Kind, Slot
 from ..uncovered import is_encoded
-from .base import NAMES, Mapped, str_or_none, strings_in, wholes
+from .base import MAX_TEXTS, Mapped, str_or_none, strings_in, wholes
 from .json_rpc import METHOD
+from .mcp_names import is_name, is_token
 
 Side = Literal["client", "server"]
 
@@ -31,19 +35,12 @@ _ARGUMENTS: Final = {
     "prompts/get": ("arguments",),
     "completion/complete": ("argument", "context"),
 }
-# Members whose strings name something.
-_NAMES: Final = NAMES | frozenset(
-    {
-        *("jsonrpc", "method", "progressToken", "cursor", "nextCursor", "protocolVersion", "requestId", "taskId"),
-        *("toolUseId", "level", "action", "$schema", "$ref", "format", "contentEncoding", "required", "audience"),
-        *("stopReason", "resultType", "requestState", "traceparent", "lastModified", "createdAt", "lastUpdatedAt"),
-        *("contextId", "messageId", "artifactId", "kind", "state", "timestamp"),
-    }
-)
-_NAMING: Final = re.compile(r"[A-Za-z0-9_.:/+=$#\[\]*-]*")
 # Names of tools and prompts. Clients call them by these.
 _TOOL: Final = re.compile(r"[\w./-]{1,128}")
 _NAMED: Final = frozenset({"tools", "prompts"})
+_STRUCTURED: Final = "structuredContent"
+# Numbers of fewer digits tell nobody apart.
+_MIN_DIGITS: Final = 6
 
 
 def texts_of(message: Mapped, at: Path, side: Side, method: str | None, tool: str | None) -> list[Operation]:
@@ -160,7 +157,8 @@ def _block(block: JSON, at: Path, spoken: Kind, role: str | None) -> list[Operat
     operations: list[Operation] = []
     for key, value in block.items():
         path: Path = (*at, key)
-        if kind == "tool_use" and key == "name" and _is_tool(value):
+        names = (key == "name" and _is_tool(value)) or (key == "id" and is_token(value))
+        if (kind == "tool_use" and names) or (kind == "tool_result" and key == "toolUseId" and is_token(value)):
             operations.append(Passed(path))
         elif kind == "tool_use" and key == "input":
             operations += _all(value, path, "tool_call", role, tool)
@@ -190,7 +188,11 @@ def _strings(
 ) -> list[Operation]:
     """Every string in ``value``. Those that name something pass."""
     operations: list[Operation] = []
-    for path, text, passes in named_strings(value, at):
+    if at and at[-1] == _STRUCTURED:
+        operations += _beside_strings(value, at, kind, tool)
+    elif isinstance(value, dict) and _STRUCTURED in value:
+        operations += _beside_strings(value[_STRUCTURED], (*at, _STRUCTURED), kind, tool)
+    for path, text, passes in named_strings(value, at, given=kind == "tool_result"):
         if passes:
             operations.append(Passed(path))
             continue
@@ -200,13 +202,33 @@ def _strings(
     return operations
 
 
-def named_strings(value: JSON, at: Path) -> Iterator[tuple[Path, str, bool]]:
-    """Every string in ``value``, where it is, and whether it names something."""
+def _beside_strings(value: JSON, at: Path, kind: Kind, tool: str | None) -> Iterator[Operation]:
+    """What a model may be told by structured content beside its strings: numbers, and keys that are no names."""
+    stack: list[tuple[Path, JSON]] = [(at, value)]
+    left = MAX_TEXTS
+    while stack:
+        path, inner = stack.pop()
+        if isinstance(inner, dict):
+            stack += [((*path, key), member) for key, member in inner.items()]
+        elif isinstance(inner, list):
+            stack += [((*path, index), element) for index, element in enumerate(inner)]
+        if path != at and isinstance(key := path[-1], str) and key and not is_word(key):
+            left -= 1
+            yield Key(Slot((pointer(path), "key"), kind, tool=tool), path, key)
+        if type(inner) in (int, float) and sum(map(str.isdigit, number := json.dumps(inner))) >= _MIN_DIGITS:
+            left -= 1
+            yield Whole(Slot((pointer(path),), kind, tool=tool), path, number)
+        if left < 0:
+            raise TooComplexError(f"more than {MAX_TEXTS} texts")
+
+
+def named_strings(value: JSON, at: Path, *, given: bool = False) -> Iterator[tuple[Path, str, bool]]:
+    """Every string in ``value``, where it is, and whether it names something.
+
+    :param given: whether a tool, a prompt or a resource has given them.
+    """
     for path, text in strings_in(value, at, skip=frozenset()):
-        last = next((part for part in reversed(path) if isinstance(part, str)), "")
-        # A tool may give an id for text.
-        names = last in _NAMES and "structuredContent" not in path and _NAMING.fullmatch(text) is not None
-        yield path, text, not text or names or is_encoded(text)
+        yield path, text, not text or is_name(path, text, given=given) or is_encoded(text)
 
 
 def _is_tool(name: JSON) -> bool:

@@ -175,6 +175,26 @@ async def test_a_request_of_the_server_arrives_while_its_answer_is_awaited() -> 
         assert [message.get("id") for message in events_of(client)] == ["s-1", 1]
 
 
+async def test_a_question_that_is_stopped_without_a_request_is_not_answered() -> None:
+    """A limit: its server waits as for a client that says nothing. A stream carries no answers to the server."""
+    received: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        received.append(await receive())
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE.encode())]})
+        question = event(asked("sampling/createMessage", {"messages": [], "systemPrompt": "bad"}, "s-1"), "0_1")
+        await send({"type": "http.response.body", "body": question, "more_body": True})
+        received.append(await receive())
+
+    client = Client("GET", "/mcp", headers=[(b"accept", SSE.encode())])
+    await one(app, Finder(blocking("bad"))).call(client)
+    assert [(message["id"], message["error"]["code"]) for message in events_of(client)] == [(None, -32090)]
+    assert b"id: 0_1" in client.body
+    # It learns that its client is gone, and nothing else.
+    assert received[0]["type"] == "http.request"
+    assert received[1:] in ([], [{"type": "http.disconnect"}])
+
+
 # Tool policies
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -766,6 +767,36 @@ async def test_a_client_can_not_choose_the_dialect_of_an_app_that_echoes(kind: s
         assert [(each["say"], each["voice"]) for each in events] == [("[0]", "[0]"), ("", "[0]")]
 
 
+@pytest.mark.parametrize("client_is_first", [True, False])
+async def test_deltas_of_an_app_whose_client_speaks_first_are_no_events_on_another_path(client_is_first: bool) -> None:
+    """A limit: its first event may be the client's, as an echo. Texts of two items are not told apart then."""
+    items = [delta(part, number, item_id=item) for number, (item, part) in enumerate(_INTERLEAVED)]
+    says = Says(event("session.created", session={}), *items, 1.0)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_accept() -> Message:
+            return {"type": "websocket.connect"}
+
+        await accept(receive, send)
+        if client_is_first:
+            assert (await receive())["type"] == "websocket.receive"
+        await says(scope, receive_accept, partial(_but_accept, send))
+
+    for path, found in (("/ws", not client_is_first), (_REALTIME, True)):
+        server = Server(*([event("session.update", session={})] if client_is_first else []))
+        await run(one(app, Finder(), on=_OUTPUT).middleware, server, path)
+        left = [json.loads(frame) for frame in server.frames[1:]]
+        assert ("".join(each["delta"] for each in left if each["item_id"] == "a") == "mail [0]") is found
+
+
+async def _but_accept(send: Send, message: Message) -> None:
+    if message["type"] != "websocket.accept":
+        await send(message)
+
+
+_INTERLEAVED: Final = (("a", "mail alice@exam"), ("b", " and then "), ("a", "ple.com"))
+
+
 @pytest.mark.parametrize("path", ["/ws", "/ws/realtime", "/chat/v1/realtime"])
 async def test_neither_can_it_with_a_part_of_the_path(path: str) -> None:
     parts = [event("session.update", say=part) for part in ("alice@exam", "ple.com")]
@@ -1016,16 +1047,26 @@ async def test_what_the_server_raises_beside_the_app_comes_out_of_its_next_send(
     assert raised == ["the client is gone", "the client is gone"]
 
 
+@pytest.mark.parametrize("then_waits", [True, False])
 @pytest.mark.parametrize("ends", ["sends", "closes", "waits"])
-async def test_a_send_that_is_given_up_loses_no_message_of_others(ends: str) -> None:
+async def test_a_send_that_is_given_up_loses_no_message_of_others(ends: str, then_waits: bool) -> None:
     class Slow(Server):
         slow = True
+        sending = False
 
         async def send(self, message: Message) -> None:
-            await super().send(message)
-            if message["type"] == "websocket.send" and self.slow:
-                self.slow = False
-                await anyio.sleep(0.3)
+            assert not self.sending
+            self.sending = True
+            try:
+                if then_waits:
+                    await super().send(message)
+                if message["type"] == "websocket.send" and self.slow:
+                    self.slow = False
+                    await anyio.sleep(0.3)
+                if not then_waits:
+                    await super().send(message)
+            finally:
+                self.sending = False
 
     held = [json.dumps({"n": f"m{number}"}) for number in range(3)]
     last = json.dumps({"n": "x" * 900})
@@ -1053,6 +1094,30 @@ async def test_a_send_that_is_given_up_loses_no_message_of_others(ends: str) -> 
     await run(one(app, finder, max_hold=5).middleware, server)
     assert server.frames == [*held, *([] if ends == "closes" else [last]), *(["after"] if ends == "sends" else [])]
     assert server.types[-1] == "close"
+
+
+async def test_a_send_that_is_given_up_while_the_server_has_its_message_is_the_app_s_own_loss() -> None:
+    class Slow(Server):
+        async def send(self, message: Message) -> None:
+            if message.get("text") == "two":
+                await anyio.sleep(0.3)
+            await super().send(message)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        for text in ("one", "two", "three"):
+            with anyio.move_on_after(0.1):
+                await send_frame(send, text)
+        await send_close(send)
+
+    class Passing(Finder):
+        def settled(self, text: str) -> int:
+            return len(text)
+
+    for wrapped in (app, one(app, Passing()).middleware):
+        server = Slow()
+        await run(wrapped, server)
+        assert server.frames == ["one", "three"]
 
 
 async def test_nothing_passes_once_judging_has_broken_down(monkeypatch: pytest.MonkeyPatch) -> None:
