@@ -1,7 +1,7 @@
 """The ASGI middleware."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, Final, Never
 
@@ -187,6 +187,20 @@ class AgentMiddleware:
             )
         self._warned_of_doubles = False
 
+    def replace_auditor(self, replacement: Callable[[Auditor], Auditor]) -> Callable[[], None]:
+        """Have all connections that begin from now on recorded by another auditor, which is made of the present one.
+
+        For :mod:`asgi_agents.testing`. None of them takes the short way, which has no records. Returns a function that
+        puts back what was before.
+        """
+        before = self._auditor, self._plan
+        self._auditor, self._plan = replacement(self._auditor), None
+
+        def put_back() -> None:
+            self._auditor, self._plan = before
+
+        return put_back
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
         kind = scope["type"]
@@ -200,8 +214,8 @@ class AgentMiddleware:
         resolved_route = finder.known.get(key)
         if resolved_route is None or resolved_route.retired:
             resolved_route = finder.find(key, scope)
-        if resolved_route.planned and self._plan is not None and kind == "http":
-            return await self._plan.serve(self.app, resolved_route, scope, receive, send)
+        if resolved_route.planned and (plan := self._plan) is not None and kind == "http":
+            return await plan.serve(self.app, resolved_route, scope, receive, send)
         if resolved_route.guarded or self._exposed_as is not None:
             return await self._serve_guarded(resolved_route, scope, receive, send)
         if not current() or _is_guarded(scope):
@@ -250,7 +264,8 @@ class AgentMiddleware:
                 exchange.find_name()
             exchange.server_span = mark_current_span(exchange)
             if resolved_route.guarded and self._auditor.wanted():
-                audit = Audit(self._auditor, given or scope, exchange)
+                audit = self._auditor.begin(given or scope, exchange)
+                send = audit.around(send)
             if audit is not None or self._exposed_as is not None:
                 send = _watched(send, audit, self._exposed_as, exchange)
             app = self.app
