@@ -280,17 +280,18 @@ class Audit:
                 self._close_code = message.get("code", 1000)
                 self._complete = True
 
-    def end(self, error: str | None) -> None:
+    def end(self, error: str | None) -> AuditRecord | None:
         """The connection is over: write its record. ``error`` is the type of the exception that ended it.
 
-        Raises nothing.
+        Returns the record, or None where there is none. Raises nothing.
         """
         try:
             record = self.record(error)
         except Exception:
             operational.exception("there is no audit record of %s", self._state.correlation_id)
-        else:
-            self._auditor.write(record)
+            return None
+        self._auditor.write(record)
+        return record
 
     def record(self, error: str | None = None) -> AuditRecord:
         """The record as it is now."""

@@ -27,7 +27,8 @@ Recorded = RecordedResponse | AuditRecord
 def assert_blocked_by(response: Recorded, agent_id: str) -> AuditRecord:
     """Assert that this agent has stopped the request by an answer of its own, not by failing.
 
-    An answer that stops a request is a block, a redirect or a challenge; for a websocket also a close or a drop.
+    An answer that stops a request is a block, a redirect or a challenge, and that stops a session also a close. A
+    message that is dropped stops nothing.
 
     :param response: a response that has come while the app was recorded (:func:`override_agents`), or one of
         :attr:`Recording.records`, such as that of a websocket.
@@ -111,10 +112,9 @@ def _message(records: Sequence[AuditRecord], agent_id: str, what: str) -> str:
     first = records[0]
     head = f"{first.method} {first.path}" if first.type == "http" else f"the websocket {first.path}"
     lines = [f"{head} {what} {agent_id!r}: {'; '.join(_unique(map(_outcome, _telling(records))))}"]
-    answers = [answer for record in records for answer in record.answers]
-    asked = _unique([*(answer.agent for answer in answers), *(each.agent for one in records for each in one.agents)])
-    lines += [f"  {answer.agent}: {_said(answer)}" for answer in answers]
-    if agent_id not in asked:
+    for record in records:
+        lines += _said_in(record)
+    if not any(line.startswith(f"  {agent_id}: ") for line in lines[1:]):
         lines.append(f"  {agent_id}: no answer; it was not asked, or another has stopped the request before")
     return "\n".join(lines)
 
@@ -133,6 +133,16 @@ def _outcome(record: AuditRecord) -> str:
     if _failed(record):
         return f"{record.decided_by!r} has stopped it by failing: {record.decision} ({status})"
     return f"{record.decided_by!r} has stopped it: {record.decision} ({status})"
+
+
+def _said_in(record: AuditRecord) -> list[str]:
+    said = [f"  {answer.agent}: {_said(answer)}" for answer in record.answers]
+    for report in record.guardrails:
+        counts = ", ".join(f"{what} {count}" for what, count in report.counts.items()) or "nothing found"
+        said.append(f"  {report.agent}: as a guardrail: {counts}")
+    # Plain consent to messages and pieces of bodies is not among the answers.
+    silent = [agent for agent in record.agents if not any(line.startswith(f"  {agent.agent}: ") for line in said)]
+    return [*said, *(f"  {agent.agent}: allow, {agent.calls} times" for agent in silent)]
 
 
 def _said(answer: AuditAnswer) -> str:

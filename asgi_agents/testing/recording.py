@@ -39,16 +39,16 @@ class RecordedConnection:
     @property
     def record(self) -> AuditRecord:
         """Its record; of one that has not ended, as it is now."""
-        if self._record is not None:
-            return self._record
-        assert self._audit is not None
-        return self._audit.record()
+        # Another thread may end it meanwhile.
+        audit = self._audit
+        if audit is not None:
+            return audit.record()
+        assert self._record is not None
+        return self._record
 
-    def end(self, error: str | None) -> None:
-        """The connection is over. Its record needs no more than its own memory."""
-        assert self._audit is not None
-        self._record = self._audit.record(error)
-        self._audit = None
+    def end(self, record: AuditRecord) -> None:
+        """The connection is over. Nothing but its record is kept."""
+        self._record, self._audit = record, None
 
 
 class Recording:
@@ -178,7 +178,9 @@ class _RecordedAudit(Audit):
 
         return marked
 
-    def end(self, error: str | None) -> None:
+    def end(self, error: str | None) -> AuditRecord | None:
         RECORDS.end(self._exchange, self._token)
-        self._connection.end(error)
-        super().end(error)
+        record = super().end(error)
+        if record is not None:
+            self._connection.end(record)
+        return record
