@@ -187,20 +187,6 @@ class AgentMiddleware:
             )
         self._warned_of_doubles = False
 
-    def replace_auditor(self, replacement: Callable[[Auditor], Auditor]) -> Callable[[], None]:
-        """Have all connections that begin from now on recorded by another auditor, which is made of the present one.
-
-        For :mod:`asgi_agents.testing`. None of them takes the short way, which has no records. Returns a function that
-        puts back what was before.
-        """
-        before = self._auditor, self._plan
-        self._auditor, self._plan = replacement(self._auditor), None
-
-        def put_back() -> None:
-            self._auditor, self._plan = before
-
-        return put_back
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
         kind = scope["type"]
@@ -362,6 +348,21 @@ class AgentMiddleware:
             await close()
         # Else the app has no lifespan, or has ended it too soon. The server goes on, and so do the agents, as for apps
         # without one.
+
+
+def replace_auditor(middleware: AgentMiddleware, replacement: Callable[[Auditor], Auditor]) -> Callable[[], None]:
+    """Have all connections that begin from now on recorded by another auditor, which is made of the present one.
+
+    For :mod:`asgi_agents.testing`. None of the connections takes the short way, which has no records. Returns a
+    function that puts back what was before.
+    """
+    before = middleware._auditor, middleware._plan
+    middleware._auditor, middleware._plan = replacement(middleware._auditor), None
+
+    def put_back() -> None:
+        middleware._auditor, middleware._plan = before
+
+    return put_back
 
 
 def _check_call(app: object, others: tuple[object, ...]) -> None:

@@ -7,6 +7,7 @@ in any order. Apps that are not recorded send no such header.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from threading import Lock
 from typing import Final
 from uuid import uuid4
@@ -17,7 +18,7 @@ from starlette.types import Message, Scope, Send
 from ..audit import Audit, Auditor, AuditRecord
 from ..exchange.state import ExchangeState
 from ..manager import registry_of
-from ..middleware import AgentMiddleware
+from ..middleware import AgentMiddleware, replace_auditor
 from ..registry import AgentRegistry
 
 #: The header of a response that was recorded.
@@ -92,10 +93,8 @@ class _Records:
             for middleware in middlewares:
                 recordings = self._recordings.setdefault(middleware, [])
                 if not recordings:
-                    registry = registry_of(middleware.manager)
-                    self._put_back[middleware] = middleware.replace_auditor(
-                        lambda own, those=recordings, registry=registry: _Recorder(own, those, registry)  # type: ignore[misc]
-                    )
+                    recorder = partial(_Recorder, recordings=recordings, registry=registry_of(middleware.manager))
+                    self._put_back[middleware] = replace_auditor(middleware, recorder)
                 recordings.append(recording)
 
     def stop(self, recording: Recording, middlewares: Iterable[AgentMiddleware]) -> None:
