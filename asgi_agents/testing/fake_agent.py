@@ -48,6 +48,8 @@ class FakeAgent(Agent):
     :param events: the events that it receives. None: those of the agent whose place it takes, or all. By itself, as in
         ``AgentConfig("waf", FakeAgent())``, it receives bodies too, with all that follows.
 
+    An exception that a function raises is a failure of the agent. So an assertion in it does not fail the test.
+
     The other parameters are named after the events. Each is a reaction to all events of its type, or a list of
     reactions, one for each event, the last for all further ones. They go before ``reaction``.
 

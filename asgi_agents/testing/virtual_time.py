@@ -1,12 +1,12 @@
 """Virtual time: it passes only while every task waits. A deadline of a minute then takes no time, and is never missed.
 
 The clock of the event loop stands still while anything can go on, and jumps to the next deadline as soon as nothing
-can. :func:`time.monotonic` tells the same time.
+can. :func:`time.monotonic` tells the same time in the thread of the test, and the real time in all others.
 
 What goes on outside of the event loop does not stop the time, except threads that were started with
 :func:`anyio.to_thread.run_sync`, as for handlers that are no coroutine functions: these are waited for. So there are no
-real sockets in virtual time: servers, agents in other processes and databases would answer too late. And there is no
-``TestClient``, whose event loop runs in another thread than the test. Use ``httpx.ASGITransport``.
+real sockets in virtual time: servers, agents in other processes and databases would answer too late. ``TestClient``
+goes by the real time, because its event loop runs in another thread than the test. Use ``httpx.ASGITransport``.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import selectors
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, Final, Literal, TypeVar
 
 import anyio
@@ -77,9 +78,9 @@ def virtual_time(backend: str = "asyncio") -> Iterator[tuple[str, dict[str, Any]
         with virtual_time("trio") as (backend, options):
             anyio.run(main, backend=backend, backend_options=options)
 
-    :func:`time.monotonic` is replaced for the whole process meanwhile. The breakers of agents that
-    :func:`override_agents` or :func:`agent_down` has put in place go by it; those of other agents of an app that was
-    made before keep to the real time.
+    The event loop has to run in this thread. Here :func:`time.monotonic` tells the virtual time. The breakers of agents
+    that :func:`override_agents` or :func:`agent_down` has put in place go by it; those of other agents of an app that
+    was made before keep to the real time.
 
     :param backend: ``asyncio`` or ``trio``.
     :return: the backend and its options, as ``anyio.run`` and anyio's fixture ``anyio_backend`` take them.
@@ -106,7 +107,9 @@ def virtual_time(backend: str = "asyncio") -> Iterator[tuple[str, dict[str, Any]
     else:
         raise ConfigurationError(f"virtual_time: backend={backend!r}, expected 'asyncio' or 'trio'")
     monotonic, run_sync = time.monotonic, anyio.to_thread.run_sync
-    time.monotonic = clock
+    here = get_ident()
+    # Other event loops in other threads, such as that of TestClient, would wait for ever.
+    time.monotonic = lambda: clock() if get_ident() == here else monotonic()
     anyio.to_thread.run_sync = waiting_for_threads(wait_for, 0.0)  # type: ignore[assignment]
     try:
         yield backend, options

@@ -26,7 +26,7 @@ from asgi_agents.testing import (
     virtual_time,
 )
 
-from .apps import aget, protected, remote
+from .apps import aget, get, protected, remote
 
 BACKENDS = ("asyncio", "trio")
 DAY = 24 * 60 * 60.0
@@ -199,6 +199,13 @@ def test_arguments_and_results_are_passed(backend: Any) -> None:
         return left + right
 
     assert run_in_virtual_time(add, 1, 2, backend=backend) == 3
+
+
+@each_backend
+def test_a_test_client_goes_by_the_real_time(backend: Any) -> None:
+    app = protected(remote(timeout=0.001))
+    with override_agents(app, waf=FakeAgent(delay=DAY)), virtual_time(backend):
+        assert get(app).status_code == 504
 
 
 def test_another_backend_is_refused() -> None:

@@ -1,6 +1,6 @@
 """A plugin for pytest: fixtures with the test kit of asgi-agents, ``asgi_agents.testing``.
 
-pytest finds it where asgi-agents is installed. It is a module of its own because pytest imports it in every run, also
+pytest finds it where asgi-agents is installed. It is a package of its own because pytest imports it in every run, also
 for projects that don't use it. So it imports neither ``asgi_agents`` nor what that needs, until a test has a fixture.
 """
 
