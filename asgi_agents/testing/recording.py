@@ -131,11 +131,10 @@ RECORDS: Final = _Records()
 
 
 class _Recorder(Auditor):
-    """Records all connections of a middleware. Its own auditor still gets what it wants."""
+    """Records all connections of a middleware, and writes the records where its own auditor would."""
 
     def __init__(self, own: Auditor, recordings: Sequence[Recording], registry: AgentRegistry) -> None:
         vars(self).update(vars(own))
-        self._wanted_before = own.wanted
         self._recordings = recordings
         self._registry = registry
         self.wanted = lambda: True
@@ -147,10 +146,6 @@ class _Recorder(Auditor):
             recording.add(connection)
         audit.recorded_as(connection, RECORDS.begin(connection, state))
         return audit
-
-    def write(self, record: AuditRecord) -> None:
-        if self._wanted_before():
-            super().write(record)
 
 
 class _RecordedAudit(Audit):

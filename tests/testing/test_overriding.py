@@ -226,6 +226,24 @@ def test_a_guardrail_asks_the_new_agent() -> None:
         assert fake.received
 
 
+def test_an_agent_that_a_guardrail_can_not_ask_is_refused() -> None:
+    app = shop()
+    config = remote("pii", events={EventType.GUARDRAIL_INSPECT, EventType.REQUEST_HEADERS})
+    protect(app, agents=[config], guardrails=[Guardrail("pii", on={"input"}, hold=10)])
+    refused = pytest.raises(ConfigurationError, match="guardrail_inspect")
+    with left_as_it_was(app), refused, override_agents(app, pii=Listens()):
+        pytest.fail("it was entered")
+
+
+@pytest.mark.parametrize("config", [remote(), remote("waf", "tcp://127.0.0.1:1"), AgentConfig("waf", Listens())])
+def test_an_agent_is_where_the_one_is_whose_place_it_has(config: AgentConfig) -> None:
+    app = protected(config)
+    where = manager_of(app).statistics()["waf"].transport
+    for override in (override_agents(app, waf=FakeAgent()), agent_down(app, "waf"), breaker_open(app, "waf")):
+        with override:
+            assert manager_of(app).statistics()["waf"].transport == where
+
+
 def test_requests_that_have_begun_keep_their_agents() -> None:
     asked, go_on = threading.Event(), threading.Event()
 

@@ -10,9 +10,9 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from asgi_agents import AgentMiddleware, AgentResponse, AuditRecord, EventType, protect
+from asgi_agents import AgentMiddleware, AgentResponse, AuditMetadata, AuditRecord, EventType, protect
 from asgi_agents.testing import FakeAgent, assert_blocked_by, override_agents
-from asgi_agents.testing.recording import HEADER
+from asgi_agents.testing.recording import HEADER, RECORDS
 
 from .apps import GUARDED, aget, get, protected, remote, shop
 
@@ -44,6 +44,7 @@ def test_a_response_has_one_header_which_no_agent_sees() -> None:
     assert len(response.headers.get_list(HEADER)) == 1
     assert_blocked_by(response, "inner")
     assert [record.decided_by for record in recorded.records] == [None, "inner"]
+    assert RECORDS._open == {}
     assert not any(HEADER in getattr(event, "headers", ()) for event in outer.received)
 
 
@@ -96,15 +97,21 @@ async def test_a_record_can_be_read_before_the_connection_has_ended() -> None:
 
     async def send(message: Message) -> None:
         messages.append(message)
-        found.append(assert_blocked_by(Head(), "waf"))
+        # However often: what agents say of their answers is in each of the records.
+        for _ in range(20):
+            record = assert_blocked_by(Head(), "waf")
+            assert record.answers[0].tags == [*blocked.audit.tags]
+        found.append(record)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     scope = {"type": "http", "method": "GET", "path": "/orders", "query_string": b"", "headers": []}
-    with override_agents(app, waf=FakeAgent(BLOCK)) as recorded:
+    blocked = AgentResponse.block(403, audit=AuditMetadata(tags=["x" * 128] * 16))
+    with override_agents(app, waf=FakeAgent(blocked)) as recorded:
         await app(scope, receive, send)
     assert [record.complete for record in (*found, *recorded.records)] == [False, False, True]
+    assert recorded.records[0].answers[0].tags == [*blocked.audit.tags]
 
 
 def test_the_app_still_has_its_own_audit(caplog: pytest.LogCaptureFixture) -> None:
