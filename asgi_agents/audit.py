@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
-from starlette.types import Message, Scope
+from starlette.types import Message, Scope, Send
 
 from .decision import AgentDecision, Verdict
 from .errors import ConfigurationError
@@ -185,6 +185,10 @@ class Auditor:
         self._redact = redact
         self._complaints = Throttle()
 
+    def begin(self, scope: Scope, state: ExchangeState) -> "Audit":
+        """What collects the record of a connection that begins."""
+        return Audit(self, scope, state)
+
     def write(self, record: AuditRecord) -> None:
         """To the log and to the hook. Neither harms the connection by failing."""
         if logger.isEnabledFor(logging.INFO):
@@ -245,11 +249,16 @@ class Audit:
         self._path = auditor.clean(scope["path"])
         self._client = auditor.clean(client_ip(scope))
         self._headers = auditor.chosen_headers(scope)
+        # What is left of it, while a record is made.
         self._room_for_tags = _MAX_TAG_LENGTHS
         self._status: int | None = None
         self._close_code: int | None = None
         self._complete = False
         self._trailers = False
+
+    def around(self, send: Send) -> Send:
+        """What sends the messages of the connection to the client, before :meth:`sent` takes note of them."""
+        return send
 
     def sent(self, message: Message) -> None:
         """Take note of a message to the client."""
@@ -271,19 +280,22 @@ class Audit:
                 self._close_code = message.get("code", 1000)
                 self._complete = True
 
-    def end(self, error: str | None) -> None:
+    def end(self, error: str | None) -> AuditRecord | None:
         """The connection is over: write its record. ``error`` is the type of the exception that ended it.
 
-        Raises nothing.
+        Returns the record, or None where there is none. Raises nothing.
         """
         try:
-            record = self._record(error)
+            record = self.record(error)
         except Exception:
             operational.exception("there is no audit record of %s", self._state.correlation_id)
-        else:
-            self._auditor.write(record)
+            return None
+        self._auditor.write(record)
+        return record
 
-    def _record(self, error: str | None) -> AuditRecord:
+    def record(self, error: str | None = None) -> AuditRecord:
+        """The record as it is now."""
+        self._room_for_tags = _MAX_TAG_LENGTHS
         decision = self._state.decision
         verdicts = decision.verdicts
         return AuditRecord(

@@ -25,10 +25,17 @@ class Lifecycle:
 
     :param guards: returns the agents that there are now.
     :param retirements: those that were replaced or removed. :meth:`shutdown` does not wait for them any longer.
+    :param aside: returns those that are out of their places for a while. They are closed with the others.
     """
 
-    def __init__(self, guards: Callable[[], Sequence[Guard]], retirements: Retirements) -> None:
+    def __init__(
+        self,
+        guards: Callable[[], Sequence[Guard]],
+        retirements: Retirements,
+        aside: Callable[[], Sequence[Guard]] = tuple,
+    ) -> None:
         self._guards = guards
+        self._aside = aside
         self._retirements = retirements
         # Users of several event loops come and go in threads of their own.
         self._lock = Lock()
@@ -70,7 +77,7 @@ class Lifecycle:
 
         # At once: each may have to wait for calls under way.
         async with anyio.create_task_group() as tasks:
-            for guard in self._guards():
+            for guard in (*self._guards(), *self._aside()):
                 tasks.start_soon(close, guard)
             tasks.start_soon(self._retirements.hasten)
         if errors:

@@ -1,7 +1,7 @@
 """The ASGI middleware."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, Final, Never
 
@@ -200,8 +200,8 @@ class AgentMiddleware:
         resolved_route = finder.known.get(key)
         if resolved_route is None or resolved_route.retired:
             resolved_route = finder.find(key, scope)
-        if resolved_route.planned and self._plan is not None and kind == "http":
-            return await self._plan.serve(self.app, resolved_route, scope, receive, send)
+        if resolved_route.planned and (plan := self._plan) is not None and kind == "http":
+            return await plan.serve(self.app, resolved_route, scope, receive, send)
         if resolved_route.guarded or self._exposed_as is not None:
             return await self._serve_guarded(resolved_route, scope, receive, send)
         if not current() or _is_guarded(scope):
@@ -252,7 +252,8 @@ class AgentMiddleware:
                 exchange.find_name()
             exchange.server_span = mark_current_span(exchange)
             if resolved_route.guarded and self._auditor.wanted():
-                audit = Audit(self._auditor, given or scope, exchange)
+                audit = self._auditor.begin(given or scope, exchange)
+                send = audit.around(send)
             if audit is not None or self._exposed_as is not None:
                 send = _watched(send, audit, self._exposed_as, exchange)
             app = self.app
@@ -349,6 +350,21 @@ class AgentMiddleware:
             await close()
         # Else the app has no lifespan, or has ended it too soon. The server goes on, and so do the agents, as for apps
         # without one.
+
+
+def replace_auditor(middleware: AgentMiddleware, replacement: Callable[[Auditor], Auditor]) -> Callable[[], None]:
+    """Have all connections that begin from now on recorded by another auditor, which is made of the present one.
+
+    For :mod:`asgi_agents.testing`. None of the connections takes the short way, which has no records. Returns a
+    function that puts back what was before.
+    """
+    before = middleware._auditor, middleware._plan
+    middleware._auditor, middleware._plan = replacement(middleware._auditor), None
+
+    def put_back() -> None:
+        middleware._auditor, middleware._plan = before
+
+    return put_back
 
 
 def _check_call(app: object, others: tuple[object, ...]) -> None:

@@ -60,7 +60,8 @@ class AgentRegistry:
     ) -> None:
         self._on_metrics_report = on_metrics_report
         self._on_config_update = on_config_update
-        self._clock = clock
+        #: Monotonic seconds, for the breakers.
+        self.clock = clock
         self._debug = debug
         self.telemetry = telemetry
         #: What agents behind the stream transport have reported of themselves.
@@ -81,13 +82,15 @@ class AgentRegistry:
         # By agent: held by the call that replaces it.
         self._replacing: dict[str, SharedLimiter] = {}
         self._retirements = Retirements()
-        self.lifecycle = Lifecycle(self.guards, self._retirements)
+        # Agents in whose place others were put for a while. Their connections are closed with those of all others.
+        self._aside: list[Guard] = []
+        self.lifecycle = Lifecycle(self.guards, self._retirements, aside=lambda: tuple(self._aside))
         for config in agents:
             if config.id in self._guards:
                 raise ConfigurationError(
                     f"AgentManager: two agents have the id {config.id!r}, expected each to be unique"
                 )
-            self._guards[config.id] = self._make_guard(config)
+            self._guards[config.id] = self.make_guard(config)
         for guard in self._guards.values():
             self._check_order(guard.config)
             telemetry.metering.add(guard)
@@ -215,8 +218,8 @@ class AgentRegistry:
                     f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
                 )
             self._check_order(config)
-            guard = self._make_guard(config)
-            self._check_guardrails(guard)
+            guard = self.make_guard(config)
+            self.check_guardrails(guard)
             self._guards[config.id] = guard
             self._retire_resolved_routes()
         self.telemetry.metering.add(guard)
@@ -261,13 +264,32 @@ class AgentRegistry:
 
         await self._retire(old, drain_timeout, then=then)
 
+    def put(self, guard: Guard) -> None:
+        """Put a guard in the place of the one with its id, at once and for a while: neither is configured or closed.
+
+        For :mod:`asgi_agents.testing`. Connections that are open keep the guards that they have.
+        """
+        with self._lock:
+            old = self._guards.get(guard.config.id)
+            self._guards[guard.config.id] = guard
+            self._aside = [one for one in (*self._aside, old) if one is not None and one is not guard]
+            self._retire_resolved_routes()
+        if old is not None:
+            self.telemetry.metering.discard(old)
+        self.telemetry.metering.add(guard)
+
+    def forget(self, guard: Guard) -> None:
+        """A guard that was put in a place for a while is not put there again."""
+        with self._lock:
+            self._aside = [one for one in self._aside if one is not guard]
+
     async def _swap(self, config: AgentConfig) -> tuple[Guard, Guard]:
         """Configure a new agent and put it in the place of the old one; returns old and new."""
-        new = self._make_guard(config, self.guard(config.id).tally)
+        new = self.make_guard(config, self.guard(config.id).tally)
         # The caller of replace_agent gets the error: no log line.
         new.configuring.logged = False
         try:
-            self._check_guardrails(new)
+            self.check_guardrails(new)
             await new.configuring.configure()
             with self._lock:
                 old = self.guard(config.id)
@@ -292,9 +314,13 @@ class AgentRegistry:
 
         await self._retirements.retire(guard, needed, timeout, then)
 
-    def _make_guard(self, config: AgentConfig, tally: Tally | None = None) -> Guard:
+    def make_guard(
+        self, config: AgentConfig, tally: Tally | None = None, clock: Callable[[], float] | None = None
+    ) -> Guard:
+        """A guard that is in no place yet. ``clock``: for its breaker; None: that of the registry."""
         warn_of(config)
-        guard = Guard(config, clock=self._clock, telemetry=self.telemetry, tally=tally, debug=self._debug)
+        clock = self.clock if clock is None else clock
+        guard = Guard(config, clock=clock, telemetry=self.telemetry, tally=tally, debug=self._debug)
         guard.on_change = self._retire_resolved_routes
         guard.client.on_metrics_report = self._metrics_reported
         guard.client.on_config_update = self._on_config_update
@@ -313,7 +339,7 @@ class AgentRegistry:
             names = " -> ".join([*cycle, cycle[0]])
             raise ConfigurationError(f"AgentConfig({config.id!r}): after makes a cycle, expected none: {names}")
 
-    def _check_guardrails(self, guard: Guard) -> None:
+    def check_guardrails(self, guard: Guard) -> None:
         """Raise ConfigurationError where a route's guardrail asks for what the agent can't do."""
         for listing in self.listings:
             for guardrail in listing.guardrails:

@@ -50,6 +50,7 @@ LAYERS: Final = (
     (["audit"], "the record of an exchange"),
     (["middleware", "prometheus", "serve", "status"], "apps: guarded, of metrics, of one agent, the status page"),
     (["fastapi", "placement"], "put the middleware into an app"),
+    (["testing"], "for the tests of guarded apps: takes their agents out, and puts others there"),
 )
 _UNITS: Final = [names for names, _ in LAYERS]
 

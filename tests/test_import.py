@@ -39,6 +39,12 @@ def test_what_only_some_need_is_not_imported() -> None:
     )
 
 
+def test_the_test_kit_is_not_imported_with_the_package() -> None:
+    assert (
+        run("import asgi_agents, asgi_agents.serve\nout = [n for n in sys.modules if 'asgi_agents.testing' in n]") == []
+    )
+
+
 def test_nothing_is_imported_beside_the_package_and_the_parts_of_others_that_it_needs() -> None:
     found = run(f"{_NEEDED}\nbefore = set(sys.modules)\nimport asgi_agents\nout = set(sys.modules) - before")
     others = {name for name in found if name.partition(".")[0] not in {"asgi_agents", *sys.stdlib_module_names}}

@@ -157,7 +157,19 @@ def _await(result: Any) -> None:
 
 def pytest(directory: Path) -> None:
     """Run the tests of a directory as a reader would."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    # The package's own plugin, and anyio's, which tests of coroutine functions need.
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "anyio",
+        "-p",
+        "pytest_asgi_agents",
+    ]
     found = subprocess.run(
         command,
         cwd=directory,

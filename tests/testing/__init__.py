@@ -1,0 +1,1 @@
+"""Of the kit for the tests of guarded apps, :mod:`asgi_agents.testing`."""
