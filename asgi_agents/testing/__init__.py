@@ -1,6 +1,6 @@
 """For the tests of guarded apps: agents that are fakes, agents that are down, and what the agents have decided.
 
-Needs neither pytest nor a test client. The fixtures for pytest are in the module ``pytest_asgi_agents``.
+Needs neither pytest nor a test client. The fixtures for pytest are in the module ``asgi_agents.testing.plugin``.
 """
 
 from .asserting import Recorded, RecordedResponse, assert_blocked_by, assert_failed_closed, assert_failed_open

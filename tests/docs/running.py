@@ -168,7 +168,7 @@ def pytest(directory: Path) -> None:
         "-p",
         "anyio",
         "-p",
-        "pytest_asgi_agents",
+        "asgi_agents.testing.plugin",
     ]
     found = subprocess.run(
         command,

@@ -13,12 +13,12 @@ import pytest
 
 from asgi_agents import AgentResponse
 from asgi_agents.testing import FakeAgent, assert_blocked_by
-from pytest_asgi_agents import AgentOverrides
+from asgi_agents.testing.plugin import AgentOverrides
 
 from .apps import aget, get, protected, state_of
 
-# Where the package was installed before it had a plugin, pytest does not find it by itself.
-pytest_plugins = ["pytest_asgi_agents"]
+# In the tests of this project pytest does not look for it.
+pytest_plugins = ["asgi_agents.testing.plugin"]
 
 APP = protected()
 BEFORE = state_of(APP)
@@ -57,9 +57,9 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_plugin_imports_nothing_of_the_package_until_a_test_has_a_fixture() -> None:
-    others = {"anyio", "asgi_agents", "httpx", "opentelemetry", "starlette", "trio"}
-    assert run(f"import pytest_asgi_agents, sys; print(*sorted({others!r} & sys.modules.keys()))") == ""
+def test_the_plugin_imports_neither_trio_nor_a_client() -> None:
+    others = {"httpx", "trio"}
+    assert run(f"import asgi_agents.testing.plugin, sys; print(*sorted({others!r} & sys.modules.keys()))") == ""
 
 
 def test_the_kit_imports_neither_pytest_nor_trio_nor_a_client() -> None:
@@ -67,9 +67,8 @@ def test_the_kit_imports_neither_pytest_nor_trio_nor_a_client() -> None:
     assert run(f"import asgi_agents.testing, sys; print(*sorted({others!r} & sys.modules.keys()))") == ""
 
 
-def test_the_plugin_is_declared_under_the_name_of_its_module() -> None:
-    found = [each for each in entry_points(group="pytest11") if each.value == "pytest_asgi_agents"]
-    assert {each.name for each in found} == {"pytest_asgi_agents"}
+def test_the_plugin_is_declared() -> None:
+    assert {each.value for each in entry_points(group="pytest11", name="asgi_agents")} == {"asgi_agents.testing.plugin"}
 
 
 SHOP = """
@@ -120,7 +119,7 @@ async def test_virtual(agent_overrides):
 def test_a_project_finds_the_fixtures(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(SHOP)
     (tmp_path / "test_shop.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "pytest_asgi_agents", "-q"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "1 failed, 4 passed" in done.stdout, done.stdout + done.stderr
     assert "E       AssertionError: GET / was not blocked by 'waf': no agent has stopped it (status 404)" in done.stdout

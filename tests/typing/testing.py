@@ -36,7 +36,7 @@ from asgi_agents.testing import (
     run_in_virtual_time,
     virtual_time,
 )
-from pytest_asgi_agents import AgentOverrides, VirtualTime
+from asgi_agents.testing.plugin import AgentOverrides, VirtualTime
 
 from .agents import Everything
 

@@ -1,20 +1,19 @@
 """A plugin for pytest: fixtures with the test kit of asgi-agents, ``asgi_agents.testing``.
 
-pytest finds it where asgi-agents is installed. It is a package of its own because pytest imports it in every run, also
-for projects that don't use it. So it imports neither ``asgi_agents`` nor what that needs, until a test has a fixture.
+pytest finds it where asgi-agents is installed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pytest
+from starlette.types import ASGIApp
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
-    from asgi_agents import Agent
-    from asgi_agents.testing import Recording
+from ..agent import Agent
+from .overriding import override_agents
+from .recording import Recording
+from .virtual_time import virtual_time as in_virtual_time
 
 #: From the name of a backend to what the fixture ``anyio_backend`` returns.
 VirtualTime = Callable[[str], tuple[str, dict[str, Any]]]
@@ -23,7 +22,7 @@ VirtualTime = Callable[[str], tuple[str, dict[str, Any]]]
 class AgentOverrides(Protocol):
     """The type of the fixture :func:`agent_overrides`."""
 
-    def __call__(self, app: "ASGIApp", agents: "Mapping[str, Agent] | None" = None, /, **more: "Agent") -> "Recording":
+    def __call__(self, app: ASGIApp, agents: Mapping[str, Agent] | None = None, /, **more: Agent) -> Recording:
         """Put agents in the places of others, until the test is over."""
         ...
 
@@ -34,11 +33,9 @@ def agent_overrides() -> Iterator[AgentOverrides]:
 
     Returns the :class:`asgi_agents.testing.Recording`. May be called more than once.
     """
-    from asgi_agents.testing import override_agents
-
     with ExitStack() as stack:
 
-        def override(app: "ASGIApp", agents: "Mapping[str, Agent] | None" = None, /, **more: "Agent") -> "Recording":
+        def override(app: ASGIApp, agents: Mapping[str, Agent] | None = None, /, **more: Agent) -> Recording:
             return stack.enter_context(override_agents(app, agents, **more))
 
         yield override
@@ -56,8 +53,6 @@ def virtual_time() -> Iterator[VirtualTime]:
 
     The limits are those of :func:`asgi_agents.testing.virtual_time`.
     """
-    from asgi_agents.testing import virtual_time as in_virtual_time
-
     with ExitStack() as stack:
 
         def virtual(backend: str) -> tuple[str, dict[str, Any]]:
