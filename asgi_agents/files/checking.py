@@ -24,8 +24,16 @@ _NAMES: Final[Mapping[Any, str]] = {
 }
 
 
+class TableValues(dict[str, Any]):
+    """The checked values of a table, of which an object can be made."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__()
+        self.table = table
+
+
 class Checker:
-    """Turns the plain data of a file into values of the types that the Python API takes. Tables stay dictionaries.
+    """Turns the plain data of a file into values of the types that the Python API takes.
 
     :param raw: the data with its variables, for messages; ``variables`` has put values in their place.
     """
@@ -35,10 +43,10 @@ class Checker:
         self._variables = variables
         self._mistakes = mistakes
 
-    def table(self, table: Table, given: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    def table(self, table: Table, given: Mapping[str, Any], place: Place) -> TableValues:
         """The values of a table, without those that are mistakes."""
         fields = table.fields
-        checked = {}
+        checked = TableValues(table)
         for key, value in given.items():
             if key not in fields:
                 self._mistakes.add((*place, key), f"no such key; {nearest(key, fields)}")

@@ -12,11 +12,11 @@ from ..evaluation.stages import find_cycle
 from ..guardrails import Guardrail, ToolPolicy
 from ..guardrails.guardrail import checked_guardrails
 from ..messages.naming import named
-from .checking import MISSING, Checker, missing
+from .checking import MISSING, Checker, TableValues, missing
 from .configuration import Configuration
 from .mistakes import Mistakes, Place, found_named, nearest
 from .objects import names_object, object_named
-from .shape import ROOT, SCHEMA_KEY, TABLES, Table
+from .shape import ROOT, SCHEMA_KEY
 from .source import check_suffix, parse, read_bytes
 from .variables import Variables
 
@@ -80,6 +80,7 @@ def load_with(
     content = parse(file, read_bytes(file))
     mistakes = Mistakes(str(file), content.lines)
     variables = Variables(os.environ if environ is None else environ, mistakes)
+    mistakes.hide = variables.hide
     raw = {key: value for key, value in content.data.items() if key != SCHEMA_KEY}
     data = variables.expand(raw)
     # Before anything is made of them: what lacks a variable would be wrong in other ways too.
@@ -143,7 +144,7 @@ class _Builder:
             if agent_id in self._entries and self._entries[agent_id] == entry:
                 made.append(self._known[agent_id])
                 continue
-            agent = self._make("AgentConfig", fields, ("agents", number))
+            agent = self._make(fields, ("agents", number))
             if agent is not MISSING:
                 made.append(agent)
         return made
@@ -160,17 +161,12 @@ class _Builder:
 
     def _value(self, value: Any, place: Place) -> Any:
         """The object for a table, or for the tables in a list; all else is what it is."""
-        # The key that it stands under, whether or not in a list.
-        kind = next(part for part in reversed(place) if isinstance(part, str))
-        if isinstance(value, list) and kind in ("guardrails", "allow", "deny"):
+        if isinstance(value, list):
             return self._list(value, place)
-        if not isinstance(value, dict) or kind not in TABLES:
-            return value
-        table = next((table for table in TABLES[kind] if table.mark in value), TABLES[kind][-1])
-        return self._make(table.name, value, place)
+        return self._make(value, place) if isinstance(value, TableValues) else value
 
-    def _make(self, name: str, fields: Mapping[str, Any], place: Place) -> Any:
-        table: Table = next(table for tables in TABLES.values() for table in tables if table.name == name)
+    def _make(self, fields: TableValues, place: Place) -> Any:
+        table = fields.table
         values = {key: self._value(value, (*place, key)) for key, value in fields.items()}
         # Of these it was said already what is wrong; what else is wrong is to be found too.
         unusable = [key for key, value in values.items() if value is MISSING]
@@ -184,7 +180,7 @@ class _Builder:
         if isinstance(transport, str) and names_object(transport):
             fault, found = _tried(lambda: object_named(transport, self._imports))
             if fault is not None:
-                self._mistakes.add((*place, "transport"), self._variables.hide(fault))
+                self._mistakes.add((*place, "transport"), fault)
                 return MISSING
             values["transport"] = found
         while True:
@@ -209,7 +205,7 @@ class _Builder:
             address = next((key for key in _ADDRESSES if self._variables.within((*place, key))), None)
             if address is None:
                 if not again:
-                    self._mistakes.add(place, self._variables.hide(text))
+                    self._mistakes.add(place, text)
                 return None
             # It is about the address, in words that may show it.
             name = address
@@ -217,10 +213,10 @@ class _Builder:
         if name in _ADDRESSES and self._variables.within(place):
             self._mistakes.add(place, f"found {found_named(self._checker.raw(place))}, expected an address")
         elif parameter is not None and parameter[0].endswith("=") and ", expected " in text:
-            expected = self._variables.hide(text.split(", expected ", 1)[1])
+            expected = text.split(", expected ", 1)[1]
             self._mistakes.add(place, f"found {found_named(self._checker.raw(place))}, expected {expected}")
         else:
-            self._mistakes.add(place, self._variables.hide(text.removeprefix(f"{name}: ")))
+            self._mistakes.add(place, text.removeprefix(name).lstrip(": "))
         return name
 
 

@@ -1,10 +1,11 @@
 """What is wrong in a file: where, what was found there, and what was expected."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import ConfigurationError
 from ..messages.naming import kind_of, named
@@ -41,6 +42,8 @@ class Mistakes:
         self._path = path
         self._lines = lines
         self._found: list[FileMistake] = []
+        #: What is done to every text before it is shown: it may have the value of a variable in it.
+        self.hide: Callable[[str], str] = str
 
     def __len__(self) -> int:
         return len(self._found)
@@ -57,7 +60,7 @@ class Mistakes:
         if self._found:
             # From the top of the file to its end, where that is known.
             found = sorted(self._found, key=lambda mistake: mistake.line or 0)
-            shown = [mistake.shown(self._path) for mistake in found[:_MOST]]
+            shown = [replace(one, text=self.hide(one.text)).shown(self._path) for one in found[:_MOST]]
             if len(found) > _MOST:
                 shown.append(f"{self._path}: {len(found) - _MOST} other mistakes")
             raise ConfigurationError("\n".join(shown))

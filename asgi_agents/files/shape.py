@@ -190,17 +190,3 @@ def _descriptions_of(made: Any) -> Mapping[str, str]:
         else:
             name = ""
     return {key: text.replace("``", "`") for key, text in found.items()}
-
-
-#: The tables that may stand under a key, wherever it is.
-TABLES: Final[Mapping[str, Sequence[Table]]] = {
-    "agents": (AGENT,),
-    "routes": (_ROUTE,),
-    "guardrails": (_GUARDRAIL, _TOOLS),
-    "allow": _RULES.tables,
-    "deny": _RULES.tables,
-    "transport": (_HTTP, _STREAM),
-    "circuit_breaker": _BREAKER.tables,
-    "request_body_mode": _MODE.tables,
-    "response_body_mode": _MODE.tables,
-}

@@ -16,8 +16,8 @@ def parse_yaml(path: str, text: str) -> tuple[Any, dict[Place, int]]:
     except ImportError:
         raise ConfigurationError(f"{path}: YAML needs PyYAML, expected pip install 'asgi-agents[yaml]'") from None
 
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         reader = _YamlReader(path, loader, yaml)
         return (None if node is None else reader.read(node, (), ())), reader.lines
@@ -26,8 +26,6 @@ def parse_yaml(path: str, text: str) -> tuple[Any, dict[Place, int]]:
         raise refusal(path, f"no YAML: {exc.problem}", None if mark is None else mark.line + 1) from None
     except yaml.YAMLError as exc:
         raise refusal(path, f"no YAML: {type(exc).__name__}") from None
-    finally:
-        loader.dispose()
 
 
 class _YamlReader:
