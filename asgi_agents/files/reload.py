@@ -79,7 +79,7 @@ class Reloader:
             logger.info("%s: taken: %s", self._source.path, _shown(change))
             return
         # One line, however many mistakes there are.
-        logger.error("%s: refused, all stays as it was: %s", self._source.path, "; ".join(str(refused).splitlines()))
+        logger.error("refused, all stays as it was: %s", "; ".join(str(refused).splitlines()))
         raise refused
 
     async def _take(self) -> tuple[ConfigurationError | AgentError | None, Change | None]:
@@ -97,6 +97,8 @@ class Reloader:
             change = await self._put_in_place(loaded, before)
         except (ConfigurationError, AgentError) as exc:
             kind, text = type(exc), hide(str(exc))
+            if not text.startswith(self._source.path):
+                text = f"{self._source.path}: {text}"
         else:
             self.loaded = loaded
             self._registry.source = SourceStatus(path=self._source.path, loaded_at=time.time())

@@ -168,7 +168,7 @@ def test_a_file_says_the_same_in_every_format(tmp_path: Path, suffix: str) -> No
     assert configuration.routes is not None
     admin, top = configuration.routes
     assert (admin.path, admin.agents) == ("/admin/{rest:path}", (("waf", FailureMode.OPEN), "pii"))
-    assert admin.methods == {"GET", "HEAD"}
+    assert admin.methods == frozenset({"GET", "HEAD"})
     assert admin.guardrails is None
     assert top.guardrails is not None
     assert [type(one) for one in top.guardrails] == [Guardrail]
