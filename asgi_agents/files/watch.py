@@ -16,7 +16,7 @@ from .source import digest_of, read_bytes
 logger: Final = logging.getLogger("asgi_agents")
 
 #: Seconds between two looks.
-INTERVAL: Final = 1.0
+INTERVAL: Final[float] = 1.0
 # A file that was written less than so many nanoseconds ago may be written again without its time changing: the clocks
 # of some file systems count seconds.
 _FRESH: Final = 3 * 10**9
@@ -67,9 +67,9 @@ class FileWatch:
         return changed
 
 
-async def on_change(watch: FileWatch, function: Callable[[], Awaitable[object]], interval: float = INTERVAL) -> None:
+async def on_change(watch: FileWatch, function: Callable[[], Awaitable[object]]) -> None:
     """Call ``function`` whenever the file has changed, until cancelled."""
     while True:
-        await anyio.sleep(interval)
+        await anyio.sleep(INTERVAL)
         if await to_thread.run_sync(watch.look):
             await function()

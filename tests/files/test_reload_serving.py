@@ -130,6 +130,35 @@ def test_no_request_is_lost_or_unjudged_under_fifty_clients_for_a_minute(tmp_pat
         print(f"{sum(load.seen.values())} requests")
 
 
+@pytest.mark.slow
+def test_servers_of_several_threads_change_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that one thread is looking up while another puts a file in place gets all of one file."""
+    monkeypatch.setattr("asgi_agents.files.watch.INTERVAL", 0.02)
+    with serving(Remote(), tmp_path / "agent.sock") as address:
+        file = File(tmp_path, generation(0, address)[0])
+        app = marked_app()
+        protect(app, config=file.path, imports=[MODULE], reload="on-change")
+        with serve(app) as first, serve(app) as second:
+            loads = [Load(first), Load(second)]
+
+            async def main() -> None:
+                async with asyncio.TaskGroup() as tasks:
+                    for load in loads:
+                        for number in range(8):
+                            tasks.create_task(load.client(number))
+                    for number in range(1, FILES + 1):
+                        file.write(generation(number, address)[0])
+                        wanted = f"200: {generation(number, address)[1]}"
+                        while not all(load.seen[wanted] for load in loads):  # noqa: ASYNC110 - nothing else tells
+                            await asyncio.sleep(0.01)
+                    for load in loads:
+                        load.over = True
+
+            asyncio.run(main())
+        for load in loads:
+            assert set(load.seen) == {f"200: {generation(number, address)[1]}" for number in range(FILES + 1)}
+
+
 SERVED = textwrap.dedent(
     """
     from asgi_agents import protect
