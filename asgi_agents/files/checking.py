@@ -79,8 +79,6 @@ class Checker:
         except msgspec.ValidationError as exc:
             inner = tuple(_steps(str(exc)))
             return self._wrong(shape, (*place, *inner))
-        except RecursionError:
-            return self._wrong(shape, place)
 
     def raw(self, place: Place) -> Any:
         """What is written at a place."""
@@ -92,8 +90,6 @@ class Checker:
     def _says_none(self, shape: Shape, given: Any, place: Place) -> bool:
         if given is None:
             return True
-        if get_origin(shape.leaf) not in (Union, UnionType) and shape.leaf is bool:
-            return False
         return given is False or (place in self._variables.whole and shape.leaf is not str and given == "false")
 
     def _wrong(self, shape: Shape, place: Place) -> object:

@@ -2,21 +2,26 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
+
+from starlette.types import Receive, Scope, Send
 
 from ..config import AgentConfig
 from ..errors import ConfigurationError
 from ..evaluation.stages import find_cycle
 from ..guardrails import Guardrail, ToolPolicy
 from ..guardrails.guardrail import checked_guardrails
+from ..manager import AgentManager
 from ..messages.naming import named
+from ..middleware import AgentMiddleware
 from .checking import MISSING, Checker, TableValues, missing
 from .configuration import Configuration
-from .mistakes import Mistakes, Place, found_named, nearest
+from .mistakes import Mistakes, Place, found_named, nearest, refusal
 from .objects import names_object, object_named
-from .shape import ROOT, SCHEMA_KEY
+from .shape import ROOT, SCHEMA_KEY, Table
 from .source import check_suffix, parse, read_bytes
 from .variables import Variables
 
@@ -77,9 +82,24 @@ def load_with(
     own_guardrails = checked_guardrails("load: guardrails", guardrails)
     file = Path(path)
     check_suffix(file)
+    try:
+        return _loaded(file, own, own_guardrails, tuple(imports), os.environ if environ is None else environ, before)
+    except RecursionError:
+        deep = refusal(str(file), "nested too deeply")
+    raise deep
+
+
+def _loaded(
+    file: Path,
+    own: Sequence[AgentConfig],
+    own_guardrails: Sequence[Guardrail | ToolPolicy],
+    imports: Collection[str],
+    environ: Mapping[str, str],
+    before: Configuration | None,
+) -> Configuration:
     content = parse(file, read_bytes(file))
     mistakes = Mistakes(str(file), content.lines)
-    variables = Variables(os.environ if environ is None else environ, mistakes)
+    variables = Variables(environ, mistakes)
     mistakes.hide = variables.hide
     raw = {key: value for key, value in content.data.items() if key != SCHEMA_KEY}
     data = variables.expand(raw)
@@ -87,10 +107,11 @@ def load_with(
     mistakes.check()
     checker = Checker(raw, variables, mistakes)
     checked = checker.table(ROOT, data, ())
-    builder = _Builder(checker, variables, mistakes, tuple(imports), data, before)
+    builder = _Builder(checker, variables, mistakes, imports, data, before)
     made = builder.agents(checked.get("agents", []))
     routes = builder.all_of("routes", checked)
     of_file = builder.all_of("guardrails", checked)
+    builder.check_settings(checked)
     if not len(mistakes):
         _check_names((*own, *made), len(own), checked, mistakes)
     mistakes.check()
@@ -183,8 +204,21 @@ class _Builder:
                 self._mistakes.add((*place, "transport"), fault)
                 return MISSING
             values["transport"] = found
+        return self._tried_until_right(table, values, unusable, place, table.made())
+
+    def check_settings(self, checked: TableValues) -> None:
+        """Note what the middleware refuses of the settings at the top of the file."""
+        values = {key: value for key, value in checked.items() if key not in _OBJECTS and key != "debug"}
+        # Without agents: those are checked by themselves.
+        make = partial(AgentMiddleware, _nowhere, manager=AgentManager())
+        self._tried_until_right(checked.table, values, [], (), make)
+
+    def _tried_until_right(
+        self, table: Table, values: dict[str, Any], unusable: list[str], place: Place, make: Callable[..., Any]
+    ) -> Any:
+        """What ``make`` returns for ``values``. MISSING where it refuses any, each of which is noted."""
         while True:
-            fault, made = _tried(lambda: table.made()(**values))
+            fault, made = _tried(lambda: make(**values))
             if fault is None:
                 return MISSING if unusable else made
             wrong = self._complain(fault, values, place, again=bool(unusable))
@@ -226,6 +260,10 @@ def _tried(make: Callable[[], Any]) -> tuple[str | None, Any]:
         return None, make()
     except ConfigurationError as exc:
         return str(exc), None
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that is never called."""
 
 
 def _check_names(agents: Iterable[AgentConfig], own: int, checked: Mapping[str, Any], mistakes: Mistakes) -> None:

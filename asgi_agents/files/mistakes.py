@@ -1,5 +1,6 @@
 """What is wrong in a file: where, what was found there, and what was expected."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Final
@@ -13,6 +14,7 @@ from ..messages.naming import kind_of, named
 #: The keys and numbers that lead to a value.
 Place = tuple[str | int, ...]
 
+_BARE: Final = re.compile(r"[\w$-]{1,80}\Z", re.ASCII)
 # So many are reported at once.
 _MOST: Final = 50
 
@@ -75,7 +77,10 @@ def place_named(place: Place) -> str:
     """``("agents", 0, "timeout")`` is ``agents[0].timeout``."""
     shown = ""
     for part in place:
-        shown += f"[{part}]" if isinstance(part, int) else f".{part}"
+        if isinstance(part, int):
+            shown += f"[{part}]"
+        else:
+            shown += f".{part}" if _BARE.match(part) else f".{part!r:.80}"
     return shown.removeprefix(".")
 
 

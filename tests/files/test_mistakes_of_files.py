@@ -175,10 +175,24 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {**one(), "guardrails": [{}]},
         ["guardrails[0]: neither allow nor deny, expected rules such as deny=['delete_*']"],
     ),
+    "settings that the middleware refuses": (
+        {**one(), "stop_grace": -1, "state_key": "a b", "correlation_header": "", "audit_headers": ["a b"]},
+        [
+            "stop_grace: found -1, expected a number of seconds from 0 to {any}",
+            "correlation_header: found '', expected the name of a header or false",
+            "audit_headers: contains 'a b', expected names of headers",
+            "state_key: found 'a b', expected an identifier such as 'agents', or false for no second name",
+        ],
+    ),
+    "a module that can't be imported": (
+        one(transport="tests.files.nowhere:Waf"),
+        ["agents[0].transport: 'tests.files.nowhere' can't be imported: ModuleNotFoundError: {any}"],
+    ),
+    "a key of several lines": (one(**{"a\nb": 1, "c d": 1}), ["agents[0].'a\\nb': {any}", "agents[0].'c d': {any}"]),
     "no agents at all": ({"stop_grace": 1}, ["neither agents nor guardrails, expected [[agents]]"]),
     "a module that may not be named": (
         one(transport="os:system"),
-        [f"agents[0].transport: a file may not name the module 'os', expected one of {MODULE}"],
+        [f"agents[0].transport: a file may not name the module 'os', expected one of tests.files.nowhere or {MODULE}"],
     ),
     "an object that there is not": (
         one(transport=f"{MODULE}:Teapt"),
@@ -225,7 +239,7 @@ def is_like(line: str, expected: str) -> bool:
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line(tmp_path: Path, suffix: str, case: str) -> None:
     data, expected = MISTAKES[case]
-    lines = refusal_of(tmp_path, data, suffix, imports=[MODULE])
+    lines = refusal_of(tmp_path, data, suffix, imports=[MODULE, "tests.files.nowhere"])
     shown = []
     for line in lines:
         file, _, text = line.partition(": ")
@@ -274,6 +288,8 @@ UNREADABLE: list[tuple[str, str, str]] = [
     ("json", '{"a": 1, "a": 2}', "agents.json: the key 'a' is there twice in one object, expected each once"),
     ("json", '{"a": NaN}', "agents.json: not readable: NaN is no JSON"),
     ("json", f'{{"a": {"9" * 5000}}}', "agents.json: not readable: {any}"),
+    ("json", '{"agents": [{"config": ' + "[" * 900 + "]" * 900 + "}]}", "{any}"),
+    ("yaml", "agents: [{config: " + "[" * 400 + "]" * 400 + "}]", "{any}"),
     ("json", '{"a":' * 100_000, "agents.json: nested too deeply"),
     ("yaml", "a: 1\nb: [", "agents.yaml:2: no YAML: {any}"),
     ("yaml", "a: 1\na: 2\n", "agents.yaml:2: the key 'a' is there twice, expected each once"),

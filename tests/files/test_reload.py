@@ -356,7 +356,7 @@ async def test_no_request_is_lost_or_unjudged_or_judged_by_half_of_a_file(tmp_pa
                 response = await it.client.get(f"/{number}")
                 assert response.status_code == 200
                 seen.append(response.text)
-                await anyio.sleep(0.7)
+                await anyio.sleep(1.7)
 
         end = anyio.current_time() + 60
         async with anyio.create_task_group() as tasks:
@@ -368,7 +368,7 @@ async def test_no_request_is_lost_or_unjudged_or_judged_by_half_of_a_file(tmp_pa
         await it.closed()
     expected = [generation(number)[1] for number in range(21)]
     assert set(seen) == set(expected)
-    assert len(seen) > 100
+    assert len(seen) > 60
 
 
 async def test_routes_that_were_replaced_find_what_holds_now(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ BEYOND = {
     "a guardrail on nothing",
     "a policy without a rule",
     "no agents at all",
+    "settings that the middleware refuses",
+    "a module that can't be imported",
     "a module that may not be named",
     "an object that there is not",
     "an object that is no agent",
