@@ -93,12 +93,19 @@ from .transports.base import ConfigUpdateCallback, MetricsCallback
 from .transports.tls import ClientCertificate
 
 if TYPE_CHECKING:
+    from .files import Configuration, load
     from .status import status_app
     from .transports import HttpTransport
     from .transports.http import TransportFactory
 else:
     # What only some need is imported when it is asked for (PEP 562): httpx alone takes as long as all the rest.
-    _LAZY = {"HttpTransport": "transports", "TransportFactory": "transports.http", "status_app": "status"}
+    _LAZY = {
+        "Configuration": "files",
+        "HttpTransport": "transports",
+        "TransportFactory": "transports.http",
+        "load": "files",
+        "status_app": "status",
+    }
 
     def __getattr__(name: str) -> object:
         if name not in _LAZY:
@@ -157,6 +164,7 @@ __all__ = [
     "ClosedByAgent",
     "ConfigUpdateCallback",
     "ConfigUpdateRequest",
+    "Configuration",
     "ConfigurationError",
     "ConfigureEvent",
     "CorrelationFilter",
@@ -221,6 +229,7 @@ __all__ = [
     "__version__",
     "current_correlation_id",
     "fastapi_error",
+    "load",
     "protect",
     "redact_secrets",
     "status_app",

@@ -42,6 +42,8 @@ class Lifecycle:
         self._users: dict[EventLoop, int] = {}
         # One of each retry task: it is called with an agent that was added.
         self._watchers: list[Callable[[Guard], None]] = []
+        #: What runs beside the retry task of each user, until that user leaves.
+        self.companions: list[Callable[[], Awaitable[object]]] = []
         # What each task has entered and not left, by the id of the task.
         self._entered: dict[int, list[Leave]] = {}
 
@@ -92,7 +94,7 @@ class Lifecycle:
         loop = EventLoop()
         with self._lock:
             self._users[loop] = self._users.get(loop, 0) + 1
-        retrying: BackgroundTask | None = None
+        tasks: list[BackgroundTask] = []
         left = False
 
         async def leave() -> None:
@@ -106,9 +108,10 @@ class Lifecycle:
                 if is_last:
                     del self._users[loop]
             with anyio.CancelScope(shield=True):
-                if retrying is not None:
-                    retrying.cancel()
-                    await retrying.wait()
+                for task in tasks:
+                    task.cancel()
+                for task in tasks:
+                    await task.wait()
                 if is_last:
                     await self.shutdown()
 
@@ -117,7 +120,7 @@ class Lifecycle:
         except BaseException:
             await leave()
             raise
-        retrying = BackgroundTask(self._keep_configuring)
+        tasks += map(BackgroundTask, (self._keep_configuring, *self.companions))
         return leave
 
     async def start_in_task(self) -> None:

@@ -1,7 +1,7 @@
 """The ASGI middleware."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, Final, Never
 
@@ -21,6 +21,7 @@ from .exchange.context import STATE_KEY, state_of
 from .exchange.plan import HeadPlan
 from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
 from .exchange.state import ExchangeState
+from .guard import Guard
 from .guardrails import Guardrail, ToolPolicy
 from .guardrails.guardrail import checked_guardrails
 from .manager import AgentManager, registry_of, require_manager
@@ -169,10 +170,9 @@ class AgentMiddleware:
         )
         self._guardrails: TextGuardrails | None = None
         if self._finder.has_guardrails or dialects is not None:
-            # It takes a quarter as long to import as all the rest.
-            from .exchange import text
-
-            self._guardrails = text.TextGuardrails(dialects, self._renderers, self._stop_grace)
+            self._guardrails = self._text_guardrails(dialects)
+        # Takes the file of `protect(config=...)` anew.
+        self._reloader: Callable[[], Awaitable[object]] | None = None
         #: None: every request takes the general way.
         self._plan: HeadPlan | None = None
         if self._exposed_as is None:
@@ -186,6 +186,55 @@ class AgentMiddleware:
                 stop_grace=self._stop_grace,
             )
         self._warned_of_doubles = False
+
+    async def reload(self) -> None:
+        """Take the configuration file of ``protect(config=...)`` as it is now.
+
+        Its agents, routes and guardrails are put in place in one step. Connections that are open keep those with which
+        they began. Agents that are as before keep their connections, breakers and counts.
+
+        Raises :class:`ConfigurationError` where the file is refused, and :class:`AgentError` where an agent does not
+        take its configuration: all stays as it was. Both say why, as the log does.
+        """
+        if self._reloader is None:
+            raise ConfigurationError("AgentMiddleware.reload: there is no file, expected protect(app, config='...')")
+        await self._reloader()
+
+    def _prepare_routes(
+        self,
+        routes: Sequence[AgentRoute] | None,
+        default_agents: Iterable[AgentReference] | None,
+        guardrails: Iterable[Guardrail | ToolPolicy],
+        guard_of: Callable[[str], Guard],
+    ) -> Callable[[], None]:
+        """Check other routes, and return the function that puts them in place.
+
+        ``guard_of`` finds the agents that there are by then. Raises :class:`ConfigurationError`.
+        """
+        old = self._finder
+        finder = RouteFinder(
+            self.app,
+            self._registry,
+            routes,
+            default_agents,
+            owns_agents=True,
+            guardrails=checked_guardrails("AgentMiddleware: guardrails", guardrails),
+            guard_of=guard_of,
+        )
+        if finder.has_guardrails and self._guardrails is None:
+            self._guardrails = self._text_guardrails(None)
+
+        def commit() -> None:
+            self._finder = old.successor = finder
+            self._registry.list_routes(finder.listings, instead_of=old.listings)
+
+        return commit
+
+    def _text_guardrails(self, dialects: "Sequence[Dialect] | None") -> "TextGuardrails":
+        # It takes a quarter as long to import as all the rest.
+        from .exchange import text
+
+        return text.TextGuardrails(dialects, self._renderers, self._stop_grace)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
@@ -365,6 +414,25 @@ def replace_auditor(middleware: AgentMiddleware, replacement: Callable[[Auditor]
         middleware._auditor, middleware._plan = before
 
     return put_back
+
+
+#: Checks routes, default agents and guardrails with the function that finds an agent by its id, and returns what puts
+#: them in place.
+PrepareRoutes = Callable[
+    [
+        Sequence[AgentRoute] | None,
+        Iterable[AgentReference] | None,
+        Iterable[Guardrail | ToolPolicy],
+        Callable[[str], Guard],
+    ],
+    Callable[[], None],
+]
+
+
+def let_reload(middleware: AgentMiddleware, reload: Callable[[], Awaitable[object]]) -> PrepareRoutes:
+    """For the package's own code: have :meth:`AgentMiddleware.reload` call ``reload``, which may change the routes."""
+    middleware._reloader = reload
+    return middleware._prepare_routes
 
 
 def _check_call(app: object, others: tuple[object, ...]) -> None:

@@ -1,9 +1,10 @@
 """Puts the agents around a FastAPI or Starlette app: outside of everything in the app that answers."""
 
 import functools
+import os
 import types
-from collections.abc import Awaitable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -55,6 +56,9 @@ def protect(
     meter_provider: MeterProvider | None = None,
     debug: bool = False,
     outside: Iterable[Middleware] = (),
+    config: str | os.PathLike[str] | None = None,
+    imports: Iterable[str] = (),
+    reload: Literal["on-change", "on-sighup"] | None = None,
 ) -> AgentMiddleware:
     """Guard a FastAPI or Starlette app in place, and return the :class:`AgentMiddleware` that does it.
 
@@ -77,6 +81,14 @@ def protect(
         here: it answers preflights, which carry no credentials, before an agent refuses them, and gives the agents'
         denials the headers without which a browser doesn't show them. No agent is asked about what these middlewares
         answer themselves. They are made at once, not when the app starts.
+    :param config: a TOML, YAML or JSON file with agents, routes, guardrails and other parameters, as :func:`load` reads
+        it. Agents and guardrails that are given here stand before those of the file. All else may be in one of both
+        places only.
+    :param imports: the modules of which the file may name agents: ``transport = "my_app.agents:Waf"``. They are
+        imported then.
+    :param reload: when the file is taken anew while the app runs: ``"on-change"``, for which it is looked at once a
+        second, or ``"on-sighup"``, where the app runs in the main thread. Both need the app's lifespan. A file that is
+        refused changes nothing, and the log says why. None: when :meth:`AgentMiddleware.reload` is called.
 
     All other parameters are those of :class:`AgentMiddleware`.
 
@@ -92,27 +104,38 @@ def protect(
     _check_unguarded(app)
     around = _checked_outside(outside)
     inside = _Inside(app)
-    middleware = AgentMiddleware(
-        inside,
-        agents=agents,
-        manager=manager,
-        routes=routes,
-        default_agents=default_agents,
-        guardrails=guardrails,
-        dialects=dialects,
-        challenge_renderer=challenge_renderer,
-        render_error=render_error,
-        state_key=state_key,
-        stop_grace=stop_grace,
-        correlation_header=correlation_header,
-        expose_correlation_id=expose_correlation_id,
-        audit_headers=audit_headers,
-        on_audit=on_audit,
-        audit_redact=audit_redact,
-        tracer_provider=tracer_provider,
-        meter_provider=meter_provider,
-        debug=debug,
-    )
+    arguments: Mapping[str, Any] = {
+        "agents": agents,
+        "manager": manager,
+        "routes": routes,
+        "default_agents": default_agents,
+        "guardrails": guardrails,
+        "dialects": dialects,
+        "challenge_renderer": challenge_renderer,
+        "render_error": render_error,
+        "state_key": state_key,
+        "stop_grace": stop_grace,
+        "correlation_header": correlation_header,
+        "expose_correlation_id": expose_correlation_id,
+        "audit_headers": audit_headers,
+        "on_audit": on_audit,
+        "audit_redact": audit_redact,
+        "tracer_provider": tracer_provider,
+        "meter_provider": meter_provider,
+        "debug": debug,
+    }
+    attach: Callable[[AgentMiddleware], None] | None = None
+    if config is not None:
+        # It takes long to import, and only who has a file needs it.
+        from .files import protecting
+
+        file = protecting.FileProtection(config, imports, reload, arguments)
+        arguments, attach = file.arguments, file.attach
+    elif imports or reload is not None:
+        raise ConfigurationError("protect: imports and reload are about a file, expected config='agents.toml'")
+    middleware = AgentMiddleware(inside, **arguments)
+    if attach is not None:
+        attach(middleware)
     outermost: ASGIApp = middleware
     for cls, args, kwargs in reversed(around):
         outermost = cls(outermost, *args, **kwargs)

@@ -6,14 +6,16 @@ the metrics find the registry behind it with :func:`~asgi_agents.manager.registr
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from threading import RLock
 from typing import Final
 
 import anyio
+from msgspec import Struct
 
 from .advice import warn_of
+from .concurrency.background import BackgroundTask
 from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError, UnknownAgentError
@@ -28,6 +30,7 @@ from .messages.naming import named
 from .observability.instruments import Metered
 from .observability.metrics import Tally
 from .observability.reports import Reports
+from .observability.sources import SourceStatus
 from .observability.telemetry import Telemetry
 from .policy import as_failure_mode
 from .protocol.stream import MetricsReport
@@ -39,6 +42,14 @@ logger: Final = logging.getLogger("asgi_agents")
 # What a route is resolved from.
 _Guardrails = tuple[Guardrail | ToolPolicy, ...]
 _Resolved = tuple[tuple[AgentReference, ...] | None, str | None, bool, _Guardrails, _Guardrails]
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """What has become of the agents: their ids. Those that are in none of these have stayed as they were."""
+
+    added: Sequence[str]
+    replaced: Sequence[str]
+    removed: Sequence[str]
 
 
 class AgentRegistry:
@@ -66,6 +77,8 @@ class AgentRegistry:
         self.telemetry = telemetry
         #: What agents behind the stream transport have reported of themselves.
         self.reports = Reports()
+        #: The file that the agents have come from; None: there is none.
+        self.source: SourceStatus | None = None
         #: Which agents receive the events of which paths, as the middlewares that share the manager have it.
         self.listings: list[RouteListing] = []
         self._guards: dict[str, Guard] = {}
@@ -106,11 +119,7 @@ class AgentRegistry:
 
     def guard(self, agent_id: str) -> Guard:
         """The guard of one agent. Raises :class:`UnknownAgentError`."""
-        try:
-            return self._guards[agent_id]
-        except KeyError:
-            known = ", ".join(self._guards) or "none"
-            raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {known}") from None
+        return _find(self._guards, agent_id)
 
     def find(self, agent_id: str) -> Guard | None:
         """The guard of one agent; None where there is no such agent any more."""
@@ -121,8 +130,10 @@ class AgentRegistry:
         """The agents whose metrics are exported: all there are, and those that were removed and are not closed yet."""
         return (*self.guards(), *self._leaving)
 
-    def list_routes(self, listings: Iterable[RouteListing]) -> None:
-        """Have these routes shown, as on the status page."""
+    def list_routes(self, listings: Iterable[RouteListing], instead_of: Iterable[RouteListing] = ()) -> None:
+        """Have these routes shown, as on the status page. ``instead_of`` are shown no longer."""
+        gone = tuple(instead_of)
+        self.listings = [listing for listing in self.listings if listing not in gone]
         self.listings += [listing for listing in listings if listing not in self.listings]
 
     # Routes
@@ -258,11 +269,105 @@ class AgentRegistry:
                 "agent %r is removed: from now on the text that its Guardrail is for passes without it", agent_id
             )
 
-        def then() -> None:
-            self._leaving.remove(old)
-            self.telemetry.metering.discard(old)
+        await self._retire(old, drain_timeout, then=partial(self._left, old))
 
-        await self._retire(old, drain_timeout, then=then)
+    async def change(
+        self,
+        configs: Sequence[AgentConfig],
+        *,
+        owned: Collection[str],
+        kept: Collection[str],
+        fatal: Callable[[str, AgentError], bool],
+        routes: Callable[[Callable[[str], Guard]], Callable[[], object]],
+        drain_timeout: float,
+    ) -> Change:
+        """Have the agents of ``configs`` in place of those that are ``owned``, with other routes, in one step.
+
+        New agents are configured first. Those that are replaced or removed are closed in the background, once they are
+        drained. Agents that are not ``owned`` stay, after all others.
+
+        :param kept: ids of agents that stay as they are.
+        :param fatal: whether an agent that does not take its configuration ends this. Else it is added all the same,
+            and asked again.
+        :param routes: checks routes with the function that finds an agent by its id, and returns what puts them in
+            place. It is called before any agent is configured.
+
+        Raises :class:`ConfigurationError` or :class:`AgentError`: nothing has changed then.
+        """
+        before = self._guards
+        old = {config.id: before[config.id] for config in configs if config.id in before}
+        new = {
+            config.id: self.make_guard(config, old[config.id].tally if config.id in old else None)
+            for config in configs
+            if config.id not in kept or config.id not in before
+        }
+        for guard in new.values():
+            # What fails is raised here, or logged afterwards.
+            guard.configuring.logged = False
+        try:
+            commit = routes(partial(_find, {**old, **new}))
+            failures = await _configure_all(new.values())
+            for agent_id, failure in failures.items():
+                if fatal(agent_id, failure):
+                    raise type(failure)(f"agent {agent_id!r}: {failure}") from failure
+            with self._lock:
+                now = self._guards
+                guards = {
+                    config.id: new[config.id] if config.id in new else _find(now, config.id) for config in configs
+                }
+                removed = [guard for agent_id, guard in now.items() if agent_id in owned and agent_id not in guards]
+                replaced = [(now[agent_id], guard) for agent_id, guard in new.items() if agent_id in now]
+                guards |= {
+                    agent_id: guard for agent_id, guard in now.items() if agent_id not in (guards.keys() | owned)
+                }
+                # First: who resolves a route meanwhile, in another thread, looks afterwards whether that holds still.
+                commit()
+                self._guards = guards
+                self._leaving += removed
+                self._retire_resolved_routes()
+        except BaseException as exc:
+            with anyio.CancelScope(shield=True):
+                for guard in new.values():
+                    await guard.client.retire()
+            if isinstance(exc, UnknownAgentError):
+                raise ConfigurationError(str(exc)) from exc
+            raise
+        self._changed(new.values(), removed, replaced, drain_timeout)
+        for agent_id, failure in failures.items():
+            logger.warning("agent %r: %s; it is treated by its failure mode and asked again", agent_id, failure)
+        was = {previous.config.id for previous, _ in replaced}
+        return Change(
+            added=tuple(agent_id for agent_id in new if agent_id not in was),
+            replaced=tuple(agent_id for agent_id in new if agent_id in was),
+            removed=tuple(guard.config.id for guard in removed),
+        )
+
+    def _changed(
+        self,
+        new: Iterable[Guard],
+        removed: Iterable[Guard],
+        replaced: Iterable[tuple[Guard, Guard]],
+        drain_timeout: float,
+    ) -> None:
+        """See to what :meth:`change` has put in place, and close what it has removed, in the background."""
+        for previous, guard in replaced:
+            self.telemetry.metering.discard(previous)
+            guard.predecessor = previous
+            then: Callable[[], object] = partial(setattr, guard, "predecessor", None)
+            BackgroundTask(partial(self._retire, previous, drain_timeout, then=then))
+        for guard in removed:
+            self._replacing.pop(guard.config.id, None)
+            BackgroundTask(partial(self._retire, guard, drain_timeout, then=partial(self._left, guard)))
+        for guard in (*removed, *(previous for previous, _ in replaced)):
+            self.reports.forget(guard.config.id)
+        for guard in new:
+            self.telemetry.metering.add(guard)
+            guard.configuring.logged = True
+            self.lifecycle.watch(guard)
+
+    def _left(self, guard: Guard) -> None:
+        self._leaving.remove(guard)
+        self.telemetry.metering.discard(guard)
 
     def put(self, guard: Guard) -> None:
         """Put a guard in the place of the one with its id, at once and for a while: neither is configured or closed.
@@ -351,3 +456,27 @@ class AgentRegistry:
             self.reports.add(agent_id, endpoint, report, time.monotonic())
         if self._on_metrics_report is not None:
             self._on_metrics_report(agent_id, report)
+
+
+def _find(guards: Mapping[str, Guard], agent_id: str) -> Guard:
+    try:
+        return guards[agent_id]
+    except KeyError:
+        known = ", ".join(guards) or "none"
+        raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {known}") from None
+
+
+async def _configure_all(guards: Iterable[Guard]) -> Mapping[str, AgentError]:
+    """Ask agents to take their configuration, all at once; returns the errors of those that do not."""
+    failures: dict[str, AgentError] = {}
+
+    async def configure(guard: Guard) -> None:
+        try:
+            await guard.configuring.configure()
+        except AgentError as exc:
+            failures[guard.config.id] = exc
+
+    async with anyio.create_task_group() as tasks:
+        for guard in guards:
+            tasks.start_soon(configure, guard)
+    return failures

@@ -28,6 +28,8 @@ settings.load_profile("steady")
 # Nothing in these goes on outside of the event loop of a test: their coroutine functions run in virtual time.
 _IN_VIRTUAL_TIME: Final = (
     "exchange/",
+    "files/test_reload.py",
+    "files/test_watch.py",
     "guardrails/test_waiting.py",
     "guardrails/wired/",
     "observability/",

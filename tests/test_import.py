@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ import starlette.websockets
 # What only some need: each of them takes longer to import than the package itself.
 _LATER = [
     *("h11", "httpcore", "httptools", "httpx"),
+    *("asgi_agents.files", "yaml"),
     *("opentelemetry.sdk", "prometheus_client", "trio", "uvicorn", "uvloop"),
 ]
 
@@ -43,6 +45,13 @@ def test_the_test_kit_is_not_imported_with_the_package() -> None:
     assert (
         run("import asgi_agents, asgi_agents.serve\nout = [n for n in sys.modules if 'asgi_agents.testing' in n]") == []
     )
+
+
+def test_a_file_brings_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "agents.toml"
+    path.write_text('agents = [{id = "a", transport = "tcp://127.0.0.1:9", events = ["request_headers"]}]')
+    code = f"import asgi_agents\nasgi_agents.load({str(path)!r})\nout = [n for n in {_LATER!r} if n in sys.modules]"
+    assert run(code) == ["asgi_agents.files"]
 
 
 def test_nothing_is_imported_beside_the_package_and_the_parts_of_others_that_it_needs() -> None:

@@ -894,4 +894,4 @@ def test_protect_takes_all_that_agent_middleware_takes() -> None:
     assert {name: ours[name] for name in theirs if name not in own} == {
         name: parameter for name, parameter in theirs.items() if name not in own
     }
-    assert set(ours) - set(theirs) == {"outside"}
+    assert set(ours) - set(theirs) == {"outside", "config", "imports", "reload"}

@@ -1,6 +1,6 @@
 """From a connection to the agents that are asked about it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from starlette.types import Scope
 
@@ -8,6 +8,7 @@ from ..errors import ConfigurationError, UnknownAgentError
 from ..evaluation.resolved_route import ResolvedRoute
 from ..evaluation.route_agent import AgentReference
 from ..evaluation.text_judges import check_guardrail
+from ..guard import Guard
 from ..guardrails import Guardrail, ToolPolicy
 from ..registry import AgentRegistry
 from .advice import check_agents, check_routes, check_text_guardrails
@@ -24,6 +25,8 @@ class RouteFinder:
     :param registry: the agents that ``routes`` and ``default_agents`` name.
     :param owns_agents: whether no other middleware has routes for the same agents.
     :param guardrails: those of all connections whose route has none of its own.
+    :param guard_of: finds an agent that is named, or raises :class:`UnknownAgentError`. None: those of ``registry`` are
+        meant, and the routes are listed there at once.
 
     Raises :class:`ConfigurationError` where that can't work.
     """
@@ -37,8 +40,12 @@ class RouteFinder:
         *,
         owns_agents: bool,
         guardrails: tuple[Guardrail | ToolPolicy, ...] = (),
+        guard_of: Callable[[str], Guard] | None = None,
     ) -> None:
         self._registry = registry
+        find_guard = registry.guard if guard_of is None else guard_of
+        #: The routes that hold in place of these. None: these hold.
+        self.successor: RouteFinder | None = None
         self._router = Router(routes, default_agents, _root_path_of(app), guardrails)
         self._resolver = Resolver(self._router, app)
         self._owns_agents = owns_agents
@@ -47,15 +54,18 @@ class RouteFinder:
         for reference in self._router.references:
             agent_id = reference if isinstance(reference, str) else reference[0]
             try:
-                registry.guard(agent_id)
+                find_guard(agent_id)
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"AgentMiddleware: routes or default_agents name {agent_id!r}: {exc}") from exc
         for guardrail in self._router.guardrails:
             try:
-                check_guardrail(guardrail, registry.guard(guardrail.agent_id))
+                check_guardrail(guardrail, find_guard(guardrail.agent_id))
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"Guardrail({guardrail.agent_id!r}): {exc}") from exc
-        registry.list_routes(self._router.listings)
+        #: The routes, for the status page.
+        self.listings = self._router.listings
+        if guard_of is None:
+            registry.list_routes(self.listings)
         #: Whether the method has a say as well as the path.
         self.goes_by_method = self._router.goes_by_method
         #: Whether there are guardrails, or tool policies, on any route.
@@ -87,12 +97,22 @@ class RouteFinder:
             guardrails=self._router.guardrails_of(found),
             handlers_too=self._router.guardrails_of(None),
         )
+        if self.successor is not None:
+            # Another thread has put other agents and routes in place: these routes may lack agents of those.
+            return self.successor.find(self.successor.key_of(scope), scope)
         if lasts:
             known.remember(key, resolved_route)
         elif app_routes is not None and not app_routes.volatile:
             # Found here as long as the app's routes stay the same, which only this method checks.
             known.remember(full_key, resolved_route)
         return resolved_route
+
+    def key_of(self, scope: Scope) -> PathKey:
+        """What :attr:`known` remembers the route of a connection by."""
+        root_path = scope.get("root_path") or ""
+        if self.goes_by_method or root_path:
+            return (scope["path"], root_path, str(scope.get("method", "GET")))
+        return str(scope["path"])
 
     def examine(self, scope: Scope) -> None:
         """Warn in the log of routes and agents that are most likely mistakes, once.

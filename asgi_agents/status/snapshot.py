@@ -15,6 +15,7 @@ from ..observability.endpoints import EndpointStatistics
 from ..observability.histograms import percentile
 from ..observability.history import SLOT_SECONDS, Latency, TimeSlot
 from ..observability.metrics import Incident, TextTally
+from ..observability.sources import SourceStatus
 from ..policy import FailureMode
 from ..protocol import EventType
 from ..registry import AgentRegistry
@@ -131,6 +132,7 @@ class Status(Struct, frozen=True, kw_only=True):
     """All agents and all routes.
 
     ``time`` is seconds since the epoch, ``interval`` is how many there are between two of these in the stream.
+    ``source`` is the configuration file; None: there is none.
     """
 
     version: str = __version__
@@ -139,6 +141,7 @@ class Status(Struct, frozen=True, kw_only=True):
     slot_seconds: int = SLOT_SECONDS
     agents: Sequence[AgentStatus]
     routes: Sequence[RouteStatus]
+    source: SourceStatus | None = None
 
 
 def take_snapshot(registry: AgentRegistry, interval: float = 1.0) -> Status:
@@ -149,6 +152,7 @@ def take_snapshot(registry: AgentRegistry, interval: float = 1.0) -> Status:
         interval=interval,
         agents=[_agent(guard, now) for guard in registry.guards()],
         routes=[_route(registry, listing) for listing in registry.listings],
+        source=registry.source,
     )
 
 

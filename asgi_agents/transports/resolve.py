@@ -77,6 +77,17 @@ def bind(
     return PlainClient(transport, events)
 
 
+def transport_class(parameter: str) -> Any:
+    """The class of transports that is made with ``parameter`` first: ``url`` or ``endpoints``."""
+    if parameter == "url":
+        from .http import HttpTransport
+
+        return HttpTransport
+    from .stream import StreamTransport
+
+    return StreamTransport
+
+
 def learns_events(transport: Transport) -> bool:
     """Whether the agent says itself which events it receives, once it is connected."""
     return bool(getattr(transport, "learns_events", False))

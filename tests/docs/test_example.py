@@ -39,6 +39,7 @@ QUOTES: Final[Mapping[str, str]] = {
 WITHOUT: Final[Mapping[str, str]] = {
     "workers": "it is about several processes, of which the example has one",
     "operating": "it is about what is done with a running app",
+    "files": "the example is configured in code, which its pages quote",
     "deploying": "it is about commands and files of servers",
 }
 #: Packages of the example, and the only module that uses each. No page need quote what is inside.

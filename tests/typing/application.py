@@ -1,6 +1,7 @@
 """An app, its agents around it, and its handlers."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, assert_type
 
 from fastapi import Depends, FastAPI, Form, Request, WebSocket
@@ -24,6 +25,7 @@ from asgi_agents import (
     AuditRecord,
     Challenge,
     ChallengeRenderer,
+    Configuration,
     ErrorInfo,
     ErrorRenderer,
     FailureMode,
@@ -36,11 +38,12 @@ from asgi_agents import (
     UnknownGuardrailError,
     Verdict,
     fastapi_error,
+    load,
     protect,
     redact_secrets,
 )
 from asgi_agents.fastapi import Agents, agent_context, inspected
-from asgi_agents.guardrails import Found
+from asgi_agents.guardrails import Found, ToolPolicy
 
 from .agents import Everything
 
@@ -168,6 +171,24 @@ assert_type(guard.manager, AgentManager)
 inner = Starlette()
 inner.add_middleware(AgentMiddleware, manager=guard.manager, routes=[Route("/", ["waf"])])
 protect(inner, manager=guard.manager, audit_redact=None, render_error=fastapi_error)
+
+configuration = load(
+    Path("agents.toml"),
+    agents=[AgentConfig("waf", Everything())],
+    guardrails=[ToolPolicy(deny=["delete_*"])],
+    imports=["my_app.agents"],
+    environ={"TOKEN": "x"},
+)
+assert_type(configuration, Configuration)
+assert_type(configuration.agents, Sequence[AgentConfig])
+protect(inner, **configuration.arguments)
+from_file = protect(inner, config="agents.toml", imports=["my_app.agents"], reload="on-change")
+protect(inner, config=Path("agents.toml"), reload="on-sighup", agents=[AgentConfig("waf", Everything())])
+protect(inner, config=Path("agents.toml"), reload="always")  # type: ignore[arg-type]
+
+
+async def reload_it() -> None:
+    await from_file.reload()
 
 
 async def plain(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,0 +1,86 @@
+"""``${VAR}`` in the values of a file, from the environment.
+
+``${VAR:-default}`` is the default where the variable is unset or empty, as in a shell. ``$$`` is one ``$``. A ``$``
+before anything else stands for itself. Keys are not looked at.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .mistakes import Mistakes, Place
+
+_NAME: Final = r"[A-Za-z_][A-Za-z0-9_]*"
+_TOKEN: Final = re.compile(rf"\$(?:(?P<dollar>\$)|\{{(?:(?P<name>{_NAME})(?::-(?P<default>[^}}]*))?\}})?)", re.ASCII)
+#: A value that is nothing but one variable, for JSON Schema too.
+WHOLE: Final = rf"^\$\{{{_NAME}(:-[^}}]*)?\}}$"
+_WHOLE: Final = re.compile(WHOLE.removesuffix("$") + r"\Z")
+# Shorter values are left alone inside of words: to put names in place of every "1" would make messages unreadable.
+_SHORT: Final = 4
+
+
+class Variables:
+    """Puts the values of variables into what a file holds.
+
+    :param environ: the variables.
+    :ivar whole: the places of values that are nothing but one variable, which may become numbers and the like.
+    :ivar touched: the places of all values that have one in them.
+    """
+
+    def __init__(self, environ: Mapping[str, str], mistakes: Mistakes) -> None:
+        self._environ = environ
+        self._mistakes = mistakes
+        self._used: dict[str, str] = {}
+        self.whole: set[Place] = set()
+        self.touched: set[Place] = set()
+
+    def expand(self, value: Any, place: Place = ()) -> Any:
+        """``value`` with the values of its variables, at any depth."""
+        match value:
+            case dict():
+                return {key: self.expand(inner, (*place, key)) for key, inner in value.items()}
+            case list():
+                return [self.expand(inner, (*place, number)) for number, inner in enumerate(value)]
+            case str() if "$" in value:
+                if _WHOLE.match(value):
+                    self.whole.add(place)
+                return _TOKEN.sub(lambda found: self._value_of(found, place), value)
+        return value
+
+    def within(self, place: Place) -> bool:
+        """Whether there is a variable in the value at ``place``, at any depth."""
+        return any(touched[: len(place)] == place for touched in self.touched)
+
+    def hide(self, text: str) -> str:
+        """``text`` with the names of variables in place of their values."""
+        for value, name in sorted(self._used.items(), key=lambda used: -len(used[0])):
+            shown = f"${{{name}}}"
+            # As in a repr() too: a message may show the value so.
+            for spelling in dict.fromkeys((value, repr(value)[1:-1])):
+                if len(spelling) >= _SHORT:
+                    text = text.replace(spelling, shown)
+                else:
+                    text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", lambda _, shown=shown: shown, text)  # type: ignore[misc]
+        return text
+
+    def _value_of(self, found: re.Match[str], place: Place) -> str:
+        if found["dollar"]:
+            return "$"
+        name = found["name"]
+        if name is None:
+            rest = found.string[found.start() :]
+            self._mistakes.add(place, f"{rest[:40]!r}, expected ${{NAME}}, ${{NAME:-default}}, or $$ for a dollar")
+            return ""
+        self.touched.add(place)
+        value = self._environ.get(name)
+        default = found["default"]
+        if default is not None and not value:
+            return default
+        if value is None:
+            self._mistakes.add(
+                place, f"${{{name}}}: the environment has no such variable; expected it, or ${{{name}:-default}}"
+            )
+            return ""
+        if value:
+            self._used[value] = name
+        return value

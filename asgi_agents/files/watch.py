@@ -1,0 +1,75 @@
+"""Notices that a file has changed, by looking at it again and again."""
+
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio import to_thread
+
+from ..errors import ConfigurationError
+from .source import digest_of, read_bytes
+
+logger: Final = logging.getLogger("asgi_agents")
+
+#: Seconds between two looks.
+INTERVAL: Final[float] = 1.0
+# A file that was written less than so many nanoseconds ago may be written again without its time changing: the clocks
+# of some file systems count seconds.
+_FRESH: Final = 3 * 10**9
+# What stands for the content of a file that can't be read.
+_UNREADABLE: Final = b"unreadable"
+
+_Signature = tuple[int, int, int, int]
+
+
+class FileWatch:
+    """What is known of a file.
+
+    A change counts once the content is the same at two looks in a row, so that hardly any file is taken that is still
+    being written. Links are followed at each look, also where a directory on the way is one, as for a ConfigMap.
+
+    :param digest: of the content that is known already.
+    """
+
+    def __init__(self, path: Path, digest: bytes, clock: Callable[[], int] = time.time_ns) -> None:
+        self._path = path
+        self._clock = clock
+        self._known = digest
+        self._seen = digest
+        self._unchanged: _Signature | None = None
+
+    def look(self) -> bool:
+        """Whether there is a change to be taken. It is known from then on. This reads the file."""
+        now = self._clock()
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            signature = None
+        else:
+            signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if signature == self._unchanged:
+                return False
+        try:
+            digest = digest_of(read_bytes(self._path))
+        except ConfigurationError:
+            digest = _UNREADABLE
+        same, self._seen = digest == self._seen, digest
+        if not same:
+            return False
+        # Only what was read twice is passed over from then on.
+        if signature is not None and now - status.st_mtime_ns > _FRESH:
+            self._unchanged = signature
+        changed, self._known = digest != self._known, digest
+        return changed
+
+
+async def on_change(watch: FileWatch, function: Callable[[], Awaitable[object]]) -> None:
+    """Call ``function`` whenever the file has changed, until cancelled."""
+    while True:
+        await anyio.sleep(INTERVAL)
+        if await to_thread.run_sync(watch.look):
+            await function()
