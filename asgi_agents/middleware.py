@@ -2,15 +2,14 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, Final, Never
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
-from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .advice import warn_of_seconds
+from .arguments import check_call, checked_alias, checked_grace, checked_header, has_policy
 from .audit import Audit, AuditHook, Auditor, Redact
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError
@@ -25,13 +24,10 @@ from .guard import Guard
 from .guardrails import Guardrail, ToolPolicy
 from .guardrails.guardrail import checked_guardrails
 from .manager import AgentManager, registry_of, require_manager
-from .messages.naming import named
 from .observability.correlation import current, reset_current, set_current
 from .observability.redaction import redact_secrets
 from .observability.tracing import mark_current_span
-from .policy import MAX_SECONDS
-from .protocol import TOKEN, Headers
-from .protocol.validation import is_untouchable
+from .protocol import Headers
 from .routing.advice import agents_asked_twice
 from .routing.finder import RouteFinder
 from .routing.routes import AgentRoute
@@ -122,9 +118,9 @@ class AgentMiddleware:
         meter_provider: MeterProvider | None = None,
         debug: bool = False,
     ) -> None:
-        _check_call(app, others)
+        check_call(app, others)
         of_all_routes = checked_guardrails("AgentMiddleware: guardrails", guardrails)
-        if agents is None and manager is None and not _has_policy(of_all_routes, routes):
+        if agents is None and manager is None and not has_policy(of_all_routes, routes):
             raise ConfigurationError("AgentMiddleware: no agents, expected agents=[AgentConfig(...)] or manager=...")
         if agents is not None and manager is not None:
             raise ConfigurationError("AgentMiddleware: both agents and manager are given, expected one of them")
@@ -145,11 +141,11 @@ class AgentMiddleware:
             raise ConfigurationError(
                 f"AgentMiddleware: debug={debug!r} beside manager, expected AgentManager(..., debug=True)"
             )
-        self._stop_grace = _checked_grace(stop_grace)
+        self._stop_grace = checked_grace(stop_grace)
         warn_of_seconds("AgentMiddleware", "stop_grace", stop_grace)
         self.app = app
         self.manager = manager
-        self._correlation_header = _checked_header(correlation_header)
+        self._correlation_header = checked_header(correlation_header)
         if not isinstance(expose_correlation_id, bool):
             raise ConfigurationError(
                 f"AgentMiddleware: expose_correlation_id={expose_correlation_id!r}, expected True or False"
@@ -157,7 +153,7 @@ class AgentMiddleware:
         exposed_as = self._correlation_header or CORRELATION_HEADER
         self._exposed_as = exposed_as.encode() if expose_correlation_id else None
         self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
-        self._alias = _checked_alias(state_key)
+        self._alias = checked_alias(state_key)
         self._registry = registry_of(manager)
         # The agents of a manager that was given may be on the routes of another middleware.
         self._finder = RouteFinder(
@@ -435,21 +431,6 @@ def let_reload(middleware: AgentMiddleware, reload: Callable[[], Awaitable[objec
     return middleware._prepare_routes
 
 
-def _check_call(app: object, others: tuple[object, ...]) -> None:
-    """Raise :class:`ConfigurationError` where this was called as something else than the class of a middleware."""
-    if isinstance(app, HTTPConnection):
-        raise ConfigurationError(
-            'AgentMiddleware: it was called with a request, as @app.middleware("http") does with a function;'
-            " expected protect(app, agents=[...]) or app.add_middleware(AgentMiddleware, agents=[...])"
-        )
-    if others:
-        raise ConfigurationError(
-            f"AgentMiddleware: {named(others[0])} beside the app, expected arguments by name: agents=[AgentConfig(...)]"
-        )
-    if not callable(app):
-        raise ConfigurationError(f"AgentMiddleware: app is {named(app)}, expected an ASGI app")
-
-
 def _is_guarded(scope: Scope) -> bool:
     """Whether a middleware around this one has given the connection its id."""
     return isinstance((scope.get("state") or {}).get(STATE_KEY), AgentContext)
@@ -467,41 +448,3 @@ def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, exchange
             audit.sent(message)
 
     return watched
-
-
-def _checked_alias(name: object) -> str | None:
-    """The second name of the context; None where there is none."""
-    if name is None or name == STATE_KEY:
-        return None
-    if not isinstance(name, str) or not name.isidentifier() or iskeyword(name):
-        raise ConfigurationError(
-            f"AgentMiddleware: state_key={name!r}, expected an identifier such as 'agents', or None for no second name"
-        )
-    return name
-
-
-def _has_policy(guardrails: Iterable[Guardrail | ToolPolicy], routes: object) -> bool:
-    """Whether there is a tool policy, which needs no agent."""
-    known = routes if isinstance(routes, list | tuple) else ()
-    of_routes = [route.guardrails or () for route in known if isinstance(route, AgentRoute)]
-    return any(isinstance(one, ToolPolicy) for those in (guardrails, *of_routes) for one in those)
-
-
-def _checked_grace(seconds: object) -> float:
-    # No NaN, and nothing that an event loop's clock could not count to.
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
-        raise ConfigurationError(
-            f"AgentMiddleware: stop_grace={seconds!r}, expected a number of seconds from 0 to {MAX_SECONDS}"
-        )
-    return float(seconds)
-
-
-def _checked_header(name: object) -> str:
-    """The name in lower case; empty for None."""
-    if name is None:
-        return ""
-    if not isinstance(name, str) or not TOKEN.match(name):
-        raise ConfigurationError(f"AgentMiddleware: correlation_header={name!r}, expected the name of a header or None")
-    if is_untouchable(name.lower()):
-        raise ConfigurationError(f"AgentMiddleware: correlation_header={name!r}, expected one that is not the server's")
-    return name.lower()

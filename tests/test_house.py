@@ -47,7 +47,7 @@ LAYERS: Final = (
     (["manager"], "the part of both that applications use"),
     (["routing"], "from a path to the agents of a manager"),
     (["exchange"], "one request or websocket session, judged as it passes"),
-    (["audit"], "the record of an exchange"),
+    (["arguments", "audit"], "what the middleware may be given; the record of an exchange"),
     (["middleware", "prometheus", "serve", "status"], "apps: guarded, of metrics, of one agent, the status page"),
     (["files"], "configuration from files, loaded and reloaded"),
     (["fastapi", "placement"], "put the middleware into an app"),
