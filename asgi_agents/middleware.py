@@ -368,6 +368,11 @@ class AgentMiddleware(AsksAgents):
         # without one.
 
 
+def finder_of(middleware: AgentMiddleware) -> RouteFinder:
+    """What finds the agents of a connection, for the package's own code."""
+    return middleware._finder
+
+
 def _check_call(app: object, others: tuple[object, ...]) -> None:
     """Raise :class:`ConfigurationError` where this was called as something else than the class of a middleware."""
     if isinstance(app, HTTPConnection):

@@ -121,7 +121,7 @@ class _Walk:
         endpoint = attribute(route, "endpoint")
         is_websocket = isinstance(original, WebSocketRoute)
         given = attribute(route, "methods")
-        methods = frozenset() if is_websocket else None if given is None else frozenset(map(str.upper, given))
+        methods = frozenset() if is_websocket else frozenset(map(str.upper, given)) if given else None
         by_mark: dict[PolicyMark | None, set[str] | None] = {}
         handlers = _handlers(endpoint)
         if is_websocket or not handlers:
