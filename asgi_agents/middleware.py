@@ -25,6 +25,7 @@ from .guardrails import Guardrail, ToolPolicy
 from .guardrails.guardrail import checked_guardrails
 from .manager import AgentManager, registry_of, require_manager
 from .messages.naming import named
+from .messages.throttle import Throttle
 from .observability.correlation import current, reset_current, set_current
 from .observability.redaction import redact_secrets
 from .observability.tracing import mark_current_span
@@ -185,6 +186,7 @@ class AgentMiddleware(AsksAgents):
                 renderers=self._renderers,
                 stop_grace=self._stop_grace,
             )
+        self._refusals = Throttle()
         self._warned_of_doubles = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -262,7 +264,7 @@ class AgentMiddleware(AsksAgents):
                 audit = Audit(self._auditor, given or scope, exchange)
             if audit is not None or self._exposed_as is not None:
                 send = _watched(send, audit, self._exposed_as, exchange)
-            app = self.app if resolved_route.refusal is None else Refusing(resolved_route.refusal)
+            app = self.app if resolved_route.refusal is None else Refusing(self._refusals, resolved_route.refusal)
             guardrails = None if resolved_route.judges is None else self._text_guardrails()
             if scope["type"] == "http":
                 if guardrails is not None:

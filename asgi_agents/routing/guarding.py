@@ -26,6 +26,7 @@ from ..evaluation.route_agent import AgentReference
 from ..guardrails import Guardrail, ToolPolicy
 from ..guardrails.guardrail import checked_guardrails
 from ..messages.naming import named
+from ..messages.throttle import Throttle
 from ..observability.correlation import current
 from .app_chain import attribute
 from .marks import PolicyMark, is_endpoint_class, layers, mark_of, own_mark, put_mark
@@ -153,6 +154,7 @@ class _Checking:
         #: What is wrapped, under the name that it has in every middleware.
         self.app = app
         self._router = router
+        self._throttle = Throttle()
         if mark is None:
             mark = PolicyMark(policy, self, checked=True)
             put_mark(self, mark)
@@ -161,7 +163,7 @@ class _Checking:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
         if scope["type"] in ("http", "websocket") and not is_asked(self._mark.policy) and self._runs(scope):
-            app = Refusing(_unasked(self._mark.policy, scope.get("path", "")))
+            app = Refusing(self._throttle, _unasked(self._mark.policy, "its router"))
         await app(scope, receive, send)
 
     def _runs(self, scope: Scope) -> bool:
@@ -204,12 +206,13 @@ def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
         raise ConfigurationError(
             f"{policy}: {named(endpoint)}, expected a function, a method or an endpoint class; decorate its __call__"
         )
+    throttle = Throttle()
     if inspect.iscoroutinefunction(endpoint):
 
         @functools.wraps(endpoint)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
             if not is_asked(policy):
-                _stop(policy, endpoint, args, kwargs)
+                _stop(policy, throttle, endpoint, args, kwargs)
             return await endpoint(*args, **kwargs)
 
     else:
@@ -217,7 +220,7 @@ def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
         @functools.wraps(endpoint)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             if not is_asked(policy):
-                _stop(policy, endpoint, args, kwargs)
+                _stop(policy, throttle, endpoint, args, kwargs)
             return endpoint(*args, **kwargs)
 
     # On the function within as well: a decorator that registers it may stand below this one.
@@ -234,13 +237,14 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
             " write guard_router(Mount(path, app), ...)"
         )
     make = endpoint.__init__
+    throttle = Throttle()
 
     @functools.wraps(make)
     def checked(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope.get("method") if scope["type"] == "http" else None
         mark = mark_of(type(self), method)
         if mark is not None and mark.policy.agents and not is_asked(mark.policy):
-            log_refusal(_unasked(mark.policy, type(self).__qualname__))
+            log_refusal(throttle, _unasked(mark.policy, type(self).__qualname__))
             raise _error(websocket=scope["type"] == "websocket")
         make(self, scope, receive, send)
 
@@ -249,8 +253,10 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
     return endpoint
 
 
-def _stop(policy: EndpointPolicy, endpoint: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    log_refusal(_unasked(policy, getattr(endpoint, "__qualname__", "an endpoint")))
+def _stop(
+    policy: EndpointPolicy, throttle: Throttle, endpoint: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    log_refusal(throttle, _unasked(policy, getattr(endpoint, "__qualname__", "an endpoint")))
     raise _error(websocket=any(isinstance(value, WebSocket) for value in (*args, *kwargs.values())))
 
 
@@ -263,7 +269,7 @@ def _unasked(policy: EndpointPolicy, where: str) -> str:
     if isinstance(getattr(current(), "resolved_route", None), ResolvedRoute):
         what = "other agents were asked about the connection"
     return (
-        f"{policy} on {where!r}: {what}, so it answers 503; the policy was not found before the app ran: no"
+        f"{policy} on {where}: {what}, so it answers 503; the policy was not found before the app ran: no"
         " AgentMiddleware is around the app, or a middleware within rewrites the path or hides the router, or a"
         " decorator above hides the function that it wraps"
     )

@@ -13,23 +13,23 @@ logger: Final = logging.getLogger("asgi_agents")
 
 #: What clients are told.
 REASON: Final = "Service unavailable"
-_throttle: Final = Throttle()
 
 
-def log_refusal(why: str) -> None:
+def log_refusal(throttle: Throttle, why: str) -> None:
     """Log an error, once a minute for each reason."""
-    if _throttle.due(why):
+    if throttle.due(why):
         logger.error("%s", why)
 
 
 class Refusing:
     """An app that answers 503, or closes a websocket with 1011, and says in the log why."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, throttle: Throttle, why: str) -> None:
+        self._throttle = throttle
         self._why = why
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        log_refusal(self._why)
+        log_refusal(self._throttle, self._why)
         answer: ASGIApp = PlainTextResponse(REASON, 503)
         if scope["type"] == "websocket":
             answer = WebSocketClose(1011, REASON)

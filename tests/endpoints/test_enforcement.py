@@ -181,7 +181,7 @@ async def test_a_decorator_that_hides_what_it_wraps_leads_past_no_policy(caplog:
     app = Starlette(routes=[AppRoute("/a", hiding(guarded_by("waf")(world.http("hidden"))))])
     world.protect(app)
     assert await world.call(app, "GET /a") == (503, [], ["rest"])
-    assert "@guarded_by('waf') on 'hidden': other agents were asked" in caplog.text
+    assert "@guarded_by('waf') on hidden: other agents were asked" in caplog.text
 
 
 # What can't be carried out
