@@ -114,9 +114,8 @@ def guard_router(
     """
     policy = _checked_policy("guard_router", agents, guardrails)
     if isinstance(router, Mount | Host):
-        if isinstance(router.app, _Checking):
-            raise ConfigurationError(f"guard_router: {named(router)} has a policy already, expected one")
-        router.app = _Checking(router.app, policy)
+        if not _has_policy(router, own_mark(router.app), policy):
+            router.app = _Checking(router.app, policy)
         return router
     target = router.router if isinstance(router, Starlette) else router
     if not isinstance(target, AppRouter):
@@ -124,8 +123,8 @@ def guard_router(
             f"guard_router: {named(router)}, expected a router, a Mount, a Host or an app; for a handler write"
             " @guarded_by(...)"
         )
-    if own_mark(target) is not None:
-        raise ConfigurationError(f"guard_router: {named(router)} has a policy already, expected one")
+    if _has_policy(router, own_mark(target), policy):
+        return router
     if target is router and hasattr(target, "include_router") and not _keeps_included():
         raise ConfigurationError(
             f"guard_router: {named(router)} is an APIRouter of a FastAPI that copies routes when it includes them;"
@@ -292,8 +291,16 @@ def _check_unmarked(policy: EndpointPolicy, endpoint: object) -> None:
         there = own_mark(endpoint)
     else:
         there = next((mark for mark in map(own_mark, layers(endpoint)) if mark is not None), None)
-    if there is not None:
+    # A function that makes apps may give a handler of its module the same policy each time.
+    if there is not None and there.policy != policy:
         raise ConfigurationError(f"{policy}: {named(endpoint)} has a policy already: {there.policy}; expected one")
+
+
+def _has_policy(router: object, there: PolicyMark | None, policy: EndpointPolicy) -> bool:
+    """Whether a router has this policy already. Raises :class:`ConfigurationError` where it has another."""
+    if there is not None and there.policy != policy:
+        raise ConfigurationError(f"guard_router: {named(router)} has a policy already: {there.policy}; expected one")
+    return there is not None
 
 
 def _checked_policy(

@@ -403,6 +403,19 @@ def test_what_cant_work_is_refused(make: Callable[[], object], says: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+async def test_one_policy_may_be_given_again() -> None:
+    world = World()
+    handler, plain, router = world.http("a"), world.http("b"), APIRouter()
+    router.get("/b", response_model=None)(plain)
+    for _ in range(2):
+        app = fastapi()
+        app.get("/a", response_model=None)(guarded_by("waf")(handler))
+        app.include_router(guard_router(router, "auth"))
+        guarded = world.guard(app)
+        assert await world.call(guarded, "GET /a") == (200, ["a"], ["waf"])
+        assert await world.call(guarded, "GET /b") == (200, ["b"], ["auth"])
+
+
 def test_nothing_is_looked_for_where_there_is_no_mark() -> None:
     world = World()
     guarded = world.guard(fastapi())
