@@ -128,7 +128,7 @@ class RouteFinder:
     def _fault(self, mark: PolicyMark) -> str | None:
         """Why what a policy asks for can't be done; None where it can."""
         if not mark.checked:
-            return "the endpoint was registered without its check; write it below the decorator that registers the endpoint"
+            return "it was registered without its check; write it below the decorator that registers the endpoint"
         for reference in mark.policy.agents:
             agent_id = reference if isinstance(reference, str) else reference[0]
             try:
