@@ -24,12 +24,15 @@ from .guard import Guard
 from .guardrails import Guardrail, ToolPolicy
 from .guardrails.guardrail import checked_guardrails
 from .manager import AgentManager, registry_of, require_manager
+from .messages.throttle import Throttle
 from .observability.correlation import current, reset_current, set_current
 from .observability.redaction import redact_secrets
 from .observability.tracing import mark_current_span
 from .protocol import Headers
 from .routing.advice import agents_asked_twice
+from .routing.app_chain import AsksAgents
 from .routing.finder import RouteFinder
+from .routing.refusal import Refusing
 from .routing.routes import AgentRoute
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ _CONNECTIONS = frozenset({"http", "websocket"})
 _HEADS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
-class AgentMiddleware:
+class AgentMiddleware(AsksAgents):
     """Shows requests, responses and websocket messages of ``app`` to agents, and does what they decide.
 
     ::
@@ -164,9 +167,10 @@ class AgentMiddleware:
             owns_agents=agents is not None,
             guardrails=of_all_routes,
         )
+        self._dialects = dialects
         self._guardrails: TextGuardrails | None = None
         if self._finder.has_guardrails or dialects is not None:
-            self._guardrails = self._text_guardrails(dialects)
+            self._text_guardrails()
         # Takes the file of `protect(config=...)` anew.
         self._reloader: Callable[[], Awaitable[object]] | None = None
         #: None: every request takes the general way.
@@ -181,6 +185,7 @@ class AgentMiddleware:
                 renderers=self._renderers,
                 stop_grace=self._stop_grace,
             )
+        self._refusals = Throttle()
         self._warned_of_doubles = False
 
     async def reload(self) -> None:
@@ -217,20 +222,15 @@ class AgentMiddleware:
             guardrails=checked_guardrails("AgentMiddleware: guardrails", guardrails),
             guard_of=guard_of,
         )
-        if finder.has_guardrails and self._guardrails is None:
-            self._guardrails = self._text_guardrails(None)
+        finder.check_policies(guard_of)
+        if finder.has_guardrails:
+            self._text_guardrails()
 
         def commit() -> None:
             self._finder = old.successor = finder
             self._registry.list_routes(finder.listings, instead_of=old.listings)
 
         return commit
-
-    def _text_guardrails(self, dialects: "Sequence[Dialect] | None") -> "TextGuardrails":
-        # It takes a quarter as long to import as all the rest.
-        from .exchange import text
-
-        return text.TextGuardrails(dialects, self._renderers, self._stop_grace)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection."""
@@ -257,6 +257,15 @@ class AgentMiddleware:
             return await self.app(scope, receive, send)
         finally:
             reset_current(token)
+
+    def _text_guardrails(self) -> "TextGuardrails":
+        """What judges text. An endpoint's own guardrails are known only when the app's routes are read."""
+        if self._guardrails is None:
+            # It takes a quarter as long to import as all the rest.
+            from .exchange import text
+
+            self._guardrails = text.TextGuardrails(self._dialects, self._renderers, self._stop_grace)
+        return self._guardrails
 
     async def _serve_guarded(
         self, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
@@ -301,8 +310,8 @@ class AgentMiddleware:
                 send = audit.around(send)
             if audit is not None or self._exposed_as is not None:
                 send = _watched(send, audit, self._exposed_as, exchange)
-            app = self.app
-            guardrails = None if resolved_route.judges is None else self._guardrails
+            app = self.app if resolved_route.refusal is None else Refusing(self._refusals, resolved_route.refusal)
+            guardrails = None if resolved_route.judges is None else self._text_guardrails()
             if scope["type"] == "http":
                 if guardrails is not None:
                     app = guardrails.around(app, exchange)
@@ -366,10 +375,20 @@ class AgentMiddleware:
             stopping = stopping or message["type"] == "lifespan.shutdown"
             return message
 
+        refused: str | None = None
+
         async def close_first(message: Message) -> None:
+            nonlocal refused
             if message["type"] == "lifespan.startup.complete":
                 # By now the app has its routes, also those that it adds as it starts.
-                self._finder.examine(scope)
+                try:
+                    self._finder.examine(scope, strict=True)
+                except ConfigurationError as exc:
+                    refused = str(exc)
+                    raise
+            if refused is not None and message["type"] == "lifespan.startup.failed":
+                # Frameworks write the traceback of what was raised here.
+                message = {**message, "message": refused}
             # The server may end the event loop as soon as it has the last one.
             if message["type"] == "lifespan.shutdown.complete":
                 await close()
@@ -429,6 +448,11 @@ def let_reload(middleware: AgentMiddleware, reload: Callable[[], Awaitable[objec
     """For the package's own code: have :meth:`AgentMiddleware.reload` call ``reload``, which may change the routes."""
     middleware._reloader = reload
     return middleware._prepare_routes
+
+
+def finder_of(middleware: AgentMiddleware) -> RouteFinder:
+    """What finds the agents of a connection, for the package's own code."""
+    return middleware._finder
 
 
 def _is_guarded(scope: Scope) -> bool:

@@ -156,4 +156,38 @@ app = AgentMiddleware(app, agents=[AgentConfig("waf", Waf())])
         ask="/items",
         instead='`methods=["GET"]`',
     ),
+    Mistake(
+        title="An agent that does not exist, on an endpoint",
+        code="""
+@app.get("/admin")
+@guarded_by("wfa")
+async def admin(): ...
+
+protect(app, agents=[AgentConfig("waf", Waf())])
+""",
+        ask="/admin",
+        instead='`@guarded_by("waf")`',
+    ),
+    Mistake(
+        title="A policy above the decorator that registers the endpoint",
+        code="""
+@guarded_by("waf")
+@app.get("/admin")
+async def admin(): ...
+
+protect(app, agents=[AgentConfig("waf", Waf())])
+""",
+        ask="/admin",
+        instead='`@app.get("/admin")` first, `@guarded_by("waf")` below it',
+    ),
+    Mistake(
+        title="A policy on an endpoint, and no agents around the app",
+        code="""
+@app.get("/admin")
+@guarded_by("waf")
+async def admin(): ...
+""",
+        ask="/admin",
+        instead='`protect(app, agents=[AgentConfig("waf", Waf())])`',
+    ),
 )

@@ -4,6 +4,7 @@ from typing import Final
 
 from .defect import Defect
 from .of_calls import CALLS
+from .of_endpoints import ENDPOINTS
 from .of_evaluation import EVALUATION
 from .of_exchange import EXCHANGE
 from .of_fuzz import FUZZ
@@ -12,4 +13,14 @@ from .of_routing import ROUTING
 from .of_streams import STREAMS
 from .of_text import TEXT
 
-DEFECTS: Final[tuple[Defect, ...]] = (*FUZZ, *CALLS, *EVALUATION, *ROUTING, *EXCHANGE, *STREAMS, *GUARDRAILS, *TEXT)
+DEFECTS: Final[tuple[Defect, ...]] = (
+    *FUZZ,
+    *CALLS,
+    *EVALUATION,
+    *ROUTING,
+    *ENDPOINTS,
+    *EXCHANGE,
+    *STREAMS,
+    *GUARDRAILS,
+    *TEXT,
+)

@@ -20,7 +20,7 @@ from starlette.routing import Route as AppRoute
 from starlette.types import ASGIApp, Scope
 from starlette.websockets import WebSocket
 
-from asgi_agents import Agent, AgentConfig, AgentMiddleware, RequestHeadersEvent, Route
+from asgi_agents import Agent, AgentConfig, AgentMiddleware, RequestHeadersEvent, Route, guard_router, guarded_by
 from tests.support.asgi import Client
 from tests.support.examples import examples
 from tests.support.servers import serve
@@ -393,3 +393,34 @@ def test_a_path_that_the_app_rewrites_further_in_is_judged_as_it_came() -> None:
     call(world.guard(rewriting), "/elsewhere", "GET", root_path="", kind="http", host="app")
 
     assert (world.ran, world.heard) == (["/admin"], [])
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_a_path_that_is_rewritten_leads_to_no_endpoint_with_a_policy(kind: str) -> None:
+    world = World()
+    ran: list[str] = []
+
+    @guarded_by("auth")
+    async def admin(request: Request) -> Response:
+        ran.append("admin")
+        return Response()
+
+    @guarded_by("auth")
+    async def session(websocket: WebSocket) -> None:
+        ran.append("session")
+
+    async def plain(request: Request) -> Response:
+        ran.append("plain")
+        return Response()
+
+    below = guard_router(Mount("/below", routes=[AppRoute("/admin", plain)]), "auth")
+    routes = [AppRoute("/admin", admin), WebSocketRoute("/admin", session), below]
+    for path in ("/admin", "/below/admin"):
+        app = Starlette(routes=routes)
+
+        async def rewriting(scope: Scope, receive: Any, send: Any, app: ASGIApp = app, path: str = path) -> None:
+            await app({**scope, "path": path}, receive, send)
+
+        call(world.guard(rewriting), "/elsewhere", "GET", root_path="", kind=kind, host="app")
+
+    assert ran == []
