@@ -10,14 +10,27 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from asgi_agents import Agent, AgentConfig, AgentError, AgentMiddleware, AgentRoute, ConfigurationError, protect
+from asgi_agents import (
+    Agent,
+    AgentConfig,
+    AgentError,
+    AgentMiddleware,
+    AgentRoute,
+    ConfigurationError,
+    guarded_by,
+    protect,
+)
 from asgi_agents.guardrails import ToolPolicy
 from asgi_agents.manager import registry_of
 from asgi_agents.registry import AgentRegistry
 from asgi_agents.status.snapshot import take_snapshot
 
-from .marking import MODULE, File, Marker, marked_app, marker, marks
+from .marking import MODULE, File, Marker, marked_app, marker, marks, show
 
 
 class Guarded:
@@ -389,3 +402,27 @@ async def test_routes_that_were_replaced_find_what_holds_now(tmp_path: Path) -> 
             assert [agent.guard.config.id for agent in resolved_route.agents] == [agent_id]
         await it.take(marks(marker("d", "d")))
         assert [agent.guard.config.id for agent in old.find("/x", scope).agents] == ["d"]
+
+
+# Policies on endpoints
+
+
+async def test_an_endpoint_keeps_its_own_policy_with_every_file(tmp_path: Path) -> None:
+    @guarded_by("b")
+    async def own(request: Request) -> Response:
+        return await show(request)
+
+    app = Starlette(routes=[Route("/own", own), Route("/other", show)])
+    file = File(tmp_path, marks(marker("a", "a1"), marker("b", "b1")))
+    middleware = protect(app, config=file.path, imports=[MODULE])
+    transport = httpx.ASGITransport(app)
+    async with middleware.manager, httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        assert [(await client.get(path)).text for path in ("/own", "/other")] == ["b1", "a1 b1"]
+        file.write(marks(marker("b", "b2"), marker("c", "c2"), default_agents=["c"]))
+        await middleware.reload()
+        assert [(await client.get(path)).text for path in ("/own", "/other")] == ["b2", "c2"]
+        # A file without an agent that an endpoint wants is refused: the endpoint could only answer 503.
+        file.write(marks(marker("c", "c3"), default_agents=["c"]))
+        with pytest.raises(ConfigurationError, match=r"guarded_by\('b'\) on own at '/own': .*'b'"):
+            await middleware.reload()
+        assert [(await client.get(path)).text for path in ("/own", "/other")] == ["b2", "c2"]
