@@ -368,6 +368,11 @@ class AgentMiddleware(AsksAgents):
         # without one.
 
 
+def finder_of(layer: object) -> RouteFinder | None:
+    """What finds the agents of a connection, where ``layer`` is an AgentMiddleware; for the package's own code."""
+    return layer._finder if isinstance(layer, AgentMiddleware) else None
+
+
 def _check_call(app: object, others: tuple[object, ...]) -> None:
     """Raise :class:`ConfigurationError` where this was called as something else than the class of a middleware."""
     if isinstance(app, HTTPConnection):

@@ -51,6 +51,8 @@ LAYERS: Final = (
     (["audit"], "the record of an exchange"),
     (["middleware", "prometheus", "serve", "status"], "apps: guarded, of metrics, of one agent, the status page"),
     (["fastapi", "placement"], "put the middleware into an app"),
+    (["commands"], "the subcommands of the command line"),
+    (["__main__"], "the command line"),
 )
 _UNITS: Final = [names for names, _ in LAYERS]
 

@@ -1,0 +1,206 @@
+"""``check module:app``: which agents guard which endpoint, and what is wrong with them."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+
+from ..errors import AgentError, ConfigurationError, text_of
+from ..guard import Guard
+from ..middleware import finder_of
+from ..observability.redaction import redact_secrets
+from ..routing.survey import Survey, survey_app
+from ..terminal.arguments import seconds
+from ..terminal.loading import MistakeError, as_mistakes, call_object, find_object
+from ..terminal.output import Page, captured_log
+from ..transports.wire import Address, parse_address
+from .outcome import FOUND, WELL, print_json
+from .report import CheckFinding, CheckReport, EndpointReport, State, print_report, report_of, report_of_agent, title_of
+from .running import run
+
+_Answers = dict[Guard, tuple[State, str | None, str]]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "check",
+        help="list the endpoints of an app with the agents that guard them, and find mistakes",
+        description="List every endpoint and websocket route of an app with the agents that guard it. The app is"
+        " imported, and not started. Its agents are connected to and given their configuration, as when it starts.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("app", help="module:name of an ASGI app")
+    parser.add_argument("--factory", action="store_true", help="the name is a function that makes the app")
+    parser.add_argument("--offline", action="store_true", help="connect to no agent, and configure none")
+    parser.add_argument("--fail-unguarded", action="store_true", help="exit with 1 if any endpoint is unguarded")
+    parser.add_argument("--timeout", type=seconds, default=10.0, metavar="S", help="seconds for each agent (10)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=check)
+
+
+def check(options: argparse.Namespace) -> int:
+    """Check an app; the exit code."""
+    findings: list[CheckFinding] = []
+    survey: Survey | None = None
+    with captured_log() as messages:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                survey = _list(_load(options.app, factory=options.factory))
+        except ConfigurationError as exc:
+            findings.append(CheckFinding(kind="configuration", subject=None, message=redact_secrets(str(exc))))
+        guards = [] if survey is None else _guards(survey)
+        answers: _Answers = dict.fromkeys(guards, ("not asked", None, ""))
+        if not options.offline:
+            run(partial(_ask, answers, options.timeout))
+    endpoints = [] if survey is None else [report_of(endpoint) for endpoint in survey.endpoints]
+    findings += [CheckFinding(kind="warning", subject=None, message=redact_secrets(text)) for text in messages]
+    for guard, (state, error, kind) in answers.items():
+        if state == "failed":
+            message = f"agent {guard.config.id!r}: {error}"
+            findings.append(CheckFinding(kind=kind, subject=guard.config.id, message=message))
+    if survey is not None:
+        findings += _without_agents(survey, endpoints, fail=options.fail_unguarded)
+    report = CheckReport(
+        app=options.app,
+        endpoints=endpoints,
+        agents=[report_of_agent(guard, state, error) for guard, (state, error, _) in answers.items()],
+        findings=list(dict.fromkeys(findings)),
+        notes=[] if survey is None else list(_notes(survey, endpoints)),
+    )
+    if options.json:
+        print_json(report)
+    else:
+        print_report(Page(sys.stdout), report)
+    return FOUND if report.findings else WELL
+
+
+def _load(spec: str, *, factory: bool) -> Any:
+    found = find_object(spec, refusals=True)
+    if factory:
+        if not callable(found):
+            raise MistakeError(f"{spec!r} is a {type(found).__name__}, expected a function that makes an app")
+        found = call_object(spec, found, refusals=True)
+    if not callable(found) or isinstance(found, type):
+        hint = "" if factory else "; for a function that makes one, give --factory"
+        raise MistakeError(f"{spec!r} is a {type(found).__name__}, expected an ASGI app{hint}")
+    if not factory and _makes_app(found):
+        raise MistakeError(f"{spec!r} takes no scope, receive and send, expected an ASGI app; give --factory")
+    return found
+
+
+def _makes_app(found: Any) -> bool:
+    """Whether it is a plain function without parameters, which no ASGI app is."""
+    code = getattr(found, "__code__", None)
+    return code is not None and code.co_argcount == 0 and not code.co_flags & 0x04
+
+
+def _list(app: Any) -> Survey:
+    # A middleware may be at fault that was made with the stack.
+    with as_mistakes("the app can't be built", refusals=True):
+        return survey_app(app, finder_of)
+
+
+def _guards(survey: Survey) -> Sequence[Guard]:
+    return list(dict.fromkeys(guard for finder in survey.finders for guard in finder.registry.guards()))
+
+
+# Agents
+
+
+async def _ask(answers: _Answers, timeout: float) -> None:
+    async with anyio.create_task_group() as tasks:
+        for guard in answers:
+            tasks.start_soon(_ask_one, guard, answers, timeout)
+
+
+async def _ask_one(guard: Guard, answers: _Answers, timeout: float) -> None:
+    """Do with an agent what the start of the app does: connect, and hand over its configuration."""
+    guard.configuring.logged = False
+    answers[guard] = ("ready", None, "")
+    try:
+        with anyio.fail_after(timeout):
+            if guard.client.remote and not guard.client.reserves:
+                await _connect(guard)
+            try:
+                await guard.configuring.configure()
+            except AgentError as exc:
+                kind = "agent_unreachable" if guard.client.remote and not guard.client.connected else "agent_refused"
+                kind = "agent_refused" if "configuration" in str(exc) or not guard.client.reserves else kind
+                answers[guard] = ("failed", redact_secrets(str(exc)), kind)
+    except TimeoutError:
+        answers[guard] = ("failed", f"no connection within {timeout:g} s", "agent_unreachable")
+    except OSError as exc:
+        fault = exc.strerror or text_of(exc) or type(exc).__name__
+        answers[guard] = ("failed", f"{redact_secrets(guard.client.address)}: {fault}", "agent_unreachable")
+    finally:
+        with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
+            await guard.client.aclose()
+
+
+async def _connect(guard: Guard) -> None:
+    """Open and close a connection to an agent that is called over one for each call.
+
+    Nothing is sent. Its address says no more than where it is, so what stands behind a proxy or a name of a transport's
+    own is taken for reachable.
+    """
+    address = _address(guard.client.address)
+    if address is None:
+        return
+    with anyio.fail_after(guard.config.timeout):
+        if address.path is not None:
+            stream: Any = await anyio.connect_unix(address.path)
+        else:
+            stream = await anyio.connect_tcp(address.host, address.port)
+        await stream.aclose()
+
+
+def _address(given: str) -> Address | None:
+    try:
+        return parse_address("address", given if "://" in given else f"tcp://{given}")
+    except ConfigurationError:
+        return None
+
+
+# What else there is
+
+
+def _without_agents(survey: Survey, endpoints: Sequence[EndpointReport], *, fail: bool) -> Iterator[CheckFinding]:
+    if not survey.finders:
+        message = (
+            "no AgentMiddleware is in the app: write protect(app, agents=[...]); one that a middleware hides, because"
+            " it does not keep the app that it wraps in an attribute named app, is not seen"
+        )
+        yield CheckFinding(kind="no_agents", subject=None, message=message)
+    if not fail:
+        return
+    for endpoint in endpoints:
+        if endpoint.guarded is False:
+            where = title_of(endpoint)
+            yield CheckFinding(kind="unguarded", subject=where, message=f"{where} is unguarded")
+        elif endpoint.guarded is None:
+            where = title_of(endpoint)
+            message = f"{where}: nobody can tell whether it is guarded"
+            yield CheckFinding(kind="unguarded", subject=where, message=message)
+
+
+def _notes(survey: Survey, endpoints: Sequence[EndpointReport]) -> Iterator[CheckFinding]:
+    if not survey.readable:
+        name = endpoints[0].name if endpoints else "it"
+        message = f"the routes of the app can't be read: {name} has no router of Starlette's. The lines are our routes."
+        yield CheckFinding(kind="unreadable", subject=name, message=message)
+    for pattern in survey.unmatched:
+        message = f"AgentRoute({pattern!r}) matches no endpoint of the app"
+        yield CheckFinding(kind="unmatched_route", subject=pattern, message=message)
+    for prefix in survey.open_ended:
+        message = f"the router at {prefix!r} answers more than its routes: it has a fallback of its own"
+        yield CheckFinding(kind="open_ended", subject=prefix, message=message)
+    for endpoint in endpoints:
+        if endpoint.taken_by is not None:
+            where = title_of(endpoint)
+            message = f"{where} never runs: {endpoint.taken_by!r} is before it and takes its paths"
+            yield CheckFinding(kind="never_runs", subject=where, message=message)
