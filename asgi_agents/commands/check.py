@@ -55,8 +55,12 @@ def check(options: argparse.Namespace) -> int:
             findings.append(CheckFinding(kind="configuration", subject=None, message=redact_secrets(str(exc))))
         guards = [] if survey is None else _guards(survey)
         answers: _Answers = dict.fromkeys(guards, ("not asked", None, ""))
-        if not options.offline:
+    if not options.offline:
+        with captured_log() as more:
             run(partial(_ask, answers, options.timeout))
+        failed = tuple(f"agent {guard.config.id!r}" for guard, (state, _, _) in answers.items() if state == "failed")
+        # Of those that have failed, the report says more.
+        messages += [text for text in more if not text.startswith(failed)]
     endpoints = [] if survey is None else [report_of(endpoint) for endpoint in survey.endpoints]
     findings += [CheckFinding(kind="warning", subject=None, message=redact_secrets(text)) for text in messages]
     for guard, (state, error, kind) in answers.items():
@@ -199,6 +203,9 @@ def _notes(survey: Survey, endpoints: Sequence[EndpointReport]) -> Iterator[Chec
     for prefix in survey.open_ended:
         message = f"the router at {prefix!r} answers more than its routes: it has a fallback of its own"
         yield CheckFinding(kind="open_ended", subject=prefix, message=message)
+    for path in survey.cut:
+        message = f"{path!r} meets so many routes of ours that not all of its paths were looked at"
+        yield CheckFinding(kind="cut", subject=path, message=message)
     for endpoint in endpoints:
         if endpoint.taken_by is not None:
             where = title_of(endpoint)

@@ -21,8 +21,10 @@ from .walk import FinderOf, FoundEndpoint, Kind, Tracer, Walk, Way, finders_of
 
 # What stands for the methods where an endpoint takes all of them.
 _USUAL: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+# How many of an endpoint's paths are looked at, for each of its methods.
+_MOST_TRIED: Final = 200
 # Tried in this order for parameters of types that are not Starlette's.
-_TRIED: Final = ("example", "1", "a", "en", "A", "2026-01-31", "1.5", "ab12", str(UUID(int=1)), "a/b", "true")
+_TRIED: Final = ("an-example", "1", "a", "en", "A", "2026-01-31", "1.5", "ab12", str(UUID(int=1)), "a/b", "true")
 _VALUES: Final = {"str": "an-example", "int": "1", "float": "1.5", "uuid": str(UUID(int=1)), "path": "an/example"}
 
 
@@ -35,8 +37,8 @@ class SurveyedEndpoint(Struct, frozen=True, kw_only=True):
     :ivar methods: None means all. Empty for websockets.
     :ivar host: the pattern of the Host that it is in.
     :ivar name: of its function or class.
-    :ivar only: where others of its paths have other agents: the pattern of ours for whose paths this holds, with the
-        prefix of the mount that its middleware is in.
+    :ivar only: where some of its paths have other agents than the rest: a pattern of these, in which patterns of ours
+        and its own meet.
     :ivar example: the path that was asked about; None where none leads there.
     :ivar taken_by: the pattern of the endpoint that runs in its place, because it is before it. None: it runs.
     :ivar asked: what each middleware on the way has found, outermost first.
@@ -59,6 +61,7 @@ class Survey(Struct, frozen=True, kw_only=True):
     :ivar finders: those of all middlewares that ask agents, in the order in which they were met.
     :ivar unmatched: patterns of ours that can match no endpoint.
     :ivar open_ended: prefixes of routers that answer more than their routes say.
+    :ivar cut: patterns of endpoints that meet so many of ours that not all of their paths were looked at.
     :ivar readable: whether the app has a router at all.
     """
 
@@ -66,6 +69,7 @@ class Survey(Struct, frozen=True, kw_only=True):
     finders: tuple[RouteFinder, ...]
     unmatched: tuple[str, ...]
     open_ended: tuple[str, ...]
+    cut: tuple[str, ...]
     readable: bool
 
 
@@ -84,6 +88,7 @@ def survey_app(app: object, finder_of: FinderOf) -> Survey:
         finders=finders,
         unmatched=tuple(surveyor.unmatched(finders)),
         open_ended=tuple(walk.open_ended),
+        cut=tuple(surveyor.cut),
         readable=walk.readable,
     )
 
@@ -95,6 +100,7 @@ class _Surveyor:
         self._patterns = {leaf.key: leaf.pattern for leaf in leaves}
         #: Those that were met on the way, with the root paths that they saw.
         self.finders: dict[RouteFinder, set[str]] = {}
+        self.cut: dict[str, None] = {}
         # A value that is no part of any pattern, so that a more specific endpoint is not met by chance.
         self._value = _VALUES["str"]
         while any(self._value in leaf.pattern for leaf in leaves):
@@ -136,13 +142,25 @@ class _Surveyor:
         yield None, base, way
         if way.key != leaf.key:
             return
-        known = {_signature(way)}
-        for asked in way.asked:
-            for pattern in asked.finder.patterns:
-                path, special = self._trace_first(leaf, method, _both(asked.root + pattern, leaf.pattern, self._value))
-                if special.key == leaf.key and _signature(special) not in known:
+        known, tried, todo = {_signature(way)}, {leaf.pattern}, [leaf.pattern]
+        while todo:
+            # Where two patterns of ours meet, a third thing may hold.
+            around = todo.pop(0)
+            ours = [asked.root + pattern for asked in way.asked for pattern in asked.finder.patterns]
+            for merged in (merged for pattern in ours for merged in _merged(pattern, around)):
+                if merged in tried:
+                    continue
+                if len(tried) > _MOST_TRIED:
+                    self.cut[leaf.pattern] = None
+                    return
+                tried.add(merged)
+                path, special = self._trace_first(leaf, method, _fill(merged, self._value))
+                if special.key != leaf.key:
+                    continue
+                todo.append(merged)
+                if _signature(special) not in known:
                     known.add(_signature(special))
-                    yield asked.root + pattern, path, special
+                    yield merged, path, special
 
     def _trace_first(self, leaf: FoundEndpoint, method: str, paths: Iterator[str]) -> tuple[str, Way]:
         """The first of some paths that leads to the endpoint, else the first of all."""
@@ -233,20 +251,20 @@ def _fits(expected: str, tried: str) -> bool:
     return re.fullmatch(expected, tried) is not None
 
 
-def _both(ours: str, theirs: str, value: str) -> Iterator[str]:
-    """Paths that may match both patterns."""
+def _merged(ours: str, theirs: str) -> Iterator[str]:
+    """Patterns of paths that may match both patterns."""
     if not may_meet(ours, theirs):
         return
-    yield from _fill(ours, value)
+    yield ours
     first, second = ours.split("/"), theirs.split("/")
     merged = [one if "{" not in one else other for one, other in zip(first, second, strict=False)]
     if len(first) == len(second):
-        yield from _fill("/".join(merged), value)
+        yield "/".join(merged)
     elif "{" in first[-1] and len(first) < len(second):
         # What ours has at the end may be several segments of theirs.
-        yield from _fill("/".join([*merged[: len(first) - 1], *second[len(first) - 1 :]]), value)
+        yield "/".join([*merged[: len(first) - 1], *second[len(first) - 1 :]])
     elif "{" in second[-1] and len(second) < len(first):
-        yield from _fill("/".join([*merged[: len(second) - 1], *first[len(second) - 1 :]]), value)
+        yield "/".join([*merged[: len(second) - 1], *first[len(second) - 1 :]])
 
 
 def _rank(method: str) -> tuple[int, str]:

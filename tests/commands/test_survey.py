@@ -19,26 +19,25 @@ def _no_advice(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "asgi_agents")
 
 
-def row_for(rows: Sequence[EndpointReport], call: Call) -> EndpointReport:
-    """The line of the handler that a call is meant for, and of the path and method that it has."""
+def rows_for(rows: Sequence[EndpointReport], call: Call) -> list[EndpointReport]:
+    """The lines that are for the path and method of a call: those for its path alone, else that for all paths."""
     own = [row for row in rows if row.name == call.handler and (not row.methods or call.method in row.methods)]
-    for row in own:
-        if row.only is not None and AgentRoute(row.only, agents=[]).matches(call.path, call.method):
-            return row
-    return next(row for row in own if row.only is None)
+    special = [row for row in own if row.only is not None and AgentRoute(row.only, agents=[]).matches(call.path, "GET")]
+    return special or [row for row in own if row.only is None]
 
 
 def differences(app: RandomApp) -> list[str]:
     rows = [report_of(endpoint) for endpoint in survey_app(app.app, finder_of).endpoints]
     found = []
     for call in app.calls:
-        row, outcome = row_for(rows, call), app.outcome(call)
+        meant, outcome = rows_for(rows, call), app.outcome(call)
         if outcome.ran != call.handler:
             # Another one is before it. It may run for other paths, such as those that are looked for.
             continue
-        listed = [agent.id for agent in row.agents]
-        if listed != outcome.asked:
-            found.append(f"{call}: listed {listed}, asked {outcome.asked}, {row}")
+        listed = [[agent.id for agent in row.agents] for row in meant]
+        # A path may match several lines, of which the narrowest holds.
+        if outcome.asked not in listed:
+            found.append(f"{call}: listed {listed}, asked {outcome.asked}, {meant}")
     return found
 
 
