@@ -76,6 +76,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "bench",
+        usage="python -m asgi_agents bench AGENT [METHOD] [URI] [options]",
         help="count the calls per second of one agent",
         description="Ask one agent about a request again and again, each time as a new one. Ends after so many calls,"
         " or seconds, or with Ctrl-C, and prints what there is. Exits with 1 if calls have failed, with 2 if all have.",

@@ -78,6 +78,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "call",
+        usage="python -m asgi_agents call AGENT [METHOD] [URI] [options]",
         help="ask one agent about a request, and print its answer",
         description="Ask one agent about a request, its response and its messages, and print its answers. Exits with 1"
         " if the agent stops the request or detects something, with 2 if it fails.",

@@ -29,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "check",
+        usage="python -m asgi_agents check MODULE:APP [options]",
         help="list the endpoints of an app with the agents that guard them, and find mistakes",
         description="List every endpoint and websocket route of an app with the agents that guard it. The app is"
         " imported, and not started. Its agents are connected to and given their configuration, as when it starts.",
