@@ -368,9 +368,9 @@ class AgentMiddleware(AsksAgents):
         # without one.
 
 
-def finder_of(layer: object) -> RouteFinder | None:
-    """What finds the agents of a connection, where ``layer`` is an AgentMiddleware; for the package's own code."""
-    return layer._finder if isinstance(layer, AgentMiddleware) else None
+def finder_of(middleware: AgentMiddleware) -> RouteFinder:
+    """What finds the agents of a connection, for the package's own code."""
+    return middleware._finder
 
 
 def _check_call(app: object, others: tuple[object, ...]) -> None:

@@ -11,8 +11,9 @@ import anyio
 
 from ..errors import AgentError, ConfigurationError, text_of
 from ..guard import Guard
-from ..middleware import finder_of
+from ..middleware import AgentMiddleware, finder_of
 from ..observability.redaction import redact_secrets
+from ..routing.finder import RouteFinder
 from ..routing.survey import Survey, survey_app
 from ..terminal.arguments import seconds
 from ..terminal.loading import MistakeError, as_mistakes, call_object, find_object
@@ -107,7 +108,12 @@ def _makes_app(found: Any) -> bool:
 def _list(app: Any) -> Survey:
     # A middleware may be at fault that was made with the stack.
     with as_mistakes("the app can't be built", refusals=True):
-        return survey_app(app, finder_of)
+        return survey_app(app, finder_at)
+
+
+def finder_at(layer: object) -> RouteFinder | None:
+    """What finds the agents of a connection, where an AgentMiddleware is; None where something else is."""
+    return finder_of(layer) if isinstance(layer, AgentMiddleware) else None
 
 
 def _guards(survey: Survey) -> Sequence[Guard]:

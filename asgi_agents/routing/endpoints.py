@@ -6,11 +6,10 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 from starlette import routing
-from starlette.endpoints import HTTPEndpoint
 from starlette.routing import BaseRoute, Host, Mount, WebSocketRoute
 
 from .app_chain import attribute
-from .marks import PolicyMark, layers
+from .marks import PolicyMark, is_endpoint_class, layers
 from .matching import Around, innermost, is_included, mounted, router_of
 
 EndpointKind = Literal["http", "websocket", "app"]
@@ -121,7 +120,7 @@ class _Walk:
         endpoint = attribute(route, "endpoint")
         is_websocket = isinstance(original, WebSocketRoute)
         given = attribute(route, "methods")
-        methods = frozenset() if is_websocket else None if given is None else frozenset(map(str.upper, given))
+        methods = frozenset() if is_websocket else frozenset(map(str.upper, given)) if given else None
         by_mark: dict[PolicyMark | None, set[str] | None] = {}
         handlers = _handlers(endpoint)
         if is_websocket or not handlers:
@@ -155,7 +154,7 @@ def unchecked(endpoints: Iterable[AppEndpoint]) -> Iterator[AppEndpoint]:
 def _handlers(endpoint: object) -> list[str]:
     """The methods that an HTTPEndpoint has handlers for; none of anything else."""
     for layer in layers(endpoint):
-        if isclass(layer) and issubclass(layer, HTTPEndpoint):
+        if isclass(layer) and is_endpoint_class(layer, "HTTPEndpoint"):
             return [
                 method
                 for method in _METHODS

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
-from starlette.endpoints import HTTPEndpoint, WebSocketEndpoint
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.routing import Host, Mount
 from starlette.routing import Router as AppRouter
@@ -29,7 +28,7 @@ from ..guardrails.guardrail import checked_guardrails
 from ..messages.naming import named
 from ..observability.correlation import current
 from .app_chain import attribute
-from .marks import PolicyMark, layers, mark_of, own_mark, put_mark
+from .marks import PolicyMark, is_endpoint_class, layers, mark_of, own_mark, put_mark
 from .matching import Around, copy_of, is_foreign, is_included, match, match_within, router_of
 from .refusal import REASON, Refusing, log_refusal
 from .routes import checked_references
@@ -159,13 +158,6 @@ class _Checking:
             put_mark(self, mark)
         self._mark = mark
 
-    def __eq__(self, other: object) -> bool:
-        # Starlette compares mounts by their apps.
-        return self is other or (isinstance(other, _Checking) and self.app == other.app) or self.app == other
-
-    def __hash__(self) -> int:
-        return hash(self.app)
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
         if scope["type"] in ("http", "websocket") and not is_asked(self._mark.policy) and self._runs(scope):
@@ -236,7 +228,7 @@ def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
 
 def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
     """The class itself: each of its objects checks when it is made, which Starlette does for each connection."""
-    if not issubclass(endpoint, HTTPEndpoint | WebSocketEndpoint):
+    if not is_endpoint_class(endpoint, "HTTPEndpoint", "WebSocketEndpoint"):
         raise ConfigurationError(
             f"{policy}: {named(endpoint)}, expected a function, an HTTPEndpoint or a WebSocketEndpoint; for an app"
             " write guard_router(Mount(path, app), ...)"

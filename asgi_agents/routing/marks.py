@@ -5,13 +5,12 @@ mark holds where it was put, and it is found there through ``__wrapped__``. So n
 copied.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import isclass, isfunction, ismethod
 from typing import Any, Final
 from weakref import WeakMethod
-
-from starlette.endpoints import HTTPEndpoint
 
 from ..evaluation.endpoint_policy import EndpointPolicy
 from .app_chain import attribute
@@ -89,7 +88,7 @@ def mark_of(endpoint: object, method: str | None = None) -> PolicyMark | None:
     """
     for layer in layers(endpoint):
         if isclass(layer):
-            if method is not None and issubclass(layer, HTTPEndpoint):
+            if method is not None and is_endpoint_class(layer, "HTTPEndpoint"):
                 handler = attribute(layer, handler_name(layer, method))
                 mark = None if handler is None or isclass(handler) else mark_of(handler)
                 if mark is not None:
@@ -103,6 +102,12 @@ def mark_of(endpoint: object, method: str | None = None) -> PolicyMark | None:
             if mark is not None:
                 return mark
     return None
+
+
+def is_endpoint_class(cls: type, *names: str) -> bool:
+    """Whether it derives from one of these classes of ``starlette.endpoints``, which few apps import."""
+    module = sys.modules.get("starlette.endpoints")
+    return module is not None and any(issubclass(cls, getattr(module, name)) for name in names)
 
 
 def handler_name(endpoint: type, method: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from asgi_agents import AgentRoute
+from asgi_agents.commands.check import finder_at
 from asgi_agents.commands.report import EndpointReport, report_of
-from asgi_agents.middleware import finder_of
 from asgi_agents.routing.survey import survey_app
 
 from .random_app import Call, RandomApp
@@ -27,7 +27,7 @@ def rows_for(rows: Sequence[EndpointReport], call: Call) -> list[EndpointReport]
 
 
 def differences(app: RandomApp) -> list[str]:
-    rows = [report_of(endpoint) for endpoint in survey_app(app.app, finder_of).endpoints]
+    rows = [report_of(endpoint) for endpoint in survey_app(app.app, finder_at).endpoints]
     found = []
     for call in app.calls:
         meant, outcome = rows_for(rows, call), app.outcome(call)

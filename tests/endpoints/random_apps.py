@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Host, Mount, Router, WebSocketRoute
+from starlette.routing import Host, Mount, Router, WebSocketRoute
 from starlette.routing import Route as AppRoute
 from starlette.types import ASGIApp
 
@@ -111,7 +111,7 @@ class RandomApp:
             endpoint = self._handler(method, prefix + pattern, host, around)
             router.add_api_route(pattern, endpoint, methods=[method], response_model=None)
 
-    def _route(self, prefix: str, host: str, around: Policy, depth: int) -> BaseRoute:
+    def _route(self, prefix: str, host: str, around: Policy, depth: int) -> Any:
         kind = self._chance.randrange(7)
         if kind <= 1 and depth < 3:
             added, own = self._prefix(), self._policy()

@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
+from fastapi import routing as fastapi_routing
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint, WebSocketEndpoint
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -405,3 +408,47 @@ def test_nothing_is_looked_for_where_there_is_no_mark() -> None:
     guarded = world.guard(fastapi())
     assert not marks.used
     assert guarded._finder._resolver.app_routes({"type": "http"}) is None
+
+
+@pytest.mark.parametrize("inner", [False, True])
+async def test_a_frontend_of_a_router_has_the_policy_of_the_router(inner: bool, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("page")
+    world = World()
+    app, router, outer = fastapi(), APIRouter(), APIRouter()
+    router.frontend("/pages", directory=tmp_path)
+    outer.include_router(guard_router(router, "auth") if inner else router, prefix="/in")
+    app.include_router(outer if inner else guard_router(outer, "auth"))
+    app.frontend("/open", directory=tmp_path)
+    guarded = world.guard(app)
+    for path, asked in (("/in/pages/index.html", "auth"), ("/open/index.html", "rest"), ("/none", "rest")):
+        status, _, found = await world.call(guarded, f"GET {path}")
+        assert (status, found) == (404 if path == "/none" else 200, [asked])
+
+
+async def test_what_answers_in_a_router_where_no_route_matches_has_its_policy() -> None:
+    world = World()
+    fallback = Router([AppRoute("/x", world.http("x"))], default=world.app("fallback"))
+    guarded = world.guard(Starlette(routes=[Mount("/r", guard_router(fallback, "auth"))]))
+    assert await world.call(guarded, "GET /r/none") == (200, ["fallback"], ["auth"])
+    assert await world.call(guarded, "GET /r/x") == (200, ["x"], ["auth"])
+
+
+async def test_middlewares_that_run_the_app_in_a_task_of_its_own_are_no_hindrance() -> None:
+    async def dispatch(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    world = World()
+    app = marked(world)
+    app.add_middleware(BaseHTTPMiddleware, dispatch=dispatch)
+    world.protect(app)
+    for line, asked in (("GET /a", ["waf", "pii"]), ("GET /sync", ["pii", "waf"]), ("WS /a", ["auth"])):
+        status, ran, found = await world.call(app, line)
+        assert (status in (200, 101), len(ran), found) == (True, 1, asked)
+
+
+def test_a_fastapi_that_copies_routes_gets_no_policy_for_an_apirouter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(fastapi_routing, "_IncludedRouter")
+    with pytest.raises(ConfigurationError, match="copies routes when it includes them"):
+        guard_router(APIRouter(), "auth")
+    # A whole app is not included.
+    assert guard_router(fastapi(), "auth")
