@@ -3,13 +3,13 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import anyio
 
-from ..errors import AgentError, ConfigurationError, text_of
+from ..errors import AgentError, AgentProtocolError, AgentTimeoutError, ConfigurationError
 from ..guard import Guard
 from ..middleware import AgentMiddleware, finder_of
 from ..observability.redaction import redact_secrets
@@ -18,7 +18,6 @@ from ..routing.survey import Survey, survey_app
 from ..terminal.arguments import seconds
 from ..terminal.loading import MistakeError, as_mistakes, call_object, find_object
 from ..terminal.output import Page, captured_log
-from ..transports.wire import Address, parse_address
 from .outcome import FOUND, WELL, print_json
 from .report import CheckFinding, CheckReport, EndpointReport, State, print_report, report_of, report_of_agent, title_of
 from .running import run
@@ -132,49 +131,29 @@ async def _ask(answers: _Answers, timeout: float) -> None:
 async def _ask_one(guard: Guard, answers: _Answers, timeout: float) -> None:
     """Do with an agent what the start of the app does: connect, and hand over its configuration."""
     guard.configuring.logged = False
+    client = guard.client
     answers[guard] = ("ready", None, "")
     try:
-        with anyio.fail_after(timeout):
-            if guard.client.remote and not guard.client.reserves:
-                await _connect(guard)
-            try:
-                await guard.configuring.configure()
-            except AgentError as exc:
-                kind = "agent_unreachable" if guard.client.remote and not guard.client.connected else "agent_refused"
-                kind = "agent_refused" if "configuration" in str(exc) or not guard.client.reserves else kind
-                answers[guard] = ("failed", redact_secrets(str(exc)), kind)
-    except TimeoutError:
-        answers[guard] = ("failed", f"no connection within {timeout:g} s", "agent_unreachable")
-    except OSError as exc:
-        fault = exc.strerror or text_of(exc) or type(exc).__name__
-        answers[guard] = ("failed", f"{redact_secrets(guard.client.address)}: {fault}", "agent_unreachable")
+        if client.remote and not client.configures_itself:
+            await _within(min(timeout, guard.config.timeout), client.connect)
+        await _within(timeout, guard.configuring.configure)
+    except AgentError as exc:
+        message = redact_secrets(str(exc))
+        refused = not client.remote or "its configuration" in message or isinstance(exc, AgentProtocolError)
+        if client.address and client.address not in message:
+            message = f"{redact_secrets(client.address)}: {message}"
+        answers[guard] = ("failed", message, "agent_refused" if refused else "agent_unreachable")
     finally:
         with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
-            await guard.client.aclose()
+            await client.aclose()
 
 
-async def _connect(guard: Guard) -> None:
-    """Open and close a connection to an agent that is called over one for each call.
-
-    Nothing is sent. Its address says no more than where it is, so what stands behind a proxy or a name of a transport's
-    own is taken for reachable.
-    """
-    address = _address(guard.client.address)
-    if address is None:
-        return
-    with anyio.fail_after(guard.config.timeout):
-        if address.path is not None:
-            stream: Any = await anyio.connect_unix(address.path)
-        else:
-            stream = await anyio.connect_tcp(address.host, address.port)
-        await stream.aclose()
-
-
-def _address(given: str) -> Address | None:
+async def _within(timeout: float, function: Callable[[], Awaitable[None]]) -> None:
     try:
-        return parse_address("address", given if "://" in given else f"tcp://{given}")
-    except ConfigurationError:
-        return None
+        with anyio.fail_after(timeout):
+            await function()
+    except TimeoutError:
+        raise AgentTimeoutError(f"no answer within {timeout:g} s") from None
 
 
 # What else there is
