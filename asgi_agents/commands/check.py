@@ -181,7 +181,7 @@ def _without_agents(survey: Survey, endpoints: Sequence[EndpointReport], *, fail
 def _notes(survey: Survey, endpoints: Sequence[EndpointReport]) -> Iterator[CheckFinding]:
     if not survey.readable:
         name = endpoints[0].name if endpoints else "it"
-        message = f"the routes of the app can't be read: {name} has no router of Starlette's. The lines are our routes."
+        message = f"the routes of the app can't be read: {name} has no router of Starlette's; the table has your routes"
         yield CheckFinding(kind="unreadable", subject=name, message=message)
     for pattern in survey.unmatched:
         message = f"AgentRoute({pattern!r}) matches no endpoint of the app"
@@ -190,7 +190,7 @@ def _notes(survey: Survey, endpoints: Sequence[EndpointReport]) -> Iterator[Chec
         message = f"the router at {prefix!r} answers more than its routes: it has a fallback of its own"
         yield CheckFinding(kind="open_ended", subject=prefix, message=message)
     for path in survey.cut:
-        message = f"{path!r} meets so many routes of ours that not all of its paths were looked at"
+        message = f"{path!r} meets so many of your routes that not all of its paths were looked at"
         yield CheckFinding(kind="cut", subject=path, message=message)
     for endpoint in endpoints:
         if endpoint.taken_by is not None:

@@ -245,7 +245,7 @@ def _methods(endpoint: EndpointReport) -> str:
 
 
 def _path(endpoint: EndpointReport) -> str:
-    path = endpoint.only or endpoint.path
+    path = f"{endpoint.path}?" if endpoint.kind == "unreadable" else endpoint.only or endpoint.path
     return (endpoint.host or "") + ("  " if endpoint.only else "") + path
 
 

@@ -211,7 +211,9 @@ class HttpTransport:
         try:
             await self._connect()
         except Exception as exc:
-            raise AgentConnectionError(_describe(exc)) from exc
+            # anyio says no more than that all attempts have failed.
+            fault = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
+            raise AgentConnectionError(_describe(fault)) from exc
 
     async def aclose(self) -> None:
         await self._connections.aclose()
