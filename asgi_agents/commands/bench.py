@@ -21,7 +21,7 @@ from ..policy import FailureMode
 from ..protocol import EventType
 from ..terminal.arguments import seconds, whole
 from ..terminal.loading import MistakeError
-from ..terminal.output import Page, captured_log
+from ..terminal.output import Page, captured_log, printing_aside
 from .call import configure
 from .outcome import FOUND, IMPOSSIBLE, WELL, print_json
 from .running import run
@@ -95,10 +95,11 @@ def bench(options: argparse.Namespace) -> int:
         if not 0 < getattr(options, name) <= most:
             raise MistakeError(f"--{name} {getattr(options, name):g}, expected at most {most:g}, and above 0")
     question = Question(options)
-    guard = guard_of(options, concurrency=options.concurrency)
+    with printing_aside():
+        guard = guard_of(options, concurrency=options.concurrency)
     measuring = Measuring(guard, question, options.calls, options.seconds, options.concurrency)
     interrupted = False
-    with captured_log():
+    with captured_log(), printing_aside():
         # A failure is counted, and the report quotes the first one.
         try:
             run(partial(measuring.run, Page(sys.stderr)))

@@ -28,7 +28,7 @@ from ..protocol import (
     WebSocketFrameEvent,
 )
 from ..terminal.loading import MistakeError
-from ..terminal.output import Page, captured_log
+from ..terminal.output import Page, captured_log, printing_aside
 from .answers import AnswerLines, lines_of, plain_answer
 from .outcome import FOUND, IMPOSSIBLE, WELL, print_json
 from .running import run
@@ -103,8 +103,8 @@ def add_parser(subparsers: Any) -> None:
 def call(options: argparse.Namespace) -> int:
     """Ask an agent; the exit code."""
     events = list(_events(options, Question(options)))
-    guard = guard_of(options)
-    with captured_log():
+    with captured_log(), printing_aside():
+        guard = guard_of(options)
         # The log says what the report says.
         report, answers = run(partial(_ask, options.agent, guard, events))
     if options.json:

@@ -17,7 +17,7 @@ from ..routing.finder import RouteFinder
 from ..routing.survey import Survey, survey_app
 from ..terminal.arguments import seconds
 from ..terminal.loading import MistakeError, as_mistakes, call_object, find_object
-from ..terminal.output import Page, captured_log
+from ..terminal.output import Page, captured_log, printing_aside
 from .outcome import FOUND, WELL, print_json
 from .report import CheckFinding, CheckReport, EndpointReport, State, print_report, report_of, report_of_agent, title_of
 from .running import run
@@ -48,16 +48,15 @@ def check(options: argparse.Namespace) -> int:
     """Check an app; the exit code."""
     findings: list[CheckFinding] = []
     survey: Survey | None = None
-    with captured_log() as messages:
+    with captured_log() as messages, printing_aside():
         try:
-            with contextlib.redirect_stdout(sys.stderr):
-                survey = _list(_load(options.app, factory=options.factory))
+            survey = _list(_load(options.app, factory=options.factory))
         except ConfigurationError as exc:
             findings.append(CheckFinding(kind="configuration", subject=None, message=redact_secrets(str(exc))))
         guards = [] if survey is None else _guards(survey)
         answers: _Answers = dict.fromkeys(guards, ("not asked", None, ""))
     if not options.offline:
-        with captured_log() as more:
+        with captured_log() as more, printing_aside():
             run(partial(_ask, answers, options.timeout))
         failed = tuple(f"agent {guard.config.id!r}" for guard, (state, _, _) in answers.items() if state == "failed")
         # Of those that have failed, the report says more.

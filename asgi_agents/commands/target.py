@@ -1,7 +1,6 @@
 """The agent that ``call`` and ``bench`` ask, and the request that they ask it about."""
 
 import argparse
-import contextlib
 import json
 import sys
 import time
@@ -75,8 +74,7 @@ def guard_of(options: argparse.Namespace, *, concurrency: int = 1) -> Guard:
 def _transport(options: argparse.Namespace) -> Any:
     given: str = options.agent
     if "://" not in given:
-        with contextlib.redirect_stdout(sys.stderr):
-            return load_agent(given)
+        return load_agent(given)
     return transport_of_url(
         "agent", given, framing=options.framing, encoding=options.encoding, connect_timeout=options.timeout
     )

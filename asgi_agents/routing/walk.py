@@ -5,6 +5,7 @@ Whatever matches is the app's own: ``matches`` of its routes, in the order in wh
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from inspect import ismethod
 from typing import Any, Final, Literal, NamedTuple
 
@@ -139,7 +140,10 @@ class Tracer:
     def trace(self, scope: Scope) -> Way:
         """The way of a connection. ``scope`` is written to, as servers and apps do."""
         asked: list[FinderStep] = []
-        key = self._into(self._app, scope, "", None, asked)
+        key: object = None
+        # A route of the app's own may do anything where it is to match.
+        with suppress(Exception):
+            key = self._into(self._app, scope, "", None, asked)
         return Way(tuple(asked), key)
 
     def _into(self, app: object, scope: Scope, prefix: str, host: str | None, asked: list[FinderStep]) -> object:

@@ -103,7 +103,8 @@ def as_mistakes(what: str, *, refusals: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
+        # A module that ends the process must not make its exit code ours.
         if refusals and isinstance(exc, ConfigurationError):
             raise
         frames = traceback.extract_tb(exc.__traceback__)

@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import Final, TextIO
 
 _USUAL_WIDTH: Final = 80
@@ -95,6 +95,11 @@ def wrap(text: str, width: int) -> Sequence[str]:
 def complain(message: str) -> None:
     """Say on standard error why something can't be done."""
     sys.stderr.write(f"error: {message}\n")
+
+
+def printing_aside() -> AbstractContextManager[object]:
+    """Within, what an app or an agent prints goes to standard error, so that it is not mixed with the report."""
+    return redirect_stdout(sys.stderr)
 
 
 @contextmanager

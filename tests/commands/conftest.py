@@ -79,7 +79,17 @@ MODULES = {
     "house.py": AGENTS,
     "broken.py": "import json\n\n1 / 0\n",
     "unreadable.py": "def\n",
-    "talkative.py": "print('hello')\nfrom house import Waf\n",
+    "ending.py": "raise SystemExit(0)\n",
+    "talkative.py": """
+from house import Auth
+
+print("hello")
+
+
+class Waf(Auth):
+    async def on_request_headers(self, event):
+        print("asked")
+""",
 }
 
 

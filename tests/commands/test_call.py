@@ -165,4 +165,4 @@ def test_an_agent_over_http_is_called(command: Command) -> None:
 
 def test_what_a_module_prints_does_not_get_into_the_json(command: Command) -> None:
     done = command("call", "talkative:Waf", "--json")
-    assert (done.json["outcome"], done.err) == ("allow", "hello\n")
+    assert (done.json["outcome"], done.err) == ("allow", "hello\nasked\n")

@@ -205,6 +205,24 @@ protect(app, agents=[AgentConfig("waf", Waf()), AgentConfig("auth", Auth())], de
     ]
 
 
+BY_POLICY = """
+from asgi_agents import guarded_by
+
+@app.get("/a")
+@guarded_by("nobody")
+async def own(): ...
+
+protect(app, agents=[AgentConfig("waf", Waf())])
+"""
+ODD = """
+class Odd(BaseRoute):
+    def matches(self, scope):
+        raise LookupError("this route is like no other")
+
+app.routes.append(Odd())
+app.add_api_route("/b", change)
+protect(app, agents=[AgentConfig("waf", Waf())])
+"""
 FINDINGS: dict[str, tuple[str, int, list[str], list[str]]] = {
     "nothing": ('protect(app, agents=[AgentConfig("waf", Waf())])', 0, [], []),
     "no agents": ("", 1, ["no_agents"], []),
@@ -239,6 +257,8 @@ FINDINGS: dict[str, tuple[str, int, list[str], list[str]]] = {
         ["agent_unreachable"],
         [],
     ),
+    "a policy that can't be carried out": (BY_POLICY, 1, ["warning"], []),
+    "a route that raises": (ODD, 0, [], []),
     "what the log warns of": (
         'protect(app, agents=[AgentConfig("waf", Waf(), timeout=5000)])',
         1,
@@ -346,6 +366,7 @@ def test_unguarded_endpoints_are_found_where_that_is_asked_for(name: str, comman
         (["house:Waf"], "'house:Waf' is a type, expected an ASGI app; for a function that makes one, give --factory"),
         (["house:fail", "--factory"], "'house:fail' can't be called: LookupError: no such luck (PLACE/house.py:"),
         (["house:words", "--factory"], "'house:words' is a str, expected a function that makes an app"),
+        (["ending:app"], "can't import 'ending': SystemExit: 0 (PLACE/ending.py:1)"),
         (["late:app"], "the app can't be built: LookupError: no such luck (PLACE/house.py:"),
     ],
 )

@@ -58,3 +58,26 @@ def test_300_endpoints_are_listed_as_they_are_asked(seed: int) -> None:
     app = RandomApp(seed, 300)
     assert len(app.patterns) == 300
     assert differences(app) == []
+
+
+@pytest.mark.parametrize("seed", range(20, 24))
+def test_it_agrees_with_the_list_of_the_outermost_middleware(seed: int) -> None:
+    """That list is read from the patterns. It knows nothing of the middlewares within."""
+    survey = survey_app(RandomApp(seed, 30).app, finder_at)
+    outermost = survey.finders[0]
+    listed = outermost.listed_endpoints({"type": "http", "method": "GET", "path": "/", "headers": []})
+    by_name = {
+        (one.kind, one.host, one.path, one.name, method): one for one in listed for method in one.methods or [""]
+    }
+    compared = 0
+    for endpoint in survey.endpoints:
+        if endpoint.only is not None or endpoint.taken_by is not None or endpoint.kind == "app":
+            continue
+        for method in endpoint.methods or [""]:
+            other = by_name[endpoint.kind, endpoint.host, endpoint.path, endpoint.name, method]
+            assert other.agents is not None
+            ids = [reference if isinstance(reference, str) else reference[0] for reference in other.agents]
+            if not other.sometimes and endpoint.asked and endpoint.asked[0].agents:
+                assert [agent.guard.config.id for agent in endpoint.asked[0].agents] == ids
+                compared += 1
+    assert compared
