@@ -17,7 +17,7 @@ from starlette.types import Scope
 from ..evaluation.resolved_route import ResolvedRoute
 from .finder import RouteFinder
 from .patterns import may_meet
-from .walk import FinderOf, FoundEndpoint, Kind, Tracer, Walk, Way, finders_of
+from .walk import FinderOf, FoundEndpoint, Kind, Tracer, Walk, Way, finders_of, root_path_of
 
 # What stands for the methods where an endpoint takes all of them.
 _USUAL: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -96,6 +96,7 @@ def survey_app(app: object, finder_of: FinderOf) -> Survey:
 class _Surveyor:
     def __init__(self, app: object, finder_of: FinderOf, leaves: Sequence[FoundEndpoint]) -> None:
         self._tracer = Tracer(app, finder_of)
+        self._root = root_path_of(app)
         self._leaves = leaves
         self._patterns = {leaf.key: leaf.pattern for leaf in leaves}
         #: Those that were met on the way, with the root paths that they saw.
@@ -146,7 +147,7 @@ class _Surveyor:
         while todo:
             # Where two patterns of ours meet, a third thing may hold.
             around = todo.pop(0)
-            ours = [asked.root + pattern for asked in way.asked for pattern in asked.finder.patterns]
+            ours = [self._below_root(asked.root) + pattern for asked in way.asked for pattern in asked.finder.patterns]
             for merged in (merged for pattern in ours for merged in _merged(pattern, around)):
                 if merged in tried:
                     continue
@@ -165,14 +166,19 @@ class _Surveyor:
     def _trace_first(self, leaf: FoundEndpoint, method: str, paths: Iterator[str]) -> tuple[str, Way]:
         """The first of some paths that leads to the endpoint, else the first of all."""
         first: tuple[str, Way] | None = None
-        for path in paths:
+        # What is mounted below a root path is only found where the path has that, as the ASGI specification asks for.
+        for path in (root + path for path in paths for root in dict.fromkeys(("", self._root))):
             way = self._tracer.trace(_scope(leaf, method, path, self._value))
             for asked in way.asked:
-                self.finders.setdefault(asked.finder, set()).add(asked.root)
+                self.finders.setdefault(asked.finder, set()).add(self._below_root(asked.root))
             if way.key == leaf.key:
                 return path, way
             first = first or (path, way)
         return first or ("", Way((), None))
+
+    def _below_root(self, root: str) -> str:
+        """The root path of a middleware further in, as it stands in the patterns of the app's routes."""
+        return root.removeprefix(self._root)
 
     def _taker(self, leaf: FoundEndpoint, way: Way) -> str | None:
         return None if way.key == leaf.key else self._patterns.get(way.key)

@@ -60,6 +60,7 @@ class Way(NamedTuple):
 
 def layers(app: Any) -> Iterator[object]:
     """``app`` and what it wraps, outermost first, down to the router. Stacks of middlewares are built on the way."""
+    router: Router | None = None
     for _ in range(_MOST):
         if ismethod(app):
             app = app.__self__
@@ -68,17 +69,30 @@ def layers(app: Any) -> Iterator[object]:
                 yield app
                 return
         if app is None:
-            return
+            break
         if isinstance(app, Router):
             app = app.middleware_stack
             continue
         yield app
         if isinstance(app, Starlette):
+            router = app.router
             if app.middleware_stack is None:
                 app.middleware_stack = app.build_middleware_stack()
             app = app.middleware_stack
         else:
             app = attribute(app, "app")
+    if router is not None:
+        # A middleware in between hides what it wraps. The app around it says where that leads.
+        yield router
+
+
+def root_path_of(app: object) -> str:
+    """The root path that FastAPI puts on the scope before its first middleware; empty where there is none."""
+    for layer in layers(app):
+        root_path = attribute(layer, "root_path") if isinstance(layer, Starlette) else None
+        if root_path and isinstance(root_path, str):
+            return root_path
+    return ""
 
 
 def finders_of(app: object, finder_of: FinderOf) -> Iterator[RouteFinder]:
@@ -150,7 +164,6 @@ class Tracer:
         innermost = self._ask(app, scope, asked)
         if not isinstance(innermost, Router):
             return ("app", mounted(prefix), host)
-        scope.setdefault("router", innermost)
         for route in innermost.routes:
             match, child_scope = route.matches(scope)
             if match is Match.FULL:

@@ -57,7 +57,10 @@ class RandomApp:
         self._left = count
         self.calls: list[Call] = []
         self.patterns: list[str] = []
+        #: What a proxy has put before the paths of the app, which clients don't see.
+        self.root_path = self._random.choice(["", "", "/api"])
         root = FastAPI()
+        root.root_path = self.root_path
         while self._left:
             self._fill(root, "", None, 3, guarded=False)
         self.app: Any = self._guard(root, "outer")
@@ -77,8 +80,8 @@ class RandomApp:
             "http_version": "1.1",
             "scheme": "ws" if websocket else "http",
             "method": call.method,
-            "path": call.path,
-            "raw_path": call.path.encode(),
+            "path": self.root_path + call.path,
+            "raw_path": (self.root_path + call.path).encode(),
             "query_string": b"",
             "root_path": "",
             "headers": [(b"host", (call.host or "testserver").encode())],

@@ -172,6 +172,39 @@ GUARDED: dict[str, tuple[str, dict[str, Any]]] = {
             "ANY /static/x.js": ["waf open"],
         },
     ),
+    "two around one another, for different parts of the paths of one endpoint": (
+        "app = FastAPI(openapi_url=None)\n"
+        'app.add_api_route("/e/{x}/{y}", healthz)\n'
+        'protect(app, agents=[AgentConfig("auth", Auth())], routes=[AgentRoute("/e/{x}/b", agents=["auth"])])\n'
+        'routes = [AgentRoute("/e/a/{y}", agents=["waf"])]\n'
+        'app = AgentMiddleware(app, agents=[AgentConfig("waf", Waf())], routes=routes)',
+        {"GET /e/{x}/{y}": [], "GET /e/a/{y}": ["waf"], "GET /e/{x}/b": ["auth"], "GET /e/a/b": ["waf", "auth"]},
+    ),
+    "around a middleware that hides the app": (
+        "class Hiding:\n"
+        "    def __init__(self, app):\n"
+        "        self._hidden = app\n"
+        "    async def __call__(self, *arguments):\n"
+        "        await self._hidden(*arguments)\n"
+        "app = FastAPI(openapi_url=None)\n"
+        'app.add_api_route("/one", healthz)\n'
+        'app.add_api_route("/{name}", healthz)\n'
+        'ours = [AgentRoute("/{name}", agents=["auth"]), AgentRoute("/one", agents=["waf"])]\n'
+        'agents = [AgentConfig("auth", Auth()), AgentConfig("waf", Waf())]\n'
+        "app.add_middleware(Hiding)\n"
+        "app.add_middleware(AgentMiddleware, agents=agents, routes=ours)",
+        {"GET /one": ["waf"], "GET /{name}": ["auth"]},
+    ),
+    "below a root path": (
+        'app = FastAPI(openapi_url=None)\napp.root_path = "/api"\n'
+        "inner = FastAPI(openapi_url=None)\n"
+        'inner.add_api_route("/a/{b}", healthz)\n'
+        'protect(inner, agents=[AgentConfig("auth", Auth())], routes=[AgentRoute("/a/c", agents=["auth"])])\n'
+        'app.add_api_route("/d/{e}", healthz)\n'
+        'app.mount("/v2", inner)\n'
+        'protect(app, agents=[AgentConfig("waf", Waf())], routes=[AgentRoute("/d/f", agents=["waf"])])',
+        {"GET /d/{e}": [], "GET /d/f": ["waf"], "GET /v2/a/{b}": [], "GET /v2/a/c": ["auth"]},
+    ),
     "no router": (
         "async def app(scope, receive, send): ...\n"
         'app = AgentMiddleware(app, agents=[AgentConfig("waf", Waf())], routes=[AgentRoute("/a/{b}", agents=["waf"])])',

@@ -8,6 +8,7 @@ import pytest
 from asgi_agents import AgentRoute
 from asgi_agents.commands.check import finder_at
 from asgi_agents.commands.report import EndpointReport, report_of
+from asgi_agents.routing.listing import GuardedEndpoint
 from asgi_agents.routing.survey import survey_app
 
 from .random_app import Call, RandomApp
@@ -66,9 +67,9 @@ def test_it_agrees_with_the_list_of_the_outermost_middleware(seed: int) -> None:
     survey = survey_app(RandomApp(seed, 30).app, finder_at)
     outermost = survey.finders[0]
     listed = outermost.listed_endpoints({"type": "http", "method": "GET", "path": "/", "headers": []})
-    by_name = {
-        (one.kind, one.host, one.path, one.name, method): one for one in listed for method in one.methods or [""]
-    }
+    by_name: dict[object, GuardedEndpoint] = {}
+    for one in listed:
+        by_name.update({(one.kind, one.host, one.path, one.name, method): one for method in one.methods or [""]})
     compared = 0
     for endpoint in survey.endpoints:
         if endpoint.only is not None or endpoint.taken_by is not None or endpoint.kind == "app":
