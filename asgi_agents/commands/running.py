@@ -1,7 +1,6 @@
 """The event loop of a subcommand."""
 
 from collections.abc import Awaitable, Callable
-from importlib.util import find_spec
 from typing import TypeVar
 
 import anyio
@@ -10,5 +9,8 @@ _Result = TypeVar("_Result")
 
 
 def run(function: Callable[[], Awaitable[_Result]]) -> _Result:
-    """Run a coroutine function, on uvloop where that is installed, as in production."""
-    return anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    """Run a coroutine function on asyncio's own event loop.
+
+    Not on uvloop's: to close that has, now and then, not come to an end after a call over a Unix socket.
+    """
+    return anyio.run(function)
