@@ -51,7 +51,7 @@ def guard_of(options: argparse.Namespace, *, concurrency: int = 1) -> Guard:
     """
     if not 0 < options.timeout <= MAX_SECONDS:
         raise MistakeError(f"--timeout {options.timeout:g}, expected seconds above 0")
-    transport: Any = _transport(options)
+    transport: Any = _transport(options, 1 if concurrency == 1 else None)
     streams = getattr(transport, "learns_events", False)
     events = None if streams and options.framing == "v2" else _USUAL
     if not isinstance(transport, Transport):
@@ -71,12 +71,17 @@ def guard_of(options: argparse.Namespace, *, concurrency: int = 1) -> Guard:
     return Guard(config)
 
 
-def _transport(options: argparse.Namespace) -> Any:
+def _transport(options: argparse.Namespace, connections: int | None) -> Any:
     given: str = options.agent
     if "://" not in given:
         return load_agent(given)
     return transport_of_url(
-        "agent", given, framing=options.framing, encoding=options.encoding, connect_timeout=options.timeout
+        "agent",
+        given,
+        framing=options.framing,
+        encoding=options.encoding,
+        connect_timeout=options.timeout,
+        connections=connections,
     )
 
 

@@ -52,14 +52,23 @@ def resolve_transport(where: str, given: object) -> Transport:
     return given
 
 
-def transport_of_url(where: str, url: str, *, framing: str, encoding: str, connect_timeout: float) -> Transport:
+def transport_of_url(
+    where: str, url: str, *, framing: str, encoding: str, connect_timeout: float, connections: int | None
+) -> Transport:
     """The transport of a URL, with settings of the built-in ones, as far as it has them.
 
     :raises ConfigurationError: for a URL, or a setting, that can't work, beginning with ``where``.
     """
     scheme = _scheme_of(url)
     if scheme in _STREAM_SCHEMES:
-        return _stream(where, url, framing=framing, encoding=encoding, connect_timeout=connect_timeout)
+        return _stream(
+            where,
+            url,
+            framing=framing,
+            encoding=encoding,
+            connect_timeout=connect_timeout,
+            connections=connections,
+        )
     return _http(where, url, encoding=encoding) if scheme in _BUILT_IN else resolve_transport(where, url)
 
 
