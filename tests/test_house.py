@@ -35,6 +35,7 @@ LAYERS: Final = (
     (["decision"], "the outcomes of calls: verdicts, and all of them together"),
     (["observability"], "records outcomes of calls, and makes no calls"),
     (["agent"], "the class that users derive from"),
+    (["terminal"], "what command lines share: arguments, and what module:name names"),
     (["guardrails"], "text in bodies and streams: where it stands and what of it may leave; no I/O"),
     (["transports"], "carry events to agents, one of them to an Agent in the process"),
     (["config"], "an agent's configuration, which resolves its transport"),
@@ -52,6 +53,8 @@ LAYERS: Final = (
     (["files"], "configuration from files, loaded and reloaded"),
     (["fastapi", "placement"], "put the middleware into an app"),
     (["testing"], "for the tests of guarded apps: takes their agents out, and puts others there"),
+    (["commands"], "the subcommands of the command line"),
+    (["__main__"], "the command line"),
 )
 _UNITS: Final = [names for names, _ in LAYERS]
 

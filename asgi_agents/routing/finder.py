@@ -86,6 +86,24 @@ class RouteFinder:
         #: first, itself: a call of :meth:`find` for each request would cost more than all the rest of the look-up.
         self.known = PathCache()
 
+    @property
+    def registry(self) -> AgentRegistry:
+        """The agents that it finds."""
+        return self._registry
+
+    @property
+    def patterns(self) -> Sequence[str]:
+        """Those of our routes, each once."""
+        return tuple(dict.fromkeys(route.path for route in self._router.routes or ()))
+
+    def look_up(self, scope: Scope) -> ResolvedRoute:
+        """The resolved route of a connection, as the middleware finds it, which has these lines itself."""
+        key: PathKey = scope["path"]
+        if self.goes_by_method or scope.get("root_path"):
+            key = (scope["path"], scope.get("root_path") or "", str(scope.get("method", "GET")))
+        resolved_route = self.known.get(key)
+        return self.find(key, scope) if resolved_route is None or resolved_route.retired else resolved_route
+
     def find(self, key: PathKey, scope: Scope) -> ResolvedRoute:
         """The resolved route of a connection for whose ``key`` there is none in :attr:`known`, or one that retired."""
         if not self._examined:
