@@ -35,6 +35,7 @@ LAYERS: Final = (
     (["decision"], "the outcomes of calls: verdicts, and all of them together"),
     (["observability"], "records outcomes of calls, and makes no calls"),
     (["agent"], "the class that users derive from"),
+    (["terminal"], "what command lines share: arguments, and what module:name names"),
     (["guardrails"], "text in bodies and streams: where it stands and what of it may leave; no I/O"),
     (["transports"], "carry events to agents, one of them to an Agent in the process"),
     (["config"], "an agent's configuration, which resolves its transport"),

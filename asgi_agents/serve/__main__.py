@@ -2,8 +2,6 @@
 
 import argparse
 import asyncio
-import importlib
-import inspect
 import logging
 import math
 import os
@@ -11,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,9 +20,11 @@ from anyio import create_task_group
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from ..agent import Agent, check_agent
+from ..agent import Agent
 from ..errors import ConfigurationError
 from ..protocol.stream import Framing
+from ..terminal.arguments import seconds, whole
+from ..terminal.loading import MistakeError, find_agent, find_from_here, load_agent
 from ..transports.wire import Address, parse_address
 from .held import MAX_HELD_BYTES
 from .http import agent_app
@@ -40,32 +39,25 @@ _MISTAKE: Final = 2
 _STOPPING_SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)
 )
-# Frames of a traceback that say nothing about where in the user's code it was.
-_NOT_THEIRS: Final = (__file__, importlib.__file__, "<frozen importlib.")
 # Seconds that a worker has beyond its own drain timeout.
 _GRACE: Final = 5.0
-
-
-class _MistakeError(Exception):
-    """What was asked for can't be done; the message is all that the user has to see."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    find_from_here()
     try:
         _check(options)
         if options.workers > 1:
-            _find(options.agent)
+            find_agent(options.agent)
             _run(_supervise, options)
         else:
-            _run(_serve, options, _load(options.agent), worker=_is_worker(options))
+            _run(_serve, options, load_agent(options.agent), worker=_is_worker(options))
     except (Exception, BaseExceptionGroup) as exc:
         culprit = _culprit(exc)
-        if not isinstance(culprit, _MistakeError | ConfigurationError | WorkerMistake | OSError):
+        if not isinstance(culprit, MistakeError | ConfigurationError | WorkerMistake | OSError):
             raise
         told = culprit.strerror if isinstance(culprit, OSError) and culprit.filename is None else None
         print(f"error: {told or culprit}", file=sys.stderr)  # noqa: T201
@@ -75,13 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     if not (options.bind or options.http or options.fd or options.http_fd):
-        raise _MistakeError("nothing to bind: give --bind, --http, or both")
+        raise MistakeError("nothing to bind: give --bind, --http, or both")
     for bind in options.bind:
         parse_address("--bind", bind)
     if options.http is not None:
         _http_address(options)
     if (options.http or options.http_fd) and find_spec("uvicorn") is None:
-        raise _MistakeError("--http needs uvicorn: pip install 'asgi-agents[serve]'")
+        raise MistakeError("--http needs uvicorn: pip install 'asgi-agents[serve]'")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,19 +93,19 @@ def _parser() -> argparse.ArgumentParser:
         help="unix:///path (not on Windows) or tcp://host:port; may be repeated",
     )
     parser.add_argument("--http", metavar="HOST:PORT", help="serve the HTTP transport as well; needs uvicorn")
-    parser.add_argument("--workers", type=_whole, default=1, metavar="N", help="processes (1)")
+    parser.add_argument("--workers", type=whole, default=1, metavar="N", help="processes (1)")
     parser.add_argument(
-        "--max-concurrency", type=_whole, default=100, metavar="N", help="hooks at work at a time, per address (100)"
+        "--max-concurrency", type=whole, default=100, metavar="N", help="hooks at work at a time, per address (100)"
     )
     parser.add_argument(
         "--max-held-bytes",
-        type=_whole,
+        type=whole,
         default=MAX_HELD_BYTES,
         metavar="N",
         help=f"bytes of events without an answer, per address ({MAX_HELD_BYTES})",
     )
     parser.add_argument(
-        "--drain-timeout", type=_seconds, default=30.0, metavar="S", help="seconds for calls under way at the end (30)"
+        "--drain-timeout", type=seconds, default=30.0, metavar="S", help="seconds for calls under way at the end (30)"
     )
     parser.add_argument("--framing", choices=[str(framing) for framing in Framing], default=str(Framing.V2))
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error", "critical"], default="info")
@@ -121,78 +113,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fd", action="append", default=[], type=int, help=argparse.SUPPRESS)
     parser.add_argument("--http-fd", action="append", default=[], type=int, help=argparse.SUPPRESS)
     return parser
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}, expected at least 1")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}, expected seconds")
-    return value
-
-
-# The agent
-
-
-def _find(spec: str) -> object:
-    """What ``module:name`` names: an Agent, or something that can be called."""
-    module_name, _, name = spec.partition(":")
-    if not module_name or not name:
-        raise _MistakeError(f"{spec!r}, expected module:name")
-    with _as_mistakes(f"can't import {module_name!r}"):
-        found: Any = importlib.import_module(module_name)
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise _MistakeError(f"{module_name!r} has no {name!r}")
-        found = getattr(found, part)
-    if not isinstance(found, Agent) and _is_async(found):
-        kind = type(found).__name__
-        raise _MistakeError(f"{spec!r} is a {kind}, expected an Agent; an ASGI server serves an app: uvicorn {spec}")
-    if not isinstance(found, Agent) and not callable(found):
-        raise _not_an_agent(spec, found)
-    return found
-
-
-def _load(spec: str) -> Agent:
-    found = _find(spec)
-    if not isinstance(found, Agent):
-        assert callable(found)
-        with _as_mistakes(f"{spec!r} can't be called"):
-            found = found()
-    if not isinstance(found, Agent):
-        raise _not_an_agent(spec, found)
-    check_agent(repr(spec), found)
-    return found
-
-
-def _is_async(found: object) -> bool:
-    """Whether calling it gives a coroutine, as calling an ASGI app does."""
-    call = found if inspect.isroutine(found) or isinstance(found, type) else getattr(found, "__call__", None)  # noqa: B004
-    return inspect.iscoroutinefunction(call)
-
-
-def _not_an_agent(spec: str, found: object) -> _MistakeError:
-    return _MistakeError(
-        f"{spec!r} is a {type(found).__name__}, expected an Agent, or what makes one when it's called without arguments"
-    )
-
-
-@contextmanager
-def _as_mistakes(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as exc:
-        frames = traceback.extract_tb(exc.__traceback__)
-        # Where it went wrong, if that is in the user's code.
-        last = frames[-1] if frames else None
-        where = f" ({last.filename}:{last.lineno})" if last and not last.filename.startswith(_NOT_THEIRS) else ""
-        raise _MistakeError(f"{what}: {type(exc).__name__}: {exc}{where}") from exc
 
 
 # One process
@@ -259,7 +179,7 @@ def _http_address(options: argparse.Namespace) -> Address:
         # Not in its words, which are about an address that nobody has written.
         port = options.http.removeprefix(":")
         right = f"127.0.0.1:{port}" if port.isascii() and port.isdecimal() else "host:port, such as 127.0.0.1:9000"
-        raise _MistakeError(f"--http: {options.http!r}, expected {right}") from None
+        raise MistakeError(f"--http: {options.http!r}, expected {right}") from None
 
 
 async def _serve_http(
