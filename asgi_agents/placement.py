@@ -122,6 +122,12 @@ def protect(
     return middleware
 
 
+def protection_of(app: object) -> ASGIApp | None:
+    """What :func:`protect` has put around an app, the outermost of it; None where it has put nothing there."""
+    guard = getattr(app, "__dict__", {}).get(_GUARD)
+    return guard.outermost if isinstance(guard, _Guard) else None
+
+
 class _Inside:
     """What the agents guard: the app's own middleware stack.
 
