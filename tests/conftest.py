@@ -31,6 +31,8 @@ _IN_VIRTUAL_TIME: Final = (
     "guardrails/test_waiting.py",
     "guardrails/wired/",
     "observability/",
+    "recording/test_replaying.py",
+    "recording/test_traffic_log.py",
     "transports/stream/",
     "transports/test_toy.py",
     "unjudged/",

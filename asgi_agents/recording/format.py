@@ -188,5 +188,4 @@ def encode_plain(value: object) -> Raw:
 
 
 def _without_empty(fields: Mapping[str, Any]) -> dict[str, Any]:
-    # A number is never left out but for 0.0, which a guardrail's answer means by saying nothing.
-    return {name: value for name, value in fields.items() if value not in (None, "", [], {}) and value is not False}
+    return {name: value for name, value in fields.items() if value not in (None, [], {}) and value is not False}
