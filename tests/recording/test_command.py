@@ -187,7 +187,7 @@ def test_arguments_that_can_not_be_are_2(arguments: list[str], capsys: pytest.Ca
 
 def test_several_urls_are_instances_of_one_agent(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    real = sys.modules["asgi_agents.commands.replay"].replay  # type: ignore[attr-defined]
+    real = sys.modules["asgi_agents.commands.replay"].replay
 
     async def spy(recording: str, agent: Any, **options: Any) -> Any:
         given.append((agent, options["events"]))
