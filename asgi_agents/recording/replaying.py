@@ -83,7 +83,7 @@ async def replay(
     transport = resolve_transport("replay", agent)
     settings = _settings_of(path, agent_id)
     if events is None and transport.events is None and not learns_events(transport):
-        events = settings.events
+        events = [event for event in settings.events if event in transport.carries]
     guard = Guard(
         AgentConfig(
             settings.agent,

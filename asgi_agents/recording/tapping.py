@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from threading import RLock
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary
 
 from ..concurrency.cancellation import given_up
 from ..decision import Verdict
@@ -128,7 +127,6 @@ class _Tap:
             )
 
 
-_TAPS: Final[WeakKeyDictionary[Guard, _Tap]] = WeakKeyDictionary()
 # Guards are made and recorded by any thread.
 _LOCK: Final = RLock()
 
@@ -136,9 +134,7 @@ _LOCK: Final = RLock()
 def attach(guard: Guard, listener: Listener) -> None:
     """Tell ``listener`` of all calls of ``guard`` from now on."""
     with _LOCK:
-        tap = _TAPS.get(guard)
-        if tap is None:
-            tap = _TAPS[guard] = _Tap(guard)
+        tap = _tap_of(guard) or _Tap(guard)
         if listener not in tap.listeners:
             tap.listeners = (*tap.listeners, listener)
 
@@ -146,10 +142,15 @@ def attach(guard: Guard, listener: Listener) -> None:
 def detach(guard: Guard, listener: Listener) -> None:
     """No more. Calls under way are told of when they end."""
     with _LOCK:
-        tap = _TAPS.get(guard)
+        tap = _tap_of(guard)
         if tap is None:
             return
         tap.listeners = tuple(one for one in tap.listeners if one is not listener)
         if not tap.listeners:
-            del _TAPS[guard]
             tap.take_away()
+
+
+def _tap_of(guard: Guard) -> _Tap | None:
+    # Nothing else refers to it, so that a guard that was replaced can be collected while it is recorded.
+    tap = getattr(vars(guard).get("call"), "__self__", None)
+    return tap if isinstance(tap, _Tap) else None

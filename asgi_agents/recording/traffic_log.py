@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Final, Self
+from weakref import WeakSet
 
 import anyio.to_thread
 from msgspec import UNSET, Raw, Struct
@@ -24,7 +25,7 @@ from ..manager import AgentManager, registry_of
 from ..messages.naming import named
 from ..observability.redaction import redact_secrets
 from ..policy import require_int
-from ..protocol import ALLOW, PROTOCOL_VERSION, Answer, Encoding, Event, GuardrailResponse, encode_event
+from ..protocol import ALLOW, PROTOCOL_VERSION, Answer, Encoding, Event, EventType, GuardrailResponse, encode_event
 from .cleaning import Cleaner
 from .finding import managers_of
 from .format import (
@@ -56,6 +57,7 @@ class _Entry(Struct):
     number: int
     config: AgentConfig
     kind: str
+    hears: frozenset[EventType]
     event: Event
     answer: Answer | None
     verdict: Verdict | None
@@ -98,7 +100,8 @@ class TrafficLog:
         self._began = 0.0
         self._writer: Writer[_Entry] | None = None
         self._managers: list[AgentManager] = []
-        self._guards: list[Guard] = []
+        # Those that were replaced meanwhile are not kept.
+        self._guards: WeakSet[Guard] = WeakSet()
         # Guards are made by any thread.
         self._lock = Lock()
         # The settings of each agent as the file has them.
@@ -169,7 +172,8 @@ class TrafficLog:
             registry_of(manager).on_guard.remove(self._watch)
         self._managers = []
         with self._lock:
-            guards, self._guards = self._guards, []
+            guards = list(self._guards)
+            self._guards.clear()
         for guard in guards:
             detach(guard, self)
         if self._writer is not None:
@@ -199,7 +203,7 @@ class TrafficLog:
     def _watch(self, guard: Guard) -> None:
         if self._agents is None or guard.config.id in self._agents:
             with self._lock:
-                self._guards.append(guard)
+                self._guards.add(guard)
             attach(guard, self)
 
     def begin(self) -> int:
@@ -230,6 +234,7 @@ class TrafficLog:
                 number,
                 guard.config,
                 guard.client.kind,
+                guard.hears,
                 event,
                 answer,
                 verdict,
@@ -278,7 +283,7 @@ class TrafficLog:
         settings = AgentLine(
             agent=config.id,
             transport=entry.kind,
-            events=sorted(config.hears or ()),
+            events=sorted(entry.hears),
             body_access=config.body_access,
             may_set_host=config.may_set_host,
             timeout=config.timeout,
@@ -322,7 +327,7 @@ def record(
     nothing; each worker needs a recording and a file of its own.
 
     :param app: the guarded app, its :class:`AgentMiddleware`, or its :class:`AgentManager`. It is looked for in mounted
-        apps as well.
+        apps as well. Middlewares that the app would make with its first connection are made here: add none afterwards.
     :param path: the file. What was there is replaced. Only the user that the app runs as may read it.
     :param bodies: record bodies, websocket messages and inspected texts, and what answers put in their places. Without
         them only their lengths are recorded, and their exchanges can't be replayed.

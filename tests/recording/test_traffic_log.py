@@ -1,7 +1,9 @@
 """What is recorded of the calls to agents: of all kinds of agents and events, and nothing while it is off."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -283,6 +285,26 @@ async def test_an_agent_that_is_added_or_replaced_meanwhile_is_recorded_with_its
     ]
     assert [exchange.answer and exchange.answer["decision"] != "allow" for exchange in found] == [False, True, True]
     assert all("call" not in vars(guard) for guard in registry_of(app.manager).guards())
+
+
+async def test_an_agent_that_was_replaced_is_not_kept(path: Path) -> None:
+    app = guarded(Heads(lambda event: None))
+    async with app.manager, record(app, path):
+        old = weakref.ref(registry_of(app.manager).guard("waf"))
+        await app.manager.replace_agent(AgentConfig("waf", Heads(lambda event: None)))
+        await anyio.sleep(1)
+        gc.collect()
+        assert old() is None
+
+
+async def test_the_events_of_an_agent_that_names_them_itself_are_those_that_it_names(path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        address = await stack.enter_async_context(serving(Heads(lambda event: None)))
+        manager = await stack.enter_async_context(AgentManager([AgentConfig("waf", address, timeout=30.0)]))
+        await stack.enter_async_context(record(manager, path))
+        await manager.process_request_headers(HEAD)
+    (exchange,) = exchanges_in(path)
+    assert list(exchange.agent.events) == [EventType.REQUEST_HEADERS]
 
 
 async def test_configure_is_not_recorded(path: Path) -> None:
