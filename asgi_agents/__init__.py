@@ -87,6 +87,7 @@ from .protocol.stream import (
     HistogramMetric,
     MetricsReport,
 )
+from .routing.guarding import guard_router, guarded_by, unguarded
 from .routing.routes import AgentRoute, Route
 from .transports import InProcessTransport, LoadBalancing, StreamTransport, Transport
 from .transports.base import ConfigUpdateCallback, MetricsCallback
@@ -221,7 +222,10 @@ __all__ = [
     "__version__",
     "current_correlation_id",
     "fastapi_error",
+    "guard_router",
+    "guarded_by",
     "protect",
     "redact_secrets",
     "status_app",
+    "unguarded",
 ]

@@ -1,17 +1,23 @@
-"""The agent context as a parameter of FastAPI handlers, and bodies whose fields are judged. Needs FastAPI."""
+"""FastAPI's own ways: the agent context as a parameter of handlers, bodies whose fields are judged, agents in OpenAPI.
+
+Needs FastAPI.
+"""
 
 import dataclasses
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Annotated, Any, Final, TypeVar
 
 from starlette.requests import HTTPConnection
 
 from .errors import ConfigurationError
 from .exchange import AgentContext
 from .messages.naming import named
+from .middleware import AgentMiddleware, finder_of
+from .routing.listing import GuardedEndpoint
 
 try:
-    from fastapi import Depends, HTTPException
+    from fastapi import Depends, FastAPI, HTTPException
 except ImportError as exc:
     raise ConfigurationError("asgi_agents.fastapi: expected FastAPI to be there: pip install fastapi") from exc
 
@@ -34,6 +40,15 @@ async def agent_context(connection: HTTPConnection) -> AgentContext:
 Agents = Annotated[AgentContext, Depends(agent_context)]
 
 _Model = TypeVar("_Model")
+
+# What agents answer in the app's place, where an operation says nothing else of that status.
+_RESPONSES: Final = {
+    "401": "An agent asks for credentials",
+    "403": "An agent has denied the request",
+    "429": "An agent limits the rate of requests",
+    "503": "An agent is unavailable",
+}
+_TYPE_OF_PARAMETER: Final = re.compile(r"\{(\w+):\w+\}")
 
 
 def inspected(model: type[_Model], source: object = None, /, **fields: str) -> Callable[..., Awaitable[_Model]]:
@@ -105,3 +120,75 @@ def _check_fields(model: Any, fields: dict[str, str]) -> None:
             raise ConfigurationError(f"{where}: {field} is none of its fields; there are: {', '.join(known)}")
         if not isinstance(guardrail, str):
             raise ConfigurationError(f"{where}: {field}={named(guardrail)}, expected the name of a guardrail")
+
+
+def describe_agents(app: FastAPI, guard: AgentMiddleware) -> None:
+    """Have the OpenAPI document of an app say which agents guard each operation.
+
+    ::
+
+        guard = protect(app, agents=[...])
+        describe_agents(app, guard)
+
+    An operation that has agents gets ``x-agents``, their ids in order, and the responses 401, 403, 429 and 503, unless
+    it has its own of these. The document is made when it is asked for, as ever, by what ``app.openapi`` is now: call
+    this after replacing that. It tells everybody who may read it which operations have no agents.
+
+    :param app: the app, or one that is mounted in it and has a document of its own.
+    :param guard: what guards it: what :func:`protect` has returned.
+    :raises ConfigurationError: for anything else.
+    """
+    if not isinstance(app, FastAPI):
+        raise ConfigurationError(f"describe_agents: app is {named(app)}, expected a FastAPI app")
+    if not isinstance(guard, AgentMiddleware):
+        raise ConfigurationError(f"describe_agents: guard is {named(guard)}, expected what protect(app, ...) returns")
+    document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        return _described(document(), app, guard)
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _described(schema: dict[str, Any], app: FastAPI, guard: AgentMiddleware) -> dict[str, Any]:
+    """A copy of the document. That of FastAPI stays as it is: it keeps it, and users may too."""
+    everyone = tuple(guard.manager.agent_ids)
+    by_operation: dict[tuple[str, str], dict[str, None]] = {}
+    for endpoint in finder_of(guard).listed_endpoints({"type": "lifespan", "app": app}):
+        for path in _paths_in(endpoint, app):
+            for method in endpoint.methods or ():
+                # What is there several times is so in different mounts: all agents of any of them are named.
+                named_before = by_operation.setdefault((path, method.lower()), {})
+                named_before.update(dict.fromkeys(_ids(endpoint, everyone)))
+    paths = {
+        path: {
+            method: _described_operation(operation, tuple(by_operation.get((path, method), ())))
+            for method, operation in operations.items()
+        }
+        for path, operations in (schema.get("paths") or {}).items()
+    }
+    return {**schema, "paths": paths}
+
+
+def _paths_in(endpoint: GuardedEndpoint, app: FastAPI) -> Iterator[str]:
+    """The path of an endpoint as the app's document has it, where it is in that app."""
+    for router, pattern in endpoint.within:
+        if router is app.router:
+            yield _TYPE_OF_PARAMETER.sub(r"{\1}", pattern)
+
+
+def _ids(endpoint: GuardedEndpoint, everyone: tuple[str, ...]) -> list[str]:
+    """All agents that are asked on any path of an endpoint."""
+    found: list[str] = []
+    for agents in (endpoint.agents, *(part.agents for part in endpoint.sometimes)):
+        found += everyone if agents is None else [one if isinstance(one, str) else one[0] for one in agents]
+    return found
+
+
+def _described_operation(operation: Any, agents: tuple[str, ...]) -> Any:
+    if not agents or not isinstance(operation, dict):
+        return operation
+    responses = {**(operation.get("responses") or {})}
+    for status, description in _RESPONSES.items():
+        responses.setdefault(status, {"description": description})
+    return {**operation, "responses": responses, "x-agents": list(agents)}

@@ -293,7 +293,10 @@ class AgentManager:
         await self._registry.guard(agent_id).push_config(config)
 
     async def remove_agent(self, agent_id: str, *, drain_timeout: float = 30.0) -> None:
-        """Remove an agent, also from the routes that name it. Drains like :meth:`replace_agent`."""
+        """Remove an agent, also from the routes that name it. Drains like :meth:`replace_agent`.
+
+        Endpoints whose own policy names it answer 503 from now on.
+        """
         await self._registry.remove(agent_id, drain_timeout)
 
     # How

@@ -32,7 +32,9 @@ from .policy import MAX_SECONDS
 from .protocol import TOKEN, Headers
 from .protocol.validation import is_untouchable
 from .routing.advice import agents_asked_twice
+from .routing.app_chain import AsksAgents
 from .routing.finder import RouteFinder
+from .routing.refusal import Refusing
 from .routing.routes import AgentRoute
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ _CONNECTIONS = frozenset({"http", "websocket"})
 _HEADS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
-class AgentMiddleware:
+class AgentMiddleware(AsksAgents):
     """Shows requests, responses and websocket messages of ``app`` to agents, and does what they decide.
 
     ::
@@ -167,12 +169,10 @@ class AgentMiddleware:
             owns_agents=agents is not None,
             guardrails=of_all_routes,
         )
+        self._dialects = dialects
         self._guardrails: TextGuardrails | None = None
         if self._finder.has_guardrails or dialects is not None:
-            # It takes a quarter as long to import as all the rest.
-            from .exchange import text
-
-            self._guardrails = text.TextGuardrails(dialects, self._renderers, self._stop_grace)
+            self._text_guardrails()
         #: None: every request takes the general way.
         self._plan: HeadPlan | None = None
         if self._exposed_as is None:
@@ -212,6 +212,15 @@ class AgentMiddleware:
             return await self.app(scope, receive, send)
         finally:
             reset_current(token)
+
+    def _text_guardrails(self) -> "TextGuardrails":
+        """What judges text. An endpoint's own guardrails are known only when the app's routes are read."""
+        if self._guardrails is None:
+            # It takes a quarter as long to import as all the rest.
+            from .exchange import text
+
+            self._guardrails = text.TextGuardrails(self._dialects, self._renderers, self._stop_grace)
+        return self._guardrails
 
     async def _serve_guarded(
         self, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
@@ -253,8 +262,8 @@ class AgentMiddleware:
                 audit = Audit(self._auditor, given or scope, exchange)
             if audit is not None or self._exposed_as is not None:
                 send = _watched(send, audit, self._exposed_as, exchange)
-            app = self.app
-            guardrails = None if resolved_route.judges is None else self._guardrails
+            app = self.app if resolved_route.refusal is None else Refusing(resolved_route.refusal)
+            guardrails = None if resolved_route.judges is None else self._text_guardrails()
             if scope["type"] == "http":
                 if guardrails is not None:
                     app = guardrails.around(app, exchange)
@@ -318,10 +327,20 @@ class AgentMiddleware:
             stopping = stopping or message["type"] == "lifespan.shutdown"
             return message
 
+        refused: str | None = None
+
         async def close_first(message: Message) -> None:
+            nonlocal refused
             if message["type"] == "lifespan.startup.complete":
                 # By now the app has its routes, also those that it adds as it starts.
-                self._finder.examine(scope)
+                try:
+                    self._finder.examine(scope, strict=True)
+                except ConfigurationError as exc:
+                    refused = str(exc)
+                    raise
+            if refused is not None and message["type"] == "lifespan.startup.failed":
+                # Frameworks write the traceback of what was raised here.
+                message = {**message, "message": refused}
             # The server may end the event loop as soon as it has the last one.
             if message["type"] == "lifespan.shutdown.complete":
                 await close()
@@ -347,6 +366,11 @@ class AgentMiddleware:
             await close()
         # Else the app has no lifespan, or has ended it too soon. The server goes on, and so do the agents, as for apps
         # without one.
+
+
+def finder_of(middleware: AgentMiddleware) -> RouteFinder:
+    """What finds the agents of a connection, for the package's own code."""
+    return middleware._finder
 
 
 def _check_call(app: object, others: tuple[object, ...]) -> None:

@@ -22,14 +22,13 @@ from .manager import AgentManager
 from .messages.naming import kind_of
 from .middleware import AgentMiddleware
 from .observability.redaction import redact_secrets
-from .routing.app_chain import app_chain
+from .routing.app_chain import GUARD, app_chain
 from .routing.routes import AgentRoute
 
 if TYPE_CHECKING:
     from .guardrails import Dialect
 
-# Where a protected app keeps its guard, and where every app keeps its middleware stack.
-_GUARD: Final = "_asgi_agents_guard"
+# Where every app keeps its middleware stack.
 _STACK: Final = "middleware_stack"
 
 
@@ -118,7 +117,7 @@ def protect(
         outermost = cls(outermost, *args, **kwargs)
     # The class comes first: if it can't be changed, the app is as it was.
     app.__class__ = _protected(type(app))
-    vars(app)[_GUARD] = _Guard(inside, outermost)
+    vars(app)[GUARD] = _Guard(inside, outermost)
     return middleware
 
 
@@ -192,7 +191,7 @@ class _Protected:
 
     @middleware_stack.setter
     def middleware_stack(self, stack: ASGIApp | None) -> None:
-        guard: _Guard | None = vars(self).get(_GUARD)
+        guard: _Guard | None = vars(self).get(GUARD)
         # Without a guard it is another app, made with `type(app)()`.
         if guard is not None and stack is not None:
             if isinstance(stack, _GuardedStack) and stack.guard is guard:
@@ -222,7 +221,7 @@ def _protected(cls: type[Starlette]) -> Any:
 
 
 def _check_unguarded(app: Starlette) -> None:
-    if _GUARD in vars(app):
+    if GUARD in vars(app):
         raise ConfigurationError(
             "protect: app is protected already, expected one call with all agents; to change them later, give a manager"
         )

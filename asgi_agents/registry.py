@@ -17,6 +17,7 @@ from .advice import warn_of
 from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError, UnknownAgentError
+from .evaluation.endpoint_policy import EndpointPolicy
 from .evaluation.resolved_route import ResolvedRoute, RouteListing
 from .evaluation.route_agent import AgentReference, RouteAgent
 from .evaluation.stages import find_cycle
@@ -38,7 +39,9 @@ logger: Final = logging.getLogger("asgi_agents")
 
 # What a route is resolved from.
 _Guardrails = tuple[Guardrail | ToolPolicy, ...]
-_Resolved = tuple[tuple[AgentReference, ...] | None, str | None, bool, _Guardrails, _Guardrails]
+_Resolved = tuple[
+    tuple[AgentReference, ...] | None, str | None, bool, _Guardrails, _Guardrails, EndpointPolicy | None, str | None
+]
 
 
 class AgentRegistry:
@@ -134,10 +137,13 @@ class AgentRegistry:
         missing_ok: bool = False,
         guardrails: tuple[Guardrail | ToolPolicy, ...] = (),
         handlers_too: tuple[Guardrail | ToolPolicy, ...] = (),
+        policy: EndpointPolicy | None = None,
+        refusal: str | None = None,
     ) -> ResolvedRoute:
         """Resolve ``agents`` and ``guardrails``, those of ``route``; ``missing_ok`` leaves out removed agents.
 
-        ``handlers_too`` are guardrails that judge nothing there by themselves, and that handlers may ask.
+        ``handlers_too`` are guardrails that judge nothing there by themselves, and that handlers may ask. ``policy`` is
+        the endpoint's own, from which ``agents`` are; ``refusal`` says why its handler may not run.
 
         The same arguments give the same object until agents change. Then it is ``retired``, and has to be looked up
         again.
@@ -145,14 +151,16 @@ class AgentRegistry:
         if isinstance(agents, str):
             raise ConfigurationError(f"AgentManager: agents={agents!r}, expected a list: [{agents!r}]")
         references = None if agents is None else tuple(agents)
-        key = (references, route, missing_ok, guardrails, handlers_too)
+        key = (references, route, missing_ok, guardrails, handlers_too, policy, refusal)
         resolved_route = self._resolved_routes.get(key)
         if resolved_route is None:
             with self._lock:
                 found = self._route_agents(references, route, missing_ok)
                 judges = self._route_judges(guardrails, found, route, missing_ok)
                 known = dict.fromkeys(one for one in (*guardrails, *handlers_too) if isinstance(one, Guardrail))
-                resolved_route = self._resolved_routes[key] = ResolvedRoute(found, route, judges, tuple(known))
+                resolved_route = self._resolved_routes[key] = ResolvedRoute(
+                    found, route, judges, tuple(known), policy=policy, refusal=refusal
+                )
         return resolved_route
 
     def _route_agents(

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import none
 
 from asgi_agents import middleware
+from asgi_agents.routing.marks import marks
 from tests.support.pairs import beyond_pairs
 from tests.support.virtual_time import in_virtual_time
 
@@ -63,6 +64,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--general-way", action="store_true", help="no request takes the short way of asgi_agents.exchange.plan"
     )
+
+
+@pytest.fixture(autouse=True)
+def marks_of_one_test() -> Iterator[None]:
+    """A policy on an endpoint is noted for the whole process, and apps are then read otherwise."""
+    before = marks.used
+    yield
+    marks.used = before
 
 
 @pytest.fixture(autouse=True)

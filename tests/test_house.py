@@ -52,7 +52,8 @@ LAYERS: Final = (
     (["middleware", "prometheus", "serve", "status"], "apps: guarded, of metrics, of one agent, the status page"),
     (["fastapi", "placement"], "put the middleware into an app"),
     (["recording"], "what agents were asked and have answered: into a file, and asked again"),
-    (["commands"], "the subcommands of python -m asgi_agents"),
+    (["commands"], "the subcommands of the command line"),
+    (["__main__"], "the command line"),
 )
 _UNITS: Final = [names for names, _ in LAYERS]
 

@@ -66,6 +66,8 @@ class ResolvedRoute:
         "keeping_requests",
         "plain_heads_only",
         "planned",
+        "policy",
+        "refusal",
         "reshapes_requests",
         "retired",
         "route",
@@ -79,14 +81,21 @@ class ResolvedRoute:
         route: str | None = None,
         judges: RouteJudges | None = None,
         guardrails: tuple[Guardrail, ...] = (),
+        *,
+        policy: object = None,
+        refusal: str | None = None,
     ) -> None:
         self.agents = tuple(agents)
+        #: The endpoint's own policy, from which this was resolved; None where the routes have decided.
+        self.policy = policy
+        #: Why no handler may run, because not all that the policy asks for can be done; None where all is well.
+        self.refusal = refusal
         #: What handlers may ask for by name: those of the route first.
         self.guardrails = guardrails
         #: Those who judge text; None where nobody does.
         self.judges = judges
         #: Whether anybody is asked about anything.
-        self.guarded = bool(self.agents) or judges is not None
+        self.guarded = bool(self.agents) or judges is not None or refusal is not None
         #: All agents, each once: those of guardrails too.
         self.guards: Sequence[Guard] = tuple(
             dict.fromkeys(agent.guard for agent in (*self.agents, *(judges.agents if judges is not None else ())))
@@ -142,7 +151,7 @@ class ResolvedRoute:
                 if agent.guard.config.enforce and not agent.guard.hears.isdisjoint(_REQUESTS)
             )
         )
-        self.planned = self.planned and not self.sets
+        self.planned = self.planned and not self.sets and refusal is None
 
     def forget(self, correlation_id: str) -> None:
         """The connection of that id is over: let the agents drop what they keep under it."""

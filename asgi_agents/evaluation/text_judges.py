@@ -68,6 +68,11 @@ class RouteJudges:
         self._always = None if any(judge.guardrail.when is not None for judge in judges) else CallJudges(judges)
 
     @property
+    def guardrails(self) -> Sequence[Guardrail]:
+        """The guardrails, in their order."""
+        return tuple(judge.guardrail for judge in self._judges)
+
+    @property
     def depend_on_calls(self) -> bool:
         """Whether some of them judge only some calls."""
         return self._always is None

@@ -66,13 +66,15 @@ def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
                 fault = _unmatched(route, router, endpoints, router.root_of(scope))
         if fault is not None:
             logger.warning("%s %s", _shown(route), fault)
+    decided = {endpoint.path for endpoint in resolver.policies(scope)[0] if endpoint.mark is not None}
+    endpoints = [endpoint for endpoint in endpoints if endpoint[0] not in decided]
     for fault in dict.fromkeys(_unguarded(router, endpoints)):
         logger.warning("%s", fault)
 
 
 def check_agents(registry: AgentRegistry, router: Router) -> None:
     """Warn in the log of agents that are never asked. Guardrail agents are left out: handlers ask them."""
-    named = _ids(router.references)
+    named = {*_ids(router.references), *_ids(one for listing in registry.listings for one in listing.agents or ())}
     missing = [
         guard.config.id
         for guard in registry.guards()
@@ -88,9 +90,9 @@ def check_agents(registry: AgentRegistry, router: Router) -> None:
         )
 
 
-def check_text_guardrails(registry: AgentRegistry, router: Router) -> None:
+def check_text_guardrails(registry: AgentRegistry) -> None:
     """Warn in the log of agents that are made to judge text, and that no guardrail names."""
-    named = {guardrail.agent_id for guardrail in router.guardrails}
+    named = {guardrail.agent_id for listing in registry.listings for guardrail in listing.guardrails}
     for guard in registry.guards():
         if guard.config.id not in named and isinstance(guard.client.agent, TextGuardrail):
             logger.warning(

@@ -6,6 +6,12 @@ from typing import Any, Final
 
 # No app has so many middlewares. An app may be in a circle of them, and a mock object has any number.
 _MAX_LENGTH: Final = 64
+#: Where a protected app keeps its guard.
+GUARD: Final = "_asgi_agents_guard"
+
+
+class AsksAgents:
+    """A base of what asks agents about the app that it wraps."""
 
 
 def app_chain(app: object) -> Iterator[object]:

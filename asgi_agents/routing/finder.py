@@ -1,11 +1,13 @@
 """From a connection to the agents that are asked about it."""
 
+import logging
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from starlette.types import Scope
 
 from ..errors import ConfigurationError, UnknownAgentError
-from ..evaluation.resolved_route import ResolvedRoute
+from ..evaluation.resolved_route import ResolvedRoute, RouteListing
 from ..evaluation.route_agent import AgentReference
 from ..evaluation.text_judges import check_guardrail
 from ..guardrails import Guardrail, ToolPolicy
@@ -13,8 +15,15 @@ from ..registry import AgentRegistry
 from .advice import check_agents, check_routes, check_text_guardrails
 from .app_chain import app_chain, attribute
 from .cache import PathCache, PathKey
+from .listing import GuardedEndpoint, guarded_endpoints
+from .marks import PolicyMark, marks
 from .resolver import Resolver
 from .routes import AgentRoute, Router
+
+logger: Final = logging.getLogger("asgi_agents")
+
+# Of policies that can't be carried out, so many are logged.
+_MOST_FAULTS: Final = 20
 
 
 class RouteFinder:
@@ -56,6 +65,9 @@ class RouteFinder:
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"Guardrail({guardrail.agent_id!r}): {exc}") from exc
         registry.list_routes(self._router.listings)
+        # A policy may be for what was remembered while there was none.
+        marks.changed(used=False)
+        marks.on_first_use(self._forget)
         #: Whether the method has a say as well as the path.
         self.goes_by_method = self._router.goes_by_method
         #: Whether there are guardrails, or tool policies, on any route.
@@ -63,6 +75,24 @@ class RouteFinder:
         #: By path; where the method or a root path has a say, by path, root path and method. The middleware looks here
         #: first, itself: a call of :meth:`find` for each request would cost more than all the rest of the look-up.
         self.known = PathCache()
+
+    @property
+    def registry(self) -> AgentRegistry:
+        """The agents that it finds."""
+        return self._registry
+
+    @property
+    def patterns(self) -> Sequence[str]:
+        """Those of our routes, each once."""
+        return tuple(dict.fromkeys(route.path for route in self._router.routes or ()))
+
+    def look_up(self, scope: Scope) -> ResolvedRoute:
+        """The resolved route of a connection, as the middleware finds it, which has these lines itself."""
+        key: PathKey = scope["path"]
+        if self.goes_by_method or scope.get("root_path"):
+            key = (scope["path"], scope.get("root_path") or "", str(scope.get("method", "GET")))
+        resolved_route = self.known.get(key)
+        return self.find(key, scope) if resolved_route is None or resolved_route.retired else resolved_route
 
     def find(self, key: PathKey, scope: Scope) -> ResolvedRoute:
         """The resolved route of a connection for whose ``key`` there is none in :attr:`known`, or one that retired."""
@@ -78,35 +108,115 @@ class RouteFinder:
             resolved_route = known.get(full_key)
             if resolved_route is not None and not resolved_route.retired:
                 return resolved_route
-        found, lasts = self._resolver.resolve(scope, app_routes)
-        references, route = self._router.agents_of(found)
-        resolved_route = self._registry.resolved_route(
-            references,
-            route=route,
-            missing_ok=True,
-            guardrails=self._router.guardrails_of(found),
-            handlers_too=self._router.guardrails_of(None),
-        )
-        if lasts:
+        leaf = self._resolver.leaf(scope, app_routes)
+        if leaf is not None and leaf.mark is not None:
+            resolved_route, lasts = self._of_policy(leaf.mark, leaf.spelling), False
+        else:
+            found, lasts = self._resolver.resolve(scope, app_routes)
+            references, route = self._router.agents_of(found)
+            resolved_route = self._registry.resolved_route(
+                references,
+                route=route,
+                missing_ok=True,
+                guardrails=self._router.guardrails_of(found),
+                handlers_too=self._router.guardrails_of(None),
+            )
+        if lasts and not marks.used:
             known.remember(key, resolved_route)
-        elif app_routes is not None and not app_routes.volatile:
+        elif app_routes is not None and (not app_routes.volatile or (lasts and not app_routes.has_policies)):
             # Found here as long as the app's routes stay the same, which only this method checks.
             known.remember(full_key, resolved_route)
         return resolved_route
 
-    def examine(self, scope: Scope) -> None:
+    def _of_policy(self, mark: PolicyMark, spelling: str | None) -> ResolvedRoute:
+        """The resolved route of an endpoint with a policy."""
+        policy = mark.policy
+        fault = self._fault(mark)
+        of_all = self._router.guardrails_of(None)
+        return self._registry.resolved_route(
+            policy.agents,
+            route=spelling or None,
+            missing_ok=True,
+            guardrails=of_all if policy.guardrails is None else policy.guardrails,
+            handlers_too=of_all,
+            policy=policy,
+            refusal=None if fault is None else f"{policy} on {spelling or 'an endpoint'}: {fault}",
+        )
+
+    def _fault(self, mark: PolicyMark) -> str | None:
+        """Why what a policy asks for can't be done; None where it can."""
+        if not mark.checked:
+            return (
+                "it stands above the decorator that registers the endpoint, which so runs without its check; write it"
+                " below that"
+            )
+        for reference in mark.policy.agents:
+            agent_id = reference if isinstance(reference, str) else reference[0]
+            try:
+                self._registry.guard(agent_id)
+            except UnknownAgentError as exc:
+                return str(exc)
+        for guardrail in mark.policy.guardrails or ():
+            if isinstance(guardrail, Guardrail):
+                try:
+                    check_guardrail(guardrail, self._registry.guard(guardrail.agent_id))
+                except (UnknownAgentError, ConfigurationError) as exc:
+                    return f"Guardrail({guardrail.agent_id!r}): {exc}"
+        return None
+
+    def _forget(self) -> None:
+        self.known = PathCache()
+
+    def listed_endpoints(self, scope: Scope) -> Sequence[GuardedEndpoint]:
+        """Every endpoint and websocket route of the app, with its agents, in the order of the app.
+
+        :param scope: the connection, or the lifespan, in which the app is found.
+        """
+        return guarded_endpoints(self._router, self._resolver, scope)
+
+    def examine(self, scope: Scope, *, strict: bool = False) -> None:
         """Warn in the log of routes and agents that are most likely mistakes, once.
 
         :param scope: a connection, or the lifespan of an app that has its routes.
+        :param strict: raise :class:`ConfigurationError` where an endpoint's policy can't be carried out, rather than
+            log it.
         """
         if self._examined:
             return
         self._examined = True
+        if marks.used:
+            self._examine_policies(scope, strict=strict)
         check_routes(self._router, self._resolver, scope)
         if self._owns_agents:
-            check_text_guardrails(self._registry, self._router)
+            check_text_guardrails(self._registry)
             if self._router.default_agents is not None:
                 check_agents(self._registry, self._router)
+
+    def _examine_policies(self, scope: Scope, *, strict: bool) -> None:
+        endpoints, readable = self._resolver.policies(scope)
+        if not readable:
+            logger.warning(
+                "the router of the app can't be found: policies on endpoints, by guarded_by and guard_router, are not"
+                " seen, and these endpoints answer 503 unless the routes name the same agents"
+            )
+        faults: list[str] = []
+        for endpoint in endpoints:
+            if endpoint.mark is None:
+                continue
+            policy = endpoint.mark.policy
+            fault = self._fault(endpoint.mark)
+            if fault is not None:
+                faults.append(f"{policy} on {endpoint.name} at {endpoint.path!r}: {fault}")
+                continue
+            guardrails = self._router.guardrails_of(None) if policy.guardrails is None else policy.guardrails
+            methods = None if endpoint.methods is None else tuple(sorted(endpoint.methods))
+            judging = tuple(one for one in guardrails if isinstance(one, Guardrail))
+            self._registry.list_routes([RouteListing(endpoint.path, methods, policy.agents, judging)])
+        if faults and strict:
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise ConfigurationError(faults[0] + more)
+        for fault in faults[:_MOST_FAULTS]:
+            logger.error("%s; it answers 503", fault)
 
 
 def _root_path_of(app: object) -> str:

@@ -15,22 +15,25 @@ agents, the app's own router has the last word:
 Therefore, whenever a handler runs, the agents of the route that is spelt like the handler's own have been asked,
 whatever the order of the routes; unless an earlier one also matches and is spelt like no route of the app.
 
+An endpoint's own policy (:mod:`asgi_agents.routing.guarding`) goes before all that: where the router runs an endpoint
+with a policy, :meth:`Resolver.leaf` has it, and the routes are not asked.
+
 What can't be seen from here: a middleware between the agents and the app's router that rewrites the path.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from starlette import routing
-from starlette.routing import BaseRoute, Host, Match, Mount, WebSocketRoute
+from starlette.routing import BaseRoute, Host, Mount, WebSocketRoute
 from starlette.types import Scope
 
-from .app_chain import app_chain, attribute
-from .patterns import without_names
+from .app_chain import attribute
+from .endpoints import AppEndpoint, endpoints_of
+from .marks import mark_of, marks
+from .matching import Around, Leaf, copy_of, is_foreign, is_included, match, mounted, router_around, router_of
+from .patterns import covers, may_meet, without_names
 from .routes import AgentRoute, Router, path_below_root
-
-# Those of these modules decide by path, method and scope type alone; except ``Host``.
-_KNOWN_MODULES: Final = frozenset({"starlette.routing", "fastapi.routing"})
 
 #: The full spelling of a route of the app, and its methods; None: all.
 Endpoint = tuple[str, frozenset[str] | None]
@@ -64,9 +67,9 @@ class Resolver:
     def app_routes(self, scope: Scope) -> "AppRoutes | None":
         """The routes that the app has now: the same object as long as they stay the same.
 
-        None where they have no say, because every connection has the same agents.
+        None where they have no say, because every connection has the same agents, and no endpoint has a policy.
         """
-        return self._app_routes_of(scope) if self._varied else None
+        return self._app_routes_of(scope) if self._varied or marks.used else None
 
     def resolve(self, scope: Scope, app_routes: "AppRoutes | None") -> tuple[AgentRoute | None, bool]:
         """The route that holds for a connection, None for the default agents; and whether it lasts.
@@ -76,7 +79,7 @@ class Resolver:
 
         :param app_routes: what :meth:`app_routes` has returned.
         """
-        if app_routes is None:
+        if app_routes is None or not self._varied:
             return self._router.match(scope), True
         path, method = self._router.target(scope)
         candidates = self._router.candidates(path, method)
@@ -96,6 +99,52 @@ class Resolver:
             route = self._across_lines(route, candidates, path, method, app_routes)
         return route, False
 
+    def leaf(self, scope: Scope, app_routes: "AppRoutes | None") -> Leaf | None:
+        """What the app's router runs for a connection, where that has a policy; None where the routes decide.
+
+        :param app_routes: what :meth:`app_routes` has returned.
+        """
+        if app_routes is None or not app_routes.has_policies:
+            return None
+        leaf = app_routes.leaf(scope, self._router.root_of(scope))
+        return None if leaf is None or leaf.mark is None else leaf
+
+    def policies(self, scope: Scope) -> "tuple[Sequence[AppEndpoint], bool]":
+        """The endpoints of the app that it has now, with their policies; and whether its router was found."""
+        app_routes = self._app_routes_of(scope)
+        return app_routes.listed, app_routes.readable
+
+    def app_endpoints(self, scope: Scope) -> Sequence[AppEndpoint]:
+        """Every endpoint of the app, whether or not any has a policy; empty where they can't be read."""
+        return self._app_routes_of(scope).all_endpoints()
+
+    def holder(
+        self, endpoint: AppEndpoint, method: str | None, scope: Scope
+    ) -> tuple[AgentRoute | None, tuple[AgentRoute, ...]]:
+        """The route that holds for an endpoint without a policy, None for the default agents.
+
+        Beside it, those that hold instead for some of its paths: they are about less than all of these.
+
+        :param method: one of the endpoint's; None: any, where it takes all.
+        """
+        app_routes = self._app_routes_of(scope)
+        spelling = endpoint.path
+        meeting = [
+            route
+            for route in self._routes
+            if (method is None or route.takes(method)) and may_meet(route.path, spelling)
+        ]
+        own = [route for route in meeting if route.path == spelling]
+        own = own or [route for route in meeting if without_names(route.path) == without_names(spelling)]
+        left = [route for route in meeting if route in own or not app_routes.has(route)] if self._varied else meeting
+        sometimes: list[AgentRoute] = []
+        for route in left or meeting:
+            whole = route in own or covers(route.path, spelling)
+            if whole and (method is not None or route.methods is None):
+                return route, tuple(sometimes)
+            sometimes.append(route)
+        return None, tuple(sometimes)
+
     def endpoints(self, scope: Scope) -> Sequence[Endpoint] | None:
         """All routes that the app has now. None where they can't all be read."""
         return self._app_routes_of(scope).endpoints
@@ -105,12 +154,16 @@ class Resolver:
         return self._app_routes_of(scope).has(route)
 
     def _app_routes_of(self, scope: Scope) -> "AppRoutes":
-        router, _ = _router_of(self._app)
+        router, _ = router_of(self._app)
+        found = router is not None
         if router is None:
-            router = _router_around(scope)
+            router = router_around(scope)
         app_routes = self._app_routes
         if not app_routes.still_holds(router):
-            app_routes = self._app_routes = AppRoutes(router)
+            around = Around()
+            if marks.used and router is not None:
+                around = around.into(self._app) if found else around.within(router)
+            app_routes = self._app_routes = AppRoutes(router, around)
         return app_routes
 
     def _settle(
@@ -157,10 +210,13 @@ class AppRoutes:
     """The routes of the app, as they were when it was made.
 
     :param router: the app's router; None where none was found.
+    :param around: what holds in the app for endpoints without a policy of their own.
     """
 
-    def __init__(self, router: routing.Router | None) -> None:
+    def __init__(self, router: routing.Router | None, around: Around = Around()) -> None:  # noqa: B008 - it is frozen
         self._router = router
+        self._around = around
+        self._generation = marks.generation
         #: Every list of routes below, by its owner, and every app in a mount with what was found in it.
         self._lists: dict[int, tuple[routing.Router, list[BaseRoute]]] = {}
         self._apps: list[tuple[object, routing.Router | None, str]] = []
@@ -171,6 +227,10 @@ class AppRoutes:
         self._answers_more = router is None
         #: Whether something other than path, method and scope type has a say, so that nothing may be remembered.
         self.volatile = False
+        #: Whether any endpoint has a policy, or may have one.
+        self.has_policies = False
+        #: Every endpoint that can be read, with its policy; empty where no process-wide mark was made.
+        self.listed: Sequence[AppEndpoint] = ()
         #: Whether a mounted app sets a root path of its own, so that its router may see any part of the path.
         self.shifts = False
         if router is not None:
@@ -179,6 +239,29 @@ class AppRoutes:
             except Exception:
                 # Of an app like none that is known. What has no spelling is not skipped.
                 self.volatile = True
+        if marks.used:
+            self._find_policies()
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is a router."""
+        return self._router is not None
+
+    def all_endpoints(self) -> Sequence[AppEndpoint]:
+        """Every endpoint, with its policy."""
+        if self._router is None:
+            return ()
+        return self.listed or endpoints_of(self._router, self._around)[0]
+
+    def _find_policies(self) -> None:
+        if self._router is None:
+            # Which endpoint a connection is for is seen in its scope, if a router around has put it there.
+            self.volatile = self.has_policies = True
+            return
+        try:
+            self.listed, self.has_policies = endpoints_of(self._router, self._around)
+        except Exception:
+            self.volatile = self.has_policies = True
 
     @property
     def endpoints(self) -> Sequence[Endpoint] | None:
@@ -187,13 +270,13 @@ class AppRoutes:
 
     def still_holds(self, router: routing.Router | None) -> bool:
         """Whether ``router`` is the one of these routes, and has them still."""
-        if router is not self._router:
+        if router is not self._router or self._generation != marks.generation:
             return False
         try:
             for owner, routes in self._lists.values():
                 if owner.routes != routes:
                     return False
-            return all(_router_of(app) == (inner, root) for app, inner, root in self._apps)
+            return all(router_of(app) == (inner, root) for app, inner, root in self._apps)
         except Exception:
             return False
 
@@ -206,16 +289,21 @@ class AppRoutes:
 
         Empty for a route that has no pattern.
         """
+        leaf = None if self._router is None else self.leaf(scope, root_path)
+        return None if leaf is None else leaf.spelling
+
+    def leaf(self, scope: Scope, root_path: str) -> Leaf | None:
+        """What the app's router runs; None where it runs nothing, or that can't be found out."""
         if self._router is None:
-            return None
-        # Some routes write to the scope that they match.
-        asked = {**scope}
+            endpoint = scope.get("endpoint")
+            if endpoint is None or router_of(endpoint)[0] is not None:
+                return None
+            return Leaf(None, mark_of(endpoint, scope.get("method")))
+        asked = copy_of(scope)
         if root_path:
             asked["root_path"] = root_path
-        if isinstance(asked.get("fastapi"), dict):
-            asked["fastapi"] = {**asked["fastapi"]}
         try:
-            return _match(self._router, asked, "")
+            return match(self._router, asked, "", self._around)
         except Exception:
             return None
 
@@ -224,7 +312,7 @@ class AppRoutes:
             return  # an app within itself
         routes = router.routes[:]
         self._lists[id(router)] = (router, routes)
-        self.volatile = self.volatile or _is_foreign(router, "app")
+        self.volatile = self.volatile or is_foreign(router, "app")
         # A fallback, or the pages of a frontend, that FastAPI looks through when no route matches.
         self._answers_more = (
             self._answers_more or router.default != router.not_found or bool(attribute(router, "_low_priority_routes"))
@@ -233,16 +321,16 @@ class AppRoutes:
             self._add(route, prefix, around | {id(router)})
 
     def _add(self, route: Any, prefix: str, around: frozenset[int]) -> None:
-        self.volatile = self.volatile or isinstance(route, Host) or _is_foreign(route)
-        if _is_included(route):
+        self.volatile = self.volatile or isinstance(route, Host) or is_foreign(route)
+        if is_included(route):
             included = route.original_router
-            self.volatile = self.volatile or _is_foreign(included)  # it may have a `matches` of its own
+            self.volatile = self.volatile or is_foreign(included)  # it may have a `matches` of its own
             self._lists[id(included)] = (included, included.routes[:])
             for candidate in route.effective_candidates():
-                if _is_included(candidate):
+                if is_included(candidate):
                     self._add(candidate, prefix, around)
                     continue
-                self.volatile = self.volatile or _is_foreign(candidate.original_route)
+                self.volatile = self.volatile or is_foreign(candidate.original_route)
                 if candidate.starlette_route is not None:
                     self._add(candidate.starlette_route, prefix, around)
                 else:
@@ -250,14 +338,14 @@ class AppRoutes:
         elif isinstance(route, Mount | Host):
             if isinstance(route, Mount):
                 prefix += route.path
-            router, root_path = _router_of(route.app)
+            router, root_path = router_of(route.app)
             self._apps.append((route.app, router, root_path))
             self.shifts = self.shifts or root_path != ""
             if router is not None:
                 self._add_router(router, prefix, around)
             elif isinstance(route, Mount):
-                self._mounts.add(without_names(_mounted(prefix)))
-                self._endpoints.append((_mounted(prefix), None))
+                self._mounts.add(without_names(mounted(prefix)))
+                self._endpoints.append((mounted(prefix), None))
         elif isinstance(path := getattr(route, "path", None), str):
             self._note(prefix + path, route)
         else:
@@ -267,78 +355,6 @@ class AppRoutes:
         self._spellings.add(spelling)
         methods = {"GET"} if isinstance(route, WebSocketRoute) else attribute(route, "methods")
         self._endpoints.append((spelling, None if methods is None else frozenset(map(str.upper, methods))))
-
-
-def _match(router: routing.Router, scope: Scope, prefix: str) -> str | None:
-    """What Starlette's ``Router`` does: the first full match runs. A mount is one, whatever is in it."""
-    for route in router.routes:
-        match, child_scope = route.matches(scope)
-        if match is Match.FULL:
-            return _match_within(route, child_scope, scope, prefix)
-    return None
-
-
-def _match_within(route: Any, child_scope: Scope, scope: Scope, prefix: str) -> str | None:
-    path = None
-    while _is_included(route):
-        match, child_scope, route, context = route._match(scope)
-        if match is not Match.FULL:
-            return None
-        # A route's own path lacks the prefix with which it was included.
-        path = None if context is None or context.starlette_route is not None else context.path
-    if path is None and isinstance(route, Mount | Host):
-        scope.update(child_scope)
-        if isinstance(route, Mount):
-            prefix += route.path
-        router, root_path = _router_of(route.app)
-        if root_path:
-            scope["root_path"] = root_path
-        if router is not None:
-            return _match(router, scope, prefix)
-        return _mounted(prefix) if isinstance(route, Mount) else ""
-    if path is None:
-        path = getattr(route, "path", None)
-    return prefix + path if isinstance(path, str) else ""
-
-
-def _router_of(app: object) -> tuple[routing.Router | None, str]:
-    """The router of an app, or None; and the root path that FastAPI sets on the way to it."""
-    root_path = ""
-    for wrapped in app_chain(app):
-        if isinstance(wrapped, BaseRoute):
-            break
-        own = attribute(wrapped, "root_path")
-        if not root_path and isinstance(own, str):
-            root_path = own
-        for router in (attribute(wrapped, "router"), wrapped):
-            if isinstance(router, routing.Router):
-                return router, root_path
-    return None, root_path
-
-
-def _router_around(scope: Scope) -> routing.Router | None:
-    """The router of the app that the connection is in, unless that router has sent it here already."""
-    app = scope.get("app")
-    endpoint = scope.get("endpoint")
-    router = None if app is None else _router_of(app)[0]
-    if endpoint is None or router is None or _router_of(endpoint)[0] is router:
-        return router
-    return None
-
-
-def _is_included(route: object) -> bool:
-    """Whether it is what FastAPI's ``include_router`` leaves in an app: it combines prefix and routes when asked."""
-    return hasattr(route, "effective_candidates") and hasattr(route, "_match") and hasattr(route, "original_router")
-
-
-def _is_foreign(route: object, method: str = "matches") -> bool:
-    """Whether a route or a router decides in a way of its own, as by a header."""
-    module = getattr(getattr(type(route), method, None), "__module__", None)
-    return module not in _KNOWN_MODULES or method in getattr(route, "__dict__", ())
-
-
-def _mounted(prefix: str) -> str:
-    return prefix + "/{path:path}"
 
 
 def _agree(candidates: Iterable[AgentRoute]) -> bool:

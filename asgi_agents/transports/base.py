@@ -139,7 +139,9 @@ class AgentClient:
     # Life
 
     async def connect(self) -> None:
-        """Wait until the agent can be called and has its configuration; of clients that configure it themselves.
+        """Wait until the agent can be called and has its configuration, of clients that configure it themselves.
+
+        Of others, see whether the agent can be connected to, as far as that can be seen without a call.
 
         :raises AgentError: it can't be reached now, or does not take its configuration.
         """
@@ -217,8 +219,9 @@ class PlainTransport(Transport, Protocol):
     It knows nothing of deadlines, limits and breakers: the guard in front of it cancels a call that takes too long and
     never has more than the agent's ``max_concurrent_calls`` under way.
 
-    It may have one more member. ``async retire()`` is called instead of :meth:`aclose` when the agent is removed or
-    replaced, and closes what belongs to any event loop.
+    It may have two more members. ``async retire()`` is called instead of :meth:`aclose` when the agent is removed or
+    replaced, and closes what belongs to any event loop. ``async connect()`` tries whether the agent can be connected
+    to, without a call, and raises :class:`~asgi_agents.errors.AgentError` where it can't.
     """
 
     def may_suspend(self, event_type: EventType) -> bool:

@@ -3,12 +3,15 @@
 import re
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Final, cast
 
+import anyio
 import httpx
 from anyio import CancelScope
+from anyio.streams.tls import TLSStream
 
 from .._version import __version__
 from ..concurrency.background import on_trio
@@ -137,6 +140,8 @@ class HttpTransport:
             raise _wrong("max_answer_bytes", max_answer_bytes, "a whole number of at least 1")
         self._max_answer_bytes = max_answer_bytes
         self._uds = uds
+        #: Opens a connection, and closes it; None where connections are another transport's.
+        self._connect: Callable[[], Awaitable[None]] | None = None
         if span_unit not in ("codepoints", "bytes"):
             raise _wrong("span_unit", span_unit, "'codepoints' or 'bytes'")
         self._span_unit = span_unit
@@ -153,6 +158,7 @@ class HttpTransport:
             elif verify is not True or cert is not None:
                 raise _wrong("url", url, "https://, for that is what verify and cert are about")
             self._connections = PerEventLoop(lambda: self._open(tls))
+            self._connect = partial(_connect, uds, self._url.host, self._port, tls)
             return
         for name, beside in (("verify", verify is not True), ("cert", cert is not None), ("uds", uds is not None)):
             if beside:
@@ -192,6 +198,22 @@ class HttpTransport:
         """
         message = await self._post(encode_event(event, self._encoding))
         return in_code_points(decode_answer(message, self._encoding, event.event_type), event, self._span_unit)
+
+    async def connect(self) -> None:
+        """See whether the agent can be connected to, which says nothing of what it answers. It is sent nothing.
+
+        Does nothing where ``transport`` carries the requests.
+
+        :raises AgentConnectionError: it can't.
+        """
+        if self._connect is None:
+            return
+        try:
+            await self._connect()
+        except Exception as exc:
+            # anyio says no more than that all attempts have failed.
+            fault = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
+            raise AgentConnectionError(_describe(fault)) from exc
 
     async def aclose(self) -> None:
         await self._connections.aclose()
@@ -304,6 +326,17 @@ async def _abandon(stream: AsyncIterator[bytes]) -> None:
         scope.cancel()
         async for _ in stream:
             pass
+
+
+async def _connect(uds: str | None, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    if uds is not None:
+        stream: anyio.abc.ByteStream = await anyio.connect_unix(uds)
+    else:
+        stream = await anyio.connect_tcp(host, port)
+    async with stream:
+        if tls is not None:
+            stream = await TLSStream.wrap(stream, hostname=host, ssl_context=tls, standard_compatible=False)
+            await anyio.aclose_forcefully(stream)
 
 
 def _describe(exc: BaseException) -> str:

@@ -29,6 +29,11 @@ class PlainClient(AgentClient):
     def call(self, event: Event, deadline: float = math.inf) -> Coroutine[Any, Any, Answer | None]:
         return self._transport.call(event)
 
+    async def connect(self) -> None:
+        connect: Callable[[], Coroutine[Any, Any, None]] | None = getattr(self._transport, "connect", None)
+        if connect is not None:
+            await connect()
+
     async def aclose(self) -> None:
         await self._transport.aclose()
 

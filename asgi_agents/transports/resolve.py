@@ -52,6 +52,17 @@ def resolve_transport(where: str, given: object) -> Transport:
     return given
 
 
+def transport_of_url(where: str, url: str, *, framing: str, encoding: str, connect_timeout: float) -> Transport:
+    """The transport of a URL, with settings of the built-in ones, as far as it has them.
+
+    :raises ConfigurationError: for a URL, or a setting, that can't work, beginning with ``where``.
+    """
+    scheme = _scheme_of(url)
+    if scheme in _STREAM_SCHEMES:
+        return _stream(where, url, framing=framing, encoding=encoding, connect_timeout=connect_timeout)
+    return _http(where, url, encoding=encoding) if scheme in _BUILT_IN else resolve_transport(where, url)
+
+
 def bind(
     transport: Transport,
     agent_id: str,
@@ -128,18 +139,18 @@ def _of_several(where: str, given: Sequence[object]) -> Transport:
     )
 
 
-def _http(where: str, url: str) -> Transport:
+def _http(where: str, url: str, **settings: Any) -> Transport:
     # Imported here because httpx, which comes with it, takes long to import.
     from .http import HttpTransport
 
-    return HttpTransport(url)
+    return HttpTransport(url, **settings)
 
 
-def _stream(where: str, endpoints: Any) -> Transport:
+def _stream(where: str, endpoints: Any, **settings: Any) -> Transport:
     from .stream import StreamTransport
 
     try:
-        return StreamTransport(endpoints)
+        return StreamTransport(endpoints, **settings)
     except ConfigurationError as exc:
         raise ConfigurationError(f"{where}: {exc}") from exc
 

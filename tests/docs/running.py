@@ -213,4 +213,7 @@ def _matches(expected: str, shown: str) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
+    # `python` is the one that runs the tests.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    # As wide as the pages, and without colours.
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "no_proxy": "127.0.0.1"}

@@ -36,6 +36,8 @@ QUOTES: Final[Mapping[str, str]] = {
 }
 #: Pages that quote nothing of it, and why.
 WITHOUT: Final[Mapping[str, str]] = {
+    "endpoints": "the example has its routes in one place, to be read there",
+    "command-line": "it is about commands, and what they print of an app that is on the page as a whole",
     "workers": "it is about several processes, of which the example has one",
     "operating": "it is about what is done with a running app",
     "recording": "it is about tests, and about two versions of an agent, of which the example has one",

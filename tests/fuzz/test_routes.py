@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from asgi_agents import Route
-from asgi_agents.routing import finder, resolver
+from asgi_agents.routing import finder, matching, resolver
 from asgi_agents.routing.cache import PathCache
+from asgi_agents.routing.matching import Leaf
 from asgi_agents.routing.resolver import Resolver
 
 from .routes import routes
@@ -37,18 +38,19 @@ def more_than_starlette(patch: pytest.MonkeyPatch) -> None:
 
 def prefixes_forgotten(patch: pytest.MonkeyPatch) -> None:
     """What is in a mount is taken for what it is spelt like inside."""
-    original = resolver._match
-    patch.setattr(resolver, "_match", lambda router, scope, prefix: original(router, scope, ""))
+    original = matching.match
+    for module in (matching, resolver):
+        patch.setattr(module, "match", lambda router, scope, prefix, around: original(router, scope, "", around))
 
 
 def root_paths_forgotten(patch: pytest.MonkeyPatch) -> None:
     """The app's router is asked for the path as a mount has it, not as the router in it sees it."""
-    original = resolver._match_within
+    original = matching.match_within
 
-    def within(route: Any, child_scope: Any, scope: Any, prefix: str) -> str | None:
-        return original(route, {key: child_scope[key] for key in child_scope if key != "root_path"}, scope, prefix)
+    def within(route: Any, child_scope: Any, *others: Any) -> Leaf | None:
+        return original(route, {key: child_scope[key] for key in child_scope if key != "root_path"}, *others)
 
-    patch.setattr(resolver, "_match_within", within)
+    patch.setattr(matching, "match_within", within)
 
 
 def methods_forgotten(patch: pytest.MonkeyPatch) -> None:

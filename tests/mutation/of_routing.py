@@ -104,7 +104,7 @@ ROUTING: Final = (
     Defect(
         "what-a-host-decides-is-remembered",
         "routing/finder.py",
-        "elif app_routes is not None and not app_routes.volatile:",
+        "elif app_routes is not None and (not app_routes.volatile or (lasts and not app_routes.has_policies)):",
         "elif app_routes is not None:",
         "Two hosts of one app get the agents of whichever is asked first.",
         ("tests/test_resolver.py",),
@@ -127,9 +127,9 @@ ROUTING: Final = (
     ),
     Defect(
         "scope-is-not-copied",
-        "routing/resolver.py",
-        "        asked = {**scope}\n",
-        "        asked = scope\n",
+        "routing/matching.py",
+        "    asked = {**scope}\n",
+        "    asked = scope\n",
         "Handlers find the path parameters and the root path of another mount in their scope.",
         ("tests/test_resolver.py",),
     ),

@@ -1,0 +1,248 @@
+"""``call AGENT GET '/?q=…'``: ask one agent about a request, and print what it answers."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Final
+from uuid import uuid4
+
+import anyio
+from msgspec import Struct
+
+from ..decision import Verdict
+from ..errors import AgentError
+from ..guard import Guard
+from ..observability.redaction import redact_secrets
+from ..policy import FailureMode
+from ..protocol import (
+    Event,
+    EventType,
+    GuardrailInspectEvent,
+    InspectionType,
+    Opcode,
+    RequestCompleteEvent,
+    ResponseBodyChunkEvent,
+    ResponseHeadersEvent,
+    WebSocketFrameEvent,
+)
+from ..terminal.loading import MistakeError
+from ..terminal.output import Page, captured_log
+from .answers import AnswerLines, lines_of, plain_answer
+from .outcome import FOUND, IMPOSSIBLE, WELL, print_json
+from .running import run
+from .target import Question, add_target, body_of, guard_of, headers_of
+
+_PASSES: Final = frozenset({"allow"})
+
+
+class CalledEvent(Struct, frozen=True, kw_only=True):
+    """An event that the agent was asked about.
+
+    ``outcome`` is ``allow``, ``block``, ``redirect``, ``challenge``, ``drop``, ``close``, ``detected`` or the kind of a
+    failure, ``ms`` the time of the call in milliseconds, ``answer`` what the agent has answered, as on the wire.
+    """
+
+    event: str
+    outcome: str
+    ms: float
+    answer: Any
+    failure: str | None
+
+
+class UnaskedEvent(Struct, frozen=True, kw_only=True):
+    """An event that the agent was not asked about, and why."""
+
+    event: str
+    reason: str
+
+
+class CallReport(Struct, frozen=True, kw_only=True):
+    """All that ``call`` has to say. ``outcome`` is that of the event that stops the request, else ``allow``.
+
+    ``connect_ms`` is how long it took to connect and configure the agent, in milliseconds; None for one in the process,
+    and for ``http``, where the first call connects.
+    """
+
+    command: str = "call"
+    format: int = 1
+    agent: str
+    outcome: str
+    connect_ms: float | None
+    calls: Sequence[CalledEvent]
+    not_asked: Sequence[UnaskedEvent]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "call",
+        usage="python -m asgi_agents call AGENT [METHOD] [URI] [options]",
+        help="ask one agent about a request, and print its answer",
+        description="Ask one agent about a request, its response and its messages, and print its answers. Exits with 1"
+        " if the agent stops the request or detects something, with 2 if it fails.",
+        allow_abbrev=False,
+    )
+    add_target(parser)
+    parser.add_argument("--status", type=int, metavar="N", help="ask about a response of this status, too")
+    parser.add_argument(
+        "--response-header", action="append", default=[], metavar="'NAME: VALUE'", help="of the response"
+    )
+    body = parser.add_mutually_exclusive_group()
+    body.add_argument("--response-body", metavar="TEXT", help="of the response, whose status is 200 by default")
+    body.add_argument("--response-body-file", metavar="FILE", help="the same from a file; - is standard input")
+    parser.add_argument("--frame", metavar="TEXT", help="ask about a websocket message of the client, too")
+    parser.add_argument("--inspect", metavar="TEXT", help="ask about a text, as guardrails are, and about nothing else")
+    parser.add_argument(
+        "--inspection-type", default=InspectionType.PROMPT_INJECTION.value, metavar="TYPE", help="(prompt_injection)"
+    )
+    parser.set_defaults(run=call)
+
+
+def call(options: argparse.Namespace) -> int:
+    """Ask an agent; the exit code."""
+    events = list(_events(options, Question(options)))
+    guard = guard_of(options)
+    with captured_log():
+        # The log says what the report says.
+        report, answers = run(partial(_ask, options.agent, guard, events))
+    if options.json:
+        print_json(report)
+    else:
+        _print(Page(sys.stdout), report, answers)
+    if any(one.failure is not None for one in report.calls):
+        return IMPOSSIBLE
+    return WELL if report.outcome in _PASSES else FOUND
+
+
+def _events(options: argparse.Namespace, question: Question) -> Iterator[Event]:
+    correlation_id = str(uuid4())
+    if options.inspect is not None:
+        try:
+            yield GuardrailInspectEvent(
+                correlation_id=correlation_id, inspection_type=options.inspection_type, content=options.inspect
+            )
+        except ValueError as exc:
+            raise MistakeError(f"--inspection-type: {exc}") from None
+        return
+    yield question.head(correlation_id)
+    if question.body is not None:
+        yield question.chunk(correlation_id)
+    body = body_of(options.response_body, options.response_body_file)
+    status = options.status or (200 if body is not None or options.response_header else None)
+    if status is not None:
+        if not 100 <= status <= 599:
+            raise MistakeError(f"--status {status}, expected 100 to 599")
+        headers = headers_of(options.response_header, "--response-header")
+        yield ResponseHeadersEvent(correlation_id=correlation_id, status=status, headers=headers)
+    if body is not None:
+        size = len(body)
+        yield ResponseBodyChunkEvent(
+            correlation_id=correlation_id, data=body, is_last=True, total_size=size, bytes_sent=size
+        )
+    if options.frame is not None:
+        yield WebSocketFrameEvent(
+            correlation_id=correlation_id,
+            opcode=Opcode.TEXT,
+            data=options.frame.encode(errors="surrogateescape"),
+            client_to_server=True,
+            frame_index=0,
+            client_ip=question.client_ip,
+        )
+    yield RequestCompleteEvent(
+        correlation_id=correlation_id,
+        status=status or 200,
+        duration_ms=0,
+        request_body_size=len(question.body or b""),
+        response_body_size=len(body or b""),
+        upstream_attempts=1,
+    )
+
+
+async def _ask(agent: str, guard: Guard, events: Sequence[Event]) -> tuple[CallReport, list[AnswerLines]]:
+    guard.configuring.logged = False
+    connect_ms: float | None = None
+    calls: list[CalledEvent] = []
+    answers: list[AnswerLines] = []
+    not_asked: list[UnaskedEvent] = []
+    outcome = "allow"
+    try:
+        started = time.perf_counter()
+        if not guard.configured or guard.client.configures_itself:
+            await configure(guard)
+            connect_ms = round((time.perf_counter() - started) * 1000, 3) if guard.client.remote else None
+        for event in events:
+            is_end = event.event_type is EventType.REQUEST_COMPLETE
+            if event.event_type not in guard.hears:
+                if not is_end:
+                    not_asked.append(UnaskedEvent(event=event.event_type.value, reason="the agent does not receive it"))
+                continue
+            if outcome != "allow" and not is_end:
+                reason = f"the request was stopped before: {outcome}"
+                not_asked.append(UnaskedEvent(event=event.event_type.value, reason=reason))
+                continue
+            called, lines = await _ask_about(guard, event)
+            calls.append(called)
+            answers.append(lines)
+            if called.outcome != "allow" and "needs_more" not in lines.marks:
+                outcome = called.outcome
+    finally:
+        with anyio.CancelScope(shield=True):
+            await guard.client.aclose()
+    report = CallReport(
+        agent=redact_secrets(agent), outcome=outcome, connect_ms=connect_ms, calls=calls, not_asked=not_asked
+    )
+    return report, answers
+
+
+async def configure(guard: Guard) -> None:
+    """Connect to the agent and hand it its configuration, within its timeout, and 10 s to digest the latter.
+
+    :raises AgentError: it can't be reached, or refuses.
+    """
+    try:
+        with anyio.fail_after(guard.config.timeout + (0.0 if guard.config.config is None else 10.0)):
+            await guard.configuring.configure()
+    except TimeoutError:
+        raise AgentError(f"{guard.client.address}: no connection within {guard.config.timeout:g} s") from None
+
+
+async def _ask_about(guard: Guard, event: Event) -> tuple[CalledEvent, AnswerLines]:
+    answer: Any = None
+    if isinstance(event, GuardrailInspectEvent):
+        verdict, inspection = await guard.inspect(event, FailureMode.CLOSED)
+        answer = None if verdict.failure is not None else inspection
+    else:
+        verdict = await guard.call(event, FailureMode.CLOSED)
+        answer = verdict.response
+    called = CalledEvent(
+        event=event.event_type.value,
+        outcome=verdict.outcome,
+        ms=round(verdict.duration * 1000, 3),
+        answer=None if answer is None else plain_answer(answer),
+        failure=_failure(verdict),
+    )
+    return called, AnswerLines() if answer is None else lines_of(answer)
+
+
+def _failure(verdict: Verdict) -> str | None:
+    return None if verdict.failure is None else redact_secrets(verdict.failure.message)
+
+
+def _print(page: Page, report: CallReport, answers: Sequence[AnswerLines]) -> None:
+    colours = {"allow": "green"}
+    for called, lines in zip(report.calls, answers, strict=True):
+        outcome = " ".join([called.outcome, *lines.marks])
+        colour = colours.get(called.outcome, "red")
+        page.line(
+            f"{called.event:<20}{page.paint(outcome, colour)}{' ' * max(1, 24 - len(outcome))}{called.ms:8.2f} ms"
+        )
+        if called.failure is not None:
+            page.wrapped("  ", called.failure)
+        for name, value in lines.details:
+            page.wrapped(f"  {name:<18}", value)
+    for unasked in report.not_asked:
+        page.wrapped(f"{unasked.event:<20}", f"not asked: {unasked.reason}")
+    if report.connect_ms is not None:
+        page.line(f"{'connected in':<44}{report.connect_ms:8.2f} ms")

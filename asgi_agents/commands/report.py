@@ -1,0 +1,284 @@
+"""What ``check`` has found: the values that are its JSON, and how they are printed."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from ..evaluation.resolved_route import ResolvedRoute
+from ..guard import Guard
+from ..guardrails.slots import Kind
+from ..observability.redaction import redact_secrets
+from ..policy import FailureMode
+from ..protocol import EventType
+from ..routing.survey import SurveyedEndpoint
+from ..terminal.output import Page
+
+State = Literal["ready", "failed", "not asked"]
+
+_COMMON: Final = frozenset(
+    {
+        EventType.REQUEST_HEADERS,
+        EventType.RESPONSE_HEADERS,
+        EventType.RESPONSE_BODY_CHUNK,
+        EventType.REQUEST_COMPLETE,
+        EventType.GUARDRAIL_INSPECT,
+    }
+)
+#: The events that there are on an endpoint. A websocket's response is that of a refused handshake.
+_EVENTS: Final = {
+    "http": _COMMON | {EventType.REQUEST_BODY_CHUNK},
+    "websocket": _COMMON | {EventType.WEBSOCKET_FRAME},
+    "app": frozenset(EventType) - {EventType.CONFIGURE},
+    "unreadable": frozenset(EventType) - {EventType.CONFIGURE},
+}
+# What comes too late to stop anything, or only where a handler asks.
+_NO_GUARD: Final = frozenset({EventType.CONFIGURE, EventType.REQUEST_COMPLETE, EventType.GUARDRAIL_INSPECT})
+_KINDS: Final[Sequence[Kind]] = ("input", "reasoning", "output", "tool_call", "tool_result")
+
+
+class EndpointAgent(Struct, frozen=True, kw_only=True):
+    """An agent on an endpoint, with the events that it receives there; ``enforced`` is False for a shadow agent.
+
+    ``decided_by`` is ``endpoint`` for a policy on the endpoint or a router around it, ``route`` for a route of ours,
+    and ``default`` for the default agents.
+    """
+
+    id: str
+    decided_by: str
+    failure_mode: str
+    enforced: bool
+    events: Sequence[str]
+
+
+class EndpointGuardrail(Struct, frozen=True, kw_only=True):
+    """A text guardrail on an endpoint: its agent, and the kinds of text that it judges."""
+
+    agent: str
+    on: Sequence[str]
+    enforced: bool
+
+
+class EndpointReport(Struct, frozen=True, kw_only=True):
+    """An endpoint, or some of its methods or paths.
+
+    ``agents`` are those that are asked, outermost middleware first. ``guarded`` is whether any of them, or a guardrail,
+    can stop a connection; None where nobody can tell. The other fields are those of
+    :class:`~asgi_agents.routing.survey.SurveyedEndpoint`.
+    """
+
+    kind: str
+    path: str
+    methods: Sequence[str] | None
+    host: str | None
+    name: str
+    only: str | None
+    example: str | None
+    taken_by: str | None
+    guarded: bool | None
+    agents: Sequence[EndpointAgent]
+    guardrails: Sequence[EndpointGuardrail]
+
+
+class AgentReport(Struct, frozen=True, kw_only=True):
+    """An agent: where it is, what it receives, and whether it can be used.
+
+    ``events_known`` is False where the agent names its events itself, and could not be asked.
+    """
+
+    id: str
+    transport: str
+    address: str | None
+    failure_mode: str
+    enforced: bool
+    events: Sequence[str]
+    events_known: bool
+    state: State
+    error: str | None
+
+
+class CheckFinding(Struct, frozen=True, kw_only=True):
+    """Something that was found; of the same ``kind`` each time, with the endpoint, agent or route as ``subject``."""
+
+    kind: str
+    subject: str | None
+    message: str
+
+
+class CheckReport(Struct, frozen=True, kw_only=True):
+    """All that ``check`` has to say. ``findings`` make the exit code 1, ``notes`` don't."""
+
+    command: str = "check"
+    format: int = 1
+    app: str
+    endpoints: Sequence[EndpointReport] = ()
+    agents: Sequence[AgentReport] = ()
+    findings: Sequence[CheckFinding] = ()
+    notes: Sequence[CheckFinding] = ()
+
+
+def report_of(endpoint: SurveyedEndpoint) -> EndpointReport:
+    """What is reported of an endpoint."""
+    there = _EVENTS[endpoint.kind]
+    agents = [
+        EndpointAgent(
+            id=agent.guard.config.id,
+            decided_by=_decided_by(found),
+            failure_mode=agent.failure_mode.value,
+            enforced=agent.guard.config.enforce,
+            events=in_order(agent.guard.hears & there),
+        )
+        for found in endpoint.asked
+        for agent in found.agents
+    ]
+    guardrails = [guardrail for found in endpoint.asked for guardrail in _guardrails(found)]
+    # A policy that can't be carried out lets nothing run.
+    guards = any(found.refusal is not None for found in endpoint.asked) or any(
+        agent.enforced and any(EventType(event) not in _NO_GUARD for event in agent.events) for agent in agents
+    )
+    unknown = endpoint.kind == "unreadable" or (endpoint.example is None and endpoint.taken_by is None)
+    return EndpointReport(
+        kind=endpoint.kind,
+        path=endpoint.path,
+        methods=None if endpoint.methods is None else sorted(endpoint.methods),
+        host=endpoint.host,
+        name=endpoint.name,
+        only=endpoint.only,
+        example=endpoint.example,
+        taken_by=endpoint.taken_by,
+        guarded=None if unknown else guards or any(guardrail.enforced for guardrail in guardrails),
+        agents=[] if unknown else agents,
+        guardrails=[] if unknown else guardrails,
+    )
+
+
+def _decided_by(found: ResolvedRoute) -> str:
+    return "endpoint" if found.policy is not None else "default" if found.route is None else "route"
+
+
+def _guardrails(found: ResolvedRoute) -> Iterable[EndpointGuardrail]:
+    if found.judges is None:
+        return
+    for guardrail, agent in zip(found.judges.guardrails, found.judges.agents, strict=True):
+        on = [kind for kind in _KINDS if kind in guardrail.kinds]
+        yield EndpointGuardrail(agent=guardrail.agent_id, on=on, enforced=agent.guard.config.enforce)
+
+
+def report_of_agent(guard: Guard, state: State, error: str | None) -> AgentReport:
+    """What is reported of an agent."""
+    config = guard.config
+    return AgentReport(
+        id=config.id,
+        transport=guard.client.kind,
+        address=redact_secrets(guard.client.address) or None,
+        failure_mode=config.fails.value,
+        enforced=config.enforce,
+        events=in_order(guard.hears - {EventType.CONFIGURE}),
+        events_known=config.hears is not None or state == "ready",
+        state=state,
+        error=error,
+    )
+
+
+def in_order(events: frozenset[EventType]) -> Sequence[str]:
+    """The events as they come in the life of a connection."""
+    return [event.value for event in EventType if event in events]
+
+
+# Printing
+
+
+def title_of(endpoint: EndpointReport) -> str:
+    """Methods and path of an endpoint, for a sentence."""
+    return f"{_methods(endpoint)} {_path(endpoint)}"
+
+
+def print_report(page: Page, report: CheckReport) -> None:
+    """Print it as text."""
+    if report.endpoints:
+        rows = [(_methods(one), _path(one), _agents(one)) for one in report.endpoints]
+        colours = [_colour(one) for one in report.endpoints]
+        page.table(("METHOD", "PATH", "AGENTS"), rows, colours)
+        page.line()
+    if report.agents:
+        agent_rows = [
+            (one.id, one.failure_mode if one.enforced else "shadow", one.state, _where(one)) for one in report.agents
+        ]
+        states = {"ready": "green", "failed": "red"}
+        page.table(
+            ("AGENT", "FAILS", "STATE", "WHERE AND WHAT IT RECEIVES"),
+            agent_rows,
+            [states[one.state] if one.state == "failed" else None for one in report.agents],
+        )
+        page.line()
+    for finding in report.findings:
+        page.wrapped("found: ", finding.message, colour="red")
+    for note in report.notes:
+        page.wrapped("note:  ", note.message)
+    if report.findings or report.notes:
+        page.line()
+    page.line(_summary(report))
+
+
+def _summary(report: CheckReport) -> str:
+    unguarded = sum(one.guarded is False for one in report.endpoints)
+    failed = sum(one.state == "failed" for one in report.agents)
+    endpoints = sum(one.only is None for one in report.endpoints)
+    parts = [
+        f"{endpoints} {'endpoint' if endpoints == 1 else 'endpoints'}",
+        f"{unguarded} unguarded",
+        f"{len(report.agents)} {'agent' if len(report.agents) == 1 else 'agents'}",
+        f"{failed} failed",
+        f"{len(report.findings)} found",
+    ]
+    return ", ".join(parts)
+
+
+def _methods(endpoint: EndpointReport) -> str:
+    if endpoint.kind == "websocket":
+        return "WS"
+    methods = endpoint.methods
+    if not methods:
+        return "ANY" if methods is None else "-"
+    # Whoever takes GET takes HEAD, usually: it is in the JSON.
+    return ",".join(method for method in methods if method != "HEAD" or "GET" not in methods)
+
+
+def _path(endpoint: EndpointReport) -> str:
+    path = f"{endpoint.path}?" if endpoint.kind == "unreadable" else endpoint.only or endpoint.path
+    return (endpoint.host or "") + ("  " if endpoint.only else "") + path
+
+
+def _agents(endpoint: EndpointReport) -> str:
+    if endpoint.kind == "unreadable":
+        return f"unknown: {endpoint.name} has no path that can be read"
+    if endpoint.guarded is None:
+        return "unknown: no path was found that leads here"
+    parts = [_with_marks(agent) for agent in endpoint.agents]
+    if endpoint.guardrails:
+        parts.append("text: " + " + ".join(guardrail.agent for guardrail in endpoint.guardrails))
+    text = ", ".join(parts)
+    if endpoint.guarded is False:
+        text = f"UNGUARDED ({text})" if text else "UNGUARDED"
+    return text if endpoint.taken_by is None else f"never runs, {endpoint.taken_by} does: {text}"
+
+
+def _with_marks(agent: EndpointAgent) -> str:
+    marks = []
+    if not agent.enforced:
+        marks.append("shadow")
+    elif agent.failure_mode == FailureMode.OPEN:
+        marks.append("open")
+    if not agent.events:
+        marks.append("receives nothing here")
+    return f"{agent.id} ({', '.join(marks)})" if marks else agent.id
+
+
+def _colour(endpoint: EndpointReport) -> str | None:
+    return "yellow" if endpoint.guarded is None else None if endpoint.guarded else "red"
+
+
+def _where(agent: AgentReport) -> str:
+    where = f"{agent.transport} {agent.address}" if agent.address else agent.transport
+    events = ", ".join(agent.events) if agent.events_known else "it says itself what"
+    return f"{where}: {events or 'nothing'}"

@@ -1,0 +1,168 @@
+"""The agent that ``call`` and ``bench`` ask, and the request that they ask it about."""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from ..config import AgentConfig
+from ..exchange.scope import timestamp
+from ..guard import Guard
+from ..policy import MAX_SECONDS
+from ..protocol import TOKEN, EventType, Headers, RequestBodyChunkEvent, RequestHeadersEvent, RequestMetadata
+from ..terminal.arguments import seconds
+from ..terminal.loading import MistakeError, load_agent
+from ..transports import Transport
+from ..transports.resolve import transport_of_url
+
+# Of an agent that does not say itself what it receives. Not the end of a request: those that don't know it may fail.
+_USUAL: Final = frozenset(EventType) - {EventType.CONFIGURE, EventType.REQUEST_COMPLETE}
+_ID: Final = "agent"
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which agent, and about which request."""
+    parser.add_argument("agent", help="http://, https://, unix:///path or tcp://host:port, or module:name of an Agent")
+    parser.add_argument("method", nargs="?", default="GET", help="of the request (GET)")
+    parser.add_argument("uri", nargs="?", default="/", help="path and query of the request (/)")
+    parser.add_argument(
+        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="of the request; may be repeated"
+    )
+    body = parser.add_mutually_exclusive_group()
+    body.add_argument("--body", metavar="TEXT", help="of the request")
+    body.add_argument("--body-file", metavar="FILE", help="the same from a file; - is standard input")
+    parser.add_argument("--client-ip", default="127.0.0.1", metavar="IP", help="of the client (127.0.0.1)")
+    parser.add_argument("--config", metavar="JSON", help="hand the agent this configuration first")
+    parser.add_argument("--timeout", type=seconds, default=5.0, metavar="S", help="seconds for each call (5)")
+    parser.add_argument("--framing", choices=["v2", "envelope"], default="v2", help="of unix:// and tcp:// (v2)")
+    parser.add_argument("--encoding", choices=["json", "msgpack"], default="json", help="of events (json)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def guard_of(options: argparse.Namespace, *, concurrency: int = 1) -> Guard:
+    """What calls the agent that the options name.
+
+    :raises MistakeError: it can't be loaded, or an option can't be what it is.
+    :raises ConfigurationError: its address, or the agent, can't be used.
+    """
+    if not 0 < options.timeout <= MAX_SECONDS:
+        raise MistakeError(f"--timeout {options.timeout:g}, expected seconds above 0")
+    transport: Any = _transport(options)
+    streams = getattr(transport, "learns_events", False)
+    events = None if streams and options.framing == "v2" else _USUAL
+    if not isinstance(transport, Transport):
+        events = None  # an Agent, whose hooks say it
+    config = AgentConfig(
+        _ID,
+        transport,
+        events=events,
+        timeout=options.timeout,
+        chunk_timeout=options.timeout,
+        max_concurrent_calls=concurrency,
+        circuit_breaker=None,
+        body_access="write",
+        may_set_host=True,
+        config=_json("--config", options.config),
+    )
+    return Guard(config)
+
+
+def _transport(options: argparse.Namespace) -> Any:
+    given: str = options.agent
+    if "://" not in given:
+        with contextlib.redirect_stdout(sys.stderr):
+            return load_agent(given)
+    return transport_of_url(
+        "agent", given, framing=options.framing, encoding=options.encoding, connect_timeout=options.timeout
+    )
+
+
+def _json(option: str, text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        raise MistakeError(f"{option}: {exc}, expected JSON such as '{{\"level\": 2}}'") from None
+
+
+# The request
+
+
+def headers_of(given: Sequence[str], option: str = "--header") -> Headers:
+    """Header fields from the command line. Values are sent as they are, without the spaces around them.
+
+    :raises MistakeError: one is not of the form ``name: value``.
+    """
+    fields: dict[str, list[str]] = {}
+    for text in given:
+        name, colon, value = text.partition(":")
+        if not colon or not TOKEN.match(name):
+            # Not the value, which may be a credential.
+            raise MistakeError(f"{option} {name!r}, expected 'name: value'")
+        fields.setdefault(name, []).append(value.strip())
+    return Headers(fields)
+
+
+def body_of(text: str | None, file: str | None) -> bytes | None:
+    """A body from the command line; None for none.
+
+    :raises OSError: the file can't be read.
+    """
+    if text is not None:
+        return text.encode(errors="surrogateescape")
+    if file is None:
+        return None
+    return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+
+
+class Question:
+    """The request that an agent is asked about. One object makes the events of many, each with an id of its own."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        method: str = options.method.upper()
+        if not TOKEN.match(method):
+            raise MistakeError(f"{options.method!r} is no method, expected GET, POST or the like")
+        uri: str = options.uri
+        if not uri.startswith("/") and uri != "*":
+            hint = ""
+            if "://" in uri:
+                parts = urlsplit(uri)
+                hint = f": {(parts.path or '/') + ('?' + parts.query if parts.query else '')!r}"
+            raise MistakeError(f"{uri!r} is no path, expected one that begins with '/'{hint}")
+        self.method, self.uri = method, uri
+        self._headers = headers_of(options.header)
+        self.body = body_of(options.body, options.body_file)
+        self.client_ip: str = options.client_ip
+        if self.body is not None and "content-length" not in self._headers:
+            self._headers = Headers({**self._headers, "content-length": [str(len(self.body))]})
+        if "host" not in self._headers:
+            self._headers = Headers({"host": ["localhost"], **self._headers})
+
+    def head(self, correlation_id: str) -> RequestHeadersEvent:
+        """The head of the request."""
+        metadata = RequestMetadata(
+            correlation_id=correlation_id,
+            request_id=correlation_id,
+            client_ip=self.client_ip,
+            client_port=50000,
+            protocol="HTTP/1.1",
+            timestamp=timestamp(time.time_ns()),
+        )
+        return RequestHeadersEvent(metadata=metadata, method=self.method, uri=self.uri, headers=self._headers)
+
+    def chunk(self, correlation_id: str) -> RequestBodyChunkEvent:
+        """The whole body."""
+        data = self.body or b""
+        return RequestBodyChunkEvent(
+            correlation_id=correlation_id,
+            data=data,
+            is_last=True,
+            total_size=len(data),
+            bytes_received=len(data),
+        )

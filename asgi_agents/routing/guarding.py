@@ -1,0 +1,313 @@
+"""Which agents an endpoint has, said where the endpoint is: ``@guarded_by``, ``@unguarded``, ``guard_router``.
+
+An endpoint's own policy is all that holds for it, else the routes decide.
+
+The middleware finds the policy before the app runs: it asks the app's router which endpoint that will run
+(:mod:`asgi_agents.routing.resolver`). But the router may not be found, or a middleware in between may rewrite the path.
+So the endpoint checks again when it runs: without the agents of its policy it answers 503, and the log says why.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException, WebSocketException
+from starlette.routing import Host, Mount
+from starlette.routing import Router as AppRouter
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from ..errors import ConfigurationError
+from ..evaluation.endpoint_policy import EndpointPolicy
+from ..evaluation.resolved_route import ResolvedRoute
+from ..evaluation.route_agent import AgentReference
+from ..guardrails import Guardrail, ToolPolicy
+from ..guardrails.guardrail import checked_guardrails
+from ..messages.naming import named
+from ..observability.correlation import current
+from .app_chain import attribute
+from .marks import PolicyMark, is_endpoint_class, layers, mark_of, own_mark, put_mark
+from .matching import Around, copy_of, is_foreign, is_included, match, match_within, router_of
+from .refusal import REASON, Refusing, log_refusal
+from .routes import checked_references
+
+_Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
+_Routes = TypeVar("_Routes", bound=AppRouter | Starlette | Mount | Host)
+
+_NOBODY: Final = EndpointPolicy((), ())
+
+
+def guarded_by(
+    *agents: AgentReference, guardrails: Iterable[Guardrail | ToolPolicy] | None = None
+) -> Callable[[_Endpoint], _Endpoint]:
+    """Give an endpoint its agents.
+
+    ::
+
+        @app.get("/admin")
+        @guarded_by("admin-auth", ("waf", FailureMode.OPEN))
+        async def admin() -> str: ...
+
+    An endpoint's own policy is all that holds for it, else the routes decide. Write it below ``@app.get(...)`` and all
+    other decorators that register the endpoint. It is for functions and methods, for HTTPEndpoint and WebSocketEndpoint
+    classes, and for the methods of an HTTPEndpoint, whose policies go before that of the class. Subclasses inherit it.
+
+    The endpoint runs only on a connection whose agents were asked as the policy says. Else it answers 503, or closes
+    the websocket with 1011, and the log says why. In a test of the function alone, call its ``__wrapped__``.
+
+    :param agents: ids, or pairs of id and the failure mode that holds here, in the order of the chain.
+    :param guardrails: those that judge the text of its requests and answers, in place of those of the middleware. None:
+        those of the middleware.
+
+    Raises :class:`ConfigurationError` for what can't work. An id that no agent has is one when the app starts; where it
+    becomes known only later, the endpoint answers 503.
+    """
+    policy = _checked_policy("guarded_by", agents, guardrails)
+
+    def decorate(endpoint: _Endpoint) -> _Endpoint:
+        _check_unmarked(policy, endpoint)
+        guarded: Any = _guarded_class(endpoint, policy) if inspect.isclass(endpoint) else _guarded(endpoint, policy)
+        return guarded  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def unguarded(endpoint: _Endpoint) -> _Endpoint:
+    """Give an endpoint no agents, and no guardrails, whatever the routes and the routers around it say.
+
+    ::
+
+        @router.get("/healthz")
+        @unguarded
+        async def healthz() -> str: ...
+
+    Raises :class:`ConfigurationError` for an endpoint that has a policy already.
+    """
+    if not callable(endpoint):
+        raise ConfigurationError(f"unguarded: {named(endpoint)}, expected an endpoint: a function or a class")
+    _check_unmarked(_NOBODY, endpoint)
+    _put(endpoint, PolicyMark(_NOBODY, endpoint, checked=True))
+    return endpoint
+
+
+def guard_router(
+    router: _Routes, *agents: AgentReference, guardrails: Iterable[Guardrail | ToolPolicy] | None = None
+) -> _Routes:
+    """Give all endpoints of a router their agents, but for those that have a policy of their own.
+
+    ::
+
+        admin = guard_router(APIRouter(prefix="/admin"), "admin-auth")
+
+    Where routers are nested, the policy of the nearest one holds. What answers no endpoint, such as 404, 405 and
+    redirects, is left to the routes, except in a Mount of an app without routes, where all is the policy's.
+
+    :param router: a router, an APIRouter, a Mount, a Host, or a whole app, mounted or not.
+    :param agents: as in :func:`guarded_by`; ``guardrails`` likewise.
+    :returns: the router.
+
+    Raises :class:`ConfigurationError` for what can't work: for one that has a policy already, or an APIRouter of an old
+    version of FastAPI, whose ``include_router`` copies the routes, so that nobody can tell where they are from.
+    """
+    policy = _checked_policy("guard_router", agents, guardrails)
+    if isinstance(router, Mount | Host):
+        if isinstance(router.app, _Checking):
+            raise ConfigurationError(f"guard_router: {named(router)} has a policy already, expected one")
+        router.app = _Checking(router.app, policy)
+        return router
+    target = router.router if isinstance(router, Starlette) else router
+    if not isinstance(target, AppRouter):
+        raise ConfigurationError(
+            f"guard_router: {named(router)}, expected a router, a Mount, a Host or an app; for a handler write"
+            " @guarded_by(...)"
+        )
+    if own_mark(target) is not None:
+        raise ConfigurationError(f"guard_router: {named(router)} has a policy already, expected one")
+    if target is router and hasattr(target, "include_router") and not _keeps_included():
+        raise ConfigurationError(
+            f"guard_router: {named(router)} is an APIRouter of a FastAPI that copies routes when it includes them;"
+            " expected a newer FastAPI, or @guarded_by(...) on its handlers, or a mounted app"
+        )
+    mark = PolicyMark(policy, target, checked=True)
+    stack = _Checking(target.middleware_stack, policy, mark=mark, router=target)
+    target.middleware_stack = stack
+    handle = attribute(target, "handle")
+    if handle is not None:
+        # FastAPI calls this one where the router is included.
+        vars(target)["handle"] = _Checking(handle, policy, mark=mark, router=target)
+    put_mark(target, mark)
+    return router
+
+
+class _Checking:
+    """Stands before a router or a mounted app, and lets no endpoint run without the agents of the policy.
+
+    :param mark: that of the ``router``; None: it is put on this object, which stands in a mount.
+    """
+
+    def __init__(
+        self, app: ASGIApp, policy: EndpointPolicy, *, mark: PolicyMark | None = None, router: AppRouter | None = None
+    ) -> None:
+        #: What is wrapped, under the name that it has in every middleware.
+        self.app = app
+        self._router = router
+        if mark is None:
+            mark = PolicyMark(policy, self, checked=True)
+            put_mark(self, mark)
+        self._mark = mark
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] in ("http", "websocket") and not is_asked(self._mark.policy) and self._runs(scope):
+            app = Refusing(_unasked(self._mark.policy, scope.get("path", "")))
+        await app(scope, receive, send)
+
+    def _runs(self, scope: Scope) -> bool:
+        """Whether an endpoint is about to run for which this policy is the nearest."""
+        around = Around(self._mark)
+        asked = copy_of(scope)
+        try:
+            if self._router is None:
+                router, root_path = router_of(self.app)
+                if router is None:
+                    return True
+                if root_path:
+                    asked["root_path"] = root_path
+                around = around.into(self.app)
+            else:
+                router = self._router
+                included: Any = (asked.get("fastapi") or {}).get("included_router")
+                if is_included(included) and included.original_router is router:
+                    leaf = match_within(included, {}, asked, "", around)
+                    return leaf is not None and leaf.mark is self._mark
+            if is_foreign(router, "app"):
+                return True
+            leaf = match(router, asked, "", around)
+        except Exception:
+            return True
+        return leaf is not None and leaf.mark is self._mark
+
+
+def is_asked(policy: EndpointPolicy) -> bool:
+    """Whether the running code serves a connection whose agents are asked as ``policy`` says."""
+    resolved_route = getattr(current(), "resolved_route", None)
+    return isinstance(resolved_route, ResolvedRoute) and policy.holds_on(resolved_route)
+
+
+def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
+    """A function that checks before it calls ``endpoint``, and is of the same kind."""
+    if not callable(endpoint):
+        raise ConfigurationError(f"{policy}: {named(endpoint)}, expected an endpoint: a function or a class")
+    if not hasattr(endpoint, "__name__"):
+        raise ConfigurationError(
+            f"{policy}: {named(endpoint)}, expected a function, a method or an endpoint class; decorate its __call__"
+        )
+    if inspect.iscoroutinefunction(endpoint):
+
+        @functools.wraps(endpoint)
+        async def guarded(*args: Any, **kwargs: Any) -> Any:
+            if not is_asked(policy):
+                _stop(policy, endpoint, args, kwargs)
+            return await endpoint(*args, **kwargs)
+
+    else:
+        # FastAPI looks at what is wrapped to find out whether it is a generator, or returns a coroutine.
+        @functools.wraps(endpoint)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if not is_asked(policy):
+                _stop(policy, endpoint, args, kwargs)
+            return endpoint(*args, **kwargs)
+
+    # On the function within as well: a decorator that registers it may stand below this one.
+    _put(endpoint, PolicyMark(policy, endpoint, checked=False))
+    put_mark(guarded, PolicyMark(policy, guarded, checked=True))
+    return guarded
+
+
+def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
+    """The class itself: each of its objects checks when it is made, which Starlette does for each connection."""
+    if not is_endpoint_class(endpoint, "HTTPEndpoint", "WebSocketEndpoint"):
+        raise ConfigurationError(
+            f"{policy}: {named(endpoint)}, expected a function, an HTTPEndpoint or a WebSocketEndpoint; for an app"
+            " write guard_router(Mount(path, app), ...)"
+        )
+    make = endpoint.__init__
+
+    @functools.wraps(make)
+    def checked(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope.get("method") if scope["type"] == "http" else None
+        mark = mark_of(type(self), method)
+        if mark is not None and mark.policy.agents and not is_asked(mark.policy):
+            log_refusal(_unasked(mark.policy, type(self).__qualname__))
+            raise _error(websocket=scope["type"] == "websocket")
+        make(self, scope, receive, send)
+
+    endpoint.__init__ = checked
+    put_mark(endpoint, PolicyMark(policy, endpoint, checked=True))
+    return endpoint
+
+
+def _stop(policy: EndpointPolicy, endpoint: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    log_refusal(_unasked(policy, getattr(endpoint, "__qualname__", "an endpoint")))
+    raise _error(websocket=any(isinstance(value, WebSocket) for value in (*args, *kwargs.values())))
+
+
+def _error(*, websocket: bool) -> Exception:
+    return WebSocketException(1011, REASON) if websocket else HTTPException(503, REASON)
+
+
+def _unasked(policy: EndpointPolicy, where: str) -> str:
+    what = "no agents were asked about the connection"
+    if isinstance(getattr(current(), "resolved_route", None), ResolvedRoute):
+        what = "other agents were asked about the connection"
+    return (
+        f"{policy} on {where!r}: {what}, so it answers 503; the policy was not found before the app ran: no"
+        " AgentMiddleware is around the app, or a middleware within rewrites the path or hides the router, or a"
+        " decorator above hides the function that it wraps"
+    )
+
+
+def _put(endpoint: Any, mark: PolicyMark) -> None:
+    target = endpoint.__func__ if inspect.ismethod(endpoint) else endpoint
+    mark.owner = target
+    try:
+        put_mark(target, mark)
+    except (AttributeError, TypeError):
+        raise ConfigurationError(
+            f"{mark.policy}: {named(endpoint)} can't keep a policy, expected a function or a class"
+        ) from None
+
+
+def _check_unmarked(policy: EndpointPolicy, endpoint: object) -> None:
+    if inspect.isclass(endpoint):
+        # That of a base class may be replaced.
+        there = own_mark(endpoint)
+    else:
+        there = next((mark for mark in map(own_mark, layers(endpoint)) if mark is not None), None)
+    if there is not None:
+        raise ConfigurationError(f"{policy}: {named(endpoint)} has a policy already: {there.policy}; expected one")
+
+
+def _checked_policy(
+    where: str, agents: tuple[object, ...], guardrails: Iterable[Guardrail | ToolPolicy] | None
+) -> EndpointPolicy:
+    if len(agents) == 1 and callable(agents[0]):
+        raise ConfigurationError(f"{where}: {named(agents[0])}, expected ids of agents: {where}('waf')")
+    if len(agents) == 1 and isinstance(agents[0], list):
+        raise ConfigurationError(
+            f"{where}: {named(agents[0])}, expected ids of agents, without a list: @{where}('waf')"
+        )
+    references = checked_references(where, agents)
+    own = None if guardrails is None else checked_guardrails(f"{where}: guardrails", guardrails)
+    if not references and not own:
+        raise ConfigurationError(f"{where}: no agents, expected ids of agents; no agents at all is @unguarded")
+    return EndpointPolicy(references, own)
+
+
+def _keeps_included() -> bool:
+    """Whether FastAPI keeps a router that was included, rather than copies of its routes."""
+    from fastapi import routing
+
+    return hasattr(routing, "_IncludedRouter")

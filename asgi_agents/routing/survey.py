@@ -1,0 +1,272 @@
+"""Every endpoint and websocket route of an app, with the agents that are asked when it is called.
+
+Nothing is read a second time: for each endpoint a path is made up that leads there, and the middlewares on the way say
+whom they ask about it, as they do for a client's.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+from uuid import UUID
+
+from msgspec import Struct
+from starlette.convertors import CONVERTOR_TYPES
+from starlette.routing import PARAM_REGEX
+from starlette.types import Scope
+
+from ..evaluation.resolved_route import ResolvedRoute
+from .finder import RouteFinder
+from .patterns import may_meet
+from .walk import FinderOf, FoundEndpoint, Kind, Tracer, Walk, Way, finders_of
+
+# What stands for the methods where an endpoint takes all of them.
+_USUAL: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+# How many of an endpoint's paths are looked at, for each of its methods.
+_MOST_TRIED: Final = 200
+# Tried in this order for parameters of types that are not Starlette's.
+_TRIED: Final = ("an-example", "1", "a", "en", "A", "2026-01-31", "1.5", "ab12", str(UUID(int=1)), "a/b", "true")
+_VALUES: Final = {"str": "an-example", "int": "1", "float": "1.5", "uuid": str(UUID(int=1)), "path": "an/example"}
+
+
+class SurveyedEndpoint(Struct, frozen=True, kw_only=True):
+    """An endpoint, or some of its paths or methods.
+
+    :ivar kind: ``http``, ``websocket``, ``app`` for what is mounted without routes that can be read, or
+        ``unreadable`` for a route without a pattern.
+    :ivar path: its pattern, with the prefixes of mounts and included routers.
+    :ivar methods: None means all. Empty for websockets.
+    :ivar host: the pattern of the Host that it is in.
+    :ivar name: of its function or class.
+    :ivar only: where some of its paths have other agents than the rest: a pattern of these, in which patterns of ours
+        and its own meet.
+    :ivar example: the path that was asked about; None where none leads there.
+    :ivar taken_by: the pattern of the endpoint that runs in its place, because it is before it. None: it runs.
+    :ivar asked: what each middleware on the way has found, outermost first.
+    """
+
+    kind: Kind
+    path: str
+    methods: frozenset[str] | None
+    host: str | None
+    name: str
+    only: str | None
+    example: str | None
+    taken_by: str | None
+    asked: tuple[ResolvedRoute, ...]
+
+
+class Survey(Struct, frozen=True, kw_only=True):
+    """The endpoints of an app, in its order.
+
+    :ivar finders: those of all middlewares that ask agents, in the order in which they were met.
+    :ivar unmatched: patterns of ours that can match no endpoint.
+    :ivar open_ended: prefixes of routers that answer more than their routes say.
+    :ivar cut: patterns of endpoints that meet so many of ours that not all of their paths were looked at.
+    :ivar readable: whether the app has a router at all.
+    """
+
+    endpoints: tuple[SurveyedEndpoint, ...]
+    finders: tuple[RouteFinder, ...]
+    unmatched: tuple[str, ...]
+    open_ended: tuple[str, ...]
+    cut: tuple[str, ...]
+    readable: bool
+
+
+def survey_app(app: object, finder_of: FinderOf) -> Survey:
+    """List the endpoints of an app. Its middleware stacks are built, as with its first connection; nothing is called.
+
+    :param finder_of: from a middleware to its finder.
+    :raises Exception: whatever a middleware raises when it is made.
+    """
+    walk = Walk(app)
+    surveyor = _Surveyor(app, finder_of, walk.leaves)
+    endpoints = tuple(one for leaf in walk.leaves for one in surveyor.endpoint(leaf))
+    finders = tuple(dict.fromkeys((*finders_of(app, finder_of), *surveyor.finders)))
+    return Survey(
+        endpoints=endpoints,
+        finders=finders,
+        unmatched=tuple(surveyor.unmatched(finders)),
+        open_ended=tuple(walk.open_ended),
+        cut=tuple(surveyor.cut),
+        readable=walk.readable,
+    )
+
+
+class _Surveyor:
+    def __init__(self, app: object, finder_of: FinderOf, leaves: Sequence[FoundEndpoint]) -> None:
+        self._tracer = Tracer(app, finder_of)
+        self._leaves = leaves
+        self._patterns = {leaf.key: leaf.pattern for leaf in leaves}
+        #: Those that were met on the way, with the root paths that they saw.
+        self.finders: dict[RouteFinder, set[str]] = {}
+        self.cut: dict[str, None] = {}
+        # A value that is no part of any pattern, so that a more specific endpoint is not met by chance.
+        self._value = _VALUES["str"]
+        while any(self._value in leaf.pattern for leaf in leaves):
+            self._value += "-"
+
+    def endpoint(self, leaf: FoundEndpoint) -> Iterator[SurveyedEndpoint]:
+        """An endpoint: its methods by what is asked about them, then those of its paths about which others are."""
+        if leaf.kind == "unreadable":
+            yield _listed(leaf, leaf.methods, None, None, None, Way((), None))
+            return
+        found: list[tuple[list[str], str | None, str | None, str, Way]] = []
+        for method in sorted(leaf.methods, key=_rank) if leaf.methods else _USUAL if leaf.methods is None else ("GET",):
+            for only, path, way in self._ways(leaf, method):
+                for methods, same_only, taken_by, _, same in found:
+                    if same_only == only and _signature(same) == _signature(way) and taken_by == self._taker(leaf, way):
+                        methods.append(method)
+                        break
+                else:
+                    found.append(([method], only, self._taker(leaf, way), path, way))
+        # What holds for all of its paths goes first.
+        for methods, only, taken_by, path, way in sorted(found, key=lambda one: one[1] is not None):
+            which = frozenset(methods) if leaf.methods else leaf.methods
+            if leaf.methods is None and len(methods) < len(_USUAL):
+                which = frozenset(methods)
+            example = path if way.key == leaf.key or taken_by is not None else None
+            yield _listed(leaf, which, only, example, taken_by, way)
+
+    def unmatched(self, finders: Sequence[RouteFinder]) -> Iterator[str]:
+        """The patterns of ours that can match no endpoint."""
+        for finder in finders:
+            roots = self.finders.get(finder) or {""}
+            for pattern in finder.patterns:
+                if not any(may_meet(root + pattern, leaf.pattern) for root in roots for leaf in self._leaves):
+                    yield pattern
+
+    def _ways(self, leaf: FoundEndpoint, method: str) -> Iterator[tuple[str | None, str, Way]]:
+        """The way to an endpoint, and those to paths of it about which a route of ours says something else."""
+        base, way = self._trace_first(leaf, method, _fill(leaf.pattern, self._value))
+        yield None, base, way
+        if way.key != leaf.key:
+            return
+        known, tried, todo = {_signature(way)}, {leaf.pattern}, [leaf.pattern]
+        while todo:
+            # Where two patterns of ours meet, a third thing may hold.
+            around = todo.pop(0)
+            ours = [asked.root + pattern for asked in way.asked for pattern in asked.finder.patterns]
+            for merged in (merged for pattern in ours for merged in _merged(pattern, around)):
+                if merged in tried:
+                    continue
+                if len(tried) > _MOST_TRIED:
+                    self.cut[leaf.pattern] = None
+                    return
+                tried.add(merged)
+                path, special = self._trace_first(leaf, method, _fill(merged, self._value))
+                if special.key != leaf.key:
+                    continue
+                todo.append(merged)
+                if _signature(special) not in known:
+                    known.add(_signature(special))
+                    yield merged, path, special
+
+    def _trace_first(self, leaf: FoundEndpoint, method: str, paths: Iterator[str]) -> tuple[str, Way]:
+        """The first of some paths that leads to the endpoint, else the first of all."""
+        first: tuple[str, Way] | None = None
+        for path in paths:
+            way = self._tracer.trace(_scope(leaf, method, path, self._value))
+            for asked in way.asked:
+                self.finders.setdefault(asked.finder, set()).add(asked.root)
+            if way.key == leaf.key:
+                return path, way
+            first = first or (path, way)
+        return first or ("", Way((), None))
+
+    def _taker(self, leaf: FoundEndpoint, way: Way) -> str | None:
+        return None if way.key == leaf.key else self._patterns.get(way.key)
+
+
+def _listed(
+    leaf: FoundEndpoint,
+    methods: frozenset[str] | None,
+    only: str | None,
+    example: str | None,
+    taken_by: str | None,
+    way: Way,
+) -> SurveyedEndpoint:
+    return SurveyedEndpoint(
+        kind=leaf.kind,
+        path=leaf.pattern,
+        methods=methods,
+        host=leaf.host,
+        name=leaf.name,
+        only=only,
+        example=example,
+        taken_by=taken_by,
+        asked=tuple(asked.resolved_route for asked in way.asked),
+    )
+
+
+def _signature(way: Way) -> object:
+    """What is the same where the same is asked."""
+    return tuple(
+        (
+            tuple((agent.guard, agent.failure_mode) for agent in asked.resolved_route.agents),
+            None if asked.resolved_route.judges is None else asked.resolved_route.judges.guardrails,
+            asked.resolved_route.refusal,
+        )
+        for asked in way.asked
+    )
+
+
+def _scope(leaf: FoundEndpoint, method: str, path: str, value: str) -> Scope:
+    host = "localhost" if leaf.host is None else next(_fill(leaf.host, value), leaf.host)
+    scope: Scope = {
+        "type": "websocket" if leaf.kind == "websocket" else "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "scheme": "ws" if leaf.kind == "websocket" else "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", host.encode())],
+        "client": ("127.0.0.1", 50000),
+        "server": ("127.0.0.1", 80),
+        "state": {},
+    }
+    if leaf.kind == "websocket":
+        scope["subprotocols"] = []
+    else:
+        scope["method"] = method
+    return scope
+
+
+def _fill(pattern: str, value: str) -> Iterator[str]:
+    """Paths that match a pattern, or may."""
+    names = {(found[2] or ":str")[1:] for found in PARAM_REGEX.finditer(pattern)}
+    own = sorted(name for name in names if name not in _VALUES)
+    if any(name not in CONVERTOR_TYPES for name in own):
+        return
+    values = {**_VALUES, "str": value, "path": f"{value}/more"}
+    for name in own:
+        expected = CONVERTOR_TYPES[name].regex
+        values[name] = next((tried for tried in _TRIED if _fits(expected, tried)), value)
+    yield PARAM_REGEX.sub(lambda found: values[(found[2] or ":str")[1:]], pattern)
+
+
+def _fits(expected: str, tried: str) -> bool:
+    return re.fullmatch(expected, tried) is not None
+
+
+def _merged(ours: str, theirs: str) -> Iterator[str]:
+    """Patterns of paths that may match both patterns."""
+    if not may_meet(ours, theirs):
+        return
+    yield ours
+    first, second = ours.split("/"), theirs.split("/")
+    merged = [one if "{" not in one else other for one, other in zip(first, second, strict=False)]
+    if len(first) == len(second):
+        yield "/".join(merged)
+    elif "{" in first[-1] and len(first) < len(second):
+        # What ours has at the end may be several segments of theirs.
+        yield "/".join([*merged[: len(first) - 1], *second[len(first) - 1 :]])
+    elif "{" in second[-1] and len(second) < len(first):
+        yield "/".join([*merged[: len(second) - 1], *first[len(second) - 1 :]])
+
+
+def _rank(method: str) -> tuple[int, str]:
+    """Methods in the order in which people name them."""
+    return (_USUAL.index(method) if method in _USUAL else len(_USUAL), method)

@@ -1,0 +1,117 @@
+"""The command line as a whole, and how it prints."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+from asgi_agents.commands.command_line import make_parser
+from asgi_agents.terminal.output import Page, wrap
+
+from .conftest import Command
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("arguments", ["", "nothing", "check", "call", "bench", "bench a:b --calls 0", "call a:b --j"])
+def test_what_is_no_command_has_exit_code_2(arguments: str, command: Command) -> None:
+    done = command(*arguments.split())
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("usage: python -m asgi_agents")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"], ["call", "--help"], ["bench", "--help"]])
+def test_help_fits_into_80_columns(arguments: list[str], command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = command(*arguments)
+    assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_each_command_sets_what_runs_it() -> None:
+    for arguments in (["check", "a:b"], ["call", "a:b"], ["bench", "a:b"]):
+        assert callable(make_parser().parse_args(arguments).run)
+
+
+def test_an_interrupt_has_exit_code_130(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asgi_agents.commands.call.run", interrupted)
+    assert command("call", "house:Auth").code == 130
+
+
+def test_importing_the_package_brings_none_of_it() -> None:
+    code = (
+        "import sys, asgi_agents\n"
+        "new = ('asgi_agents.commands', 'asgi_agents.terminal', 'argparse')\n"
+        "print([name for name in sys.modules if name.startswith(new)])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_whoever_reads_the_output_may_have_enough() -> None:
+    script = "$0 -m asgi_agents check example_app.app:create_app --factory --offline --json | head -1"
+    command = ["/bin/bash", "-euo", "pipefail", "-c", script, sys.executable]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.stdout, found.stderr) == ("{\n", "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "terminal", "coloured"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"NO_COLOR": ""}, True, True),
+        ({"TERM": "dumb"}, True, False),
+    ],
+)
+def test_colours_are_for_terminals_and_not_with_no_color(
+    variables: dict[str, str], terminal: bool, coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    page = Page(Terminal() if terminal else io.StringIO())
+    assert (page.paint("text", "red") != "text") is coloured
+
+
+def test_progress_is_drawn_over_itself_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Terminal()
+    page = Page(stream)
+    page.progress("one")
+    page.progress("x" * 100)
+    page.progress("")
+    assert stream.getvalue() == f"\r{'one':<39}\r{'x' * 39}\r{' ' * 39}\r"
+    piped = io.StringIO()
+    Page(piped).progress("one")
+    assert piped.getvalue() == ""
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80", "200"])
+def test_tables_are_as_wide_as_the_terminal(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    stream = io.StringIO()
+    rows = [("GET", "/short", "one two three " * 6), ("POST", "/" + "long/" * 40, "four"), ("", "", "")]
+    Page(stream).table(("METHOD", "PATH", "AGENTS"), rows)
+    lines = stream.getvalue().splitlines()
+    assert all(len(line) <= int(columns) for line in lines if "long" not in line)
+    words = stream.getvalue().split()
+    assert words.count("three") == 6
+    assert "four" in words
+    # What is in one column begins at one place.
+    assert lines[1].index("one") == lines[0].index("AGENTS")
+
+
+def test_words_are_not_cut() -> None:
+    assert list(wrap("a " + "b" * 90 + " c", 20)) == ["a", "b" * 90, "c"]
+    assert list(wrap("", 20)) == [""]
