@@ -123,7 +123,7 @@ def protect(
 
 def protection_of(app: object) -> ASGIApp | None:
     """What :func:`protect` has put around an app, the outermost of it; None where it has put nothing there."""
-    guard = getattr(app, "__dict__", {}).get(_GUARD)
+    guard = getattr(app, "__dict__", {}).get(GUARD)
     return guard.outermost if isinstance(guard, _Guard) else None
 
 

@@ -8,10 +8,8 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
-import anyio
-import msgspec
 from msgspec import Struct
 
 from ..agent import Agent
@@ -20,13 +18,12 @@ from ..protocol import EventType
 from ..recording import ReplayReport, replay
 from ..terminal.arguments import whole
 from ..terminal.loading import MistakeError, load_agent
+from ..terminal.output import captured_log
+from .outcome import FOUND, IMPOSSIBLE, WELL, print_json
+from .running import run
 
-_SAME: Final = 0
-_DIFFERENT: Final = 1
-_IMPOSSIBLE: Final = 2
 
-
-class Replayed(Struct, frozen=True, kw_only=True):
+class ReplayedRecording(Struct, frozen=True, kw_only=True):
     """All that ``replay`` has to say, as JSON."""
 
     command: str = "replay"
@@ -61,7 +58,9 @@ def add_parser(subparsers: Any) -> None:
         "--event",
         action="append",
         choices=[event.value for event in EventType if event is not EventType.CONFIGURE],
-        help="that the agent receives (those that it names, else those recorded); may be repeated",
+        metavar="EVENT",
+        help="that the agent receives, such as request_headers (those that it names, else those recorded); may be"
+        " repeated",
     )
     parser.add_argument(
         "--ignore",
@@ -92,15 +91,16 @@ def replay_recording(options: argparse.Namespace) -> int:
         events=None if options.event is None else [EventType(name) for name in options.event],
         ignore=frozenset(options.ignore),
     )
-    report: ReplayReport = anyio.run(asking)
+    with captured_log():
+        # The log says what the report says.
+        report: ReplayReport = run(asking)
     if options.json:
-        shown = Replayed(asked=[redact_secrets(agent) for agent in options.agent], report=report)
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode() + "\n")
+        print_json(ReplayedRecording(asked=[redact_secrets(agent) for agent in options.agent], report=report))
     else:
         sys.stdout.writelines(f"{line}\n" for line in report.lines(most=options.most))
     if report.compared == 0:
-        return _IMPOSSIBLE
-    return _SAME if report.ok else _DIFFERENT
+        return IMPOSSIBLE
+    return WELL if report.ok else FOUND
 
 
 def _agent(given: Sequence[str]) -> Agent | str | Sequence[str]:

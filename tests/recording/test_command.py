@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,19 @@ def test_what_can_not_be_done_is_raised_for_the_command_line_to_say(
 def test_a_missing_file_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         run(tmp_path / "none.jsonl", "--agent", f"{HERE}:New")
+
+
+@pytest.mark.slow
+def test_the_command_line_says_why_it_can_not_be_done(path: Path) -> None:
+    for arguments, code in (
+        ([str(path), "--agent", f"{HERE}:Old"], 0),
+        ([str(path), "--agent", f"{HERE}:New"], 1),
+        ([str(path.with_name("none")), "--agent", f"{HERE}:Old"], 2),
+    ):
+        command = [sys.executable, "-m", "asgi_agents", "replay", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == code
+        assert done.stderr.startswith("error: ") is (code == 2)
 
 
 @pytest.mark.parametrize(
