@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -68,6 +68,53 @@ class _Entry(Struct):
     route: str | None
 
 
+class _Calls:
+    """What the guards tell of their calls, as entries for ``put``."""
+
+    def __init__(self, put: Callable[[_Entry], None]) -> None:
+        self._put = put
+        self._numbers = count(1)
+
+    def begin(self) -> int:
+        """A call begins."""
+        return next(self._numbers)
+
+    def end(
+        self,
+        number: int,
+        guard: Guard,
+        event: Event,
+        verdict: Verdict | None,
+        inspection: GuardrailResponse | None,
+        *,
+        started: float,
+        seconds: float,
+        chunk: bool,
+        window: bool,
+        route: str | None,
+    ) -> None:
+        """It has ended."""
+        answer: Answer | None = None
+        if verdict is not None and verdict.failure is None:
+            answer = verdict.response if inspection is None else inspection
+        self._put(
+            _Entry(
+                number,
+                guard.config,
+                guard.client.kind,
+                guard.hears,
+                event,
+                answer,
+                verdict,
+                started,
+                seconds,
+                chunk,
+                window,
+                route,
+            )
+        )
+
+
 class TrafficLog:
     """A recording, from ``with`` to the end of its block; see :func:`record`.
 
@@ -96,7 +143,7 @@ class TrafficLog:
         self._agents = None if agents is None else frozenset(agents)
         self._max_bytes = max_bytes
         self._cleaner = Cleaner(bodies=bodies, redact=redact)
-        self._numbers = count(1)
+        self._calls = _Calls(self._put)
         self._began = 0.0
         self._writer: Writer[_Entry] | None = None
         self._managers: list[AgentManager] = []
@@ -175,7 +222,7 @@ class TrafficLog:
             guards = list(self._guards)
             self._guards.clear()
         for guard in guards:
-            detach(guard, self)
+            detach(guard, self._calls)
         if self._writer is not None:
             self._writer.close()
 
@@ -198,54 +245,15 @@ class TrafficLog:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.close)
 
-    # What the guards tell
-
     def _watch(self, guard: Guard) -> None:
         if self._agents is None or guard.config.id in self._agents:
             with self._lock:
                 self._guards.add(guard)
-            attach(guard, self)
+            attach(guard, self._calls)
 
-    def begin(self) -> int:
-        """A call begins. For the package's own code."""
-        return next(self._numbers)
-
-    def end(
-        self,
-        number: int,
-        guard: Guard,
-        event: Event,
-        verdict: Verdict | None,
-        inspection: GuardrailResponse | None,
-        *,
-        started: float,
-        seconds: float,
-        chunk: bool,
-        window: bool,
-        route: str | None,
-    ) -> None:
-        """It has ended. For the package's own code."""
+    def _put(self, entry: _Entry) -> None:
         assert self._writer is not None
-        answer: Answer | None = None
-        if verdict is not None and verdict.failure is None:
-            answer = verdict.response if inspection is None else inspection
-        self._writer.put(
-            _Entry(
-                number,
-                guard.config,
-                guard.client.kind,
-                guard.hears,
-                event,
-                answer,
-                verdict,
-                started,
-                seconds,
-                chunk,
-                window,
-                route,
-            ),
-            _size_of(event),
-        )
+        self._writer.put(entry, _size_of(entry.event))
 
     # In the thread that writes
 

@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from asgi_agents.protocol import ALLOW
@@ -166,3 +168,27 @@ def test_no_more_is_held_than_is_looked_ahead(
         found = [exchange.about.n for exchange in exchanges]
     assert 170 < found.index(1) < 197
     assert sorted(found) == [1, *range(3, 200)]
+
+
+PIECES = st.sampled_from([b"\n", b"{", b"}", b'"', b"[", b"null", b"1e999", b"\\ud800"])
+
+
+@given(data=st.data())
+def test_a_file_with_any_other_bytes_is_read_or_refused_and_nothing_else(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    whole = bytearray(OPENED + AGENT + EXCHANGE + ENDED)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(whole)))
+        piece = data.draw(
+            st.binary(max_size=3) | st.sampled_from([b"\n", b"{", b"}", b'"', b"[", b"null", b"1e999", b"\\ud800"])
+        )
+        whole[place : place + data.draw(st.integers(0, 6))] = piece
+    path = tmp_path_factory.getbasetemp() / "changed.jsonl"
+    path.write_bytes(whole)
+    faults = []
+    try:
+        read(path)
+    except RecordingError as exc:
+        faults.append(str(exc))
+    assert all(fault.startswith(f"{path}:") for fault in faults)

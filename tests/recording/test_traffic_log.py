@@ -38,12 +38,14 @@ from asgi_agents import (
     WebSocketFrameEvent,
     protect,
 )
+from asgi_agents.guardrails import Guardrail
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol import ALLOW
 from asgi_agents.recording import record
 from asgi_agents.recording.reading import Traffic
 from asgi_agents.serve import agent_app
 from tests.observability.spans import serving
+from tests.support.asgi import Client
 from tests.support.sample_events import COMPLETE, HEAD, QUESTION, head
 
 from .judges import Judge, answering, ask, ask_all, exchanges_in, text_in
@@ -305,6 +307,29 @@ async def test_the_events_of_an_agent_that_names_them_itself_are_those_that_it_n
         await manager.process_request_headers(HEAD)
     (exchange,) = exchanges_in(path)
     assert list(exchange.agent.events) == [EventType.REQUEST_HEADERS]
+
+
+async def test_the_windows_of_a_text_guardrail_are_recorded_as_such(path: Path) -> None:
+    app = AgentMiddleware(
+        answering(b"write to ada@example.com"),
+        agents=[AgentConfig("pii", Judge(), events={EventType.GUARDRAIL_INSPECT})],
+        guardrails=[Guardrail("pii", on={"output"})],
+    )
+    client = Client("GET", "/")
+    async with record(app, path, bodies=True):
+        await client.call(app)
+    assert client.body == b"write to [email]"
+    found = exchanges_in(path)
+    assert [exchange.event.content for exchange in found] == ["write to ada@example.com"]  # type: ignore[union-attr]
+    assert [exchange.about.window for exchange in found] == [True]
+
+
+async def test_shadow_agents_are_recorded_like_all_others(path: Path) -> None:
+    app = guarded(Heads(lambda event: AgentResponse.block(403)), enforce=False)
+    async with record(app, path):
+        assert await ask(app, "/") == 200
+    (exchange,) = exchanges_in(path)
+    assert exchange.answer == {"decision": {"block": {"status": 403, "body": None, "headers": None}}}
 
 
 async def test_configure_is_not_recorded(path: Path) -> None:
