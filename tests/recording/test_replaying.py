@@ -80,7 +80,7 @@ def found(report: ReplayReport) -> list[tuple[int, EventType]]:
 # The same, and exactly the differences
 
 
-@pytest.mark.parametrize("requests", [50, pytest.param(3_600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("requests", [70, pytest.param(3_600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("concurrency", [1, 8])
 async def test_the_same_agent_decides_the_same_and_a_changed_one_differs_where_it_was_changed(
     requests: int, concurrency: int, path: Path
