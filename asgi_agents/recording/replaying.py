@@ -1,5 +1,6 @@
 """Replaying: an agent is asked all that was recorded, and its answers are compared with the recorded ones."""
 
+import dataclasses
 import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
@@ -93,13 +94,11 @@ async def replay(
             chunk_timeout=settings.chunk_timeout if timeout is None else timeout,
             max_concurrent_calls=concurrency,
             circuit_breaker=None,
-            body_access=settings.body_access,
-            may_set_host=settings.may_set_host,
             config=config,
         )
     )
     with Traffic(path) as traffic:
-        replaying = _Replaying(traffic, guard, frozenset(ignore), redact)
+        replaying = _Replaying(traffic, guard, frozenset(ignore), redact, timeout)
         try:
             await _configure(guard)
             await replaying.run(settings.agent, concurrency)
@@ -153,11 +152,15 @@ def _settings_of(path: str | os.PathLike[str], agent_id: str | None) -> AgentLin
 class _Replaying:
     """One replay: what was asked so far, and what came of it."""
 
-    def __init__(self, traffic: Traffic, guard: Guard, ignore: Collection[str], redact: Redact | None) -> None:
+    def __init__(
+        self, traffic: Traffic, guard: Guard, ignore: Collection[str], redact: Redact | None, timeout: float | None
+    ) -> None:
         self._traffic = traffic
         self._guard = guard
         self._ignore = ignore
         self._cleaner = cleaner_of(traffic.opening, redact)
+        self._settings: AgentLine | None = None
+        self._deadline = timeout
         self._connections: OrderedDict[str, None] = OrderedDict()
         self._differences: list[Difference] = []
         self._recorded = Distribution()
@@ -212,6 +215,7 @@ class _Replaying:
                 self._unheard += 1
                 self._compare(exchange, dict(PLAIN_ALLOW))
             return
+        self._adopt(exchange.agent)
         self._remember(exchange)
         verdict, outcome = await self._call(exchange)
         self._now.add(verdict.duration)
@@ -245,6 +249,19 @@ class _Replaying:
             self._different += 1
             if len(self._differences) < MAX_DIFFERENCES:
                 self._differences.append(difference_of(exchange, found))
+
+    def _adopt(self, settings: AgentLine) -> None:
+        """Check the answers by the settings that the agent had at the time: it may have been replaced meanwhile."""
+        if settings is self._settings:
+            return
+        self._settings = settings
+        self._guard.config = dataclasses.replace(
+            self._guard.config,
+            timeout=settings.timeout if self._deadline is None else self._deadline,
+            chunk_timeout=settings.chunk_timeout if self._deadline is None else self._deadline,
+            body_access=settings.body_access,
+            may_set_host=settings.may_set_host,
+        )
 
     def _remember(self, exchange: RecordedExchange) -> None:
         """Tell the agent's client of connections that are over, as far as that is known: it keeps something of each."""

@@ -127,6 +127,9 @@ class Writer(Generic[T]):
             self._write_waiting()
             with contextlib.suppress(OSError):
                 self._write(self._end(self))
+        except Exception as exc:
+            # Nobody waits for this thread, and nobody else would say that it is gone.
+            self._stop(f"{type(exc).__name__}: {exc}")
         finally:
             os.close(self._file)
 

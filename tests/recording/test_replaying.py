@@ -335,6 +335,23 @@ async def test_what_was_given_up_is_asked_about_and_not_compared(path: Path) -> 
     assert (report.compared, report.different, report.given_up) == (1, 1, 1)
 
 
+async def test_answers_are_checked_by_the_settings_that_the_agent_had_at_the_time(path: Path) -> None:
+    def config(access: Any) -> AgentConfig:
+        return AgentConfig("judge", Judge(), body_access=access, circuit_breaker=None)
+
+    app = AgentMiddleware(answering(), agents=[config("read")])
+    async with app.manager, record(app, path, bodies=True):
+        for access in ("write", "read"):
+            await ask_all(app, 20)
+            await app.manager.replace_agent(config(access))
+    exchanges = exchanges_in(path)
+    failed = [exchange.about.n for exchange in exchanges if exchange.failure is not None]
+    assert failed
+    assert max(failed) < max(exchange.about.n for exchange in exchanges if "body_mutation" in str(exchange.answer))
+    report = await replay(path, Judge())
+    assert (report.different, report.failed) == (0, len(failed))
+
+
 # Which agent
 
 

@@ -206,6 +206,23 @@ def test_what_can_not_be_encoded_is_dropped(path: Path, caplog: pytest.LogCaptur
     assert warnings(caplog) == ["an exchange with an agent can't be recorded (logged once a minute)"]
 
 
+def test_a_thread_that_fails_says_so_and_nothing_more_waits(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Writer[bytes], items: list[bytes]) -> None:
+        raise MemoryError("too little")
+
+    monkeypatch.setattr(Writer, "_write_batch", fail)
+    writer = make(path)
+    writer.put(b"a", 0)
+    writer._thread.join()
+    writer.put(b"b", 0)
+    writer.close()
+    assert (writer.stopped, writer.dropped) == ("MemoryError: too little", 1)
+    assert len(warnings(caplog)) == 1
+    assert path.read_bytes() == b"first\n"
+
+
 def test_after_its_end_it_takes_nothing(path: Path) -> None:
     writer = make(path)
     writer.close()
