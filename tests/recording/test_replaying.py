@@ -25,6 +25,7 @@ from asgi_agents import (
     HttpTransport,
     Opcode,
     RequestHeadersEvent,
+    ResponseBodyChunkEvent,
     WebSocketFrameEvent,
 )
 from asgi_agents.recording import (
@@ -180,6 +181,33 @@ async def test_no_more_calls_are_under_way_than_it_says(concurrency: int, path: 
     agent = Counted()
     assert (await replay(path, agent, concurrency=concurrency)).compared == 40
     assert agent.most == concurrency
+
+
+async def test_no_call_waits_for_others_within_its_deadline(path: Path) -> None:
+    class Takes(Agent):
+        async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+            await anyio.sleep(0.7)
+
+    async with AgentManager([AgentConfig("a", Takes())]) as manager, record(manager, path):
+        for number in range(10):
+            await manager.process_request_headers(head(str(number)))
+    report = await replay(path, Takes(), concurrency=2)
+    assert (report.same, report.failed) == (10, 0)
+
+
+async def test_pieces_of_bodies_have_their_own_deadline_again(path: Path) -> None:
+    class Takes(Agent):
+        async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> None:
+            await anyio.sleep(3)
+
+    config = AgentConfig("a", Takes(), response_body_mode="stream")
+    app = AgentMiddleware(answering(), agents=[config])
+    async with record(app, path, bodies=True):
+        assert await ask_all(app, 1) == [200]
+    report = await replay(path, Takes())
+    assert report.compared > 0
+    assert (report.different, report.failed) == (0, 0)
+    assert (await replay(path, Takes(), timeout=2.0)).failed == report.compared
 
 
 async def test_no_more_wait_behind_others_than_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from asgi_agents import (
     CircuitBreakerConfig,
     ConfigurationError,
     EventType,
+    Failure,
     FailureKind,
     FailureMode,
     GuardrailInspectEvent,
@@ -35,9 +36,11 @@ from asgi_agents import (
     Opcode,
     RequestHeadersEvent,
     UnknownAgentError,
+    Verdict,
     WebSocketFrameEvent,
     protect,
 )
+from asgi_agents.guard import Guard
 from asgi_agents.guardrails import Guardrail
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol import ALLOW
@@ -233,6 +236,36 @@ async def test_a_call_that_nobody_waits_for_any_more_has_no_outcome(path: Path) 
     (exchange,) = exchanges_in(path)
     assert (exchange.about.given_up, exchange.answer, exchange.failure) == (True, None, None)
     assert round(exchange.about.seconds) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "given_up"),
+    [
+        (FailureKind.ERROR, True),
+        (FailureKind.UNAVAILABLE, True),
+        (FailureKind.TIMEOUT, False),
+        (FailureKind.BREAKER_OPEN, False),
+        (FailureKind.QUEUE_TIMEOUT, False),
+    ],
+)
+async def test_a_call_that_fails_over_its_cancellation_has_no_outcome(
+    kind: FailureKind, given_up: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = guarded(Heads(lambda event: None))
+    (guard,) = registry_of(app.manager).guards()
+    verdict = Verdict("waf", EventType.REQUEST_HEADERS, None, Failure(kind, "because"), True, True, 0.0)
+
+    async def call(*_: object) -> Verdict:
+        scope.cancel()
+        return verdict
+
+    monkeypatch.setattr(Guard, "call", call)
+    async with record(app, path):
+        with anyio.CancelScope() as scope:
+            assert await guard.call(HEAD, FailureMode.CLOSED) is verdict
+    (exchange,) = exchanges_in(path)
+    assert exchange.about.given_up is given_up
+    assert (exchange.failure is None) is given_up
 
 
 async def test_an_agent_that_denies_while_another_is_asked_leaves_that_without_an_outcome(path: Path) -> None:
