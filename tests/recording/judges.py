@@ -9,6 +9,7 @@ from anyio.lowlevel import checkpoint
 
 from asgi_agents import (
     Agent,
+    AgentConfig,
     AgentMiddleware,
     AgentResponse,
     AuditMetadata,
@@ -112,9 +113,30 @@ class Judge(Agent):
         await self._begin(event)
 
 
+class Heads(Agent):
+    """Does what it is told with the heads of requests."""
+
+    def __init__(self, react: Callable[[RequestHeadersEvent], Any]) -> None:
+        self._react = react
+
+    async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse | None:
+        answer: AgentResponse | None = self._react(event)
+        return answer
+
+
+def fail(exc: BaseException) -> Any:
+    """Raise it, where only an expression can stand."""
+    raise exc
+
+
 def answering(data: bytes = b"hello") -> App:
     """An app that answers each request so."""
     return App(start(200, (b"content-type", b"text/plain")), body(data))
+
+
+def guarded(agent: Any, **settings: Any) -> AgentMiddleware:
+    """An app that answers each request, behind an agent ``waf``."""
+    return AgentMiddleware(answering(), agents=[AgentConfig("waf", agent, **settings)])
 
 
 async def ask(middleware: AgentMiddleware, path: str, data: bytes | None = None, *headers: tuple[bytes, bytes]) -> int:

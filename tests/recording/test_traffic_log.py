@@ -13,10 +13,6 @@ import anyio
 import httpx
 import pytest
 from anyio.lowlevel import checkpoint
-from fastapi import FastAPI
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.routing import Mount
 
 from asgi_agents import (
     Agent,
@@ -35,10 +31,8 @@ from asgi_agents import (
     HttpTransport,
     Opcode,
     RequestHeadersEvent,
-    UnknownAgentError,
     Verdict,
     WebSocketFrameEvent,
-    protect,
 )
 from asgi_agents.guard import Guard
 from asgi_agents.guardrails import Guardrail
@@ -51,27 +45,12 @@ from tests.observability.spans import serving
 from tests.support.asgi import Client
 from tests.support.sample_events import COMPLETE, HEAD, QUESTION, head
 
-from .judges import Judge, answering, ask, ask_all, exchanges_in, text_in
+from .judges import Heads, Judge, answering, ask, ask_all, exchanges_in, fail, guarded, text_in
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "traffic.jsonl"
-
-
-def guarded(agent: Any, **settings: Any) -> AgentMiddleware:
-    return AgentMiddleware(answering(), agents=[AgentConfig("waf", agent, **settings)])
-
-
-class Heads(Agent):
-    """Does what it is told with the heads of requests."""
-
-    def __init__(self, react: Callable[[RequestHeadersEvent], Any]) -> None:
-        self._react = react
-
-    async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse | None:
-        answer: AgentResponse | None = self._react(event)
-        return answer
 
 
 class Slow(Agent):
@@ -174,18 +153,14 @@ async def test_a_question_and_its_finding_are_recorded_as_they_were(path: Path) 
     assert "example.com" not in text_in(path.with_suffix(".none"))
 
 
-def _raise(exc: BaseException) -> Any:
-    raise exc
-
-
 @pytest.mark.parametrize(
     ("agent", "outcome"),
     [
-        (Heads(lambda event: _raise(ValueError("what a client has sent"))), "error"),
+        (Heads(lambda event: fail(ValueError("what a client has sent"))), "error"),
         (Heads(lambda event: "allow"), "error"),
         (Heads(lambda event: AgentResponse.block(99)), "error"),
-        (Heads(lambda event: _raise(asyncio.CancelledError())), "error"),
-        (Heads(lambda event: _raise(BadInput("no", status=400))), "block"),
+        (Heads(lambda event: fail(asyncio.CancelledError())), "error"),
+        (Heads(lambda event: fail(BadInput("no", status=400))), "block"),
     ],
 )
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -471,69 +446,3 @@ async def test_a_file_that_is_full_ends_the_recording_and_no_request(
         assert len(list(traffic.exchanges())) == log.exchanges
         assert traffic.end is not None
         assert (traffic.end.dropped, traffic.end.reason) == (log.dropped, log.stopped)
-
-
-# Where the agents are
-
-
-def _wrapped() -> Any:
-    return guarded(Heads(lambda event: None))
-
-
-def _protected() -> Any:
-    app = FastAPI()
-    protect(app, agents=[AgentConfig("waf", Heads(lambda event: None))])
-    return app
-
-
-def _added() -> Any:
-    app = Starlette(middleware=[Middleware(AgentMiddleware, agents=[AgentConfig("waf", Heads(lambda event: None))])])
-    app.mount("/inner", answering())
-    return app
-
-
-def _mounted() -> Any:
-    return Starlette(routes=[Mount("/inner", _wrapped())])
-
-
-@pytest.mark.parametrize("make", [_wrapped, _protected, _added, _mounted])
-async def test_the_agents_of_an_app_are_found_wherever_they_stand(make: Callable[[], Any], path: Path) -> None:
-    app = make()
-    async with record(app, path):
-        await ask(app, "/inner/x")
-    assert [exchange.about.agent for exchange in exchanges_in(path)] == ["waf"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "kind", "message"),
-    [
-        ({"bodies": 1}, ConfigurationError, "record: bodies=1, expected True or False"),
-        ({"redact": "x"}, ConfigurationError, "record: redact='x', expected a function or None"),
-        ({"agents": "waf"}, ConfigurationError, r"record: agents='waf', expected a list: \['waf'\]"),
-        ({"max_bytes": 100}, ConfigurationError, "record: max_bytes=100, expected a whole number of at least 4096"),
-        ({"agents": ["waf", "pii"]}, UnknownAgentError, "record: no agent has the id 'pii'; there are: waf"),
-        ({"app": FastAPI()}, ConfigurationError, "record: app=a FastAPI, in which there are no agents"),
-        ({"app": None}, ConfigurationError, "record: app=None, in which there are no agents"),
-    ],
-)
-def test_what_can_not_work_is_refused(
-    settings: dict[str, Any], kind: type[Exception], message: str, path: Path
-) -> None:
-    given = {"app": guarded(Judge()), **settings}
-    with pytest.raises(kind, match=message):
-        record(given.pop("app"), path, **given).start()
-    assert not path.exists()
-
-
-def test_failure_modes_are_those_of_the_app_while_it_is_recorded(path: Path) -> None:
-    """A recording passes on what it is given, whatever that is."""
-
-    async def run() -> list[int]:
-        statuses = []
-        for mode in (FailureMode.OPEN, FailureMode.CLOSED):
-            app = guarded(Heads(lambda event: _raise(ValueError())), failure_mode=mode)
-            async with record(app, path):
-                statuses.append(await ask(app, "/"))
-        return statuses
-
-    assert anyio.run(run) == [200, 503]
