@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import SocketStream
+from msgspec.structs import replace
 
 from asgi_agents import (
     AgentConfig,
@@ -199,3 +200,31 @@ async def test_an_agent_that_accepts_and_says_nothing_is_not_waited_for_for_ever
 async def _say_nothing(stream: SocketStream) -> None:
     async with stream:
         await anyio.sleep_forever()
+
+
+async def test_whatever_stands_against_a_comparison_is_said(path: Path) -> None:
+    await record_one(path, None)
+    report = replace(
+        await replay(path, Fixed(None)), unheard=1, failed=2, not_asked=3, given_up=4, dropped=5_000, complete=False
+    )
+    assert list(report.lines())[1:-2] == [
+        "  1 events the agent does not receive now: counted as allow",
+        "  2 calls have failed now",
+        "  3 exchanges in which the agent was not asked when it was recorded",
+        "  4 calls were given up when it was recorded: asked, not compared",
+        "  5,000 exchanges are not in the recording",
+        "  the recording was cut off or has stopped before its end",
+    ]
+
+
+async def test_a_line_that_is_no_json_is_named(path: Path) -> None:
+    await record_one(path, None)
+    _break_line(path, 3)
+    with pytest.raises(RecordingError, match=r"traffic\.jsonl:3: "):
+        await replay(path, Fixed(None))
+
+
+def _break_line(path: Path, number: int) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = b"{\n"
+    path.write_bytes(b"".join(lines))
