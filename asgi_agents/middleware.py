@@ -9,13 +9,13 @@ from opentelemetry.trace import TracerProvider
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .advice import warn_of_seconds
-from .arguments import check_call, checked_alias, checked_grace, checked_header, has_policy
 from .audit import Audit, AuditHook, Auditor, Redact
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError
 from .evaluation.resolved_route import ResolvedRoute
 from .evaluation.route_agent import AgentReference
 from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
+from .exchange.arguments import check_call, checked_alias, checked_grace, checked_header, has_policy
 from .exchange.context import STATE_KEY, state_of
 from .exchange.plan import HeadPlan
 from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of

@@ -3,7 +3,7 @@
 import functools
 import os
 import types
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opentelemetry.metrics import MeterProvider
@@ -23,7 +23,7 @@ from .manager import AgentManager
 from .messages.naming import kind_of
 from .middleware import AgentMiddleware
 from .observability.redaction import redact_secrets
-from .routing.app_chain import GUARD, app_chain
+from .routing.app_chain import GUARD, app_chain, attribute
 from .routing.routes import AgentRoute
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 # Where every app keeps its middleware stack.
 _STACK: Final = "middleware_stack"
+# Where apps, routers and routes keep what they wrap, and FastAPI what it has included.
+_WITHIN: Final = ("app", "middleware_stack", "router", "original_router")
+# No app has so many parts. A mock object has any number.
+_MOST: Final = 100_000
 
 
 def protect(
@@ -144,10 +148,44 @@ def protect(
     return middleware
 
 
-def protection_of(app: object) -> ASGIApp | None:
+def _protection_of(app: object) -> ASGIApp | None:
     """What :func:`protect` has put around an app, the outermost of it; None where it has put nothing there."""
     guard = getattr(app, "__dict__", {}).get(GUARD)
     return guard.outermost if isinstance(guard, _Guard) else None
+
+
+def middlewares_of(app: object) -> list[AgentMiddleware]:
+    """All that guard ``app`` or what is mounted in it, outermost first.
+
+    An app that has not started has no middlewares yet. It makes them here, as it would with its first connection.
+    """
+    found: list[AgentMiddleware] = []
+    # The parts are kept, so that the id of one is not given to another.
+    seen: dict[int, object] = {}
+    waiting: list[object] = [app]
+    while waiting and len(seen) < _MOST:
+        part = waiting.pop(0)
+        part = getattr(part, "__self__", part)  # a router gives its own method to its middlewares
+        if part is None or id(part) in seen:
+            continue
+        seen[id(part)] = part
+        if isinstance(part, AgentMiddleware):
+            found.append(part)
+        waiting.extend(_parts_of(part))
+    return found
+
+
+def _parts_of(part: object) -> Iterator[object]:
+    outermost = _protection_of(part)
+    if outermost is not None:
+        yield outermost
+    elif isinstance(part, Starlette) and part.middleware_stack is None and part.user_middleware:
+        part.middleware_stack = part.build_middleware_stack()
+    for name in _WITHIN:
+        yield attribute(part, name)
+    routes = attribute(part, "routes")
+    if isinstance(routes, list | tuple):
+        yield from routes
 
 
 class _Inside:

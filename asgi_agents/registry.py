@@ -84,6 +84,8 @@ class AgentRegistry:
         self.source: SourceStatus | None = None
         #: Which agents receive the events of which paths, as the middlewares that share the manager have it.
         self.listings: list[RouteListing] = []
+        #: Called with each guard that is made from now on, before anything is asked of its agent.
+        self.on_guard: list[Callable[[Guard], object]] = []
         self._guards: dict[str, Guard] = {}
         # Held while agents are changed or resolved, on whichever event loop. Reentrant: a change of agents also retires
         # the routes that were resolved.
@@ -437,6 +439,8 @@ class AgentRegistry:
         guard.on_change = self._retire_resolved_routes
         guard.client.on_metrics_report = self._metrics_reported
         guard.client.on_config_update = self._on_config_update
+        for watch in tuple(self.on_guard):
+            watch(guard)
         return guard
 
     def _check_order(self, config: AgentConfig) -> None:

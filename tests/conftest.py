@@ -34,6 +34,8 @@ _IN_VIRTUAL_TIME: Final = (
     "guardrails/test_waiting.py",
     "guardrails/wired/",
     "observability/",
+    "recording/test_replay",
+    "recording/test_traffic_log",
     "transports/stream/",
     "transports/test_toy.py",
     "unjudged/",

@@ -25,6 +25,8 @@ from asgi_agents.guardrails import framing, held_call, json_text, message, messa
 from asgi_agents.guardrails.dialects import realtime
 from asgi_agents.observability import reports as reports_module
 from asgi_agents.protocol import stream
+from asgi_agents.recording import format as recording_format
+from asgi_agents.recording import reading, recorded_agent, replaying, traffic_log, writing
 from asgi_agents.routing import cache
 from asgi_agents.serve import framings, held
 from asgi_agents.transports import http, partial
@@ -137,6 +139,15 @@ def spellings(number: float) -> list[str]:
         ("_MAX_WHOLE", release._MAX_WHOLE),
         ("MAX_SPANS", guardrail_report.MAX_SPANS),
         ("MAX_DEPTH", json_text.MAX_DEPTH),
+        ("DEFAULT_MAX_BYTES", traffic_log.DEFAULT_MAX_BYTES),
+        ("MAX_WAITING_EXCHANGES", writing.MAX_WAITING_EXCHANGES),
+        ("recording.MAX_WAITING_BYTES", writing.MAX_WAITING_BYTES),
+        ("MAX_LINE_BYTES", recording_format.MAX_LINE_BYTES),
+        ("LOOK_AHEAD_LINES", reading.LOOK_AHEAD_LINES),
+        ("LOOK_AHEAD_BYTES", reading.LOOK_AHEAD_BYTES),
+        ("replaying.MAX_WAITING", replaying.MAX_WAITING),
+        ("MAX_DIFFERENCES", replaying.MAX_DIFFERENCES),
+        ("MAX_CONNECTIONS", recorded_agent.MAX_CONNECTIONS),
     ],
 )
 def test_the_page_has_the_figures_of_the_code(name: str, value: float) -> None:

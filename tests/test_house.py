@@ -48,11 +48,12 @@ LAYERS: Final = (
     (["manager"], "the part of both that applications use"),
     (["routing"], "from a path to the agents of a manager"),
     (["exchange"], "one request or websocket session, judged as it passes"),
-    (["arguments", "audit"], "what the middleware may be given; the record of an exchange"),
+    (["audit"], "the record of an exchange"),
     (["middleware", "prometheus", "serve", "status"], "apps: guarded, of metrics, of one agent, the status page"),
     (["files"], "configuration from files, loaded and reloaded"),
     (["fastapi", "placement"], "put the middleware into an app"),
     (["testing"], "for the tests of guarded apps: takes their agents out, and puts others there"),
+    (["recording"], "what agents were asked and have answered: into a file, and asked again"),
     (["commands"], "the subcommands of the command line"),
     (["__main__"], "the command line"),
 )

@@ -11,10 +11,10 @@ from ..errors import AgentsError
 from ..observability.redaction import redact_secrets
 from ..terminal.loading import MistakeError, find_from_here
 from ..terminal.output import complain
-from . import bench, call, check
+from . import bench, call, check, replay
 from .outcome import IMPOSSIBLE, print_json
 
-_COMMANDS: Final = (check, call, bench)
+_COMMANDS: Final = (check, call, bench, replay)
 _EXIT_CODES: Final = (
     "Exit codes: 0 all is well; 1 something was found; 2 it can't be done, and standard error says why;"
     " 130 interrupted."

@@ -23,11 +23,11 @@ from ..errors import AgentConnectionError, ConfigurationError, UnknownAgentError
 from ..guard import Guard
 from ..manager import registry_of
 from ..messages.naming import named
+from ..placement import middlewares_of
 from ..protocol import Answer, Event, EventType
 from ..registry import AgentRegistry
 from ..transports.base import AgentClient
 from .fake_agent import FakeAgent
-from .finding import middlewares_of
 from .recording import RECORDS, Recording
 
 _CONFIGURE: Final = frozenset({EventType.CONFIGURE})

@@ -17,14 +17,18 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("arguments", ["", "nothing", "check", "call", "bench", "bench a:b --calls 0", "call a:b --j"])
+@pytest.mark.parametrize(
+    "arguments", ["", "nothing", "check", "call", "bench", "bench a:b --calls 0", "call a:b --j", "replay x"]
+)
 def test_what_is_no_command_has_exit_code_2(arguments: str, command: Command) -> None:
     done = command(*arguments.split())
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("usage: python -m asgi_agents")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"], ["call", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["check", "--help"], ["call", "--help"], ["bench", "--help"], ["replay", "--help"]]
+)
 def test_help_fits_into_80_columns(arguments: list[str], command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     done = command(*arguments)
@@ -33,7 +37,7 @@ def test_help_fits_into_80_columns(arguments: list[str], command: Command, monke
 
 
 def test_each_command_sets_what_runs_it() -> None:
-    for arguments in (["check", "a:b"], ["call", "a:b"], ["bench", "a:b"]):
+    for arguments in (["check", "a:b"], ["call", "a:b"], ["bench", "a:b"], ["replay", "x", "--agent", "a:b"]):
         assert callable(make_parser().parse_args(arguments).run)
 
 

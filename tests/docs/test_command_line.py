@@ -6,14 +6,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from asgi_agents.commands import bench, call, check, report
+from asgi_agents.commands import bench, call, check, replay, report
 from asgi_agents.commands.command_line import make_parser
+from asgi_agents.recording import Difference, FieldDifference, ReplayReport, ReplayTiming
 
 from .pages import DOCS
 from .test_tables import codes, table
 
 PAGE = DOCS / "guide" / "command-line.md"
-COMMANDS = ("check", "call", "bench")
+COMMANDS = ("check", "call", "bench", "replay")
 
 
 def section(name: str) -> str:
@@ -46,6 +47,9 @@ ROWS: list[tuple[str, list[type[msgspec.Struct]]]] = [
     ("`check`, each of `findings` and `notes`", [report.CheckFinding]),
     ("`call`", [call.CallReport, call.CalledEvent, call.UnaskedEvent]),
     ("`bench`", [bench.BenchReport, bench.Milliseconds]),
+    ("`replay`", [replay.ReplayedRecording]),
+    ("`replay`, `report`", [ReplayReport, ReplayTiming]),
+    ("`replay`, each of `differences` in `report`", [Difference, FieldDifference]),
 ]
 
 

@@ -42,6 +42,7 @@ WITHOUT: Final[Mapping[str, str]] = {
     "workers": "it is about several processes, of which the example has one",
     "operating": "it is about what is done with a running app",
     "files": "the example is configured in code, which its pages quote",
+    "recording": "it is about tests, and about two versions of an agent, of which the example has one",
     "deploying": "it is about commands and files of servers",
 }
 #: Packages of the example, and the only module that uses each. No page need quote what is inside.

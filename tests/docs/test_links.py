@@ -103,3 +103,11 @@ def test_every_public_name_of_guardrails_is_in_the_reference_once() -> None:
     page = (DOCS / "reference" / "guardrails.md").read_text()
     named = re.findall(r"^::: asgi_agents\.guardrails\.(\w+)$", page, re.MULTILINE)
     assert sorted(named) == sorted(guardrails.__all__)
+
+
+def test_every_public_name_of_recording_is_in_the_reference_once() -> None:
+    from asgi_agents import recording
+
+    page = (DOCS / "reference" / "recording.md").read_text()
+    named = re.findall(r"^::: asgi_agents\.recording\.(\w+)$", page, re.MULTILINE)
+    assert sorted(named) == sorted(recording.__all__)

@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 
 from asgi_agents import AgentConfig, AgentMiddleware, EventType, protect
 from asgi_agents.manager import registry_of
-from asgi_agents.testing.finding import middlewares_of
+from asgi_agents.placement import middlewares_of
 
 #: An address at which nothing listens: the port of the TCP port service multiplexer, which no system has any more.
 NOBODY: Final = "http://127.0.0.1:1/"

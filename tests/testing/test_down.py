@@ -16,8 +16,8 @@ from asgi_agents import (
     CircuitBreakerConfig,
     FailureMode,
 )
+from asgi_agents.placement import middlewares_of
 from asgi_agents.testing import FakeAgent, agent_down, assert_failed_closed, breaker_open, override_agents
-from asgi_agents.testing.finding import middlewares_of
 
 from .apps import HEADS, get, protected, remote
 

@@ -186,7 +186,7 @@ def test_limits_deadlines_and_the_breaker_of_the_configuration_hold_for_the_fake
 
 
 def manager_of(app: Starlette) -> AgentManager:
-    from asgi_agents.testing.finding import middlewares_of
+    from asgi_agents.placement import middlewares_of
 
     [middleware] = middlewares_of(app)
     return middleware.manager

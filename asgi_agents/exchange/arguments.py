@@ -5,14 +5,14 @@ from keyword import iskeyword
 
 from starlette.requests import HTTPConnection
 
-from .errors import ConfigurationError
-from .exchange.context import STATE_KEY
-from .guardrails import Guardrail, ToolPolicy
-from .messages.naming import named
-from .policy import MAX_SECONDS
-from .protocol import TOKEN
-from .protocol.validation import is_untouchable
-from .routing.routes import AgentRoute
+from ..errors import ConfigurationError
+from ..guardrails import Guardrail, ToolPolicy
+from ..messages.naming import named
+from ..policy import MAX_SECONDS
+from ..protocol import TOKEN
+from ..protocol.validation import is_untouchable
+from ..routing.routes import AgentRoute
+from .context import STATE_KEY
 
 
 def check_call(app: object, others: tuple[object, ...]) -> None:

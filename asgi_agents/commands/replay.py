@@ -1,0 +1,122 @@
+"""``replay traffic.jsonl --agent unix:///run/new.sock``: ask an agent what was recorded, and show what it now decides
+differently.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from msgspec import Struct
+
+from ..agent import Agent
+from ..observability.redaction import redact_secrets
+from ..protocol import EventType
+from ..recording import ReplayReport, replay
+from ..terminal.arguments import whole
+from ..terminal.loading import MistakeError, load_agent
+from ..terminal.output import captured_log
+from .outcome import FOUND, IMPOSSIBLE, WELL, print_json
+from .running import run
+
+
+class ReplayedRecording(Struct, frozen=True, kw_only=True):
+    """All that ``replay`` has to say, as JSON."""
+
+    command: str = "replay"
+    format: int = 1
+    asked: Sequence[str]
+    report: ReplayReport
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="ask an agent what was recorded, and compare its decisions",
+        description="Ask an agent all that a recording has asked one, and compare its decisions with the recorded"
+        " ones. Exits with 1 if some differ, with 2 if nothing could be compared.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recording", metavar="FILE", help="what asgi_agents.recording.record has written")
+    parser.add_argument(
+        "--agent",
+        action="append",
+        required=True,
+        metavar="AGENT",
+        help="http://, https://, unix:///path or tcp://host:port, or module:name of an Agent; several unix:// and"
+        " tcp:// are instances of one agent",
+    )
+    parser.add_argument("--id", metavar="ID", help="the agent in the recording, where it has several")
+    parser.add_argument("--concurrency", type=whole, default=1, metavar="N", help="calls at a time (1)")
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds for each call (those that the agent had)")
+    parser.add_argument("--config", metavar="JSON", help="hand the agent this configuration first")
+    parser.add_argument(
+        "--event",
+        action="append",
+        choices=[event.value for event in EventType if event is not EventType.CONFIGURE],
+        metavar="EVENT",
+        help="that the agent receives, such as request_headers (those that it names, else those recorded); may be"
+        " repeated",
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="a part of answers that may differ, such as audit or response_headers; may be repeated",
+    )
+    parser.add_argument("--most", type=whole, default=20, metavar="N", help="differences to print (20)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=replay_recording)
+
+
+def replay_recording(options: argparse.Namespace) -> int:
+    """Replay a recording; the exit code.
+
+    :raises MistakeError: an option can't be what it is, or the agent can't be loaded.
+    :raises AgentsError: what :func:`replay` raises. OSError likewise.
+    """
+    asking = partial(
+        replay,
+        options.recording,
+        _agent(options.agent),
+        agent_id=options.id,
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+        config=_config(options.config),
+        events=None if options.event is None else [EventType(name) for name in options.event],
+        ignore=frozenset(options.ignore),
+    )
+    with captured_log():
+        # The log says what the report says.
+        report: ReplayReport = run(asking)
+    if options.json:
+        print_json(ReplayedRecording(asked=[redact_secrets(agent) for agent in options.agent], report=report))
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in report.lines(most=options.most))
+    if report.compared == 0:
+        return IMPOSSIBLE
+    return WELL if report.ok else FOUND
+
+
+def _agent(given: Sequence[str]) -> Agent | str | Sequence[str]:
+    if len(given) > 1:
+        return given
+    [one] = given
+    if "://" in one:
+        return one
+    with contextlib.redirect_stdout(sys.stderr):
+        return load_agent(one)
+
+
+def _config(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        raise MistakeError(f"--config: {exc}, expected JSON such as '{{\"level\": 2}}'") from None

@@ -1,0 +1,226 @@
+"""Writes the lines of a recording in a thread of its own. Nobody who hands a line over waits or fails."""
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+from ..errors import ConfigurationError
+from ..messages.throttle import Throttle
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger: Final = logging.getLogger("asgi_agents")
+
+T = TypeVar("T")
+
+#: So many exchanges, and so many bytes of bodies in them, wait to be written at most. Further ones are dropped.
+MAX_WAITING_EXCHANGES: Final = 10_000
+MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
+
+# Seconds in which lines are collected, so that they are written together.
+_INTERVAL: Final = 0.05
+# How many are encoded before they are written.
+_BATCH: Final = 1000
+# Nobody else may read what a recording holds.
+_MODE: Final = 0o600
+#: Room for the last line, whatever it says.
+END_BYTES: Final = 512
+
+
+class Writer(Generic[T]):
+    """One file. What was there before is replaced.
+
+    :param encode: makes the lines of what was handed over; called in the thread of this writer. What it raises is
+        logged, and the exchange is dropped.
+    :param end: makes the last line, of why the recording ends.
+    :param max_bytes: the file's size at most.
+    :ivar written: exchanges that are in the file; ``dropped`` those that are not.
+    :ivar size: bytes of the file.
+    :ivar stopped: why nothing is written any more, in words; empty while it is.
+    :raises OSError: the file can't be opened.
+    :raises ConfigurationError: another process records to it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        first: bytes,
+        encode: Callable[[T], bytes],
+        end: Callable[["Writer[T]"], bytes],
+        *,
+        max_bytes: int,
+    ) -> None:
+        self.path = path
+        self.written = 0
+        self.dropped = 0
+        self.size = 0
+        self.stopped = ""
+        self._encode = encode
+        self._end = end
+        self._max_bytes = max_bytes
+        self._waiting: deque[tuple[T, int]] = deque()
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        self._something = threading.Event()
+        self._now = threading.Event()
+        self._closing = False
+        self._complaints = Throttle()
+        self._process = os.getpid()
+        self._file = _open(path)
+        try:
+            self._write(first)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._thread = threading.Thread(target=self._run, name=f"recording to {path.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, item: T, size: int) -> None:
+        """Have an exchange written soon; ``size`` is how many bytes of bodies it holds."""
+        if os.getpid() != self._process:
+            # A fork has no thread that writes, the file is its parent's, and the lock may be held for ever.
+            return
+        with self._lock:
+            if (
+                self.stopped
+                or self._closing
+                or len(self._waiting) >= MAX_WAITING_EXCHANGES
+                or self._waiting_bytes + size > MAX_WAITING_BYTES
+            ):
+                self.dropped += 1
+                return
+            self._waiting.append((item, size))
+            self._waiting_bytes += size
+            if len(self._waiting) == 1:
+                self._something.set()
+            elif len(self._waiting) == MAX_WAITING_EXCHANGES // 2 or self._waiting_bytes > MAX_WAITING_BYTES // 2:
+                self._now.set()
+
+    def close(self) -> None:
+        """Write what waits and the last line, and close the file. A second call does nothing."""
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            self._closing = True
+        self._now.set()
+        self._something.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._something.wait()
+                self._now.wait(_INTERVAL)
+                self._now.clear()
+                self._something.clear()
+                self._write_waiting()
+            self._write_waiting()
+            with contextlib.suppress(OSError):
+                self._write(self._end(self))
+        except Exception as exc:
+            # Nobody waits for this thread, and nobody else would say that it is gone.
+            self._stop(f"{type(exc).__name__}: {exc}")
+        finally:
+            os.close(self._file)
+
+    def _write_waiting(self) -> None:
+        while True:
+            with self._lock:
+                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+                self._waiting_bytes -= sum(size for _, size in batch)
+            if not batch:
+                return
+            if self.stopped:
+                self._drop(len(batch))
+                continue
+            self._write_batch([item for item, _ in batch])
+
+    def _write_batch(self, items: list[T]) -> None:
+        lines = list(self._encoded(items))
+        room = self._max_bytes - END_BYTES - self.size
+        fitting: list[bytes] = []
+        for line in lines:
+            room -= len(line)
+            if room < 0:
+                break
+            fitting.append(line)
+        try:
+            self._write(b"".join(fitting))
+        except OSError as exc:
+            self._drop(len(lines))
+            self._stop(exc.strerror or str(exc))
+            return
+        self.written += len(fitting)
+        if len(fitting) < len(lines):
+            self._drop(len(lines) - len(fitting))
+            self._stop(f"it has reached max_bytes={self._max_bytes}")
+
+    def _encoded(self, items: list[T]) -> Iterator[bytes]:
+        for item in items:
+            try:
+                yield self._encode(item)
+            except Exception:
+                self._drop(1)
+                if self._complaints.due("encode"):
+                    logger.exception("an exchange with an agent can't be recorded (logged once a minute)")
+
+    def _drop(self, count: int) -> None:
+        with self._lock:
+            self.dropped += count
+
+    def _stop(self, reason: str) -> None:
+        self.stopped = reason
+        logger.warning(
+            "the recording to %s has stopped: %s; it has %d exchanges, and the app goes on without it",
+            self.path,
+            reason,
+            self.written,
+        )
+
+    def _write(self, data: bytes) -> None:
+        """All of it, or nothing: a line that is not whole is taken back."""
+        view = memoryview(data)
+        try:
+            while view:
+                count = os.write(self._file, view)
+                if not count:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                view = view[count:]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self.size)
+                os.lseek(self._file, self.size, os.SEEK_SET)
+            raise
+        self.size += len(data)
+
+
+def _open(path: Path) -> int:
+    """The file, for this process alone, and empty."""
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    file = os.open(path, flags, _MODE)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise ConfigurationError(f"record: path={str(path)!r}, expected a file")
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"record: path={str(path)!r}, which is being recorded to already, expected a file of its own for"
+                    " each process: f'traffic-{os.getpid()}.jsonl'"
+                ) from None
+        os.ftruncate(file, 0)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
