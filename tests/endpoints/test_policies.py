@@ -392,8 +392,11 @@ def handler() -> None: ...
         (lambda: unguarded(1), "unguarded: 1, expected an endpoint"),  # type: ignore[type-var]
         (lambda: guard_router(handler, "a"), "expected a router, a Mount, a Host or an app"),  # type: ignore[type-var]
         (lambda: guard_router(Router()), "guard_router: no agents"),
-        (lambda: guard_router(guard_router(Router(), "a"), "b"), "has a policy already"),
-        (lambda: guard_router(guard_router(Mount("/", Router()), "a"), "b"), "has a policy already"),
+        (lambda: guard_router(guard_router(Router(), "a"), "b"), "has a policy already: guard_router(..., 'a')"),
+        (
+            lambda: guard_router(guard_router(Mount("/", Router()), ("a", "open")), "b"),
+            "has a policy already: guard_router(..., ('a', 'open'))",
+        ),
     ],
 )
 def test_what_cant_work_is_refused(make: Callable[[], object], says: str) -> None:
