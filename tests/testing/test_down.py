@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from asgi_agents import (
@@ -16,6 +19,8 @@ from asgi_agents import (
     CircuitBreakerConfig,
     EventType,
     FailureMode,
+    guarded_by,
+    protect,
 )
 from asgi_agents.guardrails import Guardrail, TextGuardrail, Window
 from asgi_agents.testing import FakeAgent, agent_down, assert_failed_closed, breaker_open, override_agents
@@ -101,7 +106,13 @@ def test_a_guardrail_that_fails_for_a_test_gets_no_advice(
 ) -> None:
     # Nobody can give the hold of what only stands in: the log has advice about the real agent alone.
     config = AgentConfig("words", transport, events={EventType.GUARDRAIL_INSPECT})
-    app = protected(config, guardrails=[Guardrail("words", on={"output"})])
+
+    @guarded_by("words", guardrails=[Guardrail("words", on={"output"})])
+    async def orders(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("lamp")
+
+    app = Starlette(routes=[Route("/orders", orders)])
+    protect(app, agents=[config])
     with override_agents(app), TestClient(app) as client:
         client.get("/orders")
     assert ("hold is not given" in caplog.text) is (transport is NOBODY)
