@@ -67,6 +67,7 @@ class Guard:
     :ivar breaker: None where it is switched off.
     :ivar hears: the events that the agent receives; ``on_change`` is called when the agent has changed them.
     :ivar local: whether the agent is called directly, so that events don't leave the process.
+    :ivar stands_in: whether the agent stands in the place of another one, in a test.
     :ivar predecessor: the guard that this one has replaced, while that one still has calls.
     """
 
@@ -106,6 +107,7 @@ class Guard:
         self._non_suspending_hooks = client.non_suspending_hooks
         self.hears = client.hears
         self.local = client.agent is not None
+        self.stands_in = False
         self.predecessor: Guard | None = None
         self.on_change: Callable[[], object] = lambda: None
         client.on_change = self._client_changed

@@ -18,11 +18,15 @@ class EndpointPolicy(Struct, frozen=True):
     guardrails: tuple[Guardrail | ToolPolicy, ...] | None = None
 
     def __str__(self) -> str:
-        """As it is written."""
-        if not self.agents and not self.guardrails:
-            return "@unguarded"
+        """As it is written on an endpoint."""
+        return "@unguarded" if not self.agents and not self.guardrails else self.written("@guarded_by")
+
+    def written(self, function: str) -> str:
+        """As it is written with ``function``, which takes a router first if it is ``guard_router``."""
         shown = [repr(agent) if isinstance(agent, str) else f"({agent[0]!r}, '{agent[1]}')" for agent in self.agents]
-        return f"@guarded_by({', '.join(shown)})"
+        if function == "guard_router":
+            shown.insert(0, "...")
+        return f"{function}({', '.join(shown)})"
 
     def holds_on(self, resolved_route: ResolvedRoute) -> bool:
         """Whether all that it asks for is done on connections with this route.

@@ -169,7 +169,7 @@ def check_guardrail(guardrail: Guardrail, guard: Guard) -> None:
             f"{where}: overlap=True with action='redact', expected action='block' or 'flag': the app has the request"
             " while it is judged, so that nothing in it can be replaced"
         )
-    if not isinstance(agent, TextGuardrail) and guardrail.hold is None and not guard.local:
+    if agent is None and guardrail.hold is None and not guard.stands_in:
         warn_of_hold(guardrail.agent_id, _DEFAULT_HOLD)
     limits_of(guardrail, guard)
 

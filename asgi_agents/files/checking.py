@@ -1,7 +1,7 @@
 """What a file holds, checked against what it may hold: values of the right types, and all mistakes at once."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
@@ -70,8 +70,7 @@ class Checker:
             # With all its items, so that they keep their numbers.
             return items
         if isinstance(given, dict) and shape.tables:
-            table = next((table for table in shape.tables if table.mark in given), shape.tables[-1])
-            return self.table(table, given, place)
+            return self.table(_table_meant(shape.tables, given), given, place)
         if shape.leaf is None:
             return self._wrong(shape, place)
         try:
@@ -98,6 +97,14 @@ class Checker:
         expected = _described(shape) if inner is None else inner
         self._mistakes.add(place, f"found {found}, expected {expected}")
         return MISSING
+
+
+def _table_meant(tables: Sequence[Table], given: Mapping[str, Any]) -> Table:
+    """The table that has its mark among the keys, else the one with most of the keys, else the last one."""
+    for table in tables:
+        if table.mark in given:
+            return table
+    return max(reversed(tables), key=lambda table: len(table.fields.keys() & given.keys()))
 
 
 def missing(fields: Mapping[str, Field], given: Mapping[str, Any]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """From a file to the objects of the Python API."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,11 +20,13 @@ from ..messages.naming import named
 from ..middleware import AgentMiddleware
 from .checking import MISSING, Checker, TableValues, missing
 from .configuration import Configuration
-from .mistakes import Mistakes, Place, found_named, nearest, refusal
+from .mistakes import Mistakes, Place, found_named, nearest, place_named, refusal
 from .objects import names_object, object_named
 from .shape import ROOT, SCHEMA_KEY, Table
 from .source import check_suffix, parse, read_bytes
 from .variables import Variables
+
+logger: Final = logging.getLogger("asgi_agents")
 
 # How the classes begin their messages: themselves, perhaps with an id, and the parameter that is wrong.
 _PREFIX: Final = re.compile(r"(?:[A-Z]\w+(?:\.\w+)?(?:\([^()]*\))?: )+")
@@ -118,6 +121,16 @@ def _loaded(
     if not (own or made or own_guardrails or of_file):
         mistakes.add((), "neither agents nor guardrails, expected [[agents]]")
         mistakes.check()
+    for place, name in variables.bare:
+        logger.warning(
+            "%s: %s: $%s is read as text, though the environment has such a variable; for its value write ${%s}, for"
+            " the text $$%s",
+            file,
+            place_named(place),
+            name,
+            name,
+            name,
+        )
     return Configuration(
         path=str(file),
         agents=(*own, *made),

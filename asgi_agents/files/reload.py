@@ -79,7 +79,7 @@ class Reloader:
             logger.info("%s: taken: %s", self._source.path, _shown(change))
             return
         # One line, however many mistakes there are.
-        logger.error("refused, all stays as it was: %s", "; ".join(str(refused).splitlines()))
+        logger.error("reload refused, all stays as it was: %s", "; ".join(str(refused).splitlines()))
         raise refused
 
     async def _take(self) -> tuple[ConfigurationError | AgentError | None, Change | None]:

@@ -12,6 +12,8 @@ from .mistakes import Mistakes, Place
 
 _NAME: Final = r"[A-Za-z_][A-Za-z0-9_]*"
 _TOKEN: Final = re.compile(rf"\$(?:(?P<dollar>\$)|\{{(?:(?P<name>{_NAME})(?::-(?P<default>[^}}]*))?\}})?)", re.ASCII)
+# ``$NAME``, which is no variable here, unlike in a shell.
+_BARE: Final = re.compile(rf"\$(?:\$|(?P<name>{_NAME}))", re.ASCII)
 #: A value that is nothing but one variable, for JSON Schema too.
 WHOLE: Final = rf"^\$\{{{_NAME}(:-[^}}]*)?\}}$"
 _WHOLE: Final = re.compile(WHOLE.removesuffix("$") + r"\Z")
@@ -25,6 +27,8 @@ class Variables:
     :param environ: the variables.
     :ivar whole: the places of values that are nothing but one variable, which may become numbers and the like.
     :ivar touched: the places of all values that have one in them.
+    :ivar bare: the places of ``$NAME`` without braces where there is such a variable, with its name: it was most likely
+        meant to be read.
     """
 
     def __init__(self, environ: Mapping[str, str], mistakes: Mistakes) -> None:
@@ -33,6 +37,7 @@ class Variables:
         self._used: dict[str, str] = {}
         self.whole: set[Place] = set()
         self.touched: set[Place] = set()
+        self.bare: list[tuple[Place, str]] = []
 
     def expand(self, value: Any, place: Place = ()) -> Any:
         """``value`` with the values of its variables, at any depth."""
@@ -44,6 +49,8 @@ class Variables:
             case str() if "$" in value:
                 if _WHOLE.match(value):
                     self.whole.add(place)
+                names = dict.fromkeys(found["name"] for found in _BARE.finditer(value))
+                self.bare.extend((place, name) for name in names if name is not None and name in self._environ)
                 return _TOKEN.sub(lambda found: self._value_of(found, place), value)
         return value
 

@@ -160,7 +160,7 @@ class RouteFinder:
             guardrails=of_all if policy.guardrails is None else policy.guardrails,
             handlers_too=of_all,
             policy=policy,
-            refusal=None if fault is None else f"{policy} on {spelling or 'an endpoint'}: {fault}",
+            refusal=None if fault is None else f"{mark} on {spelling or 'an endpoint'}: {fault}",
         )
 
     def _fault(self, mark: PolicyMark, find_guard: Callable[[str], Guard] | None = None) -> str | None:
@@ -202,7 +202,7 @@ class RouteFinder:
         endpoints, _ = self._resolver.policies({"type": "lifespan"})
         for endpoint in endpoints:
             if endpoint.mark is not None and (fault := self._fault(endpoint.mark, find_guard)) is not None:
-                raise ConfigurationError(f"{endpoint.mark.policy} on {endpoint.name} at {endpoint.path!r}: {fault}")
+                raise ConfigurationError(f"{endpoint.mark} on {endpoint.name} at {endpoint.path!r}: {fault}")
 
     def examine(self, scope: Scope, *, strict: bool = False) -> None:
         """Warn in the log of routes and agents that are most likely mistakes, once.
@@ -236,7 +236,7 @@ class RouteFinder:
             policy = endpoint.mark.policy
             fault = self._fault(endpoint.mark)
             if fault is not None:
-                faults.append(f"{policy} on {endpoint.name} at {endpoint.path!r}: {fault}")
+                faults.append(f"{endpoint.mark} on {endpoint.name} at {endpoint.path!r}: {fault}")
                 continue
             guardrails = self._router.guardrails_of(None) if policy.guardrails is None else policy.guardrails
             methods = None if endpoint.methods is None else tuple(sorted(endpoint.methods))

@@ -130,7 +130,7 @@ def guard_router(
             f"guard_router: {named(router)} is an APIRouter of a FastAPI that copies routes when it includes them;"
             " expected a newer FastAPI, or @guarded_by(...) on its handlers, or a mounted app"
         )
-    mark = PolicyMark(policy, target, checked=True)
+    mark = PolicyMark(policy, target, checked=True, of_router=True)
     stack = _Checking(target.middleware_stack, policy, mark=mark, router=target)
     target.middleware_stack = stack
     handle = attribute(target, "handle")
@@ -155,14 +155,14 @@ class _Checking:
         self._router = router
         self._throttle = Throttle()
         if mark is None:
-            mark = PolicyMark(policy, self, checked=True)
+            mark = PolicyMark(policy, self, checked=True, of_router=True)
             put_mark(self, mark)
         self._mark = mark
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
         if scope["type"] in ("http", "websocket") and not is_asked(self._mark.policy) and self._runs(scope):
-            app = Refusing(self._throttle, _unasked(self._mark.policy, "its router"))
+            app = Refusing(self._throttle, _unasked(self._mark, "its router"))
         await app(scope, receive, send)
 
     def _runs(self, scope: Scope) -> bool:
@@ -263,7 +263,7 @@ def _error(*, websocket: bool) -> Exception:
     return WebSocketException(1011, REASON) if websocket else HTTPException(503, REASON)
 
 
-def _unasked(policy: EndpointPolicy, where: str) -> str:
+def _unasked(policy: EndpointPolicy | PolicyMark, where: str) -> str:
     what = "no agents were asked about the connection"
     if isinstance(getattr(current(), "resolved_route", None), ResolvedRoute):
         what = "other agents were asked about the connection"
@@ -299,7 +299,7 @@ def _check_unmarked(policy: EndpointPolicy, endpoint: object) -> None:
 def _has_policy(router: object, there: PolicyMark | None, policy: EndpointPolicy) -> bool:
     """Whether a router has this policy already. Raises :class:`ConfigurationError` where it has another."""
     if there is not None and there.policy != policy:
-        raise ConfigurationError(f"guard_router: {named(router)} has a policy already: {there.policy}; expected one")
+        raise ConfigurationError(f"guard_router: {named(router)} has a policy already: {there}; expected one")
     return there is not None
 
 

@@ -24,14 +24,20 @@ class PolicyMark:
     """A policy, and what it stands on.
 
     :ivar checked: whether what it stands on checks by itself, when it runs, that the policy holds.
+    :ivar of_router: whether it is for all endpoints of a router.
     """
 
-    __slots__ = ("checked", "owner", "policy")
+    __slots__ = ("checked", "of_router", "owner", "policy")
 
-    def __init__(self, policy: EndpointPolicy, owner: object, *, checked: bool) -> None:
+    def __init__(self, policy: EndpointPolicy, owner: object, *, checked: bool, of_router: bool = False) -> None:
         self.policy = policy
         self.owner = owner
         self.checked = checked
+        self.of_router = of_router
+
+    def __str__(self) -> str:
+        """As it is written."""
+        return self.policy.written("guard_router") if self.of_router else str(self.policy)
 
 
 class _Marks:

@@ -224,7 +224,9 @@ def _with_open_breaker(registry: AgentRegistry, own: Guard) -> Guard:
 def _made(registry: AgentRegistry, config: AgentConfig, clock: Callable[[], float] | None = None) -> Guard:
     if clock is None and registry.clock is _REAL_CLOCK:
         clock = _clock_of_now
-    return registry.make_guard(config, clock=clock)
+    guard = registry.make_guard(config, clock=clock)
+    guard.stands_in = True
+    return guard
 
 
 def _clock_of_now() -> float:

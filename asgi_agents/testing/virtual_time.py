@@ -10,6 +10,7 @@ goes by the real time, because its event loop runs in another thread than the te
 """
 
 import asyncio
+import inspect
 import selectors
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,6 +22,7 @@ import anyio
 import anyio.to_thread
 
 from ..errors import ConfigurationError
+from ..messages.naming import named
 
 _Result = TypeVar("_Result")
 # Real seconds for a thread. After that it waits for something itself, which may be as long as time stands still.
@@ -120,7 +122,18 @@ def virtual_time(backend: str = "asyncio") -> Iterator[tuple[str, dict[str, Any]
 def run_in_virtual_time(
     function: Callable[..., Awaitable[_Result]], *args: object, backend: Literal["asyncio", "trio"] = "asyncio"
 ) -> _Result:
-    """Call a coroutine function with ``args`` in an event loop of its own, in virtual time; returns what it returns."""
+    """Call a coroutine function with ``args`` in an event loop of its own, in virtual time; returns what it returns.
+
+    Raises :class:`ConfigurationError` for what is no function, such as the coroutine that a call has returned.
+    """
+    if not callable(function):
+        if inspect.iscoroutine(function):
+            # It is never awaited, and Python need not warn of that as well.
+            function.close()
+        raise ConfigurationError(
+            f"run_in_virtual_time: {named(function)}, expected a coroutine function that is not called yet:"
+            " run_in_virtual_time(main)"
+        )
     with virtual_time(backend) as (name, options):
         return anyio.run(function, *args, backend=name, backend_options=options)
 

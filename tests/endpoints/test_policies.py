@@ -392,8 +392,11 @@ def handler() -> None: ...
         (lambda: unguarded(1), "unguarded: 1, expected an endpoint"),  # type: ignore[type-var]
         (lambda: guard_router(handler, "a"), "expected a router, a Mount, a Host or an app"),  # type: ignore[type-var]
         (lambda: guard_router(Router()), "guard_router: no agents"),
-        (lambda: guard_router(guard_router(Router(), "a"), "b"), "has a policy already"),
-        (lambda: guard_router(guard_router(Mount("/", Router()), "a"), "b"), "has a policy already"),
+        (lambda: guard_router(guard_router(Router(), "a"), "b"), "has a policy already: guard_router(..., 'a')"),
+        (
+            lambda: guard_router(guard_router(Mount("/", Router()), ("a", "open")), "b"),
+            "has a policy already: guard_router(..., ('a', 'open'))",
+        ),
     ],
 )
 def test_what_cant_work_is_refused(make: Callable[[], object], says: str) -> None:
@@ -416,7 +419,9 @@ async def test_one_policy_may_be_given_again() -> None:
         assert await world.call(guarded, "GET /b") == (200, ["b"], ["auth"])
 
 
-def test_nothing_is_looked_for_where_there_is_no_mark() -> None:
+def test_nothing_is_looked_for_where_there_is_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is made for many tests of this process may have put marks.
+    monkeypatch.setattr(marks, "used", False)
     world = World()
     guarded = world.guard(fastapi())
     assert not marks.used

@@ -163,6 +163,36 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {**one(), "routes": [{"path": "/", "agents": [], "guardrails": [{"agent_id": "x", "on": ["input"]}]}]},
         ["routes[0].guardrails[0].agent_id: 'x' is no agent; expected waf"],
     ),
+    "a guardrail whose agent has another key": (
+        {**one(), "guardrails": [{"agent": "waf", "on": ["input"]}]},
+        [
+            "guardrails[0].agent: no such key; did you mean 'agent_id'?",
+            "guardrails[0]: no agent_id, expected text",
+        ],
+    ),
+    "a guardrail without an agent": (
+        {**one(), "guardrails": [{"on": ["input"], "action": "block"}]},
+        ["guardrails[0]: no agent_id, expected text"],
+    ),
+    "a policy with a misspelt key": (
+        {**one(), "guardrails": [{"denny": ["rm"]}]},
+        ["guardrails[0].denny: no such key; did you mean 'deny'?", "guardrails[0]: neither allow nor deny, {any}"],
+    ),
+    "a transport with the address under another key": (
+        {
+            "agents": [
+                {
+                    "id": "waf",
+                    "transport": {"uri": "https://waf/", "headers": {"a": "b"}},
+                    "events": ["request_headers"],
+                }
+            ]
+        },
+        [
+            "agents[0].transport.uri: no such key; did you mean 'url'?",
+            "agents[0].transport: no url, expected text",
+        ],
+    ),
     "a guardrail on nothing": (
         {**one(), "guardrails": [{"agent_id": "waf", "on": []}]},
         ["guardrails[0].on: is empty, {any}"],

@@ -61,6 +61,35 @@ def test_what_begins_like_a_variable_and_is_none_is_refused(tmp_path: Path, text
     assert line.endswith(", expected ${NAME}, ${NAME:-default}, or $$ for a dollar")
 
 
+BARE: dict[str, list[str]] = {
+    "$A": ["A"],
+    "Bearer $A": ["A"],
+    "$A-$_-$A": ["A", "_"],
+    "${B:-$A}": ["A"],
+    "$$$A": ["A"],
+    # Escaped, no variable of the environment, a variable, and no name.
+    "$$A": [],
+    "$AB": [],
+    "$B": [],
+    "${A}": [],
+    "$9$": [],
+}
+
+
+@pytest.mark.parametrize("text", BARE)
+def test_a_variable_without_braces_is_text_and_the_log_says_so(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded(tmp_path, {"agents": [{**REMOTE, "config": {"x": [text]}}]}, environ=ENVIRON)
+    lines = [record.getMessage().split(": ", 1)[1] for record in caplog.records if "is read as text" in record.msg]
+    assert lines == [
+        f"agents[0].config.x[0]: ${name} is read as text, though the environment has such a variable; for its value"
+        f" write ${{{name}}}, for the text $${name}"
+        for name in BARE[text]
+    ]
+    assert ENVIRON["A"] not in caplog.text
+
+
 def test_all_variables_that_are_missing_are_named_at_once(tmp_path: Path) -> None:
     data = {"agents": [{**REMOTE, "transport": "tcp://${HOST}:${PORT}", "timeout": "${T}"}]}
     assert refusal_of(tmp_path, data, environ={}) == [

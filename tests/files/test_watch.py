@@ -167,7 +167,7 @@ async def test_a_file_is_taken_when_it_has_changed_and_a_bad_one_is_not(
             await anyio.sleep(3 * INTERVAL)
             assert (await client.get("/")).text == seen
         # A file that was refused is not tried again as long as it stays the same.
-        refused = [record for record in caplog.records if record.getMessage().startswith("refused, all stays")]
+        refused = [record for record in caplog.records if record.getMessage().startswith("reload refused, all stays")]
         assert len(refused) == 3
 
 

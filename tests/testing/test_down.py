@@ -1,12 +1,15 @@
 """Agents that are down and breakers that are open are like real ones, to the client and in what is counted."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from asgi_agents import (
@@ -14,12 +17,16 @@ from asgi_agents import (
     AgentsError,
     AuditRecord,
     CircuitBreakerConfig,
+    EventType,
     FailureMode,
+    guarded_by,
+    protect,
 )
+from asgi_agents.guardrails import Guardrail, TextGuardrail, Window
 from asgi_agents.placement import middlewares_of
 from asgi_agents.testing import FakeAgent, agent_down, assert_failed_closed, breaker_open, override_agents
 
-from .apps import HEADS, get, protected, remote
+from .apps import HEADS, NOBODY, get, protected, remote
 
 BREAKER = CircuitBreakerConfig(failure_threshold=3, reset_timeout=7.5)
 
@@ -30,6 +37,11 @@ def refused() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/"
+
+
+class Words(TextGuardrail):
+    async def check(self, window: Window) -> None:
+        return None
 
 
 def seen(app: Starlette, requests: int) -> Any:
@@ -85,6 +97,29 @@ def test_several_agents_are_down_at_once() -> None:
     with agent_down(app, "a", "b") as recorded:
         assert get(app).status_code == 200
     assert recorded.records[0].passed_open == ["a", "b"]
+
+
+@pytest.mark.parametrize("transport", [Words(), NOBODY])
+@pytest.mark.parametrize("failing", [agent_down, breaker_open])
+def test_a_guardrail_that_fails_for_a_test_gets_no_advice(
+    failing: Callable[..., Any], transport: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Nobody can give the hold of what only stands in: the log has advice about the real agent alone.
+    config = AgentConfig("words", transport, events={EventType.GUARDRAIL_INSPECT})
+
+    @guarded_by("words", guardrails=[Guardrail("words", on={"output"})])
+    async def orders(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("lamp")
+
+    app = Starlette(routes=[Route("/orders", orders)])
+    protect(app, agents=[config])
+    with override_agents(app), TestClient(app) as client:
+        client.get("/orders")
+    assert ("hold is not given" in caplog.text) is (transport is NOBODY)
+    caplog.clear()
+    with failing(app, "words"), TestClient(app) as client:
+        assert_failed_closed(client.get("/orders"), "words")
+    assert "hold" not in caplog.text
 
 
 @pytest.mark.parametrize("failure_mode", FailureMode)

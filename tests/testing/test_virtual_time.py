@@ -1,5 +1,6 @@
 """Deadlines, breakers and delays of a guarded app pass in no time."""
 
+import inspect
 import threading
 import time
 from typing import Any
@@ -206,6 +207,16 @@ def test_a_test_client_goes_by_the_real_time(backend: Any) -> None:
     app = protected(remote(timeout=0.001))
     with override_agents(app, waf=FakeAgent(delay=DAY)), virtual_time(backend):
         assert get(app).status_code == 504
+
+
+@each_backend
+def test_a_coroutine_in_place_of_its_function_is_refused(backend: Any) -> None:
+    async def main() -> None: ...
+
+    called = main()
+    with pytest.raises(ConfigurationError, match=r"a coroutine, expected .* run_in_virtual_time\(main\)"):
+        run_in_virtual_time(called, backend=backend)  # type: ignore[arg-type]
+    assert inspect.getcoroutinestate(called) == inspect.CORO_CLOSED
 
 
 def test_another_backend_is_refused() -> None:
