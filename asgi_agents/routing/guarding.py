@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException, WebSocketException
+from starlette.requests import HTTPConnection
 from starlette.routing import Host, Mount
 from starlette.routing import Router as AppRouter
 from starlette.types import Receive, Scope, Send
@@ -26,6 +27,7 @@ from ..guardrails import Guardrail, ToolPolicy
 from ..guardrails.guardrail import checked_guardrails
 from ..messages.naming import named
 from ..messages.throttle import Throttle
+from .app_chain import attribute
 from .marks import PolicyMark, is_endpoint_class, layers, mark_of, own_mark, put_mark
 from .refusal import REASON, log_refusal
 from .router_checks import CheckingApp, check_router, is_asked, is_done, unasked
@@ -146,16 +148,16 @@ def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
 
         @functools.wraps(endpoint)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
-            if not is_asked(policy):
-                _stop(policy, throttle, endpoint, args, kwargs)
+            if not is_asked(policy, scope := _scope_in(args, kwargs)):
+                raise _refused(policy, throttle, endpoint, scope)
             return await endpoint(*args, **kwargs)
 
     else:
         # FastAPI looks at what is wrapped to find out whether it is a generator, or returns a coroutine.
         @functools.wraps(endpoint)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if not is_asked(policy):
-                _stop(policy, throttle, endpoint, args, kwargs)
+            if not is_asked(policy, scope := _scope_in(args, kwargs)):
+                raise _refused(policy, throttle, endpoint, scope)
             return endpoint(*args, **kwargs)
 
     # On the function within as well: a decorator that registers it may stand below this one.
@@ -178,7 +180,7 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
     def checked(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope.get("method") if scope["type"] == "http" else None
         mark = mark_of(type(self), method)
-        if mark is not None and not is_done(mark.policy):
+        if mark is not None and not is_done(mark.policy, scope):
             log_refusal(throttle, unasked(mark.policy, type(self).__qualname__))
             raise _error(websocket=scope["type"] == "websocket")
         make(self, scope, receive, send)
@@ -188,11 +190,19 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
     return endpoint
 
 
-def _stop(
-    policy: EndpointPolicy, throttle: Throttle, endpoint: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+def _scope_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope | None:
+    """The scope of the connection that an endpoint is called for, where it is given that; FastAPI's may be not."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, HTTPConnection):
+            # In a test of the function alone it may have none.
+            return attribute(value, "scope") or {"type": "websocket" if isinstance(value, WebSocket) else "http"}
+    # An object that is an app by itself. FastAPI gives all by name, and so what clients send.
+    return next((value for value in args if isinstance(value, dict) and "type" in value), None)
+
+
+def _refused(policy: EndpointPolicy, throttle: Throttle, endpoint: Any, scope: Scope | None) -> Exception:
     log_refusal(throttle, unasked(policy, getattr(endpoint, "__qualname__", "an endpoint")))
-    raise _error(websocket=any(isinstance(value, WebSocket) for value in (*args, *kwargs.values())))
+    return _error(websocket=scope is not None and scope["type"] == "websocket")
 
 
 def _error(*, websocket: bool) -> Exception:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..evaluation.endpoint_policy import EndpointPolicy
 from ..evaluation.resolved_route import ResolvedRoute
 from ..messages.throttle import Throttle
-from ..observability.correlation import current
+from ..observability.correlation import STATE_KEY, current
 from .app_chain import app_chain, attribute
 from .marks import PolicyMark, put_mark
 from .matching import Around, copy_of, is_foreign, is_included, match, match_within, router_of
@@ -24,15 +24,26 @@ from .refusal import Refusing
 _HANDED: Final = "asgi_agents.around"
 
 
-def is_asked(policy: EndpointPolicy) -> bool:
-    """Whether the running code serves a connection whose agents are asked as ``policy`` says."""
-    resolved_route = getattr(current(), "resolved_route", None)
-    return isinstance(resolved_route, ResolvedRoute) and policy.holds_on(resolved_route)
+def is_asked(policy: EndpointPolicy, scope: Scope | None = None) -> bool:
+    """Whether the running code serves a connection whose agents are asked as ``policy`` says.
+
+    What a handler calls in this process, or leaves running, inherits its connection, but serves another one.
+
+    :param scope: the one of the connection, where that is known.
+    """
+    exchange = current()
+    resolved_route = getattr(exchange, "resolved_route", None)
+    if not isinstance(resolved_route, ResolvedRoute) or getattr(exchange, "closed", False):
+        return False
+    # Not compared with the exchange, for some servers give one state to several connections.
+    if scope is not None and STATE_KEY not in (scope.get("state") or ()):
+        return False
+    return policy.holds_on(resolved_route)
 
 
-def is_done(policy: EndpointPolicy) -> bool:
+def is_done(policy: EndpointPolicy, scope: Scope) -> bool:
     """Whether a policy asks for nothing, or all of it is done."""
-    return not (policy.agents or policy.guardrails) or is_asked(policy)
+    return not (policy.agents or policy.guardrails) or is_asked(policy, scope)
 
 
 def unasked(policy: EndpointPolicy, where: str) -> str:
@@ -87,7 +98,7 @@ class CheckingApp(_Checking):
 
     def unasked(self, scope: Scope) -> PolicyMark | None:
         """As in the base."""
-        if is_done(self._mark.policy):
+        if is_done(self._mark.policy, scope):
             return None
         router, root_path = router_of(self.app)
         if router is None:
@@ -116,7 +127,7 @@ class _CheckingRouter(_Checking):
 
     def unasked(self, scope: Scope) -> PolicyMark | None:
         """As in the base."""
-        if is_done(self._mark.policy):
+        if is_done(self._mark.policy, scope):
             return None
         return self._mark if self._blind else _unasked_in(self.router, copy_of(scope), Around(self._mark), scope)
 
@@ -153,16 +164,16 @@ def _unasked_in(router: AppRouter, asked: Scope, around: Around, scope: Scope) -
             # It has matched already, and its own mark is in ``around``.
             leaf = match_within(included, {}, asked, "", around, enter)
         elif is_foreign(router, "app"):
-            return _if_not_done(around.mark)
+            return _if_not_done(around.mark, scope)
         else:
             leaf = match(router, asked, "", around, enter)
     except Exception:
-        return _if_not_done(around.mark)
-    return _if_not_done(stuck[0] if stuck else None if leaf is None else leaf.mark)
+        return _if_not_done(around.mark, scope)
+    return _if_not_done(stuck[0] if stuck else None if leaf is None else leaf.mark, scope)
 
 
-def _if_not_done(mark: PolicyMark | None) -> PolicyMark | None:
-    return None if mark is None or is_done(mark.policy) else mark
+def _if_not_done(mark: PolicyMark | None, scope: Scope) -> PolicyMark | None:
+    return None if mark is None or is_done(mark.policy, scope) else mark
 
 
 def _hand_on(scope: Scope, router: AppRouter, around: Around) -> bool:

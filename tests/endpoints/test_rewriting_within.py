@@ -1,8 +1,11 @@
 """A policy of a router holds as well where a middleware within that router, or further in, rewrites the path."""
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
+import anyio
+import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
@@ -17,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from asgi_agents import AgentRoute, guard_router, guarded_by, unguarded
 from asgi_agents.guardrails import Guardrail
 
-from .asking import World, fastapi
+from .asking import World, call, fastapi
 
 
 class Rewriting:
@@ -212,3 +215,86 @@ async def test_routes_of_an_apps_own_have_the_policy_of_their_endpoint_or_router
     assert await world.call(guarded, "GET /x") == (200, ["free"], ["rest"])
     assert await world.call(app, "GET /own/x") == (503, [], [])
     assert await world.call(app, "GET /router/x") == (503, [], [])
+
+
+def within(world: World) -> Starlette:
+    @guarded_by("waf")
+    class Endpoint(HTTPEndpoint):
+        async def get(self, request: Request) -> Response:
+            world.ran.append("class")
+            return PlainTextResponse("")
+
+    class Page:
+        """An app by itself."""
+
+        @guarded_by("waf")
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await world.app("page")(scope, receive, send)
+
+    return Starlette(
+        routes=[
+            AppRoute("/function", guarded_by("waf")(world.http("function"))),
+            AppRoute("/sync", guarded_by("waf")(world.sync("sync"))),
+            WebSocketRoute("/function", guarded_by("waf")(world.websocket("function"))),
+            AppRoute("/class", Endpoint),
+            AppRoute("/page", Page()),
+            WebSocketRoute("/page", Page()),
+            guard_router(Mount("/mount", world.app("mount")), "waf"),
+            Mount("/router", guard_router(Router(routes(world)), "waf")),
+        ]
+    )
+
+
+INNER = (
+    "GET /function",
+    "GET /sync",
+    "WS /function",
+    "GET /class",
+    "GET /page",
+    "WS /page",
+    "GET /mount/",
+    "GET /router/x",
+)
+
+
+@pytest.mark.parametrize("line", INNER)
+@pytest.mark.parametrize("when", ["called by the handler", "left running"])
+async def test_agents_of_a_request_are_not_those_of_another_that_its_handler_makes(line: str, when: str) -> None:
+    world = World()
+    inner = within(world)
+    refusal = 1011 if line.startswith("WS") else 503
+    found: list[int] = []
+    asked: list[Any] = []
+
+    @guarded_by("waf")
+    async def batch(request: Request) -> Response:
+        if when == "left running":
+            asked.append(copy_context())
+        else:
+            found.append(await call(inner, *line.split(" ")))
+        return PlainTextResponse("")
+
+    assert await world.call(world.guard(Starlette(routes=[AppRoute("/", batch)])), "GET /") == (200, [], ["waf"])
+    for context in asked:
+        async with anyio.create_task_group() as tasks:
+
+            async def later() -> None:
+                found.append(await call(inner, *line.split(" ")))
+
+            context.run(tasks.start_soon, later)
+    assert (found, world.ran) == ([refusal], [])
+
+
+async def test_a_body_that_looks_like_a_scope_is_none() -> None:
+    app = fastapi()
+
+    @app.post("/")
+    @guarded_by("waf")
+    async def post(body: dict[str, Any]) -> dict[str, Any]:
+        return body
+
+    World().protect(app)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://a.example") as client:
+        for kind in ("http", "websocket"):
+            sent: dict[str, Any] = {"type": kind, "path": "/", "state": {}}
+            assert (await client.post("/", json=sent)).json() == sent
