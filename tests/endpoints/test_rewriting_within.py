@@ -1,6 +1,6 @@
 """A policy of a router holds as well where a middleware within that router, or further in, rewrites the path."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -17,8 +17,8 @@ from starlette.routing import BaseRoute, Host, Match, Mount, Router, WebSocketRo
 from starlette.routing import Route as AppRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asgi_agents import AgentRoute, guard_router, guarded_by, unguarded
-from asgi_agents.guardrails import Guardrail
+from asgi_agents import AgentConfig, AgentRoute, guard_router, guarded_by, protect, unguarded
+from asgi_agents.guardrails import Decision, Guardrail, TextGuardrail, Window
 
 from .asking import World, call, fastapi
 
@@ -298,3 +298,31 @@ async def test_a_body_that_looks_like_a_scope_is_none() -> None:
         for kind in ("http", "websocket"):
             sent: dict[str, Any] = {"type": kind, "path": "/", "state": {}}
             assert (await client.post("/", json=sent)).json() == sent
+
+
+@pytest.mark.parametrize(("given", "status"), [([], 503), (None, 200)])
+@pytest.mark.parametrize("by", ["route", "endpoint"])
+async def test_a_policy_with_the_guardrails_of_the_middleware_needs_them(by: str, given: Any, status: int) -> None:
+    world = World()
+    judged: list[str] = []
+
+    class Pii(TextGuardrail):
+        async def check(self, window: Window) -> Sequence[Decision] | None:
+            judged.append(window.text)
+            return None
+
+    around = guarded_by("waf", guardrails=given)(world.http("around")) if by == "endpoint" else world.http("around")
+    app = Starlette(
+        routes=[AppRoute("/to/x", around), AppRoute("/x", guarded_by("waf")(world.http("x")))], middleware=WITHIN
+    )
+    protect(
+        app,
+        agents=[*world.agents(["waf"]), AgentConfig("pii", Pii())],
+        routes=[AgentRoute("/to/x", ["waf"], guardrails=given)] if by == "route" else [],
+        default_agents=[],
+        guardrails=[Guardrail("pii", on={"output"})],
+    )
+    # The middleware within rewrites the path, so that another handler runs than the one that was found.
+    assert await world.call(app, "GET /to/x") == (status, ["x"] if status == 200 else [], ["waf"])
+    assert await world.call(app, "GET /x") == (200, ["x"], ["waf"])
+    assert judged == ["x"] * (2 if status == 200 else 1)
