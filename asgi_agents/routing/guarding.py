@@ -173,19 +173,29 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
             f"{policy}: {named(endpoint)}, expected a function, an HTTPEndpoint or a WebSocketEndpoint; for an app"
             " write guard_router(Mount(path, app), ...)"
         )
-    make = endpoint.__init__
+    make, run = endpoint.__init__, endpoint.__await__
     throttle = Throttle()
+
+    def check(cls: type, scope: Scope) -> None:
+        method = scope.get("method") if scope["type"] == "http" else None
+        mark = mark_of(cls, method)
+        if mark is not None and not is_done(mark.policy, scope):
+            log_refusal(throttle, unasked(mark.policy, cls.__qualname__))
+            raise _error(websocket=scope["type"] == "websocket")
 
     @functools.wraps(make)
     def checked(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        method = scope.get("method") if scope["type"] == "http" else None
-        mark = mark_of(type(self), method)
-        if mark is not None and not is_done(mark.policy, scope):
-            log_refusal(throttle, unasked(mark.policy, type(self).__qualname__))
-            raise _error(websocket=scope["type"] == "websocket")
+        check(type(self), scope)
         make(self, scope, receive, send)
 
+    # A subclass may have an __init__ of its own, which does not call this one.
+    @functools.wraps(run)
+    def checked_run(self: Any) -> Any:
+        check(type(self), self.scope)
+        return run(self)
+
     endpoint.__init__ = checked
+    endpoint.__await__ = checked_run
     put_mark(endpoint, PolicyMark(policy, endpoint, checked=True))
     return endpoint
 

@@ -326,3 +326,23 @@ async def test_a_policy_with_the_guardrails_of_the_middleware_needs_them(by: str
     assert await world.call(app, "GET /to/x") == (status, ["x"] if status == 200 else [], ["waf"])
     assert await world.call(app, "GET /x") == (200, ["x"], ["waf"])
     assert judged == ["x"] * (2 if status == 200 else 1)
+
+
+async def test_a_subclass_with_an_init_of_its_own_is_checked() -> None:
+    world = World()
+
+    @guarded_by("waf")
+    class Base(HTTPEndpoint):
+        async def get(self, request: Request) -> Response:
+            world.ran.append("get")
+            return PlainTextResponse("")
+
+    class Own(Base):
+        def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            self.scope, self.receive, self.send = scope, receive, send
+            self._allowed_methods = ["GET"]
+
+    app = Starlette(routes=[AppRoute("/x", Own), AppRoute("/free", unguarded(type("Free", (Own,), {})))])
+    assert await world.call(app, "GET /x") == (503, [], [])
+    assert await world.call(app, "GET /free") == (200, ["get"], [])
+    assert await world.call(world.guard(app), "GET /x") == (200, ["get"], ["waf"])
