@@ -173,7 +173,13 @@ class AgentRegistry:
                 judges = self._route_judges(guardrails, found, route, missing_ok)
                 known = dict.fromkeys(one for one in (*guardrails, *handlers_too) if isinstance(one, Guardrail))
                 resolved_route = self._resolved_routes[key] = ResolvedRoute(
-                    found, route, judges, tuple(known), policy=policy, refusal=refusal
+                    found,
+                    route,
+                    judges,
+                    tuple(known),
+                    policy=policy,
+                    refusal=refusal,
+                    lacks_guardrails=not all(one in guardrails for one in handlers_too),
                 )
         return resolved_route
 

@@ -32,7 +32,8 @@ class EndpointPolicy(Struct, frozen=True):
         """Whether all that it asks for is done on connections with this route.
 
         That is so where it was resolved from this policy, or where it has all agents of the policy, in failure modes
-        that are no weaker. A policy with guardrails of its own holds only where the route was resolved from it.
+        that are no weaker. A policy with guardrails of its own holds only where the route was resolved from it, and one
+        with those of the middleware only where the route has all of them.
         """
         if resolved_route.policy is self:
             return True
@@ -40,7 +41,7 @@ class EndpointPolicy(Struct, frozen=True):
             return False
         if resolved_route.policy is not None and resolved_route.policy == self:
             return True
-        if self.guardrails:
+        if self.guardrails or (self.guardrails is None and resolved_route.lacks_guardrails):
             return False
         there = {agent.guard.config.id: agent for agent in resolved_route.agents}
         for reference in self.agents:

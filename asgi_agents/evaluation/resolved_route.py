@@ -64,6 +64,7 @@ class ResolvedRoute:
         "inspects_responses",
         "judges",
         "keeping_requests",
+        "lacks_guardrails",
         "plain_heads_only",
         "planned",
         "policy",
@@ -84,12 +85,15 @@ class ResolvedRoute:
         *,
         policy: object = None,
         refusal: str | None = None,
+        lacks_guardrails: bool = False,
     ) -> None:
         self.agents = tuple(agents)
         #: The endpoint's own policy, from which this was resolved; None where the routes have decided.
         self.policy = policy
         #: Why no handler may run, because not all that the policy asks for can be done; None where all is well.
         self.refusal = refusal
+        #: Whether any guardrail of the middleware is not in force here, because the route has guardrails of its own.
+        self.lacks_guardrails = lacks_guardrails
         #: What handlers may ask for by name: those of the route first.
         self.guardrails = guardrails
         #: Those who judge text; None where nobody does.

@@ -9,12 +9,13 @@ from starlette.requests import HTTPConnection
 from ..decision import AgentDecision
 from ..errors import NoAgentContextError, printable
 from ..guardrails.slots import Kind
+from ..observability import correlation
 from ..protocol import AuditMetadata, GuardrailInspectEvent, GuardrailResponse
 from .inspected_text import InspectedText
 from .state import ExchangeState
 
 #: Where the context of a connection is in ``scope["state"]``, whatever other name the middleware gives it there.
-STATE_KEY: Final = "asgi_agents"
+STATE_KEY: Final = correlation.STATE_KEY
 
 
 class AgentContext(Struct, eq=False):

@@ -214,6 +214,10 @@ class _Builder:
         if isinstance(transport, str) and names_object(transport):
             fault, found = _tried(lambda: object_named(transport, self._imports))
             if fault is not None:
+                if self._variables.within((*place, "transport")):
+                    # What is wrong is told in parts of the value.
+                    written = found_named(self._checker.raw((*place, "transport")))
+                    fault = f"found {written}, expected an agent in one of the modules of imports"
                 self._mistakes.add((*place, "transport"), fault)
                 return MISSING
             values["transport"] = found
@@ -259,6 +263,9 @@ class _Builder:
         place = (*place, name)
         if name in _ADDRESSES and self._variables.within(place):
             self._mistakes.add(place, f"found {found_named(self._checker.raw(place))}, expected an address")
+        elif name == "path" and self._variables.within(place):
+            # Starlette tells what is wrong by the parameters of the pattern.
+            self._mistakes.add(place, f"found {found_named(self._checker.raw(place))}, expected a pattern of paths")
         elif parameter is not None and parameter[0].endswith("=") and ", expected " in text:
             expected = text.split(", expected ", 1)[1]
             self._mistakes.add(place, f"found {found_named(self._checker.raw(place))}, expected {expected}")

@@ -1,6 +1,8 @@
 """The text of a file, and the plain data in it."""
 
 import json
+import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from hashlib import sha256
@@ -32,13 +34,25 @@ class FileContent(Struct, frozen=True):
 def read_bytes(path: Path) -> bytes:
     """The content of the file. Raises :class:`ConfigurationError` where it can't be read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
+            # A pipe or a device may never end, and has nothing more to say when it is read again.
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise refusal(str(path), "no regular file, expected a file that can be read")
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as exc:
         raise refusal(str(path), f"{exc.strerror or type(exc).__name__}, expected a file that can be read") from exc
+    except ConfigurationError:
+        raise
+    except ValueError:
+        raise refusal(repr(str(path)), "no path of a file, expected a file that can be read") from None
     if len(content) > MAX_FILE_BYTES:
         raise refusal(str(path), f"longer than expected: at most {MAX_FILE_BYTES} bytes")
     return content
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting: a named pipe, for one, until somebody writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def digest_of(content: bytes) -> bytes:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .mistakes import Mistakes, Place
+from .mistakes import Mistakes, Place, found_named
 
 _NAME: Final = r"[A-Za-z_][A-Za-z0-9_]*"
 _TOKEN: Final = re.compile(rf"\$(?:(?P<dollar>\$)|\{{(?:(?P<name>{_NAME})(?::-(?P<default>[^}}]*))?\}})?)", re.ASCII)
@@ -17,6 +17,8 @@ _BARE: Final = re.compile(rf"\$(?:\$|(?P<name>{_NAME}))", re.ASCII)
 #: A value that is nothing but one variable, for JSON Schema too.
 WHOLE: Final = rf"^\$\{{{_NAME}(:-[^}}]*)?\}}$"
 _WHOLE: Final = re.compile(WHOLE.removesuffix("$") + r"\Z")
+# A text in a message. One that was too long has no end.
+_QUOTED: Final = re.compile(r"(?<!\w)'(?P<text>[^'\s]{4,}?)(?:'|\.\.\.)")
 # Shorter values are left alone inside of words: to put names in place of every "1" would make messages unreadable.
 _SHORT: Final = 4
 
@@ -35,6 +37,8 @@ class Variables:
         self._environ = environ
         self._mistakes = mistakes
         self._used: dict[str, str] = {}
+        # The texts that are written without variables: those are no secret, also where a value contains one.
+        self._written: set[str] = set()
         self.whole: set[Place] = set()
         self.touched: set[Place] = set()
         self.bare: list[tuple[Place, str]] = []
@@ -43,16 +47,28 @@ class Variables:
         """``value`` with the values of its variables, at any depth."""
         match value:
             case dict():
+                for key in value:
+                    self._check_text(key, (*place, key))
+                    self._written.add(key)
                 return {key: self.expand(inner, (*place, key)) for key, inner in value.items()}
             case list():
                 return [self.expand(inner, (*place, number)) for number, inner in enumerate(value)]
-            case str() if "$" in value:
+            case str():
+                self._check_text(value, place)
+                if "$" not in value:
+                    self._written.add(value)
+                    return value
                 if _WHOLE.match(value):
                     self.whole.add(place)
                 names = dict.fromkeys(found["name"] for found in _BARE.finditer(value))
                 self.bare.extend((place, name) for name in names if name is not None and name in self._environ)
                 return _TOKEN.sub(lambda found: self._value_of(found, place), value)
         return value
+
+    def _check_text(self, text: str, place: Place) -> None:
+        """Note a text that JSON escapes have made, and that nobody can send."""
+        if not _is_sendable(text):
+            self._mistakes.add(place, f"found {found_named(text)}, expected text without halves of surrogate pairs")
 
     def within(self, place: Place) -> bool:
         """Whether there is a variable in the value at ``place``, at any depth."""
@@ -68,7 +84,17 @@ class Variables:
                     text = text.replace(spelling, shown)
                 else:
                     text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", lambda _, shown=shown: shown, text)  # type: ignore[misc]
-        return text
+        return _QUOTED.sub(self._hide_part, text)
+
+    def _hide_part(self, found: re.Match[str]) -> str:
+        """What is quoted, or the variable in whose value it is: a message may be about a part of that."""
+        part = found["text"]
+        if part in self._written:
+            return found[0]
+        for value, name in self._used.items():
+            if part in value:
+                return f"'${{{name}}}'"
+        return found[0]
 
     def _value_of(self, found: re.Match[str], place: Place) -> str:
         if found["dollar"]:
@@ -90,4 +116,16 @@ class Variables:
             return ""
         if value:
             self._used[value] = name
+        if not _is_sendable(value):
+            self._mistakes.add(place, f"${{{name}}}: not in UTF-8, expected text in UTF-8")
+            return ""
         return value
+
+
+def _is_sendable(text: str) -> bool:
+    """Whether it can be encoded. Python reads bytes of the environment that are not UTF-8 as halves of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

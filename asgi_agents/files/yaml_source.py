@@ -7,6 +7,10 @@ from .mistakes import Place, refusal
 
 # References to other parts of a file multiply them. Far more than anybody writes by hand.
 _MOST_NODES: Final = 100_000
+_MERGE: Final = "tag:yaml.org,2002:merge"
+
+# Nodes of keys and values, by key.
+_Entries = dict[str, tuple[Any, Any]]
 
 
 def parse_yaml(path: str, text: str) -> tuple[Any, dict[Place, int]]:
@@ -36,36 +40,66 @@ class _YamlReader:
         self._loader = loader
         self._yaml = yaml
         self._count = 0
+        self._tables: dict[int, _Entries] = {}
         self.lines: dict[Place, int] = {}
 
     def read(self, node: Any, place: Place, around: tuple[int, ...]) -> Any:
         line = node.start_mark.line + 1
         self.lines.setdefault(place, line)
-        self._count += 1
         if id(node) in around:
             raise refusal(self._path, "a value that is part of itself", line)
-        if self._count > _MOST_NODES:
-            raise refusal(self._path, f"more than {_MOST_NODES} values, references counted", line)
+        self._add(1, line)
         around = (*around, id(node))
         if isinstance(node, self._yaml.MappingNode):
             return self._table(node, place, around)
         if isinstance(node, self._yaml.SequenceNode):
             return [self.read(inner, (*place, number), around) for number, inner in enumerate(node.value)]
-        return self._loader.construct_object(node)
+        try:
+            return self._loader.construct_object(node)
+        except (LookupError, AttributeError, TypeError):
+            # So PyYAML fails for a text that is not what its tag says: `!!bool maybe`.
+            raise refusal(self._path, f"a value that is no {node.tag.rpartition(':')[2]}", line) from None
 
     def _table(self, node: Any, place: Place, around: tuple[int, ...]) -> dict[str, Any]:
+        table = {}
+        for name, (key, inner) in self._entries(node).items():
+            self.lines[(*place, name)] = key.start_mark.line + 1
+            table[name] = self.read(inner, (*place, name), around)
+        return table
+
+    def _entries(self, node: Any) -> _Entries:
+        """Keys and values of a table, with those of the tables that ``<<`` refers to, of which the first one counts.
+
+        PyYAML does that too, but its versions differ in which one counts, and make tables of any length.
+        """
+        known = self._tables.get(id(node))
+        if known is not None:
+            return known
+        # A table within itself adds nothing.
+        self._tables[id(node)] = {}
+        own: _Entries = {}
+        merged: _Entries = {}
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, self._yaml.ScalarNode):
                 raise refusal(self._path, "a key that is no text", line)
             if key.value in seen:
                 raise refusal(self._path, f"the key {key.value!r} is there twice, expected each once", line)
             seen.add(key.value)
-        # Puts in place what `<<` refers to, before what is written here.
-        self._loader.flatten_mapping(node)
-        table = {}
-        for key, inner in node.value:
-            self.lines[(*place, key.value)] = key.start_mark.line + 1
-            table[key.value] = self.read(inner, (*place, key.value), around)
-        return table
+            if key.tag != _MERGE:
+                own[key.value] = (key, value)
+                continue
+            for one in value.value if isinstance(value, self._yaml.SequenceNode) else (value,):
+                if not isinstance(one, self._yaml.MappingNode):
+                    raise refusal(self._path, "<< without a table, expected a table or a list of tables", line)
+                entries = self._entries(one)
+                self._add(len(entries), line)
+                merged = {**entries, **merged}
+        self._tables[id(node)] = entries = {**merged, **own}
+        return entries
+
+    def _add(self, number: int, line: int) -> None:
+        self._count += number
+        if self._count > _MOST_NODES:
+            raise refusal(self._path, f"more than {_MOST_NODES} values, references counted", line)

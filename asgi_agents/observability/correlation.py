@@ -8,6 +8,10 @@ from typing import Final, Protocol
 logger = logging.getLogger("asgi_agents")
 
 
+#: Where the context of a connection is in ``scope["state"]``.
+STATE_KEY: Final = "asgi_agents"
+
+
 class Named(Protocol):
     """A connection that has a correlation id, which may be made only when it is first read."""
 

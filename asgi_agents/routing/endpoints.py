@@ -113,11 +113,12 @@ class _Walk:
         outside: tuple[tuple[routing.Router, str], ...],
     ) -> Iterator[AppEndpoint]:
         path = attribute(route, "path")
+        endpoint = attribute(route, "endpoint")
         if not isinstance(path, str):
             self._note(around)
+            self.has_policies = self.has_policies or around.mark_at(original, endpoint, None) is not None
             return
         path = prefix + path
-        endpoint = attribute(route, "endpoint")
         is_websocket = isinstance(original, WebSocketRoute)
         given = attribute(route, "methods")
         methods = frozenset() if is_websocket else frozenset(map(str.upper, given)) if given else None

@@ -14,24 +14,23 @@ from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException, WebSocketException
+from starlette.requests import HTTPConnection
 from starlette.routing import Host, Mount
 from starlette.routing import Router as AppRouter
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from ..errors import ConfigurationError
 from ..evaluation.endpoint_policy import EndpointPolicy
-from ..evaluation.resolved_route import ResolvedRoute
 from ..evaluation.route_agent import AgentReference
 from ..guardrails import Guardrail, ToolPolicy
 from ..guardrails.guardrail import checked_guardrails
 from ..messages.naming import named
 from ..messages.throttle import Throttle
-from ..observability.correlation import current
 from .app_chain import attribute
 from .marks import PolicyMark, is_endpoint_class, layers, mark_of, own_mark, put_mark
-from .matching import Around, copy_of, is_foreign, is_included, match, match_within, router_of
-from .refusal import REASON, Refusing, log_refusal
+from .refusal import REASON, log_refusal
+from .router_checks import CheckingApp, check_router, is_asked, is_done, unasked
 from .routes import checked_references
 
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
@@ -115,7 +114,7 @@ def guard_router(
     policy = _checked_policy("guard_router", agents, guardrails)
     if isinstance(router, Mount | Host):
         if not _has_policy(router, own_mark(router.app), policy):
-            router.app = _Checking(router.app, policy)
+            router.app = CheckingApp(router.app, policy)
         return router
     target = router.router if isinstance(router, Starlette) else router
     if not isinstance(target, AppRouter):
@@ -131,70 +130,9 @@ def guard_router(
             " expected a newer FastAPI, or @guarded_by(...) on its handlers, or a mounted app"
         )
     mark = PolicyMark(policy, target, checked=True, of_router=True)
-    stack = _Checking(target.middleware_stack, policy, mark=mark, router=target)
-    target.middleware_stack = stack
-    handle = attribute(target, "handle")
-    if handle is not None:
-        # FastAPI calls this one where the router is included.
-        vars(target)["handle"] = _Checking(handle, policy, mark=mark, router=target)
+    check_router(target, mark)
     put_mark(target, mark)
     return router
-
-
-class _Checking:
-    """Stands before a router or a mounted app, and lets no endpoint run without the agents of the policy.
-
-    :param mark: that of the ``router``; None: it is put on this object, which stands in a mount.
-    """
-
-    def __init__(
-        self, app: ASGIApp, policy: EndpointPolicy, *, mark: PolicyMark | None = None, router: AppRouter | None = None
-    ) -> None:
-        #: What is wrapped, under the name that it has in every middleware.
-        self.app = app
-        self._router = router
-        self._throttle = Throttle()
-        if mark is None:
-            mark = PolicyMark(policy, self, checked=True, of_router=True)
-            put_mark(self, mark)
-        self._mark = mark
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self.app
-        if scope["type"] in ("http", "websocket") and not is_asked(self._mark.policy) and self._runs(scope):
-            app = Refusing(self._throttle, _unasked(self._mark, "its router"))
-        await app(scope, receive, send)
-
-    def _runs(self, scope: Scope) -> bool:
-        """Whether an endpoint is about to run for which this policy is the nearest."""
-        around = Around(self._mark)
-        asked = copy_of(scope)
-        try:
-            if self._router is None:
-                router, root_path = router_of(self.app)
-                if router is None:
-                    return True
-                if root_path:
-                    asked["root_path"] = root_path
-                around = around.into(self.app)
-            else:
-                router = self._router
-                included: Any = (asked.get("fastapi") or {}).get("included_router")
-                if is_included(included) and included.original_router is router:
-                    leaf = match_within(included, {}, asked, "", around)
-                    return leaf is not None and leaf.mark is self._mark
-            if is_foreign(router, "app"):
-                return True
-            leaf = match(router, asked, "", around)
-        except Exception:
-            return True
-        return leaf is not None and leaf.mark is self._mark
-
-
-def is_asked(policy: EndpointPolicy) -> bool:
-    """Whether the running code serves a connection whose agents are asked as ``policy`` says."""
-    resolved_route = getattr(current(), "resolved_route", None)
-    return isinstance(resolved_route, ResolvedRoute) and policy.holds_on(resolved_route)
 
 
 def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
@@ -210,16 +148,16 @@ def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
 
         @functools.wraps(endpoint)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
-            if not is_asked(policy):
-                _stop(policy, throttle, endpoint, args, kwargs)
+            if not is_asked(policy, scope := _scope_in(args, kwargs)):
+                raise _refused(policy, throttle, endpoint, scope)
             return await endpoint(*args, **kwargs)
 
     else:
         # FastAPI looks at what is wrapped to find out whether it is a generator, or returns a coroutine.
         @functools.wraps(endpoint)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if not is_asked(policy):
-                _stop(policy, throttle, endpoint, args, kwargs)
+            if not is_asked(policy, scope := _scope_in(args, kwargs)):
+                raise _refused(policy, throttle, endpoint, scope)
             return endpoint(*args, **kwargs)
 
     # On the function within as well: a decorator that registers it may stand below this one.
@@ -235,43 +173,50 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
             f"{policy}: {named(endpoint)}, expected a function, an HTTPEndpoint or a WebSocketEndpoint; for an app"
             " write guard_router(Mount(path, app), ...)"
         )
-    make = endpoint.__init__
+    make, run = endpoint.__init__, endpoint.__await__
     throttle = Throttle()
+
+    def check(cls: type, scope: Scope) -> None:
+        method = scope.get("method") if scope["type"] == "http" else None
+        mark = mark_of(cls, method)
+        if mark is not None and not is_done(mark.policy, scope):
+            log_refusal(throttle, unasked(mark.policy, cls.__qualname__))
+            raise _error(websocket=scope["type"] == "websocket")
 
     @functools.wraps(make)
     def checked(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        method = scope.get("method") if scope["type"] == "http" else None
-        mark = mark_of(type(self), method)
-        if mark is not None and mark.policy.agents and not is_asked(mark.policy):
-            log_refusal(throttle, _unasked(mark.policy, type(self).__qualname__))
-            raise _error(websocket=scope["type"] == "websocket")
+        check(type(self), scope)
         make(self, scope, receive, send)
 
+    # A subclass may have an __init__ of its own, which does not call this one.
+    @functools.wraps(run)
+    def checked_run(self: Any) -> Any:
+        check(type(self), self.scope)
+        return run(self)
+
     endpoint.__init__ = checked
+    endpoint.__await__ = checked_run
     put_mark(endpoint, PolicyMark(policy, endpoint, checked=True))
     return endpoint
 
 
-def _stop(
-    policy: EndpointPolicy, throttle: Throttle, endpoint: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    log_refusal(throttle, _unasked(policy, getattr(endpoint, "__qualname__", "an endpoint")))
-    raise _error(websocket=any(isinstance(value, WebSocket) for value in (*args, *kwargs.values())))
+def _scope_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope | None:
+    """The scope of the connection that an endpoint is called for, where it is given that; FastAPI's may be not."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, HTTPConnection):
+            # In a test of the function alone it may have none.
+            return attribute(value, "scope") or {"type": "websocket" if isinstance(value, WebSocket) else "http"}
+    # An object that is an app by itself. FastAPI gives all by name, and so what clients send.
+    return next((value for value in args if isinstance(value, dict) and "type" in value), None)
+
+
+def _refused(policy: EndpointPolicy, throttle: Throttle, endpoint: Any, scope: Scope | None) -> Exception:
+    log_refusal(throttle, unasked(policy, getattr(endpoint, "__qualname__", "an endpoint")))
+    return _error(websocket=scope is not None and scope["type"] == "websocket")
 
 
 def _error(*, websocket: bool) -> Exception:
     return WebSocketException(1011, REASON) if websocket else HTTPException(503, REASON)
-
-
-def _unasked(policy: EndpointPolicy | PolicyMark, where: str) -> str:
-    what = "no agents were asked about the connection"
-    if isinstance(getattr(current(), "resolved_route", None), ResolvedRoute):
-        what = "other agents were asked about the connection"
-    return (
-        f"{policy} on {where}: {what}, so it answers 503; the policy was not found before the app ran: no"
-        " AgentMiddleware is around the app, or a middleware within rewrites the path or hides the router, or a"
-        " decorator above hides the function that it wraps"
-    )
 
 
 def _put(endpoint: Any, mark: PolicyMark) -> None:

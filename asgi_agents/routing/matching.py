@@ -4,6 +4,7 @@ The policy of an endpoint is the nearest one: its own, else that of the router o
 one around this. Where an app within has agents of its own, the policies in it are theirs.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -66,6 +67,10 @@ class Around(NamedTuple):
         return mark_of(endpoint, method) or self.mark
 
 
+#: Called with a router, and with what holds for its routes.
+Enter = Callable[[routing.Router, Around], None]
+
+
 def asks_agents(app: object) -> bool:
     """Whether an app within has agents of its own, which do what the policies in it say."""
     if isinstance(app, AsksAgents):
@@ -90,19 +95,29 @@ def copy_of(scope: Scope) -> Scope:
     return asked
 
 
-def match(router: routing.Router, scope: Scope, prefix: str, around: Around) -> Leaf | None:
+def match(router: routing.Router, scope: Scope, prefix: str, around: Around, enter: Enter | None = None) -> Leaf | None:
     """What a router runs, as Starlette's ``Router`` decides: the first full match. A mount is one, whatever is in it.
 
     None where it runs nothing: 404, 405, a redirect. ``scope`` is written to.
+
+    :param enter: called with a router within that decides, and with what holds there. None: it is asked here as well.
     """
+    partial_match: tuple[BaseRoute, Scope] | None = None
     for route in router.routes:
         matched, child_scope = route.matches(scope)
         if matched is Match.FULL:
-            return match_within(route, child_scope, scope, prefix, around)
+            return match_within(route, child_scope, scope, prefix, around, enter)
+        if matched is Match.PARTIAL and partial_match is None:
+            partial_match = route, child_scope
+    if partial_match is not None and any(is_foreign(partial_match[0], name) for name in ("matches", "handle")):
+        # Starlette runs it; its own routes answer 405 then.
+        return match_within(*partial_match, scope, prefix, around, enter)
     return _fallback(router, scope, around)
 
 
-def match_within(route: Any, child_scope: Scope, scope: Scope, prefix: str, around: Around) -> Leaf | None:
+def match_within(
+    route: Any, child_scope: Scope, scope: Scope, prefix: str, around: Around, enter: Enter | None = None
+) -> Leaf | None:
     """What a route runs that has matched."""
     path = None
     while is_included(route):
@@ -121,7 +136,10 @@ def match_within(route: Any, child_scope: Scope, scope: Scope, prefix: str, arou
             scope["root_path"] = root_path
         inner = around.into(route.app)
         if router is not None:
-            return match(router, scope, prefix, inner)
+            if enter is not None and inner.ours:
+                enter(router, inner)
+                return None
+            return match(router, scope, prefix, inner, enter)
         return Leaf(
             mounted(prefix) if isinstance(route, Mount) else "", inner.mark_at(None, innermost(route.app), None)
         )

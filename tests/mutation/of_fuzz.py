@@ -200,8 +200,8 @@ FUZZ: Final = (
     Defect(
         "fuzz-prefixes-of-mounts-forgotten",
         "routing/matching.py",
-        "return match_within(route, child_scope, scope, prefix, around)",
-        'return match_within(route, child_scope, scope, "", around)',
+        "return match_within(route, child_scope, scope, prefix, around, enter)",
+        'return match_within(route, child_scope, scope, "", around, enter)',
         "What is in a mount gets the agents of the route of the same spelling outside.",
         ("tests/test_resolver.py",),
     ),
