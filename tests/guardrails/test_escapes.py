@@ -14,7 +14,7 @@ from asgi_agents.guardrails.framing import TooComplexError
 from asgi_agents.guardrails.message import Payload
 from tests.guardrails.detectors import EMAIL, detector
 from tests.guardrails.driving import EVERYTHING
-from tests.guardrails.test_message_stream import driving
+from tests.guardrails.test_message_stream import delta, driving
 
 CARD: Final = "4111111111111111"
 
@@ -120,6 +120,39 @@ def test_a_message_in_which_nothing_is_found_is_the_very_same(name: str) -> None
     driver = driving()
     driver.feed(message)
     assert driver.end()[0] is message
+
+
+#: Messages that are called as events of the Realtime API are.
+MISCALLED: Final = [
+    *((True, {"type": "conversation.item.create", "item": wrong}) for wrong in (5, "x", [])),
+    *((True, {"type": "conversation.item.create", "item": {"type": "message", "content": wrong}}) for wrong in (5, {})),
+    (True, {"type": "response.create", "response": 7}),
+    (True, {"type": "session.update", "session": True}),
+    *((False, {"type": "response.done", "response": wrong}) for wrong in (5, None, {"id": "r", "output": 3})),
+    *((False, {"type": f"response.output_item.{what}", "item": 3}) for what in ("added", "done")),
+    *((False, {"type": "response.output_text.delta", "delta": wrong}) for wrong in (5, ["x"])),
+    (False, {"type": "response.function_call_arguments.done", "arguments": {}}),
+    # These are events, and have a member that none has.
+    (True, {"type": "session.update", "session": {"type": "realtime", "instructions": "be kind"}}),
+    (True, {"type": "input_audio_buffer.append", "audio": "UklG"}),
+    (False, {"type": "rate_limits.updated"}),
+    (False, json.loads(delta("hello", 1))),
+]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize(("from_client", "message"), MISCALLED)
+def test_escapes_hide_nothing_in_what_is_only_called_an_event(
+    from_client: bool, message: dict[str, Any], waits: bool
+) -> None:
+    given = json.dumps({**message, "payload": document()})
+    driver = driving(from_client=from_client, rng=random.Random(1) if waits else None)  # noqa: S311
+    driver.feed(*(["a\\u0034 "] if waits else []), given)
+    out = driver.end()
+    assert driver.stream.ending is None
+    assert len(out) == 1 + waits
+    assert CARD in read(given)
+    assert CARD not in read(str(out[-1]))
 
 
 @pytest.mark.parametrize("escape", ["\\/", "\\n", "\\t", "\\u0020", "\\\\", '\\"'])
