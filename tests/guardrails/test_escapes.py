@@ -123,14 +123,21 @@ def test_a_message_in_which_nothing_is_found_is_the_very_same(name: str) -> None
 
 
 #: Messages that are called as events of the Realtime API are.
-MISCALLED: Final = [
-    *((True, {"type": "conversation.item.create", "item": wrong}) for wrong in (5, "x", [])),
-    *((True, {"type": "conversation.item.create", "item": {"type": "message", "content": wrong}}) for wrong in (5, {})),
+MISCALLED: Final[list[tuple[bool, dict[str, Any]]]] = [
+    (True, {"type": "conversation.item.create", "item": 5}),
+    (True, {"type": "conversation.item.create", "item": "x"}),
+    (True, {"type": "conversation.item.create", "item": []}),
+    (True, {"type": "conversation.item.create", "item": {"type": "message", "content": 5}}),
+    (True, {"type": "conversation.item.create", "item": {"type": "message", "content": {}}}),
     (True, {"type": "response.create", "response": 7}),
     (True, {"type": "session.update", "session": True}),
-    *((False, {"type": "response.done", "response": wrong}) for wrong in (5, None, {"id": "r", "output": 3})),
-    *((False, {"type": f"response.output_item.{what}", "item": 3}) for what in ("added", "done")),
-    *((False, {"type": "response.output_text.delta", "delta": wrong}) for wrong in (5, ["x"])),
+    (False, {"type": "response.done", "response": 5}),
+    (False, {"type": "response.done", "response": None}),
+    (False, {"type": "response.done", "response": {"id": "r", "output": 3}}),
+    (False, {"type": "response.output_item.added", "item": 3}),
+    (False, {"type": "response.output_item.done", "item": 3}),
+    (False, {"type": "response.output_text.delta", "delta": 5}),
+    (False, {"type": "response.output_text.delta", "delta": ["x"]}),
     (False, {"type": "response.function_call_arguments.done", "arguments": {}}),
     # These are events, and have a member that none has.
     (True, {"type": "session.update", "session": {"type": "realtime", "instructions": "be kind"}}),
