@@ -201,6 +201,25 @@ def test_there_may_be_so_many_texts_and_no_more() -> None:
         runs_in('"\\n"' * (MAX_RUNS + 1))
 
 
+@pytest.mark.parametrize("message", ['x"\\n"', "a" + json.dumps(json.dumps('"\n"'))])
+def test_no_more_comes_while_many_texts_wait_for_verdicts(message: str) -> None:
+    driver = driving(rng=random.Random(2))  # noqa: S311
+    stream = driver.stream
+    many = message * (MAX_RUNS // 4)
+    fed = 0
+    while not stream.full and fed < 8:
+        stream.feed([many], 0.0)
+        driver._waiting += stream.inspections()
+        fed += 1
+    assert stream.full
+    assert fed <= 5
+    driver._judge(all_of_it=True)
+    assert not stream.full
+    driver.end()
+    assert driver.out == [many] * fed
+    assert stream.waiting == stream.held == 0
+
+
 @pytest.mark.parametrize("text", ["\\" * 100_000, "\\u005c" + "u005c" * 100_000, '\\"' * 100_000, "\\u" * 100_000])
 def test_long_rows_of_escapes_take_no_long_time(text: str) -> None:
     try:
