@@ -144,7 +144,11 @@ class Inbound:
                         message = await self._interruption.wait_for(self._source)
                     if message is None:
                         continue
-                    if self._screen(message):
+                    passes = self._screen(message)
+                    if self._end is not None or self.error is not None:
+                        # It came in the moment of the end: nobody judges it any more.
+                        continue
+                    if passes:
                         return message
                     if self.tasks is None or not self._may_suspend():
                         await self._judge(message)

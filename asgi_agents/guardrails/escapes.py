@@ -59,6 +59,11 @@ def runs_in(text: str, *, known: bool = False) -> tuple[Run, ...]:
     return _Finding(known).runs(text, 1)
 
 
+def count(runs: tuple[Run, ...]) -> int:
+    """How many these are, with those in them."""
+    return len(runs) + sum(count(run.inner) for run in runs if run.inner)
+
+
 class _Finding:
     """Finds the runs of one text."""
 

@@ -1,9 +1,10 @@
 """Messages that wait for their texts, those behind escapes first."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from .escapes import Run
+from .escapes import MAX_RUNS, Run, count
 from .held_event import HeldEvent, Leaves
 from .judges import Judges
 from .message import Message
@@ -26,7 +27,7 @@ class MessageRelease(MixedRelease):
     :param read: reads a message in which nothing is behind escapes any more, and adds it.
     """
 
-    __slots__ = ("_ends", "_hidden", "_kind", "_read")
+    __slots__ = ("_ends", "_hidden", "_kind", "_read", "_runs", "_runs_of")
 
     def __init__(
         self, judges: Judges, leaves: Leaves, kind: Kind, read: Callable[[Message, float], None], *, strict: bool
@@ -35,6 +36,9 @@ class MessageRelease(MixedRelease):
         self._kind: Kind = kind
         self._read = read
         self._hidden = Release(judges, leaves, outcome=self.outcome)
+        # How many runs wait, and how many each message has that does: a run takes far more memory than its letters.
+        self._runs = 0
+        self._runs_of: deque[int] = deque()
         # Whether there will be no more messages behind those that wait to be read.
         self._ends = False
 
@@ -49,7 +53,7 @@ class MessageRelease(MixedRelease):
 
     @property
     def full(self) -> bool:
-        return super().full or self._hidden.full
+        return super().full or self._hidden.full or (self._runs > MAX_RUNS and self.outcome.judging)
 
     @property
     def held(self) -> int:
@@ -72,6 +76,8 @@ class MessageRelease(MixedRelease):
         :raises UnreadableError: when too much waits.
         """
         operations = [Escaped(Slot(_ESCAPED, self._kind), text, runs, known)] if runs else []
+        self._runs_of.append(count(runs))
+        self._runs += self._runs_of[-1]
         self._hidden.add(message, operations, now, is_json=False)
 
     def finish(self, now: float) -> None:
@@ -83,6 +89,7 @@ class MessageRelease(MixedRelease):
         if self._hidden.waiting and self.outcome.blocked is None:
             events: list[HeldEvent] = []
             for raw, event in zip(self._hidden.leave(now, events), events, strict=True):
+                self._runs -= self._runs_of.popleft()
                 if isinstance(event.unit, Message):
                     self._read(event.unit if raw is event.unit.raw else event.unit.again(raw), now)
             if self._ends and not self._hidden.waiting:
@@ -92,3 +99,5 @@ class MessageRelease(MixedRelease):
     def discard(self, now: float) -> None:
         super().discard(now)
         self._hidden.discard(now)
+        self._runs = 0
+        self._runs_of.clear()

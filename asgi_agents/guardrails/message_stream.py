@@ -234,7 +234,7 @@ class MessageStream(JudgedStream[list[Payload]]):
                 if start:
                     text = text[len(prefix) :]
                     message = Message(message.given, raw, start)
-                if not late and "\\" in text and not (is_json and self._is_known(value)):
+                if not late and "\\" in text and not (is_json and self._is_event(value)):
                     runs = runs_in(text, known=is_json)
                 if not (runs or waits):
                     operations = self._said(prefix, text, value if is_json else text, is_json)
@@ -297,15 +297,32 @@ class MessageStream(JudgedStream[list[Payload]]):
             beside += shadowed(text, self._kind)
         return [*beside, *self._operations(value)]
 
+    def _is_event(self, value: JSON) -> bool:
+        """Whether it is an event of the dialect, which says itself what is JSON in it, and not only called one.
+
+        Of what is beside the texts of an event, nobody knows what it is.
+        """
+        if not self._is_known(value):
+            return False
+        try:
+            # By another reader: this one may have to wait for messages before it.
+            operations = _reader(self._kind).read(value)
+        except UnreadableError:
+            return False
+        return not any(
+            "\\" in operation.text
+            for operation in operations
+            if isinstance(operation, Whole) and operation.slot.key[:1] == ("uncovered",)
+        )
+
     def _is_known(self, value: JSON) -> bool:
-        """Whether it is an event of the dialect, which says itself what is JSON in it."""
+        """Whether it is called an event of the dialect."""
         return self._speaks_realtime and realtime_kinds.knows(value, from_client=self._kind == "input")
 
     def _operations(self, value: JSON) -> Sequence[Operation]:
-        from_client = self._kind == "input"
         if self._is_known(value):
             if self._dialect is None:
-                self._dialect = realtime.ClientEvents() if from_client else realtime.ServerEvents()
+                self._dialect = _reader(self._kind)
             try:
                 return self._dialect.read(value)
             except TooComplexError:
@@ -343,6 +360,11 @@ class MessageStream(JudgedStream[list[Payload]]):
         if self.ending is None:
             self.ending = ending
             self._release.discard(self._now)
+
+
+def _reader(kind: Kind) -> MessageReader:
+    """A new reader of the dialect."""
+    return realtime.ClientEvents() if kind == "input" else realtime.ServerEvents()
 
 
 def _cut_off(stop: Stop) -> bytes | None:

@@ -14,7 +14,7 @@ from asgi_agents.guardrails.framing import TooComplexError
 from asgi_agents.guardrails.message import Payload
 from tests.guardrails.detectors import EMAIL, detector
 from tests.guardrails.driving import EVERYTHING
-from tests.guardrails.test_message_stream import driving
+from tests.guardrails.test_message_stream import delta, driving
 
 CARD: Final = "4111111111111111"
 
@@ -122,6 +122,46 @@ def test_a_message_in_which_nothing_is_found_is_the_very_same(name: str) -> None
     assert driver.end()[0] is message
 
 
+#: Messages that are called as events of the Realtime API are.
+MISCALLED: Final[list[tuple[bool, dict[str, Any]]]] = [
+    (True, {"type": "conversation.item.create", "item": 5}),
+    (True, {"type": "conversation.item.create", "item": "x"}),
+    (True, {"type": "conversation.item.create", "item": []}),
+    (True, {"type": "conversation.item.create", "item": {"type": "message", "content": 5}}),
+    (True, {"type": "conversation.item.create", "item": {"type": "message", "content": {}}}),
+    (True, {"type": "response.create", "response": 7}),
+    (True, {"type": "session.update", "session": True}),
+    (False, {"type": "response.done", "response": 5}),
+    (False, {"type": "response.done", "response": None}),
+    (False, {"type": "response.done", "response": {"id": "r", "output": 3}}),
+    (False, {"type": "response.output_item.added", "item": 3}),
+    (False, {"type": "response.output_item.done", "item": 3}),
+    (False, {"type": "response.output_text.delta", "delta": 5}),
+    (False, {"type": "response.output_text.delta", "delta": ["x"]}),
+    (False, {"type": "response.function_call_arguments.done", "arguments": {}}),
+    # These are events, and have a member that none has.
+    (True, {"type": "session.update", "session": {"type": "realtime", "instructions": "be kind"}}),
+    (True, {"type": "input_audio_buffer.append", "audio": "UklG"}),
+    (False, {"type": "rate_limits.updated"}),
+    (False, json.loads(delta("hello", 1))),
+]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize(("from_client", "message"), MISCALLED)
+def test_escapes_hide_nothing_in_what_is_only_called_an_event(
+    from_client: bool, message: dict[str, Any], waits: bool
+) -> None:
+    given = json.dumps({**message, "payload": document()})
+    driver = driving(from_client=from_client, rng=random.Random(1) if waits else None)  # noqa: S311
+    driver.feed(*(["a\\u0034 "] if waits else []), given)
+    out = driver.end()
+    assert driver.stream.ending is None
+    assert len(out) == 1 + waits
+    assert CARD in read(given)
+    assert CARD not in read(str(out[-1]))
+
+
 @pytest.mark.parametrize("escape", ["\\/", "\\n", "\\t", "\\u0020", "\\\\", '\\"'])
 def test_all_escapes_are_read(escape: str) -> None:
     def check(window: Window) -> list[Decision]:
@@ -159,6 +199,25 @@ def test_there_may_be_so_many_texts_and_no_more() -> None:
     assert len(runs_in('"\\n"' * MAX_RUNS)) == MAX_RUNS
     with pytest.raises(TooComplexError, match="more than 20000 texts"):
         runs_in('"\\n"' * (MAX_RUNS + 1))
+
+
+@pytest.mark.parametrize("message", ['x"\\n"', "a" + json.dumps(json.dumps('"\n"'))])
+def test_no_more_comes_while_many_texts_wait_for_verdicts(message: str) -> None:
+    driver = driving(rng=random.Random(2))  # noqa: S311
+    stream = driver.stream
+    many = message * (MAX_RUNS // 4)
+    fed = 0
+    while not stream.full and fed < 8:
+        stream.feed([many], 0.0)
+        driver._waiting += stream.inspections()
+        fed += 1
+    assert stream.full
+    assert fed <= 5
+    driver._judge(all_of_it=True)
+    assert not stream.full
+    driver.end()
+    assert driver.out == [many] * fed
+    assert stream.waiting == stream.held == 0
 
 
 @pytest.mark.parametrize("text", ["\\" * 100_000, "\\u005c" + "u005c" * 100_000, '\\"' * 100_000, "\\u" * 100_000])
