@@ -22,7 +22,7 @@ from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .evaluation.endpoint_policy import EndpointPolicy
 from .evaluation.resolved_route import ResolvedRoute, RouteListing
 from .evaluation.route_agent import AgentReference, RouteAgent
-from .evaluation.stages import find_cycle
+from .evaluation.stages import check_order
 from .evaluation.text_judges import RouteJudges, check_guardrail, judge_of
 from .guard import Guard
 from .guardrails import Guardrail, ToolPolicy
@@ -110,7 +110,7 @@ class AgentRegistry:
                 )
             self._guards[config.id] = self.make_guard(config)
         for guard in self._guards.values():
-            self._check_order(guard.config)
+            check_order(guard.config, self._guards)
             telemetry.metering.add(guard)
 
     def guards(self) -> Sequence[Guard]:
@@ -244,7 +244,7 @@ class AgentRegistry:
                 raise ConfigurationError(
                     f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
                 )
-            self._check_order(config)
+            check_order(config, self._guards)
             guard = self.make_guard(config)
             self.check_guardrails(guard)
             self._guards[config.id] = guard
@@ -258,7 +258,7 @@ class AgentRegistry:
     async def replace(self, config: AgentConfig, drain_timeout: float) -> None:
         """Configure a new agent, put it in the place of the one with the same id, and close that once it is drained."""
         self.guard(config.id)
-        self._check_order(config)
+        check_order(config, self._guards)
         turn = self._replacing.setdefault(config.id, SharedLimiter(1))
         await turn.acquire()
         try:
@@ -415,7 +415,7 @@ class AgentRegistry:
             with self._lock:
                 old = self.guard(config.id)
                 # Agents may have been added or removed meanwhile.
-                self._check_order(config)
+                check_order(config, self._guards)
                 self._guards[config.id] = new
                 self._retire_resolved_routes()
         except BaseException as exc:
@@ -448,19 +448,6 @@ class AgentRegistry:
         for watch in tuple(self.on_guard):
             watch(guard)
         return guard
-
-    def _check_order(self, config: AgentConfig) -> None:
-        """Raise ConfigurationError where ``config`` comes after agents that there are not, or after itself."""
-        unknown = [agent_id for agent_id in config.after if agent_id not in self._guards]
-        if unknown:
-            known = ", ".join(self._guards) or "none"
-            where = f"AgentConfig({config.id!r})"
-            raise ConfigurationError(f"{where}: after contains {unknown[0]!r}, which is no agent; there are: {known}")
-        after = {agent_id: tuple(guard.config.after) for agent_id, guard in self._guards.items()}
-        cycle = find_cycle({**after, config.id: tuple(config.after)})
-        if cycle is not None:
-            names = " -> ".join([*cycle, cycle[0]])
-            raise ConfigurationError(f"AgentConfig({config.id!r}): after makes a cycle, expected none: {names}")
 
     def check_guardrails(self, guard: Guard) -> None:
         """Raise ConfigurationError where a route's guardrail asks for what the agent can't do."""

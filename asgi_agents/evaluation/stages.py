@@ -4,6 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from msgspec import Struct
 
+from ..config import AgentConfig
+from ..errors import ConfigurationError
+from ..guard import Guard
+
 
 class HeadOrder(Struct, frozen=True):
     """In which order the agents that receive heads make their changes, and after which others each of them is asked.
@@ -37,6 +41,20 @@ def find_cycle(after: Mapping[str, Collection[str]]) -> Sequence[str] | None:
                 path.append(following)
                 rest.append(iter(after[following]))
     return None
+
+
+def check_order(config: AgentConfig, guards: Mapping[str, Guard]) -> None:
+    """Raise ConfigurationError where ``config`` comes after agents that there are not, or after itself."""
+    unknown = [agent_id for agent_id in config.after if agent_id not in guards]
+    if unknown:
+        known = ", ".join(guards) or "none"
+        where = f"AgentConfig({config.id!r})"
+        raise ConfigurationError(f"{where}: after contains {unknown[0]!r}, which is no agent; there are: {known}")
+    after = {agent_id: tuple(guard.config.after) for agent_id, guard in guards.items()}
+    cycle = find_cycle({**after, config.id: tuple(config.after)})
+    if cycle is not None:
+        names = " -> ".join([*cycle, cycle[0]])
+        raise ConfigurationError(f"AgentConfig({config.id!r}): after makes a cycle, expected none: {names}")
 
 
 def order_of(after: Mapping[str, Collection[str]], head_agents: Sequence[str]) -> HeadOrder | None:
