@@ -59,6 +59,9 @@ _IN_VIRTUAL_TIME: Final = (
     "threats/test_bodies.py",
     "threats/test_sockets.py",
 )
+# Modules that have policies on endpoints from when they are imported; others have one of the functions at hand.
+_WITH_POLICIES: Final = ("commands/", "endpoints/", "mistakes/", "typing/")
+_POLICIES: Final = frozenset({"guard_router", "guarded_by", "unguarded"})
 _ADDRESS: Final = re.compile(r"\bat 0x[0-9a-f]+|\bid='\d+'")
 
 
@@ -66,14 +69,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--general-way", action="store_true", help="no request takes the short way of asgi_agents.exchange.plan"
     )
-
-
-@pytest.fixture(autouse=True)
-def marks_of_one_test() -> Iterator[None]:
-    """A policy on an endpoint is noted for the whole process, and apps are then read otherwise."""
-    before = marks.used
-    yield
-    marks.used = before
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +106,14 @@ def http_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def steps_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """No warnings of hooks that block the event loop, as any seems to on a busy machine. Their own tests have them."""
     monkeypatch.setattr("asgi_agents.calls.blocking.Steps.took", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def no_policies_of_other_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests without policies on endpoints run as in a process without any, whatever others have left in this one."""
+    path = request.path.relative_to(Path(__file__).parent).as_posix()
+    if not path.startswith(_WITH_POLICIES) and _POLICIES.isdisjoint(vars(request.module)):
+        monkeypatch.setattr(marks, "used", False)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,7 @@
 """``bench``: bounded calls of one agent, and what they come to."""
 
 import re
+import signal
 
 import pytest
 
@@ -83,7 +84,12 @@ def test_time_is_a_bound_as_well(command: Command) -> None:
 
 
 def test_interrupted_it_shows_what_there_is(command: Command) -> None:
-    done = command("bench", "mixed:Interrupting", "--calls", "1000000", "--concurrency", "1", "--json", mixed=MIXED)
+    # Where the tests run in the background of a shell, it is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = command("bench", "mixed:Interrupting", "--calls", "1000000", "--concurrency", "1", "--json", mixed=MIXED)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (done.code, done.json["interrupted"]) == (0, True)
     assert 99 <= done.json["calls"] < 1000000
 
