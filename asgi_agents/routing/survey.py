@@ -17,6 +17,7 @@ from starlette.types import Scope
 from ..evaluation.resolved_route import ResolvedRoute
 from .finder import RouteFinder
 from .patterns import may_meet
+from .routes import AgentRoute
 from .walk import FinderOf, FoundEndpoint, Kind, Tracer, Walk, Way, finders_of, root_path_of
 
 # What stands for the methods where an endpoint takes all of them.
@@ -143,7 +144,8 @@ class _Surveyor:
         yield None, base, way
         if way.key != leaf.key:
             return
-        known, tried, todo = {_signature(way)}, {leaf.pattern}, [leaf.pattern]
+        told: list[tuple[AgentRoute, object]] = []
+        tried, todo = {leaf.pattern}, [leaf.pattern]
         while todo:
             # Where two patterns of ours meet, a third thing may hold.
             around = todo.pop(0)
@@ -159,8 +161,11 @@ class _Surveyor:
                 if special.key != leaf.key:
                     continue
                 todo.append(merged)
-                if _signature(special) not in known:
-                    known.add(_signature(special))
+                # What a reader would take to hold here, of the lines so far.
+                filled = next(_fill(merged, self._value), path)
+                taken = [signature for route, signature in told if route.matches(filled, method)] or [_signature(way)]
+                if _signature(special) not in taken:
+                    told.append((AgentRoute(merged, ()), _signature(special)))
                     yield merged, path, special
 
     def _trace_first(self, leaf: FoundEndpoint, method: str, paths: Iterator[str]) -> tuple[str, Way]:
