@@ -26,6 +26,7 @@ from asgi_agents.routing.cache import MAX_KNOWN
 from asgi_agents.routing.finder import RouteFinder
 from asgi_agents.routing.resolver import Resolver
 from asgi_agents.routing.routes import Router
+from tests.support.asgi import connection
 
 from .fuzz import route_tables
 from .fuzz.choices import Choices
@@ -90,21 +91,6 @@ class _Noting(Agent):
 
     async def on_request_headers(self, event: RequestHeadersEvent) -> None:
         self._asked.append(self._name)
-
-
-def connection(path: str, method: str = "GET", *, host: str = "a.example", root_path: str = "") -> Scope:
-    """``WS`` for a websocket handshake."""
-    scope: Scope = {
-        "type": "websocket" if method == "WS" else "http",
-        "path": path,
-        "root_path": root_path,
-        "query_string": b"",
-        "headers": [(b"host", host.encode())],
-        "server": ("server", 80),
-        "scheme": "http",
-        "http_version": "1.1",
-    }
-    return {**scope, "subprotocols": []} if method == "WS" else {**scope, "method": method}
 
 
 def resolve(resolver: Resolver, scope: Scope) -> tuple[Route | None, bool]:

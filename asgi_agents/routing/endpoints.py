@@ -147,11 +147,6 @@ class _Walk:
         self.has_policies = self.has_policies or around.mark is not None
 
 
-def unchecked(endpoints: Iterable[AppEndpoint]) -> Iterator[AppEndpoint]:
-    """Those whose policy nobody checks when they run."""
-    return (endpoint for endpoint in endpoints if endpoint.mark is not None and not endpoint.mark.checked)
-
-
 def _handlers(endpoint: object) -> list[str]:
     """The methods that an HTTPEndpoint has handlers for; none of anything else."""
     for layer in layers(endpoint):

@@ -98,9 +98,7 @@ class RouteFinder:
 
     def look_up(self, scope: Scope) -> ResolvedRoute:
         """The resolved route of a connection, as the middleware finds it, which has these lines itself."""
-        key: PathKey = scope["path"]
-        if self.goes_by_method or scope.get("root_path"):
-            key = (scope["path"], scope.get("root_path") or "", str(scope.get("method", "GET")))
+        key = self.key_of(scope)
         resolved_route = self.known.get(key)
         return self.find(key, scope) if resolved_route is None or resolved_route.retired else resolved_route
 

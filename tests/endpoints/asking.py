@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, AgentRoute, RequestHeadersEvent, protect
+from tests.support.asgi import connection
 
 IDS = ("waf", "pii", "auth", "rest", "route")
 
@@ -101,22 +102,8 @@ class World:
         return status, [*self.ran], [*self.asked]
 
 
-def connection(method: str, path: str, *, host: str = "a.example", root_path: str = "") -> Scope:
-    scope: Scope = {
-        "type": "websocket" if method == "WS" else "http",
-        "path": path,
-        "root_path": root_path,
-        "query_string": b"",
-        "headers": [(b"host", host.encode())],
-        "server": ("server", 80),
-        "scheme": "http",
-        "http_version": "1.1",
-    }
-    return {**scope, "subprotocols": []} if method == "WS" else {**scope, "method": method}
-
-
 async def call(app: ASGIApp, method: str, path: str, **options: Any) -> int:
-    scope = connection(method, path, **options)
+    scope = connection(path, method, **options)
     unread = [{"type": "http.request"} if scope["type"] == "http" else {"type": "websocket.connect"}]
     sent: list[Message] = []
 

@@ -431,3 +431,18 @@ async def settle() -> None:
     """Let everything that can run do so until it waits for something that doesn't come."""
     for _ in range(30):
         await checkpoint()
+
+
+def connection(path: str, method: str = "GET", *, host: str = "a.example", root_path: str = "") -> Scope:
+    """The scope of a connection from which routes are found. ``WS`` for a websocket handshake."""
+    scope: Scope = {
+        "type": "websocket" if method == "WS" else "http",
+        "path": path,
+        "root_path": root_path,
+        "query_string": b"",
+        "headers": [(b"host", host.encode())],
+        "server": ("server", 80),
+        "scheme": "http",
+        "http_version": "1.1",
+    }
+    return {**scope, "subprotocols": []} if method == "WS" else {**scope, "method": method}
