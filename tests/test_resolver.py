@@ -30,7 +30,7 @@ from tests.support.asgi import connection
 
 from .fuzz import route_tables
 from .fuzz.choices import Choices
-from .support.finding import Listening, finder_of, ids_of, look_up
+from .support.finding import Listening, finder_of, ids_of
 
 FILES = Route("/files/{rest:path}", [])
 SECTION = Route("/{section}/{name}", ["auth"])
@@ -443,13 +443,13 @@ def test_the_router_is_asked_once_about_a_path() -> None:
     asked: list[str] = []
     finder = finder_of(counting_app(asked), [FILES, SECTION])
     for _ in range(3):
-        assert ids_of(look_up(finder, connection("/files/a"))) == []
-        assert ids_of(look_up(finder, connection("/other/a"))) == ["auth"]
+        assert ids_of(finder.look_up(connection("/files/a"))) == []
+        assert ids_of(finder.look_up(connection("/other/a"))) == ["auth"]
     assert asked == ["/files/a"]
     # What it has said is remembered with all else, and within the same bound.
     assert len(finder.known) == 2
     for number in range(MAX_KNOWN + 10):
-        look_up(finder, connection(f"/files/{number}"))
+        finder.look_up(connection(f"/files/{number}"))
     assert 0 < len(finder.known) <= MAX_KNOWN
 
 
@@ -458,10 +458,10 @@ async def test_what_was_found_is_forgotten_when_the_app_changes() -> None:
     app: Any = counting_app(asked)
     finder = finder_of(app, [FILES, SECTION])
     for path in ("/files/a", "/other/a"):
-        look_up(finder, connection(path))
+        finder.look_up(connection(path))
     before = finder.known
     app.router.routes.append(AppRoute("/more", World().http("/more")))
-    look_up(finder, connection("/files/a"))
+    finder.look_up(connection("/files/a"))
     assert finder.known is not before
     assert asked == ["/files/a"] * 2
     # Another thread that still had the old one has changed nothing.
@@ -473,13 +473,13 @@ async def test_what_was_found_is_looked_up_anew_when_agents_change() -> None:
     manager = AgentManager([AgentConfig("auth", Listening())])
     finder = RouteFinder(counting_app([]), registry_of(manager), [FILES, SECTION], None, owns_agents=False)
     for path in ("/files/a", "/other/a"):
-        assert not look_up(finder, connection(path)).retired
+        assert not finder.look_up(connection(path)).retired
     await manager.remove_agent("auth")
     for path in ("/files/a", "/other/a"):
-        found = look_up(finder, connection(path))
+        found = finder.look_up(connection(path))
         assert ids_of(found) == []
         assert not found.retired
-        assert look_up(finder, connection(path)) is found
+        assert finder.look_up(connection(path)) is found
 
 
 def test_nothing_is_asked_where_everybody_has_the_same_agents() -> None:

@@ -3,7 +3,7 @@
 import anyio
 from starlette.types import Scope
 
-from ..support.finding import finder_of, ids_of, look_up
+from ..support.finding import finder_of, ids_of
 from . import route_tables
 from .choices import Choices
 
@@ -28,7 +28,7 @@ def routes(data: bytes) -> None:
             scope = route_tables.sibling(choices, scope)
         before = {**scope}
         # What is remembered is what was found.
-        found, again = look_up(finder, scope), look_up(finder, scope)
+        found, again = finder.look_up(scope), finder.look_up(scope)
         assert found is again, (made.routes, scope)
         assert scope == before
         made.ran.clear()

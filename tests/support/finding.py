@@ -1,14 +1,11 @@
-"""Finding the resolved route of a connection, as the middleware does."""
+"""Finders of routes, with agents that do nothing."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.types import Scope
-
 from asgi_agents import Agent, AgentConfig, AgentManager, AgentRoute, RequestHeadersEvent
 from asgi_agents.evaluation.resolved_route import ResolvedRoute
 from asgi_agents.manager import registry_of
-from asgi_agents.routing.cache import PathKey
 from asgi_agents.routing.finder import RouteFinder
 
 
@@ -21,23 +18,6 @@ def finder_of(app: object, routes: Sequence[AgentRoute], default: Sequence[str] 
     ids: dict[Any, None] = dict.fromkeys([agent for route in routes for agent in route.agents])
     manager = AgentManager([AgentConfig(agent_id, Listening()) for agent_id in ids | dict.fromkeys(default or ())])
     return RouteFinder(app, registry_of(manager), routes, default, owns_agents=False)
-
-
-def key_of(finder: RouteFinder, scope: Scope) -> PathKey:
-    """What the middleware looks a connection up by."""
-    path: str = scope["path"]
-    if finder.goes_by_method or scope.get("root_path"):
-        return (path, scope.get("root_path") or "", str(scope.get("method", "GET")))
-    return path
-
-
-def look_up(finder: RouteFinder, scope: Scope) -> ResolvedRoute:
-    """What the middleware does with each connection."""
-    key = key_of(finder, scope)
-    resolved_route = finder.known.get(key)
-    if resolved_route is None or resolved_route.retired:
-        resolved_route = finder.find(key, scope)
-    return resolved_route
 
 
 def ids_of(resolved_route: ResolvedRoute) -> list[str]:
