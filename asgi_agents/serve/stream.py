@@ -92,7 +92,7 @@ async def serve_stream(
         raise ConfigurationError(f"serve_stream: sock={sock!r}, expected a listening stream socket")
 
     hooks = Hooks(agent, name)
-    capabilities = _capabilities(hooks, max_concurrency, max_body_size)
+    capabilities = capabilities_of(hooks, max_concurrency, max_body_size)
     listening = await listen(address) if sock is None else [Listening(sock)]
     try:
         async with create_task_group() as tasks:
@@ -150,7 +150,7 @@ def _is_listening(sock: socket.socket) -> bool:
     return sock.type == socket.SOCK_STREAM and sock.fileno() >= 0
 
 
-def _capabilities(hooks: Hooks, max_concurrency: int, max_body_size: int) -> AgentCapabilities:
+def capabilities_of(hooks: Hooks, max_concurrency: int, max_body_size: int) -> AgentCapabilities:
     events = hooks.events
     return AgentCapabilities(
         agent_id=hooks.name,

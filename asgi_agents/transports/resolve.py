@@ -175,12 +175,23 @@ def _stream(where: str, endpoints: Any, **settings: Any) -> Transport:
         raise ConfigurationError(f"{where}: {exc}") from exc
 
 
+def _ray(where: str, url: Any) -> Transport:
+    # Imported here because Ray, which it needs, is optional.
+    from .ray_serve import RayTransport
+
+    try:
+        return RayTransport(url)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"{where}: {exc}") from exc
+
+
 _STREAM_SCHEMES: Final = frozenset({"unix", "tcp"})
 _BUILT_IN: Final[Mapping[str, Callable[[str, Any], Transport]]] = {
     "http": _http,
     "https": _http,
     "unix": _stream,
     "tcp": _stream,
+    "ray": _ray,
 }
 
 
