@@ -19,6 +19,7 @@ import anyio
 from anyio import create_task_group
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
+from starlette.types import ASGIApp
 
 from ..agent import Agent
 from ..errors import ConfigurationError
@@ -146,6 +147,8 @@ def _is_worker(options: argparse.Namespace) -> bool:
 
 
 async def _serve(options: argparse.Namespace, agent: Agent) -> None:
+    # Before anything is bound: it may refuse the agent.
+    app = _app(options, agent) if options.http is not None or options.http_fd else None
     shutdown = anyio.Event()
     # Of workers, the parent speaks.
     level = logging.DEBUG if _is_worker(options) else logging.INFO
@@ -170,8 +173,8 @@ async def _serve(options: argparse.Namespace, agent: Agent) -> None:
             posts = [socket.socket(fileno=fd) for fd in options.http_fd]
             if options.http is not None:
                 posts = [each.sock for each in await listen(_http_address(options))]
-            if posts:
-                await tasks.start(_serve_http, agent, posts, options, shutdown)
+            if app is not None:
+                await tasks.start(_serve_http, app, posts, options, shutdown)
                 logger.log(level, "listening on %s", describe(posts[0]).replace("tcp:", "http:", 1))
             if level == logging.DEBUG:
                 supervision.start_soon(_stop_without_parent, shutdown.set)
@@ -197,8 +200,17 @@ def _http_address(options: argparse.Namespace) -> Address:
         raise MistakeError(f"--http: {options.http!r}, expected {right}") from None
 
 
+def _app(options: argparse.Namespace, agent: Agent) -> ASGIApp:
+    return agent_app(
+        agent,
+        api=options.api,
+        mask_responses=not options.no_mask_responses,
+        max_concurrency=options.max_concurrency,
+    )
+
+
 async def _serve_http(
-    agent: Agent,
+    app: ASGIApp,
     posts: list[socket.socket],
     options: argparse.Namespace,
     shutdown: anyio.Event,
@@ -218,12 +230,7 @@ async def _serve_http(
             task_status.started()
 
     config = uvicorn.Config(
-        agent_app(
-            agent,
-            api=options.api,
-            mask_responses=not options.no_mask_responses,
-            max_concurrency=options.max_concurrency,
-        ),
+        app,
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -1,7 +1,7 @@
 """A text guardrail for LLM gateways: LiteLLM's generic guardrail API, and the webhooks of agentgateway."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -31,6 +31,7 @@ from ..guardrail_services.wire import (
     WebhookVerdict,
 )
 from ..guardrails import Block, Decision, Redact, TextGuardrail, Window
+from ..guardrails.escapes import Run, runs_in
 from ..guardrails.framing import TooComplexError, UnreadableError
 from ..guardrails.json_text import decode, strings
 from ..guardrails.redactions import Edits, merged
@@ -68,12 +69,14 @@ class AskedText(NamedTuple):
     """A text that a gateway asks about.
 
     :ivar may_change: whether the gateway can be told another text in its place.
+    :ivar may_go_on: whether it may be the beginning of a text, and the gateway is told how much of it may still change.
     """
 
     text: str
     kind: Kind
     role: str | None = None
     may_change: bool = True
+    may_go_on: bool = False
 
 
 class MaskedText(NamedTuple):
@@ -125,7 +128,8 @@ class GatewayApp(PostingApp):
     def _read_litellm(self, caller: Mapping[str, list[str]], body: bytes) -> Replier:
         asked: LiteLLMRequest = decode_value(LiteLLMRequest, body, Encoding.JSON)
         answered = asked.input_type == "response"
-        texts = [AskedText(text, "output" if answered else "input") for text in asked.texts or ()]
+        kind: Kind = "output" if answered else "input"
+        texts = [AskedText(text, kind, may_go_on=answered) for text in asked.texts or ()]
         count = len(texts)
         for call in asked.tool_calls or ():
             texts += [
@@ -276,7 +280,7 @@ class GatewayApp(PostingApp):
                 redactions.append((decision.start, decision.end, decision.text))
         if redactions and not (may_mask and each.may_change):
             return Block(BLOCKED)
-        return _masked(each.text, merged(redactions), self._limit(each.text))
+        return _masked(each.text, merged(redactions), self._limit(each.text) if each.may_go_on else len(each.text))
 
     def _limit(self, text: str) -> int:
         """How many code points at the beginning of ``text`` stay as they are judged, whatever follows."""
@@ -329,9 +333,24 @@ def _kind_of(role: str) -> Kind:
     return "tool_result" if role in _TOOL_ROLES else "input"
 
 
-def _strings_of(arguments: str) -> Sequence[str]:
-    """The strings in the arguments of a tool call. Of what is no JSON, or not yet, all of it."""
+def _strings_of(arguments: str) -> Iterator[str]:
+    """The strings in the arguments of a tool call, and what they read with escapes of JSON in them read.
+
+    Of what is no JSON, or not yet, it is all of it.
+    """
     try:
-        return [decode(arguments[start:end]) for _, start, end in strings(arguments)]
-    except (UnreadableError, TooComplexError):
-        return [arguments]
+        found = [decode(arguments[start:end]) for _, start, end in strings(arguments)]
+    except UnreadableError:
+        found = [arguments]
+    for text in found:
+        yield text
+        try:
+            yield from _texts_of(runs_in(text))
+        except TooComplexError as exc:
+            raise AgentProtocolError(f"tool_calls[].function.arguments: {exc}") from None
+
+
+def _texts_of(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        yield run.text
+        yield from _texts_of(run.inner)

@@ -128,6 +128,10 @@ def call(arguments: str | None) -> dict[str, Any]:
         # Not whole yet, or no JSON at all.
         ('{"to": "alice@example.com', "BLOCKED"),
         ("alice@example.com", "BLOCKED"),
+        # Escapes are read there, too, and so are those in strings that hold JSON.
+        ('{"to": "alice\\u0040example.com', "BLOCKED"),
+        ('{"body": "{\\"to\\": \\"alice\\\\u0040example.com\\"}"}', "BLOCKED"),
+        ("[" * 300 + '"alice\\u0040example.com"' + "]" * 300, "BLOCKED"),
         ('{"to": "x", "to": "alice@example.com", "to": "y"}', "BLOCKED"),
     ],
 )
@@ -274,6 +278,13 @@ async def test_answers_pass_are_masked_and_rejected() -> None:
     assert answer.json()["action"]["status_code"] == 400
 
 
+def _escaped(times: int) -> str:
+    text = "\\u0040"
+    for _ in range(times):
+        text = json.dumps(text)
+    return text
+
+
 # --- Bad questions ------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +303,7 @@ async def test_answers_pass_are_masked_and_rejected() -> None:
             "missing required field `function`",
         ),
         (LITELLM, asked(tool_calls=[{"function": {"arguments": {}}}]), "arguments"),
+        (LITELLM, asked(tool_calls=[{"function": {"arguments": _escaped(10)}}]), "escaped more than 8 times"),
         ("/request", {"body": {"choices": []}}, "body.messages: expected the messages of a prompt, got none"),
         ("/request", {"body": {"messages": [{"role": "user", "content": ["parts"]}]}}, "content"),
         ("/request", {"messages": []}, "missing required field `body`"),
