@@ -11,12 +11,19 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from asgi_agents import AgentConfig, CircuitBreakerConfig, FailureMode
-from asgi_agents.guardrail_services import LiteLLMGuardrail
+from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, CircuitBreakerConfig, FailureMode, status_app
+from asgi_agents.guardrail_services import AgentgatewayWebhook, LiteLLMGuardrail
 from asgi_agents.guardrails import Guardrail
+from asgi_agents.serve import agent_app
+from tests.guardrails.detectors import redacted
+from tests.guardrails.driving import EVERYTHING
 from tests.guardrails.samples import Cut, events_of
+from tests.guardrails.served_agents import Everything
+from tests.guardrails.test_dialects import some_text as joined_text
 from tests.guardrails.wired.exchanging import CHAT, Guarded, Sending, asking, seeded
 from tests.guardrails.wired.test_endings import event
+from tests.observability.spans import Spans
+from tests.support.asgi import Client
 
 from .speaking import CASES, FORBIDDEN, MASK, SECRET, Case, LiteLLMSpeaking, Speaking, masked
 
@@ -98,6 +105,20 @@ async def test_a_stream_leaves_as_masking_all_of_its_text_at_once_gives(case: Ca
     assert content_of(client.body) == masked(text)
     assert client.body.endswith(DONE)
     assert guarded.record.guardrails[0].counts.get("redact", 0) == text.count("@") - text.count("a@b")
+
+
+@pytest.mark.parametrize("seed", range(CUTTINGS))
+@pytest.mark.parametrize("speak", [LiteLLMGuardrail, AgentgatewayWebhook])
+async def test_an_agent_behind_a_gateways_format_redacts_as_it_does_in_the_process(
+    speak: type[LiteLLMGuardrail | AgentgatewayWebhook], seed: int
+) -> None:
+    """Addresses with no space between them, and numbers of cards, which have spaces in them."""
+    rng = seeded(speak.__name__, seed)
+    text = joined_text(rng, 150)
+    transport = speak("http://ours", transport=httpx.ASGITransport(agent_app(Everything(), api="litellm")))
+    app = Sending([*(event(part) for part in Cut(rng, longest=30)(text)), DONE])
+    client = await guarded_by(app, transport, {"output"}).call(asking(CHAT, STREAM))
+    assert content_of(client.body) == redacted(text, EVERYTHING)
 
 
 async def test_a_stream_goes_on_behind_what_was_masked() -> None:
@@ -248,6 +269,34 @@ async def test_neither_the_key_nor_the_text_is_in_a_log(
     assert SECRET not in shown
     assert "the text of a client" not in shown
     assert "agent 'judge', guardrail_inspect" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [None, "401"])
+@pytest.mark.parametrize("case", CASES, ids=repr)
+async def test_neither_the_key_nor_the_text_is_in_a_span_in_metrics_or_on_the_status_page(
+    case: Case, fault: str | None
+) -> None:
+    spans = Spans()
+    service = case.speaking() if fault is None else faulty(case, fault)
+    manager = AgentManager(
+        [AgentConfig("judge", case.within(service), failure_mode=FailureMode.OPEN)], tracer_provider=spans.provider
+    )
+    app = Sending([b"{}"], "application/json")
+    middleware = AgentMiddleware(app, manager=manager, guardrails=[Guardrail("judge", on={"input"}, hold=90)])
+    await asking(CHAT, prompt("the text of a client")).call(middleware)
+    traced = "".join(span.to_json() for span in spans.finished)
+    shown = (await asking_for_status(manager)).decode() + manager.export_prometheus() + traced
+    assert '"transport":"http"' in shown
+    assert "guardrail_inspect" in traced
+    assert SECRET not in shown
+    assert "the text of a client" not in shown
+
+
+async def asking_for_status(manager: AgentManager) -> bytes:
+    client = Client("GET", "/status.json")
+    await client.call(status_app(manager))
+    assert client.status == 200
+    return client.body
 
 
 async def test_a_service_that_hangs_up_is_a_failure() -> None:
