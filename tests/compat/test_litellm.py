@@ -3,7 +3,10 @@
 OpenAI's own client, against what stands in for OpenAI's moderations in other tests: so it is what that client reads.
 """
 
+import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -13,13 +16,20 @@ pytest.importorskip("openai", reason="the OpenAI client is not installed: pip in
 pytest.importorskip("litellm.proxy._types", reason="LiteLLM's proxy is not installed: pip install '.[bench-litellm]'")
 
 import openai
+import yaml
 from litellm.exceptions import GuardrailRaisedException
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.guardrails.guardrail_hooks.generic_guardrail_api.generic_guardrail_api import GenericGuardrailAPI
 from litellm.proxy.guardrails.guardrail_hooks.unified_guardrail.unified_guardrail import UnifiedLLMGuardrails
 from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from asgi_agents.serve import agent_app
+from tests.benchmarks.litellm_proxy import start_litellm, stop, wait
+from tests.docs.markdown import blocks_of
+from tests.docs.pages import DOCS
 from tests.guardrail_services.speaking import CATEGORIES, FORBIDDEN, SECRET, OpenAISpeaking
 from tests.guardrails.detectors import EMAIL
 from tests.guardrails.served_agents import BLOCKED, REASON, WRONG, Everything
@@ -28,6 +38,7 @@ from tests.support.servers import serve
 from .stage import PATIENCE
 
 ADDRESS: Final = "alice@example.com"
+PAGE: Final = DOCS / "guide" / "guardrail-services.md"
 
 pytestmark = [
     # What LiteLLM's own parts say of one another.
@@ -125,6 +136,75 @@ class TestStreams:
         parts = [part async for part in self.stream(guardrail, text, size)]
         assert "".join(parts) == EMAIL.sub("[0]", text)
         assert len([part for part in parts if part]) > 3
+
+
+class Provider:
+    """A model behind OpenAI's API. What it was asked is in ``asked``."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.text = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        question = json.loads(await Request(scope, receive).body())
+        self.asked.append(question)
+        whole = {"id": "c", "object": "chat.completion", "created": 1, "model": "gpt-4o-mini"}
+        if not question.get("stream"):
+            message = {"role": "assistant", "content": self.text}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            await JSONResponse({**whole, "choices": [choice]})(scope, receive, send)
+            return
+        await StreamingResponse(self._events(whole), media_type="text/event-stream")(scope, receive, send)
+
+    async def _events(self, whole: dict[str, Any]) -> AsyncIterator[str]:
+        for at in range(0, len(self.text), 7):
+            choice = {"index": 0, "delta": {"content": self.text[at : at + 7]}, "finish_reason": None}
+            yield f"data: {json.dumps({**whole, 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+        choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
+        yield f"data: {json.dumps({**whole, 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+        yield "data: [DONE]\n\n"
+
+
+# The proxy imports for half a minute.
+@pytest.mark.slow
+class TestProxy:
+    """LiteLLM's proxy with the configuration of the guide, and a text guardrail of ours behind it."""
+
+    def test_the_proxy_masks_and_blocks_as_the_guardrail_says(self, served: str, tmp_path: Path) -> None:
+        [shown] = [block.code for block in blocks_of(PAGE.read_text()) if block.language == "yaml"]
+        configuration = yaml.safe_load(shown)
+        configuration["guardrails"][0]["litellm_params"]["api_base"] = served
+        provider = Provider()
+        processes: list[Any] = []
+        with serve(provider) as url, ExitStack() as stack:
+            stack.callback(stop, processes)
+            params = {"model": "openai/gpt-4o-mini", "api_base": f"{url}v1", "api_key": "none"}
+            configuration["model_list"] = [{"model_name": "gpt-4o-mini", "litellm_params": params}]
+            proxy = start_litellm(tmp_path, configuration, processes)
+            wait(processes[0], proxy.port)
+            with openai.OpenAI(
+                base_url=f"http://127.0.0.1:{proxy.port}/v1", api_key=proxy.key, max_retries=0, timeout=60
+            ) as asking:
+                self._ask(asking, provider)
+
+    def _ask(self, asking: Any, provider: Provider) -> None:
+        def ask(text: str, **more: Any) -> Any:
+            return asking.chat.completions.create(
+                model="gpt-4o-mini", messages=[{"role": "user", "content": text}], **more
+            )
+
+        provider.text = f"Write to {ADDRESS} or bob@mail.example.org today; that is all. " * 6
+        answer = ask(f"I am {ADDRESS}")
+        assert provider.asked[0]["messages"] == [{"role": "user", "content": "I am [0]"}]
+        assert answer.choices[0].message.content == EMAIL.sub("[0]", provider.text)
+        parts = [chunk.choices[0].delta.content or "" for chunk in ask("hello", stream=True) if chunk.choices]
+        assert "".join(parts) == EMAIL.sub("[0]", provider.text)
+        assert len([part for part in parts if part]) > 3
+        with pytest.raises(openai.OpenAIError, match="the policy says no"):
+            ask(f"so {BLOCKED} it")
+        assert len(provider.asked) == 2
 
 
 class TestModerations:
