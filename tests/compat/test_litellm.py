@@ -1,7 +1,4 @@
-"""LiteLLM's own client of its generic guardrail API, against a text guardrail that is served to it.
-
-OpenAI's own client, against what stands in for OpenAI's moderations in other tests: so it is what that client reads.
-"""
+"""LiteLLM's own client of its generic guardrail API, and its proxy, against a text guardrail that is served to it."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -30,12 +27,9 @@ from asgi_agents.serve import agent_app
 from tests.benchmarks.litellm_proxy import start_litellm, stop, wait
 from tests.docs.markdown import blocks_of
 from tests.docs.pages import DOCS
-from tests.guardrail_services.speaking import CATEGORIES, FORBIDDEN, SECRET, OpenAISpeaking
 from tests.guardrails.detectors import EMAIL
 from tests.guardrails.served_agents import BLOCKED, REASON, WRONG, Everything
 from tests.support.servers import serve
-
-from .stage import PATIENCE
 
 ADDRESS: Final = "alice@example.com"
 PAGE: Final = DOCS / "guide" / "guardrail-services.md"
@@ -205,19 +199,3 @@ class TestProxy:
         with pytest.raises(openai.OpenAIError, match="the policy says no"):
             ask(f"so {BLOCKED} it")
         assert len(provider.asked) == 2
-
-
-class TestModerations:
-    def test_the_clients_types_are_those_of_the_stand_in(self) -> None:
-        with (
-            serve(OpenAISpeaking()) as url,
-            openai.OpenAI(base_url=f"{url}v1", api_key=SECRET, max_retries=0, timeout=PATIENCE) as asking,
-        ):
-            answer = asking.moderations.create(model="omni-moderation-latest", input=f"a {FORBIDDEN} word")
-        [result] = answer.results
-        assert result.flagged
-        assert result.categories.violence
-        assert {name for name, flagged in result.categories.model_dump(by_alias=True).items() if flagged} == {
-            "violence"
-        }
-        assert set(CATEGORIES) <= set(result.category_scores.model_dump(by_alias=True))

@@ -4,13 +4,17 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
+import anyio
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis.strategies import booleans, dictionaries, floats, integers, lists, none, recursive, sampled_from, text
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from asgi_agents import (
     AgentConfig,
     AgentConnectionError,
+    AgentError,
     AgentProtocolError,
     ConfigurationError,
     Detection,
@@ -33,6 +37,7 @@ from asgi_agents.guardrail_services import (
 from asgi_agents.guardrails import Window
 from asgi_agents.guardrails.slots import Kind, Slot
 from asgi_agents.guardrails.text_guardrail import metadata_of
+from asgi_agents.protocol import check_inspection
 
 from .speaking import (
     CASES,
@@ -51,13 +56,19 @@ pytestmark = pytest.mark.anyio
 
 ADDRESS: Final = "alice@example.com"
 URL: Final = "http://guardrail.internal:8000"
+# Fields of the formats, and values that they have.
+_WORDS: Final = (
+    *("action", "texts", "blocked_reason", "body", "messages", "choices", "message", "role", "content", "status_code"),
+    *("results", "flagged", "categories", "category_scores", "guardrails", "log", "activated_rails", "name", "stop"),
+    *("status", "rail", "rails_status", "NONE", "BLOCKED", "GUARDRAIL_INTERVENED", "passed", "modified", "blocked"),
+)
 
 
-def question(text: str, kind: Kind | None = "input", role: str | None = None) -> GuardrailInspectEvent:
+def question(content: str, kind: Kind | None = "input", role: str | None = None) -> GuardrailInspectEvent:
     """An inspection, as the middleware makes them; without a kind, as handlers do."""
-    metadata = {} if kind is None else metadata_of(Window(text), Slot(("a",), kind, role))
+    metadata = {} if kind is None else metadata_of(Window(content), Slot(("a",), kind, role))
     return GuardrailInspectEvent(
-        correlation_id="c-1", inspection_type="pii_detection", content=text, model="gpt-5", metadata=metadata
+        correlation_id="c-1", inspection_type="pii_detection", content=content, model="gpt-5", metadata=metadata
     )
 
 
@@ -344,6 +355,42 @@ async def test_other_events_are_refused() -> None:
         await LITELLM.within(LiteLLMSpeaking()).call(event)
 
 
+_JSON: Final = recursive(
+    none()
+    | booleans()
+    | integers()
+    | floats(allow_nan=False, allow_infinity=False)
+    | text(max_size=5)
+    | sampled_from(_WORDS),
+    lambda inner: lists(inner, max_size=3) | dictionaries(sampled_from(_WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+@given(answer=_JSON, right=booleans())
+def test_whatever_is_answered_is_an_answer_or_a_failure(case: Case, answer: Any, right: bool) -> None:
+    service = case.speaking()
+    event = question("hi there")
+
+    def answering(asked: Any) -> Response:
+        whole = service.answer(service.asked[-1][0], asked)
+        # What is right, with something else in one place.
+        return JSONResponse({**whole, **answer} if right and isinstance(answer, dict) else answer)
+
+    service.instead = answering
+
+    async def call() -> GuardrailResponse | None:
+        try:
+            return await ask(case.within(service), event)
+        except AgentError:
+            return None
+
+    found = anyio.run(call)
+    if found is not None:
+        assert check_inspection(found, event.content) is found
+
+
 # --- Particulars --------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +470,10 @@ async def test_what_the_microservice_blocks_names_the_rail_to_handlers_alone() -
         (lambda: NeMoGuardrails(URL, config_id=""), "config_id='', expected the id of a configuration"),
         (lambda: NeMoGuardrails(URL, model=None), "model=None, expected the name of a model"),  # type: ignore[arg-type]
         (lambda: AgentConfig("a", LiteLLMGuardrail(URL), events={EventType.REQUEST_HEADERS}), "can't carry"),
+        (
+            lambda: AgentConfig("a", LiteLLMGuardrail(URL), config={}),
+            "config is given, which its",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(make: Callable[[], object], fault: str) -> None:

@@ -10,8 +10,18 @@ import anyio
 import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
 
-from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, CircuitBreakerConfig, FailureMode, status_app
+from asgi_agents import (
+    AgentConfig,
+    AgentContext,
+    AgentManager,
+    AgentMiddleware,
+    CircuitBreakerConfig,
+    FailureMode,
+    InspectedText,
+    status_app,
+)
 from asgi_agents.guardrail_services import AgentgatewayWebhook, LiteLLMGuardrail
 from asgi_agents.guardrails import Guardrail
 from asgi_agents.serve import agent_app
@@ -155,6 +165,31 @@ async def test_a_stream_that_is_blocked_ends_in_the_terms_of_its_client(case: Ca
     assert finishes_of(client.body) == ["content_filter"]
     assert client.body.endswith(DONE)
     assert not app.finished
+
+
+# --- Handlers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+async def test_a_handler_has_a_text_judged_by_a_service(case: Case) -> None:
+    found: list[InspectedText] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        agents: AgentContext = scope["state"]["asgi_agents"]
+        texts = ("hello", f"I am {ADDRESS}", f"a {FORBIDDEN} thing")
+        found.extend([await agents.inspect(text, guardrail="judge") for text in texts])
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    await guarded_by(app, case.within(case.speaking()), {"input"}, "block").call(Client("GET", "/x"))
+    passed, addressed, blocked = found
+    assert passed == InspectedText(text="hello")
+    # With action="block", what a service would mask is blocked, too.
+    assert addressed.reason == ("masked" if case.masks else None)
+    assert blocked.reason == case.reason
+    found.clear()
+    await guarded_by(app, case.within(case.speaking()), {"input"}).call(Client("GET", "/x"))
+    assert found[1].text == (f"I am {MASK}" if case.masks else f"I am {ADDRESS}")
 
 
 # --- Failures -----------------------------------------------------------------------------------------------------
