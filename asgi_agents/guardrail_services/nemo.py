@@ -177,15 +177,13 @@ class NeMoGuardrails(GuardrailService):
             "guardrails": {**self._config, "rail_types": [rails]},
         }
         answer: RailsCheck = await self._endpoint.ask(question, RailsCheck)
-        match answer.status:
-            case "blocked":
-                return blocked(None, description=answer.rail or "")
-            case "modified":
-                check_text("content", answer.content)
-                assert answer.content is not None
-                return masked(content, answer.content)
-            case "passed":
-                return passed()
+        if answer.status == "passed":
+            return passed()
+        if answer.status == "blocked":
+            return blocked(None, description=answer.rail or "")
+        check_text("content", answer.content)
+        assert answer.content is not None
+        return masked(content, answer.content)
 
     async def _check_by_microservice(self, content: str, rails: Literal["input", "output"]) -> GuardrailResponse:
         question = {

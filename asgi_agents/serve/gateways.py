@@ -220,17 +220,15 @@ class GatewayApp(PostingApp):
         :raises NoAnswer: the agent has failed.
         """
         found = [MaskedText("", 0)] * len(texts)
-        waiting = iter(enumerate(texts))
+        # There is nothing to find in an empty one.
+        waiting = iter([index for index, each in enumerate(texts) if each.text])
         stopped: Block | NoAnswer | None = None
         suspends = self._hooks.may_suspend(EventType.GUARDRAIL_INSPECT)
 
         async def judge() -> None:
             nonlocal stopped
-            for index, each in waiting:
-                if not each.text:
-                    # There is nothing in it to find.
-                    continue
-                ask = partial(self._judge, each, origin, may_mask=may_mask)
+            for done, index in enumerate(waiting, start=1):
+                ask = partial(self._judge, texts[index], origin, may_mask=may_mask)
                 outcome: Block | MaskedText | NoAnswer
                 try:
                     outcome = await (self.in_turn(ask) if suspends else ask())
@@ -240,9 +238,7 @@ class GatewayApp(PostingApp):
                     stopped = stopped or outcome
                     return
                 found[index] = outcome
-                if stopped is not None:
-                    return
-                if not suspends and not index % AT_ONCE:
+                if not suspends and not done % AT_ONCE:
                     # Others have their turn all the same.
                     await checkpoint()
 
