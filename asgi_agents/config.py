@@ -117,6 +117,8 @@ class AgentConfig:
         where = f"AgentConfig({self.id!r})"
         object.__setattr__(self, "transport", resolve_transport(where, self.transport))
         object.__setattr__(self, "events", _resolve_events(where, self.resolved_transport, self.events))
+        if self.config is not None and EventType.CONFIGURE not in self.resolved_transport.carries:
+            raise ConfigurationError(f"{where}: config is given, which its transport can't carry; expected none")
         prefix = f"{where}: failure_mode={named(self.failure_mode)}"
         object.__setattr__(self, "failure_mode", as_failure_mode(prefix, self.failure_mode))
         require_seconds(where, "timeout", self.timeout)

@@ -31,6 +31,7 @@ _IN_VIRTUAL_TIME: Final = (
     "exchange/",
     "files/test_reload.py",
     "files/test_watch.py",
+    "guardrail_services/test_wired.py",
     "guardrails/test_waiting.py",
     "guardrails/wired/",
     "observability/",

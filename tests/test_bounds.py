@@ -28,7 +28,7 @@ from asgi_agents.protocol import stream
 from asgi_agents.recording import format as recording_format
 from asgi_agents.recording import reading, recorded_agent, replaying, traffic_log, writing
 from asgi_agents.routing import cache
-from asgi_agents.serve import framings, held
+from asgi_agents.serve import framings, gateways, held
 from asgi_agents.transports import http, partial
 
 from .bounds import MIB
@@ -148,6 +148,8 @@ def spellings(number: float) -> list[str]:
         ("replaying.MAX_WAITING", replaying.MAX_WAITING),
         ("MAX_DIFFERENCES", replaying.MAX_DIFFERENCES),
         ("MAX_CONNECTIONS", recorded_agent.MAX_CONNECTIONS),
+        ("gateways.MAX_TEXTS", gateways.MAX_TEXTS),
+        ("AT_ONCE", gateways.AT_ONCE),
     ],
 )
 def test_the_page_has_the_figures_of_the_code(name: str, value: float) -> None:

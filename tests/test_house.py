@@ -38,7 +38,7 @@ LAYERS: Final = (
     (["terminal"], "what command lines share: arguments, and what module:name names"),
     (["guardrails"], "text in bodies and streams: where it stands and what of it may leave; no I/O"),
     (["transports"], "carry events to agents, one of them to an Agent in the process"),
-    (["config"], "an agent's configuration, which resolves its transport"),
+    (["config", "guardrail_services"], "an agent's configuration; transports in the formats of others"),
     (["advice", "calls"], "warnings about configurations; the steps around one call"),
     (["guard"], "one agent's calls: its transport, limit, breaker, deadline and records"),
     (["evaluation"], "the agents of a route together: in parallel, in chains, one decision"),
@@ -67,6 +67,7 @@ MOST_METHODS_OF_THE_GUARD: Final = 24
 _TRANSPORTS: Final = frozenset({"HttpTransport", "InProcessTransport", "StreamTransport"})
 #: Modules that name a transport, and why; transports/ and the public names of the package aside.
 NAME_TRANSPORTS: Final = {
+    "asgi_agents.guardrail_services.service": "services of others are reached over HTTP as agents are",
     "asgi_agents.serve.hooks": "an agent that is served runs in the process that serves it",
 }
 

@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import anyio
 from anyio import create_task_group
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
+from starlette.types import ASGIApp
 
 from ..agent import Agent
 from ..errors import ConfigurationError
@@ -27,7 +28,7 @@ from ..terminal.arguments import seconds, whole
 from ..terminal.loading import MistakeError, find_agent, find_from_here, load_agent
 from ..transports.wire import Address, parse_address
 from .held import MAX_HELD_BYTES
-from .http import agent_app
+from .http import Api, agent_app
 from .sockets import Listening, describe, listen
 from .stream import serve_stream
 from .workers import WorkerMistake, Workers
@@ -70,6 +71,10 @@ def _check(options: argparse.Namespace) -> None:
         raise MistakeError("nothing to bind: give --bind, --http, or both")
     for bind in options.bind:
         parse_address("--bind", bind)
+    if options.api != "agent" and not (options.http or options.http_fd):
+        raise MistakeError(f"--api {options.api} is what --http serves: give --http")
+    if options.no_mask_responses and options.api == "agent":
+        raise MistakeError("--no-mask-responses is for gateways: give --api litellm")
     if options.http is not None:
         _http_address(options)
     if (options.http or options.http_fd) and find_spec("uvicorn") is None:
@@ -92,7 +97,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="unix:///path (not on Windows) or tcp://host:port; may be repeated",
     )
-    parser.add_argument("--http", metavar="HOST:PORT", help="serve the HTTP transport as well; needs uvicorn")
+    parser.add_argument("--http", metavar="HOST:PORT", help="serve over HTTP as well; needs uvicorn")
+    parser.add_argument(
+        "--api",
+        choices=get_args(Api),
+        default="agent",
+        help="whom --http answers: middlewares of this package, or LiteLLM and agentgateway (agent)",
+    )
+    parser.add_argument(
+        "--no-mask-responses",
+        action="store_true",
+        help="with --api litellm: block answers in which something would be redacted",
+    )
     parser.add_argument("--workers", type=whole, default=1, metavar="N", help="processes (1)")
     parser.add_argument(
         "--max-concurrency", type=whole, default=100, metavar="N", help="hooks at work at a time, per address (100)"
@@ -131,6 +147,8 @@ def _is_worker(options: argparse.Namespace) -> bool:
 
 
 async def _serve(options: argparse.Namespace, agent: Agent) -> None:
+    # Before anything is bound: it may refuse the agent.
+    app = _app(options, agent) if options.http is not None or options.http_fd else None
     shutdown = anyio.Event()
     # Of workers, the parent speaks.
     level = logging.DEBUG if _is_worker(options) else logging.INFO
@@ -155,8 +173,8 @@ async def _serve(options: argparse.Namespace, agent: Agent) -> None:
             posts = [socket.socket(fileno=fd) for fd in options.http_fd]
             if options.http is not None:
                 posts = [each.sock for each in await listen(_http_address(options))]
-            if posts:
-                await tasks.start(_serve_http, agent, posts, options, shutdown)
+            if app is not None:
+                await tasks.start(_serve_http, app, posts, options, shutdown)
                 logger.log(level, "listening on %s", describe(posts[0]).replace("tcp:", "http:", 1))
             if level == logging.DEBUG:
                 supervision.start_soon(_stop_without_parent, shutdown.set)
@@ -182,8 +200,17 @@ def _http_address(options: argparse.Namespace) -> Address:
         raise MistakeError(f"--http: {options.http!r}, expected {right}") from None
 
 
+def _app(options: argparse.Namespace, agent: Agent) -> ASGIApp:
+    return agent_app(
+        agent,
+        api=options.api,
+        mask_responses=not options.no_mask_responses,
+        max_concurrency=options.max_concurrency,
+    )
+
+
 async def _serve_http(
-    agent: Agent,
+    app: ASGIApp,
     posts: list[socket.socket],
     options: argparse.Namespace,
     shutdown: anyio.Event,
@@ -203,7 +230,7 @@ async def _serve_http(
             task_status.started()
 
     config = uvicorn.Config(
-        agent_app(agent, max_concurrency=options.max_concurrency),
+        app,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -296,8 +323,9 @@ async def _supervise(options: argparse.Namespace) -> None:
             posts += await listen(_http_address(options))
         everything = [*streams, *posts]
         command = [sys.executable, "-m", "asgi_agents.serve", options.agent]
-        for option in ("max_concurrency", "max_held_bytes", "drain_timeout", "framing", "log_level"):
+        for option in ("api", "max_concurrency", "max_held_bytes", "drain_timeout", "framing", "log_level"):
             command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+        command += ["--no-mask-responses"] * options.no_mask_responses
         command += [f"--fd={each.sock.fileno()}" for each in streams]
         command += [f"--http-fd={each.sock.fileno()}" for each in posts]
         workers = Workers(command, [fd for each in everything for fd in each.descriptors])

@@ -196,7 +196,7 @@ class HttpTransport:
         :raises AgentProtocolError: it answered with something that the protocol does not allow.
         :raises EventTooLargeError: it answered 413.
         """
-        message = await self._post(encode_event(event, self._encoding))
+        message = await self.post(encode_event(event, self._encoding))
         return in_code_points(decode_answer(message, self._encoding, event.event_type), event, self._span_unit)
 
     async def connect(self) -> None:
@@ -225,8 +225,11 @@ class HttpTransport:
         else:
             await self._connections.aclose()
 
-    async def _post(self, message: bytes) -> bytes:
-        """The one place where other libraries' errors become ours."""
+    async def post(self, message: bytes) -> bytes:
+        """Post ``message`` and return the content of the answer, whatever it is. Raises as :meth:`call` does.
+
+        The one place where other libraries' errors become ours.
+        """
         try:
             source = self._connections
             connections = source.peek() or await source.get() if isinstance(source, PerEventLoop) else source
@@ -269,12 +272,15 @@ class HttpTransport:
         await response.aclose()
         return answer
 
-    def _check_head(self, status: int, headers: Mapping[str, str]) -> None:
+    def _check_status(self, status: int) -> None:
         if status == 413:
             # The client decides how large its bodies and headers are: it says nothing of how the agent is.
             raise EventTooLargeError("it answered 413: it does not take an event of that length")
         if status != 200:
             raise AgentProtocolError(f"expected status 200, got {status}")
+
+    def _check_head(self, status: int, headers: Mapping[str, str]) -> None:
+        self._check_status(status)
         # To decompress would let a short answer become a very long one.
         content_encoding = headers.get("content-encoding", "identity")
         if content_encoding.strip().lower() != "identity":

@@ -63,7 +63,9 @@ _ROWS: Final = {
 
 
 @dataclass(frozen=True)
-class _Server:
+class Server:
+    """A server that was started. ``key`` is what its clients have to send."""
+
     port: int
     pid: int
     key: str
@@ -102,7 +104,7 @@ def measure(plan: Plan, progress: Callable[[str], None]) -> Table:
 
 
 async def _measure(
-    servers: Mapping[str, _Server], rounds: int, progress: Callable[[str], None]
+    servers: Mapping[str, Server], rounds: int, progress: Callable[[str], None]
 ) -> tuple[dict[str, float], dict[str, float], dict[str, bytes], dict[str, list[bytes]]]:
     """Microseconds of CPU for a token, seconds until the first one, what the client has received, and what of streams
     that have something in them which is not allowed.
@@ -138,7 +140,7 @@ async def _measure(
     )
 
 
-async def _ask(client: httpx.AsyncClient, server: _Server, row: _Row, what: str) -> tuple[float, bytes]:
+async def _ask(client: httpx.AsyncClient, server: Server, row: _Row, what: str) -> tuple[float, bytes]:
     """How many seconds the first text takes, and all that comes."""
     body = {"model": "gpt-4o-mini", "stream": True, "messages": [{"role": "user", "content": what}], **row.asks}
     headers = {"authorization": f"Bearer {server.key}"}
@@ -181,21 +183,21 @@ def ending(body: bytes) -> str:
 
 
 @contextmanager
-def _serve(progress: Callable[[str], None]) -> Iterator[dict[str, _Server]]:
+def _serve(progress: Callable[[str], None]) -> Iterator[dict[str, Server]]:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="asgi-agents-")))
         processes: list[subprocess.Popen[bytes]] = []
-        stack.callback(_stop, processes)
+        stack.callback(stop, processes)
         url = f"http://127.0.0.1:{_uvicorn('provider', {}, processes).port}"
         servers = {name: _uvicorn(name, {"MODEL_URL": url}, processes) for name in ("relay", "guarded_relay")}
         progress("guardrails: LiteLLM's proxy starts")
         servers["litellm"] = _litellm(directory, url, processes)
         for process, server in zip(processes[1:], servers.values(), strict=True):
-            _wait(process, server.port)
+            wait(process, server.port)
         yield servers
 
 
-def _uvicorn(name: str, environment: Mapping[str, str], processes: list[subprocess.Popen[bytes]]) -> _Server:
+def _uvicorn(name: str, environment: Mapping[str, str], processes: list[subprocess.Popen[bytes]]) -> Server:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         options = ("--loop", "uvloop", "--http", "httptools", "--log-level", "warning", "--no-access-log")
         command = (sys.executable, "-m", "uvicorn", f"tests.benchmarks.model:{name}", "--fd", str(listener.fileno()))
@@ -208,10 +210,10 @@ def _uvicorn(name: str, environment: Mapping[str, str], processes: list[subproce
             process_group=0,
         )
         processes.append(process)
-        return _Server(listener.getsockname()[1], process.pid, "none")
+        return Server(listener.getsockname()[1], process.pid, "none")
 
 
-def _litellm(directory: Path, url: str, processes: list[subprocess.Popen[bytes]]) -> _Server:
+def _litellm(directory: Path, url: str, processes: list[subprocess.Popen[bytes]]) -> Server:
     shutil.copy(Path(__file__).parent / "litellm_guardrails.py", directory)
     configuration = {
         "model_list": [
@@ -227,11 +229,17 @@ def _litellm(directory: Path, url: str, processes: list[subprocess.Popen[bytes]]
             }
             for name in _GUARDRAILS
         ],
-        "litellm_settings": {"telemetry": False},
     }
+    return start_litellm(directory, configuration, processes)
+
+
+def start_litellm(
+    directory: Path, configuration: Mapping[str, Any], processes: list[subprocess.Popen[bytes]]
+) -> Server:
+    """Start LiteLLM's proxy, whose configuration is written to ``directory``, where it loads guardrails from."""
     # JSON is YAML.
     path = directory / "config.yaml"
-    path.write_text(json.dumps(configuration))
+    path.write_text(json.dumps({"litellm_settings": {"telemetry": False}, **configuration}))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     key = f"sk-{secrets.token_hex(16)}"
@@ -252,10 +260,11 @@ def _litellm(directory: Path, url: str, processes: list[subprocess.Popen[bytes]]
         process_group=0,
     )
     processes.append(process)
-    return _Server(port, process.pid, key)
+    return Server(port, process.pid, key)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int) -> None:
+def wait(process: subprocess.Popen[bytes], port: int) -> None:
+    """Wait until it answers. Raises StartError where it does not."""
     deadline = time.monotonic() + _SECONDS_TO_START
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -272,7 +281,8 @@ def _wait(process: subprocess.Popen[bytes], port: int) -> None:
     raise StartError(f"{process.args!r:.200} did not answer within {_SECONDS_TO_START:g} s")
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End what was started here."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + _SECONDS_TO_STOP

@@ -1,8 +1,14 @@
-"""The OpenAI client, against an app that speaks chat completions and responses."""
+"""The OpenAI client, against an app that speaks chat completions and responses.
+
+And against what stands in for OpenAI's moderations in other tests: so that is what the client reads.
+"""
 
 from collections.abc import Iterator
 
 import pytest
+
+from tests.guardrail_services.speaking import CATEGORIES, FORBIDDEN, SECRET, OpenAISpeaking
+from tests.support.servers import serve
 
 from .cases import TEXT
 from .models import ModelPromises
@@ -34,3 +40,16 @@ class TestOpenAI(ModelPromises):
                             yield event.delta
                 case "responses", False:
                     yield client.responses.create(model="m", input=TEXT).output_text
+
+
+def test_the_stand_in_for_moderations_answers_as_the_client_expects() -> None:
+    with (
+        serve(OpenAISpeaking()) as url,
+        openai.OpenAI(base_url=f"{url}v1", api_key=SECRET, max_retries=0, timeout=PATIENCE) as client,
+    ):
+        answer = client.moderations.create(model="omni-moderation-latest", input=f"a {FORBIDDEN} word")
+    [result] = answer.results
+    assert result.flagged
+    categories = result.categories.model_dump(by_alias=True)
+    assert {name for name, flagged in categories.items() if flagged} == {"violence"}
+    assert set(CATEGORIES) == set(categories) == set(result.category_scores.model_dump(by_alias=True))

@@ -180,6 +180,7 @@ def test_the_guide_has_every_argument_of_protect() -> None:
     [
         "--bind",
         "--http",
+        "--api",
         "--workers",
         "--max-concurrency",
         "--max-held-bytes",

@@ -1,4 +1,5 @@
 import http.client
+import json
 import os
 import re
 import signal
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import anyio
 from asgi_agents import Agent, AgentResponse
+from asgi_agents.guardrails import Redact, TextGuardrail
 
 
 class Waf(Agent):
@@ -39,6 +41,11 @@ class Waf(Agent):
         while not Path("proceed").exists():
             await anyio.sleep(0.01)
         return AgentResponse.block(403, "proceeded")
+
+
+class Emails(TextGuardrail):
+    async def check(self, window):
+        return [Redact(0, len(window.text), "[email]")] if "@" in window.text else []
 
 
 class Misspelt(Agent):
@@ -220,6 +227,21 @@ def _post(url: str) -> tuple[int, bytes]:
         connection.close()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_text_guardrail_is_served_to_gateways(place: Path, workers: int) -> None:
+    arguments = ["house:Emails", "--http", "127.0.0.1:0", "--api", "litellm", "--no-mask-responses"]
+    with running(place, *arguments, "--workers", str(workers)) as server:
+        [address] = server.addresses()
+        host = address.removeprefix("http://").rstrip("/")
+        for input_type, action in (("request", "GUARDRAIL_INTERVENED"), ("response", "BLOCKED")):
+            connection = http.client.HTTPConnection(host, timeout=60)
+            body = json.dumps({"input_type": input_type, "texts": ["a@b"]})
+            connection.request("POST", "/beta/litellm_basic_guardrail_api", body, {"content-type": "application/json"})
+            answer = json.loads(connection.getresponse().read())
+            connection.close()
+            assert answer["action"] == action
+
+
 async def test_the_older_framing_is_served(place: Path) -> None:
     with running(place, "house:waf", "--bind", "tcp://127.0.0.1:0", "--framing", "envelope") as server:
         [address] = server.addresses()
@@ -298,6 +320,9 @@ async def test_a_socket_in_use_is_one_line(place: Path) -> None:
         ("house:fail", "'house:fail' can't be called: LookupError: no such luck (PLACE/house.py:"),
         ("house:waf --bind http://a", "--bind: 'http://a', expected unix:///path or tcp://host:port"),
         ("house:waf --http 9000", "--http: '9000', expected 127.0.0.1:9000"),
+        ("house:Emails --api litellm", "--api litellm is what --http serves: give --http"),
+        ("house:Emails --http 127.0.0.1:0 --no-mask-responses", "--no-mask-responses is for gateways"),
+        ("house:waf --http 127.0.0.1:0 --api litellm", "api='litellm' with a Waf, expected a TextGuardrail"),
         ("house:waf --bind unix://PLACE/house.py", "there is a file that is no socket, and it stays"),
         ("house:waf --bind unix:///nowhere/a.sock", "unix:///nowhere/a.sock: there is no directory '/nowhere'"),
         (
@@ -337,6 +362,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
         ["a:b", "--workers", "0"],
         ["a:b", "--workers", "x"],
         ["a:b", "--framing", "v1"],
+        ["a:b", "--api", "openai"],
         ["a:b", "--drain-timeout=-1"],
         ["a:b", "--max-held-bytes=0"],
     ],

@@ -9,11 +9,13 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from asgi_agents import CorrelationFilter, Framing, current_correlation_id
+from asgi_agents.guardrails import TextGuardrail
 from asgi_agents.serve import agent_app, serve_stream
 
 from .agents import Everything
 
 served: ASGIApp = agent_app(Everything(), max_event_bytes=1_000_000, max_concurrency=10)
+for_gateways: ASGIApp = agent_app(TextGuardrail(), api="litellm", mask_responses=False)
 app = Starlette(routes=[Mount("/agent", served)])
 
 
@@ -33,3 +35,4 @@ handler.addFilter(CorrelationFilter())
 
 agent_app(Everything)  # type: ignore[arg-type]
 agent_app(Everything(), max_event_bytes="1 MB")  # type: ignore[arg-type]
+agent_app(Everything(), api="openai")  # type: ignore[arg-type]

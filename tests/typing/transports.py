@@ -1,6 +1,15 @@
-"""A transport of one's own."""
+"""A transport of one's own, and those for guardrail services."""
+
+import httpx
 
 from asgi_agents import AgentConfig, AgentConnectionError, AgentResponse, Answer, Event, EventType, Transport
+from asgi_agents.guardrail_services import (
+    AgentgatewayWebhook,
+    GuardrailService,
+    LiteLLMGuardrail,
+    NeMoGuardrails,
+    OpenAIModeration,
+)
 
 
 class Queue:
@@ -43,3 +52,16 @@ AgentConfig("queue", transport)
 AgentConfig("queue", Queue("amqp://broker", frozenset()))
 
 AgentConfig("incomplete", Incomplete())  # type: ignore[arg-type]
+
+service: Transport = LiteLLMGuardrail("http://masking.internal", api_key="k", parameters={"level": 3}, verify=True)
+services: list[GuardrailService] = [
+    AgentgatewayWebhook("http://webhook.internal", headers={"x-tenant": "acme"}, uds="/run/webhook.sock"),
+    OpenAIModeration("k", thresholds={"violence": 0.3}, transport=httpx.AsyncHTTPTransport()),
+    NeMoGuardrails("http://nemo.internal", config_id="safety", endpoint="guardrail/checks"),
+]
+AgentConfig("masking", service, timeout=2.0)
+AgentConfig("masking", services[0])
+
+OpenAIModeration()  # type: ignore[call-arg]
+OpenAIModeration("k", timeout=3.0)  # type: ignore[call-arg]
+NeMoGuardrails("http://nemo.internal", endpoint="chat")  # type: ignore[arg-type]
