@@ -50,6 +50,7 @@ LAYERS: Final = (
     (["exchange"], "one request or websocket session, judged as it passes"),
     (["audit"], "the record of an exchange"),
     (["middleware", "prometheus", "serve", "status"], "apps: guarded, of metrics, of one agent, the status page"),
+    (["ray"], "an agent that is served, as a deployment on Ray"),
     (["files"], "configuration from files, loaded and reloaded"),
     (["fastapi", "placement"], "put the middleware into an app"),
     (["testing"], "for the tests of guarded apps: takes their agents out, and puts others there"),

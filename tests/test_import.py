@@ -23,7 +23,7 @@ import starlette.websockets
 _LATER = [
     *("h11", "httpcore", "httptools", "httpx"),
     *("asgi_agents.files", "yaml"),
-    *("opentelemetry.sdk", "prometheus_client", "trio", "uvicorn", "uvloop"),
+    *("opentelemetry.sdk", "prometheus_client", "ray", "trio", "uvicorn", "uvloop"),
 ]
 
 

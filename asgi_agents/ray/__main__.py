@@ -50,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--route", metavar="/PREFIX", help="serve it over HTTP too, through Serve's proxy")
     parser.add_argument(
+        "--working-dir",
+        metavar="DIR",
+        help="hand this directory to the replicas, where their machines don't have the module; all files in it",
+    )
+    parser.add_argument(
         "--address", default="auto", help="of the cluster (auto: the one that runs here); local: start one, and stay"
     )
     return parser
@@ -76,8 +81,11 @@ def _deploy(options: argparse.Namespace) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopped.set())
     try:
-        ray.init(address=options.address, log_to_driver=False)
-    except ConnectionError as exc:
+        environment = None if options.working_dir is None else {"working_dir": options.working_dir}
+        ray.init(address=options.address, log_to_driver=False, runtime_env=environment)
+    except (ConnectionError, ValueError) as exc:
+        if isinstance(exc, ValueError):
+            raise MistakeError(f"Ray refuses: {exc}") from exc
         raise MistakeError(f"--address: no Ray cluster at {options.address!r}; --address local starts one") from exc
     try:
         try:

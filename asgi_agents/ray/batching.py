@@ -59,11 +59,6 @@ def batched(agent: Agent, batching: Batching) -> None:
     several, one = _OF_TEXT if isinstance(agent, TextGuardrail) else _OF_OTHERS
     judge: Callable[[list[Any]], Awaitable[Sequence[Any]]] = getattr(agent, several)
 
-    @serve.batch(
-        max_batch_size=batching.max_size,
-        batch_wait_timeout_s=batching.wait,
-        max_concurrent_batches=batching.at_a_time,
-    )
     async def together(asked: list[Any]) -> list[Any]:
         verdicts = await judge(asked)
         if not isinstance(verdicts, list | tuple) or len(verdicts) != len(asked):
@@ -71,7 +66,13 @@ def batched(agent: Agent, batching: Batching) -> None:
             raise TypeError(f"{several} of {len(asked)}: expected as many verdicts, in their order")
         return list(verdicts)
 
+    collected = serve.batch(
+        max_batch_size=batching.max_size,
+        batch_wait_timeout_s=batching.wait,
+        max_concurrent_batches=batching.at_a_time,
+    )(together)
+
     async def alone(asked: Any) -> Any:
-        return await together(asked)
+        return await collected(asked)
 
     setattr(agent, one, alone)

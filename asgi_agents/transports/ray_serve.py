@@ -5,12 +5,11 @@ ends check what they get as they do on any other transport.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 import anyio
 from anyio import CapacityLimiter
-from msgspec import Struct
 
 from ..concurrency.background import on_trio
 from ..concurrency.one_at_a_time import OneAtATime
@@ -27,6 +26,7 @@ from ..observability.endpoints import EndpointStatistics
 from ..observability.trace_context import inject_trace_context
 from ..protocol import Answer, Encoding, Event, EventType, decode_answer, encode_event
 from ..protocol.codec import decode_value, encode_value
+from ..protocol.redacted_repr import RedactedRepr, redacted_repr, size_of
 from ..protocol.stream import AgentCapabilities, correlation_id_of
 from .base import AgentClient
 
@@ -34,7 +34,7 @@ _EXPECTED: Final = "ray://application/deployment, or a DeploymentHandle"
 _NOT_INSTALLED: Final = "Ray Serve is not installed: pip install 'asgi-agents[ray]'"
 
 
-class RayQuestion(Struct, frozen=True, array_like=True):
+class RayQuestion(RedactedRepr, frozen=True, array_like=True):
     """What a replica is asked: an event, or, without one, what its agent is.
 
     ``config_id`` names the configuration that the agent is to have, and is empty where it needs none. ``config`` is
@@ -44,10 +44,13 @@ class RayQuestion(Struct, frozen=True, array_like=True):
     event: bytes | None
     config_id: str = ""
     config: bytes | None = None
-    trace_context: dict[str, list[str]] = {}
+    trace_context: Mapping[str, list[str]] = {}
+
+    def __repr__(self) -> str:
+        return redacted_repr(self, event=size_of(self.event or b""), config="…")
 
 
-class RayReply(Struct, frozen=True, array_like=True):
+class RayReply(RedactedRepr, frozen=True, array_like=True):
     """What a replica says: one of these.
 
     ``fault`` is why there is no answer, ``refused`` why the agent does not take its configuration. ``version`` names
@@ -60,6 +63,9 @@ class RayReply(Struct, frozen=True, array_like=True):
     needs_config: bool = False
     refused: str | None = None
     fault: str | None = None
+
+    def __repr__(self) -> str:
+        return redacted_repr(self, answer=size_of(self.answer or b""))
 
 
 class RayTransport:

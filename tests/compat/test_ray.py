@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -35,15 +36,17 @@ from asgi_agents import (
 )
 from asgi_agents.guardrails import Guardrail
 
+from ..docs.markdown import blocks_of
+from ..docs.pages import DOCS
 from .ray_agents import Digits, Fixed, Later, Paths, Remembers, Slow
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install '.[ray]'")
 
-from ray.cluster_utils import Cluster  # noqa: E402
+from ray.cluster_utils import Cluster
 
-from asgi_agents.ray import Batching, agent_deployment  # noqa: E402
-from asgi_agents.transports.ray_serve import RayTransport  # noqa: E402
+from asgi_agents.ray import Batching, agent_deployment
+from asgi_agents.transports.ray_serve import RayTransport
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # Ray's own
@@ -132,7 +135,7 @@ def test_a_refused_configuration_is_a_failure_that_says_why(nodes: Nodes, caplog
 def test_every_replica_is_configured_by_the_deployment(nodes: Nodes) -> None:
     nodes.run(agent_deployment(Paths, num_replicas=2, config={"paths": ["/mine"]}), route="/paths")
     transport = HttpTransport(f"http://127.0.0.1:{nodes.http_port}/paths")
-    app = guarded(AgentConfig("guard", transport, events=["request_headers"], timeout=PATIENCE))
+    app = guarded(AgentConfig("guard", transport, events=[EventType.REQUEST_HEADERS], timeout=PATIENCE))
     with TestClient(app) as client:
         assert {client.get("/mine").status_code for _ in range(20)} == {403}
         assert {client.get("/refused").status_code for _ in range(20)} == {200}
@@ -184,7 +187,7 @@ def test_an_update_loses_no_call_and_is_noticed(nodes: Nodes) -> None:
             # The first tells that the agent is another one.
             await client.post("/", content=b"text")
             status = (await client.post("/", content=b"text")).status_code
-        await app.manager.aclose()
+        await app.manager.shutdown()
         return status
 
     assert anyio.run(run) == 403
@@ -257,7 +260,7 @@ def test_replicas_come_and_go_under_load(nodes: Nodes) -> None:
                 while most < 4 and time.monotonic() < give_up:
                     most = max(most, await anyio.to_thread.run_sync(replicas))
                     await anyio.sleep(0.2)
-        await app.manager.aclose()
+        await app.manager.shutdown()
         return statuses, most
 
     statuses, most = anyio.run(run)
@@ -300,7 +303,7 @@ def test_a_node_is_killed_under_load(nodes: Nodes) -> None:
             await anyio.sleep(12.0)
             until.set()
         for app in apps.values():
-            await app.manager.aclose()
+            await app.manager.shutdown()
         return killed
 
     killed = anyio.run(run)
@@ -354,12 +357,36 @@ def test_the_command_line(nodes: Nodes) -> None:
         assert [client.get(path).status_code for path in ("/mine", "/refused")] == [403, 200]
 
 
+def test_the_page_of_the_guide(nodes: Nodes, tmp_path: Path) -> None:
+    page = DOCS / "guide" / "ray.md"
+    for block in blocks_of(page.read_text()):
+        if "run by" in block.marks:
+            (tmp_path / str(block.title)).write_text(block.code)
+    (tmp_path / "asked.py").write_text(
+        "from main import app\n"
+        "from starlette.testclient import TestClient\n"
+        "with TestClient(app) as client: print(client.post('/chat?prompt=tea').text)\n"
+    )
+    environment = {**os.environ, "RAY_ADDRESS": nodes.cluster.address, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    shell = next(block.code for block in blocks_of(page.read_text()) if "--replicas" in block.code)
+    for command in (shlex.split(shell), ["python", "deploy.py"], ["python", "asked.py"]):
+        command = [sys.executable, *command[1:]]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout) == {"answer": "I call [number] about tea"}
+
+
 MISTAKES = [
     (["nobody:Nothing"], "error: can't import 'nobody': "),
     (["tests.compat.ray_agents:Paths", "--replicas", "4:1"], "error: --replicas: '4:1', expected "),
     (["tests.compat.ray_agents:Paths", "--replicas", "some"], "error: --replicas: 'some', expected "),
     (["tests.compat.ray_agents:Paths", "--config", "{"], "error: --config: not JSON: "),
-    (["tests.compat.ray_agents:Paths", "--batch", "8"], "error: agent_deployment: batching of Paths, expected it to have "),
+    (
+        ["tests.compat.ray_agents:Paths", "--batch", "8"],
+        "error: agent_deployment: batching of Paths, expected it to have ",
+    ),
 ]
 
 

@@ -139,7 +139,7 @@ def test_an_agent_may_be_given_by_its_address(endpoints: Any) -> None:
         ([UNIX, UNIX], "expected each to be there once"),
         ("unix://relative", "expected the absolute path of a socket"),
         ("tcp://waf", "expected a host and a port"),
-        ("udp://waf:1", "expected an http://, https://, unix:// or tcp:// URL"),
+        ("udp://waf:1", "expected an http://, https://, unix://, tcp:// or ray:// URL"),
         ({UNIX}, "expected an Agent, a URL or a Transport"),
         (StreamTransport, "transport=the class StreamTransport, expected"),
     ],
