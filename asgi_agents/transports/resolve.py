@@ -20,6 +20,7 @@ from ..errors import ConfigurationError
 from ..messages.naming import named
 from ..observability.redaction import redact_secrets
 from ..protocol import EventType
+from ..protocol.headers import as_one_spelling
 from .base import AgentClient, BindableTransport, PlainTransport, Transport
 from .in_process import InProcessTransport
 from .plain import PlainClient
@@ -111,6 +112,11 @@ def transport_class(parameter: str) -> Any:
 def learns_events(transport: Transport) -> bool:
     """Whether the agent says itself which events it receives, once it is connected."""
     return bool(getattr(transport, "learns_events", False))
+
+
+def sets_of(transport: Transport) -> frozenset[str]:
+    """The request headers that the agent sets and clients may not, as the transport knows; in one spelling."""
+    return frozenset(map(as_one_spelling, getattr(transport, "sets", ())))
 
 
 def agent_of(transport: Transport) -> Agent | None:
