@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from ..agent import Agent, check_agent
 from ..calls.blocking import Steps, in_steps
@@ -29,6 +29,9 @@ from ..transports import InProcessTransport
 logger: Final = logging.getLogger("asgi_agents.serve")
 
 
+T = TypeVar("T")
+
+
 class NoAnswer(Exception):  # noqa: N818 - says what there is not
     """The agent failed. The message says how, and nothing of what it knows; the cause is what it raised."""
 
@@ -46,7 +49,7 @@ class Hooks:
         """Whether :meth:`answer` can ever suspend."""
         return self._transport.may_suspend(event_type)
 
-    async def answer(self, event: Event, encode: Callable[[Answer], bytes], caller: Mapping[str, list[str]]) -> bytes:
+    async def answer(self, event: Event, encode: Callable[[Answer], T], caller: Mapping[str, list[str]]) -> T:
         """The agent's answer, if the protocol allows it, as ``encode`` spells it; raises :class:`NoAnswer`.
 
         ``caller`` has the ``traceparent`` and ``tracestate`` that came with the event.
@@ -59,7 +62,7 @@ class Hooks:
         finally:
             reset_current(entered)
 
-    async def _answer(self, event: Event, encode: Callable[[Answer], bytes]) -> bytes:
+    async def _answer(self, event: Event, encode: Callable[[Answer], T]) -> T:
         event_type = event.event_type
         suspends = self.may_suspend(event_type)
         # One that can't suspend may run outside of any task.

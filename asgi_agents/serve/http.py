@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, Literal, get_args
 
 from anyio import CancelScope, create_task_group
 from starlette.datastructures import Headers
@@ -13,9 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..agent import Agent
 from ..concurrency.shared_limiter import SharedLimiter
-from ..errors import AgentProtocolError
-from ..protocol import PROTOCOL_VERSION, Encoding, Event, decode_event, encode_answer
-from .hooks import Hooks, NoAnswer, require_agent, require_positive
+from ..errors import AgentProtocolError, ConfigurationError
+from ..protocol import PROTOCOL_VERSION, Encoding, Event, RequestHeadersEvent, decode_event, encode_answer
+from ..transports.authorization import HEADS
+from .authorization import Authorizations
+from .forward_auth import ForwardAuthApi, answer_of, question_of
+from .hooks import Hooks, NoAnswer, logger, require_agent, require_positive
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 # Of a content-length: int() refuses what is much longer.
@@ -23,7 +26,13 @@ _MAX_DIGITS: Final = 18
 _ENCODINGS: Final = {encoding.content_type: encoding for encoding in Encoding}
 
 
-def agent_app(agent: Agent, *, max_event_bytes: int = MAX_EVENT_BYTES, max_concurrency: int | None = None) -> ASGIApp:
+def agent_app(
+    agent: Agent,
+    *,
+    api: Literal["agent"] | ForwardAuthApi = "agent",
+    max_event_bytes: int = MAX_EVENT_BYTES,
+    max_concurrency: int | None = None,
+) -> ASGIApp:
     """An ASGI app that any ASGI server can run, to be reached with an ``http://`` or ``https://`` URL.
 
     ``POST`` to any path takes an event and answers it, in JSON or msgpack, whichever the event came in. A hook that is
@@ -31,6 +40,11 @@ def agent_app(agent: Agent, *, max_event_bytes: int = MAX_EVENT_BYTES, max_concu
     is, for health checks. Nothing here authenticates the caller: bind it where only the middleware gets at it, or put
     an authenticating middleware around it.
 
+    :param api: ``"agent"``: as above. The others make it an authorization service for reverse proxies, whose every
+        request is a question: ``"forward_auth"`` for Traefik and Caddy (``X-Forwarded-Method``, ``-Uri``, ``-Host``),
+        ``"auth_request"`` for nginx (``X-Original-Method``, ``-URL``), ``"ext_authz"`` for an HTTP service of Envoy's.
+        Only the proxy may reach it. What the agent sets in request headers is in the headers of the answer. What a
+        proxy can't be told is answered 500, and logged.
     :param max_event_bytes: a longer event is refused with 413.
     :param max_concurrency: how many hooks may be at work at a time, the rest wait; None: as many as there are requests.
     :raises ConfigurationError: for arguments that can't work.
@@ -39,6 +53,11 @@ def agent_app(agent: Agent, *, max_event_bytes: int = MAX_EVENT_BYTES, max_concu
     require_positive("agent_app", "max_event_bytes", max_event_bytes)
     if max_concurrency is not None:
         require_positive("agent_app", "max_concurrency", max_concurrency)
+    if api != "agent":
+        if api not in get_args(ForwardAuthApi):
+            known = " or ".join(map(repr, ("agent", *get_args(ForwardAuthApi))))
+            raise ConfigurationError(f"agent_app: api={api!r}, expected {known}")
+        return _ForwardAuthApp(agent, api, max_concurrency)
     return _AgentApp(agent, max_event_bytes, None if max_concurrency is None else SharedLimiter(max_concurrency))
 
 
@@ -131,6 +150,32 @@ class _AgentApp:
         except NoAnswer as exc:
             return JSONResponse({"error": str(exc)}, 500)
         return Response(body, media_type=encoding.content_type)
+
+
+class _ForwardAuthApp(_AgentApp):
+    """Answers questions of a reverse proxy."""
+
+    def __init__(self, agent: Agent, api: ForwardAuthApi, max_concurrency: int | None) -> None:
+        super().__init__(agent, MAX_EVENT_BYTES, None)
+        self._api = api
+        self._authorizations = Authorizations(f"agent_app(api={api!r})", agent, max_concurrency, carries=HEADS)
+
+    async def _http(self, scope: Scope, receive: Receive) -> Response | None:
+        try:
+            head = question_of(scope, self._api)
+        except HTTPException as exc:
+            return JSONResponse({"error": exc.detail}, exc.status_code)
+        return await self._unless_disconnected(partial(self._ask, head), receive)
+
+    async def _ask(self, head: RequestHeadersEvent) -> Response:
+        caller = {name: list(head.headers.get(name, ())) for name in ("traceparent", "tracestate")}
+        try:
+            return answer_of(await self._authorizations.ask(head, None, caller), self._api)
+        except NoAnswer as exc:
+            return JSONResponse({"error": str(exc)}, 500)
+        except AgentProtocolError as exc:
+            logger.error("%s: the answer can't be sent: %s", self._hooks.name, exc)
+            return JSONResponse({"error": "the agent's answer can't be sent to a proxy"}, 500)
 
 
 def _encoding(headers: Headers) -> Encoding:

@@ -7,6 +7,7 @@ from .in_process import InProcessTransport
 from .stream import LoadBalancing, StreamTransport
 
 if TYPE_CHECKING:
+    from .forward_auth import ForwardAuthTransport
     from .grpc import GrpcTransport
     from .http import HttpTransport
 else:
@@ -14,6 +15,10 @@ else:
     def __getattr__(name: str) -> object:
         # What only some need: httpx, which comes with one of them, takes as long to import as all the rest.
         match name:
+            case "ForwardAuthTransport":
+                from .forward_auth import ForwardAuthTransport
+
+                return ForwardAuthTransport
             case "GrpcTransport":
                 from .grpc import GrpcTransport
 
@@ -28,6 +33,7 @@ else:
 __all__ = [
     "AgentClient",
     "BindableTransport",
+    "ForwardAuthTransport",
     "GrpcTransport",
     "HttpTransport",
     "InProcessTransport",

@@ -14,6 +14,8 @@ from .base import AgentClient
 
 #: The events that an authorization service can be asked about.
 AUTHORIZED_EVENTS: Final = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
+#: Those that it is asked about unless it is configured.
+HEADS: Final = frozenset({EventType.REQUEST_HEADERS})
 
 _BAD_INPUT: Final = AuditMetadata(reason_codes=("bad_input",))
 # They describe a body, and are left out with it.

@@ -12,7 +12,7 @@ from ..errors import AgentError, ConfigurationError
 from ..protocol import TOKEN, AgentResponse, EventType, HeaderOp, RequestHeadersEvent
 from ..protocol.headers import as_one_spelling, without_blanks
 from ..protocol.validation import REDIRECT_STATUSES, is_untouchable
-from .authorization import AUTHORIZED_EVENTS, AuthorizationClient, denial, refusal_of_input
+from .authorization import AUTHORIZED_EVENTS, HEADS, AuthorizationClient, denial, refusal_of_input
 from .http import USER_AGENT, HttpClient, TransportFactory, checked_headers
 from .http1.request import RequestHead
 from .http_answer import AnswerTooLongError, HttpAnswer
@@ -99,6 +99,9 @@ class ForwardAuthTransport(HttpClient):
     reach neither the service nor the app, even when the service fails open. ``authorization`` and ``cookie`` reach the
     service, and are replaced or removed once it has allowed the request.
 
+    In style ``"ext_authz"`` ``AgentConfig.events`` may name ``request_body_chunk`` as well: each request with a body is
+    then asked about twice, without and with it. Its ``request_body_mode`` has to be ``"buffer"``, without ``decode``.
+
     The service is asked with the client's headers, in the one of three styles that it is made for:
 
     ===================  ==================================  ===================  ==================================
@@ -127,11 +130,9 @@ class ForwardAuthTransport(HttpClient):
         the connection.
     :param client_headers_on_success: names of headers of an answer that allows, which are added to the response.
     :param request_headers: names of headers of the client that the service is sent. None: all.
-    :param with_request_body: ask about bodies as well, in style ``"ext_authz"``. Each request with a body is asked about
-        twice, without and with it. The agent needs its ``request_body_mode`` ``"buffer"``, and no ``decode``.
     :param headers: sent with each question; ASCII.
-    :param scheme: of the app's URLs, for ``X-Forwarded-Proto``. None: ``https`` where the server tells of TLS, which few
-        do, else ``http``.
+    :param scheme: of the app's URLs, for ``X-Forwarded-Proto``. None: ``https`` where the server tells of TLS, which
+        few do, else ``http``.
     :param trust_forwarded_headers: take scheme and host from ``X-Forwarded-Proto`` and ``-Host``, and add to
         ``X-Forwarded-For``. Only where all requests come through a proxy that sets them.
     :param max_answer_bytes: a longer answer that allows is a failure. Of a longer denial the content is left out.
@@ -143,6 +144,8 @@ class ForwardAuthTransport(HttpClient):
 
     kind = "forward_auth"
     remote = True
+    events: frozenset[EventType] | None = None
+    default_events = HEADS
     _keeps_headers = True
 
     def __init__(
@@ -154,7 +157,6 @@ class ForwardAuthTransport(HttpClient):
         client_headers: Iterable[str] | None = CLIENT_HEADERS,
         client_headers_on_success: Iterable[str] = CLIENT_HEADERS_ON_SUCCESS,
         request_headers: Iterable[str] | None = None,
-        with_request_body: bool = False,
         headers: Mapping[str, str] | None = None,
         scheme: Literal["http", "https"] | None = None,
         trust_forwarded_headers: bool = False,
@@ -164,19 +166,13 @@ class ForwardAuthTransport(HttpClient):
         transport: httpx.AsyncBaseTransport | TransportFactory | None = None,
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
     ) -> None:
-        super().__init__(
-            url, verify=verify, cert=cert, uds=uds, transport=transport, max_answer_bytes=max_answer_bytes
-        )
+        super().__init__(url, verify=verify, cert=cert, uds=uds, transport=transport, max_answer_bytes=max_answer_bytes)
         if style not in get_args(ForwardAuthStyle):
             raise self._wrong("style", style, "'forward_auth', 'auth_request' or 'ext_authz'")
         if scheme not in (None, "http", "https"):
             raise self._wrong("scheme", scheme, "'http', 'https' or None")
-        flags = {"with_request_body": with_request_body, "trust_forwarded_headers": trust_forwarded_headers}
-        for name, flag in flags.items():
-            if type(flag) is not bool:
-                raise self._wrong(name, flag, "True or False")
-        if with_request_body and style != "ext_authz":
-            raise self._wrong("with_request_body", True, "style='ext_authz', for only in that services read bodies")
+        if type(trust_forwarded_headers) is not bool:
+            raise self._wrong("trust_forwarded_headers", trust_forwarded_headers, "True or False")
         if style == "ext_authz" and self._url.query:
             raise self._wrong("url", url, "a URL without a query in style 'ext_authz': the request's path follows it")
         self._style = style
@@ -190,10 +186,8 @@ class ForwardAuthTransport(HttpClient):
         path = self._url.raw_path.decode()
         # As Envoy does with its path_prefix: the two are put together as they are.
         self._prefix = "" if path == "/" else path
-        self.events: frozenset[EventType] = (
-            AUTHORIZED_EVENTS if with_request_body else frozenset({EventType.REQUEST_HEADERS})
-        )
-        self.carries = self.events
+        # Only of Envoy services expect bodies.
+        self.carries = AUTHORIZED_EVENTS if style == "ext_authz" else HEADS
         #: What clients may not send: see ``AgentConfig.sets``.
         self.sets = frozenset(map(as_one_spelling, self._upstream_headers)) - _ALSO_OF_CLIENTS
 
@@ -207,7 +201,7 @@ class ForwardAuthTransport(HttpClient):
         where = f"AgentConfig({agent_id!r})"
         if config is not None:
             raise ConfigurationError(f"{where}: config, expected None: a service over HTTP is configured by itself")
-        return AuthorizationClient(where, self, self.events if events is None else events)
+        return AuthorizationClient(where, self, HEADS if events is None else events)
 
     async def check(self, head: RequestHeadersEvent, body: bytes | None, deadline: float) -> AgentResponse:
         """Ask whether the request may pass. The guard keeps the ``deadline``.
@@ -251,20 +245,19 @@ class ForwardAuthTransport(HttpClient):
         fields |= {name: [value] for name, value in self._fixed.items()}
         as_envoy = self._style == "ext_authz"
         fields["host"] = [host if as_envoy else self._url.netloc.decode()]
+        method = head.method.encode() if as_envoy else b"GET"
+        target = f"{self._prefix}{uri}".encode() if as_envoy else self._url.raw_path
+        pairs = [(name, value) for name, values in fields.items() for value in values]
         try:
-            return RequestHead(
-                head.method.encode() if as_envoy else b"GET",
-                f"{self._prefix}{uri}".encode() if as_envoy else self._url.raw_path,
-                [(name.encode("latin-1"), each.encode("latin-1")) for name, values in fields.items() for each in values],
-                of_client=True,
-            )
+            encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+            return RequestHead(method, target, encoded, of_client=True)
         except ValueError as exc:
             return str(exc)
 
     def _forwarded(self, head: RequestHeadersEvent, *, with_body: bool) -> dict[str, list[str]]:
         """What the service is shown of the client's headers.
 
-        Those that the client's ``connection`` names are not left out: the app sees them, so the service must judge them.
+        Those that the client's ``connection`` names are not left out: the app sees them, so the service has to.
         """
         fields = {"user-agent": [USER_AGENT], "accept-encoding": ["identity"]}
         for name, values in head.headers.items():

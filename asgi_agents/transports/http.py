@@ -310,9 +310,7 @@ class HttpTransport(HttpClient):
         max_answer_bytes: int = MAX_ANSWER_BYTES,
         span_unit: SpanUnit = "codepoints",
     ) -> None:
-        super().__init__(
-            url, verify=verify, cert=cert, uds=uds, transport=transport, max_answer_bytes=max_answer_bytes
-        )
+        super().__init__(url, verify=verify, cert=cert, uds=uds, transport=transport, max_answer_bytes=max_answer_bytes)
         self._encoding = _parse_encoding(self._where, encoding)
         self._head = RequestHead(b"POST", self._url.raw_path, self._fixed_headers(headers or {}))
         if span_unit not in ("codepoints", "bytes"):

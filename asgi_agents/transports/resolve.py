@@ -74,7 +74,9 @@ def transport_of_url(
     if scheme in _HTTP_SCHEMES:
         return _http(where, url, encoding=encoding)
     if scheme in _GRPC_SCHEMES:
-        return _grpc(where, url, connect_timeout=connect_timeout, **({} if connections is None else {"connections": connections}))
+        return _grpc(
+            where, url, connect_timeout=connect_timeout, **({} if connections is None else {"connections": connections})
+        )
     return resolve_transport(where, url)
 
 
@@ -121,6 +123,11 @@ def transport_class(parameter: str) -> Any:
 def learns_events(transport: Transport) -> bool:
     """Whether the agent says itself which events it receives, once it is connected."""
     return bool(getattr(transport, "learns_events", False))
+
+
+def default_events(transport: Transport) -> frozenset[EventType] | None:
+    """The events that the agent receives where the configuration names none; None: it has to."""
+    return getattr(transport, "default_events", None)
 
 
 def sets_of(transport: Transport) -> frozenset[str]:

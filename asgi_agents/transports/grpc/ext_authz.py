@@ -1,26 +1,41 @@
 """Envoy's external authorization over gRPC: ``envoy.service.auth.v3.Authorization/Check``.
 
-Here is what a question and an answer are, without I/O. What Envoy's filter does with an answer is done here too, apart
-from what no agent may do: those answers are failures.
+What Envoy's filter does with an answer is done here too, apart from what no agent may do: such answers are failures.
 """
 
 import json
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from envoy.config.core.v3.base_pb2 import HeaderValueOption
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse, OkHttpResponse
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import DecodeError
-from google.protobuf.struct_pb2 import Struct
-
-from ...errors import AgentError, AgentProtocolError
-from ...protocol import AgentResponse, HeaderOp, Headers, RequestHeadersEvent
+from ...errors import AgentError, AgentProtocolError, ConfigurationError, EventTooLargeError
+from ...observability.trace_context import inject_trace_context
+from ...protocol import AgentResponse, EventType, HeaderOp, Headers, RequestHeadersEvent
 from ...protocol.headers import without_blanks
-from ..authorization import bytes_of_text, denial, text_of_bytes
+from ..authorization import (
+    AUTHORIZED_EVENTS,
+    HEADS,
+    AuthorizationClient,
+    Authorizer,
+    bytes_of_text,
+    denial,
+    text_of_bytes,
+)
+from .channel import Channels
+from .requiring import require_stubs
+from .settings import GrpcSettings
 
-METHOD: Final = "/envoy.service.auth.v3.Authorization/Check"
+with require_stubs():
+    from envoy.config.core.v3.base_pb2 import HeaderValueOption
+    from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse, OkHttpResponse
+    from google.protobuf.json_format import MessageToDict
+    from google.protobuf.message import DecodeError
+    from google.protobuf.struct_pb2 import Struct
+
+SERVICE: Final = "envoy.service.auth.v3.Authorization"
+METHOD: Final = f"/{SERVICE}/Check"
 #: Says whether the body that is shown is only the beginning.
 PARTIAL_BODY: Final = "x-envoy-auth-partial-body"
 
@@ -29,8 +44,103 @@ _OK: Final = 0
 _MAX_DIGITS: Final = 18
 
 
+class ExtAuthzProtocol:
+    """What is spoken with an external authorizer for Envoy."""
+
+    carries = AUTHORIZED_EVENTS
+    events: frozenset[EventType] | None = None
+    default_events = HEADS
+    learns_events = False
+    several = False
+
+    def bind(
+        self,
+        settings: GrpcSettings,
+        agent_id: str,
+        *,
+        events: frozenset[EventType] | None,
+        config: Any,
+        max_concurrent_calls: int,
+    ) -> AuthorizationClient:
+        """A client for one agent. ``config`` is sent with each question, as its context extensions.
+
+        :raises ConfigurationError: for a ``config`` that is no mapping of strings to strings.
+        """
+        where = f"AgentConfig({agent_id!r})"
+        authorizer = GrpcAuthorizer(settings, _context_extensions(where, config))
+        return ExtAuthzClient(where, authorizer, HEADS if events is None else events)
+
+
+PROTOCOL: Final = ExtAuthzProtocol()
+
+
+class GrpcAuthorizer(Authorizer):
+    """An external authorizer.
+
+    :param context_extensions: sent with each question.
+    """
+
+    kind = "grpc"
+    remote = True
+
+    def __init__(self, settings: GrpcSettings, context_extensions: Mapping[str, str]) -> None:
+        self.context_extensions = context_extensions
+        self._settings = settings
+        self._channels = Channels(settings)
+
+    @property
+    def address(self) -> str:
+        return self._settings.where
+
+    async def check(self, head: RequestHeadersEvent, body: bytes | None, deadline: float = math.inf) -> AgentResponse:
+        message = encode_check(head, body, scheme=self._settings.scheme, context_extensions=self.context_extensions)
+        if len(message) > self._settings.max_event_bytes:
+            raise EventTooLargeError(f"the question has more than max_event_bytes={self._settings.max_event_bytes}")
+        trace_context: dict[str, str] = {}
+        inject_trace_context(trace_context)
+        channel = await self._channels.get()
+        answer = await channel.unary(METHOD, message, deadline=deadline, metadata=tuple(trace_context.items()))
+        return decode_check(answer, head)
+
+    async def connect(self) -> None:
+        channel = await self._channels.get()
+        await channel.ready(time.monotonic() + self._settings.connect_timeout)
+
+    async def aclose(self) -> None:
+        await self._channels.aclose()
+
+    async def retire(self) -> None:
+        await self._channels.aclose_everywhere()
+
+
+class ExtAuthzClient(AuthorizationClient):
+    """Its configuration goes out with each question."""
+
+    configures_itself = True
+
+    def __init__(self, where: str, authorizer: GrpcAuthorizer, events: frozenset[EventType]) -> None:
+        super().__init__(where, authorizer, events)
+        self._where = where
+        self._asked = authorizer
+
+    async def push_config(self, config: Any) -> None:
+        try:
+            self._asked.context_extensions = _context_extensions(self._where, config)
+        except ConfigurationError as exc:
+            raise AgentError(str(exc)) from exc
+
+
+def _context_extensions(where: str, config: object) -> Mapping[str, str]:
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping) or not all(isinstance(text, str) for item in config.items() for text in item):
+        # Not the values: there may be secrets among them.
+        raise ConfigurationError(f"{where}: config, expected strings by name, which are sent as context extensions")
+    return dict(config)
+
+
 def encode_check(
-    head: RequestHeadersEvent, body: bytes | None, *, scheme: str, context_extensions: Mapping[str, str]
+    head: RequestHeadersEvent, body: bytes | None, *, scheme: str | None, context_extensions: Mapping[str, str]
 ) -> bytes:
     """A CheckRequest.
 
@@ -38,7 +148,7 @@ def encode_check(
     Envoy has them there.
 
     :param body: all of it; None: it is not shown.
-    :param scheme: ``http`` or ``https``.
+    :param scheme: ``http`` or ``https``; None: as the event tells.
     """
     request = CheckRequest()
     attributes = request.attributes
@@ -56,7 +166,7 @@ def encode_check(
     http.method = head.method
     http.path = text_of_bytes(head.uri)
     http.host = text_of_bytes(head.header("host") or metadata.server_name or "")
-    http.scheme = scheme
+    http.scheme = scheme or ("http" if metadata.tls_version is None else "https")
     http.protocol = metadata.protocol
     http.size = _size(head) if body is None else len(body)
     for name, values in head.headers.items():
@@ -65,7 +175,7 @@ def encode_check(
     http.headers[":method"] = http.method
     http.headers[":path"] = http.path
     http.headers[":authority"] = http.host
-    http.headers[":scheme"] = scheme
+    http.headers[":scheme"] = http.scheme
     if body is not None:
         http.headers[PARTIAL_BODY] = "false"
         try:
@@ -73,7 +183,8 @@ def encode_check(
         except UnicodeDecodeError:
             http.raw_body = body
     attributes.context_extensions.update(context_extensions)
-    return request.SerializeToString()
+    message: bytes = request.SerializeToString()
+    return message
 
 
 def _size(head: RequestHeadersEvent) -> int:
@@ -112,9 +223,7 @@ def decode_check(message: bytes, head: RequestHeadersEvent) -> AgentResponse:
     metadata = _routing_metadata(response.dynamic_metadata)
     if not metadata:
         return answer
-    return AgentResponse(
-        decision=answer.decision, response_headers=answer.response_headers, routing_metadata=metadata
-    )
+    return AgentResponse(decision=answer.decision, response_headers=answer.response_headers, routing_metadata=metadata)
 
 
 def _allowed(response: CheckResponse, headers: Headers) -> AgentResponse:
@@ -125,9 +234,7 @@ def _allowed(response: CheckResponse, headers: Headers) -> AgentResponse:
     request = list(_operations("ok_response.headers", ok.headers, headers))
     # Last, as Envoy does it. It ignores these too, without which there would be no request.
     request += [
-        HeaderOp.remove(name)
-        for name in ok.headers_to_remove
-        if not name.startswith(":") and name.lower() != "host"
+        HeaderOp.remove(name) for name in ok.headers_to_remove if not name.startswith(":") and name.lower() != "host"
     ]
     return AgentResponse.allow(
         request_headers=request,
@@ -142,8 +249,8 @@ def _allowed(response: CheckResponse, headers: Headers) -> AgentResponse:
 def _operations(field: str, options: Iterable[HeaderValueOption], headers: Headers | None) -> Iterator[HeaderOp]:
     """Changes to ``headers``; None: to headers that nobody knows yet.
 
-    An option that does not say what to do replaces what is there, as the messages of this service have it. Further ones
-    of its name are added to it.
+    An option that does not say what to do replaces what is there, as the documentation of the service has it: nothing
+    that a client has sent stays beside it. Further ones of its name are added to it. A header of a response is added.
     """
     replaced: set[str] = set()
     for option in options:
@@ -161,7 +268,9 @@ def _operations(field: str, options: Iterable[HeaderValueOption], headers: Heade
                 continue
             adds = False
         elif action in (HeaderValueOption.APPEND_IF_EXISTS_OR_ADD, HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD):
-            adds = action == HeaderValueOption.APPEND_IF_EXISTS_OR_ADD and name in replaced
+            # The first action has the number 0, so that it can't be told from none.
+            unsaid = action == HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
+            adds = unsaid and (headers is None or name in replaced)
         else:
             raise AgentProtocolError(f"{field}: append_action {action} is not known")
         replaced.add(name)

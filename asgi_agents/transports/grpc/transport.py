@@ -78,6 +78,8 @@ class GrpcTransport:
     :param max_event_bytes: a longer message is not sent, which is as if the agent refused it: 413. 4 MiB is what servers
         take that were not told otherwise.
     :param max_answer_bytes: a longer answer is an agent error.
+    :param scheme: ``"ext_authz"``: of the app's URLs. None: ``https`` where the server tells of TLS, which few do, else
+        ``http``.
     :param verify: whom to trust for ``grpcs://``. True: the authorities that httpx trusts; a path (a PEM file, or a
         directory of them): only those.
     :param cert: a client certificate for ``grpcs://``: the path of a PEM file, or a tuple of certificate and key. The
@@ -104,6 +106,7 @@ class GrpcTransport:
         keepalive: float | None = 30.0,
         max_event_bytes: int = MAX_EVENT_BYTES,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
+        scheme: Literal["http", "https"] | None = None,
         verify: Any = True,
         cert: ClientCertificate | None = None,
     ) -> None:
@@ -131,7 +134,10 @@ class GrpcTransport:
         except ValueError:
             known = " or ".join(repr(str(member)) for member in LoadBalancing)
             raise _wrong("load_balancing", load_balancing, known) from None
+        if scheme not in (None, "http", "https"):
+            raise _wrong("scheme", scheme, "'http', 'https' or None")
         self.carries = self._protocol.carries
+        self.default_events: frozenset[EventType] | None = getattr(self._protocol, "default_events", None)
         self.learns_events = self._protocol.learns_events
         self.events = self._protocol.events
         self._settings = GrpcSettings(
@@ -147,6 +153,7 @@ class GrpcTransport:
             keepalive=None if keepalive is None else float(keepalive),
             max_event_bytes=max_event_bytes,
             max_answer_bytes=max_answer_bytes,
+            scheme=scheme,
         )
 
     @property

@@ -71,7 +71,7 @@ WHOLE = {
     "an offer to upgrade": (OK + b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: 1\r\n\r\n1", b"1"),
 }
 #: Of these it is not clear whether a line end would belong to them: of whole ones, and of their last bytes alone.
-UNCLEAR = {"no content", "nothing but line ends", "trailers"}
+UNCLEAR = {"nothing but line ends", "trailers"}
 UNCLEAR_BYTEWISE = {*UNCLEAR, "a line end", "line ends"}
 
 
