@@ -195,13 +195,17 @@ class Authorizations:
 
 
 def declares_body(head: RequestHeadersEvent) -> bool:
-    """Whether a body follows the head, as far as that can be told from it. HTTP/2 need not declare any."""
+    """Whether a body may follow the head, as far as a proxy lets that be seen.
+
+    HTTP/2 need not declare any, and Envoy takes the ``transfer-encoding`` of HTTP/1.1 out. So a request of a method that
+    has a body needs a ``content-length`` of 0 to have none (RFC 9110, section 8.6, wants one).
+    """
     if "transfer-encoding" in head.headers:
         return True
     declared = head.header("content-length")
     if declared is not None:
         return not declared.isdecimal() or len(declared) > _MAX_DIGITS or int(declared) > 0
-    return not head.metadata.protocol.startswith("HTTP/1") and head.method not in _WITHOUT_BODY
+    return head.method not in _WITHOUT_BODY
 
 
 def _sayable_of_head(answer: Answer) -> AgentResponse:
