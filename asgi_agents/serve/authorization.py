@@ -3,7 +3,6 @@
 Whatever a proxy can't be told is a failure, which is logged, and never an allow.
 """
 
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -27,9 +26,7 @@ from ..protocol import (
     RequestHeadersEvent,
 )
 from ..protocol.applicability import changes_something, check_applicable
-from .hooks import Hooks, NoAnswer, require_agent, require_positive
-
-logger: Final = logging.getLogger("asgi_agents.serve")
+from .hooks import Hooks, NoAnswer, logger, require_agent, require_positive
 
 #: What a proxy asks about.
 ASKED: Final = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
@@ -197,8 +194,8 @@ class Authorizations:
 def declares_body(head: RequestHeadersEvent) -> bool:
     """Whether a body may follow the head, as far as a proxy lets that be seen.
 
-    HTTP/2 need not declare any, and Envoy takes the ``transfer-encoding`` of HTTP/1.1 out. So a request of a method that
-    has a body needs a ``content-length`` of 0 to have none (RFC 9110, section 8.6, wants one).
+    HTTP/2 need not declare any, and Envoy takes the ``transfer-encoding`` of HTTP/1.1 out. So a request of a method
+    that has a body needs a ``content-length`` of 0 to have none (RFC 9110, section 8.6, wants one).
     """
     if "transfer-encoding" in head.headers:
         return True

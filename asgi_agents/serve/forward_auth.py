@@ -1,19 +1,24 @@
-"""An agent as an authorization service over HTTP, for reverse proxies: what is asked, and what is answered. No I/O."""
+"""An agent as an authorization service over HTTP, for reverse proxies."""
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, Literal
 
 from starlette.datastructures import Headers as RequestHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
-from starlette.types import Scope
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
+from ..agent import Agent
 from ..errors import AgentProtocolError
 from ..exchange.reply import Reply
 from ..exchange.scope import new_id, timestamp_now, uri
 from ..protocol import TOKEN, Headers, RequestHeadersEvent, RequestMetadata
-from .authorization import Permission, final_headers
+from ..transports.authorization import HEADS
+from .authorization import Authorizations, Permission, final_headers
+from .hooks import NoAnswer, logger
+from .posting import lifespan, unless_disconnected
 
 #: How proxies ask: as Traefik and Caddy do, as nginx does, or as Envoy does with an HTTP service.
 ForwardAuthApi = Literal["forward_auth", "auth_request", "ext_authz"]
@@ -24,6 +29,48 @@ REMOVED_BY_ENVOY: Final = "x-envoy-auth-headers-to-remove"
 # About the question itself, or about a body that does not come with it.
 _OF_THE_QUESTION: Final = frozenset({"connection", "content-length", "host", "keep-alive", "te", "transfer-encoding"})
 _URL: Final = re.compile(r"(https?)://([^/?#]+)([/?].*)?\Z", re.IGNORECASE)
+
+
+class ForwardAuthApp:
+    """Answers the questions of one kind of reverse proxies."""
+
+    def __init__(self, agent: Agent, api: ForwardAuthApi, max_concurrency: int | None) -> None:
+        self._api = api
+        self._where = f"agent_app(api={api!r})"
+        self._authorizations = Authorizations(self._where, agent, max_concurrency, carries=HEADS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                reply = await self._http(scope, receive)
+                if reply is not None:
+                    await reply(scope, receive, send)
+            case "websocket":
+                # No question comes like that.
+                await receive()
+                await send({"type": "websocket.close"})
+            case "lifespan":
+                await lifespan(receive, send)
+            case unknown:
+                raise ValueError(f"unknown scope type {unknown!r}")
+
+    async def _http(self, scope: Scope, receive: Receive) -> Response | None:
+        """The answer, or None where nobody is left to have it."""
+        try:
+            head = question_of(scope, self._api)
+        except HTTPException as exc:
+            return JSONResponse({"error": exc.detail}, exc.status_code)
+        return await unless_disconnected(partial(self._ask, head), receive)
+
+    async def _ask(self, head: RequestHeadersEvent) -> Response:
+        caller = {name: list(head.headers.get(name, ())) for name in ("traceparent", "tracestate")}
+        try:
+            return answer_of(await self._authorizations.ask(head, None, caller), self._api)
+        except NoAnswer as exc:
+            return JSONResponse({"error": str(exc)}, 500)
+        except AgentProtocolError as exc:
+            logger.error("%s: the answer can't be sent: %s", self._where, exc)
+            return JSONResponse({"error": "the agent's answer can't be sent to a proxy"}, 500)
 
 
 def question_of(scope: Scope, api: ForwardAuthApi) -> RequestHeadersEvent:

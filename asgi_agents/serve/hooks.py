@@ -28,8 +28,7 @@ from ..transports import InProcessTransport
 
 logger: Final = logging.getLogger("asgi_agents.serve")
 
-
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class NoAnswer(Exception):  # noqa: N818 - says what there is not
@@ -49,7 +48,7 @@ class Hooks:
         """Whether :meth:`answer` can ever suspend."""
         return self._transport.may_suspend(event_type)
 
-    async def answer(self, event: Event, encode: Callable[[Answer], T], caller: Mapping[str, list[str]]) -> T:
+    async def answer(self, event: Event, encode: Callable[[Answer], _T], caller: Mapping[str, list[str]]) -> _T:
         """The agent's answer, if the protocol allows it, as ``encode`` spells it; raises :class:`NoAnswer`.
 
         ``caller`` has the ``traceparent`` and ``tracestate`` that came with the event.
@@ -62,7 +61,7 @@ class Hooks:
         finally:
             reset_current(entered)
 
-    async def _answer(self, event: Event, encode: Callable[[Answer], T]) -> T:
+    async def _answer(self, event: Event, encode: Callable[[Answer], _T]) -> _T:
         event_type = event.event_type
         suspends = self.may_suspend(event_type)
         # One that can't suspend may run outside of any task.

@@ -5,6 +5,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
 from asgi_agents import Agent, AgentResponse, BodyMutation, EventType, HeaderOp
@@ -206,7 +207,7 @@ async def test_only_so_many_hooks_are_at_work_at_a_time() -> None:
         nonlocal at_work, most
         at_work += 1
         most = max(most, at_work)
-        await anyio.sleep(0)
+        await checkpoint()
         at_work -= 1
 
     authorizations = Authorizations("here", SlowProbe(request_headers=work), 2)

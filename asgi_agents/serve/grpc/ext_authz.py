@@ -1,6 +1,5 @@
 """An agent as an external authorizer for Envoy, over gRPC."""
 
-import logging
 from collections.abc import Iterable
 from typing import Final
 
@@ -12,7 +11,8 @@ from ...transports.authorization import bytes_of_text, text_of_bytes
 from ...transports.grpc.ext_authz import PARTIAL_BODY, SERVICE
 from ...transports.grpc.requiring import require_stubs
 from ..authorization import Authorizations, Permission, ShownBody, final_headers
-from ..hooks import NoAnswer
+from ..held import MAX_HELD_BYTES
+from ..hooks import NoAnswer, logger, require_positive
 from .service import GrpcService, Rpc, StatusError, values_of
 
 with require_stubs():
@@ -20,8 +20,6 @@ with require_stubs():
     from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
     from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
     from google.protobuf.message import DecodeError
-
-logger: Final = logging.getLogger("asgi_agents.serve")
 
 # google.rpc.Code.
 _PERMISSION_DENIED: Final = 7
@@ -36,16 +34,29 @@ class ExtAuthzService(GrpcService):
     answers what Envoy can't be told, the call ends with an error, so that the filter's ``failure_mode_allow`` decides.
 
     :param max_concurrency: how many questions may be at work at a time; the rest wait.
+    :param max_held_bytes: the bytes of questions without an answer. Beyond them, questions are refused.
     :raises ConfigurationError: for an agent that would never be asked.
     """
 
     name = SERVICE
 
-    def __init__(self, agent: Agent, *, max_concurrency: int = 100) -> None:
+    def __init__(self, agent: Agent, *, max_concurrency: int = 100, max_held_bytes: int = MAX_HELD_BYTES) -> None:
+        require_positive("ext_authz", "max_held_bytes", max_held_bytes)
         self._authorizations = Authorizations("ext_authz", agent, max_concurrency)
+        self._max_held_bytes = max_held_bytes
+        self._held = 0
         self.unary = {"Check": self._check}
 
     async def _check(self, message: bytes, rpc: Rpc) -> bytes:
+        if self._held + len(message) > self._max_held_bytes:
+            raise StatusError("RESOURCE_EXHAUSTED", "the agent has too many questions to answer")
+        self._held += len(message)
+        try:
+            return await self._answer(message, rpc)
+        finally:
+            self._held -= len(message)
+
+    async def _answer(self, message: bytes, rpc: Rpc) -> bytes:
         try:
             head, body = decode_question(message)
         except AgentProtocolError as exc:

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import anyio
 import pytest
 
 pytest.importorskip("envoy.service.auth.v3", reason="xds-protos is not installed: pip install '.[grpc]'")
@@ -18,7 +19,7 @@ from asgi_agents.protocol import Block, Redirect, RequestBodyChunkEvent
 from asgi_agents.serve.authorization import Permission, ShownBody
 from asgi_agents.serve.grpc.ext_authz import ExtAuthzService, decode_question, encode_permission
 from asgi_agents.transports.grpc.ext_authz import decode_check, encode_check
-from tests.support.asgi import Probe
+from tests.support.asgi import Held, Probe, SlowProbe
 from tests.transports.grpc.test_ext_authz import BOTH, bound, served
 from tests.transports.test_forward_auth import head
 
@@ -198,7 +199,8 @@ async def test_bodies_are_shown_and_judged() -> None:
     async with served(ExtAuthzService(agent)) as url:
         client = bound(url, events=BOTH)
         for data, allowed in ((b"no", False), (b"yes", True)):
-            await client.call(head("POST", headers={"content-type": ["text/plain"]}))
+            # Of a POST it would want to see the body at once.
+            await client.call(head("DELETE", headers={"content-type": ["text/plain"]}))
             chunk = RequestBodyChunkEvent(correlation_id="c-1", data=data, is_last=True)
             assert (await client.call(chunk)).is_allow is allowed
         await client.aclose()
@@ -254,3 +256,20 @@ def test_the_two_ends_agree_on_every_field() -> None:
     decoded = decode_check(encode_permission(permission, event.headers), event)
     assert list(decoded.request_headers) == permission.request_headers
     assert EventType.REQUEST_HEADERS in BOTH
+
+
+async def test_questions_hold_so_many_bytes_and_no_more() -> None:
+    waits = Held()
+    service = ExtAuthzService(SlowProbe(request_headers=waits), max_held_bytes=1000)
+    async with served(service) as url, anyio.create_task_group() as tasks:
+        client = bound(url)
+        tasks.start_soon(client.call, head())
+        await waits.reached.wait()
+        with pytest.raises(AgentError, match="RESOURCE_EXHAUSTED"):
+            await client.call(head(headers={"x": ["y" * 900]}))
+        waits.gate.set()
+    async with served(service) as url:
+        # All was given back.
+        client = bound(url)
+        assert (await client.call(head(headers={"x": ["y" * 500]}))).is_allow
+        await client.aclose()

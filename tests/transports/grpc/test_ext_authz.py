@@ -221,7 +221,7 @@ def test_an_allow_with_what_no_agent_may_do_is_a_failure(answer: dict[str, Any],
 
 
 def test_what_is_no_answer_is_a_failure() -> None:
-    with pytest.raises(AgentProtocolError, match="no envoy.service.auth.v3.CheckResponse"):
+    with pytest.raises(AgentProtocolError, match=r"no envoy\.service\.auth\.v3\.CheckResponse"):
         decode_check(b"\xff\xff", head())
     with pytest.raises(AgentError, match="has failed: status 14"):
         answered({"status": {"code": 14}, "error_response": {"status": {"code": 503}}})
