@@ -17,6 +17,7 @@ from asgi_agents import AgentConfig, AgentResponse, EventType, HeaderOp, protect
 from asgi_agents.errors import AgentConnectionError, AgentError, ConfigurationError
 from asgi_agents.protocol import Block, Headers, Redirect, RequestBodyChunkEvent, RequestHeadersEvent, RequestMetadata
 from asgi_agents.transports import ForwardAuthTransport, Transport
+from asgi_agents.transports.authorization import HEADS
 from tests.support.servers import serve
 from tests.transports.test_http import Pki, pki, raw_agent, stall
 
@@ -54,7 +55,7 @@ class Service:
     """An authorization service that remembers what it was asked and answers as it is told."""
 
     def __init__(self, *answer: Any, **fields: Any) -> None:
-        self._answer = lambda: httpx.Response(*answer, **fields)
+        self._answer: Callable[[], httpx.Response] = lambda: httpx.Response(*answer, **fields)
         self.asked: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -87,7 +88,7 @@ def test_is_a_transport_that_needs_no_events() -> None:
     config = AgentConfig("sso", ForwardAuthTransport("http://127.0.0.1:4180/oauth2/auth"))
     transport = config.resolved_transport
     assert isinstance(transport, Transport)
-    assert (transport.kind, transport.remote, config.hears) == ("forward_auth", True, {EventType.REQUEST_HEADERS})
+    assert (transport.kind, transport.remote, config.hears) == ("forward_auth", True, HEADS)
     assert getattr(transport, "address") == "127.0.0.1:4180"  # noqa: B009 - the protocol doesn't name it
 
 

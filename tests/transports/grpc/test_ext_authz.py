@@ -25,6 +25,7 @@ from asgi_agents.errors import (
 )
 from asgi_agents.protocol import Block, Redirect, RequestBodyChunkEvent, check_response
 from asgi_agents.serve.grpc import GrpcService, StatusError, serve_grpc
+from asgi_agents.transports.authorization import HEADS
 from asgi_agents.transports.grpc.ext_authz import decode_check, encode_check
 from tests.transports.test_forward_auth import head
 
@@ -322,7 +323,7 @@ def bound(url: str, *, config: Any = None, events: Any = None, **options: Any) -
 
 def test_it_needs_no_events() -> None:
     config = AgentConfig("opa", GrpcTransport("grpc://127.0.0.1:9191", protocol="ext_authz"))
-    assert config.hears == {EventType.REQUEST_HEADERS}
+    assert config.hears == HEADS
 
 
 async def test_an_authorizer_is_asked_and_its_answer_comes_back(tmp_path: Any) -> None:
@@ -411,4 +412,6 @@ def test_what_can_not_work_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="scheme='ftp', expected 'http', 'https' or None"):
         bound("grpc://127.0.0.1:1", scheme="ftp")
     with pytest.raises(ConfigurationError, match="response_headers, which its transport can't carry"):
-        AgentConfig("opa", GrpcTransport("grpc://127.0.0.1:9191", protocol="ext_authz"), events={"response_headers"})
+        AgentConfig(
+            "opa", GrpcTransport("grpc://127.0.0.1:9191", protocol="ext_authz"), events={EventType.RESPONSE_HEADERS}
+        )
