@@ -104,25 +104,24 @@ class ForwardAuthTransport(HttpClient):
 
     The service is asked with the client's headers, in the one of three styles that it is made for:
 
-    ===================  ==================================  ===================  ==================================
-    style                who asks like that                  target, method       what is asked about
-    ===================  ==================================  ===================  ==================================
-    ``"forward_auth"``   Traefik, Caddy                      ``url``, GET         ``X-Forwarded-Method``, ``-Proto``,
-                                                                                  ``-Host``, ``-Uri``, ``-For``
-    ``"auth_request"``   nginx                               ``url``, GET         the same, ``X-Original-URL``,
-                                                                                  ``X-Original-Method``
-    ``"ext_authz"``      Envoy, with an HTTP service         the request's path   target, method, ``Host``,
-                                                             behind that of       ``X-Forwarded-Proto``, ``-For``
-                                                             ``url``, and its
-                                                             method
-    ===================  ==================================  ===================  ==================================
+    ===================  =====================  ======================  ========================================
+    style                who asks like that     request                 what it says
+    ===================  =====================  ======================  ========================================
+    ``"forward_auth"``   Traefik, Caddy         GET of ``address``      ``X-Forwarded-Method``, ``-Proto``,
+                                                                        ``-Host``, ``-Uri``, ``-For``
+    ``"auth_request"``   nginx                  GET of ``address``      the same, ``X-Original-URL``,
+                                                                        ``X-Original-Method``
+    ``"ext_authz"``      Envoy, with an HTTP    the request's method,   ``Host``, ``X-Forwarded-Proto``, ``-For``
+                         service                its path behind that
+                                                of ``address``
+    ===================  =====================  ======================  ========================================
 
     Headers of a client that say such things, in any spelling (``X_Forwarded_Uri``), are not passed on. Neither are
     those that are hop-by-hop, about a body that is not sent, or about ranges and conditions. A request that can't be
     asked about without ambiguity is answered 400: a ``Host`` that is none, control characters in headers, and in style
     ``"ext_authz"`` a path with ``..`` segments, however encoded, which could lead to another endpoint of the service.
 
-    :param url: the endpoint, an ``http://`` or ``https://`` URL.
+    :param address: the endpoint, an ``http://`` or ``https://`` URL.
     :param style: see above.
     :param upstream_headers: names of headers of an answer that allows, which are copied to the request:
         ``{"Remote-User", "Remote-Groups"}``.
@@ -147,10 +146,11 @@ class ForwardAuthTransport(HttpClient):
     events: frozenset[EventType] | None = None
     default_events = HEADS
     _keeps_headers = True
+    _url_field = "address"
 
     def __init__(
         self,
-        url: str,
+        address: str,
         *,
         style: ForwardAuthStyle = "forward_auth",
         upstream_headers: Iterable[str] = (),
@@ -166,7 +166,7 @@ class ForwardAuthTransport(HttpClient):
         transport: httpx.AsyncBaseTransport | TransportFactory | None = None,
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
     ) -> None:
-        super().__init__(url, verify=verify, cert=cert, uds=uds, transport=transport, max_answer_bytes=max_answer_bytes)
+        super().__init__(address, verify=verify, cert=cert, uds=uds, transport=transport, max_answer_bytes=max_answer_bytes)
         if style not in get_args(ForwardAuthStyle):
             raise self._wrong("style", style, "'forward_auth', 'auth_request' or 'ext_authz'")
         if scheme not in (None, "http", "https"):
@@ -174,7 +174,7 @@ class ForwardAuthTransport(HttpClient):
         if type(trust_forwarded_headers) is not bool:
             raise self._wrong("trust_forwarded_headers", trust_forwarded_headers, "True or False")
         if style == "ext_authz" and self._url.query:
-            raise self._wrong("url", url, "a URL without a query in style 'ext_authz': the request's path follows it")
+            raise self._wrong("address", address, "a URL without a query: in style 'ext_authz' the path follows it")
         self._style = style
         self._scheme = scheme
         self._trusts = trust_forwarded_headers

@@ -98,6 +98,8 @@ class HttpClient:
 
     #: Whether answers come with their headers.
     _keeps_headers = False
+    #: What the subclass calls its URL.
+    _url_field = "url"
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class HttpClient:
         transport: httpx.AsyncBaseTransport | TransportFactory | None,
         max_answer_bytes: int,
     ) -> None:
-        self._url = _parse_url(self._where, url)
+        self._url = _parse_url(self._where, self._url_field, url)
         if type(max_answer_bytes) is not int or max_answer_bytes < 1:
             raise self._wrong("max_answer_bytes", max_answer_bytes, "a whole number of at least 1")
         self._max_answer_bytes = max_answer_bytes
@@ -127,7 +129,7 @@ class HttpClient:
             if self._url.scheme == "https":
                 tls = client_context(self._where, verify, cert)
             elif verify is not True or cert is not None:
-                raise self._wrong("url", url, "https://, for that is what verify and cert are about")
+                raise self._wrong(self._url_field, url, "https://, for that is what verify and cert are about")
             self._connections = PerEventLoop(lambda: self._open(tls))
             self._connect = partial(_connect, uds, self._url.host, self._port, tls)
             return
@@ -402,26 +404,26 @@ def _describe(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {_QUOTED_BYTES.sub('…', text_of(exc))}"
 
 
-def _parse_url(where: str, given: object) -> httpx.URL:
+def _parse_url(where: str, field: str, given: object) -> httpx.URL:
     expected = "an http:// or https:// URL"
     if not isinstance(given, str):
-        raise wrong(where, "url", given, expected)
+        raise wrong(where, field, given, expected)
     try:
         url = httpx.URL(given)
     except httpx.InvalidURL as exc:
         # Not the whole URL: there may be credentials in it.
-        raise ConfigurationError(f"{where}: url: {exc}, expected {expected}") from exc
+        raise ConfigurationError(f"{where}: {field}: {exc}, expected {expected}") from exc
     except UnicodeEncodeError:
-        raise ConfigurationError(f"{where}: url: not UTF-8, expected {expected}") from None
+        raise ConfigurationError(f"{where}: {field}: not UTF-8, expected {expected}") from None
     if url.userinfo:
         without = str(url.copy_with(userinfo=b""))
         raise ConfigurationError(
-            f"{where}: url has credentials in it, expected {without!r} and headers={{'authorization': …}}"
+            f"{where}: {field} has credentials in it, expected {without!r} and headers={{'authorization': …}}"
         )
     if url.scheme not in ("http", "https"):
-        raise wrong(where, "url", given, expected)
+        raise wrong(where, field, given, expected)
     if not url.host:
-        raise wrong(where, "url", given, f"{expected} with a host")
+        raise wrong(where, field, given, f"{expected} with a host")
     return url
 
 

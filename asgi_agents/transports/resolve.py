@@ -106,11 +106,18 @@ def bind(
 
 
 def transport_class(parameter: str) -> Any:
-    """The class of transports that is made with ``parameter`` first: ``url``, ``target`` or ``endpoints``."""
+    """The class of transports that is made with ``parameter`` first.
+
+    ``url``, ``address``, ``target`` or ``endpoints``.
+    """
     if parameter == "url":
         from .http import HttpTransport
 
         return HttpTransport
+    if parameter == "address":
+        from .forward_auth import ForwardAuthTransport
+
+        return ForwardAuthTransport
     if parameter == "target":
         from .grpc import GrpcTransport
 

@@ -657,7 +657,7 @@ def test_what_the_client_gets(answer: dict[str, Any], status: int, headers: dict
 @pytest.mark.parametrize(
     ("url", "options", "expected"),
     [
-        ("ftp://sso/", {}, "ForwardAuthTransport: url='ftp://sso/', expected an http:// or https:// URL"),
+        ("ftp://sso/", {}, "ForwardAuthTransport: address='ftp://sso/', expected an http:// or https:// URL"),
         (
             "http://sso/",
             {"style": "traefik"},
