@@ -12,8 +12,8 @@ import asgi_agents
 from asgi_agents import guardrails
 
 PACKAGE = Path(asgi_agents.__file__).parent
-# What users get from transports and hand to nobody.
-INTERNAL = {"AuthorizationClient", "StreamClient"}
+# What users get from StreamTransport and hand to nobody.
+INTERNAL = {"AgentClient", "StreamClient"}
 
 
 @cache

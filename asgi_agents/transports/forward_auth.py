@@ -13,6 +13,7 @@ from ..protocol import TOKEN, AgentResponse, EventType, HeaderOp, RequestHeaders
 from ..protocol.headers import as_one_spelling, without_blanks
 from ..protocol.validation import REDIRECT_STATUSES, is_untouchable
 from .authorization import AUTHORIZED_EVENTS, HEADS, AuthorizationClient, denial, refusal_of_input
+from .base import AgentClient
 from .http import USER_AGENT, HttpClient, TransportFactory, checked_headers
 from .http1.request import RequestHead
 from .http_answer import AnswerTooLongError, HttpAnswer
@@ -193,7 +194,7 @@ class ForwardAuthTransport(HttpClient):
 
     def bind(
         self, agent_id: str, *, events: frozenset[EventType] | None, config: Any, max_concurrent_calls: int
-    ) -> AuthorizationClient:
+    ) -> AgentClient:
         """A client for one agent.
 
         :raises ConfigurationError: for a configuration, for which there is no place in a question.
