@@ -27,7 +27,7 @@ CLIENT_HEADERS: Final = frozenset({"cache-control", "location", "retry-after", "
 #: What of an answer that allows reaches the client, unless it is configured: renewed sessions.
 CLIENT_HEADERS_ON_SUCCESS: Final = frozenset({"set-cookie"})
 
-_MAX_ANSWER_BYTES: Final = 1024 * 1024
+MAX_ANSWER_BYTES: Final = 1024 * 1024
 #: How Envoy's ext_authz names, over HTTP, the headers that the request is to lose.
 REMOVED_BY_ENVOY: Final = "x-envoy-auth-headers-to-remove"
 
@@ -165,9 +165,11 @@ class ForwardAuthTransport(HttpClient):
         cert: ClientCertificate | None = None,
         uds: str | None = None,
         transport: httpx.AsyncBaseTransport | TransportFactory | None = None,
-        max_answer_bytes: int = _MAX_ANSWER_BYTES,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
-        super().__init__(address, verify=verify, cert=cert, uds=uds, transport=transport, max_answer_bytes=max_answer_bytes)
+        super().__init__(
+            address, verify=verify, cert=cert, uds=uds, transport=transport, max_answer_bytes=max_answer_bytes
+        )
         if style not in get_args(ForwardAuthStyle):
             raise self._wrong("style", style, "'forward_auth', 'auth_request' or 'ext_authz'")
         if scheme not in (None, "http", "https"):

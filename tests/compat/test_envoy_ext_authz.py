@@ -16,13 +16,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from asgi_agents import Agent, AgentResponse, HeaderOp, RequestBodyChunkEvent, RequestHeadersEvent
-from asgi_agents.serve import agent_app
+from asgi_agents.serve import agent_app, serve_grpc
 from tests.support.envoy import HTTP_FILTERS, binary, cluster, envoy
 from tests.support.servers import serve
 
 pytest.importorskip("envoy.service.auth.v3", reason="xds-protos is not installed: pip install '.[grpc]'")
 
-from asgi_agents.serve.grpc import serve_grpc
 from asgi_agents.serve.grpc.ext_authz import ExtAuthzService
 
 # It starts processes.

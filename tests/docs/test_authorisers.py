@@ -28,7 +28,7 @@ def recipe(title: str, shown: str, actual: str) -> Any:
     assert shown in code
     module = ModuleType(title.removesuffix(".py"))
     exec(compile(code.replace(shown, actual), title, "exec"), vars(module))  # noqa: S102 - our own page
-    return module.app  # type: ignore[attr-defined]
+    return module.app
 
 
 async def oauth2_proxy(request: Request) -> Response:
@@ -85,7 +85,7 @@ def test_authelia() -> None:
 def opa(decide: Callable[[Any], dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Answers as the plugin does: a policy is a function of its input."""
     pytest.importorskip("envoy.service.auth.v3", reason="xds-protos is not installed: pip install '.[grpc]'")
-    from asgi_agents.serve.grpc import serve_grpc
+    from asgi_agents.serve import serve_grpc
     from tests.transports.grpc.test_ext_authz import Authorizer
 
     authorizer = Authorizer(decide)

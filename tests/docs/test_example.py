@@ -39,6 +39,7 @@ QUOTES: Final[Mapping[str, str]] = {
 WITHOUT: Final[Mapping[str, str]] = {
     "endpoints": "the example has its routes in one place, to be read there",
     "command-line": "it is about commands, and what they print of an app that is on the page as a whole",
+    "authorisers": "the example asks no services, and answers no proxies",
     "workers": "it is about several processes, of which the example has one",
     "operating": "it is about what is done with a running app",
     "files": "the example is configured in code, which its pages quote",

@@ -1,6 +1,17 @@
 """A transport of one's own."""
 
-from asgi_agents import AgentConfig, AgentConnectionError, AgentResponse, Answer, Event, EventType, Transport
+from asgi_agents import (
+    AgentConfig,
+    AgentConnectionError,
+    AgentResponse,
+    Answer,
+    Event,
+    EventType,
+    ForwardAuthStyle,
+    ForwardAuthTransport,
+    GrpcTransport,
+    Transport,
+)
 
 
 class Queue:
@@ -43,3 +54,19 @@ AgentConfig("queue", transport)
 AgentConfig("queue", Queue("amqp://broker", frozenset()))
 
 AgentConfig("incomplete", Incomplete())  # type: ignore[arg-type]
+
+sso = ForwardAuthTransport(
+    "http://127.0.0.1:4180/oauth2/auth",
+    style="auth_request",
+    upstream_headers={"X-Auth-Request-User"},
+    client_headers=None,
+    headers={"x-key": "s3cret"},
+    scheme="https",
+)
+AgentConfig("sso", sso)
+AgentConfig("opa", GrpcTransport("grpc://127.0.0.1:9191", protocol="ext_authz"))
+
+style: ForwardAuthStyle = "ext_authz"
+ForwardAuthTransport("http://127.0.0.1/", style=style)
+ForwardAuthTransport("http://127.0.0.1/", style="traefik")  # type: ignore[arg-type]
+ForwardAuthTransport("http://127.0.0.1/", upstream_headers=5)  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ from asgi_agents.errors import (
     EventTooLargeError,
 )
 from asgi_agents.protocol import Block, Redirect, RequestBodyChunkEvent, check_response
-from asgi_agents.serve.grpc import GrpcService, StatusError, serve_grpc
+from asgi_agents.serve import serve_grpc
+from asgi_agents.serve.grpc.service import GrpcService, StatusError
 from asgi_agents.transports.authorization import HEADS
 from asgi_agents.transports.grpc.ext_authz import decode_check, encode_check
 from tests.transports.test_forward_auth import head

@@ -21,6 +21,27 @@ def test_a_head_says_where_it_goes_and_how_long_the_body_is() -> None:
     )
 
 
+def test_a_request_without_a_body_says_nothing_of_one() -> None:
+    head = RequestHead(b"GET", b"/", [(b"host", b"agent")])
+    assert head.encode(None, {}) == b"GET / HTTP/1.1\r\nhost: agent\r\n\r\n"
+    assert head.encode(None, {"traceparent": "00-1-2-01"}).endswith(b"traceparent: 00-1-2-01\r\n\r\n")
+
+
+def test_a_method_is_a_token() -> None:
+    for method in (b"", b"G T", b"GET\r\nx: y", b"G\xe9T"):
+        with pytest.raises(ValueError, match="the method of the request is not a token"):
+            RequestHead(method, b"/", HEADERS)
+
+
+def test_values_of_a_client_may_have_bytes_beyond_ascii_and_nothing_that_ends_a_line() -> None:
+    value = "é".encode()
+    head = RequestHead(b"GET", b"/", [(b"x-name", value)], of_client=True)
+    assert head.encode(None, {}) == b"GET / HTTP/1.1\r\nx-name: \xc3\xa9\r\n\r\n"
+    for bad in (b"a\r\nb", b"a\n", b"\0", b" a", b"a\x7f"):
+        with pytest.raises(ValueError, match="the value of 'x-name' is"):
+            RequestHead(b"GET", b"/", [(b"x-name", bad)], of_client=True)
+
+
 BAD = ["\r", "\n", "\r\nx: y", "a\0", "\x7f", " a", "a ", "é", "\r\n\r\n"]
 
 
