@@ -8,9 +8,9 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 import grpc
@@ -20,19 +20,24 @@ from anyio import CancelScope
 from ...concurrency.background import Signal, asyncio_loop, on_trio
 from ...concurrency.cancellation import was_asked_for
 from ...concurrency.per_event_loop import PerEventLoop
-from ...errors import AgentConnectionError, AgentTimeoutError
+from ...errors import AgentConnectionError, AgentError, AgentTimeoutError
 from ..tls import PemFiles
 from ..wire import Receiver, Wire
 from .pump import MessagePump
 from .settings import GrpcSettings, target_of
-from .status import error_of
+from .status import error_of, error_of_status, is_provisional
 from .thread import AsyncioThread, ThreadedWire
+
+T = TypeVar("T")
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
 # What a stream holds for a reader that is slow, before no more is read: messages, and bytes.
 _MANY_MESSAGES: Final = 16
 _MANY_BYTES: Final = 1024 * 1024
+# How often a status is asked for that may not be the server's, and the seconds between.
+_ATTEMPTS: Final = 5
+_PAUSE: Final = 0.02
 
 
 class StreamWire(Wire, Protocol):
@@ -193,18 +198,39 @@ class _ClientCall:
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self._status: tuple[grpc.StatusCode, str] | None = None
+        call.add_done_callback(self._note_status)
 
     async def read(self) -> bytes | None:
         try:
             message = await self._call.read()
         except grpc.aio.AioRpcError as exc:
-            raise error_of(exc) from None
+            raise await self._error(exc) from None
         except asyncio.CancelledError:
             if was_asked_for():
                 raise
             # This is how grpc.aio tells of a call that was cancelled in this process.
             raise AgentConnectionError("the call was cancelled") from None
         return None if message is grpc.aio.EOF else message
+
+    def _note_status(self, call: Any) -> None:
+        """The call has a status. That of the server is kept, whether it comes first or last.
+
+        Where a message can't be sent because the call has ended, grpc.aio makes a status of that, too.
+        """
+        code, details = _now(call.code()), _now(call.details()) or ""
+        if code is not None and not is_provisional(code, details):
+            self._status = code, details
+
+    async def _error(self, exc: grpc.aio.AioRpcError) -> AgentError:
+        for _ in range(_ATTEMPTS):
+            if self._status is not None:
+                return error_of_status(*self._status)
+            if not is_provisional(exc.code(), exc.details()):
+                break
+            await asyncio.sleep(_PAUSE)
+            self._note_status(self._call)
+        return error_of(exc)
 
     async def write(self, message: bytes) -> bool:
         return await self._unless_over(self._call.write(message))
@@ -225,6 +251,17 @@ class _ClientCall:
 
     def cancel(self) -> None:
         self._call.cancel()
+
+
+def _now(coroutine: Coroutine[Any, Any, T]) -> T | None:
+    """The result of a coroutine that need not wait for it; None where it has to."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    coroutine.close()
+    return None
 
 
 class AsyncioChannel(Channel):
