@@ -14,7 +14,7 @@ from ..protocol.headers import as_one_spelling, without_blanks
 from ..protocol.validation import REDIRECT_STATUSES, is_untouchable
 from .authorization import AUTHORIZED_EVENTS, HEADS, AuthorizationClient, denial, refusal_of_input
 from .base import AgentClient
-from .http import USER_AGENT, HttpClient, TransportFactory, checked_headers
+from .http import USER_AGENT, HttpOrigin, TransportFactory, checked_headers
 from .http1.request import RequestHead
 from .http_answer import AnswerTooLongError, HttpAnswer
 from .tls import ClientCertificate
@@ -90,7 +90,7 @@ _CHARSETS: Final = {
 }
 
 
-class ForwardAuthTransport(HttpClient):
+class ForwardAuthTransport(HttpOrigin):
     """Asks an authorization service that reverse proxies ask: oauth2-proxy, Authelia, Ory Oathkeeper, and the like.
 
     2xx lets a request pass, with ``upstream_headers`` of the answer in it. A redirect, or 4xx, is what the client gets.

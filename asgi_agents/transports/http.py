@@ -89,7 +89,7 @@ _NO_TIMEOUTS: Final = {"timeout": {"connect": None, "read": None, "write": None,
 _QUOTED_BYTES: Final = re.compile(r"(?:bytearray\()?b['\"].*", re.DOTALL)
 
 
-class HttpClient:
+class HttpOrigin:
     """What transports over HTTP have in common: requests to one origin, and connections that are kept alive.
 
     :param url: what comes after the host is for the subclass. The other parameters are those of
@@ -266,7 +266,7 @@ class HttpClient:
         return wrong(self._where, field, value, expected)
 
 
-class HttpTransport(HttpClient):
+class HttpTransport(HttpOrigin):
     """Posts events to an agent's URL and reads its answers.
 
     Connections are kept alive on each event loop, and closed when it ends whether or not anything is shut down. A call

@@ -9,9 +9,10 @@ import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
-from starlette.routing import Route
-from starlette.testclient import TestClient
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import ASGIApp
+from starlette.websockets import WebSocket
 
 from asgi_agents import AgentConfig, AgentResponse, EventType, HeaderOp, protect
 from asgi_agents.errors import AgentConnectionError, AgentError, ConfigurationError
@@ -649,6 +650,30 @@ def test_what_the_client_gets(answer: dict[str, Any], status: int, headers: dict
     found = client.get("/", follow_redirects=False)
     assert found.status_code == status
     assert {name: found.headers[name] for name in headers} == headers
+
+
+def test_a_handshake_is_asked_about_as_a_request() -> None:
+    async def echo(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(websocket.headers["remote-user"])
+        await websocket.close()
+
+    def judge(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        known = request.headers.get("cookie") == "session=1"
+        return httpx.Response(200, headers={"remote-user": "alice"}) if known else httpx.Response(401, text="who?")
+
+    asked: list[httpx.Request] = []
+    app = Starlette(routes=[WebSocketRoute("/ws", echo)])
+    protect(app, agents=[AgentConfig("sso", transport_to(judge, upstream_headers={"remote-user"}))])
+    client = TestClient(app)
+    with client.websocket_connect("/ws", headers={"cookie": "session=1", "remote-user": "root"}) as session:
+        assert session.receive_text() == "alice"
+    with pytest.raises(WebSocketDenialResponse) as denied, client.websocket_connect("/ws"):
+        pass
+    assert (denied.value.status_code, denied.value.text) == (401, "who?")
+    assert asked[0].headers["x-forwarded-uri"] == "/ws"
+    assert {"upgrade", "connection"}.isdisjoint(asked[0].headers)
 
 
 # --- Mistakes -----------------------------------------------------------------------------------------------------
