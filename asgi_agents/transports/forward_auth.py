@@ -148,6 +148,7 @@ class ForwardAuthTransport(HttpOrigin):
     default_events = HEADS
     _keeps_headers = True
     _url_field = "address"
+    _where = "ForwardAuthTransport"
 
     def __init__(
         self,

@@ -96,6 +96,8 @@ class HttpOrigin:
         :class:`HttpTransport`.
     """
 
+    #: What messages about the arguments begin with.
+    _where: str
     #: Whether answers come with their headers.
     _keeps_headers = False
     #: What the subclass calls its URL.
@@ -155,11 +157,6 @@ class HttpOrigin:
     @property
     def _port(self) -> int:
         return self._url.port or (443 if self._url.scheme == "https" else 80)
-
-    @property
-    def _where(self) -> str:
-        """What messages about the arguments begin with."""
-        return type(self).__name__
 
     def __repr__(self) -> str:
         return f"<{self._where} {str(self._url.copy_with(query=None))!r}>"
@@ -298,6 +295,7 @@ class HttpTransport(HttpOrigin):
     remote = True
     events: frozenset[EventType] | None = None
     carries = frozenset(EventType)
+    _where = "HttpTransport"
 
     def __init__(
         self,
@@ -329,8 +327,12 @@ class HttpTransport(HttpOrigin):
         :raises AgentProtocolError: it answered with something that the protocol does not allow.
         :raises EventTooLargeError: it answered 413.
         """
-        answer = await self._send(self._head, encode_event(event, self._encoding))
-        return in_code_points(decode_answer(answer.content, self._encoding, event.event_type), event, self._span_unit)
+        message = await self.post(encode_event(event, self._encoding))
+        return in_code_points(decode_answer(message, self._encoding, event.event_type), event, self._span_unit)
+
+    async def post(self, message: bytes) -> bytes:
+        """Post ``message`` and return the content of the answer, whatever it is. Raises as :meth:`call` does."""
+        return (await self._send(self._head, message)).content
 
     def _fixed_headers(self, given: object) -> list[tuple[bytes, bytes]]:
         """What every request has in common."""
@@ -344,12 +346,15 @@ class HttpTransport(HttpOrigin):
         fields |= checked_headers(self._where, given)
         return [(name.encode(), value.encode()) for name, value in fields.items()]
 
-    def _check_head(self, status: int, headers: Mapping[str, str]) -> None:
+    def _check_status(self, status: int) -> None:
         if status == 413:
             # The client decides how large its bodies and headers are: it says nothing of how the agent is.
             raise EventTooLargeError("it answered 413: it does not take an event of that length")
         if status != 200:
             raise AgentProtocolError(f"expected status 200, got {status}")
+
+    def _check_head(self, status: int, headers: Mapping[str, str]) -> None:
+        self._check_status(status)
         # To decompress would let a short answer become a very long one.
         content_encoding = headers.get("content-encoding", "identity")
         if content_encoding.strip().lower() != "identity":

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
@@ -10,7 +11,7 @@ from asgi_agents import Agent, AgentConfig, AgentResponse, HeaderOp, RequestHead
 from asgi_agents.errors import ConfigurationError
 from asgi_agents.serve import agent_app
 from asgi_agents.transports import ForwardAuthTransport
-from tests.support.asgi import Probe, SlowProbe
+from tests.support.asgi import Client, Held, Probe, SlowProbe
 from tests.support.servers import serve
 from tests.transports.test_forward_auth import head
 
@@ -207,6 +208,39 @@ async def test_the_two_ends_understand_each_other(style: Any, kind: type[Probe])
         assert not denied.is_allow
         assert ("www-authenticate", "ApiKey") in [(op.name, op.value) for op in denied.response_headers]
         await transport.aclose()
+
+
+async def test_it_is_an_asgi_app_like_any() -> None:
+    app = agent_app(Probe(request_headers=None), api="forward_auth")
+    sent: list[Any] = []
+    events = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+    async def receive() -> Any:
+        return next(events)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    await app({"type": "lifespan"}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    sent.clear()
+    events = iter([{"type": "websocket.connect"}])
+    await app({"type": "websocket"}, receive, send)
+    assert sent == ["websocket.close"]
+    with pytest.raises(ValueError, match="unknown scope type 'x'"):
+        await app({"type": "x"}, receive, send)
+
+
+async def test_a_hook_is_cancelled_when_the_proxy_hangs_up() -> None:
+    waits = Held()
+    app = agent_app(SlowProbe(request_headers=waits), api="forward_auth")
+    headers = [(name.encode(), value.encode()) for name, value in TRAEFIK.items()]
+    client = Client(headers=headers)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call, app)
+        await waits.reached.wait()
+        client.leave()
+    assert (waits.cancelled, client.messages) == (1, [])
 
 
 def test_what_can_not_work_is_refused() -> None:

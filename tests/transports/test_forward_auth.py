@@ -234,6 +234,18 @@ async def test_a_trusted_proxy_speaks_for_the_client_but_not_of_what_is_asked() 
     }
 
 
+async def test_where_the_trusted_proxy_says_nothing_the_connection_does() -> None:
+    service = Service(200)
+    await ask(service, head(headers={"x-forwarded-proto": ["gopher"]}, client_ip=""), trust_forwarded_headers=True)
+    told = {name: value for name, value in service.fields.items() if name.startswith("x-")}
+    assert told == {
+        "x-forwarded-proto": "http",
+        "x-forwarded-host": "app.example",
+        "x-forwarded-uri": "/orders?page=2",
+        "x-forwarded-method": "GET",
+    }
+
+
 @pytest.mark.parametrize(
     "host",
     [
