@@ -47,7 +47,8 @@ _MAX_DIGITS: Final = 18
 class ExtAuthzProtocol:
     """What is spoken with an external authorizer for Envoy."""
 
-    carries = AUTHORIZED_EVENTS
+    # A configuration goes out with each question.
+    carries = AUTHORIZED_EVENTS | {EventType.CONFIGURE}
     events: frozenset[EventType] | None = None
     default_events = HEADS
     learns_events = False
