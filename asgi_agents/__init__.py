@@ -96,12 +96,16 @@ from .transports.tls import ClientCertificate
 if TYPE_CHECKING:
     from .files import Configuration, load
     from .status import status_app
-    from .transports import HttpTransport
+    from .transports import ForwardAuthTransport, GrpcTransport, HttpTransport
+    from .transports.forward_auth import ForwardAuthStyle
     from .transports.http import TransportFactory
 else:
     # What only some need is imported when it is asked for (PEP 562): httpx alone takes as long as all the rest.
     _LAZY = {
         "Configuration": "files",
+        "ForwardAuthStyle": "transports.forward_auth",
+        "ForwardAuthTransport": "transports",
+        "GrpcTransport": "transports",
         "HttpTransport": "transports",
         "TransportFactory": "transports.http",
         "load": "files",
@@ -184,8 +188,11 @@ __all__ = [
     "FailureKind",
     "FailureMode",
     "FailureModeName",
+    "ForwardAuthStyle",
+    "ForwardAuthTransport",
     "Framing",
     "GaugeMetric",
+    "GrpcTransport",
     "GuardrailInspectEvent",
     "GuardrailResponse",
     "GuardrailUnavailableError",

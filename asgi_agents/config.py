@@ -23,7 +23,7 @@ from .protocol import TOKEN, EventType
 from .protocol.headers import as_one_spelling
 from .protocol.validation import is_untouchable
 from .transports.base import Transport
-from .transports.resolve import learns_events, resolve_transport
+from .transports.resolve import default_events, learns_events, resolve_transport, sets_of
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
@@ -38,7 +38,8 @@ class AgentConfig:
         list of ``unix://`` and ``tcp://`` URLs of the same agent, or any :class:`Transport`. Packages may add schemes
         of URLs.
     :param events: those that the agent receives. None: those whose hooks it has, or that it names in the handshake of
-        the stream transport; for other remote agents they have to be given. They overrule the handshake.
+        the stream transport, or the heads of requests for authorization services; for other remote agents they have to
+        be given. They overrule the handshake.
     :param failure_mode: what a failed call means, unless a route says otherwise.
     :param timeout: one deadline for a call: queue wait, connect, send, answer.
     :param chunk_timeout: the same for the body chunks of stream and hybrid mode.
@@ -80,7 +81,8 @@ class AgentConfig:
         taken out of the client's request before any agent or the app sees it, in any case and with underscores too
         (``X_User``), wherever the agent is on the route and receives request heads or bodies; also when it fails open.
         On a route without this agent the client's header stays. Other agents may set it as well. Not for a shadow
-        agent, which sets nothing.
+        agent, which sets nothing. A transport that copies headers to requests, such as
+        :class:`~asgi_agents.ForwardAuthTransport`, adds its own.
     """
 
     id: str
@@ -141,7 +143,8 @@ class AgentConfig:
         for name in ("decode", "hold_head", "ranges", "enforce", "require_at_startup", "may_set_host"):
             require_member(where, name, getattr(self, name), bool)
         object.__setattr__(self, "after", _resolve_after(where, self.id, self.after))
-        object.__setattr__(self, "sets", _resolve_sets(where, self.sets, may_set_host=self.may_set_host))
+        sets = _resolve_sets(where, self.sets, may_set_host=self.may_set_host)
+        object.__setattr__(self, "sets", sets | sets_of(self.resolved_transport))
 
     @property
     def fails(self) -> FailureMode:
@@ -234,6 +237,7 @@ def _resolve_events(where: str, transport: Transport, given: object) -> frozense
     if given is None:
         if learns_events(transport):
             return None
+        heard = default_events(transport) if heard is None else heard
         if heard is None:
             raise ConfigurationError(
                 f"{where}: events=None, but a remote agent can't be asked; expected a set such as "

@@ -29,7 +29,7 @@ from asgi_agents.recording import format as recording_format
 from asgi_agents.recording import reading, recorded_agent, replaying, traffic_log, writing
 from asgi_agents.routing import cache
 from asgi_agents.serve import framings, gateways, held
-from asgi_agents.transports import http, partial
+from asgi_agents.transports import forward_auth, http, partial
 
 from .bounds import MIB
 
@@ -112,6 +112,7 @@ def spellings(number: float) -> list[str]:
         ("MAX_PING_BYTES", stream.MAX_PING_BYTES),
         ("MAX_PARTIAL_BYTES", partial.MAX_PARTIAL_BYTES),
         ("MAX_ANSWER_BYTES", http.MAX_ANSWER_BYTES),
+        ("forward_auth.MAX_ANSWER_BYTES", forward_auth.MAX_ANSWER_BYTES),
         ("MAX_SERIES", reports_module.MAX_SERIES),
         ("MAX_HELD_BYTES", held.MAX_HELD_BYTES),
         ("SHARE", held.MAX_HELD_BYTES * held.SHARE),

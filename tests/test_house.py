@@ -65,7 +65,9 @@ MOST_MODULES_IN_THE_ROOT: Final = 20
 MOST_METHODS: Final = 30
 MOST_METHODS_OF_THE_GUARD: Final = 24
 
-_TRANSPORTS: Final = frozenset({"HttpTransport", "InProcessTransport", "StreamTransport"})
+_TRANSPORTS: Final = frozenset(
+    {"ForwardAuthTransport", "GrpcTransport", "HttpTransport", "InProcessTransport", "StreamTransport"}
+)
 #: Modules that name a transport, and why; transports/ and the public names of the package aside.
 NAME_TRANSPORTS: Final = {
     "asgi_agents.guardrail_services.service": "services of others are reached over HTTP as agents are",

@@ -197,6 +197,13 @@ def timestamp(nanoseconds: int) -> str:
     return f"{_write_second(seconds)}.{milliseconds:03d}+00:00"
 
 
+def timestamp_now() -> str:
+    """The current time, likewise."""
+    if not _written_from <= time.time_ns() < _written_until:
+        _write_now()
+    return _timestamp
+
+
 @lru_cache(maxsize=2)
 def _write_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()[:-6]

@@ -77,6 +77,7 @@ _GUARDRAIL: Final = Table("Guardrail", lambda: Guardrail, "agent_id")
 _TOOLS: Final = Table("ToolPolicy", lambda: ToolPolicy)
 _ROUTE: Final = Table("AgentRoute", lambda: AgentRoute)
 _HTTP: Final = Table("HttpTransport", partial(transport_class, "url"), "url")
+_FORWARD_AUTH: Final = Table("ForwardAuthTransport", partial(transport_class, "address"), "address")
 _STREAM: Final = Table("StreamTransport", partial(transport_class, "endpoints"), "endpoints")
 _MODE: Final = Shape(Literal["buffer", "stream", "hybrid"], (Table("BodyMode", lambda: BodyMode, "name"),))
 _RULES: Final = _texts(Table("ToolRule", lambda: ToolRule, "name"), many=True)
@@ -110,7 +111,7 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Shape | None]]] = {
         "guardrails": _GUARDRAILS,
     },
     "AgentConfig": {
-        "transport": Shape(str | list[str], (_HTTP, _STREAM)),
+        "transport": Shape(str | list[str], (_FORWARD_AUTH, _HTTP, _STREAM)),
         "circuit_breaker": _BREAKER,
         "request_body_mode": _MODE,
         "response_body_mode": _MODE,
@@ -125,6 +126,7 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Shape | None]]] = {
         "verify": Shape(bool | str),
         "cert": _CERT,
     },
+    "ForwardAuthTransport": {"transport": None, "verify": Shape(bool | str), "cert": _CERT},
     "StreamTransport": {"verify": Shape(bool | str), "cert": _CERT},
 }
 

@@ -49,7 +49,8 @@ _NO_AUDIT = ALLOW.audit
 _DECISIONS = frozenset({Allow, Block, Redirect, Challenge})
 _MAX_PRINTED_INT = 10**9
 
-_REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+#: Those of a redirect (RFC 9110, section 15.4) that an answer may have.
+REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 # RFC 6455, section 7.4, and the IANA registry: what an endpoint may put into a close frame.
 _CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)})
 
@@ -62,6 +63,11 @@ def is_untouchable(name: str) -> bool:
 def is_sendable(name: str, value: str) -> bool:
     """Whether a header of that name and value can be put on the wire (RFC 9110, sections 5.1 and 5.5)."""
     return TOKEN.match(name) is not None and not _UNSENDABLE_VALUE.search(value)
+
+
+def is_redirect_url(url: str) -> bool:
+    """Whether a client can be redirected to it, as far as its characters are concerned."""
+    return bool(url) and not _UNSENDABLE_URL.search(url)
 
 
 def check_response(response: object, *, may_mutate: bool, may_set_host: bool) -> AgentResponse:
@@ -108,13 +114,13 @@ def _check_decision(decision: object) -> None:
                 for name, value in headers.items():
                     _check_header("decision.block.headers", name, value, may_set_host=False)
         case Redirect(url, status):
-            if type(status) is not int or status not in _REDIRECT_STATUSES:
+            if type(status) is not int or status not in REDIRECT_STATUSES:
                 raise AgentProtocolError(
-                    f"decision.redirect.status: expected one of {sorted(_REDIRECT_STATUSES)}, "
+                    f"decision.redirect.status: expected one of {sorted(REDIRECT_STATUSES)}, "
                     f"got {number_or_type(status)}"
                 )
             check_text("decision.redirect.url", url)
-            if not url or _UNSENDABLE_URL.search(url):
+            if not is_redirect_url(url):
                 raise AgentProtocolError("decision.redirect.url: empty, or contains white space or control characters")
         case Challenge(challenge_type, params):
             check_text("decision.challenge.challenge_type", challenge_type)

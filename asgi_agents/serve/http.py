@@ -1,8 +1,8 @@
-"""An agent as an ASGI app that speaks the HTTP transport, or the formats of gateways."""
+"""An agent as an ASGI app that speaks the HTTP transport or the formats of gateways, or answers reverse proxies."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -15,13 +15,14 @@ from ..errors import ConfigurationError
 from ..guardrails import TextGuardrail
 from ..messages.naming import named
 from ..protocol import PROTOCOL_VERSION, Encoding, Event, decode_event, encode_answer
+from .forward_auth import ForwardAuthApp
 from .hooks import Hooks, NoAnswer, require_agent, require_positive
 from .posting import PostingApp, Replier, caller_of, media_type_of
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 _ENCODINGS: Final = {encoding.content_type: encoding for encoding in Encoding}
 #: Whom an app answers: the middleware of this package, or gateways.
-Api = Literal["agent", "litellm"]
+Api = Literal["agent", "litellm", "forward_auth", "auth_request", "ext_authz"]
 
 
 def agent_app(
@@ -35,7 +36,14 @@ def agent_app(
     """An ASGI app that any ASGI server can run.
 
     With ``api="agent"`` it is reached with an ``http://`` or ``https://`` URL: ``POST`` to any path takes an event and
-    answers it, in JSON or msgpack, whichever the event came in.
+    answers it, in JSON or msgpack, whichever the event came in. ``GET`` tells what the agent is, for health checks, here
+    and with ``api="litellm"``.
+
+    ``"forward_auth"``, ``"auth_request"`` and ``"ext_authz"`` make it an authorization service for reverse proxies, whose
+    every request is a question about another one: the first for Traefik and Caddy, which say in ``X-Forwarded-Method``,
+    ``-Uri`` and ``-Host`` what they ask about; the second for nginx, with ``X-Original-Method`` and ``-URL``; the third
+    for Envoy with an HTTP service, whose question is the request itself. Headers of requests that the agent sets are in
+    the answer. What a proxy can't be told is answered 500, and logged.
 
     With ``api="litellm"`` a :class:`~asgi_agents.guardrails.TextGuardrail` judges texts for gateways. ``POST`` to
     ``…/beta/litellm_basic_guardrail_api`` is LiteLLM's generic guardrail API; to ``…/request`` and ``…/response`` it is
@@ -61,11 +69,11 @@ def agent_app(
         require_positive("agent_app", "max_concurrency", max_concurrency)
     if not isinstance(mask_responses, bool):
         raise ConfigurationError(f"agent_app: mask_responses={named(mask_responses)}, expected True or False")
+    if api != "litellm" and not mask_responses:
+        raise ConfigurationError("agent_app: mask_responses=False is for gateways, expected api='litellm'")
     limiter = None if max_concurrency is None else SharedLimiter(max_concurrency)
     match api:
         case "agent":
-            if not mask_responses:
-                raise ConfigurationError("agent_app: mask_responses=False is for gateways, expected api='litellm'")
             return _AgentApp(agent, max_event_bytes, limiter)
         case "litellm":
             if not isinstance(agent, TextGuardrail):
@@ -76,8 +84,11 @@ def agent_app(
             from .gateways import GatewayApp
 
             return GatewayApp(agent, max_event_bytes, limiter, mask_responses=mask_responses)
+        case "forward_auth" | "auth_request" | "ext_authz":
+            return ForwardAuthApp(agent, api, max_concurrency)
         case _:
-            raise ConfigurationError(f"agent_app: api={named(api)}, expected 'agent' or 'litellm'")
+            known = " or ".join(map(repr, get_args(Api)))
+            raise ConfigurationError(f"agent_app: api={named(api)}, expected {known}")
 
 
 class _AgentApp(PostingApp):

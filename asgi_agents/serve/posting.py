@@ -53,7 +53,7 @@ class PostingApp(ABC):
                 await receive()
                 await send({"type": "websocket.close"})
             case "lifespan":
-                await _lifespan(receive, send)
+                await lifespan(receive, send)
             case unknown:
                 raise ValueError(f"unknown scope type {unknown!r}")
 
@@ -84,7 +84,7 @@ class PostingApp(ABC):
         except ClientDisconnect:
             return None
         if suspends:
-            return await _unless_disconnected(reply, receive)
+            return await unless_disconnected(reply, receive)
         return await reply()
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
@@ -117,7 +117,8 @@ def media_type_of(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _unless_disconnected(reply: Callable[[], Awaitable[Response]], receive: Receive) -> Response | None:
+async def unless_disconnected(reply: Callable[[], Awaitable[Response]], receive: Receive) -> Response | None:
+    """Await ``reply()``, which is cancelled when the caller hangs up."""
     response = None
     async with create_task_group() as group:
         group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
@@ -134,7 +135,8 @@ async def _cancel_on_disconnect(receive: Receive, scope: CancelScope) -> None:
     scope.cancel()
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
+async def lifespan(receive: Receive, send: Send) -> None:
+    """There is nothing to start or stop."""
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})

@@ -41,6 +41,7 @@ WITHOUT: Final[Mapping[str, str]] = {
     "command-line": "it is about commands, and what they print of an app that is on the page as a whole",
     "guardrail-services": "the example calls no services, and serves none to a gateway",
     "ray": "the example runs in one process, without a cluster",
+    "authorisers": "the example asks no services, and answers no proxies",
     "workers": "it is about several processes, of which the example has one",
     "operating": "it is about what is done with a running app",
     "files": "the example is configured in code, which its pages quote",

@@ -2,7 +2,18 @@
 
 import httpx
 
-from asgi_agents import AgentConfig, AgentConnectionError, AgentResponse, Answer, Event, EventType, Transport
+from asgi_agents import (
+    AgentConfig,
+    AgentConnectionError,
+    AgentResponse,
+    Answer,
+    Event,
+    EventType,
+    ForwardAuthStyle,
+    ForwardAuthTransport,
+    GrpcTransport,
+    Transport,
+)
 from asgi_agents.guardrail_services import (
     AgentgatewayWebhook,
     GuardrailService,
@@ -65,3 +76,19 @@ AgentConfig("masking", services[0])
 OpenAIModeration()  # type: ignore[call-arg]
 OpenAIModeration("k", timeout=3.0)  # type: ignore[call-arg]
 NeMoGuardrails("http://nemo.internal", endpoint="chat")  # type: ignore[arg-type]
+
+sso = ForwardAuthTransport(
+    "http://127.0.0.1:4180/oauth2/auth",
+    style="auth_request",
+    upstream_headers={"X-Auth-Request-User"},
+    client_headers=None,
+    headers={"x-key": "s3cret"},
+    scheme="https",
+)
+AgentConfig("sso", sso)
+AgentConfig("opa", GrpcTransport("grpc://127.0.0.1:9191", protocol="ext_authz"))
+
+style: ForwardAuthStyle = "ext_authz"
+ForwardAuthTransport("http://127.0.0.1/", style=style)
+ForwardAuthTransport("http://127.0.0.1/", style="traefik")  # type: ignore[arg-type]
+ForwardAuthTransport("http://127.0.0.1/", upstream_headers=5)  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from ...errors import AgentConnectionError, AgentError, AgentProtocolError
+from ...errors import AgentConnectionError, AgentError
 from ...memory.pieces import Pieces
+from ..http_answer import AnswerTooLongError
 
 if not hasattr(HttpResponseParser, "set_dangerous_leniencies"):
     # Older ones take much for HTTP that is none, such as two bytes of anything after a chunk.
@@ -31,12 +32,17 @@ class _SurplusError(Exception):
     """Something has come after the end of an answer."""
 
 
+class _HeadOnlyError(Exception):
+    """An answer to HEAD has ended, whatever its head says of a content."""
+
+
 class AnswerParser:
     """Parses one answer after the other. :meth:`begin` is called before each.
 
     :param check_head: called with the status and some of the headers of an answer, in lower case, once its head has
         come. What it raises ends the answer.
     :param max_bytes: of the content of an answer.
+    :param keep_headers: keep all headers of an answer, in :attr:`headers`.
     """
 
     __slots__ = (
@@ -45,8 +51,10 @@ class AnswerParser:
         "_content",
         "_error",
         "_head_bytes",
+        "_head_only",
         "_in_content",
         "_interim",
+        "_keep_headers",
         "_latest",
         "_max_bytes",
         "_noted",
@@ -56,21 +64,32 @@ class AnswerParser:
         "_tail",
         "_until_eof",
         "complete",
+        "headers",
         "reusable",
         "size",
+        "status",
     )
 
-    def __init__(self, check_head: CheckHead, max_bytes: int) -> None:
+    def __init__(self, check_head: CheckHead, max_bytes: int, *, keep_headers: bool = False) -> None:
         self._check_head = check_head
         self._max_bytes = max_bytes
+        self._keep_headers = keep_headers
         # The noted headers of the latest head with status 200 that was in order: most answers have the same.
         self._accepted: dict[bytes, bytes] | None = None
         # It refers to this object.
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self.begin()
 
-    def begin(self) -> None:
-        """Whatever is fed from now on belongs to the next answer."""
+    def begin(self, *, head_only: bool = False) -> None:
+        """Whatever is fed from now on belongs to the next answer.
+
+        ``head_only``: it has no content, as the answer to a HEAD request (RFC 9112, section 6.3).
+        """
+        self._head_only = head_only
+        #: The status of the answer, 0 until its head has come.
+        self.status = 0
+        #: Its headers, with names in lower case, if they are kept.
+        self.headers: list[tuple[bytes, bytes]] = []
         #: Whether the answer has come, whole.
         self.complete = False
         #: Whether it is complete, nothing has come after it, and another may follow.
@@ -145,8 +164,12 @@ class AnswerParser:
         """
         if data[-1] not in _LINE_ENDS:
             return True
-        if b"content-length" not in self._noted:
-            return (self._tail + data).endswith(b"0\r\n\r\n")
+        seen = self._tail + data
+        if b"transfer-encoding" in self._noted:
+            return seen.endswith(b"0\r\n\r\n")
+        if not self.size:
+            # It ends with its head, of which the last line but one is not empty.
+            return len(seen) - len(seen.rstrip(_LINE_ENDS)) == len(b"\r\n\r\n")
         # Some agents end their JSON with a line end.
         content = self._latest.rstrip(_LINE_ENDS)
         return bool(content) and len(self._latest) - len(content) == len(data) - len(data.rstrip(_LINE_ENDS))
@@ -182,15 +205,19 @@ class AnswerParser:
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD_BYTES:
             raise self._refuse(_too_much())
+        if self._in_content:
+            return
         name = name.lower()
-        if name in _NOTED and not self._in_content:
+        if self._keep_headers:
+            self.headers.append((name, value))
+        if name in _NOTED:
             noted = self._noted
             noted[name] = noted[name] + b", " + value if name in noted else value
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         noted = self._noted
-        status = self._parser.get_status_code()
+        self.status = status = self._parser.get_status_code()
         if status != 200 or noted != self._accepted:
             if 100 <= status < 200 and status != 101:
                 self._read_interim_head()
@@ -200,11 +227,15 @@ class AnswerParser:
                 self._accepted = noted
         self._until_eof = b"content-length" not in noted and b"transfer-encoding" not in noted
         self._in_content = True
+        if self._head_only:
+            # The parser would wait for the content that the head tells of. Its connection is not used again.
+            self.complete = True
+            raise _HeadOnlyError
 
     def on_body(self, data: bytes) -> None:
         self.size += len(data)
         if self.size > self._max_bytes:
-            raise self._refuse(AgentProtocolError(f"the answer is longer than {self._max_bytes} bytes"))
+            raise self._refuse(AnswerTooLongError(self._max_bytes, self.status))
         if self._pieces is not None:
             self._pieces.append(data)
         elif self.size > len(data):
@@ -217,6 +248,7 @@ class AnswerParser:
         if self._interim:
             self._interim = False
             self._noted = {}
+            self.headers = []
             return
         assert self._parser is not None
         self.complete = True

@@ -2,12 +2,13 @@
 
 import asyncio
 import select
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ...errors import AgentConnectionError, AgentError
 from .answer import AnswerParser
 
-# Bytes of a message that is copied behind its head, so that both are sent with one system call.
+# Bytes of a content that is copied behind its head, so that both are sent with one system call.
 _SENT_TOGETHER: Final = 64 * 1024
 
 
@@ -71,28 +72,39 @@ class Http1Connection(asyncio.Protocol):
 
     # What we call
 
-    async def post(self, head: bytes, message: bytes) -> bytes:
+    async def send(self, head: bytes, content: bytes, *, head_only: bool = False) -> bytes:
         """Send a request and return the content of its answer.
 
+        :param head_only: the method is HEAD.
         :raises AgentError: for an answer that the parser refuses.
         :raises Exception: the connection broke.
         """
         if self.closed:
             raise self._fault or self._ended_early()
-        self._answers.begin()
+        self._answers.begin(head_only=head_only)
         answer: asyncio.Future[bytes] = self._loop.create_future()
         self._answer = answer
-        if len(message) <= _SENT_TOGETHER:
-            self._transport.write(head + message)
+        if len(content) <= _SENT_TOGETHER:
+            self._transport.write(head + content)
         else:
             self._transport.write(head)
-            self._transport.write(message)
+            self._transport.write(content)
         try:
             return await answer
         except BaseException:
             self._answer = None
             self.abort()
             raise
+
+    @property
+    def status(self) -> int:
+        """The status of the latest answer."""
+        return self._answers.status
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """The headers of the latest answer, if its parser keeps them."""
+        return self._answers.headers
 
     @property
     def reusable(self) -> bool:

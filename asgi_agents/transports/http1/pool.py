@@ -4,12 +4,11 @@ import asyncio
 from collections import deque
 
 from ...concurrency.background import Timer
-from ...observability.trace_context import inject_trace_context
 from .. import connections
+from ..http_answer import HttpAnswer
 from .answer import AnswerParser, CheckHead
 from .connecting import Http1Connector
 from .connection import Http1Connection
-from .request import PostHead
 
 
 class Http1Pool:
@@ -17,36 +16,35 @@ class Http1Pool:
 
     An idle connection is closed after :data:`~asgi_agents.transports.connections.KEEPALIVE_EXPIRY`.
 
-    :param head: of every request.
-    :param check_head: see :class:`AnswerParser`.
+    :param check_head: see :class:`AnswerParser`; ``keep_headers`` likewise.
     :param max_answer_bytes: of the content of an answer.
     """
 
-    def __init__(self, connector: Http1Connector, head: PostHead, check_head: CheckHead, max_answer_bytes: int) -> None:
+    def __init__(
+        self, connector: Http1Connector, check_head: CheckHead, max_answer_bytes: int, *, keep_headers: bool = False
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connector = connector
-        self._head = head
         self._check_head = check_head
         self._max_answer_bytes = max_answer_bytes
+        self._keep_headers = keep_headers
         # With the moments since which they are idle, the latest last.
         self._idle: deque[tuple[float, Http1Connection]] = deque()
         self._timer = Timer(self._close_expired)
         self._armed = False
         self._closed = False
 
-    async def post(self, message: bytes) -> bytes:
-        """Post ``message`` and return the content of the answer.
+    async def send(self, head: bytes, content: bytes, *, head_only: bool = False) -> HttpAnswer:
+        """Send a request and return its answer. ``head_only``: the method is HEAD.
 
         It must be safe to cancel: its connection is closed then. It is never repeated.
 
         :raises AgentError: for an answer that can't be one.
         :raises Exception: the agent could not be reached, or the connection broke.
         """
-        trace_context: dict[str, str] = {}
-        inject_trace_context(trace_context)
-        head = self._head.encode(len(message), trace_context)
         connection = self._take() or await self._connector.connect(self._make)
-        answer = await connection.post(head, message)
+        received = await connection.send(head, content, head_only=head_only)
+        answer = HttpAnswer(connection.status, connection.headers, received)
         if connection.reusable:
             self._keep(connection)
         return answer
@@ -63,7 +61,8 @@ class Http1Pool:
             await connection.wait_closed()
 
     def _make(self) -> Http1Connection:
-        return Http1Connection(self._loop, AnswerParser(self._check_head, self._max_answer_bytes))
+        answers = AnswerParser(self._check_head, self._max_answer_bytes, keep_headers=self._keep_headers)
+        return Http1Connection(self._loop, answers)
 
     def _take(self) -> Http1Connection | None:
         """An idle connection on which nothing has come; the others that are looked at are closed."""

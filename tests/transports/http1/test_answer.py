@@ -71,7 +71,7 @@ WHOLE = {
     "an offer to upgrade": (OK + b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: 1\r\n\r\n1", b"1"),
 }
 #: Of these it is not clear whether a line end would belong to them: of whole ones, and of their last bytes alone.
-UNCLEAR = {"no content", "nothing but line ends", "trailers"}
+UNCLEAR = {"nothing but line ends", "trailers"}
 UNCLEAR_BYTEWISE = {*UNCLEAR, "a line end", "line ends"}
 
 
@@ -139,6 +139,28 @@ def test_of_the_headers_those_that_say_what_comes_are_shown() -> None:
     parser.feed(b"transfer-encoding: chunked\r\n\r\n0\r\ncontent-type: b\r\n\r\n")
     expected = {"content-type": "a", "content-encoding": "gzip, é", "transfer-encoding": "chunked"}
     assert heads.seen == [(200, expected)]
+
+
+def test_all_headers_are_kept_where_they_are_wanted() -> None:
+    found = AnswerParser(lambda *_: None, 1000, keep_headers=True)
+    for _ in range(2):
+        found.begin()
+        found.feed(b"HTTP/1.1 103 Early\r\nx-a: early\r\n\r\n")
+        found.feed(b"HTTP/1.1 401 No\r\nSet-Cookie: a\r\nset-cookie: \xff\r\ntransfer-encoding: chunked\r\n\r\n")
+        found.feed(b"0\r\nx-a: trailer\r\n\r\n")
+        expected = [(b"set-cookie", b"a"), (b"set-cookie", b"\xff"), (b"transfer-encoding", b"chunked")]
+        assert (found.status, found.headers) == (401, expected)
+    assert parse(PLAIN).headers == []
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 5\r\n", b"transfer-encoding: chunked\r\n", b""])
+def test_an_answer_to_head_ends_with_its_head(framing: bytes) -> None:
+    for pieces in ([OK + framing + b"\r\n"], bytewise(OK + framing + b"\r\n")):
+        found = parser()
+        found.begin(head_only=True)
+        feed(found, pieces)
+        # Its connection is not used again.
+        assert (found.complete, found.reusable, found.take()) == (True, False, b"")
 
 
 def test_a_head_like_the_one_before_is_not_looked_at_again_and_any_other_is() -> None:

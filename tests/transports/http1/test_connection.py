@@ -243,14 +243,14 @@ async def test_an_agent_that_sends_no_more_is_not_sent_the_rest() -> None:
         answers = AnswerParser(lambda *_: None, 1000)
         connection = Http1Connection(asyncio.get_running_loop(), answers)
         connection.connection_made(fake)
-        call = asyncio.create_task(connection.post(b"head", b"message"))
+        call = asyncio.create_task(connection.send(b"head", b"message"))
         await anyio.lowlevel.checkpoint()
         connection.eof_received()
         assert fake.aborted
         with pytest.raises(AgentConnectionError, match="before it answered"):
             await call
         with pytest.raises(AgentConnectionError, match="before it answered"):
-            await connection.post(b"head", b"message")
+            await connection.send(b"head", b"message")
 
 
 async def test_a_call_that_is_cancelled_while_it_sends_closes_its_connection() -> None:
@@ -349,7 +349,7 @@ async def test_what_an_agent_says_before_it_is_asked_is_no_answer() -> None:
         connection = await pool._connector.connect(pool._make)
         await connection.wait_closed()
         with pytest.raises(AgentConnectionError, match="has sent something before it was asked"):
-            await connection.post(b"", b"")
+            await connection.send(b"", b"")
         await transport.aclose()
 
 
@@ -363,7 +363,7 @@ async def test_a_connection_that_is_lost_before_it_is_used_is_a_connection_error
         connection = await pool._connector.connect(pool._make)
         await connection.wait_closed()
         with pytest.raises(AgentConnectionError, match="closed the connection before it was asked"):
-            await connection.post(b"", b"")
+            await connection.send(b"", b"")
         await transport.aclose()
 
 
