@@ -36,14 +36,13 @@ def agent_app(
     """An ASGI app that any ASGI server can run.
 
     With ``api="agent"`` it is reached with an ``http://`` or ``https://`` URL: ``POST`` to any path takes an event and
-    answers it, in JSON or msgpack, whichever the event came in. ``GET`` tells what the agent is, for health checks, here
-    and with ``api="litellm"``.
+    answers it, in JSON or msgpack, whichever the event came in.
 
-    ``"forward_auth"``, ``"auth_request"`` and ``"ext_authz"`` make it an authorization service for reverse proxies, whose
-    every request is a question about another one: the first for Traefik and Caddy, which say in ``X-Forwarded-Method``,
-    ``-Uri`` and ``-Host`` what they ask about; the second for nginx, with ``X-Original-Method`` and ``-URL``; the third
-    for Envoy with an HTTP service, whose question is the request itself. Headers of requests that the agent sets are in
-    the answer. What a proxy can't be told is answered 500, and logged.
+    With ``"forward_auth"``, ``"auth_request"`` or ``"ext_authz"`` it is an authorization service for reverse proxies,
+    whose every request is a question about another one. The first is for Traefik and Caddy, which say in
+    ``X-Forwarded-Method``, ``-Uri`` and ``-Host`` what they ask about, the second for nginx, with ``X-Original-Method``
+    and ``-URL``, the third for Envoy with an HTTP service, whose question is the request itself. Headers of requests
+    that the agent sets are in the answer. What a proxy can't be told is answered 500, and logged.
 
     With ``api="litellm"`` a :class:`~asgi_agents.guardrails.TextGuardrail` judges texts for gateways. ``POST`` to
     ``…/beta/litellm_basic_guardrail_api`` is LiteLLM's generic guardrail API; to ``…/request`` and ``…/response`` it is
@@ -52,8 +51,8 @@ def agent_app(
     stream may still change (``stream_holdback_chars``), which follows from ``hold`` and ``settled``.
 
     A hook that is still at work when the caller hangs up, because its deadline has passed, is cancelled. ``GET`` tells
-    what the agent is, for health checks. Nothing here authenticates the caller: bind it where only the middleware or
-    the gateway gets at it, or put an authenticating middleware around it.
+    what the agent is, for health checks, unless a proxy asks. Nothing here authenticates the caller: bind it where only
+    the middleware, gateway or proxy gets at it, or put an authenticating middleware around it.
 
     :param mask_responses: for gateways. False: a model's answer in which something would be redacted is blocked
         instead. Gateways drop what is masked in streams: agentgateway always does, and LiteLLM does unless its
