@@ -52,6 +52,7 @@ LAYERS: Final = (
     (["middleware", "prometheus", "serve", "status"], "apps: guarded, of metrics, of one agent, the status page"),
     (["files"], "configuration from files, loaded and reloaded"),
     (["fastapi", "placement"], "put the middleware into an app"),
+    (["agents"], "ready-made agents: adapters of libraries, each imported when it is asked for"),
     (["testing"], "for the tests of guarded apps: takes their agents out, and puts others there"),
     (["recording"], "what agents were asked and have answered: into a file, and asked again"),
     (["commands"], "the subcommands of the command line"),
