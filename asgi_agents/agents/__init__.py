@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .api_key import ApiKey, hash_key
     from .basic_auth import BasicAuth
     from .ip_filter import IpFilter
+    from .jwt_auth import JwtAuth
     from .passwords import hash_password
     from .security_headers import SecurityHeaders
     from .size_limit import SizeLimit
@@ -22,6 +23,7 @@ else:
         "ApiKey": "api_key",
         "BasicAuth": "basic_auth",
         "IpFilter": "ip_filter",
+        "JwtAuth": "jwt_auth",
         "SecurityHeaders": "security_headers",
         "SizeLimit": "size_limit",
         "hash_key": "api_key",
@@ -44,6 +46,7 @@ __all__ = [
     "ApiKey",
     "BasicAuth",
     "IpFilter",
+    "JwtAuth",
     "SecurityHeaders",
     "SizeLimit",
     "hash_key",

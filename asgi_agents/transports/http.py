@@ -291,7 +291,7 @@ class HttpTransport:
         stream = aiter(cast(httpx.AsyncByteStream, response.stream))
         async for chunk in stream:
             if answer.size + len(chunk) > self._max_answer_bytes:
-                await _abandon(stream)
+                await abandon(stream)
                 raise self._too_long()
             answer.append(chunk)
         return answer.take()
@@ -316,7 +316,7 @@ class _Body(httpx.ByteStream):
         raise StopAsyncIteration
 
 
-async def _abandon(stream: AsyncIterator[bytes]) -> None:
+async def abandon(stream: AsyncIterator[bytes]) -> None:
     """Read on in a cancelled scope.
 
     httpcore nests one async generator in the next. To leave the outer one ends only that; a cancelled read ends them
