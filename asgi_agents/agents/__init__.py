@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .ip_filter import IpFilter
     from .jwt_auth import JwtAuth
     from .passwords import hash_password
+    from .rate_limit import RateLimit
     from .security_headers import SecurityHeaders
     from .size_limit import SizeLimit
 else:
@@ -24,6 +25,7 @@ else:
         "BasicAuth": "basic_auth",
         "IpFilter": "ip_filter",
         "JwtAuth": "jwt_auth",
+        "RateLimit": "rate_limit",
         "SecurityHeaders": "security_headers",
         "SizeLimit": "size_limit",
         "hash_key": "api_key",
@@ -47,6 +49,7 @@ __all__ = [
     "BasicAuth",
     "IpFilter",
     "JwtAuth",
+    "RateLimit",
     "SecurityHeaders",
     "SizeLimit",
     "hash_key",
