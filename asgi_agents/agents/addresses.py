@@ -28,7 +28,6 @@ _PORT: Final = re.compile(r":[0-9]{1,5}\Z")
 _MAX_LENGTH: Final = 100
 
 
-@lru_cache(maxsize=1024)
 def address_of(given: str) -> Address | None:
     """The address that is written there, or None where none is.
 
@@ -36,9 +35,12 @@ def address_of(given: str) -> Address | None:
     interface of the server an address was reached by, and is left out. An IPv4 address that is written as one of IPv6
     (``::ffff:192.0.2.7``, RFC 4291, section 2.5.5.2) is the IPv4 address: sockets for both families give those.
     """
+    return _read(given) if len(given) <= _MAX_LENGTH else None
+
+
+@lru_cache(maxsize=1024)
+def _read(given: str) -> Address | None:
     text = given.strip(" \t")
-    if len(text) > _MAX_LENGTH:
-        return None
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]
     if text.startswith("["):

@@ -1,8 +1,12 @@
 """What the claims of a verified token say, as text for headers."""
 
 import math
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+# JSON can have these, and no encoding can.
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
 class InvalidTokenError(Exception):
@@ -31,7 +35,7 @@ def text_of(value: object) -> str | None:
     match value:
         case None | "" | []:
             return None
-        case str():
+        case str() if not _SURROGATES.search(value):
             return value
         case bool():
             return "true" if value else "false"

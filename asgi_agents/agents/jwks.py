@@ -8,6 +8,7 @@ from threading import RLock
 from typing import Final
 from urllib.parse import urlsplit
 
+import anyio
 import httpx
 
 from ..concurrency.background import BackgroundTask
@@ -22,6 +23,9 @@ logger: Final = logging.getLogger("asgi_agents")
 
 # Seconds after which a server that has failed is asked again, if something needs it.
 _RETRY: Final = 5.0
+# Seconds that a call waits for a fetch. They are fewer than the deadline of a call is by default: a call that is late
+# counts for the breaker, and with key ids that nobody knows any client could make calls wait.
+_PATIENCE: Final = 0.5
 
 
 class Jwks:
@@ -56,7 +60,7 @@ class Jwks:
     async def load(self) -> None:
         """Fetch the keys, unless they are there. Raises :class:`AgentUnavailableError` where they can't be fetched."""
         if self._age >= self._max_age:
-            await self._fetched()
+            await self._fetched(math.inf)
         self._require_fresh()
 
     async def key(self, kid: str | None) -> PublicKey | None:
@@ -70,8 +74,10 @@ class Jwks:
             if age >= self._max_age:
                 self._start()
             return key
-        await self._fetched()
+        in_time = await self._fetched(_PATIENCE)
         key = self._find(kid)
+        if key is None and not in_time:
+            raise AgentUnavailableError(f"the JWKS is not there after {_PATIENCE:g} s; it is still being fetched")
         if key is None or self._age >= self._max_stale:
             # Neither an unknown id nor a known one says anything now.
             self._require_fresh()
@@ -91,11 +97,17 @@ class Jwks:
         if self._failure is not None or self._age >= self._max_stale:
             raise AgentUnavailableError(f"the JWKS can't be fetched: {self._failure or 'there was no answer'}")
 
-    async def _fetched(self) -> None:
-        """Wait for the fetch under way. Start one before, unless the server was asked a moment ago."""
-        fetch = self._start()
-        if fetch is not None:
-            await fetch.wait()
+    async def _fetched(self, patience: float) -> bool:
+        """Wait for the fetch under way. Start one before, unless the server was asked a moment ago.
+
+        Returns False where it has not ended within so many seconds.
+        """
+        under_way = self._start()
+        if under_way is None:
+            return True
+        with anyio.move_on_after(patience) as scope:
+            await under_way.wait()
+        return not scope.cancelled_caught
 
     def _start(self) -> SharedEvent | None:
         with self._lock:

@@ -15,7 +15,10 @@ from .claims import InvalidTokenError, scopes_of, text_of
 from .settings import is_user, missing_extra, require_header, require_mapping, require_strings
 
 #: Signatures by key pairs. A shared secret would have to be published to verify by it.
-ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
+ALGORITHMS: Final = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "Ed25519", "EdDSA"),
+)
 # RFC 6749, section 3.3.
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+\Z")
 _HEADERS: Final[Mapping[str, str]] = MappingProxyType({"sub": "x-user", "scope": "x-scopes"})

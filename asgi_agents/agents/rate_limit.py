@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from ..agent import Agent
+from ..errors import ConfigurationError
+from ..messages.naming import named
 from ..policy import require_int
 from ..protocol import (
     AgentResponse,
@@ -53,6 +55,8 @@ class RateLimit(Agent):
     :param user_header: what ``"user"`` reads. Have the agent that sets it named in ``after``.
     :param trusted_proxies: as for :class:`IpFilter`, and ``forwarded_header``.
     :param max_keys: how many clients memory has counters for. Beyond it, those that were idle longest are forgotten.
+    :param namespace: whoever has the same in one Redis counts together. None: the agent's id, if it is told that, as a
+        served one is not.
     :raises ConfigurationError: for what can't work, and without the extra.
     """
 
@@ -68,6 +72,7 @@ class RateLimit(Agent):
         trusted_proxies: Iterable[str] = (),
         forwarded_header: str = FORWARDED_FOR,
         max_keys: int = 65_536,
+        namespace: str | None = None,
     ) -> None:
         try:
             from .counters import counters_in, parse
@@ -83,8 +88,10 @@ class RateLimit(Agent):
             ", ".join(f"{limit.amount};w={limit.get_expiry()}" for limit in self._limits),
             always=True,
         )
-        # Agents of one Redis don't count for one another. What is set by `on_configure` is the same each time.
-        self._agent_id = ""
+        if not isinstance(namespace, str | None):
+            raise ConfigurationError(f"RateLimit: namespace={named(namespace)}, expected text or None")
+        self._given_namespace = namespace
+        self._namespace = namespace or ""
         # The key of each connection that is open, where its messages are counted. An agent that is down is not told
         # that a connection has ended: so that the oldest are forgotten at some time.
         self._open: OrderedDict[str, str] = OrderedDict()
@@ -99,12 +106,13 @@ class RateLimit(Agent):
 
     async def on_configure(self, event: ConfigureEvent) -> None:
         """Redis answers before the first request, or the agent counts as down."""
-        self._agent_id = event.agent_id
+        if self._given_namespace is None:
+            self._namespace = event.agent_id
         await self._counters.ping()
 
     async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse:
         key = self._keys.key(event)
-        taken = await self._counters.take(self._limits, self._agent_id, key)
+        taken = await self._counters.take(self._limits, self._namespace, key)
         headers = self._headers(taken)
         if not taken.allowed:
             retry_after = {"retry-after": str(max(1, math.ceil(taken.reset)))}
@@ -120,7 +128,7 @@ class RateLimit(Agent):
             return None
         # Where it failed open in the handshake, the session has a counter of its own.
         key = self._open.get(event.correlation_id, event.correlation_id)
-        taken = await self._counters.take(self._message_limits, self._agent_id, "messages", key)
+        taken = await self._counters.take(self._message_limits, self._namespace, "messages", key)
         return None if taken.allowed else _MESSAGES
 
     async def on_request_complete(self, event: RequestCompleteEvent) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from joserfc import jws, jwt
-from joserfc.errors import ExpiredTokenError, JoseError
+from joserfc.errors import ExpiredTokenError, JoseError, UnsupportedAlgorithmError
 from joserfc.jwt import JWTClaimsRegistry
 from msgspec import Struct
 
@@ -16,12 +16,8 @@ from .claims import InvalidTokenError
 from .key_sets import PublicKey
 from .settings import require_strings
 
-# Bytes of the parts of a token, encoded. Issuers put certificates into headers, and groups of users into payloads.
-_MAX_HEADER: Final = 8192
-_MAX_PAYLOAD: Final = 32_768
-_MAX_SIGNATURE: Final = 2048
 # What parsing what anybody may have written can raise, besides the library's own exceptions.
-_UNREADABLE: Final = (JoseError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_UNREADABLE: Final = (JoseError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 class UnverifiedToken(Struct, frozen=True):
@@ -30,6 +26,19 @@ class UnverifiedToken(Struct, frozen=True):
     text: str
     algorithm: str
     kid: str | None
+
+
+class _Registry(jws.JWSRegistry):
+    # Bytes of the parts of a token. Issuers put certificates into headers, and groups of users into payloads.
+    max_header_length = 8192
+    max_payload_length = 32_768
+    max_signature_length = 2048
+
+    def get_alg(self, name: str) -> jws.JWSAlgModel:
+        """The algorithm, without a warning for each token: an issuer may use ``EdDSA`` under its old name."""
+        if name not in (self.allowed or ()):
+            raise UnsupportedAlgorithmError
+        return self.algorithms[name]
 
 
 class Tokens:
@@ -65,10 +74,7 @@ class Tokens:
         self._algorithms = frozenset(algorithms)
         self._types = frozenset(kind.lower() for kind in require_strings("JwtAuth", "types", types))
         # Fields that nobody knows are ignored (RFC 7515, section 4).
-        self._registry = jws.JWSRegistry(algorithms=list(algorithms), strict_check_header=False)
-        self._registry.max_header_length = _MAX_HEADER
-        self._registry.max_payload_length = _MAX_PAYLOAD
-        self._registry.max_signature_length = _MAX_SIGNATURE
+        self._registry = _Registry(algorithms=list(algorithms), strict_check_header=False)
         self._claims = JWTClaimsRegistry(
             leeway=math.ceil(leeway),
             iss={"essential": True, "values": list(issuers)},

@@ -2,14 +2,17 @@
 
 import json
 import time
+import warnings
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any
 
+import anyio
 from joserfc import jws, jwt
+from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -35,6 +38,7 @@ class Issuer:
     """An ASGI app that answers with the keys, and says how often it was asked.
 
     :ivar answer: what it answers instead, if anything.
+    :ivar wait: a function that returns once it may answer.
     """
 
     def __init__(self, *keys: Key) -> None:
@@ -42,10 +46,13 @@ class Issuer:
         self.others: list[dict[str, Any]] = []
         self.answer: Response | None = None
         self.asked = 0
+        self.wait: Callable[[], object] | None = None
         self.url = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked += 1
+        if self.wait is not None:
+            await anyio.to_thread.run_sync(self.wait)
         assert Request(scope).url.path == "/jwks.json"
         keys = [*self.others, *(key.as_dict(private=False) for key in self.keys)]
         response = self.answer or JSONResponse({"keys": keys})
@@ -75,7 +82,10 @@ def token(key: Key = EC, *, algorithm: str = "ES256", header: Mapping[str, Any] 
     fields = {name: value for name, value in fields.items() if value is not None}
     # Fields that the library does not know may be in it.
     registry = jws.JWSRegistry(algorithms=[algorithm], strict_check_header=False)
-    return jwt.encode(fields, claims(**changes), key, registry=registry)
+    with warnings.catch_warnings():
+        # Of EdDSA, which got another name.
+        warnings.simplefilter("ignore", SecurityWarning)
+        return jwt.encode(fields, claims(**changes), key, registry=registry)
 
 
 def encoded(value: object) -> str:

@@ -28,7 +28,8 @@ def test_a_claim_is_text(claim: object, text: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "claim", [{}, {"a": 1}, [1], ["read", "x admin"], ["read", ""], ["a\tb"], [["a"]], float("nan"), float("inf")]
+    "claim",
+    [{}, {"a": 1}, [1], ["read", "x admin"], ["read", ""], ["a\tb"], "a\ud800", [["a"]], float("nan"), float("inf")],
 )
 def test_a_claim_that_would_say_something_else_as_text_is_refused(claim: object) -> None:
     with pytest.raises(InvalidTokenError):

@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from types import SimpleNamespace
@@ -47,6 +48,7 @@ def server() -> Iterator[Issuer]:
 @pytest.fixture
 def issuer(server: Issuer) -> Issuer:
     server.keys, server.others, server.answer, server.asked = [EC, ED], [], None, 0
+    server.wait = None
     return server
 
 
@@ -83,6 +85,7 @@ def operations(answer: AgentResponse) -> dict[str, str | None]:
     [
         {},
         {"key": ED, "algorithm": "Ed25519"},
+        {"key": ED, "algorithm": "EdDSA"},
         {"header": {"typ": "at+jwt"}},
         {"header": {"typ": "at+JWT", "x5t": "abc", "nonce": "fields that nobody knows mean nothing"}},
         {"aud": ["other", "shop"]},
@@ -169,6 +172,7 @@ async def test_several_issuers_and_audiences_may_be_taken(issuer: Issuer) -> Non
         ({"exp": "tomorrow"}, "wrong_claims"),
         ({"exp": float("nan")}, "wrong_claims"),
         ({"exp": float("inf")}, "wrong_claims"),
+        ({"exp": 10**400}, "wrong_claims"),
         ({"nbf": FUTURE}, "wrong_claims"),
         ({"iat": FUTURE}, "wrong_claims"),
         ({"iss": "https://id.example"}, "wrong_claims"),
@@ -474,6 +478,25 @@ async def test_an_issuer_without_keys_is_a_failure_and_no_401(issuer: Issuer, na
     assert issuer.asked == 1
     clock.now += 6
     assert reason(await ask(agent, token())) == ""
+
+
+async def test_who_waits_for_an_issuer_that_is_slow_is_told_so_before_the_deadline(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is late counts for the breaker."""
+    monkeypatch.setattr("asgi_agents.agents.jwks._PATIENCE", 0.01)
+    agent, let_go = agent_of(issuer), threading.Event()
+    issuer.wait = let_go.wait
+    try:
+        for _ in range(3):
+            with pytest.raises(AgentUnavailableError, match="still being fetched"):
+                await ask(agent, token())
+    finally:
+        let_go.set()
+    with anyio.fail_after(30):
+        await agent.on_configure(ConfigureEvent(agent_id="jwt"))
+    assert reason(await ask(agent, token())) == ""
+    assert issuer.asked == 1
 
 
 async def test_keys_that_nobody_knows_don_t_spoil_the_others(issuer: Issuer) -> None:
