@@ -15,9 +15,9 @@ from ..protocol import (
 )
 
 _TOO_LARGE: Final = AuditMetadata(reason_codes=("too_large",))
-_BODY: Final = AgentResponse.block(413, audit=_TOO_LARGE)
-_HEADERS: Final = AgentResponse.block(431, audit=_TOO_LARGE)
-_URI: Final = AgentResponse.block(414, audit=_TOO_LARGE)
+_BODY: Final = AgentResponse.block(413, "Body too large", audit=_TOO_LARGE)
+_HEADERS: Final = AgentResponse.block(431, "Headers too large", audit=_TOO_LARGE)
+_URI: Final = AgentResponse.block(414, "URI too long", audit=_TOO_LARGE)
 _MESSAGE: Final = AgentResponse.websocket_close(1009, "Message too big", audit=_TOO_LARGE)
 # No body has 10 ** 18 bytes, and no more digits are read as a number.
 _MAX_DIGITS: Final = 18
