@@ -16,7 +16,7 @@ from ..transports.http import abandon
 PublicKey = RSAKey | ECKey | OKPKey
 
 #: The largest answer that is read, in bytes: that of an issuer with hundreds of keys.
-MAX_ANSWER_BYTES: Final = 1024 * 1024
+MAX_JWKS_BYTES: Final = 1024 * 1024
 # Seconds for a whole fetch, whatever the deadline of the call that needs it.
 _TIMEOUT: Final = 5.0
 
@@ -52,9 +52,9 @@ async def _get(url: str, tls: ssl.SSLContext | bool) -> bytes:
         body = Pieces()
         stream = aiter(cast(httpx.AsyncByteStream, response.stream))
         async for piece in stream:
-            if body.size + len(piece) > MAX_ANSWER_BYTES:
+            if body.size + len(piece) > MAX_JWKS_BYTES:
                 await abandon(stream)
-                raise NoKeysError(f"the server's answer has more than {MAX_ANSWER_BYTES} bytes")
+                raise NoKeysError(f"the server's answer has more than {MAX_JWKS_BYTES} bytes")
             body.append(piece)
         return body.take()
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Strategy = Literal["fixed-window", "sliding-window-counter"]
 
+#: How many clients memory has counters for, unless it is given.
+MAX_KEYS: Final = 65_536
 _EXCEEDED: Final = AuditMetadata(reason_codes=("rate_limited",))
 _MESSAGES: Final = AgentResponse.websocket_close(1008, "Too many messages", audit=_EXCEEDED)
 
@@ -71,7 +73,7 @@ class RateLimit(Agent):
         user_header: str = "x-user",
         trusted_proxies: Iterable[str] = (),
         forwarded_header: str = FORWARDED_FOR,
-        max_keys: int = 65_536,
+        max_keys: int = MAX_KEYS,
         namespace: str | None = None,
     ) -> None:
         try:

@@ -28,7 +28,7 @@ from asgi_agents import (
     protect,
 )
 from asgi_agents.agents import JwtAuth
-from asgi_agents.agents.key_sets import MAX_ANSWER_BYTES
+from asgi_agents.agents.key_sets import MAX_JWKS_BYTES
 from asgi_agents.errors import AgentUnavailableError
 from asgi_agents.testing import request_headers_event
 from tests.support.asgi import App, Client
@@ -461,7 +461,7 @@ ANSWERS: dict[str, Callable[[], Response]] = {
     ),
     "secret": lambda: JSONResponse({"keys": [{"kty": "oct", "k": "AAAA"}]}),
     "redirect": lambda: RedirectResponse("http://127.0.0.1:1/"),
-    "large": lambda: PlainTextResponse(" " * (MAX_ANSWER_BYTES + 1)),
+    "large": lambda: PlainTextResponse(" " * (MAX_JWKS_BYTES + 1)),
 }
 
 
