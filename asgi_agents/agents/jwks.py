@@ -17,7 +17,7 @@ from ..errors import AgentUnavailableError, ConfigurationError
 from ..messages.naming import named
 from ..policy import require_seconds
 from .addresses import address_of
-from .key_sets import NoKeysError, PublicKey, fetch
+from .key_sets import TIMEOUT, NoKeysError, PublicKey, fetch
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -55,7 +55,8 @@ class Jwks:
         self._failure: str | None = None
         # Calls may come on several event loops, each in a thread of its own.
         self._lock = RLock()
-        self._fetch: tuple[SharedEvent, BackgroundTask] | None = None
+        # The fetch under way: since when, and what is set at its end.
+        self._fetch: tuple[float, SharedEvent] | None = None
 
     async def load(self) -> None:
         """Fetch the keys, unless they are there. Raises :class:`AgentUnavailableError` where they can't be fetched."""
@@ -110,13 +111,16 @@ class Jwks:
         return not scope.cancelled_caught
 
     def _start(self) -> SharedEvent | None:
+        now = time.monotonic()
         with self._lock:
-            if self._fetch is not None and not self._fetch[1].ended:
-                return self._fetch[0]
-            if time.monotonic() < self._not_before:
+            # One that lasts longer has been given up with its event loop.
+            if self._fetch is not None and now - self._fetch[0] < 2 * TIMEOUT:
+                return self._fetch[1]
+            if now < self._not_before:
                 return None
             done = SharedEvent()
-            self._fetch = done, BackgroundTask(lambda: self._run(done))
+            self._fetch = now, done
+            BackgroundTask(lambda: self._run(done))
             return done
 
     async def _run(self, done: SharedEvent) -> None:

@@ -17,8 +17,8 @@ PublicKey = RSAKey | ECKey | OKPKey
 
 #: The largest answer that is read, in bytes: that of an issuer with hundreds of keys.
 MAX_JWKS_BYTES: Final = 1024 * 1024
-# Seconds for a whole fetch, whatever the deadline of the call that needs it.
-_TIMEOUT: Final = 5.0
+#: Seconds for a whole fetch, whatever the deadline of the call that needs it.
+TIMEOUT: Final = 5.0
 
 
 class NoKeysError(Exception):
@@ -28,10 +28,10 @@ class NoKeysError(Exception):
 async def fetch(url: str, tls: ssl.SSLContext | bool) -> Mapping[str | None, PublicKey]:
     """The keys of a JWKS by id. Raises :class:`NoKeysError`, whatever goes wrong."""
     try:
-        with anyio.fail_after(_TIMEOUT):
+        with anyio.fail_after(TIMEOUT):
             body = await _get(url, tls)
     except TimeoutError:
-        raise NoKeysError(f"the server has not answered within {_TIMEOUT:g} s") from None
+        raise NoKeysError(f"the server has not answered within {TIMEOUT:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
         raise NoKeysError(type(exc).__name__) from None
     keys = keys_of(body)
@@ -44,7 +44,7 @@ async def _get(url: str, tls: ssl.SSLContext | bool) -> bytes:
     # Redirects are not followed: they could lead anywhere. A compressed answer could become a very long one.
     headers = {"accept": "application/json", "accept-encoding": "identity"}
     async with (
-        httpx.AsyncClient(verify=tls, timeout=_TIMEOUT) as client,
+        httpx.AsyncClient(verify=tls, timeout=TIMEOUT) as client,
         client.stream("GET", url, headers=headers) as response,
     ):
         if response.status_code != 200:

@@ -26,8 +26,6 @@ from .settings import missing_extra
 if TYPE_CHECKING:
     from .counters import Taken
 
-Strategy = Literal["fixed-window", "sliding-window-counter"]
-
 #: How many clients memory has counters for, unless it is given.
 MAX_KEYS: Final = 65_536
 _EXCEEDED: Final = AuditMetadata(reason_codes=("rate_limited",))
@@ -68,7 +66,7 @@ class RateLimit(Agent):
         *,
         by: str | Sequence[str] = "ip",
         storage: str = "memory",
-        strategy: Strategy = "fixed-window",
+        strategy: Literal["fixed-window", "sliding-window-counter"] = "fixed-window",
         messages: str | None = None,
         user_header: str = "x-user",
         trusted_proxies: Iterable[str] = (),
