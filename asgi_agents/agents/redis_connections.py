@@ -50,7 +50,7 @@ class RedisConnections:
             yield await self._connected.get()
         except (RedisError, OSError) as exc:
             # Not its text, which may have the address, or what Redis says of a password.
-            raise AgentConnectionError(f"Redis does not answer: {type(exc).__name__}") from exc
+            raise AgentConnectionError(f"Redis has failed: {type(exc).__name__}") from exc
 
 
 class _Connected:

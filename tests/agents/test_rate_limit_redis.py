@@ -1,13 +1,16 @@
 """RateLimit with a real Redis, which is killed and started as it goes."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from fastapi import FastAPI, WebSocket
+from websockets import ConnectionClosed, InvalidStatus
+from websockets.asyncio.client import connect
 
 from asgi_agents import (
     AgentConfig,
@@ -20,11 +23,13 @@ from asgi_agents import (
     ConfigureEvent,
     FailureModeName,
     RequestHeadersEvent,
+    protect,
 )
 from asgi_agents.agents import RateLimit
 from asgi_agents.errors import AgentConnectionError
 from asgi_agents.testing import request_headers_event, request_metadata, websocket_frame_event
 from tests.support.asgi import App, Client
+from tests.support.servers import serve
 
 from .redis_server import RedisServer
 
@@ -111,6 +116,41 @@ async def test_messages_are_counted_there_too(running: RedisServer) -> None:
     assert [answer is None or answer.is_allow for answer in answers] == [False, False]
 
 
+async def outcome(url: str) -> tuple[int, Mapping[str, str]]:
+    """What becomes of a session: 101 if what is sent in it comes back, else the code that it is closed with; or the
+    status and the headers of the answer to its handshake.
+    """
+    try:
+        async with connect(f"{url.replace('http', 'ws')}ws", proxy=None) as session:
+            await session.send("a")
+            assert await session.recv() == "a"
+            return 101, {}
+    except InvalidStatus as refused:
+        return refused.response.status_code, dict(refused.response.headers)
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else 0, {}
+
+
+async def test_websockets_of_a_real_server_are_limited(running: RedisServer) -> None:
+    app = FastAPI()
+
+    @app.websocket("/ws")
+    async def echo(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async for text in websocket.iter_text():
+            await websocket.send_text(text)
+
+    limit = RateLimit("4/hour", messages="2/hour", storage=running.url, namespace=f"rate-{next(_NUMBERS)}")
+    protect(app, agents=[AgentConfig("rate", limit, timeout=30.0)])
+    with serve(app) as url:
+        outcomes = [await outcome(url) for _ in range(6)]
+    # First the messages are used up, then the handshakes.
+    assert [status for status, _ in outcomes] == [101, 101, 1008, 1008, 429, 429]
+    headers = outcomes[-1][1]
+    assert headers["ratelimit-remaining"] == "0"
+    assert 0 < int(headers["retry-after"]) <= 3600
+
+
 async def test_redis_learns_neither_users_nor_tokens(running: RedisServer) -> None:
     agent = await limits(running.url, "9/hour", "rate", by="header:x-token")
     await agent.on_request_headers(asked("203.0.113.77", **{"x-token": "hunter2"}))
@@ -175,7 +215,7 @@ async def test_redis_that_is_down_at_start_is_the_failure_mode_and_no_crash(
     app = guarded(RateLimit("2/hour", storage=server.url), mode)
     async with app.manager:
         assert [await ask(app) for _ in range(3)] == [while_down] * 3
-        assert "Redis does not answer: ConnectionError" in caplog.text
+        assert "Redis has failed: ConnectionError" in caplog.text
         assert server.url not in caplog.text
         server.start()
         await becomes(app, (429, True))
@@ -264,5 +304,5 @@ async def test_on_trio_it_says_that_it_needs_asyncio(running: RedisServer) -> No
 async def test_what_redis_says_is_not_in_the_failure(server: RedisServer) -> None:
     server.start()
     server.command("CONFIG", "SET", "requirepass", "hunter2")
-    with pytest.raises(AgentConnectionError, match="Redis does not answer: AuthenticationError"):
+    with pytest.raises(AgentConnectionError, match="Redis has failed: AuthenticationError"):
         await limits(server.url, "1/hour", "rate")
