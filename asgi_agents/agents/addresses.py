@@ -81,6 +81,11 @@ class Networks:
     def __bool__(self) -> bool:
         return any(self._prefixes.values())
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether all addresses of a version are in it."""
+        return any(0 in lengths for lengths in self._prefixes.values())
+
 
 def _network_of(where: str, name: str, text: str) -> _Network:
     try:
@@ -110,6 +115,11 @@ class ClientAddress:
         given = require_strings(where, "trusted_proxies", trusted_proxies)
         self._trusts_unix = UNIX in given
         self._trusted = Networks(where, "trusted_proxies", [text for text in given if text != UNIX])
+        if self._trusted.holds_all:
+            raise ConfigurationError(
+                f"{where}: trusted_proxies contains all addresses, so that anybody could choose the one to come from;"
+                " expected the networks of the proxies"
+            )
         self._header = require_header(where, "forwarded_header", header)
         if self._header == "forwarded":
             raise ConfigurationError(

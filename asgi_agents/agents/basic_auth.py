@@ -54,7 +54,7 @@ class BasicAuth(Agent):
         realm: str = "app",
         user_header: str = "x-user",
         remember: float = 300.0,
-        max_checks: int = 4,
+        max_checks: int = 2,
     ) -> None:
         if not isinstance(users, Mapping) or not users:
             what = kind_of(users) if not isinstance(users, Mapping) else "empty"

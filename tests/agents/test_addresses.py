@@ -161,6 +161,12 @@ def test_what_is_no_network_is_a_configuration_error(given: list[str], message: 
         Networks("Test", "allow", given)
 
 
+@pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0", "::ffff:0:0/96"])
+def test_to_trust_all_is_a_configuration_error(network: str) -> None:
+    with pytest.raises(ConfigurationError, match="anybody could choose the one to come from"):
+        ClientAddress("Test", ["10.0.0.1", network], "x-forwarded-for")
+
+
 @pytest.mark.parametrize("header", ["forwarded", "Forwarded", "host", "x forwarded", ""])
 def test_a_header_that_is_no_list_of_addresses_is_a_configuration_error(header: str) -> None:
     with pytest.raises(ConfigurationError, match="forwarded_header="):
