@@ -1,5 +1,6 @@
 """JwtAuth, with a real server for the keys."""
 
+import asyncio
 import hmac
 import logging
 import threading
@@ -497,6 +498,34 @@ async def test_who_waits_for_an_issuer_that_is_slow_is_told_so_before_the_deadli
         await agent.on_configure(ConfigureEvent(agent_id="jwt"))
     assert reason(await ask(agent, token())) == ""
     assert issuer.asked == 1
+
+
+async def test_an_issuer_that_never_answers_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_agents.agents.key_sets.TIMEOUT", 0.05)
+    agent, let_go = agent_of(issuer), threading.Event()
+    issuer.wait = let_go.wait
+    try:
+        with pytest.raises(AgentUnavailableError, match=r"the server has not answered within 0\.05 s"):
+            await agent.on_configure(ConfigureEvent(agent_id="jwt"))
+    finally:
+        let_go.set()
+
+
+def test_a_fetch_that_was_given_up_with_its_event_loop_is_made_again(issuer: Issuer, clock: Clock) -> None:
+    """Some event loops are stopped, and neither run on nor closed."""
+    agent, let_go = agent_of(issuer), threading.Event()
+    issuer.wait = let_go.wait
+    loop = asyncio.new_event_loop()
+    first = loop.create_task(ask(agent, token()))
+    while not issuer.asked:
+        loop.run_until_complete(asyncio.sleep(0.001))
+    let_go.set()
+    issuer.wait = None
+    clock.now += 11
+    assert reason(anyio.run(ask, agent, token())) == ""
+    assert issuer.asked == 2
+    assert reason(loop.run_until_complete(first)) == ""
+    loop.close()
 
 
 async def test_keys_that_nobody_knows_don_t_spoil_the_others(issuer: Issuer) -> None:
