@@ -597,6 +597,13 @@ async def test_whoever_sends_unknown_key_ids_opens_no_breaker_while_the_issuer_i
         assert FailureKind.BREAKER_OPEN not in outcomes
 
 
+async def test_a_token_with_a_known_key_waits_for_nothing(issuer: Issuer) -> None:
+    agent = agent_of(issuer)
+    assert reason(await ask(agent, token())) == ""
+    with pytest.raises(StopIteration):
+        ask(agent, token()).send(None)
+
+
 async def test_the_keys_are_there_when_the_app_has_started(issuer: Issuer) -> None:
     agent = agent_of(issuer)
     await agent.on_configure(ConfigureEvent(agent_id="jwt"))
