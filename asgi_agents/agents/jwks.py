@@ -127,12 +127,13 @@ class Jwks:
         try:
             keys = await fetch(self._url, self._tls)
         except NoKeysError as exc:
-            if self._failure is None:
+            # Without keys, calls fail, which is logged already.
+            if self._failure is None and self._keys:
                 logger.warning("JwtAuth: the JWKS can't be fetched: %s", exc)
             self._failure = str(exc)
             self._not_before = time.monotonic() + min(_RETRY, self._cooldown)
         else:
-            if self._failure is not None:
+            if self._failure is not None and self._keys:
                 logger.info("JwtAuth: the JWKS can be fetched again")
             self._failure = None
             self._keys, self._loaded = keys, time.monotonic()
