@@ -2,6 +2,7 @@
 
 import logging
 import math
+import ssl
 import time
 from collections.abc import Mapping
 from threading import RLock
@@ -48,7 +49,7 @@ class Jwks:
         self._max_stale = max_stale
         self._cooldown = cooldown
         # Made once: it takes longer than the rest of a fetch.
-        self._tls = httpx.create_ssl_context() if self._url.startswith("https") else False
+        self._tls = httpx.create_ssl_context() if urlsplit(self._url).scheme == "https" else _trusts_nobody()
         self._keys: Mapping[str | None, PublicKey] = {}
         self._loaded = -math.inf
         self._not_before = -math.inf
@@ -141,8 +142,14 @@ class Jwks:
         finally:
             # Also where the event loop ends: another one may fetch.
             with self._lock:
-                self._fetch = None
+                if self._fetch is not None and self._fetch[1] is done:
+                    self._fetch = None
             done.set()
+
+
+def _trusts_nobody() -> ssl.SSLContext:
+    """For a URL without TLS: made in no time, and of no use to anybody who would come to TLS by another way."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _checked(url: object, allow_http: bool) -> str:

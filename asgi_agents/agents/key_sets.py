@@ -25,7 +25,7 @@ class NoKeysError(Exception):
     """There are no keys. The message may be logged: it has nothing of the URL, nor of the answer."""
 
 
-async def fetch(url: str, tls: ssl.SSLContext | bool) -> Mapping[str | None, PublicKey]:
+async def fetch(url: str, tls: ssl.SSLContext) -> Mapping[str | None, PublicKey]:
     """The keys of a JWKS by id. Raises :class:`NoKeysError`, whatever goes wrong."""
     try:
         with anyio.fail_after(TIMEOUT):
@@ -40,7 +40,7 @@ async def fetch(url: str, tls: ssl.SSLContext | bool) -> Mapping[str | None, Pub
     return keys
 
 
-async def _get(url: str, tls: ssl.SSLContext | bool) -> bytes:
+async def _get(url: str, tls: ssl.SSLContext) -> bytes:
     # Redirects are not followed: they could lead anywhere. A compressed answer could become a very long one.
     headers = {"accept": "application/json", "accept-encoding": "identity"}
     async with (

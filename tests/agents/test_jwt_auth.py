@@ -6,11 +6,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
+import trustme
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from joserfc import jws
@@ -38,6 +40,13 @@ from .issuer import EC, ED, ISSUER, OTHER_EC, Issuer, claims, encoded, rsa, toke
 
 # Longer than any test takes.
 PAST, FUTURE = timedelta(hours=-1), timedelta(hours=1)
+
+
+@pytest.fixture(autouse=True)
+def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For fetches from a server in a thread, however slow the machine is."""
+    monkeypatch.setattr("asgi_agents.agents.jwks._PATIENCE", 60.0)
+    monkeypatch.setattr("asgi_agents.agents.key_sets.TIMEOUT", 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -498,6 +507,22 @@ async def test_who_waits_for_an_issuer_that_is_slow_is_told_so_before_the_deadli
         await agent.on_configure(ConfigureEvent(agent_id="jwt"))
     assert reason(await ask(agent, token())) == ""
     assert issuer.asked == 1
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS"])
+async def test_keys_over_tls_are_those_of_a_server_that_is_trusted(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    with Issuer(EC).serving(ssl_certfile=str(tmp_path / "server.pem")) as served:
+        served.url = served.url.replace("https", scheme)
+        with pytest.raises(AgentUnavailableError, match="ConnectError"):
+            await ask(agent_of(served), token())
+        assert served.asked == 0
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert reason(await ask(agent_of(served), token())) == ""
 
 
 async def test_an_issuer_that_never_answers_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
