@@ -84,6 +84,7 @@ def _hashed(key: object) -> str:
         raise ConfigurationError(f"ApiKey: keys contains {kind_of(key)} for a key, expected text that is not empty")
     if not key.startswith(_PREFIX):
         return hash_key(key)
+    key = key.lower()
     if not _HASHED.match(key):
         raise ConfigurationError("ApiKey: keys contains 'sha256:' and no 64 hex digits, expected what hash_key returns")
     return key
