@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from asgi_agents import config
+from asgi_agents.agents import key_sets, rate_limit
 from asgi_agents.calls import recording
 from asgi_agents.exchange import (
     encoded_answer,
@@ -113,6 +114,8 @@ def spellings(number: float) -> list[str]:
         ("MAX_PARTIAL_BYTES", partial.MAX_PARTIAL_BYTES),
         ("MAX_ANSWER_BYTES", http.MAX_ANSWER_BYTES),
         ("forward_auth.MAX_ANSWER_BYTES", forward_auth.MAX_ANSWER_BYTES),
+        ("MAX_JWKS_BYTES", key_sets.MAX_JWKS_BYTES),
+        ("MAX_KEYS", rate_limit.MAX_KEYS),
         ("MAX_SERIES", reports_module.MAX_SERIES),
         ("MAX_HELD_BYTES", held.MAX_HELD_BYTES),
         ("SHARE", held.MAX_HELD_BYTES * held.SHARE),

@@ -53,6 +53,7 @@ LAYERS: Final = (
     (["ray"], "an agent that is served, as a deployment on Ray"),
     (["files"], "configuration from files, loaded and reloaded"),
     (["fastapi", "placement"], "put the middleware into an app"),
+    (["agents"], "ready-made agents: adapters of libraries, each imported when it is asked for"),
     (["testing"], "for the tests of guarded apps: takes their agents out, and puts others there"),
     (["recording"], "what agents were asked and have answered: into a file, and asked again"),
     (["commands"], "the subcommands of the command line"),

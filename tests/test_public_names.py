@@ -5,11 +5,12 @@ import inspect
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import asgi_agents
-from asgi_agents import guardrails
+from asgi_agents import agents, guardrails
 
 PACKAGE = Path(asgi_agents.__file__).parent
 # What users get from StreamTransport and hand to nobody.
@@ -55,15 +56,16 @@ def _named(annotation: ast.expr) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("package", "name"),
     [
-        name
-        for name in asgi_agents.__all__
-        if inspect.isclass(getattr(asgi_agents, name)) or inspect.isfunction(getattr(asgi_agents, name))
+        pytest.param(package, name, id=name)
+        for package in (asgi_agents, agents)
+        for name in package.__all__
+        if inspect.isclass(getattr(package, name)) or inspect.isfunction(getattr(package, name))
     ],
 )
-def test_what_a_public_signature_names_is_public(name: str) -> None:
-    source = inspect.getsource(getattr(asgi_agents, name))
+def test_what_a_public_signature_names_is_public(package: ModuleType, name: str) -> None:
+    source = inspect.getsource(getattr(package, name))
     [node] = ast.parse(source).body
     annotations = _annotations_of(node) if isinstance(node, ast.FunctionDef) else _annotations(node)
     named = set().union(*map(_named, annotations))

@@ -37,10 +37,11 @@ def object_named(transport: str, imports: Collection[str]) -> Any:
         module = import_module(module_name)
     except Exception as exc:
         raise ConfigurationError(f"{module_name!r} can't be imported: {type(exc).__name__}: {exc}") from exc
-    agents = {key: value for key, value in vars(module).items() if _is_usable(value) and not key.startswith("_")}
-    if name not in vars(module):
+    if not hasattr(module, name):
+        agents = [key for key in dir(module) if not key.startswith("_") and _is_usable(getattr(module, key, None))]
         raise ConfigurationError(f"{module_name!r} has no {name!r}; {nearest(name, agents)}")
-    value = vars(module)[name]
+    # A module may import what it is asked for (PEP 562), as that of the ready-made agents does.
+    value = getattr(module, name)
     if not _is_usable(value):
         raise ConfigurationError(
             f"{name!r} of {module_name!r} is of type {type(value).__name__}, expected an Agent, a class of agents"

@@ -381,7 +381,7 @@ class _Body(httpx.ByteStream):
         raise StopAsyncIteration
 
 
-async def _abandon(stream: AsyncIterator[bytes]) -> None:
+async def abandon(stream: AsyncIterator[bytes]) -> None:
     """Read on in a cancelled scope.
 
     httpcore nests one async generator in the next. To leave the outer one ends only that; a cancelled read ends them

@@ -17,6 +17,7 @@ from asgi_agents import (
     FailureMode,
     load,
 )
+from asgi_agents.agents import SecurityHeaders
 from asgi_agents.files.shape import AGENT, ROOT
 from asgi_agents.guardrails import Guardrail, ToolPolicy
 from asgi_agents.manager import registry_of
@@ -129,6 +130,12 @@ def test_an_agent_in_the_process_is_named_by_its_module(tmp_path: Path, name: st
     found = getattr(agent.transport, "agent", None)
     assert isinstance(found, Teapot)
     assert (found is TEAPOT) == (name == "TEAPOT")
+
+
+def test_an_agent_may_be_one_that_its_module_imports_when_it_is_asked_for(tmp_path: Path) -> None:
+    entry = {"id": "headers", "transport": "asgi_agents.agents:SecurityHeaders"}
+    agent = agent_of(loaded(tmp_path, {"agents": [entry]}, imports=["asgi_agents.agents"]))
+    assert isinstance(getattr(agent.transport, "agent", None), SecurityHeaders)
 
 
 WHOLE: dict[str, Any] = {

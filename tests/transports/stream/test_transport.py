@@ -140,7 +140,7 @@ def test_an_agent_may_be_given_by_its_address(endpoints: Any) -> None:
         ([UNIX, UNIX], "expected each to be there once"),
         ("unix://relative", "expected the absolute path of a socket"),
         ("tcp://waf", "expected a host and a port"),
-        ("udp://waf:1", "expected an http://, https://, unix://, tcp://, grpc://, grpcs:// or grpc"),
+        ("udp://waf:1", "expected an http://, https://, unix://, tcp://, grpc://, grpcs://, grpc"),
         ({UNIX}, "expected an Agent, a URL or a Transport"),
         (StreamTransport, "transport=the class StreamTransport, expected"),
     ],

@@ -1,0 +1,57 @@
+"""Ready-made agents. Each is a thin adapter of a well-kept library, or of the standard library.
+
+::
+
+    from asgi_agents.agents import ApiKey
+
+Importing a name imports its module and no more. An agent that needs an extra says so when it is made.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .api_key import ApiKey, hash_key
+    from .basic_auth import BasicAuth
+    from .ip_filter import IpFilter
+    from .jwt_auth import JwtAuth
+    from .passwords import hash_password
+    from .rate_limit import RateLimit
+    from .security_headers import SecurityHeaders
+    from .size_limit import SizeLimit
+else:
+    # An agent is a line here, one above and one below.
+    _LAZY = {
+        "ApiKey": "api_key",
+        "BasicAuth": "basic_auth",
+        "IpFilter": "ip_filter",
+        "JwtAuth": "jwt_auth",
+        "RateLimit": "rate_limit",
+        "SecurityHeaders": "security_headers",
+        "SizeLimit": "size_limit",
+        "hash_key": "api_key",
+        "hash_password": "passwords",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+__all__ = [
+    "ApiKey",
+    "BasicAuth",
+    "IpFilter",
+    "JwtAuth",
+    "RateLimit",
+    "SecurityHeaders",
+    "SizeLimit",
+    "hash_key",
+    "hash_password",
+]

@@ -1,0 +1,72 @@
+"""What requests are counted by."""
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from ..errors import ConfigurationError
+from ..messages.naming import named
+from ..protocol import RequestHeadersEvent
+from .addresses import ClientAddress
+from .settings import require_header, require_strings
+
+# The part of an IPv6 address that a provider gives to one customer (RFC 6177): the rest is for the customer to choose.
+_IPV6_PREFIX: Final = 64
+_HEADER: Final = "header:"
+_EXPECTED: Final = "'ip', 'user', 'path', 'route', 'header:NAME', or a list of them"
+
+_Part = Callable[[RequestHeadersEvent], str]
+
+
+class RateKeys:
+    """Makes a short key of each request, from which nobody learns what it was made of."""
+
+    def __init__(self, by: str | Sequence[str], user_header: str, client: ClientAddress) -> None:
+        self._client = client
+        self._user_header = require_header("RateLimit", "user_header", user_header)
+        names = (by,) if isinstance(by, str) else require_strings("RateLimit", "by", by)
+        if not names:
+            raise ConfigurationError(f"RateLimit: by={named(by)}, expected {_EXPECTED}")
+        self._parts = [self._part(name) for name in names]
+
+    def key(self, event: RequestHeadersEvent) -> str:
+        """Equal for the requests that are counted together."""
+        parts = repr([part(event) for part in self._parts])
+        return blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def _part(self, name: str) -> _Part:
+        match name:
+            case "ip":
+                return self._ip
+            case "user":
+                return self._header(self._user_header)
+            case "path":
+                return _path
+            case "route":
+                return lambda event: f"route {event.metadata.route_id}"
+            case str() if name.startswith(_HEADER):
+                return self._header(require_header("RateLimit", "by", name.removeprefix(_HEADER)))
+        raise ConfigurationError(f"RateLimit: by={named(name)}, expected {_EXPECTED}")
+
+    def _ip(self, event: RequestHeadersEvent) -> str:
+        address = self._client.of(event)
+        if address is None:
+            # All of them together: whoever hides where it comes from has no counter of its own.
+            return "ip unknown"
+        if address.version == 6:
+            return f"ip {int(address) >> (128 - _IPV6_PREFIX):x}/{_IPV6_PREFIX}"
+        return f"ip {address}"
+
+    def _header(self, name: str) -> _Part:
+        def of(event: RequestHeadersEvent) -> str:
+            value = event.header(name)
+            # Who sends none is counted by address.
+            return f"{name}: {value}" if value else self._ip(event)
+
+        return of
+
+
+def _path(event: RequestHeadersEvent) -> str:
+    """Decoded, as the app reads it: one path can be written in many ways."""
+    return f"path {unquote_to_bytes(event.uri.partition('?')[0])!r}"

@@ -1,0 +1,70 @@
+"""Counts of rate limits in Redis, for all processes together. Needs the ``ratelimit`` extra."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from limits.aio.storage import RedisStorage, Storage
+from limits.aio.strategies import RateLimiter
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from ..concurrency.background import on_trio
+from ..concurrency.per_event_loop import PerEventLoop
+from ..errors import AgentConnectionError, AgentError, ConfigurationError
+from ..messages.naming import kind_of
+
+_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+_PREFIX: Final = "asgi-agents"
+
+MakeLimiter = Callable[[Storage], RateLimiter]
+
+
+class RedisConnections:
+    """Connections to one Redis, of each event loop its own."""
+
+    def __init__(self, url: object, make_limiter: MakeLimiter) -> None:
+        # No message has the URL: there may be a password in it.
+        if not isinstance(url, str) or not url.startswith(_SCHEMES):
+            raise ConfigurationError(
+                f"RateLimit: storage is {kind_of(url)}, expected 'memory' or a URL with {', '.join(_SCHEMES)}"
+            )
+        try:
+            # Reads the URL, and connects nowhere.
+            ConnectionPool.from_url(url)
+        except (ValueError, TypeError):
+            raise ConfigurationError("RateLimit: storage is no URL that the client of Redis can read") from None
+        self._connected = PerEventLoop(lambda: _Connected(url, make_limiter))
+
+    @asynccontextmanager
+    async def current(self) -> AsyncIterator["_Connected"]:
+        """Those of the running event loop. What Redis raises within is an :class:`AgentConnectionError`."""
+        if on_trio():
+            raise AgentError(
+                "RateLimit with Redis needs asyncio, where alone the client of Redis runs; on trio expected"
+                " storage='memory'"
+            )
+        try:
+            yield await self._connected.get()
+        except (RedisError, OSError) as exc:
+            # Not its text, which may have the address, or what Redis says of a password.
+            raise AgentConnectionError(f"Redis has failed: {type(exc).__name__}") from exc
+
+
+class _Connected:
+    """Connections that belong to one event loop."""
+
+    def __init__(self, url: str, make_limiter: MakeLimiter) -> None:
+        # A connection that was lost while nobody used it, as when Redis was restarted, is made again once, and at once.
+        # How long that may take is for the deadline of the call.
+        self._pool = ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 1))
+        self.client = Redis(connection_pool=self._pool)
+        # A pool is allowed, and no part of the signature.
+        options: Any = {"connection_pool": self._pool}
+        storage = RedisStorage("async+redis://", implementation="redispy", key_prefix=_PREFIX, **options)
+        self.limiter = make_limiter(storage)
+
+    async def aclose(self) -> None:
+        await self._pool.disconnect()

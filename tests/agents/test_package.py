@@ -1,0 +1,63 @@
+"""What importing ready-made agents brings with it, and what they say without their extras."""
+
+import subprocess
+import sys
+from inspect import getmodule
+
+import pytest
+
+from asgi_agents import Agent, agents
+
+MOST_LINES = 150
+# What an agent needs beside the package itself, and only that agent.
+EXTRAS = {"JwtAuth": ("jwt", "joserfc"), "RateLimit": ("ratelimit", "limits")}
+MADE = {
+    "JwtAuth": "JwtAuth('https://id.example/jwks', issuer='a', audience='b')",
+    "RateLimit": "RateLimit('1/minute')",
+}
+
+
+def run(code: str) -> str:
+    """What ``code`` prints in a process of its own."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_package_does_not_import_them() -> None:
+    assert run("import asgi_agents, sys\nprint([n for n in sys.modules if 'asgi_agents.agents' in n])") == "[]"
+
+
+def test_importing_one_brings_neither_others_nor_extras() -> None:
+    code = (
+        "from asgi_agents.agents import ApiKey, JwtAuth, RateLimit\nimport sys\n"
+        "print([n for n in ('joserfc', 'limits', 'redis', 'asgi_agents.agents.basic_auth') if n in sys.modules])"
+    )
+    assert run(code) == "[]"
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_without_its_extra_an_agent_says_so_in_one_line_when_it_is_made(name: str) -> None:
+    extra, module = EXTRAS[name]
+    code = (
+        f"import sys\nsys.modules[{module!r}] = None\nfrom asgi_agents import ConfigurationError\n"
+        f"from asgi_agents.agents import {name}\n"
+        f"try:\n    {MADE[name]}\nexcept ConfigurationError as exc:\n    print(exc)"
+    )
+    assert run(code) == f"{name}: needs the extra {extra!r}, expected pip install 'asgi-agents[{extra}]'"
+
+
+def test_all_names_are_there() -> None:
+    assert set(agents.__all__) <= set(dir(agents))
+    assert all(getattr(agents, name) is not None for name in agents.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'ApiKeys'"):
+        getattr(agents, "ApiKeys")  # noqa: B009
+
+
+@pytest.mark.parametrize("name", [name for name in agents.__all__ if isinstance(getattr(agents, name), type)])
+def test_an_agent_is_a_file_of_few_lines(name: str) -> None:
+    kind = getattr(agents, name)
+    assert issubclass(kind, Agent)
+    module = getmodule(kind)
+    assert module is not None
+    assert module.__file__ is not None
+    with open(module.__file__) as source:
+        assert len(source.readlines()) <= MOST_LINES
