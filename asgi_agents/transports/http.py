@@ -254,7 +254,7 @@ class HttpOrigin:
         stream = aiter(cast(httpx.AsyncByteStream, response.stream))
         async for chunk in stream:
             if answer.size + len(chunk) > self._max_answer_bytes:
-                await _abandon(stream)
+                await abandon(stream)
                 raise AnswerTooLongError(self._max_answer_bytes, response.status_code)
             answer.append(chunk)
         return answer.take()
