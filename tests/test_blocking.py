@@ -274,7 +274,7 @@ async def test_hooks_of_served_agents_are_told_too(
     hooks = Hooks(agent, "served")
     for _ in range(2):
         try:
-            await hooks.answer(EVENT, partial(repr), {})  # type: ignore[arg-type]
+            await hooks.answer(EVENT, partial(repr), {})
         except NoAnswer:
             assert case == "raises"
 

@@ -244,7 +244,7 @@ async def test_a_hook_is_cancelled_when_the_proxy_hangs_up() -> None:
 
 
 def test_what_can_not_work_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="api='traefik', expected 'agent' or 'forward_auth'"):
+    with pytest.raises(ConfigurationError, match="api='traefik', expected 'agent' or 'litellm' or 'forward_auth'"):
         agent_app(Probe(request_headers=None), api="traefik")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="no bodies can be shown to it here"):
         agent_app(Probe(request_headers=None, request_body=None), api="forward_auth")
