@@ -30,6 +30,7 @@ from ..protocol import (
     RequestBodyChunkEvent,
     RequestCompleteEvent,
     RequestHeadersEvent,
+    RequestMetadata,
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
     WebSocketClose,
@@ -84,6 +85,10 @@ class Cleaner:
         """An answer as it may be written down."""
         return Cleaned(ALLOW, {}, False) if answer is ALLOW else _Cleaning(self).answer(answer)
 
+    def plain(self, value: Any) -> Any:
+        """Plain values without secrets, at any depth."""
+        return _Cleaning(self).plain(value)
+
     def text(self, given: str) -> str:
         """A text without secrets."""
         if self._redact is None or not given:
@@ -132,7 +137,12 @@ class _Cleaning:
     def event(self, event: Event) -> Cleaned:
         match event:
             case RequestHeadersEvent():
-                event = replace(event, uri=self._text(event.uri), headers=self._headers(event.headers))
+                event = replace(
+                    event,
+                    metadata=self._metadata(event.metadata),
+                    uri=self._text(event.uri),
+                    headers=self._headers(event.headers),
+                )
             case ResponseHeadersEvent():
                 event = replace(event, headers=self._headers(event.headers))
             case RequestBodyChunkEvent() | ResponseBodyChunkEvent() | WebSocketFrameEvent():
@@ -141,6 +151,8 @@ class _Cleaning:
                 event = replace(
                     event,
                     content=self._content("content", event.content),
+                    model=None if event.model is None else self._text(event.model),
+                    categories=tuple(map(self._text, event.categories)),
                     metadata={self._text(name): self._named(name, value) for name, value in event.metadata.items()},
                 )
             case RequestCompleteEvent() if event.error is not None:
@@ -160,8 +172,13 @@ class _Cleaning:
             case AgentResponse():
                 found = self._response(answer)
             case Acknowledgement():
-                found = answer
+                found = answer if answer.error is None else replace(answer, error=self._text(answer.error))
         return Cleaned(found, self._left_out, self._redacted)
+
+    def _metadata(self, metadata: RequestMetadata) -> RequestMetadata:
+        # The client says for which server its request is. The ids stay, so that events of one request have the same.
+        name = metadata.server_name
+        return metadata if name is None else replace(metadata, server_name=self._text(name))
 
     def _response(self, response: AgentResponse) -> AgentResponse:
         close = response.websocket_decision
@@ -198,7 +215,7 @@ class _Cleaning:
 
     def _audit(self, audit: AuditMetadata) -> AuditMetadata:
         # It may quote what a client has sent, and nothing is done with it.
-        custom: Any = self._plain(audit.custom) if self._cleaner.bodies else {}
+        custom: Any = self.plain(audit.custom) if self._cleaner.bodies else {}
         return AuditMetadata(
             tags=tuple(map(self._text, audit.tags)),
             rule_ids=tuple(map(self._text, audit.rule_ids)),
@@ -207,23 +224,30 @@ class _Cleaning:
             custom=custom,
         )
 
-    def _plain(self, value: Any) -> Any:
+    def plain(self, value: Any) -> Any:
+        """Plain values. What has the name of a secret is replaced, whatever it is."""
         match value:
             case str():
                 return self._text(value)
+            case {"name": str(name), "value": item}:
+                # A field of a header, or of whatever else has names.
+                return {**self._members(value), "value": self._member(name, item)}
             case Mapping():
-                return {name: self._member(name, item) for name, item in value.items()}
+                return self._members(value)
             case list() | tuple():
-                return [self._plain(item) for item in value]
+                return [self.plain(item) for item in value]
             case _:
                 return value
+
+    def _members(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        return {name: self._member(name, item) for name, item in values.items()}
 
     def _member(self, name: object, value: Any) -> Any:
         if isinstance(name, str) and self._cleaner.is_secret(name):
             # What has such a name is as secret where it is a list.
             self._redacted = True
             return REDACTED
-        return self._plain(value)
+        return self.plain(value)
 
     def _detection(self, detection: Detection) -> Detection:
         return replace(
