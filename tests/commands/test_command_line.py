@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from asgi_agents.commands.command_line import make_parser
-from asgi_agents.terminal.output import Page, wrap
+from asgi_agents.terminal.output import Page, Painted, wrap
 
 from .conftest import Command
 
@@ -84,8 +84,10 @@ def test_colours_are_for_terminals_and_not_with_no_color(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    page = Page(Terminal() if terminal else io.StringIO())
-    assert (page.paint("text", "red") != "text") is coloured
+    stream = Terminal() if terminal else io.StringIO()
+    page = Page(stream)
+    page.line(Painted("text", "red"))
+    assert (stream.getvalue() != "text\n") is coloured
 
 
 def test_progress_is_drawn_over_itself_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
