@@ -90,11 +90,12 @@ class RecordedAgent:
         repeat: bool = False,
         redact: Redact | None = redact_secrets,
     ) -> None:
-        if isinstance(headers, str) or not all(isinstance(name, str) for name in headers):
+        names = tuple(headers) if isinstance(headers, Iterable) and not isinstance(headers, str) else (headers,)
+        if isinstance(headers, str) or not all(isinstance(name, str) for name in names):
             raise ConfigurationError(f"RecordedAgent: headers={named(headers)}, expected a list of header names")
         if not isinstance(repeat, bool):
             raise ConfigurationError(f"RecordedAgent: repeat={named(repeat)}, expected True or False")
-        self._headers = tuple(sorted({name.lower() for name in headers}))
+        self._headers = tuple(sorted({name.lower() for name in names}))
         self._repeat = repeat
         self._lock = Lock()
         self._path = os.fspath(path)

@@ -1,6 +1,7 @@
 """Recordings are read strictly, in the order in which the calls began, and with little memory."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -22,6 +23,9 @@ OPENED = encode_line(OPENING)
 AGENT = encode_line(WAF)
 EXCHANGE = encode_line(exchange_line(HEAD, ALLOW))
 ENDED = encode_line(END)
+
+
+CONFIGURE = {"version": 2, "event_type": "configure", "payload": {"agent_id": "waf", "config": {"level": 0}}}
 
 
 def read(path: Path) -> Traffic:
@@ -93,6 +97,39 @@ def changed(line: bytes, **fields: object) -> bytes:
             id="an unknown failure",
         ),
         pytest.param([OPENED, AGENT, EXCHANGE, ENDED, EXCHANGE], 5, "expected nothing behind", id="more"),
+        *(
+            pytest.param([OPENED, changed(AGENT, **{name: value})], 2, f"{name}: expected", id=f"{name}={value}")
+            for name, value in [
+                ("timeout", 0),
+                ("timeout", -1),
+                ("timeout", 1e300),
+                ("chunk_timeout", 0),
+                ("agent", ""),
+                ("agent", "a b"),
+                ("agent", "\x1b[2J"),
+                ("agent", "a" * 129),
+            ]
+        ),
+        *(
+            pytest.param([OPENED, AGENT, changed(EXCHANGE, seconds=value)], 3, "seconds: expected", id=f"{value} s")
+            for value in (-1, 1e300)
+        ),
+        pytest.param(
+            [
+                OPENED,
+                AGENT,
+                changed(EXCHANGE, answer=None, failure={"kind": "error", "message": "", "retry_after": -1}),
+            ],
+            3,
+            "retry_after: expected",
+            id="a failure that was over before it began",
+        ),
+        pytest.param(
+            [OPENED, AGENT, changed(EXCHANGE, event=CONFIGURE, answer={"decision": "allow"})],
+            3,
+            "event: expected one of a connection, got configure",
+            id="a configuration",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_file_and_line(
@@ -133,6 +170,19 @@ def test_what_a_crash_cut_off_is_left_out_and_said(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Traffic(tmp_path / "none.jsonl")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_because_it_can_be_read_only_once(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    # Both ends, so that opening it waits for nobody.
+    held = os.open(path, os.O_RDWR)
+    try:
+        with pytest.raises(RecordingError, match="pipe: this is a pipe, expected a file"):
+            Traffic(path)
+    finally:
+        os.close(held)
 
 
 @pytest.mark.parametrize("ahead", [10, 1000])
