@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from asgi_agents.protocol import ALLOW
+from asgi_agents.protocol import ALLOW, GuardrailResponse
 from asgi_agents.recording import RecordingError, reading
 from asgi_agents.recording import format as format_module
+from asgi_agents.recording.comparing import differences, recorded_outcome
 from asgi_agents.recording.format import encode_line
 from asgi_agents.recording.reading import Traffic
-from tests.support.sample_events import HEAD
+from tests.support.sample_events import COMPLETE, HEAD, QUESTION
 
 from .test_format import END, OPENING, WAF, exchange_line
 
@@ -125,6 +126,16 @@ def changed(line: bytes, **fields: object) -> bytes:
             id="a failure that was over before it began",
         ),
         pytest.param(
+            [
+                OPENED,
+                AGENT,
+                encode_line(exchange_line(COMPLETE, ALLOW)).replace(b'"decision":"allow"', b'"success":true'),
+            ],
+            3,
+            "answer: expected a decision, got an acknowledgement",
+            id="an acknowledgement",
+        ),
+        pytest.param(
             [OPENED, AGENT, changed(EXCHANGE, event=CONFIGURE, answer={"decision": "allow"})],
             3,
             "event: expected one of a connection, got configure",
@@ -170,6 +181,20 @@ def test_what_a_crash_cut_off_is_left_out_and_said(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Traffic(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    "more", [b'"x":"\xff"', b'"audit":1.5', b'"audit":{"x":1}', b'"left_out":[]', b'"x":{"y":[]}']
+)
+def test_what_an_answer_has_besides_is_no_part_of_it(more: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "traffic.jsonl"
+    question = encode_line(exchange_line(QUESTION, GuardrailResponse(detected=True)))
+    assert question.count(b'"answer":{') == 1
+    path.write_bytes(OPENED + AGENT + question.replace(b'"answer":{', b'"answer":{' + more + b","))
+    with Traffic(path) as traffic:
+        [exchange] = traffic.exchanges()
+    assert exchange.answer == {"detected": True, "confidence": 0.0}
+    assert differences(recorded_outcome(exchange), {"detected": True, "confidence": 0.0}, ()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
