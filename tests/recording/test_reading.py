@@ -183,9 +183,7 @@ def test_a_missing_file_is_an_oserror(tmp_path: Path) -> None:
         Traffic(tmp_path / "none.jsonl")
 
 
-@pytest.mark.parametrize(
-    "more", [b'"x":"\xff"', b'"audit":1.5', b'"audit":{"x":1}', b'"left_out":[]', b'"x":{"y":[]}']
-)
+@pytest.mark.parametrize("more", [b'"x":"\xff"', b'"audit":1.5', b'"audit":{"x":1}', b'"left_out":[]', b'"x":{"y":[]}'])
 def test_what_an_answer_has_besides_is_no_part_of_it(more: bytes, tmp_path: Path) -> None:
     path = tmp_path / "traffic.jsonl"
     question = encode_line(exchange_line(QUESTION, GuardrailResponse(detected=True)))

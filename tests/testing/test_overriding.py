@@ -358,21 +358,6 @@ def test_of_several_overrides_none_is_made_where_one_is_refused() -> None:
         pytest.fail("it was entered")
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, pytest.fail.Exception])
-@pytest.mark.parametrize(
-    "enter",
-    [
-        lambda app: override_agents(app, a=FakeAgent(), b=FakeAgent()),
-        lambda app: agent_down(app, "a", "b"),
-        lambda app: breaker_open(app, "a", "b"),
-    ],
-)
-def test_a_test_that_fails_leaves_nothing_behind(enter: Callable[[Any], Any], error: type[BaseException]) -> None:
-    app = protected(remote("a"), remote("b"))
-    with left_as_it_was(app), pytest.raises(error), enter(app):
-        raise error
-
-
 @pytest.mark.parametrize("fails_at", [1, 2])
 def test_what_goes_wrong_while_agents_are_replaced_leaves_nothing_behind(
     fails_at: int, monkeypatch: pytest.MonkeyPatch
