@@ -85,7 +85,7 @@ class Connector:
 
     async def _keep(self) -> None:
         endpoint = self._endpoint
-        while True:
+        while not self._pool.closing:
             if self._failed_early:
                 fault, self._failed_early = self._failed_early, ""
                 await self._back_off(fault)
@@ -115,6 +115,12 @@ class Connector:
                 logger.exception("agent %r at %s", self._client.agent_id, endpoint.address)
             await self._back_off(type(exc).__name__)
         else:
+            if self._pool.closing:
+                # Its handshake has ended in the moment in which this task was cancelled, and nobody else knows of it.
+                connection.fail("its connections are being closed")
+                with CancelScope(shield=True):
+                    await connection.wait_closed()
+                return
             endpoint.connected()
             endpoint.connections.append(connection)
             if not endpoint.flapping:
