@@ -63,10 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(redact_secrets("".join(traceback.format_exception(exc))).rstrip())
             code = _give_up(command, f"{type(exc).__name__}: {exc}", as_json=as_json)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Who reads what is printed has had enough, such as `head`. Nor is there anybody for what is still buffered.
+    except OSError as exc:
+        # What is still buffered has nowhere to go: Python would complain of it in the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        if isinstance(exc, BrokenPipeError):
+            # Who reads what is printed has had enough, such as `head`.
+            return _BROKEN_PIPE
+        complain(f"standard output: {exc.strerror or exc}")
+        return IMPOSSIBLE
     except KeyboardInterrupt:
         return _INTERRUPTED
     return code
