@@ -43,6 +43,11 @@ def plain_without_secrets(value: Any) -> Any:
     return _CLEANER.plain(value)
 
 
+def url_without_secrets(url: str) -> str:
+    """The same of a URL, or of what ends in one."""
+    return _CLEANER.url(url)
+
+
 def plain_answer(answer: AgentResponse | GuardrailResponse) -> Any:
     """An answer as it is on the wire, as JSON."""
     return json.loads(encode_answer(answer, Encoding.JSON))

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NoReturn
 
 from .._version import __version__
@@ -43,6 +44,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit code."""
+    for name in ("stdout", "stderr"):
+        # It is None where whoever has started this has closed it.
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the process ends
     given = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in given
     command: str | None = None

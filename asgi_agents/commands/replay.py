@@ -18,7 +18,7 @@ from ..recording import Difference, FieldDifference, ReplayReport, replay
 from ..terminal.arguments import whole
 from ..terminal.loading import load_agent
 from ..terminal.output import Page, captured_log, printing_aside
-from .answers import plain_without_secrets
+from .answers import plain_without_secrets, url_without_secrets
 from .outcome import FOUND, IMPOSSIBLE, WELL, print_json
 from .running import run
 from .target import json_of
@@ -126,4 +126,4 @@ def _difference_without_secrets(difference: Difference) -> Difference:
         FieldDifference(field.name, plain_without_secrets(field.recorded), plain_without_secrets(field.now))
         for field in difference.fields
     ]
-    return replace(difference, request=redact_secrets(difference.request), fields=tuple(fields))
+    return replace(difference, request=url_without_secrets(difference.request), fields=tuple(fields))

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ..audit import Redact
 from ..messages.throttle import Throttle
-from ..observability.redaction import REDACTED, is_secret_header, redact_secrets
+from ..observability.redaction import REDACTED, is_secret_header, is_secret_parameter, redact_secrets
 from ..protocol import (
     ALLOW,
     Acknowledgement,
@@ -103,6 +103,13 @@ class Cleaner:
             return REDACTED
         return text
 
+    def url(self, given: str) -> str:
+        """A URL, or the target of a request, without secrets. Parameters of the query can have the names of some."""
+        path, mark, query = given.partition("?")
+        if not mark or self._redact is None:
+            return self.text(given)
+        return self.text(f"{path}?{'&'.join(map(_parameter, query.split('&')))}")
+
     def named(self, name: str, value: str) -> str:
         """The value of a header, or of something that is named like one."""
         return REDACTED if self.is_secret(name) else self.text(value)
@@ -119,6 +126,11 @@ def cleaner_of(opening: RecordingLine, redact: Redact | None) -> Cleaner:
     """
     functions: dict[Redaction, Redact | None] = {"default": redact_secrets, "none": None, "custom": redact}
     return Cleaner(bodies=opening.bodies, redact=functions[opening.redaction])
+
+
+def _parameter(given: str) -> str:
+    name, _, value = given.partition("=")
+    return f"{name}={REDACTED}" if value and is_secret_parameter(name) else given
 
 
 def applied_parts(left_out: Mapping[str, int]) -> Sequence[str]:
@@ -140,7 +152,7 @@ class _Cleaning:
                 event = replace(
                     event,
                     metadata=self._metadata(event.metadata),
-                    uri=self._text(event.uri),
+                    uri=self._url(event.uri),
                     headers=self._headers(event.headers),
                 )
             case ResponseHeadersEvent():
@@ -207,7 +219,7 @@ class _Cleaning:
                     None if headers is None else self._fields(headers),
                 )
             case Redirect(url, status):
-                return Redirect(self._text(url), status)
+                return Redirect(self._url(url), status)
             case Challenge(challenge_type, params):
                 return Challenge(challenge_type, self._fields(params))
             case _:
@@ -294,6 +306,9 @@ class _Cleaning:
             return None if text is None else self._text(text)
         self._left_out[name] = self._left_out.get(name, 0) + len(text)
         return None
+
+    def _url(self, given: str) -> str:
+        return self._noted(given, self._cleaner.url(given))
 
     def _text(self, given: str) -> str:
         return self._noted(given, self._cleaner.text(given))

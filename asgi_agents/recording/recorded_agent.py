@@ -197,7 +197,7 @@ class RecordedAgent:
         return [_Outcome(one.key, one.event_type, one.answer, one.failure, one.left_out) for one in connections[index]]
 
     def _refuse(self, event: Event, why: str) -> NoReturn:
-        what = self._cleaner.text(_description(event))
+        what = self._cleaner.url(_description(event))
         raise AgentError(f"{what} is not in {self._path}: {why}")
 
     def _key(self, event: Event, content: Callable[[str, Any], object]) -> _Key:

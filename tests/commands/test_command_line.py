@@ -17,7 +17,7 @@ from asgi_agents.terminal.output import Page, Painted, wrap
 from asgi_agents.testing import FakeAgent
 from tests.support.sample_events import HEAD
 
-from .conftest import Command
+from .conftest import AGENTS, Command
 
 
 class Terminal(io.StringIO):
@@ -85,6 +85,17 @@ def test_output_that_can_not_be_written_is_a_line_and_exit_code_2(arguments: str
     assert found.returncode == 2
     assert all(line.startswith("error: ") for line in found.stderr.splitlines())
     assert "No space left on device" in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("closed", "said"), [(">&-", ""), ("2>&-", "request_headers     block 403"), (">&- 2>&-", "")])
+def test_output_that_is_closed_is_missed_by_nobody(closed: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "house.py").write_text(AGENTS)
+    script = f"exec $0 -m asgi_agents call house:Waf GET '/?q=<script>' {closed}"
+    command = ["/bin/bash", "-c", script, sys.executable]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=_with_signals())
+    assert (found.returncode, found.stderr) == (1, "")
+    assert found.stdout.startswith(said)
 
 
 WAITING = """

@@ -352,3 +352,37 @@ def test_no_text_of_an_answer_is_forgotten(answer: Any, bodies: bool) -> None:
     cleaned = Cleaner(bodies=bodies).answer(answer)
     assert cleaned.redacted
     assert set(texts_in(cleaned.value)) <= STAY
+
+
+# The query
+
+SECRET_NAMES = [
+    *("session", "sessionid", "JSESSIONID", "sid", "sig", "X-Amz-Signature", "X-Amz-Credential", "otp", "jwt", "auth"),
+    *("oauth_verifier_token", "api_key", "csrf-token", "passw%6Frd", "pass%77ord", "se%73sion", "user%5Bpassword%5D"),
+    *("X-Goog-Signature", "hmac", "authorization", "client_secret", "S%49G"),
+]
+OTHER_NAMES = ["q", "author", "Authors", "coauthor", "page", "design", "side", "sort", "optional", "a%26b"]
+
+
+@pytest.mark.parametrize("name", SECRET_NAMES + OTHER_NAMES)
+@pytest.mark.parametrize(
+    "query", ["?{}=hunter2", "?a=1&{}=hunter2&b=2", "?{}=hunter2=&=", "?{}=hunter2#x", "?b&{}=hunter2?c=1"]
+)
+def test_what_has_the_name_of_a_secret_in_a_query_is_not_written(name: str, query: str) -> None:
+    uri = "/orders" + query.format(name)
+    event = RequestHeadersEvent(metadata=METADATA, method="GET", uri=uri, headers=Headers())
+    cleaned = Cleaner(bodies=False).event(event)
+    answer = Cleaner(bodies=False).answer(AgentResponse(decision=Redirect(f"https://shop.example{uri}")))
+    secret = name in SECRET_NAMES
+    assert ("hunter2" in cleaned.value.uri, cleaned.redacted) == (not secret, secret)
+    assert ("hunter2" in answer.value.decision.url, answer.redacted) == (not secret, secret)
+    assert Cleaner(bodies=False, redact=None).event(event).value.uri == uri
+    # Once more, it stays as it is.
+    assert Cleaner(bodies=False).event(cleaned.value).value == cleaned.value
+
+
+@given(st.text())
+def test_a_target_without_secrets_stays_as_it_is(text: str) -> None:
+    event = RequestHeadersEvent(metadata=METADATA, method="GET", uri=f"/{text}", headers=Headers())
+    cleaned = Cleaner(bodies=False, redact=lambda given: given).event(event)
+    assert cleaned.redacted or cleaned.value == event

@@ -185,7 +185,7 @@ def test_of_a_recording_without_redaction_no_secret_is_printed(
     async def ask() -> None:
         manager = AgentManager([AgentConfig("waf", Telling())])
         async with manager, record(manager, file, bodies=True, redact=None):
-            await manager.process_request_headers(head("c", "/?token=hunter2"))
+            await manager.process_request_headers(head("c", "/?token=hunter2&session=hunter2"))
 
     anyio.run(ask)
     assert "hunter2" in file.read_text()
