@@ -22,6 +22,14 @@ RECORDING: Final = (
         ("tests/recording/test_cleaning.py",),
     ),
     Defect(
+        "names-of-parameters-mean-nothing",
+        "recording/cleaning.py",
+        "if value and is_secret_parameter(name) else given",
+        "if not name and is_secret_parameter(name) else given",
+        "The session of a customer is in the recording, because the app has it in its URLs.",
+        ("tests/recording/test_cleaning.py",),
+    ),
+    Defect(
         "the-model-that-is-asked-for-is-not-cleaned",
         "recording/cleaning.py",
         "model=None if event.model is None else self._text(event.model)",
