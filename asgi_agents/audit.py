@@ -1,8 +1,6 @@
 """One record for each guarded connection: what every agent said, and what came of it."""
 
-import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +18,7 @@ from .errors import ConfigurationError
 from .exchange.guardrail_report import GuardrailReport
 from .exchange.scope import client_ip, headers_of
 from .exchange.state import ExchangeState
+from .messages.json_escapes import escape_unprintable
 from .messages.throttle import Throttle
 from .observability.redaction import REDACTED, is_secret_header, redact_secrets
 from .observability.tracing import current_trace_id
@@ -43,7 +42,6 @@ _MAX_TAG_LENGTHS: Final = 32 * 1024
 _MAX_GUARDRAIL_BYTES: Final = 1024
 _MAX_DIALECT_LENGTH: Final = 32
 _MAX_CATEGORY_LENGTH: Final = 32
-_BEYOND_ASCII: Final = re.compile(r"[^ -~]+")
 
 
 class AuditAnswer(Struct, frozen=True, kw_only=True):
@@ -385,16 +383,11 @@ class Audit:
 
 def _line(value: Any) -> str:
     """As JSON, without what ends a line for some readers, or does something to a terminal."""
-    line = msgspec.json.encode(value).decode()
-    return line if line.isprintable() else _BEYOND_ASCII.sub(_escape_unprintable, line)
+    return escape_unprintable(msgspec.json.encode(value).decode())
 
 
 def _size(value: Any) -> int:
     return len(_line(value).encode())
-
-
-def _escape_unprintable(found: re.Match[str]) -> str:
-    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in found[0])
 
 
 def _changed(event_type: EventType, response: AgentResponse) -> Sequence[str]:

@@ -112,7 +112,7 @@ class AgentConfig:
     sets: Iterable[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not TOKEN.match(self.id) or len(self.id) > _MAX_ID_LENGTH:
+        if not is_agent_id(self.id):
             raise ConfigurationError(
                 f"AgentConfig: id={self.id!r}, expected 1 to {_MAX_ID_LENGTH} letters, digits or any of !#$%&'*+-.^_`|~"
             )
@@ -183,6 +183,11 @@ class AgentConfig:
         """The events, resolved from what was given and what the agent says itself; None: it will say."""
         assert isinstance(self.events, frozenset | None)
         return self.events
+
+
+def is_agent_id(given: object) -> bool:
+    """Whether it can be the id of an agent."""
+    return isinstance(given, str) and len(given) <= _MAX_ID_LENGTH and TOKEN.match(given) is not None
 
 
 def _resolve_types(where: str, given: object) -> frozenset[str] | None:

@@ -113,7 +113,12 @@ _MAX_PRINTED: Final = 300
 
 def printable(text: str) -> str:
     """``text`` as it may be logged: one line of at most 300 characters of it, whatever it has in it."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:_MAX_PRINTED])
+    return escaped(text[:_MAX_PRINTED])
+
+
+def escaped(text: str) -> str:
+    """``text`` as one line that does nothing to a terminal: with escapes in place of what can't be printed."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def text_of(exc: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Answers of agents as they are printed. What looks like a credential is left out."""
+"""Answers of agents as they are printed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from ..observability.redaction import REDACTED, is_secret_header, redact_secrets
 from ..protocol import (
     AgentResponse,
     Block,
@@ -19,9 +18,11 @@ from ..protocol import (
     WebSocketClose,
     encode_answer,
 )
+from ..recording.cleaning import Cleaner
 
 # Bytes of a body that are shown.
 _MOST_SHOWN: Final = 500
+_CLEANER: Final = Cleaner(bodies=True)
 
 
 class AnswerLines(Struct, frozen=True):
@@ -31,31 +32,25 @@ class AnswerLines(Struct, frozen=True):
     details: Sequence[tuple[str, str]] = ()
 
 
+def without_secrets(answer: AgentResponse | GuardrailResponse) -> AgentResponse | GuardrailResponse:
+    """An answer without what looks like a credential, as recordings have it too."""
+    cleaned: AgentResponse | GuardrailResponse = _CLEANER.answer(answer).value
+    return cleaned
+
+
+def plain_without_secrets(value: Any) -> Any:
+    """The same of plain values, such as parts of answers as they are on the wire."""
+    return _CLEANER.plain(value)
+
+
+def url_without_secrets(url: str) -> str:
+    """The same of a URL, or of what ends in one."""
+    return _CLEANER.url(url)
+
+
 def plain_answer(answer: AgentResponse | GuardrailResponse) -> Any:
-    """An answer as it is on the wire, as JSON, without credentials."""
-    return _redacted(json.loads(encode_answer(answer, Encoding.JSON)))
-
-
-def _redacted(value: Any) -> Any:
-    if isinstance(value, str):
-        return redact_secrets(value)
-    if isinstance(value, list):
-        return [_redacted(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if set(value) >= {"name", "value"}:
-        return {**value, "value": header_value(value["name"], value["value"])}
-    return {
-        name: {inner: header_value(inner, text) for inner, text in item.items()}
-        if name in ("headers", "params") and isinstance(item, dict)
-        else _redacted(item)
-        for name, item in value.items()
-    }
-
-
-def header_value(name: str, value: object) -> str:
-    """The value of a header as it may be shown."""
-    return REDACTED if is_secret_header(name) else redact_secrets(str(value))
+    """An answer as it is on the wire, as JSON."""
+    return json.loads(encode_answer(answer, Encoding.JSON))
 
 
 def lines_of(answer: AgentResponse | GuardrailResponse) -> AnswerLines:
@@ -68,13 +63,13 @@ def lines_of(answer: AgentResponse | GuardrailResponse) -> AnswerLines:
         case Block(status, body, headers):
             marks.append(str(status))
             details += [("body", _text(body))] if body is not None else []
-            details += _headers("header", headers)
+            details += _fields("header", headers)
         case Redirect(url, status):
             marks.append(str(status))
-            details.append(("to", redact_secrets(url)))
+            details.append(("to", url))
         case Challenge(kind, params):
             marks.append(kind)
-            details += _headers("param", params)
+            details += _fields("param", params)
     if isinstance(answer.websocket_decision, WebSocketClose):
         marks.append(str(answer.websocket_decision.code))
         details += [("reason", _text(answer.websocket_decision.reason))] if answer.websocket_decision.reason else []
@@ -88,10 +83,10 @@ def lines_of(answer: AgentResponse | GuardrailResponse) -> AnswerLines:
         details += [] if mutation is None else [(name, _mutation(mutation))]
     audit = answer.audit
     for name, values in (("reason", audit.reason_codes), ("rule", audit.rule_ids), ("tag", audit.tags)):
-        details += [(name, redact_secrets(", ".join(map(str, values))))] if values else []
+        details += [(name, ", ".join(map(str, values)))] if values else []
     details += [] if audit.confidence is None else [("confidence", f"{audit.confidence:g}")]
-    details += _headers("audit", audit.custom)
-    details += _headers("routing", answer.routing_metadata)
+    details += _fields("audit", audit.custom)
+    details += _fields("routing", answer.routing_metadata)
     return AnswerLines(marks, details)
 
 
@@ -100,17 +95,17 @@ def _inspection(answer: GuardrailResponse) -> AnswerLines:
     for detection in answer.detections:
         where = "" if detection.span is None else f" at {detection.span.start}-{detection.span.end}"
         text = f"{detection.category} ({detection.severity}){where}: {detection.description}"
-        details.append(("detection", redact_secrets(text)))
+        details.append(("detection", text))
     details += [] if answer.redacted_content is None else [("redacted", _text(answer.redacted_content))]
     return AnswerLines((), details)
 
 
-def _headers(name: str, fields: Mapping[str, object] | None) -> list[tuple[str, str]]:
-    return [(name, f"{field}: {header_value(field, value)}") for field, value in (fields or {}).items()]
+def _fields(name: str, fields: Mapping[str, object] | None) -> list[tuple[str, str]]:
+    return [(name, f"{field}: {value}") for field, value in (fields or {}).items()]
 
 
 def _op(op: HeaderOp) -> str:
-    what = op.name if op.kind == "remove" else f"{op.name}: {header_value(op.name, op.value)}"
+    what = op.name if op.kind == "remove" else f"{op.name}: {op.value}"
     return f"{op.kind} {what}" + (" (always)" if op.always else "")
 
 
@@ -121,5 +116,5 @@ def _mutation(mutation: BodyMutation) -> str:
 
 
 def _text(text: str) -> str:
-    shown = redact_secrets(text).replace("\r", "\\r").replace("\n", "\\n")
+    shown = text.replace("\r", "\\r").replace("\n", "\\n")
     return shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}… ({len(text)} characters)"

@@ -21,7 +21,7 @@ from ..policy import FailureMode
 from ..protocol import EventType
 from ..terminal.arguments import seconds, whole
 from ..terminal.loading import MistakeError
-from ..terminal.output import Page, captured_log, printing_aside
+from ..terminal.output import Page, Painted, captured_log, printing_aside
 from .call import configure
 from .outcome import FOUND, IMPOSSIBLE, WELL, print_json
 from .running import run
@@ -229,7 +229,7 @@ def milliseconds(durations: Iterable[float]) -> Milliseconds | None:
 def _print(page: Page, report: BenchReport) -> None:
     how = " (interrupted)" if report.interrupted else ""
     page.line(f"{report.calls} calls in {report.seconds:.2f} s, {report.concurrency} at a time{how}")
-    page.line(f"{page.paint(f'{report.calls_per_second:.0f} calls per second', 'bold')}")
+    page.line(Painted(f"{report.calls_per_second:.0f} calls per second", "bold"))
     page.line(", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items()))
     if report.ms is not None:
         ms = report.ms

@@ -17,9 +17,11 @@ from ..guard import Guard
 from ..observability.redaction import redact_secrets
 from ..policy import FailureMode
 from ..protocol import (
+    AgentResponse,
     Event,
     EventType,
     GuardrailInspectEvent,
+    GuardrailResponse,
     InspectionType,
     Opcode,
     RequestCompleteEvent,
@@ -28,8 +30,8 @@ from ..protocol import (
     WebSocketFrameEvent,
 )
 from ..terminal.loading import MistakeError
-from ..terminal.output import Page, captured_log, printing_aside
-from .answers import AnswerLines, lines_of, plain_answer
+from ..terminal.output import Page, Painted, captured_log, printing_aside
+from .answers import AnswerLines, lines_of, plain_answer, without_secrets
 from .outcome import FOUND, IMPOSSIBLE, WELL, print_json
 from .running import run
 from .target import Question, add_target, body_of, guard_of, headers_of
@@ -209,13 +211,15 @@ async def configure(guard: Guard) -> None:
 
 
 async def _ask_about(guard: Guard, event: Event) -> tuple[CalledEvent, AnswerLines]:
-    answer: Any = None
+    answer: AgentResponse | GuardrailResponse | None
     if isinstance(event, GuardrailInspectEvent):
         verdict, inspection = await guard.inspect(event, FailureMode.CLOSED)
         answer = None if verdict.failure is not None else inspection
     else:
         verdict = await guard.call(event, FailureMode.CLOSED)
         answer = verdict.response
+    if answer is not None:
+        answer = without_secrets(answer)
     called = CalledEvent(
         event=event.event_type.value,
         outcome=verdict.outcome,
@@ -235,9 +239,8 @@ def _print(page: Page, report: CallReport, answers: Sequence[AnswerLines]) -> No
     for called, lines in zip(report.calls, answers, strict=True):
         outcome = " ".join([called.outcome, *lines.marks])
         colour = colours.get(called.outcome, "red")
-        page.line(
-            f"{called.event:<20}{page.paint(outcome, colour)}{' ' * max(1, 24 - len(outcome))}{called.ms:8.2f} ms"
-        )
+        gap = " " * max(1, 24 - len(outcome))
+        page.line(f"{called.event:<20}", Painted(outcome, colour), f"{gap}{called.ms:8.2f} ms")
         if called.failure is not None:
             page.wrapped("  ", called.failure)
         for name, value in lines.details:

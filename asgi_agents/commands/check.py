@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
@@ -98,9 +99,17 @@ def _load(spec: str, *, factory: bool) -> Any:
 
 
 def _makes_app(found: Any) -> bool:
-    """Whether it is a plain function without parameters, which no ASGI app is."""
-    code = getattr(found, "__code__", None)
-    return code is not None and code.co_argcount == 0 and not code.co_flags & 0x04
+    """Whether it can't be called with what an ASGI app is called with, as a function that makes an app can't."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        # Not every callable that is written in C says what it takes.
+        return False
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        return True
+    return False
 
 
 def _list(app: Any) -> Survey:
@@ -142,6 +151,9 @@ async def _ask_one(guard: Guard, answers: _Answers, timeout: float) -> None:
         if client.address and client.address not in message:
             message = f"{redact_secrets(client.address)}: {message}"
         answers[guard] = ("failed", message, "agent_refused" if refused else "agent_unreachable")
+    except Exception as exc:
+        # A transport of the application's own may raise anything. The other agents are asked all the same.
+        answers[guard] = ("failed", redact_secrets(f"{type(exc).__name__}: {exc}"), "agent_unreachable")
     finally:
         with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
             await client.aclose()

@@ -3,24 +3,25 @@ differently.
 """
 
 import argparse
-import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..agent import Agent
 from ..observability.redaction import redact_secrets
 from ..protocol import EventType
-from ..recording import ReplayReport, replay
+from ..recording import Difference, FieldDifference, ReplayReport, replay
 from ..terminal.arguments import whole
-from ..terminal.loading import MistakeError, load_agent
-from ..terminal.output import captured_log
+from ..terminal.loading import load_agent
+from ..terminal.output import Page, captured_log, printing_aside
+from .answers import plain_without_secrets, url_without_secrets
 from .outcome import FOUND, IMPOSSIBLE, WELL, print_json
 from .running import run
+from .target import json_of
 
 
 class ReplayedRecording(Struct, frozen=True, kw_only=True):
@@ -87,20 +88,22 @@ def replay_recording(options: argparse.Namespace) -> int:
         agent_id=options.id,
         concurrency=options.concurrency,
         timeout=options.timeout,
-        config=_config(options.config),
+        config=json_of("--config", options.config),
         events=None if options.event is None else [EventType(name) for name in options.event],
         ignore=frozenset(options.ignore),
     )
-    with captured_log():
+    with captured_log(), printing_aside():
         # The log says what the report says.
-        report: ReplayReport = run(asking)
+        report: ReplayReport = _without_secrets(run(asking))
     if options.json:
         print_json(ReplayedRecording(asked=[redact_secrets(agent) for agent in options.agent], report=report))
     else:
-        sys.stdout.writelines(f"{line}\n" for line in report.lines(most=options.most))
-    if report.compared == 0:
-        return IMPOSSIBLE
-    return WELL if report.ok else FOUND
+        page = Page(sys.stdout)
+        for line in report.lines(most=options.most):
+            page.line(line)
+    if report.different:
+        return FOUND
+    return WELL if report.ok else IMPOSSIBLE
 
 
 def _agent(given: Sequence[str]) -> Agent | str | Sequence[str]:
@@ -109,14 +112,18 @@ def _agent(given: Sequence[str]) -> Agent | str | Sequence[str]:
     [one] = given
     if "://" in one:
         return one
-    with contextlib.redirect_stdout(sys.stderr):
+    with printing_aside():
         return load_agent(one)
 
 
-def _config(text: str | None) -> Any:
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except ValueError as exc:
-        raise MistakeError(f"--config: {exc}, expected JSON such as '{{\"level\": 2}}'") from None
+def _without_secrets(report: ReplayReport) -> ReplayReport:
+    """A report as it may be printed, also where the recording was made without redaction."""
+    return replace(report, differences=[_difference_without_secrets(each) for each in report.differences])
+
+
+def _difference_without_secrets(difference: Difference) -> Difference:
+    fields = [
+        FieldDifference(field.name, plain_without_secrets(field.recorded), plain_without_secrets(field.now))
+        for field in difference.fields
+    ]
+    return replace(difference, request=url_without_secrets(difference.request), fields=tuple(fields))

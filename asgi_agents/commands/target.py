@@ -68,7 +68,7 @@ def guard_of(options: argparse.Namespace, *, concurrency: int = 1) -> Guard:
         circuit_breaker=None,
         body_access="write",
         may_set_host=True,
-        config=_json("--config", options.config),
+        config=json_of("--config", options.config),
     )
     return Guard(config)
 
@@ -87,13 +87,20 @@ def _transport(options: argparse.Namespace, connections: int | None) -> Any:
     )
 
 
-def _json(option: str, text: str | None) -> Any:
+def json_of(option: str, text: str | None) -> Any:
+    """The value of an option in JSON; None where it is not given.
+
+    :raises MistakeError: it is no JSON.
+    """
     if text is None:
         return None
     try:
         return json.loads(text)
+    except RecursionError:
+        fault = "nested too deeply"
     except ValueError as exc:
-        raise MistakeError(f"{option}: {exc}, expected JSON such as '{{\"level\": 2}}'") from None
+        fault = str(exc)
+    raise MistakeError(f"{option}: {fault}, expected JSON such as '{{\"level\": 2}}'")
 
 
 # The request

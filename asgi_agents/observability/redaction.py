@@ -2,6 +2,7 @@
 
 import re
 from typing import Final
+from urllib.parse import unquote_plus
 
 REDACTED: Final = "[redacted]"
 
@@ -11,6 +12,10 @@ _SECRET_HEADER: Final = re.compile(
     r"|api[-_]?key|access[-_]?key|private[-_]?key|client[-_]?key",
     re.IGNORECASE,
 )
+# Of signed URLs and of sessions. Too short to be looked for in longer names.
+_SECRET_PARAMETERS: Final = frozenset({"sig", "sid"})
+# Who has written something is no secret.
+_AUTHOR: Final = re.compile(r"author(?!i[sz])", re.IGNORECASE)
 # No part of these patterns is tried twice on the same text (possessive quantifiers, no prefix of any length). The path
 # of a request is a client's, and the time that it takes must grow with its length only.
 _SECRETS: Final = re.compile(
@@ -57,6 +62,12 @@ def redact_secrets(text: str) -> str:
 def is_secret_header(name: str) -> bool:
     """Whether the values of headers of that name are credentials."""
     return _SECRET_HEADER.search(name) is not None
+
+
+def is_secret_parameter(name: str) -> bool:
+    """Whether the values of query parameters of that name, percent-encoded as it is sent, are credentials."""
+    name = _AUTHOR.sub("", unquote_plus(name))
+    return name.lower() in _SECRET_PARAMETERS or is_secret_header(name)
 
 
 def _replacement(match: re.Match[str]) -> str:

@@ -120,6 +120,13 @@ class Headers(Mapping[str, Sequence[str]]):
     def __len__(self) -> int:
         return len(self._dict())
 
+    @property
+    def size(self) -> int:
+        """Bytes of all names and values, or characters where they were given as text."""
+        if self._fields is None:
+            return sum(len(name) + len(value) for name, value in self._raw)
+        return sum(len(name) + sum(map(len, values)) for name, values in self._fields.items())
+
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Headers):
             return self._dict() == other._dict()

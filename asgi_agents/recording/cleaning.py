@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ..audit import Redact
 from ..messages.throttle import Throttle
-from ..observability.redaction import REDACTED, is_secret_header, redact_secrets
+from ..observability.redaction import REDACTED, is_secret_header, is_secret_parameter, redact_secrets
 from ..protocol import (
     ALLOW,
     Acknowledgement,
@@ -30,6 +30,7 @@ from ..protocol import (
     RequestBodyChunkEvent,
     RequestCompleteEvent,
     RequestHeadersEvent,
+    RequestMetadata,
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
     WebSocketClose,
@@ -84,6 +85,10 @@ class Cleaner:
         """An answer as it may be written down."""
         return Cleaned(ALLOW, {}, False) if answer is ALLOW else _Cleaning(self).answer(answer)
 
+    def plain(self, value: Any) -> Any:
+        """Plain values without secrets, at any depth."""
+        return _Cleaning(self).plain(value)
+
     def text(self, given: str) -> str:
         """A text without secrets."""
         if self._redact is None or not given:
@@ -97,6 +102,13 @@ class Cleaner:
                 logger.exception("redact failed; the recording leaves out what it was given (logged once a minute)")
             return REDACTED
         return text
+
+    def url(self, given: str) -> str:
+        """A URL, or the target of a request, without secrets. Parameters of the query can have the names of some."""
+        path, mark, query = given.partition("?")
+        if not mark or self._redact is None:
+            return self.text(given)
+        return self.text(f"{path}?{'&'.join(map(_parameter, query.split('&')))}")
 
     def named(self, name: str, value: str) -> str:
         """The value of a header, or of something that is named like one."""
@@ -116,6 +128,11 @@ def cleaner_of(opening: RecordingLine, redact: Redact | None) -> Cleaner:
     return Cleaner(bodies=opening.bodies, redact=functions[opening.redaction])
 
 
+def _parameter(given: str) -> str:
+    name, _, value = given.partition("=")
+    return f"{name}={REDACTED}" if value and is_secret_parameter(name) else given
+
+
 def applied_parts(left_out: Mapping[str, int]) -> Sequence[str]:
     """Those of the parts that are not in an answer without which it can't be given again."""
     return [name for name in left_out if name in _APPLIED]
@@ -132,7 +149,12 @@ class _Cleaning:
     def event(self, event: Event) -> Cleaned:
         match event:
             case RequestHeadersEvent():
-                event = replace(event, uri=self._text(event.uri), headers=self._headers(event.headers))
+                event = replace(
+                    event,
+                    metadata=self._metadata(event.metadata),
+                    uri=self._url(event.uri),
+                    headers=self._headers(event.headers),
+                )
             case ResponseHeadersEvent():
                 event = replace(event, headers=self._headers(event.headers))
             case RequestBodyChunkEvent() | ResponseBodyChunkEvent() | WebSocketFrameEvent():
@@ -141,6 +163,8 @@ class _Cleaning:
                 event = replace(
                     event,
                     content=self._content("content", event.content),
+                    model=None if event.model is None else self._text(event.model),
+                    categories=tuple(map(self._text, event.categories)),
                     metadata={self._text(name): self._named(name, value) for name, value in event.metadata.items()},
                 )
             case RequestCompleteEvent() if event.error is not None:
@@ -160,8 +184,13 @@ class _Cleaning:
             case AgentResponse():
                 found = self._response(answer)
             case Acknowledgement():
-                found = answer
+                found = answer if answer.error is None else replace(answer, error=self._text(answer.error))
         return Cleaned(found, self._left_out, self._redacted)
+
+    def _metadata(self, metadata: RequestMetadata) -> RequestMetadata:
+        # The client says for which server its request is. The ids stay, so that events of one request have the same.
+        name = metadata.server_name
+        return metadata if name is None else replace(metadata, server_name=self._text(name))
 
     def _response(self, response: AgentResponse) -> AgentResponse:
         close = response.websocket_decision
@@ -190,7 +219,7 @@ class _Cleaning:
                     None if headers is None else self._fields(headers),
                 )
             case Redirect(url, status):
-                return Redirect(self._text(url), status)
+                return Redirect(self._url(url), status)
             case Challenge(challenge_type, params):
                 return Challenge(challenge_type, self._fields(params))
             case _:
@@ -198,7 +227,7 @@ class _Cleaning:
 
     def _audit(self, audit: AuditMetadata) -> AuditMetadata:
         # It may quote what a client has sent, and nothing is done with it.
-        custom: Any = self._plain(audit.custom) if self._cleaner.bodies else {}
+        custom: Any = self.plain(audit.custom) if self._cleaner.bodies else {}
         return AuditMetadata(
             tags=tuple(map(self._text, audit.tags)),
             rule_ids=tuple(map(self._text, audit.rule_ids)),
@@ -207,23 +236,30 @@ class _Cleaning:
             custom=custom,
         )
 
-    def _plain(self, value: Any) -> Any:
+    def plain(self, value: Any) -> Any:
+        """Plain values. What has the name of a secret is replaced, whatever it is."""
         match value:
             case str():
                 return self._text(value)
+            case {"name": str(name), "value": item}:
+                # A field of a header, or of whatever else has names.
+                return {**self._members(value), "value": self._member(name, item)}
             case Mapping():
-                return {name: self._member(name, item) for name, item in value.items()}
+                return self._members(value)
             case list() | tuple():
-                return [self._plain(item) for item in value]
+                return [self.plain(item) for item in value]
             case _:
                 return value
+
+    def _members(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        return {name: self._member(name, item) for name, item in values.items()}
 
     def _member(self, name: object, value: Any) -> Any:
         if isinstance(name, str) and self._cleaner.is_secret(name):
             # What has such a name is as secret where it is a list.
             self._redacted = True
             return REDACTED
-        return self._plain(value)
+        return self.plain(value)
 
     def _detection(self, detection: Detection) -> Detection:
         return replace(
@@ -270,6 +306,9 @@ class _Cleaning:
             return None if text is None else self._text(text)
         self._left_out[name] = self._left_out.get(name, 0) + len(text)
         return None
+
+    def _url(self, given: str) -> str:
+        return self._noted(given, self._cleaner.url(given))
 
     def _text(self, given: str) -> str:
         return self._noted(given, self._cleaner.text(given))

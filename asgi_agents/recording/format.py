@@ -11,14 +11,19 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from ..config import is_agent_id
 from ..errors import AgentsError
 from ..failures import Failure, FailureKind
+from ..policy import MAX_SECONDS
 from ..protocol import PROTOCOL_VERSION, Answer, Encoding, EventType, encode_answer
 
 #: The version of the format.
 VERSION: Final = 1
 #: A line of a recording takes at most so many bytes; a body of 16 MiB in base64 fits in.
 MAX_LINE_BYTES: Final = 32 * 1024 * 1024
+
+#: Why a recording ends that nothing has stopped.
+CLOSED: Final = "closed"
 
 #: What was done to texts: secrets replaced, something of the application's own, or nothing.
 Redaction = Literal["default", "custom", "none"]
@@ -49,6 +54,15 @@ class AgentLine(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent"
     timeout: float
     chunk_timeout: float
 
+    def __post_init__(self) -> None:
+        # What configures an agent that the recording is replayed against has to be what can configure one.
+        if not is_agent_id(self.agent):
+            raise ValueError("agent: expected the id of an agent")
+        for name in ("timeout", "chunk_timeout"):
+            _require_time(name, getattr(self, name))
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected more than 0 seconds")
+
 
 class FailureLine(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How a call has failed."""
@@ -56,6 +70,9 @@ class FailureLine(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     kind: FailureKind
     message: str
     retry_after: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_time("retry_after", self.retry_after or 0.0)
 
 
 class ExchangeLine(
@@ -86,6 +103,9 @@ class ExchangeLine(
     redacted: bool = False
     answer_redacted: bool = False
 
+    def __post_init__(self) -> None:
+        _require_time("seconds", self.seconds)
+
 
 class EndLine(Struct, frozen=True, kw_only=True, tag_field="kind", tag="end", forbid_unknown_fields=True):
     """The last line. ``dropped`` counts exchanges that are not in the file, ``reason`` says why it ends."""
@@ -93,6 +113,11 @@ class EndLine(Struct, frozen=True, kw_only=True, tag_field="kind", tag="end", fo
     exchanges: int
     dropped: int
     reason: str
+
+
+def _require_time(name: str, seconds: float) -> None:
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise ValueError(f"{name}: expected 0 to {MAX_SECONDS} seconds")
 
 
 Line = RecordingLine | AgentLine | ExchangeLine | EndLine

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from ..errors import AgentProtocolError
-from ..protocol import Answer, Encoding, Event, decode_answer, decode_event
+from ..protocol import Acknowledgement, Answer, ConfigureEvent, Encoding, Event, decode_answer, decode_event
 from .format import (
+    CLOSED,
     MAX_LINE_BYTES,
     AgentLine,
     EndLine,
@@ -19,6 +19,7 @@ from .format import (
     FailureLine,
     RecordingError,
     RecordingLine,
+    compact_answer,
     decode_first_line,
     decode_line,
     kind_of_line,
@@ -32,7 +33,7 @@ LOOK_AHEAD_BYTES: Final = 16 * 1024 * 1024
 class RecordedExchange(Struct, frozen=True, kw_only=True):
     """An event that an agent was asked about, and what came of it.
 
-    ``answer`` is what the recording has of it, as plain values; None where there was none.
+    ``answer`` is as :func:`compact_answer` has it; None where there was none.
     """
 
     line: int
@@ -66,12 +67,22 @@ class Traffic:
         self.torn = False
         self._file: BinaryIO = self.path.open("rb")
         self._number = 0
+        self._exchanges = 0
         try:
+            if not self._file.seekable():
+                # Most of those who read a recording read it twice.
+                raise RecordingError(f"{self.path}: this is a pipe, expected a file")
             first = self._read()
             self.opening: RecordingLine = self._checked(decode_first_line, first or b"")
         except BaseException:
             self._file.close()
             raise
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was read that was recorded until the recording was closed: no line is missing."""
+        end = self.end
+        return end is not None and end.reason == CLOSED and end.exchanges == self._exchanges
 
     def close(self) -> None:
         """Close the file."""
@@ -127,6 +138,7 @@ class Traffic:
                 case EndLine():
                     self.end = line
                 case ExchangeLine():
+                    self._exchanges += 1
                     yield len(data), self._exchange(line)
 
     def _exchange(self, line: ExchangeLine) -> RecordedExchange:
@@ -137,14 +149,22 @@ class Traffic:
         if outcomes != 1:
             raise self.fault(self._number, f"expected one of answer, failure and given_up, got {outcomes} of them")
         event = self._within("event", lambda: decode_event(bytes(line.event), Encoding.JSON))
+        if isinstance(event, ConfigureEvent):
+            # It is never recorded, and would configure the agent that it is replayed against.
+            raise self.fault(self._number, "event: expected one of a connection, got configure")
         encoded = bytes(line.answer) if isinstance(line.answer, Raw) else b""
+        answer: Mapping[str, Any] | None = None
         if encoded:
-            self._within("answer", lambda: decode_answer(encoded, Encoding.JSON, event.event_type))
+            decoded = self._within("answer", lambda: decode_answer(encoded, Encoding.JSON, event.event_type))
+            if isinstance(decoded, Acknowledgement):
+                raise self.fault(self._number, "answer: expected a decision, got an acknowledgement")
+            # Not what is in the file: it may have more than an answer has, of whatever kind.
+            answer = self._within("answer", lambda: compact_answer(decoded))
         return RecordedExchange(
             line=self._number,
             agent=agent,
             event=event,
-            answer=msgspec.json.decode(encoded) if encoded else None,
+            answer=answer,
             encoded_answer=encoded,
             failure=line.failure if isinstance(line.failure, FailureLine) else None,
             about=line,

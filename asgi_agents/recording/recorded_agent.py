@@ -90,11 +90,12 @@ class RecordedAgent:
         repeat: bool = False,
         redact: Redact | None = redact_secrets,
     ) -> None:
-        if isinstance(headers, str) or not all(isinstance(name, str) for name in headers):
+        names = tuple(headers) if isinstance(headers, Iterable) and not isinstance(headers, str) else (headers,)
+        if isinstance(headers, str) or not all(isinstance(name, str) for name in names):
             raise ConfigurationError(f"RecordedAgent: headers={named(headers)}, expected a list of header names")
         if not isinstance(repeat, bool):
             raise ConfigurationError(f"RecordedAgent: repeat={named(repeat)}, expected True or False")
-        self._headers = tuple(sorted({name.lower() for name in headers}))
+        self._headers = tuple(sorted({name.lower() for name in names}))
         self._repeat = repeat
         self._lock = Lock()
         self._path = os.fspath(path)
@@ -196,7 +197,7 @@ class RecordedAgent:
         return [_Outcome(one.key, one.event_type, one.answer, one.failure, one.left_out) for one in connections[index]]
 
     def _refuse(self, event: Event, why: str) -> NoReturn:
-        what = self._cleaner.text(_description(event))
+        what = self._cleaner.url(_description(event))
         raise AgentError(f"{what} is not in {self._path}: {why}")
 
     def _key(self, event: Event, content: Callable[[str, Any], object]) -> _Key:

@@ -197,7 +197,7 @@ class _Replaying:
             recorded_seconds=timing_of(self._recorded),
             replayed_seconds=timing_of(self._now),
             dropped=0 if end is None else end.dropped,
-            complete=end is not None and end.reason == "closed",
+            complete=self._traffic.complete,
         )
 
     async def _ask(self, exchange: RecordedExchange) -> None:
@@ -308,7 +308,7 @@ class _Lanes:
             while lane:
                 await self._ask(lane.popleft())
                 self._room.release()
-        except AgentError as exc:
+        except AgentsError as exc:
             self._fail(exc, tasks)
         finally:
             del self._lanes[name]

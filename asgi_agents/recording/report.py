@@ -32,7 +32,7 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
     :ivar compared: exchanges whose outcomes were compared; ``same`` and ``different`` make up for all of them.
     :ivar differences: the first of those that differ, by the order in which the calls began.
     :ivar unheard: exchanges among those compared about events that the new agent does not receive. They count as an
-        allow.
+        allow; where there are no others, :attr:`ok` is False.
     :ivar failed: calls of the new agent that have failed.
     :ivar redacted: exchanges among those compared in whose events a secret was replaced.
     :ivar not_replayed: events that could not be replayed, by type: what was in them was not recorded.
@@ -41,7 +41,8 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
         answer.
     :ivar recorded_seconds: how long the calls took when they were recorded; ``replayed_seconds`` now.
     :ivar dropped: exchanges that the recording says it lacks.
-    :ivar complete: whether the recording has its last line, and stopped for no other reason than its end.
+    :ivar complete: whether the recording has its last line and all that this counts, and stopped for no other reason
+        than its end.
     """
 
     path: str
@@ -63,8 +64,8 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """Whether something was compared, and all of it is the same."""
-        return self.compared > 0 and self.different == 0
+        """Whether the agent was asked about something that was compared, and all of it is the same."""
+        return self.compared > self.unheard and self.different == 0
 
     def check(self) -> None:
         """Raise AssertionError, with the text of the report, unless it is :attr:`ok`."""
@@ -95,6 +96,8 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
         notes = []
         if self.compared == 0:
             notes.append("nothing could be compared")
+        elif self.compared == self.unheard:
+            notes.append("the agent was asked about nothing")
         for event_type, number in self.not_replayed.items():
             notes.append(f"{number:,} {event_type} not replayed: recorded without content (bodies=False)")
         if self.redacted:
@@ -110,7 +113,7 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
         if self.dropped:
             notes.append(f"{self.dropped:,} exchanges are not in the recording")
         if not self.complete:
-            notes.append("the recording was cut off or has stopped before its end")
+            notes.append("the recording was cut off, has stopped before its end, or lacks lines")
         for note in notes:
             yield from textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="    ")
 

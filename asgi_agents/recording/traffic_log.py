@@ -22,13 +22,31 @@ from ..decision import Verdict
 from ..errors import ConfigurationError, UnknownAgentError
 from ..guard import Guard
 from ..manager import AgentManager, registry_of
+from ..memory.weighing import weigh
 from ..messages.naming import named
 from ..observability.redaction import redact_secrets
 from ..policy import require_int
-from ..protocol import ALLOW, PROTOCOL_VERSION, Answer, Encoding, Event, EventType, GuardrailResponse, encode_event
+from ..protocol import (
+    ALLOW,
+    PROTOCOL_VERSION,
+    Answer,
+    Encoding,
+    Event,
+    EventType,
+    GuardrailInspectEvent,
+    GuardrailResponse,
+    RequestBodyChunkEvent,
+    RequestHeadersEvent,
+    ResponseBodyChunkEvent,
+    ResponseHeadersEvent,
+    WebSocketFrameEvent,
+    encode_event,
+)
 from .cleaning import Cleaner
 from .finding import managers_of
 from .format import (
+    CLOSED,
+    MAX_LINE_BYTES,
     PLAIN_ALLOW,
     VERSION,
     AgentLine,
@@ -41,7 +59,7 @@ from .format import (
     failure_line,
 )
 from .tapping import attach, detach
-from .writing import Writer
+from .writing import MAX_WAITING_BYTES, Writer
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -151,6 +169,7 @@ class TrafficLog:
         self._guards: WeakSet[Guard] = WeakSet()
         # Guards are made by any thread.
         self._lock = Lock()
+        self._closed = False
         # The settings of each agent as the file has them.
         self._settings: dict[str, AgentLine] = {}
 
@@ -188,7 +207,7 @@ class TrafficLog:
         :raises ConfigurationError: there are no agents, it has been started before, or the file is being recorded to.
         :raises UnknownAgentError: there is no agent of an id in ``agents``.
         """
-        if self._writer is not None:
+        if self._writer is not None or self._closed:
             raise ConfigurationError("record: it has been started before, expected a new record(...)")
         managers = managers_of("record", self._app)
         known = [agent_id for manager in managers for agent_id in manager.agent_ids]
@@ -215,12 +234,13 @@ class TrafficLog:
 
     def close(self) -> None:
         """Record no more, write what is left and close the file. It takes milliseconds. A second call does nothing."""
-        for manager in self._managers:
-            registry_of(manager).on_guard.remove(self._watch)
-        self._managers = []
         with self._lock:
+            self._closed = True
+            managers, self._managers = self._managers, []
             guards = list(self._guards)
             self._guards.clear()
+        for manager in managers:
+            registry_of(manager).on_guard.remove(self._watch)
         for guard in guards:
             detach(guard, self._calls)
         if self._writer is not None:
@@ -248,12 +268,17 @@ class TrafficLog:
     def _watch(self, guard: Guard) -> None:
         if self._agents is None or guard.config.id in self._agents:
             with self._lock:
-                self._guards.add(guard)
-            attach(guard, self._calls)
+                # Another thread may be about to tell of a guard while this one closes.
+                if not self._closed:
+                    self._guards.add(guard)
+                    attach(guard, self._calls)
 
     def _put(self, entry: _Entry) -> None:
         assert self._writer is not None
-        self._writer.put(entry, _size_of(entry.event))
+        size = _size_of(entry.event)
+        if entry.answer is not None and entry.answer is not ALLOW:
+            size += weigh(entry.answer, MAX_WAITING_BYTES)
+        self._writer.put(entry, size)
 
     # In the thread that writes
 
@@ -283,6 +308,9 @@ class TrafficLog:
                 answer_redacted=False if answer is None else answer.redacted,
             )
         )
+        if len(line) > MAX_LINE_BYTES:
+            # Whoever reads the recording would refuse all of it.
+            raise ValueError(f"a line of {len(line)} bytes, expected at most {MAX_LINE_BYTES}")
         return self._settings_line(entry) + line
 
     def _settings_line(self, entry: _Entry) -> bytes:
@@ -304,7 +332,7 @@ class TrafficLog:
 
     def _last_line(self, writer: Writer[_Entry]) -> bytes:
         return encode_line(
-            EndLine(exchanges=writer.written, dropped=writer.dropped, reason=writer.stopped[:200] or "closed")
+            EndLine(exchanges=writer.written, dropped=writer.dropped, reason=writer.stopped[:200] or CLOSED)
         )
 
 
@@ -336,7 +364,9 @@ def record(
 
     :param app: the guarded app, its :class:`AgentMiddleware`, or its :class:`AgentManager`. It is looked for in mounted
         apps as well. Middlewares that the app would make with its first connection are made here: add none afterwards.
-    :param path: the file. What was there is replaced. Only the user that the app runs as may read it.
+    :param path: the file. What was there is replaced. Only the user that the app runs as may read it. Neither a link
+        nor the file of another user is taken. Who moves the file takes the recording along; where it is removed or
+        cut meanwhile, the recording ends.
     :param bodies: record bodies, websocket messages and inspected texts, and what answers put in their places. Without
         them only their lengths are recorded, and their exchanges can't be replayed.
     :param agents: ids of the agents to record. None: all.
@@ -351,6 +381,15 @@ def record(
 
 
 def _size_of(event: Event) -> int:
-    """How many bytes of content an event holds."""
-    content: bytes | str = getattr(event, "data", b"") or getattr(event, "content", "")
-    return len(content)
+    """About how many bytes an event holds, of what can be long."""
+    match event:
+        case RequestHeadersEvent():
+            return len(event.uri) + event.headers.size
+        case ResponseHeadersEvent():
+            return event.headers.size
+        case RequestBodyChunkEvent() | ResponseBodyChunkEvent() | WebSocketFrameEvent():
+            return len(event.data)
+        case GuardrailInspectEvent():
+            return len(event.content) + sum(map(len, event.metadata.values()))
+        case _:
+            return 0

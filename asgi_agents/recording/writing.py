@@ -23,7 +23,7 @@ logger: Final = logging.getLogger("asgi_agents")
 
 T = TypeVar("T")
 
-#: So many exchanges, and so many bytes of bodies in them, wait to be written at most. Further ones are dropped.
+#: So many exchanges, and so many bytes of contents in them, wait to be written at most. Further ones are dropped.
 MAX_WAITING_EXCHANGES: Final = 10_000
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
 
@@ -80,13 +80,13 @@ class Writer(Generic[T]):
         try:
             self._write(first)
         except BaseException:
-            os.close(self._file)
+            self._close_file()
             raise
         self._thread = threading.Thread(target=self._run, name=f"recording to {path.name}", daemon=True)
         self._thread.start()
 
     def put(self, item: T, size: int) -> None:
-        """Have an exchange written soon; ``size`` is how many bytes of bodies it holds."""
+        """Have an exchange written soon; ``size`` is about how many bytes it holds."""
         if os.getpid() != self._process:
             # A fork has no thread that writes, the file is its parent's, and the lock may be held for ever.
             return
@@ -131,7 +131,7 @@ class Writer(Generic[T]):
             # Nobody waits for this thread, and nobody else would say that it is gone.
             self._stop(f"{type(exc).__name__}: {exc}")
         finally:
-            os.close(self._file)
+            self._close_file()
 
     def _write_waiting(self) -> None:
         while True:
@@ -189,6 +189,7 @@ class Writer(Generic[T]):
 
     def _write(self, data: bytes) -> None:
         """All of it, or nothing: a line that is not whole is taken back."""
+        self._check_file()
         view = memoryview(data)
         try:
             while view:
@@ -203,14 +204,51 @@ class Writer(Generic[T]):
             raise
         self.size += len(data)
 
+    def _check_file(self) -> None:
+        """Raise OSError where what is written now would be lost, or make what is there unreadable."""
+        status = os.fstat(self._file)
+        if not status.st_nlink:
+            raise OSError("the file was removed")
+        if status.st_size != self.size:
+            raise OSError("somebody else has changed the file")
+
+    def _close_file(self) -> None:
+        if fcntl is not None:
+            # A fork may have the file open, and with it the lock.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        os.close(self._file)
+
+
+# Nothing is waited for, such as a reader of a named pipe. No link is followed: in a directory to which others may
+# write, it could lead anywhere.
+_FLAGS: Final = (
+    os.O_WRONLY
+    | os.O_CREAT
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+)
+
 
 def _open(path: Path) -> int:
-    """The file, for this process alone, and empty."""
-    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    file = os.open(path, flags, _MODE)
+    """The file, for this process and this user alone, and empty."""
     try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise ConfigurationError(f"record: path={str(path)!r}, expected a file")
+        file = os.open(path, _FLAGS, _MODE)
+    except OSError as exc:
+        if path.is_symlink():
+            raise ConfigurationError(f"record: path={str(path)!r}, a symbolic link, expected a file") from None
+        if exc.errno == errno.ENXIO:
+            # A named pipe that nobody reads from, or a socket.
+            raise _no_file(path) from None
+        raise
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise _no_file(path)
+        if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+            raise ConfigurationError(f"record: path={str(path)!r}, which belongs to another user, expected a new file")
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,8 +257,15 @@ def _open(path: Path) -> int:
                     f"record: path={str(path)!r}, which is being recorded to already, expected a file of its own for"
                     " each process: f'traffic-{os.getpid()}.jsonl'"
                 ) from None
+        if hasattr(os, "fchmod"):
+            # It may have been there before, for everybody to read.
+            os.fchmod(file, _MODE)
         os.ftruncate(file, 0)
     except BaseException:
         os.close(file)
         raise
     return file
+
+
+def _no_file(path: Path) -> ConfigurationError:
+    return ConfigurationError(f"record: path={str(path)!r}, expected a file")

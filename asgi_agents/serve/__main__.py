@@ -27,6 +27,7 @@ from ..errors import ConfigurationError
 from ..protocol.stream import Framing
 from ..terminal.arguments import seconds, whole
 from ..terminal.loading import MistakeError, find_agent, find_from_here, load_agent
+from ..terminal.output import complain
 from ..transports.wire import Address, parse_address
 from .held import MAX_HELD_BYTES
 from .http import Api, agent_app
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(culprit, MistakeError | ConfigurationError | WorkerMistake | OSError):
             raise
         told = culprit.strerror if isinstance(culprit, OSError) and culprit.filename is None else None
-        print(f"error: {told or culprit}", file=sys.stderr)  # noqa: T201
+        complain(told or str(culprit))
         return _MISTAKE
     return 0
 

@@ -14,6 +14,7 @@ from ..errors import ConfigurationError
 
 # Frames of a traceback that say nothing about where in the user's code it was.
 _NOT_THEIRS: Final = (__file__, importlib.__file__, "<frozen importlib.")
+_MISSING: Final = object()
 
 
 class MistakeError(Exception):
@@ -38,9 +39,11 @@ def find_object(spec: str, *, refusals: bool = False) -> Any:
     with as_mistakes(f"can't import {module_name!r}", refusals=refusals):
         found: Any = importlib.import_module(module_name)
     for part in name.split("."):
-        if not hasattr(found, part):
+        # A module and a class may compute what they have.
+        with as_mistakes(f"can't get {name!r} of {module_name!r}", refusals=refusals):
+            found = getattr(found, part, _MISSING)
+        if found is _MISSING:
             raise MistakeError(f"{module_name!r} has no {name!r}")
-        found = getattr(found, part)
     return found
 
 

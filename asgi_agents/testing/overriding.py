@@ -7,7 +7,7 @@ routes, its failure mode and those of the routes, its deadlines, the limit, the 
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -118,8 +118,8 @@ class _Layers:
         agent_id = guard.config.id
         with self._lock:
             own = self.own(registry, agent_id)
-            self._guards.setdefault(registry, {}).setdefault(agent_id, [own]).append(guard)
             registry.put(guard)
+            self._guards.setdefault(registry, {}).setdefault(agent_id, [own]).append(guard)
 
     def take_away(self, registry: AgentRegistry, guard: Guard) -> None:
         """The last of those that are left has the place then."""
@@ -153,15 +153,14 @@ def _changed(where: str, app: object, makers: Mapping[str, _Make]) -> Iterator[R
         for registry in _having(where, agent_id, registries)
     ]
     recording = Recording()
-    RECORDS.start(recording, middlewares)
-    try:
+    # Whatever goes wrong in between, each thing that was changed is put back.
+    with ExitStack() as changed:
+        RECORDS.start(recording, middlewares)
+        changed.callback(RECORDS.stop, recording, middlewares)
         for registry, guard in guards:
             _LAYERS.put(registry, guard)
+            changed.callback(_LAYERS.take_away, registry, guard)
         yield recording
-    finally:
-        for registry, guard in reversed(guards):
-            _LAYERS.take_away(registry, guard)
-        RECORDS.stop(recording, middlewares)
 
 
 def _having(where: str, agent_id: str, registries: Iterable[AgentRegistry]) -> list[AgentRegistry]:

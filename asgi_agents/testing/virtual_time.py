@@ -15,8 +15,8 @@ import selectors
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from threading import get_ident
-from typing import Any, Final, Literal, TypeVar
+from threading import Lock, get_ident
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -71,6 +71,60 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.clock()
 
 
+class _Time(NamedTuple):
+    """What stands in a thread for :func:`time.monotonic` and :func:`anyio.to_thread.run_sync`."""
+
+    monotonic: Callable[[], float]
+    run_sync: Callable[..., Any]
+
+
+class _VirtualTimes:
+    """What tells the time in the threads in which it is virtual.
+
+    There is one for the whole process: were each to put its own functions in the places of Python's and anyio's, those
+    of another thread would stay there for ever, where that one has begun later and ends earlier.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        # By thread, the innermost last.
+        self._times: dict[int, list[_Time]] = {}
+
+    @contextmanager
+    def within(self, clock: Callable[[], float], wait_for: Callable[[float], None]) -> Iterator[None]:
+        """Let ``clock`` tell the time in this thread; ``wait_for`` is that of :func:`waiting_for_threads`."""
+        here = get_ident()
+        with self._lock:
+            if not self._times:
+                self._begin()
+            new = _Time(clock, waiting_for_threads(wait_for, 0.0, self._real.run_sync))
+            self._times.setdefault(here, []).append(new)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._times[here].remove(new)
+                if not self._times[here]:
+                    del self._times[here]
+                if not self._times:
+                    time.monotonic, anyio.to_thread.run_sync = self._real  # type: ignore[assignment]
+
+    def _begin(self) -> None:
+        self._real = real = _Time(time.monotonic, anyio.to_thread.run_sync)
+        times = self._times
+
+        def here() -> _Time:
+            # Other event loops in other threads, such as that of TestClient, would wait for ever.
+            own = times.get(get_ident())
+            return own[-1] if own else real
+
+        time.monotonic = lambda: here().monotonic()
+        anyio.to_thread.run_sync = lambda *args, **options: here().run_sync(*args, **options)
+
+
+_VIRTUAL: Final = _VirtualTimes()
+
+
 @contextmanager
 def virtual_time(backend: str = "asyncio") -> Iterator[tuple[str, dict[str, Any]]]:
     """Virtual time for an event loop that is started in the ``with`` block.
@@ -108,15 +162,8 @@ def virtual_time(backend: str = "asyncio") -> Iterator[tuple[str, dict[str, Any]
             mock.autojump_threshold = silence
     else:
         raise ConfigurationError(f"virtual_time: backend={backend!r}, expected 'asyncio' or 'trio'")
-    monotonic, run_sync = time.monotonic, anyio.to_thread.run_sync
-    here = get_ident()
-    # Other event loops in other threads, such as that of TestClient, would wait for ever.
-    time.monotonic = lambda: clock() if get_ident() == here else monotonic()
-    anyio.to_thread.run_sync = waiting_for_threads(wait_for, 0.0)  # type: ignore[assignment]
-    try:
+    with _VIRTUAL.within(clock, wait_for):
         yield backend, options
-    finally:
-        time.monotonic, anyio.to_thread.run_sync = monotonic, run_sync
 
 
 def run_in_virtual_time(
@@ -138,13 +185,14 @@ def run_in_virtual_time(
         return anyio.run(function, *args, backend=name, backend_options=options)
 
 
-def waiting_for_threads(wait_for: Callable[[float], None], silence: float) -> Callable[..., Any]:
-    """In place of :func:`anyio.to_thread.run_sync`: it tells a clock to wait while threads run.
+def waiting_for_threads(
+    wait_for: Callable[[float], None], silence: float, run_sync: Callable[..., Any] = anyio.to_thread.run_sync
+) -> Callable[..., Any]:
+    """In place of ``run_sync``: it tells a clock to wait while threads run.
 
     :param wait_for: takes the real seconds of silence, before time passes.
     :param silence: those without threads.
     """
-    run_sync: Callable[..., Any] = anyio.to_thread.run_sync
     running = 0
 
     async def run_and_wait(*args: Any, **options: Any) -> Any:

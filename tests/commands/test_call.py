@@ -35,8 +35,6 @@ def served(directory: Path, framing: Framing = Framing.V2) -> Iterator[str]:
         async with anyio.create_task_group() as tasks:
             await tasks.start(partial(serve_stream, Served(), address, framing=framing, shutdown=shutdown))
             ready.set()
-        # Connections that were closed are gone some turns later.
-        await anyio.sleep(0.02)
 
     thread = threading.Thread(target=anyio.run, args=(main,))
     thread.start()

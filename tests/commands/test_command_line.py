@@ -1,15 +1,23 @@
 """The command line as a whole, and how it prints."""
 
 import io
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import anyio
 import pytest
 
+from asgi_agents import AgentConfig, AgentManager
 from asgi_agents.commands.command_line import make_parser
-from asgi_agents.terminal.output import Page, wrap
+from asgi_agents.recording import record
+from asgi_agents.terminal.output import Page, Painted, wrap
+from asgi_agents.testing import FakeAgent
+from tests.support.sample_events import HEAD
 
-from .conftest import Command
+from .conftest import AGENTS, Command
 
 
 class Terminal(io.StringIO):
@@ -67,6 +75,76 @@ def test_whoever_reads_the_output_may_have_enough() -> None:
     assert (found.stdout, found.stderr) == ("{\n", "")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("arguments", ["check example_app.app:create_app --factory --offline", "call nothing --json"])
+def test_output_that_can_not_be_written_is_a_line_and_exit_code_2(arguments: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "asgi_agents", *arguments.split()]
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 2
+    assert all(line.startswith("error: ") for line in found.stderr.splitlines())
+    assert "No space left on device" in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("closed", "said"), [(">&-", ""), ("2>&-", "request_headers     block 403"), (">&- 2>&-", "")])
+def test_output_that_is_closed_is_missed_by_nobody(closed: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "house.py").write_text(AGENTS)
+    script = f"exec $0 -m asgi_agents call house:Waf GET '/?q=<script>' {closed}"
+    command = ["/bin/bash", "-c", script, sys.executable]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=_with_signals())
+    assert (found.returncode, found.stderr) == (1, "")
+    assert found.stdout.startswith(said)
+
+
+WAITING = """
+import anyio
+from asgi_agents import Agent
+
+
+class Waf(Agent):
+    async def on_request_headers(self, event):
+        print("asked", flush=True)
+        await anyio.sleep_forever()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["call", "replay", "bench"])
+def test_an_interrupted_process_says_nothing_but_what_it_has(name: str, tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    arguments = ["waiting:Waf"]
+    if name == "replay":
+        arguments = ["traffic.jsonl", "--agent", "waiting:Waf"]
+        anyio.run(_record, tmp_path / "traffic.jsonl")
+    command = [sys.executable, "-m", "asgi_agents", name, *arguments, "--timeout", "300"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_with_signals()
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr.readline() == "asked\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert set(err.splitlines()) <= {"asked"}
+    if name == "bench":
+        assert (process.returncode, "(interrupted)" in out) == (2, True)
+    else:
+        assert (process.returncode, out) == (130, "")
+
+
+def _with_signals() -> dict[str, str]:
+    # What starts tests in the background has this signal ignored, also in what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+async def _record(path: Path) -> None:
+    async with AgentManager([AgentConfig("waf", FakeAgent())]) as manager, record(manager, path):
+        await manager.process_request_headers(HEAD)
+
+
 @pytest.mark.parametrize(
     ("variables", "terminal", "coloured"),
     [
@@ -84,8 +162,10 @@ def test_colours_are_for_terminals_and_not_with_no_color(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    page = Page(Terminal() if terminal else io.StringIO())
-    assert (page.paint("text", "red") != "text") is coloured
+    stream = Terminal() if terminal else io.StringIO()
+    page = Page(stream)
+    page.line(Painted("text", "red"))
+    assert (stream.getvalue() != "text\n") is coloured
 
 
 def test_progress_is_drawn_over_itself_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:

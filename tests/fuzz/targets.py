@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from . import codecs, exchanges, framing, http_peers, reporting, routes, stream_peers, texts, wire
+from . import codecs, exchanges, framing, http_peers, recordings, reporting, routes, stream_peers, texts, wire
 
 
 class Target(Struct, frozen=True):
@@ -53,6 +53,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "addresses": _plain(texts.addresses, 50),
     "routes": _exchange(routes.routes, 300),
     "reports": _plain(reporting.reports, 60),
+    "recordings": _exchange(recordings.recordings, 150),
     "calling_end": _exchange(stream_peers.calling_end, 150),
     "serving_end": _exchange(stream_peers.serving_end, 150),
     "http_calling_end": _decoder(http_peers.http_calling_end, 100),

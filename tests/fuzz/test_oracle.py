@@ -10,8 +10,9 @@ import pytest
 from asgi_agents.concurrency import limiter
 from asgi_agents.decision import ALLOWED, Verdict
 from asgi_agents.exchange import base, head, inbound, response, stage, websocket
-from asgi_agents.protocol import codec, validation
+from asgi_agents.protocol import AgentResponse, codec, validation
 from asgi_agents.protocol.stream import FrameReader
+from asgi_agents.recording import reading
 
 from .loops import Stuck
 from .targets import TARGETS
@@ -77,6 +78,10 @@ def _release(stage: Any, data: bytes) -> bytes:
     return data
 
 
+def _in_the_order_of_the_file(traffic: reading.Traffic) -> Iterator[reading.RecordedExchange]:
+    return (exchange for _, exchange in traffic._in_file_order())
+
+
 BREAKS = {
     "http: permits are never given back": ("http", _replacing(limiter.Limiter, "release", lambda limiter: None)),
     "http: bodies are not judged": ("http", _replacing(stage.BodyStage, "resume", _settle_nothing)),
@@ -119,6 +124,14 @@ BREAKS = {
     "frames: what is incomplete is forgotten": ("frames", _replacing(FrameReader, "feed", _forget_the_rest)),
     "answers: any header may be set": ("answers", _replacing(validation, "is_untouchable", lambda name: False)),
     "answers: an answer loses its operations": ("answers", _replacing(codec, "_ops_from_wire", lambda field, wire: ())),
+    "recordings: answers are not looked at": (
+        "recordings",
+        _replacing(reading, "decode_answer", lambda data, encoding, event_type: AgentResponse()),
+    ),
+    "recordings: calls are in the order in which they ended": (
+        "recordings",
+        _replacing(reading.Traffic, "exchanges", _in_the_order_of_the_file),
+    ),
 }
 
 

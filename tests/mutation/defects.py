@@ -4,13 +4,17 @@ from typing import Final
 
 from .defect import Defect
 from .of_calls import CALLS
+from .of_commands import COMMANDS
 from .of_endpoints import ENDPOINTS
 from .of_evaluation import EVALUATION
 from .of_exchange import EXCHANGE
+from .of_files import FILES
 from .of_fuzz import FUZZ
 from .of_guardrails import GUARDRAILS
+from .of_recording import RECORDING
 from .of_routing import ROUTING
 from .of_streams import STREAMS
+from .of_testing import TESTING
 from .of_text import TEXT
 
 DEFECTS: Final[tuple[Defect, ...]] = (
@@ -23,4 +27,8 @@ DEFECTS: Final[tuple[Defect, ...]] = (
     *STREAMS,
     *GUARDRAILS,
     *TEXT,
+    *FILES,
+    *TESTING,
+    *RECORDING,
+    *COMMANDS,
 )

@@ -181,6 +181,22 @@ FUZZ: Final = (
         ("tests/protocol/test_codec.py",),
     ),
     Defect(
+        "fuzz-recorded-answers-are-not-looked-at",
+        "recording/reading.py",
+        "        if encoded:\n            decoded = self._within",
+        "        if not encoded:\n            decoded = self._within",
+        "A recording with a line that was damaged is replayed, and ends in the middle with a traceback.",
+        ("tests/recording/test_reading.py",),
+    ),
+    Defect(
+        "fuzz-recorded-calls-in-the-order-of-the-file",
+        "recording/reading.py",
+        "heapq.heappush(waiting, (exchange.about.n, exchange.line, size, exchange))",
+        "heapq.heappush(waiting, (exchange.line, exchange.about.n, size, exchange))",
+        "A replay asks about the end of a request before its beginning.",
+        ("tests/recording/test_reading.py",),
+    ),
+    Defect(
         "fuzz-the-apps-router-is-never-asked",
         "routing/resolver.py",
         "        if match is None:\n",

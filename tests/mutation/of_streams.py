@@ -174,4 +174,12 @@ STREAMS: Final = (
             "tests/transports/stream/test_capabilities.py::test_an_event_that_only_an_instance_hears_that_is_away_is_not_let_through",
         ),
     ),
+    Defect(
+        "connections-made-while-the-pool-closes-are-left",
+        "transports/stream/connector.py",
+        "            if self._pool.closing:\n                # Its handshake",
+        "            if self._pool.closing is None:\n                # Its handshake",
+        "After an agent was replaced, a connection to it may stay open until the process ends.",
+        ("tests/transports/stream/test_pool.py",),
+    ),
 )

@@ -45,6 +45,7 @@ AREAS: Final[Mapping[str, Sequence[str]]] = {
     "": ("tests/unjudged", "tests/test_manager.py", "tests/test_middleware.py"),
     "breaker/": ("tests/test_breaker.py", "tests/test_breaker_counting.py", "tests/test_breaker_model.py"),
     "calls/": _OF_CALLS,
+    "commands/": ("tests/commands", "tests/recording"),
     "concurrency/": ("tests/test_limiter.py", "tests/test_event_loops.py", "tests/test_guard.py", "tests/exchange"),
     "decision.py": ("tests/test_decision.py", "tests/test_manager.py", "tests/unjudged", "tests/exchange"),
     "evaluation/": ("tests/test_manager.py", "tests/test_stages.py", "tests/unjudged", "tests/exchange"),
@@ -57,9 +58,11 @@ AREAS: Final[Mapping[str, Sequence[str]]] = {
         "tests/fuzz",
     ),
     "failures.py": _OF_CALLS,
+    "files/": ("tests/files",),
     "guard.py": _OF_CALLS,
     "guardrails/": ("tests/guardrails",),
     "protocol/": ("tests/protocol", "tests/serve", "tests/fuzz"),
+    "recording/": ("tests/recording", "tests/fuzz"),
     "routing/": (
         "tests/test_routing.py",
         "tests/test_resolver.py",
@@ -69,6 +72,8 @@ AREAS: Final[Mapping[str, Sequence[str]]] = {
         "tests/unjudged/test_routes.py",
         "tests/fuzz",
     ),
+    "terminal/": ("tests/commands", "tests/recording", "tests/serve"),
+    "testing/": ("tests/testing", "tests/test_virtual_time.py"),
     "transports/": ("tests/transports", "tests/unjudged"),
 }
 

@@ -3,13 +3,16 @@
 import base64
 import json
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Raw
+from msgspec import Raw, Struct
+from msgspec.structs import fields, replace
 
 from asgi_agents import (
     Acknowledgement,
@@ -18,6 +21,7 @@ from asgi_agents import (
     Block,
     BodyMutation,
     Challenge,
+    ConfigureEvent,
     Detection,
     Encoding,
     Event,
@@ -257,3 +261,128 @@ def test_an_acknowledgement_and_a_plain_allow_stay_as_they_are() -> None:
     acknowledgement = Acknowledgement(success=True)
     assert cleaner.answer(acknowledgement).value == acknowledgement
     assert cleaner.answer(ALLOW).value is ALLOW
+
+
+# Every text there is
+
+#: It can stand wherever a token is expected, too.
+SECRET = "ghp_" + "s3cret" * 4
+#: The texts that stay: what events belong together by, who asks for what, and what the protocol has words for.
+STAY = frozenset(
+    {
+        *("metadata.correlation_id", "metadata.request_id", "metadata.client_ip", "metadata.protocol"),
+        *("metadata.tls_version", "metadata.tls_cipher", "metadata.route_id", "metadata.upstream_id"),
+        *("metadata.timestamp", "metadata.traceparent", "method"),
+        *("correlation_id", "client_ip", "route_id", "inspection_type"),
+        *("decision.challenge_type", "request_headers.name", "response_headers.name", "headers.name"),
+        *("decision.headers.name", "decision.params.name", "routing_metadata.name", "audit.custom.name"),
+    }
+)
+
+
+def filled(kind: Any) -> Any:
+    """A value of that type with the secret at each place where there can be a text."""
+    if kind is str:
+        return SECRET
+    if kind is bytes:
+        return SECRET.encode()
+    if kind is Any:
+        return {SECRET: [{"a": SECRET}]}
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        hints = get_type_hints(kind)
+        return kind(**{field.name: filled(hints[field.name]) for field in fields(kind)})
+    if kind is Headers:
+        return Headers({SECRET: [SECRET]})
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return next(iter(kind))
+    if kind in (int, float, bool):
+        return kind(1)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return arguments[0]
+    if origin in (Union, UnionType):
+        return filled(arguments[0])
+    if issubclass(origin, Mapping):
+        return {filled(arguments[0]): filled(arguments[1])}
+    assert issubclass(origin, Sequence | tuple), kind
+    return [filled(arguments[0])]
+
+
+def texts_in(value: Any, place: str = "") -> Iterator[str]:
+    """The places at which the secret is."""
+    if isinstance(value, Struct):
+        for field in fields(value):
+            yield from texts_in(getattr(value, field.name), f"{place}.{field.name}".removeprefix("."))
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from texts_in(name, f"{place}.name")
+            yield from texts_in(item, place)
+    elif isinstance(value, str | bytes):
+        if SECRET in (value if isinstance(value, str) else value.decode()):
+            yield place
+    elif isinstance(value, Iterable):
+        for item in value:
+            yield from texts_in(item, place)
+
+
+EVENTS = [kind for kind in get_args(Event) if kind is not ConfigureEvent]
+DECISIONS = [filled(kind) for kind in (Block, Redirect, Challenge)]
+ANSWERS = [
+    *(replace(filled(AgentResponse), decision=decision) for decision in DECISIONS),
+    replace(filled(AgentResponse), websocket_decision=WebSocketClose(1008, SECRET)),
+    filled(GuardrailResponse),
+    filled(Acknowledgement),
+]
+
+
+@pytest.mark.parametrize("bodies", [False, True])
+@pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
+def test_no_text_of_an_event_is_forgotten(kind: Any, bodies: bool) -> None:
+    event = filled(kind)
+    assert set(texts_in(event)) - STAY
+    cleaned = Cleaner(bodies=bodies).event(event)
+    assert cleaned.redacted or not bodies
+    assert set(texts_in(cleaned.value)) <= STAY
+
+
+@pytest.mark.parametrize("bodies", [False, True])
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(getattr(answer, "decision", answer)).__name__)
+def test_no_text_of_an_answer_is_forgotten(answer: Any, bodies: bool) -> None:
+    assert set(texts_in(answer)) - STAY
+    cleaned = Cleaner(bodies=bodies).answer(answer)
+    assert cleaned.redacted
+    assert set(texts_in(cleaned.value)) <= STAY
+
+
+# The query
+
+SECRET_NAMES = [
+    *("session", "sessionid", "JSESSIONID", "sid", "sig", "X-Amz-Signature", "X-Amz-Credential", "otp", "jwt", "auth"),
+    *("oauth_verifier_token", "api_key", "csrf-token", "passw%6Frd", "pass%77ord", "se%73sion", "user%5Bpassword%5D"),
+    *("X-Goog-Signature", "hmac", "authorization", "client_secret", "S%49G"),
+]
+OTHER_NAMES = ["q", "author", "Authors", "coauthor", "page", "design", "side", "sort", "optional", "a%26b"]
+
+
+@pytest.mark.parametrize("name", SECRET_NAMES + OTHER_NAMES)
+@pytest.mark.parametrize(
+    "query", ["?{}=hunter2", "?a=1&{}=hunter2&b=2", "?{}=hunter2=&=", "?{}=hunter2#x", "?b&{}=hunter2?c=1"]
+)
+def test_what_has_the_name_of_a_secret_in_a_query_is_not_written(name: str, query: str) -> None:
+    uri = "/orders" + query.format(name)
+    event = RequestHeadersEvent(metadata=METADATA, method="GET", uri=uri, headers=Headers())
+    cleaned = Cleaner(bodies=False).event(event)
+    answer = Cleaner(bodies=False).answer(AgentResponse(decision=Redirect(f"https://shop.example{uri}")))
+    secret = name in SECRET_NAMES
+    assert ("hunter2" in cleaned.value.uri, cleaned.redacted) == (not secret, secret)
+    assert ("hunter2" in answer.value.decision.url, answer.redacted) == (not secret, secret)
+    assert Cleaner(bodies=False, redact=None).event(event).value.uri == uri
+    # Once more, it stays as it is.
+    assert Cleaner(bodies=False).event(cleaned.value).value == cleaned.value
+
+
+@given(st.text())
+def test_a_target_without_secrets_stays_as_it_is(text: str) -> None:
+    event = RequestHeadersEvent(metadata=METADATA, method="GET", uri=f"/{text}", headers=Headers())
+    cleaned = Cleaner(bodies=False, redact=lambda given: given).event(event)
+    assert cleaned.redacted or cleaned.value == event

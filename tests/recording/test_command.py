@@ -16,7 +16,9 @@ from asgi_agents import (
     AgentError,
     AgentManager,
     AgentResponse,
+    AuditMetadata,
     ConfigureEvent,
+    HeaderOp,
     RequestHeadersEvent,
 )
 from asgi_agents.commands.replay import add_parser
@@ -140,6 +142,58 @@ def test_json_has_all_of_it(path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ],
         "redacted": False,
     }
+
+
+class Talkative(Old):
+    async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse | None:
+        print("asked")
+        return await super().on_request_headers(event)
+
+
+def test_what_an_agent_prints_does_not_get_into_the_report(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(path, "--agent", f"{HERE}:Talkative", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["report"]["same"] == 4
+    assert captured.err == "asked\n" * 4
+
+
+def test_an_agent_that_was_asked_about_nothing_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def ask() -> None:
+        async with AgentManager([AgentConfig("waf", Old())]) as manager, record(manager, tmp_path / "a.jsonl"):
+            await manager.process_request_headers(head("c"))
+
+    anyio.run(ask)
+    arguments = [tmp_path / "a.jsonl", "--agent", "tests.recording.judges:Judge"]
+    assert run(*arguments, "--event", "response_headers") == 2
+    assert "the agent was asked about nothing" in capsys.readouterr().out
+
+
+class Telling(Agent):
+    async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse | None:
+        return AgentResponse.allow(
+            request_headers=[HeaderOp.set("authorization", "hunter2")],
+            audit=AuditMetadata(tags=("\x1b[2J",), custom={"password": "hunter2"}),
+        )
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_of_a_recording_without_redaction_no_secret_is_printed(
+    form: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.jsonl"
+
+    async def ask() -> None:
+        manager = AgentManager([AgentConfig("waf", Telling())])
+        async with manager, record(manager, file, bodies=True, redact=None):
+            await manager.process_request_headers(head("c", "/?token=hunter2&session=hunter2"))
+
+    anyio.run(ask)
+    assert "hunter2" in file.read_text()
+    assert run(file, "--agent", f"{HERE}:Old", *form) == 1
+    out = capsys.readouterr().out
+    assert "hunter2" not in out
+    assert out.count("[redacted]") >= 3
+    assert "\x1b" not in out
 
 
 def test_nothing_to_compare_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

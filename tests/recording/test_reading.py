@@ -1,6 +1,7 @@
 """Recordings are read strictly, in the order in which the calls began, and with little memory."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from asgi_agents.protocol import ALLOW
+from asgi_agents.protocol import ALLOW, GuardrailResponse
 from asgi_agents.recording import RecordingError, reading
 from asgi_agents.recording import format as format_module
+from asgi_agents.recording.comparing import differences, recorded_outcome
 from asgi_agents.recording.format import encode_line
 from asgi_agents.recording.reading import Traffic
-from tests.support.sample_events import HEAD
+from tests.support.sample_events import COMPLETE, HEAD, QUESTION
 
 from .test_format import END, OPENING, WAF, exchange_line
 
@@ -22,6 +24,9 @@ OPENED = encode_line(OPENING)
 AGENT = encode_line(WAF)
 EXCHANGE = encode_line(exchange_line(HEAD, ALLOW))
 ENDED = encode_line(END)
+
+
+CONFIGURE = {"version": 2, "event_type": "configure", "payload": {"agent_id": "waf", "config": {"level": 0}}}
 
 
 def read(path: Path) -> Traffic:
@@ -93,6 +98,49 @@ def changed(line: bytes, **fields: object) -> bytes:
             id="an unknown failure",
         ),
         pytest.param([OPENED, AGENT, EXCHANGE, ENDED, EXCHANGE], 5, "expected nothing behind", id="more"),
+        *(
+            pytest.param([OPENED, changed(AGENT, **{name: value})], 2, f"{name}: expected", id=f"{name}={value}")
+            for name, value in [
+                ("timeout", 0),
+                ("timeout", -1),
+                ("timeout", 1e300),
+                ("chunk_timeout", 0),
+                ("agent", ""),
+                ("agent", "a b"),
+                ("agent", "\x1b[2J"),
+                ("agent", "a" * 129),
+            ]
+        ),
+        *(
+            pytest.param([OPENED, AGENT, changed(EXCHANGE, seconds=value)], 3, "seconds: expected", id=f"{value} s")
+            for value in (-1, 1e300)
+        ),
+        pytest.param(
+            [
+                OPENED,
+                AGENT,
+                changed(EXCHANGE, answer=None, failure={"kind": "error", "message": "", "retry_after": -1}),
+            ],
+            3,
+            "retry_after: expected",
+            id="a failure that was over before it began",
+        ),
+        pytest.param(
+            [
+                OPENED,
+                AGENT,
+                encode_line(exchange_line(COMPLETE, ALLOW)).replace(b'"decision":"allow"', b'"success":true'),
+            ],
+            3,
+            "answer: expected a decision, got an acknowledgement",
+            id="an acknowledgement",
+        ),
+        pytest.param(
+            [OPENED, AGENT, changed(EXCHANGE, event=CONFIGURE, answer={"decision": "allow"})],
+            3,
+            "event: expected one of a connection, got configure",
+            id="a configuration",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_file_and_line(
@@ -133,6 +181,31 @@ def test_what_a_crash_cut_off_is_left_out_and_said(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Traffic(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("more", [b'"x":"\xff"', b'"audit":1.5', b'"audit":{"x":1}', b'"left_out":[]', b'"x":{"y":[]}'])
+def test_what_an_answer_has_besides_is_no_part_of_it(more: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "traffic.jsonl"
+    question = encode_line(exchange_line(QUESTION, GuardrailResponse(detected=True)))
+    assert question.count(b'"answer":{') == 1
+    path.write_bytes(OPENED + AGENT + question.replace(b'"answer":{', b'"answer":{' + more + b","))
+    with Traffic(path) as traffic:
+        [exchange] = traffic.exchanges()
+    assert exchange.answer == {"detected": True, "confidence": 0.0}
+    assert differences(recorded_outcome(exchange), {"detected": True, "confidence": 0.0}, ()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_because_it_can_be_read_only_once(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    # Both ends, so that opening it waits for nobody.
+    held = os.open(path, os.O_RDWR)
+    try:
+        with pytest.raises(RecordingError, match="pipe: this is a pipe, expected a file"):
+            Traffic(path)
+    finally:
+        os.close(held)
 
 
 @pytest.mark.parametrize("ahead", [10, 1000])

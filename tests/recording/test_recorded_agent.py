@@ -160,6 +160,12 @@ async def test_connections_are_recognised_by_their_first_event(
         assert [await said(manager, number, say) for number, say in enumerate(asked)] == expected
 
 
+async def test_names_of_headers_may_come_from_an_iterator(path: Path) -> None:
+    await record_heads(path, "a", "b")
+    async with manager_of(path, headers=iter(["x-say"])) as manager:
+        assert [await said(manager, number, say) for number, say in enumerate(["b", "c"])] == ["b", "error"]
+
+
 async def test_connections_that_are_open_at_a_time_keep_to_their_own(path: Path) -> None:
     async with AgentManager([AgentConfig("says", Says())]) as manager, record(manager, path, bodies=True):
         for name in ("x", "y"):
@@ -316,6 +322,7 @@ def _text(path: Path) -> str:
     [
         ({"headers": "x-say"}, ConfigurationError, "RecordedAgent: headers='x-say', expected a list of header names"),
         ({"headers": [1]}, ConfigurationError, "RecordedAgent: headers=a list, expected a list of header names"),
+        ({"headers": 1}, ConfigurationError, "RecordedAgent: headers=1, expected a list of header names"),
         ({"repeat": 1}, ConfigurationError, "RecordedAgent: repeat=1, expected True or False"),
         ({"agent": "waf"}, RecordingError, "no agent has the id 'waf'; there are: a, b"),
         ({}, RecordingError, "expected the id of one of its agents; there are: a, b"),

@@ -205,7 +205,14 @@ async def _say_nothing(stream: SocketStream) -> None:
 async def test_whatever_stands_against_a_comparison_is_said(path: Path) -> None:
     await record_one(path, None)
     report = replace(
-        await replay(path, Fixed(None)), unheard=1, failed=2, not_asked=3, given_up=4, dropped=5_000, complete=False
+        await replay(path, Fixed(None)),
+        compared=2,
+        unheard=1,
+        failed=2,
+        not_asked=3,
+        given_up=4,
+        dropped=5_000,
+        complete=False,
     )
     assert list(report.lines())[1:-2] == [
         "  1 events the agent does not receive now: counted as allow",
@@ -213,7 +220,7 @@ async def test_whatever_stands_against_a_comparison_is_said(path: Path) -> None:
         "  3 exchanges in which the agent was not asked when it was recorded",
         "  4 calls were given up when it was recorded: asked, not compared",
         "  5,000 exchanges are not in the recording",
-        "  the recording was cut off or has stopped before its end",
+        "  the recording was cut off, has stopped before its end, or lacks lines",
     ]
 
 

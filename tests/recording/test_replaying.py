@@ -32,7 +32,7 @@ from asgi_agents.recording import (
 )
 from asgi_agents.serve import agent_app
 from tests.observability.spans import serving
-from tests.support.sample_events import HEAD, QUESTION, head
+from tests.support.sample_events import COMPLETE, HEAD, QUESTION, head
 
 from .judges import Judge, answering, ask_all, exchanges_in, number_of
 
@@ -330,6 +330,19 @@ async def test_events_that_a_new_agent_does_not_receive_count_as_an_allow(path: 
     assert {difference.n for difference in report.differences} == changed - {
         n for n in tagged if any(one.about.n == n and one.answer and one.answer["decision"] == "allow" for one in heads)
     }
+
+
+@pytest.mark.parametrize("events", [{EventType.RESPONSE_HEADERS}, set()])
+async def test_an_agent_that_was_asked_about_nothing_is_not_said_to_decide_the_same(events: Any, path: Path) -> None:
+    async with AgentManager([AgentConfig("a", Judge())]) as manager, record(manager, path):
+        await manager.process_request_headers(HEAD)
+        await manager.process_request_complete(COMPLETE)
+    judge = Judge()
+    report = await replay(path, judge, events=events, ignore={"request_headers", "audit"})
+    assert (judge.heard, report.compared, report.unheard, report.different) == ([], 2, 2, 0)
+    assert not report.ok
+    with pytest.raises(AssertionError, match="the agent was asked about nothing"):
+        report.check()
 
 
 async def test_what_an_open_breaker_had_refused_is_not_asked_about(path: Path) -> None:

@@ -32,6 +32,7 @@ from asgi_agents import (
     protect,
 )
 from asgi_agents.guardrails import Guardrail
+from asgi_agents.registry import AgentRegistry
 from asgi_agents.testing import (
     FakeAgent,
     agent_down,
@@ -354,6 +355,25 @@ def test_of_several_overrides_none_is_made_where_one_is_refused() -> None:
     app = protected(remote("a"), remote("b", circuit_breaker=None))
     refused = pytest.raises(ConfigurationError, match="'b' has circuit_breaker=None")
     with left_as_it_was(app), refused, breaker_open(app, "a", "b"):
+        pytest.fail("it was entered")
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_what_goes_wrong_while_agents_are_replaced_leaves_nothing_behind(
+    fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = protected(remote("a"), remote("b"))
+    put, calls = AgentRegistry.put, 0
+
+    def fail(self: AgentRegistry, guard: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == fails_at:
+            raise KeyboardInterrupt
+        put(self, guard)
+
+    monkeypatch.setattr(AgentRegistry, "put", fail)
+    with left_as_it_was(app), pytest.raises(KeyboardInterrupt), override_agents(app, a=FakeAgent(), b=FakeAgent()):
         pytest.fail("it was entered")
 
 

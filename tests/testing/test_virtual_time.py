@@ -194,6 +194,59 @@ def test_the_real_time_is_back_afterwards(backend: Any, error: type[BaseExceptio
     assert (time.monotonic, anyio.to_thread.run_sync) == before
 
 
+class Elsewhere(threading.Thread):
+    """A thread in which time is virtual from :meth:`start` until it is told to end."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self._backend = backend
+        self._begun, self._go_on = threading.Event(), threading.Event()
+        self.passed = 0.0
+
+    def run(self) -> None:
+        with virtual_time(self._backend) as (name, options):
+            self._begun.set()
+            assert self._go_on.wait(30)
+            began = time.monotonic()
+            anyio.run(anyio.sleep, DAY, backend=name, backend_options=options)
+            self.passed = time.monotonic() - began
+
+    def begin(self) -> None:
+        self.start()
+        assert self._begun.wait(30)
+
+    def end(self) -> None:
+        self._go_on.set()
+        self.join(30)
+        assert self.passed == pytest.approx(DAY)
+
+
+@each_backend
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+def test_the_time_of_each_thread_is_its_own_in_whatever_order_they_end(backend: Any, order: list[int]) -> None:
+    before = time.monotonic, anyio.to_thread.run_sync
+    threads = [Elsewhere(backend) for _ in order]
+    for thread in threads:
+        thread.begin()
+    for number in order:
+        real = time.perf_counter() - time.monotonic()
+        threads[number].end()
+        # Here it is real meanwhile.
+        assert time.perf_counter() - time.monotonic() == pytest.approx(real, abs=1.0)
+    assert (time.monotonic, anyio.to_thread.run_sync) == before
+
+
+@each_backend
+def test_a_time_within_another_goes_on_from_there_and_leaves_it_as_it_was(backend: Any) -> None:
+    with virtual_time(backend) as (name, options):
+        anyio.run(anyio.sleep, DAY, backend=name, backend_options=options)
+        outer = time.monotonic()
+        with virtual_time(backend) as (inner, inner_options):
+            anyio.run(anyio.sleep, DAY, backend=inner, backend_options=inner_options)
+            assert time.monotonic() - outer == pytest.approx(DAY, abs=1e-3)
+        assert time.monotonic() == pytest.approx(outer, abs=1e-3)
+
+
 @each_backend
 def test_arguments_and_results_are_passed(backend: Any) -> None:
     async def add(left: int, right: int) -> int:

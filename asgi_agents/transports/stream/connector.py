@@ -76,7 +76,7 @@ class Connector:
 
     async def make_another(self) -> None:
         """Make a connection now, however many there are; raises :class:`AgentError`."""
-        self._made(await self._connect())
+        await self._made(await self._connect())
 
     def confirmed(self) -> None:
         """A call was answered."""
@@ -84,7 +84,7 @@ class Connector:
 
     async def _keep(self) -> None:
         endpoint = self._endpoint
-        while True:
+        while not self._pool.closing:
             if self._failed_early:
                 fault, self._failed_early = self._failed_early, ""
                 await self._back_off(fault)
@@ -114,9 +114,15 @@ class Connector:
                 logger.exception("agent %r at %s", self._client.agent_id, endpoint.address)
             await self._back_off(type(exc).__name__)
         else:
-            self._made(connection)
+            await self._made(connection)
 
-    def _made(self, connection: AgentConnection) -> None:
+    async def _made(self, connection: AgentConnection) -> None:
+        if self._pool.closing:
+            # Its handshake has ended in the moment in which this task was cancelled, and nobody else knows of it.
+            connection.fail("its connections are being closed")
+            with CancelScope(shield=True):
+                await connection.wait_closed()
+            return
         endpoint = self._endpoint
         endpoint.connected()
         endpoint.connections.append(connection)

@@ -78,6 +78,11 @@ class AgentPool:
         return bool(self.rotation.connections)
 
     @property
+    def closing(self) -> bool:
+        """Whether it makes no more connections, because it is closed or about to be."""
+        return self._closing
+
+    @property
     def waiting(self) -> int:
         """Calls that wait for a place."""
         return len(self.queue)

@@ -38,6 +38,7 @@ from asgi_agents import (
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import CancelReason
 from asgi_agents.transports.stream import StreamClient, endpoint
+from asgi_agents.transports.stream.connection import AgentConnection
 from asgi_agents.transports.stream.pool import AgentPool
 from tests.support.examples import examples
 
@@ -1145,6 +1146,39 @@ async def test_while_the_pool_drains_nothing_new_begins() -> None:
         await b.answer()
 
     assert peer.accepted == 1
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_connection_that_is_made_while_the_pool_is_closed_is_closed_as_well(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that makes it is to go on already when it is cancelled, and would find out when it waits again."""
+    made: list[AgentConnection] = []
+    held, go_on = anyio.Event(), anyio.Event()
+    shake_hands = AgentConnection.shake_hands
+
+    async def shake_hands_slowly(self: AgentConnection, *args: Any, **options: Any) -> None:
+        await shake_hands(self, *args, **options)
+        made.append(self)
+        if len(made) == number:
+            held.set()
+            await go_on.wait()
+
+    async def connect() -> None:
+        with suppress(AgentError):
+            await client.connect()
+
+    monkeypatch.setattr(AgentConnection, "shake_hands", shake_hands_slowly)
+    peer = Peer()
+    async with client_of(peer, connections=3) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(connect)
+        with anyio.fail_after(PATIENCE):
+            await held.wait()
+        go_on.set()
+        await pool_of(client).aclose()
+        assert [connection.closed for connection in made] == [True] * number
+        await until(lambda: not peer.links)
+        assert peer.accepted == number
 
 
 async def test_a_removed_agent_that_is_called_once_more_does_not_come_back_for_good() -> None:
