@@ -177,8 +177,8 @@ STREAMS: Final = (
     Defect(
         "connections-made-while-the-pool-closes-are-left",
         "transports/stream/connector.py",
-        "            if self._pool.closing:\n                # Its handshake",
-        "            if self._pool.closing is None:\n                # Its handshake",
+        "        if self._pool.closing:\n            # Its handshake",
+        "        if self._pool.closing is None:\n            # Its handshake",
         "After an agent was replaced, a connection to it may stay open until the process ends.",
         ("tests/transports/stream/test_pool.py",),
     ),
