@@ -102,12 +102,16 @@ class Wire(Protocol):
 
 
 class Address(Struct, frozen=True):
-    """Where a peer is: the path of a Unix socket, or a host and a port."""
+    """Where a peer is: the path of a Unix socket, or a host and a port.
+
+    ``server_name``: whom the certificate has to name, where that is not the host.
+    """
 
     text: str
     path: str | None = None
     host: str = ""
     port: int = 0
+    server_name: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -205,7 +209,11 @@ async def _connect_asyncio(address: Address, receiver: Receiver, tls: ssl.SSLCon
         connecting = loop.create_unix_connection(wire, address.path)
     else:
         connecting = loop.create_connection(
-            wire, address.host, address.port, ssl=tls, server_hostname=address.host if tls else None
+            wire,
+            address.host,
+            address.port,
+            ssl=tls,
+            server_hostname=(address.server_name or address.host) if tls else None,
         )
     return (await connecting)[1]
 
@@ -316,7 +324,13 @@ async def _connect_anyio(address: Address, receiver: Receiver, tls: ssl.SSLConte
     elif tls is None:
         stream = await anyio.connect_tcp(address.host, address.port)
     else:
-        stream = await anyio.connect_tcp(address.host, address.port, ssl_context=tls, tls_standard_compatible=False)
+        stream = await anyio.connect_tcp(
+            address.host,
+            address.port,
+            ssl_context=tls,
+            tls_hostname=address.server_name or address.host,
+            tls_standard_compatible=False,
+        )
     return AnyioWire(stream, receiver)
 
 

@@ -20,10 +20,12 @@ class Http1Connector:
     :param host: a name or an IP address; with TLS, whom the certificate has to name as well.
     :param tls: None for plain connections.
     :param uds: the path of a Unix socket to connect to instead.
+    :param address: which of the host's addresses to connect to; empty: to any that answers.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, uds: str | None) -> None:
-        self._host = host
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, uds: str | None, address: str = "") -> None:
+        self._server_name = host if tls else None
+        self._host = address or host
         self._port = port
         self._tls = tls
         self._uds = uds
@@ -36,7 +38,7 @@ class Http1Connector:
         :raises OSError: nobody answers there, or TLS fails.
         """
         loop = asyncio.get_running_loop()
-        options: dict[str, Any] = {"ssl": self._tls, "server_hostname": self._host if self._tls else None}
+        options: dict[str, Any] = {"ssl": self._tls, "server_hostname": self._server_name}
         if self._uds is not None:
             opening = loop.create_unix_connection(make, self._uds, **options)
         elif _is_ip_address(self._host):

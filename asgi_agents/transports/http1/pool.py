@@ -1,6 +1,7 @@
 """Keep-alive connections to one agent, on one of asyncio's event loops."""
 
 import asyncio
+import math
 from collections import deque
 
 from ...concurrency.background import Timer
@@ -34,18 +35,25 @@ class Http1Pool:
         self._armed = False
         self._closed = False
 
-    async def post(self, message: bytes) -> bytes:
+    @property
+    def idle(self) -> int:
+        """Connections that no call uses."""
+        return len(self._idle)
+
+    async def post(self, message: bytes, deadline: float = math.inf) -> bytes:
         """Post ``message`` and return the content of the answer.
 
         It must be safe to cancel: its connection is closed then. It is never repeated.
 
+        :param deadline: kept by whoever calls it, who cancels it then.
+        :raises NotConnectedError: the agent could not be reached.
         :raises AgentError: for an answer that can't be one.
-        :raises Exception: the agent could not be reached, or the connection broke.
+        :raises Exception: the connection broke.
         """
         trace_context: dict[str, str] = {}
         inject_trace_context(trace_context)
         head = self._head.encode(len(message), trace_context)
-        connection = self._take() or await self._connector.connect(self._make)
+        connection = self._take() or await self._connect()
         answer = await connection.post(head, message)
         if connection.reusable:
             self._keep(connection)
@@ -61,6 +69,12 @@ class Http1Pool:
             connection.abort()
         for connection in closing:
             await connection.wait_closed()
+
+    async def _connect(self) -> Http1Connection:
+        try:
+            return await self._connector.connect(self._make)
+        except Exception as exc:
+            raise connections.NotConnectedError(connections.describe(exc)) from exc
 
     def _make(self) -> Http1Connection:
         return Http1Connection(self._loop, AnswerParser(self._check_head, self._max_answer_bytes))

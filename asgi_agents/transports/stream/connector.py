@@ -52,10 +52,11 @@ class Connector:
         self._pool = pool
         self._wake = anyio.Event()
         self._failed_early = ""
+        self._retired = False
         # What the log said last: None nothing yet, "" that it is connected, else why it isn't.
         self._logged: str | None = None
         self._quiet_until = 0.0
-        self._tasks = (BackgroundTask(self._keep), BackgroundTask(self._check))
+        self._tasks: tuple[BackgroundTask, ...] = (BackgroundTask(self._keep), BackgroundTask(self._check))
 
     def cancel(self) -> None:
         """Make no more connections."""
@@ -66,6 +67,16 @@ class Connector:
         """Wait until it has ended."""
         for task in self._tasks:
             await task.wait()
+
+    def retire(self) -> None:
+        """Make no more connections, and let go of those that there are when ``settings.drain_timeout`` has passed."""
+        self._retired = True
+        self._tasks[0].cancel()
+        self._tasks = (*self._tasks, BackgroundTask(self._let_go))
+
+    async def _let_go(self) -> None:
+        await anyio.sleep(self._settings.drain_timeout)
+        self._pool.let_go(self._endpoint)
 
     def lost(self, connection: AgentConnection) -> None:
         """A connection is gone, or takes no new requests: another has to be made."""
@@ -115,6 +126,10 @@ class Connector:
                 logger.exception("agent %r at %s", self._client.agent_id, endpoint.address)
             await self._back_off(type(exc).__name__)
         else:
+            if self._retired:
+                # In the moment in which it came to be.
+                connection.fail("never used")
+                return
             endpoint.connected()
             endpoint.connections.append(connection)
             if not endpoint.flapping:
@@ -130,7 +145,7 @@ class Connector:
         if not self._endpoint.connections:
             self._log_down(fault)
         delay = self._endpoint.not_connected(fault)
-        self._pool.settle()
+        self._pool.not_made(self._endpoint)
         await anyio.sleep(delay)
 
     def _log_up(self) -> None:

@@ -11,9 +11,11 @@ from ...observability.endpoints import EndpointStatistics
 from ...protocol import Event, EventType
 from ...protocol.stream import CancelReason, ConfigUpdateRequest, HealthState, MetricsReport, correlation_id_of
 from ..partial import MAX_PARTIAL_BYTES, PartialFrames
+from .balancing import LoadBalancing
 from .connection import AgentConnection
-from .connector import Connector, hand_over
+from .connector import hand_over
 from .endpoint import Endpoint
+from .endpoints import Endpoints
 from .health import HealthLog
 from .rotation import Rotation
 from .settings import Settings
@@ -36,8 +38,6 @@ class StreamPool:
     """
 
     def __init__(self, settings: Settings, client: "StreamClient") -> None:
-        self.rotation = Rotation(settings, client)
-        self.queue = WaitQueue(self.rotation)
         self.partial_frames = PartialFrames(MAX_PARTIAL_BYTES)
         self._settings = settings
         self._client = client
@@ -47,9 +47,9 @@ class StreamPool:
         self._was_up = False
         self._health_log = HealthLog(client.agent_id)
         self._changed = anyio.Event()
-        self._connectors = {
-            endpoint: Connector(endpoint, settings, client, self) for endpoint in self.rotation.endpoints
-        }
+        self._endpoints = Endpoints(settings, client, self)
+        self.rotation = Rotation(settings, client, self._endpoints.current)
+        self.queue = WaitQueue(self.rotation)
 
     # What there is
 
@@ -76,7 +76,7 @@ class StreamPool:
 
     def statistics(self) -> Sequence[EndpointStatistics]:
         """The state and the counts of each endpoint."""
-        return [statistics_of(endpoint) for endpoint in self.rotation.endpoints]
+        return [statistics_of(endpoint) for endpoint in (*self._endpoints.current, *self._endpoints.leaving)]
 
     # A place for a call
 
@@ -130,8 +130,7 @@ class StreamPool:
     def _grow(self) -> None:
         """Have connections made where they are made on demand, and there are too few."""
         if self._settings.on_demand and self.short_of_connections:
-            for connector in self._connectors.values():
-                connector.wanted()
+            self._endpoints.wanted()
 
     def _refusal(self, event_type: EventType | None = None, correlation_id: str = "") -> AgentError | None:
         """Why it makes no sense to wait for a place; None where it does."""
@@ -169,9 +168,9 @@ class StreamPool:
         health = connection.health
         endpoint = self.rotation.where.get(connection)
         if health.state is not before and endpoint is not None:
-            self._health_log.note(connection.address, health.state)
-            if health.leaving:
-                self._connectors[endpoint].lost(connection)
+            self._health_log.note(endpoint, connection.address, health.state)
+            if health.leaving and not health.retired:
+                self._endpoints.connector(endpoint).lost(connection)
                 self.close_if_done(connection)
         self._note()
         self.settle()
@@ -180,9 +179,11 @@ class StreamPool:
         endpoint = self.rotation.where.get(connection)
         if endpoint is None:
             return
-        endpoint.rated(answered=answered)
         if answered:
-            self._connectors[endpoint].confirmed()
+            endpoint.rated(answered=True)
+            self._endpoints.connector(endpoint).confirmed()
+        else:
+            endpoint.rated(answered=False, spared=self.rotation.can_be_spared(endpoint))
         # An answer is news after a failure only.
         for each in endpoint.connections:
             each.health.watched = not answered
@@ -197,9 +198,11 @@ class StreamPool:
             return
         endpoint.connections.remove(connection)
         for _ in range(min(failed, 10)):
-            endpoint.rated(answered=False)
+            endpoint.rated(answered=False, spared=self.rotation.can_be_spared(endpoint))
         if not self._closing and not connection.health.leaving:
-            self._connectors[endpoint].lost(connection)
+            self._endpoints.connector(endpoint).lost(connection)
+            self._endpoints.failed(endpoint, reached=True)
+        self._drop_if_done(endpoint)
         self._note()
         self.settle()
 
@@ -214,9 +217,22 @@ class StreamPool:
     def made(self, endpoint: Endpoint, connection: AgentConnection) -> None:
         """There is another connection to ``endpoint``."""
         self.rotation.where[connection] = endpoint
+        self._endpoints.reached(endpoint)
         endpoint.note_events()
         self._note(flapping=endpoint.flapping)
         self.settle()
+
+    def not_made(self, endpoint: Endpoint) -> None:
+        """No connection to ``endpoint`` could be made."""
+        self._endpoints.failed(endpoint, reached=False)
+        self.settle()
+
+    def let_go(self, endpoint: Endpoint) -> None:
+        """Its requests have had their time: their other events go elsewhere."""
+        for connection in tuple(endpoint.connections):
+            for correlation_id in tuple(connection.requests):
+                self.rotation.affinities.forget(correlation_id)
+            self.close_if_done(connection)
 
     def checked(self) -> None:
         """Some time has passed: a connection may be retired, and the ejection of an endpoint may be over."""
@@ -233,6 +249,28 @@ class StreamPool:
             self._ending.append(connection)
             connection.close(health.why_leaving)
 
+    # What names lead to
+
+    def endpoints_changed(self, gone: Sequence[Endpoint]) -> None:
+        """Names lead elsewhere than before: endpoints were added, and these have ``gone``."""
+        if self._settings.load_balancing is None:
+            several = self._endpoints.plural
+            self.rotation.balance(LoadBalancing.POWER_OF_TWO if several else LoadBalancing.ROUND_ROBIN)
+        for endpoint in gone:
+            self.rotation.inherit(endpoint)
+            for connection in endpoint.connections:
+                connection.health.retire("its address has left its name")
+        self._note()
+        for endpoint in gone:
+            for connection in tuple(endpoint.connections):
+                self.close_if_done(connection)
+            self._drop_if_done(endpoint)
+        self.settle()
+
+    def _drop_if_done(self, endpoint: Endpoint) -> None:
+        if self._endpoints.drop_if_done(endpoint):
+            self._health_log.forget(endpoint)
+
     # For the whole agent
 
     async def wait_connected(self) -> None:
@@ -246,7 +284,7 @@ class StreamPool:
     async def push_config(self, config: Any) -> None:
         """Hand ``config`` to each instance of the agent; raises :class:`AgentError` when one doesn't take it."""
         reached = False
-        for endpoint in self.rotation.endpoints:
+        for endpoint in tuple(self.rotation.endpoints):
             # Each connection may lead to a process of its own.
             for connection in tuple(endpoint.connections):
                 if not connection.alive:
@@ -264,8 +302,7 @@ class StreamPool:
     async def aclose(self) -> None:
         """Make no more connections, wait for the calls under way as long as the settings say, and close."""
         self._closing = True
-        for connector in self._connectors.values():
-            connector.cancel()
+        self._endpoints.cancel()
         self.settle()
         try:
             with CancelScope(deadline=anyio.current_time() + self._settings.drain_timeout):
@@ -277,8 +314,7 @@ class StreamPool:
                 connection.cancel_all(CancelReason.SHUTDOWN)
                 connection.close("it was closed")
             with anyio.move_on_after(1.0, shield=True):
-                for connector in self._connectors.values():
-                    await connector.wait()
+                await self._endpoints.wait()
                 for connection in connections:
                     await connection.wait_closed()
             for connection in connections:

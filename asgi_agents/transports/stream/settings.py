@@ -23,7 +23,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     encodings: tuple[Encoding, ...]
     connections: int
     on_demand: bool
-    load_balancing: LoadBalancing
+    load_balancing: LoadBalancing | None
     connect_timeout: float
     drain_timeout: float
     max_calls_per_connection: int
@@ -31,6 +31,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     stall_timeout: float
     tls: ssl.SSLContext | None
     span_unit: SpanUnit = "codepoints"
+    resolve_interval: float | None = None
 
     @property
     def where(self) -> str:
