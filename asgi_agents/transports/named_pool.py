@@ -50,9 +50,8 @@ class _Lane:
         self.fault = ""
 
 
-def _load(lane: _Lane) -> int:
-    # What fails at once has nothing under way, and would be given everything.
-    return (lane.in_flight + 1) * (lane.ejection.failures + 1)
+def _in_flight(lane: _Lane) -> int:
+    return lane.in_flight
 
 
 class NamedPool:
@@ -161,7 +160,7 @@ class NamedPool:
         lanes = [lane for lane in self._lanes.values() if lane not in tried]
         now = time.monotonic()
         # Better one that fails often than none.
-        return less_loaded([lane for lane in lanes if lane.ejection.until <= now] or lanes, _load)
+        return less_loaded([lane for lane in lanes if not lane.ejection.left_out(now)] or lanes, _in_flight)
 
     def _rate(self, lane: _Lane) -> None:
         """A call to it has failed by its fault."""

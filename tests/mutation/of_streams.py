@@ -94,8 +94,8 @@ STREAMS: Final = (
     Defect(
         "no-endpoint-is-better-than-one-that-fails",
         "transports/stream/rotation.py",
-        "[c for c in candidates if not self.where[c].ejected] or candidates",
-        "[c for c in candidates if not self.where[c].ejected]",
+        "[c for c in candidates if not self.where[c].left_out] or candidates",
+        "[c for c in candidates if not self.where[c].left_out]",
         "Where all instances of an agent fail, its calls wait instead of trying one.",
         ("tests/transports/stream/test_pool.py",),
     ),
@@ -126,9 +126,9 @@ STREAMS: Final = (
     ),
     Defect(
         "ejections-only-get-longer",
-        "transports/stream/endpoint.py",
-        "self._failures = self._ejections = 0",
-        "self._failures = 0",
+        "transports/discovery/ejection.py",
+        "self.failures = self._ejections = 0",
+        "self.failures = 0",
         "An instance that has failed last week is out for a minute the next time.",
         ("tests/transports/stream/test_endpoint.py",),
     ),

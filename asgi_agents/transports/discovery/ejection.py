@@ -1,11 +1,14 @@
 """Members whose calls fail get none for a while. No I/O."""
 
+import random
 from typing import Final
 
 # Failures in a row that take a member out of rotation, and for how many seconds: doubled each time, up to a minute.
 _EJECT_AFTER: Final = 5
 _FIRST_EJECTION: Final = 5.0
 _MAX_EJECTION: Final = 60.0
+# The share of its calls that a member gets which fails as often and can't be spared.
+_SHARE_OF_THE_FAILING: Final = 0.2
 
 
 class Ejection:
@@ -19,6 +22,15 @@ class Ejection:
         self._ejections = 0
         #: Until when it is ejected.
         self.until = 0.0
+
+    def left_out(self, now: float) -> bool:
+        """Whether others should get the next call, as far as there are any.
+
+        So it is while the member is ejected, and most of the time where it would be if it could be spared.
+        """
+        if self.failures >= _EJECT_AFTER:
+            return random.random() >= _SHARE_OF_THE_FAILING  # noqa: S311 - no secret
+        return now < self.until
 
     def answered(self) -> None:
         """A call was answered."""

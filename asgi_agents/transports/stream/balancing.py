@@ -15,8 +15,7 @@ class LoadBalancing(StrEnum):
 
     ``ROUND_ROBIN``: one after the other. ``LEAST_CONNECTIONS``: the one with the fewest calls under way.
     ``HEALTH_BASED``: by chance, those that answer more of their calls more often. ``RANDOM``: by chance.
-    ``POWER_OF_TWO``: of two that are drawn by chance, the one whose instance has fewer calls under way; one that fails
-    counts as if it had more.
+    ``POWER_OF_TWO``: of two that are drawn by chance, the one whose instance has fewer calls under way.
     """
 
     ROUND_ROBIN = "round_robin"
@@ -47,15 +46,9 @@ def chooser(strategy: LoadBalancing) -> Chooser:
 
 def _by_health(connections: Sequence[AgentConnection]) -> AgentConnection:
     # The worst keep a chance to do better.
-    weights = [_worth(connection) for connection in connections]
+    weights = [max(connection.health.score, 0.05) / connection.health.timeout_multiplier for connection in connections]
     return random.choices(connections, weights)[0]  # noqa: S311 - no secret
 
 
-def _worth(connection: AgentConnection) -> float:
-    health = connection.health
-    return max(health.score, 0.05) / health.timeout_multiplier
-
-
-def _load(connection: AgentConnection) -> tuple[float, int]:
-    # What fails at once has nothing under way, and would be given everything.
-    return (connection.flow.capacity.taken + 1) / _worth(connection), connection.calls
+def _load(connection: AgentConnection) -> tuple[int, int]:
+    return connection.flow.capacity.taken, connection.calls

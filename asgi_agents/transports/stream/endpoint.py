@@ -98,8 +98,14 @@ class Endpoint:
     @property
     def ejected(self) -> bool:
         """Whether its calls have failed so often that others should have them for a while."""
-        until = self.ejection.until
-        return until > 0.0 and self._clock() < until
+        return self._clock() < self.ejection.until
+
+    @property
+    def left_out(self) -> bool:
+        """Whether others should get the next call, as far as there are any."""
+        ejection = self.ejection
+        # Most have never failed that often, and this is asked of all of them for each request.
+        return (ejection.until > 0.0 or ejection.failures > 0) and ejection.left_out(self._clock())
 
     def rated(self, *, answered: bool, spared: bool = True) -> None:
         """Count a call that was answered, or failed by the agent's fault.

@@ -124,7 +124,7 @@ class Rotation:
             candidates = [connection for connection in candidates if self.hears(connection, event_type)]
         if len(self.endpoints) > 1:
             # Better one that fails often than none.
-            candidates = [c for c in candidates if not self.where[c].ejected] or candidates
+            candidates = [c for c in candidates if not self.where[c].left_out] or candidates
         if not candidates:
             return None
         if self._on_demand:

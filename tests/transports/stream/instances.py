@@ -1,11 +1,13 @@
 """Instances of one agent, each at an address of its own and all at one port, as behind a headless service."""
 
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Self
 
 import anyio
 from anyio.abc import Listener
+from anyio.streams.tls import TLSListener
 
 from asgi_agents import StreamTransport
 from asgi_agents.transports.stream import StreamClient
@@ -19,8 +21,9 @@ from .pools import allow, pool_of
 class Instance(Peer):
     """Listens by TCP."""
 
-    def __init__(self, host: str, port: int, **options: Any) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None, **options: Any) -> None:
         super().__init__(**{"behaviour": allow} | options)
+        self.tls = tls
         self.host = host
         self.port = port
         self.url = f"tcp://{host}:{port}"
@@ -28,6 +31,8 @@ class Instance(Peer):
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Self]:
         listener: Listener[Any] = await anyio.create_tcp_listener(local_host=self.host, local_port=self.port)
+        if self.tls is not None:
+            listener = TLSListener(listener, self.tls, standard_compatible=False)
         async with serving(listener, self._serve):
             yield self
 

@@ -1,11 +1,13 @@
 """Names that lead to several addresses, and then to others. In virtual time, with real sockets."""
 
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
+import trustme
 
 from asgi_agents import AgentConnectionError, AgentError, EventType, LoadBalancing
 from asgi_agents.transports.stream import StreamClient
@@ -450,6 +452,23 @@ async def test_without_an_interval_a_name_is_looked_up_for_each_connection(monke
             await client.connect()
         assert endpoints(client) == {url: "down"}
     assert names.lookups == []
+
+
+@pytest.mark.parametrize("addresses", [hosts(1), hosts(1, 2)])
+async def test_the_certificate_has_to_name_the_name(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    resolving(monkeypatch, waf=addresses, other=addresses)
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("waf.test").configure_cert(server)
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(trusting)
+    async with service(tls=server) as waf:
+        async with calling(waf.url, tls=True, verify=trusting) as client:
+            await connected(client, len(addresses))
+            await ask(client, "a", 3)
+        async with calling(waf.url.replace("waf", "other"), tls=True, verify=trusting) as client:
+            with pytest.raises(AgentConnectionError, match="certificate"):
+                await client.connect()
 
 
 # Instances that differ
