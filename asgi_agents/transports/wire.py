@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from ..concurrency.background import BackgroundTask, on_trio
 from ..errors import AgentConnectionError, ConfigurationError, text_of
+from .racing import connect_socket, is_ip_address
 from .readable import is_readable
 
 # Bytes that may wait to be sent before `congested` says so.
@@ -206,16 +207,12 @@ async def _connect_asyncio(address: Address, receiver: Receiver, tls: ssl.SSLCon
         return AsyncioWire(receiver)
 
     if address.path is not None:
-        connecting = loop.create_unix_connection(wire, address.path)
-    else:
-        connecting = loop.create_connection(
-            wire,
-            address.host,
-            address.port,
-            ssl=tls,
-            server_hostname=(address.server_name or address.host) if tls else None,
-        )
-    return (await connecting)[1]
+        return (await loop.create_unix_connection(wire, address.path))[1]
+    options: dict[str, Any] = {"ssl": tls, "server_hostname": (address.server_name or address.host) if tls else None}
+    if is_ip_address(address.host):
+        return (await loop.create_connection(wire, address.host, address.port, **options))[1]
+    connected = await connect_socket(loop, address.host, address.port)
+    return (await loop.create_connection(wire, sock=connected, **options))[1]
 
 
 class AsyncioWire(asyncio.Protocol):
