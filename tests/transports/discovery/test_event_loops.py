@@ -1,5 +1,7 @@
 """One transport for several event loops in threads: each follows its name by itself, and stops when it ends."""
 
+import gc
+import socket
 import threading
 import time
 
@@ -77,6 +79,35 @@ def test_every_event_loop_follows_the_name(scheme: str, pair: tuple[str, str], m
     assert len(names.lookups) == lookups
     assert called[FIRST] > 0
     assert called[SECOND] > 0
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("scheme", ["tcp", "http"])
+def test_an_event_loop_can_end_while_a_lookup_hangs(backend: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a TestClient outside ``with`` does, which nobody closes."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def getaddrinfo(*_: object, **__: object) -> list[object]:
+        asked.set()
+        go_on.wait(60)
+        return []
+
+    async def main() -> None:
+        transport = (StreamTransport if scheme == "tcp" else HttpTransport)(f"{scheme}://waf.test:9")
+        manager = AgentManager([AgentConfig("waf", transport, events=EVENTS, timeout=0.02)])
+        decision = await manager.process_request_headers(head("a"))
+        assert not decision.is_allow
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    # Of the construction, which asks nobody.
+    monkeypatch.setattr("asgi_agents.transports.http.has_to_be_looked_up", lambda host: True)
+    monkeypatch.setattr("asgi_agents.transports.stream.endpoints.has_to_be_looked_up", lambda host: True)
+    try:
+        anyio.run(main, backend=backend)
+        assert asked.is_set()
+    finally:
+        go_on.set()
+    gc.collect()
 
 
 async def _listen(instance: Instance, *, task_status: anyio.abc.TaskStatus[None]) -> None:
