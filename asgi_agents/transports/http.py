@@ -1,6 +1,7 @@
 """Agents behind HTTP: one POST for each event."""
 
 import math
+import re
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -13,6 +14,7 @@ import httpx
 from anyio import CancelScope
 from anyio.streams.tls import TLSStream
 
+from .._version import __version__
 from ..concurrency.background import on_trio
 from ..concurrency.per_event_loop import PerEventLoop
 from ..errors import (
@@ -27,6 +29,7 @@ from ..observability.endpoints import EndpointStatistics
 from ..observability.trace_context import inject_trace_context
 from ..policy import require_seconds
 from ..protocol import (
+    TOKEN,
     Answer,
     Encoding,
     Event,
@@ -39,7 +42,6 @@ from ..protocol import (
 from .base import AgentClient
 from .connections import ConnectionStack, LeasingPool, NotConnectedError, SharedTransport, describe
 from .discovery import RESOLVE_INTERVAL, Member, has_to_be_looked_up
-from .http_arguments import fixed_headers, parse_encoding, parse_url, wrong
 from .named_pool import NamedPool, Pool
 from .plain import PlainClient
 from .tls import ClientCertificate, client_context
@@ -60,6 +62,29 @@ MAX_ANSWER_BYTES: Final = 10 * 1024 * 1024
 _MAX_DIGITS: Final = 18
 
 TransportFactory = Callable[[], httpx.AsyncBaseTransport]
+
+# Set by this module for each message, or the connection's own (RFC 9110, section 7.6.1).
+_OWNED_HEADERS: Final = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "traceparent",
+        "tracestate",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# RFC 9110, section 5.5, without the obsolete bytes beyond ASCII, which HTTP libraries disagree about.
+_HEADER_VALUE: Final = re.compile(r"(?:[!-~](?:[\t -~]*[!-~])?)?\Z")
 
 # The guard's deadline ends a call.
 _NO_TIMEOUTS: Final = {"timeout": {"connect": None, "read": None, "write": None, "pool": None}}
@@ -115,11 +140,11 @@ class HttpTransport:
         resolve_interval: float | None = RESOLVE_INTERVAL,
         span_unit: SpanUnit = "codepoints",
     ) -> None:
-        self._url = parse_url(url)
-        self._encoding = parse_encoding(encoding)
-        self._headers = fixed_headers(self._url, self._encoding, headers or {})
+        self._url = _parse_url(url)
+        self._encoding = _parse_encoding(encoding)
+        self._headers = _fixed_headers(self._url, self._encoding, headers or {})
         if type(max_answer_bytes) is not int or max_answer_bytes < 1:
-            raise wrong("max_answer_bytes", max_answer_bytes, "a whole number of at least 1")
+            raise _wrong("max_answer_bytes", max_answer_bytes, "a whole number of at least 1")
         self._max_answer_bytes = max_answer_bytes
         if resolve_interval is not None:
             require_seconds("HttpTransport", "resolve_interval", resolve_interval)
@@ -127,20 +152,20 @@ class HttpTransport:
         #: Opens a connection, and closes it; None where connections are another transport's.
         self._connect: Callable[[], Awaitable[None]] | None = None
         if span_unit not in ("codepoints", "bytes"):
-            raise wrong("span_unit", span_unit, "'codepoints' or 'bytes'")
+            raise _wrong("span_unit", span_unit, "'codepoints' or 'bytes'")
         self._span_unit = span_unit
         self._connections: LeasingPool | PerEventLoop[LeasingPool | NamedPool | Http1Pool]
         if transport is None:
             if uds is not None and (not isinstance(uds, str) or not uds):
-                raise wrong("uds", uds, "the path of a Unix socket")
+                raise _wrong("uds", uds, "the path of a Unix socket")
             unusable = None if uds is None else unusable_path(uds)
             if unusable is not None:
-                raise wrong("uds", uds, unusable)
+                raise _wrong("uds", uds, unusable)
             tls: ssl.SSLContext | None = None
             if self._url.scheme == "https":
                 tls = client_context("HttpTransport", verify, cert)
             elif verify is not True or cert is not None:
-                raise wrong("url", url, "https://, for that is what verify and cert are about")
+                raise _wrong("url", url, "https://, for that is what verify and cert are about")
             if uds is None and resolve_interval is not None and has_to_be_looked_up(self._host):
                 interval = float(resolve_interval)
                 self._connections = PerEventLoop(lambda: self._open_named(tls, interval))
@@ -158,7 +183,7 @@ class HttpTransport:
             factory = transport
             self._connections = PerEventLoop(lambda: LeasingPool(SharedTransport(factory()), self._exchange))
         else:
-            raise wrong("transport", transport, "an httpx.AsyncBaseTransport, or a function that returns one")
+            raise _wrong("transport", transport, "an httpx.AsyncBaseTransport, or a function that returns one")
 
     @property
     def address(self) -> str:
@@ -410,3 +435,62 @@ async def _connect(
                 stream, hostname=server_name or host, ssl_context=tls, standard_compatible=False
             )
             await anyio.aclose_forcefully(stream)
+
+
+def _parse_url(given: object) -> httpx.URL:
+    expected = "an http:// or https:// URL"
+    if not isinstance(given, str):
+        raise _wrong("url", given, expected)
+    try:
+        url = httpx.URL(given)
+    except httpx.InvalidURL as exc:
+        # Not the whole URL: there may be credentials in it.
+        raise ConfigurationError(f"HttpTransport: url: {exc}, expected {expected}") from exc
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"HttpTransport: url: not UTF-8, expected {expected}") from None
+    if url.userinfo:
+        without = str(url.copy_with(userinfo=b""))
+        raise ConfigurationError(
+            f"HttpTransport: url has credentials in it, expected {without!r} and headers={{'authorization': …}}"
+        )
+    if url.scheme not in ("http", "https"):
+        raise _wrong("url", given, expected)
+    if not url.host:
+        raise _wrong("url", given, f"{expected} with a host")
+    return url
+
+
+def _parse_encoding(given: Encoding | str) -> Encoding:
+    try:
+        return Encoding(given)
+    except ValueError:
+        raise _wrong("encoding", given, "'json' or 'msgpack'") from None
+
+
+def _fixed_headers(url: httpx.URL, encoding: Encoding, given: object) -> list[tuple[bytes, bytes]]:
+    """What every request has in common."""
+    fields = {
+        "host": url.netloc.decode(),
+        "user-agent": f"asgi-agents/{__version__}",
+        "accept": encoding.content_type,
+        "accept-encoding": "identity",
+        "content-type": encoding.content_type,
+    }
+    # No values in the messages: they may be secrets.
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"HttpTransport: headers is a {type(given).__name__}, expected names mapped to values")
+    for name, value in given.items():
+        if not isinstance(name, str) or not TOKEN.match(name):
+            raise _wrong("headers", name, "names of letters, digits and !#$%&'*+-.^_`|~ (RFC 9110, section 5.1)")
+        if name.lower() in _OWNED_HEADERS:
+            raise _wrong("headers", name, "none of those that the transport sets itself")
+        if not isinstance(value, str) or not _HEADER_VALUE.match(value):
+            raise ConfigurationError(
+                f"HttpTransport: headers[{name!r}], expected visible ASCII characters, with blanks only between them"
+            )
+        fields[name.lower()] = value
+    return [(name.encode(), value.encode()) for name, value in fields.items()]
+
+
+def _wrong(field: str, value: object, expected: str) -> ConfigurationError:
+    return ConfigurationError(f"HttpTransport: {field}={value!r}, expected {expected}")

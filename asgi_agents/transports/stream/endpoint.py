@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from msgspec.structs import replace
+
 from ...protocol import EventType
 from ...protocol.stream import HealthState
 from ..backoff import backoff
@@ -38,12 +40,12 @@ class Endpoint:
         self._failed_early = False
         self._connected_at = 0.0
 
-    def rename(self, address: Address) -> None:
-        """It is the same endpoint, and goes by another name."""
-        if address.text != self.address.text:
-            self.address = address
+    def rename(self, text: str) -> None:
+        """It is where it was, and goes by another name."""
+        if text != self.address.text:
+            self.address = replace(self.address, text=text)
             for connection in self.connections:
-                connection.address = str(address)
+                connection.address = text
 
     # Connecting
 

@@ -55,12 +55,13 @@ class _Name:
         address, members = self.address, self.watch.members
         for member in members:
             # What is alone goes by its name, as it is configured.
-            text = address.text if len(members) == 1 else ""
-            yield _Target(_address_of(member, address.host, text), member)
+            text = address.text if len(members) == 1 else _text_of(member, address)
+            yield _Target(Address(text, host=member.host, port=member.port, server_name=address.host), member)
 
 
-def _address_of(member: Member, server_name: str, text: str = "") -> Address:
-    return Address(text or f"tcp://{member}", host=member.host, port=member.port, server_name=server_name)
+def _text_of(member: Member, address: Address) -> str:
+    """A member's own address, in the scheme of ``address``."""
+    return f"{address.text.partition('://')[0]}://{member}"
 
 
 class Endpoints:
@@ -81,7 +82,6 @@ class Endpoints:
         self._settings = settings
         self._client = client
         self._pool = pool
-        self._tls = settings.tls is not None
         self._by_key: dict[_Key, Endpoint] = {}
         self._members: dict[Endpoint, Member] = {}
         self._connectors: dict[Endpoint, Connector] = {}
@@ -142,14 +142,15 @@ class Endpoints:
 
     def _arrange(self) -> Sequence[Endpoint]:
         """Have an endpoint for each address, and no others; returns those that have gone."""
+        tls = self._settings.encrypted
         wanted: dict[_Key, _Target] = {}
         placeholders = []
         for source in self._sources:
             if isinstance(source, _Target):
-                wanted.setdefault(source.key(tls=self._tls), source)
+                wanted.setdefault(source.key(tls=tls), source)
             elif source.watch.members:
                 for target in source.targets():
-                    wanted.setdefault(target.key(tls=self._tls), target)
+                    wanted.setdefault(target.key(tls=tls), target)
             else:
                 placeholders.append(source.placeholder)
         gone = [self._by_key.pop(key) for key in tuple(self._by_key) if key not in wanted]
@@ -158,12 +159,12 @@ class Endpoints:
             if endpoint is None:
                 self._by_key[key] = self._add(target)
             else:
-                endpoint.rename(target.address)
+                endpoint.rename(target.address.text)
         self.plural = any(len(name.watch.members) > 1 for name in self._names)
         self.current[:] = [*(self._by_key[key] for key in wanted), *placeholders]
         for endpoint in gone:
             # Its name leads elsewhere.
-            endpoint.rename(_address_of(self._members.pop(endpoint), endpoint.address.server_name))
+            endpoint.rename(_text_of(self._members.pop(endpoint), endpoint.address))
             self._connectors[endpoint].retire()
             self.leaving.append(endpoint)
         return gone

@@ -65,7 +65,7 @@ class Health:
     @property
     def why_leaving(self) -> str:
         """The reason, for messages."""
-        return "it is draining" if self.state is HealthState.DRAINING else self._why_retired
+        return "it is draining" if self.state is HealthState.DRAINING else self._why_retired or "it does not answer"
 
     def retire(self, why: str) -> None:
         """Let the connection take no new requests."""

@@ -34,6 +34,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     resolve_interval: float | None = None
 
     @property
+    def encrypted(self) -> bool:
+        """Whether the agent has to have a certificate for its name."""
+        return self.tls is not None
+
+    @property
     def where(self) -> str:
         """Where the agent is, for messages."""
         return " ".join(str(address) for address in self.addresses)
