@@ -1,5 +1,7 @@
 """What runs in the namespaces: ``python -m tests.dns.scenario BACKEND``. It prints what was seen as JSON.
 
+BACKEND is asyncio, uvloop or trio.
+
 Three addresses of a name become five and then two, while clients ask two agents behind it without a pause: one over a
 stream, one over HTTP. Of the two the other three stop a second after their time to live has passed.
 """
@@ -206,7 +208,9 @@ async def scenario(dns: DnsServer) -> dict[str, Any]:
 def main(backend: str) -> None:
     settle_in()
     with DnsServer(NAME, LOOPBACK[:3], time_to_live=TIME_TO_LIVE, at=DNS) as dns:
-        print(json.dumps(anyio.run(scenario, dns, backend=backend)))
+        options = {"use_uvloop": True} if backend == "uvloop" else {}
+        name = "asyncio" if backend == "uvloop" else backend
+        print(json.dumps(anyio.run(scenario, dns, backend=name, backend_options=options)))
 
 
 if __name__ == "__main__":

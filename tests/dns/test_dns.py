@@ -29,7 +29,7 @@ def _has_namespaces() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_three_addresses_become_five_become_two_under_load(backend: str) -> None:
     if not _has_namespaces():
         pytest.skip("this machine lets nobody make namespaces: unshare(1) fails")

@@ -9,7 +9,7 @@ import anyio
 from anyio.abc import Listener
 from anyio.streams.tls import TLSListener
 
-from asgi_agents import StreamTransport
+from asgi_agents import EventType, StreamTransport
 from asgi_agents.transports.stream import StreamClient
 from tests.support.listening import serving
 from tests.support.names import LOOPBACK, free_port
@@ -73,10 +73,12 @@ async def service(*absent: int, **options: Any) -> AsyncIterator[Service]:
 
 
 @asynccontextmanager
-async def calling(*urls: str, agent_id: str = "waf", config: Any = None, **options: Any) -> AsyncIterator[StreamClient]:
+async def calling(
+    *urls: str, events: frozenset[EventType] | None = None, config: Any = None, **options: Any
+) -> AsyncIterator[StreamClient]:
     """A client of what is there. One connection to each address, unless it says otherwise."""
     transport = StreamTransport(list(urls), **{"connections": 1, "drain_timeout": 2.0} | options)
-    client = transport.bind(agent_id, config=config)
+    client = transport.bind("waf", events=events, config=config)
     try:
         yield client
     finally:

@@ -241,6 +241,30 @@ async def test_an_address_that_could_not_be_reached_leaves_nothing_when_it_goes(
         assert lines(caplog) == []
 
 
+async def test_agents_of_the_older_kits_are_followed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are asked one event at a time on a connection, and connections are made as they are needed."""
+    names = resolving(monkeypatch, waf=hosts(1, 2))
+    calls = Calls()
+    events = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
+    async with (
+        service(behaviour=calls, framing="envelope") as waf,
+        calling(waf.url, framing="envelope", connections=4, events=events) as client,
+    ):
+        await connected(client, 2)
+        await client.call(head("a"))
+        [old] = calls.by_host
+        names.answers["waf.test"] = [*({*hosts(1, 2)} - {old}), LOOPBACK[2]]
+        await anyio.sleep(SOON)
+        async with anyio.create_task_group() as tasks:
+            for number in range(6):
+                tasks.start_soon(ask, client, number)
+        await client.call(chunk("a"))
+        assert calls.by_host[old] == 2
+        assert calls.by_host.total() == 8
+        client.forget("a")
+        await until(lambda: not waf.instances[LOOPBACK.index(old)].links)
+
+
 # Failures
 
 
