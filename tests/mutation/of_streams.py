@@ -176,7 +176,7 @@ STREAMS: Final = (
     ),
     Defect(
         "address-that-has-left-goes-on-being-called",
-        "transports/stream/pool.py",
+        "transports/stream/endpoints.py",
         '                connection.health.retire("its address has left its name")\n',
         "                pass\n",
         "An instance that DNS names no more gets requests until it dies.",
@@ -200,8 +200,8 @@ STREAMS: Final = (
     ),
     Defect(
         "successor-is-taken-to-hear-nothing",
-        "transports/stream/pool.py",
-        "            self.rotation.inherit(endpoint)\n",
+        "transports/stream/endpoints.py",
+        "            pool.rotation.inherit(endpoint)\n",
         "",
         "While instances are replaced, bodies pass without the verdict of those that judge bodies.",
         ("tests/transports/stream/test_names.py",),

@@ -76,7 +76,7 @@ class Connector:
 
     async def _let_go(self) -> None:
         await anyio.sleep(self._settings.drain_timeout)
-        self._pool.let_go(self._endpoint)
+        self._pool.endpoints.let_go(self._endpoint)
 
     def lost(self, connection: AgentConnection) -> None:
         """A connection is gone, or takes no new requests: another has to be made."""
@@ -145,7 +145,8 @@ class Connector:
         if not self._endpoint.connections:
             self._log_down(fault)
         delay = self._endpoint.not_connected(fault)
-        self._pool.not_made(self._endpoint)
+        self._pool.endpoints.failed(self._endpoint, reached=False)
+        self._pool.settle()
         await anyio.sleep(delay)
 
     def _log_up(self) -> None:

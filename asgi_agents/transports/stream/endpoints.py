@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from ..discovery import Member, Watch, has_to_be_looked_up
 from ..wire import Address
+from .balancing import LoadBalancing
 from .connector import Connector
 from .endpoint import Endpoint
 from .settings import Settings
@@ -72,13 +73,11 @@ class Endpoints:
 
     :ivar current: the endpoints that take requests, in the order of the configuration. It is changed in place.
     :ivar leaving: those whose addresses have left their names, and that still have connections.
-    :ivar plural: whether any name leads to several.
     """
 
     def __init__(self, settings: Settings, client: "StreamClient", pool: "StreamPool") -> None:
         self.current: list[Endpoint] = []
         self.leaving: list[Endpoint] = []
-        self.plural = False
         self._settings = settings
         self._client = client
         self._pool = pool
@@ -138,7 +137,21 @@ class Endpoints:
         for name in self._names:
             if not name.watch.members and name.watch.fault:
                 name.placeholder.not_connected(f"{name.address}: {name.watch.fault}")
-        self._pool.endpoints_changed(self._arrange())
+        pool = self._pool
+        gone = self._arrange()
+        if self._settings.load_balancing is None:
+            several = any(len(name.watch.members) > 1 for name in self._names)
+            pool.rotation.balance(LoadBalancing.POWER_OF_TWO if several else LoadBalancing.ROUND_ROBIN)
+        for endpoint in gone:
+            pool.rotation.inherit(endpoint)
+            for connection in endpoint.connections:
+                connection.health.retire("its address has left its name")
+        pool.note()
+        for endpoint in gone:
+            for connection in tuple(endpoint.connections):
+                pool.close_if_done(connection)
+            self.drop_if_done(endpoint)
+        pool.settle()
 
     def _arrange(self) -> Sequence[Endpoint]:
         """Have an endpoint for each address, and no others; returns those that have gone."""
@@ -160,7 +173,6 @@ class Endpoints:
                 self._by_key[key] = self._add(target)
             else:
                 endpoint.rename(target.address.text)
-        self.plural = any(len(name.watch.members) > 1 for name in self._names)
         self.current[:] = [*(self._by_key[key] for key in wanted), *placeholders]
         for endpoint in gone:
             # Its name leads elsewhere.
@@ -176,13 +188,18 @@ class Endpoints:
         self._connectors[endpoint] = Connector(endpoint, self._settings, self._client, self._pool)
         return endpoint
 
-    def drop_if_done(self, endpoint: Endpoint) -> bool:
-        """Forget an endpoint that is leaving and has no connections left; returns whether it was one."""
-        if endpoint.connections or endpoint not in self.leaving:
-            return False
-        self.leaving.remove(endpoint)
-        self._connectors.pop(endpoint).cancel()
-        return True
+    def let_go(self, endpoint: Endpoint) -> None:
+        """The requests of an endpoint that is leaving have had their time: their other events go elsewhere."""
+        for connection in tuple(endpoint.connections):
+            for correlation_id in tuple(connection.requests):
+                self._pool.rotation.affinities.forget(correlation_id)
+            self._pool.close_if_done(connection)
+
+    def drop_if_done(self, endpoint: Endpoint) -> None:
+        """Forget an endpoint that is leaving and has no connections left."""
+        if not endpoint.connections and endpoint in self.leaving:
+            self.leaving.remove(endpoint)
+            self._connectors.pop(endpoint).cancel()
 
     # The end
 

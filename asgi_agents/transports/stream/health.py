@@ -3,8 +3,8 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Hashable
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from ...protocol.stream import HealthState, HealthStatus, Ping, now_ms
 from .pending_calls import PendingCall
@@ -124,14 +124,10 @@ class HealthLog:
 
     def __init__(self, agent_id: str) -> None:
         self._agent_id = agent_id
-        self._logged: dict[Hashable, HealthState] = {}
+        self._logged: WeakKeyDictionary[object, HealthState] = WeakKeyDictionary()
         self._times: deque[float] = deque()
 
-    def forget(self, endpoint: Hashable) -> None:
-        """There is no such endpoint any more."""
-        self._logged.pop(endpoint, None)
-
-    def note(self, endpoint: Hashable, address: str, state: HealthState) -> None:
+    def note(self, endpoint: object, address: str, state: HealthState) -> None:
         """The agent has said so on one of its connections to ``endpoint``, which is at ``address`` now."""
         if self._logged.get(endpoint, HealthState.HEALTHY) is state:
             return

@@ -11,7 +11,6 @@ from ...observability.endpoints import EndpointStatistics
 from ...protocol import Event, EventType
 from ...protocol.stream import CancelReason, ConfigUpdateRequest, HealthState, MetricsReport, correlation_id_of
 from ..partial import MAX_PARTIAL_BYTES, PartialFrames
-from .balancing import LoadBalancing
 from .connection import AgentConnection
 from .connector import hand_over
 from .endpoint import Endpoint
@@ -33,6 +32,7 @@ class StreamPool:
 
     It is the :class:`~asgi_agents.transports.stream.connection.Owner` of its connections.
 
+    :ivar endpoints: where the connections lead.
     :ivar rotation: the connections, and which of them takes a call.
     :ivar queue: the calls that wait for a place.
     """
@@ -47,8 +47,8 @@ class StreamPool:
         self._was_up = False
         self._health_log = HealthLog(client.agent_id)
         self._changed = anyio.Event()
-        self._endpoints = Endpoints(settings, client, self)
-        self.rotation = Rotation(settings, client, self._endpoints.current)
+        self.endpoints = Endpoints(settings, client, self)
+        self.rotation = Rotation(settings, client, self.endpoints.current)
         self.queue = WaitQueue(self.rotation)
 
     # What there is
@@ -76,7 +76,7 @@ class StreamPool:
 
     def statistics(self) -> Sequence[EndpointStatistics]:
         """The state and the counts of each endpoint."""
-        return [statistics_of(endpoint) for endpoint in (*self._endpoints.current, *self._endpoints.leaving)]
+        return [statistics_of(endpoint) for endpoint in (*self.endpoints.current, *self.endpoints.leaving)]
 
     # A place for a call
 
@@ -130,7 +130,7 @@ class StreamPool:
     def _grow(self) -> None:
         """Have connections made where they are made on demand, and there are too few."""
         if self._settings.on_demand and self.short_of_connections:
-            self._endpoints.wanted()
+            self.endpoints.wanted()
 
     def _refusal(self, event_type: EventType | None = None, correlation_id: str = "") -> AgentError | None:
         """Why it makes no sense to wait for a place; None where it does."""
@@ -147,7 +147,11 @@ class StreamPool:
         self._changed.set()
         self._changed = anyio.Event()
 
-    def _note(self, *, flapping: bool = False) -> None:
+    def note(self, *, flapping: bool = False) -> None:
+        """The rotation is not what it was.
+
+        :param flapping: it is no news that there is a connection.
+        """
         self.rotation.update()
         is_up = self.connected
         came_up, self._was_up = is_up and not self._was_up and not flapping, is_up
@@ -170,9 +174,9 @@ class StreamPool:
         if health.state is not before and endpoint is not None:
             self._health_log.note(endpoint, connection.address, health.state)
             if health.leaving and not health.retired:
-                self._endpoints.connector(endpoint).lost(connection)
+                self.endpoints.connector(endpoint).lost(connection)
                 self.close_if_done(connection)
-        self._note()
+        self.note()
         self.settle()
 
     def rated(self, connection: AgentConnection, *, answered: bool) -> None:
@@ -181,7 +185,7 @@ class StreamPool:
             return
         if answered:
             endpoint.rated(answered=True)
-            self._endpoints.connector(endpoint).confirmed()
+            self.endpoints.connector(endpoint).confirmed()
         else:
             endpoint.rated(answered=False, spared=self.rotation.can_be_spared(endpoint))
         # An answer is news after a failure only.
@@ -200,10 +204,10 @@ class StreamPool:
         for _ in range(min(failed, 10)):
             endpoint.rated(answered=False, spared=self.rotation.can_be_spared(endpoint))
         if not self._closing and not connection.health.leaving:
-            self._endpoints.connector(endpoint).lost(connection)
-            self._endpoints.failed(endpoint, reached=True)
-        self._drop_if_done(endpoint)
-        self._note()
+            self.endpoints.connector(endpoint).lost(connection)
+            self.endpoints.failed(endpoint, reached=True)
+        self.endpoints.drop_if_done(endpoint)
+        self.note()
         self.settle()
 
     def message_received(self, connection: AgentConnection, message: MetricsReport | ConfigUpdateRequest) -> None:
@@ -217,27 +221,15 @@ class StreamPool:
     def made(self, endpoint: Endpoint, connection: AgentConnection) -> None:
         """There is another connection to ``endpoint``."""
         self.rotation.where[connection] = endpoint
-        self._endpoints.reached(endpoint)
+        self.endpoints.reached(endpoint)
         endpoint.note_events()
-        self._note(flapping=endpoint.flapping)
+        self.note(flapping=endpoint.flapping)
         self.settle()
-
-    def not_made(self, endpoint: Endpoint) -> None:
-        """No connection to ``endpoint`` could be made."""
-        self._endpoints.failed(endpoint, reached=False)
-        self.settle()
-
-    def let_go(self, endpoint: Endpoint) -> None:
-        """Its requests have had their time: their other events go elsewhere."""
-        for connection in tuple(endpoint.connections):
-            for correlation_id in tuple(connection.requests):
-                self.rotation.affinities.forget(correlation_id)
-            self.close_if_done(connection)
 
     def checked(self) -> None:
         """Some time has passed: a connection may be retired, and the ejection of an endpoint may be over."""
         if not all(connection.in_rotation for connection in self.rotation.connections):
-            self._note()
+            self.note()
         if self.queue.for_any:
             self.queue.serve_any()
 
@@ -248,28 +240,6 @@ class StreamPool:
             self._ending = [each for each in self._ending if not each.closed]
             self._ending.append(connection)
             connection.close(health.why_leaving)
-
-    # What names lead to
-
-    def endpoints_changed(self, gone: Sequence[Endpoint]) -> None:
-        """Names lead elsewhere than before: endpoints were added, and these have ``gone``."""
-        if self._settings.load_balancing is None:
-            several = self._endpoints.plural
-            self.rotation.balance(LoadBalancing.POWER_OF_TWO if several else LoadBalancing.ROUND_ROBIN)
-        for endpoint in gone:
-            self.rotation.inherit(endpoint)
-            for connection in endpoint.connections:
-                connection.health.retire("its address has left its name")
-        self._note()
-        for endpoint in gone:
-            for connection in tuple(endpoint.connections):
-                self.close_if_done(connection)
-            self._drop_if_done(endpoint)
-        self.settle()
-
-    def _drop_if_done(self, endpoint: Endpoint) -> None:
-        if self._endpoints.drop_if_done(endpoint):
-            self._health_log.forget(endpoint)
 
     # For the whole agent
 
@@ -302,7 +272,7 @@ class StreamPool:
     async def aclose(self) -> None:
         """Make no more connections, wait for the calls under way as long as the settings say, and close."""
         self._closing = True
-        self._endpoints.cancel()
+        self.endpoints.cancel()
         self.settle()
         try:
             with CancelScope(deadline=anyio.current_time() + self._settings.drain_timeout):
@@ -314,7 +284,7 @@ class StreamPool:
                 connection.cancel_all(CancelReason.SHUTDOWN)
                 connection.close("it was closed")
             with anyio.move_on_after(1.0, shield=True):
-                await self._endpoints.wait()
+                await self.endpoints.wait()
                 for connection in connections:
                     await connection.wait_closed()
             for connection in connections:
