@@ -10,11 +10,11 @@ from ..wire import Address
 from .balancing import LoadBalancing
 from .connector import Connector
 from .endpoint import Endpoint
-from .settings import Settings
+from .settings import PoolSettings
 
 if TYPE_CHECKING:
     from .client import StreamClient
-    from .pool import StreamPool
+    from .pool import AgentPool
 
 
 class _Key(Struct, frozen=True):
@@ -75,7 +75,7 @@ class Endpoints:
     :ivar leaving: those whose addresses have left their names, and that still have connections.
     """
 
-    def __init__(self, settings: Settings, client: "StreamClient", pool: "StreamPool") -> None:
+    def __init__(self, settings: PoolSettings, client: "StreamClient", pool: "AgentPool") -> None:
         self.current: list[Endpoint] = []
         self.leaving: list[Endpoint] = []
         self._settings = settings
@@ -200,6 +200,7 @@ class Endpoints:
         if not endpoint.connections and endpoint in self.leaving:
             self.leaving.remove(endpoint)
             self._connectors.pop(endpoint).cancel()
+            self._pool.dropped(endpoint)
 
     # The end
 

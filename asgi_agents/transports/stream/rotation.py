@@ -11,7 +11,7 @@ from .affinities import Affinities
 from .balancing import LoadBalancing, chooser
 from .connection import AgentConnection
 from .endpoint import Endpoint
-from .settings import Settings
+from .settings import PoolSettings
 
 if TYPE_CHECKING:
     from .client import StreamClient
@@ -37,7 +37,7 @@ class Rotation:
     :ivar heterogeneous: whether one of those that are alive doesn't receive all that any instance receives.
     """
 
-    def __init__(self, settings: Settings, client: "StreamClient", endpoints: Sequence[Endpoint]) -> None:
+    def __init__(self, settings: PoolSettings, client: "StreamClient", endpoints: Sequence[Endpoint]) -> None:
         self.endpoints = endpoints
         self.where: dict[AgentConnection, Endpoint] = {}
         self.connections: list[AgentConnection] = []

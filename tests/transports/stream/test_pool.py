@@ -39,7 +39,7 @@ from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import CancelReason
 from asgi_agents.transports import backoff
 from asgi_agents.transports.stream import StreamClient
-from asgi_agents.transports.stream.pool import StreamPool
+from asgi_agents.transports.stream.pool import AgentPool
 from tests.support.examples import examples
 
 from .peer import Peer, Received, handshake
@@ -92,7 +92,7 @@ async def waiting_tasks() -> AsyncIterator[TaskGroup]:
 class Queue:
     """Tasks that want a place, and keep it."""
 
-    def __init__(self, pool: StreamPool, tasks: TaskGroup) -> None:
+    def __init__(self, pool: AgentPool, tasks: TaskGroup) -> None:
         self.pool = pool
         self.tasks = tasks
         self.served: list[str] = []
