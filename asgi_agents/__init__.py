@@ -98,7 +98,7 @@ if TYPE_CHECKING:
     from .status import status_app
     from .transports import ForwardAuthTransport, GrpcTransport, HttpTransport
     from .transports.forward_auth import ForwardAuthStyle
-    from .transports.http import TransportFactory
+    from .transports.http_origin import TransportFactory
 else:
     # What only some need is imported when it is asked for (PEP 562): httpx alone takes as long as all the rest.
     _LAZY = {
@@ -107,7 +107,7 @@ else:
         "ForwardAuthTransport": "transports",
         "GrpcTransport": "transports",
         "HttpTransport": "transports",
-        "TransportFactory": "transports.http",
+        "TransportFactory": "transports.http_origin",
         "load": "files",
         "status_app": "status",
     }

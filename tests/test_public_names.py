@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import asgi_agents
-from asgi_agents import agents, guardrails
+from asgi_agents import agents, guardrails, transports
 
 PACKAGE = Path(asgi_agents.__file__).parent
 # What users get from StreamTransport and hand to nobody.
@@ -70,5 +70,5 @@ def test_what_a_public_signature_names_is_public(package: ModuleType, name: str)
     annotations = _annotations_of(node) if isinstance(node, ast.FunctionDef) else _annotations(node)
     named = set().union(*map(_named, annotations))
     private = {each for each in named if each.startswith("_")}
-    public = {*asgi_agents.__all__, *guardrails.__all__}
+    public = {*asgi_agents.__all__, *guardrails.__all__, *transports.__all__}
     assert (named & _defined()) - {*public, *INTERNAL} - private == set()

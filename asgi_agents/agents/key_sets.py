@@ -11,7 +11,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
 
 from ..memory.pieces import Pieces
-from ..transports.http import abandon
+from ..transports.http_origin import abandon
 
 PublicKey = RSAKey | ECKey | OKPKey
 

@@ -21,7 +21,8 @@ from ..protocol import (
     TextSpan,
 )
 from ..protocol.codec import decode_value, encode_value
-from ..transports.http import HttpTransport, TransportFactory
+from ..transports.http import HttpTransport
+from ..transports.http_origin import TransportFactory
 from ..transports.tls import ClientCertificate
 from .masking import replaced_spans
 

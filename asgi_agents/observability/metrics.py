@@ -59,8 +59,8 @@ class AgentStatistics(Struct, frozen=True, kw_only=True):
     """The state of one agent at one moment.
 
     ``in_flight`` calls of at most ``max_in_flight`` are under way, ``waiting`` ones wait for a permit or for a place on
-    a connection. ``breaker`` is None where it is switched off. ``endpoints`` are those of the stream transport, on the
-    running event loop.
+    a connection. ``breaker`` is None where it is switched off. ``endpoints`` are those of the stream transport, and of
+    HTTP where a host leads to several addresses, on the running event loop.
     """
 
     transport: str

@@ -17,9 +17,13 @@ _SocketOptions = Iterable[httpcore.SOCKET_OPTION]
 
 
 class CoalescingBackend(httpcore.AsyncNetworkBackend):
-    """Connects as httpcore does on anyio. Each stream is a :class:`CoalescingStream`."""
+    """Connects as httpcore does on anyio. Each stream is a :class:`CoalescingStream`.
 
-    def __init__(self) -> None:
+    :param address: where to connect to by TCP, whatever the host of a request is; empty: to that host.
+    """
+
+    def __init__(self, address: str = "") -> None:
+        self._address = address
         self._backend = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -30,7 +34,8 @@ class CoalescingBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: _SocketOptions | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        return CoalescingStream(await self._backend.connect_tcp(host, port, timeout, local_address, socket_options))
+        where = self._address or host
+        return CoalescingStream(await self._backend.connect_tcp(where, port, timeout, local_address, socket_options))
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: _SocketOptions | None = None

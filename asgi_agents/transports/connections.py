@@ -1,9 +1,11 @@
 """Keep-alive connections to one agent, which belong to one event loop."""
 
+import math
+import re
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Final
 
@@ -11,19 +13,38 @@ import httpcore
 import httpx
 from anyio import CancelScope
 
+from ..errors import AgentConnectionError, text_of
 from .coalescing_backend import CoalescingBackend
+from .http1.request import HttpRequest
+from .http_answer import HttpAnswer
 
 # Seconds. Less than the 5 after which uvicorn, hypercorn and Node close an idle connection themselves: a request that
 # crosses that close on the wire is lost, and can't be sent again without knowing whether the agent has seen it.
 KEEPALIVE_EXPIRY: Final = 4.0
 
+# h11 quotes what it could not parse; what an agent sent does not belong in logs.
+_QUOTED_BYTES: Final = re.compile(r"(?:bytearray\()?b['\"].*", re.DOTALL)
+
 _CONNECTED: Final = frozenset({"connection.connect_tcp.complete", "connection.connect_unix_socket.complete"})
 
 
-class HttpConnection(httpx.AsyncHTTPTransport):
-    """An httpx transport for one connection, which :meth:`aclose` closes whatever was cut short."""
+class NotConnectedError(AgentConnectionError):
+    """No connection could be made. Nothing was sent."""
 
-    def __init__(self, ssl_context: ssl.SSLContext, uds: str | None) -> None:
+
+def describe(exc: BaseException) -> str:
+    """What went wrong, for a message."""
+    # trio's BrokenResourceError, for one, leaves it to its cause to say what was wrong.
+    return f"{type(exc).__name__}: {_QUOTED_BYTES.sub('…', text_of(exc))}"
+
+
+class HttpConnection(httpx.AsyncHTTPTransport):
+    """An httpx transport for one connection, which :meth:`aclose` closes whatever was cut short.
+
+    :param address: where to connect to; empty: to the host of the URL.
+    """
+
+    def __init__(self, ssl_context: ssl.SSLContext, uds: str | None, address: str = "") -> None:
         super().__init__(verify=ssl_context, trust_env=False)
         # httpx has no argument for the backend.
         self._pool = httpcore.AsyncConnectionPool(
@@ -32,7 +53,7 @@ class HttpConnection(httpx.AsyncHTTPTransport):
             max_keepalive_connections=1,
             keepalive_expiry=KEEPALIVE_EXPIRY,
             uds=uds,
-            network_backend=CoalescingBackend(),
+            network_backend=CoalescingBackend(address),
         )
         self._socket: Any = None
 
@@ -80,16 +101,17 @@ class ConnectionStack:
     short is closed and thrown away whole.
     """
 
-    def __init__(self, ssl_context: ssl.SSLContext, uds: str | None) -> None:
+    def __init__(self, ssl_context: ssl.SSLContext, uds: str | None, address: str = "") -> None:
         self._ssl_context = ssl_context
         self._uds = uds
+        self._address = address
         self._idle: deque[tuple[float, HttpConnection]] = deque()
         self._closed = False
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[httpx.AsyncBaseTransport]:
         """A connection for one call. Leaving with an exception closes it."""
-        connection = self._idle.pop()[1] if self._idle else HttpConnection(self._ssl_context, self._uds)
+        connection = self._idle.pop()[1] if self._idle else self._make()
         try:
             yield connection
         except BaseException:
@@ -103,6 +125,14 @@ class ConnectionStack:
         while self._idle and self._idle[0][0] < now - KEEPALIVE_EXPIRY:
             await self._idle.popleft()[1].aclose()
 
+    @property
+    def idle(self) -> int:
+        """Connections that no call uses."""
+        return len(self._idle)
+
+    def _make(self) -> HttpConnection:
+        return HttpConnection(self._ssl_context, self._uds, self._address)
+
     async def aclose(self) -> None:
         """Close the idle connections now, and each of the others when its call ends."""
         self._closed = True
@@ -112,6 +142,9 @@ class ConnectionStack:
 
 class SharedTransport:
     """A transport that does its own pooling, lent to every call."""
+
+    #: Connections are its own affair.
+    idle = 0
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self._transport = transport
@@ -125,4 +158,34 @@ class SharedTransport:
         await self._transport.aclose()
 
 
-Connections = ConnectionStack | SharedTransport
+class LeasingPool:
+    """Sends with a transport of httpx for each call.
+
+    :param exchange: sends a request with the transport that it is given, and returns the answer.
+    """
+
+    def __init__(
+        self,
+        connections: ConnectionStack | SharedTransport,
+        exchange: Callable[[httpx.AsyncBaseTransport, HttpRequest], Awaitable[HttpAnswer]],
+    ) -> None:
+        self._connections = connections
+        self._exchange = exchange
+
+    @property
+    def idle(self) -> int:
+        """Connections that no call uses."""
+        return self._connections.idle
+
+    async def send(self, request: HttpRequest, deadline: float = math.inf) -> HttpAnswer:
+        """Send a request and return its answer. Whoever calls it keeps the deadline, and cancels it.
+
+        :raises NotConnectedError: the agent could not be reached.
+        :raises Exception: whatever else ``exchange`` raises.
+        """
+        async with self._connections.lease() as transport:
+            return await self._exchange(transport, request)
+
+    async def aclose(self) -> None:
+        """Close the idle connections now, and each of the others when its call ends."""
+        await self._connections.aclose()

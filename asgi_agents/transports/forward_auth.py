@@ -14,9 +14,10 @@ from ..protocol.headers import as_one_spelling, without_blanks
 from ..protocol.validation import REDIRECT_STATUSES, is_untouchable
 from .authorization import AUTHORIZED_EVENTS, HEADS, AuthorizationClient, denial, refusal_of_input
 from .base import AgentClient
-from .http import USER_AGENT, HttpOrigin, TransportFactory, checked_headers
+from .discovery import RESOLVE_INTERVAL
 from .http1.request import RequestHead
 from .http_answer import AnswerTooLongError, HttpAnswer
+from .http_origin import USER_AGENT, HttpOrigin, TransportFactory, checked_headers
 from .tls import ClientCertificate
 
 #: How a service is asked: as Traefik and Caddy do, as nginx does, or as Envoy does.
@@ -136,6 +137,7 @@ class ForwardAuthTransport(HttpOrigin):
     :param trust_forwarded_headers: take scheme and host from ``X-Forwarded-Proto`` and ``-Host``, and add to
         ``X-Forwarded-For``. Only where all requests come through a proxy that sets them.
     :param max_answer_bytes: a longer answer that allows is a failure. Of a longer denial the content is left out.
+    :param resolve_interval: as of :class:`~asgi_agents.HttpTransport`.
 
     The other parameters are those of :class:`HttpTransport`.
 
@@ -167,9 +169,16 @@ class ForwardAuthTransport(HttpOrigin):
         uds: str | None = None,
         transport: httpx.AsyncBaseTransport | TransportFactory | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
+        resolve_interval: float | None = RESOLVE_INTERVAL,
     ) -> None:
         super().__init__(
-            address, verify=verify, cert=cert, uds=uds, transport=transport, max_answer_bytes=max_answer_bytes
+            address,
+            verify=verify,
+            cert=cert,
+            uds=uds,
+            transport=transport,
+            max_answer_bytes=max_answer_bytes,
+            resolve_interval=resolve_interval,
         )
         if style not in get_args(ForwardAuthStyle):
             raise self._wrong("style", style, "'forward_auth', 'auth_request' or 'ext_authz'")
@@ -219,7 +228,7 @@ class ForwardAuthTransport(HttpOrigin):
         if body is None and question.method not in (b"GET", b"HEAD"):
             body = b""
         try:
-            answer = await self._send(question, body)
+            answer = await self._send(question, body, deadline)
         except AnswerTooLongError as exc:
             if 300 <= exc.status <= 499:
                 return denial(exc.status, None, ())
@@ -228,6 +237,7 @@ class ForwardAuthTransport(HttpOrigin):
             return self._allowed(answer)
         if 300 <= answer.status <= 499:
             return self._denied(answer)
+        self._note_unreadable()
         raise AgentError(f"it answered {answer.status}, expected 2xx, 3xx or 4xx")
 
     # The question

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from ..concurrency.background import BackgroundTask, on_trio
 from ..errors import AgentConnectionError, ConfigurationError, text_of
+from .racing import connect_socket, is_ip_address
 from .readable import is_readable
 
 # Bytes that may wait to be sent before `congested` says so.
@@ -102,12 +103,16 @@ class Wire(Protocol):
 
 
 class Address(Struct, frozen=True):
-    """Where a peer is: the path of a Unix socket, or a host and a port."""
+    """Where a peer is: the path of a Unix socket, or a host and a port.
+
+    ``server_name``: whom the certificate has to name, where that is not the host.
+    """
 
     text: str
     path: str | None = None
     host: str = ""
     port: int = 0
+    server_name: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -202,12 +207,12 @@ async def _connect_asyncio(address: Address, receiver: Receiver, tls: ssl.SSLCon
         return AsyncioWire(receiver)
 
     if address.path is not None:
-        connecting = loop.create_unix_connection(wire, address.path)
-    else:
-        connecting = loop.create_connection(
-            wire, address.host, address.port, ssl=tls, server_hostname=address.host if tls else None
-        )
-    return (await connecting)[1]
+        return (await loop.create_unix_connection(wire, address.path))[1]
+    options: dict[str, Any] = {"ssl": tls, "server_hostname": (address.server_name or address.host) if tls else None}
+    if is_ip_address(address.host):
+        return (await loop.create_connection(wire, address.host, address.port, **options))[1]
+    connected = await connect_socket(loop, address.host, address.port)
+    return (await loop.create_connection(wire, sock=connected, **options))[1]
 
 
 class AsyncioWire(asyncio.Protocol):
@@ -316,7 +321,13 @@ async def _connect_anyio(address: Address, receiver: Receiver, tls: ssl.SSLConte
     elif tls is None:
         stream = await anyio.connect_tcp(address.host, address.port)
     else:
-        stream = await anyio.connect_tcp(address.host, address.port, ssl_context=tls, tls_standard_compatible=False)
+        stream = await anyio.connect_tcp(
+            address.host,
+            address.port,
+            ssl_context=tls,
+            tls_hostname=address.server_name or address.host,
+            tls_standard_compatible=False,
+        )
     return AnyioWire(stream, receiver)
 
 

@@ -25,7 +25,7 @@ def websocket_implementations() -> Iterator[str]:
 
 
 @contextmanager
-def serve(app: ASGIApp, **options: Any) -> Iterator[str]:
+def serve(app: ASGIApp, *, at: tuple[str, int] = ("127.0.0.1", 0), **options: Any) -> Iterator[str]:
     """Run ``app`` with uvicorn in a thread; gives the URL of its root.
 
     ``options`` are uvicorn's. With ``uds`` the URL's host means nothing. The server listens from the first line inside
@@ -36,9 +36,9 @@ def serve(app: ASGIApp, **options: Any) -> Iterator[str]:
     sockets = None
     url = "http://agent/"
     if "uds" not in options:
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server(at)
         sockets = [listener]
-        url = f"http{'s' if 'ssl_certfile' in options else ''}://127.0.0.1:{listener.getsockname()[1]}/"
+        url = f"http{'s' if 'ssl_certfile' in options else ''}://{at[0]}:{listener.getsockname()[1]}/"
     thread = threading.Thread(target=server.run_in_thread, args=(sockets,), name="uvicorn")
     thread.start()
     try:

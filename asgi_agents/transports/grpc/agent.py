@@ -4,6 +4,7 @@ import logging
 from functools import partial
 from typing import Any
 
+from ...concurrency.background import BackgroundTask
 from ...errors import AgentConnectionError, AgentError
 from ...protocol import EventType
 from ...protocol.grpc.events import CARRIED
@@ -14,7 +15,7 @@ from ..stream.endpoint import Endpoint
 from ..stream.pool import AgentPool
 from ..wire import Wire
 from .agent_connection import GrpcConnection
-from .channel import open_channel
+from .channel import Channel, open_channel
 from .settings import GrpcSettings, target_of
 
 logger = logging.getLogger("asgi_agents")
@@ -53,7 +54,7 @@ class GrpcPool(AgentPool):
     def __init__(self, settings: GrpcSettings, client: GrpcClient) -> None:
         self._grpc_settings = settings
         self._grpc_client = client
-        self._channels = {address: open_channel(settings, target_of(address)) for address in settings.addresses}
+        self._channels: dict[Endpoint, Channel] = {}
         super().__init__(settings, client)
 
     def new_connection(self, endpoint: Endpoint) -> AgentConnection:
@@ -68,7 +69,17 @@ class GrpcPool(AgentPool):
         )
 
     async def open_wire(self, endpoint: Endpoint, connection: AgentConnection) -> Wire:
-        return self._channels[endpoint.address].wire(PROCESS_STREAM, connection)
+        channel, address = self._channels.get(endpoint), endpoint.address
+        if channel is None:
+            channel = self._channels[endpoint] = open_channel(
+                self._grpc_settings, target_of(address), address.server_name and f"{address.server_name}:{address.port}"
+            )
+        return channel.wire(PROCESS_STREAM, connection)
+
+    def dropped(self, endpoint: Endpoint) -> None:
+        channel = self._channels.pop(endpoint, None)
+        if channel is not None:
+            BackgroundTask(channel.aclose)
 
     async def push_config(self, config: Any) -> None:
         """A configuration travels in the handshake: begin another stream with it, and let the others come to an end.
@@ -76,7 +87,7 @@ class GrpcPool(AgentPool):
         The client has it already, and goes back to the one before where this raises.
         """
         reached = False
-        for endpoint in self.rotation.endpoints:
+        for endpoint in tuple(self.rotation.endpoints):
             old = [connection for connection in endpoint.connections if connection.alive]
             if not old:
                 continue

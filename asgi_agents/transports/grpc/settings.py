@@ -23,6 +23,10 @@ class GrpcSettings(PoolSettings, frozen=True, kw_only=True):
     scheme: str | None = None
 
     @property
+    def encrypted(self) -> bool:
+        return self.tls is not None
+
+    @property
     def options(self) -> list[tuple[str, Any]]:
         """The arguments of a channel, as gRPC's core library names them (``grpc/impl/channel_arg_names.h``)."""
         options: list[tuple[str, Any]] = [
@@ -45,6 +49,14 @@ class GrpcSettings(PoolSettings, frozen=True, kw_only=True):
                 ("grpc.keepalive_timeout_ms", int(_KEEPALIVE_TIMEOUT * 1000)),
             ]
         return options
+
+    def in_the_name_of(self, authority: str) -> list[tuple[str, Any]]:
+        """Further arguments, for a channel to one of the addresses of a name."""
+        if not authority:
+            return []
+        # Only the channel's own argument for tests has the certificate compared with another name than the target.
+        override = [("grpc.ssl_target_name_override", authority.rpartition(":")[0])] if self.encrypted else []
+        return [("grpc.default_authority", authority), *override]
 
 
 def target_of(address: Address) -> str:

@@ -8,6 +8,7 @@ from ...errors import ConfigurationError
 from ...policy import require_int, require_seconds
 from ...protocol import EventType
 from ..base import AgentClient
+from ..discovery import RESOLVE_INTERVAL
 from ..stream.balancing import LoadBalancing
 from ..tls import ClientCertificate, pem_files
 from ..wire import Address, parse_address
@@ -64,12 +65,13 @@ class GrpcTransport:
     :param protocol: ``"agent"``: the agent protocol of the Rust proxy, ``zentinel.agent.v2.AgentServiceV2``.
         ``"ext_proc"``: any external processor for Envoy. ``"ext_authz"``: any external authoriser for Envoy.
     :param connections: ``"agent"``: how many streams, to each address.
-    :param load_balancing: ``"agent"``: how requests are spread over them; see :class:`LoadBalancing`.
+    :param load_balancing: ``"agent"``: how requests are spread over them; see :class:`StreamTransport`.
     :param connect_timeout: seconds to connect, handshake included.
     :param drain_timeout: seconds that calls under way get when the connections are closed.
     :param max_calls_per_connection: ``"agent"``: further calls wait, within their deadline. A call that was given up
         counts until its answer has come.
     :param ping_interval: ``"agent"``: seconds between pings of the protocol.
+    :param resolve_interval: ``"agent"``: seconds between two lookups of a host name; see :class:`StreamTransport`.
     :param stall_timeout: ``"agent"``: a stream on which the agent owes a pong, or the answer to a call that was given
         up, and has said nothing at all for so many seconds, is ended.
     :param keepalive: seconds between pings of HTTP/2, while calls are under way. One that isn't answered within 10 s
@@ -97,12 +99,14 @@ class GrpcTransport:
         protocol: Literal["agent", "ext_proc", "ext_authz"] = "agent",
         connections: int = _CONNECTIONS,
         load_balancing: LoadBalancing
-        | Literal["round_robin", "least_connections", "health_based", "random"] = LoadBalancing.ROUND_ROBIN,
+        | Literal["round_robin", "least_connections", "health_based", "random", "power_of_two"]
+        | None = None,
         connect_timeout: float = 5.0,
         drain_timeout: float = 30.0,
         max_calls_per_connection: int = _CALLS,
         ping_interval: float = 10.0,
         stall_timeout: float = 20.0,
+        resolve_interval: float | None = RESOLVE_INTERVAL,
         keepalive: float | None = 30.0,
         max_event_bytes: int = MAX_EVENT_BYTES,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
@@ -117,6 +121,7 @@ class GrpcTransport:
             ("drain_timeout", drain_timeout),
             ("ping_interval", ping_interval),
             ("stall_timeout", stall_timeout),
+            ("resolve_interval", RESOLVE_INTERVAL if resolve_interval is None else resolve_interval),
             ("keepalive", 1.0 if keepalive is None else keepalive),
         ):
             require_seconds("GrpcTransport", name, value)
@@ -130,7 +135,7 @@ class GrpcTransport:
         if not secure and (verify is not True or cert is not None):
             raise _wrong("target", target, "grpcs://, for that is what verify and cert are about")
         try:
-            balancing = LoadBalancing(load_balancing)
+            balancing = None if load_balancing is None else LoadBalancing(load_balancing)
         except ValueError:
             known = " or ".join(repr(str(member)) for member in LoadBalancing)
             raise _wrong("load_balancing", load_balancing, known) from None
@@ -150,6 +155,7 @@ class GrpcTransport:
             max_calls_per_connection=max_calls_per_connection,
             ping_interval=float(ping_interval),
             stall_timeout=float(stall_timeout),
+            resolve_interval=None if resolve_interval is None else float(resolve_interval),
             keepalive=None if keepalive is None else float(keepalive),
             max_event_bytes=max_event_bytes,
             max_answer_bytes=max_answer_bytes,

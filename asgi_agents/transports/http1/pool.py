@@ -1,6 +1,7 @@
 """Keep-alive connections to one agent, on one of asyncio's event loops."""
 
 import asyncio
+import math
 from collections import deque
 
 from ...concurrency.background import Timer
@@ -9,6 +10,7 @@ from ..http_answer import HttpAnswer
 from .answer import AnswerParser, CheckHead
 from .connecting import Http1Connector
 from .connection import Http1Connection
+from .request import HttpRequest
 
 
 class Http1Pool:
@@ -34,16 +36,25 @@ class Http1Pool:
         self._armed = False
         self._closed = False
 
-    async def send(self, head: bytes, content: bytes, *, head_only: bool = False) -> HttpAnswer:
-        """Send a request and return its answer. ``head_only``: the method is HEAD.
+    @property
+    def idle(self) -> int:
+        """Connections that no call uses."""
+        return len(self._idle)
+
+    async def send(self, request: HttpRequest, deadline: float = math.inf) -> HttpAnswer:
+        """Send a request and return its answer.
 
         It must be safe to cancel: its connection is closed then. It is never repeated.
 
+        :param deadline: kept by whoever calls it, who cancels it then.
+        :raises NotConnectedError: the agent could not be reached.
         :raises AgentError: for an answer that can't be one.
-        :raises Exception: the agent could not be reached, or the connection broke.
+        :raises Exception: the connection broke.
         """
-        connection = self._take() or await self._connector.connect(self._make)
-        received = await connection.send(head, content, head_only=head_only)
+        head, content = request.head, request.content
+        encoded = head.encode(None if content is None else len(content), request.trace_context)
+        connection = self._take() or await self._connect()
+        received = await connection.send(encoded, content or b"", head_only=head.method == b"HEAD")
         answer = HttpAnswer(connection.status, connection.headers, received)
         if connection.reusable:
             self._keep(connection)
@@ -59,6 +70,12 @@ class Http1Pool:
             connection.abort()
         for connection in closing:
             await connection.wait_closed()
+
+    async def _connect(self) -> Http1Connection:
+        try:
+            return await self._connector.connect(self._make)
+        except Exception as exc:
+            raise connections.NotConnectedError(connections.describe(exc)) from exc
 
     def _make(self) -> Http1Connection:
         answers = AnswerParser(self._check_head, self._max_answer_bytes, keep_headers=self._keep_headers)

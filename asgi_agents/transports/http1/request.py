@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from ...protocol import TOKEN
 
@@ -11,6 +11,14 @@ _TARGET: Final = re.compile(rb"[!-~]+\Z")
 _VALUE: Final = re.compile(rb"(?:[!-~](?:[\t -~]*[!-~])?)?\Z")
 _CLIENTS_VALUE: Final = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?\Z")
 _TRACE_VALUE: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")
+
+
+class HttpRequest(NamedTuple):
+    """A request. ``content`` is None where it has none; ``trace_context`` are headers for this request alone."""
+
+    head: "RequestHead"
+    content: bytes | None
+    trace_context: Mapping[str, str]
 
 
 class RequestHead:

@@ -47,10 +47,11 @@ class Connector:
         self._pool = pool
         self._wake = anyio.Event()
         self._failed_early = ""
+        self._retired = False
         # What the log said last: None nothing yet, "" that it is connected, else why it isn't.
         self._logged: str | None = None
         self._quiet_until = 0.0
-        self._tasks = (BackgroundTask(self._keep), BackgroundTask(self._check))
+        self._tasks: tuple[BackgroundTask, ...] = (BackgroundTask(self._keep), BackgroundTask(self._check))
 
     def cancel(self) -> None:
         """Make no more connections."""
@@ -61,6 +62,16 @@ class Connector:
         """Wait until it has ended."""
         for task in self._tasks:
             await task.wait()
+
+    def retire(self) -> None:
+        """Make no more connections, and let go of those that there are when ``settings.drain_timeout`` has passed."""
+        self._retired = True
+        self._tasks[0].cancel()
+        self._tasks = (*self._tasks, BackgroundTask(self._let_go))
+
+    async def _let_go(self) -> None:
+        await anyio.sleep(self._settings.drain_timeout)
+        self._pool.endpoints.let_go(self._endpoint)
 
     def lost(self, connection: AgentConnection) -> None:
         """A connection is gone, or takes no new requests: another has to be made."""
@@ -124,6 +135,10 @@ class Connector:
                 await connection.wait_closed()
             return
         endpoint = self._endpoint
+        if self._retired:
+            # In the moment in which it came to be.
+            connection.fail("never used")
+            return
         endpoint.connected()
         endpoint.connections.append(connection)
         if not endpoint.flapping:
@@ -139,6 +154,7 @@ class Connector:
         if not self._endpoint.connections:
             self._log_down(fault)
         delay = self._endpoint.not_connected(fault)
+        self._pool.endpoints.failed(self._endpoint, reached=False)
         self._pool.settle()
         await anyio.sleep(delay)
 

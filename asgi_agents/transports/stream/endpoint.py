@@ -1,25 +1,21 @@
 """One address of an agent: how its connections and calls went lately, and when to connect again. No I/O."""
 
-import random
 import time
 from collections.abc import Callable
 from typing import Final
 
+from msgspec.structs import replace
+
 from ...protocol import EventType
 from ...protocol.stream import HealthState
+from ..backoff import backoff
+from ..discovery import Ejection
 from ..wire import Address
 from .connection import AgentConnection
 from .flow_control import Capacity
 
-# Seconds before the first attempt to connect again, and the most.
-_FIRST_BACKOFF: Final = 0.1
-_MAX_BACKOFF: Final = 5.0
 # Seconds after which a connection counts as useful though it has answered nothing.
 _SETTLED_AFTER: Final = 5.0
-# Failures in a row that take an endpoint out of rotation, and for how many seconds: doubled each time, up to a minute.
-_EJECT_AFTER: Final = 5
-_FIRST_EJECTION: Final = 5.0
-_MAX_EJECTION: Final = 60.0
 
 
 class Endpoint:
@@ -37,14 +33,19 @@ class Endpoint:
         self.events: frozenset[EventType] = frozenset()
         #: Why it can't be reached; empty where it can, or nobody has tried yet.
         self.fault = ""
+        self.ejection = Ejection()
         self._clock = clock
         self._attempts = 0
         self._settled = False
         self._failed_early = False
         self._connected_at = 0.0
-        self._failures = 0
-        self._ejections = 0
-        self._ejected_until = 0.0
+
+    def rename(self, text: str) -> None:
+        """It is where it was, and goes by another name."""
+        if text != self.address.text:
+            self.address = replace(self.address, text=text)
+            for connection in self.connections:
+                connection.address = text
 
     # Connecting
 
@@ -89,33 +90,32 @@ class Endpoint:
         return True
 
     def not_connected(self, fault: str) -> float:
-        """An attempt has come to nothing; returns the seconds to wait before the next.
-
-        Half of the wait is random, so that not all clients connect at once when an agent comes back.
-        """
+        """An attempt has come to nothing; returns the seconds to wait before the next."""
         self.fault = fault
-        backoff: float = min(_MAX_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(self._attempts, 16))
         self._attempts += 1
-        return backoff * (0.5 + random.random() / 2)  # noqa: S311 - no secret
+        return backoff(self._attempts - 1)
 
     # Calls
 
     @property
     def ejected(self) -> bool:
         """Whether its calls have failed so often that others should have them for a while."""
-        return self._clock() < self._ejected_until
+        return self._clock() < self.ejection.until
 
-    def rated(self, *, answered: bool) -> None:
-        """Count a call that was answered, or failed by the agent's fault."""
+    @property
+    def left_out(self) -> bool:
+        """Whether others should get the next call, as far as there are any."""
+        ejection = self.ejection
+        # Most have never failed that often, and this is asked of all of them for each request.
+        return (ejection.until > 0.0 or ejection.failures > 0) and ejection.left_out(self._clock())
+
+    def rated(self, *, answered: bool, spared: bool = True) -> None:
+        """Count a call that was answered, or failed by the agent's fault.
+
+        :param spared: whether others can do without it.
+        """
         if answered:
-            self._failures = self._ejections = 0
+            self.ejection.answered()
             self.confirmed()
-            return
-        if self.ejected:
-            # Calls that were under way when it was ejected don't count.
-            return
-        self._failures += 1
-        if self._failures >= _EJECT_AFTER:
-            self._failures = 0
-            self._ejected_until = self._clock() + min(_MAX_EJECTION, _FIRST_EJECTION * 2.0 ** min(self._ejections, 8))
-            self._ejections += 1
+        else:
+            self.ejection.failed(self._clock(), spared=spared)

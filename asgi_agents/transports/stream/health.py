@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from ...protocol.stream import HealthState, HealthStatus, Ping, now_ms
 from .pending_calls import PendingCall
@@ -27,18 +28,29 @@ class Health:
 
     :ivar state: what the agent has said last.
     :ivar timeout_multiplier: by how much a degraded agent wants its timeouts longer, 1 to 10.
-    :ivar retired: whether the connection takes no new requests, because the agent has forgotten to answer.
+    :ivar retired: whether the connection takes no new requests, whatever the agent says; see :meth:`retire`.
     :ivar score: the share of the latest calls that were answered in time, 0 to 1.
     :ivar watched: whether an answer is news to the owner of the connection.
     :ivar heard_at: when bytes came last.
     """
 
-    __slots__ = ("_pinged_at", "_pings", "heard_at", "retired", "score", "state", "timeout_multiplier", "watched")
+    __slots__ = (
+        "_pinged_at",
+        "_pings",
+        "_why_retired",
+        "heard_at",
+        "retired",
+        "score",
+        "state",
+        "timeout_multiplier",
+        "watched",
+    )
 
     def __init__(self, now: float) -> None:
         self.state = HealthState.HEALTHY
         self.timeout_multiplier = 1.0
         self.retired = False
+        self._why_retired = ""
         self.score = 1.0
         self.watched = True
         self.heard_at = now
@@ -53,7 +65,12 @@ class Health:
     @property
     def why_leaving(self) -> str:
         """The reason, for messages."""
-        return "it is draining" if self.state is HealthState.DRAINING else "it does not answer"
+        return "it is draining" if self.state is HealthState.DRAINING else self._why_retired or "it does not answer"
+
+    def retire(self, why: str) -> None:
+        """Let the connection take no new requests."""
+        self.retired = True
+        self._why_retired = self._why_retired or why
 
     def apply(self, status: HealthStatus) -> None:
         """Take over what the agent says; states that this version does not know are ignored."""
@@ -86,7 +103,7 @@ class Health:
         if now - silent_since >= stall_timeout:
             return True
         if now - owed_since >= stall_timeout:
-            self.retired = True
+            self.retire("it does not answer")
         return False
 
     def next_ping(self, now: float) -> Ping | None:
@@ -102,24 +119,24 @@ class HealthLog:
     """Logs what an agent says of its health.
 
     It says so on each of its connections, and may change its mind at any time. So each change is logged once for an
-    address, and there are at most six lines a minute.
+    endpoint, and there are at most six lines a minute.
     """
 
     def __init__(self, agent_id: str) -> None:
         self._agent_id = agent_id
-        self._logged: dict[str, HealthState] = {}
+        self._logged: WeakKeyDictionary[object, HealthState] = WeakKeyDictionary()
         self._times: deque[float] = deque()
 
-    def note(self, address: str, state: HealthState) -> None:
-        """The agent at ``address`` has said so on one of its connections."""
-        if self._logged.get(address, HealthState.HEALTHY) is state:
+    def note(self, endpoint: object, address: str, state: HealthState) -> None:
+        """The agent has said so on one of its connections to ``endpoint``, which is at ``address`` now."""
+        if self._logged.get(endpoint, HealthState.HEALTHY) is state:
             return
         now = time.monotonic()
         while self._times and self._times[0] < now - _LOG_INTERVAL:
             self._times.popleft()
         if len(self._times) < _LOG_LINES:
             self._times.append(now)
-            self._logged[address] = state
+            self._logged[endpoint] = state
             logger.log(
                 logging.INFO if state is HealthState.HEALTHY else logging.WARNING,
                 "agent %r at %s says that it is %s",

@@ -12,8 +12,9 @@ from ...protocol import Event, EventType
 from ...protocol.stream import CancelReason, ConfigUpdateRequest, HealthState, MetricsReport, correlation_id_of
 from ..wire import Wire
 from .connection import AgentConnection
-from .connector import Connector, hand_over
+from .connector import hand_over
 from .endpoint import Endpoint
+from .endpoints import Endpoints
 from .health import HealthLog
 from .rotation import Rotation
 from .settings import PoolSettings
@@ -31,13 +32,12 @@ class AgentPool:
 
     It is the :class:`~asgi_agents.transports.stream.connection.Owner` of its connections.
 
+    :ivar endpoints: where the connections lead.
     :ivar rotation: the connections, and which of them takes a call.
     :ivar queue: the calls that wait for a place.
     """
 
     def __init__(self, settings: PoolSettings, client: "StreamClient") -> None:
-        self.rotation = Rotation(settings, client)
-        self.queue = WaitQueue(self.rotation)
         self._settings = settings
         self._client = client
         # Closed, but perhaps not read to the end by the peer.
@@ -46,9 +46,9 @@ class AgentPool:
         self._was_up = False
         self._health_log = HealthLog(client.agent_id)
         self._changed = anyio.Event()
-        self._connectors = {
-            endpoint: Connector(endpoint, settings, client, self) for endpoint in self.rotation.endpoints
-        }
+        self.endpoints = Endpoints(settings, client, self)
+        self.rotation = Rotation(settings, client, self.endpoints.current)
+        self.queue = WaitQueue(self.rotation)
 
     # What its connections speak
 
@@ -64,6 +64,9 @@ class AgentPool:
     async def open_wire(self, endpoint: Endpoint, connection: AgentConnection) -> Wire:
         """Open a connection, which is the receiver; raises :class:`AgentConnectionError`."""
         raise NotImplementedError
+
+    def dropped(self, endpoint: Endpoint) -> None:
+        """Nothing is left of an endpoint whose address has left its name."""
 
     # What there is
 
@@ -95,7 +98,7 @@ class AgentPool:
 
     def statistics(self) -> Sequence[EndpointStatistics]:
         """The state and the counts of each endpoint."""
-        return [statistics_of(endpoint) for endpoint in self.rotation.endpoints]
+        return [statistics_of(endpoint) for endpoint in (*self.endpoints.current, *self.endpoints.leaving)]
 
     # A place for a call
 
@@ -149,8 +152,7 @@ class AgentPool:
     def _grow(self) -> None:
         """Have connections made where they are made on demand, and there are too few."""
         if self._settings.on_demand and self.short_of_connections:
-            for connector in self._connectors.values():
-                connector.wanted()
+            self.endpoints.wanted()
 
     def _refusal(self, event_type: EventType | None = None, correlation_id: str = "") -> AgentError | None:
         """Why it makes no sense to wait for a place; None where it does."""
@@ -167,7 +169,11 @@ class AgentPool:
         self._changed.set()
         self._changed = anyio.Event()
 
-    def _note(self, *, flapping: bool = False) -> None:
+    def note(self, *, flapping: bool = False) -> None:
+        """The rotation is not what it was.
+
+        :param flapping: it is no news that there is a connection.
+        """
         self.rotation.update()
         is_up = self.connected
         came_up, self._was_up = is_up and not self._was_up and not flapping, is_up
@@ -188,20 +194,22 @@ class AgentPool:
         health = connection.health
         endpoint = self.rotation.where.get(connection)
         if health.state is not before and endpoint is not None:
-            self._health_log.note(connection.address, health.state)
-            if health.leaving:
-                self._connectors[endpoint].lost(connection)
+            self._health_log.note(endpoint, connection.address, health.state)
+            if health.leaving and not health.retired:
+                self.endpoints.connector(endpoint).lost(connection)
                 self.close_if_done(connection)
-        self._note()
+        self.note()
         self.settle()
 
     def rated(self, connection: AgentConnection, *, answered: bool) -> None:
         endpoint = self.rotation.where.get(connection)
         if endpoint is None:
             return
-        endpoint.rated(answered=answered)
         if answered:
-            self._connectors[endpoint].confirmed()
+            endpoint.rated(answered=True)
+            self.endpoints.connector(endpoint).confirmed()
+        else:
+            endpoint.rated(answered=False, spared=self.rotation.can_be_spared(endpoint))
         # An answer is news after a failure only.
         for each in endpoint.connections:
             each.health.watched = not answered
@@ -216,10 +224,12 @@ class AgentPool:
             return
         endpoint.connections.remove(connection)
         for _ in range(min(failed, 10)):
-            endpoint.rated(answered=False)
+            endpoint.rated(answered=False, spared=self.rotation.can_be_spared(endpoint))
         if not self._closing and not connection.health.leaving:
-            self._connectors[endpoint].lost(connection)
-        self._note()
+            self.endpoints.connector(endpoint).lost(connection)
+            self.endpoints.failed(endpoint, reached=True)
+        self.endpoints.drop_if_done(endpoint)
+        self.note()
         self.settle()
 
     def message_received(self, connection: AgentConnection, message: MetricsReport | ConfigUpdateRequest) -> None:
@@ -233,14 +243,15 @@ class AgentPool:
     def made(self, endpoint: Endpoint, connection: AgentConnection) -> None:
         """There is another connection to ``endpoint``."""
         self.rotation.where[connection] = endpoint
+        self.endpoints.reached(endpoint)
         endpoint.note_events()
-        self._note(flapping=endpoint.flapping)
+        self.note(flapping=endpoint.flapping)
         self.settle()
 
     def checked(self) -> None:
         """Some time has passed: a connection may be retired, and the ejection of an endpoint may be over."""
         if not all(connection.in_rotation for connection in self.rotation.connections):
-            self._note()
+            self.note()
         if self.queue.for_any:
             self.queue.serve_any()
 
@@ -265,7 +276,7 @@ class AgentPool:
     async def push_config(self, config: Any) -> None:
         """Hand ``config`` to each instance of the agent; raises :class:`AgentError` when one doesn't take it."""
         reached = False
-        for endpoint in self.rotation.endpoints:
+        for endpoint in tuple(self.rotation.endpoints):
             # Each connection may lead to a process of its own.
             for connection in tuple(endpoint.connections):
                 if not connection.alive:
@@ -285,12 +296,12 @@ class AgentPool:
 
         :raises AgentError: none can be made; the old ones stay as they are.
         """
-        connector = self._connectors[endpoint]
+        connector = self.endpoints.connector(endpoint)
         await connector.make_another()
         for connection in old:
-            connection.health.retired = True
+            connection.health.retire("another has taken its place")
         connector.wanted()
-        self._note()
+        self.note()
         self.settle()
         for connection in old:
             self.close_if_done(connection)
@@ -298,8 +309,7 @@ class AgentPool:
     async def aclose(self) -> None:
         """Make no more connections, wait for the calls under way as long as the settings say, and close."""
         self._closing = True
-        for connector in self._connectors.values():
-            connector.cancel()
+        self.endpoints.cancel()
         self.settle()
         try:
             with CancelScope(deadline=anyio.current_time() + self._settings.drain_timeout):
@@ -311,8 +321,7 @@ class AgentPool:
                 connection.cancel_all(CancelReason.SHUTDOWN)
                 connection.close("it was closed")
             with anyio.move_on_after(1.0, shield=True):
-                for connector in self._connectors.values():
-                    await connector.wait()
+                await self.endpoints.wait()
                 for connection in connections:
                     await connection.wait_closed()
             for connection in connections:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final
 from ...errors import AgentConnectionError, AgentError, AgentUnavailableError
 from ...protocol import EventType
 from ...protocol.stream import AgentCapabilities, HealthState
+from ..discovery import can_be_spared
 from .affinities import Affinities
-from .balancing import chooser
+from .balancing import LoadBalancing, chooser
 from .connection import AgentConnection
 from .endpoint import Endpoint
 from .settings import PoolSettings
@@ -15,6 +16,8 @@ from .settings import PoolSettings
 if TYPE_CHECKING:
     from .client import StreamClient
 
+# Faults of endpoints in one message.
+_MAX_FAULTS: Final = 5
 _UNHEALTHY_FAULT: Final = "it says that it is unhealthy"
 # To look a member of an enumeration up by its name takes long (CPython 3.11).
 _REQUEST_COMPLETE: Final = EventType.REQUEST_COMPLETE
@@ -27,37 +30,50 @@ class Rotation:
     connections: the agents of the older kits remember a request on its connection, so that it can't change to another
     one because a call of another request takes long.
 
-    :ivar endpoints: all addresses of the agent.
+    :param endpoints: all addresses of the agent; whoever changes the list calls :meth:`update`.
+
     :ivar where: the connections that are alive, also those that take no new requests, and where they lead.
     :ivar connections: those that take new requests.
     :ivar heterogeneous: whether one of those that are alive doesn't receive all that any instance receives.
     """
 
-    def __init__(self, settings: PoolSettings, client: "StreamClient") -> None:
-        self.endpoints = [Endpoint(address) for address in settings.addresses]
+    def __init__(self, settings: PoolSettings, client: "StreamClient", endpoints: Sequence[Endpoint]) -> None:
+        self.endpoints = endpoints
         self.where: dict[AgentConnection, Endpoint] = {}
         self.connections: list[AgentConnection] = []
         self.heterogeneous = False
         self.affinities = Affinities()
         self._client = client
         self._on_demand = settings.on_demand
-        self._choose = chooser(settings.load_balancing)
+        self._choose = chooser(settings.load_balancing or LoadBalancing.ROUND_ROBIN)
         # What any instance receives.
         self._events: frozenset[EventType] = frozenset()
+        # What those have received whose place others have taken that nobody has heard of yet.
+        self._inherited: frozenset[EventType] = frozenset()
 
     def update(self) -> None:
-        """Connections have come or gone, or an agent has said something new of itself."""
+        """Connections or endpoints have come or gone, or an agent has said something new of itself."""
+        if self._inherited and all(endpoint.events for endpoint in self.endpoints):
+            self._inherited = frozenset()
         self.connections = [connection for connection in self.where if connection.in_rotation]
         self._events = self.events
         # A connection that takes no new requests still has its old ones.
         self.heterogeneous = any(not self._events <= connection.events for connection in self.where)
+
+    def balance(self, strategy: LoadBalancing) -> None:
+        """Spread requests like that from now on."""
+        self._choose = chooser(strategy)
+
+    def inherit(self, endpoint: Endpoint) -> None:
+        """It has gone: until those that are left have all said what they receive, its events need a verdict as well."""
+        self._inherited |= endpoint.events
 
     # What is known of the agent
 
     @property
     def events(self) -> frozenset[EventType]:
         """What any instance receives, also those that are away: none of these events may pass without its verdict."""
-        return frozenset().union(*(endpoint.events for endpoint in self.endpoints))
+        return self._inherited.union(*(endpoint.events for endpoint in self.endpoints))
 
     @property
     def capabilities(self) -> Sequence[AgentCapabilities]:
@@ -75,7 +91,7 @@ class Rotation:
         """Why there are no connections; empty where there are, or may yet be."""
         if self.connections or not all(endpoint.down for endpoint in self.endpoints):
             return ""
-        return "; ".join(endpoint.fault for endpoint in self.endpoints)
+        return _faults(self.endpoints)
 
     @property
     def stuck(self) -> bool:
@@ -108,7 +124,7 @@ class Rotation:
             candidates = [connection for connection in candidates if self.hears(connection, event_type)]
         if len(self.endpoints) > 1:
             # Better one that fails often than none.
-            candidates = [c for c in candidates if not self.where[c].ejected] or candidates
+            candidates = [c for c in candidates if not self.where[c].left_out] or candidates
         if not candidates:
             return None
         if self._on_demand:
@@ -125,6 +141,11 @@ class Rotation:
             self.affinities.bind(correlation_id, connection)
         return connection
 
+    def can_be_spared(self, endpoint: Endpoint) -> bool:
+        """Whether enough others can be called, should ``endpoint`` be ejected."""
+        others = {other for connection, other in self.where.items() if connection.in_rotation} - {endpoint}
+        return can_be_spared(sum(not other.ejected for other in others), len(others) + 1)
+
     def is_paused(self, correlation_id: str) -> bool:
         """Whether a call about ``correlation_id`` would have to wait because the agent has asked for it."""
         connection = self.affinities.find(correlation_id)
@@ -138,17 +159,25 @@ class Rotation:
         if usable and event_type is not None and not any(self.hears(each, event_type) for each in usable):
             # Others are up, but not those whose judgement it needs.
             needed = [endpoint for endpoint in self.endpoints if event_type in endpoint.events]
+            needed = needed or [endpoint for endpoint in self.endpoints if not endpoint.events]
             if all(endpoint.fault or endpoint.unhealthy for endpoint in needed):
                 if any(endpoint.unhealthy for endpoint in needed):
                     return AgentUnavailableError(_UNHEALTHY_FAULT)
-                return AgentConnectionError("; ".join(endpoint.fault for endpoint in needed))
+                return AgentConnectionError(_faults(needed))
             return None
         if usable:
             return None
-        if any(connection.health.state is HealthState.UNHEALTHY for connection in self.where):
+        if any(c.health.state is HealthState.UNHEALTHY and not c.health.retired for c in self.where):
             return AgentUnavailableError(_UNHEALTHY_FAULT)
         fault = self.fault
         return AgentConnectionError(fault) if fault else None
+
+
+def _faults(endpoints: Sequence[Endpoint]) -> str:
+    """Why they can't be reached; of many, why the first few can't."""
+    faults = [endpoint.fault for endpoint in endpoints]
+    left_out = len(faults) - _MAX_FAULTS
+    return "; ".join(faults if left_out <= 0 else [*faults[:_MAX_FAULTS], f"and {left_out} more"])
 
 
 def _with_fewest_requests(connections: Sequence[AgentConnection]) -> list[AgentConnection]:

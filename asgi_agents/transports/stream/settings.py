@@ -20,13 +20,19 @@ class PoolSettings(Struct, frozen=True, kw_only=True):
 
     addresses: Sequence[Address]
     connections: int
-    load_balancing: LoadBalancing
+    load_balancing: LoadBalancing | None
     connect_timeout: float
     drain_timeout: float
     max_calls_per_connection: int
     ping_interval: float
     stall_timeout: float
     on_demand: bool = False
+    resolve_interval: float | None = None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the agent has to have a certificate for its name."""
+        return False
 
     @property
     def where(self) -> str:
@@ -41,3 +47,7 @@ class Settings(PoolSettings, frozen=True, kw_only=True):
     encodings: tuple[Encoding, ...]
     tls: ssl.SSLContext | None
     span_unit: SpanUnit = "codepoints"
+
+    @property
+    def encrypted(self) -> bool:
+        return self.tls is not None

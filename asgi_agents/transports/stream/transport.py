@@ -10,6 +10,7 @@ from ...errors import ConfigurationError
 from ...policy import require_seconds
 from ...protocol import Encoding, EventType, SpanUnit
 from ...protocol.stream import Framing
+from ..discovery import RESOLVE_INTERVAL
 from ..tls import ClientCertificate, client_context
 from ..wire import parse_address
 from .balancing import LoadBalancing
@@ -36,7 +37,8 @@ class StreamTransport:
     :param connections: how many, to each endpoint. None: 4. With ``"envelope"`` it is the most there may be: one is
         made at the start, others when there are more requests than connections. None is then the agent's
         ``max_concurrent_calls``, but at most 32.
-    :param load_balancing: how requests are spread over them; see :class:`LoadBalancing`.
+    :param load_balancing: how requests are spread over them; see :class:`LoadBalancing`. None: ``power_of_two`` while a
+        name leads to several addresses, else ``round_robin``.
     :param connect_timeout: seconds to connect, handshake included.
     :param drain_timeout: seconds that calls under way get when the connections are closed.
     :param max_calls_per_connection: further calls wait, within their deadline. None: 100. With ``"envelope"`` it is
@@ -45,6 +47,9 @@ class StreamTransport:
     :param ping_interval: seconds between pings.
     :param stall_timeout: a connection on which the agent owes a pong, or the answer to a call that was given up, and
         has said nothing at all for so many seconds, is closed.
+    :param resolve_interval: seconds between two lookups of a host name, at most. Each address that it leads to is an
+        endpoint of its own, for as long as the name leads there; one that it leads to no more gets no new requests, and
+        those that it has get ``drain_timeout``. None: a name is one endpoint, and looked up when a connection is made.
     :param span_unit: what the agent counts in the spans of its detections: ``"codepoints"`` of the content, as the
         protocol has it, or ``"bytes"`` of its UTF-8, as agents written in Rust or Go may. Handlers get code points.
     :param tls: encrypt; ``tcp://`` only.
@@ -69,12 +74,14 @@ class StreamTransport:
         encoding: Encoding | Literal["json", "msgpack"] = Encoding.JSON,
         connections: int | None = None,
         load_balancing: LoadBalancing
-        | Literal["round_robin", "least_connections", "health_based", "random"] = LoadBalancing.ROUND_ROBIN,
+        | Literal["round_robin", "least_connections", "health_based", "random", "power_of_two"]
+        | None = None,
         connect_timeout: float = 5.0,
         drain_timeout: float = 30.0,
         max_calls_per_connection: int | None = None,
         ping_interval: float = 10.0,
         stall_timeout: float = 20.0,
+        resolve_interval: float | None = RESOLVE_INTERVAL,
         span_unit: SpanUnit = "codepoints",
         tls: bool = False,
         verify: Any = True,
@@ -95,6 +102,7 @@ class StreamTransport:
             ("drain_timeout", drain_timeout),
             ("ping_interval", ping_interval),
             ("stall_timeout", stall_timeout),
+            ("resolve_interval", RESOLVE_INTERVAL if resolve_interval is None else resolve_interval),
         ):
             require_seconds("StreamTransport", name, value)
         for name, number in (("connections", connections), ("max_calls_per_connection", max_calls_per_connection)):
@@ -127,13 +135,14 @@ class StreamTransport:
             encodings=encodings,
             connections=connections or (_MOST_ON_DEMAND if on_demand else _CONNECTIONS),
             on_demand=on_demand,
-            load_balancing=_member(LoadBalancing, "load_balancing", load_balancing),
+            load_balancing=None if load_balancing is None else _member(LoadBalancing, "load_balancing", load_balancing),
             connect_timeout=float(connect_timeout),
             drain_timeout=float(drain_timeout),
             max_calls_per_connection=1 if on_demand else max_calls_per_connection or _CALLS,
             ping_interval=float(ping_interval),
             stall_timeout=float(stall_timeout),
             span_unit=span_unit,
+            resolve_interval=None if resolve_interval is None else float(resolve_interval),
             tls=client_context("StreamTransport", verify, cert) if tls else None,
         )
 

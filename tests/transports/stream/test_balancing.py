@@ -9,6 +9,7 @@ import pytest
 
 from asgi_agents.transports.stream import AgentConnection, LoadBalancing
 from asgi_agents.transports.stream.balancing import chooser
+from asgi_agents.transports.stream.flow_control import Capacity, Flow
 from asgi_agents.transports.stream.health import Health
 
 
@@ -16,6 +17,8 @@ class FakeConnection:
     def __init__(self, name: str, *, calls: int = 0, score: float = 1.0, timeout_multiplier: float = 1.0) -> None:
         self.name = name
         self.calls = calls
+        self.flow = Flow(Capacity(), 100)
+        self.flow.capacity.taken = calls
         self.health = Health(0.0)
         self.health.score = score
         self.health.timeout_multiplier = timeout_multiplier
@@ -37,7 +40,7 @@ def test_one_connection_takes_everything(strategy: LoadBalancing) -> None:
     assert picks(strategy, [A], 5) == ["a"] * 5
 
 
-@pytest.mark.parametrize("strategy", [LoadBalancing.ROUND_ROBIN, LoadBalancing.RANDOM, LoadBalancing.HEALTH_BASED])
+@pytest.mark.parametrize("strategy", [each for each in LoadBalancing if each is not LoadBalancing.LEAST_CONNECTIONS])
 def test_equal_connections_all_have_their_turn(strategy: LoadBalancing) -> None:
     assert set(picks(strategy, [A, B, C], 100)) == {"a", "b", "c"}
 
@@ -102,3 +105,18 @@ def test_health_based_spares_those_that_say_they_are_degraded() -> None:
     counts = Counter(picks(LoadBalancing.HEALTH_BASED, [degraded, well], 2000))
 
     assert 300 < counts["degraded"] < 500
+
+
+def test_the_power_of_two_goes_by_what_the_instance_has_to_do_and_then_by_the_connection() -> None:
+    busy, idle = FakeConnection("busy", calls=5), FakeConnection("idle", calls=2)
+    assert set(picks(LoadBalancing.POWER_OF_TWO, [busy, idle], 20)) == {"idle"}
+
+    # Two connections to one instance.
+    other = FakeConnection("other", calls=1)
+    other.flow = idle.flow
+    assert set(picks(LoadBalancing.POWER_OF_TWO, [idle, other], 20)) == {"other"}
+
+
+def test_the_power_of_two_does_not_starve_what_has_failed_once() -> None:
+    once, never = FakeConnection("once", score=0.9), FakeConnection("never")
+    assert set(picks(LoadBalancing.POWER_OF_TWO, [once, never], 20)) == {"once", "never"}

@@ -50,7 +50,7 @@ def test_a_state_that_is_not_known_changes_nothing() -> None:
 def test_an_agent_leaves_when_it_drains_or_forgets_to_answer() -> None:
     health = Health(0.0)
     assert not health.leaving
-    health.retired = True
+    health.retire("it does not answer")
     assert (health.leaving, health.why_leaving) == (True, "it does not answer")
     health.apply(HealthStatus(state=HealthState.DRAINING))
     assert (health.leaving, health.why_leaving) == (True, "it is draining")
@@ -114,18 +114,18 @@ def test_each_change_is_logged_once_and_not_without_end(
     clock = Clock()
     monkeypatch.setattr("time.monotonic", clock)
     caplog.set_level(logging.INFO, "asgi_agents")
-    log = HealthLog("waf")
+    log, endpoint = HealthLog("waf"), Clock()
 
-    log.note("unix:///a", HealthState.HEALTHY)
+    log.note(endpoint, "unix:///a", HealthState.HEALTHY)
     assert not caplog.records
     for _ in range(2):
-        log.note("unix:///a", HealthState.UNHEALTHY)
+        log.note(endpoint, "unix:///a", HealthState.UNHEALTHY)
     assert caplog.messages == ["agent 'waf' at unix:///a says that it is unhealthy"]
 
     for _ in range(50):
-        log.note("unix:///a", HealthState.HEALTHY)
-        log.note("unix:///a", HealthState.DRAINING)
+        log.note(endpoint, "unix:///a", HealthState.HEALTHY)
+        log.note(endpoint, "unix:///a", HealthState.DRAINING)
     assert len(caplog.records) == 6
     clock.now += 61.0
-    log.note("unix:///a", HealthState.UNHEALTHY)
+    log.note(endpoint, "unix:///a", HealthState.UNHEALTHY)
     assert len(caplog.records) == 7

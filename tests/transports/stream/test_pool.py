@@ -37,7 +37,8 @@ from asgi_agents import (
 )
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import CancelReason
-from asgi_agents.transports.stream import StreamClient, endpoint
+from asgi_agents.transports import backoff
+from asgi_agents.transports.stream import StreamClient
 from asgi_agents.transports.stream.connection import AgentConnection
 from asgi_agents.transports.stream.pool import AgentPool
 from tests.support.examples import examples
@@ -77,8 +78,8 @@ from .pools import (
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections are tried again after a few milliseconds."""
-    monkeypatch.setattr(endpoint, "_FIRST_BACKOFF", 0.005)
-    monkeypatch.setattr(endpoint, "_MAX_BACKOFF", 0.02)
+    monkeypatch.setattr(backoff, "_FIRST_BACKOFF", 0.005)
+    monkeypatch.setattr(backoff, "_MAX_BACKOFF", 0.02)
 
 
 @asynccontextmanager

@@ -194,7 +194,7 @@ async def test_agents_of_the_older_kits_get_as_many_connections_as_they_may_have
     assert isinstance(settings, Settings)
     assert (settings.connections, settings.max_calls_per_connection, settings.on_demand) == (most, 1, True)
     assert (settings.connect_timeout, settings.drain_timeout) == (5.0, 30.0)
-    assert settings.load_balancing is LoadBalancing.ROUND_ROBIN
+    assert settings.load_balancing is None
     assert settings.encodings == ("json",)
 
 
