@@ -99,7 +99,7 @@ def http_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """What carries the requests of `HttpTransport` on asyncio; on trio it is always httpcore."""
     name: str = request.param
     if name == "httpcore":
-        monkeypatch.setattr("asgi_agents.transports.http._HAS_HTTP1", False)
+        monkeypatch.setattr("asgi_agents.transports.http_origin._HAS_HTTP1", False)
     elif "anyio_backend" in request.fixturenames and request.getfixturevalue("anyio_backend_name") == "trio":
         pytest.skip("http1 is for asyncio")
     return name

@@ -100,7 +100,7 @@ def test_an_event_loop_can_end_while_a_lookup_hangs(backend: str, scheme: str, m
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     # Of the construction, which asks nobody.
-    monkeypatch.setattr("asgi_agents.transports.http.has_to_be_looked_up", lambda host: True)
+    monkeypatch.setattr("asgi_agents.transports.http_origin.has_to_be_looked_up", lambda host: True)
     monkeypatch.setattr("asgi_agents.transports.stream.endpoints.has_to_be_looked_up", lambda host: True)
     try:
         anyio.run(main, backend=backend)
