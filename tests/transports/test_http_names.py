@@ -151,7 +151,7 @@ async def test_a_single_address_is_called_as_if_it_were_given(monkeypatch: pytes
         await call(transport, 10)
         pool = pool_of(transport)
         [lane] = pool._lanes.values()
-        assert pool.post == lane.pool.post
+        assert pool.send == lane.pool.send
         assert waf.calls == [0, 10, 0, 0, 0]
         assert waf.instances[1].accepted == 1
         assert transport.statistics() == ()

@@ -35,6 +35,7 @@ class AgentPool:
     :ivar endpoints: where the connections lead.
     :ivar rotation: the connections, and which of them takes a call.
     :ivar queue: the calls that wait for a place.
+    :ivar closing: whether it makes no more connections, because it is closed or about to be.
     """
 
     def __init__(self, settings: PoolSettings, client: "StreamClient") -> None:
@@ -42,7 +43,7 @@ class AgentPool:
         self._client = client
         # Closed, but perhaps not read to the end by the peer.
         self._ending: list[AgentConnection] = []
-        self._closing = False
+        self.closing = False
         self._was_up = False
         self._health_log = HealthLog(client.agent_id)
         self._changed = anyio.Event()
@@ -81,11 +82,6 @@ class AgentPool:
         return bool(self.rotation.connections)
 
     @property
-    def closing(self) -> bool:
-        """Whether it makes no more connections, because it is closed or about to be."""
-        return self._closing
-
-    @property
     def waiting(self) -> int:
         """Calls that wait for a place."""
         return len(self.queue)
@@ -104,7 +100,7 @@ class AgentPool:
 
     def reserve_now(self, event: Event) -> AgentConnection | None:
         """A connection with a place taken on it, or None where a call would have to wait."""
-        if self._closing:
+        if self.closing:
             return None
         rotation, waiting = self.rotation, self.queue.for_any
         connection = None if waiting else rotation.any_one()
@@ -156,7 +152,7 @@ class AgentPool:
 
     def _refusal(self, event_type: EventType | None = None, correlation_id: str = "") -> AgentError | None:
         """Why it makes no sense to wait for a place; None where it does."""
-        if self._closing:
+        if self.closing:
             return AgentUnavailableError("its connections are being closed")
         return self.rotation.refusal(correlation_id, event_type)
 
@@ -225,7 +221,7 @@ class AgentPool:
         endpoint.connections.remove(connection)
         for _ in range(min(failed, 10)):
             endpoint.rated(answered=False, spared=self.rotation.can_be_spared(endpoint))
-        if not self._closing and not connection.health.leaving:
+        if not self.closing and not connection.health.leaving:
             self.endpoints.connector(endpoint).lost(connection)
             self.endpoints.failed(endpoint, reached=True)
         self.endpoints.drop_if_done(endpoint)
@@ -308,7 +304,7 @@ class AgentPool:
 
     async def aclose(self) -> None:
         """Make no more connections, wait for the calls under way as long as the settings say, and close."""
-        self._closing = True
+        self.closing = True
         self.endpoints.cancel()
         self.settle()
         try:
