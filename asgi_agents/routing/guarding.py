@@ -10,7 +10,7 @@ So the endpoint checks again when it runs: without the agents of its policy it a
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException, WebSocketException
@@ -28,15 +28,20 @@ from ..guardrails.guardrail import checked_guardrails
 from ..messages.naming import named
 from ..messages.throttle import Throttle
 from .app_chain import attribute
+from .guarded_routes import guard_app, guard_routes, keep_policy, own_policy_mark
 from .marks import PolicyMark, is_endpoint_class, layers, mark_of, own_mark, put_mark
 from .refusal import REASON, log_refusal
-from .router_checks import CheckingApp, check_router, is_asked, is_done, unasked
+from .router_checks import CheckingApp, is_asked, is_done, unasked
 from .routes import checked_references
 
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 _Routes = TypeVar("_Routes", bound=AppRouter | Starlette | Mount | Host)
 
 _NOBODY: Final = EndpointPolicy((), ())
+# The parameter by which FastAPI hands over the connection.
+_CONNECTION: Final = "asgi_agents_connection"
+# The first FastAPI that keeps a router that was included, rather than copies of its routes.
+_KEEPS_INCLUDED: Final = "0.140.0"
 
 
 def guarded_by(
@@ -108,31 +113,47 @@ def guard_router(
     :param agents: as in :func:`guarded_by`; ``guardrails`` likewise.
     :returns: the router.
 
+    Its routes keep the policy where they are put into the list of another router, and so does the app where its router
+    is replaced before it starts.
+
     Raises :class:`ConfigurationError` for what can't work: for one that has a policy already, or an APIRouter of an old
     version of FastAPI, whose ``include_router`` copies the routes, so that nobody can tell where they are from.
     """
     policy = _checked_policy("guard_router", agents, guardrails)
-    if isinstance(router, Mount | Host):
-        if not _has_policy(router, own_mark(router.app), policy):
-            router.app = CheckingApp(router.app, policy)
-        return router
-    target = router.router if isinstance(router, Starlette) else router
-    if not isinstance(target, AppRouter):
+    there = _policy_on(router)
+    if there is not None:
+        if there.policy != policy:
+            raise ConfigurationError(f"guard_router: {named(router)} has a policy already: {there}; expected one")
+    elif isinstance(router, Mount | Host):
+        router.app = CheckingApp(router.app, policy)
+        # The app may be replaced.
+        keep_policy(router, PolicyMark(policy, router, checked=True, of_router=True))
+    elif isinstance(router, Starlette):
+        guard_app(router, policy)
+    elif not isinstance(router, AppRouter):
         raise ConfigurationError(
             f"guard_router: {named(router)}, expected a router, a Mount, a Host or an app; for a handler write"
             " @guarded_by(...)"
         )
-    if _has_policy(router, own_mark(target), policy):
-        return router
-    if target is router and hasattr(target, "include_router") and not _keeps_included():
+    elif hasattr(router, "include_router") and not _keeps_included():
+        written = policy.written("")
         raise ConfigurationError(
-            f"guard_router: {named(router)} is an APIRouter of a FastAPI that copies routes when it includes them;"
-            " expected a newer FastAPI, or @guarded_by(...) on its handlers, or a mounted app"
+            f"guard_router: {named(router)} is an APIRouter of a FastAPI that copies routes when it includes them, so"
+            f" that the policy would be lost; write @guarded_by{written} below each @router.get(...) of it, or"
+            f" app.mount('/prefix', guard_router(FastAPI(), {written[1:]}), or install fastapi>={_KEEPS_INCLUDED}"
         )
-    mark = PolicyMark(policy, target, checked=True, of_router=True)
-    check_router(target, mark)
-    put_mark(target, mark)
+    else:
+        guard_routes(router, policy)
     return router
+
+
+def _policy_on(router: object) -> PolicyMark | None:
+    """The policy that a router, a Mount, a Host or an app was given before."""
+    if isinstance(router, Mount | Host):
+        return own_policy_mark(router)
+    if isinstance(router, Starlette):
+        return own_mark(router) or own_mark(router.router)
+    return own_mark(router)
 
 
 def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
@@ -144,26 +165,63 @@ def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
             f"{policy}: {named(endpoint)}, expected a function, a method or an endpoint class; decorate its __call__"
         )
     throttle = Throttle()
+
+    def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        scope = _scope_in(args, kwargs)
+        kwargs.pop(_CONNECTION, None)
+        if not is_asked(policy, scope):
+            kind = "" if scope is None else scope["type"]
+            log_refusal(throttle, unasked(policy, getattr(endpoint, "__qualname__", "an endpoint"), kind))
+            raise _error(websocket=kind == "websocket")
+
     if inspect.iscoroutinefunction(endpoint):
 
         @functools.wraps(endpoint)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
-            if not is_asked(policy, scope := _scope_in(args, kwargs)):
-                raise _refused(policy, throttle, endpoint, scope)
+            check(args, kwargs)
             return await endpoint(*args, **kwargs)
 
     else:
         # FastAPI looks at what is wrapped to find out whether it is a generator, or returns a coroutine.
         @functools.wraps(endpoint)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if not is_asked(policy, scope := _scope_in(args, kwargs)):
-                raise _refused(policy, throttle, endpoint, scope)
+            check(args, kwargs)
             return endpoint(*args, **kwargs)
 
+    signature = _with_connection(endpoint)
+    if signature is not None:
+        guarded.__signature__ = signature  # type: ignore[attr-defined]
     # On the function within as well: a decorator that registers it may stand below this one.
     _put(endpoint, PolicyMark(policy, endpoint, checked=False))
     put_mark(guarded, PolicyMark(policy, guarded, checked=True))
     return guarded
+
+
+def _with_connection(endpoint: Any) -> inspect.Signature | None:
+    """A signature for which FastAPI hands over the connection as well; None where the endpoint is given one anyway.
+
+    Without it nobody could tell which connection an endpoint is called for.
+    """
+    try:
+        signature = inspect.signature(endpoint, eval_str=True)
+    except Exception:
+        # A name of its annotations is not there, or not yet. FastAPI has ways of its own then.
+        return None
+    parameters = list(signature.parameters.values())
+    if any(_is_connection(parameter.annotation) for parameter in parameters):
+        return None
+    own = inspect.Parameter(_CONNECTION, inspect.Parameter.KEYWORD_ONLY, annotation=HTTPConnection)
+    at = len(parameters)
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        at -= 1
+    parameters.insert(at, own)
+    return signature.replace(parameters=parameters)
+
+
+def _is_connection(annotation: object) -> bool:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return isinstance(annotation, type) and issubclass(annotation, HTTPConnection)
 
 
 def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
@@ -180,7 +238,7 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
         method = scope.get("method") if scope["type"] == "http" else None
         mark = mark_of(cls, method)
         if mark is not None and not is_done(mark.policy, scope):
-            log_refusal(throttle, unasked(mark.policy, cls.__qualname__))
+            log_refusal(throttle, unasked(mark.policy, cls.__qualname__, scope["type"]))
             raise _error(websocket=scope["type"] == "websocket")
 
     @functools.wraps(make)
@@ -201,18 +259,13 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
 
 
 def _scope_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope | None:
-    """The scope of the connection that an endpoint is called for, where it is given that; FastAPI's may be not."""
+    """The scope of the connection that an endpoint is called for, where it is given that."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, HTTPConnection):
             # In a test of the function alone it may have none.
             return attribute(value, "scope") or {"type": "websocket" if isinstance(value, WebSocket) else "http"}
     # An object that is an app by itself. FastAPI gives all by name, and so what clients send.
     return next((value for value in args if isinstance(value, dict) and "type" in value), None)
-
-
-def _refused(policy: EndpointPolicy, throttle: Throttle, endpoint: Any, scope: Scope | None) -> Exception:
-    log_refusal(throttle, unasked(policy, getattr(endpoint, "__qualname__", "an endpoint")))
-    return _error(websocket=scope is not None and scope["type"] == "websocket")
 
 
 def _error(*, websocket: bool) -> Exception:
@@ -239,13 +292,6 @@ def _check_unmarked(policy: EndpointPolicy, endpoint: object) -> None:
     # A function that makes apps may give a handler of its module the same policy each time.
     if there is not None and there.policy != policy:
         raise ConfigurationError(f"{policy}: {named(endpoint)} has a policy already: {there.policy}; expected one")
-
-
-def _has_policy(router: object, there: PolicyMark | None, policy: EndpointPolicy) -> bool:
-    """Whether a router has this policy already. Raises :class:`ConfigurationError` where it has another."""
-    if there is not None and there.policy != policy:
-        raise ConfigurationError(f"guard_router: {named(router)} has a policy already: {there}; expected one")
-    return there is not None
 
 
 def _checked_policy(

@@ -5,7 +5,7 @@ whom they ask about it, as they do for a client's.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -15,10 +15,12 @@ from starlette.routing import PARAM_REGEX
 from starlette.types import Scope
 
 from ..evaluation.resolved_route import ResolvedRoute
+from .endpoints import AppEndpoint, AppWalk, EndpointKind, Within, app_key, name_of
 from .finder import RouteFinder
+from .matching import Around, innermost, router_of
 from .patterns import may_meet
 from .routes import AgentRoute
-from .walk import FinderOf, FoundEndpoint, Kind, Tracer, Walk, Way, finders_of, root_path_of
+from .tracer import FinderOf, Tracer, Way, finders_of, root_path_of
 
 # What stands for the methods where an endpoint takes all of them.
 _USUAL: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -43,9 +45,10 @@ class SurveyedEndpoint(Struct, frozen=True, kw_only=True):
     :ivar example: the path that was asked about; None where none leads there.
     :ivar taken_by: the pattern of the endpoint that runs in its place, because it is before it. None: it runs.
     :ivar asked: what each middleware on the way has found, outermost first.
+    :ivar within: the routers of the apps that it is in, outermost first, each with the pattern that it has there.
     """
 
-    kind: Kind
+    kind: EndpointKind
     path: str
     methods: frozenset[str] | None
     host: str | None
@@ -54,6 +57,7 @@ class SurveyedEndpoint(Struct, frozen=True, kw_only=True):
     example: str | None
     taken_by: str | None
     asked: tuple[ResolvedRoute, ...]
+    within: Within
 
 
 class Survey(Struct, frozen=True, kw_only=True):
@@ -78,37 +82,63 @@ def survey_app(app: object, finder_of: FinderOf) -> Survey:
     """List the endpoints of an app. Its middleware stacks are built, as with its first connection; nothing is called.
 
     :param finder_of: from a middleware to its finder.
-    :raises Exception: whatever a middleware raises when it is made.
+    :raises Exception: whatever a middleware raises when it is made, or a route when it is read.
     """
-    walk = Walk(app)
-    surveyor = _Surveyor(app, finder_of, walk.leaves)
-    endpoints = tuple(one for leaf in walk.leaves for one in surveyor.endpoint(leaf))
-    finders = tuple(dict.fromkeys((*finders_of(app, finder_of), *surveyor.finders)))
+    around = tuple(finders_of(app, finder_of))
+    router, _ = router_of(app)
+    if router is None:
+        within = innermost(app)
+        leaves: Sequence[AppEndpoint] = (AppEndpoint(app_key("", None), name_of(within)),)
+        open_ended: Iterable[str] = ()
+    else:
+        walk = AppWalk(router, Around())
+        if walk.error is not None:
+            raise walk.error
+        leaves, open_ended = walk.endpoints, walk.open_ended
+    surveyor = _Surveyor(app, Tracer(app, finder_of), leaves)
+    endpoints = tuple(one for leaf in leaves for one in surveyor.endpoint(leaf))
+    finders = tuple(dict.fromkeys((*around, *surveyor.finders)))
     return Survey(
         endpoints=endpoints,
         finders=finders,
         unmatched=tuple(surveyor.unmatched(finders)),
-        open_ended=tuple(walk.open_ended),
+        open_ended=tuple(open_ended),
         cut=tuple(surveyor.cut),
-        readable=walk.readable,
+        readable=router is not None,
     )
 
 
+def survey_of(layer: object, finder: RouteFinder, app: object) -> Sequence[SurveyedEndpoint]:
+    """The endpoints behind one middleware, with the agents that it alone asks about them.
+
+    For an app that serves, or is to be started by somebody else: nothing is built, remembered or logged.
+
+    :param layer: the middleware, and its finder.
+    :param app: the app whose router is asked where nothing leads to one from the middleware.
+    """
+    router = router_of(layer)[0] or router_of(app)[0]
+    if router is None:
+        return ()
+    leaves = AppWalk(router, Around()).endpoints
+    surveyor = _Surveyor(layer, Tracer(layer, lambda one: finder if one is layer else None, app), leaves)
+    return tuple(one for leaf in leaves for one in surveyor.endpoint(leaf))
+
+
 class _Surveyor:
-    def __init__(self, app: object, finder_of: FinderOf, leaves: Sequence[FoundEndpoint]) -> None:
-        self._tracer = Tracer(app, finder_of)
+    def __init__(self, app: object, tracer: Tracer, leaves: Sequence[AppEndpoint]) -> None:
+        self._tracer = tracer
         self._root = root_path_of(app)
         self._leaves = leaves
-        self._patterns = {leaf.key: leaf.pattern for leaf in leaves}
+        self._patterns = {leaf.key: leaf.path for leaf in leaves}
         #: Those that were met on the way, with the root paths that they saw.
         self.finders: dict[RouteFinder, set[str]] = {}
         self.cut: dict[str, None] = {}
         # A value that is no part of any pattern, so that a more specific endpoint is not met by chance.
         self._value = _VALUES["str"]
-        while any(self._value in leaf.pattern for leaf in leaves):
+        while any(self._value in leaf.path for leaf in leaves):
             self._value += "-"
 
-    def endpoint(self, leaf: FoundEndpoint) -> Iterator[SurveyedEndpoint]:
+    def endpoint(self, leaf: AppEndpoint) -> Iterator[SurveyedEndpoint]:
         """An endpoint: its methods by what is asked about them, then those of its paths about which others are."""
         if leaf.kind == "unreadable":
             yield _listed(leaf, leaf.methods, None, None, None, Way((), None))
@@ -135,17 +165,17 @@ class _Surveyor:
         for finder in finders:
             roots = self.finders.get(finder) or {""}
             for pattern in finder.patterns:
-                if not any(may_meet(root + pattern, leaf.pattern) for root in roots for leaf in self._leaves):
+                if not any(may_meet(root + pattern, leaf.path) for root in roots for leaf in self._leaves):
                     yield pattern
 
-    def _ways(self, leaf: FoundEndpoint, method: str) -> Iterator[tuple[str | None, str, Way]]:
+    def _ways(self, leaf: AppEndpoint, method: str) -> Iterator[tuple[str | None, str, Way]]:
         """The way to an endpoint, and those to paths of it about which a route of ours says something else."""
-        base, way = self._trace_first(leaf, method, _fill(leaf.pattern, self._value))
+        base, way = self._trace_first(leaf, method, _fill(leaf.path, self._value))
         yield None, base, way
         if way.key != leaf.key:
             return
         told: list[tuple[AgentRoute, object]] = []
-        tried, todo = {leaf.pattern}, [leaf.pattern]
+        tried, todo = {leaf.path}, [leaf.path]
         while todo:
             # Where two patterns of ours meet, a third thing may hold.
             around = todo.pop(0)
@@ -154,7 +184,7 @@ class _Surveyor:
                 if merged in tried:
                     continue
                 if len(tried) > _MOST_TRIED:
-                    self.cut[leaf.pattern] = None
+                    self.cut[leaf.path] = None
                     return
                 tried.add(merged)
                 path, special = self._trace_first(leaf, method, _fill(merged, self._value))
@@ -168,7 +198,7 @@ class _Surveyor:
                     told.append((AgentRoute(merged, ()), _signature(special)))
                     yield merged, path, special
 
-    def _trace_first(self, leaf: FoundEndpoint, method: str, paths: Iterator[str]) -> tuple[str, Way]:
+    def _trace_first(self, leaf: AppEndpoint, method: str, paths: Iterator[str]) -> tuple[str, Way]:
         """The first of some paths that leads to the endpoint, else the first of all."""
         first: tuple[str, Way] | None = None
         # What is mounted below a root path is only found where the path has that, as the ASGI specification asks for.
@@ -185,12 +215,12 @@ class _Surveyor:
         """The root path of a middleware further in, as it stands in the patterns of the app's routes."""
         return root.removeprefix(self._root)
 
-    def _taker(self, leaf: FoundEndpoint, way: Way) -> str | None:
-        return None if way.key == leaf.key else self._patterns.get(way.key)
+    def _taker(self, leaf: AppEndpoint, way: Way) -> str | None:
+        return None if way.key is None or way.key == leaf.key else self._patterns.get(way.key)
 
 
 def _listed(
-    leaf: FoundEndpoint,
+    leaf: AppEndpoint,
     methods: frozenset[str] | None,
     only: str | None,
     example: str | None,
@@ -199,7 +229,7 @@ def _listed(
 ) -> SurveyedEndpoint:
     return SurveyedEndpoint(
         kind=leaf.kind,
-        path=leaf.pattern,
+        path=leaf.path,
         methods=methods,
         host=leaf.host,
         name=leaf.name,
@@ -207,6 +237,7 @@ def _listed(
         example=example,
         taken_by=taken_by,
         asked=tuple(asked.resolved_route for asked in way.asked),
+        within=leaf.within,
     )
 
 
@@ -216,13 +247,14 @@ def _signature(way: Way) -> object:
         (
             tuple((agent.guard, agent.failure_mode) for agent in asked.resolved_route.agents),
             None if asked.resolved_route.judges is None else asked.resolved_route.judges.guardrails,
+            None if asked.resolved_route.judges is None else asked.resolved_route.judges.policies,
             asked.resolved_route.refusal,
         )
         for asked in way.asked
     )
 
 
-def _scope(leaf: FoundEndpoint, method: str, path: str, value: str) -> Scope:
+def _scope(leaf: AppEndpoint, method: str, path: str, value: str) -> Scope:
     host = "localhost" if leaf.host is None else next(_fill(leaf.host, value), leaf.host)
     scope: Scope = {
         "type": "websocket" if leaf.kind == "websocket" else "http",
