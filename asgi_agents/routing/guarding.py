@@ -10,15 +10,12 @@ So the endpoint checks again when it runs: without the agents of its policy it a
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
+from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException, WebSocketException
-from starlette.requests import HTTPConnection
 from starlette.routing import Host, Mount
 from starlette.routing import Router as AppRouter
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket
 
 from ..errors import ConfigurationError
 from ..evaluation.endpoint_policy import EndpointPolicy
@@ -27,21 +24,17 @@ from ..guardrails import Guardrail, ToolPolicy
 from ..guardrails.guardrail import checked_guardrails
 from ..messages.naming import named
 from ..messages.throttle import Throttle
-from .app_chain import attribute
-from .guarded_routes import guard_app, guard_routes, keep_policy, own_policy_mark
+from .endpoint_checks import checking, refused
+from .guarded_routes import copies_routes, guard_app, guard_routes, keep_policy, own_policy_mark
 from .marks import PolicyMark, is_endpoint_class, layers, mark_of, own_mark, put_mark
-from .refusal import REASON, log_refusal
-from .router_checks import CheckingApp, is_asked, is_done, unasked
+from .refusal import log_refusal
+from .router_checks import CheckingApp, is_done, unasked
 from .routes import checked_references
 
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 _Routes = TypeVar("_Routes", bound=AppRouter | Starlette | Mount | Host)
 
 _NOBODY: Final = EndpointPolicy((), ())
-# The parameter by which FastAPI hands over the connection.
-_CONNECTION: Final = "asgi_agents_connection"
-# The first FastAPI that keeps a router that was included, rather than copies of its routes.
-_KEEPS_INCLUDED: Final = "0.140.0"
 
 
 def guarded_by(
@@ -113,11 +106,12 @@ def guard_router(
     :param agents: as in :func:`guarded_by`; ``guardrails`` likewise.
     :returns: the router.
 
-    Its routes keep the policy where they are put into the list of another router, and so does the app where its router
-    is replaced before it starts.
+    Its routes keep the policy where they are put into the list of another router, and so does an app whose router is
+    replaced before it starts.
 
-    Raises :class:`ConfigurationError` for what can't work: for one that has a policy already, or an APIRouter of an old
-    version of FastAPI, whose ``include_router`` copies the routes, so that nobody can tell where they are from.
+    Raises :class:`ConfigurationError` for what can't work: for one that has a policy already, for a route that has that
+    of another router, and for an APIRouter that has routes already where FastAPI copies these as it includes them, as
+    it does below 0.137.
     """
     policy = _checked_policy("guard_router", agents, guardrails)
     there = _policy_on(router)
@@ -135,15 +129,8 @@ def guard_router(
             f"guard_router: {named(router)}, expected a router, a Mount, a Host or an app; for a handler write"
             " @guarded_by(...)"
         )
-    elif hasattr(router, "include_router") and not _keeps_included():
-        written = policy.written("")
-        raise ConfigurationError(
-            f"guard_router: {named(router)} is an APIRouter of a FastAPI that copies routes when it includes them, so"
-            f" that the policy would be lost; write @guarded_by{written} below each @router.get(...) of it, or"
-            f" app.mount('/prefix', guard_router(FastAPI(), {written[1:]}), or install fastapi>={_KEEPS_INCLUDED}"
-        )
     else:
-        guard_routes(router, policy)
+        guard_routes(router, policy, copied=copies_routes(router))
     return router
 
 
@@ -164,64 +151,10 @@ def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
         raise ConfigurationError(
             f"{policy}: {named(endpoint)}, expected a function, a method or an endpoint class; decorate its __call__"
         )
-    throttle = Throttle()
-
-    def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        scope = _scope_in(args, kwargs)
-        kwargs.pop(_CONNECTION, None)
-        if not is_asked(policy, scope):
-            kind = "" if scope is None else scope["type"]
-            log_refusal(throttle, unasked(policy, getattr(endpoint, "__qualname__", "an endpoint"), kind))
-            raise _error(websocket=kind == "websocket")
-
-    if inspect.iscoroutinefunction(endpoint):
-
-        @functools.wraps(endpoint)
-        async def guarded(*args: Any, **kwargs: Any) -> Any:
-            check(args, kwargs)
-            return await endpoint(*args, **kwargs)
-
-    else:
-        # FastAPI looks at what is wrapped to find out whether it is a generator, or returns a coroutine.
-        @functools.wraps(endpoint)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            check(args, kwargs)
-            return endpoint(*args, **kwargs)
-
-    signature = _with_connection(endpoint)
-    if signature is not None:
-        guarded.__signature__ = signature  # type: ignore[attr-defined]
+    guarded = checking(endpoint, policy)
     # On the function within as well: a decorator that registers it may stand below this one.
     _put(endpoint, PolicyMark(policy, endpoint, checked=False))
-    put_mark(guarded, PolicyMark(policy, guarded, checked=True))
     return guarded
-
-
-def _with_connection(endpoint: Any) -> inspect.Signature | None:
-    """A signature for which FastAPI hands over the connection as well; None where the endpoint is given one anyway.
-
-    Without it nobody could tell which connection an endpoint is called for.
-    """
-    try:
-        signature = inspect.signature(endpoint, eval_str=True)
-    except Exception:
-        # A name of its annotations is not there, or not yet. FastAPI has ways of its own then.
-        return None
-    parameters = list(signature.parameters.values())
-    if any(_is_connection(parameter.annotation) for parameter in parameters):
-        return None
-    own = inspect.Parameter(_CONNECTION, inspect.Parameter.KEYWORD_ONLY, annotation=HTTPConnection)
-    at = len(parameters)
-    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
-        at -= 1
-    parameters.insert(at, own)
-    return signature.replace(parameters=parameters)
-
-
-def _is_connection(annotation: object) -> bool:
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    return isinstance(annotation, type) and issubclass(annotation, HTTPConnection)
 
 
 def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
@@ -239,7 +172,7 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
         mark = mark_of(cls, method)
         if mark is not None and not is_done(mark.policy, scope):
             log_refusal(throttle, unasked(mark.policy, cls.__qualname__, scope["type"]))
-            raise _error(websocket=scope["type"] == "websocket")
+            raise refused(scope["type"])
 
     @functools.wraps(make)
     def checked(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
@@ -256,20 +189,6 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
     endpoint.__await__ = checked_run
     put_mark(endpoint, PolicyMark(policy, endpoint, checked=True))
     return endpoint
-
-
-def _scope_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope | None:
-    """The scope of the connection that an endpoint is called for, where it is given that."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, HTTPConnection):
-            # In a test of the function alone it may have none.
-            return attribute(value, "scope") or {"type": "websocket" if isinstance(value, WebSocket) else "http"}
-    # An object that is an app by itself. FastAPI gives all by name, and so what clients send.
-    return next((value for value in args if isinstance(value, dict) and "type" in value), None)
-
-
-def _error(*, websocket: bool) -> Exception:
-    return WebSocketException(1011, REASON) if websocket else HTTPException(503, REASON)
 
 
 def _put(endpoint: Any, mark: PolicyMark) -> None:
@@ -308,10 +227,3 @@ def _checked_policy(
     if not references and not own:
         raise ConfigurationError(f"{where}: no agents, expected ids of agents; no agents at all is @unguarded")
     return EndpointPolicy(references, own)
-
-
-def _keeps_included() -> bool:
-    """Whether FastAPI keeps a router that was included, rather than copies of its routes."""
-    from fastapi import routing
-
-    return hasattr(routing, "_IncludedRouter")

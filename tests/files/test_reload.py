@@ -217,7 +217,8 @@ async def test_reloads_are_counted_by_their_outcome(tmp_path: Path, monkeypatch:
         assert data is not None
         metrics = [metric for one in data.resource_metrics for scope in one.scope_metrics for metric in scope.metrics]
         [counter] = [metric for metric in metrics if metric.name == "asgi_agents.reloads"]
-        found = {point.attributes["asgi_agents.outcome"]: point.value for point in counter.data.data_points}
+        points: Any = counter.data.data_points
+        found = {point.attributes["asgi_agents.outcome"]: point.value for point in points}
         text = it.middleware.manager.export_prometheus()
         exported = re.findall(r'^asgi_agents_reloads_total\{outcome="(\w+)"\} (\d+)', text, re.MULTILINE)
         source = it.registry.source
