@@ -245,6 +245,46 @@ async def test_reloads_are_counted_by_their_outcome(tmp_path: Path, monkeypatch:
     provider.shutdown()
 
 
+async def test_the_rows_of_policies_on_the_status_page_are_those_of_the_file_that_holds(tmp_path: Path) -> None:
+    def entries(action: str, **others: Any) -> dict[str, Any]:
+        words = {"id": "words", "transport": "http://127.0.0.1:9", "events": ["guardrail_inspect"]}
+        # Of what has no body.
+        guardrail = {"agent_id": "words", "on": ["input"], "action": action, "hold": 80}
+        return marks(marker("a", "a"), words, guardrails=[guardrail], default_agents=["a"], **others)
+
+    async def own(request: Request) -> Response:
+        return await show(request)
+
+    file = File(tmp_path, entries("block"))
+    app = Starlette(routes=[Route("/own", guarded_by("a")(own)), Route("/{rest:path}", show)])
+    middleware = protect(app, config=file.path, imports=[MODULE])
+
+    def rows() -> list[tuple[str | None, list[str | None]]]:
+        routes = take_snapshot(registry_of(middleware.manager)).routes
+        return sorted(((row.path, [one.action for one in row.guardrails]) for row in routes), key=str)
+
+    async with (
+        middleware.manager,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client,
+    ):
+        await client.get("/")
+        assert rows() == [("/own", ["block"]), (None, ["block"])]
+        for action in ("flag", "block", "flag"):
+            file.write(entries(action, routes=[{"path": f"/{action}", "agents": ["a"]}]))
+            await middleware.reload()
+            expected = [(f"/{action}", [action]), ("/own", [action]), (None, [action])]
+            # At once, and when the first connection has looked at the app's routes.
+            assert rows() == expected
+            await client.get("/own")
+            assert rows() == expected
+        app.router.routes.insert(0, Route("/late", guarded_by("a")(own)))
+        await client.get("/late")
+        assert ("/late", ["flag"]) in rows()
+        del app.router.routes[:2]
+        await client.get("/other")
+        assert [path for path, _ in rows()] == ["/flag", None]
+
+
 def _raise_memory_error(*arguments: object) -> None:
     raise MemoryError
 
