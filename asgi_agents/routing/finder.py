@@ -186,7 +186,7 @@ class RouteFinder:
         if not mark.checked:
             return (
                 "it stands above the decorator that registers the endpoint, which has the function without its check;"
-                " swap the two lines, so that it stands below; what is to have no policy needs a function of its own"
+                " swap the two lines, so that it stands below"
             )
         for reference in mark.policy.agents:
             agent_id = reference if isinstance(reference, str) else reference[0]

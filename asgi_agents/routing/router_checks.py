@@ -73,8 +73,11 @@ def check_router(router: AppRouter, mark: PolicyMark) -> None:
 
 def check_endpoints(router: AppRouter) -> None:
     """Have a router check the policies of endpoints that don't do it by themselves."""
-    if not any(isinstance(app, _CheckingEndpoints) for app in _stack_of(router)):
-        _put_innermost(router, lambda app: _CheckingEndpoints(app, router))
+    if any(isinstance(app, _CheckingEndpoints) for app in _stack_of(router)):
+        return
+    if not _put_innermost(router, lambda app: _CheckingEndpoints(app, router)):
+        # Around its own middlewares, which can't be looked through.
+        router.middleware_stack = _CheckingEndpoints(router.middleware_stack, router)
 
 
 class _Checking(ChecksPolicy):

@@ -91,7 +91,7 @@ def test_the_app_does_not_start(build: Callable[[World], ASGIApp]) -> None:
         with pytest.raises(ConfigurationError) as caught, TestClient(app):
             pass
         assert SWAP in str(caught.value)
-        assert str(caught.value).endswith("needs a function of its own (and 3 more)")
+        assert str(caught.value).endswith("so that it stands below (and 3 more)")
 
 
 @pytest.mark.parametrize("prefix", ["", "/sub"])
