@@ -103,17 +103,25 @@ def match(router: routing.Router, scope: Scope, prefix: str, around: Around, ent
 
     :param enter: called with a router within that decides, and with what holds there. None: it is asked here as well.
     """
+    chosen = route_of(router, scope)
+    if chosen is not None:
+        return match_within(*chosen, scope, prefix, around, enter)
+    return _fallback(router, scope, around)
+
+
+def route_of(router: routing.Router, scope: Scope) -> tuple[BaseRoute, Scope] | None:
+    """The route that a router runs, and what that adds to the scope; None where it runs none, or one that says 405."""
     partial_match: tuple[BaseRoute, Scope] | None = None
     for route in router.routes:
         matched, child_scope = route.matches(scope)
         if matched is Match.FULL:
-            return match_within(route, child_scope, scope, prefix, around, enter)
+            return route, child_scope
         if matched is Match.PARTIAL and partial_match is None:
             partial_match = route, child_scope
     if partial_match is not None and any(is_foreign(partial_match[0], name) for name in ("matches", "handle")):
         # Starlette runs it; its own routes answer 405 then.
-        return match_within(*partial_match, scope, prefix, around, enter)
-    return _fallback(router, scope, around)
+        return partial_match
+    return None
 
 
 def match_within(

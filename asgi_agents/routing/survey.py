@@ -6,6 +6,7 @@ whom they ask about it, as they do for a client's.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from ..evaluation.resolved_route import ResolvedRoute
 from .endpoints import AppEndpoint, AppWalk, EndpointKind, Within, app_key, name_of
 from .finder import RouteFinder
 from .matching import Around, innermost, router_of
-from .patterns import may_meet
+from .patterns import covers, may_meet
 from .routes import AgentRoute
 from .tracer import FinderOf, Tracer, Way, finders_of, root_path_of
 
@@ -26,9 +27,16 @@ from .tracer import FinderOf, Tracer, Way, finders_of, root_path_of
 _USUAL: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # How many of an endpoint's paths are looked at, for each of its methods.
 _MOST_TRIED: Final = 200
+# In how many ways two patterns are merged: parameters that take any path meet in many.
+_MOST_MERGED: Final = 6
+# What `_narrowness` says of a parameter that takes any path, and of a segment without parameters.
+_ANY_PATH: Final = 0
+_LITERAL: Final = 4
 # Tried in this order for parameters of types that are not Starlette's.
 _TRIED: Final = ("an-example", "1", "a", "en", "A", "2026-01-31", "1.5", "ab12", str(UUID(int=1)), "a/b", "true")
-_VALUES: Final = {"str": "an-example", "int": "1", "float": "1.5", "uuid": str(UUID(int=1)), "path": "an/example"}
+_VALUES: Final = {"str": "an-example", "int": "1", "float": "1.5", "uuid": str(UUID(int=1)), "path": "an-example"}
+# Long, so that it is none of the paths that patterns with a certain number of segments match.
+_DEEP: Final = "/of/a/path/with/many/segments"
 
 
 class SurveyedEndpoint(Struct, frozen=True, kw_only=True):
@@ -283,7 +291,7 @@ def _fill(pattern: str, value: str) -> Iterator[str]:
     own = sorted(name for name in names if name not in _VALUES)
     if any(name not in CONVERTOR_TYPES for name in own):
         return
-    values = {**_VALUES, "str": value, "path": f"{value}/more"}
+    values = {**_VALUES, "str": value, "path": value + _DEEP}
     for name in own:
         expected = CONVERTOR_TYPES[name].regex
         values[name] = next((tried for tried in _TRIED if _fits(expected, tried)), value)
@@ -295,19 +303,66 @@ def _fits(expected: str, tried: str) -> bool:
 
 
 def _merged(ours: str, theirs: str) -> Iterator[str]:
-    """Patterns of paths that may match both patterns."""
-    if not may_meet(ours, theirs):
+    """Patterns of paths that match both patterns, or may; none where ``ours`` matches all that ``theirs`` does."""
+    if covers(ours, theirs) or not may_meet(ours, theirs):
         return
     yield ours
-    first, second = ours.split("/"), theirs.split("/")
-    merged = [one if "{" not in one else other for one, other in zip(first, second, strict=False)]
-    if len(first) == len(second):
-        yield "/".join(merged)
-    elif "{" in first[-1] and len(first) < len(second):
-        # What ours has at the end may be several segments of theirs.
-        yield "/".join([*merged[: len(first) - 1], *second[len(first) - 1 :]])
-    elif "{" in second[-1] and len(second) < len(first):
-        yield "/".join([*merged[: len(second) - 1], *first[len(second) - 1 :]])
+    if not covers(theirs, ours):
+        found = _met(ours.split("/"), theirs.split("/"), (0, 0), set())
+        yield from map(_with_names, islice(map("/".join, found), _MOST_MERGED))
+
+
+def _met(
+    first: Sequence[str], second: Sequence[str], at: tuple[int, int], hopeless: set[tuple[int, int]]
+) -> Iterator[tuple[str, ...]]:
+    """The segments of such patterns, from there on. A parameter that takes any path stands for one segment or more.
+
+    :param hopeless: the places from which there are none.
+    """
+    i, j = at
+    if i == len(first) and j == len(second):
+        yield ()
+    if i == len(first) or j == len(second) or at in hopeless:
+        return
+    one, other = first[i], second[j]
+    steps = []
+    if one == other or _narrowness(one) < _LITERAL or _narrowness(other) < _LITERAL:
+        steps.append((max(other, one, key=_narrowness), (i + 1, j + 1)))
+    if _narrowness(one) == _ANY_PATH:
+        steps.append((other, (i, j + 1)))
+    if _narrowness(other) == _ANY_PATH:
+        steps.append((one, (i + 1, j)))
+    found = False
+    for segment, then in steps:
+        for rest in _met(first, second, then, hopeless):
+            found = True
+            yield (segment, *rest)
+    if not found:
+        hopeless.add(at)
+
+
+def _narrowness(segment: str) -> int:
+    """The more, the fewer texts it matches, as far as can be told."""
+    if "{" not in segment:
+        return _LITERAL
+    whole = PARAM_REGEX.fullmatch(segment)
+    if whole is None:
+        return 3
+    return {None: 1, ":str": 1, ":path": _ANY_PATH}.get(whole[2], 2)
+
+
+def _with_names(pattern: str) -> str:
+    """The pattern with a name of its own for each parameter."""
+    seen: set[str] = set()
+
+    def renamed(found: re.Match[str]) -> str:
+        name = found[1]
+        while name in seen:
+            name += "_"
+        seen.add(name)
+        return f"{{{name}{found[2] or ''}}}"
+
+    return PARAM_REGEX.sub(renamed, pattern)
 
 
 def _rank(method: str) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from ..evaluation.resolved_route import ResolvedRoute
 from .app_chain import attribute
 from .endpoints import EndpointKey, app_key, endpoint_key
 from .finder import RouteFinder
-from .matching import is_included, router_of
+from .matching import is_included, route_of, router_of
 
 #: From a middleware that asks agents to its finder; None of anything else.
 FinderOf = Callable[[object], RouteFinder | None]
@@ -124,11 +124,8 @@ class Tracer:
     ) -> EndpointKey | None:
         if not isinstance(innermost, Router):
             return app_key(prefix, host)
-        for route in innermost.routes:
-            match, child_scope = route.matches(scope)
-            if match is Match.FULL:
-                return self._route(route, child_scope, scope, prefix, host, asked)
-        return None
+        chosen = route_of(innermost, scope)
+        return None if chosen is None else self._route(*chosen, scope, prefix, host, asked)
 
     def _ask(self, app: object, scope: Scope, asked: list[FinderStep]) -> object:
         """Ask each finder around an app what it asks; returns what stands innermost."""

@@ -296,6 +296,17 @@ protect(app, agents=[AgentConfig("waf", Waf())], default_agents=["waf"], routes=
     )
 
 
+def test_an_endpoint_is_unguarded_where_only_paths_of_some_length_are_guarded(command: Command) -> None:
+    lines = """
+app = FastAPI(openapi_url=None)
+app.add_api_route("/{path:path}", item)
+protect(app, agents=[AgentConfig("waf", Waf())], routes=[AgentRoute("/{one}/{two}", agents=["waf"])])
+"""
+    done = command("check", "main:app", "--fail-unguarded", main=APP + lines)
+    assert done.out.splitlines()[1:3] == ["GET     /{path:path}    UNGUARDED", "GET       /{one}/{two}  waf"]
+    assert "found: GET /{path:path} is unguarded" in done.out
+
+
 BY_POLICY = """
 from asgi_agents import guarded_by
 

@@ -145,6 +145,30 @@ def test_an_app_behind_a_middleware_that_hides_it_is_found_by_itself() -> None:
     assert (row.path, ids(row)) == ("/a", ["waf"])
 
 
+@pytest.mark.parametrize(
+    ("pattern", "ours", "expected"),
+    [
+        # What holds for paths of two segments is not what holds for all others.
+        ("/{path:path}", {"/{one}/{two}": ["waf"]}, {None: [], "/{one}/{two}": ["waf"]}),
+        ("/{path:path}", {"/{one}/{two}": ["waf"], "/{all:path}": ["pii"]}, {None: ["pii"], "/{one}/{two}": ["waf"]}),
+        ("/a/{path:path}", {"/{one}/{two}": ["waf"]}, {None: [], "/a/{two}": ["waf"]}),
+        ("/a/{path:path}", {"/{one}/b/{rest:path}": ["waf"]}, {None: [], "/a/b/{path:path}": ["waf"]}),
+        ("/{path:path}/end", {"/a/{one}/{two}": ["waf"]}, {None: [], "/a/{one}/end": ["waf"]}),
+        ("/{path:path}/end", {"/a/{rest:path}": ["waf"]}, {None: [], "/a/end": ["waf"], "/a/{path:path}/end": ["waf"]}),
+        ("/{id}/{name}", {"/{id}/a": ["waf"], "/b/{id}": ["pii"]}, {None: [], "/{id}/a": ["waf"], "/b/{id}": ["pii"]}),
+        ("/{a}/{b:int}", {"/{b}/{id}": ["waf"]}, {None: ["waf"]}),
+        ("/{a}/{b}", {"/{x}/{n:int}": ["waf"]}, {None: [], "/{x}/{n:int}": ["waf"]}),
+    ],
+)
+def test_parts_of_an_endpoint_with_other_agents_are_lines(
+    pattern: str, ours: dict[str, list[str]], expected: dict[str | None, list[str]]
+) -> None:
+    world = World()
+    app = Starlette(routes=[AppRoute(pattern, world.http("x"))])
+    guarded = world.guard(app, routes=[AgentRoute(path, agents) for path, agents in ours.items()], default_agents=[])
+    assert {row.only: ids(row) for row in listed(guarded)} == expected
+
+
 def said(found: Sequence[SurveyedEndpoint], method: str, pattern: str) -> list[SurveyedEndpoint]:
     """The lines that are for an endpoint, or for a part of its paths."""
     return [
@@ -175,7 +199,9 @@ async def test_the_list_says_who_is_asked(seed: int) -> None:
     assert compared > len(app.calls) / 3
 
 
-@pytest.mark.parametrize("seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 60))])
+@pytest.mark.parametrize(
+    "seed", [*range(12), 27, 38, *(pytest.param(n, marks=pytest.mark.slow) for n in range(100, 160))]
+)
 async def test_whatever_the_routes_are_the_list_has_all_that_are_asked(seed: int) -> None:
     chance = Random(seed)  # noqa: S311 - nobody is to be kept from guessing it
     compared = 0
