@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from starlette.applications import Starlette
 from starlette.routing import Host, Mount
 from starlette.routing import Router as AppRouter
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from ..errors import ConfigurationError
 from ..evaluation.endpoint_policy import EndpointPolicy
@@ -164,29 +164,20 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
             f"{policy}: {named(endpoint)}, expected a function, an HTTPEndpoint or a WebSocketEndpoint; for an app"
             " write guard_router(Mount(path, app), ...)"
         )
-    make, run = endpoint.__init__, endpoint.__await__
+    make = endpoint.__new__
     throttle = Throttle()
 
-    def check(cls: type, scope: Scope) -> None:
+    # Not in __init__ or __await__, which subclasses may have of their own.
+    @functools.wraps(make)
+    def checked(cls: Any, scope: Scope, *others: Any, **more: Any) -> Any:
         method = scope.get("method") if scope["type"] == "http" else None
         mark = mark_of(cls, method)
         if mark is not None and not is_done(mark.policy, scope):
             log_refusal(throttle, unasked(mark.policy, cls.__qualname__, scope["type"]))
             raise refused(scope["type"])
+        return make(cls) if make is object.__new__ else make(cls, scope, *others, **more)
 
-    @functools.wraps(make)
-    def checked(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        check(type(self), scope)
-        make(self, scope, receive, send)
-
-    # A subclass may have an __init__ of its own, which does not call this one.
-    @functools.wraps(run)
-    def checked_run(self: Any) -> Any:
-        check(type(self), self.scope)
-        return run(self)
-
-    endpoint.__init__ = checked
-    endpoint.__await__ = checked_run
+    endpoint.__new__ = staticmethod(checked)
     put_mark(endpoint, PolicyMark(policy, endpoint, checked=True))
     return endpoint
 
