@@ -6,7 +6,7 @@ whom they ask about it, as they do for a client's.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 from uuid import UUID
 
@@ -188,7 +188,8 @@ class _Surveyor:
             # Where two patterns of ours meet, a third thing may hold.
             around = todo.pop(0)
             ours = [self._below_root(asked.root) + pattern for asked in way.asked for pattern in asked.finder.patterns]
-            for merged in (merged for pattern in ours for merged in _merged(pattern, around)):
+            narrower = (merged for pattern in ours for merged in _merged(pattern, around))
+            for merged in chain(narrower, _shallow(around) if ours else ()):
                 if merged in tried:
                     continue
                 if len(tried) > _MOST_TRIED:
@@ -310,6 +311,12 @@ def _merged(ours: str, theirs: str) -> Iterator[str]:
     if not covers(theirs, ours):
         found = _met(ours.split("/"), theirs.split("/"), (0, 0), set())
         yield from map(_with_names, islice(map("/".join, found), _MOST_MERGED))
+
+
+def _shallow(pattern: str) -> Iterator[str]:
+    """The pattern of those of its paths in which each parameter that takes any path is one segment, if it has any."""
+    if ":path}" in pattern:
+        yield PARAM_REGEX.sub(lambda found: f"{{{found[1]}}}" if found[2] == ":path" else found[0], pattern)
 
 
 def _met(
