@@ -25,6 +25,8 @@ from .tracer import FinderOf, Tracer, Way, finders_of, root_path_of
 
 # What stands for the methods where an endpoint takes all of them.
 _USUAL: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+# Stands for the method of a websocket.
+_HANDSHAKE: Final = "WS"
 # How many of an endpoint's paths are looked at, for each of its methods.
 _MOST_TRIED: Final = 200
 # In how many ways two patterns are merged: parameters that take any path meet in many.
@@ -149,10 +151,10 @@ class _Surveyor:
     def endpoint(self, leaf: AppEndpoint) -> Iterator[SurveyedEndpoint]:
         """An endpoint: its methods by what is asked about them, then those of its paths about which others are."""
         if leaf.kind == "unreadable":
-            yield _listed(leaf, leaf.methods, None, None, None, Way((), None))
+            yield _listed(leaf, leaf.methods, None, None, None, Way((), None), leaf.kind)
             return
         found: list[tuple[list[str], str | None, str | None, str, Way]] = []
-        for method in sorted(leaf.methods, key=_rank) if leaf.methods else _USUAL if leaf.methods is None else ("GET",):
+        for method in _methods_of(leaf):
             for only, path, way in self._ways(leaf, method):
                 for methods, same_only, taken_by, _, same in found:
                     if same_only == only and _signature(same) == _signature(way) and taken_by == self._taker(leaf, way):
@@ -162,11 +164,14 @@ class _Surveyor:
                     found.append(([method], only, self._taker(leaf, way), path, way))
         # What holds for all of its paths goes first.
         for methods, only, taken_by, path, way in sorted(found, key=lambda one: one[1] is not None):
-            which = frozenset(methods) if leaf.methods else leaf.methods
-            if leaf.methods is None and len(methods) < len(_USUAL):
-                which = frozenset(methods)
             example = path if way.key == leaf.key or taken_by is not None else None
-            yield _listed(leaf, which, only, example, taken_by, way)
+            listed = [method for method in methods if method != _HANDSHAKE]
+            which: frozenset[str] | None = frozenset(listed)
+            if leaf.methods is None and len(listed) == len(_USUAL):
+                which = None
+            # A mounted app may have other agents on websockets, where an endpoint before it takes the requests.
+            kind = leaf.kind if listed else "websocket"
+            yield _listed(leaf, which, only, example, taken_by, way, kind)
 
     def unmatched(self, finders: Sequence[RouteFinder]) -> Iterator[str]:
         """The patterns of ours that can match no endpoint."""
@@ -202,7 +207,8 @@ class _Surveyor:
                 todo.append(merged)
                 # What a reader would take to hold here, of the lines so far.
                 filled = next(_fill(merged, self._value), path)
-                taken = [signature for route, signature in told if route.matches(filled, method)] or [_signature(way)]
+                said = [signature for route, signature in told if route.matches(filled, method)]
+                taken = said or [_signature(way)]
                 if _signature(special) not in taken:
                     told.append((AgentRoute(merged, ()), _signature(special)))
                     yield merged, path, special
@@ -235,9 +241,10 @@ def _listed(
     example: str | None,
     taken_by: str | None,
     way: Way,
+    kind: EndpointKind,
 ) -> SurveyedEndpoint:
     return SurveyedEndpoint(
-        kind=leaf.kind,
+        kind=kind,
         path=leaf.path,
         methods=methods,
         host=leaf.host,
@@ -248,6 +255,16 @@ def _listed(
         asked=tuple(asked.resolved_route for asked in way.asked),
         within=leaf.within,
     )
+
+
+def _methods_of(leaf: AppEndpoint) -> Sequence[str]:
+    """The methods that are asked about, and what stands for a websocket."""
+    match leaf.kind:
+        case "websocket":
+            return (_HANDSHAKE,)
+        case "app":
+            return (*_USUAL, _HANDSHAKE)
+    return _USUAL if leaf.methods is None else sorted(leaf.methods, key=_rank)
 
 
 def _signature(way: Way) -> object:
@@ -265,11 +282,12 @@ def _signature(way: Way) -> object:
 
 def _scope(leaf: AppEndpoint, method: str, path: str, value: str) -> Scope:
     host = "localhost" if leaf.host is None else next(_fill(leaf.host, value), leaf.host)
+    websocket = method == _HANDSHAKE
     scope: Scope = {
-        "type": "websocket" if leaf.kind == "websocket" else "http",
+        "type": "websocket" if websocket else "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": "1.1",
-        "scheme": "ws" if leaf.kind == "websocket" else "http",
+        "scheme": "ws" if websocket else "http",
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",
@@ -279,7 +297,7 @@ def _scope(leaf: AppEndpoint, method: str, path: str, value: str) -> Scope:
         "server": ("127.0.0.1", 80),
         "state": {},
     }
-    if leaf.kind == "websocket":
+    if websocket:
         scope["subprotocols"] = []
     else:
         scope["method"] = method

@@ -170,6 +170,18 @@ def test_parts_of_an_endpoint_with_other_agents_are_lines(
     assert {row.only: ids(row) for row in listed(guarded)} == expected
 
 
+def test_websockets_of_a_mounted_app_are_a_line_where_others_are_asked_about_them() -> None:
+    world = World()
+    # Requests with two segments are for the first one, and websockets are not.
+    app = Starlette(routes=[AppRoute("/{a}/{b}", world.http("x")), Mount("/m", world.app("leaf"))])
+    guarded = world.guard(app, routes=[AgentRoute("/{a}/{b}", ["waf"], methods=["GET"])])
+    assert [(row.kind, row.only or row.path, ids(row)) for row in listed(guarded)] == [
+        ("http", "/{a}/{b}", ["waf"]),
+        ("app", "/m/{path:path}", ["rest"]),
+        ("websocket", "/m/{b}", ["waf"]),
+    ]
+
+
 def said(found: Sequence[SurveyedEndpoint], method: str, pattern: str) -> list[SurveyedEndpoint]:
     """The lines that are for an endpoint, or for a part of its paths."""
     return [
