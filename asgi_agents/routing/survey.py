@@ -12,7 +12,7 @@ from uuid import UUID
 
 from msgspec import Struct
 from starlette.convertors import CONVERTOR_TYPES
-from starlette.routing import PARAM_REGEX
+from starlette.routing import PARAM_REGEX, compile_path
 from starlette.types import Scope
 
 from ..evaluation.resolved_route import ResolvedRoute
@@ -20,7 +20,6 @@ from .endpoints import AppEndpoint, AppWalk, EndpointKind, Within, app_key, name
 from .finder import RouteFinder
 from .matching import Around, innermost, router_of
 from .patterns import covers, may_meet
-from .routes import AgentRoute
 from .tracer import FinderOf, Tracer, Way, finders_of, root_path_of
 
 # What stands for the methods where an endpoint takes all of them.
@@ -187,7 +186,7 @@ class _Surveyor:
         yield None, base, way
         if way.key != leaf.key:
             return
-        told: list[tuple[AgentRoute, object]] = []
+        told: list[tuple[re.Pattern[str], object]] = []
         tried, todo = {leaf.path}, [leaf.path]
         while todo:
             # Where two patterns of ours meet, a third thing may hold.
@@ -207,10 +206,10 @@ class _Surveyor:
                 todo.append(merged)
                 # What a reader would take to hold here, of the lines so far.
                 filled = next(_fill(merged, self._value), path)
-                said = [signature for route, signature in told if route.matches(filled, method)]
+                said = [signature for regex, signature in told if regex.match(filled)]
                 taken = said or [_signature(way)]
                 if _signature(special) not in taken:
-                    told.append((AgentRoute(merged, ()), _signature(special)))
+                    told.append((compile_path(merged)[0], _signature(special)))
                     yield merged, path, special
 
     def _trace_first(self, leaf: AppEndpoint, method: str, paths: Iterator[str]) -> tuple[str, Way]:

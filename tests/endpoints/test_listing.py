@@ -155,6 +155,8 @@ def test_an_app_behind_a_middleware_that_hides_it_is_found_by_itself() -> None:
         ("/a/{path:path}", {"/{one}/b/{rest:path}": ["waf"]}, {None: [], "/a/b/{path:path}": ["waf"]}),
         ("/{path:path}/end", {"/a/{one}/{two}": ["waf"]}, {None: [], "/a/{one}/end": ["waf"]}),
         ("/{path:path}/end", {"/a/{rest:path}": ["waf"]}, {None: [], "/a/end": ["waf"], "/a/{path:path}/end": ["waf"]}),
+        # What no route of ours may have in its pattern, a route of the app may.
+        ("/*/{name}", {"/{one}/a": ["waf"]}, {None: [], "/*/a": ["waf"]}),
         ("/{a:path}/{b:path}", {"/{a:path}/{b}/{c}": ["waf"]}, {None: ["waf"], "/{a}/{b}": []}),
         ("/{id}/{name}", {"/{id}/a": ["waf"], "/b/{id}": ["pii"]}, {None: [], "/{id}/a": ["waf"], "/b/{id}": ["pii"]}),
         ("/{a}/{b:int}", {"/{b}/{id}": ["waf"]}, {None: ["waf"]}),
