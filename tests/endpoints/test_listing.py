@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
+from starlette.convertors import CONVERTOR_TYPES, StringConvertor
 from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Host, Mount, Router, WebSocketRoute
+from starlette.routing import BaseRoute, Host, Match, Mount, Router, WebSocketRoute
 from starlette.routing import Route as AppRoute
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -170,6 +171,33 @@ def test_parts_of_an_endpoint_with_other_agents_are_lines(
     app = Starlette(routes=[AppRoute(pattern, world.http("x"))])
     guarded = world.guard(app, routes=[AgentRoute(path, agents) for path, agents in ours.items()], default_agents=[])
     assert {row.only: ids(row) for row in listed(guarded)} == expected
+
+
+@pytest.mark.parametrize(("regex", "example"), [("[a-z]{2}", "/items/en"), ("[A-Z]{3}-[0-9]{4}", None)])
+def test_parameters_of_a_type_of_the_apps_own_are_tried_with_what_is_usual(
+    regex: str, example: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sku(StringConvertor):
+        pass
+
+    Sku.regex = regex
+    monkeypatch.setitem(CONVERTOR_TYPES, "sku", Sku())
+    world = World()
+    app = Starlette(routes=[AppRoute("/items/{sku:sku}", world.http("x"))])
+    [row] = listed(world.guard(app))
+    # None: nobody can tell.
+    assert (row.example, row.taken_by) == (example, None)
+
+
+def test_a_route_that_raises_is_listed_as_unreadable_and_no_hindrance() -> None:
+    class Odd(BaseRoute):
+        def matches(self, scope: Scope) -> tuple[Match, Scope]:
+            raise LookupError("this route is like no other")
+
+    world = World()
+    app = Starlette(routes=[AppRoute("/an-example", world.http("x")), Odd()])
+    found = listed(world.guard(app))
+    assert [(row.kind, row.example) for row in found] == [("http", "/an-example"), ("unreadable", None)]
 
 
 def test_websockets_of_a_mounted_app_are_a_line_where_others_are_asked_about_them() -> None:

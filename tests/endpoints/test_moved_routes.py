@@ -224,6 +224,25 @@ async def test_routes_of_fastapi_that_are_moved_into_a_router_that_is_included_k
     assert await world.call(wrapped, "WS /v1/admin/a") == (101, ["ws"], ["auth"])
 
 
+@pytest.mark.parametrize("inner", ["routes", "an app", "agents of its own"])
+async def test_a_host_in_a_router_that_is_included_keeps_its_policy(inner: str) -> None:
+    """FastAPI makes another Host of it, around a router with the prefix."""
+    if not hasattr(fastapi_routing, "_IncludedRouter"):
+        pytest.skip("this FastAPI includes no hosts")
+    world, within, app, router = World(), World(), fastapi(), APIRouter()
+    sub: Any = Router([AppRoute("/x", world.http("x"))])
+    if inner == "an app":
+        sub = world.app("x")
+    elif inner == "agents of its own":
+        sub = within.guard(sub)
+    router.routes.append(guard_router(Host("b.example", sub), "waf"))
+    app.include_router(router, prefix="/v1")
+    assert await world.call(world.guard(app), "GET /v1/x", host="b.example") == (200, ["x"], ["waf"])
+    assert await world.call(app, "GET /v1/x", host="b.example") == (503, [], [])
+    detour = world.guard(Rewriting(app))
+    assert await world.call(detour, "GET /to/v1/x", host="b.example") == (503, [], ["rest"])
+
+
 def test_a_route_in_two_routers_with_different_policies_is_refused() -> None:
     world = World()
     route = AppRoute("/x", world.http("x"))

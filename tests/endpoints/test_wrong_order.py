@@ -1,10 +1,14 @@
 """``guarded_by`` above the line that registers the endpoint: the app does not start, or the endpoint does not run."""
 
+import functools
 from collections.abc import Callable
+from typing import Annotated, Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
@@ -165,6 +169,32 @@ async def test_a_handler_without_a_request_does_not_run_for_another_connection_t
     assert await world.call(world.guard(outer), "GET /") == (200, [], ["waf"])
     assert found == [503]
     assert (await world.call(world.guard(inner), "GET /5"))[:2] == (200, ["later"])
+
+
+async def test_handlers_of_every_signature_run_as_without_a_policy() -> None:
+    async def annotated(request: Annotated[Request, "ours"]) -> str:
+        return request.url.path
+
+    async def unknown(number: int) -> "Missing":  # type: ignore[name-defined]  # noqa: F821
+        return number
+
+    def partial(number: int, more: int) -> int:
+        return number + more
+
+    def starlette(request: Request, **more: Any) -> Response:
+        return Response(str(len(more)))
+
+    app = fastapi()
+    app.get("/annotated")(guarded_by("waf")(annotated))
+    app.get("/unknown/{number}", response_model=None)(guarded_by("waf")(unknown))
+    app.get("/partial/{number}")(functools.partial(guarded_by("waf")(partial), more=1))
+    app.add_route("/starlette", guarded_by("waf")(starlette))
+    world = World()
+    world.protect(app)
+    client = TestClient(app)
+    found = {path: client.get(path).text for path in ("/annotated", "/unknown/5", "/partial/5", "/starlette")}
+    assert found == {"/annotated": '"/annotated"', "/unknown/5": "5", "/partial/5": "6", "/starlette": "0"}
+    assert world.asked == ["waf"] * 4
 
 
 def test_what_fastapi_hands_over_is_in_no_document() -> None:
