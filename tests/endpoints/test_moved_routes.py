@@ -207,8 +207,6 @@ def test_the_policy_is_listed_there(move: Move) -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 async def test_routes_of_fastapi_that_are_moved_into_a_router_that_is_included_keep_it(nested: bool) -> None:
-    if not hasattr(fastapi_routing, "_IncludedRouter"):
-        pytest.skip("this FastAPI copies routes, and what it makes of them has nothing of the old ones")
     world, app, plain = World(), fastapi(), APIRouter()
     guarded = guard_router(APIRouter(prefix="/admin"), "auth")
     inner = APIRouter() if nested else guarded
@@ -217,7 +215,8 @@ async def test_routes_of_fastapi_that_are_moved_into_a_router_that_is_included_k
     if nested:
         guarded.include_router(inner)
     plain.routes.extend(guarded.routes)
-    plain._mark_routes_changed()
+    if hasattr(plain, "_mark_routes_changed"):
+        plain._mark_routes_changed()
     app.include_router(plain, prefix="/v1")
     wrapped = world.guard(app)
     assert await world.call(wrapped, "GET /v1/admin/a") == (200, ["a"], ["auth"])
