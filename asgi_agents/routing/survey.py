@@ -5,7 +5,7 @@ whom they ask about it, as they do for a client's.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Final
 from uuid import UUID
@@ -34,8 +34,10 @@ _MOST_MERGED: Final = 6
 _ANY_PATH: Final = 0
 _LITERAL: Final = 4
 # Tried in this order for parameters of types that are not Starlette's.
-_TRIED: Final = ("an-example", "1", "a", "en", "A", "2026-01-31", "1.5", "ab12", str(UUID(int=1)), "a/b", "true")
-_VALUES: Final = {"str": "an-example", "int": "1", "float": "1.5", "uuid": str(UUID(int=1)), "path": "an-example"}
+_TRIED: Final = ("1", "a", "en", "A", "2026-01-31", "1.5", "ab12", str(UUID(int=1)), "a/b", "true")
+# Of Starlette's types, and of those a number that nobody writes into a pattern.
+_TEXT: Final = "an-example"
+_NUMBER: Final = 7919
 # Long, so that it is none of the paths that patterns with a certain number of segments match.
 _DEEP: Final = "/of/a/path/with/many/segments"
 
@@ -104,7 +106,7 @@ def survey_app(app: object, finder_of: FinderOf) -> Survey:
         if walk.error is not None:
             raise walk.error
         leaves, open_ended = walk.endpoints, walk.open_ended
-    surveyor = _Surveyor(app, Tracer(app, finder_of), leaves)
+    surveyor = _Surveyor(app, Tracer(app, finder_of), leaves, around)
     endpoints = tuple(one for leaf in leaves for one in surveyor.endpoint(leaf))
     finders = tuple(dict.fromkeys((*around, *surveyor.finders)))
     return Survey(
@@ -129,12 +131,14 @@ def survey_of(layer: object, finder: RouteFinder, app: object) -> Sequence[Surve
     if router is None:
         return ()
     leaves = AppWalk(router, Around()).endpoints
-    surveyor = _Surveyor(layer, Tracer(layer, lambda one: finder if one is layer else None, app), leaves)
+    surveyor = _Surveyor(layer, Tracer(layer, lambda one: finder if one is layer else None, app), leaves, [finder])
     return tuple(one for leaf in leaves for one in surveyor.endpoint(leaf))
 
 
 class _Surveyor:
-    def __init__(self, app: object, tracer: Tracer, leaves: Sequence[AppEndpoint]) -> None:
+    def __init__(
+        self, app: object, tracer: Tracer, leaves: Sequence[AppEndpoint], known: Iterable[RouteFinder]
+    ) -> None:
         self._tracer = tracer
         self._root = root_path_of(app)
         self._leaves = leaves
@@ -142,10 +146,9 @@ class _Surveyor:
         #: Those that were met on the way, with the root paths that they saw.
         self.finders: dict[RouteFinder, set[str]] = {}
         self.cut: dict[str, None] = {}
-        # A value that is no part of any pattern, so that a more specific endpoint is not met by chance.
-        self._value = _VALUES["str"]
-        while any(self._value in leaf.path for leaf in leaves):
-            self._value += "-"
+        self._values = _values_beside(
+            [*(leaf.path for leaf in leaves), *(one for each in known for one in each.patterns)]
+        )
 
     def endpoint(self, leaf: AppEndpoint) -> Iterator[SurveyedEndpoint]:
         """An endpoint: its methods by what is asked about them, then those of its paths about which others are."""
@@ -182,7 +185,7 @@ class _Surveyor:
 
     def _ways(self, leaf: AppEndpoint, method: str) -> Iterator[tuple[str | None, str, Way]]:
         """The way to an endpoint, and those to paths of it about which a route of ours says something else."""
-        base, way = self._trace_first(leaf, method, _fill(leaf.path, self._value))
+        base, way = self._trace_first(leaf, method, _fill(leaf.path, self._values))
         yield None, base, way
         if way.key != leaf.key:
             return
@@ -200,12 +203,12 @@ class _Surveyor:
                     self.cut[leaf.path] = None
                     return
                 tried.add(merged)
-                path, special = self._trace_first(leaf, method, _fill(merged, self._value))
+                path, special = self._trace_first(leaf, method, _fill(merged, self._values))
                 if special.key != leaf.key:
                     continue
                 todo.append(merged)
                 # What a reader would take to hold here, of the lines so far.
-                filled = next(_fill(merged, self._value), path)
+                filled = next(_fill(merged, self._values), path)
                 said = [signature for regex, signature in told if regex.match(filled)]
                 taken = said or [_signature(way)]
                 if _signature(special) not in taken:
@@ -217,7 +220,7 @@ class _Surveyor:
         first: tuple[str, Way] | None = None
         # What is mounted below a root path is only found where the path has that, as the ASGI specification asks for.
         for path in (root + path for path in paths for root in dict.fromkeys(("", self._root))):
-            way = self._tracer.trace(_scope(leaf, method, path, self._value))
+            way = self._tracer.trace(_scope(leaf, method, path, self._values))
             for asked in way.asked:
                 self.finders.setdefault(asked.finder, set()).add(self._below_root(asked.root))
             if way.key == leaf.key:
@@ -279,8 +282,8 @@ def _signature(way: Way) -> object:
     )
 
 
-def _scope(leaf: AppEndpoint, method: str, path: str, value: str) -> Scope:
-    host = "localhost" if leaf.host is None else next(_fill(leaf.host, value), leaf.host)
+def _scope(leaf: AppEndpoint, method: str, path: str, values: Mapping[str, str]) -> Scope:
+    host = "localhost" if leaf.host is None else next(_fill(leaf.host, values), leaf.host)
     websocket = method == _HANDSHAKE
     scope: Scope = {
         "type": "websocket" if websocket else "http",
@@ -303,21 +306,36 @@ def _scope(leaf: AppEndpoint, method: str, path: str, value: str) -> Scope:
     return scope
 
 
-def _fill(pattern: str, value: str) -> Iterator[str]:
-    """Paths that match a pattern, or may."""
+def _values_beside(patterns: Sequence[str]) -> Mapping[str, str]:
+    """A value for each type of parameters that is no part of any pattern, so that none is met by chance."""
+
+    def is_met(value: str) -> bool:
+        return any(value in pattern for pattern in patterns)
+
+    text, number = _TEXT, _NUMBER
+    while is_met(text):
+        text += "-"
+    while is_met(str(number)):
+        number += 1
+    values = {
+        "str": text,
+        "path": text + _DEEP,
+        "int": str(number),
+        "float": f"{number}.5",
+        "uuid": str(UUID(int=number)),
+    }
+    for name, convertor in CONVERTOR_TYPES.items():
+        if name not in values:
+            fitting = [tried for tried in (text, *_TRIED) if re.fullmatch(convertor.regex, tried)]
+            values[name] = next((tried for tried in fitting if not is_met(tried)), next(iter(fitting), text))
+    return values
+
+
+def _fill(pattern: str, values: Mapping[str, str]) -> Iterator[str]:
+    """A path that matches a pattern, or may; none where it has a parameter of a type that is not there any more."""
     names = {(found[2] or ":str")[1:] for found in PARAM_REGEX.finditer(pattern)}
-    own = sorted(name for name in names if name not in _VALUES)
-    if any(name not in CONVERTOR_TYPES for name in own):
-        return
-    values = {**_VALUES, "str": value, "path": value + _DEEP}
-    for name in own:
-        expected = CONVERTOR_TYPES[name].regex
-        values[name] = next((tried for tried in _TRIED if _fits(expected, tried)), value)
-    yield PARAM_REGEX.sub(lambda found: values[(found[2] or ":str")[1:]], pattern)
-
-
-def _fits(expected: str, tried: str) -> bool:
-    return re.fullmatch(expected, tried) is not None
+    if names <= values.keys():
+        yield PARAM_REGEX.sub(lambda found: values[(found[2] or ":str")[1:]], pattern)
 
 
 def _merged(ours: str, theirs: str) -> Iterator[str]:

@@ -173,6 +173,30 @@ def test_parts_of_an_endpoint_with_other_agents_are_lines(
     assert {row.only: ids(row) for row in listed(guarded)} == expected
 
 
+async def test_an_endpoint_or_route_for_one_value_is_not_taken_for_all_of_them() -> None:
+    world = World()
+    app = Starlette(
+        routes=[
+            AppRoute("/items/1", world.http("first")),
+            AppRoute("/items/{id:int}", world.http("item")),
+            AppRoute("/users/{id:int}", world.http("user")),
+            AppRoute("/prices/{price:float}", world.http("price")),
+        ]
+    )
+    routes = [AgentRoute(path, ["waf"]) for path in ("/items/1", "/users/1", "/users/7919", "/prices/1.5")]
+    guarded = world.guard(app, routes=routes, default_agents=[])
+    assert {row.only or row.path: (ids(row), row.taken_by) for row in listed(guarded)} == {
+        "/items/1": (["waf"], None),
+        "/items/{id:int}": ([], None),
+        "/users/{id:int}": ([], None),
+        "/users/1": (["waf"], None),
+        "/users/7919": (["waf"], None),
+        "/prices/{price:float}": ([], None),
+        "/prices/1.5": (["waf"], None),
+    }
+    assert await world.call(guarded, "GET /items/5") == (200, ["item"], [])
+
+
 @pytest.mark.parametrize(("regex", "example"), [("[a-z]{2}", "/items/en"), ("[A-Z]{3}-[0-9]{4}", None)])
 def test_parameters_of_a_type_of_the_apps_own_are_tried_with_what_is_usual(
     regex: str, example: str | None, monkeypatch: pytest.MonkeyPatch
