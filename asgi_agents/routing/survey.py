@@ -33,8 +33,15 @@ _MOST_MERGED: Final = 6
 # What `_narrowness` says of a parameter that takes any path, and of a segment without parameters.
 _ANY_PATH: Final = 0
 _LITERAL: Final = 4
-# Tried in this order for parameters of types that are not Starlette's.
-_TRIED: Final = ("1", "a", "en", "A", "2026-01-31", "1.5", "ab12", str(UUID(int=1)), "a/b", "true")
+# Tried in this order for parameters of types that are not Starlette's: words, numbers, dates, versions, and identifiers
+# as catalogues and databases have them.
+# fmt: off
+_TRIED: Final = (
+    "1", "a", "en", "A", "en-US", "abc", "ABC", "12", "123", "1234", "2026", "123456", "-1", "1.5", "v1", "1.2.3",
+    "ab12", "AB12", "AB-1234", "ABC-123", "ABC123", "a_b", "a.b", "a@b.example", "true", "a/b", "2026-01-31",
+    "20260131", "2026-01-31T12:00:00Z", "0" * 24, "0" * 32, "0" * 40, "0" * 64, "01ARZ3NDEKTSV4RRFFQ69G5FAV", str(UUID(int=1)),
+)
+# fmt: on
 # Of Starlette's types, and of those a number that nobody writes into a pattern.
 _TEXT: Final = "an-example"
 _NUMBER: Final = 7919

@@ -197,7 +197,15 @@ async def test_an_endpoint_or_route_for_one_value_is_not_taken_for_all_of_them()
     assert await world.call(guarded, "GET /items/5") == (200, ["item"], [])
 
 
-@pytest.mark.parametrize(("regex", "example"), [("[a-z]{2}", "/items/en"), ("[A-Z]{3}-[0-9]{4}", None)])
+@pytest.mark.parametrize(
+    ("regex", "example"),
+    [
+        ("[a-z]{2}", "/items/en"),
+        ("[A-Z]{2,3}-[0-9]+", "/items/AB-1234"),
+        ("[0-9a-f]{40}", f"/items/{'0' * 40}"),
+        ("[xyz]{9}", None),
+    ],
+)
 def test_parameters_of_a_type_of_the_apps_own_are_tried_with_what_is_usual(
     regex: str, example: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
