@@ -39,7 +39,8 @@ _LITERAL: Final = 4
 _TRIED: Final = (
     "1", "a", "en", "A", "en-US", "abc", "ABC", "12", "123", "1234", "2026", "123456", "-1", "1.5", "v1", "1.2.3",
     "ab12", "AB12", "AB-1234", "ABC-123", "ABC123", "a_b", "a.b", "a@b.example", "true", "a/b", "2026-01-31",
-    "20260131", "2026-01-31T12:00:00Z", "0" * 24, "0" * 32, "0" * 40, "0" * 64, "01ARZ3NDEKTSV4RRFFQ69G5FAV", str(UUID(int=1)),
+    "20260131", "2026-01-31T12:00:00Z", "0" * 24, "0" * 32, "0" * 40, "0" * 64, "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    str(UUID(int=1)),
 )
 # fmt: on
 # Of Starlette's types, and of those a number that nobody writes into a pattern.
