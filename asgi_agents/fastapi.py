@@ -5,7 +5,7 @@ Needs FastAPI.
 
 import dataclasses
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -14,7 +14,7 @@ from .errors import ConfigurationError
 from .exchange import AgentContext
 from .messages.naming import named
 from .middleware import AgentMiddleware, finder_of
-from .routing.listing import GuardedEndpoint
+from .routing.survey import SurveyedEndpoint, survey_of
 
 try:
     from fastapi import Depends, FastAPI, HTTPException
@@ -40,6 +40,8 @@ async def agent_context(connection: HTTPConnection) -> AgentContext:
 Agents = Annotated[AgentContext, Depends(agent_context)]
 
 _Model = TypeVar("_Model")
+# A path of the document, and a method in lower case.
+_Operation = tuple[str, str]
 
 # What agents answer in the app's place, where an operation says nothing else of that status.
 _RESPONSES: Final = {
@@ -143,26 +145,52 @@ def describe_agents(app: FastAPI, guard: AgentMiddleware) -> None:
     if not isinstance(guard, AgentMiddleware):
         raise ConfigurationError(f"describe_agents: guard is {named(guard)}, expected what protect(app, ...) returns")
     document = app.openapi
+    agents = _OperationAgents(app, guard)
 
     def openapi() -> dict[str, Any]:
-        return _described(document(), app, guard)
+        return _described(document(), agents.by_operation())
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _described(schema: dict[str, Any], app: FastAPI, guard: AgentMiddleware) -> dict[str, Any]:
+class _OperationAgents:
+    """The agents of each operation of an app, which are looked up again when its routes have changed, or the agents."""
+
+    def __init__(self, app: FastAPI, guard: AgentMiddleware) -> None:
+        self._app = app
+        self._guard = guard
+        self._basis: tuple[object, object] | None = None
+        self._endpoints: Sequence[SurveyedEndpoint] = ()
+        self._found: Mapping[_Operation, tuple[str, ...]] = {}
+
+    def by_operation(self) -> Mapping[_Operation, tuple[str, ...]]:
+        """The ids of all agents that are asked on any path of an operation."""
+        finder = finder_of(self._guard)
+        basis = finder, finder.routes_now({"type": "lifespan", "app": self._app})
+        if basis != self._basis or any(asked.retired for one in self._endpoints for asked in one.asked):
+            self._endpoints = survey_of(self._guard, finder, self._app)
+            self._found = self._of(self._endpoints)
+            self._basis = basis
+        return self._found
+
+    def _of(self, endpoints: Iterable[SurveyedEndpoint]) -> Mapping[_Operation, tuple[str, ...]]:
+        found: dict[_Operation, dict[str, None]] = {}
+        for endpoint in endpoints:
+            if endpoint.example is None:
+                continue  # nobody can tell
+            for path in _paths_in(endpoint, self._app):
+                for method in endpoint.methods or ():
+                    # What is there several times is so in different mounts: all agents of any of them are named.
+                    ids = (agent.guard.config.id for asked in endpoint.asked for agent in asked.agents)
+                    found.setdefault((path, method.lower()), {}).update(dict.fromkeys(ids))
+        return {operation: tuple(ids) for operation, ids in found.items()}
+
+
+def _described(schema: dict[str, Any], agents: Mapping[_Operation, tuple[str, ...]]) -> dict[str, Any]:
     """A copy of the document. That of FastAPI stays as it is: it keeps it, and users may too."""
-    everyone = tuple(guard.manager.agent_ids)
-    by_operation: dict[tuple[str, str], dict[str, None]] = {}
-    for endpoint in finder_of(guard).listed_endpoints({"type": "lifespan", "app": app}):
-        for path in _paths_in(endpoint, app):
-            for method in endpoint.methods or ():
-                # What is there several times is so in different mounts: all agents of any of them are named.
-                named_before = by_operation.setdefault((path, method.lower()), {})
-                named_before.update(dict.fromkeys(_ids(endpoint, everyone)))
     paths = {
         path: {
-            method: _described_operation(operation, tuple(by_operation.get((path, method), ())))
+            method: _described_operation(operation, agents.get((path, method), ()))
             for method, operation in operations.items()
         }
         for path, operations in (schema.get("paths") or {}).items()
@@ -170,19 +198,11 @@ def _described(schema: dict[str, Any], app: FastAPI, guard: AgentMiddleware) -> 
     return {**schema, "paths": paths}
 
 
-def _paths_in(endpoint: GuardedEndpoint, app: FastAPI) -> Iterator[str]:
+def _paths_in(endpoint: SurveyedEndpoint, app: FastAPI) -> Iterator[str]:
     """The path of an endpoint as the app's document has it, where it is in that app."""
     for router, pattern in endpoint.within:
         if router is app.router:
             yield _TYPE_OF_PARAMETER.sub(r"{\1}", pattern)
-
-
-def _ids(endpoint: GuardedEndpoint, everyone: tuple[str, ...]) -> list[str]:
-    """All agents that are asked on any path of an endpoint."""
-    found: list[str] = []
-    for agents in (endpoint.agents, *(part.agents for part in endpoint.sometimes)):
-        found += everyone if agents is None else [one if isinstance(one, str) else one[0] for one in agents]
-    return found
 
 
 def _described_operation(operation: Any, agents: tuple[str, ...]) -> Any:

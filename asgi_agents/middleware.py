@@ -228,7 +228,7 @@ class AgentMiddleware(AsksAgents):
 
         def commit() -> None:
             self._finder = old.successor = finder
-            self._registry.list_routes(finder.listings, instead_of=old.listings)
+            finder.list_routes(guard_of, instead_of=old)
 
         return commit
 

@@ -20,8 +20,9 @@ from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .evaluation.endpoint_policy import EndpointPolicy
-from .evaluation.resolved_route import ResolvedRoute, RouteListing
+from .evaluation.resolved_route import ResolvedRoute
 from .evaluation.route_agent import AgentReference, RouteAgent
+from .evaluation.route_listings import RouteListings
 from .evaluation.stages import check_order
 from .evaluation.text_judges import RouteJudges, check_guardrail, judge_of
 from .guard import Guard
@@ -82,8 +83,8 @@ class AgentRegistry:
         self.reports = Reports()
         #: The file that the agents have come from; None: there is none.
         self.source: SourceStatus | None = None
-        #: Which agents receive the events of which paths, as the middlewares that share the manager have it.
-        self.listings: list[RouteListing] = []
+        #: The routes, for the status page.
+        self.listings = RouteListings()
         #: Called with each guard that is made from now on, before anything is asked of its agent.
         self.on_guard: list[Callable[[Guard], object]] = []
         self._guards: dict[str, Guard] = {}
@@ -134,12 +135,6 @@ class AgentRegistry:
     def metered(self) -> Sequence[Metered]:
         """The agents whose metrics are exported: all there are, and those that were removed and are not closed yet."""
         return (*self.guards(), *self._leaving)
-
-    def list_routes(self, listings: Iterable[RouteListing], instead_of: Iterable[RouteListing] = ()) -> None:
-        """Have these routes shown, as on the status page. ``instead_of`` are shown no longer."""
-        gone = tuple(instead_of)
-        self.listings = [listing for listing in self.listings if listing not in gone]
-        self.listings += [listing for listing in listings if listing not in self.listings]
 
     # Routes
 

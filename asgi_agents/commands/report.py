@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from ..evaluation.resolved_route import ResolvedRoute
 from ..guard import Guard
+from ..guardrails import ToolPolicy, ToolRule
 from ..guardrails.slots import Kind
 from ..observability.redaction import redact_secrets
 from ..policy import FailureMode
@@ -59,12 +60,26 @@ class EndpointGuardrail(Struct, frozen=True, kw_only=True):
     enforced: bool
 
 
+class EndpointToolRule(Struct, frozen=True, kw_only=True):
+    """A rule of a tool policy: a pattern of names, and whether a function of the arguments has a say too."""
+
+    name: str
+    conditional: bool
+
+
+class EndpointTools(Struct, frozen=True, kw_only=True):
+    """A tool policy on an endpoint. ``allow`` is None where all tools may be called that are not denied."""
+
+    allow: Sequence[EndpointToolRule] | None
+    deny: Sequence[EndpointToolRule]
+
+
 class EndpointReport(Struct, frozen=True, kw_only=True):
     """An endpoint, or some of its methods or paths.
 
     ``agents`` are those that are asked, outermost middleware first. ``guarded`` is whether any of them, or a guardrail,
-    can stop a connection; None where nobody can tell. The other fields are those of
-    :class:`~asgi_agents.routing.survey.SurveyedEndpoint`.
+    can stop a connection; None where nobody can tell. A tool policy looks at calls of tools alone, and does not count.
+    The other fields are those of :class:`~asgi_agents.routing.survey.SurveyedEndpoint`.
     """
 
     kind: str
@@ -78,6 +93,7 @@ class EndpointReport(Struct, frozen=True, kw_only=True):
     guarded: bool | None
     agents: Sequence[EndpointAgent]
     guardrails: Sequence[EndpointGuardrail]
+    tools: Sequence[EndpointTools]
 
 
 class AgentReport(Struct, frozen=True, kw_only=True):
@@ -132,6 +148,7 @@ def report_of(endpoint: SurveyedEndpoint) -> EndpointReport:
         for agent in found.agents
     ]
     guardrails = [guardrail for found in endpoint.asked for guardrail in _guardrails(found)]
+    tools = [_tools(policy) for found in endpoint.asked if found.judges for policy in found.judges.policies]
     # A policy that can't be carried out lets nothing run.
     guards = any(found.refusal is not None for found in endpoint.asked) or any(
         agent.enforced and any(EventType(event) not in _NO_GUARD for event in agent.events) for agent in agents
@@ -149,6 +166,7 @@ def report_of(endpoint: SurveyedEndpoint) -> EndpointReport:
         guarded=None if unknown else guards or any(guardrail.enforced for guardrail in guardrails),
         agents=[] if unknown else agents,
         guardrails=[] if unknown else guardrails,
+        tools=[] if unknown else tools,
     )
 
 
@@ -162,6 +180,16 @@ def _guardrails(found: ResolvedRoute) -> Iterable[EndpointGuardrail]:
     for guardrail, agent in zip(found.judges.guardrails, found.judges.agents, strict=True):
         on = [kind for kind in _KINDS if kind in guardrail.kinds]
         yield EndpointGuardrail(agent=guardrail.agent_id, on=on, enforced=agent.guard.config.enforce)
+
+
+def _tools(policy: ToolPolicy) -> EndpointTools:
+    return EndpointTools(
+        allow=None if policy.allow is None else [*map(_tool_rule, policy.allow)], deny=[*map(_tool_rule, policy.deny)]
+    )
+
+
+def _tool_rule(rule: ToolRule) -> EndpointToolRule:
+    return EndpointToolRule(name=rule.name, conditional=rule.when is not None)
 
 
 def report_of_agent(guard: Guard, state: State, error: str | None) -> AgentReport:
@@ -258,10 +286,20 @@ def _agents(endpoint: EndpointReport) -> str:
     parts = [_with_marks(agent) for agent in endpoint.agents]
     if endpoint.guardrails:
         parts.append("text: " + " + ".join(guardrail.agent for guardrail in endpoint.guardrails))
+    parts += [f"tools: {_named_tools(tools)}" for tools in endpoint.tools]
     text = ", ".join(parts)
     if endpoint.guarded is False:
         text = f"UNGUARDED ({text})" if text else "UNGUARDED"
     return text if endpoint.taken_by is None else f"never runs, {endpoint.taken_by} does: {text}"
+
+
+def _named_tools(tools: EndpointTools) -> str:
+    allowed = "all" if tools.allow is None else _named_rules(tools.allow)
+    return f"{allowed} but {_named_rules(tools.deny)}" if tools.deny else allowed
+
+
+def _named_rules(rules: Sequence[EndpointToolRule]) -> str:
+    return " + ".join(f"{rule.name} (some calls)" if rule.conditional else rule.name for rule in rules) or "none"
 
 
 def _with_marks(agent: EndpointAgent) -> str:

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
 from ..advice import warn_of_hold
+from ..agent import Agent
+from ..config import AgentConfig
 from ..errors import ConfigurationError
 from ..guard import Guard
 from ..guardrails import Call, Guardrail, TextGuardrail, ToolPolicy
@@ -16,6 +18,7 @@ from ..guardrails.windows import WindowLimits
 from ..messages.places import raised_by
 from ..messages.throttle import Throttle
 from ..protocol import EventType
+from ..transports.resolve import agent_of
 from .route_agent import RouteAgent
 
 logger: Final = logging.getLogger("asgi_agents")
@@ -144,15 +147,45 @@ class CallJudges(JudgeSet):
         self.shadows = [JudgeSet([judge]) for judge in self.all if not judge.enforced]
 
 
+class _Facts(NamedTuple):
+    """What is known of an agent before it is asked. ``hears`` is None where it says itself what it receives."""
+
+    hears: frozenset[EventType] | None
+    agent: Agent | None
+    never_suspends: bool
+
+
+def _facts_of(guard: Guard) -> _Facts:
+    client = guard.client
+    return _Facts(guard.hears, client.agent, EventType.GUARDRAIL_INSPECT in client.non_suspending_hooks)
+
+
 def check_guardrail(guardrail: Guardrail, guard: Guard) -> None:
     """Raise :class:`ConfigurationError` where an agent can't judge what a guardrail asks for."""
+    _check(guardrail, _facts_of(guard))
+    if guard.client.agent is None and guardrail.hold is None and not guard.stands_in:
+        warn_of_hold(guardrail.agent_id, _DEFAULT_HOLD)
+
+
+def check_guardrail_of(guardrail: Guardrail, config: AgentConfig) -> None:
+    """:func:`check_guardrail` for an agent that has no guard yet, as far as its configuration tells. Logs nothing."""
+    transport = config.resolved_transport
+    agent = agent_of(transport)
+    hears = config.hears
+    if hears is None and agent is not None:
+        hears = agent.events
+    hooks = getattr(transport, "non_suspending_hooks", ())
+    _check(guardrail, _Facts(hears, agent, EventType.GUARDRAIL_INSPECT in hooks))
+
+
+def _check(guardrail: Guardrail, facts: _Facts) -> None:
     where = f"Guardrail({guardrail.agent_id!r})"
-    if EventType.GUARDRAIL_INSPECT not in guard.hears:
+    if facts.hears is not None and EventType.GUARDRAIL_INSPECT not in facts.hears:
         raise ConfigurationError(
             f"{where}: agent {guardrail.agent_id!r} does not receive guardrail_inspect; expected a TextGuardrail, an"
             " Agent with on_guardrail_inspect, or a remote agent with events=[EventType.GUARDRAIL_INSPECT]"
         )
-    agent = guard.client.agent
+    agent = facts.agent
     if isinstance(agent, TextGuardrail):
         name = type(agent).__name__
         if type(agent).check is TextGuardrail.check and "check" not in vars(agent):
@@ -169,9 +202,7 @@ def check_guardrail(guardrail: Guardrail, guard: Guard) -> None:
             f"{where}: overlap=True with action='redact', expected action='block' or 'flag': the app has the request"
             " while it is judged, so that nothing in it can be replaced"
         )
-    if agent is None and guardrail.hold is None and not guard.stands_in:
-        warn_of_hold(guardrail.agent_id, _DEFAULT_HOLD)
-    limits_of(guardrail, guard)
+    _limits(guardrail, facts)
 
 
 def judge_of(guardrail: Guardrail, agent: RouteAgent) -> RouteJudge:
@@ -181,15 +212,15 @@ def judge_of(guardrail: Guardrail, agent: RouteAgent) -> RouteJudge:
         on=guardrail.kinds,
         # What a shadow agent says is recorded and not done.
         redacts=agent.guard.config.enforce and guardrail.action == "redact",
-        limits=limits_of(guardrail, agent.guard),
+        limits=_limits(guardrail, _facts_of(agent.guard)),
         guardrail=guardrail,
         agent=agent,
     )
 
 
-def limits_of(guardrail: Guardrail, guard: Guard) -> WindowLimits:
+def _limits(guardrail: Guardrail, facts: _Facts) -> WindowLimits:
     """When its text is judged. Raises :class:`ConfigurationError` for a window that is no more than is held back."""
-    agent = guard.client.agent
+    agent = facts.agent
     text = agent if isinstance(agent, TextGuardrail) else None
     hold = guardrail.hold
     if hold is None:
@@ -200,14 +231,13 @@ def limits_of(guardrail: Guardrail, guard: Guard) -> WindowLimits:
     if window is None:
         window = max(400, 4 * hold)
     settles = text is not None and (type(text).settled is not TextGuardrail.settled or "settled" in vars(text))
-    suspends = EventType.GUARDRAIL_INSPECT not in guard.client.non_suspending_hooks
     try:
         return WindowLimits(
             hold=hold,
             window=window,
             max_hold=guardrail.max_hold,
             in_flight=guardrail.in_flight,
-            eager=guard.local and (settles or not suspends),
+            eager=agent is not None and (settles or facts.never_suspends),
             settled=text.settled if text is not None and settles else None,
         )
     except (TypeError, ValueError) as exc:

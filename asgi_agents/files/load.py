@@ -13,11 +13,13 @@ from starlette.types import Receive, Scope, Send
 from ..config import AgentConfig
 from ..errors import ConfigurationError
 from ..evaluation.stages import find_cycle
+from ..evaluation.text_judges import check_guardrail_of
 from ..guardrails import Guardrail, ToolPolicy
 from ..guardrails.guardrail import checked_guardrails
 from ..manager import AgentManager
 from ..messages.naming import named
 from ..middleware import AgentMiddleware
+from ..routing.routes import AgentRoute, checked_references
 from .checking import MISSING, Checker, TableValues, missing
 from .configuration import Configuration
 from .mistakes import Mistakes, Place, found_named, nearest, place_named, refusal
@@ -117,6 +119,8 @@ def _loaded(
     builder.check_settings(checked)
     if not len(mistakes):
         _check_names((*own, *made), len(own), checked, mistakes)
+    if not len(mistakes):
+        builder.check_guardrails((*own, *made), checked, routes or (), of_file or ())
     mistakes.check()
     if not (own or made or own_guardrails or of_file):
         mistakes.add((), "neither agents nor guardrails, expected [[agents]]")
@@ -229,6 +233,33 @@ class _Builder:
         # Without agents: those are checked by themselves.
         make = partial(AgentMiddleware, _nowhere, manager=AgentManager())
         self._tried_until_right(checked.table, values, [], (), make)
+        if "default_agents" in checked:
+            fault, _ = _tried(lambda: checked_references("default_agents", checked["default_agents"]))
+            if fault is not None:
+                self._complain(fault, checked, (), again=False)
+
+    def check_guardrails(
+        self,
+        agents: Iterable[AgentConfig],
+        checked: Mapping[str, Any],
+        routes: Sequence[AgentRoute],
+        guardrails: Sequence[Guardrail | ToolPolicy],
+    ) -> None:
+        """Note guardrails whose agents can't judge what they ask for."""
+        by_id = {agent.id: agent for agent in agents}
+        lists: list[tuple[Place, Sequence[Guardrail | ToolPolicy], Sequence[Any]]] = [
+            (("guardrails",), guardrails, checked.get("guardrails", ()))
+        ]
+        for number, route in enumerate(routes):
+            given = checked["routes"][number].get("guardrails", ())
+            lists.append((("routes", number, "guardrails"), route.guardrails or (), given))
+        for place, made, entries in lists:
+            for number, (guardrail, values) in enumerate(zip(made, entries, strict=True)):
+                if not isinstance(guardrail, Guardrail):
+                    continue
+                fault, _ = _tried(partial(check_guardrail_of, guardrail, by_id[guardrail.agent_id]))
+                if fault is not None:
+                    self._complain(fault, values, (*place, number), again=False)
 
     def _tried_until_right(
         self, table: Table, values: dict[str, Any], unusable: list[str], place: Place, make: Callable[..., Any]

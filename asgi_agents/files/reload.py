@@ -16,7 +16,8 @@ from ..guard import Guard
 from ..guardrails import Guardrail, ToolPolicy
 from ..manager import registry_of
 from ..middleware import AgentMiddleware, let_reload
-from ..observability.sources import SourceStatus
+from ..observability.attributes import OUTCOME
+from ..observability.sources import ReloadOutcome, SourceStatus
 from ..registry import Change
 from ..transports.resolve import agent_of
 from .configuration import Configuration
@@ -62,6 +63,9 @@ class Reloader:
         #: What holds now.
         self.loaded = loaded
         self._registry.source = SourceStatus(path=source.path, loaded_at=time.time())
+        for outcome in ReloadOutcome:
+            # So that each is there before it has happened: the first one is an increase too.
+            self._count(outcome, 0)
 
     async def reload(self) -> None:
         """Take the file as it is now.
@@ -72,6 +76,10 @@ class Reloader:
         await self._turn.acquire()
         try:
             refused, change = await self._take()
+            self._count(ReloadOutcome.TAKEN if refused is None else ReloadOutcome.REFUSED)
+        except Exception:
+            self._count(ReloadOutcome.FAILED)
+            raise
         finally:
             self._turn.release()
         if refused is None:
@@ -101,11 +109,21 @@ class Reloader:
                 text = f"{self._source.path}: {text}"
         else:
             self.loaded = loaded
-            self._registry.source = SourceStatus(path=self._source.path, loaded_at=time.time())
+            self._note(loaded_at=time.time(), refused_at=None, refusal=None)
             return None, change
-        assert self._registry.source is not None
-        self._registry.source = structs.replace(self._registry.source, refused_at=time.time(), refusal=text)
+        self._note(refused_at=time.time(), refusal=text)
         return (ConfigurationError if issubclass(kind, ConfigurationError) else AgentError)(text), None
+
+    def _note(self, **changes: Any) -> None:
+        """Change what the status page says of the file."""
+        assert self._registry.source is not None
+        self._registry.source = structs.replace(self._registry.source, **changes)
+
+    def _count(self, outcome: ReloadOutcome, number: int = 1) -> None:
+        assert self._registry.source is not None
+        reloads = self._registry.source.reloads
+        self._note(reloads={**reloads, outcome.value: reloads[outcome.value] + number})
+        self._registry.telemetry.metering.reloads.add(number, {OUTCOME: outcome.value})
 
     async def _put_in_place(self, loaded: Configuration, before: Configuration) -> Change:
         known = {agent.id: agent for agent in before.agents}

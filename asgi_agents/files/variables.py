@@ -37,6 +37,8 @@ class Variables:
         self._environ = environ
         self._mistakes = mistakes
         self._used: dict[str, str] = {}
+        # What values that are more than one variable have become, and how they are written.
+        self._composed: dict[str, str] = {}
         # The texts that are written without variables: those are no secret, also where a value contains one.
         self._written: set[str] = set()
         self.whole: set[Place] = set()
@@ -62,7 +64,10 @@ class Variables:
                     self.whole.add(place)
                 names = dict.fromkeys(found["name"] for found in _BARE.finditer(value))
                 self.bare.extend((place, name) for name in names if name is not None and name in self._environ)
-                return _TOKEN.sub(lambda found: self._value_of(found, place), value)
+                expanded = _TOKEN.sub(lambda found: self._value_of(found, place), value)
+                if place in self.touched and place not in self.whole and len(expanded) >= _SHORT:
+                    self._composed[expanded] = value
+                return expanded
         return value
 
     def _check_text(self, text: str, place: Place) -> None:
@@ -75,9 +80,12 @@ class Variables:
         return any(touched[: len(place)] == place for touched in self.touched)
 
     def hide(self, text: str) -> str:
-        """``text`` with the names of variables in place of their values."""
-        for value, name in sorted(self._used.items(), key=lambda used: -len(used[0])):
-            shown = f"${{{name}}}"
+        """``text`` with the names of variables in place of their values.
+
+        A value of fewer than four characters is hidden where it stands alone, and in the value that it is a part of.
+        """
+        shown_as = self._composed | {value: f"${{{name}}}" for value, name in self._used.items()}
+        for value, shown in sorted(shown_as.items(), key=lambda used: -len(used[0])):
             # As in a repr() too: a message may show the value so.
             for spelling in dict.fromkeys((value, repr(value)[1:-1])):
                 if len(spelling) >= _SHORT:
@@ -94,6 +102,9 @@ class Variables:
         for value, name in self._used.items():
             if part in value:
                 return f"'${{{name}}}'"
+        for value, written in self._composed.items():
+            if part in value:
+                return repr(written)
         return found[0]
 
     def _value_of(self, found: re.Match[str], place: Place) -> str:

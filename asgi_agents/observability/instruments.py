@@ -7,10 +7,22 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from ..breaker import BreakerState
-from .attributes import AGENT_ID, BREAKER_STATE, DECISION, ENFORCED, ERROR_TYPE, EVENT, FAILURE_MODE, KIND, WHAT
+from .attributes import (
+    AGENT_ID,
+    BREAKER_STATE,
+    DECISION,
+    ENFORCED,
+    ERROR_TYPE,
+    EVENT,
+    FAILURE_MODE,
+    KIND,
+    OUTCOME,
+    WHAT,
+)
 from .histograms import Distribution
 from .metrics import Incident, Series, Tally
 from .reports import Reports
+from .sources import SourceStatus
 
 Attributes = tuple[tuple[str, str], ...]
 
@@ -59,6 +71,11 @@ class Source(Protocol):
         """What they have reported of themselves."""
         ...
 
+    @property
+    def source(self) -> SourceStatus | None:
+        """The file that they have come from; None: there is none."""
+        ...
+
 
 class Point(Struct, frozen=True):
     """A value with its attributes; ``latest`` is the last call that it counts, unless that was plainly allowed."""
@@ -76,6 +93,15 @@ class Metric(Struct, frozen=True, kw_only=True):
     unit: str
     description: str
     read: Callable[[Metered], Iterable[Point]]
+
+
+class SourceMetric(Struct, frozen=True, kw_only=True):
+    """A counter that is no agent's. ``read`` gives the points of one manager."""
+
+    name: str
+    unit: str
+    description: str
+    read: Callable[[Source], Iterable[Point]]
 
 
 class Histogram(Struct, frozen=True, kw_only=True):
@@ -288,6 +314,20 @@ METRICS: Final = (
         description="Code points that wait in streams that the agent judges.",
         read=_held,
     ),
+)
+
+
+def _reloads(source: Source) -> Iterator[Point]:
+    if source.source is not None:
+        for outcome, number in source.source.reloads.items():
+            yield Point(((OUTCOME, outcome),), number)
+
+
+RELOADS: Final = SourceMetric(
+    name="asgi_agents.reloads",
+    unit="{reload}",
+    description="How often the configuration file was taken anew, by what has come of it.",
+    read=_reloads,
 )
 
 

@@ -15,6 +15,7 @@ from .instruments import (
     HOLD_DURATION,
     METRICS,
     QUEUE_DURATION,
+    RELOADS,
     Histogram,
     Kind,
     Metered,
@@ -39,6 +40,7 @@ class Metering:
         self.call_duration = _make(meter, CALL_DURATION)
         self.queue_duration = _make(meter, QUEUE_DURATION)
         self.hold_duration = _make(meter, HOLD_DURATION)
+        self.reloads = meter.create_counter(RELOADS.name, RELOADS.unit, RELOADS.description)
         for metric in METRICS:
             create = (
                 meter.create_observable_counter

@@ -17,12 +17,15 @@ from .histograms import EXPORTED_BOUNDS
 from .instruments import (
     HISTOGRAMS,
     METRICS,
+    RELOADS,
     Attributes,
     Histogram,
     Kind,
     Metered,
     Metric,
+    Point,
     Source,
+    SourceMetric,
     collect,
     distributions,
 )
@@ -79,8 +82,10 @@ class AgentCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """All families: ours, then those of the agents."""
         agents = self._source.metered
-        yield from (_number(metric, agents) for metric in METRICS)
+        yield from (_number(metric, metric.kind, collect(metric, agents)) for metric in METRICS)
         yield from (_histogram(metric, agents) for metric in HISTOGRAMS)
+        if self._source.source is not None:
+            yield _number(RELOADS, Kind.COUNTER, RELOADS.read(self._source))
         yield from self._reported()
 
     def _reported(self) -> Iterable[Family]:
@@ -139,13 +144,13 @@ def prometheus_name(name: str, unit: str) -> str:
     return name if suffix is None else f"{name}_{suffix}"
 
 
-def _number(metric: Metric, agents: Sequence[Metered]) -> Family:
-    kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
-    family: Family = kind(
+def _number(metric: Metric | SourceMetric, kind: Kind, points: Iterable[Point]) -> Family:
+    make = CounterMetricFamily if kind is Kind.COUNTER else GaugeMetricFamily
+    family: Family = make(
         prometheus_name(metric.name, metric.unit), metric.description, unit=_SUFFIXES.get(metric.unit, "")
     )
-    suffix = "_total" if metric.kind is Kind.COUNTER else ""
-    for point in collect(metric, agents):
+    suffix = "_total" if kind is Kind.COUNTER else ""
+    for point in points:
         exemplar = _exemplar(point.latest) if suffix else None
         family.add_sample(family.name + suffix, _label_set(point.attributes), point.value, exemplar=exemplar)
     return family

@@ -66,7 +66,7 @@ def check_routes(router: Router, resolver: Resolver, scope: Scope) -> None:
                 fault = _unmatched(route, router, endpoints, router.root_of(scope))
         if fault is not None:
             logger.warning("%s %s", _shown(route), fault)
-    decided = {endpoint.path for endpoint in resolver.policies(scope)[0] if endpoint.mark is not None}
+    decided = {one.path for one in resolver.policies(scope)[0] if any(mark is not None for mark, _ in one.policies)}
     endpoints = [endpoint for endpoint in endpoints if endpoint[0] not in decided]
     for fault in dict.fromkeys(_unguarded(router, endpoints)):
         logger.warning("%s", fault)

@@ -16,9 +16,11 @@ from ..registry import AgentRegistry
 from .advice import check_agents, check_routes, check_text_guardrails
 from .app_chain import app_chain, attribute
 from .cache import PathCache, PathKey
-from .listing import GuardedEndpoint, guarded_endpoints
+from .endpoints import AppEndpoint
 from .marks import PolicyMark, marks
-from .resolver import Resolver
+from .refusal import consequence
+from .resolver import AppRoutes, Resolver
+from .router_checks import check_endpoints
 from .routes import AgentRoute, Router
 
 logger: Final = logging.getLogger("asgi_agents")
@@ -71,10 +73,10 @@ class RouteFinder:
                 check_guardrail(guardrail, find_guard(guardrail.agent_id))
             except UnknownAgentError as exc:
                 raise ConfigurationError(f"Guardrail({guardrail.agent_id!r}): {exc}") from exc
-        #: The routes, for the status page.
-        self.listings = self._router.listings
+        # Whose routes are listed: those of a successor are in the same place.
+        self._listed_as = object()
         if guard_of is None:
-            registry.list_routes(self.listings)
+            registry.listings.put(self._listed_as, self._router.listings)
         # A policy may be for what was remembered while there was none.
         marks.changed(used=False)
         marks.on_first_use(self._forget)
@@ -102,6 +104,17 @@ class RouteFinder:
         resolved_route = self.known.get(key)
         return self.find(key, scope) if resolved_route is None or resolved_route.retired else resolved_route
 
+    def ask(self, scope: Scope) -> ResolvedRoute:
+        """The resolved route of a connection, as it would be found. Nothing is remembered, and nothing logged."""
+        return self._resolve(scope, self._resolver.app_routes(scope))[0]
+
+    def routes_now(self, scope: Scope) -> object:
+        """The routes that the app has: the same object as long as they stay the same.
+
+        :param scope: a connection, or a lifespan, in which the app is found if nothing leads to it.
+        """
+        return self._resolver.routes_now(scope)
+
     def find(self, key: PathKey, scope: Scope) -> ResolvedRoute:
         """The resolved route of a connection for whose ``key`` there is none in :attr:`known`, or one that retired."""
         if not self._examined:
@@ -111,24 +124,14 @@ class RouteFinder:
         if known.basis is not app_routes:
             # In place of the old one, which a thread may still fill with what held for the app's routes of before.
             known = self.known = PathCache(app_routes)
+            if marks.used:
+                self._list_routes(scope)
         if app_routes is not None:
             full_key = (scope["type"], str(scope.get("method", "")), scope.get("root_path") or "", scope["path"])
             resolved_route = known.get(full_key)
             if resolved_route is not None and not resolved_route.retired:
                 return resolved_route
-        leaf = self._resolver.leaf(scope, app_routes)
-        if leaf is not None and leaf.mark is not None:
-            resolved_route, lasts = self._of_policy(leaf.mark, leaf.spelling), False
-        else:
-            found, lasts = self._resolver.resolve(scope, app_routes)
-            references, route = self._router.agents_of(found)
-            resolved_route = self._registry.resolved_route(
-                references,
-                route=route,
-                missing_ok=True,
-                guardrails=self._router.guardrails_of(found),
-                handlers_too=self._router.guardrails_of(None),
-            )
+        resolved_route, lasts = self._resolve(scope, app_routes)
         if self.successor is not None:
             # Another thread has put other agents and routes in place: these routes may lack agents of those.
             return self.successor.find(self.successor.key_of(scope), scope)
@@ -138,6 +141,22 @@ class RouteFinder:
             # Found here as long as the app's routes stay the same, which only this method checks.
             known.remember(full_key, resolved_route)
         return resolved_route
+
+    def _resolve(self, scope: Scope, app_routes: AppRoutes | None) -> tuple[ResolvedRoute, bool]:
+        """The resolved route of a connection, and whether it lasts (:meth:`Resolver.resolve`)."""
+        leaf = self._resolver.leaf(scope, app_routes)
+        if leaf is not None and leaf.mark is not None:
+            return self._of_policy(leaf.mark, leaf.spelling), False
+        found, lasts = self._resolver.resolve(scope, app_routes)
+        references, route = self._router.agents_of(found)
+        resolved_route = self._registry.resolved_route(
+            references,
+            route=route,
+            missing_ok=True,
+            guardrails=self._router.guardrails_of(found),
+            handlers_too=self._router.guardrails_of(None),
+        )
+        return resolved_route, lasts
 
     def key_of(self, scope: Scope) -> PathKey:
         """What :attr:`known` remembers the route of a connection by."""
@@ -165,7 +184,10 @@ class RouteFinder:
         """Why what a policy asks for can't be done, by the agents that there are or will be; None where it can."""
         find_guard = find_guard or self._registry.guard
         if not mark.checked:
-            return "it was registered without its check; write it below the decorator that registers the endpoint"
+            return (
+                "it stands above the decorator that registers the endpoint, which has the function without its check;"
+                " swap the two lines, so that it stands below"
+            )
         for reference in mark.policy.agents:
             agent_id = reference if isinstance(reference, str) else reference[0]
             try:
@@ -183,13 +205,6 @@ class RouteFinder:
     def _forget(self) -> None:
         self.known = PathCache()
 
-    def listed_endpoints(self, scope: Scope) -> Sequence[GuardedEndpoint]:
-        """Every endpoint and websocket route of the app, with its agents, in the order of the app.
-
-        :param scope: the connection, or the lifespan, in which the app is found.
-        """
-        return guarded_endpoints(self._router, self._resolver, scope)
-
     def check_policies(self, find_guard: Callable[[str], Guard]) -> None:
         """Raise :class:`ConfigurationError` where an endpoint's policy can't be carried out with other agents.
 
@@ -199,8 +214,9 @@ class RouteFinder:
             return
         endpoints, _ = self._resolver.policies({"type": "lifespan"})
         for endpoint in endpoints:
-            if endpoint.mark is not None and (fault := self._fault(endpoint.mark, find_guard)) is not None:
-                raise ConfigurationError(f"{endpoint.mark} on {endpoint.name} at {endpoint.path!r}: {fault}")
+            for mark, _ in endpoint.policies:
+                if mark is not None and (fault := self._fault(mark, find_guard)) is not None:
+                    raise ConfigurationError(f"{mark} on {endpoint.name} at {endpoint.path!r}: {fault}")
 
     def examine(self, scope: Scope, *, strict: bool = False) -> None:
         """Warn in the log of routes and agents that are most likely mistakes, once.
@@ -209,11 +225,14 @@ class RouteFinder:
         :param strict: raise :class:`ConfigurationError` where an endpoint's policy can't be carried out, rather than
             log it.
         """
+        if marks.used:
+            self._list_routes(scope)
+            # An app that is started once more is refused once more.
+            if strict or not self._examined:
+                self._examine_policies(scope, strict=strict)
         if self._examined:
             return
         self._examined = True
-        if marks.used:
-            self._examine_policies(scope, strict=strict)
         check_routes(self._router, self._resolver, scope)
         if self._owns_agents:
             check_text_guardrails(self._registry)
@@ -222,29 +241,46 @@ class RouteFinder:
 
     def _examine_policies(self, scope: Scope, *, strict: bool) -> None:
         endpoints, readable = self._resolver.policies(scope)
-        if not readable:
+        if not readable and not self._examined:
             logger.warning(
                 "the router of the app can't be found: policies on endpoints, by guarded_by and guard_router, are not"
-                " seen, and these endpoints answer 503 unless the routes name the same agents"
+                " seen, and these endpoints do not run unless the routes name the same agents"
             )
-        faults: list[str] = []
+        faults: list[tuple[AppEndpoint, str]] = []
         for endpoint in endpoints:
-            if endpoint.mark is None:
-                continue
-            policy = endpoint.mark.policy
-            fault = self._fault(endpoint.mark)
-            if fault is not None:
-                faults.append(f"{endpoint.mark} on {endpoint.name} at {endpoint.path!r}: {fault}")
-                continue
-            guardrails = self._router.guardrails_of(None) if policy.guardrails is None else policy.guardrails
-            methods = None if endpoint.methods is None else tuple(sorted(endpoint.methods))
-            judging = tuple(one for one in guardrails if isinstance(one, Guardrail))
-            self._registry.list_routes([RouteListing(endpoint.path, methods, policy.agents, judging)])
+            for mark, _ in endpoint.policies:
+                if mark is not None and (fault := self._fault(mark)) is not None:
+                    faults.append((endpoint, f"{mark} on {endpoint.name} at {endpoint.path!r}: {fault}"))
         if faults and strict:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise ConfigurationError(faults[0] + more)
-        for fault in faults[:_MOST_FAULTS]:
-            logger.error("%s; it answers 503", fault)
+            raise ConfigurationError(faults[0][1] + more)
+        for endpoint, fault in faults[:_MOST_FAULTS]:
+            logger.error("%s; %s", fault, consequence(endpoint.kind))
+
+    def list_routes(self, find_guard: Callable[[str], Guard], instead_of: "RouteFinder") -> None:
+        """Have the routes and policies shown on the status page in place of those of another finder.
+
+        :param find_guard: finds an agent that there will be, or raises :class:`UnknownAgentError`.
+        """
+        self._listed_as = instead_of._listed_as
+        self._list_routes({"type": "lifespan"}, find_guard)
+
+    def _list_routes(self, scope: Scope, find_guard: Callable[[str], Guard] | None = None) -> None:
+        listings = [*self._router.listings]
+        for endpoint in self._resolver.policies(scope)[0] if marks.used else ():
+            for mark, of_mark in endpoint.policies:
+                if mark is not None and not mark.checked:
+                    # A middleware within may rewrite the path, so that it is not found before it runs.
+                    check_endpoints(endpoint.within[-1][0])
+                if mark is None or self._fault(mark, find_guard) is not None:
+                    continue
+                policy = mark.policy
+                guardrails = self._router.guardrails_of(None) if policy.guardrails is None else policy.guardrails
+                judging = tuple(one for one in guardrails if isinstance(one, Guardrail))
+                methods = None if of_mark is None else tuple(sorted(of_mark))
+                listings.append(RouteListing(endpoint.path, methods, policy.agents, judging))
+        if self.successor is None:
+            self._registry.listings.put(self._listed_as, listings)
 
 
 def _root_path_of(app: object) -> str:

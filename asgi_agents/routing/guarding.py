@@ -13,12 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException, WebSocketException
-from starlette.requests import HTTPConnection
 from starlette.routing import Host, Mount
 from starlette.routing import Router as AppRouter
-from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.types import Scope
 
 from ..errors import ConfigurationError
 from ..evaluation.endpoint_policy import EndpointPolicy
@@ -27,10 +24,11 @@ from ..guardrails import Guardrail, ToolPolicy
 from ..guardrails.guardrail import checked_guardrails
 from ..messages.naming import named
 from ..messages.throttle import Throttle
-from .app_chain import attribute
+from .endpoint_checks import checking, refused
+from .guarded_routes import copies_routes, guard_app, guard_routes, keep_policy, own_policy_mark
 from .marks import PolicyMark, is_endpoint_class, layers, mark_of, own_mark, put_mark
-from .refusal import REASON, log_refusal
-from .router_checks import CheckingApp, check_router, is_asked, is_done, unasked
+from .refusal import log_refusal
+from .router_checks import CheckingApp, is_done, unasked
 from .routes import checked_references
 
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
@@ -108,31 +106,41 @@ def guard_router(
     :param agents: as in :func:`guarded_by`; ``guardrails`` likewise.
     :returns: the router.
 
-    Raises :class:`ConfigurationError` for what can't work: for one that has a policy already, or an APIRouter of an old
-    version of FastAPI, whose ``include_router`` copies the routes, so that nobody can tell where they are from.
+    Its routes keep the policy where they are put into the list of another router, and so does an app whose router is
+    replaced before it starts.
+
+    Raises :class:`ConfigurationError` for what can't work: for one that has a policy already, for a route that has that
+    of another router, and for an APIRouter that has routes already where FastAPI copies these as it includes them, as
+    it does below 0.137.
     """
     policy = _checked_policy("guard_router", agents, guardrails)
-    if isinstance(router, Mount | Host):
-        if not _has_policy(router, own_mark(router.app), policy):
-            router.app = CheckingApp(router.app, policy)
-        return router
-    target = router.router if isinstance(router, Starlette) else router
-    if not isinstance(target, AppRouter):
+    there = _policy_on(router)
+    if there is not None:
+        if there.policy != policy:
+            raise ConfigurationError(f"guard_router: {named(router)} has a policy already: {there}; expected one")
+    elif isinstance(router, Mount | Host):
+        router.app = CheckingApp(router.app, policy)
+        # The app may be replaced.
+        keep_policy(router, PolicyMark(policy, router, checked=True, of_router=True))
+    elif isinstance(router, Starlette):
+        guard_app(router, policy)
+    elif not isinstance(router, AppRouter):
         raise ConfigurationError(
             f"guard_router: {named(router)}, expected a router, a Mount, a Host or an app; for a handler write"
             " @guarded_by(...)"
         )
-    if _has_policy(router, own_mark(target), policy):
-        return router
-    if target is router and hasattr(target, "include_router") and not _keeps_included():
-        raise ConfigurationError(
-            f"guard_router: {named(router)} is an APIRouter of a FastAPI that copies routes when it includes them;"
-            " expected a newer FastAPI, or @guarded_by(...) on its handlers, or a mounted app"
-        )
-    mark = PolicyMark(policy, target, checked=True, of_router=True)
-    check_router(target, mark)
-    put_mark(target, mark)
+    else:
+        guard_routes(router, policy, copied=copies_routes(router))
     return router
+
+
+def _policy_on(router: object) -> PolicyMark | None:
+    """The policy that a router, a Mount, a Host or an app was given before."""
+    if isinstance(router, Mount | Host):
+        return own_policy_mark(router)
+    if isinstance(router, Starlette):
+        return own_mark(router) or own_mark(router.router)
+    return own_mark(router)
 
 
 def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
@@ -143,26 +151,9 @@ def _guarded(endpoint: Any, policy: EndpointPolicy) -> Any:
         raise ConfigurationError(
             f"{policy}: {named(endpoint)}, expected a function, a method or an endpoint class; decorate its __call__"
         )
-    throttle = Throttle()
-    if inspect.iscoroutinefunction(endpoint):
-
-        @functools.wraps(endpoint)
-        async def guarded(*args: Any, **kwargs: Any) -> Any:
-            if not is_asked(policy, scope := _scope_in(args, kwargs)):
-                raise _refused(policy, throttle, endpoint, scope)
-            return await endpoint(*args, **kwargs)
-
-    else:
-        # FastAPI looks at what is wrapped to find out whether it is a generator, or returns a coroutine.
-        @functools.wraps(endpoint)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            if not is_asked(policy, scope := _scope_in(args, kwargs)):
-                raise _refused(policy, throttle, endpoint, scope)
-            return endpoint(*args, **kwargs)
-
+    guarded = checking(endpoint, policy)
     # On the function within as well: a decorator that registers it may stand below this one.
     _put(endpoint, PolicyMark(policy, endpoint, checked=False))
-    put_mark(guarded, PolicyMark(policy, guarded, checked=True))
     return guarded
 
 
@@ -173,50 +164,22 @@ def _guarded_class(endpoint: Any, policy: EndpointPolicy) -> Any:
             f"{policy}: {named(endpoint)}, expected a function, an HTTPEndpoint or a WebSocketEndpoint; for an app"
             " write guard_router(Mount(path, app), ...)"
         )
-    make, run = endpoint.__init__, endpoint.__await__
+    make = endpoint.__new__
     throttle = Throttle()
 
-    def check(cls: type, scope: Scope) -> None:
+    # Not in __init__ or __await__, which subclasses may have of their own.
+    @functools.wraps(make)
+    def checked(cls: Any, scope: Scope, *others: Any, **more: Any) -> Any:
         method = scope.get("method") if scope["type"] == "http" else None
         mark = mark_of(cls, method)
         if mark is not None and not is_done(mark.policy, scope):
-            log_refusal(throttle, unasked(mark.policy, cls.__qualname__))
-            raise _error(websocket=scope["type"] == "websocket")
+            log_refusal(throttle, unasked(mark.policy, cls.__qualname__, scope["type"]))
+            raise refused(scope["type"])
+        return make(cls) if make is object.__new__ else make(cls, scope, *others, **more)
 
-    @functools.wraps(make)
-    def checked(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        check(type(self), scope)
-        make(self, scope, receive, send)
-
-    # A subclass may have an __init__ of its own, which does not call this one.
-    @functools.wraps(run)
-    def checked_run(self: Any) -> Any:
-        check(type(self), self.scope)
-        return run(self)
-
-    endpoint.__init__ = checked
-    endpoint.__await__ = checked_run
+    endpoint.__new__ = staticmethod(checked)
     put_mark(endpoint, PolicyMark(policy, endpoint, checked=True))
     return endpoint
-
-
-def _scope_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope | None:
-    """The scope of the connection that an endpoint is called for, where it is given that; FastAPI's may be not."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, HTTPConnection):
-            # In a test of the function alone it may have none.
-            return attribute(value, "scope") or {"type": "websocket" if isinstance(value, WebSocket) else "http"}
-    # An object that is an app by itself. FastAPI gives all by name, and so what clients send.
-    return next((value for value in args if isinstance(value, dict) and "type" in value), None)
-
-
-def _refused(policy: EndpointPolicy, throttle: Throttle, endpoint: Any, scope: Scope | None) -> Exception:
-    log_refusal(throttle, unasked(policy, getattr(endpoint, "__qualname__", "an endpoint")))
-    return _error(websocket=scope is not None and scope["type"] == "websocket")
-
-
-def _error(*, websocket: bool) -> Exception:
-    return WebSocketException(1011, REASON) if websocket else HTTPException(503, REASON)
 
 
 def _put(endpoint: Any, mark: PolicyMark) -> None:
@@ -241,13 +204,6 @@ def _check_unmarked(policy: EndpointPolicy, endpoint: object) -> None:
         raise ConfigurationError(f"{policy}: {named(endpoint)} has a policy already: {there.policy}; expected one")
 
 
-def _has_policy(router: object, there: PolicyMark | None, policy: EndpointPolicy) -> bool:
-    """Whether a router has this policy already. Raises :class:`ConfigurationError` where it has another."""
-    if there is not None and there.policy != policy:
-        raise ConfigurationError(f"guard_router: {named(router)} has a policy already: {there}; expected one")
-    return there is not None
-
-
 def _checked_policy(
     where: str, agents: tuple[object, ...], guardrails: Iterable[Guardrail | ToolPolicy] | None
 ) -> EndpointPolicy:
@@ -262,10 +218,3 @@ def _checked_policy(
     if not references and not own:
         raise ConfigurationError(f"{where}: no agents, expected ids of agents; no agents at all is @unguarded")
     return EndpointPolicy(references, own)
-
-
-def _keeps_included() -> bool:
-    """Whether FastAPI keeps a router that was included, rather than copies of its routes."""
-    from fastapi import routing
-
-    return hasattr(routing, "_IncludedRouter")

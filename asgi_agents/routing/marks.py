@@ -40,6 +40,15 @@ class PolicyMark:
         return self.policy.written("guard_router") if self.of_router else str(self.policy)
 
 
+class ChecksPolicy:
+    """A base of what stands in the place of an app, and checks that a policy is carried out.
+
+    ``app`` is what it stands in the place of.
+    """
+
+    app: Any
+
+
 class _Marks:
     """What is known of the marks of this process."""
 

@@ -6,6 +6,7 @@ one around this. Where an app within has agents of its own, the policies in it a
 
 from collections.abc import Callable
 from functools import partial
+from inspect import ismethod
 from typing import Any, Final, NamedTuple
 
 from starlette import routing
@@ -13,7 +14,7 @@ from starlette.routing import BaseRoute, Host, Match, Mount
 from starlette.types import Scope
 
 from .app_chain import GUARD, AsksAgents, app_chain, attribute
-from .marks import PolicyMark, mark_of, own_mark
+from .marks import ChecksPolicy, PolicyMark, mark_of, own_mark
 
 # Those of these modules decide by path, method and scope type alone; except ``Host``.
 _KNOWN_MODULES: Final = frozenset({"starlette.routing", "fastapi.routing"})
@@ -40,7 +41,7 @@ class Around(NamedTuple):
     ours: bool = True
 
     def within(self, thing: object) -> "Around":
-        """What holds within a router, or within a wrapper of an app."""
+        """What holds within a router, a route, or a wrapper of an app."""
         mark = own_mark(thing) if self.ours else None
         return self if mark is None else Around(mark)
 
@@ -102,17 +103,25 @@ def match(router: routing.Router, scope: Scope, prefix: str, around: Around, ent
 
     :param enter: called with a router within that decides, and with what holds there. None: it is asked here as well.
     """
+    chosen = route_of(router, scope)
+    if chosen is not None:
+        return match_within(*chosen, scope, prefix, around, enter)
+    return _fallback(router, scope, around)
+
+
+def route_of(router: routing.Router, scope: Scope) -> tuple[BaseRoute, Scope] | None:
+    """The route that a router runs, and what that adds to the scope; None where it runs none, or one that says 405."""
     partial_match: tuple[BaseRoute, Scope] | None = None
     for route in router.routes:
         matched, child_scope = route.matches(scope)
         if matched is Match.FULL:
-            return match_within(route, child_scope, scope, prefix, around, enter)
+            return route, child_scope
         if matched is Match.PARTIAL and partial_match is None:
             partial_match = route, child_scope
     if partial_match is not None and any(is_foreign(partial_match[0], name) for name in ("matches", "handle")):
         # Starlette runs it; its own routes answer 405 then.
-        return match_within(*partial_match, scope, prefix, around, enter)
-    return _fallback(router, scope, around)
+        return partial_match
+    return None
 
 
 def match_within(
@@ -120,11 +129,14 @@ def match_within(
 ) -> Leaf | None:
     """What a route runs that has matched."""
     path = None
+    around = around.within(route)
     while is_included(route):
+        included = route
         around = around.within(route.original_router)
         matched, child_scope, route, context = route._match(scope)
         if matched is not Match.FULL:
             return None
+        around = around.within(original_of(included, route if context is None else context))
         # A route's own path lacks the prefix with which it was included.
         path = None if context is None or context.starlette_route is not None else context.path
     if path is None and isinstance(route, Mount | Host):
@@ -213,10 +225,24 @@ def is_included(route: object) -> bool:
     return hasattr(route, "effective_candidates") and hasattr(route, "_match") and hasattr(route, "original_router")
 
 
+def original_of(included: Any, candidate: Any) -> object:
+    """The route that a candidate of an included router was made of."""
+    if not is_included(candidate):
+        return candidate.original_route
+    # FastAPI makes another of it, with the prefixes of both. They have the same order.
+    made = (one for one in included.effective_candidates() if is_included(one))
+    routes = (one for one in included.original_router.routes if is_included(one))
+    return next((route for one, route in zip(made, routes, strict=False) if one is candidate), candidate)
+
+
 def is_foreign(route: object, method: str = "matches") -> bool:
     """Whether a route or a router decides in a way of its own, as by a header."""
     module = getattr(getattr(type(route), method, None), "__module__", None)
-    return module not in _KNOWN_MODULES or method in getattr(route, "__dict__", ())
+    own = getattr(route, "__dict__", {}).get(method)
+    if isinstance(own, ChecksPolicy):
+        # Ours, in the place of the method.
+        own = None if ismethod(own.app) else own.app
+    return module not in _KNOWN_MODULES or own is not None
 
 
 def mounted(prefix: str) -> str:

@@ -15,6 +15,17 @@ logger: Final = logging.getLogger("asgi_agents")
 REASON: Final = "Service unavailable"
 
 
+def consequence(kind: str) -> str:
+    """What happens to connections of a kind, for the log: of scopes, or of endpoints, of which some are for several."""
+    match kind:
+        case "http":
+            return "it answers 503"
+        case "websocket":
+            return "it closes with 1011"
+        case _:
+            return "it answers 503, or closes with 1011"
+
+
 def log_refusal(throttle: Throttle, why: str) -> None:
     """Log an error, once a minute for each reason."""
     if throttle.due(why):

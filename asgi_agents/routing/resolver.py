@@ -22,17 +22,14 @@ What can't be seen from here: a middleware between the agents and the app's rout
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from starlette import routing
-from starlette.routing import BaseRoute, Host, Mount, WebSocketRoute
 from starlette.types import Scope
 
-from .app_chain import attribute
-from .endpoints import AppEndpoint, endpoints_of
+from .endpoints import AppEndpoint, AppWalk
 from .marks import mark_of, marks
-from .matching import Around, Leaf, copy_of, is_foreign, is_included, match, mounted, router_around, router_of
-from .patterns import covers, may_meet, without_names
+from .matching import Around, Leaf, copy_of, match, router_around, router_of
+from .patterns import without_names
 from .routes import AgentRoute, Router, path_below_root
 
 #: The full spelling of a route of the app, and its methods; None: all.
@@ -69,7 +66,7 @@ class Resolver:
 
         None where they have no say, because every connection has the same agents, and no endpoint has a policy.
         """
-        return self._app_routes_of(scope) if self._varied or marks.used else None
+        return self.routes_now(scope) if self._varied or marks.used else None
 
     def resolve(self, scope: Scope, app_routes: "AppRoutes | None") -> tuple[AgentRoute | None, bool]:
         """The route that holds for a connection, None for the default agents; and whether it lasts.
@@ -111,49 +108,19 @@ class Resolver:
 
     def policies(self, scope: Scope) -> "tuple[Sequence[AppEndpoint], bool]":
         """The endpoints of the app that it has now, with their policies; and whether its router was found."""
-        app_routes = self._app_routes_of(scope)
+        app_routes = self.routes_now(scope)
         return app_routes.listed, app_routes.readable
-
-    def app_endpoints(self, scope: Scope) -> Sequence[AppEndpoint]:
-        """Every endpoint of the app, whether or not any has a policy; empty where they can't be read."""
-        return self._app_routes_of(scope).all_endpoints()
-
-    def holder(
-        self, endpoint: AppEndpoint, method: str | None, scope: Scope
-    ) -> tuple[AgentRoute | None, tuple[AgentRoute, ...]]:
-        """The route that holds for an endpoint without a policy, None for the default agents.
-
-        Beside it, those that hold instead for some of its paths: they are about less than all of these.
-
-        :param method: one of the endpoint's; None: any, where it takes all.
-        """
-        app_routes = self._app_routes_of(scope)
-        spelling = endpoint.path
-        meeting = [
-            route
-            for route in self._routes
-            if (method is None or route.takes(method)) and may_meet(route.path, spelling)
-        ]
-        own = [route for route in meeting if route.path == spelling]
-        own = own or [route for route in meeting if without_names(route.path) == without_names(spelling)]
-        left = [route for route in meeting if route in own or not app_routes.has(route)] if self._varied else meeting
-        sometimes: list[AgentRoute] = []
-        for route in left or meeting:
-            whole = route in own or covers(route.path, spelling)
-            if whole and (method is not None or route.methods is None):
-                return route, tuple(sometimes)
-            sometimes.append(route)
-        return None, tuple(sometimes)
 
     def endpoints(self, scope: Scope) -> Sequence[Endpoint] | None:
         """All routes that the app has now. None where they can't all be read."""
-        return self._app_routes_of(scope).endpoints
+        return self.routes_now(scope).endpoints
 
     def may_pass_over(self, route: AgentRoute, scope: Scope) -> bool:
         """Whether ``route`` is spelt like one of the app's, and so may be passed over for a later one."""
-        return self._app_routes_of(scope).has(route)
+        return self.routes_now(scope).has(route)
 
-    def _app_routes_of(self, scope: Scope) -> "AppRoutes":
+    def routes_now(self, scope: Scope) -> "AppRoutes":
+        """The routes that the app has now, whether or not they have a say."""
         router, _ = router_of(self._app)
         found = router is not None
         if router is None:
@@ -217,66 +184,48 @@ class AppRoutes:
         self._router = router
         self._around = around
         self._generation = marks.generation
-        #: Every list of routes below, by its owner, and every app in a mount with what was found in it.
-        self._lists: dict[int, tuple[routing.Router, list[BaseRoute]]] = {}
-        self._apps: list[tuple[object, routing.Router | None, str]] = []
-        self._spellings: set[str] = set()
-        self._mounts: set[str] = set()
-        self._endpoints: list[Endpoint] = []
-        # Whether something of the app can't be read, that may answer any path.
-        self._answers_more = router is None
+        self._walk = None if router is None else AppWalk(router, around)
+        walk = self._walk
         #: Whether something other than path, method and scope type has a say, so that nothing may be remembered.
-        self.volatile = False
+        self.volatile = walk is not None and walk.volatile
         #: Whether any endpoint has a policy, or may have one.
-        self.has_policies = False
-        #: Every endpoint that can be read, with its policy; empty where no process-wide mark was made.
-        self.listed: Sequence[AppEndpoint] = ()
+        self.has_policies = marks.used and (walk is None or walk.has_policies)
+        if walk is None and marks.used:
+            # Which endpoint a connection is for is seen in its scope, if a router around has put it there.
+            self.volatile = True
+        #: Every endpoint that can be read, with its policies.
+        self.listed: Sequence[AppEndpoint] = () if walk is None else walk.endpoints
         #: Whether a mounted app sets a root path of its own, so that its router may see any part of the path.
-        self.shifts = False
-        if router is not None:
-            try:
-                self._add_router(router, "", frozenset())
-            except Exception:
-                # Of an app like none that is known. What has no spelling is not skipped.
-                self.volatile = True
-        if marks.used:
-            self._find_policies()
+        self.shifts = walk is not None and walk.shifts
+        self._spellings = {one.path for one in self.listed if one.kind in ("http", "websocket")}
+        self._mounts = set() if walk is None else set(map(without_names, walk.mounts))
 
     @property
     def readable(self) -> bool:
         """Whether there is a router."""
         return self._router is not None
 
-    def all_endpoints(self) -> Sequence[AppEndpoint]:
-        """Every endpoint, with its policy."""
-        if self._router is None:
-            return ()
-        return self.listed or endpoints_of(self._router, self._around)[0]
-
-    def _find_policies(self) -> None:
-        if self._router is None:
-            # Which endpoint a connection is for is seen in its scope, if a router around has put it there.
-            self.volatile = self.has_policies = True
-            return
-        try:
-            self.listed, self.has_policies = endpoints_of(self._router, self._around)
-        except Exception:
-            self.volatile = self.has_policies = True
-
     @property
     def endpoints(self) -> Sequence[Endpoint] | None:
         """All endpoints; None where there may be others."""
-        return None if self._answers_more or self.volatile or self.shifts else tuple(self._endpoints)
+        walk = self._walk
+        if walk is None or walk.open_ended or walk.volatile or walk.shifts:
+            return None
+        if any(endpoint.kind == "unreadable" for endpoint in walk.endpoints):
+            return None
+        return tuple((one.path, frozenset({"GET"}) if one.kind == "websocket" else one.methods) for one in self.listed)
 
     def still_holds(self, router: routing.Router | None) -> bool:
         """Whether ``router`` is the one of these routes, and has them still."""
         if router is not self._router or self._generation != marks.generation:
             return False
+        if self._walk is None:
+            return True
         try:
-            for owner, routes in self._lists.values():
+            for owner, routes in self._walk.lists.values():
                 if owner.routes != routes:
                     return False
-            return all(router_of(app) == (inner, root) for app, inner, root in self._apps)
+            return all(router_of(app) == (inner, root) for app, inner, root in self._walk.apps)
         except Exception:
             return False
 
@@ -306,55 +255,6 @@ class AppRoutes:
             return match(self._router, asked, "", self._around)
         except Exception:
             return None
-
-    def _add_router(self, router: routing.Router, prefix: str, around: frozenset[int]) -> None:
-        if id(router) in around:
-            return  # an app within itself
-        routes = router.routes[:]
-        self._lists[id(router)] = (router, routes)
-        self.volatile = self.volatile or is_foreign(router, "app")
-        # A fallback, or the pages of a frontend, that FastAPI looks through when no route matches.
-        self._answers_more = (
-            self._answers_more or router.default != router.not_found or bool(attribute(router, "_low_priority_routes"))
-        )
-        for route in routes:
-            self._add(route, prefix, around | {id(router)})
-
-    def _add(self, route: Any, prefix: str, around: frozenset[int]) -> None:
-        self.volatile = self.volatile or isinstance(route, Host) or is_foreign(route)
-        if is_included(route):
-            included = route.original_router
-            self.volatile = self.volatile or is_foreign(included)  # it may have a `matches` of its own
-            self._lists[id(included)] = (included, included.routes[:])
-            for candidate in route.effective_candidates():
-                if is_included(candidate):
-                    self._add(candidate, prefix, around)
-                    continue
-                self.volatile = self.volatile or is_foreign(candidate.original_route)
-                if candidate.starlette_route is not None:
-                    self._add(candidate.starlette_route, prefix, around)
-                else:
-                    self._note(prefix + candidate.path, candidate.original_route)
-        elif isinstance(route, Mount | Host):
-            if isinstance(route, Mount):
-                prefix += route.path
-            router, root_path = router_of(route.app)
-            self._apps.append((route.app, router, root_path))
-            self.shifts = self.shifts or root_path != ""
-            if router is not None:
-                self._add_router(router, prefix, around)
-            elif isinstance(route, Mount):
-                self._mounts.add(without_names(mounted(prefix)))
-                self._endpoints.append((mounted(prefix), None))
-        elif isinstance(path := getattr(route, "path", None), str):
-            self._note(prefix + path, route)
-        else:
-            self._answers_more = True
-
-    def _note(self, spelling: str, route: Any) -> None:
-        self._spellings.add(spelling)
-        methods = {"GET"} if isinstance(route, WebSocketRoute) else attribute(route, "methods")
-        self._endpoints.append((spelling, None if methods is None else frozenset(map(str.upper, methods))))
 
 
 def _agree(candidates: Iterable[AgentRoute]) -> bool:

@@ -5,9 +5,11 @@ router sends a connection on into an app within that has a router as well, that 
 scope what holds for its routes. Connections whose agents were asked cost nothing of this.
 """
 
+from collections.abc import Callable
 from inspect import ismethod
 from typing import Any, Final
 
+from starlette.routing import BaseRoute, Host, Mount
 from starlette.routing import Router as AppRouter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -16,9 +18,9 @@ from ..evaluation.resolved_route import ResolvedRoute
 from ..messages.throttle import Throttle
 from ..observability.correlation import STATE_KEY, current
 from .app_chain import app_chain, attribute
-from .marks import PolicyMark, put_mark
-from .matching import Around, copy_of, is_foreign, is_included, match, match_within, router_of
-from .refusal import Refusing
+from .marks import ChecksPolicy, PolicyMark, own_mark, put_mark
+from .matching import Around, Enter, Leaf, copy_of, is_foreign, is_included, match, match_within, router_of
+from .refusal import Refusing, consequence
 
 #: In the scope: the router that has to check, and what holds for its routes.
 _HANDED: Final = "asgi_agents.around"
@@ -46,13 +48,13 @@ def is_done(policy: EndpointPolicy, scope: Scope) -> bool:
     return not (policy.agents or policy.guardrails) or is_asked(policy, scope)
 
 
-def unasked(policy: EndpointPolicy | PolicyMark, where: str) -> str:
-    """Why an endpoint may not run, for the log."""
+def unasked(policy: EndpointPolicy | PolicyMark, where: str, kind: str) -> str:
+    """Why an endpoint may not run, for the log. ``kind`` is the type of the scope; empty: nobody knows."""
     what = "no agents were asked about the connection"
     if isinstance(getattr(current(), "resolved_route", None), ResolvedRoute):
         what = "other agents were asked about the connection"
     return (
-        f"{policy} on {where}: {what}, so it answers 503; the policy was not found before the app ran: no"
+        f"{policy} on {where}: {what}, so {consequence(kind)}; the policy was not found before the app ran: no"
         " AgentMiddleware is around the app, or a middleware within rewrites the path or hides the router, or a"
         " decorator above hides the function that it wraps"
     )
@@ -69,18 +71,30 @@ def check_router(router: AppRouter, mark: PolicyMark) -> None:
         vars(router)["handle"] = _CheckingRouter(handle, router, mark)
 
 
-class _Checking:
+def check_endpoints(router: AppRouter) -> None:
+    """Have a router check the policies of endpoints that don't do it by themselves."""
+    if any(isinstance(app, _CheckingEndpoints) for app in _stack_of(router)):
+        return
+    if not _put_innermost(router, lambda app: _CheckingEndpoints(app, router)):
+        # Around its own middlewares, which can't be looked through.
+        router.middleware_stack = _CheckingEndpoints(router.middleware_stack, router)
+
+
+class _Checking(ChecksPolicy):
     """Stands before an app, and answers in its place where :meth:`unasked` finds a policy that is not carried out."""
 
+    #: What has the policy, for the log.
+    where = "its router"
+
     def __init__(self, app: ASGIApp) -> None:
-        #: What is wrapped, under the name that it has in every middleware.
-        self.app = app
+        #: Under the name that it has in every middleware.
+        self.app: ASGIApp = app
         self._throttle = Throttle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
         if scope["type"] in ("http", "websocket") and (mark := self.unasked(scope)) is not None:
-            app = Refusing(self._throttle, unasked(mark, "its router"))
+            app = Refusing(self._throttle, unasked(mark, self.where, scope["type"]))
         await app(scope, receive, send)
 
     def unasked(self, scope: Scope) -> PolicyMark | None:
@@ -147,11 +161,64 @@ class _CheckingWithin(_Checking):
         return _unasked_in(self.router, copy_of(scope), handed[1], scope)
 
 
+class _CheckingEndpoints(_Checking):
+    """Stands before the routes of a router with endpoints that have a policy and don't check it."""
+
+    where = "an endpoint"
+
+    def __init__(self, app: ASGIApp, router: AppRouter) -> None:
+        super().__init__(app)
+        self.router = router
+
+    def unasked(self, scope: Scope) -> PolicyMark | None:
+        """As in the base."""
+        try:
+            leaf = match(self.router, copy_of(scope), "", Around(), lambda inner, holds: None)
+        except Exception:
+            return None
+        return None if leaf is None or leaf.mark is None or leaf.mark.checked else _if_not_done(leaf.mark, scope)
+
+
+class CheckingRoute(_Checking):
+    """Stands in the place of a route's ``handle``, and checks the policy that is kept on the route."""
+
+    def __init__(self, handle: ASGIApp, route: BaseRoute) -> None:
+        super().__init__(handle)
+        self._route = route
+
+    def unasked(self, scope: Scope) -> PolicyMark | None:
+        """As in the base."""
+        mark = own_mark(self._route)
+        if mark is None or is_done(mark.policy, scope):
+            return None
+        methods = None if isinstance(self._route, Mount | Host) else attribute(self._route, "methods")
+        if methods and scope["type"] == "http" and scope["method"] not in methods:
+            return None  # 405
+        around = Around(mark)
+        return _unasked_by(
+            lambda enter: match_within(self._route, {}, copy_of(scope), "", around, enter), around, scope
+        )
+
+
 def _unasked_in(router: AppRouter, asked: Scope, around: Around, scope: Scope) -> PolicyMark | None:
     """The policy of what a router runs, if it is not carried out.
 
     :param asked: a copy of ``scope``, to match routes with.
     """
+
+    def find(enter: Enter) -> Leaf | None:
+        included: Any = (asked.get("fastapi") or {}).get("included_router")
+        if is_included(included) and included.original_router is router:
+            # It has matched already, and its own mark is in ``around``.
+            return match_within(included, {}, asked, "", around, enter)
+        # Nobody knows what another router would run.
+        return Leaf(None, around.mark) if is_foreign(router, "app") else match(router, asked, "", around, enter)
+
+    return _unasked_by(find, around, scope)
+
+
+def _unasked_by(find: Callable[[Enter], Leaf | None], around: Around, scope: Scope) -> PolicyMark | None:
+    """The policy of what ``find`` finds, if it is not carried out. Routers within that it enters check again."""
     stuck: list[PolicyMark | None] = []
 
     def enter(inner: AppRouter, holds: Around) -> None:
@@ -159,14 +226,7 @@ def _unasked_in(router: AppRouter, asked: Scope, around: Around, scope: Scope) -
             stuck.append(holds.mark)
 
     try:
-        included: Any = (asked.get("fastapi") or {}).get("included_router")
-        if is_included(included) and included.original_router is router:
-            # It has matched already, and its own mark is in ``around``.
-            leaf = match_within(included, {}, asked, "", around, enter)
-        elif is_foreign(router, "app"):
-            return _if_not_done(around.mark, scope)
-        else:
-            leaf = match(router, asked, "", around, enter)
+        leaf = find(enter)
     except Exception:
         return _if_not_done(around.mark, scope)
     return _if_not_done(stuck[0] if stuck else None if leaf is None else leaf.mark, scope)

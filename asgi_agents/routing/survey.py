@@ -5,28 +5,49 @@ whom they ask about it, as they do for a client's.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Final
 from uuid import UUID
 
 from msgspec import Struct
 from starlette.convertors import CONVERTOR_TYPES
-from starlette.routing import PARAM_REGEX
+from starlette.routing import PARAM_REGEX, compile_path
 from starlette.types import Scope
 
 from ..evaluation.resolved_route import ResolvedRoute
+from .endpoints import AppEndpoint, AppWalk, EndpointKind, Within, app_key, name_of
 from .finder import RouteFinder
-from .patterns import may_meet
-from .routes import AgentRoute
-from .walk import FinderOf, FoundEndpoint, Kind, Tracer, Walk, Way, finders_of, root_path_of
+from .matching import Around, innermost, router_of
+from .patterns import covers, may_meet
+from .tracer import FinderOf, Tracer, Way, finders_of, root_path_of
 
 # What stands for the methods where an endpoint takes all of them.
 _USUAL: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+# Stands for the method of a websocket.
+_HANDSHAKE: Final = "WS"
 # How many of an endpoint's paths are looked at, for each of its methods.
 _MOST_TRIED: Final = 200
-# Tried in this order for parameters of types that are not Starlette's.
-_TRIED: Final = ("an-example", "1", "a", "en", "A", "2026-01-31", "1.5", "ab12", str(UUID(int=1)), "a/b", "true")
-_VALUES: Final = {"str": "an-example", "int": "1", "float": "1.5", "uuid": str(UUID(int=1)), "path": "an/example"}
+# In how many ways two patterns are merged: parameters that take any path meet in many.
+_MOST_MERGED: Final = 6
+# What `_narrowness` says of a parameter that takes any path, and of a segment without parameters.
+_ANY_PATH: Final = 0
+_LITERAL: Final = 4
+# Tried in this order for parameters of types that are not Starlette's: words, numbers, dates, versions, and identifiers
+# as catalogues and databases have them.
+# fmt: off
+_TRIED: Final = (
+    "1", "a", "en", "A", "en-US", "abc", "ABC", "12", "123", "1234", "2026", "123456", "-1", "1.5", "v1", "1.2.3",
+    "ab12", "AB12", "AB-1234", "ABC-123", "ABC123", "a_b", "a.b", "a@b.example", "true", "a/b", "2026-01-31",
+    "20260131", "2026-01-31T12:00:00Z", "0" * 24, "0" * 32, "0" * 40, "0" * 64, "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    str(UUID(int=1)),
+)
+# fmt: on
+# Of Starlette's types, and of those a number that nobody writes into a pattern.
+_TEXT: Final = "an-example"
+_NUMBER: Final = 7919
+# Long, so that it is none of the paths that patterns with a certain number of segments match.
+_DEEP: Final = "/of/a/path/with/many/segments"
 
 
 class SurveyedEndpoint(Struct, frozen=True, kw_only=True):
@@ -43,9 +64,10 @@ class SurveyedEndpoint(Struct, frozen=True, kw_only=True):
     :ivar example: the path that was asked about; None where none leads there.
     :ivar taken_by: the pattern of the endpoint that runs in its place, because it is before it. None: it runs.
     :ivar asked: what each middleware on the way has found, outermost first.
+    :ivar within: the routers of the apps that it is in, outermost first, each with the pattern that it has there.
     """
 
-    kind: Kind
+    kind: EndpointKind
     path: str
     methods: frozenset[str] | None
     host: str | None
@@ -54,6 +76,7 @@ class SurveyedEndpoint(Struct, frozen=True, kw_only=True):
     example: str | None
     taken_by: str | None
     asked: tuple[ResolvedRoute, ...]
+    within: Within
 
 
 class Survey(Struct, frozen=True, kw_only=True):
@@ -78,43 +101,70 @@ def survey_app(app: object, finder_of: FinderOf) -> Survey:
     """List the endpoints of an app. Its middleware stacks are built, as with its first connection; nothing is called.
 
     :param finder_of: from a middleware to its finder.
-    :raises Exception: whatever a middleware raises when it is made.
+    :raises Exception: whatever a middleware raises when it is made, or a route when it is read.
     """
-    walk = Walk(app)
-    surveyor = _Surveyor(app, finder_of, walk.leaves)
-    endpoints = tuple(one for leaf in walk.leaves for one in surveyor.endpoint(leaf))
-    finders = tuple(dict.fromkeys((*finders_of(app, finder_of), *surveyor.finders)))
+    around = tuple(finders_of(app, finder_of))
+    router, _ = router_of(app)
+    if router is None:
+        within = innermost(app)
+        leaves: Sequence[AppEndpoint] = (AppEndpoint(app_key("", None), name_of(within)),)
+        open_ended: Iterable[str] = ()
+    else:
+        walk = AppWalk(router, Around())
+        if walk.error is not None:
+            raise walk.error
+        leaves, open_ended = walk.endpoints, walk.open_ended
+    surveyor = _Surveyor(app, Tracer(app, finder_of), leaves, around)
+    endpoints = tuple(one for leaf in leaves for one in surveyor.endpoint(leaf))
+    finders = tuple(dict.fromkeys((*around, *surveyor.finders)))
     return Survey(
         endpoints=endpoints,
         finders=finders,
         unmatched=tuple(surveyor.unmatched(finders)),
-        open_ended=tuple(walk.open_ended),
+        open_ended=tuple(open_ended),
         cut=tuple(surveyor.cut),
-        readable=walk.readable,
+        readable=router is not None,
     )
 
 
+def survey_of(layer: object, finder: RouteFinder, app: object) -> Sequence[SurveyedEndpoint]:
+    """The endpoints behind one middleware, with the agents that it alone asks about them.
+
+    For an app that serves, or is to be started by somebody else: nothing is built, remembered or logged.
+
+    :param layer: the middleware, and its finder.
+    :param app: the app whose router is asked where nothing leads to one from the middleware.
+    """
+    router = router_of(layer)[0] or router_of(app)[0]
+    if router is None:
+        return ()
+    leaves = AppWalk(router, Around()).endpoints
+    surveyor = _Surveyor(layer, Tracer(layer, lambda one: finder if one is layer else None, app), leaves, [finder])
+    return tuple(one for leaf in leaves for one in surveyor.endpoint(leaf))
+
+
 class _Surveyor:
-    def __init__(self, app: object, finder_of: FinderOf, leaves: Sequence[FoundEndpoint]) -> None:
-        self._tracer = Tracer(app, finder_of)
+    def __init__(
+        self, app: object, tracer: Tracer, leaves: Sequence[AppEndpoint], known: Iterable[RouteFinder]
+    ) -> None:
+        self._tracer = tracer
         self._root = root_path_of(app)
         self._leaves = leaves
-        self._patterns = {leaf.key: leaf.pattern for leaf in leaves}
+        self._patterns = {leaf.key: leaf.path for leaf in leaves}
         #: Those that were met on the way, with the root paths that they saw.
         self.finders: dict[RouteFinder, set[str]] = {}
         self.cut: dict[str, None] = {}
-        # A value that is no part of any pattern, so that a more specific endpoint is not met by chance.
-        self._value = _VALUES["str"]
-        while any(self._value in leaf.pattern for leaf in leaves):
-            self._value += "-"
+        self._values = _values_beside(
+            [*(leaf.path for leaf in leaves), *(one for each in known for one in each.patterns)]
+        )
 
-    def endpoint(self, leaf: FoundEndpoint) -> Iterator[SurveyedEndpoint]:
+    def endpoint(self, leaf: AppEndpoint) -> Iterator[SurveyedEndpoint]:
         """An endpoint: its methods by what is asked about them, then those of its paths about which others are."""
         if leaf.kind == "unreadable":
-            yield _listed(leaf, leaf.methods, None, None, None, Way((), None))
+            yield _listed(leaf, leaf.methods, None, None, None, Way((), None), leaf.kind)
             return
         found: list[tuple[list[str], str | None, str | None, str, Way]] = []
-        for method in sorted(leaf.methods, key=_rank) if leaf.methods else _USUAL if leaf.methods is None else ("GET",):
+        for method in _methods_of(leaf):
             for only, path, way in self._ways(leaf, method):
                 for methods, same_only, taken_by, _, same in found:
                     if same_only == only and _signature(same) == _signature(way) and taken_by == self._taker(leaf, way):
@@ -124,56 +174,61 @@ class _Surveyor:
                     found.append(([method], only, self._taker(leaf, way), path, way))
         # What holds for all of its paths goes first.
         for methods, only, taken_by, path, way in sorted(found, key=lambda one: one[1] is not None):
-            which = frozenset(methods) if leaf.methods else leaf.methods
-            if leaf.methods is None and len(methods) < len(_USUAL):
-                which = frozenset(methods)
             example = path if way.key == leaf.key or taken_by is not None else None
-            yield _listed(leaf, which, only, example, taken_by, way)
+            listed = [method for method in methods if method != _HANDSHAKE]
+            which: frozenset[str] | None = frozenset(listed)
+            if leaf.methods is None and len(listed) == len(_USUAL):
+                which = None
+            # A mounted app may have other agents on websockets, where an endpoint before it takes the requests.
+            kind = leaf.kind if listed else "websocket"
+            yield _listed(leaf, which, only, example, taken_by, way, kind)
 
     def unmatched(self, finders: Sequence[RouteFinder]) -> Iterator[str]:
         """The patterns of ours that can match no endpoint."""
         for finder in finders:
             roots = self.finders.get(finder) or {""}
             for pattern in finder.patterns:
-                if not any(may_meet(root + pattern, leaf.pattern) for root in roots for leaf in self._leaves):
+                if not any(may_meet(root + pattern, leaf.path) for root in roots for leaf in self._leaves):
                     yield pattern
 
-    def _ways(self, leaf: FoundEndpoint, method: str) -> Iterator[tuple[str | None, str, Way]]:
+    def _ways(self, leaf: AppEndpoint, method: str) -> Iterator[tuple[str | None, str, Way]]:
         """The way to an endpoint, and those to paths of it about which a route of ours says something else."""
-        base, way = self._trace_first(leaf, method, _fill(leaf.pattern, self._value))
+        base, way = self._trace_first(leaf, method, _fill(leaf.path, self._values))
         yield None, base, way
         if way.key != leaf.key:
             return
-        told: list[tuple[AgentRoute, object]] = []
-        tried, todo = {leaf.pattern}, [leaf.pattern]
+        told: list[tuple[re.Pattern[str], object]] = []
+        tried, todo = {leaf.path}, [leaf.path]
         while todo:
             # Where two patterns of ours meet, a third thing may hold.
             around = todo.pop(0)
             ours = [self._below_root(asked.root) + pattern for asked in way.asked for pattern in asked.finder.patterns]
-            for merged in (merged for pattern in ours for merged in _merged(pattern, around)):
+            narrower = (merged for pattern in ours for merged in _merged(pattern, around))
+            for merged in chain(narrower, _shallow(around) if ours else ()):
                 if merged in tried:
                     continue
                 if len(tried) > _MOST_TRIED:
-                    self.cut[leaf.pattern] = None
+                    self.cut[leaf.path] = None
                     return
                 tried.add(merged)
-                path, special = self._trace_first(leaf, method, _fill(merged, self._value))
+                path, special = self._trace_first(leaf, method, _fill(merged, self._values))
                 if special.key != leaf.key:
                     continue
                 todo.append(merged)
                 # What a reader would take to hold here, of the lines so far.
-                filled = next(_fill(merged, self._value), path)
-                taken = [signature for route, signature in told if route.matches(filled, method)] or [_signature(way)]
+                filled = next(_fill(merged, self._values), path)
+                said = [signature for regex, signature in told if regex.match(filled)]
+                taken = said or [_signature(way)]
                 if _signature(special) not in taken:
-                    told.append((AgentRoute(merged, ()), _signature(special)))
+                    told.append((compile_path(merged)[0], _signature(special)))
                     yield merged, path, special
 
-    def _trace_first(self, leaf: FoundEndpoint, method: str, paths: Iterator[str]) -> tuple[str, Way]:
+    def _trace_first(self, leaf: AppEndpoint, method: str, paths: Iterator[str]) -> tuple[str, Way]:
         """The first of some paths that leads to the endpoint, else the first of all."""
         first: tuple[str, Way] | None = None
         # What is mounted below a root path is only found where the path has that, as the ASGI specification asks for.
         for path in (root + path for path in paths for root in dict.fromkeys(("", self._root))):
-            way = self._tracer.trace(_scope(leaf, method, path, self._value))
+            way = self._tracer.trace(_scope(leaf, method, path, self._values))
             for asked in way.asked:
                 self.finders.setdefault(asked.finder, set()).add(self._below_root(asked.root))
             if way.key == leaf.key:
@@ -185,21 +240,22 @@ class _Surveyor:
         """The root path of a middleware further in, as it stands in the patterns of the app's routes."""
         return root.removeprefix(self._root)
 
-    def _taker(self, leaf: FoundEndpoint, way: Way) -> str | None:
-        return None if way.key == leaf.key else self._patterns.get(way.key)
+    def _taker(self, leaf: AppEndpoint, way: Way) -> str | None:
+        return None if way.key is None or way.key == leaf.key else self._patterns.get(way.key)
 
 
 def _listed(
-    leaf: FoundEndpoint,
+    leaf: AppEndpoint,
     methods: frozenset[str] | None,
     only: str | None,
     example: str | None,
     taken_by: str | None,
     way: Way,
+    kind: EndpointKind,
 ) -> SurveyedEndpoint:
     return SurveyedEndpoint(
-        kind=leaf.kind,
-        path=leaf.pattern,
+        kind=kind,
+        path=leaf.path,
         methods=methods,
         host=leaf.host,
         name=leaf.name,
@@ -207,7 +263,18 @@ def _listed(
         example=example,
         taken_by=taken_by,
         asked=tuple(asked.resolved_route for asked in way.asked),
+        within=leaf.within,
     )
+
+
+def _methods_of(leaf: AppEndpoint) -> Sequence[str]:
+    """The methods that are asked about, and what stands for a websocket."""
+    match leaf.kind:
+        case "websocket":
+            return (_HANDSHAKE,)
+        case "app":
+            return (*_USUAL, _HANDSHAKE)
+    return _USUAL if leaf.methods is None else sorted(leaf.methods, key=_rank)
 
 
 def _signature(way: Way) -> object:
@@ -216,19 +283,21 @@ def _signature(way: Way) -> object:
         (
             tuple((agent.guard, agent.failure_mode) for agent in asked.resolved_route.agents),
             None if asked.resolved_route.judges is None else asked.resolved_route.judges.guardrails,
+            None if asked.resolved_route.judges is None else asked.resolved_route.judges.policies,
             asked.resolved_route.refusal,
         )
         for asked in way.asked
     )
 
 
-def _scope(leaf: FoundEndpoint, method: str, path: str, value: str) -> Scope:
-    host = "localhost" if leaf.host is None else next(_fill(leaf.host, value), leaf.host)
+def _scope(leaf: AppEndpoint, method: str, path: str, values: Mapping[str, str]) -> Scope:
+    host = "localhost" if leaf.host is None else next(_fill(leaf.host, values), leaf.host)
+    websocket = method == _HANDSHAKE
     scope: Scope = {
-        "type": "websocket" if leaf.kind == "websocket" else "http",
+        "type": "websocket" if websocket else "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": "1.1",
-        "scheme": "ws" if leaf.kind == "websocket" else "http",
+        "scheme": "ws" if websocket else "http",
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",
@@ -238,44 +307,112 @@ def _scope(leaf: FoundEndpoint, method: str, path: str, value: str) -> Scope:
         "server": ("127.0.0.1", 80),
         "state": {},
     }
-    if leaf.kind == "websocket":
+    if websocket:
         scope["subprotocols"] = []
     else:
         scope["method"] = method
     return scope
 
 
-def _fill(pattern: str, value: str) -> Iterator[str]:
-    """Paths that match a pattern, or may."""
+def _values_beside(patterns: Sequence[str]) -> Mapping[str, str]:
+    """A value for each type of parameters that is no part of any pattern, so that none is met by chance."""
+
+    def is_met(value: str) -> bool:
+        return any(value in pattern for pattern in patterns)
+
+    text, number = _TEXT, _NUMBER
+    while is_met(text):
+        text += "-"
+    while is_met(str(number)):
+        number += 1
+    values = {
+        "str": text,
+        "path": text + _DEEP,
+        "int": str(number),
+        "float": f"{number}.5",
+        "uuid": str(UUID(int=number)),
+    }
+    for name, convertor in CONVERTOR_TYPES.items():
+        if name not in values:
+            fitting = [tried for tried in (text, *_TRIED) if re.fullmatch(convertor.regex, tried)]
+            values[name] = next((tried for tried in fitting if not is_met(tried)), next(iter(fitting), text))
+    return values
+
+
+def _fill(pattern: str, values: Mapping[str, str]) -> Iterator[str]:
+    """A path that matches a pattern, or may; none where it has a parameter of a type that is not there any more."""
     names = {(found[2] or ":str")[1:] for found in PARAM_REGEX.finditer(pattern)}
-    own = sorted(name for name in names if name not in _VALUES)
-    if any(name not in CONVERTOR_TYPES for name in own):
-        return
-    values = {**_VALUES, "str": value, "path": f"{value}/more"}
-    for name in own:
-        expected = CONVERTOR_TYPES[name].regex
-        values[name] = next((tried for tried in _TRIED if _fits(expected, tried)), value)
-    yield PARAM_REGEX.sub(lambda found: values[(found[2] or ":str")[1:]], pattern)
-
-
-def _fits(expected: str, tried: str) -> bool:
-    return re.fullmatch(expected, tried) is not None
+    if names <= values.keys():
+        yield PARAM_REGEX.sub(lambda found: values[(found[2] or ":str")[1:]], pattern)
 
 
 def _merged(ours: str, theirs: str) -> Iterator[str]:
-    """Patterns of paths that may match both patterns."""
-    if not may_meet(ours, theirs):
+    """Patterns of paths that match both patterns, or may; none where ``ours`` matches all that ``theirs`` does."""
+    if covers(ours, theirs) or not may_meet(ours, theirs):
         return
     yield ours
-    first, second = ours.split("/"), theirs.split("/")
-    merged = [one if "{" not in one else other for one, other in zip(first, second, strict=False)]
-    if len(first) == len(second):
-        yield "/".join(merged)
-    elif "{" in first[-1] and len(first) < len(second):
-        # What ours has at the end may be several segments of theirs.
-        yield "/".join([*merged[: len(first) - 1], *second[len(first) - 1 :]])
-    elif "{" in second[-1] and len(second) < len(first):
-        yield "/".join([*merged[: len(second) - 1], *first[len(second) - 1 :]])
+    if not covers(theirs, ours):
+        found = _met(ours.split("/"), theirs.split("/"), (0, 0), set())
+        yield from map(_with_names, islice(map("/".join, found), _MOST_MERGED))
+
+
+def _shallow(pattern: str) -> Iterator[str]:
+    """The pattern of those of its paths in which each parameter that takes any path is one segment, if it has any."""
+    if ":path}" in pattern:
+        yield PARAM_REGEX.sub(lambda found: f"{{{found[1]}}}" if found[2] == ":path" else found[0], pattern)
+
+
+def _met(
+    first: Sequence[str], second: Sequence[str], at: tuple[int, int], hopeless: set[tuple[int, int]]
+) -> Iterator[tuple[str, ...]]:
+    """The segments of such patterns, from there on. A parameter that takes any path stands for one segment or more.
+
+    :param hopeless: the places from which there are none.
+    """
+    i, j = at
+    if i == len(first) and j == len(second):
+        yield ()
+    if i == len(first) or j == len(second) or at in hopeless:
+        return
+    one, other = first[i], second[j]
+    steps = []
+    if one == other or _narrowness(one) < _LITERAL or _narrowness(other) < _LITERAL:
+        steps.append((max(other, one, key=_narrowness), (i + 1, j + 1)))
+    if _narrowness(one) == _ANY_PATH:
+        steps.append((other, (i, j + 1)))
+    if _narrowness(other) == _ANY_PATH:
+        steps.append((one, (i + 1, j)))
+    found = False
+    for segment, then in steps:
+        for rest in _met(first, second, then, hopeless):
+            found = True
+            yield (segment, *rest)
+    if not found:
+        hopeless.add(at)
+
+
+def _narrowness(segment: str) -> int:
+    """The more, the fewer texts it matches, as far as can be told."""
+    if "{" not in segment:
+        return _LITERAL
+    whole = PARAM_REGEX.fullmatch(segment)
+    if whole is None:
+        return 3
+    return {None: 1, ":str": 1, ":path": _ANY_PATH}.get(whole[2], 2)
+
+
+def _with_names(pattern: str) -> str:
+    """The pattern with a name of its own for each parameter."""
+    seen: set[str] = set()
+
+    def renamed(found: re.Match[str]) -> str:
+        name = found[1]
+        while name in seen:
+            name += "_"
+        seen.add(name)
+        return f"{{{name}{found[2] or ''}}}"
+
+    return PARAM_REGEX.sub(renamed, pattern)
 
 
 def _rank(method: str) -> tuple[int, str]:

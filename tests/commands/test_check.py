@@ -109,6 +109,7 @@ def test_the_json_says_all_of_it(command: Command) -> None:
             }
         ],
         "guardrails": [],
+        "tools": [],
     }
     assert report["agents"][1] == {
         "id": "auth",
@@ -236,6 +237,74 @@ protect(app, agents=[AgentConfig("waf", Waf()), AgentConfig("auth", Auth())], de
         [],
         ["default"],
     ]
+
+
+TOOLS = """
+from asgi_agents import guarded_by
+from asgi_agents.guardrails import ToolPolicy
+
+removes = ("shell", lambda arguments: True)
+app = FastAPI(openapi_url=None)
+app.add_api_route("/mcp", item, methods=["POST"])
+app.add_api_route("/a", healthz)
+own = [ToolPolicy(allow=["get_*", removes], deny=["get_key"])]
+app.add_api_route("/own", guarded_by("waf", guardrails=own)(change))
+app.add_api_websocket_route("/mcp", room)
+policy = ToolPolicy(deny=["delete_*", removes])
+protect(
+    app,
+    agents=[AgentConfig("waf", Waf())],
+    default_agents=["waf"],
+    routes=[AgentRoute("/mcp", agents=[], guardrails=[policy, Guardrail("waf", on={"input"})]),
+            AgentRoute("/mcp/none", agents=[]), AgentRoute("/a", agents=[], guardrails=[ToolPolicy(allow=[])])],
+)
+"""
+
+
+def test_tool_policies_are_listed_on_endpoints_and_websockets(command: Command) -> None:
+    assert command("check", "main:app", main=APP + TOOLS).out.split("\n\n")[0] == (
+        "METHOD  PATH  AGENTS\n"
+        "POST    /mcp  text: waf, tools: all but delete_* + shell (some calls)\n"
+        "GET     /a    UNGUARDED (tools: none)\n"
+        "GET     /own  waf, tools: get_* + shell (some calls) but get_key\n"
+        "WS      /mcp  text: waf, tools: all but delete_* + shell (some calls)"
+    )
+    report = command("check", "main:app", "--json", "--fail-unguarded", main=APP + TOOLS).json
+    assert [row["tools"] for row in report["endpoints"]][1:3] == [
+        [{"allow": [], "deny": []}],
+        [
+            {
+                "allow": [{"name": "get_*", "conditional": False}, {"name": "shell", "conditional": True}],
+                "deny": [{"name": "get_key", "conditional": False}],
+            }
+        ],
+    ]
+    # It looks at calls of tools alone.
+    assert kinds(report).count("unguarded") == 1
+
+
+def test_a_part_of_an_endpoint_with_another_tool_policy_is_a_line(command: Command) -> None:
+    lines = """
+from asgi_agents.guardrails import ToolPolicy
+app = FastAPI(openapi_url=None)
+app.add_api_route("/mcp/{server}", item)
+route = AgentRoute("/mcp/shell", agents=["waf"], guardrails=[ToolPolicy(allow=[])])
+protect(app, agents=[AgentConfig("waf", Waf())], default_agents=["waf"], routes=[route])
+"""
+    assert command("check", "main:app", main=APP + lines).out.startswith(
+        "METHOD  PATH           AGENTS\nGET     /mcp/{server}  waf\nGET       /mcp/shell   waf, tools: none\n"
+    )
+
+
+def test_an_endpoint_is_unguarded_where_only_paths_of_some_length_are_guarded(command: Command) -> None:
+    lines = """
+app = FastAPI(openapi_url=None)
+app.add_api_route("/{path:path}", item)
+protect(app, agents=[AgentConfig("waf", Waf())], routes=[AgentRoute("/{one}/{two}", agents=["waf"])])
+"""
+    done = command("check", "main:app", "--fail-unguarded", main=APP + lines)
+    assert done.out.splitlines()[1:3] == ["GET     /{path:path}    UNGUARDED", "GET       /{one}/{two}  waf"]
+    assert "found: GET /{path:path} is unguarded" in done.out
 
 
 BY_POLICY = """

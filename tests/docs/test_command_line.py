@@ -42,7 +42,16 @@ def test_the_guide_has_every_option(command: str) -> None:
 
 ROWS: list[tuple[str, list[type[msgspec.Struct]]]] = [
     ("`check`", [report.CheckReport]),
-    ("`check`, each of `endpoints`", [report.EndpointReport, report.EndpointAgent, report.EndpointGuardrail]),
+    (
+        "`check`, each of `endpoints`",
+        [
+            report.EndpointReport,
+            report.EndpointAgent,
+            report.EndpointGuardrail,
+            report.EndpointTools,
+            report.EndpointToolRule,
+        ],
+    ),
     ("`check`, each of `agents`", [report.AgentReport]),
     ("`check`, each of `findings` and `notes`", [report.CheckFinding]),
     ("`call`", [call.CallReport, call.CalledEvent, call.UnaskedEvent]),

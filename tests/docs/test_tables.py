@@ -19,7 +19,7 @@ from asgi_agents import (
     StreamTransport,
 )
 from asgi_agents.agent import HOOKS
-from asgi_agents.observability.instruments import HISTOGRAMS, METRICS, Kind
+from asgi_agents.observability.instruments import HISTOGRAMS, METRICS, RELOADS, Kind
 from asgi_agents.observability.prometheus import prometheus_name
 from asgi_agents.protocol.applicability import APPLIES_TO
 from asgi_agents.protocol.events import EVENT_CLASSES
@@ -78,6 +78,7 @@ def test_the_guide_has_every_metric() -> None:
         for metric in METRICS
     }
     histograms = {(metric.name, metric.unit, prometheus_name(metric.name, metric.unit)) for metric in HISTOGRAMS}
+    numbers.add((RELOADS.name, RELOADS.unit, prometheus_name(RELOADS.name, RELOADS.unit) + _TOTAL[Kind.COUNTER]))
     assert {tuple(codes("".join(cells[:3]))) for cells in rows} == numbers | histograms
 
 

@@ -219,7 +219,7 @@ def deaf_guardrail(world: World) -> Starlette:
 
 
 FAULTS: list[tuple[Build, str]] = [
-    (above, "@guarded_by('waf') on a at '/a': it was registered without its check; write it below"),
+    (above, "@guarded_by('waf') on a at '/a': it stands above the decorator that registers the endpoint"),
     (unknown, "@guarded_by('waf', 'wfa') on a at '/a': no agent has the id 'wfa'; there are: waf, pii, auth, rest"),
     (unknown_router, "guard_router(..., 'wfa') on a at '/a': no agent has the id 'wfa'"),
     (unknown_guardrail, "@guarded_by('waf') on a at '/a': Guardrail('wfa'): no agent has the id 'wfa'"),

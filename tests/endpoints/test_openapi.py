@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from asgi_agents import AgentMiddleware, AgentRoute, ConfigurationError, guard_router, guarded_by, unguarded
 from asgi_agents.fastapi import describe_agents
+from asgi_agents.routing.survey import survey_of
 
 from .asking import World
 
@@ -137,6 +138,28 @@ def test_agents_of_routes_are_in_it(options: dict[str, Any], agents: list[str] |
 
     describe_agents(app, world.protect(app, ["waf", "pii"], **options))
     assert agents_in(app.openapi()) == {"GET /items/{item_id}": agents}
+
+
+async def test_agents_are_looked_up_again_where_any_was_removed_and_only_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, app = World(), shop()
+    guard = world.protect(app)
+    describe_agents(app, guard)
+    looked_up: list[object] = []
+
+    def noted(*arguments: Any) -> Any:
+        looked_up.append(arguments)
+        return survey_of(*arguments)
+
+    monkeypatch.setattr("asgi_agents.fastapi.survey_of", noted)
+    for _ in range(3):
+        assert agents_in(app.openapi()) == EXPECTED
+    assert len(looked_up) == 1
+    await guard.manager.remove_agent("pii")
+    for _ in range(2):
+        assert agents_in(app.openapi()) == {**EXPECTED, "GET /items/{item_id}": ["waf"]}
+    assert len(looked_up) == 2
 
 
 def test_what_cant_work_is_refused() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
-from fastapi import routing as fastapi_routing
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint, WebSocketEndpoint
 from starlette.middleware import Middleware
@@ -462,11 +461,3 @@ async def test_middlewares_that_run_the_app_in_a_task_of_its_own_are_no_hindranc
     for line, asked in (("GET /a", ["waf", "pii"]), ("GET /sync", ["pii", "waf"]), ("WS /a", ["auth"])):
         status, ran, found = await world.call(app, line)
         assert (status in (200, 101), len(ran), found) == (True, 1, asked)
-
-
-def test_a_fastapi_that_copies_routes_gets_no_policy_for_an_apirouter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(fastapi_routing, "_IncludedRouter")
-    with pytest.raises(ConfigurationError, match="copies routes when it includes them"):
-        guard_router(APIRouter(), "auth")
-    # A whole app is not included.
-    assert guard_router(fastapi(), "auth")

@@ -1,6 +1,6 @@
 """A policy of a router holds as well where a middleware within that router, or further in, rewrites the path."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -328,7 +328,7 @@ async def test_a_policy_with_the_guardrails_of_the_middleware_needs_them(by: str
     assert judged == ["x"] * (2 if status == 200 else 1)
 
 
-async def test_a_subclass_with_an_init_of_its_own_is_checked() -> None:
+async def test_a_subclass_that_is_made_and_awaited_in_a_way_of_its_own_is_checked() -> None:
     world = World()
 
     @guarded_by("waf")
@@ -342,6 +342,15 @@ async def test_a_subclass_with_an_init_of_its_own_is_checked() -> None:
             self.scope, self.receive, self.send = scope, receive, send
             self._allowed_methods = ["GET"]
 
+        def __await__(self) -> Generator[Any, None, None]:
+            return self.dispatch().__await__()
+
+    @guarded_by("waf")
+    class Below(Own):
+        """The policy once more, and nothing of its own."""
+
+    guarded = world.guard(Starlette(routes=[AppRoute("/x", Below)]))
+    assert await world.call(guarded, "GET /x") == (200, ["get"], ["waf"])
     app = Starlette(routes=[AppRoute("/x", Own), AppRoute("/free", unguarded(type("Free", (Own,), {})))])
     assert await world.call(app, "GET /x") == (503, [], [])
     assert await world.call(app, "GET /free") == (200, ["get"], [])

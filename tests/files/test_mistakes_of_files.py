@@ -18,6 +18,7 @@ def one(**fields: Any) -> dict[str, Any]:
 
 
 TWO = [REMOTE, {**REMOTE, "id": "pii"}]
+WORDS: dict[str, Any] = {"agents": [{"id": "words", "transport": f"{MODULE}:Words"}]}
 #: The data, and the lines, each without the name of the file.
 MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a misspelt key at the top": ({"agnets": [], **one()}, ["agnets: no such key; did you mean 'agents'?"]),
@@ -134,6 +135,40 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a default agent twice": (
         {**one(), "default_agents": "waf"},
         ["default_agents: found 'waf', expected a list of texts or a pair such as ['waf', 'open'], or false for none"],
+    ),
+    "a default agent in a list twice": (
+        {**one(), "default_agents": ["waf", ["waf", "open"]]},
+        ["default_agents: contains 'waf' more than once, expected each agent once"],
+    ),
+    "an action for an agent that says itself what to do": (
+        {**WORDS, "guardrails": [{"deny": ["x"]}, {"agent_id": "words", "on": ["input"], "action": "block"}]},
+        ["guardrails[1].action: found 'block', expected none: Words.check says itself what to do"],
+    ),
+    "categories for an agent that says itself what to do, on a route": (
+        {
+            **WORDS,
+            "routes": [
+                {"path": "/a", "agents": []},
+                {
+                    "path": "/b",
+                    "agents": [],
+                    "guardrails": [{"agent_id": "words", "on": ["input"], "categories": ["email"]}],
+                },
+            ],
+        },
+        ["routes[1].guardrails[0].categories: found a list, expected none: Words.check says itself what to do"],
+    ),
+    "a guardrail whose agent judges no text": (
+        {**one(), "guardrails": [{"agent_id": "waf", "on": ["input"]}]},
+        ["guardrails[0]: agent 'waf' does not receive guardrail_inspect; {any}"],
+    ),
+    "a guardrail that redacts what the app has already": (
+        {**one(events=["guardrail_inspect"]), "guardrails": [{"agent_id": "waf", "on": ["input"], "overlap": True}]},
+        ["guardrails[0].overlap: {any}"],
+    ),
+    "a window that is no longer than what is held": (
+        {**WORDS, "guardrails": [{"agent_id": "words", "on": ["input"], "window": 5}]},
+        ["guardrails[0].window: {any}"],
     ),
     "a route to an agent that there is not": (
         {"agents": TWO, "routes": [{"path": "/", "agents": ["waf", ["pi", "open"]]}]},

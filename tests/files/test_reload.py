@@ -1,6 +1,7 @@
 """A file that is taken anew: in one step or not at all, and connections keep what they began with."""
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,6 +22,7 @@ from asgi_agents import (
     Agent,
     AgentConfig,
     AgentError,
+    AgentManager,
     AgentMiddleware,
     AgentRoute,
     ConfigurationError,
@@ -146,7 +150,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "a guardrail that its agent does not know": (
         marks(marker("a", "a2"), guardrails=[{"agent_id": "a", "on": ["input"]}]),
         ConfigurationError,
-        "Guardrail('a')",
+        "guardrails[0]: agent 'a' does not receive guardrail_inspect",
     ),
     "an agent out of reach": (marks(marker("a", "a2"), OUT_OF_REACH), AgentError, "agent 'b'"),
 }
@@ -200,6 +204,94 @@ async def test_an_agent_that_is_new_and_down_is_treated_by_its_failure_mode(tmp_
         with pytest.raises(AgentError, match="agent 'c'"):
             await it.take(marks(marker("a", "a1"), {**OUT_OF_REACH, "id": "c", "require_at_startup": True}))
         assert it.middleware.manager.agent_ids == ("a", "b")
+
+
+async def test_reloads_are_counted_by_their_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    first = marks(marker("a", "a1"))
+
+    def counts() -> dict[str, int]:
+        """As OpenTelemetry, Prometheus and the status page have them, which are the same."""
+        data = reader.get_metrics_data()
+        assert data is not None
+        metrics = [metric for one in data.resource_metrics for scope in one.scope_metrics for metric in scope.metrics]
+        [counter] = [metric for metric in metrics if metric.name == "asgi_agents.reloads"]
+        points: Any = counter.data.data_points
+        found = {point.attributes["asgi_agents.outcome"]: point.value for point in points}
+        text = it.middleware.manager.export_prometheus()
+        exported = re.findall(r'^asgi_agents_reloads_total\{outcome="(\w+)"\} (\d+)', text, re.MULTILINE)
+        source = it.registry.source
+        assert source is not None
+        assert {outcome: int(float(number)) for outcome, number in exported} == found == dict(source.reloads)
+        return found
+
+    async with guarded(tmp_path, first, meter_provider=provider) as it:
+        assert counts() == {"taken": 0, "refused": 0, "failed": 0}
+        for data in (marks(marker("a", "a2")), first):
+            await it.take(data)
+        with pytest.raises(ConfigurationError):
+            await it.take("")
+        with pytest.raises(AgentError):
+            await it.take(refusing(require_at_startup=True))
+        assert counts() == {"taken": 2, "refused": 2, "failed": 0}
+        with monkeypatch.context() as patched:
+            patched.setattr("asgi_agents.files.reload.load_with", _raise_memory_error)
+            with pytest.raises(MemoryError):
+                await it.middleware.reload()
+        # What went wrong does not keep others from their turn.
+        await it.take(first)
+        assert counts() == {"taken": 3, "refused": 2, "failed": 1}
+    provider.shutdown()
+
+
+async def test_the_rows_of_policies_on_the_status_page_are_those_of_the_file_that_holds(tmp_path: Path) -> None:
+    def entries(action: str, **others: Any) -> dict[str, Any]:
+        words = {"id": "words", "transport": "http://127.0.0.1:9", "events": ["guardrail_inspect"]}
+        # Of what has no body.
+        guardrail = {"agent_id": "words", "on": ["input"], "action": action, "hold": 80}
+        return marks(marker("a", "a"), words, guardrails=[guardrail], default_agents=["a"], **others)
+
+    async def own(request: Request) -> Response:
+        return await show(request)
+
+    file = File(tmp_path, entries("block"))
+    app = Starlette(routes=[Route("/own", guarded_by("a")(own)), Route("/{rest:path}", show)])
+    middleware = protect(app, config=file.path, imports=[MODULE])
+
+    def rows() -> list[tuple[str | None, list[str | None]]]:
+        routes = take_snapshot(registry_of(middleware.manager)).routes
+        return sorted(((row.path, [one.action for one in row.guardrails]) for row in routes), key=str)
+
+    async with (
+        middleware.manager,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client,
+    ):
+        await client.get("/")
+        assert rows() == [("/own", ["block"]), (None, ["block"])]
+        for action in ("flag", "block", "flag"):
+            file.write(entries(action, routes=[{"path": f"/{action}", "agents": ["a"]}]))
+            await middleware.reload()
+            expected = [(f"/{action}", [action]), ("/own", [action]), (None, [action])]
+            # At once, and when the first connection has looked at the app's routes.
+            assert rows() == expected
+            await client.get("/own")
+            assert rows() == expected
+        app.router.routes.insert(0, Route("/late", guarded_by("a")(own)))
+        await client.get("/late")
+        assert ("/late", ["flag"]) in rows()
+        del app.router.routes[:2]
+        await client.get("/other")
+        assert [path for path, _ in rows()] == ["/flag", None]
+
+
+def _raise_memory_error(*arguments: object) -> None:
+    raise MemoryError
+
+
+def test_there_is_no_count_of_reloads_where_there_is_no_file() -> None:
+    manager = AgentManager([AgentConfig("a", Marker())])
+    assert "reloads" not in manager.export_prometheus()
 
 
 async def test_secrets_are_in_no_line_of_a_reload(

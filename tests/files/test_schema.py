@@ -49,6 +49,12 @@ BEYOND = {
     "a function",
     "a class with arguments",
     "the class of all agents",
+    "a default agent in a list twice",
+    "an action for an agent that says itself what to do",
+    "categories for an agent that says itself what to do, on a route",
+    "a guardrail whose agent judges no text",
+    "a guardrail that redacts what the app has already",
+    "a window that is no longer than what is held",
 }
 
 

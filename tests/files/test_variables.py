@@ -194,6 +194,37 @@ def test_a_refusal_shows_the_name_of_a_variable_and_never_its_value(
     assert secret not in caplog.text
 
 
+#: Where a value of two characters is a part of a word.
+SHORT: dict[str, dict[str, Any]] = {
+    "an id": {"id": "a b x${S}y"},
+    "a name": {"failure_mode": "x${S}y"},
+    "a header that it sets": {"sets": ["x${S}y z"]},
+    "another agent": {"after": ["x${S}y"]},
+    "an event": {"events": ["x${S}y"]},
+    "an address": {"transport": "ftp://x${S}y@host"},
+    "an address without a scheme": {"transport": "x${S}y:9"},
+    "the name of a file": {"transport": {"url": "https://127.0.0.1", "verify": "/nowhere/x${S}y"}},
+}
+
+
+@pytest.mark.parametrize("case", SHORT)
+def test_a_short_value_is_hidden_in_the_value_that_it_is_a_part_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(ConfigurationError) as caught:
+        loaded(tmp_path, {"agents": [{**REMOTE, **SHORT[case]}]}, environ={"S": "q7"})
+    assert "q7" not in _all_of(caught.value)
+    assert "${S}" in str(caught.value)
+    assert "q7" not in caplog.text
+
+
+def test_a_part_of_a_value_that_is_quoted_is_hidden_too() -> None:
+    variables = Variables({"S": "q7"}, Mistakes("x", {}))
+    variables.expand({"transport": "tcp://x${S}y@host:9", "written": "host"})
+    assert variables.hide("no 'xq7y@host', no 'host'") == "no 'tcp://x${S}y@host:9', no 'host'"
+
+
 def _all_of(exc: BaseException | None) -> str:
     """The messages of an exception, and of all that it refers to."""
     shown = ""

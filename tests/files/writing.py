@@ -8,7 +8,7 @@ from typing import Any, Final
 import yaml
 
 from asgi_agents import Agent, AgentResponse, Configuration, ConfigurationError, RequestHeadersEvent, load
-from asgi_agents.guardrails import TextGuardrail
+from asgi_agents.guardrails import TextGuardrail, Window
 
 FORMATS: Final = ("toml", "json", "yaml")
 #: Of an agent elsewhere, as little as it may be.
@@ -24,6 +24,8 @@ class Teapot(Agent):
 
 class Words(TextGuardrail):
     """A guardrail that files name."""
+
+    async def check(self, window: Window) -> None: ...
 
 
 class Choosy(Agent):
