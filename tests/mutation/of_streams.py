@@ -159,7 +159,7 @@ STREAMS: Final = (
     Defect(
         "closed-pool-takes-calls",
         "transports/stream/pool.py",
-        "        if self._closing:\n            return None\n",
+        "        if self.closing:\n            return None\n",
         "",
         "A call begins on a connection that is being closed.",
         ("tests/transports/stream/test_pool.py::test_while_the_pool_drains_nothing_new_begins",),
