@@ -96,12 +96,13 @@ from .transports.tls import ClientCertificate
 if TYPE_CHECKING:
     from .files import Configuration, load
     from .status import status_app
-    from .transports import HttpTransport
+    from .transports import GrpcTransport, HttpTransport
     from .transports.http import TransportFactory
 else:
     # What only some need is imported when it is asked for (PEP 562): httpx alone takes as long as all the rest.
     _LAZY = {
         "Configuration": "files",
+        "GrpcTransport": "transports",
         "HttpTransport": "transports",
         "TransportFactory": "transports.http",
         "load": "files",
@@ -186,6 +187,7 @@ __all__ = [
     "FailureModeName",
     "Framing",
     "GaugeMetric",
+    "GrpcTransport",
     "GuardrailInspectEvent",
     "GuardrailResponse",
     "GuardrailUnavailableError",

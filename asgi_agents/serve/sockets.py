@@ -4,7 +4,8 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -34,7 +35,7 @@ class Listening:
         self.sock = sock
         self._path = path
         self._lock = lock
-        self._file = None if path is None else _identity(path)
+        self._file = None if path is None else identity(path)
 
     @property
     def address(self) -> str:
@@ -48,7 +49,7 @@ class Listening:
 
     def unlink(self) -> None:
         """Remove the socket's file, unless it is another server's by now, and let others have the path."""
-        if self._path is not None and self._file is not None and _identity(self._path) == self._file:
+        if self._path is not None and self._file is not None and identity(self._path) == self._file:
             os.unlink(self._path)
         self._path = None
         if self._lock is not None:
@@ -85,8 +86,15 @@ async def listen(address: Address) -> Sequence[Listening]:
     Raises :class:`ConfigurationError` for a path that holds anything else than a socket, and OSError for an address
     that is in use or can't be had.
     """
-    try:
+    with explained(address):
         return [await _listen_unix(address)] if address.path is not None else await _listen_tcp(address)
+
+
+@contextmanager
+def explained(address: Address) -> Iterator[None]:
+    """The errors of listening on ``address``, in words that say what to do."""
+    try:
+        yield
     except OSError as exc:
         if exc.errno is None:
             # A path or host that Python itself refuses: too long, say.
@@ -100,7 +108,11 @@ async def listen(address: Address) -> Sequence[Listening]:
         raise OSError(exc.errno, f"{address}: {told}") from exc
 
 
-async def _listen_unix(address: Address) -> Listening:
+async def claim(address: Address) -> "Lock":
+    """Lock the path of a Unix socket, and remove a socket there that nobody listens on any more.
+
+    Raises what :func:`listen` does.
+    """
     # Imported here because it needs fcntl, which Windows does not have.
     from .lock import Lock
 
@@ -111,6 +123,17 @@ async def _listen_unix(address: Address) -> Listening:
     lock = Lock(path)
     try:
         await _remove_stale(address, path)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+async def _listen_unix(address: Address) -> Listening:
+    path = address.path
+    assert path is not None
+    lock = await claim(address)
+    try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -144,7 +167,7 @@ def _refuse_all_but_sockets(address: Address, path: str) -> None:
 
 async def _remove_stale(address: Address, path: str) -> None:
     _refuse_all_but_sockets(address, path)
-    found = _identity(path)
+    found = identity(path)
     if found is None:
         return
     for attempt in range(2):
@@ -153,7 +176,7 @@ async def _remove_stale(address: Address, path: str) -> None:
             await anyio.sleep(_SECOND_LOOK)
         if _listens(path):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    if _identity(path) == found:
+    if identity(path) == found:
         os.unlink(path)
 
 
@@ -170,7 +193,8 @@ def _listens(path: str) -> bool:
         return True
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def identity(path: str) -> tuple[int, int] | None:
+    """Which file it is; None where there is none."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:

@@ -7,21 +7,28 @@ from .in_process import InProcessTransport
 from .stream import LoadBalancing, StreamTransport
 
 if TYPE_CHECKING:
+    from .grpc import GrpcTransport
     from .http import HttpTransport
 else:
 
     def __getattr__(name: str) -> object:
-        # With it comes httpx, which takes as long to import as all the rest, and which only agents behind HTTP need.
-        if name != "HttpTransport":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from .http import HttpTransport
+        # What only some need: httpx, which comes with one of them, takes as long to import as all the rest.
+        match name:
+            case "GrpcTransport":
+                from .grpc import GrpcTransport
 
-        return HttpTransport
+                return GrpcTransport
+            case "HttpTransport":
+                from .http import HttpTransport
+
+                return HttpTransport
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
     "AgentClient",
     "BindableTransport",
+    "GrpcTransport",
     "HttpTransport",
     "InProcessTransport",
     "LoadBalancing",

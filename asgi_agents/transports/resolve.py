@@ -1,10 +1,11 @@
 """From what ``AgentConfig.transport`` is given to a transport, and from that to the client of one agent.
 
-A URL belongs to the transport of its scheme: ``http``, ``https``, ``unix`` and ``tcp`` are built in. Packages add
-others as entry points of the group ``asgi_agents.transports``, whose name is the scheme::
+A URL belongs to the transport of its scheme: ``http``, ``https``, ``unix``, ``tcp``, ``grpc``, ``grpcs`` and
+``grpc+unix`` are built in. Packages add others as entry points of the group ``asgi_agents.transports``, whose name is
+the scheme::
 
     [project.entry-points."asgi_agents.transports"]
-    grpc = "my_package:GrpcTransport"
+    nats = "my_package:NatsTransport"
 
 The object is called with the URL, or with a list of URLs where ``AgentConfig`` was given one, and returns a
 :class:`Transport`. It raises :class:`ConfigurationError` for what it can't use. Entry points are looked up where a
@@ -69,7 +70,11 @@ def transport_of_url(
             connect_timeout=connect_timeout,
             connections=connections,
         )
-    return _http(where, url, encoding=encoding) if scheme in _BUILT_IN else resolve_transport(where, url)
+    if scheme in _HTTP_SCHEMES:
+        return _http(where, url, encoding=encoding)
+    if scheme in _GRPC_SCHEMES:
+        return _grpc(where, url, connect_timeout=connect_timeout, **({} if connections is None else {"connections": connections}))
+    return resolve_transport(where, url)
 
 
 def bind(
@@ -98,11 +103,15 @@ def bind(
 
 
 def transport_class(parameter: str) -> Any:
-    """The class of transports that is made with ``parameter`` first: ``url`` or ``endpoints``."""
+    """The class of transports that is made with ``parameter`` first: ``url``, ``target`` or ``endpoints``."""
     if parameter == "url":
         from .http import HttpTransport
 
         return HttpTransport
+    if parameter == "target":
+        from .grpc import GrpcTransport
+
+        return GrpcTransport
     from .stream import StreamTransport
 
     return StreamTransport
@@ -152,10 +161,12 @@ def _of_several(where: str, given: Sequence[object]) -> Transport:
     schemes = {_scheme_of(item) if isinstance(item, str) else "" for item in given}
     if schemes <= _STREAM_SCHEMES:
         return _stream(where, given)
+    if schemes <= _GRPC_SCHEMES:
+        return _grpc(where, given)
     if len(schemes) == 1 and schemes.isdisjoint(("", *_BUILT_IN)):
         return _factory_of(where, str(given[0]), schemes.pop())(given)
     raise ConfigurationError(
-        f"{where}: transport={redact_secrets(repr(given))}, expected several unix:// or tcp:// URLs"
+        f"{where}: transport={redact_secrets(repr(given))}, expected several unix:// or tcp:// URLs, or several of grpc://"
     )
 
 
@@ -175,12 +186,26 @@ def _stream(where: str, endpoints: Any, **settings: Any) -> Transport:
         raise ConfigurationError(f"{where}: {exc}") from exc
 
 
+def _grpc(where: str, target: Any, **settings: Any) -> Transport:
+    from .grpc import GrpcTransport
+
+    try:
+        return GrpcTransport(target, **settings)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"{where}: {exc}") from exc
+
+
+_HTTP_SCHEMES: Final = frozenset({"http", "https"})
 _STREAM_SCHEMES: Final = frozenset({"unix", "tcp"})
+_GRPC_SCHEMES: Final = frozenset({"grpc", "grpcs", "grpc+unix"})
 _BUILT_IN: Final[Mapping[str, Callable[[str, Any], Transport]]] = {
     "http": _http,
     "https": _http,
     "unix": _stream,
     "tcp": _stream,
+    "grpc": _grpc,
+    "grpcs": _grpc,
+    "grpc+unix": _grpc,
 }
 
 

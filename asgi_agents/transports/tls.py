@@ -3,6 +3,8 @@
 import os
 import ssl
 
+from msgspec import Struct
+
 from ..errors import ConfigurationError
 
 ClientCertificate = str | tuple[str, str] | tuple[str, str, str]
@@ -19,6 +21,12 @@ def client_context(where: str, verify: object, cert: object) -> ssl.SSLContext:
             raise ConfigurationError(f"{where}: cert beside an SSLContext, expected verify.load_cert_chain(…)")
         return verify
     context = _trusting(where, verify)
+    _load_chain(where, context, cert)
+    return context
+
+
+def _load_chain(where: str, context: ssl.SSLContext, cert: object) -> None:
+    chain = _parse_cert(where, cert)
     if chain:
         path, key, password = chain
         try:
@@ -28,7 +36,55 @@ def client_context(where: str, verify: object, cert: object) -> ssl.SSLContext:
             raise ConfigurationError(
                 f"{where}: cert={path!r}, expected a certificate and its key in PEM, and the key's password: {exc}"
             ) from exc
-    return context
+
+
+class PemFiles(Struct, frozen=True):
+    """Certificates and a key, in PEM, for libraries that have a TLS of their own."""
+
+    authorities: bytes
+    certificate: bytes | None = None
+    key: bytes | None = None
+
+
+def pem_files(where: str, verify: object, cert: object) -> PemFiles:
+    """What :func:`client_context` takes, for a library that always verifies and has no use for an SSLContext."""
+    if isinstance(verify, ssl.SSLContext) or verify is False:
+        raise ConfigurationError(f"{where}: verify={verify!r}, expected True or a path: gRPC's library has its own TLS")
+    # It finds what is wrong with the files, and says so.
+    context = client_context(where, verify, cert)
+    return PemFiles(_authorities(verify, context), *_chain(where, cert))
+
+
+def server_pem_files(where: str, verify: object, cert: object) -> PemFiles:
+    """The same for a server. ``verify``: whom clients need a certificate from; None: they need none."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if verify is None else _trusting(where, verify)
+    _load_chain(where, context, cert)
+    return PemFiles(b"" if verify is None else _authorities(verify, context), *_chain(where, cert))
+
+
+def _chain(where: str, cert: object) -> tuple[bytes | None, bytes | None]:
+    chain = _parse_cert(where, cert)
+    if chain is None:
+        return None, None
+    path, key_path, _ = chain
+    key = _read(key_path or path)
+    if b"ENCRYPTED" in key:
+        raise ConfigurationError(f"{where}: cert: the key has a password, expected one without: gRPC's library takes none")
+    return _read(path), key
+
+
+def _authorities(verify: object, context: ssl.SSLContext) -> bytes:
+    if not isinstance(verify, str):
+        return "".join(map(ssl.DER_cert_to_PEM_cert, context.get_ca_certs(binary_form=True))).encode()
+    if not os.path.isdir(verify):
+        return _read(verify)
+    files = {os.path.realpath(entry) for entry in os.scandir(verify) if entry.is_file()}
+    return b"\n".join(data for data in map(_read, sorted(files)) if b"-----BEGIN CERTIFICATE-----" in data)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _parse_cert(where: str, given: object) -> tuple[str, str | None, str | None] | None:

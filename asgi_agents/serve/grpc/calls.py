@@ -1,0 +1,217 @@
+"""Calls of grpc.aio's server, handed to the methods of services: here, or on an event loop that is not asyncio's."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+import anyio
+import grpc
+from anyio import CancelScope
+from anyio.abc import TaskGroup
+
+from ...concurrency.cancellation import was_asked_for
+from ...concurrency.event_loop import EventLoop
+from ...errors import AgentConnectionError
+from ...transports.grpc.channel import Metadata, StreamWire
+from ...transports.grpc.pump import MessagePump
+from ...transports.grpc.thread import AsyncioThread, ThreadedWire
+from ...transports.wire import Receiver
+from .service import GrpcService, ServedRpc, StatusError
+
+logger: Final = logging.getLogger("asgi_agents.serve")
+
+T = TypeVar("T")
+
+
+class Place(Protocol):
+    """Where methods run. :meth:`run` is called in the thread of grpc.aio's server."""
+
+    async def run(self, method: Callable[[], Awaitable[T]]) -> T:
+        """Await ``method()`` there. When this is cancelled, so is that."""
+        ...
+
+    def wire(self, open_pump: Callable[[Receiver], MessagePump], receiver: Receiver) -> StreamWire:
+        """What carries the messages of a call to a receiver there. Called there."""
+        ...
+
+
+class Here:
+    """The event loop of grpc.aio's server."""
+
+    async def run(self, method: Callable[[], Awaitable[T]]) -> T:
+        return await method()
+
+    def wire(self, open_pump: Callable[[Receiver], MessagePump], receiver: Receiver) -> StreamWire:
+        return open_pump(receiver)
+
+
+class Elsewhere:
+    """The event loop on which this is made, while grpc.aio's server is in ``thread``.
+
+    :param tasks: of that event loop.
+    """
+
+    def __init__(self, thread: AsyncioThread, tasks: TaskGroup) -> None:
+        self._thread = thread
+        self._tasks = tasks
+        self._home = EventLoop()
+
+    async def run(self, method: Callable[[], Awaitable[T]]) -> T:
+        outcome: asyncio.Future[T] = self._thread.loop.create_future()
+        scope: list[CancelScope] = []
+
+        def settle(result: T | None, exc: BaseException | None) -> None:
+            if outcome.done():
+                return
+            if exc is None:
+                outcome.set_result(result)  # type: ignore[arg-type]
+            else:
+                outcome.set_exception(exc)
+
+        async def body() -> None:
+            result: T | None = None
+            fault: BaseException | None = StatusError("CANCELLED", "the call was cancelled")
+            try:
+                with CancelScope() as own:
+                    scope.append(own)
+                    try:
+                        result, fault = await method(), None
+                    except Exception as exc:
+                        fault = exc
+            finally:
+                self._thread.call(partial(settle, result, fault))
+
+        def cancel() -> None:
+            if scope:
+                scope[0].cancel()
+
+        self._home.call_soon(lambda: self._tasks.start_soon(body))
+        try:
+            return await asyncio.shield(outcome)
+        except asyncio.CancelledError:
+            self._home.call_soon(cancel)
+            # Or else its exception is said to be never retrieved.
+            outcome.cancel()
+            raise
+
+    def wire(self, open_pump: Callable[[Receiver], MessagePump], receiver: Receiver) -> StreamWire:
+        return ThreadedWire(self._thread, open_pump, receiver)
+
+
+class _ServerCall:
+    """A :class:`MessageCall` at the serving end."""
+
+    ends_with_us = True
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    async def read(self) -> bytes | None:
+        try:
+            message = await self._context.read()
+        except asyncio.CancelledError:
+            if was_asked_for():
+                raise
+            raise AgentConnectionError("the client has cancelled the call") from None
+        except Exception as exc:
+            raise AgentConnectionError(f"the call broke: {type(exc).__name__}") from None
+        return None if message is grpc.aio.EOF else message
+
+    async def write(self, message: bytes) -> bool:
+        try:
+            await self._context.write(message)
+        except asyncio.CancelledError:
+            if was_asked_for():
+                raise
+            return False
+        except Exception:  # noqa: BLE001 - grpc.aio raises several that are not its public ones
+            return False
+        return True
+
+    async def end(self) -> None:
+        pass
+
+    def cancel(self) -> None:
+        # The call ends when its handler returns.
+        pass
+
+
+class _Rpc(ServedRpc):
+    def __init__(self, context: Any, place: Place) -> None:
+        self.metadata: Metadata = tuple(context.invocation_metadata() or ())
+        self.peer = context.peer()
+        self._context = context
+        self._place = place
+        # In the thread of grpc.aio's server.
+        self.pump: MessagePump | None = None
+
+    def wire(self, receiver: Receiver, *, half_open: bool = False) -> StreamWire:
+        def open_pump(receiver: Receiver) -> MessagePump:
+            self.pump = MessagePump(_ServerCall(self._context), receiver, half_open=half_open)
+            self.pump.start()
+            return self.pump
+
+        return self._place.wire(open_pump, receiver)
+
+
+class Methods(grpc.GenericRpcHandler):
+    """The methods of all services of a server.
+
+    :param stopped: returns whether the server has shut down, so that calls are refused that its library lets in.
+    """
+
+    def __init__(self, services: Mapping[str, GrpcService], place: Place) -> None:
+        self._place = place
+        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
+        for service in services.values():
+            for name, unary in service.unary.items():
+                handler = grpc.unary_unary_rpc_method_handler(partial(self._unary, unary))
+                self._handlers[f"/{service.name}/{name}"] = handler
+            for name, method in service.streams.items():
+                handler = grpc.stream_stream_rpc_method_handler(partial(self._stream, method))
+                self._handlers[f"/{service.name}/{name}"] = handler
+
+    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler | None:
+        return self._handlers.get(handler_call_details.method)
+
+    async def _unary(self, method: Callable[[bytes, Any], Awaitable[bytes]], request: bytes, context: Any) -> bytes:
+        rpc = _Rpc(context, self._place)
+        answer: list[bytes] = []
+
+        async def body() -> None:
+            answer.append(await method(request, rpc))
+
+        await self._run(body, context)
+        return answer[0]
+
+    async def _stream(self, method: Callable[[Any], Awaitable[None]], requests: object, context: Any) -> None:
+        rpc = _Rpc(context, self._place)
+        aborted = True
+        try:
+            await self._run(lambda: method(rpc), context)
+            aborted = False
+        finally:
+            pump = rpc.pump
+            if pump is not None:
+                if aborted:
+                    pump.abort()
+                else:
+                    # What was written is sent.
+                    pump.close()
+                with CancelScope(shield=True):
+                    await pump.wait_closed()
+        if pump is not None and pump.aborted:
+            await context.abort(grpc.StatusCode.ABORTED, "the server has ended the call")
+
+    async def _run(self, body: Callable[[], Awaitable[None]], context: Any) -> None:
+        try:
+            await self._place.run(body)
+        except StatusError as exc:
+            await context.abort(grpc.StatusCode[exc.code], exc.details)
+        except Exception as exc:
+            if isinstance(exc, anyio.BrokenResourceError | AgentConnectionError):
+                await context.abort(grpc.StatusCode.CANCELLED, "the client has gone")
+            logger.exception("a method has failed")
+            await context.abort(grpc.StatusCode.INTERNAL, "the method has failed")

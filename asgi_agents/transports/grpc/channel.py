@@ -1,0 +1,356 @@
+"""gRPC channels, and the calls on them, whatever event loop runs. Messages are bytes: this knows no protocol.
+
+A channel belongs to one event loop. On asyncio it is one of grpc.aio's. On others it is in :class:`AsyncioThread`, and
+each message takes a detour through that.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Protocol
+
+import anyio
+import grpc
+import grpc.aio
+from anyio import CancelScope
+
+from ...concurrency.background import Signal, asyncio_loop, on_trio
+from ...concurrency.cancellation import was_asked_for
+from ...concurrency.per_event_loop import PerEventLoop
+from ...errors import AgentConnectionError, AgentTimeoutError
+from ..tls import PemFiles
+from ..wire import Receiver, Wire
+from .pump import MessagePump
+from .settings import GrpcSettings, target_of
+from .status import error_of
+from .thread import AsyncioThread, ThreadedWire
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+# What a stream holds for a reader that is slow, before no more is read: messages, and bytes.
+_MANY_MESSAGES: Final = 16
+_MANY_BYTES: Final = 1024 * 1024
+
+
+class StreamWire(Wire, Protocol):
+    """A Wire whose pieces are messages, on a call in both directions."""
+
+    def end(self) -> None:
+        """Send no more than what was written. The peer may still send."""
+        ...
+
+
+class Channel(Protocol):
+    """The calls to one address, on one event loop. It connects when it is first used, and again when it has to."""
+
+    async def unary(self, method: str, request: bytes, *, deadline: float = math.inf, metadata: Metadata = ()) -> bytes:
+        """Send one message and return the answer.
+
+        :param method: ``/package.Service/Method``.
+        :param deadline: a moment on :func:`time.monotonic`; the server is told as well.
+        :raises AgentError: for every status but OK; which, says :mod:`.status`.
+        """
+        ...
+
+    def wire(self, method: str, receiver: Receiver, *, metadata: Metadata = ()) -> StreamWire:
+        """Begin a call with messages in both directions, which are handed to ``receiver`` as they come.
+
+        ``connection_lost`` gets an :class:`AgentError`, or None where the server has ended the call in order.
+        """
+        ...
+
+    def stream(self, method: str, *, metadata: Metadata = ()) -> "BidiStream":
+        """Begin a call with messages in both directions, to be sent and received by tasks."""
+        return BidiStream(partial(self.wire, method, metadata=metadata))
+
+    async def ready(self, deadline: float = math.inf) -> None:
+        """Wait until it is connected.
+
+        :raises AgentConnectionError: it is not by ``deadline``, or an attempt has failed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """End all calls, and close."""
+        ...
+
+
+class BidiStream:
+    """A call with messages in both directions. Any task may send and one may receive; each can be cancelled.
+
+    Cancelling :meth:`receive` loses no message and ends no call. What comes while nobody receives is kept, and when
+    there is much of it the peer has to wait.
+
+    :param open_wire: begins the call, or takes part in one that has begun, at the serving end.
+    """
+
+    def __init__(self, open_wire: Callable[[Receiver], StreamWire]) -> None:
+        self._messages: deque[bytes] = deque()
+        self._held = 0
+        self._paused = False
+        self._arrived: Signal | None = None
+        self._over = False
+        self._fault: Exception | None = None
+        self._wire = open_wire(self)
+
+    async def send(self, message: bytes) -> None:
+        """Send ``message``. Suspends only where the peer is slow to read.
+
+        :raises AgentError: the call is over.
+        """
+        if self._over:
+            raise self._fault or AgentConnectionError("the call is over")
+        self._wire.write(message)
+        if self._wire.congested:
+            await self._wire.drain()
+
+    async def receive(self) -> bytes | None:
+        """The next message; None once the peer sends no more: a server has ended the call with OK.
+
+        :raises AgentError: the call has ended otherwise.
+        """
+        while not self._messages:
+            if self._over:
+                if self._fault is not None:
+                    raise self._fault
+                return None
+            self._arrived = Signal(asyncio_loop())
+            await self._arrived
+        message = self._messages.popleft()
+        self._held -= len(message)
+        if self._paused and len(self._messages) < _MANY_MESSAGES and self._held < _MANY_BYTES:
+            self._paused = False
+            self._wire.resume_reading()
+        return message
+
+    async def end(self) -> None:
+        """Send no more. The server may still."""
+        self._wire.end()
+
+    def cancel(self) -> None:
+        """End the call at once, if it isn't over. May be called at any time."""
+        self._wire.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing of the call is left."""
+        await self._wire.wait_closed()
+
+    # What the wire calls
+
+    def data_received(self, data: bytes) -> None:
+        self._messages.append(data)
+        self._held += len(data)
+        if len(self._messages) >= _MANY_MESSAGES or self._held >= _MANY_BYTES:
+            self._paused = True
+            self._wire.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._over = True
+        self._fault = exc
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+            self._arrived = None
+
+
+class Channels:
+    """The channels to one address: one for each event loop, closed with that."""
+
+    def __init__(self, settings: GrpcSettings, index: int = 0) -> None:
+        address = settings.addresses[index]
+        self._channels: PerEventLoop[Channel] = PerEventLoop(partial(open_channel, settings, target_of(address)))
+
+    async def get(self) -> Channel:
+        """The channel of the running event loop."""
+        return self._channels.peek() or await self._channels.get()
+
+    async def aclose(self) -> None:
+        """Close the channel of the running event loop. A later :meth:`get` opens another."""
+        await self._channels.aclose()
+
+    async def aclose_everywhere(self) -> None:
+        """Close the channels of all event loops, and wait for that of the running one."""
+        await self._channels.aclose_everywhere()
+
+
+def open_channel(settings: GrpcSettings, target: str) -> Channel:
+    """A channel of the running event loop."""
+    if on_trio():
+        return ThreadedChannel(settings, target)
+    return AsyncioChannel(settings, target)
+
+
+class _ClientCall:
+    """A :class:`MessageCall`."""
+
+    ends_with_us = False
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def read(self) -> bytes | None:
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as exc:
+            raise error_of(exc) from None
+        except asyncio.CancelledError:
+            if was_asked_for():
+                raise
+            # This is how grpc.aio tells of a call that was cancelled in this process.
+            raise AgentConnectionError("the call was cancelled") from None
+        return None if message is grpc.aio.EOF else message
+
+    async def write(self, message: bytes) -> bool:
+        return await self._unless_over(self._call.write(message))
+
+    async def end(self) -> None:
+        await self._unless_over(self._call.done_writing())
+
+    async def _unless_over(self, step: Any) -> bool:
+        try:
+            await step
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return False
+        except asyncio.CancelledError:
+            if was_asked_for():
+                raise
+            return False
+        return True
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+class AsyncioChannel(Channel):
+    """A :class:`Channel` of asyncio's event loop."""
+
+    def __init__(self, settings: GrpcSettings, target: str) -> None:
+        if settings.tls is None:
+            self._channel = grpc.aio.insecure_channel(target, settings.options)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials(settings.tls), settings.options)
+        self._unary: dict[str, Any] = {}
+        self._streams: dict[str, Any] = {}
+        self._pumps: set[MessagePump] = set()
+
+    async def unary(self, method: str, request: bytes, *, deadline: float = math.inf, metadata: Metadata = ()) -> bytes:
+        timeout = None if deadline == math.inf else deadline - time.monotonic()
+        if timeout is not None and timeout <= 0:
+            raise AgentTimeoutError("no answer")
+        call = self._unary.get(method)
+        if call is None:
+            call = self._unary[method] = self._channel.unary_unary(method)
+        try:
+            answer: bytes = await call(request, timeout=timeout, metadata=metadata)
+        except grpc.aio.AioRpcError as exc:
+            raise error_of(exc) from None
+        except grpc.aio.UsageError:
+            raise AgentConnectionError("the channel was closed") from None
+        except asyncio.CancelledError:
+            if was_asked_for():
+                raise
+            raise AgentConnectionError("the call was cancelled") from None
+        return answer
+
+    def wire(self, method: str, receiver: Receiver, *, metadata: Metadata = ()) -> MessagePump:
+        return self.pump(method, receiver, metadata)
+
+    def pump(self, method: str, receiver: Receiver, metadata: Metadata) -> MessagePump:
+        """As :meth:`wire`."""
+        call = self._streams.get(method)
+        if call is None:
+            call = self._streams[method] = self._channel.stream_stream(method)
+        try:
+            pump = MessagePump(_ClientCall(call(metadata=metadata)), receiver)
+        except grpc.aio.UsageError:
+            raise AgentConnectionError("the channel was closed") from None
+        self._pumps = {each for each in self._pumps if not each.closed}
+        self._pumps.add(pump)
+        pump.start()
+        return pump
+
+    async def ready(self, deadline: float = math.inf) -> None:
+        state = self._channel.get_state(try_to_connect=True)
+        with CancelScope(deadline=anyio.current_time() + deadline - time.monotonic()):
+            while state is not grpc.ChannelConnectivity.READY:
+                await self._channel.wait_for_state_change(state)
+                state = self._channel.get_state()
+                if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+                    raise AgentConnectionError("it can't be reached")
+            return
+        raise AgentConnectionError("it can't be reached in time")
+
+    async def aclose(self) -> None:
+        pumps, self._pumps = self._pumps, set()
+        try:
+            for pump in pumps:
+                pump.abort()
+            for pump in pumps:
+                await pump.wait_closed()
+        finally:
+            await self._channel.close()
+
+
+class ThreadedChannel(Channel):
+    """A :class:`Channel` of any other event loop."""
+
+    def __init__(self, settings: GrpcSettings, target: str) -> None:
+        self._thread = AsyncioThread.acquire()
+        self._open: Callable[[], AsyncioChannel] | None = partial(AsyncioChannel, settings, target)
+        self._made: AsyncioChannel | None = None
+        self._wires: set[ThreadedWire] = set()
+
+    async def unary(self, method: str, request: bytes, *, deadline: float = math.inf, metadata: Metadata = ()) -> bytes:
+        self._check()
+        return await self._thread.run(
+            lambda: self._channel().unary(method, request, deadline=deadline, metadata=metadata)
+        )
+
+    def wire(self, method: str, receiver: Receiver, *, metadata: Metadata = ()) -> ThreadedWire:
+        self._check()
+        wire = ThreadedWire(
+            self._thread, lambda receiver: self._channel().pump(method, receiver, metadata), receiver
+        )
+        self._wires = {each for each in self._wires if not each.closed}
+        self._wires.add(wire)
+        return wire
+
+    async def ready(self, deadline: float = math.inf) -> None:
+        self._check()
+        await self._thread.run(lambda: self._channel().ready(deadline))
+
+    async def aclose(self) -> None:
+        if self._open is None:
+            return
+        self._open = None
+        thread, made = self._thread, self._made
+        try:
+            if made is not None:
+                await thread.run(made.aclose)
+            for wire in self._wires:
+                await wire.wait_closed()
+        finally:
+            thread.release()
+
+    def _check(self) -> None:
+        if self._open is None:
+            raise AgentConnectionError("the channel was closed")
+
+    def _channel(self) -> AsyncioChannel:
+        """In the thread: the channel, made when it is first needed."""
+        if self._made is None:
+            if self._open is None:
+                raise AgentConnectionError("the channel was closed")
+            self._made = self._open()
+        return self._made
+
+
+def credentials(tls: PemFiles) -> grpc.ChannelCredentials:
+    """What gRPC's library makes of files in PEM."""
+    return grpc.ssl_channel_credentials(tls.authorities, tls.key, tls.certificate)

@@ -1,0 +1,202 @@
+"""The messages of one gRPC call, in both directions, as a :class:`~asgi_agents.transports.wire.Wire`.
+
+One task reads and one writes. They belong to the call and to no caller: to cancel a ``read()`` of grpc.aio ends the
+whole call.
+"""
+
+import asyncio
+from collections import deque
+from typing import Final, Protocol
+
+import anyio
+from anyio import CancelScope
+
+from ...concurrency.background import BackgroundTask, Timer
+from ...errors import AgentError
+from ..wire import Receiver
+
+# Bytes that may wait to be sent before `congested` says so.
+_HIGH_WATER: Final = 256 * 1024
+# Seconds that a peer may take to end its side, once we have ended ours.
+_LINGER: Final = 1.0
+
+
+class MessageCall(Protocol):
+    """A call of grpc.aio, from either end of it.
+
+    :ivar ends_with_us: whether it is over once we send no more, as it is at the serving end.
+    """
+
+    ends_with_us: bool
+
+    async def read(self) -> bytes | None:
+        """The next message; None where the peer has ended its side in order.
+
+        :raises AgentError: the call is over.
+        """
+        ...
+
+    async def write(self, message: bytes) -> bool:
+        """Send a message; False where the call is over. Never while another write is under way."""
+        ...
+
+    async def end(self) -> None:
+        """Send no more."""
+        ...
+
+    def cancel(self) -> None:
+        """End the call at once, if it isn't over."""
+        ...
+
+
+class MessagePump:
+    """A Wire for messages: what is written at once arrives at once, as one call of ``data_received``. asyncio only.
+
+    :param half_open: go on writing when the peer has ended its side, until this side is ended too. Otherwise the peer
+        is gone then.
+    """
+
+    def __init__(self, call: MessageCall, receiver: Receiver, *, half_open: bool = False) -> None:
+        self._call = call
+        self._receiver = receiver
+        self._half_open = half_open
+        self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._writable: anyio.Event | None = None
+        self._readable: anyio.Event | None = None
+        self._ending = False
+        #: Whether :meth:`abort` has ended it.
+        self.aborted = False
+        self._scope = CancelScope()
+        self._linger = Timer(self.abort)
+        self._closed = anyio.Event()
+
+    def start(self) -> None:
+        """Begin, in the background."""
+        BackgroundTask(self.run)
+
+    async def run(self) -> None:
+        """Carry messages until the call is over."""
+        writer = BackgroundTask(self._write)
+        over = False
+        lost: Exception | None = None
+        try:
+            with self._scope:
+                lost = await self._read()
+                over = True
+                if self._half_open and lost is None:
+                    self._receiver.connection_lost(None)
+                    await writer.wait()
+        finally:
+            told = over and self._half_open and lost is None
+            by_us, self._ending = self._ending, True
+            self._linger.disarm()
+            writer.cancel()
+            self._call.cancel()
+            self._caught_up()
+            self._closed.set()
+            # If neither the peer nor we have ended it, the event loop is ending, and the receiver is not called.
+            if (over or by_us) and not told:
+                self._receiver.connection_lost(lost)
+
+    async def _read(self) -> Exception | None:
+        call, receiver = self._call, self._receiver
+        try:
+            while True:
+                if self._readable is not None:
+                    await self._readable.wait()
+                message = await call.read()
+                if message is None:
+                    return None
+                receiver.data_received(message)
+        except AgentError as exc:
+            return exc
+
+    async def _write(self) -> None:
+        call, unsent = self._call, self._unsent
+        loop = asyncio.get_running_loop()
+        while True:
+            while unsent:
+                message = unsent.popleft()
+                if not await call.write(message):
+                    # The reader learns why.
+                    return
+                self._unsent_bytes -= len(message)
+                if self._writable is not None and self._unsent_bytes <= _HIGH_WATER:
+                    self._caught_up()
+            if self._ending:
+                await call.end()
+                if call.ends_with_us:
+                    self._scope.cancel()
+                return
+            self._wake = loop.create_future()
+            await self._wake
+            self._wake = None
+
+    def _wake_writer(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _caught_up(self) -> None:
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+
+    # A Wire
+
+    @property
+    def congested(self) -> bool:
+        return self._writable is not None
+
+    @property
+    def unread(self) -> bool:
+        # What gRPC's library holds can't be seen.
+        return False
+
+    @property
+    def turns_behind(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        if self._readable is None:
+            self._readable = anyio.Event()
+
+    def resume_reading(self) -> None:
+        if self._readable is not None:
+            self._readable.set()
+            self._readable = None
+
+    def write(self, data: bytes) -> None:
+        if self._ending:
+            return
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        if self._unsent_bytes > _HIGH_WATER and self._writable is None:
+            self._writable = anyio.Event()
+        self._wake_writer()
+
+    async def drain(self) -> None:
+        if self._writable is not None:
+            await self._writable.wait()
+
+    def end(self) -> None:
+        """Send no more than what was written. The peer may still send."""
+        self._ending = True
+        self._wake_writer()
+
+    def close(self) -> None:
+        self.end()
+        if not self.closed:
+            self._linger.arm(_LINGER)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
+    def abort(self) -> None:
+        self._ending = self.aborted = True
+        self._scope.cancel()
+
+    async def wait_closed(self) -> None:
+        await self._closed.wait()
