@@ -49,7 +49,8 @@ LAYERS: Final = (
     (["routing"], "from a path to the agents of a manager"),
     (["exchange"], "one request or websocket session, judged as it passes"),
     (["audit"], "the record of an exchange"),
-    (["middleware", "prometheus", "serve", "status"], "apps: guarded, of metrics, of one agent, the status page"),
+    (["middleware", "prometheus", "status"], "apps: guarded, of metrics, the status page"),
+    (["serve"], "one agent at an address; behind Envoy, the middleware asks it"),
     (["files"], "configuration from files, loaded and reloaded"),
     (["fastapi", "placement"], "put the middleware into an app"),
     (["testing"], "for the tests of guarded apps: takes their agents out, and puts others there"),
@@ -67,6 +68,7 @@ MOST_METHODS_OF_THE_GUARD: Final = 24
 _TRANSPORTS: Final = frozenset({"HttpTransport", "InProcessTransport", "StreamTransport"})
 #: Modules that name a transport, and why; transports/ and the public names of the package aside.
 NAME_TRANSPORTS: Final = {
+    "asgi_agents.serve.grpc.ext_proc": "an agent that is served runs in the process that serves it",
     "asgi_agents.serve.hooks": "an agent that is served runs in the process that serves it",
 }
 

@@ -63,14 +63,10 @@ def immediate_response(reply: Reply, *, raw: bool, details: str) -> Any:
         if name != _LENGTH and name not in _FRAMING:
             mutation.set_headers.append(_set(name, value, raw=raw, append=name in seen))
             seen.add(name)
-    return messages.ImmediateResponse(
-        status={"code": reply.status}, headers=mutation, body=reply.body, details=details
-    )
+    return messages.ImmediateResponse(status={"code": reply.status}, headers=mutation, body=reply.body, details=details)
 
 
-def mode_override(
-    known: Any | None, *, response_headers: bool, request_body: bool, response_body: bool
-) -> Any | None:
+def mode_override(known: Any | None, *, response_headers: bool, request_body: bool, response_body: bool) -> Any | None:
     """What Envoy need not send of an exchange, where it lets processors say so (``allow_mode_override``).
 
     :param known: the modes that it has said are set (``protocol_config``, from 1.34 on); None: it has not said. A

@@ -326,6 +326,12 @@ class Exchange:
         return {} if override is None else {"mode_override": override}
 
 
+async def upstream(scope: Scope, receive: Receive, send: Send) -> None:
+    """The app that the middleware guards: the exchange that the scope belongs to."""
+    exchange: Exchange = scope[_KEY]
+    await exchange.play(scope, receive, send)
+
+
 def _leaf(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]

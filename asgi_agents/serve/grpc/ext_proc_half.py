@@ -48,7 +48,7 @@ class Half:
     @property
     def duplex(self) -> bool:
         """Whether bodies go both ways, without one answer for each message."""
-        return self.mode == ProcessingMode.FULL_DUPLEX_STREAMED
+        return bool(self.mode == ProcessingMode.FULL_DUPLEX_STREAMED)
 
     @property
     def shows_body(self) -> bool:

@@ -15,8 +15,10 @@ with require_stubs():
     from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue, HeaderValueOption
     from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
     from envoy.service.ext_proc.v3 import external_processor_pb2 as messages
+    from google.protobuf.empty_pb2 import Empty
     from google.protobuf.message import DecodeError, EncodeError
     from google.protobuf.struct_pb2 import Struct
+    from google.protobuf.unknown_fields import UnknownFieldSet
 
 __all__ = [
     "HeaderMap",
@@ -74,6 +76,52 @@ def decode(kind: Any, message: bytes) -> Any:
         return kind.FromString(message)
     except DecodeError:
         raise AgentProtocolError(f"a message is no {kind.DESCRIPTOR.name}") from None
+
+
+# A reply that comes in pieces. Its field is newer than the stubs of xds-protos up to 1.85 (external_processor.proto).
+_STREAMED_REPLY: Final = 11
+_LENGTH_DELIMITED: Final = 2
+_PARTS_OF_REPLY: Final[Mapping[int, Any]] = {
+    1: messages.HttpHeaders,
+    2: messages.StreamedBodyResponse,
+    3: HeaderMap,
+}
+
+
+def streamed_reply(response: Any) -> Any | None:
+    """The head, a part of the body or the trailers of a ``streamed_immediate_response``; None where it is none."""
+    whole = Empty.FromString(response.SerializeToString())
+    for number, data in _fields(whole):
+        if number == _STREAMED_REPLY:
+            for part, inner in _fields(Empty.FromString(data)):
+                if part in _PARTS_OF_REPLY:
+                    return decode(_PARTS_OF_REPLY[part], inner)
+    return None
+
+
+def make_streamed_reply(part: Any) -> Any:
+    """The reverse."""
+    number = next(number for number, kind in _PARTS_OF_REPLY.items() if isinstance(part, kind))
+    inner = _field(number, part.SerializeToString())
+    return messages.ProcessingResponse.FromString(_field(_STREAMED_REPLY, inner))
+
+
+def _fields(message: Any) -> Iterable[tuple[int, bytes]]:
+    """The fields of a message whose descriptor has none, as far as they are bytes or messages."""
+    return [
+        (field.field_number, field.data) for field in UnknownFieldSet(message) if field.wire_type == _LENGTH_DELIMITED
+    ]
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """A field of bytes on the wire (https://protobuf.dev/programming-guides/encoding)."""
+    size = bytearray()
+    rest = len(data)
+    while rest > 0x7F:
+        size.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    size.append(rest)
+    return bytes((number << 3 | _LENGTH_DELIMITED,)) + size + data
 
 
 # Headers

@@ -31,6 +31,7 @@ class GrpcSettings(Struct, frozen=True, kw_only=True):
     keepalive: float | None
     max_event_bytes: int
     max_answer_bytes: int
+    full_duplex: bool
 
     @property
     def where(self) -> str:

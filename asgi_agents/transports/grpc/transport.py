@@ -78,6 +78,10 @@ class GrpcTransport:
     :param max_event_bytes: a longer message is not sent, which is as if the agent refused it: 413. 4 MiB is what servers
         take that were not told otherwise.
     :param max_answer_bytes: a longer answer is an agent error.
+    :param full_duplex: ``"ext_proc"``: the processor is one for bodies in Envoy's mode ``FULL_DUPLEX_STREAMED``, so that
+        it may hold back what it is shown and release it later. Its agent needs ``body_access="write"``, and fails
+        closed while it has bytes that it has not released. False: bodies are in the mode ``STREAMED``, in which each
+        message has one answer.
     :param verify: whom to trust for ``grpcs://``. True: the authorities that httpx trusts; a path (a PEM file, or a
         directory of them): only those.
     :param cert: a client certificate for ``grpcs://``: the path of a PEM file, or a tuple of certificate and key. The
@@ -104,6 +108,7 @@ class GrpcTransport:
         keepalive: float | None = 30.0,
         max_event_bytes: int = MAX_EVENT_BYTES,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
+        full_duplex: bool = False,
         verify: Any = True,
         cert: ClientCertificate | None = None,
     ) -> None:
@@ -124,6 +129,8 @@ class GrpcTransport:
             ("max_answer_bytes", max_answer_bytes),
         ):
             require_int("GrpcTransport", name, number, at_least=1)
+        if type(full_duplex) is not bool or (full_duplex and protocol != "ext_proc"):
+            raise _wrong("full_duplex", full_duplex, "True or False, and True with protocol='ext_proc' alone")
         if not secure and (verify is not True or cert is not None):
             raise _wrong("target", target, "grpcs://, for that is what verify and cert are about")
         try:
@@ -147,6 +154,7 @@ class GrpcTransport:
             keepalive=None if keepalive is None else float(keepalive),
             max_event_bytes=max_event_bytes,
             max_answer_bytes=max_answer_bytes,
+            full_duplex=full_duplex,
         )
 
     @property
