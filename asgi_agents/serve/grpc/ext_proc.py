@@ -125,8 +125,8 @@ class ExtProcService(GrpcService):
         try:
             await exchange.run(app, scope, self._wanted())
         except FailedError as exc:
-            if self._complaints.due("failed"):
-                logger.error("%s: %s (logged once a minute)", self._agent_name, exc)
+            if not exc.logged:
+                self._complain(str(exc))
             raise StatusError("INTERNAL", "the agent has failed") from exc
         except AgentProtocolError as exc:
             raise StatusError("INVALID_ARGUMENT", str(exc)) from exc

@@ -7,22 +7,13 @@ changes of ``host``, ``:authority``, ``:scheme``, ``:method`` and of all that be
 from collections.abc import Mapping
 from typing import Any, Final
 
-from msgspec import Struct
-
+from ...exchange.reply import Reply
 from ...transports.grpc.ext_proc_messages import HeaderValue, HeaderValueOption, ProcessingMode, RawHeaders, messages
 
 # Framing is the proxy's. What is said of the length is said where it can be: see `header_mutation`.
 _FRAMING: Final = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
 _LENGTH: Final = b"content-length"
 _BODY_MODES: Final = ("request_body_mode", "response_body_mode")
-
-
-class Reply(Struct, frozen=True):
-    """A whole response in the app's place."""
-
-    status: int
-    headers: RawHeaders
-    body: bytes
 
 
 def header_mutation(before: RawHeaders, after: RawHeaders, *, raw: bool, length: bool) -> Any | None:

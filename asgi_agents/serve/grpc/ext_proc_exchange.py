@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import ResponseAborted
 from ...exchange.context import STATE_KEY, AgentContext
-from ...exchange.reply import describe
+from ...exchange.reply import Reply, describe
 from ...transports.grpc.ext_proc_messages import (
     AUDIT,
     ROUTING,
@@ -28,7 +28,7 @@ from ...transports.grpc.ext_proc_messages import (
     struct,
 )
 from ...transports.grpc.ext_proc_sides import TwoSides
-from .ext_proc_answers import Reply, immediate_response, mode_override
+from .ext_proc_answers import immediate_response, mode_override
 from .ext_proc_half import CantApplyError, Half
 from .ext_proc_head import is_upgrade, scope_of, without_pseudo
 
@@ -43,7 +43,13 @@ class FailedError(Exception):
     """The agent has failed, or can't be asked. The stream ends with an error: what it means is Envoy's to say.
 
     The message has nothing of what the exchange carries.
+
+    :ivar logged: the log has it already.
     """
+
+    def __init__(self, message: str, *, logged: bool = False) -> None:
+        super().__init__(message)
+        self.logged = logged
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -131,16 +137,15 @@ class Exchange:
             self._request.has_body = False
         try:
             await app(scope, self.receive, self.send)
-        except ResponseAborted as exc:
-            self._failure = self._failure or str(exc)
-        except CantApplyError as exc:
-            self._failure = self._failure or str(exc)
+        except (ResponseAborted, CantApplyError) as exc:
+            raise FailedError(str(exc), logged=self._why_failed() is not None) from exc
         except BaseExceptionGroup as group:
-            if group.split(CantApplyError)[1] is not None:
+            late, rest = group.split(CantApplyError)
+            if rest is not None:
                 raise
-            self._failure = self._failure or str(_leaf(group))
+            raise FailedError(str(_leaf(group))) from late
         if self._failure is not None:
-            raise FailedError(self._failure)
+            raise FailedError(self._failure, logged=True)
         if not self._replied:
             await self._pass_the_rest()
 
