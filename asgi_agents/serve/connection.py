@@ -86,6 +86,8 @@ class ServedConnection:
     """
 
     framing: Framing
+    # Whether a client learns that the agent drains though it does not name its calls.
+    _always_told = False
     # Whether the client has sent events without call ids.
     _unnamed = False
     _warned_of_malformed = False
@@ -224,7 +226,7 @@ class ServedConnection:
     def _heard(self, ids: CallIds, event: Event) -> None:
         suspends = self._service.hooks.may_suspend(event.event_type)
         call = ServedCall(self, ids, event.event_type, event, suspends)
-        if call.ordered:
+        if call.ordered and not self._always_told:
             self._unnamed = True
             if self._service.draining:
                 self._refuse(call, _DRAINING)

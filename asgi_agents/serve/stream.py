@@ -92,7 +92,7 @@ async def serve_stream(
         raise ConfigurationError(f"serve_stream: sock={sock!r}, expected a listening stream socket")
 
     hooks = Hooks(agent, name)
-    capabilities = _capabilities(hooks, max_concurrency, max_body_size)
+    capabilities = capabilities_of(hooks, max_concurrency, max_body_size)
     listening = await listen(address) if sock is None else [Listening(sock)]
     try:
         async with create_task_group() as tasks:
@@ -130,12 +130,8 @@ async def _serve(
         task_status.started(listening[0].address)
         await (anyio.sleep_forever() if shutdown is None else shutdown.wait())
     service.drain()
-    drained = time.monotonic()
     with move_on_after(drain_timeout):
-        while service.connections and (  # noqa: ASYNC110 - time has to pass anyway
-            service.unanswered or time.monotonic() < max(drained, service.last_event) + QUIET
-        ):
-            await anyio.sleep(_TICK)
+        await drained(service)
     # What is still at work is cancelled when its connection is gone. It gets no answer: the client, which has not given
     # it up, would take any for the agent's.
     for connection in list(service.connections):
@@ -145,12 +141,22 @@ async def _serve(
             await connection.wait_closed()
 
 
+async def drained(service: Service) -> None:
+    """Wait until a service that drains owes no answers, and its clients have sent what they were about to."""
+    began = time.monotonic()
+    while service.connections and (  # noqa: ASYNC110 - time has to pass anyway
+        service.unanswered or time.monotonic() < max(began, service.last_event) + QUIET
+    ):
+        await anyio.sleep(_TICK)
+
+
 def _is_listening(sock: socket.socket) -> bool:
     # Not on every system can a socket be asked whether it listens.
     return sock.type == socket.SOCK_STREAM and sock.fileno() >= 0
 
 
-def _capabilities(hooks: Hooks, max_concurrency: int, max_body_size: int) -> AgentCapabilities:
+def capabilities_of(hooks: Hooks, max_concurrency: int, max_body_size: int) -> AgentCapabilities:
+    """What an agent says of itself in the handshake."""
     events = hooks.events
     return AgentCapabilities(
         agent_id=hooks.name,

@@ -24,7 +24,7 @@ from asgi_agents import AgentConfig, AgentManager, AgentMiddleware, CircuitBreak
 from asgi_agents.manager import registry_of
 from asgi_agents.transports.stream.connection import AgentConnection
 from asgi_agents.transports.stream.pending_calls import PendingCall
-from asgi_agents.transports.stream.pool import StreamPool
+from asgi_agents.transports.stream.stream_pool import StreamPool
 from tests.support.servers import serve
 
 from .processes import PATIENCE, until

@@ -25,7 +25,7 @@ logger: Final = logging.getLogger("asgi_agents.serve")
 T = TypeVar("T")
 
 
-class Place(Protocol):
+class MethodLoop(Protocol):
     """Where methods run. :meth:`run` is called in the thread of grpc.aio's server."""
 
     async def run(self, method: Callable[[], Awaitable[T]]) -> T:
@@ -37,7 +37,7 @@ class Place(Protocol):
         ...
 
 
-class Here:
+class SameLoop:
     """The event loop of grpc.aio's server."""
 
     async def run(self, method: Callable[[], Awaitable[T]]) -> T:
@@ -47,7 +47,7 @@ class Here:
         return open_pump(receiver)
 
 
-class Elsewhere:
+class OtherLoop:
     """The event loop on which this is made, while grpc.aio's server is in ``thread``.
 
     :param tasks: of that event loop.
@@ -139,21 +139,20 @@ class _ServerCall:
 
 
 class _Rpc(ServedRpc):
-    def __init__(self, context: Any, place: Place) -> None:
+    def __init__(self, context: Any, loop: MethodLoop) -> None:
         self.metadata: Metadata = tuple(context.invocation_metadata() or ())
         self.peer = context.peer()
         self._context = context
-        self._place = place
+        self._loop = loop
         # In the thread of grpc.aio's server.
         self.pump: MessagePump | None = None
 
     def wire(self, receiver: Receiver, *, half_open: bool = False) -> StreamWire:
         def open_pump(receiver: Receiver) -> MessagePump:
             self.pump = MessagePump(_ServerCall(self._context), receiver, half_open=half_open)
-            self.pump.start()
             return self.pump
 
-        return self._place.wire(open_pump, receiver)
+        return self._loop.wire(open_pump, receiver)
 
 
 class Methods(grpc.GenericRpcHandler):
@@ -162,8 +161,8 @@ class Methods(grpc.GenericRpcHandler):
     :param stopped: returns whether the server has shut down, so that calls are refused that its library lets in.
     """
 
-    def __init__(self, services: Mapping[str, GrpcService], place: Place) -> None:
-        self._place = place
+    def __init__(self, services: Mapping[str, GrpcService], loop: MethodLoop) -> None:
+        self._loop = loop
         self._handlers: dict[str, grpc.RpcMethodHandler] = {}
         for service in services.values():
             for name, unary in service.unary.items():
@@ -177,7 +176,7 @@ class Methods(grpc.GenericRpcHandler):
         return self._handlers.get(handler_call_details.method)
 
     async def _unary(self, method: Callable[[bytes, Any], Awaitable[bytes]], request: bytes, context: Any) -> bytes:
-        rpc = _Rpc(context, self._place)
+        rpc = _Rpc(context, self._loop)
         answer: list[bytes] = []
 
         async def body() -> None:
@@ -187,7 +186,7 @@ class Methods(grpc.GenericRpcHandler):
         return answer[0]
 
     async def _stream(self, method: Callable[[Any], Awaitable[None]], requests: object, context: Any) -> None:
-        rpc = _Rpc(context, self._place)
+        rpc = _Rpc(context, self._loop)
         aborted = True
         try:
             await self._run(lambda: method(rpc), context)
@@ -207,7 +206,7 @@ class Methods(grpc.GenericRpcHandler):
 
     async def _run(self, body: Callable[[], Awaitable[None]], context: Any) -> None:
         try:
-            await self._place.run(body)
+            await self._loop.run(body)
         except StatusError as exc:
             await context.abort(grpc.StatusCode[exc.code], exc.details)
         except Exception as exc:

@@ -24,7 +24,7 @@ from ...transports.wire import Address, parse_address
 from ..held import MAX_HELD_BYTES
 from ..hooks import require_positive
 from ..sockets import claim, explained, identity, listen
-from .calls import Elsewhere, Here, Methods, Place
+from .calls import OtherLoop, SameLoop, Methods, MethodLoop
 from .health import HealthService
 from .service import GrpcService
 
@@ -117,17 +117,17 @@ async def serve_grpc(
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
-        place: Place = Here()
+        loop: MethodLoop = SameLoop()
         run: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]] = _call
         if on_trio():
             thread = AsyncioThread.acquire()
             stack.callback(thread.release)
-            place, run = Elsewhere(thread, tasks), thread.run
+            loop, run = OtherLoop(thread, tasks), thread.run
         for each in by_name.values():
             await stack.enter_async_context(each.serving())
         socket = await _Socket.claim(address)
         stack.callback(socket.close)
-        listening = _Listening(Methods(by_name, place), options, tls, 10 * max_concurrency + 1000)
+        listening = _Listening(Methods(by_name, loop), options, tls, 10 * max_concurrency + 1000)
         stack.push_async_callback(_shielded, partial(run, partial(listening.stop, None)))
         try:
             port = await run(partial(listening.start, address))

@@ -272,7 +272,6 @@ class AsyncioChannel(Channel):
             raise AgentConnectionError("the channel was closed") from None
         self._pumps = {each for each in self._pumps if not each.closed}
         self._pumps.add(pump)
-        pump.start()
         return pump
 
     async def ready(self, deadline: float = math.inf) -> None:

@@ -6,12 +6,10 @@ whole call.
 
 import asyncio
 from collections import deque
+from contextvars import Context
 from typing import Final, Protocol
 
-import anyio
-from anyio import CancelScope
-
-from ...concurrency.background import BackgroundTask, Timer
+from ...concurrency.background import Timer
 from ...errors import AgentError
 from ..wire import Receiver
 
@@ -50,7 +48,9 @@ class MessageCall(Protocol):
 
 
 class MessagePump:
-    """A Wire for messages: what is written at once arrives at once, as one call of ``data_received``. asyncio only.
+    """A Wire for messages: what is written at once arrives at once, as one call of ``data_received``.
+
+    It is for asyncio only, and begins at once. It may be made in a callback, in which anyio has no tasks.
 
     :param half_open: go on writing when the peer has ended its side, until this side is ended too. Otherwise the peer
         is gone then.
@@ -63,44 +63,34 @@ class MessagePump:
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
         self._wake: asyncio.Future[None] | None = None
-        self._writable: anyio.Event | None = None
-        self._readable: anyio.Event | None = None
-        self._ending = False
+        self._writable: asyncio.Event | None = None
+        self._readable: asyncio.Event | None = None
+        self._ending = self._lost_told = self._read_to_the_end = False
+        self._lost: Exception | None = None
         #: Whether :meth:`abort` has ended it.
         self.aborted = False
-        self._scope = CancelScope()
         self._linger = Timer(self.abort)
-        self._closed = anyio.Event()
+        self._closed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._writer = loop.create_task(self._write(), context=Context())
+        self._reader = loop.create_task(self._read(), context=Context())
+        self._reader.add_done_callback(self._end)
 
-    def start(self) -> None:
-        """Begin, in the background."""
-        BackgroundTask(self.run)
+    def _end(self, reader: asyncio.Task[None]) -> None:
+        by_us, self._ending = self._ending, True
+        self._linger.disarm()
+        self._writer.cancel()
+        self._call.cancel()
+        self._caught_up()
+        self._closed.set()
+        if not reader.cancelled():
+            # Or else asyncio says that nobody has asked.
+            reader.exception()
+        # If neither the peer nor we have ended it, the event loop is ending, and the receiver is not called.
+        if (self._read_to_the_end or by_us) and not self._lost_told:
+            self._receiver.connection_lost(self._lost)
 
-    async def run(self) -> None:
-        """Carry messages until the call is over."""
-        writer = BackgroundTask(self._write)
-        over = False
-        lost: Exception | None = None
-        try:
-            with self._scope:
-                lost = await self._read()
-                over = True
-                if self._half_open and lost is None:
-                    self._receiver.connection_lost(None)
-                    await writer.wait()
-        finally:
-            told = over and self._half_open and lost is None
-            by_us, self._ending = self._ending, True
-            self._linger.disarm()
-            writer.cancel()
-            self._call.cancel()
-            self._caught_up()
-            self._closed.set()
-            # If neither the peer nor we have ended it, the event loop is ending, and the receiver is not called.
-            if (over or by_us) and not told:
-                self._receiver.connection_lost(lost)
-
-    async def _read(self) -> Exception | None:
+    async def _read(self) -> None:
         call, receiver = self._call, self._receiver
         try:
             while True:
@@ -108,10 +98,15 @@ class MessagePump:
                     await self._readable.wait()
                 message = await call.read()
                 if message is None:
-                    return None
+                    break
                 receiver.data_received(message)
         except AgentError as exc:
-            return exc
+            self._lost = exc
+        self._read_to_the_end = True
+        if self._half_open and self._lost is None:
+            self._lost_told = True
+            receiver.connection_lost(None)
+            await asyncio.wait([self._writer])
 
     async def _write(self) -> None:
         call, unsent = self._call, self._unsent
@@ -128,7 +123,7 @@ class MessagePump:
             if self._ending:
                 await call.end()
                 if call.ends_with_us:
-                    self._scope.cancel()
+                    self._reader.cancel()
                 return
             self._wake = loop.create_future()
             await self._wake
@@ -160,7 +155,7 @@ class MessagePump:
 
     def pause_reading(self) -> None:
         if self._readable is None:
-            self._readable = anyio.Event()
+            self._readable = asyncio.Event()
 
     def resume_reading(self) -> None:
         if self._readable is not None:
@@ -173,7 +168,7 @@ class MessagePump:
         self._unsent.append(data)
         self._unsent_bytes += len(data)
         if self._unsent_bytes > _HIGH_WATER and self._writable is None:
-            self._writable = anyio.Event()
+            self._writable = asyncio.Event()
         self._wake_writer()
 
     async def drain(self) -> None:
@@ -196,7 +191,7 @@ class MessagePump:
 
     def abort(self) -> None:
         self._ending = self.aborted = True
-        self._scope.cancel()
+        self._reader.cancel()
 
     async def wait_closed(self) -> None:
         await self._closed.wait()

@@ -1,12 +1,9 @@
 """The settings of a gRPC transport, and what gRPC's own library is told."""
 
-from collections.abc import Sequence
 from typing import Any, Final
 
-from msgspec import Struct
-
 from ..._version import __version__
-from ..stream.balancing import LoadBalancing
+from ..stream.settings import PoolSettings
 from ..tls import PemFiles
 from ..wire import Address
 
@@ -16,27 +13,14 @@ _BACKOFF: Final = 100
 _KEEPALIVE_TIMEOUT: Final = 10.0
 
 
-class GrpcSettings(Struct, frozen=True, kw_only=True):
+class GrpcSettings(PoolSettings, frozen=True, kw_only=True):
     """What a :class:`~asgi_agents.GrpcTransport` was made with. ``tls``: None for connections that aren't encrypted."""
 
-    addresses: Sequence[Address]
     tls: PemFiles | None
-    connections: int
-    load_balancing: LoadBalancing
-    connect_timeout: float
-    drain_timeout: float
-    max_calls_per_connection: int
-    ping_interval: float
-    stall_timeout: float
     keepalive: float | None
     max_event_bytes: int
     max_answer_bytes: int
     full_duplex: bool
-
-    @property
-    def where(self) -> str:
-        """Where the agent is, for messages."""
-        return " ".join(str(address) for address in self.addresses)
 
     @property
     def options(self) -> list[tuple[str, Any]]:

@@ -7,6 +7,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from functools import partial
 from typing import ClassVar, Final, Self, TypeVar
 
@@ -14,7 +15,7 @@ import anyio
 from anyio import CancelScope
 
 from ...concurrency.event_loop import EventLoop, Wakeup
-from ...errors import AgentConnectionError
+from ...errors import AgentConnectionError, AgentError
 from ..wire import Receiver
 from .pump import MessagePump
 
@@ -35,7 +36,7 @@ class AsyncioThread:
         self.loop = asyncio.new_event_loop()
         self._users = 0
         self._process = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="asgi_agents grpc", daemon=True)
+        self._thread = threading.Thread(target=Context().run, args=(self._run,), name="asgi_agents grpc", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -62,7 +63,8 @@ class AsyncioThread:
     def call(self, function: Callable[[], object]) -> None:
         """Call ``function`` in the thread, unless it has ended."""
         if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(function)
+            # Not in the caller's context: that says which event loop the caller has.
+            self.loop.call_soon_threadsafe(function, context=Context())
 
     async def run(self, function: Callable[[], Awaitable[T]]) -> T:
         """Await ``function()`` in the thread. When this is cancelled, so is that, and this waits for its end."""
@@ -126,7 +128,10 @@ class ThreadedWire:
     # In the thread
 
     def _open(self, open_pump: Callable[[Receiver], MessagePump]) -> None:
-        self._pump = open_pump(self)
+        try:
+            self._pump = open_pump(self)
+        except Exception as exc:
+            self.connection_lost(exc if isinstance(exc, AgentError) else AgentConnectionError(type(exc).__name__))
 
     def data_received(self, data: bytes) -> None:
         self._came += 1

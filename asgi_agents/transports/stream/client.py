@@ -11,8 +11,7 @@ from ...protocol import Event, EventType
 from ...protocol.stream import ConfigUpdateRequest, MetricsReport, correlation_id_of
 from ..base import AgentClient
 from .connection import AgentConnection
-from .pool import StreamPool
-from .settings import Settings
+from .pool import AgentPool
 
 logger = logging.getLogger("asgi_agents")
 
@@ -23,7 +22,10 @@ _ONCE = (EventType.REQUEST_HEADERS, EventType.RESPONSE_HEADERS, EventType.REQUES
 
 
 class StreamClient(AgentClient):
-    """One agent behind a :class:`~asgi_agents.StreamTransport`."""
+    """One agent behind lasting connections, as those of a :class:`~asgi_agents.StreamTransport` are.
+
+    :param make_pool: makes the connections of an event loop.
+    """
 
     kind = "stream"
     remote = True
@@ -31,9 +33,16 @@ class StreamClient(AgentClient):
     configures_itself = True
     keeps_requests = True
 
-    def __init__(self, settings: Settings, agent_id: str, events: frozenset[EventType] | None, config: Any) -> None:
+    def __init__(
+        self,
+        make_pool: Callable[["StreamClient"], AgentPool],
+        address: str,
+        agent_id: str,
+        events: frozenset[EventType] | None,
+        config: Any,
+    ) -> None:
         self.agent_id = agent_id
-        self.address = settings.where
+        self.address = address
         self.events = events
         self.config = config
         #: Until the agent has named its events, it has to be asked about everything.
@@ -42,7 +51,7 @@ class StreamClient(AgentClient):
         self._overruled: frozenset[EventType] = frozenset()
         self._retired = False
         self.keeps_to_one_connection = True
-        self._pools = PerEventLoop(lambda: StreamPool(settings, self))
+        self._pools = PerEventLoop(lambda: make_pool(self))
 
     @property
     def connected(self) -> bool:
@@ -105,7 +114,7 @@ class StreamClient(AgentClient):
         self._retired = True
         await self._pools.aclose_everywhere()
 
-    async def _pool(self) -> StreamPool:
+    async def _pool(self) -> AgentPool:
         if self._retired:
             raise AgentUnavailableError("it was removed")
         pool = await self._pools.get()
@@ -131,7 +140,7 @@ class StreamClient(AgentClient):
             ", ".join(sorted(unsupported)),
         )
 
-    def pool_changed(self, pool: StreamPool, *, came_up: bool) -> None:
+    def pool_changed(self, pool: AgentPool, *, came_up: bool) -> None:
         # What an agent that can't be reached has said holds until it says something else.
         self.capabilities = pool.rotation.capabilities or self.capabilities
         if self.events is None:

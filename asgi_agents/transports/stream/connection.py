@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -26,7 +26,6 @@ from ...protocol.stream import (
     check_ping,
     decode_message,
     encode_frame,
-    encode_message,
 )
 from ..base import cancel_reason
 from ..partial import PartialFrame, PartialFrames
@@ -36,6 +35,7 @@ from .flow_control import Capacity, Flow
 from .handshake import ENVELOPE_HINT, Handshake
 from .health import Health
 from .pending_calls import PendingCall, PendingCalls
+from .wire_format import WireFormat
 
 # An event loop needs two or three turns to read what a socket holds.
 _MAX_TURNS: Final = 20
@@ -90,6 +90,7 @@ class AgentConnection:
     :param max_calls: how many calls may be under way, those included that were given up and are still owed an answer.
     :param partial: the bytes that all connections to the agent may hold of frames that have not come whole.
     :param span_unit: what the agent counts in the spans of its detections.
+    :param handshake: how the connection begins, where not with frames.
 
     :ivar address: where the agent is.
     :ivar events: what the agent is asked about here: what its handshake names, or the configuration in its place.
@@ -110,6 +111,7 @@ class AgentConnection:
         address: str = "",
         partial: PartialFrames | None = None,
         span_unit: SpanUnit = "codepoints",
+        handshake: Handshake | None = None,
     ) -> None:
         self.address = address
         self.events = frozenset(EventType)
@@ -119,7 +121,7 @@ class AgentConnection:
         self.health = Health(time.monotonic())
         self.flow = Flow(capacity, max_calls)
         self.pending_calls = PendingCalls()
-        self.handshake = Handshake(framing, encodings, span_unit)
+        self.handshake = Handshake(framing, encodings, span_unit) if handshake is None else handshake
         self.wire_format = self.handshake.provisional
         self._framing = framing
         self._owner = owner
@@ -359,7 +361,7 @@ class AgentConnection:
             self.fault = reason
         self._end()
 
-    def _answer_received(self, ids: CallIds, payload: bytes, too_late_for: int | None) -> None:
+    def _answer_received(self, ids: CallIds, payload: Any, too_late_for: int | None) -> None:
         """An answer has come whole.
 
         ``too_late_for``: the position of the first call that was sent after the answer had begun to arrive.
@@ -371,7 +373,7 @@ class AgentConnection:
             # Which call it was for can't be told; nor, then, which call the next one is for.
             raise AgentProtocolError(_UNASKED)
 
-    def _settle(self, call: PendingCall, payload: bytes | None) -> None:
+    def _settle(self, call: PendingCall, payload: Any) -> None:
         """The answer to ``call`` has come; ``payload`` is None for a plain allow."""
         self.flow.capacity.taken -= 1
         if not call.abandoned:
@@ -383,7 +385,7 @@ class AgentConnection:
         """Anything but an answer."""
         encoding = self.wire_format.encoding
         if not self.handshake.done:
-            self._greet(message_type, payload)
+            self._agreed(self.handshake.receive(message_type, payload))
         elif message_type == MessageType.PING:
             assert self._wire is not None
             check_ping(payload)
@@ -391,12 +393,9 @@ class AgentConnection:
                 # A peer that asks and doesn't read must not fill our memory with answers.
                 self._wire.write(encode_frame(MessageType.PONG, payload))
         elif message_type == MessageType.HEALTH_STATUS:
-            before = self.health.state
-            self.health.apply(decode_message(HealthStatus, payload, encoding, at="health_status"))
-            self._owner.health_changed(self, before)
+            self._health_reported(decode_message(HealthStatus, payload, encoding, at="health_status"))
         elif message_type == MessageType.FLOW_CONTROL:
-            self.flow.apply(decode_message(FlowControl, payload, encoding, at="flow_control"), self.requests)
-            self._owner.capacity_freed(self)
+            self._flow_controlled(decode_message(FlowControl, payload, encoding, at="flow_control"))
         elif message_type == MessageType.METRICS_REPORT:
             self._owner.message_received(self, decode_message(MetricsReport, payload, encoding, at="metrics_report"))
         elif message_type == MessageType.CONFIG_UPDATE_REQUEST:
@@ -406,9 +405,18 @@ class AgentConnection:
             self._owner.message_received(self, request)
         # A pong is noticed by its bytes alone; types that this version does not know are ignored.
 
-    def _greet(self, message_type: int, payload: bytes) -> None:
-        """The agent's first message has come."""
-        self.wire_format = self.handshake.receive(message_type, payload)
+    def _health_reported(self, status: HealthStatus) -> None:
+        before = self.health.state
+        self.health.apply(status)
+        self._owner.health_changed(self, before)
+
+    def _flow_controlled(self, control: FlowControl) -> None:
+        self.flow.apply(control, self.requests)
+        self._owner.capacity_freed(self)
+
+    def _agreed(self, wire_format: WireFormat) -> None:
+        """The agent's first message has come, and the handshake is done."""
+        self.wire_format = wire_format
         assert self.wire_format.capabilities is not None
         self.events = self.wire_format.capabilities.events
         self.flow.agree(self.wire_format.capabilities)
@@ -424,7 +432,7 @@ class AgentConnection:
             ping = self.health.next_ping(now)
             if ping is not None:
                 assert self._wire is not None
-                self._wire.write(encode_message(MessageType.PING, ping))
+                self._wire.write(self.wire_format.ping(ping))
 
 
 async def _drain(wire: Wire, deadline: float) -> None:

@@ -1,9 +1,6 @@
 """Makes the connections to one endpoint, makes them again when they are lost, and checks that the agent is there."""
 
 import logging
-import os
-import ssl
-import stat
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,16 +17,14 @@ from ...protocol import (
     check_response,
     reason_of,
 )
-from ...protocol.stream import MAX_HANDSHAKE_REQUEST_BYTES, Framing
-from ..wire import Address, Wire, connect
+from ...protocol.stream import MAX_HANDSHAKE_REQUEST_BYTES
 from .connection import AgentConnection
 from .endpoint import Endpoint
-from .handshake import ENVELOPE_HINT
-from .settings import Settings
+from .settings import PoolSettings
 
 if TYPE_CHECKING:
     from .client import StreamClient
-    from .pool import StreamPool
+    from .pool import AgentPool
 
 logger = logging.getLogger("asgi_agents")
 
@@ -45,7 +40,7 @@ class Connector:
     Connections that were made on demand are kept.
     """
 
-    def __init__(self, endpoint: Endpoint, settings: Settings, client: "StreamClient", pool: "StreamPool") -> None:
+    def __init__(self, endpoint: Endpoint, settings: PoolSettings, client: "StreamClient", pool: "AgentPool") -> None:
         self._endpoint = endpoint
         self._settings = settings
         self._client = client
@@ -78,6 +73,10 @@ class Connector:
     def wanted(self) -> None:
         """There are more requests than connections."""
         self._wake.set()
+
+    async def make_another(self) -> None:
+        """Make a connection now, however many there are; raises :class:`AgentError`."""
+        self._made(await self._connect())
 
     def confirmed(self) -> None:
         """A call was answered."""
@@ -115,15 +114,19 @@ class Connector:
                 logger.exception("agent %r at %s", self._client.agent_id, endpoint.address)
             await self._back_off(type(exc).__name__)
         else:
-            endpoint.connected()
-            endpoint.connections.append(connection)
-            if not endpoint.flapping:
-                self._log_up()
-            self._pool.made(endpoint, connection)
-            if connection.health.leaving:
-                # It has said that it is draining right after the handshake.
-                self.lost(connection)
-                self._pool.close_if_done(connection)
+            self._made(connection)
+
+    def _made(self, connection: AgentConnection) -> None:
+        endpoint = self._endpoint
+        endpoint.connected()
+        endpoint.connections.append(connection)
+        if not endpoint.flapping:
+            self._log_up()
+        self._pool.made(endpoint, connection)
+        if connection.health.leaving:
+            # It has said that it is draining right after the handshake.
+            self.lost(connection)
+            self._pool.close_if_done(connection)
 
     async def _back_off(self, fault: str) -> None:
         fault = f"{self._endpoint.address}: {fault}"
@@ -160,23 +163,14 @@ class Connector:
 
     async def _connect(self) -> AgentConnection:
         """Connect, shake hands and configure; raises :class:`AgentError`."""
-        settings = self._settings
-        connection = AgentConnection(
-            settings.framing,
-            settings.encodings,
-            self._pool,
-            self._endpoint.capacity,
-            max_calls=settings.max_calls_per_connection,
-            address=str(self._endpoint.address),
-            partial=self._pool.partial_frames,
-            span_unit=settings.span_unit,
-        )
+        settings, pool = self._settings, self._pool
+        connection = pool.new_connection(self._endpoint)
         try:
             with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:
-                wire = await _connect(self._endpoint.address, connection, settings.tls)
+                wire = await pool.open_wire(self._endpoint, connection)
                 await connection.shake_hands(wire, proxy_id=self._client.agent_id, config=self._client.config)
             if scope.cancelled_caught:
-                raise AgentConnectionError(_no_handshake(settings))
+                raise AgentConnectionError(f"not connected within {settings.connect_timeout:g} s{pool.handshake_hint}")
             self._settle_events(connection)
             await self._configure(connection)
             if not connection.alive:
@@ -202,8 +196,8 @@ class Connector:
         if self._client.config is None:
             # Agents of the published kits refuse a configuration that says nothing.
             return
-        # In the older framing agents don't say which events they receive.
-        if self._settings.framing is Framing.ENVELOPE or EventType.CONFIGURE in connection.events:
+        # In the older framing agents don't say which events they receive, and this is taken to be one of them.
+        if EventType.CONFIGURE in connection.events:
             await hand_over(connection, self._client.agent_id, self._client.config)
         elif connection.handshake.needs_configure:
             raise AgentConnectionError(
@@ -228,26 +222,3 @@ async def hand_over(connection: AgentConnection, agent_id: str, config: Any) -> 
     elif not check_response(answer, may_mutate=True, may_set_host=True).is_allow:
         raise AgentError(f"it refused its configuration: {printable(reason_of(answer))}")
 
-
-async def _connect(address: Address, connection: AgentConnection, tls: ssl.SSLContext | None) -> Wire:
-    if address.path is not None:
-        _check_socket(address.path)
-    return await connect(address, connection, tls)
-
-
-def _check_socket(path: str) -> None:
-    """Raise a clearer error than the system's for a path that is no socket."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError) as exc:
-        fault = exc.strerror if isinstance(exc, OSError) else "not a path"
-        raise AgentConnectionError(f"{type(exc).__name__}: {fault}") from exc
-    if not stat.S_ISSOCK(mode):
-        raise AgentConnectionError("is not a socket")
-
-
-def _no_handshake(settings: Settings) -> str:
-    fault = f"not connected within {settings.connect_timeout:g} s"
-    if settings.framing is Framing.V2:
-        fault += f", handshake included; {ENVELOPE_HINT}"
-    return fault

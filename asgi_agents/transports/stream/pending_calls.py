@@ -12,7 +12,7 @@ answer would be taken for that to the next call, and all later answers would go 
 
 import time
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 from msgspec import UNSET
 
@@ -25,7 +25,7 @@ _NUMBERS: Final = count(1)
 class PendingCall:
     """One event that has been sent, or is about to be.
 
-    :ivar answered: set when there is a ``payload`` (None: a plain allow) or a ``fault``, or the ``deadline``
+    :ivar answered: set when there is a ``payload``, which its wire format can decode (None: a plain allow), or a ``fault``, or the ``deadline``
         (:func:`time.monotonic`) has passed.
     :ivar plain: the frame, without its length, that answers it with a plain allow, where that is known.
     :ivar abandoned: whether nobody waits for the answer any more.
@@ -54,7 +54,7 @@ class PendingCall:
         self.answered = answered
         self.deadline = deadline
         self.expired = False
-        self.payload: bytes | None = b""
+        self.payload: Any = b""
         self.plain: bytes | None = None
         self.fault: str | None = None
         self.abandoned = False
@@ -109,6 +109,10 @@ class PendingCalls:
         if call.number in self._calls and not call.abandoned:
             call.abandoned = True
             self.waited_for -= 1
+
+    def is_waited_for(self, correlation_id: str) -> bool:
+        """Whether somebody waits for an answer about that request."""
+        return any(call.correlation_id == correlation_id and not call.abandoned for call in self._calls.values())
 
     def expire(self, now: float) -> tuple[list[PendingCall], float | None]:
         """The calls whose deadline has passed, now abandoned, and the first deadline of the rest."""

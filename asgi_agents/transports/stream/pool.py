@@ -10,13 +10,13 @@ from ...errors import AgentConnectionError, AgentError, AgentUnavailableError
 from ...observability.endpoints import EndpointStatistics
 from ...protocol import Event, EventType
 from ...protocol.stream import CancelReason, ConfigUpdateRequest, HealthState, MetricsReport, correlation_id_of
-from ..partial import MAX_PARTIAL_BYTES, PartialFrames
+from ..wire import Wire
 from .connection import AgentConnection
 from .connector import Connector, hand_over
 from .endpoint import Endpoint
 from .health import HealthLog
 from .rotation import Rotation
-from .settings import Settings
+from .settings import PoolSettings
 from .statistics import statistics_of
 from .wait_queue import WaitQueue
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .client import StreamClient
 
 
-class StreamPool:
-    """Gives each call a place on a connection.
+class AgentPool:
+    """Gives each call a place on a connection. Subclasses say what these speak.
 
     All events of one request go to one connection while that lives. The first to come is the first to get a place.
 
@@ -35,10 +35,9 @@ class StreamPool:
     :ivar queue: the calls that wait for a place.
     """
 
-    def __init__(self, settings: Settings, client: "StreamClient") -> None:
+    def __init__(self, settings: PoolSettings, client: "StreamClient") -> None:
         self.rotation = Rotation(settings, client)
         self.queue = WaitQueue(self.rotation)
-        self.partial_frames = PartialFrames(MAX_PARTIAL_BYTES)
         self._settings = settings
         self._client = client
         # Closed, but perhaps not read to the end by the peer.
@@ -50,6 +49,21 @@ class StreamPool:
         self._connectors = {
             endpoint: Connector(endpoint, settings, client, self) for endpoint in self.rotation.endpoints
         }
+
+    # What its connections speak
+
+    @property
+    def handshake_hint(self) -> str:
+        """What is said of a connection that was not made in time, after the time."""
+        return ""
+
+    def new_connection(self, endpoint: Endpoint) -> AgentConnection:
+        """A connection to ``endpoint`` that was not opened yet."""
+        raise NotImplementedError
+
+    async def open_wire(self, endpoint: Endpoint, connection: AgentConnection) -> Wire:
+        """Open a connection, which is the receiver; raises :class:`AgentConnectionError`."""
+        raise NotImplementedError
 
     # What there is
 
@@ -260,6 +274,21 @@ class StreamPool:
                 reached = True
         if not reached:
             raise AgentConnectionError(self.rotation.fault or "there is no connection to it")
+
+    async def replace(self, endpoint: Endpoint, old: Sequence[AgentConnection]) -> None:
+        """Make a connection to ``endpoint``, and have the ``old`` ones take no new requests.
+
+        :raises AgentError: none can be made; the old ones stay as they are.
+        """
+        connector = self._connectors[endpoint]
+        await connector.make_another()
+        for connection in old:
+            connection.health.retired = True
+        connector.wanted()
+        self._note()
+        self.settle()
+        for connection in old:
+            self.close_if_done(connection)
 
     async def aclose(self) -> None:
         """Make no more connections, wait for the calls under way as long as the settings say, and close."""

@@ -10,7 +10,7 @@ from .affinities import Affinities
 from .balancing import chooser
 from .connection import AgentConnection
 from .endpoint import Endpoint
-from .settings import Settings
+from .settings import PoolSettings
 
 if TYPE_CHECKING:
     from .client import StreamClient
@@ -33,7 +33,7 @@ class Rotation:
     :ivar heterogeneous: whether one of those that are alive doesn't receive all that any instance receives.
     """
 
-    def __init__(self, settings: Settings, client: "StreamClient") -> None:
+    def __init__(self, settings: PoolSettings, client: "StreamClient") -> None:
         self.endpoints = [Endpoint(address) for address in settings.addresses]
         self.where: dict[AgentConnection, Endpoint] = {}
         self.connections: list[AgentConnection] = []

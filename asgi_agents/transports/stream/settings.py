@@ -1,4 +1,4 @@
-"""The settings of a stream transport."""
+"""The settings of a stream transport, and what others share with it."""
 
 import ssl
 from collections.abc import Sequence
@@ -11,28 +11,33 @@ from ..wire import Address
 from .balancing import LoadBalancing
 
 
-class Settings(Struct, frozen=True, kw_only=True):
-    """What a :class:`~asgi_agents.StreamTransport` was made with.
+class PoolSettings(Struct, frozen=True, kw_only=True):
+    """The settings of a pool, whatever its connections speak.
 
     ``on_demand``: ``connections`` to an endpoint are the most there may be, and all but the first are made when there
     are more requests than connections.
     """
 
     addresses: Sequence[Address]
-    framing: Framing
-    encodings: tuple[Encoding, ...]
     connections: int
-    on_demand: bool
     load_balancing: LoadBalancing
     connect_timeout: float
     drain_timeout: float
     max_calls_per_connection: int
     ping_interval: float
     stall_timeout: float
-    tls: ssl.SSLContext | None
-    span_unit: SpanUnit = "codepoints"
+    on_demand: bool = False
 
     @property
     def where(self) -> str:
         """Where the agent is, for messages."""
         return " ".join(str(address) for address in self.addresses)
+
+
+class Settings(PoolSettings, frozen=True, kw_only=True):
+    """What a :class:`~asgi_agents.StreamTransport` was made with."""
+
+    framing: Framing
+    encodings: tuple[Encoding, ...]
+    tls: ssl.SSLContext | None
+    span_unit: SpanUnit = "codepoints"

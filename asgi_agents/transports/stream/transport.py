@@ -1,6 +1,7 @@
 """Agents behind a Unix socket or TCP: how to reach them, as the user configures it."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from msgspec.structs import replace
@@ -14,6 +15,7 @@ from ..wire import parse_address
 from .balancing import LoadBalancing
 from .client import StreamClient
 from .settings import Settings
+from .stream_pool import StreamPool
 
 _CONNECTIONS = 4
 _CALLS = 100
@@ -164,7 +166,7 @@ class StreamTransport:
         settings = self._settings
         if settings.on_demand and self._connections is None:
             settings = replace(settings, connections=min(max_concurrent_calls, _MOST_ON_DEMAND))
-        return StreamClient(settings, agent_id, events, config)
+        return StreamClient(partial(StreamPool, settings), settings.where, agent_id, events, config)
 
 
 def _wrong(field: str, value: object, expected: str) -> ConfigurationError:

@@ -1,7 +1,7 @@
 """How events and answers are encoded on one connection, as it was agreed in the handshake. No I/O."""
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 from msgspec import UNSET, structs
 
@@ -30,6 +30,7 @@ from ...protocol.stream import (
     CancelReason,
     Framing,
     MessageType,
+    Ping,
     correlation_id_of,
     decode_answer_ids,
     encode_envelope_frame,
@@ -90,10 +91,7 @@ class WireFormat:
         :param loop: asyncio's running event loop; None on others.
         :raises EventTooLargeError: the agent takes less at a time.
         """
-        if isinstance(event, _BODY_CHUNKS) and self.capabilities is not None:
-            limit = self.capabilities.limits.max_body_size
-            if len(event.data) > limit > 0:
-                raise EventTooLargeError(f"{len(event.data)} bytes at a time, the agent takes {limit}")
+        self.check_size(event)
         call = PendingCall(correlation_id_of(event), deadline, Signal(loop))
         if self.enveloped:
             frame = encode_envelope_frame(encode_event(event, self.encoding))
@@ -115,6 +113,13 @@ class WireFormat:
         call.size = len(frame)
         return call, frame
 
+    def check_size(self, event: Event) -> None:
+        """Raise :class:`EventTooLargeError` for more of a body than the agent takes at a time."""
+        if isinstance(event, _BODY_CHUNKS) and self.capabilities is not None:
+            limit = self.capabilities.limits.max_body_size
+            if len(event.data) > limit > 0:
+                raise EventTooLargeError(f"{len(event.data)} bytes at a time, the agent takes {limit}")
+
     def cancel(self, call: PendingCall, reason: CancelReason) -> bytes:
         """The frame that tells the agent that nobody waits for the answer to ``call`` any more."""
         cancel = Cancel(
@@ -126,6 +131,10 @@ class WireFormat:
         # In JSON, whatever the encoding: other agents understand it in no other.
         return encode_message(MessageType.CANCEL, cancel)
 
+    def ping(self, ping: Ping) -> bytes:
+        """The frame that asks whether the agent is there."""
+        return encode_message(MessageType.PING, ping)
+
     def answer_ids(self, payload: bytes) -> CallIds:
         """Which call an answer is for, as far as it says. Not for the older framing, whose answers have no ids."""
         ids = decode_answer_ids(payload, self.encoding)
@@ -134,7 +143,7 @@ class WireFormat:
             ids = CallIds(ids.correlation_id)
         return ids
 
-    def decode(self, payload: bytes, event: Event) -> Answer:
+    def decode(self, payload: Any, event: Event) -> Answer:
         """The answer to ``event``; raises :class:`AgentError` for one that is not allowed, or is no verdict."""
         answer = decode_answer(payload, self.encoding, event.event_type, without=ANSWER_IDS)
         if isinstance(answer, AgentResponse) and answer.version == 0:

@@ -1,0 +1,243 @@
+"""``zentinel.agent.v2.AgentServiceV2``: any agent as one of the Rust proxy's, over gRPC."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from anyio import CancelScope, create_task_group
+
+from ...agent import Agent
+from ...errors import AgentProtocolError, printable
+from ...protocol import (
+    PROTOCOL_VERSION,
+    AgentResponse,
+    Answer,
+    ConfigureEvent,
+    EventType,
+    reason_of,
+)
+from ...protocol.grpc import control
+from ...protocol.grpc.answers import encode_answer, encode_no_verdict
+from ...protocol.grpc.events import CARRIED, correlation_id_in, decode_event, event_type_of, is_event
+from ...protocol.grpc.messages import PROCESS_STREAM, ProxyToAgent, parse
+from ...protocol.stream import EVENT_NUMBERS, CallIds, Cancel, Framing, HealthState
+from ..connection import Service
+from ..dispatch import ServedCall
+from ..framings import V2Connection
+from ..held import MAX_HELD_BYTES
+from ..hooks import Hooks, NoAnswer, require_agent
+from ..stream import capabilities_of, drained
+from .service import GrpcService, ServedRpc
+
+logger: Final = logging.getLogger("asgi_agents.serve")
+
+# What a server takes that was not told otherwise is 4 MiB, with what is around the data.
+_MAX_BODY_SIZE: Final = 4 * 1024 * 1024 - 64 * 1024
+
+
+class AgentService(GrpcService):
+    """An agent, as the Rust proxy and :class:`~asgi_agents.GrpcTransport` call it.
+
+    The wire has no field for some of what an agent may answer: mutations of bodies, decisions about websocket messages,
+    routing metadata, findings of guardrails. Such an answer is logged and fails the call, so that nothing passes that
+    was to be changed. A failed call is answered with a block (503). :class:`~asgi_agents.GrpcTransport` knows it for a
+    failure, to which the failure mode applies; other clients refuse the request.
+
+    :param max_concurrency: how many hooks may be at work at a time; the rest wait.
+    :param max_body_size: the bytes of a body that the agent takes at once.
+    :param max_held_bytes: of events without an answer; see :func:`~asgi_agents.serve.serve_stream`.
+    :param name: what the agent calls itself; its class' name by default.
+    :raises ConfigurationError: for what is no agent, or not one that can be served.
+    """
+
+    name, _, _method = PROCESS_STREAM.strip("/").partition("/")
+
+    def __init__(
+        self,
+        agent: Agent,
+        *,
+        max_concurrency: int = 100,
+        max_body_size: int = _MAX_BODY_SIZE,
+        max_held_bytes: int = MAX_HELD_BYTES,
+        name: str | None = None,
+    ) -> None:
+        require_agent("AgentService", agent)
+        self.streams = {self._method: self._process}
+        self._hooks = Hooks(agent, name)
+        self._capabilities = capabilities_of(self._hooks, max_concurrency, max_body_size)
+        self._limits = (max_concurrency, max_body_size, max_held_bytes)
+        self._service: Service | None = None
+        silent = self._hooks.events - CARRIED - {EventType.CONFIGURE}
+        if silent:
+            logger.warning(
+                "%s: clients are not told that it supports %s: gRPC has no message for its answers",
+                self._hooks.name,
+                ", ".join(sorted(silent)),
+            )
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        max_concurrency, max_body_size, max_held_bytes = self._limits
+        async with create_task_group() as tasks:
+            self._service = service = Service(
+                self._hooks, Framing.V2, self._capabilities, max_concurrency, max_body_size, tasks, max_held_bytes
+            )
+            try:
+                yield
+            finally:
+                service.stopped = True
+                with CancelScope(shield=True):
+                    for connection in list(service.connections):
+                        connection.abort()
+                        await connection.wait_closed()
+                tasks.cancel_scope.cancel()
+
+    async def drain(self) -> None:
+        service = self._service
+        assert service is not None
+        service.drain()
+        try:
+            await drained(service)
+        finally:
+            for connection in list(service.connections):
+                connection.close()
+
+    async def _process(self, rpc: ServedRpc) -> None:
+        assert self._service is not None
+        connection = GrpcServedConnection(self._service)
+        wire = rpc.wire(connection)
+        connection.connected(wire)
+        await wire.wait_closed()
+
+
+class GrpcServedConnection(V2Connection):
+    """A stream of events and their answers."""
+
+    # Every client learns of it by the agent's health.
+    _always_told = True
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
+        self._greeted = self._ready = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._frame_bytes = len(data)
+        try:
+            self._received(data)
+        except AgentProtocolError as exc:
+            self._fail(str(exc))
+        self._intake.noted()
+
+    def report_health(self) -> None:
+        if self._ready and not self._deaf:
+            state = HealthState.DRAINING if self._service.draining else HealthState.HEALTHY
+            self._send(control.encode_health(self._service.capabilities.agent_id, state))
+
+    # What the dispatcher calls
+
+    def refusal(self, call: ServedCall, reason: str, error: str) -> bytes:
+        return self._no_verdict(call, reason)
+
+    def cancellation(self, call: ServedCall) -> bytes:
+        return self._no_verdict(call, "cancelled")
+
+    async def perform(self, call: ServedCall) -> bytes:
+        assert call.event is not None
+        caller = {"traceparent": [call.ids.traceparent]} if call.ids.traceparent else {}
+        try:
+            return await self._service.hooks.answer(
+                call.event, lambda answer: encode_answer(answer, call.ids.correlation_id), caller
+            )
+        except NoAnswer as exc:
+            return self._no_verdict(call, str(exc))
+
+    def _no_verdict(self, call: ServedCall, reason: str) -> bytes:
+        return encode_no_verdict(reason, call.ids.correlation_id)
+
+    # Messages
+
+    def _received(self, frame: bytes) -> None:
+        message = parse(ProxyToAgent, frame)
+        kind = message.WhichOneof("message")
+        if not self._ready:
+            if kind != "handshake" or self._greeted:
+                raise AgentProtocolError(f"expected a handshake, got {kind or 'an empty message'}")
+            self._greeted = True
+            self._introduced.set()
+            self._dispatcher.spawn(self._greet, message.handshake)
+        elif kind is None:
+            # A message of a later version.
+            pass
+        elif is_event(kind):
+            self._event_received(kind, message)
+        elif kind == "ping":
+            pong = control.encode_pong(message.ping)
+            if self.stalled:
+                # However many pings it sends, it gets one answer once it reads again.
+                self._unsent_pong = pong
+            else:
+                self._send(pong)
+        elif kind == "cancel":
+            self._cancel(Cancel(correlation_id=correlation_id_in(message, kind)))
+        elif kind == "guardrail":
+            ids = CallIds(correlation_id_in(message, kind))
+            self._malformed(ids, EventType.GUARDRAIL_INSPECT, AgentProtocolError("gRPC has no message for its answer"))
+        # A configuration comes in the handshake. As an event the published agents don't answer it either.
+
+    def _event_received(self, kind: str, message: Any) -> None:
+        traceparent = message.request_headers.metadata.traceparent if kind == "request_headers" else ""
+        ids = CallIds(correlation_id_in(message, kind), traceparent=traceparent)
+        try:
+            event = decode_event(message, kind)
+        except AgentProtocolError as exc:
+            self._malformed(ids, event_type_of(kind), exc)
+        else:
+            self._heard(ids, event)
+
+    async def _greet(self, handshake: Any) -> None:
+        error = await self._why_not(handshake)
+        if self._deaf:
+            return
+        if error:
+            logger.warning("%s: ended a stream: %.300r", self._service.hooks.name, error)
+            self._send(control.encode_refused_handshake(error[:300]))
+            self.close()
+            return
+        self._ready = True
+        listed = self._service.hooks.events & CARRIED
+        numbers = sorted(EVENT_NUMBERS[event_type] for event_type in listed)
+        self._send(control.encode_handshake_response(self._service.capabilities, numbers))
+        self.report_health()
+
+    async def _why_not(self, handshake: Any) -> str:
+        """Why the handshake is refused; empty where it isn't."""
+        versions = list(handshake.supported_versions)
+        if PROTOCOL_VERSION not in versions:
+            return f"version {PROTOCOL_VERSION} is supported, and none of {versions}"
+        try:
+            config = control.decode_config(handshake.config_json)
+        except AgentProtocolError as exc:
+            return str(exc)
+        hooks = self._service.hooks
+        if config is None or EventType.CONFIGURE not in hooks.events:
+            return ""
+        refusal = ""
+
+        def note(answer: Answer) -> bytes:
+            nonlocal refusal
+            if isinstance(answer, AgentResponse) and not answer.is_allow:
+                refusal = f"it refuses its configuration: {printable(reason_of(answer))}"
+            return b""
+
+        try:
+            await hooks.answer(ConfigureEvent(agent_id=handshake.proxy_id, config=config), note, {})
+        except NoAnswer as exc:
+            return str(exc)
+        return refusal
+
+    def _send(self, frame: bytes) -> None:
+        # Each message is one of gRPC's: they are not joined.
+        self._write(frame)
