@@ -114,16 +114,13 @@ class ExtProcService(GrpcService):
     async def _process(self, rpc: ServedRpc) -> None:
         stream = _Stream(rpc)
         exchange = Exchange(stream.incoming, stream.write)
-        scope = await exchange.begin()
-        if scope is None:
-            return
-        request_mode, response_mode = exchange.modes
-        self._check(request_mode, response_mode)
-        app = self._app(request_mode, response_mode, knows_request=exchange.knows_request)
-        carrier = values_of(rpc.metadata, _TRACE_CONTEXT)
-        token = _carrier.set(carrier)
+        token = _carrier.set(values_of(rpc.metadata, _TRACE_CONTEXT))
         try:
-            await exchange.run(app, scope, self._wanted())
+            scope = await exchange.begin()
+            if scope is not None:
+                self._check(*exchange.modes)
+                app = self._app(*exchange.modes, knows_request=exchange.knows_request)
+                await exchange.run(app, scope, self._wanted())
         except FailedError as exc:
             if not exc.logged:
                 self._complain(str(exc))

@@ -104,7 +104,7 @@ class Half:
             self._out.append(data)
             if last:
                 yield from self.answer_shown()
-                if self._out:
+                if any(self._out):
                     raise CantApplyError(f"the {self.side.value}'s body is gone: nothing can be added to its trailers")
                 yield from self._answer_trailers()
             return

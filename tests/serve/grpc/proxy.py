@@ -25,7 +25,7 @@ class Proxy:
     """
 
     def __init__(self, channel: Channel, mode: str | None = "STREAMED", metadata: Sequence[tuple[str, str]] = ()) -> None:
-        self._stream = BidiStream(channel, METHOD, metadata=metadata)
+        self._stream = BidiStream(lambda receiver: channel.wire(METHOD, receiver, metadata=metadata))
         self._mode = mode
         self._begun = False
 
