@@ -36,6 +36,8 @@ _TRACE_CONTEXT: Final = ("traceparent", "tracestate")
 # Seconds. Envoy's filter has a timeout for each message, and ends the stream, and so the hook, when that has passed.
 _NO_DEADLINE: Final = 300.0
 _REQUESTS: Final = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
+# The events of a request that Envoy does not show, by the first message that it sends.
+_UNSEEN: Final = {"request_headers": frozenset[EventType](), "request_body": frozenset({EventType.REQUEST_HEADERS})}
 # Without their answers, the headers of a response can't be what the agent makes them.
 _MAY_CHANGE_RESPONSES: Final = frozenset(
     {
@@ -105,11 +107,11 @@ class ExtProcService(GrpcService):
         self._body_access = body_access
         self._max_concurrency = max_concurrency
         self._max_body_bytes = max_body_bytes
-        self._apps: dict[tuple[int, int, bool], ASGIApp] = {}
+        self._apps: dict[tuple[int, int, frozenset[EventType]], ASGIApp] = {}
         self._complaints = Throttle()
         self.streams = {"Process": self._process}
         # What can't work is seen now, and not with the first request.
-        self._app(ProcessingMode.BUFFERED, ProcessingMode.BUFFERED, knows_request=True)
+        self._app(ProcessingMode.BUFFERED, ProcessingMode.BUFFERED, "request_headers")
 
     async def _process(self, rpc: ServedRpc) -> None:
         stream = _Stream(rpc)
@@ -119,7 +121,7 @@ class ExtProcService(GrpcService):
             scope = await exchange.begin()
             if scope is not None:
                 self._check(*exchange.modes)
-                app = self._app(*exchange.modes, knows_request=exchange.knows_request)
+                app = self._app(*exchange.modes, exchange.begins_with)
                 await exchange.run(app, scope, self._wanted())
         except FailedError as exc:
             if not exc.logged:
@@ -164,20 +166,22 @@ class ExtProcService(GrpcService):
         judged, hears = self._judged, self._events
         return Wanted(
             response_headers=bool(judged or hears & _MAY_CHANGE_RESPONSES),
+            response_head_events=EventType.RESPONSE_HEADERS in hears,
             request_body=bool(judged) or EventType.REQUEST_BODY_CHUNK in hears,
             response_body=bool(judged & _OF_RESPONSES) or EventType.RESPONSE_BODY_CHUNK in hears,
             upgrades=not judged and EventType.WEBSOCKET_FRAME not in hears,
         )
 
-    def _app(self, request_mode: int, response_mode: int, *, knows_request: bool) -> ASGIApp:
-        key = request_mode, response_mode, knows_request
+    def _app(self, request_mode: int, response_mode: int, begins_with: str) -> ASGIApp:
+        unseen = _UNSEEN.get(begins_with, _REQUESTS)
+        key = request_mode, response_mode, unseen
         app = self._apps.get(key)
         if app is None:
-            app = self._apps[key] = self._make(request_mode, response_mode, knows_request)
+            app = self._apps[key] = self._make(request_mode, response_mode, unseen)
         return app
 
-    def _make(self, request_mode: int, response_mode: int, knows_request: bool) -> ASGIApp:
-        unseen = {EventType.WEBSOCKET_FRAME} | (frozenset() if knows_request else _REQUESTS)
+    def _make(self, request_mode: int, response_mode: int, missing: frozenset[EventType]) -> ASGIApp:
+        unseen = {EventType.WEBSOCKET_FRAME, *missing}
         for event_type, index in _BODIES.items():
             if (request_mode, response_mode)[index] == ProcessingMode.NONE:
                 unseen.add(event_type)

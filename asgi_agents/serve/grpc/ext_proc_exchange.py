@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import ResponseAborted
 from ...exchange.context import STATE_KEY, AgentContext
-from ...exchange.reply import Reply, describe
+from ...exchange.reply import Reply, describe, render_reply
 from ...transports.grpc.ext_proc_messages import (
     AUDIT,
     ROUTING,
@@ -53,9 +54,14 @@ class FailedError(Exception):
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
-    """What an agent wants to be shown of an exchange, and whether it lets other protocols pass unseen."""
+    """What an agent wants to be shown of an exchange, and whether it lets other protocols pass unseen.
+
+    :ivar response_headers: the head of the response is needed, be it to change it.
+    :ivar response_head_events: it has a hook for it.
+    """
 
     response_headers: bool
+    response_head_events: bool
     request_body: bool
     response_body: bool
     upgrades: bool
@@ -66,6 +72,7 @@ class Exchange:
 
     :param incoming: the messages of the stream.
     :param write: sends an answer.
+    :ivar begins_with: the first message's kind.
     """
 
     def __init__(self, incoming: TwoSides[Any], write: Callable[[Any], Awaitable[None]]) -> None:
@@ -73,9 +80,12 @@ class Exchange:
         self._write = write
         self._request = Half(Side.REQUEST)
         self._response = Half(Side.RESPONSE)
+        self.begins_with = ""
         self._protocol: Any = None
         self._observes = False
-        self._wanted = Wanted(response_headers=True, request_body=True, response_body=True, upgrades=True)
+        self._wanted = Wanted(
+            response_headers=True, response_head_events=False, request_body=True, response_body=True, upgrades=True
+        )
         self._scope: Scope = {}
         self._upgrade = False
         self._reply: Reply | None = None
@@ -104,9 +114,13 @@ class Exchange:
             # Envoy before 1.34 does not say it. Each message gets one answer then, whatever the mode is.
             request.mode = response.mode = ProcessingMode.STREAMED
         kind = message.WhichOneof("request")
+        self.begins_with = kind
         if kind != "request_headers":
             # It has made an answer before it has come to this filter, or is not to show the head of the request.
             scope = scope_of(None)
+            request.has_body = kind == "request_body"
+            if request.has_body:
+                scope["headers"].append((b"transfer-encoding", b"chunked"))
         else:
             await self._incoming.next(Side.REQUEST)
             scope = scope_of(message)
@@ -118,11 +132,6 @@ class Exchange:
         scope[_KEY] = self
         self._scope = scope
         return scope
-
-    @property
-    def knows_request(self) -> bool:
-        """Whether Envoy shows the head of the request."""
-        return not self._request.head_answered
 
     async def run(self, app: ASGIApp, scope: Scope, wanted: Wanted) -> None:
         """Take the exchange past the agent, which ``app`` asks; raises :class:`FailedError`.
@@ -137,8 +146,10 @@ class Exchange:
             self._request.has_body = False
         try:
             await app(scope, self.receive, self.send)
-        except (ResponseAborted, CantApplyError) as exc:
-            raise FailedError(str(exc), logged=self._why_failed() is not None) from exc
+        except ResponseAborted as exc:
+            await self._break_off(exc)
+        except CantApplyError as exc:
+            raise FailedError(str(exc)) from exc
         except BaseExceptionGroup as group:
             late, rest = group.split(CantApplyError)
             if rest is not None:
@@ -233,6 +244,8 @@ class Exchange:
             status = int(first(pairs, b":status") or 200)
             response.has_body = not message.response_headers.end_of_stream
             message = None
+        elif self._wanted.response_head_events:
+            raise CantApplyError("it has a hook for response_headers, and Envoy's response_header_mode is SKIP")
         else:
             response.head_answered = response.has_body = True
         if self._upgrade and status in (101, 200):
@@ -259,6 +272,8 @@ class Exchange:
                 data, _ = response.take_body(message.response_body)
             message = None
             await send({"type": "http.response.body", "body": data, "more_body": not response.ended})
+            # Where it was stopped, what is left of it must not look like all of it.
+            await checkpoint_if_cancelled()
             if self._reply is None:
                 await self._send_all(response.answer_shown())
 
@@ -287,6 +302,13 @@ class Exchange:
     async def _pass(self, half: Half) -> None:
         while (message := await self._incoming.next(half.side)) is not None:
             await self._send_all(half.neutral(message))
+
+    async def _break_off(self, exc: ResponseAborted) -> None:
+        """The response has begun, and must not go on. Envoy resets it for a reply that comes so late."""
+        decision = None if self._context is None else self._context.decision
+        if decision is None or decision.failure is not None:
+            raise FailedError(str(exc), logged=decision is not None) from exc
+        await self._send_reply(render_reply(decision, self._scope))
 
     # What the agents have said
 

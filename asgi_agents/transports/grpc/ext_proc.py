@@ -15,6 +15,12 @@ from .ext_proc_messages import Side
 from .settings import GrpcSettings
 
 
+_HEADS: Final = {
+    EventType.REQUEST_BODY_CHUNK: EventType.REQUEST_HEADERS,
+    EventType.RESPONSE_BODY_CHUNK: EventType.RESPONSE_HEADERS,
+}
+
+
 class _Exchanges:
     """The exchanges of one event loop that have a stream, by correlation id."""
 
@@ -104,6 +110,9 @@ class _ExtProc:
                 f"AgentConfig({agent_id!r}): config, expected None: an external processor takes no configuration"
             )
         assert events is not None
+        for body, head in _HEADS.items():
+            # As Envoy does it, a processor is shown the head before the body: few expect anything else.
+            events |= {head} if body in events else set()
         return ExtProcClient(settings, events)
 
 

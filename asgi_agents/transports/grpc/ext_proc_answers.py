@@ -42,6 +42,7 @@ from .ext_proc_messages import (
     plain,
     struct,
 )
+from .settings import BodySendMode
 
 #: What it can be shown.
 CARRIES: Final = frozenset(
@@ -70,11 +71,14 @@ def side_of_event(event: Event) -> Side:
 # Events
 
 
-def request_of(event: ShownEvent, *, begins: frozenset[EventType] | None = None, full_duplex: bool = False) -> Any:
+def request_of(
+    event: ShownEvent, *, begins: frozenset[EventType] | None = None, mode: BodySendMode = "streamed"
+) -> Any:
     """The ``ProcessingRequest`` for an event.
 
     :param begins: it is the first of its stream: the events that are shown, which say what is configured. None: it is
         not the first.
+    :param mode: how bodies are sent.
     """
     match event:
         case RequestHeadersEvent():
@@ -92,8 +96,13 @@ def request_of(event: ShownEvent, *, begins: frozenset[EventType] | None = None,
             body = messages.HttpBody(body=event.data, end_of_stream=event.is_last)
             request = messages.ProcessingRequest(response_body=body)
     if begins is not None:
-        request.protocol_config.request_body_mode = _mode(EventType.REQUEST_BODY_CHUNK in begins, full_duplex)
-        request.protocol_config.response_body_mode = _mode(EventType.RESPONSE_BODY_CHUNK in begins, full_duplex)
+        chosen = ProcessingMode.BodySendMode.Value(mode.upper())
+        if EventType.REQUEST_BODY_CHUNK in begins:
+            request.protocol_config.request_body_mode = chosen
+        if EventType.RESPONSE_BODY_CHUNK in begins:
+            request.protocol_config.response_body_mode = chosen
+        # Also where there are none, so that the server need not guess.
+        request.protocol_config.SetInParent()
     return request
 
 
@@ -135,12 +144,6 @@ def attributes_of(event: RequestHeadersEvent) -> Any:
 
 def _pairs(headers: Headers) -> Iterable[tuple[str, bytes]]:
     return [(name, value.encode("latin-1", "replace")) for name, values in headers.items() for value in values]
-
-
-def _mode(heard: bool, full_duplex: bool) -> int:
-    if not heard:
-        return int(ProcessingMode.NONE)
-    return int(ProcessingMode.FULL_DUPLEX_STREAMED if full_duplex else ProcessingMode.STREAMED)
 
 
 # Answers

@@ -5,7 +5,7 @@ from typing import Any, Final
 from anyio import move_on_after
 from msgspec.structs import replace
 
-from ...errors import AgentProtocolError, AgentUnavailableError, EventTooLargeError
+from ...errors import AgentError, AgentProtocolError, AgentUnavailableError, EventTooLargeError
 from ...observability.trace_context import inject_trace_context
 from ...protocol import (
     ALLOW,
@@ -109,7 +109,7 @@ class ProcessedExchange:
     def __init__(self, channel: Channel, settings: GrpcSettings, heard: frozenset[EventType]) -> None:
         self._settings = settings
         self._heard = heard & CARRIES
-        self._full_duplex = settings.full_duplex
+        self._full_duplex = settings.body_mode == "full_duplex_streamed"
         self._halves = {side: _HalfState() for side in Side}
         self._heads = Heads()
         self._begun = self._done = self._broken = False
@@ -176,11 +176,13 @@ class ProcessedExchange:
             return await self._head(event, side)
         if half.skips_body or (self._done and not half.holds):
             return ALLOW
+        if self._settings.body_mode == "buffered" and not (event.is_last and event.chunk_index == 0):
+            raise AgentError(f"body_mode='buffered', expected {side.value}_body_mode='buffer' in its AgentConfig")
         await self._send(event)
         return await (self._duplex(event, side) if self._full_duplex else self._body(event, side))
 
     async def _send(self, event: ShownEvent) -> None:
-        request = request_of(event, begins=None if self._begun else self._heard, full_duplex=self._full_duplex)
+        request = request_of(event, begins=None if self._begun else self._heard, mode=self._settings.body_mode)
         if not self._begun and isinstance(event, RequestHeadersEvent):
             for name, values in attributes_of(event).items():
                 request.attributes[name].CopyFrom(values)

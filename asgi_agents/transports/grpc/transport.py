@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, get_args
 
 from ...errors import ConfigurationError
 from ...policy import require_int, require_seconds
@@ -11,7 +11,7 @@ from ..base import AgentClient
 from ..stream.balancing import LoadBalancing
 from ..tls import ClientCertificate, pem_files
 from ..wire import Address, parse_address
-from .settings import GrpcSettings
+from .settings import BodySendMode, GrpcSettings
 
 _CONNECTIONS: Final = 4
 _CALLS: Final = 100
@@ -78,10 +78,11 @@ class GrpcTransport:
     :param max_event_bytes: a longer message is not sent, which is as if the agent refused it: 413. 4 MiB is what servers
         take that were not told otherwise.
     :param max_answer_bytes: a longer answer is an agent error.
-    :param full_duplex: ``"ext_proc"``: the processor is one for bodies in Envoy's mode ``FULL_DUPLEX_STREAMED``, so that
-        it may hold back what it is shown and release it later. Its agent needs ``body_access="write"``, and fails
-        closed while it has bytes that it has not released. False: bodies are in the mode ``STREAMED``, in which each
-        message has one answer.
+    :param body_mode: ``"ext_proc"``: the mode of Envoy's in which the processor is shown bodies. ``"streamed"``: piece by
+        piece, or as a whole where the agent's body mode is ``buffer``; each piece has one answer. ``"buffered"``: as a
+        whole, so that headers may be changed in answer to the body; the agent's body mode has to be ``buffer``.
+        ``"full_duplex_streamed"``: for processors that hold back what they are shown and release it later. Their agent
+        needs ``body_access="write"``, and fails closed while they have something that they have not released.
     :param verify: whom to trust for ``grpcs://``. True: the authorities that httpx trusts; a path (a PEM file, or a
         directory of them): only those.
     :param cert: a client certificate for ``grpcs://``: the path of a PEM file, or a tuple of certificate and key. The
@@ -108,7 +109,7 @@ class GrpcTransport:
         keepalive: float | None = 30.0,
         max_event_bytes: int = MAX_EVENT_BYTES,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
-        full_duplex: bool = False,
+        body_mode: BodySendMode = "streamed",
         verify: Any = True,
         cert: ClientCertificate | None = None,
     ) -> None:
@@ -129,8 +130,9 @@ class GrpcTransport:
             ("max_answer_bytes", max_answer_bytes),
         ):
             require_int("GrpcTransport", name, number, at_least=1)
-        if type(full_duplex) is not bool or (full_duplex and protocol != "ext_proc"):
-            raise _wrong("full_duplex", full_duplex, "True or False, and True with protocol='ext_proc' alone")
+        if body_mode not in get_args(BodySendMode) or (body_mode != "streamed" and protocol != "ext_proc"):
+            known = " or ".join(map(repr, get_args(BodySendMode)))
+            raise _wrong("body_mode", body_mode, f"{known}, and that with protocol='ext_proc' alone")
         if not secure and (verify is not True or cert is not None):
             raise _wrong("target", target, "grpcs://, for that is what verify and cert are about")
         try:
@@ -154,7 +156,7 @@ class GrpcTransport:
             keepalive=None if keepalive is None else float(keepalive),
             max_event_bytes=max_event_bytes,
             max_answer_bytes=max_answer_bytes,
-            full_duplex=full_duplex,
+            body_mode=body_mode,
         )
 
     @property

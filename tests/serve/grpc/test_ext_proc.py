@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import pytest
@@ -378,9 +378,11 @@ async def test_a_response_whose_body_is_denied_is_replaced_where_nothing_of_it_h
         assert (said.immediate_response.status.code, said.immediate_response.body) == (451, b"secret")
 
 
-async def test_a_response_that_has_begun_is_broken_off() -> None:
+@pytest.mark.parametrize("mode", ["STREAMED", "FULL_DUPLEX_STREAMED"])
+@pytest.mark.parametrize("last", [False, True])
+async def test_a_response_that_has_begun_is_broken_off_by_an_immediate_response(mode: str, last: bool) -> None:
     async with serving(Blocks()) as channel:
-        proxy = Proxy(channel, "FULL_DUPLEX_STREAMED")
+        proxy = Proxy(channel, mode)
         await proxy.request(ends=True)
         assert await proxy.receive()
         await proxy.response()
@@ -388,8 +390,55 @@ async def test_a_response_that_has_begun_is_broken_off() -> None:
         await proxy.body(RESPONSE, b"fine", False)
         said = await proxy.receive()
         assert said is not None
-        assert said.response_body.response.body_mutation.streamed_response.body == b"fine"
-        await proxy.body(RESPONSE, b"ATTACK", False)
+        mutation = said.response_body.response.body_mutation
+        assert mutation.streamed_response.body == (b"" if mode == "STREAMED" else b"fine")
+        await proxy.body(RESPONSE, b"ATTACK", last)
+        said = await proxy.receive()
+        assert said is not None
+        # Envoy resets a response that has begun (ext_proc's ImmediateResponse).
+        assert said.immediate_response.status.code == 451
+
+
+async def test_an_agent_that_fails_when_the_response_has_begun_ends_the_stream_with_an_error() -> None:
+    class Fails(Agent):
+        async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> None:
+            raise ValueError
+
+    async with serving(Fails()) as channel:
+        proxy = Proxy(channel, "STREAMED")
+        await proxy.request(ends=True)
+        assert await proxy.receive()
+        await proxy.response()
+        assert await proxy.receive()
+        await proxy.body(RESPONSE, b"x", True)
+        with pytest.raises(AgentError, match="INTERNAL"):
+            await proxy.receive()
+
+
+async def test_bodies_are_judged_where_heads_are_not_shown() -> None:
+    class Bodies(Agent):
+        on_request_body_chunk = Changes.on_request_body_chunk
+        on_response_body_chunk = Changes.on_response_body_chunk
+        seen: ClassVar[list[Event]] = []
+
+    async with serving(Bodies()) as channel:
+        proxy = Proxy(channel, "STREAMED")
+        await proxy.body(REQUEST, b"abc", True)
+        said = await proxy.receive()
+        assert said is not None
+        assert said.request_body.response.body_mutation.body == b"ABC"
+        await proxy.body(RESPONSE, b"12", True)
+        said = await proxy.receive()
+        assert said is not None
+        assert said.response_body.response.body_mutation.body == b"21"
+        await proxy.end()
+        assert await proxy.receive() is None
+    # Nobody is told of a head that nobody knows.
+    async with serving(Changes()) as channel:
+        proxy = Proxy(channel, "STREAMED")
+        await proxy.request(ends=True)
+        assert await proxy.receive()
+        await proxy.body(RESPONSE, b"12", True)
         with pytest.raises(AgentError, match="INTERNAL"):
             await proxy.receive()
 

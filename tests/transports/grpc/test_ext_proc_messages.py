@@ -140,7 +140,7 @@ def test_the_first_message_says_how_bodies_are_sent() -> None:
     body = RequestBodyChunkEvent(correlation_id="c", data=b"a", is_last=True)
     heard = frozenset({EventType.REQUEST_BODY_CHUNK})
     assert request_of(body, begins=heard).protocol_config.request_body_mode == ProcessingMode.STREAMED
-    duplex = request_of(body, begins=heard, full_duplex=True).protocol_config
+    duplex = request_of(body, begins=heard, mode="full_duplex_streamed").protocol_config
     assert (duplex.request_body_mode, duplex.response_body_mode) == (ProcessingMode.FULL_DUPLEX_STREAMED, 0)
     assert not request_of(body).HasField("protocol_config")
     assert (request_of(body).request_body.body, request_of(body).request_body.end_of_stream) == (b"a", True)
