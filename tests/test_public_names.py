@@ -13,7 +13,7 @@ from asgi_agents import guardrails
 
 PACKAGE = Path(asgi_agents.__file__).parent
 # What users get from StreamTransport and hand to nobody.
-INTERNAL = {"StreamClient"}
+INTERNAL = {"AgentClient", "StreamClient"}
 
 
 @cache

@@ -12,8 +12,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 from anyio import create_task_group
@@ -28,7 +29,7 @@ from ..terminal.loading import MistakeError, find_agent, find_from_here, load_ag
 from ..transports.wire import Address, parse_address
 from .held import MAX_HELD_BYTES
 from .http import agent_app
-from .sockets import Listening, describe, listen
+from .sockets import Listening, describe, listen, reserve
 from .stream import serve_stream
 from .workers import WorkerMistake, Workers
 
@@ -66,14 +67,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if not (options.bind or options.http or options.fd or options.http_fd):
-        raise MistakeError("nothing to bind: give --bind, --http, or both")
+    over_grpc = _grpc_services(options)
+    if not (options.bind or options.http or options.fd or options.http_fd or over_grpc):
+        raise MistakeError("nothing to bind: give --bind, --http or --grpc, or several of them")
     for bind in options.bind:
         parse_address("--bind", bind)
     if options.http is not None:
         _http_address(options)
     if (options.http or options.http_fd) and find_spec("uvicorn") is None:
         raise MistakeError("--http needs uvicorn: pip install 'asgi-agents[serve]'")
+    if over_grpc:
+        for name in ("grpc", "google.protobuf"):
+            if not _is_there(name):
+                option = next(iter(over_grpc.values()))[0].option
+                raise MistakeError(f"{option} needs {name}: pip install 'asgi-agents[grpc]'")
+        # Or else gRPC's library writes to standard error whatever happens to connections.
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+        for address, services in over_grpc.items():
+            if options.workers > 1 and address.path is not None:
+                raise MistakeError(
+                    f"{services[0].option}: {address}, expected host:port where there are several workers: they share "
+                    "ports, and no Unix sockets"
+                )
+
+
+class _GrpcOption(NamedTuple):
+    """An option that serves the agent over gRPC, and the class that does it: made with the agent and its limits."""
+
+    option: str
+    module: str
+    name: str
+    help: str
+
+    def service(self, agent: Agent, options: argparse.Namespace) -> Any:
+        """The service. What it needs is imported now, for it takes long."""
+        made = getattr(import_module(self.module, __package__), self.name)
+        return made(agent, max_concurrency=options.max_concurrency, max_held_bytes=options.max_held_bytes)
+
+
+_GRPC_OPTIONS: Final = (
+    _GrpcOption(
+        "--grpc", ".grpc.agent", "AgentService", "serve the agent protocol over gRPC, as the Rust proxy calls it"
+    ),
+)
+
+
+def _grpc_services(options: argparse.Namespace) -> dict[Address, list[_GrpcOption]]:
+    """What is served at each address."""
+    # Imported here because it is not needed for the rest.
+    from .grpc.binds import parse_bind
+
+    found: dict[Address, list[_GrpcOption]] = {}
+    for each in _GRPC_OPTIONS:
+        for given in getattr(options, each.option.removeprefix("--").replace("-", "_")):
+            found.setdefault(parse_bind(each.option, given), []).append(each)
+    return found
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        # Not even the package that it would be in.
+        return False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +149,14 @@ def _parser() -> argparse.ArgumentParser:
         help="unix:///path (not on Windows) or tcp://host:port; may be repeated",
     )
     parser.add_argument("--http", metavar="HOST:PORT", help="serve the HTTP transport as well; needs uvicorn")
+    for each in _GRPC_OPTIONS:
+        parser.add_argument(
+            each.option,
+            action="append",
+            default=[],
+            metavar="ADDRESS",
+            help=f"{each.help}: unix:///path (not on Windows) or host:port; may be repeated; needs grpcio",
+        )
     parser.add_argument("--workers", type=whole, default=1, metavar="N", help="processes (1)")
     parser.add_argument(
         "--max-concurrency", type=whole, default=100, metavar="N", help="hooks at work at a time, per address (100)"
@@ -112,6 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     # Sockets that the parent of a worker has bound.
     parser.add_argument("--fd", action="append", default=[], type=int, help=argparse.SUPPRESS)
     parser.add_argument("--http-fd", action="append", default=[], type=int, help=argparse.SUPPRESS)
+    # Whether this is a worker that shares its ports with others.
+    parser.add_argument("--reuse-port", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -127,7 +193,7 @@ def _run(function: Any, *arguments: object, worker: bool = False) -> None:
 
 
 def _is_worker(options: argparse.Namespace) -> bool:
-    return bool(options.fd or options.http_fd)
+    return bool(options.fd or options.http_fd or options.reuse_port)
 
 
 async def _serve(options: argparse.Namespace, agent: Agent) -> None:
@@ -158,6 +224,10 @@ async def _serve(options: argparse.Namespace, agent: Agent) -> None:
             if posts:
                 await tasks.start(_serve_http, agent, posts, options, shutdown)
                 logger.log(level, "listening on %s", describe(posts[0]).replace("tcp:", "http:", 1))
+            for place, services in _grpc_services(options).items():
+                logger.log(
+                    level, "listening on %s", await tasks.start(_serve_grpc, agent, place, services, options, shutdown)
+                )
             if level == logging.DEBUG:
                 supervision.start_soon(_stop_without_parent, shutdown.set)
         supervision.cancel_scope.cancel()
@@ -225,6 +295,28 @@ async def _serve_http(
         tasks.cancel_scope.cancel()
 
 
+async def _serve_grpc(
+    agent: Agent,
+    address: Address,
+    services: list[_GrpcOption],
+    options: argparse.Namespace,
+    shutdown: anyio.Event,
+    *,
+    task_status: TaskStatus[str],
+) -> None:
+    from .grpc.server import serve_grpc
+
+    await serve_grpc(
+        [each.service(agent, options) for each in services],
+        str(address),
+        max_concurrency=options.max_concurrency,
+        drain_timeout=options.drain_timeout,
+        reuse_port=options.reuse_port,
+        shutdown=shutdown,
+        task_status=task_status,
+    )
+
+
 async def _stop_on_signal(stop: Callable[[], None], *, also: Callable[[int], None] = lambda signum: None) -> None:
     with _signals() as signals:
         stopping = False
@@ -289,17 +381,22 @@ async def _stop_without_parent(stop: Callable[[], None]) -> None:
 async def _supervise(options: argparse.Namespace) -> None:
     streams: list[Listening] = []
     posts: list[Listening] = []
+    reserved: list[socket.socket] = []
     try:
         for bind in options.bind:
             streams += await listen(parse_address("--bind", bind))
         if options.http is not None:
             posts += await listen(_http_address(options))
         everything = [*streams, *posts]
+        shared = [(each, reserve(address)) for address, found in _grpc_services(options).items() for each in found]
+        reserved += [sock for _, sock in shared]
         command = [sys.executable, "-m", "asgi_agents.serve", options.agent]
         for option in ("max_concurrency", "max_held_bytes", "drain_timeout", "framing", "log_level"):
             command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
         command += [f"--fd={each.sock.fileno()}" for each in streams]
         command += [f"--http-fd={each.sock.fileno()}" for each in posts]
+        command += [f"{each.option}={describe(sock)}" for each, sock in shared]
+        command += ["--reuse-port"] * bool(shared)
         workers = Workers(command, [fd for each in everything for fd in each.descriptors])
 
         def stop() -> None:
@@ -315,11 +412,16 @@ async def _supervise(options: argparse.Namespace) -> None:
             for each in posts:
                 address = each.address.replace("tcp:", "http:", 1)
                 logger.info("listening on %s with %d workers", address, options.workers)
+            for _, sock in shared:
+                address = describe(sock).replace("tcp:", "grpc:", 1)
+                logger.info("listening on %s with %d workers", address, options.workers)
             await workers.run(options.workers)
             supervision.cancel_scope.cancel()
     finally:
         for each in (*streams, *posts):
             each.close()
+        for sock in reserved:
+            sock.close()
     logger.info("stopped")
 
 

@@ -222,3 +222,22 @@ async def _listen_tcp(address: Address) -> Sequence[Listening]:
             made.sock.close()
         raise
     return listening
+
+
+def reserve(address: Address) -> socket.socket:
+    """Take a port, on which other processes may listen that are told to share it. Nobody listens yet.
+
+    :raises OSError: it is in use, or ports can't be shared on this platform.
+    """
+    with explained(address):
+        if not hasattr(socket, "SO_REUSEPORT"):  # pragma: no cover - Windows
+            raise OSError(errno.ENOPROTOOPT, "ports can't be shared on this platform")
+        family, _, _, _, name = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(name)
+        except BaseException:
+            sock.close()
+            raise
+        return sock

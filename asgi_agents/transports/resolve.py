@@ -73,7 +73,8 @@ def transport_of_url(
     if scheme in _HTTP_SCHEMES:
         return _http(where, url, encoding=encoding)
     if scheme in _GRPC_SCHEMES:
-        return _grpc(where, url, connect_timeout=connect_timeout, **({} if connections is None else {"connections": connections}))
+        given = {} if connections is None else {"connections": connections}
+        return _grpc(where, url, connect_timeout=connect_timeout, **given)
     return resolve_transport(where, url)
 
 

@@ -69,7 +69,7 @@ def _chain(where: str, cert: object) -> tuple[bytes | None, bytes | None]:
     path, key_path, _ = chain
     key = _read(key_path or path)
     if b"ENCRYPTED" in key:
-        raise ConfigurationError(f"{where}: cert: the key has a password, expected one without: gRPC's library takes none")
+        raise ConfigurationError(f"{where}: cert: the key has a password, expected one without for gRPC's library")
     return _read(path), key
 
 

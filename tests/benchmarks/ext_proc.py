@@ -22,7 +22,7 @@ async def _serve(path: str) -> None:
     import grpc
 
     server = grpc.aio.server()
-    handlers = {"Process": grpc.stream_stream_rpc_method_handler(_process)}
+    handlers: dict[str, Any] = {"Process": grpc.stream_stream_rpc_method_handler(_process)}
     service = "envoy.service.ext_proc.v3.ExternalProcessor"
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     server.add_insecure_port(f"unix:{path}")

@@ -155,6 +155,13 @@ TARGETS: Final = (
         "of Envoy with HTTP ext_authz, app and check the same",
     ),
     Target(
+        "one remote agent over gRPC, on a Unix socket: requests per second",
+        "server.grpc.over-unix-json",
+        "at least",
+        0.5,
+        "of the same with the stream transport",
+    ),
+    Target(
         "eight agents of 10 ms in parallel: time",
         "growth.agents.all at once.8",
         "at most",

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from asgi_agents import AgentConfig, AgentMiddleware, BodyMode, EventType, HttpTransport, StreamTransport
+from asgi_agents import AgentConfig, AgentMiddleware, BodyMode, EventType, GrpcTransport, HttpTransport, StreamTransport
 
 from .agents import AllowBody, AllowFrames, allow
 from .apps import echo, hello, uploads
@@ -18,6 +18,11 @@ from .variant import Front, Peer, Variant
 
 STREAM_AGENT: Final = Peer(
     "stream-agent", ("-m", "asgi_agents.serve", "tests.benchmarks.agents:allow", "--bind", "unix://{socket}")
+)
+
+
+GRPC_AGENT: Final = Peer(
+    "grpc-agent", ("-m", "asgi_agents.serve", "tests.benchmarks.agents:allow", "--grpc", "unix://{socket}")
 )
 
 
@@ -47,7 +52,11 @@ def _http(directory: Path) -> ASGIApp:
     return _remote(HttpTransport("http://agent/", uds=HTTP_AGENT.socket(directory)))
 
 
-def _remote(transport: HttpTransport | StreamTransport) -> ASGIApp:
+def _grpc(directory: Path) -> ASGIApp:
+    return _remote(GrpcTransport(f"grpc+unix://{GRPC_AGENT.socket(directory)}"))
+
+
+def _remote(transport: GrpcTransport | HttpTransport | StreamTransport) -> ASGIApp:
     return AgentMiddleware(hello, agents=[AgentConfig("allow", transport, events={EventType.REQUEST_HEADERS})])
 
 
@@ -75,6 +84,7 @@ REQUESTS: Final = (
     UNIX_JSON,
     Variant("unix-msgpack", "asgi_agents, agent on a Unix socket, msgpack", _unix_msgpack, peers=(STREAM_AGENT,)),
     HTTP,
+    Variant("grpc", "asgi_agents, agent over gRPC on a Unix socket", _grpc, peers=(GRPC_AGENT,), needs=("grpc",)),
     Variant(
         "by-hand-httpx",
         "by hand: a POST with `httpx.AsyncClient`",

@@ -2,8 +2,8 @@
 
 The wire has no field for a mutation of a body, a decision about a websocket message, routing metadata, or what a
 guardrail has found. A peer would take an answer without these for one that never had them. So no such answer is
-encoded. ``skip_body`` and ``always`` are left out, as for every other host of the protocol: the agent is shown more than
-it wants, and its headers are on fewer replies.
+encoded. ``skip_body`` and ``always`` are left out, as for every other host of the protocol: the agent is shown more
+than it wants, and its headers are on fewer replies.
 
 Nor has it a message for an agent that has failed. An answer without a decision is an allow to the published client. A
 failure is therefore said as a block, with :data:`NO_VERDICT` in ``audit.custom``, by which this package recognises it.

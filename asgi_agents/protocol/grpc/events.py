@@ -112,7 +112,7 @@ def _put_chunk(chunk: Any, event: RequestBodyChunkEvent | ResponseBodyChunkEvent
 
 
 def decode_event(message: Any, kind: str) -> Event:
-    """The event in the field ``kind`` of a ``ProxyToAgent``; raises :class:`AgentProtocolError` for one that is none."""
+    """The event in the field ``kind`` of a ``ProxyToAgent``; raises :class:`AgentProtocolError` for what is none."""
     return _DECODERS[kind](getattr(message, kind))
 
 

@@ -1,6 +1,1 @@
-"""Agents behind gRPC. Needs the ``grpc`` extra."""
-
-from .server import serve_grpc
-from .service import GrpcService, ServedRpc, StatusError
-
-__all__ = ["GrpcService", "ServedRpc", "StatusError", "serve_grpc"]
+"""Agents behind gRPC: :func:`asgi_agents.serve.grpc.server.serve_grpc`. It needs the ``grpc`` extra."""

@@ -20,6 +20,10 @@ from ...transports.grpc.thread import AsyncioThread, ThreadedWire
 from ...transports.wire import Receiver
 from .service import GrpcService, ServedRpc, StatusError
 
+# What a type checker sees of these depends on the stubs that it has.
+_unary_handler: Final[Any] = grpc.unary_unary_rpc_method_handler
+_stream_handler: Final[Any] = grpc.stream_stream_rpc_method_handler
+
 logger: Final = logging.getLogger("asgi_agents.serve")
 
 T = TypeVar("T")
@@ -126,7 +130,7 @@ class _ServerCall:
             if was_asked_for():
                 raise
             return False
-        except Exception:  # noqa: BLE001 - grpc.aio raises several that are not its public ones
+        except Exception:
             return False
         return True
 
@@ -156,23 +160,18 @@ class _Rpc(ServedRpc):
 
 
 class Methods(grpc.GenericRpcHandler):
-    """The methods of all services of a server.
-
-    :param stopped: returns whether the server has shut down, so that calls are refused that its library lets in.
-    """
+    """The methods of all services of a server."""
 
     def __init__(self, services: Mapping[str, GrpcService], loop: MethodLoop) -> None:
         self._loop = loop
-        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
+        self._handlers: dict[str, Any] = {}
         for service in services.values():
             for name, unary in service.unary.items():
-                handler = grpc.unary_unary_rpc_method_handler(partial(self._unary, unary))
-                self._handlers[f"/{service.name}/{name}"] = handler
+                self._handlers[f"/{service.name}/{name}"] = _unary_handler(partial(self._unary, unary))
             for name, method in service.streams.items():
-                handler = grpc.stream_stream_rpc_method_handler(partial(self._stream, method))
-                self._handlers[f"/{service.name}/{name}"] = handler
+                self._handlers[f"/{service.name}/{name}"] = _stream_handler(partial(self._stream, method))
 
-    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: Any) -> Any:
         return self._handlers.get(handler_call_details.method)
 
     async def _unary(self, method: Callable[[bytes, Any], Awaitable[bytes]], request: bytes, context: Any) -> bytes:

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -20,11 +20,12 @@ from ...errors import ConfigurationError
 from ...transports.grpc.thread import AsyncioThread
 from ...transports.grpc.transport import MAX_EVENT_BYTES
 from ...transports.tls import ClientCertificate, PemFiles, server_pem_files
-from ...transports.wire import Address, parse_address
+from ...transports.wire import Address
 from ..held import MAX_HELD_BYTES
 from ..hooks import require_positive
 from ..sockets import claim, explained, identity, listen
-from .calls import OtherLoop, SameLoop, Methods, MethodLoop
+from .binds import parse_bind
+from .calls import MethodLoop, Methods, OtherLoop, SameLoop
 from .health import HealthService
 from .service import GrpcService
 
@@ -73,7 +74,8 @@ async def serve_grpc(
     :param services: one or several, each of another name.
     :param max_concurrency: how many hooks of an agent may be at work at a time; the rest wait.
     :param max_event_bytes: a longer message ends its call. 4 MiB is what clients expect that were not told otherwise.
-    :param max_held_bytes: the bytes of events of an agent without an answer; see :func:`~asgi_agents.serve.serve_stream`.
+    :param max_held_bytes: the bytes of events of an agent without an answer; see
+        :func:`~asgi_agents.serve.serve_stream`.
     :param drain_timeout: seconds that calls under way have to end in when it is shut down.
     :param cert: for TLS: the path of a PEM file, or a tuple of certificate and key. The key has no password.
     :param verify: whom clients need a certificate from, a PEM file or a directory of them; None: they need none.
@@ -118,7 +120,7 @@ async def serve_grpc(
         tasks = await stack.enter_async_context(create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         loop: MethodLoop = SameLoop()
-        run: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]] = _call
+        run: Callable[[Callable[[], Awaitable[Any]]], Coroutine[Any, Any, Any]] = _call
         if on_trio():
             thread = AsyncioThread.acquire()
             stack.callback(thread.release)
@@ -167,9 +169,9 @@ class _Listening:
         if tls is None:
             port: int = self._server.add_insecure_port(where)
         else:
-            credentials = grpc.ssl_server_credentials(
-                [(tls.key, tls.certificate)], tls.authorities or None, require_client_auth=bool(tls.authorities)
-            )
+            pair = (tls.key or b"", tls.certificate or b"")
+            authorities = tls.authorities or None
+            credentials = grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
             port = self._server.add_secure_port(where, credentials)
         await self._server.start()
         return port
@@ -216,18 +218,6 @@ def _agent_service(agent: Agent, max_concurrency: int, max_held_bytes: int) -> G
     return AgentService(agent, max_concurrency=max_concurrency, max_held_bytes=max_held_bytes)
 
 
-def parse_bind(where: str, given: object) -> Address:
-    """``unix:///path``, ``host:port`` or ``tcp://host:port``."""
-    if isinstance(given, str) and "://" not in given:
-        try:
-            return parse_address(where, f"tcp://{given}")
-        except ConfigurationError:
-            raise ConfigurationError(
-                f"{where}: {given!r}, expected unix:///path or host:port, such as 127.0.0.1:9000"
-            ) from None
-    return parse_address(where, given)
-
-
 async def _explain(address: Address) -> None:
     """Raise the OSError that says why nobody can listen there; gRPC's library says that it can't, and no more."""
     if address.path is None:
@@ -251,4 +241,3 @@ def _host_and_port(address: Address, port: int | None = None) -> str:
 
 def _describe(address: Address, port: int) -> str:
     return str(address) if address.path is not None else f"grpc://{_host_and_port(address, port)}"
-

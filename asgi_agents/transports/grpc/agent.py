@@ -29,9 +29,7 @@ class GrpcClient(StreamClient):
 
     kind = "grpc"
 
-    def __init__(
-        self, settings: GrpcSettings, agent_id: str, events: frozenset[EventType] | None, config: Any
-    ) -> None:
+    def __init__(self, settings: GrpcSettings, agent_id: str, events: frozenset[EventType] | None, config: Any) -> None:
         super().__init__(partial(GrpcPool, settings), settings.where, agent_id, events, config)
         if events is None:
             self.hears = CARRIED

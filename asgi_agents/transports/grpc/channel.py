@@ -313,9 +313,7 @@ class ThreadedChannel(Channel):
 
     def wire(self, method: str, receiver: Receiver, *, metadata: Metadata = ()) -> ThreadedWire:
         self._check()
-        wire = ThreadedWire(
-            self._thread, lambda receiver: self._channel().pump(method, receiver, metadata), receiver
-        )
+        wire = ThreadedWire(self._thread, lambda receiver: self._channel().pump(method, receiver, metadata), receiver)
         self._wires = {each for each in self._wires if not each.closed}
         self._wires.add(wire)
         return wire

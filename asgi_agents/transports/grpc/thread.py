@@ -112,9 +112,7 @@ class ThreadedWire:
     :param open_pump: called in the thread, with the receiver of the pump that it is to start and return.
     """
 
-    def __init__(
-        self, thread: AsyncioThread, open_pump: Callable[[Receiver], MessagePump], receiver: Receiver
-    ) -> None:
+    def __init__(self, thread: AsyncioThread, open_pump: Callable[[Receiver], MessagePump], receiver: Receiver) -> None:
         self._thread = thread
         self._receiver = receiver
         self._home = EventLoop()

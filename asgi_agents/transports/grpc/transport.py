@@ -13,7 +13,7 @@ from ..tls import ClientCertificate, pem_files
 from ..wire import Address, parse_address
 from .settings import BodySendMode, GrpcSettings
 
-_CONNECTIONS: Final = 4
+_CONNECTIONS: Final = 16
 _CALLS: Final = 100
 #: What any server takes that was not told otherwise.
 MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
@@ -75,8 +75,8 @@ class GrpcTransport:
     :param keepalive: seconds between pings of HTTP/2, while calls are under way. One that isn't answered within 10 s
         ends the connection. None: none. gRPC's library sends no more than two while there is nothing else to send,
         because servers refuse clients that send many.
-    :param max_event_bytes: a longer message is not sent, which is as if the agent refused it: 413. 4 MiB is what servers
-        take that were not told otherwise.
+    :param max_event_bytes: a longer message is not sent, which is as if the agent refused it: 413. 4 MiB is what
+        servers take that were not told otherwise.
     :param max_answer_bytes: a longer answer is an agent error.
     :param body_mode: ``"ext_proc"``: the mode of Envoy's in which the processor is shown bodies. ``"streamed"``: piece by
         piece, or as a whole where the agent's body mode is ``buffer``; each piece has one answer. ``"buffered"``: as a
@@ -192,12 +192,15 @@ def _load(name: object) -> GrpcProtocol:
     try:
         protocol: GrpcProtocol = import_module(module, __package__).PROTOCOL
     except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.partition(".")[0] not in ("envoy", "google", "grpc"):
-            raise
-        raise ConfigurationError(
-            f"GrpcTransport: protocol={name!r} needs {exc.name}: pip install 'asgi-agents[grpc]'"
-        ) from exc
+        raise without_extra(f"GrpcTransport: protocol={name!r}", exc) from exc
     return protocol
+
+
+def without_extra(where: str, exc: ModuleNotFoundError) -> Exception:
+    """What to raise instead of ``exc``: the extra is missing, or ``exc`` itself where it is about something else."""
+    if exc.name is None or exc.name.partition(".")[0] not in ("envoy", "google", "grpc"):
+        return exc
+    return ConfigurationError(f"{where} needs {exc.name}: pip install 'asgi-agents[grpc]'")
 
 
 def _parse_targets(given: object, *, several: bool) -> tuple[list[Address], bool]:

@@ -221,4 +221,3 @@ async def hand_over(connection: AgentConnection, agent_id: str, config: Any) -> 
         raise AgentError(f"it answered its configuration with a {type(answer).__name__}")
     elif not check_response(answer, may_mutate=True, may_set_host=True).is_allow:
         raise AgentError(f"it refused its configuration: {printable(reason_of(answer))}")
-

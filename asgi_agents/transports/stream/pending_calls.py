@@ -25,8 +25,8 @@ _NUMBERS: Final = count(1)
 class PendingCall:
     """One event that has been sent, or is about to be.
 
-    :ivar answered: set when there is a ``payload``, which its wire format can decode (None: a plain allow), or a ``fault``, or the ``deadline``
-        (:func:`time.monotonic`) has passed.
+    :ivar answered: set when there is a ``payload``, which the wire format decodes (None: a plain allow), or a
+        ``fault``, or the ``deadline`` (:func:`time.monotonic`) has passed.
     :ivar plain: the frame, without its length, that answers it with a plain allow, where that is known.
     :ivar abandoned: whether nobody waits for the answer any more.
     :ivar size: bytes of the event's frame.

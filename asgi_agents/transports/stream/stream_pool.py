@@ -23,7 +23,7 @@ class StreamPool(AgentPool):
 
     def __init__(self, settings: Settings, client: "StreamClient") -> None:
         self._stream_settings = settings
-        self._partial_frames = PartialFrames(MAX_PARTIAL_BYTES)
+        self.partial_frames = PartialFrames(MAX_PARTIAL_BYTES)
         super().__init__(settings, client)
 
     @property
@@ -39,7 +39,7 @@ class StreamPool(AgentPool):
             endpoint.capacity,
             max_calls=settings.max_calls_per_connection,
             address=str(endpoint.address),
-            partial=self._partial_frames,
+            partial=self.partial_frames,
             span_unit=settings.span_unit,
         )
 

@@ -45,6 +45,7 @@ def run(plan: Plan, progress: Callable[[str], None]) -> Part:
             },
             "server.in-process.over-by-hand": over(rates["in-process"], rates["by-hand-in-process"]),
             "server.unix-json.over-by-hand": over(rates["unix-json"], rates["by-hand-echo"]),
+            **({"server.grpc.over-unix-json": over(rates["grpc"], rates["unix-json"])} if "grpc" in rates else {}),
             **_cpu_over(found["uploads-read"], found["uploads-bare"]),
             "server.upload.time": over(_times(found["uploads-read"]), _times(found["uploads-bare"])),
             "server.websocket.added-per-message": tuple(

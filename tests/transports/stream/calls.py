@@ -16,7 +16,7 @@ from asgi_agents.concurrency.background import on_trio
 from asgi_agents.protocol import Answer, Block, Event, RequestBodyChunkEvent
 from asgi_agents.protocol.stream import Framing
 from asgi_agents.transports.stream import AgentConnection, StreamClient
-from asgi_agents.transports.stream.pool import StreamPool
+from asgi_agents.transports.stream.pool import AgentPool
 
 from .peer import Peer, Received
 
@@ -109,7 +109,7 @@ class Talk:
         self._tasks = tasks
 
     @property
-    def pool(self) -> StreamPool:
+    def pool(self) -> AgentPool:
         """The client's connections."""
         pool = self.client._pools.peek()
         assert pool is not None

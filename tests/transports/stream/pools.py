@@ -27,7 +27,7 @@ from asgi_agents import (
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Headers
 from asgi_agents.transports.stream import StreamClient
-from asgi_agents.transports.stream.pool import StreamPool
+from asgi_agents.transports.stream.pool import AgentPool
 from tests.support.sample_events import head as head
 
 from .peer import Peer, Received
@@ -142,7 +142,7 @@ def nowhere() -> str:
     return f"unix://{tempfile.mkdtemp()}/nobody.sock"
 
 
-def pool_of(client: StreamClient) -> StreamPool:
+def pool_of(client: StreamClient) -> AgentPool:
     pool = client._pools.peek()
     assert pool is not None
     return pool
@@ -163,7 +163,7 @@ async def client_of(*peers: Peer | str, config: Any = None, **options: Any) -> A
             await client.aclose()
 
 
-async def connected(client: StreamClient, count: int = 1) -> StreamPool:
+async def connected(client: StreamClient, count: int = 1) -> AgentPool:
     """The client's pool, with all connections made."""
     with anyio.fail_after(PATIENCE):
         await client.connect()
@@ -205,7 +205,7 @@ def states(manager: AgentManager) -> list[str]:
     return [endpoint.state for endpoint in manager.statistics()["waf"].endpoints]
 
 
-def is_idle(pool: StreamPool) -> bool:
+def is_idle(pool: AgentPool) -> bool:
     """Whether no place is taken and nobody waits for one."""
     return pool.waiting == 0 and all(connection.calls == 0 for connection in pool.connections)
 

@@ -14,7 +14,8 @@ from asgi_agents.protocol.stream import (
 )
 from asgi_agents.transports import partial
 from asgi_agents.transports.partial import PartialFrames
-from asgi_agents.transports.stream import pool as pool_module
+from asgi_agents.transports.stream import stream_pool as pool_module
+from asgi_agents.transports.stream.stream_pool import StreamPool
 
 from .peer import ALL_EVENTS, Peer, handshake
 from .pools import allow, chunk, client_of, connected, until
@@ -86,6 +87,7 @@ async def test_all_connections_together_hold_no_more_than_their_budget(monkeypat
     monkeypatch.setattr(pool_module, "MAX_PARTIAL_BYTES", 100 * KIB)
     async with client_of(peer := Peer(behaviour=allow), connections=3) as client:
         pool = await connected(client, 3)
+        assert isinstance(pool, StreamPool)
         first, second, third = peer.links
         await first.send(begun(200 * KIB, 40 * KIB))
         await until(lambda: pool.partial_frames.total == 40 * KIB)

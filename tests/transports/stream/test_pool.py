@@ -38,7 +38,7 @@ from asgi_agents import (
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol.stream import CancelReason
 from asgi_agents.transports.stream import StreamClient, endpoint
-from asgi_agents.transports.stream.pool import StreamPool
+from asgi_agents.transports.stream.pool import AgentPool
 from tests.support.examples import examples
 
 from .peer import Peer, Received, handshake
@@ -91,7 +91,7 @@ async def waiting_tasks() -> AsyncIterator[TaskGroup]:
 class Queue:
     """Tasks that want a place, and keep it."""
 
-    def __init__(self, pool: StreamPool, tasks: TaskGroup) -> None:
+    def __init__(self, pool: AgentPool, tasks: TaskGroup) -> None:
         self.pool = pool
         self.tasks = tasks
         self.served: list[str] = []

@@ -26,6 +26,7 @@ from asgi_agents import (
 )
 from asgi_agents.manager import registry_of
 from asgi_agents.transports.stream import StreamClient
+from asgi_agents.transports.stream.settings import Settings
 
 from .peer import Peer
 from .pools import allow, head, open_files, port_of, until
@@ -139,7 +140,7 @@ def test_an_agent_may_be_given_by_its_address(endpoints: Any) -> None:
         ([UNIX, UNIX], "expected each to be there once"),
         ("unix://relative", "expected the absolute path of a socket"),
         ("tcp://waf", "expected a host and a port"),
-        ("udp://waf:1", "expected an http://, https://, unix:// or tcp:// URL"),
+        ("udp://waf:1", "expected an http://, https://, unix://, tcp://, grpc://, grpcs:// or grpc"),
         ({UNIX}, "expected an Agent, a URL or a Transport"),
         (StreamTransport, "transport=the class StreamTransport, expected"),
     ],
@@ -190,6 +191,7 @@ async def test_agents_of_the_older_kits_get_as_many_connections_as_they_may_have
         assert pool is not None
         settings = pool._settings
 
+    assert isinstance(settings, Settings)
     assert (settings.connections, settings.max_calls_per_connection, settings.on_demand) == (most, 1, True)
     assert (settings.connect_timeout, settings.drain_timeout) == (5.0, 30.0)
     assert settings.load_balancing is LoadBalancing.ROUND_ROBIN
