@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import anyio
 import grpc
 import grpc.aio
-from anyio import CancelScope
+from anyio import CancelScope, move_on_after
 
 from ...concurrency.background import Signal, asyncio_loop, on_trio
 from ...concurrency.cancellation import was_asked_for
@@ -25,7 +25,7 @@ from ..tls import PemFiles
 from ..wire import Receiver, Wire
 from .pump import MessagePump
 from .settings import GrpcSettings, target_of
-from .status import error_of
+from .status import error_of, error_of_status
 from .thread import AsyncioThread, ThreadedWire
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -33,6 +33,12 @@ Metadata = Sequence[tuple[str, str | bytes]]
 # What a stream holds for a reader that is slow, before no more is read: messages, and bytes.
 _MANY_MESSAGES: Final = 16
 _MANY_BYTES: Final = 1024 * 1024
+
+
+# What grpc.aio says of a call that was over when something was written, and how long that takes to be read.
+_LOST_WRITE: Final = "Internal error from Core"
+_STATUS_TIMEOUT: Final = 1.0
+_STATUS_TICK: Final = 0.001
 
 
 class StreamWire(Wire, Protocol):
@@ -193,11 +199,18 @@ class _ClientCall:
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self._ended: list[tuple[grpc.StatusCode, str]] = []
+        call.add_done_callback(self._note_status)
 
     async def read(self) -> bytes | None:
         try:
             message = await self._call.read()
         except grpc.aio.AioRpcError as exc:
+            if exc.details() == _LOST_WRITE:
+                code, details = await self._status()
+                if code is grpc.StatusCode.OK:
+                    return None
+                raise error_of_status(code, details) from None
             raise error_of(exc) from None
         except asyncio.CancelledError:
             if was_asked_for():
@@ -205,6 +218,22 @@ class _ClientCall:
             # This is how grpc.aio tells of a call that was cancelled in this process.
             raise AgentConnectionError("the call was cancelled") from None
         return None if message is grpc.aio.EOF else message
+
+    def _note_status(self, call: Any) -> None:
+        """Called whenever grpc.aio sets a status, which is there at once then."""
+        details = _finished(call.details())
+        if details != _LOST_WRITE:
+            self._ended.append((_finished(call.code()), details or ""))
+
+    async def _status(self) -> tuple[grpc.StatusCode, str]:
+        """How the server has ended the call, where a message of ours came too late for it.
+
+        grpc.aio sets a status of its own then: before it has read the server's, or in its place.
+        """
+        with move_on_after(_STATUS_TIMEOUT):
+            while not self._ended:  # noqa: ASYNC110 - nothing else tells of it
+                await anyio.sleep(_STATUS_TICK)
+        return self._ended[0] if self._ended else (grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
     async def write(self, message: bytes) -> bool:
         return await self._unless_over(self._call.write(message))
@@ -225,6 +254,16 @@ class _ClientCall:
 
     def cancel(self) -> None:
         self._call.cancel()
+
+
+def _finished(step: Any) -> Any:
+    """What a coroutine returns that has nothing to wait for."""
+    try:
+        step.send(None)
+    except StopIteration as done:
+        return done.value
+    step.close()
+    return None
 
 
 class AsyncioChannel(Channel):
