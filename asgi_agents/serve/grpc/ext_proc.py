@@ -21,8 +21,9 @@ from ...policy import BodyMode
 from ...protocol import Answer, Event, EventType
 from ...protocol.stream import correlation_id_of
 from ...transports.grpc.ext_proc_messages import ProcessingMode, Side, decode, messages, side_of
-from ...transports.grpc.ext_proc_sides import TwoSides
+from ...transports.grpc.ext_proc_sides import Held, TwoSides
 from ...transports.in_process import InProcessTransport
+from ..held import MAX_HELD_BYTES
 from ..hooks import require_agent, require_positive
 from .ext_proc_exchange import Exchange, FailedError, Wanted, upstream
 from .service import GrpcService, ServedRpc, StatusError, values_of
@@ -75,6 +76,8 @@ class ExtProcService(GrpcService):
         content (``etag``, ``digest``) stay also where a body is streamed.
     :param max_concurrency: how many hooks may be at work at a time; the rest wait.
     :param max_body_bytes: a longer body that is to be judged as a whole is refused.
+    :param max_held_bytes: the bytes of messages that wait for the agent, over all streams. Where there are more, each
+        stream has to wait until most of its own are judged.
     :param name: what the agent calls itself; its class' name by default.
     :raises ConfigurationError: for arguments that can't work.
     """
@@ -89,11 +92,13 @@ class ExtProcService(GrpcService):
         body_access: Literal["read", "write"] = "write",
         max_concurrency: int = 100,
         max_body_bytes: int = MAX_BODY_BYTES,
+        max_held_bytes: int = MAX_HELD_BYTES,
         name: str | None = None,
     ) -> None:
         require_agent("ExtProcService", agent)
         require_positive("ExtProcService", "max_concurrency", max_concurrency)
         require_positive("ExtProcService", "max_body_bytes", max_body_bytes)
+        require_positive("ExtProcService", "max_held_bytes", max_held_bytes)
         self._agent_name = type(agent).__name__ if name is None else name
         self._transport = _ServedTransport(agent, self._agent_name)
         self._events = agent.events
@@ -108,13 +113,14 @@ class ExtProcService(GrpcService):
         self._max_concurrency = max_concurrency
         self._max_body_bytes = max_body_bytes
         self._apps: dict[tuple[int, int, frozenset[EventType]], ASGIApp] = {}
+        self._held = Held(max_held_bytes)
         self._complaints = Throttle()
         self.streams = {"Process": self._process}
         # What can't work is seen now, and not with the first request.
         self._app(ProcessingMode.BUFFERED, ProcessingMode.BUFFERED, "request_headers")
 
     async def _process(self, rpc: ServedRpc) -> None:
-        stream = _Stream(rpc)
+        stream = _Stream(rpc, self._held)
         exchange = Exchange(stream.incoming, stream.write)
         token = _carrier.set(values_of(rpc.metadata, _TRACE_CONTEXT))
         try:
@@ -130,6 +136,7 @@ class ExtProcService(GrpcService):
         except AgentProtocolError as exc:
             raise StatusError("INVALID_ARGUMENT", str(exc)) from exc
         finally:
+            stream.incoming.discard()
             _carrier.reset(token)
 
     def _check(self, *modes: int) -> None:
@@ -213,8 +220,10 @@ class ExtProcService(GrpcService):
 class _Stream:
     """The messages of one call."""
 
-    def __init__(self, rpc: ServedRpc) -> None:
-        self.incoming: TwoSides[Any] = TwoSides(lambda: self._wire.pause_reading(), lambda: self._wire.resume_reading())
+    def __init__(self, rpc: ServedRpc, held: Held) -> None:
+        self.incoming: TwoSides[Any] = TwoSides(
+            lambda: self._wire.pause_reading(), lambda: self._wire.resume_reading(), held
+        )
         self._wire = rpc.wire(self, half_open=True)
 
     def data_received(self, data: bytes) -> None:

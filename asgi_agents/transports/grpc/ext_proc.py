@@ -12,8 +12,12 @@ from .channel import Channels
 from .ext_proc_answers import CARRIES, ShownEvent, side_of_event
 from .ext_proc_exchange import ProcessedExchange
 from .ext_proc_messages import Side
+from .ext_proc_sides import Held
 from .settings import GrpcSettings
 
+
+#: Bytes of answers that wait to be taken, over all streams of an event loop. Beyond it streams wait for one another.
+MAX_HELD_BYTES: Final = 32 * 1024 * 1024
 
 _HEADS: Final = {
     EventType.REQUEST_BODY_CHUNK: EventType.REQUEST_HEADERS,
@@ -26,6 +30,7 @@ class _Exchanges:
 
     def __init__(self) -> None:
         self.open: dict[str, ProcessedExchange] = {}
+        self.held = Held(MAX_HELD_BYTES)
 
     async def aclose(self) -> None:
         for exchange in self.open.values():
@@ -56,7 +61,7 @@ class ExtProcClient(AgentClient):
         exchange = exchanges.open.get(name)
         if exchange is None:
             channel = await self._channels.get()
-            exchange = exchanges.open[name] = ProcessedExchange(channel, self._settings, self.hears)
+            exchange = exchanges.open[name] = ProcessedExchange(channel, self._settings, self.hears, exchanges.held)
         try:
             # The guard has it in its `carries` that it asks about nothing else.
             return await exchange.call(cast(ShownEvent, event))

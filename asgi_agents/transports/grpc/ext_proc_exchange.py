@@ -44,7 +44,7 @@ from .ext_proc_messages import (
     side_of,
     streamed_reply,
 )
-from .ext_proc_sides import TwoSides
+from .ext_proc_sides import Held, TwoSides
 from .settings import GrpcSettings
 
 #: Seconds that a FULL_DUPLEX_STREAMED processor gets to answer a piece of a body, or a head with a body to come, before
@@ -104,9 +104,10 @@ class ProcessedExchange:
     """See above.
 
     :param heard: the events that the processor is shown.
+    :param held: counts what the processor has said and nobody has taken.
     """
 
-    def __init__(self, channel: Channel, settings: GrpcSettings, heard: frozenset[EventType]) -> None:
+    def __init__(self, channel: Channel, settings: GrpcSettings, heard: frozenset[EventType], held: Held) -> None:
         self._settings = settings
         self._heard = heard & CARRIES
         self._full_duplex = settings.body_mode == "full_duplex_streamed"
@@ -114,7 +115,7 @@ class ProcessedExchange:
         self._heads = Heads()
         self._begun = self._done = self._broken = False
         self._skips_response_head = False
-        self._incoming: TwoSides[Any] = TwoSides(self._pause, self._resume)
+        self._incoming: TwoSides[Any] = TwoSides(self._pause, self._resume, held)
         carrier: dict[str, str] = {}
         inject_trace_context(carrier)
         self._wire: StreamWire = channel.wire(METHOD, self, metadata=tuple(carrier.items()))
@@ -125,11 +126,13 @@ class ProcessedExchange:
 
     def close(self) -> None:
         """The exchange is over."""
+        self._incoming.discard()
         self._wire.close()
 
     def abort(self) -> None:
         """Nothing more can be asked on this stream: no answer says which of the events it is to."""
         self._broken = True
+        self._incoming.discard()
         self._wire.abort()
 
     # What the wire calls

@@ -10,20 +10,41 @@ from .ext_proc_messages import Side
 
 M = TypeVar("M")
 
-#: Bytes of messages that nobody has taken before no more are read. Envoy's FULL_DUPLEX_STREAMED mode sends bodies
-#: without waiting for answers: without a bound, a client that sends faster than an agent judges would fill the memory.
+#: Bytes of messages of one stream that nobody has taken before no more are read. Envoy's FULL_DUPLEX_STREAMED mode sends
+#: bodies without waiting for answers: without a bound, a client that sends faster than an agent judges would fill the
+#: memory.
 MAX_WAITING_BYTES: Final = 256 * 1024
+#: The same where all streams together hold what they may.
+FEW_WAITING_BYTES: Final = 16 * 1024
+
+
+class Held:
+    """What all streams of a server, or to a processor, hold together.
+
+    :param limit: bytes. Beyond it streams hold :data:`FEW_WAITING_BYTES` each.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.total = 0
+        self._limit = limit
+
+    @property
+    def most(self) -> int:
+        """How many bytes a stream may hold now before no more are read."""
+        return MAX_WAITING_BYTES if self.total < self._limit else FEW_WAITING_BYTES
 
 
 class TwoSides(Generic[M]):
     """Messages about the request for one task, and those about the response for another, each in order.
 
-    :param pause: called when more than :data:`MAX_WAITING_BYTES` wait: read no more; ``resume``: read on.
+    :param pause: called when so much waits that no more is to be read; ``resume``: read on.
+    :param held: counts what waits, with that of other streams.
     """
 
-    def __init__(self, pause: Callable[[], object], resume: Callable[[], object]) -> None:
+    def __init__(self, pause: Callable[[], object], resume: Callable[[], object], held: Held) -> None:
         self._pause = pause
         self._resume = resume
+        self._shared = held
         self._queues: dict[Side, deque[tuple[M, int]]] = {side: deque() for side in Side}
         self._everyones: M | None = None
         self._waiting: dict[Side, anyio.Event] = {}
@@ -46,8 +67,8 @@ class TwoSides(Generic[M]):
             self._wake()
             return
         self._queues[side].append((message, size))
-        self._held += size
-        if self._held > MAX_WAITING_BYTES and not self._paused:
+        self._count(size)
+        if self._held > self._shared.most and not self._paused:
             self._paused = True
             self._pause()
         waiting = self._waiting.pop(side, None)
@@ -67,8 +88,8 @@ class TwoSides(Generic[M]):
         if not queue:
             return self._everyones
         message, size = queue.popleft()
-        self._held -= size
-        if self._paused and self._held <= MAX_WAITING_BYTES // 2:
+        self._count(-size)
+        if self._paused and self._held <= self._shared.most // 2:
             self._paused = False
             self._resume()
         return message
@@ -106,6 +127,16 @@ class TwoSides(Generic[M]):
     async def wait_ended(self) -> None:
         """Wait until nothing more comes."""
         await self._over.wait()
+
+    def discard(self) -> None:
+        """Nobody takes any more."""
+        for queue in self._queues.values():
+            queue.clear()
+        self._count(-self._held)
+
+    def _count(self, size: int) -> None:
+        self._held += size
+        self._shared.total += size
 
     def _wake(self) -> None:
         for waiting in self._waiting.values():

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 
 from asgi_agents import Agent
-from asgi_agents.serve.grpc import serve_grpc
+from asgi_agents.serve.grpc.server import serve_grpc
 from asgi_agents.serve.grpc.ext_proc import ExtProcService
 from asgi_agents.transports.grpc.channel import BidiStream, Channel, open_channel
 from asgi_agents.transports.grpc.ext_proc_messages import METHOD, ProcessingMode, Side, header_map, messages, struct
@@ -24,7 +24,9 @@ class Proxy:
     :param mode: of both bodies. None: the server is not told.
     """
 
-    def __init__(self, channel: Channel, mode: str | None = "STREAMED", metadata: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self, channel: Channel, mode: str | None = "STREAMED", metadata: Sequence[tuple[str, str]] = ()
+    ) -> None:
         self._stream = BidiStream(lambda receiver: channel.wire(METHOD, receiver, metadata=metadata))
         self._mode = mode
         self._begun = False
@@ -62,7 +64,9 @@ class Proxy:
     async def request(self, headers: Mapping[str, str] | None = None, *, ends: bool = False, **more: Any) -> None:
         await self.send(request_headers=head({**HEAD, **(headers or {})}, ends=ends), **more)
 
-    async def response(self, headers: Mapping[str, str] | None = None, *, status: int = 200, ends: bool = False) -> None:
+    async def response(
+        self, headers: Mapping[str, str] | None = None, *, status: int = 200, ends: bool = False
+    ) -> None:
         await self.send(response_headers=head({":status": str(status), **(headers or {})}, ends=ends))
 
     async def body(self, side: Side, data: bytes, last: bool) -> None:

@@ -307,7 +307,9 @@ async def test_a_denial_is_an_immediate_response(mode: str | None) -> None:
             {"content-type": ["text/plain; charset=utf-8"], "www-authenticate": ['Bearer realm="a"']},
         ),
         (
-            AgentResponse.block(200, "", response_headers=[HeaderOp.add("set-cookie", "a"), HeaderOp.add("set-cookie", "b")]),
+            AgentResponse.block(
+                200, "", response_headers=[HeaderOp.add("set-cookie", "a"), HeaderOp.add("set-cookie", "b")]
+            ),
             200,
             {"set-cookie": ["a", "b"]},
         ),
@@ -814,7 +816,9 @@ async def test_an_exchange_has_the_id_of_its_request_and_the_trace_of_its_stream
 
     class Looks(Agent):
         async def on_request_headers(self, event: RequestHeadersEvent) -> None:
-            found.append((event.correlation_id, current_correlation_id(), get_current_span().get_span_context().trace_id))
+            found.append(
+                (event.correlation_id, current_correlation_id(), get_current_span().get_span_context().trace_id)
+            )
 
     trace = "0af7651916cd43dd8448eb211c80319c"
     async with serving(Looks()) as channel:

@@ -597,9 +597,7 @@ OUTCOMES: list[tuple[dict[str, Any], Client]] = [
 
 @pytest.mark.parametrize(("reactions", "given"), OUTCOMES, ids=range(len(OUTCOMES)))
 @pytest.mark.parametrize("body_mode", ["streamed", "buffered", "full_duplex_streamed"])
-async def test_an_agent_does_the_same_here_and_served(
-    reactions: dict[str, Any], given: Client, body_mode: str
-) -> None:
+async def test_an_agent_does_the_same_here_and_served(reactions: dict[str, Any], given: Client, body_mode: str) -> None:
     from asgi_agents import AgentMiddleware
 
     if body_mode != "buffered" and reactions == LATE_HEADERS:

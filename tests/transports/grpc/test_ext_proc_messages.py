@@ -256,9 +256,7 @@ def test_a_reply_comes_through_as_a_block() -> None:
     immediate = immediate_response(reply, raw=True, details="asgi_agents_limit")
     assert "content-length" not in [each.header.key for each in immediate.headers.set_headers]
     answer = refusal_of(messages.ProcessingResponse(immediate_response=immediate))
-    assert answer.decision == Block(
-        429, "slow", {"retry-after": "1", "set-cookie": "a", "content-type": "text/plain"}
-    )
+    assert answer.decision == Block(429, "slow", {"retry-after": "1", "set-cookie": "a", "content-type": "text/plain"})
     assert answer.response_headers == (HeaderOp.add("set-cookie", "b"),)
     assert answer.audit.reason_codes == ("asgi_agents_limit",)
 
@@ -299,7 +297,12 @@ def test_a_reply_with_a_location_comes_through_as_a_redirect() -> None:
         ),
         ([option("x-a", "\xe9")], (), (), [HeaderOp.set("x-a", "\xe9")]),
         # What Envoy ignores unless its rules say otherwise, and the length, which is the middleware's.
-        ([option("host", "a"), option(":authority", "a"), option(":method", "PUT"), option(":scheme", "x")], (), (), []),
+        (
+            [option("host", "a"), option(":authority", "a"), option(":method", "PUT"), option(":scheme", "x")],
+            (),
+            (),
+            [],
+        ),
         ([option("x-envoy-attempt-count", "1"), option("Content-Length", "5")], ("content-length", "host"), (), []),
     ],
 )
