@@ -204,9 +204,9 @@ def test_several_urls_of_a_scheme_are_given_to_its_transport_together() -> None:
 
 
 def test_an_unknown_scheme_is_refused_with_those_that_there_are() -> None:
-    assert refusal("grpc://waf") == (
-        "AgentConfig('waf'): transport='grpc://waf', expected an http://, https://, unix://, tcp://, gone://, "
-        "strange:// or toy:// URL, an Agent or a Transport"
+    assert refusal("nats://waf") == (
+        "AgentConfig('waf'): transport='nats://waf', expected an http://, https://, unix://, tcp://, grpc://, "
+        "grpcs://, grpc+unix://, gone://, strange:// or toy:// URL, an Agent or a Transport"
     )
 
 

@@ -8,37 +8,36 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 import grpc
 import grpc.aio
-from anyio import CancelScope, move_on_after
+from anyio import CancelScope
 
 from ...concurrency.background import Signal, asyncio_loop, on_trio
 from ...concurrency.cancellation import was_asked_for
 from ...concurrency.per_event_loop import PerEventLoop
-from ...errors import AgentConnectionError, AgentTimeoutError
+from ...errors import AgentConnectionError, AgentError, AgentTimeoutError
 from ..tls import PemFiles
 from ..wire import Receiver, Wire
 from .pump import MessagePump
 from .settings import GrpcSettings, target_of
-from .status import error_of, error_of_status
+from .status import error_of, error_of_status, is_provisional
 from .thread import AsyncioThread, ThreadedWire
+
+T = TypeVar("T")
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
 # What a stream holds for a reader that is slow, before no more is read: messages, and bytes.
 _MANY_MESSAGES: Final = 16
 _MANY_BYTES: Final = 1024 * 1024
-
-
-# What grpc.aio says of a call that was over when something was written, and how long that takes to be read.
-_LOST_WRITE: Final = "Internal error from Core"
-_STATUS_TIMEOUT: Final = 1.0
-_STATUS_TICK: Final = 0.001
+# How often a status is asked for that may not be the server's, and the seconds between.
+_ATTEMPTS: Final = 5
+_PAUSE: Final = 0.02
 
 
 class StreamWire(Wire, Protocol):
@@ -199,19 +198,14 @@ class _ClientCall:
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self._ended: list[tuple[grpc.StatusCode, str]] = []
+        self._status: tuple[grpc.StatusCode, str] | None = None
         call.add_done_callback(self._note_status)
 
     async def read(self) -> bytes | None:
         try:
             message = await self._call.read()
         except grpc.aio.AioRpcError as exc:
-            if exc.details() == _LOST_WRITE:
-                code, details = await self._status()
-                if code is grpc.StatusCode.OK:
-                    return None
-                raise error_of_status(code, details) from None
-            raise error_of(exc) from None
+            raise await self._error(exc) from None
         except asyncio.CancelledError:
             if was_asked_for():
                 raise
@@ -220,20 +214,23 @@ class _ClientCall:
         return None if message is grpc.aio.EOF else message
 
     def _note_status(self, call: Any) -> None:
-        """Called whenever grpc.aio sets a status, which is there at once then."""
-        details = _finished(call.details())
-        if details != _LOST_WRITE:
-            self._ended.append((_finished(call.code()), details or ""))
+        """The call has a status. That of the server is kept, whether it comes first or last.
 
-    async def _status(self) -> tuple[grpc.StatusCode, str]:
-        """How the server has ended the call, where a message of ours came too late for it.
-
-        grpc.aio sets a status of its own then: before it has read the server's, or in its place.
+        Where a message can't be sent because the call has ended, grpc.aio makes a status of that, too.
         """
-        with move_on_after(_STATUS_TIMEOUT):
-            while not self._ended:  # noqa: ASYNC110 - nothing else tells of it
-                await anyio.sleep(_STATUS_TICK)
-        return self._ended[0] if self._ended else (grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        code, details = _now(call.code()), _now(call.details()) or ""
+        if code is not None and not is_provisional(code, details):
+            self._status = code, details
+
+    async def _error(self, exc: grpc.aio.AioRpcError) -> AgentError:
+        for _ in range(_ATTEMPTS):
+            if self._status is not None:
+                return error_of_status(*self._status)
+            if not is_provisional(exc.code(), exc.details()):
+                break
+            await asyncio.sleep(_PAUSE)
+            self._note_status(self._call)
+        return error_of(exc)
 
     async def write(self, message: bytes) -> bool:
         return await self._unless_over(self._call.write(message))
@@ -256,13 +253,14 @@ class _ClientCall:
         self._call.cancel()
 
 
-def _finished(step: Any) -> Any:
-    """What a coroutine returns that has nothing to wait for."""
+def _now(coroutine: Coroutine[Any, Any, T]) -> T | None:
+    """The result of a coroutine that need not wait for it; None where it has to."""
     try:
-        step.send(None)
+        coroutine.send(None)
     except StopIteration as done:
-        return done.value
-    step.close()
+        result: T = done.value
+        return result
+    coroutine.close()
     return None
 
 

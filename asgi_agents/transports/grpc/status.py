@@ -40,8 +40,15 @@ def error_of_status(code: grpc.StatusCode, details: str) -> AgentError:
             return AgentProtocolError("it does not know the method: it is an agent of another protocol, or none")
         case grpc.StatusCode.CANCELLED:
             return AgentConnectionError("the call was cancelled")
+        case _ if is_provisional(code, details):
+            return AgentConnectionError("the call broke while a message was sent")
         case _:
             return AgentError(_with_known_words(f"it ended the call with the status {code.name}", details))
+
+
+def is_provisional(code: grpc.StatusCode, details: str | None) -> bool:
+    """Whether it is what grpc.aio says of a message that could not be sent, and no status of a server's."""
+    return code is grpc.StatusCode.INTERNAL and (details or "").startswith("Internal error from Core")
 
 
 def _with_known_words(fault: str, details: str) -> str:
