@@ -87,7 +87,7 @@ class Emails(TextGuardrail):
     async def check(self, window: Window) -> list[Decision]:
         if "FORBIDDEN" in window.text:
             return [Block("forbidden")]
-        found = re.compile(r"\w+@\w+\.\w+").finditer(window.text, window.fresh)
+        found = re.compile(r"\b\w{1,20}@\w{1,12}\.\w{1,6}").finditer(window.text, window.fresh)
         return [Redact(match.start(), match.end(), "[email]") for match in found]
 
 
