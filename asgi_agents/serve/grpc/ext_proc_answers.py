@@ -30,7 +30,7 @@ def header_mutation(before: RawHeaders, after: RawHeaders, *, raw: bool, length:
     mutation = messages.HeaderMutation()
     for name in old:
         if name not in new and _may_change(name, length=length):
-            mutation.remove_headers.append(_spelt(name))
+            mutation.remove_headers.append(_written_name(name))
     for name, values in new.items():
         there = old.get(name, [])
         if values == there or not _may_change(name, length=length):
@@ -62,7 +62,7 @@ def mode_override(known: Any | None, *, response_headers: bool, request_body: bo
 
     :param known: the modes that it has said are set (``protocol_config``, from 1.34 on); None: it has not said. A
         body mode that is not set would be "none", so that nothing can be said then unless no body is wanted.
-    :param response_headers: whether the head of the response is wanted; ``request_body`` and ``response_body`` likewise.
+    :param response_headers: whether the head of the response is wanted; the others likewise.
     """
     wanted = dict(zip(_BODY_MODES, (request_body, response_body), strict=True))
     if known is None:
@@ -94,18 +94,18 @@ def _may_change(name: bytes, *, length: bool) -> bool:
     return length if name == _LENGTH else name not in _FRAMING
 
 
-def _spelt(name: bytes) -> str:
+def _written_name(name: bytes) -> str:
     return ":authority" if name == b"host" else name.decode("latin-1")
 
 
 def _set(name: bytes, value: bytes, *, raw: bool, append: bool) -> Any:
     field = (
-        HeaderValue(key=_spelt(name), raw_value=value)
+        HeaderValue(key=_written_name(name), raw_value=value)
         if raw
-        else HeaderValue(key=_spelt(name), value=value.decode("utf-8", "replace"))
+        else HeaderValue(key=_written_name(name), value=value.decode("utf-8", "replace"))
     )
     if append:
-        # Both: before 1.33 Envoy reads `append` only. The action is 0 then, as in a message that does not have it.
+        # Both: up to 1.40 Envoy's filter reads the flag alone. The action is 0 then, as in a message without one.
         return HeaderValueOption(
             header=field, append={"value": True}, append_action=HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
         )

@@ -67,7 +67,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     upgrades: bool
 
 
-class Exchange:
+class ServedExchange:
     """See above.
 
     :param incoming: the messages of the stream.
@@ -355,7 +355,7 @@ class Exchange:
 
 async def upstream(scope: Scope, receive: Receive, send: Send) -> None:
     """The app that the middleware guards: the exchange that the scope belongs to."""
-    exchange: Exchange = scope[_KEY]
+    exchange: ServedExchange = scope[_KEY]
     await exchange.play(scope, receive, send)
 
 

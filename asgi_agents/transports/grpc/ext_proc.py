@@ -9,12 +9,11 @@ from ...protocol import Answer, Event, EventType
 from ...protocol.stream import correlation_id_of
 from ..base import AgentClient
 from .channel import Channels
-from .ext_proc_answers import CARRIES, ShownEvent, side_of_event
+from .ext_proc_answers import CARRIES, ShownEvent
 from .ext_proc_exchange import ProcessedExchange
 from .ext_proc_messages import Side
 from .ext_proc_sides import Held
 from .settings import GrpcSettings
-
 
 #: Bytes of answers that wait to be taken, over all streams of an event loop. Beyond it streams wait for one another.
 MAX_HELD_BYTES: Final = 32 * 1024 * 1024

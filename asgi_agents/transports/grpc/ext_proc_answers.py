@@ -275,7 +275,7 @@ def refusal(
     """
     if status < _DEFAULT_STATUS:
         status = _DEFAULT_STATUS
-    routing, audit = metadata_of(response)
+    _, audit = metadata_of(response)
     if details and not audit.reason_codes:
         audit = msgspec.structs.replace(audit, reason_codes=(printable(details),))
     headers: dict[str, str] = {}

@@ -10,9 +10,9 @@ from .ext_proc_messages import Side
 
 M = TypeVar("M")
 
-#: Bytes of messages of one stream that nobody has taken before no more are read. Envoy's FULL_DUPLEX_STREAMED mode sends
-#: bodies without waiting for answers: without a bound, a client that sends faster than an agent judges would fill the
-#: memory.
+#: Bytes of messages of one stream that nobody has taken before no more are read. In the mode FULL_DUPLEX_STREAMED Envoy
+#: sends bodies without waiting for answers: without a bound, a client that sends faster than an agent judges would fill
+#: the memory.
 MAX_WAITING_BYTES: Final = 256 * 1024
 #: The same where all streams together hold what they may.
 FEW_WAITING_BYTES: Final = 16 * 1024

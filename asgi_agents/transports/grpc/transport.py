@@ -78,9 +78,9 @@ class GrpcTransport:
     :param max_event_bytes: a longer message is not sent, which is as if the agent refused it: 413. 4 MiB is what
         servers take that were not told otherwise.
     :param max_answer_bytes: a longer answer is an agent error.
-    :param body_mode: ``"ext_proc"``: the mode of Envoy's in which the processor is shown bodies. ``"streamed"``: piece by
-        piece, or as a whole where the agent's body mode is ``buffer``; each piece has one answer. ``"buffered"``: as a
-        whole, so that headers may be changed in answer to the body; the agent's body mode has to be ``buffer``.
+    :param body_mode: ``"ext_proc"``: the mode of Envoy's in which the processor is shown bodies. ``"streamed"``: piece
+        by piece, or as a whole where the agent's body mode is ``buffer``; each piece has one answer. ``"buffered"``: as
+        a whole, so that headers may be changed in answer to the body; the agent's body mode has to be ``buffer``.
         ``"full_duplex_streamed"``: for processors that hold back what they are shown and release it later. Their agent
         needs ``body_access="write"``, and fails closed while they have something that they have not released.
     :param verify: whom to trust for ``grpcs://``. True: the authorities that httpx trusts; a path (a PEM file, or a
@@ -109,7 +109,7 @@ class GrpcTransport:
         keepalive: float | None = 30.0,
         max_event_bytes: int = MAX_EVENT_BYTES,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
-        body_mode: BodySendMode = "streamed",
+        body_mode: Literal["streamed", "buffered", "full_duplex_streamed"] = "streamed",
         verify: Any = True,
         cert: ClientCertificate | None = None,
     ) -> None:

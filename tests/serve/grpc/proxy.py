@@ -7,8 +7,8 @@ from typing import Any
 import anyio
 
 from asgi_agents import Agent
-from asgi_agents.serve.grpc.server import serve_grpc
 from asgi_agents.serve.grpc.ext_proc import ExtProcService
+from asgi_agents.serve.grpc.server import serve_grpc
 from asgi_agents.transports.grpc.channel import BidiStream, Channel, open_channel
 from asgi_agents.transports.grpc.ext_proc_messages import METHOD, ProcessingMode, Side, header_map, messages, struct
 from asgi_agents.transports.grpc.settings import GrpcSettings
@@ -70,7 +70,8 @@ class Proxy:
         await self.send(response_headers=head({":status": str(status), **(headers or {})}, ends=ends))
 
     async def body(self, side: Side, data: bytes, last: bool) -> None:
-        await self.send(**{f"{side.value}_body": {"body": data, "end_of_stream": last}})
+        part: dict[str, Any] = {f"{side.value}_body": {"body": data, "end_of_stream": last}}
+        await self.send(**part)
 
     async def streamed(self, side: Side) -> bytes:
         """All of a body that is released, to its end."""
@@ -79,7 +80,7 @@ class Proxy:
             answer = await self.receive()
             assert answer is not None
             streamed = getattr(answer, f"{side.value}_body").response.body_mutation.streamed_response
-            found += streamed.body
+            found += bytes(streamed.body)
             if streamed.end_of_stream:
                 return found
 

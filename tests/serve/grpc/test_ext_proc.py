@@ -215,7 +215,7 @@ async def test_long_bodies_leave_in_messages_of_64_kib() -> None:
         await proxy.request()
         assert await proxy.receive()
         await proxy.body(REQUEST, data, True)
-        sizes = []
+        sizes: list[int] = []
         while sum(sizes) < len(data):
             answer = await proxy.receive()
             assert answer is not None
@@ -269,7 +269,8 @@ async def test_trailers_end_bodies_and_are_passed_on(mode: str) -> None:
             mutation = getattr(answer, f"{side.value}_body").response.body_mutation
             assert (mutation.body or mutation.streamed_response.body) == (b"AB" if side is REQUEST else b"ba")
             assert not mutation.streamed_response.end_of_stream
-            await proxy.send(**{f"{side.value}_trailers": {}})
+            trailers: dict[str, Any] = {f"{side.value}_trailers": {}}
+            await proxy.send(**trailers)
             answer = await proxy.receive()
             assert answer is not None
             assert answer.WhichOneof("response") == f"{side.value}_trailers"
@@ -686,8 +687,8 @@ QUESTION = b'{"model": "m", "stream": true, "messages": [{"role": "user", "conte
 
 
 def events(*texts: str) -> list[bytes]:
-    chunks = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in texts]
-    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})  # type: ignore[dict-item]
+    chunks: list[Any] = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in texts]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     return [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks] + [b"data: [DONE]\n\n"]
 
 
@@ -859,16 +860,21 @@ async def test_no_more_hooks_are_at_work_than_may_be() -> None:
     assert agent.most == 2
 
 
+def anything(given: Any) -> Any:
+    """What a type checker does not look at."""
+    return given
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ExtProcService("waf"), "expected an instance of an Agent"),
+        (lambda: ExtProcService(anything("waf")), "expected an instance of an Agent"),
         (lambda: ExtProcService(Heads(), max_concurrency=0), "max_concurrency=0"),
         (lambda: ExtProcService(Heads(), max_body_bytes=0), "max_body_bytes=0"),
         (lambda: ExtProcService(Heads(), judges={"output"}), "not Heads"),
         (lambda: ExtProcService(Emails(), judges=set()), "on is empty"),
         (lambda: ExtProcService(Heads(), name="a b"), "AgentConfig: id='a b'"),
-        (lambda: ExtProcService(Changes(), body_access="maybe"), "body_access='maybe'"),
+        (lambda: ExtProcService(Changes(), body_access=anything("maybe")), "body_access='maybe'"),
     ],
 )
 def test_what_can_not_work_is_refused(make: Callable[[], Any], message: str) -> None:

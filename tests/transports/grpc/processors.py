@@ -8,9 +8,9 @@ import anyio
 from starlette.types import ASGIApp
 
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, EventType
+from asgi_agents.serve.grpc.ext_proc import ExtProcService
 from asgi_agents.serve.grpc.server import serve_grpc
 from asgi_agents.serve.grpc.service import GrpcService, ServedRpc
-from asgi_agents.serve.grpc.ext_proc import ExtProcService
 from asgi_agents.transports import GrpcTransport
 from asgi_agents.transports.grpc.ext_proc_answers import CARRIES
 from asgi_agents.transports.grpc.ext_proc_messages import messages

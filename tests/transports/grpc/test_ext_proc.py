@@ -9,14 +9,19 @@ import pytest
 from asgi_agents import (
     AgentConfig,
     AgentConnectionError,
+    AgentMiddleware,
+    AgentProtocolError,
     AgentResponse,
+    AgentUnavailableError,
     AuditMetadata,
     BodyMutation,
     CircuitBreakerConfig,
     ConfigurationError,
+    EventTooLargeError,
     EventType,
     FailureMode,
     HeaderOp,
+    RequestBodyChunkEvent,
 )
 from asgi_agents.testing.events import request_headers_event, request_metadata
 from asgi_agents.transports import GrpcTransport
@@ -391,8 +396,6 @@ async def test_an_event_that_is_longer_than_may_be_is_too_large() -> None:
     async with serving(Processor(script)) as address:
         transport = GrpcTransport(address, protocol="ext_proc", max_event_bytes=1000)
         client = transport.bind("processor", events=frozenset(REQUESTS))
-        from asgi_agents import EventTooLargeError, RequestBodyChunkEvent
-
         with pytest.raises(EventTooLargeError):
             await client.call(RequestBodyChunkEvent(correlation_id="c", data=b"x" * 1000, is_last=True))
         await client.retire()
@@ -562,8 +565,6 @@ async def test_what_is_released_at_once_is_bounded(monkeypatch: pytest.MonkeyPat
     async with serving(Processor(script)) as address:
         transport = GrpcTransport(address, protocol="ext_proc", body_mode="full_duplex_streamed", max_answer_bytes=5000)
         client = transport.bind("processor", events=frozenset({EventType.REQUEST_BODY_CHUNK}))
-        from asgi_agents import AgentProtocolError, RequestBodyChunkEvent
-
         with pytest.raises(AgentProtocolError, match="max_answer_bytes"):
             await client.call(RequestBodyChunkEvent(correlation_id="c", data=b"x", is_last=True))
         await client.retire()
@@ -573,48 +574,47 @@ async def test_what_is_released_at_once_is_bounded(monkeypatch: pytest.MonkeyPat
 
 
 LATE_HEADERS: dict[str, Any] = {"response_body": AgentResponse.allow(response_headers=[HeaderOp.set("x-r", "1")])}
-OUTCOMES: list[tuple[dict[str, Any], Client]] = [
-    ({"request_headers": None}, Client()),
-    ({"request_headers": AgentResponse.block(403, "no", headers={"x-a": "1"})}, Client()),
-    ({"request_headers": AgentResponse.block(204)}, Client()),
-    ({"request_headers": AgentResponse.redirect("https://x.example/", 308)}, Client()),
-    ({"request_headers": AgentResponse.challenge("basic", {"realm": "a"})}, Client()),
-    ({"request_headers": AgentResponse.challenge("captcha", {"key": "1"})}, Client()),
-    ({"request_headers": AgentResponse.allow(request_headers=[HeaderOp.set("x-u", "1"), HeaderOp.add("x-u", "2")])}, Client()),
-    ({"request_headers": AgentResponse.allow(request_headers=[HeaderOp.remove("x-old")])}, Client(headers=[(b"x-old", b"1")])),
-    ({"request_headers": AgentResponse.allow(response_headers=[HeaderOp.set("x-r", "1")]), "response_headers": None}, Client()),
-    ({"request_headers": AgentResponse.block(403, "never", needs_more=True), "request_body": None}, Client("POST", body=b"a")),
-    ({"request_body": AgentResponse.block(422, "bad")}, Client("POST", body=b"abc")),
-    ({"request_body": AgentResponse.allow(request_body_mutation=BodyMutation(b"changed"))}, Client("POST", body=b"abc")),
-    ({"request_body": AgentResponse.allow(request_body_mutation=BodyMutation(b""))}, Client("POST", body=b"abc")),
-    ({"response_headers": AgentResponse.block(502, "hidden")}, Client()),
-    ({"response_headers": AgentResponse.allow(response_headers=[HeaderOp.remove("content-type")])}, Client()),
-    ({"response_body": AgentResponse.block(451, "secret")}, Client()),
-    ({"response_body": AgentResponse.allow(response_body_mutation=BodyMutation(b"changed"))}, Client()),
-    (LATE_HEADERS, Client()),
-]  # fmt: skip
+SETS: AgentResponse = AgentResponse.allow(request_headers=[HeaderOp.set("x-u", "1"), HeaderOp.add("x-u", "2")])
+REMOVES: AgentResponse = AgentResponse.allow(request_headers=[HeaderOp.remove("x-old")])
+EARLY: AgentResponse = AgentResponse.allow(response_headers=[HeaderOp.set("x-r", "1")])
+UNTYPED: AgentResponse = AgentResponse.allow(response_headers=[HeaderOp.remove("content-type")])
+UNDECIDED: AgentResponse = AgentResponse.block(403, "never", needs_more=True)
+POST: dict[str, Any] = {"method": "POST", "body": b"abc"}
+OUTCOMES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"request_headers": None}, {}),
+    ({"request_headers": AgentResponse.block(403, "no", headers={"x-a": "1"})}, {}),
+    ({"request_headers": AgentResponse.block(204)}, {}),
+    ({"request_headers": AgentResponse.redirect("https://x.example/", 308)}, {}),
+    ({"request_headers": AgentResponse.challenge("basic", {"realm": "a"})}, {}),
+    ({"request_headers": AgentResponse.challenge("captcha", {"key": "1"})}, {}),
+    ({"request_headers": SETS}, {}),
+    ({"request_headers": REMOVES}, {"headers": [(b"x-old", b"1")]}),
+    ({"request_headers": EARLY, "response_headers": None}, {}),
+    ({"request_headers": UNDECIDED, "request_body": None}, POST),
+    ({"request_body": AgentResponse.block(422, "bad")}, POST),
+    ({"request_body": AgentResponse.allow(request_body_mutation=BodyMutation(b"changed"))}, POST),
+    ({"request_body": AgentResponse.allow(request_body_mutation=BodyMutation(b""))}, POST),
+    ({"response_headers": AgentResponse.block(502, "hidden")}, {}),
+    ({"response_headers": UNTYPED}, {}),
+    ({"response_body": AgentResponse.block(451, "secret")}, {}),
+    ({"response_body": AgentResponse.allow(response_body_mutation=BodyMutation(b"changed"))}, {}),
+    (LATE_HEADERS, {}),
+]
 
 
 @pytest.mark.parametrize(("reactions", "given"), OUTCOMES, ids=range(len(OUTCOMES)))
 @pytest.mark.parametrize("body_mode", ["streamed", "buffered", "full_duplex_streamed"])
-async def test_an_agent_does_the_same_here_and_served(reactions: dict[str, Any], given: Client, body_mode: str) -> None:
-    from asgi_agents import AgentMiddleware
-
+async def test_an_agent_does_the_same_here_and_served(
+    reactions: dict[str, Any], given: dict[str, Any], body_mode: str
+) -> None:
     if body_mode != "buffered" and reactions == LATE_HEADERS:
         pytest.skip("Envoy takes changes of headers with a body where that is buffered")
 
-    def again() -> Client:
-        client = Client()
-        client.scope = {**given.scope, "state": {}}
-        if given.scope["method"] == "POST":
-            client._inbox = given._inbox.copy()
-        return client
-
     probe = Probe(**reactions)
     config: dict[str, Any] = {"body_access": "write"} if any("body" in name for name in reactions) else {}
-    here, here_app = again(), App()
+    here, here_app = Client(**given), App()
     await here.call(AgentMiddleware(here_app, agents=[AgentConfig("processor", probe, **config)]))
-    there, there_app = again(), App()
+    there, there_app = Client(**given), App()
     async with (
         serving(Probe(**reactions)) as address,
         guarded(there_app, address, probe.events, body_mode=body_mode, **config) as middleware,
@@ -643,7 +643,7 @@ def test_what_can_not_work_is_refused(arguments: dict[str, Any], message: str) -
 
 def test_processors_take_no_configuration_and_no_events_that_they_are_not_shown() -> None:
     transport = GrpcTransport("grpc://127.0.0.1:9001", protocol="ext_proc")
-    with pytest.raises(ConfigurationError, match="expected events|events=None"):
+    with pytest.raises(ConfigurationError, match="events=None"):
         AgentConfig("processor", transport)
     with pytest.raises(ConfigurationError, match="websocket_frame, which its transport can't carry"):
         AgentConfig("processor", transport, events={EventType.WEBSOCKET_FRAME})
@@ -652,8 +652,6 @@ def test_processors_take_no_configuration_and_no_events_that_they_are_not_shown(
 
 
 async def test_a_client_that_was_retired_asks_nobody() -> None:
-    from asgi_agents import AgentUnavailableError
-
     client = GrpcTransport("grpc://127.0.0.1:9001", protocol="ext_proc").bind("processor", events=frozenset(HEADS))
     await client.retire()
     with pytest.raises(AgentUnavailableError, match="removed"):

@@ -306,7 +306,7 @@ def test_a_reply_with_a_location_comes_through_as_a_redirect() -> None:
         ([option("x-envoy-attempt-count", "1"), option("Content-Length", "5")], ("content-length", "host"), (), []),
     ],
 )
-def test_header_mutations_mean_what_they_mean_to_envoy(
+def test_header_mutations_mean_what_their_definition_says(
     options: list[Any], remove: tuple[str, ...], there: tuple[str, ...], expected_ops: list[HeaderOp]
 ) -> None:
     assert ops(*options, remove=remove, there=there) == expected_ops
