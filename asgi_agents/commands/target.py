@@ -26,7 +26,7 @@ _ID: Final = "agent"
 
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which agent, and about which request."""
-    parser.add_argument("agent", help="http://, https://, unix:///path, tcp://host:port or a grpc:// URL, or module:name of an Agent")
+    parser.add_argument("agent", help="an http, unix, tcp or grpc URL, or module:name of an Agent")
     parser.add_argument("method", nargs="?", default="GET", help="of the request (GET)")
     parser.add_argument("uri", nargs="?", default="/", help="path and query of the request (/)")
     parser.add_argument(

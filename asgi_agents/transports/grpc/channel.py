@@ -12,13 +12,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
-import anyio
 import grpc
 import grpc.aio
 from anyio import CancelScope
 
 from ...concurrency.background import Signal, asyncio_loop, on_trio
-from ...concurrency.cancellation import was_asked_for
+from ...concurrency.cancellation import cancel_requests, raise_swallowed, was_asked_for
 from ...concurrency.per_event_loop import PerEventLoop
 from ...errors import AgentConnectionError, AgentError, AgentTimeoutError
 from ..tls import PemFiles
@@ -35,6 +34,14 @@ Metadata = Sequence[tuple[str, str | bytes]]
 # What a stream holds for a reader that is slow, before no more is read: messages, and bytes.
 _MANY_MESSAGES: Final = 16
 _MANY_BYTES: Final = 1024 * 1024
+# How often, and for how many seconds, is waited until gRPC's library has let go of a call that was ended.
+_TURNS: Final = 15
+_TURN: Final = 0.02
+# What a task of grpc.aio is called that waits for the end of a call.
+_WATCHER: Final = "_handle_status_once_received"
+# Seconds for another attempt to connect.
+_AGAIN: Final = 0.5
+_LOOK: Final = 0.005
 # How often a status is asked for that may not be the server's, and the seconds between.
 _ATTEMPTS: Final = 5
 _PAUSE: Final = 0.02
@@ -270,6 +277,18 @@ def _now(coroutine: Coroutine[Any, Any, T]) -> T | None:
     return None
 
 
+async def _settled() -> None:
+    """Wait until gRPC's library has let go of calls that were ended while they were under way.
+
+    It tells the event loop of that by and by. Where the event loop has ended by then, it is an error that is logged on
+    another event loop.
+    """
+    for _ in range(_TURNS):
+        await asyncio.sleep(_TURN)
+        if not any(_WATCHER in task.get_coro().__qualname__ for task in asyncio.all_tasks()):  # type: ignore[union-attr]
+            return
+
+
 class AsyncioChannel(Channel):
     """A :class:`Channel` of asyncio's event loop."""
 
@@ -281,6 +300,8 @@ class AsyncioChannel(Channel):
         self._unary: dict[str, Any] = {}
         self._streams: dict[str, Any] = {}
         self._pumps: set[MessagePump] = set()
+        # Whether anything was ended that was under way.
+        self._cut_short = False
 
     async def unary(self, method: str, request: bytes, *, deadline: float = math.inf, metadata: Metadata = ()) -> bytes:
         timeout = None if deadline == math.inf else deadline - time.monotonic()
@@ -289,6 +310,7 @@ class AsyncioChannel(Channel):
         call = self._unary.get(method)
         if call is None:
             call = self._unary[method] = self._channel.unary_unary(method)
+        requests = cancel_requests()
         try:
             answer: bytes = await call(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as exc:
@@ -296,8 +318,9 @@ class AsyncioChannel(Channel):
         except grpc.aio.UsageError:
             raise AgentConnectionError("the channel was closed") from None
         except asyncio.CancelledError:
-            if was_asked_for():
-                raise
+            self._cut_short = True
+            # It is one of grpc.aio's own, in which a cancel scope does not know the one that it has asked for.
+            await raise_swallowed(requests)
             raise AgentConnectionError("the call was cancelled") from None
         return answer
 
@@ -313,30 +336,47 @@ class AsyncioChannel(Channel):
             pump = MessagePump(_ClientCall(call(metadata=metadata)), receiver)
         except grpc.aio.UsageError:
             raise AgentConnectionError("the channel was closed") from None
-        self._pumps = {each for each in self._pumps if not each.closed}
+        for each in [each for each in self._pumps if each.closed]:
+            self._pumps.discard(each)
+            if each.aborted:
+                self._cut_short = True
         self._pumps.add(pump)
         return pump
 
     async def ready(self, deadline: float = math.inf) -> None:
-        state = self._channel.get_state(try_to_connect=True)
-        with CancelScope(deadline=anyio.current_time() + deadline - time.monotonic()):
-            while state is not grpc.ChannelConnectivity.READY:
-                await self._channel.wait_for_state_change(state)
-                state = self._channel.get_state()
-                if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-                    raise AgentConnectionError("it can't be reached")
-            return
-        raise AgentConnectionError("it can't be reached in time")
+        try:
+            await self._ready(deadline)
+        except grpc.aio.UsageError:
+            raise AgentConnectionError("the channel was closed") from None
+
+    async def _ready(self, deadline: float) -> None:
+        # By looking again and again: what waits for a change in gRPC's library can't be cancelled.
+        patience = time.monotonic() + _AGAIN
+        while (state := self._channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+            failed = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            if state is grpc.ChannelConnectivity.SHUTDOWN:
+                raise AgentConnectionError("the channel was closed")
+            now = time.monotonic()
+            # One that has failed may be trying again in this moment.
+            if now >= deadline or (failed and now >= patience):
+                raise AgentConnectionError("it can't be reached" if failed else "it can't be reached in time")
+            if not failed:
+                patience = now + _AGAIN
+            await asyncio.sleep(_LOOK)
 
     async def aclose(self) -> None:
         pumps, self._pumps = self._pumps, set()
-        try:
+        if any(not pump.closed for pump in pumps):
+            self._cut_short = True
+        # It takes a moment, whatever the peer does, and what is cut short is never let go of.
+        with CancelScope(shield=True):
             for pump in pumps:
                 pump.abort()
             for pump in pumps:
                 await pump.wait_closed()
-        finally:
             await self._channel.close()
+            if self._cut_short:
+                await _settled()
 
 
 class ThreadedChannel(Channel):
@@ -369,14 +409,20 @@ class ThreadedChannel(Channel):
         if self._open is None:
             return
         self._open = None
-        thread, made = self._thread, self._made
+        thread = self._thread
         try:
-            if made is not None:
-                await thread.run(made.aclose)
-            for wire in self._wires:
-                await wire.wait_closed()
+            # Also where an event loop ends, and cancels all that it closes.
+            with CancelScope(shield=True):
+                await thread.run(self._close)
+                for wire in self._wires:
+                    await wire.wait_closed()
         finally:
             thread.release()
+
+    async def _close(self) -> None:
+        """In the thread."""
+        if self._made is not None:
+            await self._made.aclose()
 
     def _check(self) -> None:
         if self._open is None:
