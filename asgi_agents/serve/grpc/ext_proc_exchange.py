@@ -157,7 +157,7 @@ class ServedExchange:
             raise FailedError(str(_leaf(group))) from late
         if self._failure is not None:
             raise FailedError(self._failure, logged=True)
-        if not self._replied:
+        if not self._replied and not self._incoming.exhausted:
             await self._pass_the_rest()
 
     # What the middleware receives, and sends

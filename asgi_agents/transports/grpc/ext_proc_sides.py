@@ -4,8 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-import anyio
-
+from ...concurrency.background import Signal, asyncio_loop
 from .ext_proc_messages import Side
 
 M = TypeVar("M")
@@ -47,16 +46,18 @@ class TwoSides(Generic[M]):
         self._shared = held
         self._queues: dict[Side, deque[tuple[M, int]]] = {side: deque() for side in Side}
         self._everyones: M | None = None
-        self._waiting: dict[Side, anyio.Event] = {}
+        self._waiting: dict[Side, Signal] = {}
+        self._waiting_for_the_end: list[Signal] = []
         self._held = 0
         self._paused = False
-        self._over = anyio.Event()
+        #: Whether nothing more comes. What waits can still be taken.
+        self.ended = False
         self._error: Exception | None = None
 
     @property
-    def ended(self) -> bool:
-        """Whether nothing more comes. What waits can still be taken."""
-        return self._over.is_set()
+    def exhausted(self) -> bool:
+        """Whether nothing more comes, and nothing waits to be taken."""
+        return self.ended and not any(self._queues.values())
 
     def put(self, message: M, side: Side | None, size: int) -> None:
         """A message has come. ``side`` None: it is for both, and nothing behind it counts."""
@@ -77,10 +78,12 @@ class TwoSides(Generic[M]):
 
     def end(self, error: Exception | None = None) -> None:
         """Nothing more comes, because of ``error`` or in order."""
-        if not self._over.is_set():
+        if not self.ended:
             self._error = error
-            self._over.set()
+            self.ended = True
             self._wake()
+            for signal in self._waiting_for_the_end:
+                signal.set()
 
     def take(self, side: Side) -> M | None:
         """The next message of that side, if it is there."""
@@ -95,7 +98,7 @@ class TwoSides(Generic[M]):
         return message
 
     async def next(self, side: Side) -> M | None:
-        """The next message of that side; None where the stream has ended in order before there was one.
+        """The next message of that side, of which one task waits; None where the stream has ended in order before.
 
         Raises what the stream has ended with. Safe to cancel: no message is lost.
         """
@@ -103,12 +106,12 @@ class TwoSides(Generic[M]):
             message = self.take(side)
             if message is not None:
                 return message
-            if self._over.is_set():
+            if self.ended:
                 if self._error is not None:
                     raise self._error
                 return None
-            waiting = self._waiting.setdefault(side, anyio.Event())
-            await waiting.wait()
+            waiting = self._waiting[side] = Signal(asyncio_loop())
+            await waiting
 
     async def first(self) -> M | None:
         """The first message of either side, which stays where it is; None where there is none."""
@@ -116,17 +119,20 @@ class TwoSides(Generic[M]):
             for queue in self._queues.values():
                 if queue:
                     return queue[0][0]
-            if self._over.is_set():
+            if self.ended:
                 if self._error is not None:
                     raise self._error
                 return None
-            waiting = anyio.Event()
+            waiting = Signal(asyncio_loop())
             self._waiting = dict.fromkeys(Side, waiting)
-            await waiting.wait()
+            await waiting
 
     async def wait_ended(self) -> None:
         """Wait until nothing more comes."""
-        await self._over.wait()
+        if not self.ended:
+            waiting = Signal(asyncio_loop())
+            self._waiting_for_the_end.append(waiting)
+            await waiting
 
     def discard(self) -> None:
         """Nobody takes any more."""

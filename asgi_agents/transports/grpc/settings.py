@@ -23,7 +23,7 @@ class GrpcSettings(PoolSettings, frozen=True, kw_only=True):
     keepalive: float | None
     max_event_bytes: int
     max_answer_bytes: int
-    body_mode: BodySendMode
+    body_mode: BodySendMode = "streamed"
 
     @property
     def options(self) -> list[tuple[str, Any]]:

@@ -28,9 +28,12 @@ from asgi_agents import (
 )
 from asgi_agents.guardrails import Block, Decision, Redact, TextGuardrail, Window
 from asgi_agents.observability.correlation import current_correlation_id
+from asgi_agents.serve.__main__ import main
 from asgi_agents.serve.grpc.ext_proc import ExtProcService
+from asgi_agents.serve.grpc.server import serve_grpc
+from asgi_agents.transports.grpc.channel import open_channel
 from asgi_agents.transports.grpc.ext_proc_messages import AUDIT, ROUTING, ProcessingMode, Side, plain
-from tests.serve.grpc.proxy import Proxy, changes, serving
+from tests.serve.grpc.proxy import Proxy, changes, serving, settings_of
 
 REQUEST, RESPONSE = Side.REQUEST, Side.RESPONSE
 HOLDING = ("BUFFERED", "BUFFERED_PARTIAL")
@@ -880,3 +883,49 @@ def anything(given: Any) -> Any:
 def test_what_can_not_work_is_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         make()
+
+
+def test_the_command_says_what_can_not_work(capsys: pytest.CaptureFixture[str]) -> None:
+    here = f"{__name__}:Heads"
+    assert main([here, "--ext-proc", "127.0.0.1:0", "--judges", "output"]) == 2
+    assert "judges, expected None or a TextGuardrail for an agent, and not Heads" in capsys.readouterr().err
+    assert main([here, "--ext-proc", "127.0.0.1"]) == 2
+    assert "--ext-proc: '127.0.0.1', expected unix:///path or host:port" in capsys.readouterr().err
+
+
+async def test_what_waits_for_a_slow_agent_is_bounded() -> None:
+    """Envoy sends bodies without waiting for answers in the mode FULL_DUPLEX_STREAMED."""
+    resume = anyio.Event()
+
+    class Slow(Agent):
+        async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> None:
+            await resume.wait()
+
+    service = ExtProcService(Slow(), max_held_bytes=1000)
+    size, count = 256 * 1024, 64
+    async with anyio.create_task_group() as tasks:
+        address = await tasks.start(serve_grpc, service, "127.0.0.1:0")
+        channel = open_channel(settings_of(address), address.replace("grpc://", "dns:///"))
+        proxy = Proxy(channel, "FULL_DUPLEX_STREAMED")
+        await proxy.request()
+        assert await proxy.receive()
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            for index in range(count):
+                await proxy.body(REQUEST, b"x" * size, index == count - 1)
+                sent += 1
+
+        tasks.start_soon(send)
+        with anyio.move_on_after(0.5):
+            while sent < count:  # noqa: ASYNC110 - it must not come so far
+                await anyio.sleep(0.01)
+        assert sent < count
+        assert service._held.total <= 4 * size
+        resume.set()
+        assert len(await proxy.streamed(REQUEST)) == size * count
+        proxy.cancel()
+        await channel.aclose()
+        tasks.cancel_scope.cancel()
+    assert service._held.total == 0
