@@ -43,6 +43,7 @@ WITHOUT: Final[Mapping[str, str]] = {
     "operating": "it is about what is done with a running app",
     "files": "the example is configured in code, which its pages quote",
     "recording": "it is about tests, and about two versions of an agent, of which the example has one",
+    "envoy": "it is about a proxy, which the example has none of",
     "deploying": "it is about commands and files of servers",
 }
 #: Packages of the example, and the only module that uses each. No page need quote what is inside.

@@ -241,7 +241,8 @@ class ServedExchange:
         if message.HasField("response_headers"):
             pairs = pairs_of(message.response_headers.headers)
             response.head = without_pseudo(pairs)
-            status = int(first(pairs, b":status") or 200)
+            given = first(pairs, b":status")
+            status = int(given) if given.isdecimal() and len(given) == 3 else 200
             response.has_body = not message.response_headers.end_of_stream
             message = None
         elif self._wanted.response_head_events:

@@ -117,6 +117,9 @@ class _ExtProc:
         for body, head in _HEADS.items():
             # As Envoy does it, a processor is shown the head before the body: few expect anything else.
             events |= {head} if body in events else set()
+        if settings.body_mode == "full_duplex_streamed":
+            # The request says whether its response may have a body.
+            events |= {EventType.REQUEST_HEADERS}
         return ExtProcClient(settings, events)
 
 

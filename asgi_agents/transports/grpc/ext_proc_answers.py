@@ -116,6 +116,14 @@ def announces_body(event: RequestHeadersEvent | ResponseHeadersEvent) -> bool:
     return event.header("transfer-encoding") is not None or not event.metadata.protocol.startswith("HTTP/1")
 
 
+def expects_body(event: RequestHeadersEvent | ResponseHeadersEvent, method: str) -> bool:
+    """Whether a body most likely follows the head, so that an answer may wait for it. ``method`` is the request's."""
+    if isinstance(event, RequestHeadersEvent) and event.header("content-length") is None:
+        # In HTTP/2 a head need not declare anything. Of these methods few requests have a body.
+        return announces_body(event) and method not in ("GET", "HEAD", "DELETE", "OPTIONS", "TRACE")
+    return announces_body(event) and method != "HEAD"
+
+
 def _request_head(event: RequestHeadersEvent) -> Any:
     metadata = event.metadata
     pseudo = [

@@ -22,9 +22,9 @@ from .ext_proc_answers import (
     CARRIES,
     Heads,
     ShownEvent,
-    announces_body,
     attributes_of,
     common_answer,
+    expects_body,
     mutation_of,
     refusal,
     refusal_of,
@@ -115,6 +115,7 @@ class ProcessedExchange:
         self._heads = Heads()
         self._begun = self._done = self._broken = False
         self._skips_response_head = False
+        self._method = ""
         self._incoming: TwoSides[Any] = TwoSides(self._pause, self._resume, held)
         carrier: dict[str, str] = {}
         inject_trace_context(carrier)
@@ -207,7 +208,9 @@ class ProcessedExchange:
     async def _head(self, event: RequestHeadersEvent | ResponseHeadersEvent, side: Side) -> AgentResponse:
         self._halves[side].head_due = True
         body = EventType.REQUEST_BODY_CHUNK if side is Side.REQUEST else EventType.RESPONSE_BODY_CHUNK
-        if self._full_duplex and body in self._heard and announces_body(event):
+        if isinstance(event, RequestHeadersEvent):
+            self._method = event.method
+        if self._full_duplex and body in self._heard and expects_body(event, self._method):
             with move_on_after(PATIENCE):
                 return await self._head_answer(side)
             return _UNDECIDED

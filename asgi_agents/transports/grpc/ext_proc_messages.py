@@ -160,10 +160,10 @@ def struct(values: Mapping[str, Any]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A Struct, or a value of one, in Python's own types. Whole numbers are ints, as they were before."""
-    match value.WhichOneof("kind") if hasattr(value, "kind") or hasattr(value, "number_value") else "fields":
-        case "fields":
-            return {name: plain(item) for name, item in value.fields.items()}
+    """A Struct, or a value in one, in Python's own types. Whole numbers are ints, as they were before."""
+    if isinstance(value, Struct):
+        return {name: plain(item) for name, item in value.fields.items()}
+    match value.WhichOneof("kind"):
         case "struct_value":
             return plain(value.struct_value)
         case "list_value":

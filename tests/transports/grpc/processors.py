@@ -36,6 +36,15 @@ class Stream:
         assert message.WhichOneof("request") == kind
         return getattr(message, kind)
 
+    async def past_heads(self) -> Any:
+        """The next message that is no head; heads are answered."""
+        while (message := await self.next()) is not None:
+            kind = message.WhichOneof("request")
+            if not kind.endswith("_headers"):
+                break
+            await self.say(**{kind: {}})
+        return message
+
     async def say(self, **parts: Any) -> None:
         await self.send(messages.ProcessingResponse(**parts))
 

@@ -31,6 +31,7 @@ from asgi_agents.transports.grpc.ext_proc_answers import (
     Heads,
     attributes_of,
     common_answer,
+    expects_body,
     metadata_of,
     mutation_of,
     refusal_of,
@@ -481,3 +482,27 @@ def test_envoy_is_told_what_the_agent_does_not_want(
 def test_what_is_no_message_is_an_error() -> None:
     with pytest.raises(AgentProtocolError, match="is no ProcessingResponse"):
         decode(messages.ProcessingResponse, b"\xff\xff\xff")
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "protocol", "expects"),
+    [
+        ("POST", {"content-length": "3"}, "HTTP/1.1", True),
+        ("GET", {"content-length": "3"}, "HTTP/1.1", True),
+        ("POST", {}, "HTTP/1.1", False),
+        ("POST", {}, "HTTP/2", True),
+        ("GET", {}, "HTTP/2", False),
+        ("POST", {"content-length": "0"}, "HTTP/2", False),
+    ],
+)
+def test_a_head_waits_for_a_body_that_most_likely_comes(
+    method: str, headers: dict[str, str], protocol: str, expects: bool
+) -> None:
+    event = request_headers_event(method, headers=headers, metadata=request_metadata(protocol=protocol))
+    assert expects_body(event, method) is expects
+
+
+def test_no_head_waits_for_the_body_of_an_answer_to_head() -> None:
+    event = ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers({"content-length": ["3"]}))
+    assert expects_body(event, "GET")
+    assert not expects_body(event, "HEAD")
