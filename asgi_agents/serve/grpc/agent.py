@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import anyio
 from anyio import CancelScope, create_task_group
 
 from ...agent import Agent
@@ -67,6 +68,7 @@ class AgentService(GrpcService):
         self._hooks = Hooks(agent, name)
         self._capabilities = capabilities_of(self._hooks, max_concurrency, max_body_size)
         self._limits = (max_concurrency, max_body_size, max_held_bytes)
+        self._configuration = _Configuration(self._hooks)
         self._service: Service | None = None
         silent = self._hooks.events - CARRIED - {EventType.CONFIGURE}
         if silent:
@@ -105,10 +107,53 @@ class AgentService(GrpcService):
 
     async def _process(self, rpc: ServedRpc) -> None:
         assert self._service is not None
-        connection = GrpcServedConnection(self._service)
+        connection = GrpcServedConnection(self._service, self._configuration)
         wire = rpc.wire(connection)
         connection.connected(wire)
         await wire.wait_closed()
+
+
+class _Configuration:
+    """What the agent was configured with last.
+
+    Every stream brings a configuration, and a client has several: the hook is called when it is another one.
+    """
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._taken: str | None = None
+        self._lock = anyio.Lock()
+
+    async def hand_over(self, text: str, agent_id: str) -> str:
+        """Configure the agent, if it has a hook for it; returns why it does not take it, or an empty text."""
+        try:
+            config = control.decode_config(text)
+        except AgentProtocolError as exc:
+            return str(exc)
+        if config is None or EventType.CONFIGURE not in self._hooks.events:
+            return ""
+        async with self._lock:
+            if text == self._taken:
+                return ""
+            refusal = await self._ask(ConfigureEvent(agent_id=agent_id, config=config))
+            # What it has after it has refused one is for the agent to say.
+            self._taken = None if refusal else text
+            return refusal
+
+    async def _ask(self, event: ConfigureEvent) -> str:
+        refusal = ""
+
+        def note(answer: Answer) -> bytes:
+            nonlocal refusal
+            if isinstance(answer, AgentResponse) and not answer.is_allow:
+                refusal = f"it refuses its configuration: {printable(reason_of(answer))}"
+            return b""
+
+        try:
+            await self._hooks.answer(event, note, {})
+        except NoAnswer as exc:
+            return str(exc)
+        return refusal
 
 
 class GrpcServedConnection(V2Connection):
@@ -117,8 +162,9 @@ class GrpcServedConnection(V2Connection):
     # Every client learns of it by the agent's health.
     _always_told = True
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, configuration: _Configuration) -> None:
         super().__init__(service)
+        self._configuration = configuration
         self._greeted = self._ready = False
 
     def data_received(self, data: bytes) -> None:
@@ -217,26 +263,7 @@ class GrpcServedConnection(V2Connection):
         versions = list(handshake.supported_versions)
         if PROTOCOL_VERSION not in versions:
             return f"version {PROTOCOL_VERSION} is supported, and none of {versions}"
-        try:
-            config = control.decode_config(handshake.config_json)
-        except AgentProtocolError as exc:
-            return str(exc)
-        hooks = self._service.hooks
-        if config is None or EventType.CONFIGURE not in hooks.events:
-            return ""
-        refusal = ""
-
-        def note(answer: Answer) -> bytes:
-            nonlocal refusal
-            if isinstance(answer, AgentResponse) and not answer.is_allow:
-                refusal = f"it refuses its configuration: {printable(reason_of(answer))}"
-            return b""
-
-        try:
-            await hooks.answer(ConfigureEvent(agent_id=handshake.proxy_id, config=config), note, {})
-        except NoAnswer as exc:
-            return str(exc)
-        return refusal
+        return await self._configuration.hand_over(handshake.config_json, handshake.proxy_id)
 
     def _send(self, frame: bytes) -> None:
         # Each message is one of gRPC's: they are not joined.

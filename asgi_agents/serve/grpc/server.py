@@ -116,7 +116,11 @@ async def serve_grpc(
         ("grpc.keepalive_time_ms", _PINGS),
         ("grpc.keepalive_timeout_ms", _PING_TIMEOUT),
     ]
+    socket = await _Socket.claim(address)
     async with AsyncExitStack() as stack:
+        stack.callback(socket.close)
+        if not reuse_port:
+            await _explain(address)
         tasks = await stack.enter_async_context(create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         loop: MethodLoop = SameLoop()
@@ -127,15 +131,9 @@ async def serve_grpc(
             loop, run = OtherLoop(thread, tasks), thread.run
         for each in by_name.values():
             await stack.enter_async_context(each.serving())
-        socket = await _Socket.claim(address)
-        stack.callback(socket.close)
         listening = _Listening(Methods(by_name, loop), options, tls, 10 * max_concurrency + 1000)
         stack.push_async_callback(_shielded, partial(run, partial(listening.stop, None)))
-        try:
-            port = await run(partial(listening.start, address))
-        except RuntimeError as exc:
-            await _explain(address)
-            raise OSError(f"{address}: {exc}") from exc
+        port = await run(partial(listening.start, address))
         socket.bound()
         task_status.started(_describe(address, port))
         await (anyio.sleep_forever() if shutdown is None else shutdown.wait())
@@ -160,11 +158,19 @@ class _Listening:
         self._server: Any = None
 
     async def start(self, address: Address) -> int:
-        """Listen; returns the port. Raises RuntimeError where it can't."""
+        """Listen; returns the port. Raises OSError where it can't, after all."""
         self._server = grpc.aio.server(
             handlers=[self._methods], options=self._options, maximum_concurrent_rpcs=self._most_calls
         )
         where = f"unix:{address.path}" if address.path is not None else _host_and_port(address)
+        try:
+            port = self._add_port(where)
+        except RuntimeError as exc:
+            raise OSError(f"{address}: {exc}") from exc
+        await self._server.start()
+        return port
+
+    def _add_port(self, where: str) -> int:
         tls = self._tls
         if tls is None:
             port: int = self._server.add_insecure_port(where)
@@ -173,7 +179,6 @@ class _Listening:
             authorities = tls.authorities or None
             credentials = grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
             port = self._server.add_secure_port(where, credentials)
-        await self._server.start()
         return port
 
     async def stop(self, grace: float | None) -> None:
@@ -219,7 +224,7 @@ def _agent_service(agent: Agent, max_concurrency: int, max_held_bytes: int) -> G
 
 
 async def _explain(address: Address) -> None:
-    """Raise the OSError that says why nobody can listen there; gRPC's library says that it can't, and no more."""
+    """Raise the OSError that says why nobody can listen there. gRPC's library says that it can't, and no more."""
     if address.path is None:
         for each in await listen(address):
             each.close()

@@ -113,8 +113,10 @@ class BidiStream:
 
         :raises AgentError: the call is over.
         """
-        if self._over:
-            raise self._fault or AgentConnectionError("the call is over")
+        if self._fault is not None:
+            raise self._fault
+        if self._wire.closed:
+            raise AgentConnectionError("the call is over")
         self._wire.write(message)
         if self._wire.congested:
             await self._wire.drain()

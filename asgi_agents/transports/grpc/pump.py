@@ -6,6 +6,7 @@ whole call.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextvars import Context
 from typing import Final, Protocol
 
@@ -69,6 +70,8 @@ class MessagePump:
         self._lost: Exception | None = None
         #: Whether :meth:`abort` has ended it.
         self.aborted = False
+        #: Called, last of all, when nothing of it is left.
+        self.when_closed: Callable[[], object] = lambda: None
         self._linger = Timer(self.abort)
         self._closed = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -89,6 +92,7 @@ class MessagePump:
         # If neither the peer nor we have ended it, the event loop is ending, and the receiver is not called.
         if (self._read_to_the_end or by_us) and not self._lost_told:
             self._receiver.connection_lost(self._lost)
+        self.when_closed()
 
     async def _read(self) -> None:
         call, receiver = self._call, self._receiver

@@ -1,0 +1,278 @@
+"""The gRPC server: addresses, TLS, health, draining, services."""
+
+import errno
+import os
+import socket
+import stat
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import grpc
+import pytest
+import trustme
+
+from asgi_agents import Agent, ConfigurationError, GrpcTransport
+from asgi_agents.serve import serve_grpc
+from asgi_agents.serve.grpc.agent import AgentService
+from asgi_agents.serve.grpc.service import GrpcService, Rpc, ServedRpc, StatusError
+from tests.support.sample_events import head
+from tests.support.wire_fields import message, read
+
+from .client import serving
+
+pytestmark = pytest.mark.anyio
+
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+
+
+class Waf(Agent):
+    async def on_request_headers(self, event: Any) -> None: ...
+
+
+class Echo(GrpcService):
+    """Methods of either kind."""
+
+    name = "test.Echo"
+
+    def __init__(self) -> None:
+        self.unary = {"One": self._one, "Fail": self._fail, "Raise": self._raise}
+        self.streams = {"Many": self._many, "Hang": self._hang}
+        self.running = 0
+        self.threads: set[int] = set()
+        self.served = False
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        self.served = True
+        try:
+            yield
+        finally:
+            self.served = False
+
+    async def _one(self, request: bytes, rpc: Rpc) -> bytes:
+        self.threads.add(threading.get_ident())
+        return dict(rpc.metadata)["x-a"].encode() + request  # type: ignore[union-attr]
+
+    async def _fail(self, request: bytes, rpc: Rpc) -> bytes:
+        raise StatusError("PERMISSION_DENIED", "not you")
+
+    async def _raise(self, request: bytes, rpc: Rpc) -> bytes:
+        raise RuntimeError("the password is hunter2")
+
+    async def _many(self, rpc: ServedRpc) -> None:
+        self.threads.add(threading.get_ident())
+        stream = rpc.stream()
+        while (message := await stream.receive()) is not None:
+            await stream.send(message)
+        # The client sends no more, and still reads.
+        await stream.send(b"bye")
+
+    async def _hang(self, rpc: ServedRpc) -> None:
+        rpc.stream()
+        self.running += 1
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.running -= 1
+
+
+def ask(channel: grpc.Channel, method: str, request: bytes = b"", **settings: Any) -> bytes:
+    answer: bytes = channel.unary_unary(method)(request, timeout=60, **settings)
+    return answer
+
+
+async def in_thread(function: Any, *arguments: Any, **named: Any) -> Any:
+    return await anyio.to_thread.run_sync(partial(function, *arguments, **named))
+
+
+async def status_of(channel: grpc.Channel, method: str, request: bytes = b"") -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as raised:
+        await in_thread(ask, channel, method, request)
+    error: Any = raised.value
+    return error.code(), error.details()
+
+
+async def test_a_service_has_methods_of_two_kinds_and_they_run_where_it_is_served() -> None:
+    async with serving(echo := Echo()) as served:
+        channel = served.channel()
+        assert echo.served
+        assert await in_thread(ask, channel, "/test.Echo/One", b"!", metadata=(("x-a", "hi"),)) == b"hi!"
+        many = channel.stream_stream("/test.Echo/Many")
+        assert await in_thread(lambda: list(many(iter([b"a", b"b"]), timeout=60))) == [b"a", b"b", b"bye"]
+        assert echo.threads == {threading.get_ident()}
+    assert not echo.served
+
+
+async def test_a_method_may_fail_with_a_status_and_what_else_it_raises_stays_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving(Echo()) as served:
+        channel = served.channel()
+        assert await status_of(channel, "/test.Echo/Fail") == (grpc.StatusCode.PERMISSION_DENIED, "not you")
+        assert await status_of(channel, "/test.Echo/Raise") == (grpc.StatusCode.INTERNAL, "the method has failed")
+        assert (await status_of(channel, "/test.Echo/None"))[0] is grpc.StatusCode.UNIMPLEMENTED
+    assert "hunter2" in caplog.text
+
+
+async def test_a_method_is_cancelled_when_its_client_has_gone() -> None:
+    async with serving(echo := Echo()) as served:
+        call = served.channel().stream_stream("/test.Echo/Hang")(iter([]))
+        await until(lambda: echo.running == 1)
+        call.cancel()
+        await until(lambda: echo.running == 0)
+
+
+async def test_health_is_told_of_the_server_and_of_each_service() -> None:
+    async with serving([Waf(), Echo()]) as served:
+        channel = served.channel()
+        for name in ("", "test.Echo", "zentinel.agent.v2.AgentServiceV2"):
+            request = message((1, name)) if name else b""
+            assert read(await in_thread(ask, channel, CHECK, request)) == {1: [1]}
+        assert (await status_of(channel, CHECK, message((1, "other"))))[0] is grpc.StatusCode.NOT_FOUND
+        assert (await status_of(channel, CHECK, b"\xff\xff\xff"))[0] is grpc.StatusCode.NOT_FOUND
+        watched: list[bytes] = []
+        watch = channel.unary_stream(WATCH)
+        watching = threading.Thread(target=lambda: watched.extend(watch(b"", timeout=60)), daemon=True)
+        watching.start()
+        other = channel.unary_stream(WATCH)(message((1, "other")), timeout=60)
+        assert await in_thread(next, other) == b"\x08\x03"
+        await until(lambda: watched)
+        served.shutdown.set()
+        await in_thread(watching.join, 60)
+    assert watched == [b"\x08\x01", b"\x08\x02"]
+
+
+async def until(condition: Any) -> None:
+    with anyio.fail_after(60):
+        while not condition():  # noqa: ASYNC110 - it may be a condition on anything
+            await anyio.sleep(0.002)
+
+
+async def test_a_server_that_is_shut_down_lets_calls_end_and_takes_no_more() -> None:
+    async with serving(Echo()) as served:
+        channel = served.channel()
+        requests: Any = threading.Event()
+
+        def send() -> Any:
+            yield b"a"
+            requests.wait(60)
+
+        call = channel.stream_stream("/test.Echo/Many")(send(), timeout=60)
+        assert await in_thread(next, call) == b"a"
+        served.shutdown.set()
+        await anyio.sleep(0.1)
+        requests.set()
+        assert await in_thread(list, call) == [b"bye"]
+        other = served.channel()
+        await until(lambda: not listens(served.address))
+        assert (await status_of(other, "/test.Echo/One"))[0] is grpc.StatusCode.UNAVAILABLE
+
+
+def listens(address: str) -> bool:
+    host, _, port = address.removeprefix("grpc://").rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+async def test_a_unix_socket_is_for_owner_and_group_and_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    async with serving(Waf(), f"unix://{path}") as served:
+        assert served.address == f"unix://{path}"
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
+        client = GrpcTransport(f"grpc+unix://{path}").bind("waf")
+        assert await client.call(head(), anyio.current_time() + 1e9) is not None
+        await client.aclose()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_socket_that_somebody_serves_is_left_alone_and_one_that_nobody_does_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(path))
+    dead.close()
+    async with serving(Waf(), f"unix://{path}"):
+        with pytest.raises(OSError, match="in use: somebody listens there") as raised:
+            await serve_grpc(Waf(), f"unix://{path}")
+        assert raised.value.errno == errno.EADDRINUSE
+        assert path.is_socket()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="there is a file that is no socket"):
+        await serve_grpc(Waf(), f"unix://{tmp_path}/file")
+    with pytest.raises(OSError, match="there is no directory"):
+        await serve_grpc(Waf(), f"unix://{tmp_path}/none/s")
+
+
+async def test_a_port_that_is_in_use_is_an_error_that_says_so() -> None:
+    async with serving(Waf()) as served:
+        with pytest.raises(OSError, match="in use: somebody listens there"):
+            await serve_grpc(Waf(), served.address.removeprefix("grpc://"))
+
+
+async def test_a_port_may_be_shared() -> None:
+    async with (
+        serving(Waf(), reuse_port=True) as served,
+        serving(Waf(), served.address.removeprefix("grpc://"), reuse_port=True) as other,
+    ):
+        assert other.address == served.address
+
+
+@pytest.mark.parametrize(
+    ("services", "bind", "settings", "told"),
+    [
+        (Waf(), "9000", {}, "expected unix:///path or host:port"),
+        (Waf(), "http://127.0.0.1:9000", {}, "expected unix:///path or tcp://host:port"),
+        ([], "127.0.0.1:0", {}, "expected an Agent or a GrpcService"),
+        (["waf"], "127.0.0.1:0", {}, "expected an Agent or a GrpcService"),
+        ([Waf(), Waf()], "127.0.0.1:0", {}, "each to have a name of its own"),
+        (Agent(), "127.0.0.1:0", {}, "Agent"),
+        (Waf(), "127.0.0.1:0", {"max_concurrency": 0}, "max_concurrency=0"),
+        (Waf(), "127.0.0.1:0", {"max_event_bytes": 0}, "max_event_bytes=0"),
+        (Waf(), "127.0.0.1:0", {"max_held_bytes": 0}, "max_held_bytes=0"),
+        (Waf(), "127.0.0.1:0", {"drain_timeout": -1}, "drain_timeout=-1"),
+        (Waf(), "127.0.0.1:0", {"verify": "/ca.pem"}, "verify without cert"),
+        (Waf(), "127.0.0.1:0", {"cert": "/no/such.pem"}, "expected a certificate and its key in PEM"),
+    ],
+)
+async def test_what_cant_work_is_refused(services: Any, bind: str, settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        await serve_grpc(services, bind, **settings)
+
+
+async def test_only_clients_with_a_certificate_of_the_authority_are_served(tmp_path: Path) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    files = {}
+    for name, ca in (("ca", authority), ("other", other)):
+        ca.cert_pem.write_to_path(files.setdefault(name, str(tmp_path / f"{name}.pem")))
+        leaf = ca.issue_cert("localhost", "127.0.0.1")
+        leaf.private_key_and_cert_chain_pem.write_to_path(
+            files.setdefault(f"{name}-leaf", str(tmp_path / f"{name}-l.pem"))
+        )
+    async with serving(Waf(), "127.0.0.1:0", cert=files["ca-leaf"], verify=files["ca"]) as served:
+        address = served.address.replace("grpc://", "grpcs://")
+        good = GrpcTransport(address, verify=files["ca"], cert=files["ca-leaf"]).bind("waf")
+        await good.connect()
+        await good.aclose()
+        for settings in (
+            {"verify": files["ca"]},
+            {"verify": files["ca"], "cert": files["other-leaf"]},
+            {"verify": files["other"], "cert": files["ca-leaf"]},
+            {"cert": files["ca-leaf"]},
+        ):
+            bad = GrpcTransport(address, connect_timeout=2.0, **settings).bind("waf")  # type: ignore[arg-type]
+            with pytest.raises(Exception, match=r"it can't be reached|not connected"):
+                await bad.connect()
+            await bad.aclose()
+        plain = GrpcTransport(served.address, connect_timeout=2.0).bind("waf")
+        with pytest.raises(Exception, match=r"it can't be reached|not connected"):
+            await plain.connect()
+        await plain.aclose()
+
+
+async def test_one_agent_can_be_served_at_several_addresses() -> None:
+    async with serving([AgentService(Waf())]) as one, serving([AgentService(Waf())]) as other:
+        assert one.address != other.address
