@@ -108,9 +108,9 @@ def make_streamed_reply(part: Any) -> Any:
 
 def _fields(message: Any) -> Iterable[tuple[int, bytes]]:
     """The fields of a message whose descriptor has none, as far as they are bytes or messages."""
-    return [
-        (field.field_number, field.data) for field in UnknownFieldSet(message) if field.wire_type == _LENGTH_DELIMITED
-    ]
+    unknown = UnknownFieldSet(message)
+    fields = [unknown[index] for index in range(len(unknown))]
+    return [(field.field_number, field.data) for field in fields if field.wire_type == _LENGTH_DELIMITED]
 
 
 def _field(number: int, data: bytes) -> bytes:
