@@ -41,6 +41,7 @@ WITHOUT: Final[Mapping[str, str]] = {
     "command-line": "it is about commands, and what they print of an app that is on the page as a whole",
     "workers": "it is about several processes, of which the example has one",
     "operating": "it is about what is done with a running app",
+    "grpc": "the agent of the example that is behind an address is behind a socket or HTTP",
     "files": "the example is configured in code, which its pages quote",
     "recording": "it is about tests, and about two versions of an agent, of which the example has one",
     "envoy": "it is about a proxy, which the example has none of",

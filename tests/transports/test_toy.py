@@ -226,7 +226,9 @@ def test_what_is_no_transport_is_a_configuration_error() -> None:
 
 @pytest.mark.parametrize("urls", [["toy://a", "unix:///b"], ["http://a", "http://b"], ["toy://a", 1]])
 def test_urls_of_transports_that_take_one_each_are_refused(urls: Any) -> None:
-    assert refusal(urls) == f"AgentConfig('waf'): transport={urls!r}, expected several unix:// or tcp:// URLs"
+    assert refusal(urls) == (
+        f"AgentConfig('waf'): transport={urls!r}, expected several unix:// or tcp:// URLs, or several of grpc://"
+    )
 
 
 def test_a_transport_that_binds_no_client_is_a_configuration_error() -> None:

@@ -14,7 +14,7 @@ from asgi_agents.transports.resolve import transport_of_url
 
 def test_a_url_is_a_transport() -> None:
     for url in ("grpc://waf:9000", "grpc+unix:///run/waf.sock", ["grpc://a:1", "grpc://b:1"]):
-        transport: Any = AgentConfig("waf", url).resolved_transport  # type: ignore[arg-type]
+        transport: Any = AgentConfig("waf", url).resolved_transport
         assert isinstance(transport, GrpcTransport)
         assert (transport.kind, transport.remote, transport.carries) == ("grpc", True, CARRIED)
     assert repr(transport) == "<GrpcTransport grpc://a:1 grpc://b:1>"
