@@ -87,6 +87,8 @@ class ServedExchange:
             response_headers=True, response_head_events=False, request_body=True, response_body=True, upgrades=True
         )
         self._scope: Scope = {}
+        # Whether more than the head of the request may come.
+        self._goes_on = False
         self._upgrade = False
         self._reply: Reply | None = None
         self._replied = False
@@ -127,6 +129,7 @@ class ServedExchange:
             request.has_body = not message.request_headers.end_of_stream
             request.raw = response.raw = not any(field.value for field in message.request_headers.headers.headers)
             self._upgrade = is_upgrade(scope)
+        self._goes_on = request.has_body or kind == "request_trailers"
         request.head = scope["headers"]
         request.head_answered = kind != "request_headers"
         scope[_KEY] = self
@@ -208,7 +211,7 @@ class ServedExchange:
         request = self._request
         override = {} if request.head_answered else self._override()
         await self._send_all(request.answer_head(scope["headers"], **override), tell=True)
-        if not request.shows_body:
+        if not self._goes_on:
             await self._play_response(send)
             return
         taken = anyio.Event()
@@ -220,7 +223,8 @@ class ServedExchange:
 
     async def _take_request(self, receive: Receive, taken: anyio.Event) -> None:
         try:
-            last = False
+            # Trailers may come where the body is not shown.
+            last = not self._request.shows_body
             while not last:
                 message = await receive()
                 if message["type"] != "http.request":

@@ -283,6 +283,26 @@ async def test_trailers_end_bodies_and_are_passed_on(mode: str) -> None:
     assert last == ([True, True] if mode == "BUFFERED" else [False, True, False, True])
 
 
+@pytest.mark.parametrize("mode", ["NONE", "STREAMED"])
+async def test_trailers_are_answered_where_no_body_is_shown(mode: str) -> None:
+    async with serving(Heads()) as channel:
+        proxy = Proxy(channel, mode)
+        await proxy.request()
+        assert await proxy.receive()
+        await proxy.send(request_trailers={})
+        said = await proxy.receive()
+        assert said is not None
+        assert said.HasField("request_trailers")
+        await proxy.response()
+        assert await proxy.receive()
+        await proxy.send(response_trailers={})
+        said = await proxy.receive()
+        assert said is not None
+        assert said.HasField("response_trailers")
+        await proxy.end()
+        assert await proxy.receive() is None
+
+
 # Decisions
 
 
