@@ -262,7 +262,7 @@ class Guard:
         verdict = self.recorder.record(
             event_type,
             None,
-            failure_mode,
+            self._mode(event_type, correlation_id, failure_mode),
             route,
             now,
             now,
@@ -338,7 +338,7 @@ class Guard:
             return self.recorder.record(
                 event_type,
                 event,
-                call.failure_mode,
+                self._mode(event_type, correlation_id_of(event), call.failure_mode),
                 call.route,
                 call.started,
                 time.monotonic(),
@@ -372,6 +372,10 @@ class Guard:
             detected,
             window=call.window,
         )
+
+    def _mode(self, event_type: EventType, correlation_id: str, failure_mode: FailureMode) -> FailureMode:
+        """The failure mode that holds where the call fails."""
+        return FailureMode.CLOSED if self.client.holds(event_type, correlation_id) else failure_mode
 
     async def _call_in(self, span: ActiveSpan, call: AgentCall) -> Verdict:
         with span:

@@ -31,6 +31,7 @@ from asgi_agents.recording import reading, recorded_agent, replaying, traffic_lo
 from asgi_agents.routing import cache
 from asgi_agents.serve import framings, gateways, held
 from asgi_agents.transports import forward_auth, http, partial
+from asgi_agents.transports.grpc import ext_proc, ext_proc_sides
 
 from .bounds import MIB
 
@@ -129,6 +130,9 @@ def spellings(number: float) -> list[str]:
         ("overlap.MAX_HELD_BYTES", overlap.MAX_HELD_BYTES),
         ("overlap.MAX_HELD_MESSAGES", overlap.MAX_HELD_MESSAGES),
         ("MAX_WAITING_BYTES", shadow_text.MAX_WAITING_BYTES),
+        ("ext_proc_sides.MAX_WAITING_BYTES", ext_proc_sides.MAX_WAITING_BYTES),
+        ("FEW_WAITING_BYTES", ext_proc_sides.FEW_WAITING_BYTES),
+        ("ext_proc.MAX_HELD_BYTES", ext_proc.MAX_HELD_BYTES),
         ("MAX_ORIGINAL_BYTES", encoded_answer.MAX_ORIGINAL_BYTES),
         ("MAX_TEXT", handler_text.MAX_TEXT),
         ("_MAX_HELD_TEXT", text_answer._MAX_HELD_TEXT),

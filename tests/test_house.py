@@ -49,7 +49,8 @@ LAYERS: Final = (
     (["routing"], "from a path to the agents of a manager"),
     (["exchange"], "one request or websocket session, judged as it passes"),
     (["audit"], "the record of an exchange"),
-    (["middleware", "prometheus", "serve", "status"], "apps: guarded, of metrics, of one agent, the status page"),
+    (["middleware", "prometheus", "status"], "apps: guarded, of metrics, the status page"),
+    (["serve"], "one agent at an address; behind Envoy, the middleware asks it"),
     (["ray"], "an agent that is served, as a deployment on Ray"),
     (["files"], "configuration from files, loaded and reloaded"),
     (["fastapi", "placement"], "put the middleware into an app"),
@@ -72,6 +73,7 @@ _TRANSPORTS: Final = frozenset(
 #: Modules that name a transport, and why; transports/ and the public names of the package aside.
 NAME_TRANSPORTS: Final = {
     "asgi_agents.guardrail_services.service": "services of others are reached over HTTP as agents are",
+    "asgi_agents.serve.grpc.ext_proc": "an agent that is served runs in the process that serves it",
     "asgi_agents.serve.hooks": "an agent that is served runs in the process that serves it",
 }
 

@@ -23,7 +23,8 @@ import starlette.websockets
 _LATER = [
     *("h11", "httpcore", "httptools", "httpx"),
     *("asgi_agents.files", "yaml"),
-    *("opentelemetry.sdk", "prometheus_client", "ray", "trio", "uvicorn", "uvloop"),
+    *("envoy", "google.protobuf", "grpc", "ray"),
+    *("opentelemetry.sdk", "prometheus_client", "trio", "uvicorn", "uvloop"),
 ]
 
 
@@ -92,6 +93,16 @@ def test_an_agent_behind_http_brings_what_it_needs_when_it_is_configured_not_at_
         "httptools",
         "httpx",
     ]
+
+
+def test_an_agent_behind_grpc_brings_what_it_needs_when_it_is_configured_and_no_stubs_of_envoy() -> None:
+    code = (
+        "from asgi_agents import AgentConfig, GrpcTransport\nout = [n for n in ('grpc', 'google') if n in sys.modules]"
+    )
+    assert run(code) == []
+    code = "from asgi_agents import AgentConfig\nAgentConfig('a', 'grpc://127.0.0.1:9')"
+    found = "out = [n for n in ('envoy', 'google.protobuf', 'grpc', 'grpc.aio') if n in sys.modules]"
+    assert run(f"{code}\n{found}") == ["google.protobuf", "grpc", "grpc.aio"]
 
 
 def test_all_public_names_are_there() -> None:

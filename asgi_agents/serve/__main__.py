@@ -104,18 +104,27 @@ class _GrpcOption(NamedTuple):
     module: str
     name: str
     help: str
+    settings: tuple[str, ...] = ()
 
     def service(self, agent: Agent, options: argparse.Namespace) -> Any:
         """The service. What it needs is imported now, for it takes long."""
         made = getattr(import_module(self.module, __package__), self.name)
-        return made(agent, max_concurrency=options.max_concurrency, max_held_bytes=options.max_held_bytes)
+        settings = {name: getattr(options, name) for name in ("max_concurrency", "max_held_bytes", *self.settings)}
+        return made(agent, **settings)
 
 
 _GRPC_OPTIONS: Final = (
     _GrpcOption(
         "--grpc", ".grpc.agent", "AgentService", "serve the agent protocol over gRPC, as the Rust proxy calls it"
     ),
-    _GrpcOption("--ext-authz", ".grpc.ext_authz", "ExtAuthzService", "serve an external authorizer for Envoy"),
+    _GrpcOption(
+        "--ext-proc",
+        ".grpc.ext_proc",
+        "ExtProcService",
+        "serve it as an external processor for Envoy",
+        ("judges", "body_access"),
+    ),
+    _GrpcOption("--ext-authz", ".grpc.ext_authz", "ExtAuthzService", "serve it as an external authorizer for Envoy"),
 )
 
 
@@ -175,6 +184,15 @@ def _parser() -> argparse.ArgumentParser:
             metavar="ADDRESS",
             help=f"{each.help}: unix:///path (not on Windows) or host:port; may be repeated; needs grpcio",
         )
+    parser.add_argument(
+        "--judges",
+        type=lambda given: given.split(","),
+        metavar="KINDS",
+        help="--ext-proc: the kinds of text that a text guardrail judges, such as output,tool_call (all)",
+    )
+    parser.add_argument(
+        "--body-access", choices=["read", "write"], default="write", help="--ext-proc: may it change bodies (write)"
+    )
     parser.add_argument("--workers", type=whole, default=1, metavar="N", help="processes (1)")
     parser.add_argument(
         "--max-concurrency", type=whole, default=100, metavar="N", help="hooks at work at a time, per address (100)"
@@ -420,9 +438,11 @@ async def _supervise(options: argparse.Namespace) -> None:
         shared = [(each, reserve(address)) for address, found in _grpc_services(options).items() for each in found]
         reserved += [sock for _, sock in shared]
         command = [sys.executable, "-m", "asgi_agents.serve", options.agent]
-        for option in ("api", "max_concurrency", "max_held_bytes", "drain_timeout", "framing", "log_level"):
+        passed_on = ("api", "body_access", "max_concurrency", "max_held_bytes", "drain_timeout", "framing", "log_level")
+        for option in passed_on:
             command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
         command += ["--no-mask-responses"] * options.no_mask_responses
+        command += [f"--judges={','.join(options.judges)}"] if options.judges else []
         command += [f"--fd={each.sock.fileno()}" for each in streams]
         command += [f"--http-fd={each.sock.fileno()}" for each in posts]
         command += [f"{each.option}={describe(sock)}" for each, sock in shared]

@@ -133,6 +133,13 @@ class AgentClient:
         """What a call that got no place has waited for; empty where the agent did nothing at all."""
         return ""
 
+    def holds(self, event_type: EventType, correlation_id: str) -> bool:
+        """Whether the agent keeps something of such a body that it has been shown, and that is to be passed on.
+
+        Nothing can go on without the agent then: when it fails, it fails closed, whatever its failure mode.
+        """
+        return False
+
     def forget(self, correlation_id: str) -> None:
         """The app's connection of that id is over: nothing more is asked about it."""
 

@@ -66,4 +66,12 @@ class Variant:
 
     @property
     def available(self) -> bool:
-        return all(find_spec(module) is not None for module in self.needs)
+        return all(_is_there(module) for module in self.needs)
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        # Not even the package that it would be in.
+        return False

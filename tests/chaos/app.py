@@ -30,6 +30,7 @@ from asgi_agents import (
     EventType,
     FailureMode,
     Framing,
+    GrpcTransport,
     HttpTransport,
     Route,
     StreamTransport,
@@ -38,7 +39,7 @@ from asgi_agents.guardrails import Guardrail
 from asgi_agents.observability.correlation import live_ids
 
 from .stamps import POISON
-from .targets import AGENTS, TARGETS
+from .targets import AGENTS, READERS, TARGETS
 from .texts import HOLD, TEXT_TARGETS, spoken
 
 #: Where it tells how it is, past all agents.
@@ -51,7 +52,7 @@ TIMEOUT, CHUNK_TIMEOUT = 0.5, 0.7
 
 def _configured(addresses: Mapping[str, Sequence[str]]) -> list[AgentConfig]:
     def config(
-        agent: str, transport: StreamTransport | HttpTransport, mode: BodyMode, *, says_events: bool
+        agent: str, transport: GrpcTransport | StreamTransport | HttpTransport, mode: BodyMode, *, says_events: bool
     ) -> AgentConfig:
         return AgentConfig(
             agent,
@@ -61,7 +62,7 @@ def _configured(addresses: Mapping[str, Sequence[str]]) -> list[AgentConfig]:
             chunk_timeout=CHUNK_TIMEOUT,
             max_concurrent_calls=50,
             circuit_breaker=CircuitBreakerConfig(reset_timeout=0.5),
-            body_access="write",
+            body_access="read" if agent in READERS else "write",
             request_body_mode=mode,
             response_body_mode=mode,
         )
@@ -90,6 +91,7 @@ def _configured(addresses: Mapping[str, Sequence[str]]) -> list[AgentConfig]:
         config("lone", lone, BodyMode.BUFFER, says_events=True),
         config("line", line, BodyMode.hybrid(threshold=2048), says_events=False),
         config("post", HttpTransport(url), BodyMode.BUFFER, says_events=False),
+        config("rpc", GrpcTransport(addresses["rpc"], connections=3, **quick), BodyMode.STREAM, says_events=True),
     ]
 
 

@@ -148,7 +148,7 @@ class Client:
 
     async def _talk(self, target: Target, *, poisoned: bool) -> str:
         began = time.monotonic()
-        session = await self._session(target, poisoned=poisoned)
+        session = await self._session(target, poisoned=poisoned and target.hears_messages)
         outcome = f"ws {session.status}"
         if session.close is not None:
             outcome = f"ws {session.close[0]} {session.close[1]}"

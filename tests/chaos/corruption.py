@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from asgi_agents.protocol.stream import MessageType
 
 _LENGTH = 4
+_HTTP2_HEAD = 9
 # A message type of nobody, and a byte that begins no JSON.
 _NO_TYPE, _NO_JSON = 0x6F, b"\xc1"
 
@@ -24,6 +25,8 @@ class Speech(StrEnum):
     V2 = "v2"
     ENVELOPE = "envelope"
     HTTP = "http"
+    #: gRPC's frames, as the agent sends them.
+    HTTP2 = "http2"
 
 
 class Wire(StrEnum):
@@ -54,6 +57,8 @@ CHANCES: Final = {
 POSSIBLE: Final = {
     Speech.V2: tuple(Wire),
     Speech.ENVELOPE: (Wire.CUT, Wire.FLIP, Wire.TRUNCATE, Wire.GARBAGE, Wire.DELAY, Wire.TRICKLE),
+    # Frames are lost or broken, and never what is in one: there may be a part of an answer in it.
+    Speech.HTTP2: (Wire.CUT, Wire.FLIP, Wire.GARBAGE, Wire.DELAY, Wire.TRICKLE),
     Speech.HTTP: (Wire.CUT, Wire.FLIP, Wire.TRUNCATE, Wire.GARBAGE, Wire.DUPLICATE, Wire.DELAY, Wire.TRICKLE),
 }
 
@@ -76,6 +81,9 @@ def messages(buffer: bytearray, speech: Speech) -> Sequence[bytes]:
 
 
 def _size(buffer: bytearray, speech: Speech) -> int | None:
+    if speech is Speech.HTTP2:
+        # RFC 9113, section 4.1: a length of 24 bits, a type, flags, and a stream.
+        return _HTTP2_HEAD + int.from_bytes(buffer[:3], "big") if len(buffer) >= _HTTP2_HEAD else None
     if speech is not Speech.HTTP:
         return _LENGTH + int.from_bytes(buffer[:_LENGTH], "big") if len(buffer) >= _LENGTH else None
     end = buffer.find(b"\r\n\r\n")
@@ -99,7 +107,7 @@ def fate(message: bytes, wire: Wire, speech: Speech, chance: random.Random) -> F
         case Wire.MISADDRESS:
             return _misaddressed(message, chance)
         case Wire.FLIP | Wire.TRUNCATE | Wire.GARBAGE:
-            broken = _broken_http if speech is Speech.HTTP else _broken_frame
+            broken = _BROKEN.get(speech, _broken_frame)
             return Fate(broken(message, wire, speech, chance))
         case Wire.TRICKLE:
             return None
@@ -145,6 +153,16 @@ def _broken_http(message: bytes, wire: Wire, speech: Speech, chance: random.Rand
             head.replace(b"content-length", b"content-l\x00ngth") + b"\r\n\r\n" + body,
         ]
     )
+
+
+def _broken_http2(frame: bytes, wire: Wire, speech: Speech, chance: random.Random) -> bytes:
+    if wire is Wire.GARBAGE:
+        return _NO_JSON + chance.randbytes(chance.randrange(8, 200))
+    # Of a type that is nobody's, which is to be ignored; or longer than any may be.
+    return chance.choice([frame[:3] + bytes([_NO_TYPE]) + frame[4:], b"\xff" + frame[1:]])
+
+
+_BROKEN: Final = {Speech.HTTP: _broken_http, Speech.HTTP2: _broken_http2}
 
 
 def _answered(status: bytes, body: bytes) -> bytes:

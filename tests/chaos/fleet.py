@@ -31,6 +31,7 @@ INSTANCES: Final[Mapping[str, tuple[str, Speech | None]]] = {
     "lone": ("lone", None),
     "line": ("line", Speech.ENVELOPE),
     "post": ("post", Speech.HTTP),
+    "rpc": ("rpc", Speech.HTTP2),
 }
 # Whose proxies are reached over TCP.
 _TCP = ("pool-3", "post")
@@ -101,6 +102,8 @@ async def fleet(secret: bytes, seed: int) -> AsyncIterator[Fleet]:
                 proxy = Proxy(path, speech, listen, random.Random(chance.random()))  # noqa: S311
                 address = await proxy.start()
                 stack.push_async_callback(proxy.stop)
+            if speech is Speech.HTTP2:
+                address = f"grpc+{address}"
             addresses.setdefault(agent, []).append(address)
             instances[name] = Instance(process, path, proxy, asyncio.Lock())
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
@@ -120,6 +123,11 @@ def _module(path: str, speech: Speech | None) -> list[str]:
         # It leaves its file behind when it is killed, and replaces it.
         options = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--timeout-graceful-shutdown", "2"]
         return ["uvicorn", f"{__package__}.agents:app", "--uds", path, *options]
+    if speech is Speech.HTTP2:
+        return [
+            *("asgi_agents.serve", f"{__package__}.agents:Reader", "--grpc", f"unix://{path}"),
+            *("--drain-timeout", "2", "--log-level", "warning"),
+        ]
     framing = str(speech or Speech.V2)
     return [
         *("asgi_agents.serve", f"{__package__}.agents:Inspector", "--bind", f"unix://{path}"),

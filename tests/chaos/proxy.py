@@ -8,6 +8,7 @@ from contextlib import suppress
 from .corruption import CHANCES, Fate, Speech, Wire, fate, messages
 
 _READ = 64 * 1024
+_HTTP = frozenset({Speech.HTTP, Speech.HTTP2})
 
 
 class Proxy:
@@ -60,8 +61,8 @@ class Proxy:
             from_agent, to_agent = await asyncio.open_unix_connection(self._upstream)
         except OSError:
             return
-        # HTTP requests pass as they are: what they ask would be refused, and that is an answer like any other.
-        events = _Pump(self, from_reader=reader, to=to_agent, whole=self._speech is Speech.HTTP)
+        # What is asked over HTTP passes as it is: it would be refused, and that is an answer like any other.
+        events = _Pump(self, from_reader=reader, to=to_agent, whole=self._speech in _HTTP)
         answers = _Pump(self, from_reader=from_agent, to=writer, whole=False)
         pumps = [asyncio.create_task(events.run()), asyncio.create_task(answers.run())]
         try:

@@ -15,14 +15,21 @@ class Target(NamedTuple):
         """Whether a failure of any agent may stop a request."""
         return bool(self.closed)
 
+    @property
+    def hears_messages(self) -> bool:
+        """Whether any agent hears the messages of websockets."""
+        return not READERS.issuperset(self.agents)
+
 
 def _target(path: str, *agents: str, closed: tuple[str, ...] = ()) -> Target:
     return Target(path, agents, frozenset(closed))
 
 
 #: ``pool`` is three processes behind the stream transport, ``lone`` is one and is reached without a proxy, ``line``
-#: speaks the older framing, ``post`` is behind HTTP.
-AGENTS = ("pool", "lone", "line", "post")
+#: speaks the older framing, ``post`` is behind HTTP, ``rpc`` behind gRPC.
+AGENTS = ("pool", "lone", "line", "post", "rpc")
+#: Those that read bodies and change none, and hear no messages of websockets: gRPC has no message for their answers.
+READERS = frozenset({"rpc"})
 TARGETS = (
     *(_target(f"/closed/{agent}", agent, closed=(agent,)) for agent in AGENTS),
     *(_target(f"/open/{agent}", agent) for agent in AGENTS),

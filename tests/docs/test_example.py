@@ -44,8 +44,10 @@ WITHOUT: Final[Mapping[str, str]] = {
     "authorisers": "the example asks no services, and answers no proxies",
     "workers": "it is about several processes, of which the example has one",
     "operating": "it is about what is done with a running app",
+    "grpc": "the agent of the example that is behind an address is behind a socket or HTTP",
     "files": "the example is configured in code, which its pages quote",
     "recording": "it is about tests, and about two versions of an agent, of which the example has one",
+    "envoy": "it is about a proxy, which the example has none of",
     "deploying": "it is about commands and files of servers",
 }
 #: Packages of the example, and the only module that uses each. No page need quote what is inside.

@@ -41,10 +41,18 @@ def envoy(
     :param clusters: other clusters, as :func:`cluster` makes them.
     :param manager: more of the HTTP connection manager.
     """
+    with running(directory, _configuration(filters, [cluster("app", app), *clusters], manager or {})) as url:
+        yield url
+
+
+@contextmanager
+def running(directory: Path, configuration: dict[str, Any]) -> Iterator[str]:
+    """Run Envoy with this configuration. Gives the URL of its first listener."""
     program = binary()
     assert program is not None
+    admin = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}}
     path = directory / "envoy.json"
-    path.write_text(json.dumps(_configuration(filters, [cluster("app", app), *clusters], manager or {})))
+    path.write_text(json.dumps({"admin": admin, **configuration}))
     options = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning")
     ports = directory / "admin"
     log = (directory / "envoy.log").open("wb")
@@ -74,7 +82,7 @@ def cluster(name: str, address: str, *, http2: bool = False) -> dict[str, Any]:
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
     if http2:
-        protocol = {"explicit_http_config": {"http2_protocol_options": {}}}
+        protocol: dict[str, Any] = {"explicit_http_config": {"http2_protocol_options": {}}}
         made["typed_extension_protocol_options"] = {
             _UPSTREAM: {"@type": f"type.googleapis.com/{_UPSTREAM}", **protocol}
         }
@@ -112,10 +120,7 @@ def _configuration(
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
         "filter_chains": [{"filters": [{"name": "http", "typed_config": connections}]}],
     }
-    return {
-        "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
-        "static_resources": {"listeners": [listener], "clusters": list(clusters)},
-    }
+    return {"static_resources": {"listeners": [listener], "clusters": list(clusters)}}
 
 
 def _port(process: "subprocess.Popen[bytes]", ports: Path, directory: Path) -> int:

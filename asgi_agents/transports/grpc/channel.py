@@ -213,7 +213,10 @@ class _ClientCall:
         try:
             message = await self._call.read()
         except grpc.aio.AioRpcError as exc:
-            raise await self._error(exc) from None
+            fault = await self._error(exc)
+            if fault is None:
+                return None
+            raise fault from None
         except asyncio.CancelledError:
             if was_asked_for():
                 raise
@@ -230,9 +233,12 @@ class _ClientCall:
         if code is not None and not is_provisional(code, details):
             self._status = code, details
 
-    async def _error(self, exc: grpc.aio.AioRpcError) -> AgentError:
+    async def _error(self, exc: grpc.aio.AioRpcError) -> AgentError | None:
+        """How the server has ended the call; None: in order."""
         for _ in range(_ATTEMPTS):
             if self._status is not None:
+                if self._status[0] is grpc.StatusCode.OK:
+                    return None
                 return error_of_status(*self._status)
             if not is_provisional(exc.code(), exc.details()):
                 break

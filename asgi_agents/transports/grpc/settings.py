@@ -1,11 +1,14 @@
 """The settings of a gRPC transport, and what gRPC's own library is told."""
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ..._version import __version__
 from ..stream.settings import PoolSettings
 from ..tls import PemFiles
 from ..wire import Address
+
+#: How an external processor is shown bodies, as Envoy names it.
+BodySendMode = Literal["streamed", "buffered", "full_duplex_streamed"]
 
 # Milliseconds. Who uses a channel decides when to connect again; the channel only must not refuse to.
 _BACKOFF: Final = 100
@@ -21,6 +24,7 @@ class GrpcSettings(PoolSettings, frozen=True, kw_only=True):
     max_event_bytes: int
     max_answer_bytes: int
     scheme: str | None = None
+    body_mode: BodySendMode = "streamed"
 
     @property
     def encrypted(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, get_args
 
 from ...errors import ConfigurationError
 from ...policy import require_int, require_seconds
@@ -12,7 +12,7 @@ from ..discovery import RESOLVE_INTERVAL
 from ..stream.balancing import LoadBalancing
 from ..tls import ClientCertificate, pem_files
 from ..wire import Address, parse_address
-from .settings import GrpcSettings
+from .settings import BodySendMode, GrpcSettings
 
 _CONNECTIONS: Final = 16
 _CALLS: Final = 100
@@ -82,6 +82,11 @@ class GrpcTransport:
     :param max_answer_bytes: a longer answer is an agent error.
     :param scheme: ``"ext_authz"``: of the app's URLs. None: ``https`` where the server tells of TLS, which few do, else
         ``http``.
+    :param body_mode: ``"ext_proc"``: the mode of Envoy's in which the processor is shown bodies. ``"streamed"``: piece
+        by piece, or as a whole where the agent's body mode is ``buffer``; each piece has one answer. ``"buffered"``: as
+        a whole, so that headers may be changed in answer to the body; the agent's body mode has to be ``buffer``.
+        ``"full_duplex_streamed"``: for processors that hold back what they are shown and release it later. Their agent
+        needs ``body_access="write"``, and fails closed while they have something that they have not released.
     :param verify: whom to trust for ``grpcs://``. True: the authorities that httpx trusts; a path (a PEM file, or a
         directory of them): only those.
     :param cert: a client certificate for ``grpcs://``: the path of a PEM file, or a tuple of certificate and key. The
@@ -111,6 +116,7 @@ class GrpcTransport:
         max_event_bytes: int = MAX_EVENT_BYTES,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
         scheme: Literal["http", "https"] | None = None,
+        body_mode: Literal["streamed", "buffered", "full_duplex_streamed"] = "streamed",
         verify: Any = True,
         cert: ClientCertificate | None = None,
     ) -> None:
@@ -132,6 +138,9 @@ class GrpcTransport:
             ("max_answer_bytes", max_answer_bytes),
         ):
             require_int("GrpcTransport", name, number, at_least=1)
+        if body_mode not in get_args(BodySendMode) or (body_mode != "streamed" and protocol != "ext_proc"):
+            known = " or ".join(map(repr, get_args(BodySendMode)))
+            raise _wrong("body_mode", body_mode, f"{known}, and that with protocol='ext_proc' alone")
         if not secure and (verify is not True or cert is not None):
             raise _wrong("target", target, "grpcs://, for that is what verify and cert are about")
         try:
@@ -160,6 +169,7 @@ class GrpcTransport:
             max_event_bytes=max_event_bytes,
             max_answer_bytes=max_answer_bytes,
             scheme=scheme,
+            body_mode=body_mode,
         )
 
     @property

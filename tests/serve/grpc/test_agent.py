@@ -1,6 +1,7 @@
 """An agent that is served over gRPC, asked by a client that follows the published numbers."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -228,6 +229,9 @@ class Slow(Waf):
         self.go: dict[str, anyio.Event] = {}
         self.cancelled: list[str] = []
 
+    def has_begun(self, number: int) -> bool:
+        return len(self.go) > number
+
     async def _wait(self, event: RequestHeadersEvent) -> AgentResponse | None:
         go = self.go[event.uri + event.correlation_id] = anyio.Event()
         try:
@@ -284,7 +288,7 @@ async def test_no_more_hooks_are_at_work_than_may_be() -> None:
         await anyio.sleep(0.05)
         assert len(slow.go) == 2
         for released in range(6):
-            await until(lambda released=released: len(slow.go) > released)
+            await until(partial(slow.has_begun, released))
             list(slow.go.values())[released].set()
         for stream in streams:
             assert len([await stream.answer() for _ in range(3)]) == 3

@@ -81,7 +81,7 @@ class Echo(GrpcService):
             self.running -= 1
 
 
-def ask(channel: grpc.Channel, method: str, request: bytes = b"", **settings: Any) -> bytes:
+def ask(channel: Any, method: str, request: bytes = b"", **settings: Any) -> bytes:
     answer: bytes = channel.unary_unary(method)(request, timeout=60, **settings)
     return answer
 
@@ -90,7 +90,7 @@ async def in_thread(function: Any, *arguments: Any, **named: Any) -> Any:
     return await anyio.to_thread.run_sync(partial(function, *arguments, **named))
 
 
-async def status_of(channel: grpc.Channel, method: str, request: bytes = b"") -> tuple[grpc.StatusCode, str]:
+async def status_of(channel: Any, method: str, request: bytes = b"") -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as raised:
         await in_thread(ask, channel, method, request)
     error: Any = raised.value
@@ -245,7 +245,7 @@ async def test_what_cant_work_is_refused(services: Any, bind: str, settings: dic
 
 async def test_only_clients_with_a_certificate_of_the_authority_are_served(tmp_path: Path) -> None:
     authority, other = trustme.CA(), trustme.CA()
-    files = {}
+    files: dict[str, str] = {}
     for name, ca in (("ca", authority), ("other", other)):
         ca.cert_pem.write_to_path(files.setdefault(name, str(tmp_path / f"{name}.pem")))
         leaf = ca.issue_cert("localhost", "127.0.0.1")

@@ -164,7 +164,8 @@ class Peer:
 
     def start(self, address: str, *, credentials: grpc.ServerCredentials | None = None) -> int:
         self._workers = ThreadPoolExecutor(max_workers=40)
-        self._server = grpc.server(self._workers, handlers=[self], options=[("grpc.so_reuseport", 0)])
+        handlers: list[Any] = [self]
+        self._server = grpc.server(self._workers, handlers=handlers, options=[("grpc.so_reuseport", 0)])
         if credentials is None:
             port = self._server.add_insecure_port(address)
         else:

@@ -25,11 +25,13 @@ from asgi_agents import (
     Event,
     EventTooLargeError,
     EventType,
+    FailureMode,
     GrpcTransport,
     HeaderOp,
     MetricsReport,
     Redirect,
 )
+from asgi_agents.manager import registry_of
 from asgi_agents.protocol import ALLOW, Answer, Headers, RequestHeadersEvent, RequestMetadata, ResponseBodyChunkEvent
 from asgi_agents.transports.grpc.agent import GrpcClient
 from tests.support.sample_events import head
@@ -566,7 +568,7 @@ async def test_calls_are_spread_over_streams_and_the_events_of_a_request_stay_on
             for number in range(6):
                 for event in (head(f"c{number}"), response_head(f"c{number}")):
                     await manager_call(manager, event)
-    streams = {}
+    streams: dict[str, set[int]] = {}
     for heard in peer.heard:
         streams.setdefault(heard.correlation_id, set()).add(heard.stream.number)
     assert all(len(numbers) == 1 for numbers in streams.values())
@@ -574,8 +576,5 @@ async def test_calls_are_spread_over_streams_and_the_events_of_a_request_stay_on
 
 
 async def manager_call(manager: AgentManager, event: Event) -> None:
-    from asgi_agents.manager import registry_of
-
-    guard = registry_of(manager).guard("waf")
-    verdict = await guard.call(event, guard.config.failure_mode)
+    verdict = await registry_of(manager).guard("waf").call(event, FailureMode.CLOSED)
     assert verdict.failure is None

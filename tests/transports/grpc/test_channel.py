@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,7 @@ async def test_each_event_loop_has_a_channel_of_its_own(path: str, anyio_backend
         await stream.send(b"here")
         found.append(await stream.receive())
         for backend in ("asyncio", "trio"):
-            await anyio.to_thread.run_sync(lambda backend=backend: anyio.run(in_another_loop, backend=backend))
+            await anyio.to_thread.run_sync(partial(anyio.run, in_another_loop, backend=backend))
         await stream.send(b"here again")
         found.append(await stream.receive())
         await channels.aclose_everywhere()
