@@ -216,8 +216,8 @@ FUZZ: Final = (
     Defect(
         "fuzz-prefixes-of-mounts-forgotten",
         "routing/matching.py",
-        "return match_within(route, child_scope, scope, prefix, around, enter)",
-        'return match_within(route, child_scope, scope, "", around, enter)',
+        "return match_within(*chosen, scope, prefix, around, enter)",
+        'return match_within(*chosen, scope, "", around, enter)',
         "What is in a mount gets the agents of the route of the same spelling outside.",
         ("tests/test_resolver.py",),
     ),

@@ -119,7 +119,7 @@ ROUTING: Final = (
     ),
     Defect(
         "list-of-routes-is-not-copied",
-        "routing/resolver.py",
+        "routing/endpoints.py",
         "        routes = router.routes[:]\n",
         "        routes = router.routes\n",
         "A route that is added to the app while it serves gets the agents of another.",
@@ -144,8 +144,8 @@ ROUTING: Final = (
     Defect(
         "websocket-handlers-take-every-method",
         "routing/resolver.py",
-        '{"GET"} if isinstance(route, WebSocketRoute) else attribute(route, "methods")',
-        'attribute(route, "methods")',
+        'frozenset({"GET"}) if one.kind == "websocket" else one.methods',
+        "one.methods",
         "Advice about routes that never match is wrong for websockets.",
         ("tests/test_route_advice.py",),
     ),
