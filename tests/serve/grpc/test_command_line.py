@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -27,6 +28,7 @@ def blocked_by(target: str) -> str:
         yield HANDSHAKE
         yield chunk()
 
+    channel: Any
     with grpc.insecure_channel(target) as channel:
         for data in channel.stream_stream(PROCESS)(requests(), timeout=60):
             [(kind, [value])] = read(data).items()
@@ -62,7 +64,12 @@ def test_several_processes_share_a_port(place: Path) -> None:
         target = address.removeprefix("grpc://")
         found: set[str] = set()
         server.until(lambda: _listens(target))
-        server.until(lambda: len(found) == 2 or found.add(blocked_by(target)))
+
+        def both_have_answered() -> bool:
+            found.add(blocked_by(target))
+            return len(found) == 2
+
+        server.until(both_have_answered)
         assert str(server.process.pid) not in found
         server.process.send_signal(signal.SIGTERM)
         assert server.ended() == 0
