@@ -37,7 +37,7 @@ _PARAMETER: Final = re.compile(r"(?P<name>[a-z_]+)(?:=| contains | is |: )")
 _IN_FILES: Final = {"None": "false", "True": "true", "False": "false"}
 _PYTHON: Final = re.compile(r"\b(?:None|True|False)\b")
 # Hints about these would show parts of what was given.
-_ADDRESSES: Final = frozenset({"transport", "url", "address", "endpoints", "uds"})
+_ADDRESSES: Final = frozenset({"transport", "url", "address", "endpoints", "target", "uds"})
 
 
 def load(

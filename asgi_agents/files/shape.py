@@ -79,6 +79,7 @@ _ROUTE: Final = Table("AgentRoute", lambda: AgentRoute)
 _HTTP: Final = Table("HttpTransport", partial(transport_class, "url"), "url")
 _FORWARD_AUTH: Final = Table("ForwardAuthTransport", partial(transport_class, "address"), "address")
 _STREAM: Final = Table("StreamTransport", partial(transport_class, "endpoints"), "endpoints")
+_GRPC: Final = Table("GrpcTransport", partial(transport_class, "target"), "target")
 _MODE: Final = Shape(Literal["buffer", "stream", "hybrid"], (Table("BodyMode", lambda: BodyMode, "name"),))
 _RULES: Final = _texts(Table("ToolRule", lambda: ToolRule, "name"), many=True)
 _CERT: Final = Shape(str | list[str], nullable=True)
@@ -111,7 +112,7 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Shape | None]]] = {
         "guardrails": _GUARDRAILS,
     },
     "AgentConfig": {
-        "transport": Shape(str | list[str], (_FORWARD_AUTH, _HTTP, _STREAM)),
+        "transport": Shape(str | list[str], (_FORWARD_AUTH, _HTTP, _GRPC, _STREAM)),
         "circuit_breaker": _BREAKER,
         "request_body_mode": _MODE,
         "response_body_mode": _MODE,
@@ -128,6 +129,7 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Shape | None]]] = {
     },
     "ForwardAuthTransport": {"transport": None, "verify": Shape(bool | str), "cert": _CERT},
     "StreamTransport": {"verify": Shape(bool | str), "cert": _CERT},
+    "GrpcTransport": {"verify": Shape(bool | str), "cert": _CERT},
 }
 
 

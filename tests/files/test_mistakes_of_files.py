@@ -56,7 +56,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "no transport": (
         {"agents": [{"id": "waf"}]},
-        ["agents[0]: no transport, expected text, a list of texts or a table with address, url or endpoints"],
+        ["agents[0]: no transport, expected text, a list of texts or a table with address, url, target or endpoints"],
     ),
     "no events": (
         {"agents": [{"id": "waf", "transport": "http://127.0.0.1:9"}]},

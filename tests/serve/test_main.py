@@ -73,6 +73,7 @@ def fail():
 def dictionary():
     return {}
 """
+NOTHING = "nothing to bind: give --bind, --http or --grpc, or several of them"
 CHUNK = RequestBodyChunkEvent(correlation_id="c-1", data=b"x", is_last=True)
 
 
@@ -307,7 +308,7 @@ async def test_a_socket_in_use_is_one_line(place: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("house:waf", "nothing to bind: give --bind, --http, or both"),
+        ("house:waf", NOTHING),
         ("house", "'house', expected module:name"),
         ("nowhere:waf", "can't import 'nowhere': ModuleNotFoundError: No module named 'nowhere'"),
         ("broken:waf", "can't import 'broken': ZeroDivisionError: division by zero (PLACE/broken.py:3)"),
@@ -342,7 +343,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
     given = arguments.replace("PLACE", str(place)).split()
-    if "--bind" not in given and message != "nothing to bind: give --bind, --http, or both" and "--http" not in given:
+    if "--bind" not in given and message != NOTHING and "--http" not in given:
         given += ["--bind", "tcp://127.0.0.1:0"]
     try:
         assert main(given) == 2

@@ -108,9 +108,12 @@ class AgentService(GrpcService):
     async def _process(self, rpc: ServedRpc) -> None:
         assert self._service is not None
         connection = GrpcServedConnection(self._service, self._configuration)
-        wire = rpc.wire(connection)
+        wire = rpc.wire(connection, half_open=True)
         connection.connected(wire)
-        await wire.wait_closed()
+        try:
+            await wire.wait_closed()
+        finally:
+            connection.over()
 
 
 class _Configuration:
@@ -165,10 +168,15 @@ class GrpcServedConnection(V2Connection):
     def __init__(self, service: Service, configuration: _Configuration) -> None:
         super().__init__(service)
         self._configuration = configuration
-        self._greeted = self._ready = False
+        self._greeted = self._ready = self._half_closed = False
+        # What has come before the handshake was answered.
+        self._early: list[bytes] = []
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
+            return
+        if self._greeted and not self._ready:
+            self._early.append(data)
             return
         self._frame_bytes = len(data)
         try:
@@ -176,6 +184,26 @@ class GrpcServedConnection(V2Connection):
         except AgentProtocolError as exc:
             self._fail(str(exc))
         self._intake.noted()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            self.over()
+            return
+        # The client sends no more, and still reads the answers that it is owed.
+        self._half_closed = True
+        self._close_if_done()
+
+    def over(self) -> None:
+        """Nothing of the call is left."""
+        super().connection_lost(None)
+
+    def settle(self, call: ServedCall, answer: bytes) -> None:
+        super().settle(call, answer)
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._half_closed and not self.unanswered and not self._deaf and (self._ready or not self._greeted):
+            self.close()
 
     def report_health(self) -> None:
         if self._ready and not self._deaf:
@@ -213,6 +241,7 @@ class GrpcServedConnection(V2Connection):
                 raise AgentProtocolError(f"expected a handshake, got {kind or 'an empty message'}")
             self._greeted = True
             self._introduced.set()
+            self._wire.pause_reading()
             self._dispatcher.spawn(self._greet, message.handshake)
         elif kind is None:
             # A message of a later version.
@@ -257,6 +286,12 @@ class GrpcServedConnection(V2Connection):
         numbers = sorted(EVENT_NUMBERS[event_type] for event_type in listed)
         self._send(control.encode_handshake_response(self._service.capabilities, numbers))
         self.report_health()
+        early, self._early = self._early, []
+        for data in early:
+            self.data_received(data)
+        if not self._deaf:
+            self._wire.resume_reading()
+            self._close_if_done()
 
     async def _why_not(self, handshake: Any) -> str:
         """Why the handshake is refused; empty where it isn't."""

@@ -6,6 +6,7 @@ whole call.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextvars import Context
 from typing import Final, Protocol
 
@@ -69,6 +70,8 @@ class MessagePump:
         self._lost: Exception | None = None
         #: Whether :meth:`abort` has ended it.
         self.aborted = False
+        #: Called, last of all, when nothing of it is left.
+        self.when_closed: Callable[[], object] = lambda: None
         self._linger = Timer(self.abort)
         self._closed = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -79,16 +82,28 @@ class MessagePump:
     def _end(self, reader: asyncio.Task[None]) -> None:
         by_us, self._ending = self._ending, True
         self._linger.disarm()
-        self._writer.cancel()
-        self._call.cancel()
-        self._caught_up()
-        self._closed.set()
         if not reader.cancelled():
             # Or else asyncio says that nobody has asked.
             reader.exception()
+        self._unsent.clear()
+        if self._call.ends_with_us:
+            # A status can't be sent while a message is.
+            self._wake_writer()
+            self._linger = Timer(self._writer.cancel)
+            self._linger.arm(_LINGER)
+        else:
+            self._writer.cancel()
+        self._writer.add_done_callback(self._finish)
         # If neither the peer nor we have ended it, the event loop is ending, and the receiver is not called.
         if (self._read_to_the_end or by_us) and not self._lost_told:
             self._receiver.connection_lost(self._lost)
+
+    def _finish(self, writer: asyncio.Task[None]) -> None:
+        self._linger.disarm()
+        self._call.cancel()
+        self._caught_up()
+        self._closed.set()
+        self.when_closed()
 
     async def _read(self) -> None:
         call, receiver = self._call, self._receiver

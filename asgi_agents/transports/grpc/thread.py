@@ -7,6 +7,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import ClassVar, Final, Self, TypeVar
@@ -62,7 +63,8 @@ class AsyncioThread:
 
     def call(self, function: Callable[[], object]) -> None:
         """Call ``function`` in the thread, unless it has ended."""
-        if not self.loop.is_closed():
+        # A RuntimeError says that the event loop is closed.
+        with suppress(RuntimeError):
             # Not in the caller's context: that says which event loop the caller has.
             self.loop.call_soon_threadsafe(function, context=Context())
 

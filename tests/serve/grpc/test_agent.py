@@ -189,8 +189,9 @@ async def test_an_agent_that_raises_fails_that_call_alone() -> None:
     async with serving(Waf(fail)) as served:
         stream = await served.greeted()
         stream.send(head("bad"), head("good"))
-        assert no_verdict(await stream.answer()) == "agent raised RuntimeError"
-        assert await stream.answer() == {1: [b"good"], 2: [b""]}
+        answers = {answer[1][0]: answer for answer in [await stream.answer(), await stream.answer()]}
+        assert no_verdict(answers[b"bad"]) == "agent raised RuntimeError"
+        assert answers[b"good"] == {1: [b"good"], 2: [b""]}
 
 
 class Frames(Agent):
@@ -269,14 +270,61 @@ async def test_a_cancelled_call_ends_its_hook_and_still_has_an_answer() -> None:
         assert slow.cancelled == ["a"]
 
 
-@pytest.mark.parametrize("end", [RawStream.end, RawStream.cancel])
-async def test_hooks_end_with_their_stream(end: Callable[[RawStream], None]) -> None:
+async def test_hooks_end_with_their_stream() -> None:
     async with serving(slow := Slow()) as served:
         stream = await served.greeted()
         stream.send(head("a"))
         await until(lambda: slow.go)
-        end(stream)
+        stream.cancel()
         await until(lambda: slow.cancelled == ["a"])
+
+
+async def test_a_client_that_sends_no_more_still_has_what_it_is_owed() -> None:
+    async with serving(slow := Slow()) as served:
+        stream = await served.greeted()
+        stream.send(head("a"), head("b"))
+        await until(lambda: len(slow.go) == 2)
+        stream.end()
+        await anyio.sleep(0.02)
+        slow.go["/a?ba"].set()
+        assert (await stream.answer())[1] == [b"a"]
+        slow.go["/a?bb"].set()
+        assert (await stream.answer())[1] == [b"b"]
+        assert await stream.next() is None
+
+
+async def test_hooks_end_where_a_client_that_sends_no_more_goes_away() -> None:
+    async with serving(slow := Slow()) as served:
+        stream = await served.greeted()
+        stream.send(head("a"))
+        await until(lambda: slow.go)
+        stream.end()
+        await anyio.sleep(0.02)
+        stream.cancel()
+        await until(lambda: slow.cancelled == ["a"])
+
+
+async def test_events_may_come_before_the_handshake_is_answered() -> None:
+    async with serving(agent := Configured()) as served:
+        for _ in range(3):
+            stream = served.stream()
+            stream.send(handshake('{"a":1}'), head("a"), head("b"))
+            stream.end()
+            assert [(await stream.message())[0] for _ in range(2)] == [1, 3]
+            assert {(await stream.answer())[1][0] for _ in range(2)} == {b"a", b"b"}
+            assert await stream.next() is None
+    assert len(agent.heard) == 6
+
+
+async def test_a_client_that_ends_at_once_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(Waf()) as served:
+        stream = served.stream()
+        stream.end()
+        assert await stream.next() is None
+        stream = await served.greeted()
+        stream.end()
+        assert await stream.next() is None
+    assert caplog.records == []
 
 
 async def test_no_more_hooks_are_at_work_than_may_be() -> None:
