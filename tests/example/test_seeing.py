@@ -95,7 +95,7 @@ def families_of(seen: Seen) -> Sequence[Metric]:
 def documented() -> list[tuple[str, str, str]]:
     """Name, unit and Prometheus name of every metric that the documentation names."""
     rows = re.findall(r"^\| `(asgi_agents\.[\w.]+)` \| `([^`]+)` \| `(\w+)` \|", PAGE.read_text(), re.MULTILINE)
-    assert len(rows) == 15
+    assert len(rows) == 16
     return rows
 
 

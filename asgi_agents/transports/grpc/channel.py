@@ -113,8 +113,11 @@ class BidiStream:
 
         :raises AgentError: the call is over.
         """
-        if self._over:
-            raise self._fault or AgentConnectionError("the call is over")
+        if self._fault is not None:
+            raise self._fault
+        # A client that sends no more may still be sent something.
+        if self._wire.closed:
+            raise AgentConnectionError("the call is over")
         self._wire.write(message)
         if self._wire.congested:
             await self._wire.drain()

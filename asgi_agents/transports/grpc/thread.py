@@ -132,6 +132,12 @@ class ThreadedWire:
             self._pump = open_pump(self)
         except Exception as exc:
             self.connection_lost(exc if isinstance(exc, AgentError) else AgentConnectionError(type(exc).__name__))
+            self._set_closed()
+        else:
+            self._pump.when_closed = self._set_closed
+
+    def _set_closed(self) -> None:
+        self._home.call_soon(self._closed.set)
 
     def data_received(self, data: bytes) -> None:
         self._came += 1
@@ -142,7 +148,7 @@ class ThreadedWire:
         self._home.call_soon(partial(self._hand_over, data))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._home.call_soon(partial(self._lose, exc))
+        self._home.call_soon(partial(self._receiver.connection_lost, exc))
 
     # On the event loop
 
@@ -152,10 +158,6 @@ class ThreadedWire:
             self._held_up = False
             self.resume_reading()
         self._receiver.data_received(data)
-
-    def _lose(self, exc: Exception | None) -> None:
-        self._closed.set()
-        self._receiver.connection_lost(exc)
 
     def _tell(self, function: Callable[[MessagePump], object]) -> None:
         def tell() -> None:
