@@ -331,8 +331,8 @@ def test_a_url_of_no_known_scheme_is_refused(url: str) -> None:
     message = refusal("waf", url, events=HEADERS)
 
     assert message.startswith(
-        f"AgentConfig('waf'): transport={url!r}, expected an http://, https://, unix://, tcp://, grpc://, grpcs:// or "
-        "grpc+unix:// URL"
+        f"AgentConfig('waf'): transport={url!r}, expected an http://, https://, unix://, tcp://, grpc://, grpcs://, "
+        "grpc+unix:// or ray:// URL"
     )
 
 
