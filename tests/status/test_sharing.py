@@ -176,9 +176,12 @@ def test_what_has_not_changed_is_not_read_again(
     shared.exchange(OWN)
     read: list[str] = []
     actual = under_test._read
-    monkeypatch.setattr(
-        under_test, "_read", lambda directory, name, most: (read.append(name), actual(directory, name, most))[1]
-    )
+
+    def note(directory: int, name: str, most: int) -> bytes:
+        read.append(name)
+        return actual(directory, name, most)
+
+    monkeypatch.setattr(under_test, "_read", note)
     assert pids(shared.exchange(OWN)) == [os.getppid()]
     assert [name for name in read if name.endswith(".json")] == []
     leave(path, share_of(os.getppid(), manager=AgentManager([scripted("b"), scripted("c")])))
