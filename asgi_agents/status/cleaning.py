@@ -1,6 +1,7 @@
 """What of a failure or denial may be shown: without what looks like a credential, and no longer than can be read."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from msgspec.structs import replace
@@ -39,7 +40,7 @@ def _cleaned(incident: Incident) -> Incident:
     return replace(
         incident,
         path=None if incident.path is None else _text(incident.path, _MAX_PATH_LENGTH),
-        message=redact_secrets(incident.message),
+        message=_redacted(incident.message),
         rule_ids=_texts(incident.rule_ids),
         tags=_texts(incident.tags),
         reason_codes=_texts(incident.reason_codes),
@@ -47,7 +48,16 @@ def _cleaned(incident: Incident) -> Incident:
 
 
 def _texts(given: Sequence[str]) -> Sequence[str]:
-    return tuple([_text(text, _MAX_REASON_LENGTH) for text in given])
+    return tuple([_reason(text) for text in given])
+
+
+# The same few come again and again, unlike paths.
+@lru_cache(maxsize=1000)
+def _reason(given: str) -> str:
+    return _text(given, _MAX_REASON_LENGTH)
+
+
+_redacted: Final = lru_cache(maxsize=1000)(redact_secrets)
 
 
 def _text(given: str, length: int) -> str:
