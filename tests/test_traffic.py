@@ -149,11 +149,11 @@ async def test_calls_by_hand_are_no_connections_and_hold_the_agent_all_the_same(
     assert counted(manager) == (0, 0, 0)
     resolved_route = registry_of(manager).resolved_route(None)
     assert resolved_route.connections == 0
-    resolved_route.connections += 1
+    resolved_route.held += 1
     resolved_route.begun += 1
     assert (resolved_route.connections, resolved_route.begun) == (2, 1)
     resolved_route.ended += 1
-    resolved_route.connections -= 1
+    resolved_route.held -= 1
     assert (resolved_route.connections, counted(manager)) == (0, (1, 0, 0))
 
 

@@ -43,11 +43,11 @@ class ResolvedRoute:
 
     :ivar begun: how many connections there were on it, ``ended`` how many of these have ended. Who serves one counts
         both, which takes no longer than to count those that hold it.
+    :ivar held: how many others hold it now, that are no connections.
     """
 
     __slots__ = (
         "_by_event",
-        "_held",
         "agents",
         "asks_for_plain_bodies",
         "asks_for_whole_bodies",
@@ -63,6 +63,7 @@ class ResolvedRoute:
         "head_order",
         "headers_in_process_only",
         "hears",
+        "held",
         "inspects_responses",
         "judges",
         "keeping_requests",
@@ -110,8 +111,7 @@ class ResolvedRoute:
         self.route = route
         self.begun = 0
         self.ended = 0
-        # By others than connections.
-        self._held = 0
+        self.held = 0
         #: Whether something has changed, so that new connections get another.
         self.retired = False
         #: Those that keep something under a connection's correlation id until :meth:`forget`.
@@ -166,13 +166,10 @@ class ResolvedRoute:
     def connections(self) -> int:
         """How many hold it: an agent that is replaced or removed is closed only once none is left that may call it.
 
-        What holds it and is no connection counts here alone.
+        Where other threads serve, it may be too many, and is never too few.
         """
-        return self.begun - self.ended + self._held
-
-    @connections.setter
-    def connections(self, number: int) -> None:
-        self._held += number - self.connections
+        # What has ended is read first: a connection that begins and ends meanwhile does not hide one that is open.
+        return self.held - self.ended + self.begun
 
     def forget(self, correlation_id: str) -> None:
         """The connection of that id is over: let the agents drop what they keep under it."""
