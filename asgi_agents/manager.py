@@ -305,11 +305,11 @@ class AgentManager:
     def _held(self, agents: Iterable[AgentReference] | None) -> Iterator[ResolvedRoute]:
         """The resolved route of ``agents``, none of which is closed meanwhile, as for a connection."""
         resolved_route = self._registry.resolved_route(agents)
-        resolved_route.connections += 1
+        resolved_route.held += 1
         try:
             yield resolved_route
         finally:
-            resolved_route.connections -= 1
+            resolved_route.held -= 1
 
 
 def registry_of(manager: AgentManager) -> AgentRegistry:

@@ -287,6 +287,7 @@ class AgentMiddleware(AsksAgents):
             # The client has given no name: the headers need not be searched for it again.
             name = ""
         exchange = ExchangeState(self._registry, resolved_route, None, resolved_route.route, name, headers)
+        exchange.given_path = scope.get("raw_path") or scope["path"]
         # A websocket lets go of them once it is open.
         del headers
         if outer is not None:
@@ -298,7 +299,7 @@ class AgentMiddleware(AsksAgents):
         aliased = None if alias is None else state.get(alias, context)
         if isinstance(aliased, AgentContext):
             state[alias] = context
-        resolved_route.connections += 1
+        resolved_route.begun += 1
         token = set_current(exchange)
         try:
             if name:
@@ -327,7 +328,7 @@ class AgentMiddleware(AsksAgents):
             error = type(exc).__name__
             raise
         finally:
-            resolved_route.connections -= 1
+            resolved_route.ended += 1
             exchange.close()
             if audit is not None:
                 audit.end(error)

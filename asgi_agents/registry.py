@@ -20,7 +20,7 @@ from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .evaluation.endpoint_policy import EndpointPolicy
-from .evaluation.resolved_route import ResolvedRoute
+from .evaluation.resolved_route import ResolvedRoute, begun_on
 from .evaluation.route_agent import AgentReference, RouteAgent
 from .evaluation.route_listings import RouteListings
 from .evaluation.stages import check_order
@@ -34,6 +34,7 @@ from .observability.metrics import Tally
 from .observability.reports import Reports
 from .observability.sources import SourceStatus
 from .observability.telemetry import Telemetry
+from .observability.traffic import GuardedTraffic
 from .policy import as_failure_mode
 from .protocol.stream import MetricsReport
 from .retirement import Retirements
@@ -81,6 +82,8 @@ class AgentRegistry:
         self.telemetry = telemetry
         #: What agents behind the stream transport have reported of themselves.
         self.reports = Reports()
+        #: The connections that were guarded, and how many of them were stopped.
+        self.traffic = GuardedTraffic(self._begun)
         #: The file that the agents have come from; None: there is none.
         self.source: SourceStatus | None = None
         #: The routes, for the status page.
@@ -96,6 +99,8 @@ class AgentRegistry:
         self._resolved_routes: dict[_Resolved, ResolvedRoute] = {}
         # Those that were resolved before a change, while connections hold them.
         self._retired: list[ResolvedRoute] = []
+        # Connections on those that nothing holds any more.
+        self._begun_before = 0
         # Agents that were removed and are not closed yet.
         self._leaving: list[Guard] = []
         # By agent: held by the call that replaces it.
@@ -223,12 +228,15 @@ class AgentRegistry:
         with self._lock:
             for resolved_route in self._resolved_routes.values():
                 resolved_route.retired = True
-            self._retired = [
-                resolved_route
-                for resolved_route in (*self._retired, *self._resolved_routes.values())
-                if resolved_route.connections
-            ]
+            known = (*self._retired, *self._resolved_routes.values())
+            self._retired = [resolved_route for resolved_route in known if resolved_route.connections]
             self._resolved_routes = {}
+            self._begun_before += begun_on(known) - begun_on(self._retired)
+
+    def _begun(self) -> int:
+        """How many guarded connections there were."""
+        with self._lock:
+            return self._begun_before + begun_on((*self._retired, *self._resolved_routes.values()))
 
     # Change while serving
 
@@ -437,6 +445,7 @@ class AgentRegistry:
         warn_of(config)
         clock = self.clock if clock is None else clock
         guard = Guard(config, clock=clock, telemetry=self.telemetry, tally=tally, debug=self._debug)
+        guard.tally.history.on_turn = self.traffic.history.turn
         guard.on_change = self._retire_resolved_routes
         guard.client.on_metrics_report = self._metrics_reported
         guard.client.on_config_update = self._on_config_update

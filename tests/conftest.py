@@ -57,6 +57,7 @@ _IN_VIRTUAL_TIME: Final = (
     "test_uvicorn.py",
     "test_virtual_time.py",
     "status/test_app.py",
+    "status/test_reasons.py",
     "status/test_snapshot.py",
     "threats/test_answers.py",
     "threats/test_bodies.py",

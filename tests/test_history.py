@@ -30,9 +30,11 @@ def verdict(outcome: str, duration: float) -> Verdict:
 
 
 def buckets_of(calls: Sequence[Call]) -> list[int]:
+    """The durations of those that were answered."""
     buckets = [0] * SIZE
-    for _, _, duration in calls:
-        buckets[bisect_left(BOUNDS, duration)] += 1
+    for _, outcome, duration in calls:
+        if outcome in ANSWERS:
+            buckets[bisect_left(BOUNDS, duration)] += 1
     return buckets
 
 

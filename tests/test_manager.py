@@ -1631,7 +1631,7 @@ async def test_an_old_agent_is_closed_when_the_last_connection_that_knows_it_end
     old = fake(manager, "a")
     all_agents, only_b = registry_of(manager).resolved_route(None), registry_of(manager).resolved_route(["b"])
     for resolved_route in (all_agents, all_agents, only_b):
-        resolved_route.connections += 1
+        resolved_route.held += 1
 
     async with anyio.create_task_group() as tasks:
         if change == "replace":
@@ -1642,7 +1642,7 @@ async def test_an_old_agent_is_closed_when_the_last_connection_that_knows_it_end
         for left in (1, 0):
             assert old.closed == 0
             assert all_agents.agents_for(EventType.REQUEST_HEADERS)[0].guard.config.resolved_transport is old
-            all_agents.connections -= 1
+            all_agents.held -= 1
             assert all_agents.connections == left
             await settle()
 
@@ -1653,7 +1653,7 @@ async def test_an_old_agent_is_closed_when_the_last_connection_that_knows_it_end
 async def test_an_old_agent_is_closed_after_the_drain_timeout_at_the_latest() -> None:
     manager = AgentManager(agents(answering(None)))
     old = fake(manager, "a")
-    registry_of(manager).resolved_route(None).connections += 1
+    registry_of(manager).resolved_route(None).held += 1
 
     await manager.remove_agent("a", drain_timeout=0.02)
 

@@ -1120,7 +1120,7 @@ async def test_calls_are_seen_while_their_agent_is_on_its_way_out() -> None:
 async def test_an_agent_that_comes_back_while_it_drains_adds_up_with_what_it_was() -> None:
     manager = managed("waf", timeout=60.0)
     await manager.process_request_headers(REQUEST)
-    registry_of(manager).resolved_route(None).connections += 1  # a connection that is still open
+    registry_of(manager).resolved_route(None).held += 1  # a connection that is still open
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(manager.remove_agent, "waf", drain_timeout=60.0))
         await settle()

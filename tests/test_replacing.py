@@ -203,7 +203,7 @@ async def test_an_old_agent_is_closed_also_where_who_waits_for_it_is_cancelled(c
     manager = AgentManager([config("a", Fake(answering(OLD)))])
     guard, old = registry_of(manager).guard("a"), fake(manager, "a")
     held = registry_of(manager).resolved_route(None)
-    held.connections += 1
+    held.held += 1
     async with anyio.create_task_group() as tasks:
         if change == "replace":
             tasks.start_soon(manager.replace_agent, config("a", Fake(answering(NEW))))
@@ -220,7 +220,7 @@ async def test_an_old_agent_is_closed_also_where_who_waits_for_it_is_cancelled(c
         assert registry_of(manager).guard("a").predecessor is guard
     else:
         assert guard in registry_of(manager).metered
-    held.connections -= 1
+    held.held -= 1
     await until(lambda: old.closed)
     await settle()
     assert old.closed == 1
@@ -236,7 +236,7 @@ async def test_a_stream_agent_on_its_way_out_is_gone_when_the_manager_has_shut_d
     async with old.listening(), new.listening():
         manager = AgentManager([agent(old)])
         async with manager:
-            registry_of(manager).resolved_route(None).connections += 1
+            registry_of(manager).resolved_route(None).held += 1
             async with anyio.create_task_group() as tasks:
                 if change == "replace":
                     tasks.start_soon(manager.replace_agent, agent(new))
@@ -253,7 +253,7 @@ async def test_a_stream_agent_on_its_way_out_is_gone_when_the_manager_has_shut_d
 async def test_a_shutdown_ends_the_wait_for_connections_that_still_have_the_old_agent() -> None:
     manager = AgentManager([config("a", Fake())])
     old = fake(manager, "a")
-    registry_of(manager).resolved_route(None).connections += 1
+    registry_of(manager).resolved_route(None).held += 1
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(manager.remove_agent, "a")
@@ -275,12 +275,12 @@ async def test_what_closing_an_old_agent_raises_is_told_to_whoever_waits_and_els
     old = fake(manager, "a")
     old.close_error = OSError("no")
     held = registry_of(manager).resolved_route(None)
-    held.connections += 1
+    held.held += 1
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(manager.remove_agent, "a")
         await settle()
         tasks.cancel_scope.cancel()
-    held.connections -= 1
+    held.held -= 1
     await until(lambda: "agent 'a': its connections could not be closed" in caplog.text)
 
 

@@ -114,7 +114,9 @@ class Recorder:
             size = _size_of(event_type, event)
             if event is not None:
                 correlation_id = correlation_id_of(event)
-            series = self.tally.count(verdict, ended, correlation_id=correlation_id, route=route, size=size)
+            series = self.tally.count(
+                verdict, ended, correlation_id=correlation_id, route=route, size=size, event=event
+            )
             self._export_duration(duration, series.attributes)
             if response is ALLOW:
                 self._consents[event_type] = series

@@ -1,6 +1,6 @@
 """What a route resolves to: its agents, which of them receive which events, and what follows from that."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
@@ -41,8 +41,9 @@ class RouteListing(Struct, frozen=True):
 class ResolvedRoute:
     """The agents of a route, in route order, resolved once for many connections.
 
-    ``connections`` counts the connections that hold it: an agent that is replaced or removed is closed only once none
-    is left that may still call it.
+    :ivar begun: how many connections there were on it, ``ended`` how many of these have ended. Who serves one counts
+        both, which takes no longer than to count those that hold it.
+    :ivar held: how many others hold it now, that are no connections.
     """
 
     __slots__ = (
@@ -50,9 +51,10 @@ class ResolvedRoute:
         "agents",
         "asks_for_plain_bodies",
         "asks_for_whole_bodies",
+        "begun",
         "concerns_http",
         "concerns_websockets",
-        "connections",
+        "ended",
         "frame_steps",
         "guarded",
         "guardrails",
@@ -61,6 +63,7 @@ class ResolvedRoute:
         "head_order",
         "headers_in_process_only",
         "hears",
+        "held",
         "inspects_responses",
         "judges",
         "keeping_requests",
@@ -106,7 +109,9 @@ class ResolvedRoute:
         )
         #: The pattern of the route, or None.
         self.route = route
-        self.connections = 0
+        self.begun = 0
+        self.ended = 0
+        self.held = 0
         #: Whether something has changed, so that new connections get another.
         self.retired = False
         #: Those that keep something under a connection's correlation id until :meth:`forget`.
@@ -157,6 +162,15 @@ class ResolvedRoute:
         )
         self.planned = self.planned and not self.sets and refusal is None
 
+    @property
+    def connections(self) -> int:
+        """How many hold it: an agent that is replaced or removed is closed only once none is left that may call it.
+
+        Where other threads serve, it may be too many, and is never too few.
+        """
+        # What has ended is read first: a connection that begins and ends meanwhile does not hide one that is open.
+        return self.held - self.ended + self.begun
+
     def forget(self, correlation_id: str) -> None:
         """The connection of that id is over: let the agents drop what they keep under it."""
         for guard in self.keeping_requests:
@@ -165,6 +179,11 @@ class ResolvedRoute:
     def agents_for(self, event_type: EventType) -> tuple[RouteAgent, ...]:
         """The agents that receive such events, in route order."""
         return self._by_event[event_type]
+
+
+def begun_on(resolved_routes: Iterable[ResolvedRoute]) -> int:
+    """How many connections there were on those of them that have agents."""
+    return sum(resolved_route.begun for resolved_route in resolved_routes if resolved_route.guarded)
 
 
 def chain_steps(agents: Sequence[RouteAgent]) -> Sequence[Sequence[RouteAgent]]:

@@ -93,7 +93,7 @@ class HeadPlan:
         known[STATE_KEY] = context = AgentContext(state)
         if alias is not None:
             known[alias] = context
-        resolved_route.connections += 1
+        resolved_route.begun += 1
         token = set_current(state)
         try:
             agents = resolved_route.head_agents
@@ -112,6 +112,6 @@ class HeadPlan:
             exchange = HttpExchange(state, scope, receive, send, self._renderers, self._stop_grace)
             return await exchange.run(app, merge(verdicts))
         finally:
-            resolved_route.connections -= 1
+            resolved_route.ended += 1
             state.close()
             reset_current(token)

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from types import MappingProxyType
+from urllib.parse import quote
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -140,6 +141,8 @@ class ExchangeState(Struct, eq=False):
     request_id: str | None = None
     # Calls under way that keep its id from being free.
     _pending: int = 0
+    #: The path that was asked for, as it came, or as the server has decoded it. The short way leaves it to its events.
+    given_path: bytes | str = ""
 
     def __repr__(self) -> str:
         return f"<ExchangeState {self.correlation_id!r}>"
@@ -151,6 +154,12 @@ class ExchangeState(Struct, eq=False):
         Where the client has not given one, it is made when it is asked for first, which often never happens.
         """
         return self._name or self.find_name()
+
+    @property
+    def path(self) -> str:
+        """The path that was asked for, as it was written in the request; empty where only the events have it."""
+        given = self.given_path
+        return quote(given, errors="surrogatepass") if isinstance(given, str) else given.decode("latin-1")
 
     def find_name(self) -> str:
         """The id of the connection; where it has none yet, it is given one."""
@@ -388,6 +397,8 @@ class ExchangeState(Struct, eq=False):
 
     def decide(self, decision: AgentDecision) -> None:
         """Remember the decision that ended the connection."""
+        if self._decided is None:
+            self._registry.traffic.stopped(failed=decision.failure is not None)
         self._decided = replace(decision, verdicts=(), request_body_mutation=None, response_body_mutation=None)
 
     @property

@@ -20,6 +20,11 @@ class Named(Protocol):
         """Its correlation id."""
         ...
 
+    @property
+    def path(self) -> str:
+        """The path that was asked for, as it was written; empty where it is not known."""
+        ...
+
 
 #: Correlation ids of all connections that are open in this process, of all managers together: agents keep state under
 #: these ids, and one agent may belong to several managers.

@@ -1,7 +1,8 @@
 """Histograms of durations: counts in buckets, from which percentiles and exported histograms are computed."""
 
+from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -51,6 +52,20 @@ class Distribution:
         """For each of :data:`EXPORTED_BOUNDS`, how many durations are at most that; the last entry counts all."""
         below = list(accumulate(self.buckets))
         return (*(below[index] for index in _EXPORTED_INDEXES), below[-1])
+
+
+def packed(buckets: Sequence[int]) -> Sequence[int]:
+    """The buckets that are not empty: index and count of the first, of the second, and so on."""
+    return array("Q", [number for pair in enumerate(buckets) if pair[1] for number in pair])
+
+
+def unpacked(parts: Iterable[Sequence[int]]) -> list[int]:
+    """The buckets that were :func:`packed`, those of all ``parts`` together."""
+    buckets = [0] * SIZE
+    for part in parts:
+        for index, count in zip(part[::2], part[1::2], strict=True):
+            buckets[index] += count
+    return buckets
 
 
 def percentile(buckets: Sequence[int], fraction: float) -> float | None:

@@ -1,23 +1,24 @@
 """An agent's figures of the last ten minutes, in slots of ten seconds. Pure: the time is given."""
 
 import math
-from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import RLock
 from typing import Final
 
 from msgspec import Struct
 
-from .histograms import SIZE, percentile
+from .histograms import SIZE, packed, percentile, unpacked
 
 #: Seconds in a slot, and how many of them are remembered.
 SLOT_SECONDS: Final = 10
 SLOTS: Final = 60
+# How many of them are a minute.
+_MINUTE: Final = 60 // SLOT_SECONDS
 
 
 class Totals(Struct, frozen=True):
-    """All that was counted up to one moment: calls by outcome, and their durations in buckets."""
+    """All that was counted up to one moment: calls by outcome, and the durations of those that were answered."""
 
     calls: int = 0
     denials: int = 0
@@ -33,13 +34,12 @@ class Totals(Struct, frozen=True):
             [now - then for now, then in zip(self.buckets, earlier.buckets, strict=True)],
         )
 
-    def packed(self) -> "Totals":
-        """The same values in a fifth of the memory."""
-        return Totals(self.calls, self.denials, self.failures, array("Q", self.buckets))
-
 
 class TimeSlot(Struct, frozen=True, kw_only=True):
-    """The figures of ten seconds. The percentiles are seconds, None if there were no calls."""
+    """The figures of ten seconds.
+
+    The percentiles are those of the calls that were answered, in seconds; None if there were none.
+    """
 
     calls: int
     denials: int
@@ -49,17 +49,31 @@ class TimeSlot(Struct, frozen=True, kw_only=True):
 
 
 class Latency(Struct, frozen=True, kw_only=True):
-    """Percentiles of the durations of the last ten minutes' calls, in seconds; None if there were no calls."""
+    """Percentiles of the durations of the last ten minutes' calls that were answered, in seconds; None without any."""
 
     p50: float | None
     p90: float | None
     p99: float | None
 
 
+class Rates(Struct, frozen=True, kw_only=True):
+    """How often something happened.
+
+    :ivar per_second: calls, or connections, over the last minute.
+    :ivar denied: which part of those of the last ten minutes was denied, from 0 to 1; None if there were none.
+    :ivar failed: likewise, which part has failed.
+    """
+
+    per_second: float
+    denied: float | None
+    failed: float | None
+
+
 class _Ended(Struct, frozen=True):
     number: int
-    totals: Totals
     slot: TimeSlot
+    # The durations, packed: sixty of them are kept for each agent.
+    buckets: Sequence[int]
 
 
 class History:
@@ -77,8 +91,10 @@ class History:
         #: When the current slot ends, on the clock of whoever counts.
         self.until = -math.inf
         self._ended: deque[_Ended] = deque()
-        # Up to the oldest slot that is remembered.
-        self._before = Totals()
+        # What was counted when the last slot ended.
+        self._latest = Totals()
+        #: Called with the time when a slot has ended.
+        self.on_turn: Callable[[float], object] = lambda now: None
         # Several threads may count. Reentrant: what reads the slots ends the current one first.
         self._lock = RLock()
 
@@ -87,16 +103,18 @@ class History:
         with self._lock:
             if now >= self.until:
                 self._turn(now)
+                self.on_turn(now)
 
     def _turn(self, now: float) -> None:
         if self.until > -math.inf:
-            # Sixty of them are kept for each agent.
-            totals = self._totals().packed()
-            self._ended.append(_Ended(self._slot, totals, _slot(totals.since(self._latest))))
+            totals = self._totals()
+            counted = totals.since(self._latest)
+            self._ended.append(_Ended(self._slot, _slot(counted), packed(counted.buckets)))
+            self._latest = totals
         self._slot = int(now // SLOT_SECONDS)
         self.until = (self._slot + 1) * SLOT_SECONDS
         while self._ended and self._ended[0].number <= self._slot - SLOTS:
-            self._before = self._ended.popleft().totals
+            self._ended.popleft()
 
     def slots(self, now: float) -> Sequence[TimeSlot]:
         """The slots up to the current one, oldest first."""
@@ -108,17 +126,37 @@ class History:
             slots[-1] = _slot(self._totals().since(self._latest))
             return slots
 
-    def latency(self, now: float) -> Latency:
-        """The percentiles over all of them."""
+    def buckets(self, now: float) -> Sequence[Sequence[int]]:
+        """The durations in each of these slots, :func:`packed`."""
         with self._lock:
             self.turn(now)
-            buckets = self._totals().since(self._before).buckets
-        return Latency(p50=percentile(buckets, 0.5), p90=percentile(buckets, 0.9), p99=percentile(buckets, 0.99))
+            slots: list[Sequence[int]] = [()] * SLOTS
+            for ended in self._ended:
+                slots[SLOTS - 1 - (self._slot - ended.number)] = ended.buckets
+            slots[-1] = packed(self._totals().since(self._latest).buckets)
+            return slots
 
-    @property
-    def _latest(self) -> Totals:
-        """What was counted when the last slot ended."""
-        return self._ended[-1].totals if self._ended else self._before
+    def latency(self, now: float) -> Latency:
+        """The percentiles over all of them."""
+        return latency_of(self.buckets(now))
+
+
+def latency_of(parts: Iterable[Sequence[int]]) -> Latency:
+    """The percentiles of durations that were :func:`packed`."""
+    buckets = unpacked(parts)
+    return Latency(p50=percentile(buckets, 0.5), p90=percentile(buckets, 0.9), p99=percentile(buckets, 0.99))
+
+
+def rates_of(slots: Sequence[TimeSlot], now: float, started: float) -> Rates:
+    """The rates of what was counted in ``slots`` up to ``now``, since ``started``; both are monotonic seconds."""
+    calls = sum(slot.calls for slot in slots)
+    # The slots of a minute, and what there is of the current one.
+    seconds = min(_MINUTE * SLOT_SECONDS + now % SLOT_SECONDS, max(1.0, now - started))
+    return Rates(
+        per_second=sum(slot.calls for slot in slots[-1 - _MINUTE :]) / seconds,
+        denied=sum(slot.denials for slot in slots) / calls if calls else None,
+        failed=sum(slot.failures for slot in slots) / calls if calls else None,
+    )
 
 
 def _slot(totals: Totals) -> TimeSlot:

@@ -4,6 +4,7 @@ import time
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from msgspec import Struct
 
@@ -11,16 +12,22 @@ from ..breaker import BreakerState
 from ..decision import Verdict
 from ..errors import printable
 from ..failures import RULES, FailureKind
-from ..protocol import EventType
+from ..protocol import AuditMetadata, Event, EventType, RequestHeadersEvent
 from .attributes import AGENT_ID, DECISION, ERROR_TYPE, EVENT
+from .correlation import current
 from .endpoints import EndpointStatistics
 from .histograms import BOUNDS, SIZE, Distribution
 from .history import History, Totals
 
-# How many of an agent's latest failures and of its latest denials are remembered.
+# How many of an agent's latest failures and of its latest denials are remembered, how many reasons of each kind an
+# agent may give for one, and how long a reason and a path may be.
 _MAX_INCIDENTS = 50
+_MAX_REASONS = 8
+_MAX_REASON_LENGTH = 256
+_MAX_PATH_LENGTH = 512
 _BODY_SKIPPED = frozenset(kind.value for kind, rule in RULES.items() if rule.body_skipped)
 _FAILURES = frozenset(kind.value for kind in RULES)
+_NOTHING: Final = AuditMetadata()
 
 
 class AgentMetrics(Struct, frozen=True, kw_only=True):
@@ -81,6 +88,11 @@ class Incident(Struct, frozen=True, kw_only=True):
 
     ``time`` is seconds since the epoch, ``duration`` seconds. ``message`` says what went wrong, and is empty for a
     denial. ``window`` is whether a guardrail had the agent judge text that passes.
+
+    :ivar path: of the request, as it was written, without the query; None where it is not known.
+    :ivar rule_ids: why the agent has denied it, in its own words, as are ``tags`` and ``reason_codes``: the first eight
+        of each.
+    :ivar worker: the process id of the worker in which it happened, where several are shown together.
     """
 
     time: float
@@ -94,6 +106,11 @@ class Incident(Struct, frozen=True, kw_only=True):
     duration: float
     message: str
     window: bool = False
+    path: str | None = None
+    rule_ids: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    reason_codes: Sequence[str] = ()
+    worker: int | None = None
 
 
 class Series:
@@ -223,9 +240,19 @@ class Tally:
         return tuple(self._series.values())
 
     def count(
-        self, verdict: Verdict, now: float, *, correlation_id: str = "", route: str | None = None, size: int = 0
+        self,
+        verdict: Verdict,
+        now: float,
+        *,
+        correlation_id: str = "",
+        route: str | None = None,
+        size: int = 0,
+        event: Event | None = None,
     ) -> Series:
-        """Add one verdict, on an event of ``size`` bytes; ``now`` is monotonic seconds."""
+        """Add one verdict, on an event of ``size`` bytes; ``now`` is monotonic seconds.
+
+        ``event`` is what the agent has received; None: nothing.
+        """
         outcome = verdict.metric_outcome
         # The failure mode matters to failures only: answers are counted together whatever it is.
         fail_closed = verdict.failure is None or verdict.fail_closed
@@ -240,7 +267,7 @@ class Tally:
         if size and verdict.failure is None:
             self.inspected[series.event] += size
         if series.failed or series.denied:
-            self._remember(series, verdict, correlation_id, route)
+            self._remember(series, verdict, correlation_id, route, event)
         return series
 
     def add(self, series: Series, duration: float, now: float) -> None:
@@ -277,7 +304,10 @@ class Tally:
             held=self.text.held,
         )
 
-    def _remember(self, series: Series, verdict: Verdict, correlation_id: str, route: str | None) -> None:
+    def _remember(
+        self, series: Series, verdict: Verdict, correlation_id: str, route: str | None, event: Event | None
+    ) -> None:
+        audit = _NOTHING if verdict.response is None else verdict.response.audit
         series.latest = Incident(
             time=time.time(),
             # An id that the caller of the manager gave may be any text.
@@ -291,6 +321,10 @@ class Tally:
             duration=verdict.duration,
             message="" if verdict.failure is None else verdict.failure.message,
             window=verdict.window,
+            path=_path_of(event),
+            rule_ids=_shortened(audit.rule_ids),
+            tags=_shortened(audit.tags),
+            reason_codes=_shortened(audit.reason_codes),
         )
         if series.outcome == FailureKind.BREAKER_OPEN:
             self.refusals.append(series.latest)
@@ -305,5 +339,19 @@ class Tally:
             calls += number
             denials += number if each.denied else 0
             failures += number if each.failed else 0
-            buckets = [total + count for total, count in zip(buckets, each.durations.buckets, strict=True)]
+            if not each.failed:
+                # How long a failure took says nothing of how fast the agent answers.
+                buckets = [total + count for total, count in zip(buckets, each.durations.buckets, strict=True)]
         return Totals(calls, denials, failures, buckets)
+
+
+def _path_of(event: Event | None) -> str | None:
+    """The path of the request that an event is about, or the beginning of it."""
+    if isinstance(event, RequestHeadersEvent):
+        return event.uri.partition("?")[0][:_MAX_PATH_LENGTH]
+    connection = current()
+    return None if isinstance(connection, str) else connection.path.partition("?")[0][:_MAX_PATH_LENGTH] or None
+
+
+def _shortened(reasons: Sequence[str]) -> Sequence[str]:
+    return tuple([reason[:_MAX_REASON_LENGTH] for reason in reasons[:_MAX_REASONS]])

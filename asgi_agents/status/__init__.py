@@ -1,7 +1,7 @@
 """A page that shows what the agents do."""
 
 from .app import status_app
-from .snapshot import (
+from .model import (
     AgentStatus,
     HoldStatus,
     RouteAgentStatus,
@@ -9,6 +9,7 @@ from .snapshot import (
     RouteStatus,
     Status,
     TextStatus,
+    WorkerStatus,
 )
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "RouteStatus",
     "Status",
     "TextStatus",
+    "WorkerStatus",
     "status_app",
 ]

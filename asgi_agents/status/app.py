@@ -1,8 +1,10 @@
 """The status page as an ASGI app: HTML, JSON, and server-sent events."""
 
+import os
 import time
 from importlib.resources import files
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import anyio
@@ -16,7 +18,11 @@ from ..manager import AgentManager, registry_of, require_manager
 from ..observability.authorization import Authorize, refusal, require_authorize
 from ..registry import AgentRegistry
 from ..routing.routes import path_below_root
+from .cleaning import IncidentCleaner
 from .snapshot import take_snapshot
+
+if TYPE_CHECKING:
+    from .sharing import SharedStatus
 
 # A stream that never ends would keep a server that shuts down gracefully waiting for the viewer. The page comes back.
 _STREAM_SECONDS: Final = 5.0
@@ -43,11 +49,18 @@ _ASSETS: Final = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/parts.js": ("parts.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 
 
-def status_app(manager: AgentManager, *, authorize: Authorize | None = None, interval: float = 1.0) -> ASGIApp:
+def status_app(
+    manager: AgentManager,
+    *,
+    authorize: Authorize | None = None,
+    interval: float = 1.0,
+    directory: str | os.PathLike[str] | None = None,
+) -> ASGIApp:
     """An ASGI app that shows the agents of ``manager``, to be mounted.
 
     ::
@@ -55,28 +68,56 @@ def status_app(manager: AgentManager, *, authorize: Authorize | None = None, int
         app.mount("/-/agents", status_app(manager))
 
     The page is at the mount's ``/``; what it shows is in ``status.json`` (a :class:`Status`), and comes anew every
-    ``interval`` seconds from ``events``. There are correlation ids, routes and the messages of failures in it, but no
-    header values and no bodies.
+    ``interval`` seconds from ``events``. There are correlation ids, routes, paths, the messages of failures and the
+    reasons of denials in it, but no queries, no header values and no bodies.
 
     :param authorize: asked about each request. It takes the request and returns, or is a coroutine function that
         returns, True, False (403), or the response that refuses it.
+    :param directory: in which the workers of an app tell one another how they are, so that the page of each shows all
+        of them. It is made if need be; nobody but the user as whom the app runs may write to it. Each worker has one
+        file there, of at most 4 MiB, while somebody looks at the page.
     :raises ConfigurationError: for arguments that can't work.
     """
     require_manager("status_app: manager=", manager)
     require_authorize("status_app", authorize)
     if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0.05 <= interval <= _MAX_INTERVAL:
         raise ConfigurationError(f"status_app: interval={interval!r}, expected seconds from 0.05 to {_MAX_INTERVAL:g}")
-    return _StatusApp(registry_of(manager), authorize, interval)
+    return _StatusApp(registry_of(manager), authorize, interval, _checked(directory))
+
+
+def _checked(directory: object) -> Path | None:
+    if directory is None:
+        return None
+    given = os.fspath(directory) if isinstance(directory, str | os.PathLike) else directory
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise ConfigurationError(f"status_app: directory={directory!r}, expected the path of a directory")
+    if not hasattr(os, "O_NOFOLLOW") or os.scandir not in os.supports_fd:
+        raise ConfigurationError(f"status_app: directory={directory!r}, expected none on this operating system")
+    # Where the process goes to another directory later, this one stays the same.
+    return Path(given).absolute()
+
+
+def _shared(directory: Path, registry: AgentRegistry, interval: float, cleaner: IncidentCleaner) -> "SharedStatus":
+    # It needs what there is on POSIX alone.
+    from .sharing import SharedStatus
+
+    shared = SharedStatus(directory, registry, interval, cleaner)
+    registry.lifecycle.companions.append(shared.run)
+    return shared
 
 
 class _StatusApp:
-    def __init__(self, registry: AgentRegistry, authorize: Authorize | None, interval: float) -> None:
+    def __init__(
+        self, registry: AgentRegistry, authorize: Authorize | None, interval: float, directory: Path | None
+    ) -> None:
         self._registry = registry
         self._authorize = authorize
         self._interval = interval
         self._files = {name: (files(__package__) / "page" / name).read_bytes() for name, _ in _ASSETS.values()}
         self._encoded = b""
         self._encoded_at = float("-inf")
+        self._cleaner = IncidentCleaner()
+        self._shared = None if directory is None else _shared(directory, registry, interval, self._cleaner)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -95,6 +136,8 @@ class _StatusApp:
                 await self._stream(receive, send)
                 return
             else:
+                if path == "/status.json":
+                    await self._look()
                 response = self._respond(path, scope)
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
@@ -119,9 +162,16 @@ class _StatusApp:
         """What many viewers see at the same time is made once."""
         now = time.monotonic()
         if now - self._encoded_at > max_age:
-            self._encoded = msgspec.json.encode(take_snapshot(self._registry, self._interval))
+            shared = self._shared
+            status = take_snapshot(self._registry, self._interval, self._cleaner) if shared is None else shared.take()
+            self._encoded = msgspec.json.encode(status)
             self._encoded_at = now
         return self._encoded
+
+    async def _look(self) -> None:
+        """Hear the other workers, if there are any."""
+        if self._shared is not None:
+            await self._shared.watch()
 
     async def _stream(self, receive: Receive, send: Send) -> None:
         error: Exception | None = None
@@ -156,6 +206,7 @@ class _StatusApp:
         ends = time.monotonic() + max(_STREAM_SECONDS, self._interval)
         data = _RETRY
         while (left := ends - time.monotonic()) > 0:
+            await self._look()
             data += b"data: %b\n\n" % self._status(self._interval * 0.95)
             await send_in_time({"type": "http.response.body", "body": data, "more_body": True})
             data = b""

@@ -1,169 +1,123 @@
-"""What the status page shows, at one moment."""
+"""Takes what the status page shows from the agents of this process."""
 
+import os
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
-from msgspec import Struct
-
-from .._version import __version__
 from ..evaluation.resolved_route import RouteListing
+from ..failures import FailureKind
 from ..guard import Guard
 from ..guardrails import Guardrail, TextGuardrail
 from ..guardrails.slots import Kind
-from ..observability.endpoints import EndpointStatistics
-from ..observability.histograms import percentile
-from ..observability.history import SLOT_SECONDS, Latency, TimeSlot
+from ..observability.histograms import packed, percentile
+from ..observability.history import SLOT_SECONDS, rates_of
 from ..observability.metrics import Incident, TextTally
-from ..observability.sources import SourceStatus
 from ..policy import FailureMode
 from ..protocol import EventType
 from ..registry import AgentRegistry
+from .cleaning import IncidentCleaner
+from .model import (
+    AgentStatus,
+    DurationShare,
+    HoldStatus,
+    RouteAgentStatus,
+    RouteGuardrailStatus,
+    RouteStatus,
+    Status,
+    TextStatus,
+    WorkerShare,
+    WorkerStatus,
+)
+from .trouble import is_serious, trouble_of
 
 # As they come in a call.
 _KINDS: Final[Sequence[Kind]] = ("input", "reasoning", "output", "tool_call", "tool_result")
 
+#: What tells machines and containers apart.
+hostname: Final = cache(socket.gethostname)
 
-class HoldStatus(Struct, frozen=True, kw_only=True):
-    """How long the text of streams was held, in seconds: of each stream that is over, the event that waited longest.
 
-    All are None until the first such stream is over.
+def take_snapshot(registry: AgentRegistry, interval: float = 1.0, cleaner: IncidentCleaner | None = None) -> Status:
+    """How things are now; to be called on the event loop that serves.
+
+    :param cleaner: the one of the snapshots before.
     """
-
-    p50: float | None
-    p90: float | None
-    p99: float | None
-    longest: float | None
-
-
-class TextStatus(Struct, frozen=True, kw_only=True):
-    """What an agent does as a guardrail, since it was added.
-
-    :ivar finds: how often it did what, by the kind of text: ``{"redact": {"output": 2}}``. It is ``redact``, ``block``,
-        ``flag``, or ``unreadable`` for what could not be shown to it, and ``dropped``, whose kinds are empty.
-    :ivar windows: of text, which are judged now.
-    :ivar held: code points that wait now in the streams that it judges.
-    :ivar streams: of which ``hold`` tells.
-    """
-
-    finds: Mapping[str, Mapping[str, int]]
-    windows: int
-    held: int
-    streams: int
-    hold: HoldStatus
-
-
-class AgentStatus(Struct, frozen=True, kw_only=True):
-    """One agent. Durations are seconds.
-
-    :ivar breaker: ``closed``, ``open``, ``half_open``, or None where it is switched off; ``retry_after`` is how long it
-        stays open at most.
-    :ivar in_flight: calls under way, of at most ``max_in_flight``; ``waiting`` are those that wait for a permit or a
-        place on a connection.
-    :ivar calls: since the agent was added, as are ``outcomes``, ``passed_open``, ``shadowed`` and ``skipped_bodies``
-        (see :class:`~asgi_agents.AgentMetrics`).
-    :ivar latency: over the last ten minutes.
-    :ivar slots: the last ten minutes in slots of ``slot_seconds``, oldest first.
-    :ivar failures: the latest, newest first; ``denials`` likewise.
-    :ivar text: None for an agent that never had anything to do as a guardrail.
-    """
-
-    id: str
-    transport: str
-    hears: Sequence[str]
-    failure_mode: str
-    enforced: bool
-    configured: bool
-    breaker: str | None
-    retry_after: float
-    in_flight: int
-    max_in_flight: int
-    waiting: int
-    calls: int
-    outcomes: Mapping[str, int]
-    passed_open: int
-    shadowed: int
-    skipped_bodies: int
-    latency: Latency
-    slots: Sequence[TimeSlot]
-    failures: Sequence[Incident]
-    denials: Sequence[Incident]
-    endpoints: Sequence[EndpointStatistics]
-    text: TextStatus | None
-
-
-class RouteAgentStatus(Struct, frozen=True, kw_only=True):
-    """An agent on a route, the events that it receives there, and the failure mode that holds."""
-
-    id: str
-    hears: Sequence[str]
-    failure_mode: str
-    enforced: bool
-
-
-class RouteGuardrailStatus(Struct, frozen=True, kw_only=True):
-    """A guardrail on a route.
-
-    :ivar id: of the agent.
-    :ivar on: the kinds of text that it judges.
-    :ivar action: what is done about a detection; None: the agent says so itself.
-    :ivar conditional: whether a function says of each call whether it judges it.
-    :ivar failure_mode: the one that holds.
-    """
-
-    id: str
-    on: Sequence[str]
-    action: str | None
-    conditional: bool
-    failure_mode: str
-    enforced: bool
-
-
-class RouteStatus(Struct, frozen=True, kw_only=True):
-    """A route; ``path`` is None for connections that no route matches, ``methods`` None for all."""
-
-    path: str | None
-    methods: Sequence[str] | None
-    agents: Sequence[RouteAgentStatus]
-    guardrails: Sequence[RouteGuardrailStatus]
-
-
-class Status(Struct, frozen=True, kw_only=True):
-    """All agents and all routes.
-
-    ``time`` is seconds since the epoch, ``interval`` is how many there are between two of these in the stream.
-    ``source`` is the configuration file; None: there is none.
-    """
-
-    version: str = __version__
-    time: float
-    interval: float
-    slot_seconds: int = SLOT_SECONDS
-    agents: Sequence[AgentStatus]
-    routes: Sequence[RouteStatus]
-    source: SourceStatus | None = None
-
-
-def take_snapshot(registry: AgentRegistry, interval: float = 1.0) -> Status:
-    """How things are now; to be called on the event loop that serves."""
-    now = time.monotonic()
+    now, at = time.monotonic(), time.time()
+    guards = registry.guards()
+    incidents = (IncidentCleaner() if cleaner is None else cleaner).clean(
+        [part for guard in guards for part in (_failures(guard), tuple(reversed(guard.tally.denials)))]
+    )
+    started = registry.traffic.started
+    agents = [
+        _agent(guard, failures, denials, now, at, started)
+        for guard, failures, denials in zip(guards, incidents[::2], incidents[1::2], strict=True)
+    ]
+    slots = registry.traffic.history.slots(now)
+    connections, rates = registry.traffic.totals().calls, rates_of(slots, now, started)
+    worker = WorkerStatus(
+        pid=os.getpid(),
+        host=hostname(),
+        started_at=registry.traffic.started_at,
+        heard_at=at,
+        connections=connections,
+        rates=rates,
+        trouble=sum(is_serious(agent.trouble) for agent in agents),
+    )
     return Status(
-        time=time.time(),
+        time=at,
         interval=interval,
-        agents=[_agent(guard, now) for guard in registry.guards()],
+        worker=worker,
+        workers=[worker],
+        connections=connections,
+        rates=rates,
+        slots=slots,
+        agents=agents,
         routes=[_route(registry, listing) for listing in registry.listings],
         source=registry.source,
     )
 
 
-def _agent(guard: Guard, now: float) -> AgentStatus:
+def take_share(registry: AgentRegistry, status: Status) -> WorkerShare:
+    """What other processes are to know of this one, beside the ``status`` that was just taken."""
+    now = time.monotonic()
+    agents = {
+        guard.config.id: DurationShare(
+            slots=[tuple(slot) for slot in guard.tally.history.buckets(now)],
+            held=tuple(packed(guard.tally.text.delays.buckets)),
+        )
+        for guard in registry.guards()
+    }
+    return WorkerShare(status=status, slot=int(now // SLOT_SECONDS), durations=agents)
+
+
+def _failures(guard: Guard) -> Sequence[Incident]:
+    tally = guard.tally
+    return sorted((*tally.failures, *tally.refusals), key=lambda incident: -incident.time)
+
+
+def _agent(
+    guard: Guard, failures: Sequence[Incident], denials: Sequence[Incident], now: float, at: float, started: float
+) -> AgentStatus:
     metrics, statistics, tally = guard.metrics(), guard.statistics(), guard.tally
+    slots = tally.history.slots(now)
+    trouble = trouble_of(
+        configured=guard.configured,
+        breaker=statistics.breaker,
+        endpoints=statistics.endpoints,
+        slots=slots,
+        latest=next((failure for failure in failures if failure.outcome != FailureKind.BREAKER_OPEN), None),
+        now=at,
+    )
     return AgentStatus(
         id=guard.config.id,
         transport=statistics.transport,
         hears=_in_order(guard.hears),
         failure_mode=guard.config.fails.value,
         enforced=guard.config.enforce,
+        trouble=dict.fromkeys(trouble, 1),
         configured=guard.configured,
         breaker=statistics.breaker,
         retry_after=0.0 if guard.breaker is None else guard.breaker.retry_after,
@@ -175,10 +129,11 @@ def _agent(guard: Guard, now: float) -> AgentStatus:
         passed_open=metrics.passed_open,
         shadowed=metrics.shadowed,
         skipped_bodies=metrics.skipped_bodies,
+        rates=rates_of(slots, now, started),
         latency=tally.history.latency(now),
-        slots=tally.history.slots(now),
-        failures=sorted((*tally.failures, *tally.refusals), key=lambda incident: -incident.time),
-        denials=tuple(reversed(tally.denials)),
+        slots=slots,
+        failures=failures,
+        denials=denials,
         endpoints=statistics.endpoints,
         text=_text(tally.text) if tally.text.used else None,
     )
@@ -189,15 +144,19 @@ def _text(tally: TextTally) -> TextStatus:
     for (what, kind), number in tally.counts.items():
         finds.setdefault(what, {})[kind] = number
     buckets = tuple(tally.delays.buckets)
-    streams, longest = sum(buckets), tally.longest_delay
-    p50, p90, p99 = (_at_most(longest, percentile(buckets, fraction)) for fraction in (0.5, 0.9, 0.99))
     return TextStatus(
         finds=finds,
         windows=tally.windows,
         held=tally.held,
-        streams=streams,
-        hold=HoldStatus(p50=p50, p90=p90, p99=p99, longest=longest if streams else None),
+        streams=sum(buckets),
+        hold=hold_of(buckets, tally.longest_delay),
     )
+
+
+def hold_of(buckets: Sequence[int], longest: float) -> HoldStatus:
+    """The percentiles of how long text was held, of which the ``longest`` is known exactly."""
+    p50, p90, p99 = (_at_most(longest, percentile(buckets, fraction)) for fraction in (0.5, 0.9, 0.99))
+    return HoldStatus(p50=p50, p90=p90, p99=p99, longest=longest if sum(buckets) else None)
 
 
 def _at_most(longest: float, estimate: float | None) -> float | None:

@@ -41,9 +41,11 @@ ASSETS = {
     "/": "text/html; charset=utf-8",
     "/page.css": "text/css; charset=utf-8",
     "/page.js": "text/javascript; charset=utf-8",
+    "/parts.js": "text/javascript; charset=utf-8",
     "/icon.svg": "image/svg+xml",
     "/status.json": "application/json",
 }
+SCRIPTS = ("parts.js", "page.js")
 EVERYTHING = [*ASSETS, "/events"]
 NOT_THERE = [
     "/nothing",
@@ -205,7 +207,7 @@ async def test_the_html_has_no_inline_script_or_style_and_no_url_of_another_orig
 
 def test_scripts_and_styles_know_no_other_origin_and_never_make_markup_of_text() -> None:
     page = files("asgi_agents.status") / "page"
-    script, style = (page / "page.js").read_text(), (page / "page.css").read_text()
+    script, style = "".join((page / name).read_text() for name in SCRIPTS), (page / "page.css").read_text()
     assert re.findall(r"\b\w+://[^\"']*", script) == ["http://www.w3.org/2000/svg"]
     assert "://" not in style
     assert "@import" not in style

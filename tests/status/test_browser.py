@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def test_the_page_loads_and_shows_all_agents(world: World, visit: Open) -> None:
     visited = visit(world.page)
     expect(visited.page).to_have_title("Agents")
     expect(visited.page.locator(".agent h3")).to_have_text(["waf", "shadow", "optional", "flaky"])
-    expect(visited.page.locator("#summary")).to_have_text("4 agents, no breaker open")
+    expect(visited.page.locator("#summary")).to_have_text("4 agents, no trouble")
     expect(visited.page.locator("#route-rows tr")).to_have_count(4)
     expect(card(visited, "shadow").locator(".badge", has_text="shadow")).to_be_visible()
     is_live(visited)
@@ -89,7 +90,13 @@ def test_without_the_trailing_slash_it_loads_as_well(world: World, visit: Open) 
 def test_nothing_comes_from_another_origin(world: World, visit: Open) -> None:
     visited = visit(world.page)
     is_live(visited)
-    assert {url.removeprefix(world.page) for url in visited.requests} >= {"", "page.css", "page.js", "events"}
+    assert {url.removeprefix(world.page) for url in visited.requests} >= {
+        "",
+        "page.css",
+        "parts.js",
+        "page.js",
+        "events",
+    }
     assert [url for url in visited.requests if not url.startswith(world.page)] == []
 
 
@@ -97,8 +104,250 @@ def test_without_agents_it_says_so(start: Start, visit: Open) -> None:
     world = start([], [])
     visited = visit(world.page)
     expect(visited.page.get_by_text("There are no agents.")).to_be_visible()
-    expect(visited.page.locator("#summary")).to_have_text("0 agents, no breaker open")
+    expect(visited.page.locator("#summary")).to_have_text("0 agents, no trouble")
     expect(visited.page.locator("#found")).to_have_text("None so far.")
+
+
+# Trouble first
+
+
+def test_agents_in_trouble_come_first_are_outlined_and_named(visit: Open) -> None:
+    snapshot = _snapshot()
+    waf, shadow, optional, flaky = snapshot["agents"]
+    optional["trouble"] = {"breaker_half_open": 1}
+    flaky["trouble"], flaky["configured"] = {"not_configured": 1}, False
+    shadow["trouble"] = {"down": 1, "breaker_open": 1}
+    visited = visit_fake(visit, snapshot)
+    expect(visited.page.locator(".agent h3")).to_have_text(["shadow", "flaky", "optional", "waf"])
+    expect(visited.page.locator("#summary")).to_have_text(
+        "2 of 4 agents in trouble: shadow (down, breaker open), flaky (not configured)"
+    )
+    expect(visited.page).to_have_title("(2) Agents")
+    colours = visited.page.evaluate(
+        "[...document.querySelectorAll('.agent')].map((each) => getComputedStyle(each).borderTopColor)"
+    )
+    bad, also_bad, minor, none = colours
+    assert bad == also_bad
+    assert len({bad, minor, none}) == 3
+    expect(card(visited, "flaky").locator(".badge", has_text="not configured")).to_have_attribute("data-tone", "bad")
+    assert waf["trouble"] == {}
+
+
+def test_of_many_in_trouble_the_headline_names_the_worst(visit: Open) -> None:
+    snapshot = _snapshot()
+    first = snapshot["agents"][0]
+    snapshot["agents"] = [{**first, "id": f"agent-{number}", "trouble": {"failing": 1}} for number in range(30)]
+    snapshot["agents"][29]["trouble"] = {"down": 1}
+    snapshot["agents"][28]["id"] = "x" * 128
+    visited = visit_fake(visit, snapshot)
+    expect(visited.page.locator("#summary")).to_have_text(
+        re.compile(r"^30 of 30 agents in trouble: agent-29 \(down\), agent-0 \(all calls fail\), .* and 22 more$")
+    )
+    expect(visited.page.locator(".agent h3").first).to_have_text("agent-29")
+
+
+def test_a_configuration_that_was_refused_is_said_on_top(visit: Open) -> None:
+    snapshot = _snapshot()
+    snapshot["source"] = {
+        "path": "agents.toml",
+        "loaded_at": snapshot["time"] - 100,
+        "refused_at": snapshot["time"],
+        "refusal": "agents.toml: agents[0].timeout: -1, expected seconds",
+    }
+    snapshot["unshared"] = "/run/shop may be written to by others"
+    visited = visit_fake(visit, snapshot)
+    expect(visited.page.locator("#summary")).to_have_text("4 agents, no trouble; the configuration file was refused")
+    refused, unshared = visited.page.locator("#notices li").all()
+    expect(refused).to_contain_text("agents.toml: agents[0].timeout: -1, expected seconds")
+    expect(unshared).to_have_text("The other workers are not shown: /run/shop may be written to by others")
+
+
+# Why
+
+
+def test_the_row_of_a_denial_says_why_and_where(world: World, visit: Open) -> None:
+    assert world.get("/shop/a%20b?key=secret", waf="block") == 403
+    visited = visit(world.page)
+    cells = rows(visited).locator("td")
+    expect(cells.nth(7).locator(".reason")).to_have_text(["R-1", "told_to", "test"])
+    expect(cells.nth(4).locator(".path")).to_have_text("/shop/a%20b")
+    expect(cells.nth(4).locator(".route")).to_have_text("/shop/{rest:path}")
+    for sought, number in {"r-1": 1, "told_to": 1, "/shop/a%20b": 1, "secret": 0}.items():
+        find(visited, sought)
+        expect(rows(visited)).to_have_count(number)
+    assert "secret" not in (visited.page.locator("body").text_content() or "")
+
+
+# What it draws
+
+
+def _slots(values: dict[int, float]) -> list[dict[str, Any]]:
+    """Ten minutes with one call in each of these slots, which took so long."""
+    empty = {"calls": 0, "denials": 0, "failures": 0, "p50": None, "p99": None}
+    return [{**empty, "calls": 1, "p50": values[n], "p99": values[n]} if n in values else empty for n in range(60)]
+
+
+def test_there_is_no_line_across_a_gap(visit: Open) -> None:
+    snapshot = _snapshot()
+    snapshot["agents"][0]["slots"] = _slots({3: 0.1, 4: 0.2, 5: 0.1, 20: 0.3, 40: 0.1, 41: 0.1})
+    visited = visit_fake(visit, snapshot)
+    drawn = card(visited, "waf").locator("polyline.p50")
+    expect(drawn).to_have_count(3)
+    spans = []
+    for line in drawn.all():
+        places = [float(point.split(",")[0]) for point in (line.get_attribute("points") or "").split()]
+        spans.append((min(places), max(places)))
+    # Slots are 10 wide. A single one has a dash as wide as it is.
+    assert spans == [(35, 55), (200, 210), (405, 415)]
+
+
+def test_failed_calls_have_bars_and_no_latency(visit: Open) -> None:
+    snapshot = _snapshot()
+    failed = {"calls": 3, "denials": 0, "failures": 3, "p50": None, "p99": None}
+    snapshot["agents"][0]["slots"][-1] = failed
+    visited = visit_fake(visit, snapshot)
+    expect(card(visited, "waf").locator("rect.failures")).to_have_count(1)
+    expect(card(visited, "waf").locator("polyline")).to_have_count(0)
+    assert "slowest" not in (card(visited, "waf").locator("svg").get_attribute("aria-label") or "").split(";")[0]
+
+
+def test_there_is_one_legend(world: World, visit: Open) -> None:
+    visited = visit(world.page)
+    expect(visited.page.locator(".agent")).to_have_count(4)
+    expect(visited.page.locator(".legend")).to_have_count(1)
+    expect(visited.page.locator(".legend")).to_be_visible()
+
+
+def test_old_failures_fade_with_their_age(visit: Open) -> None:
+    snapshot = _snapshot()
+    for agent, seconds in zip(snapshot["agents"], (5, 300, 7200, 200_000), strict=True):
+        for incident in (*agent["failures"], *agent["denials"]):
+            incident["time"] = snapshot["time"] - seconds
+    visited = visit_fake(visit, snapshot)
+    ids = [agent["id"] for agent in snapshot["agents"]]
+    ages = ("new", "recent", "old", "old")
+    for agent_id, age in zip(ids, ages, strict=True):
+        expect(card(visited, agent_id).locator(".last")).to_have_attribute("data-age", age)
+    said = [card(visited, agent_id).locator(".last").text_content() or "" for agent_id in ids]
+    for text, when in zip(said, ("just now", "5 min ago", "2 h ago", "2 days ago"), strict=True):
+        assert when in text
+    colours = [card(visited, agent_id).locator(".last").evaluate("e => getComputedStyle(e).color") for agent_id in ids]
+    dim = visited.page.locator("#found").evaluate("e => getComputedStyle(e).color")
+    assert colours[0] == colours[1] != dim
+    assert colours[2] == colours[3] == dim
+    expect(rows(visited)).to_have_count(8)
+    assert visited.page.evaluate("[...document.querySelectorAll('#incident-rows tr')].map((e) => e.dataset.age)") == [
+        age for age in ages for _ in range(2)
+    ]
+    # Rows grow old without being made anew.
+    visited.page.evaluate("window.marked = document.querySelector('#incident-rows td')")
+    visited.page.evaluate("() => { status.time += 700; show(); }")
+    expect(rows(visited).first).to_have_attribute("data-age", "old")
+    assert visited.page.evaluate("window.marked.isConnected")
+
+
+def test_what_there_is_of_all_connections_is_on_top(world: World, visit: Open) -> None:
+    for _ in range(3):
+        world.get("/shop/")
+    world.get("/shop/", waf="block")
+    visited = visit(world.page)
+    figures = visited.page.locator("#total-facts dd")
+    expect(figures.nth(1)).to_have_text("25 %")
+    expect(figures.nth(2)).to_have_text("0 %")
+    expect(figures.nth(3)).to_have_text("4")
+    expect(figures.nth(0)).to_have_text(re.compile(r"^[\d.]+ / s$"))
+    label = visited.page.locator("#total-plot").get_attribute("aria-label") or ""
+    assert label.startswith("Last ten minutes: 4 requests, 1 denial, 0 failures")
+    expect(visited.page.locator("#process")).to_have_text(re.compile(rf"^process {os.getpid()} on .+, up for \d+ s$"))
+
+
+# Several workers
+
+
+def _workers(snapshot: Any) -> Any:
+    """The snapshot as that of three workers: one has an open breaker, of another nothing is heard."""
+    rates = {"per_second": 2.0, "denied": 0.1, "failed": None}
+    one = {**snapshot["worker"], "pid": 101, "rates": rates}
+    other = {**one, "pid": 102, "trouble": 1}
+    silent = {**one, "pid": 103, "silent": True, "heard_at": snapshot["time"] - 90}
+    snapshot["worker"], snapshot["workers"] = one, [one, other, silent]
+    snapshot["agents"][0] |= {"trouble": {"breaker_open": 1}, "breaker": "open", "retry_after": 12.0}
+    for agent in snapshot["agents"]:
+        for incident in (*agent["failures"], *agent["denials"]):
+            incident["worker"] = 102
+    return snapshot
+
+
+def test_all_workers_are_shown_and_who_of_them_is_in_trouble(visit: Open) -> None:
+    visited = visit_fake(visit, _workers(_snapshot()))
+    found = visited.page.locator("#worker-rows tr")
+    expect(found.locator("td:nth-child(1)")).to_have_text(["101, which answers", "102", "103"])
+    expect(found.locator("td:nth-child(3)")).to_have_text(["2 / s"] * 3)
+    expect(found.locator("td:nth-child(6)")).to_have_text(["none", "1", "nothing heard for 1 min"])
+    expect(card(visited, "waf").locator(".breaker")).to_have_text("breaker OPEN in 1 of 3, 12 s")
+    expect(visited.page.locator("#summary")).to_have_text(
+        "1 of 4 agents in trouble: waf (breaker open in 1 of 3 workers); nothing heard of worker 103"
+    )
+    expect(rows(visited).first.locator("td.agent-id")).to_contain_text("worker 102")
+    find(visited, "102")
+    expect(rows(visited)).to_have_count(8)
+
+
+def test_one_worker_by_itself_has_no_table_of_workers(world: World, visit: Open) -> None:
+    visited = visit(world.page)
+    is_live(visited)
+    expect(visited.page.locator("#workers")).to_be_hidden()
+
+
+# Pages
+
+
+def _many(snapshot: Any, number: int) -> Any:
+    """With so many agents, each with a failure and a denial."""
+    first = snapshot["agents"][0]
+    snapshot["agents"] = [{**first, "id": f"agent-{each:02}"} for each in range(number)]
+    return snapshot
+
+
+def test_rows_come_in_pages_that_are_turned_by_buttons(visit: Open) -> None:
+    visited = visit_fake(visit, _many(_snapshot(), 30))
+    pager = visited.page.locator("#incident-pages")
+    back, on = pager.get_by_role("button", name="Previous"), pager.get_by_role("button", name="Next")
+    expect(rows(visited)).to_have_count(25)
+    expect(pager).to_contain_text("1 to 25 of 60")
+    expect(back).to_have_attribute("aria-disabled", "true")
+    # Playwright clicks no button that is said to be disabled, but readers may.
+    back.click(force=True)
+    expect(pager).to_contain_text("1 to 25 of 60")
+    on.click()
+    on.press("Enter")
+    expect(pager).to_contain_text("51 to 60 of 60")
+    expect(rows(visited)).to_have_count(10)
+    expect(on).to_be_focused()
+    on.click(force=True)
+    expect(pager).to_contain_text("51 to 60 of 60")
+    # Whoever looks for something begins at the beginning.
+    find(visited, "agent-0")
+    expect(rows(visited)).to_have_count(20)
+    expect(pager).to_be_hidden()
+    expect(visited.page.locator("#agent-pages")).to_be_hidden()
+
+
+def test_on_a_phone_pages_are_short_and_can_be_turned_by_thumb(visit: Open) -> None:
+    snapshot = _many(_snapshot(), 30)
+    snapshot["agents"][29]["trouble"] = {"down": 1}
+    visited = visit_fake(visit, snapshot, **PHONE)
+    expect(visited.page.locator(".agent")).to_have_count(10)
+    expect(visited.page.locator(".agent h3").first).to_have_text("agent-29")
+    expect(rows(visited)).to_have_count(10)
+    button = visited.page.locator("#agent-pages").get_by_role("button", name="Next")
+    box = button.bounding_box()
+    assert box is not None
+    assert min(box["width"], box["height"]) >= 44
+    button.tap()
+    expect(visited.page.locator("#agent-pages")).to_contain_text("11 to 20 of 30")
+    expect(visited.page.locator(".agent h3").first).to_have_text("agent-09")
+    assert visited.page.evaluate(OVERFLOW) <= 0
 
 
 # Live
@@ -126,7 +375,7 @@ def test_an_open_breaker_is_seen_everywhere_and_so_is_its_end(world: World, visi
     expect(flaky).to_have_attribute("data-breaker", "open")
     expect(badge).to_have_attribute("data-tone", "bad")
     expect(badge).to_have_text(re.compile(r"breaker OPEN, (30|29) s"))
-    expect(visited.page.locator("#summary")).to_have_text("4 agents, breaker open: flaky")
+    expect(visited.page.locator("#summary")).to_have_text("1 of 4 agents in trouble: flaky (breaker open)")
     expect(visited.page).to_have_title("(1) Agents")
     world.let_pass(31)
     expect(flaky).to_have_attribute("data-breaker", "half_open")
@@ -134,7 +383,7 @@ def test_an_open_breaker_is_seen_everywhere_and_so_is_its_end(world: World, visi
     assert world.get("/flaky/") == 200
     expect(flaky).to_have_attribute("data-breaker", "closed")
     expect(badge).to_have_attribute("data-tone", "good")
-    expect(visited.page.locator("#summary")).to_have_text("4 agents, no breaker open")
+    expect(visited.page.locator("#summary")).to_have_text("4 agents, no trouble")
     expect(visited.page).to_have_title("Agents")
 
 
@@ -277,7 +526,7 @@ def test_what_happened_to_a_request_is_found_by_its_correlation_id_alone(eventfu
         cells = rows(visited).locator("td")
         expect(cells.nth(1)).to_have_text(agent)
         expect(cells.nth(2)).to_have_text(what)
-        expect(cells.nth(4)).to_have_text(route)
+        expect(cells.nth(4).locator(".route")).to_have_text(route)
         expect(cells.nth(5)).to_have_text(correlation_id)
         expect(rows(visited)).to_be_visible()
 
@@ -393,7 +642,8 @@ def test_the_skip_link_leads_past_the_cards(eventful: World, visit: Open) -> Non
 @pytest.mark.parametrize("key", ["Enter", "Space"])
 def test_details_open_and_close_by_keyboard(eventful: World, visit: Open, key: str) -> None:
     visited = visit(eventful.page)
-    details = card(visited, "waf").locator("details")
+    # The breaker of `flaky` is open, so that it is the first.
+    details = card(visited, "flaky").locator("details")
     expect(visited.page.locator(".agent")).to_have_count(4)
     visited.page.keyboard.press("Tab")
     visited.page.keyboard.press("Tab")
@@ -433,7 +683,7 @@ def test_all_that_can_be_operated_has_a_name(eventful: World, visit: Open) -> No
     expect(visited.page.get_by_role("checkbox", name="Hold still")).to_be_visible()
     expect(visited.page.get_by_role("region", name="Failures and denials")).to_have_count(2)
     expect(visited.page.get_by_role("heading", name="waf")).to_be_visible()
-    expect(visited.page.get_by_role("img")).to_have_count(4)
+    expect(visited.page.get_by_role("img")).to_have_count(5)
     expect(visited.page.get_by_role("listitem").filter(has=visited.page.get_by_role("heading"))).to_have_count(4)
 
 
@@ -560,7 +810,7 @@ def test_long_names_do_not_make_the_page_wider_than_the_screen(start: Start, vis
         world.get(f"/{'r' * 300}", "c" * 128, **{long: "fail"})
     visited = visit(world.page, viewport={"width": width, "height": 844})
     expect(card(visited, long)).to_have_attribute("data-breaker", "open")
-    expect(card(visited, "stream").locator(".badge", has_text="down")).to_be_visible()
+    expect(card(visited, "stream").locator(".badge", has_text=f"{socket} down")).to_be_visible()
     details_open(visited)
     wide = visited.page.evaluate(
         "[...document.querySelectorAll('body *')].filter((each) => !each.closest('.scroll') &&"
@@ -568,6 +818,11 @@ def test_long_names_do_not_make_the_page_wider_than_the_screen(start: Start, vis
         ".map((each) => each.id || each.className || each.tagName)"
     )
     assert (visited.page.evaluate(OVERFLOW), wide) == (0, [])
+    for table in visited.page.locator(".scroll").all():
+        assert table.evaluate("box => box.scrollWidth - box.clientWidth") <= 0
+    # All of a correlation id can be read and copied; of what is cut short, all is there to be found and copied.
+    assert rows(visited).first.locator("td").nth(5).inner_text() == "c" * 128
+    assert rows(visited).first.locator(".path").text_content() == f"/{'r' * 300}"[:256] + "…"
 
 
 def test_it_can_be_zoomed_to_twice_its_size(eventful: World, visit: Open) -> None:
@@ -677,6 +932,11 @@ def test_hostile_text_of_every_kind_is_shown_as_text(visit: Open) -> None:
             "fault": HOSTILE,
         }
     ]
+    snapshot["agents"][0]["failures"][0]["route"] = HOSTILE
+    snapshot["agents"][0]["trouble"] = {"down": 1}
+    snapshot["workers"] = [snapshot["worker"], {**snapshot["worker"], "pid": 2, "silent": True}]
+    snapshot["source"] = {"path": HOSTILE, "loaded_at": 1.0, "refused_at": 2.0, "refusal": HOSTILE}
+    snapshot["unshared"] = HOSTILE
     hold = {"p50": None, "p90": None, "p99": None, "longest": None}
     finds = {HOSTILE: {HOSTILE: 1}}
     snapshot["agents"][0]["text"] = {"finds": finds, "windows": 0, "held": 0, "streams": 0, "hold": hold}
@@ -685,7 +945,12 @@ def test_hostile_text_of_every_kind_is_shown_as_text(visit: Open) -> None:
     visited = visit_fake(visit, snapshot)
     details_open(visited)
     expect(rows(visited)).to_have_count(8)
-    for place in ("#agents", "#incident-rows", "#route-rows", "#version", ".finds >> nth=0", "td.guardrails >> nth=0"):
+    places = ["#agents", "#incident-rows", "#route-rows", "#version", ".finds >> nth=0", "td.guardrails >> nth=0"]
+    places += ["#process", "#notices", "#total-facts"]
+    places += [f"#incident-rows {each} >> nth=0" for each in (".path", ".route", ".rule", ".tag", ".agent-id")]
+    # The headline has the beginnings of ids.
+    assert IMAGE[:30] in (visited.page.locator("#summary").text_content() or "")
+    for place in places:
         assert IMAGE in (visited.page.locator(place).text_content() or ""), place
     find(visited, IMAGE)
     expect(rows(visited)).to_have_count(8)

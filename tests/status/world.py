@@ -19,6 +19,7 @@ from asgi_agents import (
     AgentManager,
     AgentMiddleware,
     AgentResponse,
+    AuditMetadata,
     CircuitBreakerConfig,
     FailureMode,
     Headers,
@@ -45,7 +46,8 @@ class Scripted(Agent):
     async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse | None:
         match event.header(f"x-{self._name}"):
             case "block":
-                return AgentResponse.block(403)
+                audit = AuditMetadata(rule_ids=("R-1",), tags=("test",), reason_codes=("told_to",))
+                return AgentResponse.block(403, audit=audit)
             case "fail":
                 raise AgentError(self._message)
             case _:

@@ -1,6 +1,7 @@
 """A manager, used by itself, and what shows how agents do."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import assert_type
 
 from opentelemetry.sdk.metrics import MeterProvider
@@ -125,7 +126,7 @@ async def is_operator(request: Request) -> bool | Response:
 
 authorize: Authorize = is_operator
 app = Starlette()
-app.mount("/-/agents", status_app(manager, authorize=authorize, interval=0.5))
+app.mount("/-/agents", status_app(manager, authorize=authorize, interval=0.5, directory=Path("/run/shop/status")))
 app.mount("/-/metrics", metrics_app(manager, authorize=lambda request: True))
 REGISTRY.register(PrometheusCollector(manager))
 

@@ -1187,7 +1187,7 @@ async def test_a_removed_agent_that_is_called_once_more_does_not_come_back_for_g
     peer = Peer(behaviour=allow)
     async with managing(peer, connections=1) as manager:
         resolved_route = registry_of(manager).resolved_route(None)
-        resolved_route.connections += 1
+        resolved_route.held += 1
         await manager.remove_agent("waf", drain_timeout=0.01)
         await until(lambda: not peer.links)
         assert (await resolved_route.agents[0].evaluate(head())).failure is not None
