@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .basic_auth import BasicAuth
     from .ip_filter import IpFilter
     from .jwt_auth import JwtAuth
+    from .modsecurity import ModSecurity
     from .passwords import hash_password
     from .rate_limit import RateLimit
     from .security_headers import SecurityHeaders
@@ -25,6 +26,7 @@ else:
         "BasicAuth": "basic_auth",
         "IpFilter": "ip_filter",
         "JwtAuth": "jwt_auth",
+        "ModSecurity": "modsecurity",
         "RateLimit": "rate_limit",
         "SecurityHeaders": "security_headers",
         "SizeLimit": "size_limit",
@@ -49,6 +51,7 @@ __all__ = [
     "BasicAuth",
     "IpFilter",
     "JwtAuth",
+    "ModSecurity",
     "RateLimit",
     "SecurityHeaders",
     "SizeLimit",

@@ -10,9 +10,14 @@ from asgi_agents import Agent, agents
 
 MOST_LINES = 150
 # What an agent needs beside the package itself, and only that agent.
-EXTRAS = {"JwtAuth": ("jwt", "joserfc"), "RateLimit": ("ratelimit", "limits")}
+EXTRAS = {
+    "JwtAuth": ("jwt", "joserfc"),
+    "ModSecurity": ("modsecurity", "libmodsecurity"),
+    "RateLimit": ("ratelimit", "limits"),
+}
 MADE = {
     "JwtAuth": "JwtAuth('https://id.example/jwks', issuer='a', audience='b')",
+    "ModSecurity": "ModSecurity(text='# none')",
     "RateLimit": "RateLimit('1/minute')",
 }
 
