@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 _MINIMUM = re.compile(r"(?P<name>[\w-]+)(?:\[[\w,-]+\])?>=(?P<version>[\w.]+)")
 # What no test is run with.
 TOOLS = {"basedpyright", "coverage", "mypy", "playwright", "ruff"}
-EXTRAS = ("example", "fast", "jwt", "modsecurity", "prometheus", "ratelimit", "serve", "test", "yaml")
+EXTRAS = ("example", "fast", "jwt", "modsecurity", "prometheus", "ratelimit", "secrets", "serve", "test", "yaml")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

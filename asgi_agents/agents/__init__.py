@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .modsecurity import ModSecurity
     from .passwords import hash_password
     from .rate_limit import RateLimit
+    from .secrets import Secrets
     from .security_headers import SecurityHeaders
     from .size_limit import SizeLimit
 else:
@@ -28,6 +29,7 @@ else:
         "JwtAuth": "jwt_auth",
         "ModSecurity": "modsecurity",
         "RateLimit": "rate_limit",
+        "Secrets": "secrets",
         "SecurityHeaders": "security_headers",
         "SizeLimit": "size_limit",
         "hash_key": "api_key",
@@ -53,6 +55,7 @@ __all__ = [
     "JwtAuth",
     "ModSecurity",
     "RateLimit",
+    "Secrets",
     "SecurityHeaders",
     "SizeLimit",
     "hash_key",

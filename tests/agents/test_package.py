@@ -14,11 +14,13 @@ EXTRAS = {
     "JwtAuth": ("jwt", "joserfc"),
     "ModSecurity": ("modsecurity", "libmodsecurity"),
     "RateLimit": ("ratelimit", "limits"),
+    "Secrets": ("secrets", "detect_secrets"),
 }
 MADE = {
     "JwtAuth": "JwtAuth('https://id.example/jwks', issuer='a', audience='b')",
     "ModSecurity": "ModSecurity(text='# none')",
     "RateLimit": "RateLimit('1/minute')",
+    "Secrets": "Secrets()",
 }
 
 
