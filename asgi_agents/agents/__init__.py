@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .ip_filter import IpFilter
     from .jwt_auth import JwtAuth
     from .modsecurity import ModSecurity
+    from .opa import Opa
     from .passwords import hash_password
     from .rate_limit import RateLimit
     from .secrets import Secrets
@@ -28,6 +29,7 @@ else:
         "IpFilter": "ip_filter",
         "JwtAuth": "jwt_auth",
         "ModSecurity": "modsecurity",
+        "Opa": "opa",
         "RateLimit": "rate_limit",
         "Secrets": "secrets",
         "SecurityHeaders": "security_headers",
@@ -54,6 +56,7 @@ __all__ = [
     "IpFilter",
     "JwtAuth",
     "ModSecurity",
+    "Opa",
     "RateLimit",
     "Secrets",
     "SecurityHeaders",
