@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .modsecurity import ModSecurity
     from .opa import Opa
     from .passwords import hash_password
+    from .presidio import Presidio
     from .rate_limit import RateLimit
     from .secrets import Secrets
     from .security_headers import SecurityHeaders
@@ -30,6 +31,7 @@ else:
         "JwtAuth": "jwt_auth",
         "ModSecurity": "modsecurity",
         "Opa": "opa",
+        "Presidio": "presidio",
         "RateLimit": "rate_limit",
         "Secrets": "secrets",
         "SecurityHeaders": "security_headers",
@@ -57,6 +59,7 @@ __all__ = [
     "JwtAuth",
     "ModSecurity",
     "Opa",
+    "Presidio",
     "RateLimit",
     "Secrets",
     "SecurityHeaders",

@@ -13,12 +13,14 @@ MOST_LINES = 150
 EXTRAS = {
     "JwtAuth": ("jwt", "joserfc"),
     "ModSecurity": ("modsecurity", "libmodsecurity"),
+    "Presidio": ("presidio", "presidio_analyzer"),
     "RateLimit": ("ratelimit", "limits"),
     "Secrets": ("secrets", "detect_secrets"),
 }
 MADE = {
     "JwtAuth": "JwtAuth('https://id.example/jwks', issuer='a', audience='b')",
     "ModSecurity": "ModSecurity(text='# none')",
+    "Presidio": "Presidio()",
     "RateLimit": "RateLimit('1/minute')",
     "Secrets": "Secrets()",
 }
