@@ -16,12 +16,15 @@ import pytest
 
 from asgi_agents import AgentConfig, AuditRecord, ConfigurationError, EventType
 from asgi_agents.agents import ModSecurity
-from asgi_agents.agents.modsecurity_transaction import Transaction
 from tests.stream_agents.processes import PythonProcess, until
 from tests.support.asgi import App, Client, body, guarded, start
 from tests.unjudged.asking import PATIENCE, Echo, Session, ask, ask_again, config
 
 from .core_rule_set import FORM, Attack, attacks, checkout, installed, judged
+
+pytest.importorskip("libmodsecurity", reason="the engine is not built for this platform")
+
+from asgi_agents.agents.modsecurity_transaction import Transaction
 
 ROOT = Path(__file__).parents[2]
 FORM_TYPE = (b"content-type", FORM.encode())
