@@ -83,10 +83,11 @@ class Transaction:
     def _head(self) -> AgentResponse | None:
         about = self._event.metadata
         self._engine = EngineTransaction(engine(), self._rules, about.correlation_id)
+        version = self._protocol.removeprefix("HTTP/")
         port = PORT_WITH_BODY if self._has_body else 0
         # Over a Unix socket there is no address: this is nobody's, which no rule takes for one that it knows.
         _done(self._engine.process_connection(about.client_ip or "0.0.0.0", about.client_port, "127.0.0.1", port))  # noqa: S104
-        _done(self._engine.process_uri(self._event.uri.encode("latin-1"), self._event.method, _version(self._protocol)))
+        _done(self._engine.process_uri(self._event.uri.encode("latin-1"), self._event.method, version))
         for name, value in _fields(self._event.headers):
             _done(self._engine.add_request_header(name, value))
         _done(self._engine.process_request_headers())
@@ -143,10 +144,6 @@ def _fields(headers: Headers) -> Iterable[tuple[bytes, bytes]]:
     for name, values in headers.items():
         for value in values:
             yield name.encode("latin-1"), value.encode("latin-1")
-
-
-def _version(protocol: str) -> str:
-    return protocol.removeprefix("HTTP/")
 
 
 def _done(result: int) -> None:
