@@ -8,7 +8,19 @@ ROOT = Path(__file__).parent.parent
 _MINIMUM = re.compile(r"(?P<name>[\w-]+)(?:\[[\w,-]+\])?>=(?P<version>[\w.]+)")
 # What no test is run with.
 TOOLS = {"basedpyright", "coverage", "mypy", "playwright", "ruff"}
-EXTRAS = ("example", "fast", "grpc", "jwt", "prometheus", "ratelimit", "serve", "test", "yaml")
+EXTRAS = (
+    "example",
+    "fast",
+    "grpc",
+    "jwt",
+    "modsecurity",
+    "prometheus",
+    "ratelimit",
+    "secrets",
+    "serve",
+    "test",
+    "yaml",
+)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from .basic_auth import BasicAuth
     from .ip_filter import IpFilter
     from .jwt_auth import JwtAuth
+    from .modsecurity import ModSecurity
+    from .opa import Opa
     from .passwords import hash_password
+    from .presidio import Presidio
     from .rate_limit import RateLimit
+    from .secrets import Secrets
     from .security_headers import SecurityHeaders
     from .size_limit import SizeLimit
 else:
@@ -25,7 +29,11 @@ else:
         "BasicAuth": "basic_auth",
         "IpFilter": "ip_filter",
         "JwtAuth": "jwt_auth",
+        "ModSecurity": "modsecurity",
+        "Opa": "opa",
+        "Presidio": "presidio",
         "RateLimit": "rate_limit",
+        "Secrets": "secrets",
         "SecurityHeaders": "security_headers",
         "SizeLimit": "size_limit",
         "hash_key": "api_key",
@@ -49,7 +57,11 @@ __all__ = [
     "BasicAuth",
     "IpFilter",
     "JwtAuth",
+    "ModSecurity",
+    "Opa",
+    "Presidio",
     "RateLimit",
+    "Secrets",
     "SecurityHeaders",
     "SizeLimit",
     "hash_key",

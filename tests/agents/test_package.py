@@ -10,10 +10,19 @@ from asgi_agents import Agent, agents
 
 MOST_LINES = 150
 # What an agent needs beside the package itself, and only that agent.
-EXTRAS = {"JwtAuth": ("jwt", "joserfc"), "RateLimit": ("ratelimit", "limits")}
+EXTRAS = {
+    "JwtAuth": ("jwt", "joserfc"),
+    "ModSecurity": ("modsecurity", "libmodsecurity"),
+    "Presidio": ("presidio", "presidio_analyzer"),
+    "RateLimit": ("ratelimit", "limits"),
+    "Secrets": ("secrets", "detect_secrets"),
+}
 MADE = {
     "JwtAuth": "JwtAuth('https://id.example/jwks', issuer='a', audience='b')",
+    "ModSecurity": "ModSecurity(text='# none')",
+    "Presidio": "Presidio()",
     "RateLimit": "RateLimit('1/minute')",
+    "Secrets": "Secrets()",
 }
 
 

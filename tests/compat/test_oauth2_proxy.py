@@ -36,8 +36,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> str:
     if found is not None:
         return found
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    if go is None:
-        pytest.skip("there is neither oauth2-proxy nor Go here")
+    if go is None or "BUILD_PROGRAMS" not in os.environ:
+        pytest.skip("there is no oauth2-proxy here; with BUILD_PROGRAMS=1 it is built where Go is, which takes minutes")
     directory = tmp_path_factory.mktemp("oauth2-proxy")
     (directory / "go.mod").write_text("module example.org/build\n\ngo 1.24\n")
     environment = {**os.environ, "GOFLAGS": "-mod=mod"}
