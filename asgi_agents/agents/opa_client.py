@@ -11,7 +11,7 @@ from ..concurrency.per_event_loop import PerEventLoop
 from ..errors import AgentConnectionError, AgentProtocolError, ConfigurationError
 from ..memory.pieces import Pieces
 from ..messages.naming import named
-from ..transports.http import abandon
+from ..transports.http_origin import abandon
 
 #: What a decision is that no rule has made.
 UNDEFINED: Final = object()

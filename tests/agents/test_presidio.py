@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from fastapi.testclient import TestClient
 from asgi_agents import AgentConfig, ConfigurationError, protect
 from asgi_agents.agents import Presidio
 from asgi_agents.guardrails import Block, Flag, Guardrail, Redact, Window
+
+from ..docs.pages import DOCS
+from ..docs.running import PageRun
 
 pytest.importorskip("presidio_analyzer", reason="Presidio is not installed: pip install '.[compat]'")
 
@@ -116,3 +120,7 @@ def test_presidio_is_imported_when_an_agent_is_made() -> None:
     code = "import sys, asgi_agents.agents.presidio\nprint('presidio_analyzer' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "False\n"
+
+
+def test_the_page_does_what_it_says(tmp_path: Path) -> None:
+    PageRun(DOCS / "agents" / "presidio.md", tmp_path, runner="tests/agents/test_presidio.py").run()

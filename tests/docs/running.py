@@ -44,10 +44,13 @@ class PageRun:
     Marks, in a comment before the block: ``not run: REASON``; ``run by: FILE`` for one that those tests run, because it
     needs more than is installed here; ``from: FILE`` for a quotation, which is looked for in
     that file; ``output`` for what the Python blocks before have printed.
+
+    :param runner: the file of tests whose blocks are run, where the page has any of ``run by``.
     """
 
-    def __init__(self, page: Path, directory: Path) -> None:
+    def __init__(self, page: Path, directory: Path, *, runner: str = "") -> None:
         self._page = page
+        self._runner = runner
         self._directory = directory
         self._module = ModuleType("page_" + re.sub(r"\W", "_", name_of(page)))
         self._app: ASGIApp | None = None
@@ -58,7 +61,7 @@ class PageRun:
         """All blocks, in order."""
         with self._set_up():
             for block in blocks_of(self._page.read_text()):
-                if block.marks.keys() & {"not run", "run by"}:
+                if "not run" in block.marks or block.marks.get("run by", self._runner) != self._runner:
                     continue
                 try:
                     self._run(block)

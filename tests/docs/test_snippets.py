@@ -54,10 +54,14 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
 def test_what_others_have_to_run_is_run_by_them() -> None:
     """It needs packages that are not installed for the tests of the pages; those tests skip what is missing."""
     runners = {(page.parent.name, block.marks["run by"]) for page, block in blocks() if "run by" in block.marks}
-    assert runners == {("recipes", "tests/compat/test_recipes.py"), ("guide", "tests/compat/test_ray.py")}
+    assert runners == {
+        ("recipes", "tests/compat/test_recipes.py"),
+        ("guide", "tests/compat/test_ray.py"),
+        ("agents", "tests/agents/test_presidio.py"),
+    }
     for page, block in blocks():
         if "run by" in block.marks:
-            assert block.title is not None, where(page, block)
+            assert block.title is not None or block.language == "console", where(page, block)
             runner = (ROOT / block.marks["run by"]).read_text()
             assert f'"{page.stem}": [' in runner or f'"{page.name}"' in runner
 
