@@ -1,5 +1,6 @@
 """A gRPC server for agents: it listens, tells of its health, and is drained."""
 
+import asyncio
 import logging
 import math
 import os
@@ -156,6 +157,7 @@ class _Listening:
         self._tls = tls
         self._most_calls = most_calls
         self._server: Any = None
+        self._stopping: list[asyncio.Future[None]] = []
 
     async def start(self, address: Address) -> int:
         """Listen; returns the port. Raises OSError where it can't, after all."""
@@ -183,8 +185,11 @@ class _Listening:
 
     async def stop(self, grace: float | None) -> None:
         """Refuse new calls, and wait ``grace`` seconds for the others before they are ended."""
-        if self._server is not None:
-            await self._server.stop(grace)
+        if self._server is None:
+            return
+        # A cancelled `stop` would cancel what every later one waits for.
+        self._stopping.append(asyncio.ensure_future(self._server.stop(grace)))
+        await asyncio.shield(asyncio.gather(*self._stopping))
 
 
 class _Socket:
