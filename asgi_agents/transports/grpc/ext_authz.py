@@ -17,10 +17,13 @@ from ...protocol.headers import without_blanks
 from ..authorization import (
     AUTHORIZED_EVENTS,
     HEADS,
+    NO_PATH,
     AuthorizationClient,
     Authorizer,
     bytes_of_text,
     denial,
+    is_asked_about,
+    refusal_of_input,
     text_of_bytes,
 )
 from .channel import Channels
@@ -94,6 +97,8 @@ class GrpcAuthorizer(Authorizer):
         return self._settings.where
 
     async def check(self, head: RequestHeadersEvent, body: bytes | None, deadline: float = math.inf) -> AgentResponse:
+        if not is_asked_about(head.uri):
+            return refusal_of_input(NO_PATH)
         message = encode_check(head, body, scheme=self._settings.scheme, context_extensions=self.context_extensions)
         if len(message) > self._settings.max_event_bytes:
             raise EventTooLargeError(f"the question has more than max_event_bytes={self._settings.max_event_bytes}")
