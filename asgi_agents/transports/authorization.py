@@ -1,6 +1,7 @@
 """What clients of authorization services have in common: when they are asked, and how a denial becomes an answer."""
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Final, Protocol
 
@@ -17,6 +18,10 @@ AUTHORIZED_EVENTS: Final = frozenset({EventType.REQUEST_HEADERS, EventType.REQUE
 #: Those that it is asked about unless it is configured.
 HEADS: Final = frozenset({EventType.REQUEST_HEADERS})
 
+#: The names of what a proxy tells a service, in one spelling: from a client it would be a lie about the request.
+WORD_OF_A_PROXY: Final = re.compile(
+    r"(?:x-forwarded-|x-original-|x-auth-request-|x-envoy-)|(?:forwarded|x-authelia-url|x-real-ip|x-rewrite-url)\Z"
+)
 #: What a request is refused for where :func:`is_asked_about` says no.
 NO_PATH: Final = "a target that is no path"
 

@@ -16,6 +16,7 @@ from .authorization import (
     AUTHORIZED_EVENTS,
     HEADS,
     NO_PATH,
+    WORD_OF_A_PROXY,
     AuthorizationClient,
     denial,
     is_asked_about,
@@ -68,10 +69,6 @@ _NEVER_FORWARDED: Final = frozenset(
         "transfer-encoding",
         "upgrade",
     }
-)
-# What a proxy tells a service: from a client it would be a lie about the request that is judged.
-_WORD_OF_A_PROXY: Final = re.compile(
-    r"(?:x-forwarded-|x-original-|x-auth-request-|x-envoy-)|(?:forwarded|x-authelia-url|x-real-ip|x-rewrite-url)\Z"
 )
 # With trust_forwarded_headers a proxy's word counts for these. What is asked for is never left to it.
 _TRUSTED: Final = frozenset({"x-forwarded-port", "forwarded"})
@@ -291,7 +288,7 @@ class ForwardAuthTransport(HttpOrigin):
             if spelling in self._fixed_spellings:
                 # A service that reads them as WSGI and CGI do would take the client's for ours.
                 continue
-            if _WORD_OF_A_PROXY.match(spelling) and not (self._trusts and name in _TRUSTED):
+            if WORD_OF_A_PROXY.match(spelling) and not (self._trusts and name in _TRUSTED):
                 continue
             if spelling not in _NEVER_FORWARDED or (with_body and name == "content-encoding"):
                 fields[name] = [without_blanks(value) for value in values]
