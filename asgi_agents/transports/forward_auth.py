@@ -26,7 +26,7 @@ from .base import AgentClient
 from .discovery import RESOLVE_INTERVAL
 from .http1.request import RequestHead
 from .http_answer import AnswerTooLongError, HttpAnswer
-from .http_origin import USER_AGENT, HttpOrigin, TransportFactory, checked_headers
+from .http_origin import USER_AGENT, HttpOrigin, TransportFactory, checked_headers, without_query
 from .tls import ClientCertificate
 
 #: How a service is asked: as Traefik and Caddy do, as nginx does, or as Envoy does.
@@ -193,7 +193,7 @@ class ForwardAuthTransport(HttpOrigin):
         if type(trust_forwarded_headers) is not bool:
             raise self._wrong("trust_forwarded_headers", trust_forwarded_headers, "True or False")
         if style == "ext_authz" and self._url.query:
-            raise self._wrong("address", address, "a URL without a query: in style 'ext_authz' the path follows it")
+            raise self._wrong("address", without_query(address), "a URL without a query, which the path is put behind")
         self._style = style
         self._scheme = scheme
         self._trusts = trust_forwarded_headers

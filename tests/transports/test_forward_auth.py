@@ -749,6 +749,21 @@ def test_what_can_not_work_is_refused(url: str, options: dict[str, Any], expecte
         ForwardAuthTransport(url, **options)
 
 
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("https:/sso?token=s3cret", {}),
+        ("sso/?token=s3cret", {}),
+        ("http://sso/?token=s3cret", {"verify": False}),
+        ("http://sso/?token=s3cret", {"style": "ext_authz"}),
+    ],
+)
+def test_no_message_has_the_query_of_the_url(url: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"address='.*sso/?\?…'") as refused:
+        ForwardAuthTransport(url, **options)
+    assert "s3cret" not in str(refused.value)
+
+
 def test_bodies_are_for_envoys_style_and_need_their_heads() -> None:
     with pytest.raises(ConfigurationError, match=r"request_body_chunk, which its transport can't carry"):
         AgentConfig("sso", ForwardAuthTransport("http://sso/"), events=BOTH)
