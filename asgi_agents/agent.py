@@ -2,7 +2,7 @@
 
 import dis
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from types import CodeType, FunctionType, MethodType
@@ -39,6 +39,10 @@ class Agent:
     ``anyio.to_thread.run_sync``. The log names, once for each agent, a hook that has kept the event loop for more than
     50 ms at a time.
     """
+
+    #: Names of request headers that this agent sets, and clients may not: in the middleware's process they are added to
+    #: :attr:`AgentConfig.sets`.
+    own_headers: Iterable[str] = ()
 
     async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
         """Before the first call. ``event.config`` is ``AgentConfig.config``; raise an exception to refuse it.

@@ -82,7 +82,8 @@ class AgentConfig:
         (``X_User``), wherever the agent is on the route and receives request heads or bodies; also when it fails open.
         On a route without this agent the client's header stays. Other agents may set it as well. Not for a shadow
         agent, which sets nothing. A transport that copies headers to requests, such as
-        :class:`~asgi_agents.ForwardAuthTransport`, adds its own.
+        :class:`~asgi_agents.ForwardAuthTransport`, adds its own, and so does an agent in this process, by
+        :attr:`Agent.own_headers`.
     """
 
     id: str
@@ -143,8 +144,11 @@ class AgentConfig:
         for name in ("decode", "hold_head", "ranges", "enforce", "require_at_startup", "may_set_host"):
             require_member(where, name, getattr(self, name), bool)
         object.__setattr__(self, "after", _resolve_after(where, self.id, self.after))
-        sets = _resolve_sets(where, self.sets, may_set_host=self.may_set_host)
-        object.__setattr__(self, "sets", sets | sets_of(self.resolved_transport))
+        given, known = (
+            _resolve_sets(where, names, may_set_host=self.may_set_host)
+            for names in (self.sets, sets_of(self.resolved_transport))
+        )
+        object.__setattr__(self, "sets", given | known)
 
     @property
     def fails(self) -> FailureMode:

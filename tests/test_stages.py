@@ -23,6 +23,7 @@ from asgi_agents import (
 )
 from asgi_agents.evaluation.stages import find_cycle, order_of
 from asgi_agents.manager import registry_of
+from asgi_agents.transports import InProcessTransport
 from tests.support.asgi import VIRTUAL_TIME, App, Client, Held, Probe, SlowProbe, guarded, settle
 from tests.support.sample_events import head
 
@@ -506,3 +507,14 @@ def test_both_are_normalised() -> None:
     )
     assert (config.after, config.sets) == (("b", "c"), frozenset({"x-user", "host"}))
     assert EventType.REQUEST_HEADERS in (config.hears or ())
+
+
+def test_an_agent_names_the_headers_that_are_its_own() -> None:
+    agent = Probe(request_headers=None)
+    agent.own_headers = ["X_User"]
+    assert AgentConfig("a", agent).sets == {"x-user"}
+    assert AgentConfig("a", agent, sets={"x-plan"}).sets == {"x-user", "x-plan"}
+    assert AgentConfig("a", InProcessTransport(agent)).sets == {"x-user"}
+    agent.own_headers = "x-user"
+    with pytest.raises(ConfigurationError, match=r"AgentConfig\('a'\): sets='x-user', expected a set of header names"):
+        AgentConfig("a", agent)

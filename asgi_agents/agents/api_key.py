@@ -9,7 +9,7 @@ from ..agent import Agent
 from ..errors import ConfigurationError
 from ..messages.naming import kind_of
 from ..protocol import AgentResponse, AuditMetadata, HeaderOp, RequestHeadersEvent
-from .settings import require_header, require_user
+from .settings import own_headers, require_header, require_user
 
 _PREFIX: Final = "sha256:"
 _HASHED: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
@@ -27,8 +27,8 @@ def hash_key(key: str) -> str:
 class ApiKey(Agent):
     """Turns an API key into the name of a user, and answers 401 to whoever has none.
 
-    The app finds the name in ``user_header``, and never sees the key. Name that header in ``sets``, so that it reaches
-    the app from this agent alone, also where the agent fails open::
+    The app finds the name in ``user_header``, and never sees the key. That header reaches it from this agent alone. Of
+    an agent that is served elsewhere the middleware does not know that: name the header in ``sets`` then::
 
         AgentConfig("api-key", ApiKey({"sha256:5e88...": "alice"}), sets={"x-user"})
 
@@ -45,6 +45,7 @@ class ApiKey(Agent):
     def __init__(self, keys: Mapping[str, str], *, header: str = "x-api-key", user_header: str = "x-user") -> None:
         self._header = require_header("ApiKey", "header", header)
         user_header = require_header("ApiKey", "user_header", user_header)
+        self.own_headers = own_headers({user_header}, self._header)
         if not isinstance(keys, Mapping) or not keys:
             what = kind_of(keys) if not isinstance(keys, Mapping) else "empty"
             raise ConfigurationError(f"ApiKey: keys is {what}, expected a dict of keys to names of users")

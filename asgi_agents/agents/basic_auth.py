@@ -19,7 +19,7 @@ from ..policy import require_int, require_seconds
 from ..protocol import AgentResponse, AuditMetadata, HeaderOp, RequestHeadersEvent
 from ..protocol.validation import is_sendable
 from .passwords import PasswordHash
-from .settings import require_header, require_user
+from .settings import own_headers, require_header, require_user
 
 _BUSY: Final = AgentResponse.block(
     503, headers={"retry-after": "1"}, audit=AuditMetadata(reason_codes=("too_many_password_checks",))
@@ -62,6 +62,7 @@ class BasicAuth(Agent):
         if not isinstance(realm, str) or not is_sendable("x", realm):
             raise ConfigurationError(f"BasicAuth: realm={named(realm)}, expected latin-1 text on one line")
         user_header = require_header("BasicAuth", "user_header", user_header)
+        self.own_headers = own_headers({user_header})
         require_seconds("BasicAuth", "remember", remember)
         require_int("BasicAuth", "max_checks", max_checks, at_least=1)
         self._hashes = {_checked_name(user): _parsed(user, given) for user, given in users.items()}

@@ -23,7 +23,11 @@ def scopes_of(claims: Mapping[str, Any]) -> tuple[str, ...]:
     text = text_of(given) if given is None or isinstance(given, str | list) else None
     if text is None and given is not None and given not in ("", []):
         raise _unreadable()
-    return tuple((text or "").split())
+    scopes = tuple(scope for scope in (text or "").split(" ") if scope)
+    # RFC 6749, section 3.3: only a space is between two. What else looks blank would make two of one for some readers.
+    if any(scope.split() != [scope] for scope in scopes):
+        raise _unreadable()
+    return scopes
 
 
 def text_of(value: object) -> str | None:

@@ -12,7 +12,7 @@ from ..errors import ConfigurationError
 from ..messages.naming import named
 from ..protocol import AgentResponse, AuditMetadata, ConfigureEvent, HeaderOp, RequestHeadersEvent
 from .claims import InvalidTokenError, scopes_of, text_of
-from .settings import is_user, missing_extra, require_header, require_mapping, require_strings
+from .settings import is_user, missing_extra, own_headers, require_header, require_mapping, require_strings
 
 #: Signatures by key pairs. A shared secret would have to be published to verify by it.
 ALGORITHMS: Final = (
@@ -92,6 +92,7 @@ class JwtAuth(Agent):
             claim: require_header("JwtAuth", "headers", name)
             for claim, name in require_mapping("JwtAuth", "headers", headers).items()
         }
+        self.own_headers = own_headers(self._headers.values())
         self._metadata = require_mapping("JwtAuth", "metadata", metadata)
         if cookie is not None and not isinstance(cookie, str):
             raise ConfigurationError(f"JwtAuth: cookie={named(cookie)}, expected the name of a cookie, or None")

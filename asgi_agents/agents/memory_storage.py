@@ -6,6 +6,7 @@ runs on asyncio alone.
 
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from math import floor
 from threading import Lock
 
@@ -25,7 +26,7 @@ class MemoryStorage(Storage, SlidingWindowCounterSupport, TimestampedSlidingWind
     def __init__(self, max_keys: int) -> None:
         super().__init__()
         self._max_keys = max_keys
-        # Each key's count, and until when it holds, in seconds since the epoch. The key that was counted last is last.
+        # Each key's count, and until when it holds, in seconds since the epoch. The key that was used last is last.
         self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
         # Event loops run in threads of their own.
         self._lock = Lock()
@@ -56,6 +57,8 @@ class MemoryStorage(Storage, SlidingWindowCounterSupport, TimestampedSlidingWind
         return True
 
     async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        # Also where it is over the limit, and nothing is added.
+        self._note_use(self.sliding_window_keys(key, expiry, time.time()))
         previous, previous_ttl, current, _ = self._window(key, expiry)
         if floor(previous * previous_ttl / expiry) + current + amount > limit:
             return False
@@ -76,6 +79,13 @@ class MemoryStorage(Storage, SlidingWindowCounterSupport, TimestampedSlidingWind
         previous_key, current_key = self.sliding_window_keys(key, expiry, now)
         left = expiry - now % expiry
         return self._count(previous_key), left, self._count(current_key), left + expiry
+
+    def _note_use(self, keys: Iterable[str]) -> None:
+        """They are not the next to be forgotten."""
+        with self._lock:
+            for key in keys:
+                if key in self._counts:
+                    self._counts.move_to_end(key)
 
     def _count(self, key: str) -> int:
         count, until = self._counts.get(key, (0, 0.0))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from posixpath import normpath
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -68,5 +69,10 @@ class RateKeys:
 
 
 def _path(event: RequestHeadersEvent) -> str:
-    """Decoded, as the app reads it: one path can be written in many ways."""
-    return f"path {unquote_to_bytes(event.uri.partition('?')[0])!r}"
+    """One spelling of it: a path can be written in many ways, and each would have a counter of its own.
+
+    Decoded, as the app reads it, and without slashes and dot segments that frameworks or file systems pass over. Where
+    an app takes two of these for different paths, they are counted together.
+    """
+    path = unquote_to_bytes(event.uri.partition("?")[0])
+    return f"path {normpath(b'/' + path.strip(b'/'))!r}"

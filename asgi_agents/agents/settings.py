@@ -24,6 +24,11 @@ def require_header(where: str, name: str, value: object) -> str:
     return lower
 
 
+def own_headers(sets: Iterable[str], *reads: str) -> frozenset[str]:
+    """The headers among ``sets`` that clients may not send: not those that the agent itself ``reads`` of them."""
+    return frozenset(sets) - {"authorization", "cookie", *reads}
+
+
 def require_strings(where: str, name: str, given: object) -> tuple[str, ...]:
     """A list or set of strings as a tuple. One string is never meant as the list of its characters."""
     if isinstance(given, str) or not isinstance(given, Iterable):

@@ -1,6 +1,7 @@
 """What clients of authorization services have in common: when they are asked, and how a denial becomes an answer."""
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Final, Protocol
 
@@ -16,6 +17,13 @@ from .base import AgentClient
 AUTHORIZED_EVENTS: Final = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
 #: Those that it is asked about unless it is configured.
 HEADS: Final = frozenset({EventType.REQUEST_HEADERS})
+
+#: The names of what a proxy tells a service, in one spelling: from a client it would be a lie about the request.
+WORD_OF_A_PROXY: Final = re.compile(
+    r"(?:x-forwarded-|x-original-|x-auth-request-|x-envoy-)|(?:forwarded|x-authelia-url|x-real-ip|x-rewrite-url)\Z"
+)
+#: What a request is refused for where :func:`is_asked_about` says no.
+NO_PATH: Final = "a target that is no path"
 
 _BAD_INPUT: Final = AuditMetadata(reason_codes=("bad_input",))
 # They describe a body, and are left out with it.
@@ -134,6 +142,15 @@ def denial(status: int, body: str | None, fields: Iterable[tuple[str, str]]) -> 
         status, body = 403, None
         others = [(name, value) for name, value in others if name not in _OF_THE_BODY]
     return AgentResponse(decision=Block(status, body), response_headers=replacing(others))
+
+
+def is_asked_about(uri: str) -> bool:
+    """Whether a target is one that services can judge: a path, or the ``*`` of OPTIONS.
+
+    Some servers take others (``GET %2fadmin``), and frameworks find the path in them. To a service that puts the target
+    behind a host, or compares how it begins, they are something else.
+    """
+    return uri.startswith("/") or uri == "*"
 
 
 def refusal_of_input(what: str) -> AgentResponse:

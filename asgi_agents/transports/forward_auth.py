@@ -12,12 +12,21 @@ from ..errors import AgentError, ConfigurationError
 from ..protocol import TOKEN, AgentResponse, EventType, HeaderOp, RequestHeadersEvent
 from ..protocol.headers import as_one_spelling, without_blanks
 from ..protocol.validation import REDIRECT_STATUSES, is_untouchable
-from .authorization import AUTHORIZED_EVENTS, HEADS, AuthorizationClient, denial, refusal_of_input
+from .authorization import (
+    AUTHORIZED_EVENTS,
+    HEADS,
+    NO_PATH,
+    WORD_OF_A_PROXY,
+    AuthorizationClient,
+    denial,
+    is_asked_about,
+    refusal_of_input,
+)
 from .base import AgentClient
 from .discovery import RESOLVE_INTERVAL
 from .http1.request import RequestHead
 from .http_answer import AnswerTooLongError, HttpAnswer
-from .http_origin import USER_AGENT, HttpOrigin, TransportFactory, checked_headers
+from .http_origin import USER_AGENT, HttpOrigin, TransportFactory, checked_headers, without_query
 from .tls import ClientCertificate
 
 #: How a service is asked: as Traefik and Caddy do, as nginx does, or as Envoy does.
@@ -60,10 +69,6 @@ _NEVER_FORWARDED: Final = frozenset(
         "transfer-encoding",
         "upgrade",
     }
-)
-# What a proxy tells a service: from a client it would be a lie about the request that is judged.
-_WORD_OF_A_PROXY: Final = re.compile(
-    r"(?:x-forwarded-|x-original-|x-auth-request-|x-envoy-)|(?:forwarded|x-authelia-url|x-real-ip|x-rewrite-url)\Z"
 )
 # With trust_forwarded_headers a proxy's word counts for these. What is asked for is never left to it.
 _TRUSTED: Final = frozenset({"x-forwarded-port", "forwarded"})
@@ -120,8 +125,9 @@ class ForwardAuthTransport(HttpOrigin):
 
     Headers of a client that say such things, in any spelling (``X_Forwarded_Uri``), are not passed on. Neither are
     those that are hop-by-hop, about a body that is not sent, or about ranges and conditions. A request that can't be
-    asked about without ambiguity is answered 400: a ``Host`` that is none, control characters in headers, and in style
-    ``"ext_authz"`` a path with ``..`` segments, however encoded, which could lead to another endpoint of the service.
+    asked about without ambiguity is answered 400: a ``Host`` that is none, control characters in headers, a target
+    that is no path (``%2fadmin``), and in style ``"ext_authz"`` a path with ``..`` segments, however encoded, which
+    could lead to another endpoint of the service.
 
     :param address: the endpoint, an ``http://`` or ``https://`` URL.
     :param style: see above.
@@ -187,7 +193,7 @@ class ForwardAuthTransport(HttpOrigin):
         if type(trust_forwarded_headers) is not bool:
             raise self._wrong("trust_forwarded_headers", trust_forwarded_headers, "True or False")
         if style == "ext_authz" and self._url.query:
-            raise self._wrong("address", address, "a URL without a query: in style 'ext_authz' the path follows it")
+            raise self._wrong("address", without_query(address), "a URL without a query, which the path is put behind")
         self._style = style
         self._scheme = scheme
         self._trusts = trust_forwarded_headers
@@ -196,6 +202,7 @@ class ForwardAuthTransport(HttpOrigin):
         self._client_headers_on_success = self._names("client_headers_on_success", client_headers_on_success)
         self._request_headers = None if request_headers is None else self._names("request_headers", request_headers)
         self._fixed = checked_headers(self._where, headers or {})
+        self._fixed_spellings = frozenset(map(as_one_spelling, self._fixed))
         path = self._url.raw_path.decode()
         # As Envoy does with its path_prefix: the two are put together as they are.
         self._prefix = "" if path == "/" else path
@@ -248,8 +255,8 @@ class ForwardAuthTransport(HttpOrigin):
         if host is None:
             return "a Host header that is none"
         uri = _as_uri(head.uri)
-        if not uri.startswith("/") and self._style != "forward_auth":
-            return "a target that is no path"
+        if not is_asked_about(uri) or (uri == "*" and self._style != "forward_auth"):
+            return NO_PATH
         if self._style == "ext_authz" and _has_dot_segments(uri):
             return "a path with dot segments"
         fields = self._forwarded(head, with_body=with_body)
@@ -278,7 +285,10 @@ class ForwardAuthTransport(HttpOrigin):
             spelling = as_one_spelling(name)
             if self._request_headers is not None and name not in self._request_headers:
                 continue
-            if _WORD_OF_A_PROXY.match(spelling) and not (self._trusts and name in _TRUSTED):
+            if spelling in self._fixed_spellings:
+                # A service that reads them as WSGI and CGI do would take the client's for ours.
+                continue
+            if WORD_OF_A_PROXY.match(spelling) and not (self._trusts and name in _TRUSTED):
                 continue
             if spelling not in _NEVER_FORWARDED or (with_body and name == "content-encoding"):
                 fields[name] = [without_blanks(value) for value in values]

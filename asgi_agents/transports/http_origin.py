@@ -118,7 +118,9 @@ class HttpOrigin:
             if self._url.scheme == "https":
                 tls = client_context(self._where, verify, cert)
             elif verify is not True or cert is not None:
-                raise self._wrong(self._url_field, url, "https://, for that is what verify and cert are about")
+                raise self._wrong(
+                    self._url_field, without_query(url), "https://, for that is what verify and cert are about"
+                )
             if uds is None and resolve_interval is not None and has_to_be_looked_up(self._host):
                 interval = float(resolve_interval)
                 self._connections = PerEventLoop(lambda: self._open_named(tls, interval))
@@ -376,10 +378,16 @@ def _parse_url(where: str, field: str, given: object) -> httpx.URL:
             f"{where}: {field} has credentials in it, expected {without!r} and headers={{'authorization': …}}"
         )
     if url.scheme not in ("http", "https"):
-        raise wrong(where, field, given, expected)
+        raise wrong(where, field, without_query(given), expected)
     if not url.host:
-        raise wrong(where, field, given, f"{expected} with a host")
+        raise wrong(where, field, without_query(given), f"{expected} with a host")
     return url
+
+
+def without_query(url: str) -> str:
+    """For messages: without the query, in which there may be credentials."""
+    base, mark, _ = url.partition("?")
+    return f"{base}{mark and '?…'}"
 
 
 def checked_headers(where: str, given: object) -> dict[str, str]:

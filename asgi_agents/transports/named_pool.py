@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 from ..concurrency.background import BackgroundTask
-from ..errors import AgentConnectionError, AgentError, EventTooLargeError
+from ..errors import AgentConnectionError, AgentError, EventTooLargeError, NotApplicableError
 from ..observability.endpoints import EndpointState, EndpointStatistics
 from .connections import NotConnectedError
 from .discovery import Ejection, Member, Watch, can_be_spared, less_loaded
@@ -144,7 +144,8 @@ class NamedPool(Generic[Question, Reply]):
                 tried.append(lane)
                 if all(each in tried for each in self._lanes.values()):
                     raise
-            except EventTooLargeError:
+            except (EventTooLargeError, NotApplicableError):
+                # What a client can bring about says nothing of the member, as it says nothing to the circuit breaker.
                 lane.answered()
                 raise
             except Exception as exc:

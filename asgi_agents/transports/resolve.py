@@ -21,7 +21,6 @@ from ..errors import ConfigurationError
 from ..messages.naming import named
 from ..observability.redaction import redact_secrets
 from ..protocol import EventType
-from ..protocol.headers import as_one_spelling
 from .base import AgentClient, BindableTransport, PlainTransport, Transport
 from .in_process import InProcessTransport
 from .plain import PlainClient
@@ -136,9 +135,9 @@ def default_events(transport: Transport) -> frozenset[EventType] | None:
     return getattr(transport, "default_events", None)
 
 
-def sets_of(transport: Transport) -> frozenset[str]:
-    """The request headers that the agent sets and clients may not, as the transport knows; in one spelling."""
-    return frozenset(map(as_one_spelling, getattr(transport, "sets", ())))
+def sets_of(transport: Transport) -> object:
+    """The names of request headers that the agent sets and clients may not, as the transport knows."""
+    return getattr(transport, "sets", frozenset())
 
 
 def agent_of(transport: Transport) -> Agent | None:

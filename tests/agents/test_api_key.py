@@ -37,6 +37,24 @@ def test_a_key_becomes_the_name_of_its_user_and_is_not_passed_on(key: bytes, use
     assert answer.json() == seen(("x-user", user))
 
 
+def test_no_spelling_of_its_header_comes_from_a_client_whatever_the_configuration_names() -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    async def users(request: Request) -> list[str]:
+        # As WSGI and CGI read it.
+        return [value for name, value in request.headers.items() if name.replace("_", "-") == "x-user"]
+
+    protect(app, agents=[AgentConfig("api-key", ApiKey(KEYS))])
+    forged = {"x-api-key": "open sesame", "X-User": "root", "X_User": "root"}
+    assert TestClient(app).get("/", headers=forged).json() == ["alice"]
+
+
+def test_what_it_reads_itself_is_not_taken_from_it() -> None:
+    agent = ApiKey(KEYS, header="x-key", user_header="X-Key")
+    assert (agent.own_headers, ApiKey(KEYS, user_header="authorization").own_headers) == (set(), set())
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -55,7 +55,10 @@ def test_scopes_are_found_wherever_issuers_put_them(claims: dict[str, Any], scop
     assert scopes_of(claims) == scopes
 
 
-@pytest.mark.parametrize("given", [7, True, {"admin": True}, ["read", "x admin"], [None]])
+@pytest.mark.parametrize(
+    "given",
+    [7, True, {"admin": True}, ["read", "x admin"], [None], "x\u00a0admin", "x\tadmin", "x\x1fadmin", "x\u2003admin"],
+)
 def test_scopes_that_can_not_be_told_apart_are_refused(given: object) -> None:
     with pytest.raises(InvalidTokenError):
         scopes_of({"scope": given})

@@ -587,6 +587,22 @@ async def test_while_the_issuer_is_down_known_keys_go_on_and_unknown_ones_are_no
     ]
 
 
+def test_where_it_fails_open_nobody_can_say_who_he_is() -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    async def users(request: Request) -> list[str]:
+        return [name for name in request.headers if name.startswith(("x-", "x_"))]
+
+    with Issuer(EC).serving() as issuer:
+        pass
+    agent = JwtAuth(issuer.url, issuer=ISSUER, audience="shop", headers={"sub": "x-sub"})
+    protect(app, agents=[AgentConfig("jwt", agent, failure_mode="open", timeout=30)])
+    forged = {"authorization": f"Bearer {token()}", "x-sub": "root", "X_Sub": "root", "x-other": "1"}
+    answer = TestClient(app).get("/", headers=forged)
+    assert (answer.status_code, answer.json()) == (200, ["x-other"])
+
+
 def test_an_issuer_that_is_down_is_the_failure_mode_and_opens_no_breaker() -> None:
     with Issuer(EC).serving() as issuer:
         pass

@@ -1,6 +1,7 @@
 """RateLimit in memory, on both event loops."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 from fastapi import FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from limits.aio.storage import Storage
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
@@ -123,6 +127,7 @@ async def test_a_sliding_window_has_no_change_to_wait_for(clock: Clock) -> None:
     assert await statuses(sliding, *[asked()] * 11) == [200] * 10 + [429]
 
 
+OTHER_SPELLINGS = ["/a/b/", "//a/b", "/a//b", "/a/./b", "/./a/b", "/a/c/../b", "/a/%2e%2e/a/b", "%2fa%2fb", "/a/b//?c"]
 BOTH, ONE = [200, 200], [200, 429]
 
 
@@ -150,6 +155,9 @@ BOTH, ONE = [200, 200], [200, 429]
         ("route", asked(uri="/a/1", route="/a/{id}"), asked(uri="/a/2", route="/a/{id}"), ONE),
         ("route", asked(route="/a/{id}"), asked(route="/b/{id}"), BOTH),
         ("route", asked(route=None), asked(route="None"), ONE),
+        *[("path", asked(uri="/a/b"), asked(uri=uri), ONE) for uri in OTHER_SPELLINGS],
+        ("path", asked(uri="/a/b"), asked(uri="/a%2fc/b"), BOTH),
+        ("path", asked(uri="/"), asked(uri="//?"), ONE),
         (["ip", "path"], asked("192.0.2.7", "/a"), asked("192.0.2.7", "/b"), BOTH),
         (["ip", "path"], asked("192.0.2.7", "/a"), asked("192.0.2.8", "/a"), BOTH),
         (["ip", "path"], asked("192.0.2.7", "/a"), asked("192.0.2.7", "/a"), ONE),
@@ -270,6 +278,26 @@ async def test_of_connections_that_have_ended_nothing_is_kept(clock: Clock) -> N
 
 
 # Memory
+
+
+def test_a_file_has_one_counter_however_its_path_is_written(tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("large")
+    app = Starlette(routes=[Mount("/a", StaticFiles(directory=tmp_path))])
+    protect(app, agents=[AgentConfig("rate", RateLimit("1/day", by="path"))])
+    client = TestClient(app)
+    assert client.get("/a/b").text == "large"
+    for uri in ("/a//b", "/a/%2e/b", "/a/x/%2e%2e/b"):
+        assert client.get(uri).status_code == 429, uri
+
+
+@pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window-counter"])
+async def test_a_client_at_its_limit_is_not_forgotten_while_it_goes_on(clock: Clock, strategy: Any) -> None:
+    agent = RateLimit("2/hour", max_keys=100, strategy=strategy)
+    assert await statuses(agent, *[asked("192.0.2.1")] * 2) == [200, 200]
+    for number in range(1000):
+        if number % 40 == 0:
+            assert await statuses(agent, asked("192.0.2.1")) == [429]
+        await agent.on_request_headers(asked(f"198.18.{number >> 8}.{number & 255}"))
 
 
 async def test_memory_keeps_so_many_keys_and_forgets_those_that_were_idle_longest(clock: Clock) -> None:

@@ -1,5 +1,6 @@
 """The recipes of docs/pages/guide/authorisers.md, with services that speak on the wire as those do that are meant."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,8 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from asgi_agents.agents import IpFilter
+from asgi_agents.serve import agent_app
 from tests.support.servers import serve
 
 from .markdown import blocks_of
@@ -110,3 +113,19 @@ def test_open_policy_agent() -> None:
         denied = client.get("/orders", headers={"x-role": "guest"})
         assert (denied.status_code, denied.text) == (403, "no clerk")
         assert dict(authorizer.asked[0].context_extensions) == {"app": "shop"}
+
+
+def as_nginx(code: str, client: dict[str, str], peer: str) -> dict[str, str]:
+    """The headers of the question about ``GET /orders``: the client's, where the configuration sets no others."""
+    variables = {"$request_method": "GET", "$scheme://$http_host$request_uri": "http://shop.example/orders"}
+    variables |= {"$remote_addr": peer, '""': ""}
+    told = re.findall(r"^ *proxy_set_header ([\w-]+) (.*);$", code, re.MULTILINE)
+    return client | {name.lower(): variables[value] for name, value in told}
+
+
+def test_behind_nginx_no_client_says_where_it_comes_from() -> None:
+    [code] = [block.code for block in blocks_of(PAGE) if "proxy_set_header" in block.code]
+    client = TestClient(agent_app(IpFilter(allow=["192.0.2.0/24"]), api="auth_request"))
+    forged = {"x-forwarded-for": "192.0.2.7"}
+    assert client.get("/", headers=as_nginx(code, forged, "198.51.100.1")).status_code == 403
+    assert client.get("/", headers=as_nginx(code, forged, "192.0.2.9")).status_code == 200

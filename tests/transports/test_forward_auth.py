@@ -155,6 +155,14 @@ async def test_headers_of_the_configuration_come_with_each_question() -> None:
     assert (service.fields["x-key"], service.fields["x-forwarded-proto"]) == ("s3cret", "https")
 
 
+async def test_no_spelling_of_a_configured_header_comes_from_the_client() -> None:
+    service = Service(200)
+    forged = {"x_service_key": ["evil"], "x-service_key": ["evil"], "x-service-key": ["evil"], "x-servicekey": ["no"]}
+    await ask(service, head(headers=forged), headers={"X-Service-Key": "s3cret"})
+    about_it = {name: value for name, value in service.fields.items() if name.startswith(("x-s", "x_s"))}
+    assert about_it == {"x-service-key": "s3cret", "x-servicekey": "no"}
+
+
 async def test_the_service_is_shown_the_headers_that_are_allowed() -> None:
     service = Service(200)
     given = {"cookie": ["a"], "authorization": ["b"], "x-other": ["c"]}
@@ -296,6 +304,26 @@ async def test_no_path_leads_to_another_endpoint_of_the_service(uri: str) -> Non
     answer = await ask(service, head(uri=uri), url="http://authorizer/check", style="ext_authz")
     assert isinstance(answer.decision, Block)
     assert (answer.decision.status, service.asked) == (400, [])
+
+
+# What some servers take for the target of a request; frameworks find "/admin" in most of it.
+NO_PATHS = ["%2fadmin", "admin", "", "@other.example/admin", ".other.example/admin", "http://other.example/admin", "**"]
+
+
+@pytest.mark.parametrize("style", ["forward_auth", "auth_request", "ext_authz"])
+@pytest.mark.parametrize("uri", NO_PATHS)
+async def test_no_service_is_asked_about_what_it_could_not_tell_to_be_a_path(uri: str, style: str) -> None:
+    service = Service(200)
+    url = "http://authorizer/" if style == "ext_authz" else URL
+    answer = await ask(service, head(uri=uri), style=style, url=url)
+    assert isinstance(answer.decision, Block)
+    assert (answer.decision.status, service.asked) == (400, [])
+
+
+async def test_options_of_the_whole_server_can_be_asked_about() -> None:
+    service = Service(200)
+    assert (await ask(service, head("OPTIONS", "*"))).is_allow
+    assert service.fields["x-forwarded-uri"] == "*"
 
 
 @pytest.mark.parametrize("uri", ["/a..b/.hidden", "/...", "/a?next=/../b", "/%zz", "/a%2fb", "/%25"])
@@ -719,6 +747,21 @@ def test_a_handshake_is_asked_about_as_a_request() -> None:
 def test_what_can_not_work_is_refused(url: str, options: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigurationError, match=expected.replace("?", r"\?") if "?" in url else expected):
         ForwardAuthTransport(url, **options)
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("https:/sso?token=s3cret", {}),
+        ("sso/?token=s3cret", {}),
+        ("http://sso/?token=s3cret", {"verify": False}),
+        ("http://sso/?token=s3cret", {"style": "ext_authz"}),
+    ],
+)
+def test_no_message_has_the_query_of_the_url(url: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"address='.*sso/?\?…'") as refused:
+        ForwardAuthTransport(url, **options)
+    assert "s3cret" not in str(refused.value)
 
 
 def test_bodies_are_for_envoys_style_and_need_their_heads() -> None:

@@ -22,8 +22,10 @@ from asgi_agents import (
     AgentResponse,
     ConfigurationError,
     EventType,
+    GuardrailInspectEvent,
     HttpTransport,
 )
+from asgi_agents.guardrail_services.service import ServiceEndpoint
 from asgi_agents.transports.http1.pool import Http1Pool
 from asgi_agents.transports.named_pool import NamedPool
 from tests.support.listening import serving
@@ -392,6 +394,21 @@ async def test_an_event_that_is_too_large_is_nobodys_fault(monkeypatch: pytest.M
             with pytest.raises(AgentError, match="413"):
                 await transport.call(CHUNK)
         assert set(states(transport).values()) == {"up"}
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_a_text_that_a_guardrail_service_does_not_take_is_nobodys_fault(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    resolving(monkeypatch, waf=hosts(1, 2))
+    text = GuardrailInspectEvent(correlation_id="c-1", inspection_type="toxicity", content="what a client has written")
+    async with service() as waf, aclosing(ServiceEndpoint("a test", waf.url)) as endpoint:
+        for instance in waf.instances:
+            instance.answer = b"HTTP/1.1 %d No\r\ncontent-length: 0\r\n\r\n" % status
+        for _ in range(30):
+            with pytest.raises(AgentError, match=f"{status}"):
+                await endpoint.ask(text, dict)
+        assert set(states(endpoint).values()) == {"up"}
 
 
 async def test_half_of_the_members_stay_however_many_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,18 @@ from typing import Any, Final
 from ...errors import AgentError, AgentProtocolError, ConfigurationError, EventTooLargeError
 from ...observability.trace_context import inject_trace_context
 from ...protocol import AgentResponse, EventType, HeaderOp, Headers, RequestHeadersEvent
-from ...protocol.headers import without_blanks
+from ...protocol.headers import as_one_spelling, without_blanks
 from ..authorization import (
     AUTHORIZED_EVENTS,
     HEADS,
+    NO_PATH,
+    WORD_OF_A_PROXY,
     AuthorizationClient,
     Authorizer,
     bytes_of_text,
     denial,
+    is_asked_about,
+    refusal_of_input,
     text_of_bytes,
 )
 from .channel import Channels
@@ -94,6 +98,8 @@ class GrpcAuthorizer(Authorizer):
         return self._settings.where
 
     async def check(self, head: RequestHeadersEvent, body: bytes | None, deadline: float = math.inf) -> AgentResponse:
+        if not is_asked_about(head.uri):
+            return refusal_of_input(NO_PATH)
         message = encode_check(head, body, scheme=self._settings.scheme, context_extensions=self.context_extensions)
         if len(message) > self._settings.max_event_bytes:
             raise EventTooLargeError(f"the question has more than max_event_bytes={self._settings.max_event_bytes}")
@@ -146,7 +152,8 @@ def encode_check(
     """A CheckRequest.
 
     The address of the server is left out: the agent protocol has none. The pseudo-headers are among the headers, as
-    Envoy has them there.
+    Envoy has them there. What only proxies say is not passed on from a client, such as its certificate in
+    ``x-forwarded-client-cert``: Envoy takes the like out at the edge. Where it comes from, and how, are fields.
 
     :param body: all of it; None: it is not shown.
     :param scheme: ``http`` or ``https``; None: as the event tells.
@@ -171,7 +178,7 @@ def encode_check(
     http.protocol = metadata.protocol
     http.size = _size(head) if body is None else len(body)
     for name, values in head.headers.items():
-        if not name.startswith(":") and name != PARTIAL_BODY:
+        if not name.startswith(":") and not WORD_OF_A_PROXY.match(as_one_spelling(name)):
             http.headers[text_of_bytes(name)] = text_of_bytes(", ".join(values))
     http.headers[":method"] = http.method
     http.headers[":path"] = http.path

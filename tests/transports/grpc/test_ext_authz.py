@@ -28,7 +28,7 @@ from asgi_agents.serve import serve_grpc
 from asgi_agents.serve.grpc.service import GrpcService, StatusError
 from asgi_agents.transports.authorization import HEADS
 from asgi_agents.transports.grpc.ext_authz import decode_check, encode_check
-from tests.transports.test_forward_auth import head
+from tests.transports.test_forward_auth import NO_PATHS, TOLD, head
 
 BOTH = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
 DENIED = {"code": 7}
@@ -121,6 +121,14 @@ def test_a_client_can_say_nothing_about_the_body_or_the_pseudo_headers() -> None
     headers = asked(event)["request"]["http"]["headers"]
     assert "x-envoy-auth-partial-body" not in headers
     assert headers[":path"] == "/orders?page=2"
+
+
+@pytest.mark.parametrize("name", [*TOLD, "x-forwarded-client-cert", "x-envoy-internal", "x-envoy-auth-partial-body"])
+def test_a_client_can_not_speak_for_a_proxy(name: str) -> None:
+    for spelling in {name, name.replace("-", "_"), name.replace("-", "_", 1)}:
+        question = asked(head(headers={spelling: ["evil"]}))
+        assert "evil" not in question["request"]["http"]["headers"].values()
+        assert question["source"]["address"]["socket_address"]["address"] == "192.0.2.7"
 
 
 def test_bytes_that_are_no_text_and_events_made_by_hand_can_be_asked_about() -> None:
@@ -346,6 +354,17 @@ async def test_an_authorizer_is_asked_and_its_answer_comes_back(tmp_path: Any) -
             with pytest.raises(AgentError, match="expected strings by name"):
                 await client.push_config({"tenant": 5})
             await client.aclose()
+
+
+@pytest.mark.parametrize("uri", NO_PATHS)
+async def test_a_target_that_is_no_path_is_refused_before_anybody_is_asked(uri: str) -> None:
+    authorizer = Authorizer(lambda http: {})
+    async with served(authorizer) as url:
+        client = bound(url)
+        answer = await client.call(head(uri=uri))
+        await client.aclose()
+    assert isinstance(answer.decision, Block)
+    assert (answer.decision.status, authorizer.asked) == (400, [])
 
 
 async def test_the_current_span_travels_with_the_question() -> None:
