@@ -703,6 +703,56 @@ async def test_an_upgrade_is_refused_where_its_messages_are_to_be_judged(caplog:
     assert "it judges messages of websockets, which Envoy does not show" in caplog.text
 
 
+async def test_a_body_is_judged_though_its_request_asks_for_another_protocol() -> None:
+    agent = Changes()
+    for method, length in (("POST", "5"), ("POST", "0"), ("GET", "5")):
+        async with serving(agent) as channel:
+            proxy = Proxy(channel, "STREAMED")
+            upgrade = {"upgrade": "websocket", "connection": "upgrade", "content-length": length}
+            await proxy.request({":method": method, **upgrade})
+            said = await proxy.receive()
+            assert said is not None
+            assert not said.HasField("mode_override")
+            await proxy.body(REQUEST, b"' or 1", True)
+            said = await proxy.receive()
+            assert said is not None
+            assert said.request_body.response.body_mutation.body == b"' OR 1"
+            await proxy.end()
+
+
+async def test_a_response_is_judged_though_its_request_has_asked_for_another_protocol() -> None:
+    agent = Changes()
+    async with serving(agent) as channel:
+        proxy = Proxy(channel, "STREAMED")
+        await proxy.request({":method": "GET", "upgrade": "websocket", "connection": "upgrade"})
+        said = await proxy.receive()
+        assert said is not None
+        # Whether the app takes the offer is not known yet.
+        assert said.mode_override.response_body_mode == ProcessingMode.STREAMED
+        await proxy.response({"content-type": "text/plain"})
+        said = await proxy.receive()
+        assert said is not None
+        assert not said.HasField("mode_override")
+        await proxy.body(RESPONSE, b"secret", True)
+        said = await proxy.receive()
+        assert said is not None
+        assert said.response_body.response.body_mutation.body == b"terces"
+        await proxy.end()
+
+
+async def test_the_bytes_of_an_open_tunnel_need_not_be_shown() -> None:
+    for head, status in (({":method": "GET", "upgrade": "websocket"}, 101), ({":method": "CONNECT"}, 200)):
+        async with serving(Changes()) as channel:
+            proxy = Proxy(channel, "STREAMED")
+            await proxy.request(head)
+            await proxy.receive()
+            await proxy.response({}, status=status)
+            said = await proxy.receive()
+            assert said is not None
+            assert said.mode_override.response_body_mode == ProcessingMode.NONE
+            await proxy.end()
+
+
 # Text guardrails
 
 CHAT = {":path": "/v1/chat/completions", "content-type": "application/json"}
