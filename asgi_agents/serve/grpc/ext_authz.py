@@ -20,6 +20,7 @@ with require_stubs():
     from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
     from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
     from google.protobuf.message import DecodeError
+    from google.protobuf.struct_pb2 import Struct
 
 # google.rpc.Code.
 _PERMISSION_DENIED: Final = 7
@@ -126,9 +127,16 @@ def encode_permission(permission: Permission, headers: Headers) -> bytes:
     :raises AgentProtocolError: for what Envoy can't be told.
     """
     response = CheckResponse()
-    if permission.routing_metadata:
-        response.dynamic_metadata.update(permission.routing_metadata)
     reply = permission.reply
+    try:
+        metadata = Struct()
+        metadata.update(permission.routing_metadata)
+        if permission.routing_metadata:
+            response.dynamic_metadata.CopyFrom(metadata)
+    except ValueError as exc:
+        # A refusal is one without it too, and an error may let the request pass.
+        if reply is None:
+            raise AgentProtocolError("routing_metadata: expected texts that UTF-8 can carry") from exc
     if reply is not None:
         response.status.code = _UNAUTHENTICATED if reply.status == 401 else _PERMISSION_DENIED
         denied = response.denied_response

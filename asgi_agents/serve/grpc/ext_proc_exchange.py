@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import ResponseAborted
+from ...errors import AgentProtocolError, ResponseAborted
 from ...exchange.context import STATE_KEY, AgentContext
 from ...exchange.reply import Reply, describe, render_reply
 from ...transports.grpc.ext_proc_messages import (
@@ -341,8 +341,16 @@ class ServedExchange:
             said[ROUTING] = dict(decision.routing_metadata)
         for _, audit in decision.audit:
             said[AUDIT] = {**said.get(AUDIT, {}), **metadata_of_audit(audit)}
-        if said:
-            answer.dynamic_metadata.CopyFrom(struct(said))
+        if not said:
+            return
+        try:
+            metadata = struct(said)
+        except AgentProtocolError:
+            # A reply is a refusal without it too, and an error may let the request pass.
+            if not answer.HasField("immediate_response"):
+                raise
+            return
+        answer.dynamic_metadata.CopyFrom(metadata)
 
     def _override(self) -> dict[str, Any]:
         """What Envoy need not send of this exchange, as far as it lets the processor say so."""

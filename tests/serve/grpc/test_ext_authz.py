@@ -64,6 +64,14 @@ def test_a_question_is_the_head_of_a_request() -> None:
     assert decode_question(question(without))[0].metadata.request_id == "4711"
 
 
+def test_metadata_that_can_not_be_said_makes_no_error_of_a_refusal() -> None:
+    metadata = {"a": "\ud800"}
+    said = answer(Permission(reply=Reply(403, [], b"no"), routing_metadata=metadata))
+    assert (said["deniedResponse"]["status"]["code"], "dynamicMetadata" in said) == ("Forbidden", False)
+    with pytest.raises(AgentProtocolError, match="routing_metadata"):
+        answer(Permission(routing_metadata=metadata))
+
+
 def test_raw_headers_are_read_with_all_their_values() -> None:
     fields = [("x-a", "MQ=="), ("x-a", "/w=="), (":path", "Lw=="), ("host", "b3RoZXI=")]
     raw = {"headers": [{"key": name, "rawValue": value} for name, value in fields]}

@@ -659,6 +659,17 @@ async def test_headers_as_text_are_answered_as_text() -> None:
         assert (option.header.value, option.header.raw_value) == ("alice", b"")
 
 
+async def test_an_audit_that_can_not_be_said_makes_no_error_of_a_refusal() -> None:
+    async with serving(Heads(AgentResponse.block(403, audit=AuditMetadata(custom={"at": object()})))) as channel:
+        proxy = Proxy(channel)
+        await proxy.request()
+        said = await proxy.receive()
+        assert said is not None
+        assert said.immediate_response.status.code == 403
+        assert not said.HasField("dynamic_metadata")
+        await proxy.end()
+
+
 # Other protocols on the same connection
 
 

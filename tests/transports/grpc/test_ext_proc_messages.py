@@ -369,9 +369,56 @@ def test_immediate_responses(immediate: dict[str, Any], decision: Block) -> None
     assert check_response(answer, may_mutate=False, may_set_host=False).decision == decision
 
 
-def test_a_reply_that_is_no_text_can_not_be_carried() -> None:
-    with pytest.raises(AgentProtocolError, match="expected UTF-8"):
-        refusal_of(messages.ProcessingResponse(immediate_response={"status": {"code": 403}, "body": b"\xff"}))
+@pytest.mark.parametrize(
+    ("immediate", "decision"),
+    [
+        (
+            {
+                "status": {"code": 403},
+                "headers": {"set_headers": [option("Content-Type", "image/png"), option("x-a", "1")]},
+                "body": b"\xff",
+            },
+            Block(403, None, {"x-a": "1"}),
+        ),
+        (
+            {
+                "status": {"code": 429},
+                "headers": {
+                    "set_headers": [
+                        option("connection", "close"),
+                        option("transfer-encoding", "chunked"),
+                        option("host", "x"),
+                        option("x y", "1"),
+                        option("x-a", "1\r\nx-b: 2"),
+                    ]
+                },
+            },
+            Block(429, "", {}),
+        ),
+        (
+            {"status": {"code": 302}, "headers": {"set_headers": [option("location", "/a b"), option("x-a", "1")]}},
+            Block(403, None, {"x-a": "1"}),
+        ),
+        ({"status": {"code": 799}, "body": b"no"}, Block(403, "no", {"content-type": "text/plain"})),
+    ],
+)
+def test_a_reply_that_can_not_be_sent_as_it_is_is_a_denial_all_the_same(
+    immediate: dict[str, Any], decision: Block
+) -> None:
+    answer = refusal_of(messages.ProcessingResponse(immediate_response=immediate))
+    assert check_response(answer, may_mutate=False, may_set_host=False).decision == decision
+
+
+def test_numbers_that_no_int_of_json_holds_stay_floats() -> None:
+    said = struct({AUDIT: {"custom": {"a": 1e300, "b": 2.0**53}}, "pool": {"weight": 1e300}})
+    routing, audit = metadata_of(messages.ProcessingResponse(dynamic_metadata=said))
+    assert (audit.custom, routing) == ({"a": 1e300, "b": 2**53}, {"pool.weight": "1e300"})
+
+
+def test_a_reply_in_pieces_that_is_none_is_an_error() -> None:
+    whole = messages.ProcessingResponse.FromString(b"\x5a\x02\x0a\x7f")
+    with pytest.raises(AgentProtocolError, match="no Empty"):
+        streamed_reply(whole)
 
 
 def test_a_response_to_something_else_is_an_error() -> None:
