@@ -88,6 +88,10 @@ def decode_question(message: bytes) -> tuple[RequestHeadersEvent, ShownBody | No
     partial = any(value.strip().lower() != "false" for value in headers.get(PARTIAL_BODY, ()))
     data = http.raw_body or http.body.encode()
     body = ShownBody(data, partial) if data or PARTIAL_BODY in headers else None
+    try:
+        timestamp = attributes.request.time.ToJsonString()
+    except ValueError as exc:
+        raise AgentProtocolError("attributes.request.time: expected a moment of the years 1 to 9999") from exc
     peer = attributes.source.address.socket_address
     head = RequestHeadersEvent(
         metadata=RequestMetadata(
@@ -97,7 +101,7 @@ def decode_question(message: bytes) -> tuple[RequestHeadersEvent, ShownBody | No
             client_port=peer.port_value,
             server_name=bytes_of_text(http.host) or None,
             protocol=http.protocol or "HTTP/1.1",
-            timestamp=attributes.request.time.ToJsonString(),
+            timestamp=timestamp,
             traceparent=headers.first("traceparent"),
         ),
         method=http.method,
@@ -117,7 +121,8 @@ def _headers_of(http: AttributeContext.HttpRequest) -> Headers:
         fields.setdefault(bytes_of_text(header.key.lower()), []).append(value)
     fields = {name: values for name, values in fields.items() if not name.startswith(":")}
     if http.host:
-        fields.setdefault("host", [bytes_of_text(http.host)])
+        # The authority says where a request goes, and a Host beside it does not (RFC 9113, section 8.3.1).
+        fields["host"] = [bytes_of_text(http.host)]
     return Headers(fields)
 
 

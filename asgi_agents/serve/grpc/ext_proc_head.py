@@ -35,7 +35,9 @@ def scope_of(request: Any | None) -> Scope:
     version = _VERSIONS.get(str(attributes.get(PROTOCOL, "")), "1.1")
     headers = without_pseudo(pairs)
     authority = first(pairs, b":authority")
-    if authority and not any(name == b"host" for name, _ in headers):
+    if authority:
+        # It says where a request goes, and a Host beside it does not (RFC 9113, section 8.3.1).
+        headers = [pair for pair in headers if pair[0] != b"host"]
         headers.insert(0, (b"host", authority.encode("latin-1")))
     scope: Scope = {
         "type": "http",

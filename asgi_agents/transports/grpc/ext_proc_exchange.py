@@ -189,6 +189,9 @@ class ProcessedExchange:
         return await (self._duplex(event, side) if self._full_duplex else self._body(event, side))
 
     async def _send(self, event: ShownEvent) -> None:
+        if not self._full_duplex and self._incoming.waits(side_of_event(event)):
+            # It would be taken for the answer to this event, and all later answers for those to others.
+            raise AgentProtocolError("it has answered what it was not asked")
         request = request_of(event, begins=None if self._begun else self._heard, mode=self._settings.body_mode)
         if not self._begun and isinstance(event, RequestHeadersEvent):
             for name, values in attributes_of(event).items():

@@ -15,6 +15,8 @@ M = TypeVar("M")
 MAX_WAITING_BYTES: Final = 256 * 1024
 #: The same where all streams together hold what they may.
 FEW_WAITING_BYTES: Final = 16 * 1024
+#: What a message counts for beside its bytes: the objects that it is kept in.
+MESSAGE_BYTES: Final = 512
 
 
 class Held:
@@ -67,6 +69,7 @@ class TwoSides(Generic[M]):
             self._everyones = message
             self._wake()
             return
+        size += MESSAGE_BYTES
         self._queues[side].append((message, size))
         self._count(size)
         if self._held > self._shared.most and not self._paused:
@@ -84,6 +87,10 @@ class TwoSides(Generic[M]):
             self._wake()
             for signal in self._waiting_for_the_end:
                 signal.set()
+
+    def waits(self, side: Side) -> bool:
+        """Whether a message of that side alone waits to be taken."""
+        return bool(self._queues[side])
 
     def take(self, side: Side) -> M | None:
         """The next message of that side, if it is there."""

@@ -26,10 +26,12 @@ from asgi_agents import (
 from asgi_agents.testing.events import request_headers_event, request_metadata
 from asgi_agents.transports import GrpcTransport
 from asgi_agents.transports.grpc import ext_proc_exchange
+from asgi_agents.transports.grpc.ext_proc import ExtProcClient
 from asgi_agents.transports.grpc.ext_proc_answers import CARRIES
 from asgi_agents.transports.grpc.ext_proc_messages import (
     HeaderValueOption,
     ProcessingMode,
+    Side,
     header_map,
     make_streamed_reply,
     messages,
@@ -37,6 +39,7 @@ from asgi_agents.transports.grpc.ext_proc_messages import (
 )
 from tests.support.asgi import App, Client, Probe, body, start
 from tests.transports.grpc.processors import Processor, Script, Stream, guarded, serving
+from tests.transports.stream.pools import until
 
 HEADS = {EventType.REQUEST_HEADERS}
 REQUESTS = {EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK}
@@ -124,6 +127,31 @@ async def test_an_immediate_response_is_a_denial_of_any_event(event: str) -> Non
 
     client = await ask(script, App(), Client("POST", body=b"abc"), CARRIES)
     assert (client.status, client.body, client.header(b"content-type")) == (451, b"no", b"text/plain")
+
+
+async def test_an_answer_to_nothing_is_never_taken_for_that_to_the_next_event() -> None:
+    async def script(stream: Stream) -> None:
+        await stream.next()
+        await stream.say(request_headers={})
+        await stream.expect("request_body")
+        for _ in range(2):
+            await stream.say(request_body={"response": {"body_mutation": {"body": b"<a>"}}})
+        await stream.next()
+
+    async with serving(Processor(script)) as address:
+        transport = GrpcTransport(address, protocol="ext_proc")
+        client = transport.bind("processor", events=frozenset(REQUESTS), config=None, max_concurrent_calls=1)
+        assert isinstance(client, ExtProcClient)
+        await client.call(request_headers_event(metadata=request_metadata(correlation_id="c")))
+        chunk = RequestBodyChunkEvent(correlation_id="c", data=b"a", is_last=False)
+        answer = await client.call(chunk)
+        assert answer == AgentResponse.allow(request_body_mutation=BodyMutation(b"<a>"))
+        (exchange,) = (await client._exchanges.get()).open.values()
+        await until(lambda: exchange._incoming.waits(Side.REQUEST))
+        with pytest.raises(AgentProtocolError, match="answered what it was not asked"):
+            await client.call(RequestBodyChunkEvent(correlation_id="c", data=b"b", is_last=True, chunk_index=1))
+        client.forget("c")
+        await client.aclose()
 
 
 async def test_a_redirect() -> None:

@@ -48,6 +48,7 @@ from asgi_agents.transports.grpc.ext_proc_messages import (
     Side,
     audit_of_metadata,
     decode,
+    header_map,
     make_streamed_reply,
     messages,
     metadata_of_audit,
@@ -56,6 +57,7 @@ from asgi_agents.transports.grpc.ext_proc_messages import (
     streamed_reply,
     struct,
 )
+from asgi_agents.transports.grpc.ext_proc_sides import Held, TwoSides
 
 METADATA = request_metadata(correlation_id="c", client_ip="192.0.2.1", client_port=7, protocol="HTTP/2")
 NAMES = st.sampled_from(["x-a", "x-b", "set-cookie", "etag", "host", "cookie"])
@@ -179,6 +181,26 @@ def test_headers_written_as_text_are_read_too() -> None:
     scope = scope_of(messages.ProcessingRequest(request_headers=head))
     assert scope["raw_path"] == b"/x"
     assert (b"x-a", "é".encode()) in scope["headers"]
+
+
+def test_a_host_beside_the_authority_is_not_shown() -> None:
+    pairs = [(":method", b"GET"), (":path", b"/"), (":authority", b"shop.example"), ("host", b"admin.example")]
+    scope = scope_of(messages.ProcessingRequest(request_headers={"headers": header_map(pairs), "end_of_stream": True}))
+    assert [value for name, value in scope["headers"] if name == b"host"] == [b"shop.example"]
+
+
+def test_messages_of_no_bytes_are_held_within_a_bound() -> None:
+    paused: list[None] = []
+    held = Held(10**9)
+    sides: TwoSides[int] = TwoSides(lambda: paused.append(None), lambda: paused.clear(), held)
+    taken = 0
+    while not paused:
+        sides.put(taken, Side.REQUEST, 2)
+        taken += 1
+        assert taken < 1000
+    for _ in range(taken):
+        sides.take(Side.REQUEST)
+    assert (paused, held.total) == ([], 0)
 
 
 def test_tls_and_upgrades_are_recognised() -> None:
