@@ -51,7 +51,7 @@ class TwoSides(Generic[M]):
         self._waiting: dict[Side, Signal] = {}
         self._waiting_for_the_end: list[Signal] = []
         self._held = 0
-        self._paused = False
+        self._paused = self._discarded = False
         #: Whether nothing more comes. What waits can still be taken.
         self.ended = False
         self._error: Exception | None = None
@@ -63,7 +63,7 @@ class TwoSides(Generic[M]):
 
     def put(self, message: M, side: Side | None, size: int) -> None:
         """A message has come. ``side`` None: it is for both, and nothing behind it counts."""
-        if self._everyones is not None:
+        if self._everyones is not None or self._discarded:
             return
         if side is None:
             self._everyones = message
@@ -142,7 +142,8 @@ class TwoSides(Generic[M]):
             await waiting
 
     def discard(self) -> None:
-        """Nobody takes any more."""
+        """Nobody takes any more, of what has come and of what still comes."""
+        self._discarded = True
         for queue in self._queues.values():
             queue.clear()
         self._count(-self._held)

@@ -203,6 +203,17 @@ def test_messages_of_no_bytes_are_held_within_a_bound() -> None:
     assert (paused, held.total) == ([], 0)
 
 
+def test_what_comes_when_nobody_takes_any_more_is_not_held() -> None:
+    held = Held(10**9)
+    sides: TwoSides[int] = TwoSides(lambda: None, lambda: None, held)
+    sides.put(1, Side.REQUEST, 5)
+    sides.discard()
+    # A call is over a moment after the exchange, and the peer may send until then.
+    sides.put(2, Side.REQUEST, 5)
+    sides.put(3, Side.RESPONSE, 5)
+    assert (held.total, sides.waits(Side.REQUEST)) == (0, False)
+
+
 def test_tls_and_upgrades_are_recognised() -> None:
     request = request_of(request_headers_event(headers={"upgrade": "websocket"}))
     request.attributes["x"].CopyFrom(struct({"connection.tls_version": "TLSv1.3", "request.protocol": "nonsense"}))
