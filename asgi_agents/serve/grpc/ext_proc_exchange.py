@@ -37,6 +37,11 @@ from .ext_proc_head import is_open, is_tunnel, is_upgrade, scope_of, without_pse
 _KEY: Final = "asgi_agents.ext_proc"
 # What is in the head of a response that Envoy has shown, and in none that was made here. Middlewares keep it.
 _SHOWN: Final = "asgi_agents.ext_proc.shown"
+_BODY_OF_UPGRADE: Final = Reply(
+    400,
+    [(b"content-type", b"text/plain; charset=utf-8")],
+    b"Bad request: it asks for another protocol, and has a body",
+)
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 
 
@@ -147,6 +152,10 @@ class ServedExchange:
             raise FailedError("it judges messages of websockets, which Envoy does not show")
         if self._tunnel:
             self._request.has_body = False
+        elif self._upgrade and wanted.request_body and self._request.shows_body and not self._observes:
+            # Envoy passes its bytes on without their length, so that an app may take them for another request.
+            await self._send_reply(_BODY_OF_UPGRADE)
+            return
         try:
             await app(scope, self.receive, self.send)
         except ResponseAborted as exc:

@@ -714,21 +714,24 @@ async def test_an_upgrade_is_refused_where_its_messages_are_to_be_judged(caplog:
     assert "it judges messages of websockets, which Envoy does not show" in caplog.text
 
 
-async def test_a_body_is_judged_though_its_request_asks_for_another_protocol() -> None:
-    agent = Changes()
+async def test_a_body_of_a_request_that_asks_for_another_protocol_is_refused() -> None:
     for method, length in (("POST", "5"), ("POST", "0"), ("GET", "5")):
-        async with serving(agent) as channel:
+        async with serving(Changes()) as channel:
             proxy = Proxy(channel, "STREAMED")
             upgrade = {"upgrade": "websocket", "connection": "upgrade", "content-length": length}
             await proxy.request({":method": method, **upgrade})
             said = await proxy.receive()
             assert said is not None
-            assert not said.HasField("mode_override")
-            await proxy.body(REQUEST, b"' or 1", True)
-            said = await proxy.receive()
-            assert said is not None
-            assert said.request_body.response.body_mutation.body == b"' OR 1"
-            await proxy.end()
+            assert said.immediate_response.status.code == 400
+            assert await proxy.receive() is None
+    # Who does not judge bodies has no use for them here either.
+    async with serving(Heads()) as channel:
+        proxy = Proxy(channel, "STREAMED")
+        await proxy.request({"upgrade": "websocket", "content-length": "5"})
+        said = await proxy.receive()
+        assert said is not None
+        assert said.HasField("request_headers")
+        await proxy.end()
 
 
 async def test_a_response_is_judged_though_its_request_has_asked_for_another_protocol() -> None:
