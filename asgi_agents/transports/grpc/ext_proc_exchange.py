@@ -130,14 +130,19 @@ class ProcessedExchange:
 
     def close(self) -> None:
         """The exchange is over."""
-        self._incoming.discard()
+        self._end()
         self._wire.close()
 
     def abort(self) -> None:
         """Nothing more can be asked on this stream: no answer says which of the events it is to."""
         self._broken = True
-        self._incoming.discard()
+        self._end()
         self._wire.abort()
+
+    def _end(self) -> None:
+        """Whoever still waits for an answer gets none. It is not the processor that has ended the stream."""
+        self._incoming.discard()
+        self._incoming.end(AgentUnavailableError("its stream was ended before it has answered"))
 
     # What the wire calls
 

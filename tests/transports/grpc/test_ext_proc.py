@@ -9,6 +9,7 @@ import pytest
 from asgi_agents import (
     AgentConfig,
     AgentConnectionError,
+    AgentError,
     AgentMiddleware,
     AgentProtocolError,
     AgentResponse,
@@ -22,7 +23,9 @@ from asgi_agents import (
     FailureMode,
     HeaderOp,
     RequestBodyChunkEvent,
+    ResponseHeadersEvent,
 )
+from asgi_agents.protocol import Headers
 from asgi_agents.testing.events import request_headers_event, request_metadata
 from asgi_agents.transports import GrpcTransport
 from asgi_agents.transports.grpc import ext_proc_exchange
@@ -152,6 +155,46 @@ async def test_an_answer_to_nothing_is_never_taken_for_that_to_the_next_event() 
             await client.call(RequestBodyChunkEvent(correlation_id="c", data=b"b", is_last=True, chunk_index=1))
         client.forget("c")
         await client.aclose()
+
+
+@pytest.mark.parametrize("how", ["aclose", "retire", "forget", "the other side fails"])
+async def test_a_call_whose_stream_ends_here_is_no_allow(how: str) -> None:
+    shown = anyio.Event()
+
+    async def script(stream: Stream) -> None:
+        await stream.next()
+        shown.set()
+        await anyio.sleep_forever()
+
+    outcomes: list[object] = []
+
+    async def ask_for_ever(client: ExtProcClient) -> None:
+        try:
+            outcomes.append(await client.call(request_headers_event(metadata=request_metadata(correlation_id="c"))))
+        except AgentError as exc:
+            outcomes.append(type(exc))
+
+    async with serving(Processor(script)) as address:
+        client = GrpcTransport(address, protocol="ext_proc").bind("processor", events=CARRIES)
+        assert isinstance(client, ExtProcClient)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_for_ever, client)
+            await shown.wait()
+            match how:
+                case "aclose":
+                    await client.aclose()
+                case "retire":
+                    await client.retire()
+                case "forget":
+                    client.forget("c")
+                case _:
+                    with anyio.CancelScope() as scope:
+                        scope.cancel()
+                        await client.call(ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers()))
+            await until(lambda: outcomes)
+            tasks.cancel_scope.cancel()
+        await client.aclose()
+    assert outcomes in ([AgentUnavailableError], [AgentConnectionError])
 
 
 async def test_a_redirect() -> None:
