@@ -37,6 +37,12 @@ class Batching(Struct, frozen=True, kw_only=True):
             raise ConfigurationError(f"Batching: wait={self.wait!r}, expected seconds")
 
 
+class _Failed(Struct, frozen=True):
+    """There is no verdict, and why."""
+
+    exc: Exception
+
+
 def require_batches(where: str, kind: object) -> None:
     """Raise :class:`ConfigurationError` for a class of agents, or an agent, that judges no batches."""
     of_text = issubclass(kind, TextGuardrail) if isinstance(kind, type) else isinstance(kind, TextGuardrail)
@@ -48,7 +54,7 @@ def require_batches(where: str, kind: object) -> None:
 
 
 def batched(agent: Agent, batching: Batching) -> None:
-    """Let ``agent`` judge in batches what it is asked one at a time.
+    """Let ``agent`` judge in batches what it is asked one at a time. A batch that fails is judged one by one.
 
     A :class:`~asgi_agents.TextGuardrail` has ``check_batch``, which takes windows and returns for each what ``check``
     would. Others have ``inspect_batch``, which takes events and returns for each what ``on_guardrail_inspect`` would.
@@ -60,10 +66,16 @@ def batched(agent: Agent, batching: Batching) -> None:
     judge: Callable[[list[Any]], Awaitable[Sequence[Any]]] = getattr(agent, several)
 
     async def together(asked: list[Any]) -> list[Any]:
-        verdicts = await judge(asked)
-        if not isinstance(verdicts, list | tuple) or len(verdicts) != len(asked):
-            # A verdict must never be taken for another's.
-            raise TypeError(f"{several} of {len(asked)}: expected as many verdicts, in their order")
+        try:
+            verdicts = await judge(asked)
+            if not isinstance(verdicts, list | tuple) or len(verdicts) != len(asked):
+                # A verdict must never be taken for another's.
+                raise TypeError(f"{several} of {len(asked)}: expected as many verdicts, in their order")
+        except Exception as exc:
+            if len(asked) == 1:
+                return [_Failed(exc)]
+            # One client's text that can't be judged must not leave those of others without a verdict.
+            return [outcome for each in asked for outcome in await together([each])]
         return list(verdicts)
 
     collected = serve.batch(
@@ -73,6 +85,9 @@ def batched(agent: Agent, batching: Batching) -> None:
     )(together)
 
     async def alone(asked: Any) -> Any:
-        return await collected(asked)
+        outcome = await collected(asked)
+        if isinstance(outcome, _Failed):
+            raise outcome.exc
+        return outcome
 
     setattr(agent, one, alone)

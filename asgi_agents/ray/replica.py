@@ -106,6 +106,8 @@ class AgentReplica:
                 return None
             config = decode_value(Any, encoded, Encoding.JSON, at="config")
             event = ConfigureEvent(agent_id=self._hooks.name, config=config)
+            # What it has while it takes one, and after it has refused one, is for the agent to say.
+            self._config_id = ""
             try:
                 answer = decode_answer(await self._hooks.answer(event, _encode, {}), Encoding.MSGPACK, event.event_type)
             except (AgentError, NoAnswer) as exc:

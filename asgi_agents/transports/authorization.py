@@ -26,8 +26,8 @@ WORD_OF_A_PROXY: Final = re.compile(
 NO_PATH: Final = "a target that is no path"
 
 _BAD_INPUT: Final = AuditMetadata(reason_codes=("bad_input",))
-# They describe a body, and are left out with it.
-_OF_THE_BODY: Final = frozenset({"content-encoding", "content-language", "content-range", "content-type"})
+#: They describe a body, and are left out with it.
+OF_THE_BODY: Final = frozenset({"content-encoding", "content-language", "content-range", "content-type"})
 
 
 class Authorizer(Protocol):
@@ -133,14 +133,14 @@ def denial(status: int, body: str | None, fields: Iterable[tuple[str, str]]) -> 
         name = name.lower()
         if name == "location" and status in REDIRECT_STATUSES:
             location = location or text_of_bytes(value)
-        elif body is not None or name not in _OF_THE_BODY:
+        elif body is not None or name not in OF_THE_BODY:
             others.append((name, value))
     if location is not None and is_redirect_url(location):
-        kept = [(name, value) for name, value in others if name not in _OF_THE_BODY]
+        kept = [(name, value) for name, value in others if name not in OF_THE_BODY]
         return AgentResponse(decision=Redirect(location, status), response_headers=replacing(kept))
     if not 200 <= status <= 599 or 300 <= status <= 399:
         status, body = 403, None
-        others = [(name, value) for name, value in others if name not in _OF_THE_BODY]
+        others = [(name, value) for name, value in others if name not in OF_THE_BODY]
     return AgentResponse(decision=Block(status, body), response_headers=replacing(others))
 
 

@@ -2,8 +2,8 @@
 
 The wire has no field for a mutation of a body, a decision about a websocket message, routing metadata, or what a
 guardrail has found. A peer would take an answer without these for one that never had them. So no such answer is
-encoded. ``skip_body`` and ``always`` are left out, as for every other host of the protocol: the agent is shown more
-than it wants, and its headers are on fewer replies.
+encoded. A refusal is one without them too, and is said without. ``skip_body`` and ``always`` are left out, as for every
+other host of the protocol: the agent is shown more than it wants, and its headers are on fewer replies.
 
 Nor has it a message for an agent that has failed. An answer without a decision is an allow to the published client. A
 failure is therefore said as a block, with :data:`NO_VERDICT` in ``audit.custom``, by which this package recognises it.
@@ -38,14 +38,11 @@ def encode_answer(answer: Answer, correlation_id: str) -> bytes:
     """An ``AgentToProxy``; raises :class:`AgentProtocolError` for an answer that can't be said in one."""
     if not isinstance(answer, AgentResponse):
         raise AgentProtocolError(f"gRPC has no message for a {type(answer).__name__}")
-    for field in ("request_body_mutation", "response_body_mutation"):
-        mutation = getattr(answer, field)
-        if mutation is not None and mutation.data is not None:
-            raise AgentProtocolError(f"{field}: gRPC has no message for it")
     if answer.websocket_decision is not None:
         raise AgentProtocolError("websocket_decision: gRPC has no message for it")
-    if answer.routing_metadata:
-        raise AgentProtocolError("routing_metadata: gRPC has no message for it")
+    refuses = not answer.is_allow
+    if not refuses:
+        _require_sayable(answer)
     message = AgentToProxy()
     response = message.response
     try:
@@ -57,12 +54,26 @@ def encode_answer(answer: Answer, correlation_id: str) -> bytes:
                 for op in getattr(answer, field):
                     _put_op(ops.add(), op)
             if answer.audit is not ALLOW.audit:
-                _put_audit(response.audit, answer.audit)
+                try:
+                    _put_audit(response.audit, answer.audit)
+                except (TypeError, ValueError):
+                    if not refuses:
+                        raise
+                    response.ClearField("audit")
             response.needs_more = answer.needs_more
         encoded: bytes = message.SerializeToString()
     except (TypeError, ValueError) as exc:
         raise AgentProtocolError(f"the answer can't be encoded for gRPC: {type(exc).__name__}") from None
     return encoded
+
+
+def _require_sayable(answer: AgentResponse) -> None:
+    for field in ("request_body_mutation", "response_body_mutation"):
+        mutation = getattr(answer, field)
+        if mutation is not None and mutation.data is not None:
+            raise AgentProtocolError(f"{field}: gRPC has no message for it")
+    if answer.routing_metadata:
+        raise AgentProtocolError("routing_metadata: gRPC has no message for it")
 
 
 def encode_no_verdict(reason: str, correlation_id: str) -> bytes:

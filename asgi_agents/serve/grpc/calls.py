@@ -65,6 +65,7 @@ class OtherLoop:
     async def run(self, method: Callable[[], Awaitable[T]]) -> T:
         outcome: asyncio.Future[T] = self._thread.loop.create_future()
         scope: list[CancelScope] = []
+        cancelled = False
 
         def settle(result: T | None, exc: BaseException | None) -> None:
             if outcome.done():
@@ -80,6 +81,8 @@ class OtherLoop:
             try:
                 with CancelScope() as own:
                     scope.append(own)
+                    if cancelled:
+                        own.cancel()
                     try:
                         result, fault = await method(), None
                     except Exception as exc:
@@ -88,6 +91,9 @@ class OtherLoop:
                 self._thread.call(partial(settle, result, fault))
 
         def cancel() -> None:
+            # It may come before the method has begun.
+            nonlocal cancelled
+            cancelled = True
             if scope:
                 scope[0].cancel()
 

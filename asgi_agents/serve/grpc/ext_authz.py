@@ -20,6 +20,7 @@ with require_stubs():
     from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
     from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
     from google.protobuf.message import DecodeError
+    from google.protobuf.struct_pb2 import Struct
 
 # google.rpc.Code.
 _PERMISSION_DENIED: Final = 7
@@ -87,6 +88,10 @@ def decode_question(message: bytes) -> tuple[RequestHeadersEvent, ShownBody | No
     partial = any(value.strip().lower() != "false" for value in headers.get(PARTIAL_BODY, ()))
     data = http.raw_body or http.body.encode()
     body = ShownBody(data, partial) if data or PARTIAL_BODY in headers else None
+    try:
+        timestamp = attributes.request.time.ToJsonString()
+    except ValueError as exc:
+        raise AgentProtocolError("attributes.request.time: expected a moment of the years 1 to 9999") from exc
     peer = attributes.source.address.socket_address
     head = RequestHeadersEvent(
         metadata=RequestMetadata(
@@ -96,7 +101,7 @@ def decode_question(message: bytes) -> tuple[RequestHeadersEvent, ShownBody | No
             client_port=peer.port_value,
             server_name=bytes_of_text(http.host) or None,
             protocol=http.protocol or "HTTP/1.1",
-            timestamp=attributes.request.time.ToJsonString(),
+            timestamp=timestamp,
             traceparent=headers.first("traceparent"),
         ),
         method=http.method,
@@ -116,7 +121,8 @@ def _headers_of(http: AttributeContext.HttpRequest) -> Headers:
         fields.setdefault(bytes_of_text(header.key.lower()), []).append(value)
     fields = {name: values for name, values in fields.items() if not name.startswith(":")}
     if http.host:
-        fields.setdefault("host", [bytes_of_text(http.host)])
+        # The authority says where a request goes, and a Host beside it does not (RFC 9113, section 8.3.1).
+        fields["host"] = [bytes_of_text(http.host)]
     return Headers(fields)
 
 
@@ -126,9 +132,16 @@ def encode_permission(permission: Permission, headers: Headers) -> bytes:
     :raises AgentProtocolError: for what Envoy can't be told.
     """
     response = CheckResponse()
-    if permission.routing_metadata:
-        response.dynamic_metadata.update(permission.routing_metadata)
     reply = permission.reply
+    try:
+        metadata = Struct()
+        metadata.update(permission.routing_metadata)
+        if permission.routing_metadata:
+            response.dynamic_metadata.CopyFrom(metadata)
+    except ValueError as exc:
+        # A refusal is one without it too, and an error may let the request pass.
+        if reply is None:
+            raise AgentProtocolError("routing_metadata: expected texts that UTF-8 can carry") from exc
     if reply is not None:
         response.status.code = _UNAUTHENTICATED if reply.status == 401 else _PERMISSION_DENIED
         denied = response.denied_response

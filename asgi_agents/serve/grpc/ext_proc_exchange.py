@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import ResponseAborted
+from ...errors import AgentProtocolError, ResponseAborted
 from ...exchange.context import STATE_KEY, AgentContext
 from ...exchange.reply import Reply, describe, render_reply
 from ...transports.grpc.ext_proc_messages import (
@@ -31,12 +31,17 @@ from ...transports.grpc.ext_proc_messages import (
 from ...transports.grpc.ext_proc_sides import TwoSides
 from .ext_proc_answers import immediate_response, mode_override
 from .ext_proc_half import CantApplyError, Half
-from .ext_proc_head import is_upgrade, scope_of, without_pseudo
+from .ext_proc_head import is_open, is_tunnel, is_upgrade, scope_of, without_pseudo
 
 # Where an exchange is in the scope of its request.
 _KEY: Final = "asgi_agents.ext_proc"
 # What is in the head of a response that Envoy has shown, and in none that was made here. Middlewares keep it.
 _SHOWN: Final = "asgi_agents.ext_proc.shown"
+_BODY_OF_UPGRADE: Final = Reply(
+    400,
+    [(b"content-type", b"text/plain; charset=utf-8")],
+    b"Bad request: it asks for another protocol, and has a body",
+)
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 
 
@@ -89,7 +94,8 @@ class ServedExchange:
         self._scope: Scope = {}
         # Whether more than the head of the request may come.
         self._goes_on = False
-        self._upgrade = False
+        # Whether the request asks for another protocol, whether that would follow its head, and whether it does.
+        self._upgrade = self._tunnel = self._open = False
         self._reply: Reply | None = None
         self._replied = False
         self._failure: str | None = None
@@ -128,7 +134,7 @@ class ServedExchange:
             scope = scope_of(message)
             request.has_body = not message.request_headers.end_of_stream
             request.raw = response.raw = not any(field.value for field in message.request_headers.headers.headers)
-            self._upgrade = is_upgrade(scope)
+            self._upgrade, self._tunnel = is_upgrade(scope), is_tunnel(scope)
         self._goes_on = request.has_body or kind == "request_trailers"
         request.head = scope["headers"]
         request.head_answered = kind != "request_headers"
@@ -142,11 +148,14 @@ class ServedExchange:
         :param app: a middleware around :func:`upstream`.
         """
         self._wanted = wanted
-        if self._upgrade:
-            if not wanted.upgrades:
-                raise FailedError("it judges messages of websockets, which Envoy does not show")
-            # What follows the head is another protocol's.
+        if self._upgrade and not wanted.upgrades:
+            raise FailedError("it judges messages of websockets, which Envoy does not show")
+        if self._tunnel:
             self._request.has_body = False
+        elif self._upgrade and wanted.request_body and self._request.shows_body and not self._observes:
+            # Envoy passes its bytes on without their length, so that an app may take them for another request.
+            await self._send_reply(_BODY_OF_UPGRADE)
+            return
         try:
             await app(scope, self.receive, self.send)
         except ResponseAborted as exc:
@@ -191,7 +200,9 @@ class ServedExchange:
         response, reply = self._response, self._reply
         match message["type"]:
             case "http.response.start" if _SHOWN in message:
-                await self._send_all(response.answer_head(list(message["headers"])), tell=True)
+                # It is known only now that there are no bodies.
+                override = self._override() if self._open and not response.head_answered else {}
+                await self._send_all(response.answer_head(list(message["headers"]), **override), tell=True)
             case "http.response.start":
                 self._failure = self._why_failed()
                 self._reply = Reply(message["status"], list(message.get("headers") or ()), b"")
@@ -253,7 +264,8 @@ class ServedExchange:
             raise CantApplyError("it has a hook for response_headers, and Envoy's response_header_mode is SKIP")
         else:
             response.head_answered = response.has_body = True
-        if self._upgrade and status in (101, 200):
+        if self._tunnel and is_open(self._scope, status):
+            self._open = True
             response.has_body = False
         headers = list(response.head)
         if not response.duplex and response.mode != ProcessingMode.BUFFERED:
@@ -338,8 +350,16 @@ class ServedExchange:
             said[ROUTING] = dict(decision.routing_metadata)
         for _, audit in decision.audit:
             said[AUDIT] = {**said.get(AUDIT, {}), **metadata_of_audit(audit)}
-        if said:
-            answer.dynamic_metadata.CopyFrom(struct(said))
+        if not said:
+            return
+        try:
+            metadata = struct(said)
+        except AgentProtocolError:
+            # A reply is a refusal without it too, and an error may let the request pass.
+            if not answer.HasField("immediate_response"):
+                raise
+            return
+        answer.dynamic_metadata.CopyFrom(metadata)
 
     def _override(self) -> dict[str, Any]:
         """What Envoy need not send of this exchange, as far as it lets the processor say so."""
@@ -352,8 +372,8 @@ class ServedExchange:
         override = mode_override(
             self._protocol,
             response_headers=wanted.response_headers or bool(decision is not None and decision.response_headers),
-            request_body=wanted.request_body and not skips and not self._upgrade,
-            response_body=wanted.response_body and not self._upgrade,
+            request_body=wanted.request_body and not skips and not self._tunnel,
+            response_body=wanted.response_body and not self._open,
         )
         return {} if override is None else {"mode_override": override}
 

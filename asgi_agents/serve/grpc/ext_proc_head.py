@@ -35,11 +35,10 @@ def scope_of(request: Any | None) -> Scope:
     version = _VERSIONS.get(str(attributes.get(PROTOCOL, "")), "1.1")
     headers = without_pseudo(pairs)
     authority = first(pairs, b":authority")
-    if authority and not any(name == b"host" for name, _ in headers):
+    if authority:
+        # It says where a request goes, and a Host beside it does not (RFC 9113, section 8.3.1).
+        headers = [pair for pair in headers if pair[0] != b"host"]
         headers.insert(0, (b"host", authority.encode("latin-1")))
-    if request is not None and not request.request_headers.end_of_stream and not _declares_body(headers):
-        # HTTP/1 has no body without one of the two, and of a version that Envoy does not tell nothing is known.
-        headers.append((b"transfer-encoding", b"chunked"))
     scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -59,6 +58,10 @@ def scope_of(request: Any | None) -> Scope:
     tls = _TLS_VERSIONS.get(str(attributes.get(TLS_VERSION, "")))
     if tls is not None:
         scope["extensions"]["tls"] = {"tls_version": tls, "cipher_suite": None}
+    ends = request is None or request.request_headers.end_of_stream
+    if not ends and not _declares_body(headers) and not is_tunnel(scope):
+        # HTTP/1 has no body without one of the two, and of a version that Envoy does not tell nothing is known.
+        headers.append((b"transfer-encoding", b"chunked"))
     return scope
 
 
@@ -81,6 +84,24 @@ def is_upgrade(scope: Scope) -> bool:
     To its filters, Envoy shows that of HTTP/2 and HTTP/3 (RFC 8441) as one of HTTP/1.1.
     """
     return scope["method"] == "CONNECT" or any(name == b"upgrade" for name, _ in scope["headers"])
+
+
+def is_tunnel(scope: Scope) -> bool:
+    """Whether what follows the head is another protocol's, and no body.
+
+    A client may ask for another protocol with any request, and an app that has none takes it for what it is otherwise.
+    So an upgrade is one of ``GET`` (RFC 6455, section 4.1) that declares no body.
+    """
+    if scope["method"] == "CONNECT":
+        return True
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+    return scope["method"] == "GET" and is_upgrade(scope) and not chunked and all(each == b"0" for each in lengths)
+
+
+def is_open(scope: Scope, status: int) -> bool:
+    """Whether a response of ``status`` opens the tunnel. With any other, what follows its head is its body."""
+    return status == 101 or (scope["method"] == "CONNECT" and 200 <= status <= 299)
 
 
 def _declares_body(headers: RawHeaders) -> bool:

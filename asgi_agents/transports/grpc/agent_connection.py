@@ -133,6 +133,8 @@ class GrpcConnection(AgentConnection):
                 self._agreed(self._grpc_handshake.agree(kind, message))
             elif kind == "response":
                 response = message.response
+                if not response.correlation_id and len(self.pending_calls) > 1:
+                    raise AgentProtocolError("an answer names no request, and there are several")
                 self._answer_received(CallIds(response.correlation_id), response, None)
             else:
                 self._said(kind, message)

@@ -34,6 +34,7 @@ from .settings import GrpcSettings
 with require_stubs():
     from envoy.config.core.v3.base_pb2 import HeaderValueOption
     from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse, OkHttpResponse
+    from google.protobuf.json_format import Error as JsonError
     from google.protobuf.json_format import MessageToDict
     from google.protobuf.message import DecodeError
     from google.protobuf.struct_pb2 import Struct
@@ -228,7 +229,11 @@ def decode_check(message: bytes, head: RequestHeadersEvent) -> AgentResponse:
         denied.body if has_body else None,
         _of_denial(denied.headers),
     )
-    metadata = _routing_metadata(response.dynamic_metadata)
+    try:
+        metadata = _routing_metadata(response.dynamic_metadata)
+    except AgentProtocolError:
+        # It is a denial all the same.
+        metadata = {}
     if not metadata:
         return answer
     return AgentResponse(decision=answer.decision, response_headers=answer.response_headers, routing_metadata=metadata)
@@ -310,8 +315,11 @@ def _value(option: HeaderValueOption) -> str:
 
 
 def _routing_metadata(metadata: Struct) -> dict[str, str]:
-    """Texts as they are, everything else as JSON."""
-    found: Mapping[str, Any] = MessageToDict(metadata)
+    """Texts as they are, everything else as JSON; raises :class:`AgentProtocolError` for what JSON does not have."""
+    try:
+        found: Mapping[str, Any] = MessageToDict(metadata)
+    except (JsonError, ValueError) as exc:
+        raise AgentProtocolError("dynamic_metadata: expected values as JSON has them") from exc
     return {
         name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
         for name, value in found.items()

@@ -6,7 +6,7 @@ changes of ``:method``, ``:scheme``, ``:authority``, ``host``, and of all that b
 gRPC. ``content-length`` is the middleware's own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +25,8 @@ from ...protocol import (
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
 )
+from ...protocol.validation import REDIRECT_STATUSES, is_redirect_url, is_sendable, is_untouchable
+from ..authorization import OF_THE_BODY
 from .ext_proc_messages import (
     ATTRIBUTES,
     AUDIT,
@@ -57,10 +59,11 @@ ShownEvent = RequestHeadersEvent | RequestBodyChunkEvent | ResponseHeadersEvent 
 
 _IGNORED: Final = frozenset({":authority", ":method", ":scheme", "content-length", "host"})
 _INTERNAL: Final = "x-envoy"
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _WITHOUT_BODY: Final = frozenset({204, 205, 304})
 # What Envoy sends where the processor names no status, or none that there is (ext_proc.cc).
 _DEFAULT_STATUS: Final = 200
+_LAST_STATUS: Final = 599
+_FORBIDDEN: Final = 403
 
 
 def side_of_event(event: Event) -> Side:
@@ -277,37 +280,50 @@ def refusal_of(response: Any) -> AgentResponse:
 def refusal(
     status: int, pairs: Iterable[tuple[str, str]], body: bytes, response: Any, *, details: str = ""
 ) -> AgentResponse:
-    """A reply in the app's place.
+    """A reply in the app's place. What of it can't be sent is left out, as is a body that is no text.
 
-    :raises AgentProtocolError: its body is no text, which an agent's answer can't carry.
+    A denial is never turned into a failure, which a fail-open agent would let pass.
     """
     if status < _DEFAULT_STATUS:
         status = _DEFAULT_STATUS
-    _, audit = metadata_of(response)
+    elif status > _LAST_STATUS:
+        status = _FORBIDDEN
+    audit = audit_of(response)
     if details and not audit.reason_codes:
         audit = msgspec.structs.replace(audit, reason_codes=(printable(details),))
     headers: dict[str, str] = {}
     others: list[HeaderOp] = []
     for name, value in pairs:
-        if name.startswith(":") or name == "content-length":
+        if not is_sendable(name, value) or is_untouchable(name) or name == "host":
             continue
         if name in headers:
             others.append(HeaderOp.add(name, value))
         else:
             headers[name] = value
     location = headers.get("location")
-    if status in _REDIRECTS and location:
+    if status in REDIRECT_STATUSES and location:
         del headers["location"]
+        if not is_redirect_url(location):
+            return _without_body(_FORBIDDEN, headers, others, audit)
         ops = [*(HeaderOp.set(name, value) for name, value in headers.items()), *others]
         return AgentResponse.redirect(location, status, response_headers=ops, audit=audit)
     try:
         text = body.decode()
     except UnicodeDecodeError:
-        raise AgentProtocolError("immediate_response.body: expected UTF-8, an agent's answer carries text") from None
+        return _without_body(status, headers, others, audit)
     if text:
         # It is what the processor has written, and not a message to be put into words for a client.
         headers.setdefault("content-type", "text/plain")
     return AgentResponse.block(status, text, headers=headers, response_headers=others, audit=audit)
+
+
+def _without_body(
+    status: int, headers: Mapping[str, str], others: Iterable[HeaderOp], audit: AuditMetadata
+) -> AgentResponse:
+    """A denial whose body, which can't be sent, is left out with what describes it."""
+    kept = {name: value for name, value in headers.items() if name not in OF_THE_BODY}
+    ops = [op for op in others if op.name not in OF_THE_BODY]
+    return AgentResponse.block(status, headers=kept, response_headers=ops, audit=audit)
 
 
 def metadata_of(response: Any) -> tuple[dict[str, str], AuditMetadata]:
@@ -327,6 +343,12 @@ def metadata_of(response: Any) -> tuple[dict[str, str], AuditMetadata]:
         else:
             routing[namespace] = _text(values)
     return routing, audit
+
+
+def audit_of(response: Any) -> AuditMetadata:
+    """What a served agent wants recorded."""
+    fields = response.dynamic_metadata.fields
+    return audit_of_metadata(plain(fields[AUDIT])) if AUDIT in fields else AuditMetadata()
 
 
 def _text(value: Any) -> str:

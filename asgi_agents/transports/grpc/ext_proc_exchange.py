@@ -57,6 +57,9 @@ _UNDECIDED: Final = AgentResponse.block(503, "Agent unavailable", needs_more=Tru
 _KNOWN: Final = frozenset(
     {"immediate_response", *(f"{side.value}_{part}" for side in Side for part in ("headers", "body", "trailers"))}
 )
+_FORBIDDEN: Final = 403
+# Stands for a body that could not be read, as any other that is no UTF-8 would.
+_NO_TEXT: Final = b"\xff"
 # Bytes that are kept to see whether a processor releases what it was sent.
 _MOST_COMPARED: Final = 1024 * 1024
 
@@ -127,14 +130,19 @@ class ProcessedExchange:
 
     def close(self) -> None:
         """The exchange is over."""
-        self._incoming.discard()
+        self._end()
         self._wire.close()
 
     def abort(self) -> None:
         """Nothing more can be asked on this stream: no answer says which of the events it is to."""
         self._broken = True
-        self._incoming.discard()
+        self._end()
         self._wire.abort()
+
+    def _end(self) -> None:
+        """Whoever still waits for an answer gets none. It is not the processor that has ended the stream."""
+        self._incoming.discard()
+        self._incoming.end(AgentUnavailableError("its stream was ended before it has answered"))
 
     # What the wire calls
 
@@ -186,6 +194,9 @@ class ProcessedExchange:
         return await (self._duplex(event, side) if self._full_duplex else self._body(event, side))
 
     async def _send(self, event: ShownEvent) -> None:
+        if not self._full_duplex and self._incoming.waits(side_of_event(event)):
+            # It would be taken for the answer to this event, and all later answers for those to others.
+            raise AgentProtocolError("it has answered what it was not asked")
         request = request_of(event, begins=None if self._begun else self._heard, mode=self._settings.body_mode)
         if not self._begun and isinstance(event, RequestHeadersEvent):
             for name, values in attributes_of(event).items():
@@ -279,12 +290,24 @@ class ProcessedExchange:
         return _with_mutation(answer, side, None if released == event.data else BodyMutation(released))
 
     async def _streamed_refusal(self, response: Any) -> AgentResponse:
-        """A reply in the app's place that comes in pieces: agents answer with all of it."""
+        """A reply in the app's place that comes in pieces: agents answer with all of it.
+
+        Where the rest of it can't be had it is a denial all the same, without a body.
+        """
         head = streamed_reply(response)
         if not isinstance(head, messages.HttpHeaders):
-            raise AgentProtocolError("streamed_immediate_response: expected headers_response first")
+            return refusal(_FORBIDDEN, (), _NO_TEXT, response)
         pairs = pairs_of(head.headers)
-        body, over = b"", head.end_of_stream
+        try:
+            body = b"" if head.end_of_stream else await self._streamed_body()
+        except AgentError:
+            body = _NO_TEXT
+        status = first(pairs, b":status")
+        texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in pairs]
+        return refusal(int(status) if status.isdecimal() and len(status) == 3 else 0, texts, body, response)
+
+    async def _streamed_body(self) -> bytes:
+        body, over = b"", False
         while not over:
             piece = await self._next(Side.REQUEST)
             part = None if piece is None else streamed_reply(piece)
@@ -296,9 +319,7 @@ class ProcessedExchange:
                 over = part.end_of_stream
                 if len(body) > self._settings.max_answer_bytes:
                     raise AgentProtocolError("streamed_immediate_response: it is longer than max_answer_bytes")
-        status = first(pairs, b":status")
-        texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in pairs]
-        return refusal(int(status) if status.isdecimal() and len(status) == 3 else 0, texts, body, response)
+        return body
 
 
 def expected(response: Any, side: Side, part: str) -> Any:

@@ -80,6 +80,8 @@ def decode(kind: Any, message: bytes) -> Any:
 
 # A reply that comes in pieces. Its field is newer than the stubs of xds-protos up to 1.85 (external_processor.proto).
 _STREAMED_REPLY: Final = 11
+# Beyond it a float has gaps between whole numbers, and most encoders of JSON take no such int.
+_MOST_EXACT: Final = 2**53
 _LENGTH_DELIMITED: Final = 2
 _PARTS_OF_REPLY: Final[Mapping[int, Any]] = {
     1: messages.HttpHeaders,
@@ -93,7 +95,7 @@ def streamed_reply(response: Any) -> Any | None:
     whole = Empty.FromString(response.SerializeToString())
     for number, data in _fields(whole):
         if number == _STREAMED_REPLY:
-            for part, inner in _fields(Empty.FromString(data)):
+            for part, inner in _fields(decode(Empty, data)):
                 if part in _PARTS_OF_REPLY:
                     return decode(_PARTS_OF_REPLY[part], inner)
     return None
@@ -170,7 +172,7 @@ def plain(value: Any) -> Any:
             return [plain(item) for item in value.list_value.values]
         case "number_value":
             number = value.number_value
-            return int(number) if number.is_integer() else number
+            return int(number) if number.is_integer() and abs(number) <= _MOST_EXACT else number
         case "string_value":
             return value.string_value
         case "bool_value":

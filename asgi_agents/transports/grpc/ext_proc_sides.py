@@ -15,6 +15,8 @@ M = TypeVar("M")
 MAX_WAITING_BYTES: Final = 256 * 1024
 #: The same where all streams together hold what they may.
 FEW_WAITING_BYTES: Final = 16 * 1024
+#: What a message counts for beside its bytes: the objects that it is kept in.
+MESSAGE_BYTES: Final = 512
 
 
 class Held:
@@ -49,7 +51,7 @@ class TwoSides(Generic[M]):
         self._waiting: dict[Side, Signal] = {}
         self._waiting_for_the_end: list[Signal] = []
         self._held = 0
-        self._paused = False
+        self._paused = self._discarded = False
         #: Whether nothing more comes. What waits can still be taken.
         self.ended = False
         self._error: Exception | None = None
@@ -61,12 +63,13 @@ class TwoSides(Generic[M]):
 
     def put(self, message: M, side: Side | None, size: int) -> None:
         """A message has come. ``side`` None: it is for both, and nothing behind it counts."""
-        if self._everyones is not None:
+        if self._everyones is not None or self._discarded:
             return
         if side is None:
             self._everyones = message
             self._wake()
             return
+        size += MESSAGE_BYTES
         self._queues[side].append((message, size))
         self._count(size)
         if self._held > self._shared.most and not self._paused:
@@ -84,6 +87,10 @@ class TwoSides(Generic[M]):
             self._wake()
             for signal in self._waiting_for_the_end:
                 signal.set()
+
+    def waits(self, side: Side) -> bool:
+        """Whether a message of that side alone waits to be taken."""
+        return bool(self._queues[side])
 
     def take(self, side: Side) -> M | None:
         """The next message of that side, if it is there."""
@@ -135,7 +142,8 @@ class TwoSides(Generic[M]):
             await waiting
 
     def discard(self) -> None:
-        """Nobody takes any more."""
+        """Nobody takes any more, of what has come and of what still comes."""
+        self._discarded = True
         for queue in self._queues.values():
             queue.clear()
         self._count(-self._held)

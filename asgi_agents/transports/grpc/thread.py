@@ -123,6 +123,8 @@ class ThreadedWire:
         # Counted in the thread, and on the event loop.
         self._came = self._handed_over = 0
         self._held_up = False
+        # The receiver takes no more, whatever the event loop has caught up with.
+        self._paused = False
         thread.call(partial(self._open, open_pump))
 
     # In the thread
@@ -156,7 +158,8 @@ class ThreadedWire:
         self._handed_over += 1
         if self._held_up and self._came - self._handed_over < _FEW:
             self._held_up = False
-            self.resume_reading()
+            if not self._paused:
+                self._tell(MessagePump.resume_reading)
         self._receiver.data_received(data)
 
     def _tell(self, function: Callable[[MessagePump], object]) -> None:
@@ -179,9 +182,11 @@ class ThreadedWire:
         return 1
 
     def pause_reading(self) -> None:
+        self._paused = True
         self._tell(MessagePump.pause_reading)
 
     def resume_reading(self) -> None:
+        self._paused = False
         self._tell(MessagePump.resume_reading)
 
     def write(self, data: bytes) -> None:

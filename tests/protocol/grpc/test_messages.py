@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,9 @@ from asgi_agents import (
     AgentError,
     AgentProtocolError,
     AgentResponse,
+    AuditMetadata,
     Block,
+    BodyMutation,
     Event,
     EventType,
     GuardrailResponse,
@@ -179,6 +182,22 @@ def test_what_has_no_message_is_no_answer() -> None:
         encode_answer(GuardrailResponse(detected=False), "c")
     with pytest.raises(AgentProtocolError, match="can't be encoded for gRPC"):
         encode_answer(AgentResponse(decision=Block(403, "\ud800")), "c")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"routing_metadata": {"pool": "b"}},
+        {"request_body_mutation": BodyMutation(b"x")},
+        {"audit": AuditMetadata(custom={"a": object()})},
+        {"audit": AuditMetadata(tags=("a", "\ud800"))},
+    ],
+)
+def test_a_refusal_is_said_without_what_has_no_message(beside: dict[str, Any]) -> None:
+    refusal = AgentResponse(decision=Block(403))
+    assert answered(msgspec.structs.replace(refusal, **beside)) == refusal
+    with pytest.raises(AgentProtocolError):
+        encode_answer(AgentResponse.allow(**beside), "c")
 
 
 @pytest.mark.parametrize(("text", "config"), [("", None), ("{}", None), ("null", None), ("[1]", [1]), ("false", False)])

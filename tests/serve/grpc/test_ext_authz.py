@@ -64,12 +64,20 @@ def test_a_question_is_the_head_of_a_request() -> None:
     assert decode_question(question(without))[0].metadata.request_id == "4711"
 
 
+def test_metadata_that_can_not_be_said_makes_no_error_of_a_refusal() -> None:
+    metadata = {"a": "\ud800"}
+    said = answer(Permission(reply=Reply(403, [], b"no"), routing_metadata=metadata))
+    assert (said["deniedResponse"]["status"]["code"], "dynamicMetadata" in said) == ("Forbidden", False)
+    with pytest.raises(AgentProtocolError, match="routing_metadata"):
+        answer(Permission(routing_metadata=metadata))
+
+
 def test_raw_headers_are_read_with_all_their_values() -> None:
     fields = [("x-a", "MQ=="), ("x-a", "/w=="), (":path", "Lw=="), ("host", "b3RoZXI=")]
     raw = {"headers": [{"key": name, "rawValue": value} for name, value in fields]}
     http = {name: value for name, value in HTTP.items() if name != "headers"} | {"headerMap": raw}
     event, _ = decode_question(question(http))
-    assert event.headers == {"x-a": ["1", "\xff"], "host": ["other"]}
+    assert event.headers == {"x-a": ["1", "\xff"], "host": ["app.example"]}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +100,13 @@ def test_a_question_may_have_a_body(fields: dict[str, Any], body: ShownBody) -> 
 def test_what_is_no_question_about_a_request_is_refused(message: bytes) -> None:
     with pytest.raises(AgentProtocolError, match="expected"):
         decode_question(message)
+
+
+def test_a_question_of_no_time_is_refused() -> None:
+    message = CheckRequest.FromString(question(HTTP))
+    message.attributes.request.time.seconds = 2**63 - 1
+    with pytest.raises(AgentProtocolError, match=r"request\.time: expected"):
+        decode_question(message.SerializeToString())
 
 
 def test_an_allow_tells_envoy_what_to_change() -> None:

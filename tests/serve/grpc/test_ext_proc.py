@@ -659,6 +659,17 @@ async def test_headers_as_text_are_answered_as_text() -> None:
         assert (option.header.value, option.header.raw_value) == ("alice", b"")
 
 
+async def test_an_audit_that_can_not_be_said_makes_no_error_of_a_refusal() -> None:
+    async with serving(Heads(AgentResponse.block(403, audit=AuditMetadata(custom={"at": object()})))) as channel:
+        proxy = Proxy(channel)
+        await proxy.request()
+        said = await proxy.receive()
+        assert said is not None
+        assert said.immediate_response.status.code == 403
+        assert not said.HasField("dynamic_metadata")
+        await proxy.end()
+
+
 # Other protocols on the same connection
 
 
@@ -701,6 +712,59 @@ async def test_an_upgrade_is_refused_where_its_messages_are_to_be_judged(caplog:
             with pytest.raises(AgentError, match="INTERNAL"):
                 await proxy.receive()
     assert "it judges messages of websockets, which Envoy does not show" in caplog.text
+
+
+async def test_a_body_of_a_request_that_asks_for_another_protocol_is_refused() -> None:
+    for method, length in (("POST", "5"), ("POST", "0"), ("GET", "5")):
+        async with serving(Changes()) as channel:
+            proxy = Proxy(channel, "STREAMED")
+            upgrade = {"upgrade": "websocket", "connection": "upgrade", "content-length": length}
+            await proxy.request({":method": method, **upgrade})
+            said = await proxy.receive()
+            assert said is not None
+            assert said.immediate_response.status.code == 400
+            assert await proxy.receive() is None
+    # Who does not judge bodies has no use for them here either.
+    async with serving(Heads()) as channel:
+        proxy = Proxy(channel, "STREAMED")
+        await proxy.request({"upgrade": "websocket", "content-length": "5"})
+        said = await proxy.receive()
+        assert said is not None
+        assert said.HasField("request_headers")
+        await proxy.end()
+
+
+async def test_a_response_is_judged_though_its_request_has_asked_for_another_protocol() -> None:
+    agent = Changes()
+    async with serving(agent) as channel:
+        proxy = Proxy(channel, "STREAMED")
+        await proxy.request({":method": "GET", "upgrade": "websocket", "connection": "upgrade"})
+        said = await proxy.receive()
+        assert said is not None
+        # Whether the app takes the offer is not known yet.
+        assert said.mode_override.response_body_mode == ProcessingMode.STREAMED
+        await proxy.response({"content-type": "text/plain"})
+        said = await proxy.receive()
+        assert said is not None
+        assert not said.HasField("mode_override")
+        await proxy.body(RESPONSE, b"secret", True)
+        said = await proxy.receive()
+        assert said is not None
+        assert said.response_body.response.body_mutation.body == b"terces"
+        await proxy.end()
+
+
+async def test_the_bytes_of_an_open_tunnel_need_not_be_shown() -> None:
+    for head, status in (({":method": "GET", "upgrade": "websocket"}, 101), ({":method": "CONNECT"}, 200)):
+        async with serving(Changes()) as channel:
+            proxy = Proxy(channel, "STREAMED")
+            await proxy.request(head)
+            await proxy.receive()
+            await proxy.response({}, status=status)
+            said = await proxy.receive()
+            assert said is not None
+            assert said.mode_override.response_body_mode == ProcessingMode.NONE
+            await proxy.end()
 
 
 # Text guardrails

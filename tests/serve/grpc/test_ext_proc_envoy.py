@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +371,35 @@ def test_a_handshake_of_a_websocket_is_judged_and_its_session_passes(tmp_path: P
     with behind_envoy(judged, ExtProcService(Emails()), "FULL_DUPLEX_STREAMED", manager=manager) as client:
         # Nobody would judge its messages.
         assert _refused(client.base_url.host, client.base_url.port, "/rooms") == 500
+
+
+@pytest.mark.parametrize("mode", ["BUFFERED", "STREAMED", "FULL_DUPLEX_STREAMED"])
+def test_who_asks_for_another_protocol_gets_no_body_past_the_agent(mode: str, tmp_path: Path) -> None:
+    manager = {"upgrade_configs": [{"upgrade_type": "websocket"}, {"upgrade_type": "other"}]}
+    with behind_envoy(tmp_path, ExtProcService(Waf()), mode, manager=manager) as client:
+        host, port = client.base_url.host, client.base_url.port
+        assert _asking(host, port, "POST", "/echo", b"abc").startswith(b"HTTP/1.1 400 ")
+        # The app knows no such protocol, and so answers as if it had not been asked for.
+        answer = _asking(host, port, "GET", "/large", b"")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"LARGE!" in answer
+        assert b"large" not in answer
+        assert _websocket(host, port, "/rooms", b"hello") == b"alice: hello"
+
+
+def _asking(host: str, port: int | None, method: str, path: str, body: bytes) -> bytes:
+    """All of the answer to a request that asks for another protocol."""
+    lines = [f"{method} {path} HTTP/1.1", f"host: {host}", "connection: upgrade", "upgrade: other"]
+    if body:
+        lines.append(f"content-length: {len(body)}")
+    with socket.create_connection((host, port), timeout=10.0) as sock:
+        sock.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        found = b""
+        sock.settimeout(2.0)
+        with suppress(TimeoutError):
+            while piece := sock.recv(65536):
+                found += piece
+    return found
 
 
 def _handshake(host: str, port: int | None, path: str) -> tuple[socket.socket, int, bytes]:

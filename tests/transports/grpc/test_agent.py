@@ -335,6 +335,28 @@ async def test_what_is_no_message_or_no_answer_to_a_call_ends_the_stream_and_ano
     assert len(peer.streams) == 2
 
 
+async def test_an_answer_that_names_no_request_is_taken_for_none_of_several() -> None:
+    def behave(event: Heard) -> bytes | None:
+        return None if event.correlation_id == "a" else answer("")
+
+    async with client_of(peer := Peer(behave)) as client:
+        await client.connect()
+        # It can be meant for one call only.
+        assert await ask(client, head("b")) is ALLOW
+        failed: list[str] = []
+
+        async def fail(name: str) -> None:
+            with pytest.raises(AgentConnectionError, match="names no request"):
+                await ask(client, head(name))
+            failed.append(name)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail, "a")
+            await until(lambda: len(peer.heard) == 2)
+            tasks.start_soon(fail, "b")
+        assert sorted(failed) == ["a", "b"]
+
+
 async def test_a_stream_that_the_agent_ends_fails_its_calls_and_another_is_begun() -> None:
     def behave(event: Heard) -> bytes | None:
         if event.correlation_id == "end":

@@ -1,5 +1,6 @@
 """External authorizers for Envoy, over gRPC: what they are asked, and what becomes of their answers."""
 
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -288,6 +289,16 @@ def test_the_status_of_a_denial(answer: dict[str, Any], decision: Any) -> None:
         # Not one of the codes that protobuf's JSON knows by number.
         decision = Block(599, "")
     assert answered(answer).decision == decision
+
+
+def test_metadata_that_json_does_not_have_makes_no_failure_of_a_denial() -> None:
+    answer = CheckResponse(status={"code": 7}, denied_response={})
+    answer.dynamic_metadata.update({"a": math.nan})
+    assert decode_check(answer.SerializeToString(), head()).decision == Block(403, "")
+    answer = CheckResponse()
+    answer.dynamic_metadata.update({"a": math.nan})
+    with pytest.raises(AgentProtocolError, match="dynamic_metadata"):
+        decode_check(answer.SerializeToString(), head())
 
 
 # --- Over the wire ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from asgi_agents import (
     AgentConfig,
     AgentConnectionError,
+    AgentError,
     AgentMiddleware,
     AgentProtocolError,
     AgentResponse,
@@ -22,14 +23,18 @@ from asgi_agents import (
     FailureMode,
     HeaderOp,
     RequestBodyChunkEvent,
+    ResponseHeadersEvent,
 )
+from asgi_agents.protocol import Headers
 from asgi_agents.testing.events import request_headers_event, request_metadata
 from asgi_agents.transports import GrpcTransport
 from asgi_agents.transports.grpc import ext_proc_exchange
+from asgi_agents.transports.grpc.ext_proc import ExtProcClient
 from asgi_agents.transports.grpc.ext_proc_answers import CARRIES
 from asgi_agents.transports.grpc.ext_proc_messages import (
     HeaderValueOption,
     ProcessingMode,
+    Side,
     header_map,
     make_streamed_reply,
     messages,
@@ -37,6 +42,7 @@ from asgi_agents.transports.grpc.ext_proc_messages import (
 )
 from tests.support.asgi import App, Client, Probe, body, start
 from tests.transports.grpc.processors import Processor, Script, Stream, guarded, serving
+from tests.transports.stream.pools import until
 
 HEADS = {EventType.REQUEST_HEADERS}
 REQUESTS = {EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK}
@@ -126,6 +132,71 @@ async def test_an_immediate_response_is_a_denial_of_any_event(event: str) -> Non
     assert (client.status, client.body, client.header(b"content-type")) == (451, b"no", b"text/plain")
 
 
+async def test_an_answer_to_nothing_is_never_taken_for_that_to_the_next_event() -> None:
+    async def script(stream: Stream) -> None:
+        await stream.next()
+        await stream.say(request_headers={})
+        await stream.expect("request_body")
+        for _ in range(2):
+            await stream.say(request_body={"response": {"body_mutation": {"body": b"<a>"}}})
+        await stream.next()
+
+    async with serving(Processor(script)) as address:
+        transport = GrpcTransport(address, protocol="ext_proc")
+        client = transport.bind("processor", events=frozenset(REQUESTS), config=None, max_concurrent_calls=1)
+        assert isinstance(client, ExtProcClient)
+        await client.call(request_headers_event(metadata=request_metadata(correlation_id="c")))
+        chunk = RequestBodyChunkEvent(correlation_id="c", data=b"a", is_last=False)
+        answer = await client.call(chunk)
+        assert answer == AgentResponse.allow(request_body_mutation=BodyMutation(b"<a>"))
+        (exchange,) = (await client._exchanges.get()).open.values()
+        await until(lambda: exchange._incoming.waits(Side.REQUEST))
+        with pytest.raises(AgentProtocolError, match="answered what it was not asked"):
+            await client.call(RequestBodyChunkEvent(correlation_id="c", data=b"b", is_last=True, chunk_index=1))
+        client.forget("c")
+        await client.aclose()
+
+
+@pytest.mark.parametrize("how", ["aclose", "retire", "forget", "the other side fails"])
+async def test_a_call_whose_stream_ends_here_is_no_allow(how: str) -> None:
+    shown = anyio.Event()
+
+    async def script(stream: Stream) -> None:
+        await stream.next()
+        shown.set()
+        await anyio.sleep_forever()
+
+    outcomes: list[object] = []
+
+    async def ask_for_ever(client: ExtProcClient) -> None:
+        try:
+            outcomes.append(await client.call(request_headers_event(metadata=request_metadata(correlation_id="c"))))
+        except AgentError as exc:
+            outcomes.append(type(exc))
+
+    async with serving(Processor(script)) as address:
+        client = GrpcTransport(address, protocol="ext_proc").bind("processor", events=CARRIES)
+        assert isinstance(client, ExtProcClient)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_for_ever, client)
+            await shown.wait()
+            match how:
+                case "aclose":
+                    await client.aclose()
+                case "retire":
+                    await client.retire()
+                case "forget":
+                    client.forget("c")
+                case _:
+                    with anyio.CancelScope() as scope:
+                        scope.cancel()
+                        await client.call(ResponseHeadersEvent(correlation_id="c", status=200, headers=Headers()))
+            await until(lambda: outcomes)
+            tasks.cancel_scope.cancel()
+        await client.aclose()
+    assert outcomes in ([AgentUnavailableError], [AgentConnectionError])
+
+
 async def test_a_redirect() -> None:
     async def script(stream: Stream) -> None:
         await stream.next()
@@ -147,6 +218,38 @@ async def test_a_reply_in_pieces_is_put_together() -> None:
     client = await ask(script, App(), Client())
     assert (client.status, client.body, client.header(b"content-type")) == (402, b"pay first", b"text/x")
     assert [value for name, value in client.headers if name == b"set-cookie"] == [b"a", b"b"]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [messages.HttpHeaders(headers=header_map([(":status", b"402"), ("content-type", b"a/b")]))],
+        [
+            messages.HttpHeaders(headers=header_map([(":status", b"402"), ("content-type", b"a/b")])),
+            messages.StreamedBodyResponse(body=b"x" * 600),
+            messages.StreamedBodyResponse(body=b"x" * 600),
+        ],
+        [messages.StreamedBodyResponse(body=b"pay", end_of_stream=True)],
+    ],
+)
+async def test_a_reply_in_pieces_without_its_rest_lets_nothing_pass(pieces: list[Any]) -> None:
+    async def script(stream: Stream) -> None:
+        await stream.next()
+        for piece in pieces:
+            await stream.send(make_streamed_reply(piece))
+
+    app, client = App(), Client()
+    async with serving(Processor(script)) as address:
+        transport = GrpcTransport(address, protocol="ext_proc", max_answer_bytes=1000)
+        agent = AgentConfig("processor", transport, events=HEADS, failure_mode=FailureMode.OPEN)
+        middleware = AgentMiddleware(app, agents=[agent])
+        try:
+            await client.call(middleware)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await middleware.manager.shutdown()
+    assert client.status == (402 if isinstance(pieces[0], messages.HttpHeaders) else 403)
+    assert client.header(b"content-type") != b"a/b"
 
 
 @pytest.mark.parametrize("override", ["all", "bodies"])
@@ -296,21 +399,6 @@ async def _replaces(stream: Stream) -> None:
     await stream.say(request_headers={"response": common})
 
 
-async def _no_text(stream: Stream) -> None:
-    await stream.next()
-    await stream.say(immediate_response=immediate(403, b"\xff"))
-
-
-async def _endless_reply(stream: Stream) -> None:
-    await stream.next()
-    await stream.send(make_streamed_reply(messages.HttpHeaders(headers=header_map([(":status", b"402")]))))
-
-
-async def _headless_reply(stream: Stream) -> None:
-    await stream.next()
-    await stream.send(make_streamed_reply(messages.StreamedBodyResponse(body=b"x")))
-
-
 async def _hangs(stream: Stream) -> None:
     await anyio.sleep_forever()
 
@@ -324,9 +412,6 @@ async def _hangs(stream: Stream) -> None:
         (_sets_path, "error", "it changes ':path', which only a proxy can"),
         (_sets_framing, "error", "'transfer-encoding' belongs to the server"),
         (_replaces, "not_applicable", "a body can only be replaced in answer to the body"),
-        (_no_text, "error", "immediate_response.body: expected UTF-8"),
-        (_endless_reply, "error", "streamed_immediate_response: it has no end"),
-        (_headless_reply, "error", "streamed_immediate_response: expected headers_response first"),
         (_hangs, "timeout", "within the deadline of 0.2 s"),
         (_wrong_kind, "error", "expected a response to request_headers, got request_body"),
     ],

@@ -48,6 +48,7 @@ from asgi_agents.transports.grpc.ext_proc_messages import (
     Side,
     audit_of_metadata,
     decode,
+    header_map,
     make_streamed_reply,
     messages,
     metadata_of_audit,
@@ -56,6 +57,7 @@ from asgi_agents.transports.grpc.ext_proc_messages import (
     streamed_reply,
     struct,
 )
+from asgi_agents.transports.grpc.ext_proc_sides import Held, TwoSides
 
 METADATA = request_metadata(correlation_id="c", client_ip="192.0.2.1", client_port=7, protocol="HTTP/2")
 NAMES = st.sampled_from(["x-a", "x-b", "set-cookie", "etag", "host", "cookie"])
@@ -179,6 +181,37 @@ def test_headers_written_as_text_are_read_too() -> None:
     scope = scope_of(messages.ProcessingRequest(request_headers=head))
     assert scope["raw_path"] == b"/x"
     assert (b"x-a", "é".encode()) in scope["headers"]
+
+
+def test_a_host_beside_the_authority_is_not_shown() -> None:
+    pairs = [(":method", b"GET"), (":path", b"/"), (":authority", b"shop.example"), ("host", b"admin.example")]
+    scope = scope_of(messages.ProcessingRequest(request_headers={"headers": header_map(pairs), "end_of_stream": True}))
+    assert [value for name, value in scope["headers"] if name == b"host"] == [b"shop.example"]
+
+
+def test_messages_of_no_bytes_are_held_within_a_bound() -> None:
+    paused: list[None] = []
+    held = Held(10**9)
+    sides: TwoSides[int] = TwoSides(lambda: paused.append(None), lambda: paused.clear(), held)
+    taken = 0
+    while not paused:
+        sides.put(taken, Side.REQUEST, 2)
+        taken += 1
+        assert taken < 1000
+    for _ in range(taken):
+        sides.take(Side.REQUEST)
+    assert (paused, held.total) == ([], 0)
+
+
+def test_what_comes_when_nobody_takes_any_more_is_not_held() -> None:
+    held = Held(10**9)
+    sides: TwoSides[int] = TwoSides(lambda: None, lambda: None, held)
+    sides.put(1, Side.REQUEST, 5)
+    sides.discard()
+    # A call is over a moment after the exchange, and the peer may send until then.
+    sides.put(2, Side.REQUEST, 5)
+    sides.put(3, Side.RESPONSE, 5)
+    assert (held.total, sides.waits(Side.REQUEST)) == (0, False)
 
 
 def test_tls_and_upgrades_are_recognised() -> None:
@@ -369,9 +402,56 @@ def test_immediate_responses(immediate: dict[str, Any], decision: Block) -> None
     assert check_response(answer, may_mutate=False, may_set_host=False).decision == decision
 
 
-def test_a_reply_that_is_no_text_can_not_be_carried() -> None:
-    with pytest.raises(AgentProtocolError, match="expected UTF-8"):
-        refusal_of(messages.ProcessingResponse(immediate_response={"status": {"code": 403}, "body": b"\xff"}))
+@pytest.mark.parametrize(
+    ("immediate", "decision"),
+    [
+        (
+            {
+                "status": {"code": 403},
+                "headers": {"set_headers": [option("Content-Type", "image/png"), option("x-a", "1")]},
+                "body": b"\xff",
+            },
+            Block(403, None, {"x-a": "1"}),
+        ),
+        (
+            {
+                "status": {"code": 429},
+                "headers": {
+                    "set_headers": [
+                        option("connection", "close"),
+                        option("transfer-encoding", "chunked"),
+                        option("host", "x"),
+                        option("x y", "1"),
+                        option("x-a", "1\r\nx-b: 2"),
+                    ]
+                },
+            },
+            Block(429, "", {}),
+        ),
+        (
+            {"status": {"code": 302}, "headers": {"set_headers": [option("location", "/a b"), option("x-a", "1")]}},
+            Block(403, None, {"x-a": "1"}),
+        ),
+        ({"status": {"code": 799}, "body": b"no"}, Block(403, "no", {"content-type": "text/plain"})),
+    ],
+)
+def test_a_reply_that_can_not_be_sent_as_it_is_is_a_denial_all_the_same(
+    immediate: dict[str, Any], decision: Block
+) -> None:
+    answer = refusal_of(messages.ProcessingResponse(immediate_response=immediate))
+    assert check_response(answer, may_mutate=False, may_set_host=False).decision == decision
+
+
+def test_numbers_that_no_int_of_json_holds_stay_floats() -> None:
+    said = struct({AUDIT: {"custom": {"a": 1e300, "b": 2.0**53}}, "pool": {"weight": 1e300}})
+    routing, audit = metadata_of(messages.ProcessingResponse(dynamic_metadata=said))
+    assert (audit.custom, routing) == ({"a": 1e300, "b": 2**53}, {"pool.weight": "1e300"})
+
+
+def test_a_reply_in_pieces_that_is_none_is_an_error() -> None:
+    whole = messages.ProcessingResponse.FromString(b"\x5a\x02\x0a\x7f")
+    with pytest.raises(AgentProtocolError, match="no Empty"):
+        streamed_reply(whole)
 
 
 def test_a_response_to_something_else_is_an_error() -> None:
