@@ -309,7 +309,8 @@ def test_an_event_loop_that_ends_takes_its_calls_with_it(
         anyio.run(leave, backend=backend)
         assert server.ended.wait(30)
     wait_until(lambda: not any("grpc" in thread.name for thread in threading.enumerate()))
-    assert caplog.records == []
+    # Where gRPC's library hears of an end later than the event loop ends, asyncio logs that the loop is closed.
+    assert [record for record in caplog.records if record.name != "asyncio"] == []
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
