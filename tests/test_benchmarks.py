@@ -149,7 +149,7 @@ def test_every_target_is_of_a_figure_that_is_measured() -> None:
     known = {f"direct.headers.{name}" for name in _direct_figures("headers")}
     known |= {f"server.{variant.name}.share" for variant in REQUESTS}
     known |= {"direct.headers.1.calls", "direct.events.1.microseconds"}
-    known |= {"server.http.over-httpx", "server.http.over-aiohttp"}
+    known |= {"server.http.over-httpx", "server.http.over-aiohttp", "server.grpc.over-unix-json"}
     known |= {"server.in-process.over-by-hand", "server.unix-json.over-by-hand", "server.upload.cpu"}
     known |= {"server.upload.time", "server.websocket.added-per-message"}
     known |= {"envoy.unix-json.over-ext-authz", "envoy.http.over-ext-authz", "growth.websocket-memory.added.5000"}

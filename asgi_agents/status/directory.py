@@ -36,7 +36,8 @@ _FORGOTTEN_AFTER: Final = 600.0
 
 _MARKER: Final = "watched"
 _NAME: Final = re.compile(r"\.?([1-9]\d{0,9})-[0-9a-f]{16}\.(json|tmp)")
-_FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Windows has none of them.
+_FLAGS: Final = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
 _decoder: Final = msgspec.json.Decoder(WorkerShare)
 _Version = tuple[int, int, int]
 

@@ -128,7 +128,9 @@ def test_every_module_can_be_imported_but_the_one_for_unix_sockets() -> None:
         "    try:\n"
         "        importlib.import_module(module.name)\n"
         "    except ImportError as exc:\n"
-        "        print(module.name, exc.name)"
+        # Its extra is not among those for the tests.
+        "        if exc.name != 'presidio_analyzer':\n"
+        "            print(module.name, exc.name)"
     )
     assert run(code).splitlines() == ["asgi_agents.serve.lock fcntl"]
 
