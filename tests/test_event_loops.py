@@ -531,6 +531,7 @@ def test_an_agent_that_is_retired_on_one_event_loop_is_closed_on_all(
     assert not client._pools._loops
 
 
+@pytest.mark.slow
 def test_agents_come_and_go_on_one_event_loop_while_others_serve(pair: tuple[str, str], restless: None) -> None:
     """Nobody meets an agent that is not there any more, or a route that is half resolved."""
     manager = AgentManager([config("a", Fake())])

@@ -70,6 +70,7 @@ def state_of(guard: Guard) -> BreakerState:
     return guard.breaker.observed
 
 
+@pytest.mark.slow
 async def test_five_body_chunks_that_time_out_together_leave_the_breaker_closed() -> None:
     agent = Together(5, anyio.sleep_forever)
     guard = Guard(AgentConfig("waf", agent, timeout=60.0, chunk_timeout=2.0))

@@ -395,6 +395,7 @@ def test_responses_are_not_asked_for_unless_they_are_judged() -> None:
     assert EventType.RESPONSE_BODY_CHUNK in ModSecurity(text=EVIL, responses=True).events
 
 
+@pytest.mark.slow
 async def test_it_runs_in_a_process_of_its_own() -> None:
     installed()
     with tempfile.TemporaryDirectory(prefix="waf-") as place:

@@ -80,6 +80,7 @@ async def test_connections_are_used_again(case: Case, http_client: str) -> None:
         await transport.retire()
 
 
+@pytest.mark.slow
 async def test_a_service_that_is_late_is_left(http_client: str) -> None:
     service = LiteLLMSpeaking()
     arrived = 0

@@ -29,6 +29,7 @@ def said(passed: Passage) -> str:
     return "".join(choice["delta"].get("content", "") for value in values for choice in value["choices"])
 
 
+@pytest.mark.slow
 @JUDGES
 @pytest.mark.parametrize(
     ("seconds", "longer"), [(0.005, 0.05 * TOKENS / RATE), (0.3, 0.5)], ids=["a judge of 5 ms", "of 300 ms"]

@@ -266,6 +266,7 @@ async def test_a_handshake_that_never_ends_is_the_failure_mode(greeting: str) ->
     assert manager.metrics["agent"].calls == 1
 
 
+@pytest.mark.slow
 async def test_an_agent_that_floods_its_connection_fills_neither_memory_nor_log(log: pytest.LogCaptureFixture) -> None:
     report = msgspec.json.encode(
         {"counters": [{"name": f"n{number}", "labels": {"l": "v" * 50}, "value": 1} for number in range(2000)]}

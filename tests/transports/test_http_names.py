@@ -222,6 +222,7 @@ async def test_the_certificate_has_to_name_the_name(addresses: Sequence[str], mo
 # Changes
 
 
+@pytest.mark.slow
 async def test_three_become_five_become_two_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     names = resolving(monkeypatch, waf=hosts(1, 2, 3))
     async with service() as waf, reaching(waf.url) as transport:

@@ -256,6 +256,7 @@ async def test_an_answer_that_is_too_large_is_stopped_or_passed_and_counted() ->
         assert guarded.record.guardrails[0].counts == {"unreadable": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("media_type", ["text/plain", "text/event-stream", "application/x-ndjson"])
 async def test_a_length_that_was_declared_is_right_or_left_out(media_type: str) -> None:
     text = f"I am {ENTITY}. " + "some words " * 100

@@ -300,6 +300,7 @@ async def test_what_is_no_text_or_no_kind_of_text_is_refused(
         await Asked(Handler(text, **options), Finder()).ask()
 
 
+@pytest.mark.slow
 async def test_an_agent_that_is_replaced_or_removed_meanwhile() -> None:
     manager = AgentManager([AgentConfig("g", Finder())])
     results: list[str] = []

@@ -117,6 +117,7 @@ async def test_the_exchange_does_not_wait_for_each_of_many_late_verdicts() -> No
     assert_nothing_left(guarded.middleware.manager)
 
 
+@pytest.mark.slow
 async def test_a_judge_that_never_answers_takes_no_memory_that_grows_with_the_stream() -> None:
     nothing_comes_from_outside()
     piece = event("x" * 1000)

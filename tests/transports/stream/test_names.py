@@ -108,6 +108,7 @@ async def test_a_name_that_grows_keeps_its_connections(monkeypatch: pytest.Monke
         assert waf.accepted == [1, 1, 1, 0, 0]
 
 
+@pytest.mark.slow
 async def test_three_become_five_become_two_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     names = resolving(monkeypatch, waf=hosts(1, 2, 3))
     calls = Calls()
