@@ -8,7 +8,7 @@ from typing import Final, Literal
 from starlette.datastructures import Headers as RequestHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 
 from ..agent import Agent
 from ..errors import AgentProtocolError
@@ -18,7 +18,7 @@ from ..protocol import TOKEN, Headers, RequestHeadersEvent, RequestMetadata
 from ..transports.authorization import HEADS
 from .authorization import Authorizations, Permission, final_headers
 from .hooks import NoAnswer, logger
-from .posting import lifespan, unless_disconnected
+from .posting import HttpApp, unless_disconnected
 
 #: How proxies ask: as Traefik and Caddy do, as nginx does, or as Envoy does with an HTTP service.
 ForwardAuthApi = Literal["forward_auth", "auth_request", "ext_authz"]
@@ -31,7 +31,7 @@ _OF_THE_QUESTION: Final = frozenset({"connection", "content-length", "host", "ke
 _URL: Final = re.compile(r"(https?)://([^/?#]+)([/?].*)?\Z", re.IGNORECASE)
 
 
-class ForwardAuthApp:
+class ForwardAuthApp(HttpApp):
     """Answers the questions of one kind of reverse proxies."""
 
     def __init__(self, agent: Agent, api: ForwardAuthApi, max_concurrency: int | None) -> None:
@@ -39,23 +39,7 @@ class ForwardAuthApp:
         self._where = f"agent_app(api={api!r})"
         self._authorizations = Authorizations(self._where, agent, max_concurrency, carries=HEADS)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "http":
-                reply = await self._http(scope, receive)
-                if reply is not None:
-                    await reply(scope, receive, send)
-            case "websocket":
-                # No question comes like that.
-                await receive()
-                await send({"type": "websocket.close"})
-            case "lifespan":
-                await lifespan(receive, send)
-            case unknown:
-                raise ValueError(f"unknown scope type {unknown!r}")
-
     async def _http(self, scope: Scope, receive: Receive) -> Response | None:
-        """The answer, or None where nobody is left to have it."""
         try:
             head = question_of(scope, self._api)
         except HTTPException as exc:

@@ -21,7 +21,29 @@ _MAX_DIGITS: Final = 18
 Replier = tuple[Callable[[], Awaitable[Response]], bool]
 
 
-class PostingApp(ABC):
+class HttpApp(ABC):
+    """An ASGI app that speaks HTTP alone: it closes websockets, and has nothing to start or stop."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                reply = await self._http(scope, receive)
+                if reply is not None:
+                    await reply(scope, receive, send)
+            case "websocket":
+                await receive()
+                await send({"type": "websocket.close"})
+            case "lifespan":
+                await _lifespan(receive, send)
+            case unknown:
+                raise ValueError(f"unknown scope type {unknown!r}")
+
+    @abstractmethod
+    async def _http(self, scope: Scope, receive: Receive) -> Response | None:
+        """The reply, or None where nobody is left to have it."""
+
+
+class PostingApp(HttpApp):
     """Reads what is posted, within bounds, and stops working on it when the caller hangs up.
 
     :param about: what ``GET`` is answered with, for health checks.
@@ -43,20 +65,6 @@ class PostingApp(ABC):
         :raises HTTPException: such a request is refused whatever its body is.
         """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "http":
-                reply = await self._http(scope, receive)
-                if reply is not None:
-                    await reply(scope, receive, send)
-            case "websocket":
-                await receive()
-                await send({"type": "websocket.close"})
-            case "lifespan":
-                await lifespan(receive, send)
-            case unknown:
-                raise ValueError(f"unknown scope type {unknown!r}")
-
     async def in_turn(self, reply: Callable[[], Awaitable[Any]]) -> Any:
         """Do what may suspend, when fewer are at work than may be at a time."""
         if self._limiter is None:
@@ -68,7 +76,6 @@ class PostingApp(ABC):
             self._limiter.release()
 
     async def _http(self, scope: Scope, receive: Receive) -> Response | None:
-        """The reply, or None where nobody is left to have it."""
         if scope["method"] in ("GET", "HEAD"):
             return JSONResponse(self._about)
         if scope["method"] != "POST":
@@ -135,8 +142,7 @@ async def _cancel_on_disconnect(receive: Receive, scope: CancelScope) -> None:
     scope.cancel()
 
 
-async def lifespan(receive: Receive, send: Send) -> None:
-    """There is nothing to start or stop."""
+async def _lifespan(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})
