@@ -5,7 +5,7 @@ import time
 from collections import deque
 from typing import Final
 
-from anyio import move_on_after
+from anyio import CancelScope, move_on_after
 from anyio.abc import TaskGroup
 
 from ..errors import AgentError, AgentProtocolError
@@ -72,6 +72,14 @@ class Service:
         for connection in list(self.connections):
             connection.report_health()
             connection.close_if_drained()
+
+    async def stop(self) -> None:
+        """End the connections, and take no more. It takes a moment, and is not cancelled."""
+        self.stopped = True
+        with CancelScope(shield=True):
+            for connection in list(self.connections):
+                connection.abort()
+                await connection.wait_closed()
 
 
 class ServedConnection:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 import anyio
-from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group, move_on_after
+from anyio import TASK_STATUS_IGNORED, create_task_group, move_on_after
 from anyio.abc import TaskGroup, TaskStatus
 
 from .._version import __version__
@@ -102,11 +102,7 @@ async def serve_stream(
             try:
                 await _serve(service, tasks, listening, ssl_context, drain_timeout, shutdown, task_status)
             finally:
-                service.stopped = True
-                with CancelScope(shield=True):
-                    for connection in list(service.connections):
-                        connection.abort()
-                        await connection.wait_closed()
+                await service.stop()
                 tasks.cancel_scope.cancel()
     finally:
         for each in listening:

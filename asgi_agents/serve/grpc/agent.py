@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
-from anyio import CancelScope, create_task_group
+from anyio import create_task_group
 
 from ...agent import Agent
 from ...errors import AgentProtocolError, printable
@@ -88,11 +88,7 @@ class AgentService(GrpcService):
             try:
                 yield
             finally:
-                service.stopped = True
-                with CancelScope(shield=True):
-                    for connection in list(service.connections):
-                        connection.abort()
-                        await connection.wait_closed()
+                await service.stop()
                 tasks.cancel_scope.cancel()
 
     async def drain(self) -> None:
