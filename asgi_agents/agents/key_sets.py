@@ -3,15 +3,14 @@
 import json
 import ssl
 from collections.abc import Mapping
-from typing import Final, cast
+from typing import Final
 
 import anyio
 import httpx
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
 
-from ..memory.pieces import Pieces
-from ..transports.http_origin import abandon
+from ..transports.http_origin import read_at_most
 
 PublicKey = RSAKey | ECKey | OKPKey
 
@@ -49,14 +48,10 @@ async def _get(url: str, tls: ssl.SSLContext) -> bytes:
     ):
         if response.status_code != 200:
             raise NoKeysError(f"the server has answered {response.status_code}")
-        body = Pieces()
-        stream = aiter(cast(httpx.AsyncByteStream, response.stream))
-        async for piece in stream:
-            if body.size + len(piece) > MAX_JWKS_BYTES:
-                await abandon(stream)
-                raise NoKeysError(f"the server's answer has more than {MAX_JWKS_BYTES} bytes")
-            body.append(piece)
-        return body.take()
+        body = await read_at_most(response, MAX_JWKS_BYTES)
+        if body is None:
+            raise NoKeysError(f"the server's answer has more than {MAX_JWKS_BYTES} bytes")
+        return body
 
 
 def keys_of(body: bytes) -> Mapping[str | None, PublicKey]:

@@ -9,9 +9,8 @@ import httpx
 
 from ..concurrency.per_event_loop import PerEventLoop
 from ..errors import AgentConnectionError, AgentProtocolError, ConfigurationError
-from ..memory.pieces import Pieces
 from ..messages.naming import named
-from ..transports.http_origin import abandon
+from ..transports.http_origin import abandon, read_at_most
 
 #: What a decision is that no rule has made.
 UNDEFINED: Final = object()
@@ -49,9 +48,11 @@ class OpaClient:
                 if response.status_code != 200:
                     await abandon(aiter(cast(httpx.AsyncByteStream, response.stream)))
                     raise AgentProtocolError(f"OPA has answered {response.status_code}")
-                body = await _read(response)
+                body = await read_at_most(response, MAX_ANSWER_BYTES)
         except (httpx.HTTPError, OSError) as exc:
             raise AgentConnectionError(f"OPA does not answer: {type(exc).__name__}") from exc
+        if body is None:
+            raise AgentProtocolError(f"the answer of OPA has more than {MAX_ANSWER_BYTES} bytes")
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
@@ -59,17 +60,6 @@ class OpaClient:
         if not isinstance(answer, dict):
             raise AgentProtocolError("OPA has answered with no object")
         return answer.get("result", UNDEFINED)
-
-
-async def _read(response: httpx.Response) -> bytes:
-    body = Pieces()
-    stream = aiter(cast(httpx.AsyncByteStream, response.stream))
-    async for piece in stream:
-        if body.size + len(piece) > MAX_ANSWER_BYTES:
-            await abandon(stream)
-            raise AgentProtocolError(f"the answer of OPA has more than {MAX_ANSWER_BYTES} bytes")
-        body.append(piece)
-    return body.take()
 
 
 def _is_document(url: str) -> bool:

@@ -289,7 +289,9 @@ class HttpOrigin:
     async def _read(self, response: httpx.Response) -> HttpAnswer:
         try:
             self._check_head(response.status_code, response.headers)
-            content = await self._read_body(response)
+            content = await read_at_most(response, self._max_answer_bytes)
+            if content is None:
+                raise AnswerTooLongError(self._max_answer_bytes, response.status_code)
         except BaseException:
             with CancelScope(shield=True):
                 await response.aclose()
@@ -303,16 +305,6 @@ class HttpOrigin:
         length = headers.get("content-length", "0")
         if length.isdecimal() and (len(length) > _MAX_DIGITS or int(length) > self._max_answer_bytes):
             raise AnswerTooLongError(self._max_answer_bytes, status)
-
-    async def _read_body(self, response: httpx.Response) -> bytes:
-        answer = Pieces()
-        stream = aiter(cast(httpx.AsyncByteStream, response.stream))
-        async for chunk in stream:
-            if answer.size + len(chunk) > self._max_answer_bytes:
-                await abandon(stream)
-                raise AnswerTooLongError(self._max_answer_bytes, response.status_code)
-            answer.append(chunk)
-        return answer.take()
 
     def _wrong(self, field: str, value: object, expected: str) -> ConfigurationError:
         return wrong(self._where, field, value, expected)
@@ -332,6 +324,18 @@ class _Body(httpx.ByteStream):
         for data in self._unsent:
             return data
         raise StopAsyncIteration
+
+
+async def read_at_most(response: httpx.Response, limit: int) -> bytes | None:
+    """The content as it comes, or None where it has more than ``limit`` bytes: the rest is not read."""
+    content = Pieces()
+    stream = aiter(cast(httpx.AsyncByteStream, response.stream))
+    async for piece in stream:
+        if content.size + len(piece) > limit:
+            await abandon(stream)
+            return None
+        content.append(piece)
+    return content.take()
 
 
 async def abandon(stream: AsyncIterator[bytes]) -> None:
