@@ -29,6 +29,7 @@ from .errors import (
 from .evaluation.route_agent import AgentReference
 from .exchange import AgentContext, ChallengeRenderer, ErrorInfo, ErrorRenderer, InspectedText, fastapi_error
 from .failures import Failure, FailureKind
+from .imports.lazy import lazy_names
 from .manager import AgentManager
 from .middleware import AgentMiddleware
 from .observability.authorization import Authorize
@@ -112,16 +113,7 @@ else:
         "status_app": "status",
     }
 
-    def __getattr__(name: str) -> object:
-        if name not in _LAZY:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
-
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-        return value
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_names(globals(), _LAZY)
 
 
 __all__ = [

@@ -27,7 +27,10 @@ PACKAGE: Final = modules(ROOT)
 #: From the bottom to the top: what stands in each layer, and why it stands there. Units of one layer don't import one
 #: another. `asgi_agents/__init__.py` collects the public names of all of them, and is in no layer.
 LAYERS: Final = (
-    (["_version", "errors", "memory", "messages"], "values and words that everything uses; they import nothing"),
+    (
+        ["_version", "errors", "imports", "memory", "messages"],
+        "values and words that everything uses; they import nothing",
+    ),
     (["protocol"], "events and answers, whatever transport carries them"),
     (["concurrency", "policy"], "event loops and limits; the settings of one agent"),
     (["breaker"], "counts outcomes of calls by the settings, and knows no transport"),

@@ -9,6 +9,8 @@ Importing a name imports its module and no more. An agent that needs an extra sa
 
 from typing import TYPE_CHECKING
 
+from ..imports.lazy import lazy_names
+
 if TYPE_CHECKING:
     from .api_key import ApiKey, hash_key
     from .basic_auth import BasicAuth
@@ -40,16 +42,7 @@ else:
         "hash_password": "passwords",
     }
 
-    def __getattr__(name: str) -> object:
-        if name not in _LAZY:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
-
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-        return value
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_names(globals(), _LAZY)
 
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ..imports.lazy import lazy_names
 from .base import AgentClient, BindableTransport, Place, PlainTransport, Transport
 from .in_process import InProcessTransport
 from .stream import LoadBalancing, StreamTransport
@@ -11,23 +12,10 @@ if TYPE_CHECKING:
     from .grpc import GrpcTransport
     from .http import HttpTransport
 else:
+    # What only some need: httpx, which comes with one of them, takes as long to import as all the rest.
+    _LAZY = {"ForwardAuthTransport": "forward_auth", "GrpcTransport": "grpc", "HttpTransport": "http"}
 
-    def __getattr__(name: str) -> object:
-        # What only some need: httpx, which comes with one of them, takes as long to import as all the rest.
-        match name:
-            case "ForwardAuthTransport":
-                from .forward_auth import ForwardAuthTransport
-
-                return ForwardAuthTransport
-            case "GrpcTransport":
-                from .grpc import GrpcTransport
-
-                return GrpcTransport
-            case "HttpTransport":
-                from .http import HttpTransport
-
-                return HttpTransport
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__, __dir__ = lazy_names(globals(), _LAZY)
 
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""What is imported when it is asked for."""
