@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, TypeVar, cast
 
 from .errors import ConfigurationError
 from .messages.naming import named
@@ -11,6 +11,21 @@ from .messages.naming import named
 MAX_SECONDS: Final = 366 * 24 * 3600
 #: The shortest window of a failure rate, in seconds: a tenth of it is still more than a clock's resolution.
 MIN_WINDOW: Final = 0.001
+
+E = TypeVar("E", bound=StrEnum)
+
+
+def wrong(where: str, name: str, value: object, expected: str) -> ConfigurationError:
+    """The error for an argument that can't work."""
+    return ConfigurationError(f"{where}: {name}={value!r}, expected {expected}")
+
+
+def as_member(where: str, name: str, value: object, kind: type[E]) -> E:
+    """The member of an enumeration, given as such or by its value; raises :class:`ConfigurationError`."""
+    try:
+        return kind(cast(str, value))
+    except ValueError:
+        raise wrong(where, name, value, " or ".join(repr(str(member)) for member in kind)) from None
 
 
 def require_seconds(where: str, name: str, value: object) -> None:

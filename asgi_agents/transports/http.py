@@ -9,6 +9,7 @@ import httpx
 
 from ..errors import AgentError, AgentProtocolError, EventTooLargeError
 from ..observability.endpoints import EndpointStatistics
+from ..policy import as_member
 from ..protocol import (
     Answer,
     Encoding,
@@ -22,7 +23,7 @@ from ..protocol import (
 from .base import AgentClient
 from .discovery import RESOLVE_INTERVAL
 from .http1.request import RequestHead
-from .http_origin import USER_AGENT, HttpOrigin, TransportFactory, checked_headers, wrong
+from .http_origin import USER_AGENT, HttpOrigin, TransportFactory, checked_headers
 from .plain import PlainClient
 from .tls import ClientCertificate
 
@@ -89,7 +90,7 @@ class HttpTransport(HttpOrigin):
             max_answer_bytes=max_answer_bytes,
             resolve_interval=resolve_interval,
         )
-        self._encoding = _parse_encoding(self._where, encoding)
+        self._encoding = as_member(self._where, "encoding", encoding, Encoding)
         self._head = RequestHead(b"POST", self._url.raw_path, self._fixed_headers(headers or {}))
         if span_unit not in ("codepoints", "bytes"):
             raise self._wrong("span_unit", span_unit, "'codepoints' or 'bytes'")
@@ -166,10 +167,3 @@ class HttpClient(PlainClient):
 
     def statistics(self) -> tuple[Sequence[EndpointStatistics], int]:
         return self._transport.statistics(), 0
-
-
-def _parse_encoding(where: str, given: Encoding | str) -> Encoding:
-    try:
-        return Encoding(given)
-    except ValueError:
-        raise wrong(where, "encoding", given, "'json' or 'msgpack'") from None

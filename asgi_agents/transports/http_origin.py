@@ -21,7 +21,7 @@ from ..errors import AgentConnectionError, AgentError, ConfigurationError
 from ..memory.pieces import Pieces
 from ..observability.endpoints import EndpointStatistics
 from ..observability.trace_context import inject_trace_context
-from ..policy import require_seconds
+from ..policy import require_seconds, wrong
 from ..protocol import TOKEN
 from .connections import ConnectionStack, LeasingPool, NotConnectedError, SharedTransport, describe
 from .discovery import Member, has_to_be_looked_up
@@ -414,8 +414,3 @@ def checked_headers(where: str, given: object) -> dict[str, str]:
             )
         fields[name.lower()] = value
     return fields
-
-
-def wrong(where: str, field: str, value: object, expected: str) -> ConfigurationError:
-    """The error for an argument that can't work; ``where`` begins its message."""
-    return ConfigurationError(f"{where}: {field}={value!r}, expected {expected}")

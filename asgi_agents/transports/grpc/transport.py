@@ -1,11 +1,12 @@
 """Agents behind gRPC: how to reach them, as the user configures it."""
 
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, Literal, Protocol, get_args
 
 from ...errors import ConfigurationError
-from ...policy import require_int, require_seconds
+from ...policy import as_member, require_int, require_seconds, wrong
 from ...protocol import EventType
 from ..base import AgentClient
 from ..discovery import RESOLVE_INTERVAL
@@ -22,6 +23,7 @@ MAX_ANSWER_BYTES: Final = 10 * 1024 * 1024
 #: The schemes, and how the other transports write the same address.
 SCHEMES: Final = {"grpc": "tcp", "grpcs": "tcp", "grpc+unix": "unix"}
 
+_wrong: Final = partial(wrong, "GrpcTransport")
 _EXPECTED: Final = "grpc://host:port, grpcs://host:port or grpc+unix:///path"
 # Each has an object `PROTOCOL`. They are imported once one of them is used: grpc and protobuf come with them.
 _MODULES: Final = {"agent": ".agent", "ext_proc": ".ext_proc", "ext_authz": ".ext_authz"}
@@ -143,11 +145,9 @@ class GrpcTransport:
             raise _wrong("body_mode", body_mode, f"{known}, and that with protocol='ext_proc' alone")
         if not secure and (verify is not True or cert is not None):
             raise _wrong("target", target, "grpcs://, for that is what verify and cert are about")
-        try:
-            balancing = None if load_balancing is None else LoadBalancing(load_balancing)
-        except ValueError:
-            known = " or ".join(repr(str(member)) for member in LoadBalancing)
-            raise _wrong("load_balancing", load_balancing, known) from None
+        balancing = None
+        if load_balancing is not None:
+            balancing = as_member("GrpcTransport", "load_balancing", load_balancing, LoadBalancing)
         if scheme not in (None, "http", "https"):
             raise _wrong("scheme", scheme, "'http', 'https' or None")
         self.carries = self._protocol.carries
@@ -245,7 +245,3 @@ def _parse_target(target: str) -> Address:
     except ConfigurationError as exc:
         raise ConfigurationError(str(exc).replace(f"{other}://", f"{scheme}://")) from None
     return Address(target, address.path, address.host, address.port)
-
-
-def _wrong(field: str, value: object, expected: str) -> ConfigurationError:
-    return ConfigurationError(f"GrpcTransport: {field}={value!r}, expected {expected}")

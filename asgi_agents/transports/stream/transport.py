@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from msgspec.structs import replace
 
-from ...errors import ConfigurationError
-from ...policy import require_seconds
+from ...policy import as_member, require_seconds, wrong
 from ...protocol import Encoding, EventType, SpanUnit
 from ...protocol.stream import Framing
 from ..discovery import RESOLVE_INTERVAL
@@ -17,6 +16,9 @@ from .balancing import LoadBalancing
 from .client import StreamClient
 from .settings import Settings
 from .stream_pool import StreamPool
+
+_WHERE: Final = "StreamTransport"
+_wrong: Final = partial(wrong, _WHERE)
 
 _CONNECTIONS = 4
 _CALLS = 100
@@ -95,8 +97,8 @@ class StreamTransport:
             raise _wrong("endpoints", endpoints, "a port above 0")
         if len(set(addresses)) < len(addresses):
             raise _wrong("endpoints", endpoints, "each to be there once")
-        self.framing = _member(Framing, "framing", framing)
-        preferred = _member(Encoding, "encoding", encoding)
+        self.framing = as_member(_WHERE, "framing", framing, Framing)
+        preferred = as_member(_WHERE, "encoding", encoding, Encoding)
         for name, value in (
             ("connect_timeout", connect_timeout),
             ("drain_timeout", drain_timeout),
@@ -125,6 +127,9 @@ class StreamTransport:
             raise _wrong("tls", tls, "False for Unix sockets")
         if not tls and (verify is not True or cert is not None):
             raise _wrong("tls", tls, "True, for that is what verify and cert are about")
+        balancing = None
+        if load_balancing is not None:
+            balancing = as_member(_WHERE, "load_balancing", load_balancing, LoadBalancing)
         encodings: tuple[Encoding, ...] = (preferred,)
         if self.framing is Framing.V2 and preferred is not Encoding.JSON:
             # Every agent speaks that.
@@ -135,7 +140,7 @@ class StreamTransport:
             encodings=encodings,
             connections=connections or (_MOST_ON_DEMAND if on_demand else _CONNECTIONS),
             on_demand=on_demand,
-            load_balancing=None if load_balancing is None else _member(LoadBalancing, "load_balancing", load_balancing),
+            load_balancing=balancing,
             connect_timeout=float(connect_timeout),
             drain_timeout=float(drain_timeout),
             max_calls_per_connection=1 if on_demand else max_calls_per_connection or _CALLS,
@@ -176,14 +181,3 @@ class StreamTransport:
         if settings.on_demand and self._connections is None:
             settings = replace(settings, connections=min(max_concurrent_calls, _MOST_ON_DEMAND))
         return StreamClient(partial(StreamPool, settings), settings.where, agent_id, events, config)
-
-
-def _wrong(field: str, value: object, expected: str) -> ConfigurationError:
-    return ConfigurationError(f"StreamTransport: {field}={value!r}, expected {expected}")
-
-
-def _member(kind: Any, field: str, value: object) -> Any:
-    try:
-        return kind(value)
-    except ValueError:
-        raise _wrong(field, value, " or ".join(repr(str(member)) for member in kind)) from None
