@@ -58,6 +58,11 @@ class StreamWire(Wire, Protocol):
 class Channel(Protocol):
     """The calls to one address, on one event loop. It connects when it is first used, and again when it has to."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or about to be. That a call ends in order then says nothing of the server."""
+        ...
+
     async def unary(self, method: str, request: bytes, *, deadline: float = math.inf, metadata: Metadata = ()) -> bytes:
         """Send one message and return the answer.
 
@@ -305,6 +310,7 @@ class AsyncioChannel(Channel):
         self._unary: dict[str, Any] = {}
         self._streams: dict[str, Any] = {}
         self._pumps: set[MessagePump] = set()
+        self._closing = False
         # Whether anything was ended that was under way.
         self._cut_short = False
 
@@ -369,7 +375,12 @@ class AsyncioChannel(Channel):
                 patience = now + _AGAIN
             await asyncio.sleep(_LOOK)
 
+    @property
+    def closed(self) -> bool:
+        return self._closing
+
     async def aclose(self) -> None:
+        self._closing = True
         pumps, self._pumps = self._pumps, set()
         if any(not pump.closed for pump in pumps):
             self._cut_short = True
@@ -410,8 +421,12 @@ class ThreadedChannel(Channel):
         self._check()
         await self._thread.run(lambda: self._channel().ready(deadline))
 
+    @property
+    def closed(self) -> bool:
+        return self._open is None
+
     async def aclose(self) -> None:
-        if self._open is None:
+        if self.closed:
             return
         self._open = None
         thread = self._thread
@@ -430,7 +445,7 @@ class ThreadedChannel(Channel):
             await self._made.aclose()
 
     def _check(self) -> None:
-        if self._open is None:
+        if self.closed:
             raise AgentConnectionError("the channel was closed")
 
     def _channel(self) -> AsyncioChannel:

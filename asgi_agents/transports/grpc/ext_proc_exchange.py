@@ -5,7 +5,7 @@ from typing import Any, Final
 from anyio import move_on_after
 from msgspec.structs import replace
 
-from ...errors import AgentError, AgentProtocolError, AgentUnavailableError, EventTooLargeError
+from ...errors import AgentConnectionError, AgentError, AgentProtocolError, AgentUnavailableError, EventTooLargeError
 from ...observability.trace_context import inject_trace_context
 from ...protocol import (
     ALLOW,
@@ -111,6 +111,7 @@ class ProcessedExchange:
     """
 
     def __init__(self, channel: Channel, settings: GrpcSettings, heard: frozenset[EventType], held: Held) -> None:
+        self._channel = channel
         self._settings = settings
         self._heard = heard & CARRIES
         self._full_duplex = settings.body_mode == "full_duplex_streamed"
@@ -164,6 +165,9 @@ class ProcessedExchange:
         self._incoming.put(response, side, len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is None and self._channel.closed:
+            # A processor that ends the stream lets the rest pass. This one has not.
+            exc = AgentConnectionError("the channel was closed")
         self._incoming.end(exc)
 
     def _pause(self) -> None:

@@ -157,7 +157,7 @@ async def test_an_answer_to_nothing_is_never_taken_for_that_to_the_next_event() 
         await client.aclose()
 
 
-@pytest.mark.parametrize("how", ["aclose", "retire", "forget", "the other side fails"])
+@pytest.mark.parametrize("how", ["aclose", "retire", "forget", "its channel is closed", "the other side fails"])
 async def test_a_call_whose_stream_ends_here_is_no_allow(how: str) -> None:
     shown = anyio.Event()
 
@@ -187,6 +187,9 @@ async def test_a_call_whose_stream_ends_here_is_no_allow(how: str) -> None:
                     await client.retire()
                 case "forget":
                     client.forget("c")
+                case "its channel is closed":
+                    # As for an exchange that has begun after those of the client were ended.
+                    await client._channels.aclose()
                 case _:
                     with anyio.CancelScope() as scope:
                         scope.cancel()
