@@ -83,9 +83,9 @@ def _deploy(options: argparse.Namespace) -> None:
     try:
         environment = None if options.working_dir is None else {"working_dir": options.working_dir}
         ray.init(address=options.address, log_to_driver=False, runtime_env=environment)
-    except (ConnectionError, ValueError) as exc:
-        if isinstance(exc, ValueError):
-            raise MistakeError(f"Ray refuses: {exc}") from exc
+    except ValueError as exc:
+        raise MistakeError(f"Ray refuses: {exc}") from exc
+    except ConnectionError as exc:
         raise MistakeError(f"--address: no Ray cluster at {options.address!r}; --address local starts one") from exc
     try:
         try:

@@ -6,6 +6,7 @@ ends check what they get as they do on any other transport.
 
 import math
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, Final, cast
 
 import anyio
@@ -294,9 +295,6 @@ class _Config:
 
 def config_id_of(encoded: bytes) -> str:
     """The name of a configuration: the same for the same bytes, and nothing can be learnt from it."""
-    # Imported here because few need it.
-    from hashlib import blake2b
-
     return blake2b(encoded, digest_size=16).hexdigest()
 
 
