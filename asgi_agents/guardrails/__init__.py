@@ -43,7 +43,6 @@ Beside all that, :mod:`~asgi_agents.guardrails.tool_policy` says which tools of 
 
 from typing import TYPE_CHECKING
 
-from ..imports.lazy import lazy_names
 from .call_policy import CallPolicy, headers, models, tools, users
 from .guardrail import Guardrail
 from .slots import Block, Call, Decision, Flag, Kind, Redact, Slot, Window
@@ -66,7 +65,16 @@ else:
         "StopReply": "dialect",
     }
 
-    __getattr__, __dir__ = lazy_names(globals(), _LAZY)
+    def __getattr__(name: str) -> object:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
 
 
 __all__ = [
