@@ -1,6 +1,5 @@
 """A gRPC server for agents: it listens, tells of its health, and is drained."""
 
-import asyncio
 import logging
 import math
 import os
@@ -47,6 +46,7 @@ _PING_TIMEOUT: Final = 10_000
 _STREAMS: Final = 1_000
 # Seconds for the rest to end, once the time for draining is over.
 _CLOSING: Final = 1.0
+_FOR_EVER: Final = 365 * 24 * 3600.0
 
 
 async def serve_grpc(
@@ -133,7 +133,7 @@ async def serve_grpc(
         for each in by_name.values():
             await stack.enter_async_context(each.serving())
         listening = _Listening(Methods(by_name, loop), options, tls, 10 * max_concurrency + 1000)
-        stack.push_async_callback(_shielded, partial(run, partial(listening.stop, None)))
+        stack.push_async_callback(_shielded, partial(run, listening.stop))
         port = await run(partial(listening.start, address))
         socket.bound()
         task_status.started(_describe(address, port))
@@ -141,7 +141,7 @@ async def serve_grpc(
         health.stop()
         with move_on_after(drain_timeout):
             async with create_task_group() as draining:
-                draining.start_soon(run, partial(listening.stop, drain_timeout))
+                draining.start_soon(run, listening.drain)
                 for each in by_name.values():
                     draining.start_soon(each.drain)
 
@@ -157,7 +157,6 @@ class _Listening:
         self._tls = tls
         self._most_calls = most_calls
         self._server: Any = None
-        self._stopping: list[asyncio.Future[None]] = []
 
     async def start(self, address: Address) -> int:
         """Listen; returns the port. Raises OSError where it can't, after all."""
@@ -183,13 +182,17 @@ class _Listening:
             port = self._server.add_secure_port(where, credentials)
         return port
 
-    async def stop(self, grace: float | None) -> None:
-        """Refuse new calls, and wait ``grace`` seconds for the others before they are ended."""
-        if self._server is None:
-            return
-        # A cancelled `stop` would cancel what every later one waits for.
-        self._stopping.append(asyncio.ensure_future(self._server.stop(grace)))
-        await asyncio.shield(asyncio.gather(*self._stopping))
+    async def drain(self) -> None:
+        """Refuse new calls, and wait for the end of the others. It may be cancelled."""
+        if self._server is not None:
+            # Never for a time that ends. When it has, grpc.aio ends the calls itself: a `stop` that is cancelled then
+            # cancels what every later one waits for, and one beside another may touch a server that this has freed.
+            await self._server.stop(_FOR_EVER)
+
+    async def stop(self) -> None:
+        """Refuse new calls, and end the others. Not while :meth:`drain` waits."""
+        if self._server is not None:
+            await self._server.stop(None)
 
 
 class _Socket:

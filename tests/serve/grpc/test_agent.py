@@ -483,6 +483,18 @@ async def test_what_takes_longer_than_the_time_for_draining_is_ended() -> None:
         assert not isinstance(await stream.next(), tuple)
 
 
+@pytest.mark.slow
+async def test_the_time_for_draining_may_end_in_any_moment_of_the_end_of_calls() -> None:
+    """Two ends of a server of gRPC's library at a time have crashed the process, one time in twenty."""
+    for _ in range(60):
+        async with serving(slow := Slow(), drain_timeout=0.05) as served:
+            stream = await served.greeted()
+            stream.send(head("a"))
+            await until(lambda slow=slow: slow.go)  # type: ignore[misc]
+            served.shutdown.set()
+            await until(lambda slow=slow: slow.cancelled == ["a"])  # type: ignore[misc]
+
+
 async def test_an_agent_that_hears_no_event_that_can_be_carried_names_none() -> None:
     class Only(Agent):
         async def on_websocket_frame(self, event: WebSocketFrameEvent) -> None: ...
