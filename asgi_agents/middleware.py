@@ -14,11 +14,19 @@ from .config import AgentConfig
 from .errors import AgentError, ConfigurationError
 from .evaluation.resolved_route import ResolvedRoute
 from .evaluation.route_agent import AgentReference
-from .exchange import AgentContext, ChallengeRenderer, ErrorRenderer, Renderers, serve_http, serve_websocket
+from .exchange import (
+    AgentContext,
+    ChallengeRenderer,
+    ErrorRenderer,
+    Renderers,
+    refuse_target,
+    serve_http,
+    serve_websocket,
+)
 from .exchange.arguments import check_call, checked_alias, checked_grace, checked_header, has_policy
 from .exchange.context import STATE_KEY, state_of
 from .exchange.plan import HeadPlan
-from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, headers_of
+from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, has_target, headers_of
 from .exchange.state import ExchangeState
 from .guard import Guard
 from .guardrails import Guardrail, ToolPolicy
@@ -311,6 +319,10 @@ class AgentMiddleware(AsksAgents):
                 send = audit.around(send)
             if audit is not None or self._exposed_as is not None:
                 send = _watched(send, audit, self._exposed_as, exchange)
+            if resolved_route.guarded and not has_target(scope):
+                return await refuse_target(
+                    exchange, scope, receive, send, self._renderers, self._stop_grace, self._refusals
+                )
             app = self.app if resolved_route.refusal is None else Refusing(self._refusals, resolved_route.refusal)
             guardrails = None if resolved_route.judges is None else self._text_guardrails()
             if scope["type"] == "http":

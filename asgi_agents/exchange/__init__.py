@@ -3,6 +3,7 @@
 from .context import AgentContext
 from .http import serve_http
 from .inspected_text import InspectedText
+from .malformed import refuse_target
 from .rendering import ChallengeRenderer, ErrorInfo, ErrorRenderer, Renderers, fastapi_error
 from .websocket import serve_websocket
 
@@ -14,6 +15,7 @@ __all__ = [
     "InspectedText",
     "Renderers",
     "fastapi_error",
+    "refuse_target",
     "serve_http",
     "serve_websocket",
 ]

@@ -100,6 +100,10 @@ class Exchange(ABC):
             if self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
                 await self._complete(started, error)
 
+    async def refuse(self, decision: AgentDecision) -> None:
+        """Answer in the app's place with ``decision``, without asking or telling any agent."""
+        await self._deny(decision)
+
     def _body_agents(self) -> Sequence[RouteAgent]:
         """The agents that receive a body behind the head, where one may follow."""
         return ()

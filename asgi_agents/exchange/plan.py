@@ -6,8 +6,9 @@ outcome is the same:
 - An exchange, an inbound and a response inspection. They carry out what is decided, and a plain allow decides nothing.
   Where an agent has answered anything else, or has failed, an exchange is given the decision, as on the general way.
 - Spans, the audit record, a correlation id in the response, headers that are cleaned, another middleware's context, an
-  id that the client has given. Where there is any of these, :meth:`HeadPlan.serve` does nothing, and the general way
-  begins. What decides that is looked up anew for each request, because all of it can change while an app runs.
+  id that the client has given, a target that is refused. Where there is any of these, :meth:`HeadPlan.serve` does
+  nothing, and the general way begins. What decides that is looked up anew for each request, because all of it can
+  change while an app runs.
 - Merging verdicts, which for plain allows gives a plain allow.
 
 Whether an agent can be called, and how, is the guard's business here as anywhere: breaker, limit, deadline and counts
@@ -26,6 +27,7 @@ from ..evaluation.resolved_route import ResolvedRoute
 from ..observability.correlation import live_ids, reset_current, set_current
 from ..observability.trace_context import current_context
 from ..protocol import ALLOW, Headers
+from ..protocol.target import NoPathError
 from ..registry import AgentRegistry
 from .context import STATE_KEY, AgentContext
 from .http import HttpExchange
@@ -86,7 +88,10 @@ class HeadPlan:
         if headers.cookies_joined or self._correlation_header in headers.firsts:
             return await self._general(resolved_route, scope, receive, send)
         route = resolved_route.route
-        event = request_headers_event(scope, None, route, headers=headers, name="")
+        try:
+            event = request_headers_event(scope, None, route, headers=headers, name="")
+        except NoPathError:
+            return await self._general(resolved_route, scope, receive, send)
         name = event.metadata.correlation_id
         state = ExchangeState(self._registry, resolved_route, name, route, "", headers, INVALID_SPAN)
         live_ids.add(name)

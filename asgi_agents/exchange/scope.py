@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import quote
 
 from starlette.types import Message, Receive, Scope, Send
 
 from ..protocol import TOKEN, Headers, RequestHeadersEvent, RequestMetadata
 from ..protocol.headers import as_one_spelling, join_cookies
+from ..protocol.target import NoPathError, is_path, shown_path
 
 RawHeaders = list[tuple[bytes, bytes]]
 # As starlette.types.ASGIApp, but whatever the app returns is returned.
@@ -222,11 +222,28 @@ def _write_now() -> None:
 
 
 def uri(scope: Scope) -> str:
-    """Path and query as received. Where the server gives no raw path, the decoded one is quoted."""
-    raw_path: bytes | None = scope.get("raw_path")
-    path = quote(scope["path"], errors="surrogatepass") if raw_path is None else raw_path.decode("latin-1")
+    """Path and query as received, unless they lead elsewhere than the app goes (:func:`shown_path`).
+
+    Raises :class:`NoPathError`.
+    """
+    path = shown_path(scope["path"], scope.get("raw_path"), scope.get("root_path") or "")
     query: bytes = scope.get("query_string", b"")
     return f"{path}?{query.decode('latin-1')}" if query else path
+
+
+def has_target(scope: Scope) -> bool:
+    """Whether the connection can be judged by its target: what agents are shown leads where the app goes."""
+    path: str = scope["path"]
+    if not is_path(path, scope.get("root_path") or ""):
+        return False
+    raw_path: bytes | None = scope.get("raw_path")
+    if raw_path is None or raw_path.decode("latin-1") == path:
+        return True
+    try:
+        uri(scope)
+    except NoPathError:
+        return False
+    return True
 
 
 def client_ip(scope: Scope) -> str:
@@ -248,7 +265,7 @@ def request_headers_event(
     """The event of an http request or a websocket handshake. ``headers`` are the scope's, if they are known already.
 
     ``correlation`` None: it gets a new id, which names the request as well. Without a ``traceparent`` of ours it has
-    the client's. ``request_id`` is one that was given to this request before.
+    the client's. ``request_id`` is one that was given to this request before. Raises :class:`NoPathError`.
     """
     # All of it in one place: each call of a function would take as long as what it does.
     if correlation is None:
@@ -268,11 +285,13 @@ def request_headers_event(
     client, raw_path, extensions = get("client"), get("raw_path"), get("extensions")
     tls = extensions.get("tls") if extensions else None
     version = get("http_version", "1.1")
-    if raw_path is None:
-        target = uri(scope)
-    else:
+    target = "" if raw_path is None else raw_path.decode("latin-1")
+    if target == scope["path"]:
         query = get("query_string")
-        target = f"{raw_path.decode('latin-1')}?{query.decode('latin-1')}" if query else raw_path.decode("latin-1")
+        if query:
+            target = f"{target}?{query.decode('latin-1')}"
+    else:
+        target = uri(scope)
     return RequestHeadersEvent(
         metadata=RequestMetadata(
             correlation_id=correlation,

@@ -12,6 +12,7 @@ from ..evaluation.route_agent import AgentReference
 from ..evaluation.text_judges import check_guardrail
 from ..guard import Guard
 from ..guardrails import Guardrail, ToolPolicy
+from ..protocol.target import NO_PATH, is_path
 from ..registry import AgentRegistry
 from .advice import check_agents, check_routes, check_text_guardrails
 from .app_chain import app_chain, attribute
@@ -119,6 +120,9 @@ class RouteFinder:
         """The resolved route of a connection for whose ``key`` there is none in :attr:`known`, or one that retired."""
         if not self._examined:
             self.examine(scope)
+        if not is_path(scope["path"], scope.get("root_path") or ""):
+            # Not remembered, so that each of them comes here.
+            return self._registry.resolved_route((), route=None, missing_ok=True, refusal=NO_PATH)
         app_routes = self._resolver.app_routes(scope)
         known = self.known
         if known.basis is not app_routes:

@@ -15,6 +15,7 @@ from ..errors import AgentProtocolError
 from ..exchange.reply import Reply
 from ..exchange.scope import new_id, timestamp_now, uri
 from ..protocol import TOKEN, Headers, RequestHeadersEvent, RequestMetadata
+from ..protocol.target import NoPathError
 from ..transports.authorization import HEADS
 from .authorization import Authorizations, Permission, final_headers
 from .hooks import NoAnswer, logger
@@ -79,7 +80,10 @@ def question_of(scope: Scope, api: ForwardAuthApi) -> RequestHeadersEvent:
             host, target = found[2], found[3] or "/"
             target = target if target.startswith("/") else f"/{target}"
         case "ext_authz":
-            method, target, host = scope["method"], uri(scope), given.get("host")
+            try:
+                method, target, host = scope["method"], uri(scope), given.get("host")
+            except NoPathError as exc:
+                raise HTTPException(400, str(exc)) from exc
     if not TOKEN.match(method) or (not target.startswith("/") and target != "*"):
         raise HTTPException(400, "expected the method and the path of a request")
     fields: dict[str, list[str]] = {} if host is None else {"host": [host]}
