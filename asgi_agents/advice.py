@@ -23,6 +23,7 @@ _BODIES: Final = (*_REQUEST_BODY, *_RESPONSE_BODY)
 # By field: its default, and the events without which the rest has no effect.
 _NEEDED: Final[dict[str, tuple[object, tuple[EventType, ...]]]] = {
     "sets": (frozenset(), _REQUESTS),
+    "replaces": (frozenset(), _REQUESTS),
     "after": ((), _REQUEST_HEAD),
     "may_set_host": (False, _REQUESTS),
     "decode": (False, _BODIES),
@@ -84,10 +85,11 @@ def _without_effect(config: AgentConfig) -> Iterator[str]:
             lacking = " or ".join(HOOKS[event] if local else event.value for event in needed)
             what = f"the agent has no {lacking}" if local else f"its events have no {lacking}"
             yield f"{name} has no effect, because {what}; add that, or leave {name} out"
-    if config.sets and not config.enforce:
-        yield (
-            "sets has no effect, because a shadow agent (enforce=False) sets nothing: what clients send in these"
-            " headers reaches the app; name them in sets of the agent that is enforced"
-        )
+    for name in ("sets", "replaces"):
+        if getattr(config, name) and not config.enforce:
+            yield (
+                f"{name} has no effect, because a shadow agent (enforce=False) sets nothing: what clients send in these"
+                f" headers reaches the app; name them in {name} of the agent that is enforced"
+            )
     if local and config.config is not None and EventType.CONFIGURE not in hears:
         yield "config has no effect, because the agent has no on_configure; add that, or leave config out"

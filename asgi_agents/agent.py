@@ -43,6 +43,9 @@ class Agent:
     #: Names of request headers that this agent sets, and clients may not: in the middleware's process they are added to
     #: :attr:`AgentConfig.sets`.
     own_headers: Iterable[str] = ()
+    #: Names of request headers that this agent reads, and the app is to see no client's value of: likewise added to
+    #: :attr:`AgentConfig.replaces`.
+    replaced_headers: Iterable[str] = ()
 
     async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
         """Before the first call. ``event.config`` is ``AgentConfig.config``; raise an exception to refuse it.

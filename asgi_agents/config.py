@@ -23,7 +23,7 @@ from .protocol import TOKEN, EventType
 from .protocol.headers import as_one_spelling
 from .protocol.validation import is_untouchable
 from .transports.base import Transport
-from .transports.resolve import default_events, learns_events, resolve_transport, sets_of
+from .transports.resolve import default_events, learns_events, replaces_of, resolve_transport, sets_of
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
@@ -84,6 +84,10 @@ class AgentConfig:
         agent, which sets nothing. A transport that copies headers to requests, such as
         :class:`~asgi_agents.ForwardAuthTransport`, adds its own, and so does an agent in this process, by
         :attr:`Agent.own_headers`.
+    :param replaces: as ``sets``, for headers that the agent has to see of the client, such as ``{"authorization"}`` of
+        one that exchanges tokens. Agents see what the client has sent; the app, and agents that come ``after`` this
+        one, see in these headers what agents have set and nothing else, also when this agent fails open. Transports and
+        agents in this process add their own, by :attr:`Agent.replaced_headers`.
     """
 
     id: str
@@ -111,6 +115,7 @@ class AgentConfig:
     may_set_host: bool = False
     after: Iterable[str] = ()
     sets: Iterable[str] = frozenset()
+    replaces: Iterable[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not is_agent_id(self.id):
@@ -144,11 +149,12 @@ class AgentConfig:
         for name in ("decode", "hold_head", "ranges", "enforce", "require_at_startup", "may_set_host"):
             require_member(where, name, getattr(self, name), bool)
         object.__setattr__(self, "after", _resolve_after(where, self.id, self.after))
-        given, known = (
-            _resolve_sets(where, names, may_set_host=self.may_set_host)
-            for names in (self.sets, sets_of(self.resolved_transport))
-        )
-        object.__setattr__(self, "sets", given | known)
+        for name, names_of in (("sets", sets_of), ("replaces", replaces_of)):
+            given, known = (
+                _resolve_headers(where, name, names, may_set_host=self.may_set_host)
+                for names in (getattr(self, name), names_of(self.resolved_transport))
+            )
+            object.__setattr__(self, name, given | known)
 
     @property
     def fails(self) -> FailureMode:
@@ -225,18 +231,20 @@ def _resolve_after(where: str, own_id: str, given: object) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def _resolve_sets(where: str, given: object, *, may_set_host: bool) -> frozenset[str]:
+def _resolve_headers(where: str, field: str, given: object, *, may_set_host: bool) -> frozenset[str]:
     if isinstance(given, str) or not isinstance(given, Iterable):
-        raise ConfigurationError(f"{where}: sets={given!r}, expected a set of header names")
+        raise ConfigurationError(f"{where}: {field}={given!r}, expected a set of header names")
     names = set()
     for name in given:
         if not isinstance(name, str) or not TOKEN.match(name):
-            raise ConfigurationError(f"{where}: sets contains {name!r}, expected names of headers such as 'x-user'")
+            raise ConfigurationError(f"{where}: {field} contains {name!r}, expected names of headers such as 'x-user'")
         normalized = as_one_spelling(name)
         if is_untouchable(normalized):
-            raise ConfigurationError(f"{where}: sets contains {name!r}, which belongs to the server, expected others")
+            raise ConfigurationError(
+                f"{where}: {field} contains {name!r}, which belongs to the server, expected others"
+            )
         if normalized == "host" and not may_set_host:
-            raise ConfigurationError(f"{where}: sets contains {name!r}, expected may_set_host=True beside it")
+            raise ConfigurationError(f"{where}: {field} contains {name!r}, expected may_set_host=True beside it")
         names.add(normalized)
     return frozenset(names)
 

@@ -142,7 +142,7 @@ class AgentManager:
         """Show a request's head to its agents, stage by stage.
 
         None of them sees the headers that only agents may set (``AgentConfig.sets``). Leave these out as well where you
-        pass the request on.
+        pass the request on, and those that agents replace (``AgentConfig.replaces``), before you apply the decision.
         """
         with self._held(agents) as resolved_route:
             if resolved_route.sets:

@@ -276,20 +276,34 @@ class AgentMiddleware(AsksAgents):
         return self._guardrails
 
     async def _serve_guarded(
-        self, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send, given: Scope | None = None
+        self,
+        resolved_route: ResolvedRoute,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        given: Scope | None = None,
+        shown: RawHeaders | None = None,
     ) -> Any:
         """Serve a connection that has agents, or whose response is to carry its correlation id.
 
-        ``given`` is the scope as it came, where ``scope`` is a copy with cleaned headers. None: ``scope`` is as it
-        came.
+        ``given`` is the scope as it came, where ``scope`` is a copy with cleaned headers, and ``shown`` are the headers
+        that agents see. None: ``scope`` is as it came.
         """
         state = scope.setdefault("state", {})
         outer = state.get(STATE_KEY)
-        headers = Headers.of_request(headers_of(scope), whole=not resolved_route.headers_in_process_only)
-        if (headers.cookies_joined or resolved_route.sets) and given is None:
-            others = cleaned(headers_of(scope), resolved_route.sets) if resolved_route.agents else None
-            if others is not None:
-                return await self._serve_with_headers(others, resolved_route, scope, receive, send)
+        raw = headers_of(scope) if shown is None else shown
+        headers = Headers.of_request(raw, whole=not resolved_route.headers_in_process_only)
+        if (headers.cookies_joined or resolved_route.cleans_headers) and given is None and resolved_route.agents:
+            shown = cleaned(raw, resolved_route.sets)
+            others = cleaned(shown, resolved_route.replaces)
+            if others is not raw:
+                own = OwnScope(scope, {"headers": others})
+                try:
+                    return await self._serve_guarded(
+                        resolved_route, own.scope, receive, own.sending(send), scope, shown
+                    )
+                finally:
+                    own.hand_back()
         name = self._correlation_header
         if name and headers.first(name) is None:
             # The client has given no name: the headers need not be searched for it again.
@@ -297,7 +311,7 @@ class AgentMiddleware(AsksAgents):
         exchange = ExchangeState(self._registry, resolved_route, None, resolved_route.route, name, headers)
         exchange.given_path = scope.get("raw_path") or scope["path"]
         # A websocket lets go of them once it is open.
-        del headers
+        del headers, raw, shown
         if outer is not None:
             exchange.join(state_of(outer))
         audit: Audit | None = None
@@ -355,16 +369,6 @@ class AgentMiddleware(AsksAgents):
                     state[alias] = aliased
                     if aliased is context:
                         del state[alias]
-
-    async def _serve_with_headers(
-        self, headers: RawHeaders, resolved_route: ResolvedRoute, scope: Scope, receive: Receive, send: Send
-    ) -> Any:
-        """Serve a connection as if the client had sent these headers."""
-        own = OwnScope(scope, {"headers": headers})
-        try:
-            return await self._serve_guarded(resolved_route, own.scope, receive, own.sending(send), scope)
-        finally:
-            own.hand_back()
 
     async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Connect the agents before the app starts, close them when it has ended.

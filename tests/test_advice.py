@@ -25,6 +25,7 @@ class Everything(Complete):
 
 OPTIONS: list[tuple[str, Any]] = [
     ("sets", {"x-user"}),
+    ("replaces", {"authorization"}),
     ("after", ["first"]),
     ("may_set_host", True),
     ("decode", True),

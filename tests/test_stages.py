@@ -494,6 +494,10 @@ async def test_those_around_the_middleware_keep_the_clients_headers(probe: type[
         ({"sets": {"Content_Length"}}, r"sets contains 'Content_Length', which belongs to the server"),
         ({"sets": {"sec-websocket-key"}}, r".*which belongs to the server"),
         ({"sets": {"host"}}, r"sets contains 'host', expected may_set_host=True"),
+        ({"replaces": "x-user"}, r"replaces='x-user', expected a set of header names"),
+        ({"replaces": {"x user"}}, r"replaces contains 'x user', expected names of headers"),
+        ({"replaces": {"Content_Length"}}, r"replaces contains 'Content_Length', which belongs to the server"),
+        ({"replaces": {"host"}}, r"replaces contains 'host', expected may_set_host=True"),
     ],
 )
 def test_a_wrong_value_is_named(options: dict[str, Any], fault: str) -> None:
@@ -515,6 +519,8 @@ def test_an_agent_names_the_headers_that_are_its_own() -> None:
     assert AgentConfig("a", agent).sets == {"x-user"}
     assert AgentConfig("a", agent, sets={"x-plan"}).sets == {"x-user", "x-plan"}
     assert AgentConfig("a", InProcessTransport(agent)).sets == {"x-user"}
+    agent.replaced_headers = ["Cookie"]
+    assert AgentConfig("a", agent, replaces={"X_Token"}).replaces == {"cookie", "x-token"}
     agent.own_headers = "x-user"
     with pytest.raises(ConfigurationError, match=r"AgentConfig\('a'\): sets='x-user', expected a set of header names"):
         AgentConfig("a", agent)

@@ -45,7 +45,7 @@ class ApiKey(Agent):
     def __init__(self, keys: Mapping[str, str], *, header: str = "x-api-key", user_header: str = "x-user") -> None:
         self._header = require_header("ApiKey", "header", header)
         user_header = require_header("ApiKey", "user_header", user_header)
-        self.own_headers = own_headers({user_header}, self._header)
+        self.own_headers, self.replaced_headers = own_headers({user_header}, {self._header})
         if not isinstance(keys, Mapping) or not keys:
             what = kind_of(keys) if not isinstance(keys, Mapping) else "empty"
             raise ConfigurationError(f"ApiKey: keys is {what}, expected a dict of keys to names of users")

@@ -62,7 +62,7 @@ class BasicAuth(Agent):
         if not isinstance(realm, str) or not is_sendable("x", realm):
             raise ConfigurationError(f"BasicAuth: realm={named(realm)}, expected latin-1 text on one line")
         user_header = require_header("BasicAuth", "user_header", user_header)
-        self.own_headers = own_headers({user_header})
+        self.own_headers, self.replaced_headers = own_headers({user_header}, {"authorization"})
         require_seconds("BasicAuth", "remember", remember)
         require_int("BasicAuth", "max_checks", max_checks, at_least=1)
         self._hashes = {_checked_name(user): _parsed(user, given) for user, given in users.items()}

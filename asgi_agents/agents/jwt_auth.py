@@ -92,12 +92,12 @@ class JwtAuth(Agent):
             claim: require_header("JwtAuth", "headers", name)
             for claim, name in require_mapping("JwtAuth", "headers", headers).items()
         }
-        self.own_headers = own_headers(self._headers.values())
+        taken = () if forward_token else ("authorization",)
+        self.own_headers, self.replaced_headers = own_headers(self._headers.values(), taken)
         self._metadata = require_mapping("JwtAuth", "metadata", metadata)
         if cookie is not None and not isinstance(cookie, str):
             raise ConfigurationError(f"JwtAuth: cookie={named(cookie)}, expected the name of a cookie, or None")
-        self._cookie = cookie
-        self._forwards = forward_token
+        self._cookie, self._forwards = cookie, forward_token
         self._missing = _denied(401, "missing_credentials", "Bearer")
 
     async def on_configure(self, event: ConfigureEvent) -> None:

@@ -24,9 +24,15 @@ def require_header(where: str, name: str, value: object) -> str:
     return lower
 
 
-def own_headers(sets: Iterable[str], *reads: str) -> frozenset[str]:
-    """The headers among ``sets`` that clients may not send: not those that the agent itself ``reads`` of them."""
-    return frozenset(sets) - {"authorization", "cookie", *reads}
+def own_headers(sets: Iterable[str], takes: Iterable[str] = ()) -> tuple[frozenset[str], frozenset[str]]:
+    """What an agent has for :attr:`Agent.own_headers` and :attr:`Agent.replaced_headers`.
+
+    :param sets: the headers that it sets.
+    :param takes: those that it reads of clients, and takes out of their requests.
+    """
+    names = frozenset(sets)
+    own = names - {"authorization", "cookie", *takes}
+    return own, names.union(takes) - own
 
 
 def require_strings(where: str, name: str, given: object) -> tuple[str, ...]:

@@ -1,11 +1,12 @@
 """How agents are asked about an event: all of them in parallel, or the head of a request in stages."""
 
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import anyio
 from msgspec.structs import replace
 
+from ..config import AgentConfig
 from ..decision import Verdict, is_denied
 from ..protocol import ALLOW, Event, RequestHeadersEvent
 from ..protocol.stream import CancelReason
@@ -82,7 +83,10 @@ async def evaluate_head(
         ready = [position for position in sorted(left) if all(verdicts[before] for before in order.after[position])]
         for position in ready:
             left.remove(position)
-            events[position] = _changed_by([verdicts[before] for before in order.after[position]], event)
+            before = order.after[position]
+            events[position] = _changed_by(
+                [verdicts[place] for place in before], event, [agents[place].guard.config for place in before]
+            )
         return ready
 
     waiting: list[int] = []
@@ -115,8 +119,13 @@ async def evaluate_head(
     return [verdict for verdict in verdicts if verdict is not None]
 
 
-def _changed_by(verdicts: Sequence[Verdict | None], event: RequestHeadersEvent) -> RequestHeadersEvent:
-    """The head as the app would see it after these ``verdicts``."""
+def _changed_by(
+    verdicts: Sequence[Verdict | None], event: RequestHeadersEvent, configs: Iterable[AgentConfig]
+) -> RequestHeadersEvent:
+    """The head as the app would see it after these ``verdicts``, which are of the agents of ``configs``."""
+    replaced = frozenset[str]().union(*(config.replaces for config in configs if config.enforce))
+    if replaced:
+        event = replace(event, headers=event.headers.without(replaced))
     ops = [
         op
         for verdict in verdicts

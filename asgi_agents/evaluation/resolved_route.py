@@ -52,6 +52,7 @@ class ResolvedRoute:
         "asks_for_plain_bodies",
         "asks_for_whole_bodies",
         "begun",
+        "cleans_headers",
         "concerns_http",
         "concerns_websockets",
         "ended",
@@ -72,6 +73,7 @@ class ResolvedRoute:
         "planned",
         "policy",
         "refusal",
+        "replaces",
         "reshapes_requests",
         "retired",
         "route",
@@ -153,14 +155,17 @@ class ResolvedRoute:
         #: Whether the short way may be taken (:mod:`asgi_agents.exchange.plan`).
         self.planned = bool(self.head_agents) and self.plain_heads_only and judges is None
         #: The headers that are the agents' alone to set, so that they are taken out of what the client sends.
-        self.sets: frozenset[str] = frozenset().union(
-            *(
-                agent.guard.config.sets
-                for agent in self.agents
-                if agent.guard.config.enforce and not agent.guard.hears.isdisjoint(_REQUESTS)
-            )
-        )
-        self.planned = self.planned and not self.sets and refusal is None
+        setting = [
+            agent.guard.config
+            for agent in self.agents
+            if agent.guard.config.enforce and not agent.guard.hears.isdisjoint(_REQUESTS)
+        ]
+        self.sets: frozenset[str] = frozenset().union(*(config.sets for config in setting))
+        #: Those that agents see of the client, and the app only as agents set them.
+        self.replaces: frozenset[str] = frozenset().union(*(config.replaces for config in setting))
+        #: Whether the client's headers may have to be changed before agents have answered.
+        self.cleans_headers = bool(self.sets or self.replaces)
+        self.planned = self.planned and not self.cleans_headers and refusal is None
 
     @property
     def connections(self) -> int:

@@ -38,13 +38,15 @@ _timestamp = ""
 _id_prefix = ""
 
 
-def cleaned(headers: RawHeaders, sets: Container[str]) -> RawHeaders | None:
-    """A client's headers as agents and app are to see them; None where they may stay as they are.
+def cleaned(headers: RawHeaders, sets: Container[str]) -> RawHeaders:
+    """A client's headers without those that are for others to set; the same object where they may stay as they are.
 
-    Those that are in ``sets``, for agents alone to set, are taken out. Several fields of cookies become one.
+    Several fields of cookies become one.
+
+    :param sets: names, spelled as :func:`as_one_spelling` returns them.
     """
     kept = [pair for pair in headers if as_one_spelling(pair[0].decode("latin-1")) not in sets] if sets else headers
-    return join_cookies(kept) or (kept if len(kept) < len(headers) else None)
+    return join_cookies(kept) or (kept if len(kept) < len(headers) else headers)
 
 
 def headers_of(scope: Scope) -> RawHeaders:

@@ -103,8 +103,8 @@ class ForwardAuthTransport(HttpOrigin):
     5xx and everything else is a failure of the service. Redirects are not followed.
 
     A client can't pretend ``upstream_headers``: they are added to ``AgentConfig.sets``, so that those of the client
-    reach neither the service nor the app, even when the service fails open. ``authorization`` and ``cookie`` reach the
-    service, and are replaced or removed once it has allowed the request.
+    reach neither the service nor the app, even when the service fails open. ``authorization`` and ``cookie`` among them
+    reach the service, and the app only as the service sets them (``AgentConfig.replaces``).
 
     In style ``"ext_authz"`` ``AgentConfig.events`` may name ``request_body_chunk`` as well: each request with a body is
     then asked about twice, without and with it. Its ``request_body_mode`` has to be ``"buffer"``, without ``decode``.
@@ -209,7 +209,10 @@ class ForwardAuthTransport(HttpOrigin):
         # Only of Envoy services expect bodies.
         self.carries = AUTHORIZED_EVENTS if style == "ext_authz" else HEADS
         #: What clients may not send: see ``AgentConfig.sets``.
-        self.sets = frozenset(map(as_one_spelling, self._upstream_headers)) - _ALSO_OF_CLIENTS
+        names = frozenset(map(as_one_spelling, self._upstream_headers))
+        self.sets = names - _ALSO_OF_CLIENTS
+        #: What the app gets of the service alone: see ``AgentConfig.replaces``.
+        self.replaces = names & _ALSO_OF_CLIENTS
 
     def bind(
         self, agent_id: str, *, events: frozenset[EventType] | None, config: Any, max_concurrent_calls: int

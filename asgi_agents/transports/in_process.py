@@ -32,6 +32,8 @@ class InProcessTransport:
         self.carries = frozenset(EventType)
         #: What clients may not send: see ``AgentConfig.sets``.
         self.sets = agent.own_headers
+        #: What the app gets of agents alone: see ``AgentConfig.replaces``.
+        self.replaces = agent.replaced_headers
         hooks: Mapping[EventType, Hook] = {event_type: getattr(agent, hook) for event_type, hook in HOOKS.items()}
         #: The hooks that finish in their first step: nothing can happen beside them, nor cancel them.
         self.non_suspending_hooks = {event_type: hook for event_type, hook in hooks.items() if not may_suspend(hook)}

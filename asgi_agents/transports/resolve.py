@@ -140,6 +140,11 @@ def sets_of(transport: Transport) -> object:
     return getattr(transport, "sets", frozenset())
 
 
+def replaces_of(transport: Transport) -> object:
+    """The names of those that it reads of the client besides."""
+    return getattr(transport, "replaces", frozenset())
+
+
 def agent_of(transport: Transport) -> Agent | None:
     """The agent that the transport calls directly; None where there is none in this process."""
     agent = getattr(transport, "agent", None)

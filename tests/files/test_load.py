@@ -67,6 +67,7 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "required": ({"require_at_startup": True}, {"require_at_startup": True}),
     "sets": ({"sets": ["X-User"]}, {"sets": {"x-user"}}),
+    "replaces": ({"replaces": ["Authorization"]}, {"replaces": {"authorization"}}),
 }
 
 
