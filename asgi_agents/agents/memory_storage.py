@@ -5,20 +5,26 @@ runs on asyncio alone.
 """
 
 import time
-from collections import OrderedDict
-from collections.abc import Iterable
+from heapq import heappop, heappush
 from math import floor
 from threading import Lock
+from typing import Final
 
 from limits.aio.storage import SlidingWindowCounterSupport, Storage
 from limits.storage.base import TimestampedSlidingWindow
+
+from .shared_counts import SharedCounts
+
+# So many counts that are over are removed with each that begins: more than one, and none for which others would wait.
+_SWEPT: Final = 4
 
 
 class MemoryStorage(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
     """A storage for the strategies of ``limits``. No method of it ever suspends.
 
-    At ``max_keys`` keys, the one that was not counted for the longest time is forgotten. A client that is at its limit
-    is counted all the time, so that this takes as many other keys within the time between two of its requests.
+    Of keys beyond ``max_keys``, those whose counts end first are put away, where they share a fixed number of counts
+    (:class:`SharedCounts`). So a client can't have its count forgotten by sending many other keys. It may be given the
+    count of another that was put away: the limit is then reached too early, and never too late.
     """
 
     STORAGE_SCHEME = None
@@ -26,8 +32,11 @@ class MemoryStorage(Storage, SlidingWindowCounterSupport, TimestampedSlidingWind
     def __init__(self, max_keys: int) -> None:
         super().__init__()
         self._max_keys = max_keys
-        # Each key's count, and until when it holds, in seconds since the epoch. The key that was used last is last.
-        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        # Each key's count, until when it holds, in seconds since the epoch, and how long its window is in seconds.
+        self._counts: dict[str, tuple[int, float, float]] = {}
+        # The same keys by when their counts end. What was cleared meanwhile, or has begun anew, is in here too.
+        self._ends: list[tuple[float, str]] = []
+        self._shared = SharedCounts(max_keys)
         # Event loops run in threads of their own.
         self._lock = Lock()
 
@@ -39,10 +48,11 @@ class MemoryStorage(Storage, SlidingWindowCounterSupport, TimestampedSlidingWind
         return self._add(key, expiry, amount)
 
     async def get(self, key: str) -> int:
-        return self._count(key)
+        count, until, _ = self._counts.get(key, (0, 0.0, 0.0))
+        return count if until > time.time() else 0
 
     async def get_expiry(self, key: str) -> float:
-        return self._counts.get(key, (0, time.time()))[1]
+        return self._counts.get(key, (0, time.time(), 0.0))[1]
 
     async def clear(self, key: str) -> None:
         self._counts.pop(key, None)
@@ -51,14 +61,14 @@ class MemoryStorage(Storage, SlidingWindowCounterSupport, TimestampedSlidingWind
         with self._lock:
             count = len(self._counts)
             self._counts.clear()
+            self._ends.clear()
+            self._shared.clear()
         return count
 
     async def check(self) -> bool:
         return True
 
     async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        # Also where it is over the limit, and nothing is added.
-        self._note_use(self.sliding_window_keys(key, expiry, time.time()))
         previous, previous_ttl, current, _ = self._window(key, expiry)
         if floor(previous * previous_ttl / expiry) + current + amount > limit:
             return False
@@ -76,29 +86,37 @@ class MemoryStorage(Storage, SlidingWindowCounterSupport, TimestampedSlidingWind
     def _window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         """The counts of the window before and of the current one, and for how many seconds each matters."""
         now = time.time()
-        previous_key, current_key = self.sliding_window_keys(key, expiry, now)
+        previous, current = (self._count(each, 2 * expiry, now) for each in self.sliding_window_keys(key, expiry, now))
         left = expiry - now % expiry
-        return self._count(previous_key), left, self._count(current_key), left + expiry
+        return previous, left, current, left + expiry
 
-    def _note_use(self, keys: Iterable[str]) -> None:
-        """They are not the next to be forgotten."""
+    def _count(self, key: str, expiry: float, now: float) -> int:
         with self._lock:
-            for key in keys:
-                if key in self._counts:
-                    self._counts.move_to_end(key)
-
-    def _count(self, key: str) -> int:
-        count, until = self._counts.get(key, (0, 0.0))
-        return count if until > time.time() else 0
+            count, until, _ = self._counts.get(key, (0, 0.0, expiry))
+            return count if until > now else self._shared.find(key, expiry, now)[0]
 
     def _add(self, key: str, expiry: float, amount: int) -> int:
         now = time.time()
         with self._lock:
-            count, until = self._counts.get(key, (0, 0.0))
+            count, until, _ = self._counts.get(key, (0, 0.0, expiry))
             if until <= now:
-                count, until = 0, now + expiry
-            self._counts[key] = count + amount, until
-            self._counts.move_to_end(key)
-            while len(self._counts) > self._max_keys:
-                self._counts.popitem(last=False)
-        return count + amount
+                count, until = self._shared.find(key, expiry, now)
+                self._make_room(now)
+                until = until or now + expiry
+                heappush(self._ends, (until, key))
+            count += amount
+            self._counts[key] = count, until, expiry
+        return count
+
+    def _make_room(self, now: float) -> None:
+        """Remove some of the counts that are over, and put others away until there is room for one more."""
+        swept = 0
+        while self._ends and (len(self._counts) >= self._max_keys or (swept < _SWEPT and self._ends[0][0] <= now)):
+            until, key = heappop(self._ends)
+            swept += 1
+            found = self._counts.get(key)
+            if found is None or found[1] != until:
+                continue
+            del self._counts[key]
+            if until > now:
+                self._shared.put(key, found[0], until, found[2], now)

@@ -54,7 +54,9 @@ class RateLimit(Agent):
         too many closes its session with 1008.
     :param user_header: what ``"user"`` reads. Have the agent that sets it named in ``after``.
     :param trusted_proxies: as for :class:`IpFilter`, and ``forwarded_header``.
-    :param max_keys: how many clients memory has counters for. Beyond it, those that were idle longest are forgotten.
+    :param max_keys: how many clients memory has counters for. Beyond it, those whose windows end first share a fixed
+        number of counters: no client gets its count forgotten by sending many others, and some may reach their limit
+        too early.
     :param namespace: whoever has the same in one Redis counts together. None: the agent's id, if it is told that, as a
         served one is not.
     :raises ConfigurationError: for what can't work, and without the extra.
