@@ -33,8 +33,11 @@ class RateKeys:
 
     def key(self, event: RequestHeadersEvent) -> str:
         """Equal for the requests that are counted together."""
-        parts = repr([part(event) for part in self._parts])
-        return blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return _short(repr([part(event) for part in self._parts]))
+
+    def of_peer(self, address: str) -> str:
+        """What a connection of which nothing else is known is counted by: together with all others from there."""
+        return _short(f"peer {address}")
 
     def _part(self, name: str) -> _Part:
         match name:
@@ -66,6 +69,10 @@ class RateKeys:
             return f"{name}: {value}" if value else self._ip(event)
 
         return of
+
+
+def _short(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _path(event: RequestHeadersEvent) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 #: How many clients memory has counters for, unless it is given.
 MAX_KEYS: Final = 65_536
+_MOST_OF_AN_ID: Final = 16  # connections that are told apart
 _EXCEEDED: Final = AuditMetadata(reason_codes=("rate_limited",))
 _MESSAGES: Final = AgentResponse.websocket_close(1008, "Too many messages", audit=_EXCEEDED)
 
@@ -94,9 +95,9 @@ class RateLimit(Agent):
             raise ConfigurationError(f"RateLimit: namespace={named(namespace)}, expected text or None")
         self._given_namespace = namespace
         self._namespace = namespace or ""
-        # The key of each connection that is open, where its messages are counted. An agent that is down is not told
-        # that a connection has ended: so that the oldest are forgotten at some time.
-        self._open: OrderedDict[str, str] = OrderedDict()
+        # The keys of the connections that are open, where their messages are counted. Clients may choose ids: several
+        # processes may ask about one. An agent that is down is not told of an end: so that the oldest are forgotten.
+        self._open: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         self._max_open = max_keys
 
     @property
@@ -120,7 +121,7 @@ class RateLimit(Agent):
             retry_after = {"retry-after": str(max(1, math.ceil(taken.reset)))}
             return AgentResponse.block(429, headers=retry_after, response_headers=headers, audit=_EXCEEDED)
         if self._message_limits:
-            self._open[event.correlation_id] = key
+            self._open[event.correlation_id] = (*self._open.get(event.correlation_id, ()), key)[-_MOST_OF_AN_ID:]
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         return AgentResponse.allow(response_headers=headers)
@@ -128,13 +129,17 @@ class RateLimit(Agent):
     async def on_websocket_frame(self, event: WebSocketFrameEvent) -> AgentResponse | None:
         if not event.client_to_server:
             return None
-        # Where it failed open in the handshake, the session has a counter of its own.
-        key = self._open.get(event.correlation_id, event.correlation_id)
-        taken = await self._counters.take(self._message_limits, self._namespace, "messages", key)
-        return None if taken.allowed else _MESSAGES
+        # Where it failed open in the handshake, the session is counted with the others of its peer's.
+        keys = self._open.get(event.correlation_id) or (self._keys.of_peer(event.client_ip),)
+        for key in dict.fromkeys(keys):
+            taken = await self._counters.take(self._message_limits, self._namespace, "messages", key)
+            if not taken.allowed:
+                return _MESSAGES
+        return None
 
     async def on_request_complete(self, event: RequestCompleteEvent) -> None:
-        self._open.pop(event.correlation_id, None)
+        if len(keys := self._open.pop(event.correlation_id, ())) > 1:
+            self._open[event.correlation_id] = keys[:-1]
 
     def _headers(self, taken: "Taken") -> Sequence[HeaderOp]:
         values = (taken.limit.amount, taken.remaining, max(0, math.ceil(taken.reset)))

@@ -266,6 +266,43 @@ async def test_messages_of_a_session_whose_handshake_was_not_counted_have_a_coun
     assert not answer.is_allow
 
 
+SESSION, REQUEST = "session", "request"
+
+
+@pytest.mark.parametrize(
+    "reuse",
+    [
+        [REQUEST],
+        [REQUEST, "request ends"],
+        [REQUEST, "request ends", "request ends"],
+        ["request ends"],
+        [REQUEST, REQUEST, "request ends"],
+        [REQUEST] * 40,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("other", ["192.0.2.7", "192.0.2.8"])
+async def test_a_client_gets_no_more_messages_by_naming_connections_of_several_processes_alike(
+    clock: Clock, reuse: list[str], other: str
+) -> None:
+    """Ids are unique within a process. A served agent may be asked by several, and clients may choose ids."""
+    agent = RateLimit("1000/hour", messages="5/hour")
+    passed = 0
+    for number in range(10):
+        name = f"n{number}"
+        await agent.on_request_headers(asked("192.0.2.7", name=name))
+        for step in reuse:
+            if step == REQUEST:
+                await agent.on_request_headers(asked(other, "/other", name=name))
+            else:
+                await agent.on_request_complete(request_complete_event(correlation_id=name))
+        for _ in range(10):
+            frame = websocket_frame_event("a", correlation_id=name, client_ip="192.0.2.7")
+            passed += await agent.on_websocket_frame(frame) is None
+    # The limit of each address, and one of the sessions from there that are not known any more.
+    assert passed <= 5 * (len({"192.0.2.7", other}) + 1)
+
+
 async def test_of_connections_that_have_ended_nothing_is_kept(clock: Clock) -> None:
     agent = RateLimit("1000/hour", messages="1/minute", max_keys=10)
     for number in range(100):
