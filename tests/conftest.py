@@ -30,6 +30,7 @@ settings.load_profile("steady")
 _IN_VIRTUAL_TIME: Final = (
     "exchange/",
     "files/test_reload.py",
+    "files/test_retry.py",
     "files/test_watch.py",
     "guardrail_services/test_wired.py",
     "guardrails/test_waiting.py",

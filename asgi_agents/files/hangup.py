@@ -1,6 +1,7 @@
 """SIGHUP, for as many as want to know of it."""
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,7 @@ from typing import Any, Final
 import anyio
 
 from ..concurrency.event_loop import EventLoop
+from .retry import Retry
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -63,10 +65,14 @@ class _Hangups:
 _HANGUPS: Final = _Hangups()
 
 
-async def on_hangup(function: Callable[[], Awaitable[object]]) -> None:
+async def on_hangup(
+    function: Callable[[], Awaitable[object]], again: Callable[[], Awaitable[object]] | None = None
+) -> None:
     """Call ``function`` after each SIGHUP, until cancelled. Signals that come while it runs lead to one more call.
 
     Only the main thread can be told of signals: elsewhere the log says so, and nothing happens.
+
+    :param again: what is called while no signal comes, as long as the last call has returned True.
     """
     if threading.current_thread() is not threading.main_thread():
         logger.warning("reload='on-sighup': the app does not run in the main thread, so that no signal reaches it")
@@ -74,8 +80,13 @@ async def on_hangup(function: Callable[[], Awaitable[object]]) -> None:
     listener = _Listener()
     _HANGUPS.add(listener)
     try:
+        retry = Retry()
         while True:
-            await listener.wait()
-            await function()
+            with anyio.move_on_after(math.inf if again is None else retry.left) as waiting:
+                await listener.wait()
+            if waiting.cancelled_caught and again is not None:
+                retry.note(await again(), first=False)
+            else:
+                retry.note(await function(), first=True)
     finally:
         _HANGUPS.remove(listener)

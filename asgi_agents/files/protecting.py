@@ -3,12 +3,12 @@
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import AgentsError, ConfigurationError
+from ..errors import AgentError, ConfigurationError
 from ..guardrails.guardrail import checked_guardrails
 from ..manager import registry_of
 from ..messages.naming import named
@@ -70,17 +70,23 @@ class FileProtection:
         """Have the middleware, which was made with :attr:`arguments`, take the file anew when that is asked for."""
         reloader = Reloader(middleware, self._source, self._loaded)
 
-        async def take() -> None:
+        async def taken(take: Callable[[], Awaitable[None]]) -> bool:
+            """Returns whether it is to be tried again."""
             try:
-                await reloader.reload()
-            except AgentsError:
+                await take()
+            except ConfigurationError:
                 pass  # the log has it
+            except AgentError:
+                return True
             except Exception:
                 logger.exception("%s: could not be taken, all stays as it was", self._path)
+            return False
+
+        take, again = partial(taken, reloader.reload), partial(taken, reloader.retry)
 
         companions = registry_of(middleware.manager).lifecycle.companions
         if self._reload == "on-sighup":
-            companions.append(partial(on_hangup, take))
+            companions.append(partial(on_hangup, take, again))
         elif self._reload == "on-change":
             # Each event loop looks from what holds by then.
-            companions.append(lambda: on_change(FileWatch(self._path, reloader.loaded.digest), take))
+            companions.append(lambda: on_change(FileWatch(self._path, reloader.loaded.digest), take, again))

@@ -49,6 +49,13 @@ class FileSource(Struct, frozen=True):
         return loaded
 
 
+class _Waiting(Struct, frozen=True):
+    """A file that an agent has kept from being taken: its digest, and what the log says of it."""
+
+    digest: bytes
+    reason: str
+
+
 class Reloader:
     """Reloads the file of one middleware.
 
@@ -62,6 +69,8 @@ class Reloader:
         self._turn = SharedLimiter(1)
         #: What holds now.
         self.loaded = loaded
+        # What was refused last, and may be taken yet.
+        self._waiting: _Waiting | None = None
         self._registry.source = SourceStatus(path=source.path, loaded_at=time.time())
         for outcome in ReloadOutcome:
             # So that each is there before it has happened: the first one is an increase too.
@@ -75,32 +84,54 @@ class Reloader:
         # Of several calls each waits for the one before it, so that the last one's file stays.
         await self._turn.acquire()
         try:
-            refused, change = await self._take()
-            self._count(ReloadOutcome.TAKEN if refused is None else ReloadOutcome.REFUSED)
-        except Exception:
-            self._count(ReloadOutcome.FAILED)
-            raise
+            await self._reload(None)
         finally:
             self._turn.release()
-        if refused is None:
-            assert change is not None
-            logger.info("%s: taken: %s", self._source.path, _shown(change))
-            return
-        # One line, however many mistakes there are.
-        logger.error("reload refused, all stays as it was: %s", "; ".join(str(refused).splitlines()))
-        raise refused
 
-    async def _take(self) -> tuple[ConfigurationError | AgentError | None, Change | None]:
-        """What has changed, or why the file is refused.
+    async def retry(self) -> None:
+        """Take the file again that was refused last because of an agent, if it is still the same, and was not taken.
+
+        Raises as :meth:`reload` does. What is refused for the same reason again is neither logged nor counted.
+        """
+        await self._turn.acquire()
+        try:
+            if self._waiting is not None:
+                await self._reload(self._waiting)
+        finally:
+            self._turn.release()
+
+    async def _reload(self, waiting: "_Waiting | None") -> None:
+        try:
+            refused, change = await self._take(None if waiting is None else waiting.digest)
+        except Exception:
+            self._waiting = None
+            self._count(ReloadOutcome.FAILED)
+            raise
+        if refused is not None:
+            if waiting is None or waiting.reason != str(refused):
+                self._count(ReloadOutcome.REFUSED)
+                # One line, however many mistakes there are.
+                logger.error("reload refused, all stays as it was: %s", "; ".join(str(refused).splitlines()))
+            raise refused
+        if change is not None:
+            self._count(ReloadOutcome.TAKEN)
+            logger.info("%s: taken: %s", self._source.path, _shown(change))
+
+    async def _take(self, expected: bytes | None) -> tuple[ConfigurationError | AgentError | None, Change | None]:
+        """What has changed, or why the file is refused. Neither, if its digest is not the ``expected`` one.
 
         An error that may show what came from a variable is not handed on, nor anything that refers to it.
         """
         before = self.loaded
         hide: Callable[[str], str] = before.hide
+        self._waiting, loaded = None, None
         try:
             # Not on the event loop: certificates may have to be read, and modules imported.
             loaded = await to_thread.run_sync(self._source.load, before)
             hide = loaded.hide
+            if expected not in (None, loaded.digest):
+                # Whoever has changed it has it taken.
+                return None, None
             _check_settings(self._source.path, loaded.settings, before.settings)
             change = await self._put_in_place(loaded, before)
         except (ConfigurationError, AgentError) as exc:
@@ -111,7 +142,11 @@ class Reloader:
             self.loaded = loaded
             self._note(loaded_at=time.time(), refused_at=None, refusal=None)
             return None, change
-        self._note(refused_at=time.time(), refusal=text)
+        assert self._registry.source is not None
+        if expected is None or self._registry.source.refusal != text:
+            self._note(refused_at=time.time(), refusal=text)
+        if loaded is not None and not issubclass(kind, ConfigurationError):
+            self._waiting = _Waiting(loaded.digest, text)
         return (ConfigurationError if issubclass(kind, ConfigurationError) else AgentError)(text), None
 
     def _note(self, **changes: Any) -> None:

@@ -11,6 +11,7 @@ import anyio
 from anyio import to_thread
 
 from ..errors import ConfigurationError
+from .retry import Retry
 from .source import digest_of, read_bytes
 
 logger: Final = logging.getLogger("asgi_agents")
@@ -67,9 +68,19 @@ class FileWatch:
         return changed
 
 
-async def on_change(watch: FileWatch, function: Callable[[], Awaitable[object]]) -> None:
-    """Call ``function`` whenever the file has changed, until cancelled."""
+async def on_change(
+    watch: FileWatch,
+    function: Callable[[], Awaitable[object]],
+    again: Callable[[], Awaitable[object]] | None = None,
+) -> None:
+    """Call ``function`` whenever the file has changed, until cancelled.
+
+    :param again: what is called while the file stays the same, as long as the last call has returned True.
+    """
+    retry = Retry()
     while True:
         await anyio.sleep(INTERVAL)
         if await to_thread.run_sync(watch.look):
-            await function()
+            retry.note(await function(), first=True)
+        elif again is not None and retry.left <= 0:
+            retry.note(await again(), first=False)

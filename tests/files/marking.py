@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from asgi_agents import Agent, AgentResponse, ConfigureEvent, HeaderOp, RequestHeadersEvent
+from asgi_agents import Agent, AgentError, AgentResponse, ConfigureEvent, HeaderOp, RequestHeadersEvent
 
 from .writing import write
 
@@ -36,6 +36,19 @@ class Marker(Agent):
     async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse:
         await anyio.sleep(self._config.get("delay", 0))
         return AgentResponse.allow(request_headers=[HeaderOp.add("x-mark", str(self._config["mark"]))])
+
+
+class Waking(Marker):
+    """Can't be configured while it is ``down``, which says why. It counts how often that was tried."""
+
+    down: ClassVar[str | None] = None
+    tries: ClassVar[int] = 0
+
+    async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
+        type(self).tries += 1
+        if self.down is not None:
+            raise AgentError(self.down)
+        return await super().on_configure(event)
 
 
 def marker(agent_id: str, mark: object, **fields: Any) -> dict[str, Any]:
