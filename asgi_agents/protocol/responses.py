@@ -79,7 +79,8 @@ class HeaderOp(RedactedRepr, frozen=True):
     """One change to a set of headers; make one with :meth:`set`, :meth:`add` or :meth:`remove`.
 
     ``always`` matters in ``response_headers``. With it, the change is also made to the reply that the middleware sends
-    when another agent denies or fails, as the headers of a rate limit need it.
+    when another agent denies or fails, as the headers of a rate limit need it. An agent that was not asked sets
+    nothing: agents behind one that denies at once are not, so that one whose headers are for all responses comes first.
     """
 
     kind: Literal["set", "add", "remove"]
