@@ -378,7 +378,7 @@ def test_options_that_cannot_be_are_exit_code_2(arguments: list[str], capsys: py
 def test_http_without_uvicorn_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("asgi_agents.serve.__main__.find_spec", lambda name: None)
+    monkeypatch.setattr("asgi_agents.serve.options.find_spec", lambda name: None)
     assert main(["house:waf", "--http", "127.0.0.1:0"]) == 2
     assert capsys.readouterr().err == "error: --http needs uvicorn: pip install 'asgi-agents[serve]'\n"
 
