@@ -283,6 +283,25 @@ async def test_workers_drain_a_call_under_way(place: Path) -> None:
         assert server.ended() == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes a process has started")
+async def test_workers_drain_when_a_service_manager_stops_every_process(place: Path) -> None:
+    with running(place, "house:waf", "--bind", f"unix://{place}/a.sock", "--workers", "2") as server:
+        [address] = server.addresses()
+        async with connected(address) as client:
+            await slow_call(client, place, server)
+            pid = server.process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()  # noqa: ASYNC240 - no file on a disk
+            workers = [int(each) for each in children.split()]
+            assert len(workers) == 2
+            for each in [*workers, pid]:
+                os.kill(each, signal.SIGTERM)
+            assert (await client.message())[1]["state"] == 3
+            (place / "proceed").touch()
+            answer = (await client.answer(EventType.RESPONSE_BODY_CHUNK))[1]
+            assert answer.decision.body == "proceeded"  # type: ignore[union-attr]
+        assert server.ended() == 0
+
+
 async def test_workers_end_with_their_parent(place: Path) -> None:
     with running(place, "house:waf", "--bind", f"unix://{place}/a.sock", "--workers", "2") as server:
         [address] = server.addresses()
