@@ -118,7 +118,7 @@ def test_compose_has_the_socket_of_the_agent_in_both_and_the_app_cannot_replace_
 
 def test_envoy_asks_where_the_agent_and_the_app_are() -> None:
     [document] = documents(COMPOSE[1])
-    clusters = documents(DOCKER / "envoy.yaml")[0]["static_resources"]["clusters"]
+    clusters = documents(DOCKER / "front.yaml")[0]["static_resources"]["clusters"]
     found = {
         each["name"]: each["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"][
             "socket_address"

