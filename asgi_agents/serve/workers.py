@@ -47,17 +47,19 @@ class Workers:
                 tasks.start_soon(self._keep_one)
 
     def signal(self, signum: int) -> None:
-        """Hand a signal on to all of them.
+        """Hand a signal on to all of them, unless it is the first: by that, :meth:`stop` closes their standard inputs.
 
-        Windows has no signals for other processes: there the first only makes :meth:`stop` close the standard inputs,
-        and a further one kills.
+        A service manager may send it to all processes of a service. With a signal of the parent's it would be their
+        second one, which ends them at once. Windows has no signals for other processes: there a further one kills.
         """
+        if not self._stopping.is_set():
+            return
         for process in self._processes:
             if process.returncode is not None:
                 continue
             if sys.platform != "win32":
                 process.send_signal(signal.Signals(signum))
-            elif self._stopping.is_set():
+            else:
                 process.kill()
 
     def stop(self, patience: float) -> None:
@@ -106,7 +108,7 @@ class Workers:
     async def _kill_in_the_end(self, process: Process) -> None:
         await self._stopping.wait()
         if process.stdin is not None:
-            # What tells it to stop where there are no signals.
+            # What tells it to stop.
             with suppress(OSError, anyio.BrokenResourceError):
                 await process.stdin.aclose()
         await anyio.sleep(self._patience)

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -44,6 +45,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ra
 serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install '.[ray]'")
 
 from ray.cluster_utils import Cluster
+from ray.serve.schema import ServeDeploySchema
 
 from asgi_agents.ray import Batching, agent_deployment
 from asgi_agents.transports.ray_serve import RayTransport
@@ -368,9 +370,14 @@ def test_the_page_of_the_guide(nodes: Nodes, tmp_path: Path) -> None:
         "with TestClient(app) as client: print(client.post('/chat?prompt=tea').text)\n"
     )
     environment = {**os.environ, "RAY_ADDRESS": nodes.cluster.address, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    shell = next(block.code for block in blocks_of(page.read_text()) if "--replicas" in block.code)
-    for command in (shlex.split(shell), ["python", "deploy.py"], ["python", "asked.py"]):
-        command = [sys.executable, *command[1:]]
+    ServeDeploySchema.model_validate(yaml.safe_load((tmp_path / "serve.yaml").read_text()))
+    shell = [
+        shlex.split(next(block.code for block in blocks_of(page.read_text()) if each in block.code))
+        for each in ("--replicas", "--non-blocking")
+    ]
+    for command in (shell[0], ["python", "deploy.py"], ["python", "asked.py"], shell[1], ["python", "asked.py"]):
+        # Of the same virtualenv.
+        command = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
         )

@@ -49,6 +49,8 @@ WITHOUT: Final[Mapping[str, str]] = {
     "recording": "it is about tests, and about two versions of an agent, of which the example has one",
     "envoy": "it is about a proxy, which the example has none of",
     "deploying": "it is about commands and files of servers",
+    "systemd": "it is about files for systemd, with the app of the page on deploying",
+    "kubernetes": "it is about files for Kubernetes, with the app of the page on deploying",
     "monitoring": "it is about files for Prometheus and Grafana",
 }
 #: Packages of the example, and the only module that uses each. No page need quote what is inside.

@@ -191,9 +191,9 @@ def test_the_guide_has_every_argument_of_protect() -> None:
     ],
 )
 def test_the_guide_has_the_options_of_the_server_with_their_defaults(option: str) -> None:
-    from asgi_agents.serve.__main__ import _parser
+    from asgi_agents.serve.options import make_parser
 
     rows = table(GUIDE / "remote-agents.md", "| option | default | |")
     [default] = [default.strip("`") for name, default, _ in rows if codes(name) == [option]]
-    value = _parser().get_default(option.removeprefix("--").replace("-", "_"))
+    value = make_parser().get_default(option.removeprefix("--").replace("-", "_"))
     assert default == ("" if value in (None, []) else f"{value:g}" if isinstance(value, float) else str(value))

@@ -283,6 +283,25 @@ async def test_workers_drain_a_call_under_way(place: Path) -> None:
         assert server.ended() == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes a process has started")
+async def test_workers_drain_when_a_service_manager_stops_every_process(place: Path) -> None:
+    with running(place, "house:waf", "--bind", f"unix://{place}/a.sock", "--workers", "2") as server:
+        [address] = server.addresses()
+        async with connected(address) as client:
+            await slow_call(client, place, server)
+            pid = server.process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()  # noqa: ASYNC240 - no file on a disk
+            workers = [int(each) for each in children.split()]
+            assert len(workers) == 2
+            for each in [*workers, pid]:
+                os.kill(each, signal.SIGTERM)
+            assert (await client.message())[1]["state"] == 3
+            (place / "proceed").touch()
+            answer = (await client.answer(EventType.RESPONSE_BODY_CHUNK))[1]
+            assert answer.decision.body == "proceeded"  # type: ignore[union-attr]
+        assert server.ended() == 0
+
+
 async def test_workers_end_with_their_parent(place: Path) -> None:
     with running(place, "house:waf", "--bind", f"unix://{place}/a.sock", "--workers", "2") as server:
         [address] = server.addresses()
@@ -378,7 +397,7 @@ def test_options_that_cannot_be_are_exit_code_2(arguments: list[str], capsys: py
 def test_http_without_uvicorn_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("asgi_agents.serve.__main__.find_spec", lambda name: None)
+    monkeypatch.setattr("asgi_agents.serve.options.find_spec", lambda name: None)
     assert main(["house:waf", "--http", "127.0.0.1:0"]) == 2
     assert capsys.readouterr().err == "error: --http needs uvicorn: pip install 'asgi-agents[serve]'\n"
 
