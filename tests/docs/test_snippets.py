@@ -108,7 +108,7 @@ def test_other_blocks_are_of_the_language_that_they_name(page: Path, block: Bloc
 def test_a_type_checker_has_nothing_against_the_python_of_the_pages(tmp_path: Path) -> None:
     snippets = write_packages(PAGES, tmp_path)
     command = [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={tmp_path / 'cache'}", "--no-error-summary"]
-    # The snippets alone: in the package's own modules imports of extras that aren't installed are no mistakes of a page.
+    # The snippets alone: where an extra is not installed, what imports it in the package is no mistake of a page.
     command.append("--follow-imports=silent")
     found = subprocess.run(
         [*command, "-p", snippets.name],
