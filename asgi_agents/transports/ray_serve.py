@@ -24,6 +24,7 @@ from ..errors import (
     printable,
 )
 from ..observability.endpoints import EndpointStatistics
+from ..observability.redaction import redact_secrets
 from ..observability.trace_context import inject_trace_context
 from ..protocol import Answer, Encoding, Event, EventType, decode_answer, encode_event
 from ..protocol.codec import decode_value, encode_value
@@ -340,6 +341,6 @@ def _parse(url: str) -> tuple[str, str]:
         hint = ""
         if scheme == "ray" and ":" in rest:
             hint = "; Ray's own addresses, ray://host:port, are for ray.init(…)"
-        raise ConfigurationError(f"RayTransport: deployment={url!r}, expected {_EXPECTED}{hint}")
+        raise ConfigurationError(f"RayTransport: deployment={redact_secrets(url)!r}, expected {_EXPECTED}{hint}")
     application, deployment = names
     return application, deployment
