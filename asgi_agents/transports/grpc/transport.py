@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any, Final, Literal, Protocol, get_args
 
 from ...errors import ConfigurationError
+from ...imports.extras import from_extra
 from ...observability.redaction import redact_secrets
 from ...policy import as_member, require_int, require_seconds, wrong
 from ...protocol import EventType
@@ -203,18 +204,9 @@ def _load(name: object) -> GrpcProtocol:
     module = _MODULES.get(name) if isinstance(name, str) else None
     if module is None:
         raise _wrong("protocol", name, " or ".join(map(repr, _MODULES)))
-    try:
+    with from_extra(f"GrpcTransport: protocol={name!r}", "grpc", ConfigurationError):
         protocol: GrpcProtocol = import_module(module, __package__).PROTOCOL
-    except ModuleNotFoundError as exc:
-        raise without_extra(f"GrpcTransport: protocol={name!r}", exc) from exc
     return protocol
-
-
-def without_extra(where: str, exc: ModuleNotFoundError) -> Exception:
-    """What to raise instead of ``exc``: the extra is missing, or ``exc`` itself where it is about something else."""
-    if exc.name is None or exc.name.partition(".")[0] not in ("envoy", "google", "grpc"):
-        return exc
-    return ConfigurationError(f"{where} needs {exc.name}: pip install 'asgi-agents[grpc]'")
 
 
 def _wrong_target(given: object, expected: str) -> ConfigurationError:
