@@ -282,6 +282,24 @@ def test_a_late_block_cuts_the_connection_so_that_the_response_can_not_look_comp
 
 
 @pytest.mark.usefixtures("aborts")
+def test_no_connection_is_used_again_whose_response_is_denied_in_the_end(server: dict[str, Any]) -> None:
+    """The next request on it would get no answer at all: the server closes it."""
+
+    class End(Agent):
+        async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> AgentResponse | None:
+            return BLOCK if event.is_last else None
+
+    def sized(request: Request) -> Response:
+        # What a framework streams it ends with an empty message.
+        return StreamingResponse(iter([b"all ", b"of it"]), headers={"content-length": "9"})
+
+    app = Starlette(routes=[AppRoute("/", sized)], middleware=[Middleware(AgentMiddleware, agents=[streamed(End())])])
+    with serve(app, **server) as url, Wire(url) as wire:
+        wire.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert wire.rest().endswith(b"all of i")
+
+
+@pytest.mark.usefixtures("aborts")
 def test_a_late_block_is_logged_as_what_it_is(server: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     app = Starlette(
         routes=[AppRoute("/", chunked)], middleware=[Middleware(AgentMiddleware, agents=[streamed(Bodies())])]
