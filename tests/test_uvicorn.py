@@ -598,6 +598,31 @@ def test_a_client_that_leaves_while_an_agent_thinks_leaves_nothing_behind(server
     assert (metrics.in_flight, metrics.waiting) == (0, 0)
 
 
+@pytest.mark.parametrize("event", [EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK])
+def test_a_remote_agent_does_not_work_for_a_client_that_has_left(server: dict[str, Any], event: EventType) -> None:
+    asked, given_up, told = threading.Event(), threading.Event(), Completions()
+
+    async def agent(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body", False):
+            pass
+        asked.set()
+        # What the middleware has given up, it has closed.
+        await receive()
+        given_up.set()
+
+    with serve(agent, lifespan="off", **server) as agent_url:
+        remote = AgentConfig("remote", HttpTransport(agent_url), events={event}, timeout=4 * PATIENCE)
+        middleware = AgentMiddleware(echo, agents=[remote, configured(told, "told")])
+        with serve(middleware, **server) as url:
+            with Wire(url) as wire:
+                wire.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")
+                assert asked.wait(PATIENCE)
+            assert given_up.wait(PATIENCE)
+            assert told.one.wait(PATIENCE)
+    metrics = middleware.manager.metrics["remote"]
+    assert (metrics.in_flight, metrics.waiting, metrics.outcomes) == (0, 0, {})
+
+
 @pytest.mark.usefixtures("aborts")
 def test_a_shutdown_while_an_agent_thinks_leaves_nothing_behind(server: dict[str, Any]) -> None:
     thinking = threading.Event()
