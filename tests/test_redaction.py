@@ -3,13 +3,14 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_agents import redact_secrets
-from asgi_agents.observability.redaction import REDACTED, is_secret_header
+from asgi_agents.observability.redaction import REDACTED, is_secret_header, is_secret_parameter
 from tests.support.examples import examples, the_first_is_short
 
 # Of every secret made here, so that it can be found in what is left.
@@ -218,6 +219,93 @@ def test_short_bearer_tokens_are_secrets_too(token: str) -> None:
     assert token not in redact_secrets(f"Authorization: Bearer {token}")
 
 
+# URLs
+
+USERINFO = [
+    f"{MARK}token",
+    f"{MARK}token:",
+    f"alice:{MARK}",
+    f":{MARK}",
+    f"alice:{MARK}:{MARK}",
+    f"alice:{MARK}%40%2F%3A{MARK}",
+    f"alice@example.com:{MARK}",
+    f"alice:{MARK}@{MARK}",
+    f"{MARK}@{MARK}",
+    f"alice:it's-{MARK}",
+    f"alice:#?{MARK}",
+    f"x-access-token:ghp_{MARK}",
+    f"{MARK}!$&'()*+,;=-._~",
+]
+HOSTS = ["db", "db.example.com:5432", "192.0.2.7", "[::1]", "[2001:db8::7]:443", "[fe80::1%25eth0]:1", "a:1,b:2", ""]
+REST = ["", "/", "/0", "/a/b@c?d=e", "?x=y#z", "/a:b@c"]
+
+
+def encoded(url: str, times: int, safe: str) -> str:
+    for _ in range(times):
+        url = quote(url, safe=safe)
+    return url
+
+
+@pytest.mark.parametrize("userinfo", USERINFO)
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("scheme", ["https", "redis+sentinel", "UNIX"])
+def test_credentials_in_a_url_are_redacted_however_it_is_written(scheme: str, host: str, userinfo: str) -> None:
+    for rest in REST:
+        url = f"{scheme}://{userinfo}@{host}{rest}"
+        spelt = [url, json.dumps(url), url.replace("/", "\\/"), f"'{url}'", f"({url})", f"a {url}, b", f"{url},{url}"]
+        if "?" not in userinfo:
+            # No URL can have that, so that what has been encoded of one is the beginning of its query.
+            spelt += [encoded(url, times, safe) for times in (1, 2, 3) for safe in ("", "/", "/:", ":@")]
+            spelt += [f"https://a.example/login?next={each}&x=1" for each in spelt[-8:]]
+        for text in spelt:
+            left = redact_secrets(text)
+            assert MARK not in left, (text, left)
+            assert redact_secrets(left) == left
+    assert redact_secrets(f"{scheme}://{userinfo}@{host}/x") == f"{scheme}://{REDACTED}@{host}/x"
+
+
+@pytest.mark.parametrize("host", [host for host in HOSTS if host])
+@pytest.mark.parametrize("rest", REST)
+def test_urls_without_credentials_are_left_alone(host: str, rest: str) -> None:
+    url = f"https://{host}{rest}"
+    for text in (url, f"'{url}'", f"['{url}', 'me@example.com']", f"{url}, me@example.com", f"mailto:me@b {url}"):
+        assert redact_secrets(text) == text
+    for times in (1, 2):
+        text = f"https://a.example/?next={encoded(url, times, '')}&mail=me@example.com"
+        assert redact_secrets(text) == text
+
+
+NAMES = [
+    "key",
+    "api",
+    "auth",
+    "author",
+    "authorised",
+    "session",
+    "sig",
+    "sid",
+    "signature",
+    "token",
+    "x",
+    "amz",
+    "client",
+]
+NAMES += ["secret", "passwd", "otp", "jwt", "hmac", "dpop", "cookie", "access", "private", "credential", "id", "pwd"]
+
+
+@given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3), st.sampled_from(["", "-", "_", "."]), st.booleans())
+@settings(max_examples=examples(400))
+def test_parameters_that_are_secrets_by_their_names_are_in_any_text(words: list[str], joint: str, upper: bool) -> None:
+    """What the one function knows of a name, the other finds in a text."""
+    word = joint.join(words)
+    word = word.upper() if upper else word
+    for name in (word, f"user[{word}]"):
+        if is_secret_parameter(name):
+            url = f"https://h/a?b=1&{name}={MARK}"
+            for text in (url, f"/a?{name}={MARK}&b=1", encoded(url, 1, ""), encoded(url, 2, "")):
+                assert MARK not in redact_secrets(text)
+
+
 # Header names
 
 
@@ -306,6 +394,15 @@ def seconds(work: Callable[[], object]) -> float:
             "[redacted]",
             "é-",
             "\x00",
+            "://",
+            "://a:",
+            "://a@",
+            "://a:b'",
+            "%3a%2f%2f",
+            "%253a%252f%252fa%2540",
+            "%25",
+            "?a-auth",
+            "&signatur",
         ]
     ),
 )

@@ -282,6 +282,24 @@ def test_a_late_block_cuts_the_connection_so_that_the_response_can_not_look_comp
 
 
 @pytest.mark.usefixtures("aborts")
+def test_no_connection_is_used_again_whose_response_is_denied_in_the_end(server: dict[str, Any]) -> None:
+    """The next request on it would get no answer at all: the server closes it."""
+
+    class End(Agent):
+        async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> AgentResponse | None:
+            return BLOCK if event.is_last else None
+
+    def sized(request: Request) -> Response:
+        # What a framework streams it ends with an empty message.
+        return StreamingResponse(iter([b"all ", b"of it"]), headers={"content-length": "9"})
+
+    app = Starlette(routes=[AppRoute("/", sized)], middleware=[Middleware(AgentMiddleware, agents=[streamed(End())])])
+    with serve(app, **server) as url, Wire(url) as wire:
+        wire.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert wire.rest().endswith(b"all of i")
+
+
+@pytest.mark.usefixtures("aborts")
 def test_a_late_block_is_logged_as_what_it_is(server: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     app = Starlette(
         routes=[AppRoute("/", chunked)], middleware=[Middleware(AgentMiddleware, agents=[streamed(Bodies())])]
@@ -578,6 +596,31 @@ def test_a_client_that_leaves_while_an_agent_thinks_leaves_nothing_behind(server
         assert told.one.wait(PATIENCE)
     metrics = middleware.manager.metrics["thinks"]
     assert (metrics.in_flight, metrics.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("event", [EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK])
+def test_a_remote_agent_does_not_work_for_a_client_that_has_left(server: dict[str, Any], event: EventType) -> None:
+    asked, given_up, told = threading.Event(), threading.Event(), Completions()
+
+    async def agent(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body", False):
+            pass
+        asked.set()
+        # What the middleware has given up, it has closed.
+        await receive()
+        given_up.set()
+
+    with serve(agent, lifespan="off", **server) as agent_url:
+        remote = AgentConfig("remote", HttpTransport(agent_url), events={event}, timeout=4 * PATIENCE)
+        middleware = AgentMiddleware(echo, agents=[remote, configured(told, "told")])
+        with serve(middleware, **server) as url:
+            with Wire(url) as wire:
+                wire.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")
+                assert asked.wait(PATIENCE)
+            assert given_up.wait(PATIENCE)
+            assert told.one.wait(PATIENCE)
+    metrics = middleware.manager.metrics["remote"]
+    assert (metrics.in_flight, metrics.waiting, metrics.outcomes) == (0, 0, {})
 
 
 @pytest.mark.usefixtures("aborts")

@@ -9,10 +9,11 @@ from starlette.requests import cookie_parser
 
 from ..agent import Agent
 from ..errors import ConfigurationError
+from ..imports.extras import from_extra
 from ..messages.naming import named
 from ..protocol import AgentResponse, AuditMetadata, ConfigureEvent, HeaderOp, RequestHeadersEvent
 from .claims import InvalidTokenError, scopes_of, text_of
-from .settings import is_user, missing_extra, own_headers, require_header, require_mapping, require_strings
+from .settings import is_user, own_headers, require_header, require_mapping, require_strings
 
 #: Signatures by key pairs. A shared secret would have to be published to verify by it.
 ALGORITHMS: Final = (
@@ -78,11 +79,9 @@ class JwtAuth(Agent):
         cooldown: float = 30.0,
         allow_http: bool = False,
     ) -> None:
-        try:
+        with from_extra("JwtAuth", "jwt", ConfigurationError):
             from .jwks import Jwks
             from .tokens import Tokens
-        except ImportError as exc:
-            raise missing_extra("JwtAuth", "jwt") from exc
         self._jwks = Jwks(jwks_url, max_age=max_age, max_stale=max_stale, cooldown=cooldown, allow_http=allow_http)
         self._tokens = Tokens(issuer, audience, algorithms, types, leeway)
         self._scopes = require_strings("JwtAuth", "scopes", scopes)

@@ -10,6 +10,7 @@ from anyio.lowlevel import RunVar
 
 from ..agent import Agent
 from ..errors import ConfigurationError
+from ..imports.extras import from_extra
 from ..policy import require_int
 from ..protocol import (
     AgentResponse,
@@ -20,7 +21,6 @@ from ..protocol import (
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
 )
-from .settings import missing_extra
 
 if TYPE_CHECKING:
     from .modsecurity_transaction import Transaction
@@ -64,11 +64,9 @@ class ModSecurity(Agent):
         threads: int = 4,
         max_transactions: int = MAX_TRANSACTIONS,
     ) -> None:
-        try:
+        with from_extra("ModSecurity", "modsecurity", ConfigurationError):
             from .modsecurity_rules import load
             from .modsecurity_transaction import Transaction as Begun
-        except ImportError as exc:
-            raise missing_extra("ModSecurity", "modsecurity") from exc
         require_int("ModSecurity", "paranoia_level", paranoia_level, at_least=1)
         require_int("ModSecurity", "threads", threads, at_least=1)
         require_int("ModSecurity", "max_transactions", max_transactions, at_least=1)

@@ -10,6 +10,7 @@ import httpx
 from ..concurrency.per_event_loop import PerEventLoop
 from ..errors import AgentConnectionError, AgentProtocolError, ConfigurationError
 from ..messages.naming import named
+from ..observability.redaction import redact_secrets
 from ..transports.http_origin import abandon, read_at_most
 
 #: What a decision is that no rule has made.
@@ -23,9 +24,8 @@ class OpaClient:
 
     def __init__(self, url: object, token: str | None) -> None:
         if not isinstance(url, str) or not _is_document(url):
-            raise ConfigurationError(
-                f"Opa: url={named(url)}, expected such as 'http://127.0.0.1:8181/v1/data/app/allow'"
-            )
+            shown = named(redact_secrets(url) if isinstance(url, str) else url)
+            raise ConfigurationError(f"Opa: url={shown}, expected such as 'http://127.0.0.1:8181/v1/data/app/allow'")
         self._url = url
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if token is not None:

@@ -8,8 +8,9 @@ from anyio import to_thread
 
 from ..errors import ConfigurationError
 from ..guardrails import Block, Decision, Flag, Redact, TextGuardrail, Window
+from ..imports.extras import from_extra
 from ..messages.naming import kind_of, named
-from .settings import missing_extra, require_strings
+from .settings import require_strings
 
 _ACTIONS: Final = ("redact", "block", "flag")
 
@@ -43,10 +44,8 @@ class Presidio(TextGuardrail):
         analyzer: Any = None,
         language: str = "en",
     ) -> None:
-        try:
+        with from_extra("Presidio", "presidio", ConfigurationError):
             from .presidio_recognizers import finder, finder_of
-        except ImportError as exc:
-            raise missing_extra("Presidio", "presidio") from exc
         if action not in _ACTIONS:
             raise ConfigurationError(f"Presidio: action={named(action)}, expected one of {', '.join(_ACTIONS)}")
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:

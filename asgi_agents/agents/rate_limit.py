@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from ..agent import Agent
 from ..errors import ConfigurationError
+from ..imports.extras import from_extra
 from ..messages.naming import named
 from ..policy import require_int
 from ..protocol import (
@@ -21,7 +22,6 @@ from ..protocol import (
 )
 from .addresses import FORWARDED_FOR, ClientAddress
 from .rate_keys import RateKeys
-from .settings import missing_extra
 
 if TYPE_CHECKING:
     from .counters import Taken
@@ -77,10 +77,8 @@ class RateLimit(Agent):
         max_keys: int = MAX_KEYS,
         namespace: str | None = None,
     ) -> None:
-        try:
+        with from_extra("RateLimit", "ratelimit", ConfigurationError):
             from .counters import counters_in, parse
-        except ImportError as exc:
-            raise missing_extra("RateLimit", "ratelimit") from exc
         require_int("RateLimit", "max_keys", max_keys, at_least=1)
         self._limits = parse("limits", limits)
         self._message_limits = [] if messages is None else parse("messages", messages)

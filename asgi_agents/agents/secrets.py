@@ -6,8 +6,9 @@ from typing import Final, Literal
 
 from ..errors import ConfigurationError
 from ..guardrails import Block, Decision, Flag, Redact, TextGuardrail, Window
+from ..imports.extras import from_extra
 from ..messages.naming import named
-from .settings import missing_extra, require_strings
+from .settings import require_strings
 
 _ACTIONS: Final = ("redact", "block", "flag")
 # detect-secrets finds the marker in the first line of a key; what is to be hidden is what follows it.
@@ -37,10 +38,8 @@ class Secrets(TextGuardrail):
     window = 8192
 
     def __init__(self, *, action: Literal["redact", "block", "flag"] = "redact", leave_out: Sequence[str] = ()) -> None:
-        try:
+        with from_extra("Secrets", "secrets", ConfigurationError):
             from .secret_patterns import patterns
-        except ImportError as exc:
-            raise missing_extra("Secrets", "secrets") from exc
         if action not in _ACTIONS:
             raise ConfigurationError(f"Secrets: action={named(action)}, expected one of {', '.join(_ACTIONS)}")
         known = patterns()

@@ -9,11 +9,6 @@ from ..protocol.headers import without_blanks
 from ..protocol.validation import is_sendable, is_untouchable
 
 
-def missing_extra(agent: str, extra: str) -> ConfigurationError:
-    """The error of an agent whose libraries are not installed."""
-    return ConfigurationError(f"{agent}: needs the extra {extra!r}, expected pip install 'asgi-agents[{extra}]'")
-
-
 def require_header(where: str, name: str, value: object) -> str:
     """The header name ``value``, in lower case, where it is one that an agent may set."""
     if not isinstance(value, str) or not TOKEN.match(value):

@@ -63,6 +63,7 @@ class ResolvedRoute:
         "head_agents",
         "head_order",
         "headers_in_process_only",
+        "heads_may_wait",
         "hears",
         "held",
         "inspects_responses",
@@ -149,6 +150,10 @@ class ResolvedRoute:
         self.head_order = order_of(
             {agent.guard.config.id: tuple(agent.guard.config.after) for agent in self.agents},
             [agent.guard.config.id for agent in self.head_agents],
+        )
+        #: Whether the answer to a head may be late.
+        self.heads_may_wait = any(
+            EventType.REQUEST_HEADERS not in agent.guard.client.non_suspending_hooks for agent in self.head_agents
         )
         #: Whether heads are all that any agent receives, and all of them receive a head at the same time.
         self.plain_heads_only = self.head_order is None and self.hears.isdisjoint(_AFTER_THE_HEAD)

@@ -153,11 +153,12 @@ class _Facts(NamedTuple):
     hears: frozenset[EventType] | None
     agent: Agent | None
     never_suspends: bool
+    transport: object
 
 
 def _facts_of(guard: Guard) -> _Facts:
-    client = guard.client
-    return _Facts(guard.hears, client.agent, EventType.GUARDRAIL_INSPECT in client.non_suspending_hooks)
+    client, transport = guard.client, guard.config.resolved_transport
+    return _Facts(guard.hears, client.agent, EventType.GUARDRAIL_INSPECT in client.non_suspending_hooks, transport)
 
 
 def check_guardrail(guardrail: Guardrail, guard: Guard) -> None:
@@ -175,7 +176,7 @@ def check_guardrail_of(guardrail: Guardrail, config: AgentConfig) -> None:
     if hears is None and agent is not None:
         hears = agent.events
     hooks = getattr(transport, "non_suspending_hooks", ())
-    _check(guardrail, _Facts(hears, agent, EventType.GUARDRAIL_INSPECT in hooks))
+    _check(guardrail, _Facts(hears, agent, EventType.GUARDRAIL_INSPECT in hooks, transport))
 
 
 def _check(guardrail: Guardrail, facts: _Facts) -> None:
@@ -202,7 +203,25 @@ def _check(guardrail: Guardrail, facts: _Facts) -> None:
             f"{where}: overlap=True with action='redact', expected action='block' or 'flag': the app has the request"
             " while it is judged, so that nothing in it can be replaced"
         )
+    else:
+        _check_choice(guardrail, facts.transport)
     _limits(guardrail, facts)
+
+
+def _check_choice(guardrail: Guardrail, transport: object) -> None:
+    """Refuse what would choose among detections by what they don't say: all of them would be ignored, in silence."""
+    where, name = f"Guardrail({guardrail.agent_id!r})", type(transport).__name__
+    wanted, finds = guardrail.counted, getattr(transport, "finds", None)
+    if wanted is not None and finds is not None and wanted.isdisjoint(finds):
+        raise ConfigurationError(
+            f"{where}: categories={set(wanted)!r:.80}, expected None: {name} says of nothing which category it is of;"
+            f" all of it is {', '.join(map(repr, sorted(finds)))}"
+        )
+    if guardrail.least_severity is not None and not getattr(transport, "says_severity", True):
+        raise ConfigurationError(
+            f"{where}: min_severity={str(guardrail.least_severity)!r}, expected None: {name} says of nothing how severe"
+            " it is"
+        )
 
 
 def judge_of(guardrail: Guardrail, agent: RouteAgent) -> RouteJudge:

@@ -3,8 +3,8 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 import anyio
 from msgspec import Struct
@@ -17,6 +17,8 @@ from .head import head_event, judge_head, report_completion
 from .rendering import Renderers
 from .scope import App
 from .state import ExchangeState
+
+T = TypeVar("T")
 
 
 class Summary(Struct, frozen=True):
@@ -85,9 +87,12 @@ class Exchange(ABC):
                 decision = ALLOWED
                 if self._resolved_route.head_agents:
                     # The event has no name here: it would stay for as long as the connection.
-                    decision, provisional = await judge_head(
-                        self._state, head_event(self._state, self._scope), body_agents=self._body_agents()
+                    judged = await self._while_there(
+                        judge_head(self._state, head_event(self._state, self._scope), body_agents=self._body_agents())
                     )
+                    if judged is None:
+                        return None
+                    decision, provisional = judged
             if not decision.is_allow:
                 await self._deny(decision)
                 return None
@@ -103,6 +108,10 @@ class Exchange(ABC):
     async def refuse(self, decision: AgentDecision) -> None:
         """Answer in the app's place with ``decision``, without asking or telling any agent."""
         await self._deny(decision)
+
+    def _while_there(self, call: Coroutine[Any, Any, T]) -> Awaitable[T | None]:
+        """What ``call`` returns, which asks agents before the app is called; None where the client has left."""
+        return call
 
     def _body_agents(self) -> Sequence[RouteAgent]:
         """The agents that receive a body behind the head, where one may follow."""

@@ -1,9 +1,9 @@
 """One HTTP request and its response."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from starlette.requests import ClientDisconnect
@@ -14,6 +14,7 @@ from ..errors import caused_by_closing
 from ..evaluation.evaluate import evaluate
 from ..evaluation.route_agent import RouteAgent
 from ..protocol import EventType
+from .attendance import Attendance
 from .base import Exchange, Summary
 from .body import BodyInspection
 from .head import head_event, skipping_body
@@ -24,6 +25,8 @@ from .response import ResponseInspection, without_bypasses
 from .scope import App, OwnScope, RawHeaders, certainly_bodiless, declared_length, header, headers_of, may_have_body
 from .spool import Spool
 from .state import ExchangeState
+
+T = TypeVar("T")
 
 _DISCONNECT: Message = {"type": "http.disconnect"}
 _RANGE_HEADERS = frozenset({b"range", b"if-range"})
@@ -47,7 +50,16 @@ async def serve_http(
     """
     if not state.resolved_route.plain_heads_only:
         return await HttpExchange(state, scope, receive, send, renderers, stop_grace).run(app)
-    verdicts = await evaluate(state.resolved_route.head_agents, head_event(state, scope))
+    asking = evaluate(state.resolved_route.head_agents, head_event(state, scope))
+    verdicts: Sequence[Verdict] | None
+    if state.resolved_route.heads_may_wait:
+        attendance = Attendance(receive, head=scope)
+        verdicts = await attendance.wait_for(asking)
+        if verdicts is None:
+            return None
+        receive = attendance.remaining
+    else:
+        verdicts = await asking
     if unanimous(verdicts):
         state.record_allow(verdicts)
         return await app(scope, receive, send)
@@ -78,6 +90,8 @@ class HttpExchange(Exchange):
         self._body_ended = False
         self._declared_length: int | None = None
         self._disconnected = False
+        # While the body is judged before the app is called.
+        self._attendance: Attendance | None = None
         self._bytes_received = 0
         self._bytes_passed = 0
         self._app_scope: anyio.CancelScope | None = None
@@ -105,6 +119,16 @@ class HttpExchange(Exchange):
     def _body_agents(self) -> Sequence[RouteAgent]:
         return self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK) if self._may_have_body else ()
 
+    def _while_there(self, call: Coroutine[Any, Any, T]) -> Awaitable[T | None]:
+        return self._ask_while_there(call) if self._resolved_route.heads_may_wait else call
+
+    async def _ask_while_there(self, call: Coroutine[Any, Any, T]) -> T | None:
+        attendance = Attendance(self._raw_receive, head=self._scope)
+        result = await attendance.wait_for(call)
+        self._disconnected = attendance.left
+        self._raw_receive = attendance.remaining
+        return result
+
     async def _deny(self, decision: AgentDecision) -> None:
         await self._response.stop(decision)
 
@@ -118,8 +142,12 @@ class HttpExchange(Exchange):
             or self._resolved_route.inspects_responses
             or self._resolved_route.agents_for(EventType.REQUEST_COMPLETE)
         ):
+            source, body = self._raw_receive, self._body
+            if body is not None and body.may_suspend and (body.holding or body.spools):
+                self._attendance = Attendance(source)
+                source = self._attendance.receive
             self._inbound = Inbound(
-                self._raw_receive,
+                source,
                 screen=self._screen,
                 judge=self._judge,
                 may_suspend=lambda: self._body is not None and self._body.may_suspend,
@@ -298,7 +326,15 @@ class HttpExchange(Exchange):
         assert self._inbound is not None
         given, last = message.get("body", b""), not message.get("more_body", False)
         data = given if isinstance(given, bytes) else bytes(given)
-        result = await self._body.feed(data, last)
+        judging = self._body.feed(data, last)
+        result: bytes | AgentDecision | None
+        if self._attendance is not None and not self._app_called:
+            result = await self._attendance.wait_for(judging)
+            if result is None:
+                self._disconnected = True
+                return
+        else:
+            result = await judging
         if isinstance(result, AgentDecision):
             await self._refuse(result)
             return

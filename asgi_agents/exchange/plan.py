@@ -29,6 +29,7 @@ from ..observability.trace_context import current_context
 from ..protocol import ALLOW, Headers
 from ..protocol.target import NoPathError
 from ..registry import AgentRegistry
+from .attendance import Attendance
 from .context import STATE_KEY, AgentContext
 from .http import HttpExchange
 from .rendering import Renderers
@@ -100,16 +101,25 @@ class HeadPlan:
             known[alias] = context
         resolved_route.begun += 1
         token = set_current(state)
+        verdicts: Sequence[Verdict] | None
         try:
             agents = resolved_route.head_agents
+            attendance = Attendance(receive, head=scope) if resolved_route.heads_may_wait else None
             if len(agents) == 1:
                 agent = agents[0]
-                verdict = await agent.guard.call(event, agent.failure_mode, False, route, True)
-                verdicts: Sequence[Verdict] = (verdict,)
-                plain = verdict.response is ALLOW
+                asking = agent.guard.call(event, agent.failure_mode, False, route, True)
+                verdict = await (asking if attendance is None else attendance.wait_for(asking))
+                verdicts = None if verdict is None else (verdict,)
+                plain = verdict is not None and verdict.response is ALLOW
             else:
-                verdicts = await evaluate(agents, event)
-                plain = unanimous(verdicts)
+                asking_all = evaluate(agents, event)
+                verdicts = await (asking_all if attendance is None else attendance.wait_for(asking_all))
+                plain = verdicts is not None and unanimous(verdicts)
+            if verdicts is None:
+                # The client has left.
+                return None
+            if attendance is not None:
+                receive = attendance.remaining
             if plain:
                 state.record_allow(verdicts)
                 return await app(scope, receive, send)

@@ -93,6 +93,9 @@ class ResponseInspection:
         # What is known of a body that streams in units, and the end of what the client has of it.
         self._streamed: StreamedType | None = None
         self._tail = b""
+        # The length that the head has declared, where the end is still to be judged, and the byte that waits for that.
+        self._promised: int | None = None
+        self._last_byte = b""
         # The head waits for the verdict on the body's first piece, and for no more.
         self._waits_for_first = False
         resolved_route = state.resolved_route
@@ -357,6 +360,8 @@ class ResponseInspection:
             elif isinstance(result, AgentDecision):
                 await self.stop(result)
                 return
+            if self._promised is not None:
+                result = self._short_of_the_end(result, last)
             if result or last or not data:
                 if self._streamed is not None:
                     self._tail = (self._tail + result[-4:])[-4:]
@@ -364,6 +369,15 @@ class ResponseInspection:
         except BaseException as exc:
             self._interrupted(exc)
             raise
+
+    def _short_of_the_end(self, data: bytes, last: bool) -> bytes:
+        """``data`` without the byte with which the client would take the response for complete, until it is."""
+        assert self._promised is not None
+        if self._last_byte:
+            data, self._last_byte = self._last_byte + data, b""
+        if not last and data and self.bytes_sent + len(data) >= self._promised:
+            data, self._last_byte = data[:-1], data[-1:]
+        return data
 
     async def _take_file(self, message: Message) -> None:
         if self.inspects_bodies:
@@ -399,6 +413,8 @@ class ResponseInspection:
         headers = self._changes.apply(self._headers, self._state.response_ops)
         if body is not None and body.alters(ended=length is not None):
             headers = without_body_claims(headers, length, decoded=body.decoded)
+        if body is not None and length is None:
+            self._promised = declared_length(headers)
         self._phase = _Phase.OPEN
         self._started = self._state.response_head_gone = True
         self.status = self._start["status"]

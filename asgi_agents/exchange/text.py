@@ -36,6 +36,7 @@ from ..guardrails.json_text import JSON
 from ..guardrails.slots import Call, Kind
 from ..guardrails.tool_policy import TOOL_POLICY
 from . import request_form
+from .attendance import Attendance
 from .headers import codings_of, media_type, with_length, without_body_claims, without_headers
 from .inbound import Inbound
 from .overlap import Overlap
@@ -111,7 +112,7 @@ class TextExchange:
         self._receive = receive
         self._send = send
         self._inbound = Inbound(
-            receive,
+            lambda: self._receive(),  # it has another one where messages were read ahead
             screen=self._note_message,
             judge=_never,
             may_suspend=lambda: False,
@@ -162,7 +163,15 @@ class TextExchange:
                     for found in readable:
                         self._check_tools(found.parsed, dialect)
                     text = RequestText(request.data, readable, by_path=by_path)
-                    overlapping = await self._judge_request(text, asking)
+                    if not asking.may_wait(asking.judges.before_app):
+                        overlapping = await self._judge_request(text, asking)
+                    else:
+                        attendance = Attendance(self._receive, complete=True)
+                        left_to_judge = await attendance.wait_for(self._judge_request(text, asking))
+                        if left_to_judge is None:
+                            return None
+                        overlapping = left_to_judge
+                        self._receive = attendance.remaining
                     changed = text.changed
                     if changed is not None and gate.guards:
                         for found in request_form.readable(forms, changed, path, self._dialects):

@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from ..errors import ConfigurationError
+from ..imports.extras import from_extra
 from .mistakes import Place, refusal
 
 # References to other parts of a file multiply them. Far more than anybody writes by hand.
@@ -15,10 +16,8 @@ _Entries = dict[str, tuple[Any, Any]]
 
 def parse_yaml(path: str, text: str) -> tuple[Any, dict[Place, int]]:
     """The data, and the lines on which it stands. Raises :class:`ConfigurationError`."""
-    try:
+    with from_extra(path, "yaml", ConfigurationError):
         import yaml
-    except ImportError:
-        raise ConfigurationError(f"{path}: YAML needs PyYAML, expected pip install 'asgi-agents[yaml]'") from None
 
     try:
         loader = yaml.SafeLoader(text)

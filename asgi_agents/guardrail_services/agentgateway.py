@@ -11,6 +11,7 @@ from ..guardrails.text_guardrail import ROLE
 from ..protocol import GuardrailInspectEvent, GuardrailResponse
 from ..protocol.validation import check_text
 from .service import (
+    MASKED,
     GuardrailService,
     HttpOptions,
     ServiceEndpoint,
@@ -45,6 +46,9 @@ class AgentgatewayWebhook(GuardrailService):
     :param options: parameters of :class:`~asgi_agents.HttpTransport`.
     :raises ConfigurationError: for arguments that can't work.
     """
+
+    finds = frozenset({MASKED})
+    says_severity = False
 
     def __init__(self, url: str, *, api_key: str | None = None, **options: Unpack[HttpOptions]) -> None:
         where = "AgentgatewayWebhook"

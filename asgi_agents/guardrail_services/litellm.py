@@ -11,6 +11,7 @@ from ..messages.naming import kind_of, named
 from ..protocol import GuardrailInspectEvent, GuardrailResponse
 from ..protocol.validation import check_text
 from .service import (
+    MASKED,
     GuardrailService,
     HttpOptions,
     ServiceEndpoint,
@@ -37,6 +38,9 @@ class LiteLLMGuardrail(GuardrailService):
     :param options: parameters of :class:`~asgi_agents.HttpTransport`.
     :raises ConfigurationError: for arguments that can't work.
     """
+
+    finds = frozenset({MASKED})
+    says_severity = False
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from ..messages.naming import named
 from ..protocol import GuardrailInspectEvent, GuardrailResponse
 from ..protocol.validation import check_text
 from .service import (
+    MASKED,
     GuardrailService,
     HttpOptions,
     ServiceEndpoint,
@@ -108,6 +109,9 @@ class NeMoGuardrails(GuardrailService):
     :param options: parameters of :class:`~asgi_agents.HttpTransport`.
     :raises ConfigurationError: for arguments that can't work.
     """
+
+    finds = frozenset({MASKED})
+    says_severity = False
 
     def __init__(
         self,

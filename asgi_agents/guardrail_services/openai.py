@@ -49,6 +49,8 @@ class OpenAIModeration(GuardrailService):
     :raises ConfigurationError: for arguments that can't work.
     """
 
+    says_severity = False
+
     def __init__(
         self,
         api_key: str | None,

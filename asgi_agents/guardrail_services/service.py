@@ -58,12 +58,19 @@ class GuardrailService:
     A call is never repeated. Credentials are shown nowhere.
 
     An empty text is not sent: there is nothing in it to find.
+
+    :cvar finds: the categories of detections that :class:`~asgi_agents.guardrails.Guardrail` is to act on, where there
+        are no others. None: any. A guardrail with ``categories`` that has none of these is refused.
+    :cvar says_severity: whether the service says how severe something is. A guardrail with ``min_severity`` is refused
+        otherwise.
     """
 
     kind = "http"
     remote = True
     events: frozenset[EventType] | None = _INSPECTIONS
     carries = _INSPECTIONS
+    finds: frozenset[str] | None = None
+    says_severity: bool = True
 
     def __init__(self, *endpoints: "ServiceEndpoint") -> None:
         self._endpoints = endpoints

@@ -30,8 +30,8 @@ class Guardrail:
     :param agent_id: of an agent that hears ``guardrail_inspect``.
     :param on: the kinds of text that it judges: ``input``, ``output``, ``tool_call``, ``tool_result``, ``reasoning``.
     :param action: what is done about a detection: ``redact`` replaces its span, by its own ``replacement`` or else by
-        ``[category]``, ``block`` stops the call, ``flag`` only records it. A :class:`TextGuardrail` in the process says
-        so itself; it has no action here.
+        ``[category]``, ``block`` stops the call, ``flag`` only records it. A detection's own ``action`` comes first. A
+        :class:`TextGuardrail` in the process says so itself; it has no action here.
     :param inspection_type: what the agent is asked for.
     :param window: code points; how much text is judged at once. None: the agent's own, else the larger of 400 and four
         times ``hold``.

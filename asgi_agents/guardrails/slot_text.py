@@ -1,11 +1,16 @@
-"""The text of one slot on its way through its guardrails: redacting ones in a row, others beside them."""
+"""The text of one slot on its way through its guardrails: redacting ones in a row, others beside them.
+
+A guardrail may say of a find that it is to be redacted although it stands beside the others, because it has something
+else done about its finds otherwise. It has seen the text as it came, which those in the row may have changed. So it
+goes to the end of the row, and judges their output instead.
+"""
 
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from .judges import Blocked, Finding, Inspection, Judge, JudgeFailure
 from .redactions import check_decisions, merged
-from .slots import Block, Decision, Flag, Slot, Window
+from .slots import Block, Decision, Flag, Redact, Slot, Window
 from .windows import AskedWindow, Found, SlotWindows
 
 
@@ -59,7 +64,20 @@ class SlotText:
     :param released: called with what each part leaves as, in the order of the parts.
     """
 
-    __slots__ = ("_beside", "_by_asked", "_out", "_outcome", "_released", "_row", "_sent", "ended", "slot")
+    __slots__ = (
+        "_beside",
+        "_context",
+        "_hold",
+        "_left",
+        "_out",
+        "_outcome",
+        "_released",
+        "_resumed",
+        "_row",
+        "_sent",
+        "ended",
+        "slot",
+    )
 
     def __init__(
         self,
@@ -77,6 +95,12 @@ class SlotText:
         # What has come out of the row, and waits for those beside it.
         self._out: deque[str] = deque()
         self._sent = 0
+        # How many code points have left, and the last of them: what precedes the text for one that joins the row.
+        self._left = 0
+        self._context = ""
+        self._hold = max((judge.limits.hold for judge in beside), default=0)
+        # Whether all that has left seemed to be all of the slot.
+        self._resumed = False
         self.ended = False
 
     @property
@@ -120,16 +144,22 @@ class SlotText:
     def resume(self) -> None:
         """The slot goes on although it had ended."""
         self.ended = False
+        self._resumed = True
         for stage in (*self._row, *self._beside):
             stage.windows.resume()
 
     def decide(self, inspection: Inspection, decisions: Sequence[Decision]) -> None:
         """Take a verdict. Raises AgentProtocolError as :meth:`SlotWindows.verdict` does."""
         for stage in (*self._row, *self._beside):
-            if stage.judge is inspection.judge:
+            if stage.judge is not inspection.judge:
+                continue
+            if stage in self._beside and not inspection.stale and _redacts(decisions):
+                check_decisions(decisions, inspection.window)
+                self._join(stage)
+            else:
                 stage.windows.verdict(inspection.asked, decisions)
                 self._note(stage)
-                return
+            return
 
     def hold_to_end(self, judge: Judge) -> None:
         """Have ``judge`` see what has not left when the slot has ended, and all of it at once."""
@@ -159,7 +189,24 @@ class SlotText:
         if self._outcome.blocked is None:
             for _ in range(may_leave):
                 self._sent += 1
-                self._released(self._out.popleft())
+                text = self._out.popleft()
+                if self._beside:
+                    self._left += len(text)
+                    self._context = (self._context + text)[-self._hold :] if self._hold else ""
+                    self._resumed = False
+                self._released(text)
+
+    def _join(self, stage: _Stage) -> None:
+        """Put a judge that stands beside the others behind them, for the text that has not left."""
+        stage.windows = stage.windows.following(self._context, self._left, ended=self._resumed)
+        for text in self._out:
+            # It was due to be judged already.
+            stage.windows.feed(text, float("-inf"))
+        self._out.clear()
+        self._beside.remove(stage)
+        self._row.append(stage)
+        if self.ended and stage is self._row[0]:
+            stage.windows.finish()
 
     def _ask(self, stage: _Stage, now: float) -> None:
         windows = stage.windows
@@ -186,7 +233,7 @@ class WholeText:
     :param released: called with what it leaves as.
     """
 
-    __slots__ = ("_in_a_row", "_left", "_outcome", "_released", "_text", "slot")
+    __slots__ = ("_left", "_outcome", "_released", "_row", "_text", "_turn", "slot")
 
     def __init__(
         self,
@@ -201,10 +248,13 @@ class WholeText:
         self._text = text
         self._outcome = outcome
         self._released = released
-        self._in_a_row = in_a_row
         # How many verdicts are still to come.
         self._left = len(in_a_row) + len(beside)
-        for judge in (*in_a_row[:1], *beside):
+        # Those of the row whose turn has not come. Who has stood beside them is there with what it was asked.
+        self._row: deque[tuple[Judge, Inspection | None]] = deque((judge, None) for judge in in_a_row)
+        self._turn: Judge | None = None
+        self._next()
+        for judge in beside:
             self._ask(judge)
 
     def decide(self, inspection: Inspection, decisions: Sequence[Decision]) -> None:
@@ -213,30 +263,20 @@ class WholeText:
         if inspection.asked.decisions is not None:
             return
         inspection.asked.decisions = decisions
-        judge, outcome = inspection.judge, self._outcome
-        redactions: list[tuple[int, int, str]] = []
+        judge = inspection.judge
         for decision in decisions:
             if isinstance(decision, Block):
-                outcome.block(judge, self.slot, decision)
+                self._outcome.block(judge, self.slot, decision)
                 return
-            if isinstance(decision, Flag):
-                found = Found(decision.start, decision.end, decision.category)
-                outcome.findings.append(Finding(judge, self.slot, found))
-            else:
-                redactions.append((decision.start, decision.end, decision.text))
-        self._left -= 1
-        if not judge.redacts:
-            return
-        pieces: list[str] = []
-        at = 0
-        for start, end, new in merged(redactions):
-            outcome.findings.append(Finding(judge, self.slot, Found(start, end)))
-            pieces += [self._text[at:start], new]
-            at = end
-        self._text = "".join(pieces) + self._text[at:]
-        behind = self._in_a_row.index(judge) + 1
-        for judge in self._in_a_row[behind : behind + 1]:
-            self._ask(judge)
+        if judge is self._turn:
+            self._apply(judge, decisions)
+            self._next()
+        elif _redacts(decisions):
+            self._row.append((judge, inspection))
+            if self._turn is None:
+                self._next()
+        else:
+            self._apply(judge, decisions)
 
     def hold_to_end(self, judge: Judge) -> None:
         """It is all there."""
@@ -247,6 +287,47 @@ class WholeText:
             self._left = -1
             self._released(self._text)
 
+    def _apply(self, judge: Judge, decisions: Sequence[Decision]) -> None:
+        self._left -= 1
+        redactions: list[tuple[int, int, str]] = []
+        findings = self._outcome.findings
+        for decision in decisions:
+            if isinstance(decision, Redact):
+                redactions.append((decision.start, decision.end, decision.text))
+            elif isinstance(decision, Flag):
+                findings.append(Finding(judge, self.slot, Found(decision.start, decision.end, decision.category)))
+        if not redactions:
+            return
+        pieces: list[str] = []
+        at = 0
+        for start, end, new in merged(redactions):
+            findings.append(Finding(judge, self.slot, Found(start, end)))
+            pieces += [self._text[at:start], new]
+            at = end
+        self._text = "".join(pieces) + self._text[at:]
+
+    def _next(self) -> None:
+        """Ask the next one of the row."""
+        self._turn = None
+        while self._row and self._turn is None:
+            judge, inspection = self._row.popleft()
+            if inspection is not None and inspection.window.text == self._text:
+                # What it was asked about has not been changed since.
+                self._apply(judge, inspection.asked.decisions or ())
+            else:
+                self._turn = judge
+                self._ask(judge)
+
     def _ask(self, judge: Judge) -> None:
         window = Window(self._text)
         self._outcome.inspections.append(Inspection(judge, self, AskedWindow(window, 0, len(self._text))))
+
+
+def _redacts(decisions: Sequence[Decision]) -> bool:
+    """Whether something is to be redacted, and nothing blocks."""
+    found = False
+    for decision in decisions:
+        if isinstance(decision, Block):
+            return False
+        found = found or isinstance(decision, Redact)
+    return found

@@ -27,7 +27,8 @@ def decisions_of(
 
     A detection's own ``action`` is done whatever its confidence, category and severity. Otherwise ``action`` is. A
     detection without a span is of the whole window. Where there is none at all, ``detected`` is one of its own, and
-    ``redacted_content`` takes the place of what the agent was shown.
+    ``redacted_content`` takes the place of what the agent was shown. What else is done about that is done whatever
+    ``categories`` and ``min_severity`` are: the agent has decided that the text may not leave as it is.
 
     :param threshold: detections of less confidence are ignored; one that says nothing of it is certain.
     :param categories: detections of others are ignored. None: there are no others.
@@ -46,12 +47,14 @@ def decisions_of(
             and (min_severity is None or _RANKS[detection.severity] >= _RANKS[min_severity])
         )
     ]
-    if not answer.detections and answer.redacted_content is not None and action == "redact":
-        return [Redact(shown_from, len(window.text), answer.redacted_content)]
-    if not answer.detections and answer.detected:
-        # It has said no category and no severity, so that none can be asked for.
-        plain = categories is None and min_severity is None
-        counted = [Detection(category="content", description="")] if plain else []
+    if not answer.detections:
+        redacted = answer.redacted_content
+        if redacted is not None and action == "redact":
+            return [Redact(shown_from, len(window.text), redacted)]
+        # Who says nothing else has said no category and no severity, so that none can be asked for.
+        detected = answer.detected and categories is None and min_severity is None
+        if detected or (redacted is not None and redacted != window.text[shown_from:]):
+            counted = [Detection(category="content", description="")]
     return [_decision(detection, window, action, shown_from) for detection in counted]
 
 

@@ -216,6 +216,23 @@ class SlotWindows:
         self._asked.clear()
         self._next = self._seen = self._fresh
 
+    def following(self, context: str, start: int, *, ended: bool) -> "SlotWindows":
+        """Windows with the same limits for a text that goes on. What these have asked for is of no use any more.
+
+        :param context: what has left last; ``start`` is where it ends.
+        :param ended: whether what has left seemed to be all of the slot.
+        """
+        for asked in self._asked:
+            asked.stale = True
+        self._asked.clear()
+        windows = SlotWindows(self._limits)
+        windows._text, windows._base = context, start - len(context)
+        windows.end = windows._fresh = windows._next = windows._seen = start
+        windows._settles = self._settles
+        if ended:
+            windows._final_until = start
+        return windows
+
     def ask(self, now: float) -> AskedWindow | None:
         """The next window to judge, if there is one now."""
         begin, end = self._next, self.end

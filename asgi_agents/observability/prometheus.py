@@ -12,6 +12,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from ..errors import ConfigurationError
+from ..imports.extras import from_extra
 from ..protocol.stream import CounterMetric, GaugeMetric, HistogramMetric
 from .histograms import EXPORTED_BOUNDS
 from .instruments import (
@@ -32,7 +33,7 @@ from .instruments import (
 from .metrics import Incident
 from .reports import Reported, ReportedMetric
 
-try:
+with from_extra("asgi_agents.prometheus", "prometheus", ConfigurationError):
     from prometheus_client.exposition import generate_latest
     from prometheus_client.metrics_core import (
         CounterMetricFamily,
@@ -43,10 +44,6 @@ try:
     from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
     from prometheus_client.registry import Collector
     from prometheus_client.samples import Exemplar
-except ImportError as exc:
-    raise ConfigurationError(
-        "asgi_agents.prometheus: expected the prometheus extra to be there: pip install 'asgi-agents[prometheus]'"
-    ) from exc
 
 logger = logging.getLogger("asgi_agents")
 

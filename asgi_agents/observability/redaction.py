@@ -6,12 +6,12 @@ from urllib.parse import unquote_plus
 
 REDACTED: Final = "[redacted]"
 
-# Names of headers whose values are credentials, whatever they look like.
-_SECRET_HEADER: Final = re.compile(
-    r"auth|hmac|cookie|token|secret|passw|passphrase|pwd|otp|credential|session|signature|jwt|dpop"
-    r"|api[-_]?key|access[-_]?key|private[-_]?key|client[-_]?key",
-    re.IGNORECASE,
+# What is in the names of headers and parameters whose values are credentials, whatever they look like.
+_NAMES: Final = (
+    "hmac|cookie|token|secret|passw|passphrase|pwd|otp|credential|session|signature|jwt|dpop"
+    "|api[-_]?key|access[-_]?key|private[-_]?key|client[-_]?key"
 )
+_SECRET_HEADER: Final = re.compile(f"auth|{_NAMES}", re.IGNORECASE)
 # Of signed URLs and of sessions. Too short to be looked for in longer names.
 _SECRET_PARAMETERS: Final = frozenset({"sig", "sid"})
 # Who has written something is no secret.
@@ -23,13 +23,33 @@ _SECRETS: Final = re.compile(
     # name=value, "name": "value", name: scheme value
       (?P<name>
         (?:passw(?:or)?d|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)
-        [\w\]-]{0,40}+ \\?["']? \s{0,8}+ (?:[=:]|%3d) \s{0,8}+
+        (?: [\w\]-] | %(?:25){0,4}+5d ){0,40}+ \\?["']? \s{0,8}+ (?:[=:]|%(?:25){0,4}+3d) \s{0,8}+
       )
       (?: (?P<quote>\\?["']) (?:\\.|[^"'\\])*+ | (?P<kind>(?:bearer|basic|digest|token|apikey)\s++)? [^\s"'&;,]++ )
     # a header in a text, to the end of the line: schemes differ in what they put where
     | (?P<header>(?:authorization|cookie) \\?["']? \s{0,8}+ [=:] \s{0,8}+ \\?["']?) [^\r\n"']++
-    # user:password@ of a URL
-    | (?P<url>://) [^\s/@:"']*+ : [^\s/@"']++ @
+    # of URLs; only these characters are looked at
+    | (?=[:%?&]) (?:
+        # user:password@ or token@ (RFC 3986, 3.2.1), up to the last @ that may belong to it. Slashes may be escaped for
+        # JSON. A quote within a password is not the end of the URL.
+        (?P<url> (?: : | %(?:25){0,4}+ 3a ) (?:\\?/){2})
+        (?: [^\s/@:"'?#\\] | '(?![\s,;:)\]}>]) )*+ (?: : (?: [^\s/@"'] | '(?![\s,;:)\]}>]) )*+ )?+ @
+        (?: (?: [^\s/@"'?#\\] | '(?![\s,;:)\]}>]) )*+ @ )*+
+        # the same percent-encoded, as it is in the query of another URL: all of it as many times
+      | (?: (?= [:/]{0,3}+ % (?P<times>(?:25){0,4}+) (?:3a|2f) ) )?+
+        (?P<encoded> (?: : | %(?:25){0,4}+ 3a ) (?: / | %(?:25){0,4}+ 2f ){2})
+        (?:
+          (?: (?! %(?(times) (?P=times) (?:2[f3]|3f|40) | (?:25){0,4}+ 40 )) [^\s/@"'?#&] )*+
+          (?P<at> @ | %(?(times) (?P=times) | (?:25){0,4}+ ) 40 )
+        )++
+        # parameters of a query: more of them than in other text, where their names are words
+      | (?P<parameter> (?:[?&]|%(?:25){0,4}+(?:3f|26))
+          (?: si[gd] | (?: [\w.\[\]-] | %(?:25){0,4}+5[bd] ){0,40}? (?:"""
+    + _NAMES
+    + r"""|auth(?!or(?!i[sz]))) (?: [\w.\[\]-] | %(?:25){0,4}+5[bd] ){0,40}+ )
+          (?: = | %(?:25){0,4}+ 3d )
+        ) [^\s"'&;,]++
+      )
     # credentials by their scheme (RFC 9110, section 11.4); those of digest are many
     | (?<![\w-]) digest\s++ [^\r\n]*+
     | (?<![A-Za-z]) (?P<scheme>bearer|basic|token|apikey) \s++ [\w.~+/=-]{6,}+
@@ -77,6 +97,10 @@ def _replacement(match: re.Match[str]) -> str:
         return f"{match['header']}{REDACTED}"
     if match["url"]:
         return f"{match['url']}{REDACTED}@"
+    if match["encoded"]:
+        return f"{match['encoded']}{REDACTED}{match['at']}"
+    if match["parameter"]:
+        return f"{match['parameter']}{REDACTED}"
     if match["name"]:
         return f"{match['name']}{match['quote'] or match['kind'] or ''}{REDACTED}"
     return REDACTED

@@ -13,12 +13,11 @@ else:
         # With it come grpc and, for some services, protobuf, which are extras.
         if name != "serve_grpc":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ..transports.grpc.transport import without_extra
+        from ..errors import ConfigurationError
+        from ..imports.extras import from_extra
 
-        try:
+        with from_extra("serve_grpc", "grpc", ConfigurationError):
             from .grpc.server import serve_grpc
-        except ModuleNotFoundError as exc:
-            raise without_extra("serve_grpc", exc) from exc
 
         return serve_grpc
 

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, get_args
 
 from ..agent import Agent
 from ..errors import ConfigurationError
+from ..imports.extras import missing
 from ..protocol.stream import Framing
 from ..terminal.arguments import seconds, whole
 from ..terminal.loading import MistakeError
@@ -138,12 +139,12 @@ def check(options: argparse.Namespace) -> None:
     if options.http is not None and not is_activated(options.http):
         http_address(options)
     if (options.http or options.http_fd) and find_spec("uvicorn") is None:
-        raise MistakeError("--http needs uvicorn: pip install 'asgi-agents[serve]'")
+        raise MistakeError(missing("--http", "serve", "uvicorn"))
     if over_grpc:
         for name in ("grpc", "google.protobuf"):
             if not _is_there(name):
                 option = next(iter(over_grpc.values()))[0].option
-                raise MistakeError(f"{option} needs {name}: pip install 'asgi-agents[grpc]'")
+                raise MistakeError(missing(option, "grpc", name))
         # Or else gRPC's library writes to standard error whatever happens to connections.
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         for address, services in over_grpc.items():

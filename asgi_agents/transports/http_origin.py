@@ -20,6 +20,7 @@ from ..concurrency.per_event_loop import PerEventLoop
 from ..errors import AgentConnectionError, AgentError, ConfigurationError
 from ..memory.pieces import Pieces
 from ..observability.endpoints import EndpointStatistics
+from ..observability.redaction import redact_secrets
 from ..observability.trace_context import inject_trace_context
 from ..policy import require_seconds, wrong
 from ..protocol import TOKEN
@@ -377,7 +378,7 @@ def _parse_url(where: str, field: str, given: object) -> httpx.URL:
     except UnicodeEncodeError:
         raise ConfigurationError(f"{where}: {field}: not UTF-8, expected {expected}") from None
     if url.userinfo:
-        without = str(url.copy_with(userinfo=b""))
+        without = redact_secrets(str(url.copy_with(userinfo=b"")))
         raise ConfigurationError(
             f"{where}: {field} has credentials in it, expected {without!r} and headers={{'authorization': …}}"
         )

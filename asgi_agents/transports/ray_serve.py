@@ -23,7 +23,9 @@ from ..errors import (
     ConfigurationError,
     printable,
 )
+from ..imports.extras import from_extra
 from ..observability.endpoints import EndpointStatistics
+from ..observability.redaction import redact_secrets
 from ..observability.trace_context import inject_trace_context
 from ..protocol import Answer, Encoding, Event, EventType, decode_answer, encode_event
 from ..protocol.codec import decode_value, encode_value
@@ -32,7 +34,6 @@ from ..protocol.stream import AgentCapabilities, correlation_id_of
 from .base import AgentClient
 
 _EXPECTED: Final = "ray://application/deployment, or a DeploymentHandle"
-_NOT_INSTALLED: Final = "Ray Serve is not installed: pip install 'asgi-agents[ray]'"
 
 
 class RayQuestion(RedactedRepr, frozen=True, array_like=True):
@@ -300,10 +301,8 @@ def config_id_of(encoded: bytes) -> str:
 
 def require_ray(where: str) -> None:
     """Raise :class:`ConfigurationError` where Ray Serve is not installed."""
-    try:
+    with from_extra(where, "ray", ConfigurationError):
         import ray.serve  # noqa: F401
-    except ImportError as exc:
-        raise ConfigurationError(f"{where}: {_NOT_INSTALLED}") from exc
 
 
 def _handle_of(names: tuple[str, str]) -> Any:
@@ -340,6 +339,6 @@ def _parse(url: str) -> tuple[str, str]:
         hint = ""
         if scheme == "ray" and ":" in rest:
             hint = "; Ray's own addresses, ray://host:port, are for ray.init(…)"
-        raise ConfigurationError(f"RayTransport: deployment={url!r}, expected {_EXPECTED}{hint}")
+        raise ConfigurationError(f"RayTransport: deployment={redact_secrets(url)!r}, expected {_EXPECTED}{hint}")
     application, deployment = names
     return application, deployment

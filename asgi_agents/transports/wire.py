@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from ..concurrency.background import BackgroundTask, on_trio
 from ..errors import AgentConnectionError, ConfigurationError, text_of
+from ..observability.redaction import redact_secrets
 from .racing import connect_socket, is_ip_address
 from .readable import is_readable
 
@@ -152,6 +153,8 @@ def parse_address(where: str, given: object) -> Address:
     expected = "unix:///path or tcp://host:port"
     if not isinstance(given, str):
         raise ConfigurationError(f"{where}: {given!r}, expected {expected}")
+    # There may be credentials in what is none of these.
+    shown = repr(redact_secrets(given))
     scheme, separator, rest = given.partition("://")
     if "@" in rest and scheme != "unix":
         # The message must not show the address: the credentials may be real.
@@ -159,10 +162,10 @@ def parse_address(where: str, given: object) -> Address:
     if separator and scheme == "unix":
         wanted = unusable_path(rest)
         if wanted is not None:
-            raise ConfigurationError(f"{where}: {given!r}, expected {wanted}")
+            raise ConfigurationError(f"{where}: {shown}, expected {wanted}")
         if not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
             raise ConfigurationError(
-                f"{where}: {given!r}, expected the absolute path of a socket: unix:///run/agent.sock"
+                f"{where}: {shown}, expected the absolute path of a socket: unix:///run/agent.sock"
             )
         return Address(given, path=rest)
     if separator and scheme == "tcp":
@@ -178,9 +181,9 @@ def parse_address(where: str, given: object) -> Address:
             or len(port) > 5
             or int(port) > 65535
         ):
-            raise ConfigurationError(f"{where}: {given!r}, expected a host and a port: tcp://127.0.0.1:9000")
+            raise ConfigurationError(f"{where}: {shown}, expected a host and a port: tcp://127.0.0.1:9000")
         return Address(given, host=host, port=int(port))
-    raise ConfigurationError(f"{where}: {given!r}, expected {nearest_address(given) or expected}")
+    raise ConfigurationError(f"{where}: {shown}, expected {nearest_address(given) or expected}")
 
 
 async def connect(address: Address, receiver: Receiver, tls: ssl.SSLContext | None = None) -> Wire:

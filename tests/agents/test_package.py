@@ -1,4 +1,4 @@
-"""What importing ready-made agents brings with it, and what they say without their extras."""
+"""What importing ready-made agents brings with it."""
 
 import subprocess
 import sys
@@ -9,21 +9,6 @@ import pytest
 from asgi_agents import Agent, agents
 
 MOST_LINES = 150
-# What an agent needs beside the package itself, and only that agent.
-EXTRAS = {
-    "JwtAuth": ("jwt", "joserfc"),
-    "ModSecurity": ("modsecurity", "libmodsecurity"),
-    "Presidio": ("presidio", "presidio_analyzer"),
-    "RateLimit": ("ratelimit", "limits"),
-    "Secrets": ("secrets", "detect_secrets"),
-}
-MADE = {
-    "JwtAuth": "JwtAuth('https://id.example/jwks', issuer='a', audience='b')",
-    "ModSecurity": "ModSecurity(text='# none')",
-    "Presidio": "Presidio()",
-    "RateLimit": "RateLimit('1/minute')",
-    "Secrets": "Secrets()",
-}
 
 
 def run(code: str) -> str:
@@ -41,17 +26,6 @@ def test_importing_one_brings_neither_others_nor_extras() -> None:
         "print([n for n in ('joserfc', 'limits', 'redis', 'asgi_agents.agents.basic_auth') if n in sys.modules])"
     )
     assert run(code) == "[]"
-
-
-@pytest.mark.parametrize("name", EXTRAS)
-def test_without_its_extra_an_agent_says_so_in_one_line_when_it_is_made(name: str) -> None:
-    extra, module = EXTRAS[name]
-    code = (
-        f"import sys\nsys.modules[{module!r}] = None\nfrom asgi_agents import ConfigurationError\n"
-        f"from asgi_agents.agents import {name}\n"
-        f"try:\n    {MADE[name]}\nexcept ConfigurationError as exc:\n    print(exc)"
-    )
-    assert run(code) == f"{name}: needs the extra {extra!r}, expected pip install 'asgi-agents[{extra}]'"
 
 
 def test_all_names_are_there() -> None:

@@ -18,6 +18,7 @@ from asgi_agents import (
     AgentManager,
     AgentMiddleware,
     CircuitBreakerConfig,
+    ConfigurationError,
     FailureMode,
     InspectedText,
     status_app,
@@ -53,6 +54,16 @@ def guarded_by(app: Any, transport: Any, on: set[Any], action: str = "redact", *
     return Guarded(app, [AgentConfig("judge", transport, **options)], [guardrail])
 
 
+def chosen(case: Case, **choice: Any) -> Guarded | str:
+    """An app behind a guardrail that chooses among what the service finds, or why that is refused."""
+    app = Sending([b"{}"], "application/json")
+    try:
+        guardrail = Guardrail("judge", on={"input"}, action="redact" if case.masks else "block", hold=90, **choice)
+        return Guarded(app, [AgentConfig("judge", case.within(case.speaking()))], [guardrail])
+    except ConfigurationError as exc:
+        return str(exc)
+
+
 def prompt(text: str) -> bytes:
     return json.dumps({"model": "m", "messages": [{"role": "user", "content": text}]}).encode()
 
@@ -66,6 +77,35 @@ def content_of(data: bytes) -> str:
 def finishes_of(data: bytes) -> list[str]:
     found = [choice.get("finish_reason") for each in events_of(data) for choice in each.get("choices", ())]
     return [reason for reason in found if reason]
+
+
+# --- What is chosen among the finds ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("severity", [None, "low", "medium", "high", "critical"])
+@pytest.mark.parametrize("categories", [None, {"masked"}, {"violence"}, {"email"}, {"email", "masked"}])
+@pytest.mark.parametrize("case", CASES, ids=repr)
+async def test_nothing_is_ignored_for_what_a_service_does_not_say(
+    case: Case, categories: set[str] | None, severity: Any
+) -> None:
+    """A find passes only where the service says that it is of another category: never because it says none."""
+    guarded = chosen(case, categories=categories, min_severity=severity)
+    by_category = case.name == "openai"
+    if isinstance(guarded, str):
+        refused = "min_severity" if severity else "categories"
+        if categories is not None and not by_category and "masked" not in categories:
+            refused = "categories"
+        assert guarded.startswith(f"Guardrail('judge'): {refused}=")
+        assert "expected None" in guarded
+        assert severity is not None or (not by_category and "masked" not in (categories or {"masked"}))
+        return
+    for text in (f"a {FORBIDDEN} thing", *([f"write to {ADDRESS}"] if case.masks else [])):
+        client = await guarded.call(asking(CHAT, prompt(text)))
+        app: Any = guarded.middleware.app
+        reached = text in app.body.decode()
+        ignored = by_category and categories is not None and "violence" not in categories
+        assert reached == ignored
+        assert client.status == (200 if ignored or ADDRESS in text else 400)
 
 
 # --- Prompts ------------------------------------------------------------------------------------------------------

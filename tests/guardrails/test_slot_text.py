@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Sequence
+from itertools import permutations
 
 import pytest
 
 from asgi_agents.guardrails.judges import Inspection, Judge
 from asgi_agents.guardrails.slot_text import Outcome, SlotText, WholeText
-from asgi_agents.guardrails.slots import Block, Decision, Flag, Slot
+from asgi_agents.guardrails.slots import Block, Decision, Flag, Slot, Window
 
 from .detectors import CARD, EMAIL, KEY, Detector, detector, redacted
 from .driving import limits
@@ -156,3 +157,106 @@ def test_a_whole_text_leaves_once_after_all_verdicts(row: int, beside: int, seed
     for _, find in ROW[:row]:
         expected = redacted(expected, find)
     assert driver.out == [expected]
+
+
+# Who stands beside the others, and says of a find that it is to be redacted
+
+
+BESIDE = (("beside 0", detector(KEY)), ("beside 1", detector(CARD)))
+
+
+def redacted_in_turn(text: str, names: Sequence[str]) -> str:
+    for name in names:
+        text = redacted(text, dict((*ROW, *BESIDE))[name])
+    return text
+
+
+def either_order(text: str, row: int, beside: int) -> set[str]:
+    """What may leave: those beside the row come behind it, in the order in which they find something."""
+    names = [name for name, _ in ROW[:row]]
+    return {redacted_in_turn(text, [*names, *order]) for order in permutations([name for name, _ in BESIDE[:beside]])}
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize(("row", "beside"), [(row, beside) for row in range(3) for beside in (1, 2)])
+def test_what_a_judge_beside_the_others_redacts_leaves_redacted(row: int, beside: int, seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    text = text_of(rng)
+    driver = Driver(dict((*ROW[:row], *BESIDE[:beside])), rng)
+    slot_text = SlotText(SLOT, *judges(row, beside, rng), driver.outcome, driver.released)
+    now, at, parts = 0.0, 0, 0
+    while at < len(text):
+        part = text[at : at + rng.randrange(1, 40)]
+        at += len(part)
+        parts += 1
+        slot_text.feed(part, now)
+        slot_text.advance(now)
+        driver.judge(all_of_it=False, now=now)
+        now += 1.0 if rng.random() < 0.2 else 0.0
+    slot_text.finish()
+    slot_text.advance(now)
+    driver.judge(all_of_it=True, now=now)
+    assert slot_text.complete
+    assert len(driver.out) == parts
+    assert "".join(driver.out) in either_order(text, row, beside)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_it_is_as_if_it_had_stood_in_the_row(seed: int) -> None:
+    """Also for text that goes on although it had ended."""
+    outs: list[list[str]] = []
+    for redacts in (True, False):
+        rng = random.Random(seed)  # noqa: S311
+        text = text_of(rng)
+        judge = Judge(name="keys", redacts=redacts, limits=limits(rng))
+        driver = Driver(dict(ROW), rng)
+        row, beside = ((judge,), ()) if redacts else ((), (judge,))
+        slot_text = SlotText(SLOT, row, beside, driver.outcome, driver.released)
+        at = 0
+        steps = random.Random(seed)  # noqa: S311
+        while at < len(text):
+            part = text[at : at + steps.randrange(1, 40)]
+            at += len(part)
+            slot_text.feed(part, float(at))
+            if steps.random() < 0.3:
+                slot_text.finish()
+            slot_text.advance(float(at))
+            driver.judge(all_of_it=True, now=float(at))
+            if slot_text.ended:
+                slot_text.resume()
+        slot_text.finish()
+        slot_text.advance(float(at))
+        driver.judge(all_of_it=True, now=float(at))
+        assert slot_text.complete
+        outs.append(driver.out)
+    assert outs[0] == outs[1]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("beside", [1, 2])
+@pytest.mark.parametrize("row", [0, 1, 2, 3])
+def test_what_it_redacts_of_a_whole_text_leaves_redacted(row: int, beside: int, seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    text = text_of(rng)
+    driver = Driver(dict((*ROW[:row], *BESIDE[:beside])), rng)
+    whole = WholeText(SLOT, text, *judges(row, beside, rng), driver.outcome, driver.released)
+    whole.advance(0.0)
+    driver.judge(all_of_it=True, now=0.0)
+    [after] = driver.out
+    assert after in either_order(text, row, beside)
+
+
+def test_it_is_not_asked_again_about_what_nobody_has_changed() -> None:
+    asked: list[Window] = []
+
+    def find(window: Window) -> Sequence[Decision]:
+        asked.append(window)
+        return detector(KEY)(window)
+
+    judge = Judge(name="beside 0", redacts=False)
+    driver = Driver({"beside 0": find}, random.Random(0))  # noqa: S311
+    whole = WholeText(SLOT, "a sk-abcdefgh12", (), (judge,), driver.outcome, driver.released)
+    whole.advance(0.0)
+    driver.judge(all_of_it=True, now=0.0)
+    assert driver.out == ["a [0]"]
+    assert asked == [Window("a sk-abcdefgh12")]

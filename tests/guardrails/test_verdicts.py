@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -76,3 +78,20 @@ def test_an_answer_that_says_no_severity_is_ignored_where_one_is_asked_for() -> 
     assert decisions_of(answer(), WINDOW, min_severity=Severity.LOW) == []
     # What it redacts, it has decided.
     assert decisions_of(answer(redacted="x"), WINDOW, min_severity=Severity.HIGH) == [Redact(0, 15, "x")]
+
+
+@pytest.mark.parametrize("choice", [{}, {"categories": {"a"}}, {"min_severity": Severity.HIGH}])
+@pytest.mark.parametrize("detected", [True, False])
+@pytest.mark.parametrize(
+    ("action", "decision"),
+    [("redact", Redact(9, 15, "***")), ("block", Block("content")), ("flag", Flag(9, 15, "content"))],
+)
+def test_a_text_that_was_changed_without_a_detection_is_acted_upon_whatever_is_chosen(
+    action: Action, decision: Decision, detected: bool, choice: dict[str, Any]
+) -> None:
+    given = answer(redacted="***", detected=detected)
+    assert decisions_of(given, WINDOW, action=action, shown_from=9, **choice) == [decision]
+    # Who has changed nothing has found nothing.
+    unchanged = answer(redacted="secret", detected=False)
+    same = [Redact(9, 15, "secret")] if action == "redact" else []
+    assert decisions_of(unchanged, WINDOW, action=action, shown_from=9, **choice) == same

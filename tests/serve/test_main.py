@@ -399,7 +399,9 @@ def test_http_without_uvicorn_says_what_is_missing(
 ) -> None:
     monkeypatch.setattr("asgi_agents.serve.options.find_spec", lambda name: None)
     assert main(["house:waf", "--http", "127.0.0.1:0"]) == 2
-    assert capsys.readouterr().err == "error: --http needs uvicorn: pip install 'asgi-agents[serve]'\n"
+    assert capsys.readouterr().err == (
+        "error: --http: needs uvicorn, which is not installed; expected pip install 'asgi-agents[serve]'\n"
+    )
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])

@@ -4,18 +4,18 @@ from collections.abc import Iterable
 from typing import Final
 
 from ...agent import Agent
-from ...errors import AgentProtocolError
+from ...errors import AgentProtocolError, ConfigurationError
 from ...exchange.scope import new_id
+from ...imports.extras import from_extra
 from ...protocol import HeaderOp, Headers, RequestHeadersEvent, RequestMetadata
 from ...transports.authorization import bytes_of_text, text_of_bytes
 from ...transports.grpc.ext_authz import PARTIAL_BODY, SERVICE
-from ...transports.grpc.requiring import require_stubs
 from ..authorization import Authorizations, Permission, ShownBody, final_headers
 from ..held import MAX_HELD_BYTES
 from ..hooks import NoAnswer, logger, require_positive
 from .service import GrpcService, Rpc, StatusError, values_of
 
-with require_stubs():
+with from_extra("Envoy's protocols", "grpc", ConfigurationError):
     from envoy.config.core.v3.base_pb2 import HeaderValueOption
     from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
     from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse

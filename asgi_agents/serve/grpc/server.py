@@ -17,6 +17,7 @@ from anyio.abc import TaskStatus
 from ...agent import Agent
 from ...concurrency.background import on_trio
 from ...errors import ConfigurationError
+from ...imports.extras import from_extra
 from ...transports.grpc.thread import AsyncioThread
 from ...transports.grpc.transport import MAX_EVENT_BYTES
 from ...transports.tls import ClientCertificate, PemFiles, server_pem_files
@@ -226,7 +227,8 @@ class _Socket:
 
 def _agent_service(agent: Agent, max_concurrency: int, max_held_bytes: int) -> GrpcService:
     # Imported here because its messages come with it, which services of other protocols don't need.
-    from .agent import AgentService
+    with from_extra("serve_grpc", "grpc", ConfigurationError):
+        from .agent import AgentService
 
     return AgentService(agent, max_concurrency=max_concurrency, max_held_bytes=max_held_bytes)
 

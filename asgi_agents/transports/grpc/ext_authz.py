@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ...errors import AgentError, AgentProtocolError, ConfigurationError, EventTooLargeError
+from ...imports.extras import from_extra
 from ...observability.trace_context import inject_trace_context
 from ...protocol import AgentResponse, EventType, HeaderOp, Headers, RequestHeadersEvent
 from ...protocol.headers import as_one_spelling, without_blanks
@@ -28,10 +29,9 @@ from ..authorization import (
     text_of_bytes,
 )
 from .channel import Channels
-from .requiring import require_stubs
 from .settings import GrpcSettings
 
-with require_stubs():
+with from_extra("Envoy's protocols", "grpc", ConfigurationError):
     from envoy.config.core.v3.base_pb2 import HeaderValueOption
     from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse, OkHttpResponse
     from google.protobuf.json_format import Error as JsonError

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, Final
 
-from ...errors import AgentProtocolError
+from ...errors import AgentProtocolError, ConfigurationError
+from ...imports.extras import from_extra
 from ...protocol import AuditMetadata
-from .requiring import require_stubs
 
-with require_stubs():
+with from_extra("Envoy's protocols", "grpc", ConfigurationError):
     from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue, HeaderValueOption
     from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
     from envoy.service.ext_proc.v3 import external_processor_pb2 as messages

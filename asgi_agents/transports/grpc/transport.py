@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import Any, Final, Literal, Protocol, get_args
 
 from ...errors import ConfigurationError
+from ...imports.extras import from_extra
+from ...observability.redaction import redact_secrets
 from ...policy import as_member, require_int, require_seconds, wrong
 from ...protocol import EventType
 from ..base import AgentClient
@@ -144,7 +146,7 @@ class GrpcTransport:
             known = " or ".join(map(repr, get_args(BodySendMode)))
             raise _wrong("body_mode", body_mode, f"{known}, and that with protocol='ext_proc' alone")
         if not secure and (verify is not True or cert is not None):
-            raise _wrong("target", target, "grpcs://, for that is what verify and cert are about")
+            raise _wrong_target(target, "grpcs://, for that is what verify and cert are about")
         balancing = None
         if load_balancing is not None:
             balancing = as_member("GrpcTransport", "load_balancing", load_balancing, LoadBalancing)
@@ -202,18 +204,13 @@ def _load(name: object) -> GrpcProtocol:
     module = _MODULES.get(name) if isinstance(name, str) else None
     if module is None:
         raise _wrong("protocol", name, " or ".join(map(repr, _MODULES)))
-    try:
+    with from_extra(f"GrpcTransport: protocol={name!r}", "grpc", ConfigurationError):
         protocol: GrpcProtocol = import_module(module, __package__).PROTOCOL
-    except ModuleNotFoundError as exc:
-        raise without_extra(f"GrpcTransport: protocol={name!r}", exc) from exc
     return protocol
 
 
-def without_extra(where: str, exc: ModuleNotFoundError) -> Exception:
-    """What to raise instead of ``exc``: the extra is missing, or ``exc`` itself where it is about something else."""
-    if exc.name is None or exc.name.partition(".")[0] not in ("envoy", "google", "grpc"):
-        return exc
-    return ConfigurationError(f"{where} needs {exc.name}: pip install 'asgi-agents[grpc]'")
+def _wrong_target(given: object, expected: str) -> ConfigurationError:
+    return ConfigurationError(f"GrpcTransport: target={redact_secrets(repr(given))}, expected {expected}")
 
 
 def _parse_targets(given: object, *, several: bool) -> tuple[list[Address], bool]:
@@ -222,18 +219,18 @@ def _parse_targets(given: object, *, several: bool) -> tuple[list[Address], bool
         # The message must not show it: the credentials may be real.
         raise ConfigurationError(f"GrpcTransport: there are credentials in the target, expected {_EXPECTED}")
     if not isinstance(targets, Sequence) or not targets or (len(targets) > 1 and not several):
-        raise _wrong("target", given, f"{_EXPECTED}, or a list of them" if several else _EXPECTED)
+        raise _wrong_target(given, f"{_EXPECTED}, or a list of them" if several else _EXPECTED)
     schemes = {target.partition("://")[0] if isinstance(target, str) else "" for target in targets}
     if not schemes <= SCHEMES.keys():
-        raise _wrong("target", given, _EXPECTED)
+        raise _wrong_target(given, _EXPECTED)
     secure = "grpcs" in schemes
     if secure and len(schemes) > 1:
-        raise _wrong("target", given, "all of them to be grpcs://, or none")
+        raise _wrong_target(given, "all of them to be grpcs://, or none")
     addresses = [_parse_target(target) for target in targets]
     if any(address.path is None and address.port == 0 for address in addresses):
-        raise _wrong("target", given, "a port above 0")
+        raise _wrong_target(given, "a port above 0")
     if len(set(addresses)) < len(addresses):
-        raise _wrong("target", given, "each to be there once")
+        raise _wrong_target(given, "each to be there once")
     return addresses, secure
 
 

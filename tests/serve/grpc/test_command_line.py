@@ -1,8 +1,6 @@
 """``python -m asgi_agents.serve --grpc``, in processes of its own."""
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,19 +98,3 @@ def _listens(target: str) -> bool:
 def test_what_cant_work_is_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["house:Waf", *arguments]) == 2
     assert capsys.readouterr().err.startswith(f"error: {told}")
-
-
-@pytest.mark.parametrize("missing", ["grpc", "google.protobuf"])
-def test_without_the_extra_it_is_one_line(missing: str, place: Path) -> None:
-    code = (
-        "import importlib.util, sys\n"
-        "find = importlib.util.find_spec\n"
-        f"importlib.util.find_spec = lambda name, *rest: None if name == {missing!r} else find(name, *rest)\n"
-        "from asgi_agents.serve.__main__ import main\n"
-        "sys.exit(main(['house:Waf', '--grpc', '127.0.0.1:0']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"error: --grpc needs {missing}: pip install 'asgi-agents[grpc]'\n",
-    )
