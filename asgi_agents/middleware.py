@@ -310,6 +310,8 @@ class AgentMiddleware(AsksAgents):
             name = ""
         exchange = ExchangeState(self._registry, resolved_route, None, resolved_route.route, name, headers)
         exchange.given_path = scope.get("raw_path") or scope["path"]
+        exchange.root_path = scope.get("root_path") or ""
+        exchange.is_websocket = scope["type"] == "websocket"
         # A websocket lets go of them once it is open.
         del headers, raw, shown
         if outer is not None:

@@ -14,6 +14,7 @@ EXTRAS = (
     "grpc",
     "jwt",
     "modsecurity",
+    "openapi",
     "prometheus",
     "ratelimit",
     "secrets",

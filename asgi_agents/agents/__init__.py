@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .jwt_auth import JwtAuth
     from .modsecurity import ModSecurity
     from .opa import Opa
+    from .openapi_validation import OpenApiValidation
     from .passwords import hash_password
     from .presidio import Presidio
     from .rate_limit import RateLimit
@@ -33,6 +34,7 @@ else:
         "JwtAuth": "jwt_auth",
         "ModSecurity": "modsecurity",
         "Opa": "opa",
+        "OpenApiValidation": "openapi_validation",
         "Presidio": "presidio",
         "RateLimit": "rate_limit",
         "Secrets": "secrets",
@@ -52,6 +54,7 @@ __all__ = [
     "JwtAuth",
     "ModSecurity",
     "Opa",
+    "OpenApiValidation",
     "Presidio",
     "RateLimit",
     "Secrets",

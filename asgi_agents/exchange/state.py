@@ -143,6 +143,11 @@ class ExchangeState(Struct, eq=False):
     _pending: int = 0
     #: The path that was asked for, as it came, or as the server has decoded it. The short way leaves it to its events.
     given_path: bytes | str = ""
+    #: What of that path is none of the app's own paths. The short way, whose agents ask for no more than a head, leaves
+    #: this out, and the next.
+    root_path: str = ""
+    #: Whether it is a websocket, of which the event looks like that of a request.
+    is_websocket: bool = False
 
     def __repr__(self) -> str:
         return f"<ExchangeState {self.correlation_id!r}>"

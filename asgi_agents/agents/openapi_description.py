@@ -1,0 +1,98 @@
+"""The descriptions that an agent judges by, and the operations in them."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from ..errors import ConfigurationError
+from ..messages.naming import named
+from ..protocol import RequestHeadersEvent
+from .openapi_document import ApiDocument, below, read_file
+from .openapi_operation import Operation
+from .openapi_paths import Paths, TemplatePaths, is_preflight
+from .openapi_routes import DescribedRoutes, described_app, described_within
+
+METHODS: Final = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
+
+
+class Target(NamedTuple):
+    """What a request is for, with the values of the path's parameters. Without operation: nothing that is described."""
+
+    operation: Operation | None
+    values: Mapping[str, Any]
+
+
+class Description:
+    """Compiled once: routes that are added later are not described.
+
+    :param source: a FastAPI app, or a description, or the path of a file of JSON that has one.
+    :raises ConfigurationError: where it can't be used.
+    """
+
+    def __init__(self, source: Any, root_path: str | None) -> None:
+        self._paths: Paths
+        self._operations: dict[tuple[int | None, str, str], Operation] = {}
+        try:
+            if is_app(source):
+                from .openapi_pydantic import AppPattern, as_pydantic_reads
+
+                self._paths = DescribedRoutes(source, root_path)
+                for app in described_within(source):
+                    self._add(id(app), ApiDocument(as_pydantic_reads(_made_by(app)), {"pattern": AppPattern}))
+            else:
+                root = source if isinstance(source, Mapping) else read_file(Path(source))
+                document = ApiDocument(root)
+                self._paths = TemplatePaths(document.root.get("paths", {}), root_path)
+                self._add(None, document)
+        except RecursionError:
+            raise ConfigurationError("OpenApiValidation: the description refers to itself without end") from None
+
+    def find(self, event: RequestHeadersEvent) -> Target | None:
+        """What a request is for; None: the app answers it itself, with 404, 405, a redirect or its own pages."""
+        method = event.method.lower()
+        found = self._paths.find(event)
+        if found is None:
+            return None
+        key = None if found.app is None else id(found.app)
+        for one in (method, "get") if method == "head" else (method,):
+            operation = self._operations.get((key, found.path or "", one))
+            if operation is not None:
+                return Target(operation, found.values)
+        return None if is_preflight(event) else Target(None, {})
+
+    def _add(self, key: int | None, document: ApiDocument) -> None:
+        for path, method, pointer, shared in _operations_of(document):
+            self._operations[key, path, method] = Operation(document, pointer, shared)
+
+
+def is_app(source: object) -> bool:
+    """Whether it describes itself, as FastAPI apps do."""
+    return described_app(source) is source
+
+
+def check_source(source: object) -> None:
+    """Raise :class:`ConfigurationError` for what can't be a description."""
+    if not is_app(source) and not isinstance(source, str | Path | Mapping):
+        raise ConfigurationError(
+            f"OpenApiValidation: source is {named(source)}, expected a FastAPI app, an OpenAPI description or a path"
+        )
+
+
+def _made_by(app: Any) -> Mapping[str, Any]:
+    try:
+        root = app.openapi()
+    except Exception as exc:
+        raise ConfigurationError(f"OpenApiValidation: {named(app)} can't describe itself: {exc}") from exc
+    if not isinstance(root, Mapping):
+        raise ConfigurationError(f"OpenApiValidation: openapi() of {named(app)} is {named(root)}, expected an object")
+    return root
+
+
+def _operations_of(document: ApiDocument) -> Iterator[tuple[str, str, str, str]]:
+    for path in document.root.get("paths", {}):
+        pointer, item = document.resolve(below("#", "paths", path))
+        if not isinstance(item, dict):
+            raise ConfigurationError(f"OpenApiValidation: {pointer} is {named(item)}, expected an object")
+        for method in METHODS:
+            if method in item:
+                yield path, method, below(pointer, method), below(pointer, "parameters")

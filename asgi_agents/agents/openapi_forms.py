@@ -1,0 +1,82 @@
+"""Forms without files, as Starlette reads them."""
+
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, Final, TypeVar
+
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
+
+from .openapi_answers import Violation
+from .openapi_document import ApiDocument, below
+from .openapi_json import media_type_of
+from .openapi_values import MOST, conforms, readers_of, takes_list
+
+_Result = TypeVar("_Result")
+
+FORM: Final = "application/x-www-form-urlencoded"
+MULTIPART: Final = "multipart/form-data"
+
+
+def has_files(document: ApiDocument, pointer: str) -> bool:
+    """Whether a form may have files, which are not kept to be judged."""
+    pointer, schema = document.resolve(pointer)
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(properties, dict):
+        return True
+    return any(
+        inner.get("format") == "binary" or "contentMediaType" in inner
+        for name in properties
+        for inner in document.within(below(pointer, "properties", name), items=True)
+    )
+
+
+def form_violations(document: ApiDocument, pointer: str, data: bytes, content_type: str) -> list[Violation]:
+    """What is wrong in a form without files. A field that is empty is one that was left out, as FastAPI has it."""
+    pointer, schema = document.resolve(pointer)
+    try:
+        form = _read_form(data, content_type)
+    except (MultiPartException, FormParserError, UnicodeDecodeError, KeyError):
+        return [Violation("body", "", "unreadable", status=400)]
+    for _, upload in form.multi_items():
+        if isinstance(upload, UploadFile):
+            upload.file.close()
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+    found = []
+    for name in properties:
+        rule = below(pointer, "properties", name)
+        values = form.getlist(name)
+        many = takes_list(document, rule)
+        if not many and name not in required:
+            values = [value for value in values if value != ""]
+        if not values:
+            if name in required:
+                found.append(Violation("body", below("", name), "missing", below(pointer, "required")))
+        elif not conforms(
+            document, rule, [v if isinstance(v, str) else None for v in values], readers_of(document, rule), many=many
+        ):
+            found.append(Violation("body", below("", name), "invalid", rule))
+    if schema.get("additionalProperties") is False and any(name not in properties for name in form):
+        found.append(Violation("body", "", "invalid", below(pointer, "additionalProperties")))
+    return found[:MOST]
+
+
+def _read_form(data: bytes, content_type: str) -> FormData:
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield data
+
+    headers = Headers({"content-type": content_type})
+    if media_type_of(content_type) == MULTIPART:
+        return _finished(MultiPartParser(headers, whole()).parse())
+    return _finished(FormParser(headers, whole()).parse())
+
+
+def _finished(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result of a coroutine that waits for nothing: all that it reads is there."""
+    try:
+        coroutine.send(None)
+    except StopIteration as exc:
+        result: _Result = exc.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a form was not read in one go")

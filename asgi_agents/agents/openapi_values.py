@@ -1,0 +1,140 @@
+"""What the texts of parameters and forms may mean, and what of a value does not conform to a schema."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Final
+
+from .openapi_answers import Violation
+from .openapi_document import ApiDocument, below, branches_of
+
+_TRUE: Final = frozenset({"1", "on", "t", "true", "y", "yes"})
+_FALSE: Final = frozenset({"0", "off", "f", "false", "n", "no"})
+#: Violations that one answer names.
+MOST: Final = 8
+# Steps into a value, from its root to what is wrong in it.
+_MOST_STEPS: Final = 64
+
+
+def _number(text: str) -> Any:
+    """As Pydantic reads it: with blanks around it, and underscores between digits."""
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        number = float(text)
+        return number if math.isfinite(number) else None
+    return None
+
+
+def _boolean(text: str) -> Any:
+    lower = text.lower()
+    return True if lower in _TRUE else False if lower in _FALSE else None
+
+
+def _first(*readers: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return next((value for reader in readers if (value := reader(text)) is not None), text)
+
+    return read
+
+
+Reader = Callable[[str], Any]
+
+
+def readers_of(document: ApiDocument, pointer: str) -> Sequence[Reader]:
+    """A text has no type. It conforms where one of these, of the types in the schema, makes it a value that does."""
+    types = {kind for schema in document.within(pointer, items=True) for kind in _types(schema)}
+    numbers, booleans = not types.isdisjoint(("integer", "number")), "boolean" in types
+    readers = [_first()]
+    if numbers:
+        readers.append(_first(_number))
+    if booleans:
+        readers.append(_first(_boolean))
+    if numbers and booleans:
+        readers += [_first(_number, _boolean), _first(_boolean, _number)]
+    return readers
+
+
+def _types(schema: dict[str, Any]) -> Iterator[str]:
+    kind = schema.get("type", ())
+    yield from [kind] if isinstance(kind, str) else kind
+    for value in [*schema.get("enum", ()), schema.get("const")]:
+        yield "boolean" if isinstance(value, bool) else "number" if isinstance(value, int | float) else "string"
+
+
+def conforms(
+    document: ApiDocument, pointer: str, texts: Sequence[object], readers: Sequence[Reader], *, many: bool
+) -> bool:
+    """Whether texts, or values that are none, conform to the schema of a list, or each of them to that of a scalar."""
+    for values in [texts] if many else [[text] for text in texts]:
+        read = ([reader(one) if isinstance(one, str) else one for one in values] for reader in readers)
+        if not any(document.is_valid(pointer, found if many else found[0]) for found in read):
+            return False
+    return True
+
+
+def takes_list(document: ApiDocument, pointer: str) -> bool:
+    """Whether a schema is of lists, or of lists and null."""
+    return any("array" in _types(schema) for schema in document.within(pointer))
+
+
+def violations(document: ApiDocument, pointer: str, value: Any) -> list[Violation]:
+    """What of a body does not conform. Cheap where it does: the library's own reports take seconds for large ones."""
+    if document.is_valid(pointer, value):
+        return []
+    return list(islice(_find(document, pointer, value, "", _MOST_STEPS), MOST))
+
+
+def _find(document: ApiDocument, pointer: str, value: Any, at: str, steps: int) -> Iterator[Violation]:
+    """Follow what is wrong as far as it is clear which schema it is wrong by."""
+    pointer, schema = _clear(document, pointer, value)
+    found = False
+    for name, child, rule in _children(document, pointer, schema, value) if steps else ():
+        if child is _MISSING:
+            found = True
+            yield Violation("body", below(at, name), "missing", rule)
+        elif not document.is_valid(rule, child):
+            found = True
+            yield from _find(document, rule, child, below(at, name), steps - 1)
+        if found and isinstance(value, list):
+            return
+    if not found:
+        yield Violation("body", at, "invalid", pointer)
+
+
+_MISSING: Final = object()
+
+
+def _children(document: ApiDocument, pointer: str, schema: Any, value: Any) -> Iterator[tuple[str | int, Any, str]]:
+    if not isinstance(schema, dict):
+        return
+    if isinstance(value, dict):
+        for name in schema.get("required", ()):
+            if name not in value:
+                yield name, _MISSING, below(pointer, "required")
+        for name in schema.get("properties", ()):
+            if name in value:
+                yield name, value[name], below(pointer, "properties", name)
+    elif isinstance(value, list) and isinstance(schema.get("items"), dict) and "prefixItems" not in schema:
+        for index, item in enumerate(value):
+            yield index, item, below(pointer, "items")
+
+
+def _clear(document: ApiDocument, pointer: str, value: Any) -> tuple[str, Any]:
+    """Past references, and into the one branch that a value of this type can be meant for."""
+    for _ in range(_MOST_STEPS):
+        pointer, schema = document.resolve(pointer)
+        if not isinstance(schema, dict) or not isinstance(value, dict | list):
+            break
+        kind = "object" if isinstance(value, dict) else "array"
+        branches = [branch for branch in branches_of(pointer, schema) if _may_be(document, branch, kind)]
+        if len(branches) != 1 or "properties" in schema or "items" in schema:
+            break
+        pointer = branches[0]
+    return pointer, schema
+
+
+def _may_be(document: ApiDocument, pointer: str, kind: str) -> bool:
+    schema = document.resolve(pointer)[1]
+    return not isinstance(schema, dict) or schema.get("type", kind) in (kind, [kind])
