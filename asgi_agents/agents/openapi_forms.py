@@ -64,6 +64,8 @@ def form_violations(document: ApiDocument, pointer: str, data: bytes, content_ty
 def _read_form(data: bytes, content_type: str) -> FormData:
     async def whole() -> AsyncGenerator[bytes, None]:
         yield data
+        # As the stream of a request ends; older Starlette waits for it.
+        yield b""
 
     headers = Headers({"content-type": content_type})
     if media_type_of(content_type) == MULTIPART:

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route
 
-from asgi_agents import AuditRecord, ConfigurationError
+from asgi_agents import AgentError, AuditRecord, ConfigurationError
 from asgi_agents.agents import OpenApiValidation
 from tests.support.asgi import App, Client
 from tests.unjudged.asking import ask, config, protect
@@ -224,6 +224,11 @@ def test_an_app_that_describes_itself_wrongly_is_never_judged_by_that(caplog: py
     app.openapi = lambda: {**describe(), "openapi": "3.0.2"}  # type: ignore[method-assign]
     with TestClient(guarded_app(app)) as client:
         assert client.get("/search").status_code == 503
+    asked = routes(FastAPI())
+    asked.openapi = app.openapi  # type: ignore[method-assign]
+    protect(asked, agents=[config(OpenApiValidation(asked), require_at_startup=True)])
+    with pytest.raises(AgentError, match="openapi is '3.0.2'"), TestClient(asked):
+        pytest.fail("it has started")
     assert "refused its configuration: OpenApiValidation: openapi is '3.0.2', expected '3.1.0' or later" in caplog.text
 
 

@@ -3,18 +3,20 @@
 import json
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import Body, FastAPI
 from fastapi.testclient import TestClient
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from asgi_agents import AuditRecord
+from asgi_agents import AuditRecord, EventType
 from asgi_agents.agents import OpenApiValidation, openapi_exchange, openapi_json
+from asgi_agents.serve import agent_app
 from tests.support.asgi import Client
 from tests.support.servers import serve
-from tests.unjudged.asking import PATIENCE, ask_again, config, protect
+from tests.unjudged.asking import PATIENCE, Session, ask_again, config, protect
 
 from .openapi_apps import guarded_app, routes
 
@@ -264,6 +266,81 @@ async def test_one_over_the_limit_is_too_large_or_passes_unjudged() -> None:
         client = Client("POST", "/everything", headers=[(b"content-type", b"application/json")], body=data)
         await ask_again(app, client)
         assert client.status == status
+
+
+class Named(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    by_alias: int = Field(alias="by-alias")
+    choice: int = Field(default=0, validation_alias=AliasChoices("one", "other"))
+    needed: int = Field(validation_alias=AliasChoices("first", "second"))
+
+
+STRICTER: dict[str, tuple[tuple[str, str, dict[str, Any]], int]] = {
+    "a number as text": (post({**GOOD, "number": "1"}), 422),
+    "a boolean as a number": (post({**GOOD, "number": True}), 422),
+    "a number as a boolean": (post({**GOOD, "flag": 1}), 422),
+    "a word as a boolean": (post({**GOOD, "flag": "yes"}), 422),
+    "a whole number": (post({**GOOD, "number": 1.0}), 200),
+    "a date as a number": (post({**GOOD, "day": 0}), 422),
+    "an item twice": (post({**GOOD, "tags": ["a", "a"]}), 422),
+    "name and alias": (post({"by-alias": 1, "other": 1, "first": 1}, "/named"), 200),
+    "a name with an alias": (post({"by_alias": 1, "first": 1}, "/named"), 422),
+    "another alias": (post({"by-alias": 1, "second": 1}, "/named"), 422),
+    "readings of text": (get("/search?i=%2B1&b=on&f=1.0"), 200),
+    "the last of two": (get("/search?i=x&i=1"), 422),
+    "not a number": (get("/search?f=nan"), 422),
+    "NaN": (post(b'{"text":"a","number":1,"ratio":NaN}'), 400),
+    "1e400": (post(b'{"text":"a","number":1,"ratio":1e400}'), 400),
+    "twice": (post(b'{"text":"b","text":"a","number":1}'), 400),
+    "a surrogate": (post(b'{"text":"a","number":1,"anything":"\\ud800"}'), 400),
+    "UTF-16": (post(json.dumps(GOOD).encode("utf-16")), 200),
+    "UTF-32": (post(json.dumps(GOOD).encode("utf-32")), 200),
+    "deep": (post(b'{"text":"a","number":1,"anything":' + b"[" * 210 + b"]" * 210 + b"}"), 400),
+    "text": (typed(b"x", "text/plain", "/text"), 415),
+}
+
+
+@pytest.mark.parametrize("name", STRICTER)
+def test_where_it_is_stricter_than_the_app(guarded: Guarded, name: str) -> None:
+    """The table of the page: the app alone takes all of them."""
+    (method, url, request), status = STRICTER[name]
+    for app, expected in ((routes(FastAPI()), 200), (guarded_app(routes(FastAPI())), status)):
+
+        @app.post("/named")
+        async def named(body: Named) -> str:
+            return "ok"
+
+        @app.post("/text")
+        async def text(body: Annotated[str, Body()]) -> str:
+            return "ok"
+
+        with TestClient(app) as client:
+            assert client.request(method, url, **request).status_code == expected
+
+
+async def test_an_agent_that_is_served_sees_events_alone() -> None:
+    source = routes(FastAPI())
+    agent = OpenApiValidation(source)
+    with serve(agent_app(agent)) as url:
+        app = routes(FastAPI())
+        protect(app, agents=[config(url, "openapi", events=agent.events - {EventType.CONFIGURE})])
+        for method, path, data, status in (
+            ("POST", "/everything", json.dumps(GOOD).encode(), 200),
+            ("POST", "/everything", b"{}", 422),
+            ("GET", "/paths/0/x", b"", 422),
+        ):
+            headers = [(b"content-type", b"application/json")]
+            client = Client(method, path, headers=headers, body=data)
+            await ask_again(app, client)
+            assert client.status == status
+        handshake = [(b"sec-websocket-version", b"13")]
+        session = Session(path="/words/ws", headers=handshake)
+        await session.call(app)
+        assert session.texts == ["hello"]
+        client = Client("GET", "/words/x", headers=handshake)
+        await ask_again(app, client)
+        assert client.status == 422
 
 
 def test_reports_let_pass_and_say_the_same() -> None:
