@@ -3,13 +3,11 @@
 import json
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from ..errors import ConfigurationError
 from ..messages.naming import named
 from ..protocol import AgentResponse, AuditMetadata, RequestHeadersEvent
-
-Action = Literal["block", "report", "off"]
 
 _ACTIONS: Final = ("block", "report", "off")
 _UNDOCUMENTED: Final = ("pass", "block")

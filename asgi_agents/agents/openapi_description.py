@@ -1,6 +1,7 @@
 """The descriptions that an agent judges by, and the operations in them."""
 
 from collections.abc import Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -72,7 +73,7 @@ def is_app(source: object) -> bool:
 
 def check_source(source: object) -> None:
     """Raise :class:`ConfigurationError` for what can't be a description."""
-    if not is_app(source) and not isinstance(source, str | Path | Mapping):
+    if not is_app(source) and not isinstance(source, str | PathLike | Mapping):
         raise ConfigurationError(
             f"OpenApiValidation: source is {named(source)}, expected a FastAPI app, an OpenAPI description or a path"
         )

@@ -14,7 +14,7 @@ from .openapi_description import Target
 from .openapi_document import ApiDocument
 from .openapi_forms import form_violations
 from .openapi_json import json_violations
-from .openapi_operation import Media, Response
+from .openapi_operation import DescribedResponse, Media
 
 Judge = Callable[[bytes], list[Violation]]
 
@@ -117,7 +117,7 @@ def _body_of(media: Media, document: ApiDocument, content_type: str) -> JudgedBo
     return JudgedBody(lambda data: form_violations(document, schema, data, content_type))
 
 
-def _body_of_response(response: Response, event: ResponseHeadersEvent) -> JudgedBody | None:
+def _body_of_response(response: DescribedResponse, event: ResponseHeadersEvent) -> JudgedBody | None:
     media = response.media(event.header("content-type"))
     if media is None or media.kind != "json":
         return None

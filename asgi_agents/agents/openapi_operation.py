@@ -81,7 +81,7 @@ class Operation:
         return [violation for violation in found if violation is not None][:MOST]
 
 
-class Response:
+class DescribedResponse:
     """What the description says of the responses of one status."""
 
     def __init__(self, document: ApiDocument, pointer: str) -> None:
@@ -123,6 +123,8 @@ def _media(document: ApiDocument, pointer: str, media_type: str) -> Media:
     return Media("form" if judged else "other", schema if judged else None)
 
 
-def _responses(document: ApiDocument, pointer: str, node: Mapping[str, Any]) -> Mapping[str, Response]:
+def _responses(document: ApiDocument, pointer: str, node: Mapping[str, Any]) -> Mapping[str, DescribedResponse]:
     where = below(pointer, "responses")
-    return {str(status).upper(): Response(document, below(where, status)) for status in node.get("responses", {})}
+    return {
+        str(status).upper(): DescribedResponse(document, below(where, status)) for status in node.get("responses", {})
+    }

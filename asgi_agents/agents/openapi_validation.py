@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from anyio import to_thread
@@ -26,7 +26,6 @@ from .openapi_answers import (
     PASSED,
     SKIP,
     UNDOCUMENTED,
-    Action,
     announces_body,
     check_actions,
     refusal,
@@ -66,10 +65,10 @@ class OpenApiValidation(Agent):
 
     def __init__(
         self,
-        source: Any | Mapping[str, Any] | str | Path,
+        source: Any | Mapping[str, Any] | str | PathLike[str],
         *,
-        requests: Action = "block",
-        responses: Action = "off",
+        requests: Literal["block", "report", "off"] = "block",
+        responses: Literal["block", "report", "off"] = "off",
         undocumented: Literal["pass", "block"] = "pass",
         root_path: str | None = None,
         threads: int = 4,
