@@ -45,8 +45,9 @@ class Description:
                 document = ApiDocument(root)
                 self._paths = TemplatePaths(document.root.get("paths", {}), root_path)
                 self._add(None, document)
-        except RecursionError:
-            raise ConfigurationError("OpenApiValidation: the description refers to itself without end") from None
+        except (AttributeError, KeyError, TypeError, RecursionError) as exc:
+            # What is no schema has none that it could be held to.
+            raise ConfigurationError("OpenApiValidation: the description is not made as OpenAPI says") from exc
 
     def find(self, event: RequestHeadersEvent) -> Target | None:
         """What a request is for; None: the app answers it itself, with 404, 405, a redirect or its own pages."""

@@ -43,7 +43,11 @@ class ApiDocument:
 
     def is_valid(self, pointer: str, value: Any) -> bool:
         """Whether a value conforms to a schema. The time is linear in the size of the value."""
-        return self.prepare(pointer).is_valid(value)
+        try:
+            return self.prepare(pointer).is_valid(value)
+        except UnicodeEncodeError:
+            # Half of a surrogate pair, which is no text: some encodings of multipart forms have it.
+            return False
 
     def prepare(self, pointer: str) -> jsonschema_rs.Draft202012Validator:
         """Compile a schema.

@@ -62,17 +62,17 @@ class JudgedBody:
 class JudgedExchange:
     """:param target: None: neither the request nor its response is described."""
 
-    def __init__(self, target: Target | None, event: RequestHeadersEvent) -> None:
+    def __init__(self, target: Target | None, method: str) -> None:
         self._operation = None if target is None else target.operation
         self._values = {} if target is None else target.values
-        self._event = event
+        self._method = method
         #: None: it is not judged.
         self.request: JudgedBody | None = None
         self.response: JudgedBody | None = None
 
-    def request_head(self) -> tuple[list[Violation], list[Violation]]:
+    def request_head(self, event: RequestHeadersEvent) -> tuple[list[Violation], list[Violation]]:
         """What is wrong, and what is if no body comes. Chooses what judges the body."""
-        operation, event = self._operation, self._event
+        operation = self._operation
         if operation is None:
             return [], []
         found = operation.head(event, self._values)
@@ -103,7 +103,7 @@ class JudgedExchange:
             if status[0] != "2":
                 return []
             return [Violation("response_status", "", "undocumented", f"{self._operation.pointer}/responses")]
-        bare = self._event.method == "HEAD" or event.status in _NO_BODY or event.header("content-length") == "0"
+        bare = self._method == "HEAD" or event.status in _NO_BODY or event.header("content-length") == "0"
         self.response = None if bare else _body_of_response(response, event)
         return response.head(event, has_body=not bare)
 

@@ -1,7 +1,7 @@
 """One operation of a description: what its requests may be, and its responses."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 from starlette.requests import cookie_parser
@@ -14,6 +14,12 @@ from .openapi_forms import FORM, MULTIPART, has_files
 from .openapi_json import JSON, is_json, media_type_of
 from .openapi_parameters import Parameter, headers_of, judge, parameters_of, schema_of
 from .openapi_values import MOST
+
+#: FastAPI gives it to every route. Apps answer such requests in their own ways, and describe nothing of it.
+_OF_FASTAPI: Final = {
+    "description": "Validation Error",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}},
+}
 
 
 class Media(NamedTuple):
@@ -126,5 +132,7 @@ def _media(document: ApiDocument, pointer: str, media_type: str) -> Media:
 def _responses(document: ApiDocument, pointer: str, node: Mapping[str, Any]) -> Mapping[str, DescribedResponse]:
     where = below(pointer, "responses")
     return {
-        str(status).upper(): DescribedResponse(document, below(where, status)) for status in node.get("responses", {})
+        str(status).upper(): DescribedResponse(document, below(where, status))
+        for status, response in node.get("responses", {}).items()
+        if response != _OF_FASTAPI
     }

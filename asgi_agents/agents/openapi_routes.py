@@ -56,7 +56,7 @@ class DescribedRoutes:
 
     def _root_path_of(self, connection: object) -> str:
         if self._root_path is not None:
-            return self._root_path
+            return self._root_path.rstrip("/")
         own = connection.root_path if isinstance(connection, ExchangeState) else ""
         return own or str(attribute(self._app, "root_path") or "")
 

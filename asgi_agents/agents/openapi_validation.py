@@ -109,14 +109,16 @@ class OpenApiValidation(Agent):
     async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse | None:
         description = self._description or await self._described()
         target = description.find(event)
-        exchange = self._open[event.correlation_id] = self._exchange(target, event)
-        while len(self._open) > MAX_EXCHANGES:
-            self._open.popitem(last=False)
+        exchange = self._exchange(target, event.method)
+        found, without_body = ([], []) if self._requests == "off" else exchange.request_head(event)
+        if self._responses != "off" or exchange.request is not None:
+            self._open[event.correlation_id] = exchange
+            while len(self._open) > MAX_EXCHANGES:
+                self._open.popitem(last=False)
         if self._requests == "off":
             return None
         if target is not None and target.operation is None:
             return refusal([UNDOCUMENTED], self._requests) if self._undocumented == "block" else PASSED
-        found, without_body = exchange.request_head()
         skip = exchange.request is None
         if found:
             return refusal(found, self._requests, skip_body=skip)

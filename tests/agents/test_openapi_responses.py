@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
@@ -62,6 +63,10 @@ def shop() -> FastAPI:
                 yield b"x" * 100_000
 
         return StreamingResponse(pieces(), media_type="text/plain")
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, exc: RequestValidationError) -> Response:
+        return JSONResponse({"detail": {"not": "as FastAPI says it"}}, 422)
 
     @app.get("/hidden", include_in_schema=False)
     async def hidden() -> str:
