@@ -46,7 +46,7 @@ def _read_json(data: bytes) -> Any:
     try:
         text = data.decode(json.detect_encoding(data))
         _check_depth(text)
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        value = _DECODER.decode(text)
     except _Unreadable:
         raise
     except (ValueError, RecursionError):
@@ -81,3 +81,6 @@ def _finite(text: str) -> float:
     if number in (float("inf"), float("-inf")):
         raise _Unreadable("number_too_large")
     return number
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
