@@ -96,13 +96,11 @@ def _leaf(app: Any, scope: Scope) -> _Leaf | None:
             return None
     if not isinstance(route, Mount | Host):
         own = context is None or context.starlette_route is not None
-        return _Leaf(app, route if own else context, child_scope["path_params"])
+        return _Leaf(app, route if own else context, child_scope.get("path_params", {}))
     scope.update(child_scope)
-    inner = described_app(route.app)
-    if inner is None:
-        return _Leaf(app)
-    if inner.root_path:
-        scope["root_path"] = inner.root_path
+    inner = described_app(route.app) or route.app
+    if root_path := attribute(inner, "root_path"):
+        scope["root_path"] = root_path
     return _leaf(inner, scope)
 
 
@@ -114,21 +112,24 @@ def described_app(app: object) -> Any:
     return None
 
 
-def described_within(app: Any) -> Iterator[Any]:
-    """The app and the FastAPI apps that are mounted in it, each once."""
-    seen: list[Any] = []
-    todo: list[Any] = [app]
+def described_within(app: object) -> Iterator[Any]:
+    """The FastAPI apps that an app is, or that are mounted in it, each once."""
+    seen: list[object] = []
+    todo = [app]
     while todo:
-        one = todo.pop()
+        outer = todo.pop()
+        one = described_app(outer) or outer
         if any(one is other for other in seen):
             continue
         seen.append(one)
-        yield one
+        if described_app(one) is one:
+            yield one
         router = router_of(one)[0]
-        for route in _flat(router.routes if router is not None else ()):
-            inner = described_app(route.app) if isinstance(route, Mount | Host) else None
-            if inner is not None:
-                todo.append(inner)
+        todo += [route.app for route in _flat(router.routes if router is not None else ()) if _mounts(route)]
+
+
+def _mounts(route: object) -> bool:
+    return isinstance(route, Mount | Host)
 
 
 def _flat(routes: Sequence[Any]) -> Iterator[Any]:
@@ -141,5 +142,5 @@ def _flat(routes: Sequence[Any]) -> Iterator[Any]:
 
 def _is_of_fastapi(app: Any, path: object) -> bool:
     """Whether it is the description itself, or a page that shows it."""
-    own = (app.openapi_url, app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url)
-    return path is not None and path in own
+    own = ("openapi_url", "docs_url", "redoc_url", "swagger_ui_oauth2_redirect_url")
+    return path is not None and any(attribute(app, name) == path for name in own)

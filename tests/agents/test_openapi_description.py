@@ -302,9 +302,11 @@ def test_routers_and_apps_within_are_judged_by_their_own_descriptions() -> None:
     app.mount("/wrapped", CORSMiddleware(small(), allow_origins=["*"]))
     app.mount("/plain", Starlette(routes=[Route("/x", lambda request: PlainTextResponse("x"))]))
     app.router.routes.append(Host("other.example", app=small()))
+    rooted = small()
+    rooted.root_path = "/elsewhere"
+    app.mount("/rooted", rooted)
+    app.mount("/deeper", Starlette(routes=[Mount("/still", app=small())]))
     guarded_app(app)
-    within = small()
-    app.mount("/deeper", Starlette(routes=[Mount("/still", app=within)]))
     with TestClient(app) as client:
         for url, status in (
             ("/n/1", 200),
@@ -319,6 +321,8 @@ def test_routers_and_apps_within_are_judged_by_their_own_descriptions() -> None:
             assert response.status_code == status, url
             assert (response.headers["content-type"] == PROBLEM) == (status == 422), url
         assert client.get("/plain/x").text == "x"
+        assert client.get("/rooted/n/0").status_code == 404, "with such a root path the app finds nothing there"
+        assert client.get("/deeper/still/n/0").headers["content-type"] == PROBLEM
         assert client.get("/sub/openapi.json").status_code == 200
         assert client.get("/n/0", headers={"host": "other.example"}).headers["content-type"] == PROBLEM
 
