@@ -24,7 +24,6 @@ from ..protocol import (
 from .openapi_answers import (
     HOLD,
     PASSED,
-    SKIP,
     UNDOCUMENTED,
     announces_body,
     check_actions,
@@ -119,12 +118,9 @@ class OpenApiValidation(Agent):
             return None
         if target is not None and target.operation is None:
             return refusal([UNDOCUMENTED], self._requests) if self._undocumented == "block" else PASSED
-        skip = exchange.request is None
-        if found:
-            return refusal(found, self._requests, skip_body=skip)
-        if without_body:
+        if without_body and not found:
             return refusal_without_body(without_body, self._requests, announced=announces_body(event))
-        return SKIP if skip else None
+        return refusal(found, self._requests, skip_body=exchange.request is None)
 
     async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse | None:
         body = self._open[event.correlation_id].request
