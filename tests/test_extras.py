@@ -35,6 +35,7 @@ _RAY: Final = "from asgi_agents.transports.ray_serve import RayTransport\nRayTra
 NEEDING: Final = (
     Needing("jwt", "JwtAuth", "agents.JwtAuth('https://id.example/jwks', issuer='a', audience='b')", ("joserfc",)),
     Needing("modsecurity", "ModSecurity", "agents.ModSecurity(text='# none')", ("libmodsecurity",)),
+    Needing("openapi", "OpenApiValidation", "agents.OpenApiValidation('x')", ("jsonschema_rs", "python_multipart")),
     Needing("presidio", "Presidio", "agents.Presidio()", ("presidio_analyzer",)),
     Needing("ratelimit", "RateLimit", "agents.RateLimit('1/minute')", ("limits",)),
     Needing("secrets", "Secrets", "agents.Secrets()", ("detect_secrets",)),

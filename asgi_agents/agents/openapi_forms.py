@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Final, TypeVar
 
+import python_multipart  # noqa: F401 - by which Starlette reads forms
 from starlette.datastructures import FormData, Headers
 from starlette.formparsers import FormParser, MultiPartParser
 

@@ -9,6 +9,7 @@ from anyio import to_thread
 
 from ..agent import Agent
 from ..errors import BadInput, ConfigurationError
+from ..imports.extras import from_extra
 from ..messages.naming import named
 from ..policy import require_int
 from ..protocol import (
@@ -31,7 +32,6 @@ from .openapi_answers import (
     refusal_of_response,
     refusal_without_body,
 )
-from .settings import missing_extra
 
 if TYPE_CHECKING:
     from .openapi_description import Description
@@ -72,10 +72,8 @@ class OpenApiValidation(Agent):
         root_path: str | None = None,
         threads: int = 4,
     ) -> None:
-        try:
+        with from_extra("OpenApiValidation", "openapi", ConfigurationError):
             from . import openapi_description, openapi_exchange
-        except ImportError as exc:
-            raise missing_extra("OpenApiValidation", "openapi") from exc
         check_actions(requests, responses, undocumented)
         if root_path is not None and not isinstance(root_path, str):
             raise ConfigurationError(f"OpenApiValidation: root_path={named(root_path)}, expected such as '/api'")
