@@ -110,7 +110,8 @@ class GrpcPool(AgentPool):
 class _AgentProtocol:
     """A :class:`~.transport.GrpcProtocol`."""
 
-    carries = CARRIED
+    # A configuration goes out in the handshake.
+    carries = CARRIED | {EventType.CONFIGURE}
     learns_events = True
     events: frozenset[EventType] | None = None
     several = True

@@ -16,7 +16,7 @@ def test_a_url_is_a_transport() -> None:
     for url in ("grpc://waf:9000", "grpc+unix:///run/waf.sock", ["grpc://a:1", "grpc://b:1"]):
         transport: Any = AgentConfig("waf", url).resolved_transport
         assert isinstance(transport, GrpcTransport)
-        assert (transport.kind, transport.remote, transport.carries) == ("grpc", True, CARRIED)
+        assert (transport.kind, transport.remote, transport.carries) == ("grpc", True, CARRIED | {EventType.CONFIGURE})
     assert repr(transport) == "<GrpcTransport grpc://a:1 grpc://b:1>"
 
 
