@@ -1,9 +1,10 @@
 """A cluster of Ray's on this machine, with Serve's proxies, and apps whose agents are on it. Imports Ray."""
 
 import os
+import random
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Nodes:
     """A cluster whose first node has Serve's controller, and room for nothing else."""
 
     def __init__(self, directory: Path, others: int = 2) -> None:
-        self.http_port, self.grpc_port = _free_port(), _free_port()
+        self.http_port, self.grpc_port = _free_ports(2)
         #: What a test has deployed, for those that would deploy the same.
         self.deployed: object = None
         self.cancelled = directory / "cancelled"
@@ -69,10 +70,16 @@ def running(directory: Path, others: int = 2) -> Iterator[Nodes]:
         os.environ.update(before)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on. The system gives none of these to whoever asks for any, as Ray's processes do."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", port))  # noqa: S104 - Serve's gRPC proxy listens there
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no port is free")
 
 
 async def answer(request: Request) -> Response:
