@@ -59,14 +59,13 @@ def checked_metadata(where: str, given: object) -> SentMetadata:
 class GrpcSettings(PoolSettings, frozen=True, kw_only=True):
     """What a :class:`~asgi_agents.GrpcTransport` was made with. ``tls``: None for connections that aren't encrypted."""
 
-    metadata: SentMetadata
-
     tls: PemFiles | None
     keepalive: float | None
     max_event_bytes: int
     max_answer_bytes: int
     scheme: str | None = None
     body_mode: BodySendMode = "streamed"
+    metadata: SentMetadata = SentMetadata()
 
     @property
     def encrypted(self) -> bool:

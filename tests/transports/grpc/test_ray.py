@@ -28,6 +28,7 @@ from asgi_agents.serve import serve_grpc
 from asgi_agents.serve.grpc.service import GrpcService, StatusError
 from asgi_agents.transports.grpc.ray import SERVICE, as_metadata
 from asgi_agents.transports.ray_client import RayQuestion, RayReply
+from tests.transports.stream.pools import until
 from tests.transports.test_forward_auth import head
 
 
@@ -115,11 +116,9 @@ async def test_a_call_that_is_cancelled_is_cancelled_there() -> None:
         await client.connect()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client.call, head())
-            while len(deployment.metadata) < 2:
-                await anyio.sleep(0.01)
+            await until(lambda: len(deployment.metadata) == 2)
             tasks.cancel_scope.cancel()
-        while not deployment.cancelled:
-            await anyio.sleep(0.01)
+        await until(lambda: deployment.cancelled == 1)
 
 
 async def test_a_longer_event_is_not_sent() -> None:
