@@ -75,7 +75,7 @@ def _free_ports(count: int) -> list[int]:
     found: list[int] = []
     for port in random.sample(range(20_000, 32_000), 1000):
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("0.0.0.0", port))  # noqa: S104 - Serve's gRPC proxy listens there
+            probe.bind(("0.0.0.0", port))  # Serve's gRPC proxy listens there
             found.append(port)
         if len(found) == count:
             return found

@@ -143,7 +143,7 @@ def test_what_is_meant_for_another_application_is_refused(nodes: Nodes, protocol
 def test_an_application_that_is_not_there_is_told(nodes: Nodes) -> None:
     async def connect() -> None:
         client = transport(nodes, application="nobody").bind("guard")
-        with pytest.raises(AgentConnectionError, match="^Ray Serve has no such application with a route$"):
+        with pytest.raises(AgentConnectionError, match=r"^Ray Serve has no such application with a route$"):
             await client.connect()
         await client.aclose()
 
@@ -196,7 +196,7 @@ def test_an_update_loses_no_call(nodes: Nodes) -> None:
             await app.manager.shutdown()
 
     anyio.run(run)
-    assert {protocol: set(found) for protocol, found in statuses.items()} == dict.fromkeys(SPOKEN, {200})
+    assert {protocol: set(found) for protocol, found in statuses.items()} == {key: {200} for key in SPOKEN}
 
 
 # Who may configure it
@@ -246,7 +246,7 @@ def test_a_configuration_that_is_pushed_is_refused(nodes: Nodes) -> None:
     async def push() -> None:
         client = transport(nodes).bind("guard")
         await client.connect()
-        with pytest.raises(AgentError, match="^it refused its configuration: it is configured where it is served"):
+        with pytest.raises(AgentError, match=r"^it refused its configuration: it is configured where it is served"):
             await client.push_config({"paths": ["/mine"]})
         await client.aclose()
 
