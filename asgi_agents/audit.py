@@ -183,6 +183,13 @@ class Auditor:
         self._redact = redact
         self._complaints = Throttle()
 
+    @classmethod
+    def none(cls, **settings: Any) -> "Auditor":
+        """One that records nothing, whatever the log takes."""
+        made = cls(**settings)
+        made.wanted = bool
+        return made
+
     def begin(self, scope: Scope, state: ExchangeState) -> "Audit":
         """What collects the record of a connection that begins."""
         return Audit(self, scope, state)

@@ -106,6 +106,9 @@ class AgentMiddleware(AsksAgents):
     Raises :class:`ConfigurationError` for what can't work.
     """
 
+    #: Other ways to guard an exchange have records of their own.
+    _make_auditor: Callable[..., Auditor] = Auditor
+
     def __init__(
         self,
         app: ASGIApp,
@@ -163,7 +166,7 @@ class AgentMiddleware(AsksAgents):
             )
         exposed_as = self._correlation_header or CORRELATION_HEADER
         self._exposed_as = exposed_as.encode() if expose_correlation_id else None
-        self._auditor = Auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
+        self._auditor = self._make_auditor(headers=audit_headers, hook=on_audit, redact=audit_redact)
         self._alias = checked_alias(state_key)
         self._registry = registry_of(manager)
         # The agents of a manager that was given may be on the routes of another middleware.

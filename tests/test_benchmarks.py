@@ -17,13 +17,13 @@ from tests.benchmarks.fleet import ROOT
 from tests.benchmarks.handwritten import InProcess
 from tests.benchmarks.load import Job, Measurement, percentiles
 from tests.benchmarks.loader import in_rounds
-from tests.benchmarks.parts import PARTS, direct, growth, guardrails
+from tests.benchmarks.parts import PARTS, direct, envoy, growth, guardrails, ray
 from tests.benchmarks.parts.server import requests_table
 from tests.benchmarks.plan import QUICK
 from tests.benchmarks.ratios import Spread, added, added_over, fastest, over, spread
 from tests.benchmarks.turns import take_turns
 from tests.benchmarks.variant import Peer, Variant
-from tests.benchmarks.variants import REQUESTS, UPLOADS, VARIANTS, WEBSOCKETS
+from tests.benchmarks.variants import RAYS, REQUESTS, UPLOADS, VARIANTS, WEBSOCKETS
 from tests.benchmarks.waiting import Passage
 
 # It runs parts of the benchmark.
@@ -152,6 +152,7 @@ def test_every_target_is_of_a_figure_that_is_measured() -> None:
     known |= {"server.http.over-httpx", "server.http.over-aiohttp", "server.grpc.over-unix-json"}
     known |= {"server.in-process.over-by-hand", "server.unix-json.over-by-hand", "server.upload.cpu"}
     known |= {"server.upload.time", "server.websocket.added-per-message"}
+    known |= set(envoy.processor_figures([measurement(1, 0.1, 0.1, 0.1)], [measurement(1, 0.1, 0.1, 0.1)]))
     known |= {"envoy.unix-json.over-ext-authz", "envoy.http.over-ext-authz", "growth.websocket-memory.added.5000"}
     known |= set(growth.figures(growth.agents_curve([rounds] * 7)))
     known |= set(growth.figures(growth.routes_curve([rounds] * 7, [rounds] * 7)))
@@ -345,6 +346,25 @@ def test_rows_of_envoy_need_the_extra() -> None:
     assert len(part) == 6
     if find_spec("envoy") is None:
         assert not any(variant.available for variant in part)
+
+
+def test_a_served_processor_is_compared_by_its_rate_and_by_the_cpu_of_its_fastest_rounds() -> None:
+    # CPU of Envoy, of the app, of the processor, of the load.
+    bare = [measurement(1000 + number, 1.0, 1.0, 0.5, 1.0) for number in range(10)]
+    served = [measurement(500, 1.0, 1.0, 0.5 if number else 0.4, 1.0) for number in range(10)]
+    figures = envoy.processor_figures(bare, served)
+    assert figures["envoy.served-ext-proc.over-bare"][0] == pytest.approx(0.5)
+    assert figures["envoy.served-ext-proc.cpu"] == pytest.approx((0.5 / 1009 / (0.4 / 500),))
+    untold = [measurement(1000, 1.0, 1.0, None, 1.0)]
+    assert set(envoy.processor_figures(untold, untold)) == {"envoy.served-ext-proc.over-bare"}
+
+
+def test_where_ray_is_missing_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = tuple(replace(variant, needs=("ray_that_is_missing",)) for variant in RAYS)
+    monkeypatch.setattr(ray, "RAYS", missing)
+    part = PARTS["ray"](SMOKE, lambda line: None)
+    assert part.figures == {}
+    assert "by its handle: needs the modules ray_that_is_missing, of the `ray` extra" in report.text(part)
 
 
 def test_the_cost_of_telemetry_is_told_as_a_share() -> None:

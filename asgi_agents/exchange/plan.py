@@ -5,10 +5,9 @@ outcome is the same:
 
 - An exchange, an inbound and a response inspection. They carry out what is decided, and a plain allow decides nothing.
   Where an agent has answered anything else, or has failed, an exchange is given the decision, as on the general way.
-- Spans, the audit record, a correlation id in the response, headers that are cleaned, another middleware's context, an
-  id that the client has given, a target that is refused. Where there is any of these, :meth:`HeadPlan.serve` does
-  nothing, and the general way begins. What decides that is looked up anew for each request, because all of it can
-  change while an app runs.
+- Spans, the audit record, a correlation id in the response, headers that are cleaned, another middleware's context, a
+  target that is refused. Where there is any of these, :meth:`HeadPlan.serve` does nothing, and the general way begins.
+  What decides that is looked up anew for each request, because all of it can change while an app runs.
 - Merging verdicts, which for plain allows gives a plain allow.
 
 Whether an agent can be called, and how, is the guard's business here as anywhere: breaker, limit, deadline and counts
@@ -26,7 +25,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.resolved_route import ResolvedRoute
 from ..observability.correlation import live_ids, reset_current, set_current
 from ..observability.trace_context import current_context
-from ..protocol import ALLOW, Headers
+from ..protocol import ALLOW, Headers, RequestHeadersEvent
 from ..protocol.target import NoPathError
 from ..registry import AgentRegistry
 from .attendance import Attendance
@@ -38,6 +37,18 @@ from .state import ExchangeState
 
 #: The general way: with the resolved route, a scope, and the two channels.
 General = Callable[[ResolvedRoute, Scope, Receive, Send], Awaitable[Any]]
+
+
+def named_head_event(state: ExchangeState, scope: Scope) -> RequestHeadersEvent:
+    """The event of a request for which the client has given an id. The id is reserved, unless this raises."""
+    header = state.correlation_header
+    try:
+        event = request_headers_event(scope, state.find_name(), state.route, headers=state.headers, name=header)
+    except BaseException:
+        state.close()
+        raise
+    state.note_request_id(event.metadata.request_id)
+    return event
 
 
 class HeadPlan:
@@ -63,6 +74,7 @@ class HeadPlan:
         self._tracing = registry.telemetry.tracing
         self._general = general
         self._alias = alias
+        self._correlation_name = correlation_header
         self._correlation_header = correlation_header.encode()
         self._audited = audited
         self._renderers = renderers
@@ -86,16 +98,23 @@ class HeadPlan:
             return await self._general(resolved_route, scope, receive, send)
         headers = Headers.of_request(raw, whole=not resolved_route.headers_in_process_only)
         assert headers.firsts is not None
-        if headers.cookies_joined or self._correlation_header in headers.firsts:
+        if headers.cookies_joined:
             return await self._general(resolved_route, scope, receive, send)
         route = resolved_route.route
         try:
-            event = request_headers_event(scope, None, route, headers=headers, name="")
+            if self._correlation_header in headers.firsts:
+                state = ExchangeState(
+                    self._registry, resolved_route, None, route, self._correlation_name, headers, INVALID_SPAN
+                )
+                # Proxies name each request.
+                event = named_head_event(state, scope)
+            else:
+                event = request_headers_event(scope, None, route, headers=headers, name="")
+                name = event.metadata.correlation_id
+                state = ExchangeState(self._registry, resolved_route, name, route, "", headers, INVALID_SPAN)
+                live_ids.add(name)
         except NoPathError:
             return await self._general(resolved_route, scope, receive, send)
-        name = event.metadata.correlation_id
-        state = ExchangeState(self._registry, resolved_route, name, route, "", headers, INVALID_SPAN)
-        live_ids.add(name)
         known[STATE_KEY] = context = AgentContext(state)
         if alias is not None:
             known[alias] = context

@@ -4,6 +4,6 @@
 """
 
 from .batching import Batching
-from .deployment import agent_deployment
+from .deployment import SERVICER_FUNCTION, agent_deployment
 
-__all__ = ["Batching", "agent_deployment"]
+__all__ = ["SERVICER_FUNCTION", "Batching", "agent_deployment"]

@@ -14,7 +14,7 @@ from ..terminal.arguments import seconds, whole
 from ..terminal.loading import MistakeError, find_agent, find_from_here
 from ..transports.ray_serve import require_ray
 from .batching import Batching
-from .deployment import agent_deployment
+from .deployment import SERVICER_FUNCTION, agent_deployment
 
 _MISTAKE: Final = 2
 
@@ -50,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--route", metavar="/PREFIX", help="serve it over HTTP too, through Serve's proxy")
     parser.add_argument(
+        "--grpc",
+        type=whole,
+        metavar="PORT",
+        help="serve it over gRPC too, through Serve's proxy, which listens on all addresses; needs --route",
+    )
+    parser.add_argument("--envoy", action="store_true", help="let Envoy ask it, by way of --grpc")
+    parser.add_argument(
         "--working-dir",
         metavar="DIR",
         help="hand this directory to the replicas, where their machines don't have the module; all files in it",
@@ -64,12 +71,15 @@ def _deploy(options: argparse.Namespace) -> None:
     agent = find_agent(options.agent)
     if isinstance(agent, Agent):
         raise MistakeError(f"{options.agent!r} is an Agent, expected what makes one, for each replica: its class")
+    if options.grpc is not None and options.route is None:
+        raise MistakeError("--grpc needs --route: Serve's proxies know applications that have a route, and no others")
     application = agent_deployment(
         agent,  # type: ignore[arg-type]
         name=options.name,
         config=None if options.config is None else _json(options.config),
         max_ongoing_requests=options.max_ongoing_requests,
         batching=None if options.batch is None else Batching(max_size=options.batch, wait=options.batch_wait),
+        envoy=options.envoy,
         **_replicas(options.replicas),
     )
     import ray
@@ -88,6 +98,8 @@ def _deploy(options: argparse.Namespace) -> None:
     except ConnectionError as exc:
         raise MistakeError(f"--address: no Ray cluster at {options.address!r}; --address local starts one") from exc
     try:
+        if options.grpc is not None:
+            _start_proxy(options.grpc)
         try:
             serve.run(application, name=options.app, route_prefix=options.route)
         except RuntimeError as exc:
@@ -99,6 +111,21 @@ def _deploy(options: argparse.Namespace) -> None:
             serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _start_proxy(port: int) -> None:
+    """Have Serve listen for gRPC. It takes options when it starts, and never again."""
+    import ray
+    from ray import serve
+
+    serve.start(grpc_options={"port": port, "grpc_servicer_functions": [SERVICER_FUNCTION]})
+    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    found = ray.get(controller.get_grpc_config.remote())
+    if SERVICER_FUNCTION not in found.grpc_servicer_functions or found.port != port:
+        raise MistakeError(
+            "--grpc: Serve runs there already, with other gRPC options. It takes them when it starts: serve start "
+            f"--grpc-port {port} --grpc-servicer-functions {SERVICER_FUNCTION}"
+        )
 
 
 def _json(given: str) -> Any:

@@ -1,7 +1,7 @@
 """One replica of a deployment: the agent itself, and what it is asked through handles and HTTP."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Final
@@ -17,6 +17,7 @@ from ..protocol import (
     AgentResponse,
     ConfigureEvent,
     Encoding,
+    EventType,
     decode_answer,
     decode_event,
     encode_answer,
@@ -24,10 +25,12 @@ from ..protocol import (
 )
 from ..protocol.codec import decode_value, encode_value
 from ..serve import agent_app
-from ..serve.hooks import Hooks, NoAnswer, require_agent
+from ..serve.grpc.service import StatusError
+from ..serve.hooks import NOT_CONFIGURABLE, Hooks, NoAnswer, require_agent
 from ..serve.stream import capabilities_of
-from ..transports.ray_serve import RayQuestion, RayReply, config_id_of
+from ..transports.ray_client import RayQuestion, RayReply, config_id_of
 from .batching import Batching, batched
+from .proxied import NOT_FOR_ENVOY, Encoded, EnvoyMethods, InputStream, answer_stream, answer_unary
 
 logger: Final = logging.getLogger("asgi_agents.ray")
 
@@ -40,9 +43,12 @@ class AgentReplica:
     :param make: makes the agent.
     :param batching: how inspections are collected, if they are.
     :param max_ongoing_requests: how many calls Ray has it do at a time.
+    :param envoy: whether Envoy may ask it.
     """
 
-    def __init__(self, make: Callable[[], object], batching: Batching | None, max_ongoing_requests: int) -> None:
+    def __init__(
+        self, make: Callable[[], object], batching: Batching | None, max_ongoing_requests: int, envoy: bool = False
+    ) -> None:
         agent = make()
         require_agent("agent_deployment", agent)
         assert isinstance(agent, Agent)
@@ -51,7 +57,9 @@ class AgentReplica:
         if batching is not None:
             batched(agent, batching)
         self._hooks = Hooks(agent)
-        self._app = agent_app(agent, max_event_bytes=MAX_EVENT_BYTES)
+        # A configuration that comes from outside of the cluster would reach one replica only, and from anybody.
+        self._app = agent_app(agent, max_event_bytes=MAX_EVENT_BYTES, configurable=False)
+        self._envoy = EnvoyMethods(agent, max_ongoing_requests) if envoy else None
         self._capabilities = capabilities_of(self._hooks, max_ongoing_requests, MAX_EVENT_BYTES)
         about = encode_value(self._capabilities, Encoding.MSGPACK, "capabilities")
         self._version = blake2b(about, digest_size=8).hexdigest()
@@ -75,13 +83,42 @@ class AgentReplica:
             await self._health()
 
     async def ask(self, data: bytes) -> bytes:
-        """What :class:`~asgi_agents.transports.ray_serve.RayClient` calls."""
+        """What :class:`~asgi_agents.transports.ray_client.RayClient` calls by the deployment's handle."""
         question: RayQuestion = decode_value(RayQuestion, data, Encoding.MSGPACK, at="question")
         return encode_value(await self._reply(question), Encoding.MSGPACK, "reply")
 
     async def __call__(self, request: Request) -> Response:
         """An event over HTTP, through Serve's proxy."""
         return _Delegated(self._app)
+
+    # What Serve's gRPC proxy calls; see `services`.
+
+    async def Ask(self, data: bytes, grpc_context: Any) -> Encoded:  # noqa: N802 - the name of gRPC's method
+        """The same, from outside of the cluster."""
+        return await answer_unary(self._ask_from_outside, data, grpc_context)
+
+    async def Check(self, message: bytes, grpc_context: Any) -> Encoded:  # noqa: N802
+        """``envoy.service.auth.v3.Authorization``."""
+        return await answer_unary(NOT_FOR_ENVOY if self._envoy is None else self._envoy.check, message, grpc_context)
+
+    async def Process(self, messages: InputStream, grpc_context: Any) -> AsyncIterator[Encoded]:  # noqa: N802
+        """``envoy.service.ext_proc.v3.ExternalProcessor``."""
+        method = NOT_FOR_ENVOY if self._envoy is None else self._envoy.process
+        async for answer in answer_stream(method, messages, grpc_context):
+            yield answer
+
+    async def _ask_from_outside(self, data: bytes, rpc: object) -> bytes:
+        if len(data) > MAX_EVENT_BYTES:
+            raise StatusError("RESOURCE_EXHAUSTED", f"the question is larger than max. {MAX_EVENT_BYTES} bytes")
+        try:
+            question: RayQuestion = decode_value(RayQuestion, data, Encoding.MSGPACK, at="question")
+        except AgentProtocolError as exc:
+            raise StatusError("INVALID_ARGUMENT", str(exc)) from exc
+        if question.config_id:
+            reply = RayReply(self._version, refused=NOT_CONFIGURABLE)
+        else:
+            reply = await self._reply(question)
+        return encode_value(reply, Encoding.MSGPACK, "reply")
 
     async def _reply(self, question: RayQuestion) -> RayReply:
         if question.config_id and question.config_id != self._config_id:
@@ -94,6 +131,8 @@ class AgentReplica:
             return RayReply(self._version, capabilities=self._capabilities)
         try:
             event = decode_event(question.event, Encoding.MSGPACK)
+            if event.event_type is EventType.CONFIGURE:
+                raise AgentProtocolError("a configuration is no event here: it comes beside one")
             answer = await self._hooks.answer(event, _encode, question.trace_context)
         except (AgentProtocolError, NoAnswer) as exc:
             return RayReply(self._version, fault=str(exc))

@@ -118,6 +118,7 @@ async def _serve(options: argparse.Namespace, agent: Agent, taken: TakenSockets,
                         framing=options.framing,
                         max_concurrency=options.max_concurrency,
                         max_held_bytes=options.max_held_bytes,
+                        configurable=options.configurable,
                         drain_timeout=options.drain_timeout,
                         sock=sock,
                         shutdown=shutdown,
@@ -161,6 +162,7 @@ def _app(options: argparse.Namespace, agent: Agent) -> ASGIApp:
         api=options.api,
         mask_responses=not options.no_mask_responses,
         max_concurrency=options.max_concurrency,
+        configurable=options.configurable,
     )
 
 
@@ -354,6 +356,7 @@ def _worker_command(
     for option in passed_on:
         command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
     command += ["--no-mask-responses"] * options.no_mask_responses
+    command += ["--no-configure"] * (not options.configurable)
     command += [f"--judges={','.join(options.judges)}"] if options.judges else []
     command += [f"--fd={each.sock.fileno()}" for each in streams]
     command += [f"--http-fd={each.sock.fileno()}" for each in posts]

@@ -31,16 +31,24 @@ logger: Final = logging.getLogger("asgi_agents.serve")
 _T = TypeVar("_T")
 
 
+#: Why a configuration is refused by an agent that clients may not configure.
+NOT_CONFIGURABLE: Final = "it is configured where it is served, and by no client"
+
+
 class NoAnswer(Exception):  # noqa: N818 - says what there is not
     """The agent failed. The message says how, and nothing of what it knows; the cause is what it raised."""
 
 
 class Hooks:
-    """The hooks of one agent."""
+    """The hooks of one agent.
 
-    def __init__(self, agent: Agent, name: str | None = None) -> None:
+    :param configurable: whether clients may configure it. Otherwise every configuration is refused.
+    """
+
+    def __init__(self, agent: Agent, name: str | None = None, *, configurable: bool = True) -> None:
         self.name = type(agent).__name__ if name is None else name
         self.events = agent.events
+        self.configurable = configurable
         self._transport = InProcessTransport(agent)
         self._steps = Steps(self.name, self._transport, logger)
 
@@ -63,6 +71,9 @@ class Hooks:
 
     async def _answer(self, event: Event, encode: Callable[[Answer], _T]) -> _T:
         event_type = event.event_type
+        if event_type is EventType.CONFIGURE and not self.configurable:
+            logger.warning("%s: a client's configuration is refused", self.name)
+            return encode(AgentResponse.block(403, NOT_CONFIGURABLE))
         suspends = self.may_suspend(event_type)
         # One that can't suspend may run outside of any task.
         requests = cancel_requests() if suspends else 0

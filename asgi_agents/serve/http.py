@@ -32,6 +32,7 @@ def agent_app(
     mask_responses: bool = True,
     max_event_bytes: int = MAX_EVENT_BYTES,
     max_concurrency: int | None = None,
+    configurable: bool = True,
 ) -> ASGIApp:
     """An ASGI app that any ASGI server can run.
 
@@ -60,6 +61,7 @@ def agent_app(
     :param max_event_bytes: a longer event, or question, is refused with 413.
     :param max_concurrency: how many hooks may be at work at a time, the rest wait; None: as many as there are requests,
         of gateways at most 8 for each.
+    :param configurable: with ``api="agent"``: callers may configure the agent. False: a configuration is refused.
     :raises ConfigurationError: for arguments that can't work.
     """
     require_agent("agent_app", agent)
@@ -68,12 +70,14 @@ def agent_app(
         require_positive("agent_app", "max_concurrency", max_concurrency)
     if not isinstance(mask_responses, bool):
         raise ConfigurationError(f"agent_app: mask_responses={named(mask_responses)}, expected True or False")
+    if not isinstance(configurable, bool):
+        raise ConfigurationError(f"agent_app: configurable={named(configurable)}, expected True or False")
     if api != "litellm" and not mask_responses:
         raise ConfigurationError("agent_app: mask_responses=False is for gateways, expected api='litellm'")
     limiter = None if max_concurrency is None else SharedLimiter(max_concurrency)
     match api:
         case "agent":
-            return _AgentApp(agent, max_event_bytes, limiter)
+            return _AgentApp(agent, max_event_bytes, limiter, configurable=configurable)
         case "litellm":
             if not isinstance(agent, TextGuardrail):
                 raise ConfigurationError(
@@ -91,8 +95,10 @@ def agent_app(
 
 
 class _AgentApp(PostingApp):
-    def __init__(self, agent: Agent, max_event_bytes: int, limiter: SharedLimiter | None) -> None:
-        self._hooks = Hooks(agent)
+    def __init__(
+        self, agent: Agent, max_event_bytes: int, limiter: SharedLimiter | None, *, configurable: bool
+    ) -> None:
+        self._hooks = Hooks(agent, configurable=configurable)
         about = {
             "agent": self._hooks.name,
             "protocol_version": PROTOCOL_VERSION,

@@ -36,7 +36,11 @@ class GrpcOption(NamedTuple):
 
 GRPC_OPTIONS: Final = (
     GrpcOption(
-        "--grpc", ".grpc.agent", "AgentService", "serve the agent protocol over gRPC, as the Rust proxy calls it"
+        "--grpc",
+        ".grpc.agent",
+        "AgentService",
+        "serve the agent protocol over gRPC, as the Rust proxy calls it",
+        ("configurable",),
     ),
     GrpcOption(
         "--ext-proc",
@@ -97,6 +101,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--body-access", choices=["read", "write"], default="write", help="--ext-proc: may it change bodies (write)"
+    )
+    parser.add_argument(
+        "--no-configure", dest="configurable", action="store_false", help="refuse configurations of clients"
     )
     parser.add_argument("--workers", type=whole, default=1, metavar="N", help="processes (1)")
     parser.add_argument(

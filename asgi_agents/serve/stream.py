@@ -42,6 +42,7 @@ async def serve_stream(
     max_body_size: int = 10 * 1024 * 1024,
     max_held_bytes: int = MAX_HELD_BYTES,
     name: str | None = None,
+    configurable: bool = True,
     drain_timeout: float = 30.0,
     ssl_context: ssl.SSLContext | None = None,
     sock: socket.socket | None = None,
@@ -63,6 +64,7 @@ async def serve_stream(
         of one connection's unanswered events an eighth. A client that sends more has to wait, and after 5 s it is
         refused.
     :param name: what the agent calls itself; its class' name by default.
+    :param configurable: clients may configure the agent. False: a configuration is refused.
     :param drain_timeout: seconds that events under way have to end in when it is shut down.
     :param ssl_context: for TLS; tcp only.
     :param sock: a socket that listens on ``bind`` already. It is closed in the end, its file is not removed.
@@ -91,7 +93,7 @@ async def serve_stream(
     if sock is not None and not (isinstance(sock, socket.socket) and _is_listening(sock)):
         raise ConfigurationError(f"serve_stream: sock={sock!r}, expected a listening stream socket")
 
-    hooks = Hooks(agent, name)
+    hooks = Hooks(agent, name, configurable=configurable)
     capabilities = capabilities_of(hooks, max_concurrency, max_body_size)
     listening = await listen(address) if sock is None else [Listening(sock)]
     try:

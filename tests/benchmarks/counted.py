@@ -18,6 +18,7 @@ from asgi_agents.serve import serve_stream
 
 from .agents import AllowFrames, allow
 from .driver import body_messages, drive, frame_messages, http_scope, websocket_scope
+from .variant import is_there
 
 # A counted process takes fifty times as long. No deadline is to pass in it.
 _LONG: Final = 300.0
@@ -30,11 +31,17 @@ class Counted:
     """``title`` says what is done ``times`` times, by ``run(times, socket)``.
 
     :param peer: whether an agent in another process is needed, at the path ``socket``.
+    :param needs: a module without which it can't be done.
     """
 
     title: str
     run: Callable[[int, Path], Coroutine[Any, Any, None]]
     peer: bool = False
+    needs: str | None = None
+
+    @property
+    def available(self) -> bool:
+        return self.needs is None or is_there(self.needs)
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,10 +100,22 @@ def _check(right: bool, sent: list[Message]) -> None:
         raise RuntimeError(f"the app sends {sent[:3]!r}")
 
 
+async def _exchange(times: int, socket: Path) -> None:
+    # Imported here: older versions of the package have none.
+    from .processed import exchanges
+
+    await exchanges(times)
+
+
 COUNTED: Final[Mapping[str, Counted]] = {
     "request": Counted("a request, judged by its headers in the process", _request),
     "message": Counted("a websocket message and its echo, each judged in the process", _message),
     "call": Counted("a request, judged over a Unix socket; only what the guarded app does", _call, peer=True),
     "guardrail": Counted("a token of a chat's stream, judged by a guardrail in the process", _token),
+    "exchange": Counted(
+        "an exchange of Envoy's ext_proc, judged by its headers; without gRPC's library",
+        _exchange,
+        needs="envoy.service",
+    ),
     "served": Counted("the same, with the served agent counted as well", _served_call),
 }

@@ -18,7 +18,10 @@ from .variant import Front, Peer, Variant
 ROOT: Final = Path(__file__).parents[2]
 
 _SECONDS_TO_START: Final = 30.0
-_SECONDS_TO_STOP: Final = 5.0
+# A cluster of Ray's takes some twenty on an idle machine, and minutes on a busy one.
+_SECONDS_FOR_PEERS: Final = 300.0
+# A cluster of Ray's has several processes to end.
+_SECONDS_TO_STOP: Final = 20.0
 
 _Process = subprocess.Popen[bytes]
 
@@ -100,7 +103,7 @@ def _start(
 def _start_server(
     variant: Variant, directory: Path, peers: Mapping[Peer, _Process], processes: list[_Process]
 ) -> Server:
-    pids = tuple(peers[peer].pid for peer in variant.peers)
+    pids = tuple(peers[peer].pid for peer in variant.peers if peer.works)
     if isinstance(variant.serves, Front):
         process = _start(variant.serves.command(directory, variant.name), processes)
         try:
@@ -118,7 +121,7 @@ def _start_server(
 
 
 def _wait_for_peer(peer: Peer, process: _Process, directory: Path) -> None:
-    deadline = time.monotonic() + _SECONDS_TO_START
+    deadline = time.monotonic() + _SECONDS_FOR_PEERS
     while True:
         with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
             probe.connect(peer.socket(directory))
@@ -126,7 +129,7 @@ def _wait_for_peer(peer: Peer, process: _Process, directory: Path) -> None:
         if process.poll() is not None:
             raise StartError(f"peer {peer.name!r} ended with status {process.returncode}")
         if time.monotonic() > deadline:
-            raise StartError(f"peer {peer.name!r} did not listen within {_SECONDS_TO_START} s")
+            raise StartError(f"peer {peer.name!r} did not listen within {_SECONDS_FOR_PEERS} s")
         time.sleep(0.02)
 
 

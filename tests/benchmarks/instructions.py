@@ -216,10 +216,11 @@ def main() -> None:
         return
     try:
         with versions(options.against) as compared:
+            names = options.names or [name for name, counted in COUNTED.items() if counted.available]
             for version in compared:
                 # Compiles what is imported, which would be counted in the first process.
-                _run(version, "served", 1, version.directory)
-            names = options.names or [*COUNTED]
+                for name in ("served", *(name for name in names if not COUNTED[name].peer)):
+                    _run(version, name, 1, version.directory)
             found = measure(compared, names, counting(valgrind), _progress, rounds=options.rounds, jobs=options.jobs)
             print(markdown(table(compared, found)))
     except (CountError, StartError) as exc:

@@ -14,6 +14,7 @@ class Plan:
     :param events: of one stream past guardrails, whose memory is measured.
     :param streams: that wait for guardrails at the same time.
     :param proxy_rounds: of streams through proxies.
+    :param processor_rounds: of processors that Envoy asks, each of ``processor_seconds`` after ``processor_warmup``.
     :param growth_rounds: of each point of a curve through servers, each of ``growth_seconds``.
     """
 
@@ -29,6 +30,9 @@ class Plan:
     events: int = 1_000_000
     streams: int = 1000
     proxy_rounds: int = 5
+    processor_rounds: int = 100
+    processor_seconds: float = 0.25
+    processor_warmup: float = 0.05
 
 
 FULL: Final = Plan()
@@ -44,4 +48,5 @@ QUICK: Final = Plan(
     events=20_000,
     streams=100,
     proxy_rounds=1,
+    processor_rounds=5,
 )

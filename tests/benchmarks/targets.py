@@ -162,6 +162,20 @@ TARGETS: Final = (
         "of the same with the stream transport",
     ),
     Target(
+        "an agent that is served as Envoy's external processor: requests per second through Envoy",
+        "envoy.served-ext-proc.over-bare",
+        "at least",
+        0.8,
+        "of those with grpcio's own handler, which answers without reading",
+    ),
+    Target(
+        "the same: requests for the same CPU time of its process",
+        "envoy.served-ext-proc.cpu",
+        "at least",
+        0.8,
+        "of those with that handler",
+    ),
+    Target(
         "eight agents of 10 ms in parallel: time",
         "growth.agents.all at once.8",
         "at most",

@@ -17,10 +17,12 @@ class Peer:
     """A process that apps talk to, listening on a Unix socket. Variants that name the same peer share its process.
 
     :param arguments: the Python interpreter's; ``{socket}`` stands for the path of the socket.
+    :param works: whether it does the work itself, so that its CPU time counts.
     """
 
     name: str
     arguments: tuple[str, ...]
+    works: bool = True
 
     def socket(self, directory: Path) -> str:
         return str(directory / f"{self.name}.sock")
@@ -55,7 +57,7 @@ class Variant:
     :param title: for the table.
     :param serves: makes the app, in the process that serves it, from the directory of the peers' sockets; or what
         stands in front of one that a peer serves.
-    :param needs: modules without which the row is left out.
+    :param needs: modules without which the row is left out; ``extra``: the extra that has them.
     """
 
     name: str
@@ -63,13 +65,15 @@ class Variant:
     serves: Callable[[Path], ASGIApp] | Front
     peers: tuple[Peer, ...] = ()
     needs: tuple[str, ...] = ()
+    extra: str = "benchmark"
 
     @property
     def available(self) -> bool:
-        return all(_is_there(module) for module in self.needs)
+        return all(is_there(module) for module in self.needs)
 
 
-def _is_there(module: str) -> bool:
+def is_there(module: str) -> bool:
+    """Whether the module can be imported, as far as that can be seen without importing it."""
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:

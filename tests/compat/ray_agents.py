@@ -63,6 +63,14 @@ class Remembers(Agent):
         return None
 
 
+class Dies(Agent):
+    """Takes its process with it."""
+
+    async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+        if event.uri == "/dies":
+            os._exit(1)
+
+
 class Slow(Agent):
     """Tells when a hook was cancelled, in a file."""
 

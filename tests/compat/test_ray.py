@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -17,17 +16,12 @@ import anyio
 import httpx
 import pytest
 import yaml
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from asgi_agents import (
     AgentConfig,
     AgentConnectionError,
     AgentError,
-    AgentMiddleware,
     BodyMode,
     ConfigurationError,
     EventType,
@@ -44,67 +38,22 @@ from .ray_agents import Digits, Fixed, Later, Paths, Remembers, Slow
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install '.[ray]'")
 
-from ray.cluster_utils import Cluster
 from ray.serve.schema import ServeDeploySchema
 
 from asgi_agents.ray import Batching, agent_deployment
 from asgi_agents.transports.ray_serve import RayTransport
 
+from .ray_nodes import CLIENTS, PATIENCE, ROOT, Nodes, guarded, running
+
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # Ray's own
 ]
-ROOT = Path(__file__).parents[2]
-# Seconds; more than anything takes here on a busy machine.
-PATIENCE = 60.0
-CLIENTS = 50
-
-
-class Nodes:
-    """A cluster whose first node has Serve's controller, and room for nothing else."""
-
-    def __init__(self, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.http_port = probe.getsockname()[1]
-        self.cancelled = directory / "cancelled"
-        environment = {"PYTHONPATH": str(ROOT), "CANCELLED": str(self.cancelled)}
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        self.others = [self.cluster.add_node(num_cpus=8, resources={"agents": 8}) for _ in range(2)]
-        ray.init(
-            address=self.cluster.address,
-            namespace="serve",
-            log_to_driver=False,
-            runtime_env={"env_vars": environment},
-        )
-        serve.start(http_options={"host": "127.0.0.1", "port": self.http_port, "location": "HeadOnly"})
-
-    def run(self, application: Any, route: str | None = None) -> None:
-        serve.run(application, name="guards", route_prefix=route)
-
-    def close(self) -> None:
-        serve.shutdown()
-        ray.shutdown()
-        self.cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    before = dict(os.environ)
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
-    nodes = Nodes(tmp_path_factory.mktemp("ray"))
-    yield nodes
-    nodes.close()
-    os.environ.clear()
-    os.environ.update(before)
-
-
-async def answer(request: Request) -> Response:
-    return PlainTextResponse(b"".join([chunk async for chunk in request.stream()]) or b"served")
-
-
-def guarded(*configs: AgentConfig, **settings: Any) -> AgentMiddleware:
-    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
-    return AgentMiddleware(app, agents=configs, default_agents=[config.id for config in configs], **settings)
+    with running(tmp_path_factory.mktemp("ray")) as nodes:
+        yield nodes
 
 
 def config(name: str, **settings: Any) -> AgentConfig:
@@ -343,7 +292,7 @@ def test_a_deployment_of_something_else(nodes: Nodes) -> None:
         return str(caught.value)
 
     from asgi_agents.protocol import Encoding, encode_event
-    from asgi_agents.transports.ray_serve import RayQuestion
+    from asgi_agents.transports.ray_client import RayQuestion
 
     assert anyio.run(connect, None) == "answered with str, expected bytes of an agent deployment"
     question = lambda event: RayQuestion(encode_event(event, Encoding.MSGPACK))  # noqa: E731
@@ -394,6 +343,7 @@ MISTAKES = [
         ["tests.compat.ray_agents:Paths", "--batch", "8"],
         "error: agent_deployment: batching of Paths, expected it to have ",
     ),
+    (["tests.compat.ray_agents:Paths", "--grpc", "9000"], "error: --grpc needs --route: "),
 ]
 
 

@@ -8,7 +8,7 @@ from asgi_agents import Agent, AgentResponse, ConfigureEvent, RequestHeadersEven
 from asgi_agents.protocol import Encoding
 from asgi_agents.protocol.codec import decode_value, encode_value
 from asgi_agents.ray.replica import AgentReplica
-from asgi_agents.transports.ray_serve import RayQuestion, RayReply, config_id_of
+from asgi_agents.transports.ray_client import RayQuestion, RayReply, config_id_of
 
 
 class Picky(Agent):

@@ -343,7 +343,7 @@ async def taken(monkeypatch: pytest.MonkeyPatch, scope: dict[str, Any], **settin
         ({}, {}, "short"),
         ({"state": {}}, {}, "short"),
         ({"state": {"agents": 1}}, {}, "general"),
-        ({"headers": [(b"x-request-id", b"mine")]}, {}, "general"),
+        ({"headers": [(b"x-request-id", b"mine")]}, {}, "short"),
         ({"headers": [(b"x-request-id", b"mine")]}, {"correlation_header": None}, "short"),
         ({"headers": [(b"cookie", b"a=1"), (b"cookie", b"b=2")]}, {}, "general"),
         ({"headers": ((b"host", b"x"),)}, {}, "general"),

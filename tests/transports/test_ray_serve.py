@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from asgi_agents import AgentConfig, ConfigurationError
-from asgi_agents.transports.ray_serve import RayQuestion, RayReply, config_id_of
+from asgi_agents.transports.ray_client import RayQuestion, RayReply, config_id_of
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from ..connection import Service
 from ..dispatch import ServedCall
 from ..framings import V2Connection
 from ..held import MAX_HELD_BYTES
-from ..hooks import Hooks, NoAnswer, require_agent
+from ..hooks import NOT_CONFIGURABLE, Hooks, NoAnswer, require_agent
 from ..stream import capabilities_of, drained
 from .service import GrpcService, ServedRpc
 
@@ -49,6 +49,7 @@ class AgentService(GrpcService):
     :param max_body_size: the bytes of a body that the agent takes at once.
     :param max_held_bytes: of events without an answer; see :func:`~asgi_agents.serve.serve_stream`.
     :param name: what the agent calls itself; its class' name by default.
+    :param configurable: clients may configure the agent. False: a handshake with a configuration is refused.
     :raises ConfigurationError: for what is no agent, or not one that can be served.
     """
 
@@ -62,10 +63,11 @@ class AgentService(GrpcService):
         max_body_size: int = _MAX_BODY_SIZE,
         max_held_bytes: int = MAX_HELD_BYTES,
         name: str | None = None,
+        configurable: bool = True,
     ) -> None:
         require_agent("AgentService", agent)
         self.streams = {self._method: self._process}
-        self._hooks = Hooks(agent, name)
+        self._hooks = Hooks(agent, name, configurable=configurable)
         self._capabilities = capabilities_of(self._hooks, max_concurrency, max_body_size)
         self._limits = (max_concurrency, max_body_size, max_held_bytes)
         self._configuration = _Configuration(self._hooks)
@@ -129,7 +131,11 @@ class _Configuration:
             config = control.decode_config(text)
         except AgentProtocolError as exc:
             return str(exc)
-        if config is None or EventType.CONFIGURE not in self._hooks.events:
+        if config is None:
+            return ""
+        if not self._hooks.configurable:
+            return NOT_CONFIGURABLE
+        if EventType.CONFIGURE not in self._hooks.events:
             return ""
         async with self._lock:
             if text == self._taken:

@@ -1,12 +1,10 @@
 """Calls of grpc.aio's server, handed to the methods of services: here, or on an event loop that is not asyncio's."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
-import anyio
 import grpc
 from anyio import CancelScope
 from anyio.abc import TaskGroup
@@ -18,13 +16,11 @@ from ...transports.grpc.channel import Metadata, StreamWire
 from ...transports.grpc.pump import MessagePump
 from ...transports.grpc.thread import AsyncioThread, ThreadedWire
 from ...transports.wire import Receiver
-from .service import GrpcService, ServedRpc, StatusError
+from .service import GrpcService, ServedRpc, StatusError, status_of
 
 # What a type checker sees of these depends on the stubs that it has.
 _unary_handler: Final[Any] = grpc.unary_unary_rpc_method_handler
 _stream_handler: Final[Any] = grpc.stream_stream_rpc_method_handler
-
-logger: Final = logging.getLogger("asgi_agents.serve")
 
 T = TypeVar("T")
 
@@ -212,10 +208,6 @@ class Methods(grpc.GenericRpcHandler):
     async def _run(self, body: Callable[[], Awaitable[None]], context: Any) -> None:
         try:
             await self._loop.run(body)
-        except StatusError as exc:
-            await context.abort(grpc.StatusCode[exc.code], exc.details)
         except Exception as exc:
-            if isinstance(exc, anyio.BrokenResourceError | AgentConnectionError):
-                await context.abort(grpc.StatusCode.CANCELLED, "the client has gone")
-            logger.exception("a method has failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "the method has failed")
+            status = status_of(exc)
+            await context.abort(grpc.StatusCode[status.code], status.details)

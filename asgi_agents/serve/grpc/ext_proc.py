@@ -9,6 +9,7 @@ from opentelemetry import trace
 from starlette.types import ASGIApp
 
 from ...agent import Agent
+from ...audit import Auditor
 from ...config import AgentConfig
 from ...errors import AgentProtocolError, ConfigurationError
 from ...exchange.request_form import REQUEST_KINDS
@@ -115,6 +116,9 @@ class ExtProcService(GrpcService):
         self._apps: dict[tuple[int, int, frozenset[EventType]], ASGIApp] = {}
         self._held = Held(max_held_bytes)
         self._complaints = Throttle()
+        # The modes of Envoy's in which it is shown all that it hears.
+        self._sound: set[tuple[int, ...]] = set()
+        self._wanted = self._what_is_wanted()
         self.streams = {"Process": self._process}
         # What can't work is seen now, and not with the first request.
         self._app(ProcessingMode.BUFFERED, ProcessingMode.BUFFERED, "request_headers")
@@ -126,9 +130,10 @@ class ExtProcService(GrpcService):
         try:
             scope = await exchange.begin()
             if scope is not None:
-                self._check(*exchange.modes)
+                if exchange.modes not in self._sound:
+                    self._check(*exchange.modes)
                 app = self._app(*exchange.modes, exchange.begins_with)
-                await exchange.run(app, scope, self._wanted())
+                await exchange.run(app, scope, self._wanted)
         except FailedError as exc:
             if not exc.logged:
                 self._complain(str(exc))
@@ -141,7 +146,7 @@ class ExtProcService(GrpcService):
 
     def _check(self, *modes: int) -> None:
         """Refuse what would pass unjudged, and say in the log what Envoy does not show."""
-        judged = self._judged
+        judged, complaints = self._judged, []
         for field, mode, kinds in zip(_FIELDS, modes, (REQUEST_KINDS, _OF_RESPONSES), strict=True):
             fault = f"{field} is {ProcessingMode.BodySendMode.Name(mode)}"
             if mode not in _KNOWN:
@@ -152,10 +157,14 @@ class ExtProcService(GrpcService):
             if mode != ProcessingMode.NONE:
                 raise self._refusal(fault)
             if judged & kinds:
-                self._complain(f"{fault}: none of it is judged")
+                complaints.append(f"{fault}: none of it is judged")
         for event_type, index in _BODIES.items():
             if event_type in self._events and modes[index] == ProcessingMode.NONE:
-                self._complain(f"Envoy's {_FIELDS[index]} is NONE: its hook for {event_type} is not called")
+                complaints.append(f"Envoy's {_FIELDS[index]} is NONE: its hook for {event_type} is not called")
+        for complaint in complaints:
+            self._complain(complaint)
+        if not complaints:
+            self._sound.add(modes)
 
     def _refusal(self, fault: str) -> StatusError:
         self._complain(fault)
@@ -169,7 +178,7 @@ class ExtProcService(GrpcService):
         if self._complaints.due(fault):
             logger.warning("%s: %s (logged once a minute)", self._agent_name, fault)
 
-    def _wanted(self) -> Wanted:
+    def _what_is_wanted(self) -> Wanted:
         judged, hears = self._judged, self._events
         return Wanted(
             response_headers=bool(judged or hears & _MAY_CHANGE_RESPONSES),
@@ -207,7 +216,7 @@ class ExtProcService(GrpcService):
             **_settings("request", request_mode, EventType.REQUEST_BODY_CHUNK in events, self._max_body_bytes),
             **_settings("response", response_mode, EventType.RESPONSE_BODY_CHUNK in events, self._max_body_bytes),
         )
-        return AgentMiddleware(
+        return _ServedMiddleware(
             upstream,
             agents=[agent],
             guardrails=self._guardrails,
@@ -215,6 +224,15 @@ class ExtProcService(GrpcService):
             stop_grace=0.0,
             tracer_provider=trace.NoOpTracerProvider(),
         )
+
+
+class _ServedMiddleware(AgentMiddleware):
+    """Envoy has the audit in its dynamic metadata, and who serves agents in other ways writes no records either.
+
+    The log of a served agent would have a line for each exchange, which takes more time than all the rest.
+    """
+
+    _make_auditor = Auditor.none
 
 
 class _Stream:

@@ -26,6 +26,8 @@ def header_mutation(before: RawHeaders, after: RawHeaders, *, raw: bool, length:
     :param length: whether the content-length may be changed: where the body is buffered. In all other modes Envoy takes
         it out by itself.
     """
+    if before == after:
+        return None
     old, new = _by_name(before), _by_name(after)
     mutation = messages.HeaderMutation()
     for name in old:

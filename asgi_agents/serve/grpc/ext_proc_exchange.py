@@ -22,6 +22,7 @@ from ...transports.grpc.ext_proc_messages import (
     ROUTING,
     ProcessingMode,
     Side,
+    are_raw,
     first,
     messages,
     metadata_of_audit,
@@ -133,7 +134,7 @@ class ServedExchange:
             await self._incoming.next(Side.REQUEST)
             scope = scope_of(message)
             request.has_body = not message.request_headers.end_of_stream
-            request.raw = response.raw = not any(field.value for field in message.request_headers.headers.headers)
+            request.raw = response.raw = are_raw(message.request_headers.headers)
             self._upgrade, self._tunnel = is_upgrade(scope), is_tunnel(scope)
         self._goes_on = request.has_body or kind == "request_trailers"
         request.head = scope["headers"]

@@ -13,7 +13,6 @@ from ...transports.grpc.ext_proc_messages import (
     SOURCE_PORT,
     TLS_VERSION,
     RawHeaders,
-    first,
     pairs_of,
     plain,
 )
@@ -30,21 +29,25 @@ def scope_of(request: Any | None) -> Scope:
     """
     attributes = attributes_of(request)
     pairs: RawHeaders = [] if request is None else pairs_of(request.request_headers.headers)
-    target = first(pairs, b":path").encode("latin-1")
-    path, _, query = target.partition(b"?")
+    pseudo: dict[bytes, bytes] = {}
+    headers: RawHeaders = []
+    for pair in pairs:
+        if pair[0].startswith(b":"):
+            pseudo.setdefault(*pair)
+        else:
+            headers.append(pair)
+    path, _, query = pseudo.get(b":path", b"").partition(b"?")
     version = _VERSIONS.get(str(attributes.get(PROTOCOL, "")), "1.1")
-    headers = without_pseudo(pairs)
-    authority = first(pairs, b":authority")
+    authority = pseudo.get(b":authority")
     if authority:
         # It says where a request goes, and a Host beside it does not (RFC 9113, section 8.3.1).
-        headers = [pair for pair in headers if pair[0] != b"host"]
-        headers.insert(0, (b"host", authority.encode("latin-1")))
+        headers = [(b"host", authority), *(pair for pair in headers if pair[0] != b"host")]
     scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": version,
-        "method": first(pairs, b":method") or "GET",
-        "scheme": first(pairs, b":scheme") or "http",
+        "method": pseudo.get(b":method", b"").decode("latin-1") or "GET",
+        "scheme": pseudo.get(b":scheme", b"").decode("latin-1") or "http",
         "path": unquote(path.decode("latin-1")) or "/",
         "raw_path": path,
         "query_string": query,
@@ -83,7 +86,13 @@ def is_upgrade(scope: Scope) -> bool:
 
     To its filters, Envoy shows that of HTTP/2 and HTTP/3 (RFC 8441) as one of HTTP/1.1.
     """
-    return scope["method"] == "CONNECT" or any(name == b"upgrade" for name, _ in scope["headers"])
+    if scope["method"] == "CONNECT":
+        return True
+    # Not a generator: this is asked about every request.
+    for name, _ in scope["headers"]:  # noqa: SIM110
+        if name == b"upgrade":
+            return True
+    return False
 
 
 def is_tunnel(scope: Scope) -> bool:
@@ -94,9 +103,11 @@ def is_tunnel(scope: Scope) -> bool:
     """
     if scope["method"] == "CONNECT":
         return True
+    if scope["method"] != "GET" or not is_upgrade(scope):
+        return False
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
     chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
-    return scope["method"] == "GET" and is_upgrade(scope) and not chunked and all(each == b"0" for each in lengths)
+    return not chunked and all(each == b"0" for each in lengths)
 
 
 def is_open(scope: Scope, status: int) -> bool:
@@ -111,6 +122,8 @@ def _declares_body(headers: RawHeaders) -> bool:
 def _client(attributes: Mapping[str, Any]) -> tuple[str, int] | None:
     """The client, as Envoy sees it. Not from a header: those that Envoy did not check come from the client."""
     address = str(attributes.get(SOURCE_ADDRESS, ""))
+    if not address:
+        return None
     host, colon, port = address.rpartition(":")
     if not colon or not port.isascii() or not port.isdecimal() or (":" in host and not host.startswith("[")):
         host, port = address, str(attributes.get(SOURCE_PORT, 0))

@@ -1,11 +1,17 @@
 """What is served over gRPC: services, and the calls that come to them. Messages are bytes: this knows no protocol."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Protocol
+from typing import Final, Protocol
 
+import anyio
+
+from ...errors import AgentConnectionError
 from ...transports.grpc.channel import BidiStream, Metadata, StreamWire
 from ...transports.wire import Receiver
+
+logger: Final = logging.getLogger("asgi_agents.serve")
 
 UnaryMethod = Callable[[bytes, "Rpc"], Awaitable[bytes]]
 StreamMethod = Callable[["ServedRpc"], Awaitable[None]]
@@ -22,6 +28,16 @@ class StatusError(Exception):
         super().__init__(f"{code}: {details}")
         self.code = code
         self.details = details
+
+
+def status_of(exc: Exception) -> StatusError:
+    """The status that a call ends with whose method has raised ``exc``. What nobody has foreseen is logged."""
+    if isinstance(exc, StatusError):
+        return exc
+    if isinstance(exc, anyio.BrokenResourceError | AgentConnectionError):
+        return StatusError("CANCELLED", "the client has gone")
+    logger.error("a method has failed", exc_info=exc)
+    return StatusError("INTERNAL", "the method has failed")
 
 
 class Rpc(Protocol):

@@ -74,7 +74,7 @@ class GrpcPool(AgentPool):
             channel = self._channels[endpoint] = open_channel(
                 self._grpc_settings, target_of(address), address.server_name and f"{address.server_name}:{address.port}"
             )
-        return channel.wire(PROCESS_STREAM, connection)
+        return channel.wire(PROCESS_STREAM, connection, metadata=self._grpc_settings.metadata.pairs)
 
     def dropped(self, endpoint: Endpoint) -> None:
         channel = self._channels.pop(endpoint, None)
@@ -110,7 +110,8 @@ class GrpcPool(AgentPool):
 class _AgentProtocol:
     """A :class:`~.transport.GrpcProtocol`."""
 
-    carries = CARRIED
+    # A configuration goes out in the handshake.
+    carries = CARRIED | {EventType.CONFIGURE}
     learns_events = True
     events: frozenset[EventType] | None = None
     several = True

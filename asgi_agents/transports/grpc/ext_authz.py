@@ -107,7 +107,9 @@ class GrpcAuthorizer(Authorizer):
         trace_context: dict[str, str] = {}
         inject_trace_context(trace_context)
         channel = await self._channels.get()
-        answer = await channel.unary(METHOD, message, deadline=deadline, metadata=tuple(trace_context.items()))
+        answer = await channel.unary(
+            METHOD, message, deadline=deadline, metadata=(*self._settings.metadata.pairs, *trace_context.items())
+        )
         return decode_check(answer, head)
 
     async def connect(self) -> None:

@@ -123,7 +123,7 @@ class ProcessedExchange:
         self._incoming: TwoSides[Any] = TwoSides(self._pause, self._resume, held)
         carrier: dict[str, str] = {}
         inject_trace_context(carrier)
-        self._wire: StreamWire = channel.wire(METHOD, self, metadata=tuple(carrier.items()))
+        self._wire: StreamWire = channel.wire(METHOD, self, metadata=(*settings.metadata.pairs, *carrier.items()))
 
     def holds(self, side: Side) -> bool:
         """Whether the processor may have bytes of that side that it has not released."""

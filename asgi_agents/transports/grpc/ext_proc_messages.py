@@ -137,6 +137,17 @@ def pairs_of(headers: Any) -> RawHeaders:
     ]
 
 
+def are_raw(headers: Any) -> bool:
+    """Whether the values of a HeaderMap are written as bytes, as far as any is written."""
+    for field in headers.headers:
+        if field.value:
+            return False
+        if field.raw_value:
+            # It writes all of them in the same way.
+            return True
+    return True
+
+
 def header_map(pairs: Iterable[tuple[str, bytes]]) -> Any:
     """A HeaderMap, as Envoy writes it."""
     return HeaderMap(headers=[HeaderValue(key=name, raw_value=value) for name, value in pairs])

@@ -1,8 +1,13 @@
 """The settings of a gRPC transport, and what gRPC's own library is told."""
 
+import re
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from ..._version import __version__
+from ...errors import ConfigurationError
+from ...policy import wrong
+from ...protocol.redacted_repr import RedactedRepr, names_of, redacted_repr
 from ..stream.settings import PoolSettings
 from ..tls import PemFiles
 from ..wire import Address
@@ -10,10 +15,45 @@ from ..wire import Address
 #: How an external processor is shown bodies, as Envoy names it.
 BodySendMode = Literal["streamed", "buffered", "full_duplex_streamed"]
 
+_METADATA_NAME: Final = re.compile(r"(?!.*-bin$)[0-9a-z_.-]+")
+_METADATA_VALUE: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+_OWNED_METADATA: Final = frozenset({"content-type", "session_id", "te", "traceparent", "tracestate", "user-agent"})
+
 # Milliseconds. Who uses a channel decides when to connect again; the channel only must not refuse to.
 _BACKOFF: Final = 100
 # Seconds for the answer to a keepalive ping.
 _KEEPALIVE_TIMEOUT: Final = 10.0
+
+
+class SentMetadata(RedactedRepr, frozen=True):
+    """What is sent with each call, beside what the protocol itself sends."""
+
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        return redacted_repr(self, pairs=names_of(dict(self.pairs)))
+
+
+def checked_metadata(where: str, given: object) -> SentMetadata:
+    """The metadata that a user gives: names in lower case, and text as values.
+
+    :raises ConfigurationError: for what gRPC can't send (gRPC over HTTP/2, Custom-Metadata), or is its own or ours. It
+        has no values in it, which may be secrets.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"{where}: metadata is a {type(given).__name__}, expected names mapped to values")
+    pairs = []
+    for name, value in given.items():
+        if not isinstance(name, str) or not _METADATA_NAME.fullmatch(name):
+            raise wrong(where, "metadata", name, "names of lower-case letters, digits and _-., without -bin at the end")
+        if name.startswith("grpc-") or name in _OWNED_METADATA:
+            raise wrong(where, "metadata", name, "none of those that gRPC or the transport sets itself")
+        if not isinstance(value, str) or not _METADATA_VALUE.fullmatch(value):
+            raise ConfigurationError(
+                f"{where}: metadata[{name!r}], expected visible ASCII characters, with blanks only between them"
+            )
+        pairs.append((name, value))
+    return SentMetadata(tuple(pairs))
 
 
 class GrpcSettings(PoolSettings, frozen=True, kw_only=True):
@@ -25,6 +65,7 @@ class GrpcSettings(PoolSettings, frozen=True, kw_only=True):
     max_answer_bytes: int
     scheme: str | None = None
     body_mode: BodySendMode = "streamed"
+    metadata: SentMetadata = SentMetadata()
 
     @property
     def encrypted(self) -> bool:

@@ -20,6 +20,17 @@ _TOO_LARGE: Final = re.compile(r"larger than max|length too large")
 _BY_US: Final = re.compile(r"CLIENT: Received")
 
 
+class EndedWithStatusError(AgentError):
+    """The call has ended with a status that has no error of its own here.
+
+    :ivar code: that status.
+    """
+
+    def __init__(self, message: str, code: grpc.StatusCode) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def error_of(exc: grpc.aio.AioRpcError) -> AgentError:
     """The error of ours for a call that has ended with another status than OK."""
     return error_of_status(exc.code(), exc.details() or "")
@@ -43,7 +54,8 @@ def error_of_status(code: grpc.StatusCode, details: str) -> AgentError:
         case _ if is_provisional(code, details):
             return AgentConnectionError("the call broke while a message was sent")
         case _:
-            return AgentError(_with_known_words(f"it ended the call with the status {code.name}", details))
+            message = _with_known_words(f"it ended the call with the status {code.name}", details)
+            return EndedWithStatusError(message, code)
 
 
 def is_provisional(code: grpc.StatusCode, details: str | None) -> bool:

@@ -1,6 +1,6 @@
 """Agents behind gRPC: how to reach them, as the user configures it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, Final, Literal, Protocol, get_args
@@ -15,7 +15,7 @@ from ..discovery import RESOLVE_INTERVAL
 from ..stream.balancing import LoadBalancing
 from ..tls import ClientCertificate, pem_files
 from ..wire import Address, parse_address
-from .settings import BodySendMode, GrpcSettings
+from .settings import BodySendMode, GrpcSettings, checked_metadata
 
 _CONNECTIONS: Final = 16
 _CALLS: Final = 100
@@ -28,7 +28,7 @@ SCHEMES: Final = {"grpc": "tcp", "grpcs": "tcp", "grpc+unix": "unix"}
 _wrong: Final = partial(wrong, "GrpcTransport")
 _EXPECTED: Final = "grpc://host:port, grpcs://host:port or grpc+unix:///path"
 # Each has an object `PROTOCOL`. They are imported once one of them is used: grpc and protobuf come with them.
-_MODULES: Final = {"agent": ".agent", "ext_proc": ".ext_proc", "ext_authz": ".ext_authz"}
+_MODULES: Final = {"agent": ".agent", "ext_proc": ".ext_proc", "ext_authz": ".ext_authz", "ray": ".ray"}
 
 
 class GrpcProtocol(Protocol):
@@ -68,6 +68,9 @@ class GrpcTransport:
         ``protocol="agent"`` several of them, all of the same agent: one that fails is left out until it works again.
     :param protocol: ``"agent"``: the agent protocol of the Rust proxy, ``zentinel.agent.v2.AgentServiceV2``.
         ``"ext_proc"``: any external processor for Envoy. ``"ext_authz"``: any external authoriser for Envoy.
+        ``"ray"``: a deployment of :func:`asgi_agents.ray.agent_deployment`, through Ray Serve's gRPC proxy.
+    :param metadata: sent with each call: names in lower case, values in ASCII. ``"ray"``: ``application`` has the name
+        of the one that the deployment is in.
     :param connections: ``"agent"``: how many streams, to each address.
     :param load_balancing: ``"agent"``: how requests are spread over them; see :class:`StreamTransport`.
     :param connect_timeout: seconds to connect, handshake included.
@@ -105,7 +108,8 @@ class GrpcTransport:
         self,
         target: str | Sequence[str],
         *,
-        protocol: Literal["agent", "ext_proc", "ext_authz"] = "agent",
+        protocol: Literal["agent", "ext_proc", "ext_authz", "ray"] = "agent",
+        metadata: Mapping[str, str] | None = None,
         connections: int = _CONNECTIONS,
         load_balancing: LoadBalancing
         | Literal["round_robin", "least_connections", "health_based", "random", "power_of_two"]
@@ -158,6 +162,7 @@ class GrpcTransport:
         self.events = self._protocol.events
         self._settings = GrpcSettings(
             addresses=addresses,
+            metadata=checked_metadata("GrpcTransport", metadata or {}),
             tls=pem_files("GrpcTransport", verify, cert) if secure else None,
             connections=connections,
             load_balancing=balancing,

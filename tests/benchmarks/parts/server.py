@@ -65,7 +65,7 @@ def _cpu_over(read: Sequence[Measurement], bare: Sequence[Measurement]) -> dict[
 def left_out(variants: Sequence[Variant]) -> tuple[str, ...]:
     """What is said of those that can't be served."""
     return tuple(
-        f"{variant.title}: needs the modules {' and '.join(variant.needs)}, of the `benchmark` extra"
+        f"{variant.title}: needs the modules {' and '.join(variant.needs)}, of the `{variant.extra}` extra"
         for variant in variants
         if not variant.available
     )

@@ -512,6 +512,16 @@ async def test_headers_that_come_too_late_for_envoy_are_a_failure(caplog: pytest
     assert "Undecided: the request's head is gone: its headers can't be changed any more" in caplog.text
 
 
+async def test_the_log_has_no_line_for_each_exchange(caplog: pytest.LogCaptureFixture) -> None:
+    """Who serves agents in other ways has none either, and Envoy has what agents have said in its metadata."""
+    with caplog.at_level(logging.INFO):
+        async with serving(Heads()) as channel:
+            proxy = Proxy(channel)
+            await proxy.request()
+            assert await proxy.receive()
+    assert [record.name for record in caplog.records if record.name == "asgi_agents.audit"] == []
+
+
 # Failures
 
 

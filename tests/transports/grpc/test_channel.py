@@ -16,7 +16,7 @@ import pytest
 from asgi_agents import AgentConnectionError, AgentError, AgentProtocolError, AgentTimeoutError, EventTooLargeError
 from asgi_agents.transports.grpc.channel import Channel, Channels, open_channel
 from asgi_agents.transports.grpc.settings import GrpcSettings
-from asgi_agents.transports.grpc.status import error_of_status
+from asgi_agents.transports.grpc.status import EndedWithStatusError, error_of_status
 from asgi_agents.transports.stream.balancing import LoadBalancing
 from asgi_agents.transports.wire import Address
 from tests.transports.stream.pools import until
@@ -226,7 +226,7 @@ async def test_a_status_is_an_error_of_ours_that_quotes_nothing(
             with pytest.raises(error, match=told) as raised:
                 await channel.unary(FAIL, code.encode())
     assert "hunter2" not in str(raised.value)
-    assert type(raised.value) is error
+    assert type(raised.value) is (EndedWithStatusError if error is AgentError else error)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,8 @@ async def test_a_status_is_an_error_of_ours_that_quotes_nothing(
         ("RESOURCE_EXHAUSTED", "grpc: received message larger than max (5 vs. 4)", EventTooLargeError),
         ("OUT_OF_RANGE", "Error, decoded message length too large: found 5 bytes", EventTooLargeError),
         ("RESOURCE_EXHAUSTED", "CLIENT: Received message larger than max (5 vs. 4)", AgentProtocolError),
-        ("RESOURCE_EXHAUSTED", "too many requests", AgentError),
-        ("OUT_OF_RANGE", "", AgentError),
+        ("RESOURCE_EXHAUSTED", "too many requests", EndedWithStatusError),
+        ("OUT_OF_RANGE", "", EndedWithStatusError),
     ],
 )
 def test_what_is_too_large_is_told_from_what_is_too_much(code: str, details: str, error: type[AgentError]) -> None:

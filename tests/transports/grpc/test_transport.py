@@ -16,7 +16,7 @@ def test_a_url_is_a_transport() -> None:
     for url in ("grpc://waf:9000", "grpc+unix:///run/waf.sock", ["grpc://a:1", "grpc://b:1"]):
         transport: Any = AgentConfig("waf", url).resolved_transport
         assert isinstance(transport, GrpcTransport)
-        assert (transport.kind, transport.remote, transport.carries) == ("grpc", True, CARRIED)
+        assert (transport.kind, transport.remote, transport.carries) == ("grpc", True, CARRIED | {EventType.CONFIGURE})
     assert repr(transport) == "<GrpcTransport grpc://a:1 grpc://b:1>"
 
 
@@ -53,7 +53,11 @@ def test_addresses_are_written_as_grpc_has_them(url: str, target: str) -> None:
         ("grpc://user:hunter2@waf:9000", {}, "there are credentials in the target"),
         (["grpc://a:1", "grpc://a:1"], {}, "expected each to be there once"),
         (["grpc://a:1", "grpcs://b:1"], {}, "expected all of them to be grpcs://, or none"),
-        ("grpc://waf:1", {"protocol": "soap"}, "protocol='soap', expected 'agent' or 'ext_proc' or 'ext_authz'"),
+        (
+            "grpc://waf:1",
+            {"protocol": "soap"},
+            "protocol='soap', expected 'agent' or 'ext_proc' or 'ext_authz' or 'ray'",
+        ),
         ("grpc://waf:1", {"protocol": 5}, "protocol=5"),
         ("grpc://waf:1", {"verify": "/ca.pem"}, "expected grpcs://"),
         ("grpc://waf:1", {"cert": "/c.pem"}, "expected grpcs://"),
@@ -67,6 +71,14 @@ def test_addresses_are_written_as_grpc_has_them(url: str, target: str) -> None:
         ("grpc://waf:1", {"max_calls_per_connection": 0}, "max_calls_per_connection=0"),
         ("grpc://waf:1", {"connect_timeout": 0}, "connect_timeout=0"),
         ("grpc://waf:1", {"keepalive": -1}, "keepalive=-1"),
+        ("grpc://waf:1", {"metadata": ["application"]}, "metadata is a list, expected names mapped to values"),
+        ("grpc://waf:1", {"metadata": {"Key": "hunter2"}}, "metadata='Key', expected names of lower-case letters"),
+        ("grpc://waf:1", {"metadata": {"key-bin": "hunter2"}}, "metadata='key-bin', expected names of"),
+        ("grpc://waf:1", {"metadata": {"": "hunter2"}}, "metadata='', expected names of"),
+        ("grpc://waf:1", {"metadata": {"grpc-timeout": "hunter2"}}, "none of those that gRPC or the transport sets"),
+        ("grpc://waf:1", {"metadata": {"traceparent": "hunter2"}}, "none of those that gRPC or the transport sets"),
+        ("grpc://waf:1", {"metadata": {"key": "hunter2\n"}}, "metadata['key'], expected visible ASCII characters"),
+        ("grpc://waf:1", {"metadata": {"key": 5}}, "metadata['key'], expected visible ASCII characters"),
     ],
 )
 def test_what_cant_work_is_refused(target: Any, settings: dict[str, Any], told: str) -> None:
@@ -74,6 +86,13 @@ def test_what_cant_work_is_refused(target: Any, settings: dict[str, Any], told: 
         GrpcTransport(target, **settings)
     assert told in str(raised.value)
     assert "hunter2" not in str(raised.value)
+
+
+def test_metadata_does_not_show_in_settings() -> None:
+    settings = GrpcTransport("grpc://waf:1", metadata={"key": "hunter2"})._settings
+    assert settings.metadata.pairs == (("key", "hunter2"),)
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in repr(settings.metadata)
 
 
 def test_an_agents_url_that_cant_work_is_refused_with_its_id() -> None:
