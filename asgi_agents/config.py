@@ -23,10 +23,21 @@ from .protocol import TOKEN, EventType
 from .protocol.headers import as_one_spelling
 from .protocol.validation import is_untouchable
 from .transports.base import Transport
-from .transports.resolve import default_events, learns_events, replaces_of, resolve_transport, sets_of
+from .transports.resolve import (
+    default_events,
+    learns_events,
+    replaces_of,
+    resolve_transport,
+    sets_of,
+    takes_whole_bodies,
+)
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_ID_LENGTH = 128
+_BODY_MODES: Final = {
+    "request_body_mode": EventType.REQUEST_BODY_CHUNK,
+    "response_body_mode": EventType.RESPONSE_BODY_CHUNK,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +147,11 @@ class AgentConfig:
             raise ConfigurationError(
                 f"{where}: circuit_breaker={self.circuit_breaker!r}, expected a CircuitBreakerConfig or None"
             )
-        for name in ("request_body_mode", "response_body_mode"):
-            object.__setattr__(self, name, as_body_mode(where, name, getattr(self, name)))
+        for name, event_type in _BODY_MODES.items():
+            mode = as_body_mode(where, name, getattr(self, name))
+            object.__setattr__(self, name, mode)
+            if mode.name != BodyMode.BUFFER.name and event_type in (self.hears or ()):
+                _require_pieces(where, self.resolved_transport, name, mode)
         for name in ("max_request_body_bytes", "max_response_body_bytes"):
             if getattr(self, name) is not None:
                 require_int(where, name, getattr(self, name), at_least=1)
@@ -193,6 +207,11 @@ class AgentConfig:
         """The events, resolved from what was given and what the agent says itself; None: it will say."""
         assert isinstance(self.events, frozenset | None)
         return self.events
+
+
+def _require_pieces(where: str, transport: Transport, field: str, mode: BodyMode) -> None:
+    if takes_whole_bodies(transport):
+        raise ConfigurationError(f"{where}: {field}={mode.name!r}, expected 'buffer': its transport takes whole bodies")
 
 
 def is_agent_id(given: object) -> bool:

@@ -9,7 +9,7 @@ from asgi_agents.config import AgentConfig
 from asgi_agents.errors import AgentsError, ConfigurationError
 from asgi_agents.policy import BodyMode, CircuitBreakerConfig, FailureMode
 from asgi_agents.protocol import AgentResponse, Event, EventType, RequestBodyChunkEvent, RequestHeadersEvent
-from asgi_agents.transports import HttpTransport, InProcessTransport, Transport
+from asgi_agents.transports import ForwardAuthTransport, GrpcTransport, HttpTransport, InProcessTransport, Transport
 
 URL = "http://127.0.0.1:9000/"
 HEADERS = {EventType.REQUEST_HEADERS}
@@ -428,3 +428,30 @@ def test_a_transport_may_announce_its_events_in_any_kind_of_set() -> None:
 
 def test_failure_modes_are_spelt_in_one_word() -> None:
     assert [mode.value for mode in FailureMode] == ["closed", "open"]
+
+
+@pytest.mark.parametrize(
+    ("transport", "event_type", "field"),
+    [
+        (GrpcTransport("grpc://h:1", protocol="ext_authz"), EventType.REQUEST_BODY_CHUNK, "request_body_mode"),
+        (ForwardAuthTransport("http://h/", style="ext_authz"), EventType.REQUEST_BODY_CHUNK, "request_body_mode"),
+        *(
+            (GrpcTransport("grpc://h:1", protocol="ext_proc", body_mode="buffered"), event_type, field)
+            for event_type, field in (
+                (EventType.REQUEST_BODY_CHUNK, "request_body_mode"),
+                (EventType.RESPONSE_BODY_CHUNK, "response_body_mode"),
+            )
+        ),
+    ],
+)
+def test_pieces_of_bodies_are_refused_where_the_transport_takes_whole_ones(
+    transport: Transport, event_type: EventType, field: str
+) -> None:
+    heads = {EventType.REQUEST_HEADERS}
+    for mode in ("stream", "hybrid"):
+        settings: dict[str, Any] = {field: mode}
+        with pytest.raises(ConfigurationError, match=f"{field}='(stream|hybrid)', expected 'buffer'"):
+            AgentConfig("agent", transport, events={*heads, event_type}, **settings)
+        # It is shown none.
+        AgentConfig("agent", transport, events=heads, **settings)
+    AgentConfig("agent", transport, events={*heads, event_type})

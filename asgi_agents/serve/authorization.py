@@ -26,20 +26,20 @@ from ..protocol import (
     RequestHeadersEvent,
 )
 from ..protocol.applicability import changes_something, check_applicable
+from ..transports.authorization import declares_body
 from .hooks import Hooks, NoAnswer, logger, require_agent, require_positive
 
 #: What a proxy asks about.
 ASKED: Final = frozenset({EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK})
 # What comes of a request later, which a proxy tells an authorization service nothing about.
 _NEVER_SHOWN: Final = frozenset({EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK, EventType.WEBSOCKET_FRAME})
-# Of a content-length: int() refuses what is much longer.
-_MAX_DIGITS: Final = 18
-# RFC 9110, section 9.3: a request of another method is expected to have a body.
-_WITHOUT_BODY: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "TRACE"})
+# What counts until the body is shown, and where it turns out to be empty: its length was not declared then (RFC 9110,
+# section 15.5.12).
+_TO_COME: Final = AgentResponse.block(411, "The length of the body is required for security inspection")
 
 
 class ShownBody(Struct, frozen=True):
-    """What a proxy shows of a body. ``partial``: there is more of it."""
+    """What a proxy shows of a body. ``partial``: there is more of it. Nothing at all and more: it asks again later."""
 
     data: bytes
     partial: bool = False
@@ -138,6 +138,8 @@ class Authorizations:
                 if not answer.is_allow:
                     return self._denied(answer, head)
                 answers.append(answer)
+            elif body is not None and body.partial:
+                return self._denied(_TO_COME, head)
             elif declares_body(head):
                 self._fail("the proxy has not shown it the body: in Envoy, with_request_body does that")
         return Permission(
@@ -189,20 +191,6 @@ class Authorizations:
     def _fail(self, fault: str) -> None:
         logger.error("%s: %s", self._hooks.name, fault)
         raise NoAnswer(fault)
-
-
-def declares_body(head: RequestHeadersEvent) -> bool:
-    """Whether a body may follow the head, as far as a proxy lets that be seen.
-
-    HTTP/2 need not declare any, and Envoy takes the ``transfer-encoding`` of HTTP/1.1 out. So a request of a method
-    that has a body needs a ``content-length`` of 0 to have none (RFC 9110, section 8.6, wants one).
-    """
-    if "transfer-encoding" in head.headers:
-        return True
-    declared = head.header("content-length")
-    if declared is not None:
-        return not declared.isdecimal() or len(declared) > _MAX_DIGITS or int(declared) > 0
-    return head.method not in _WITHOUT_BODY
 
 
 def _sayable_of_head(answer: Answer) -> AgentResponse:

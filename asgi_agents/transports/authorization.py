@@ -29,6 +29,11 @@ _BAD_INPUT: Final = AuditMetadata(reason_codes=("bad_input",))
 #: They describe a body, and are left out with it.
 OF_THE_BODY: Final = frozenset({"content-encoding", "content-language", "content-range", "content-type"})
 
+# Of a content-length: int() refuses what is much longer.
+_MAX_DIGITS: Final = 18
+# RFC 9110, section 9.3: a request of another method is expected to have a body.
+_WITHOUT_BODY: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "TRACE"})
+
 
 class Authorizer(Protocol):
     """An authorization service, as its client asks it."""
@@ -41,9 +46,13 @@ class Authorizer(Protocol):
         """Where it is, for the log."""
         ...
 
-    async def check(self, head: RequestHeadersEvent, body: bytes | None, deadline: float) -> AgentResponse:
-        """Whether the request may pass. ``body``: all of it; None: it is not shown, or there is none yet.
+    async def check(
+        self, head: RequestHeadersEvent, body: bytes | None, deadline: float, *, more: bool = False
+    ) -> AgentResponse:
+        """Whether the request may pass.
 
+        :param body: all of it; None: it is not shown, or there is none yet.
+        :param more: there is a body, about which the service is asked later.
         :raises AgentError: the service has failed.
         """
         ...
@@ -102,7 +111,7 @@ class AuthorizationClient(AgentClient):
         if not self.keeps_requests:
             return await self._authorizer.check(head, None, deadline)
         self._heads[head.correlation_id] = head
-        answer = await self._authorizer.check(head, None, deadline)
+        answer = await self._authorizer.check(head, None, deadline, more=declares_body(head))
         return answer if answer.is_allow else replace(answer, needs_more=True)
 
     def forget(self, correlation_id: str) -> None:
@@ -116,6 +125,20 @@ class AuthorizationClient(AgentClient):
 
     async def retire(self) -> None:
         await self._authorizer.retire()
+
+
+def declares_body(head: RequestHeadersEvent) -> bool:
+    """Whether a body may follow the head, as far as a proxy lets that be seen.
+
+    HTTP/2 need not declare any, and Envoy takes the ``transfer-encoding`` of HTTP/1.1 out. So a request of a method
+    that has a body needs a ``content-length`` of 0 to have none (RFC 9110, section 8.6, wants one).
+    """
+    if "transfer-encoding" in head.headers:
+        return True
+    declared = head.header("content-length")
+    if declared is not None:
+        return not declared.isdecimal() or len(declared) > _MAX_DIGITS or int(declared) > 0
+    return head.method not in _WITHOUT_BODY
 
 
 def denial(status: int, body: str | None, fields: Iterable[tuple[str, str]]) -> AgentResponse:
@@ -176,6 +199,11 @@ def text_of_bytes(value: str) -> str:
         return value.encode("latin-1").decode()
     except UnicodeError:
         return value
+
+
+def is_text(value: str) -> bool:
+    """Whether a value is the same bytes again once :func:`text_of_bytes` has made a text of it."""
+    return bytes_of_text(text_of_bytes(value)) == value
 
 
 def bytes_of_text(text: str) -> str:

@@ -174,12 +174,13 @@ class Transport(Protocol):
 
     Beside these members it has those of :class:`BindableTransport`, or else those of :class:`PlainTransport`.
 
-    It may have six more. ``address`` is a str that says in the log where the agent is. ``default_events`` has the
+    It may have seven more. ``address`` is a str that says in the log where the agent is. ``default_events`` has the
     events that the agent receives where neither ``events`` nor the configuration names any. ``sets`` has the names of
     request headers that the agent sets: they are added to those of ``AgentConfig.sets``. ``replaces`` has those that it
     reads of the client besides, for ``AgentConfig.replaces``. ``finds`` has the categories of its detections, where
     they can have no others, and ``says_severity`` is False where they have no severity but the default: a
-    :class:`~asgi_agents.guardrails.Guardrail` that would ignore all of them for that is refused.
+    :class:`~asgi_agents.guardrails.Guardrail` that would ignore all of them for that is refused. ``whole_bodies`` is
+    True where it delivers bodies as a whole: the body modes of the configuration have to be ``buffer`` then.
     """
 
     @property

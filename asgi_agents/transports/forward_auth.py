@@ -154,6 +154,7 @@ class ForwardAuthTransport(HttpOrigin):
     remote = True
     events: frozenset[EventType] | None = None
     default_events = HEADS
+    whole_bodies = True
     _keeps_headers = True
     _url_field = "address"
     _where = "ForwardAuthTransport"
@@ -226,7 +227,9 @@ class ForwardAuthTransport(HttpOrigin):
             raise ConfigurationError(f"{where}: config, expected None: a service over HTTP is configured by itself")
         return AuthorizationClient(where, self, HEADS if events is None else events)
 
-    async def check(self, head: RequestHeadersEvent, body: bytes | None, deadline: float) -> AgentResponse:
+    async def check(
+        self, head: RequestHeadersEvent, body: bytes | None, deadline: float, *, more: bool = False
+    ) -> AgentResponse:
         """Ask whether the request may pass. The guard keeps the ``deadline``.
 
         :raises AgentError: the service could not be reached, has failed, or has allowed the request with more content

@@ -135,6 +135,11 @@ def default_events(transport: Transport) -> frozenset[EventType] | None:
     return getattr(transport, "default_events", None)
 
 
+def takes_whole_bodies(transport: Transport) -> bool:
+    """Whether it delivers bodies as a whole, and no pieces of them."""
+    return bool(getattr(transport, "whole_bodies", False))
+
+
 def sets_of(transport: Transport) -> object:
     """The names of request headers that the agent sets and clients may not, as the transport knows."""
     return getattr(transport, "sets", frozenset())

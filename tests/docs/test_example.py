@@ -48,6 +48,7 @@ WITHOUT: Final[Mapping[str, str]] = {
     "files": "the example is configured in code, which its pages quote",
     "recording": "it is about tests, and about two versions of an agent, of which the example has one",
     "envoy": "it is about a proxy, which the example has none of",
+    "where": "it is about all places, of which the example has two",
     "deploying": "it is about commands and files of servers",
     "systemd": "it is about files for systemd, with the app of the page on deploying",
     "kubernetes": "it is about files for Kubernetes, with the app of the page on deploying",

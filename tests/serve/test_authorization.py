@@ -15,11 +15,10 @@ from asgi_agents.serve.authorization import (
     FinalHeader,
     Permission,
     ShownBody,
-    declares_body,
     final_headers,
 )
 from asgi_agents.serve.hooks import NoAnswer
-from asgi_agents.transports.authorization import HEADS
+from asgi_agents.transports.authorization import HEADS, declares_body
 from tests.support.asgi import Probe, SlowProbe
 from tests.transports.test_forward_auth import head
 
@@ -249,3 +248,23 @@ def test_what_operations_come_to() -> None:
         FinalHeader("x-c", True, ()),
         FinalHeader("x-d", True, ("1",)),
     ]
+
+
+async def test_where_the_body_comes_later_the_head_alone_is_denied() -> None:
+    to_come = ShownBody(b"", partial=True)
+    agent = Probe(request_headers=None, request_body=None)
+    permission = await ask(agent, POST, to_come)
+    assert permission.reply is not None
+    assert permission.reply.status == 411
+    assert agent.of("request_body") == []
+    # What the agent says of the head holds.
+    denying = Probe(request_headers=AgentResponse.block(403), request_body=None)
+    permission = await ask(denying, POST, to_come)
+    assert permission.reply is not None
+    assert permission.reply.status == 403
+    # One that judges no bodies, or not this one, has said all.
+    for agent in (
+        Probe(request_headers=None),
+        Probe(request_headers=AgentResponse.allow(skip_body=True), request_body=None),
+    ):
+        assert (await ask(agent, POST, to_come)).reply is None

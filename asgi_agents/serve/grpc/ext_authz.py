@@ -8,7 +8,7 @@ from ...errors import AgentProtocolError, ConfigurationError
 from ...exchange.scope import new_id
 from ...imports.extras import from_extra
 from ...protocol import HeaderOp, Headers, RequestHeadersEvent, RequestMetadata
-from ...transports.authorization import bytes_of_text, text_of_bytes
+from ...transports.authorization import bytes_of_text, is_text, text_of_bytes
 from ...transports.grpc.ext_authz import PARTIAL_BODY, SERVICE
 from ..authorization import Authorizations, Permission, ShownBody, final_headers
 from ..held import MAX_HELD_BYTES
@@ -116,9 +116,12 @@ def _headers_of(http: AttributeContext.HttpRequest) -> Headers:
     fields: dict[str, list[str]] = {}
     for name, value in http.headers.items():
         fields.setdefault(bytes_of_text(name.lower()), []).append(bytes_of_text(value))
+    raw: dict[str, list[str]] = {}
     for header in http.header_map.headers:
         value = header.raw_value.decode("latin-1") if header.raw_value else bytes_of_text(header.value)
-        fields.setdefault(bytes_of_text(header.key.lower()), []).append(value)
+        raw.setdefault(bytes_of_text(header.key.lower()), []).append(value)
+    # Where one is there both as text and as it is, it is not another field.
+    fields |= raw
     fields = {name: values for name, values in fields.items() if not name.startswith(":")}
     if http.host:
         # The authority says where a request goes, and a Host beside it does not (RFC 9113, section 8.3.1).
@@ -159,7 +162,7 @@ def encode_permission(permission: Permission, headers: Headers) -> bytes:
         if not final.values:
             ok.headers_to_remove.append(final.name)
         for index, value in enumerate(final.values):
-            option = _option(final.name, value)
+            option = _exact("request_headers", final.name, value)
             # Envoy appends to headers only that are there.
             if index == 0 and (final.replaces or final.name not in headers):
                 option.append_action = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
@@ -180,12 +183,19 @@ def _added(ops: Iterable[HeaderOp]) -> Iterable[HeaderValueOption]:
         if not final.values:
             raise AgentProtocolError(f"response_headers: {final.name!r} removed, and Envoy only sets and adds")
         for index, value in enumerate(final.values):
-            option = _option(final.name, value)
+            option = _exact("response_headers", final.name, value)
             replaces = index == 0 and final.replaces
             option.append_action = (
                 HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD if replaces else HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
             )
             yield option
+
+
+def _exact(field: str, name: str, value: str) -> HeaderValueOption:
+    if not is_text(value):
+        # Envoy sends UTF-8, and up to 1.40 takes no notice of `raw_value`.
+        raise AgentProtocolError(f"{field}: the value of {name!r} is no UTF-8, and Envoy takes no other here")
+    return _option(name, value)
 
 
 def _option(name: str, value: str) -> HeaderValueOption:

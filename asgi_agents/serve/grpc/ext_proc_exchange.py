@@ -279,7 +279,8 @@ class ServedExchange:
             return
         if not response.duplex and not response.head_answered and self._reply is None:
             await self._send_all(response.answer_head(None))
-        while not response.ended:
+        # Where the agent has failed, the stream ends with an error, and Envoy may be waiting for that.
+        while not response.ended and self._failure is None:
             message = message or await self._incoming.next(Side.RESPONSE)
             if message is None:
                 return

@@ -25,6 +25,7 @@ from ..authorization import (
     bytes_of_text,
     denial,
     is_asked_about,
+    is_text,
     refusal_of_input,
     text_of_bytes,
 )
@@ -98,10 +99,14 @@ class GrpcAuthorizer(Authorizer):
     def address(self) -> str:
         return self._settings.where
 
-    async def check(self, head: RequestHeadersEvent, body: bytes | None, deadline: float = math.inf) -> AgentResponse:
+    async def check(
+        self, head: RequestHeadersEvent, body: bytes | None, deadline: float = math.inf, *, more: bool = False
+    ) -> AgentResponse:
         if not is_asked_about(head.uri):
             return refusal_of_input(NO_PATH)
-        message = encode_check(head, body, scheme=self._settings.scheme, context_extensions=self.context_extensions)
+        message = encode_check(
+            head, body, scheme=self._settings.scheme, context_extensions=self.context_extensions, more=more
+        )
         if len(message) > self._settings.max_event_bytes:
             raise EventTooLargeError(f"the question has more than max_event_bytes={self._settings.max_event_bytes}")
         trace_context: dict[str, str] = {}
@@ -150,7 +155,12 @@ def _context_extensions(where: str, config: object) -> Mapping[str, str]:
 
 
 def encode_check(
-    head: RequestHeadersEvent, body: bytes | None, *, scheme: str | None, context_extensions: Mapping[str, str]
+    head: RequestHeadersEvent,
+    body: bytes | None,
+    *,
+    scheme: str | None,
+    context_extensions: Mapping[str, str],
+    more: bool = False,
 ) -> bytes:
     """A CheckRequest.
 
@@ -158,8 +168,13 @@ def encode_check(
     Envoy has them there. What only proxies say is not passed on from a client, such as its certificate in
     ``x-forwarded-client-cert``: Envoy takes the like out at the edge. Where it comes from, and how, are fields.
 
+    A header whose bytes are no UTF-8 is there twice: as text for services that read nothing else, and in ``header_map``
+    as it is.
+
     :param body: all of it; None: it is not shown.
     :param scheme: ``http`` or ``https``; None: as the event tells.
+    :param more: there is a body, which another question has. Envoy says the same of one that it shows only the
+        beginning of.
     """
     request = CheckRequest()
     attributes = request.attributes
@@ -183,10 +198,15 @@ def encode_check(
     for name, values in head.headers.items():
         if not name.startswith(":") and not WORD_OF_A_PROXY.match(as_one_spelling(name)):
             http.headers[text_of_bytes(name)] = text_of_bytes(", ".join(values))
+            if not is_text(", ".join(values)):
+                for value in values:
+                    http.header_map.headers.add(key=name, raw_value=value.encode("latin-1"))
     http.headers[":method"] = http.method
     http.headers[":path"] = http.path
     http.headers[":authority"] = http.host
     http.headers[":scheme"] = http.scheme
+    if more:
+        http.headers[PARTIAL_BODY] = "true"
     if body is not None:
         http.headers[PARTIAL_BODY] = "false"
         try:

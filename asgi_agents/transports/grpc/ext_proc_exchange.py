@@ -226,15 +226,17 @@ class ProcessedExchange:
         if isinstance(event, RequestHeadersEvent):
             self._method = event.method
         if self._full_duplex and body in self._heard and expects_body(event, self._method):
-            with move_on_after(PATIENCE):
-                return await self._head_answer(side)
-            return _UNDECIDED
-        return await self._head_answer(side)
+            return await self._head_answer(side, PATIENCE)
+        return await self._head_answer(side, None)
 
-    async def _head_answer(self, side: Side) -> AgentResponse:
+    async def _head_answer(self, side: Side, patience: float | None) -> AgentResponse:
+        """What it says of a head, or :data:`_UNDECIDED` where it has said nothing for ``patience`` seconds."""
         half = self._halves[side]
-        response = await self._next(side)
-        half.head_due = False
+        with move_on_after(patience):
+            response = await self._next(side)
+            half.head_due = False
+        if half.head_due:
+            return _UNDECIDED
         if response is None:
             return _skipping(ALLOW)
         if response.HasField("immediate_response"):
@@ -270,7 +272,10 @@ class ProcessedExchange:
         answer = ALLOW
         if half.head_due:
             # Some take all of the body before they say anything.
-            answer = await self._head_answer(side)
+            answer = await self._head_answer(side, None if event.is_last else PATIENCE)
+            if answer is _UNDECIDED:
+                # It has the piece: whatever becomes of that comes with what it releases.
+                return _with_mutation(answer, side, BodyMutation(b""))
             if not answer.is_allow:
                 return answer
         released = b""

@@ -159,6 +159,7 @@ class GrpcTransport:
         self.carries = self._protocol.carries
         self.default_events: frozenset[EventType] | None = getattr(self._protocol, "default_events", None)
         self.learns_events = self._protocol.learns_events
+        self.whole_bodies = protocol == "ext_authz" or body_mode == "buffered"
         self.events = self._protocol.events
         self._settings = GrpcSettings(
             addresses=addresses,

@@ -39,6 +39,8 @@ from .wire_format import WireFormat
 
 # An event loop needs two or three turns to read what a socket holds.
 _MAX_TURNS: Final = 20
+# Seconds. Twenty of them are several times what another thread waits for the interpreter (`sys.getswitchinterval`).
+_PAUSE: Final = 0.002
 _UNASKED: Final = "an answer to no call"
 # To look a member of an enumeration up by its name takes long (CPython 3.11).
 _AGENT_RESPONSE: Final = int(MessageType.AGENT_RESPONSE)
@@ -306,6 +308,9 @@ class AgentConnection:
         quiet = 0
         for _ in range(_MAX_TURNS):
             await checkpoint()
+            if wire.unread and wire.turns_behind:
+                # Another thread hands it over, and that may have to wait for the interpreter.
+                await anyio.sleep(_PAUSE)
             quiet = 0 if wire.unread else quiet + 1
             if quiet > wire.turns_behind or self.pending_calls or not self.alive:
                 return

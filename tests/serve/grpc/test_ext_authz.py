@@ -80,6 +80,20 @@ def test_raw_headers_are_read_with_all_their_values() -> None:
     assert event.headers == {"x-a": ["1", "\xff"], "host": ["app.example"]}
 
 
+def test_a_field_that_is_there_as_text_and_as_it_is_is_one() -> None:
+    raw = {"headers": [{"key": "x-odd", "rawValue": "Y2Fm6Q=="}]}
+    event, _ = decode_question(question(HTTP | {"headers": {"x-odd": "café", "x-a": "1"}, "headerMap": raw}))
+    assert (event.headers["x-odd"], event.headers["x-a"]) == (("caf\xe9",), ("1",))
+
+
+@pytest.mark.parametrize("op", [HeaderOp.set("x-odd", "caf\xe9"), HeaderOp.add("x-odd", "caf\xe9")])
+def test_a_header_that_is_no_utf8_can_not_be_said(op: HeaderOp) -> None:
+    with pytest.raises(AgentProtocolError, match="request_headers: the value of 'x-odd' is no UTF-8"):
+        answer(Permission(request_headers=[op]))
+    with pytest.raises(AgentProtocolError, match="response_headers: the value of 'x-odd' is no UTF-8"):
+        answer(Permission(response_headers=[op]))
+
+
 @pytest.mark.parametrize(
     ("fields", "body"),
     [

@@ -535,6 +535,22 @@ async def test_an_agent_that_fails_ends_the_stream_with_an_error(caplog: pytest.
     assert "s3cret" not in caplog.text
 
 
+@pytest.mark.parametrize("mode", ["BUFFERED", "STREAMED", "FULL_DUPLEX_STREAMED", "NONE"])
+async def test_a_failure_on_the_head_of_a_response_waits_for_none_of_its_body(mode: str) -> None:
+    class Fails(Agent):
+        async def on_response_headers(self, event: ResponseHeadersEvent) -> None:
+            raise ValueError
+
+    async with serving(Fails()) as channel:
+        proxy = Proxy(channel, mode)
+        await proxy.request({}, ends=True)
+        assert await proxy.receive() is not None
+        await proxy.response({"content-length": "2"})
+        # Envoy sends the body when the head is answered.
+        with pytest.raises(AgentError, match="INTERNAL"):
+            await proxy.receive()
+
+
 async def test_garbage_ends_the_stream() -> None:
     async with serving(Heads()) as channel:
         proxy = Proxy(channel)

@@ -57,6 +57,17 @@ def option(name: str, value: str, **fields: Any) -> dict[str, Any]:
 # --- The question -------------------------------------------------------------------------------------------------
 
 
+def test_what_is_no_utf8_is_there_as_it_is_too() -> None:
+    http = asked(head(headers={"x-odd": ["caf\xe9", "1"], "x-name": ["J\xc3\xbcrgen"]}))["request"]["http"]
+    assert (http["headers"]["x-odd"], http["headers"]["x-name"]) == ("café, 1", "Jürgen")
+    assert http["header_map"] == {"headers": [{"key": "x-odd", "raw_value": each} for each in ("Y2Fm6Q==", "MQ==")]}
+
+
+@pytest.mark.parametrize(("more", "said"), [(False, None), (True, "true")])
+def test_a_question_says_that_there_is_a_body_to_come(more: bool, said: str | None) -> None:
+    assert asked(more=more)["request"]["http"]["headers"].get("x-envoy-auth-partial-body") == said
+
+
 def test_a_question_has_what_envoys_has() -> None:
     event = head(
         "POST",

@@ -578,6 +578,43 @@ async def test_a_processor_may_answer_to_the_head_when_it_has_seen_the_body() ->
     assert app.calls == 0
 
 
+@pytest.mark.parametrize("mode", ["buffer", "stream"])
+async def test_a_processor_may_answer_to_the_head_when_it_has_seen_all_pieces_of_the_body(mode: str) -> None:
+    async def script(stream: Stream) -> None:
+        await stream.expect("request_headers")
+        await stream.say(request_headers={})
+        await stream.expect("response_headers")
+        whole = b""
+        while not whole.endswith(b"three"):
+            whole += (await stream.expect("response_body")).body
+        await stream.say(response_headers=sets("x-pieces", "3"))
+        await stream.stream("response_body", whole.upper(), False)
+        await stream.stream("response_body", b"!", True)
+        await stream.next()
+
+    length = (b"content-length", b"13")
+    app = App(start(200, length), body(b"one ", more=True), body(b"two ", more=True), body(b"three"))
+    client = await ask(script, app, Client("POST", body=b"abc"), RESPONSES, response_body_mode=mode, **DUPLEX)
+    assert (client.status, client.body, client.complete) == (200, b"ONE TWO THREE!", True)
+    assert client.header(b"x-pieces") == b"3"
+
+
+async def test_a_denial_in_pieces_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails open must not let pass what it has begun to deny."""
+    monkeypatch.setattr(ext_proc_exchange, "PATIENCE", 0.01)
+
+    async def script(stream: Stream) -> None:
+        await stream.next()
+        await stream.send(make_streamed_reply(messages.HttpHeaders(headers=header_map([(":status", b"402")]))))
+        await anyio.sleep(0.1)
+        await stream.send(make_streamed_reply(messages.StreamedBodyResponse(body=b"pay first", end_of_stream=True)))
+        await stream.next()
+
+    app, client = App(), Client("POST", body=b"abc")
+    await ask(script, app, client, REQUESTS, failure_mode="open", **DUPLEX)
+    assert (client.status, client.body, app.calls) == (402, b"pay first", 0)
+
+
 async def test_one_that_only_reads_needs_no_right_to_write() -> None:
     async def script(stream: Stream) -> None:
         while (message := await stream.next()) is not None:
