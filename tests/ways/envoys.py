@@ -165,7 +165,7 @@ def _refused(*serves: Callable[[Agent], object]) -> Callable[[Case], str]:
 
 def _never_upgrades(case: Case) -> bool:
     """Envoy shows no messages of websockets: an agent that judges them has failed."""
-    return case.messages is not None and not ExtProcService(agent_of(case.kind))._wanted().upgrades
+    return case.messages is not None and not ExtProcService(agent_of(case.kind))._wanted.upgrades
 
 
 def _fails_with(
