@@ -10,9 +10,11 @@ server. What the client does behind that can't be known.
 
 import asyncio
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import copy_context
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from threading import Lock
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import anyio
 from starlette.types import Message, Receive, Scope
@@ -37,7 +39,18 @@ class Attendance:
     :ivar left: whether the client has left.
     """
 
-    __slots__ = ("_complete", "_error", "_head", "_interruption", "_kept", "_source", "_task", "left")
+    __slots__ = (
+        "_complete",
+        "_context",
+        "_error",
+        "_head",
+        "_interruption",
+        "_kept",
+        "_source",
+        "_task",
+        "_waiter",
+        "left",
+    )
 
     def __init__(self, source: Receive, *, head: Scope | None = None, complete: bool = False) -> None:
         self._source = source
@@ -46,7 +59,9 @@ class Attendance:
         self._kept: list[Message] = []
         self._error: Exception | None = None
         self._interruption: Interruption | None = None
-        # On asyncio: what reads ahead.
+        # On asyncio: who waits, and its context; what reads ahead.
+        self._waiter: asyncio.Task[Any] | None = None
+        self._context: Context | None = None
         self._task: asyncio.Task[None] | None = None
         self.left = False
 
@@ -61,23 +76,58 @@ class Attendance:
             # As most do that are in the process.
             result: T = done.value
             return result
-        return (yield from self._wait(_resumed(call, awaited)).__await__())
+        # To ask for it takes longer than most of what follows.
+        loop = asyncio.get_running_loop()
+        self._waiter = asyncio.current_task(loop)
+        self._context = copy_context()
+        watches = _watches(loop)
+        watches.add(self, loop)
+        try:
+            while True:
+                try:
+                    sent = yield awaited
+                except GeneratorExit:
+                    self._abandon()
+                    call.close()
+                    raise
+                except BaseException as exc:
+                    awaited = call.throw(exc)
+                else:
+                    awaited = call.send(sent)
+        except StopIteration as done:
+            result = done.value
+        except asyncio.CancelledError:
+            if self._interruption is None or not (yield from self._interruption.is_ours().__await__()):
+                raise
+            return None
+        finally:
+            watches.discard(self)
+            self._waiter = self._context = None
+            if self._task is not None:
+                yield from self._stop_reading(self._task).__await__()
+        return None if self.left else result
 
-    async def _wait(self, call: Awaitable[T]) -> T | None:
+    def begin(self) -> None:
+        """The call takes long: read ahead, on asyncio."""
         # It cancels the task: a scope would be entered within those that the call has entered.
         self._interruption = Interruption()
-        timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._begin)
-        try:
-            result = await self._interruption.wait_for(lambda: call)
-        finally:
-            timer.cancel()
-            if self._task is not None:
-                self._task.cancel()
-                # Nobody may read beside it.
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([self._task])
-                self._task = None
-        return None if self.left else result
+        self._interruption.begin(self._waiter)
+        self._task = asyncio.get_running_loop().create_task(self._watch(), context=self._context)
+
+    async def _stop_reading(self, task: "asyncio.Task[None]") -> None:
+        assert self._interruption is not None
+        self._interruption.end()
+        task.cancel()
+        # Nobody may read beside it.
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([task])
+        self._task = None
+
+    def _abandon(self) -> None:
+        """Nobody waits any more, nor can: the coroutine is closed."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
 
     async def _wait_on_trio(self, call: Coroutine[Any, Any, T]) -> T | None:
         self._interruption = Interruption()
@@ -99,10 +149,6 @@ class Attendance:
             if watch is not None:
                 await watch.end()
         return None if self.left else result
-
-    def _begin(self) -> None:
-        # In the context of who waits: that of the timer.
-        self._task = asyncio.get_running_loop().create_task(self._watch())
 
     @property
     def remaining(self) -> Receive:
@@ -142,6 +188,57 @@ class Attendance:
         except Exception as exc:
             # The server's: who reads next meets it.
             self._error = exc
+
+
+class _Watches:
+    """Those of one asyncio event loop whose calls wait. All have one timer: to set one takes longer than many calls.
+
+    It refers to no event loop, or else that would never be collected.
+    """
+
+    def __init__(self) -> None:
+        # When each is to read ahead, on the event loop's clock: those that have waited longest come first.
+        self._due: dict[Attendance, float] = {}
+        self._armed = False
+
+    def add(self, attendance: Attendance, loop: asyncio.AbstractEventLoop) -> None:
+        """Have it read ahead in :data:`WATCH_AFTER` seconds."""
+        self._due[attendance] = loop.time() + WATCH_AFTER
+        if not self._armed:
+            self._armed = True
+            loop.call_later(WATCH_AFTER, self._fire, context=Context())
+
+    def discard(self, attendance: Attendance) -> None:
+        """Its call is over."""
+        self._due.pop(attendance, None)
+
+    def _fire(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._due:
+            attendance, due = next(iter(self._due.items()))
+            if due > now:
+                loop.call_later(due - now, self._fire, context=Context())
+                return
+            del self._due[attendance]
+            attendance.begin()
+        self._armed = False
+
+
+_known: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Watches]] = WeakKeyDictionary()
+_knowing: Final = Lock()
+# Those of the event loop that asked last: to look them up takes longer.
+_latest: tuple[Callable[[], asyncio.AbstractEventLoop | None], _Watches] = (lambda: None, _Watches())
+
+
+def _watches(loop: asyncio.AbstractEventLoop) -> _Watches:
+    global _latest
+    latest, watches = _latest
+    if latest() is not loop:
+        with _knowing:
+            watches = _known.setdefault(loop, _Watches())
+        _latest = ref(loop), watches
+    return watches
 
 
 class _TrioWatch:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -21,11 +21,13 @@ class Interruption:
     It belongs to the event loop that it was made on.
     """
 
-    __slots__ = ("_called", "_on_trio", "_scope", "_task")
+    __slots__ = ("_called", "_cancellations", "_on_trio", "_scope", "_task")
 
     def __init__(self) -> None:
         self._scope: anyio.CancelScope | None = None
-        self._task: asyncio.Task[object] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        # How often others had cancelled it before the wait.
+        self._cancellations = 0
         self._called = False
         self._on_trio = on_trio()
 
@@ -43,20 +45,37 @@ class Interruption:
             with anyio.CancelScope() as self._scope:
                 return await function()
             return None
-        task = self._task = asyncio.current_task()
-        assert task is not None
-        cancellations = task.cancelling()
+        self.begin(asyncio.current_task())
         try:
             return await function()
         except asyncio.CancelledError:
-            if self._called and task.cancelling() - 1 <= cancellations:
-                return None
-            # Others have cancelled it as well. A cancel scope recognises its own cancellation. But if we were first,
-            # this one is ours, and the scope would let it go on, through the app and to the middlewares around us.
-            await anyio.lowlevel.checkpoint_if_cancelled()
-            raise
+            if not await self.is_ours():
+                raise
+            return None
         finally:
-            self._task = None
-            if self._called:
-                self._called = False
-                task.uncancel()
+            self.end()
+
+    # Its parts, for who drives a coroutine; on asyncio.
+
+    def begin(self, task: "asyncio.Task[Any] | None") -> None:
+        """``task`` begins to wait."""
+        assert task is not None
+        self._task = task
+        self._cancellations = task.cancelling()
+
+    async def is_ours(self) -> bool:
+        """Whether the cancellation that has ended the wait, and is being handled, is ours alone."""
+        assert self._task is not None
+        if self._called and self._task.cancelling() - 1 <= self._cancellations:
+            return True
+        # Others have cancelled it as well. A cancel scope recognises its own cancellation. But if we were first, this
+        # one is ours, and the scope would let it go on, through the app and to the middlewares around us.
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        return False
+
+    def end(self) -> None:
+        """The wait is over."""
+        task, self._task = self._task, None
+        if self._called and task is not None:
+            self._called = False
+            task.uncancel()

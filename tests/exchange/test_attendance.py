@@ -315,3 +315,25 @@ async def test_it_is_read_in_the_context_of_the_request() -> None:
     await attendance.wait_for(anyio.sleep(LONG))
     assert attendance.left
     assert seen == ["request"]
+
+
+async def test_of_many_that_wait_each_is_watched_from_its_own_time_on() -> None:
+    """They share a timer."""
+    ended: dict[int, float] = {}
+    app = App()
+    middleware, slow = WAYS["head"](app, LONG)
+
+    async def ask(number: int) -> None:
+        client = request(get=True)
+        client.leave()
+        await anyio.sleep(number * WATCH_AFTER / 4)
+        began = anyio.current_time()
+        await client.call(middleware)
+        ended[number] = anyio.current_time() - began
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(12):
+            tasks.start_soon(ask, number)
+    assert sorted(ended) == list(range(12))
+    assert list(ended.values()) == pytest.approx([WATCH_AFTER] * 12, rel=0.01)
+    assert (slow.calls, slow.cancelled, app.calls) == (12, 12, 0)
