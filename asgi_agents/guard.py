@@ -18,12 +18,14 @@ from .calls.configuring import Configuring
 from .calls.deadlines import Queue, refusal
 from .calls.delivery import Delivery
 from .calls.inspections import inspection_of, response_of
+from .calls.outside import event_outside
 from .calls.recording import Recorder
 from .concurrency.cancellation import given_up
 from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
 from .decision import Verdict
 from .failures import CallFailure, Failure, FailureKind, describe, failure_of
+from .observability.correlation import outside_name
 from .observability.metrics import AgentMetrics, AgentStatistics, Tally
 from .observability.telemetry import Telemetry
 from .observability.trace_context import current_traceparent
@@ -103,6 +105,7 @@ class Guard:
         self._delivery = Delivery(client, self._steps, self._queue)
         self.configuring = Configuring(config, client, self._delivery, self.recorder, clock)
         self._reserves = client.reserves
+        self._remote = client.remote
         # The hooks of an agent in the process that can be called without ado.
         self._non_suspending_hooks = client.non_suspending_hooks
         self.hears = client.hears
@@ -262,7 +265,7 @@ class Guard:
         verdict = self.recorder.record(
             event_type,
             None,
-            self._mode(event_type, correlation_id, failure_mode),
+            self._mode(event_type, self._name_for_client(correlation_id), failure_mode),
             route,
             now,
             now,
@@ -292,6 +295,8 @@ class Guard:
             call.timeout *= multiplier
         breaker = self.breaker
         began: int | None = None
+        if self._remote and not self.stands_in:
+            call.event = event_outside(event)
         has_permit = self._limiter.try_acquire()
         try:
             if not has_permit:
@@ -303,10 +308,10 @@ class Guard:
                 began = breaker.acquire()
                 if began is None:
                     raise refusal(breaker)
-            place = self.client.reserve_now(event) if self._reserves else None
+            place = self.client.reserve_now(call.event) if self._reserves else None
             try:
                 if place is not None:
-                    given = await place.call(event, call.started + call.timeout)
+                    given = await place.call(call.event, call.started + call.timeout)
                 else:
                     given = await self._delivery.begin(call)
             except BaseException as exc:
@@ -338,7 +343,7 @@ class Guard:
             return self.recorder.record(
                 event_type,
                 event,
-                self._mode(event_type, correlation_id_of(event), call.failure_mode),
+                self._mode(event_type, correlation_id_of(call.event), call.failure_mode),
                 call.route,
                 call.started,
                 time.monotonic(),
@@ -373,9 +378,20 @@ class Guard:
             window=call.window,
         )
 
-    def _mode(self, event_type: EventType, correlation_id: str, failure_mode: FailureMode) -> FailureMode:
-        """The failure mode that holds where the call fails."""
-        return FailureMode.CLOSED if self.client.holds(event_type, correlation_id) else failure_mode
+    def forget(self, correlation_id: str) -> None:
+        """The app's connection of that id is over: nothing more is asked about it."""
+        self.client.forget(self._name_for_client(correlation_id))
+
+    def _mode(self, event_type: EventType, name: str, failure_mode: FailureMode) -> FailureMode:
+        """The failure mode that holds where the call fails. The client knows the connection by ``name``."""
+        return FailureMode.CLOSED if self.client.holds(event_type, name) else failure_mode
+
+    def _name_for_client(self, correlation_id: str) -> str:
+        """What the client calls the connection of that id: the name that its events have where they leave the process.
+
+        Nothing else of the package may hand an id or an event to :attr:`client`.
+        """
+        return outside_name(correlation_id) if self._remote and not self.stands_in else correlation_id
 
     async def _call_in(self, span: ActiveSpan, call: AgentCall) -> Verdict:
         with span:

@@ -53,6 +53,10 @@ class AgentManager:
     they were added, and a reference is an id or a pair of id and :class:`FailureMode`. They raise
     :class:`UnknownAgentError` for an unknown id.
 
+    Agents in other processes get a correlation id with a suffix of this process, so that no two processes name two
+    connections alike: all events of a connection belong into one process. The id of an open connection of a middleware
+    is what it is in the middleware's own events.
+
     :param on_metrics_report: called with the agent's id and the :class:`MetricsReport` that an agent behind the stream
         transport has sent; ``on_config_update`` with its :class:`ConfigUpdateRequest`. Both run on the event loop and
         must not block. What they raise is logged.
@@ -215,7 +219,7 @@ class AgentManager:
         """Tell an agent that its calls about the connection of that id are over. The middleware does so itself."""
         guard = self._registry.find(agent_id)
         if guard is not None:
-            guard.client.forget(correlation_id)
+            guard.forget(correlation_id)
 
     # Lifecycle
 

@@ -1070,7 +1070,7 @@ async def test_a_redaction_that_fails_harms_no_connection_and_leaks_nothing(
     assert await client.call(audited) == "returned by the app"
     assert client.complete
     assert current_correlation_id() == ""
-    assert live_ids == set()
+    assert not live_ids
     assert SECRET not in "".join(log.lines) + caplog.text
     # There is a record all the same: who can make redaction fail must not be able to go unseen.
     assert SECRET not in str(audited.record)

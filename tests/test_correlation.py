@@ -45,7 +45,7 @@ from asgi_agents import (
     current_correlation_id,
 )
 from asgi_agents.observability import correlation
-from asgi_agents.observability.correlation import live_ids
+from asgi_agents.observability.correlation import live_ids, outside_name
 from asgi_agents.protocol.codec import encode_event
 from asgi_agents.serve import agent_app, serve_stream
 from tests.support.asgi import App, Client, Held, Probe, SlowProbe, body, guarded, settle, start
@@ -228,7 +228,7 @@ async def test_an_id_is_free_again_however_the_connection_ended(end: str) -> Non
         tasks.start_soon(run)
         await settle()
         tasks.cancel_scope.cancel()
-    assert live_ids == set()
+    assert not live_ids
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -470,7 +470,7 @@ async def test_a_route_without_agents_leaves_nothing_behind() -> None:
     app = guarded(App(), AgentConfig("a", Names()), routes=[], expose_correlation_id=True)
     client = Client(headers=[(HEADER, b"the-id")])
     await client.call(app)
-    assert live_ids == set()
+    assert not live_ids
     assert current_correlation_id() == ""
 
 
@@ -671,7 +671,7 @@ def test_the_current_id_is_gone_after_a_connection_that_was_thrown_away(caplog: 
     # From another context than it ran in: nothing to go back to.
     call.close()
     assert current_correlation_id() == ""
-    assert live_ids == set()
+    assert not live_ids
     assert [line for line in caplog.records if line.levelno >= logging.INFO and line.name == "asgi_agents"] == []
 
 
@@ -776,7 +776,7 @@ async def test_an_agent_behind_a_server_knows_the_id_of_the_connection(names: ty
                 client = Client(headers=[(HEADER, name)])
                 await client.call(middleware)
                 assert client.status == 200
-    assert agent.current == ["one", "one", "two", "two"]
+    assert agent.current == [outside_name(name) for name in ("one", "one", "two", "two")]
 
 
 @pytest.mark.parametrize("framing", ["v2", "envelope"])
@@ -799,7 +799,7 @@ async def test_an_agent_behind_a_socket_knows_the_id_of_the_connection(names: ty
                     for number in range(8):
                         clients.start_soon(Client(headers=[(HEADER, b"id-%d" % number)]).call, middleware)
             tasks.cancel_scope.cancel()
-    assert sorted(agent.current) == sorted([f"id-{number}" for number in range(8)] * 2)
+    assert sorted(agent.current) == sorted([outside_name(f"id-{number}") for number in range(8)] * 2)
     assert [event.correlation_id for event in agent.heard] == agent.current[::2] or names is Names
 
 

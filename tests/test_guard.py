@@ -15,6 +15,7 @@ from anyio.lowlevel import checkpoint
 from asgi_agents.agent import Agent
 from asgi_agents.breaker import BreakerState
 from asgi_agents.calls import configuring, deadlines
+from asgi_agents.calls.outside import event_outside
 from asgi_agents.config import AgentConfig
 from asgi_agents.decision import Verdict
 from asgi_agents.errors import AgentConnectionError, AgentError, AgentProtocolError, AgentTimeoutError
@@ -160,7 +161,7 @@ async def test_an_answer_becomes_a_verdict(enforce: bool, mode: FailureMode, ans
     assert (verdict.response, verdict.failure) == (response, None)
     assert (verdict.fail_closed, verdict.enforced) == (mode is CLOSED, enforce)
     assert verdict.duration >= 0.0
-    assert transport.heard == [EVENT]
+    assert transport.heard == [event_outside(EVENT)]
     assert state_of(guard) is BreakerState.CLOSED
     assert is_idle(guard)
 
@@ -297,7 +298,7 @@ async def test_no_permit_within_the_deadline_is_a_queue_timeout_and_does_not_cou
         assert verdict.failure.message == (
             "agent 'waf', response_headers: none of its 1 concurrent calls ended within the deadline of 0.02 s"
         )
-        assert transport.heard == [CHUNK]
+        assert transport.heard == [event_outside(CHUNK)]
         assert state_of(guard) is BreakerState.CLOSED
         metrics = guard.metrics()
         assert (metrics.in_flight, metrics.waiting) == (1, 0)
@@ -784,7 +785,7 @@ async def test_a_call_that_is_cancelled_in_the_queue_was_never_made() -> None:
             scope.cancel()
             await guard.call(CHUNK, CLOSED)
         assert scope.cancelled_caught
-        assert transport.heard == [EVENT]
+        assert transport.heard == [event_outside(EVENT)]
         assert guard.metrics().waiting == 0
         tasks.cancel_scope.cancel()
     assert is_idle(guard)
@@ -969,7 +970,7 @@ async def test_an_agent_with_nothing_to_configure_is_not_asked() -> None:
     await guard.configuring.configure()
     await guard.call(EVENT, CLOSED)
 
-    assert transport.heard == [EVENT]
+    assert transport.heard == [event_outside(EVENT)]
 
 
 async def test_an_agent_that_is_given_a_configuration_is_configured_whatever_it_hears() -> None:
@@ -977,7 +978,7 @@ async def test_an_agent_that_is_given_a_configuration_is_configured_whatever_it_
 
     await guard.call(EVENT, CLOSED)
 
-    assert transport.heard == [ConfigureEvent(agent_id="waf", config={"a": 1}), EVENT]
+    assert transport.heard == [ConfigureEvent(agent_id="waf", config={"a": 1}), event_outside(EVENT)]
 
 
 @pytest.mark.parametrize("config", [0, {}, "", False], ids=repr)
@@ -986,7 +987,7 @@ async def test_a_configuration_that_is_falsy_is_a_configuration(config: Any) -> 
 
     await guard.call(EVENT, CLOSED)
 
-    assert transport.heard == [ConfigureEvent(agent_id="waf", config=config), EVENT]
+    assert transport.heard == [ConfigureEvent(agent_id="waf", config=config), event_outside(EVENT)]
 
 
 async def test_an_agent_elsewhere_is_not_configured_with_nothing() -> None:
@@ -995,7 +996,7 @@ async def test_an_agent_elsewhere_is_not_configured_with_nothing() -> None:
     assert guard.configured
     await guard.call(EVENT, CLOSED)
 
-    assert transport.heard == [EVENT]
+    assert transport.heard == [event_outside(EVENT)]
 
 
 async def test_an_agent_in_this_process_is_told_that_it_is_connected_without_a_configuration() -> None:

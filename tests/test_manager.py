@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from asgi_agents.agent import Agent
 from asgi_agents.breaker import BreakerState
+from asgi_agents.calls.outside import event_outside
 from asgi_agents.config import AgentConfig
 from asgi_agents.decision import AgentDecision
 from asgi_agents.errors import (
@@ -269,7 +270,7 @@ async def test_an_event_goes_to_all_agents_that_hear_it(event: Event, process: A
 
     decision = await process(manager, event)
 
-    assert fake(manager, "a").heard == fake(manager, "b").heard == [event]
+    assert fake(manager, "a").heard == fake(manager, "b").heard == [event_outside(event)]
     assert fake(manager, "deaf").heard == []
     assert (decision.decided_by, decision.decision) == ("b", Block(418))
     assert [verdict.agent_id for verdict in decision.verdicts] == ["a", "b"]
@@ -375,7 +376,7 @@ async def test_everyone_hears_how_a_request_ended_whatever_the_others_say() -> N
         await settle()
         late.set()
 
-    assert all(fake(manager, agent_id).heard == [COMPLETE] for agent_id in "abcd")
+    assert all(fake(manager, agent_id).heard == [event_outside(COMPLETE)] for agent_id in "abcd")
     assert {agent_id: metrics.outcomes for agent_id, metrics in manager.metrics.items()} == {
         "quick": {"block": 1},
         "a": {"block": 1},
@@ -1062,7 +1063,7 @@ async def test_a_guardrail_agent_is_asked_by_its_id() -> None:
 
     assert await manager.call_guardrail_agent("a", QUESTION) is DETECTED
     assert await manager.call_guardrail_agent("b", QUESTION) == GuardrailResponse(detected=False)
-    assert fake(manager, "a").heard == [QUESTION]
+    assert fake(manager, "a").heard == [event_outside(QUESTION)]
 
 
 async def test_a_guardrail_denial_in_the_general_shape_is_a_detection() -> None:

@@ -194,7 +194,7 @@ class Measuring:
             if asks_heads and asks_bodies and verdict.outcome == "allow":
                 verdict = await guard.call(question.chunk(correlation_id), FailureMode.CLOSED)
             self._ended = time.perf_counter()
-            guard.client.forget(correlation_id)
+            guard.forget(correlation_id)
             self._durations.append(self._ended - started)
             self._outcomes[verdict.outcome] += 1
             if verdict.failure is not None:

@@ -181,11 +181,6 @@ class ResolvedRoute:
         # What has ended is read first: a connection that begins and ends meanwhile does not hide one that is open.
         return self.held - self.ended + self.begun
 
-    def forget(self, correlation_id: str) -> None:
-        """The connection of that id is over: let the agents drop what they keep under it."""
-        for guard in self.keeping_requests:
-            guard.client.forget(correlation_id)
-
     def agents_for(self, event_type: EventType) -> tuple[RouteAgent, ...]:
         """The agents that receive such events, in route order."""
         return self._by_event[event_type]

@@ -112,7 +112,7 @@ class HeadPlan:
                 event = request_headers_event(scope, None, route, headers=headers, name="")
                 name = event.metadata.correlation_id
                 state = ExchangeState(self._registry, resolved_route, name, route, "", headers, INVALID_SPAN)
-                live_ids.add(name)
+                live_ids[name] = True
         except NoPathError:
             return await self._general(resolved_route, scope, receive, send)
         known[STATE_KEY] = context = AgentContext(state)

@@ -156,15 +156,17 @@ def raises_when_gone(scope: Scope) -> bool:
     return tuple(int(part) for part in version.split(".") if part.isdigit()) >= (2, 4)
 
 
-def find_correlation_id(headers: Headers | None, taken: Container[str] = (), name: str = CORRELATION_HEADER) -> str:
-    """The header of that ``name`` where it is a sane token that no connection has ``taken``, else a new UUIDv7.
+def given_correlation_id(
+    headers: Headers | None, taken: Container[str] = (), name: str = CORRELATION_HEADER
+) -> str | None:
+    """The header of that ``name`` where it is a sane token that no connection has ``taken``, else None.
 
     Agents keep state under this id: a client that could choose another's would reach into it.
     """
     given = headers.first(name) if name and headers is not None else None
     if given is not None and len(given) <= _MAX_CORRELATION_ID_LENGTH and TOKEN.match(given) and given not in taken:
         return given
-    return new_id()
+    return None
 
 
 def new_id() -> str:

@@ -1,6 +1,6 @@
 """The state of one connection: its correlation id, the verdicts of its agents, and what waits to be applied."""
 
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from types import MappingProxyType
@@ -44,7 +44,7 @@ from .remembered import (
     remembered,
     weigh_ops,
 )
-from .scope import CORRELATION_HEADER, find_correlation_id, new_id
+from .scope import CORRELATION_HEADER, given_correlation_id, new_id
 
 # Answers to these events are no part of the decision on the connection: a handler acts on those to its questions, a
 # message that was dropped does not end the session, and nothing can be changed any more at the end.
@@ -139,8 +139,10 @@ class ExchangeState(Struct, eq=False):
     _outermost: "ExchangeState | None" = None
     #: The id of the request, where the client has given the correlation id, once an agent has received it.
     request_id: str | None = None
-    # Calls under way that keep its id from being free.
+    # Calls under way, and middlewares within this one, that keep its id from being free.
     _pending: int = 0
+    # Whether the name was made in this process; False where the client has given it.
+    _made_here: bool = True
     #: The path that was asked for, as it came, or as the server has decoded it. The short way leaves it to its events.
     given_path: bytes | str = ""
     #: What of that path is none of the app's own paths. The short way, whose agents ask for no more than a head, leaves
@@ -174,9 +176,11 @@ class ExchangeState(Struct, eq=False):
                 if self._outermost is not None:
                     name = self._name = self._outermost.correlation_id
                 else:
-                    name = self._name = find_correlation_id(self.headers, live_ids, self.correlation_header)
-                    if not self.closed:
-                        live_ids.add(name)
+                    given = given_correlation_id(self.headers, live_ids, self.correlation_header)
+                    self._made_here = given is None
+                    name = self._name = given or new_id()
+                    if not self.closed or self._pending:
+                        live_ids[name] = self._made_here
             return name
 
     def join(self, outer: "ExchangeState | None") -> None:
@@ -187,9 +191,12 @@ class ExchangeState(Struct, eq=False):
         connections, and an app that a handler calls in this process serves a connection of its own.
         """
         if outer is not None and outer is current() and not outer.over:
-            self._outermost = outer._outermost or outer
+            outermost = self._outermost = outer._outermost or outer
+            with _naming:
+                # The app may leave this middleware behind, so that it ends last: the id is kept for it too.
+                outermost._pending += 1
             self.correlation_header = outer.correlation_header
-            self.request_id = self._outermost.request_id
+            self.request_id = outermost.request_id
 
     @property
     def joined(self) -> bool:
@@ -312,18 +319,18 @@ class ExchangeState(Struct, eq=False):
             else:
                 name = new_id()
             if outermost.closed:
-                live_ids.add(name)
+                live_ids[name] = outermost._made_here or not own
         try:
             yield name
         finally:
             if outermost.closed:
                 for guard in guards:
-                    guard.client.forget(name)
+                    guard.forget(name)
             with _naming:
                 if own:
                     outermost._pending -= 1
                 if outermost.closed and not (own and outermost._pending):
-                    live_ids.discard(name)
+                    live_ids.pop(name, None)
 
     def _forget_later(self, guards: Iterable[Guard]) -> None:
         """Have ``guards`` forget the correlation id when the connection is over for all middlewares."""
@@ -418,22 +425,36 @@ class ExchangeState(Struct, eq=False):
 
     def close(self) -> None:
         """The connection is over."""
+        guards: Collection[Guard] = self.resolved_route.keeping_requests
+        if self._forget_too is not None:
+            guards = {*guards, *self._forget_too}
+        outermost = self._outermost
         with _naming:
             self.closed = True
-            if self._name is not None and self._outermost is None and not self._pending:
-                live_ids.discard(self._name)
+            if not guards and outermost is None and self._name is not None and not self._pending:
+                live_ids.pop(self._name, None)
         if self._sessions is not None:
             for session in self._sessions.values():
                 if session is not None:
                     session.end()
-        if self._outermost is not None and not self._outermost.closed:
-            # The middlewares around this one may still ask the same agents.
-            self._forget_later(self.resolved_route.keeping_requests)
+        if outermost is None and not guards:
             return
-        if self.resolved_route.keeping_requests:
-            self.resolved_route.forget(self.correlation_id)
-        for guard in self._forget_too or ():
-            guard.client.forget(self.correlation_id)
+        if outermost is not None and not outermost.closed:
+            # The middlewares around this one may still ask the same agents.
+            self._forget_later(guards)
+            guards = ()
+        try:
+            for guard in guards:
+                guard.forget(self.correlation_id)
+        finally:
+            # The id is no other's until they have forgotten it.
+            with _naming:
+                if outermost is None:
+                    outermost = self
+                else:
+                    outermost._pending -= 1
+                if outermost.closed and outermost._name is not None and not outermost._pending:
+                    live_ids.pop(outermost._name, None)
 
     def session(self, event_type: EventType) -> SessionSpan | None:
         """The span that all events of a type share; None where nothing is traced."""

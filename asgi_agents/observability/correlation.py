@@ -1,5 +1,11 @@
-"""The id of the connection that the running code serves, and those of all that are open."""
+"""The id of the connection that the running code serves, those of all that are open, and their names elsewhere.
 
+Within a process no two open connections have the same id. Agents in other processes are asked by several processes,
+and a client may give one ``x-request-id`` to any number of them. So what an agent elsewhere is told is
+:func:`outside_name`, which no two processes ever use for connections of theirs.
+"""
+
+import base64
 import logging
 import os
 from contextvars import ContextVar, Token
@@ -27,11 +33,49 @@ class Named(Protocol):
 
 
 #: Correlation ids of all connections that are open in this process, of all managers together: agents keep state under
-#: these ids, and one agent may belong to several managers.
-live_ids: Final[set[str]] = set()
-# A forked child has none of its parent's connections. Windows, where processes can't fork, has no such function.
+#: these ids, and one agent may belong to several managers. True for an id that was made in this process, and that is
+#: no other's for that reason; False for one that the client has given.
+live_ids: Final[dict[str, bool]] = {}
+
+# What begins the suffix is a character that tokens may have (RFC 9110, section 5.6.2), and that few ids have.
+_SEPARATOR: Final = "~"
+# 60 random bits.
+_SUFFIX_LENGTH: Final = 12
+_suffix = ""
+
+
+def _draw_suffix() -> None:
+    global _suffix
+    _suffix = _SEPARATOR + base64.b32encode(os.urandom(_SUFFIX_LENGTH)).decode().lower()[:_SUFFIX_LENGTH]
+
+
+_draw_suffix()
+
+
+def _begin_in_child() -> None:
+    live_ids.clear()
+    _draw_suffix()
+
+
+# A forked child has none of its parent's connections, and is another process to agents. Windows, where processes can't
+# fork, has no such function.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=live_ids.clear)
+    os.register_at_fork(after_in_child=_begin_in_child)
+
+
+def outside_name(correlation_id: str) -> str:
+    """The name of a connection for agents in other processes; no other process has it for a connection of its own.
+
+    An id that was made here for an open connection is its own name. Any other gets a suffix that this process has drawn
+    at random: ids that clients have given, and those that the application has chosen for calls of its own. It is added
+    to whatever is there, also to the suffix of another process or of this one: different ids have different names.
+
+    The longest id of a client, of 128 characters, becomes one of 141. Empty stays empty.
+    """
+    if not correlation_id or live_ids.get(correlation_id):
+        return correlation_id
+    return correlation_id + _suffix
+
 
 _current: Final[ContextVar[Named | str]] = ContextVar("asgi_agents_correlation_id", default="")
 

@@ -269,7 +269,7 @@ class _Replaying:
         self._connections[name] = None
         self._connections.move_to_end(name)
         if len(self._connections) > _MAX_CONNECTIONS:
-            self._guard.client.forget(self._connections.popitem(last=False)[0])
+            self._guard.forget(self._connections.popitem(last=False)[0])
 
 
 class _Lanes:

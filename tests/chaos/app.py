@@ -153,7 +153,7 @@ class ChaosApp:
         return JSONResponse(
             {
                 "agents": msgspec.to_builtins(self._manager.statistics()),
-                "open": len(live_ids - {request.headers["x-request-id"]}),
+                "open": len(live_ids.keys() - {request.headers["x-request-id"]}),
                 "tasks": len(asyncio.all_tasks()),
                 "poisoned": list(self._poisoned),
             }

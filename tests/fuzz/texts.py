@@ -13,9 +13,10 @@ from asgi_agents.audit import AuditAgent, AuditAnswer, Auditor, AuditRecord
 from asgi_agents.errors import printable
 from asgi_agents.exchange.scope import (
     declared_length,
-    find_correlation_id,
+    given_correlation_id,
     headers_of,
     may_have_body,
+    new_id,
     request_headers_event,
 )
 from asgi_agents.observability.redaction import is_secret_header, redact_secrets
@@ -128,7 +129,7 @@ def heads(data: bytes) -> None:
     assert may_have_body(scope) in (True, False)
     taken = {"id-1"} if choices.flag() else set()
     name = choices.pick(("x-request-id", "", "x-other"))
-    correlation = find_correlation_id(Headers.from_raw(headers_of(scope)), taken, name)
+    correlation = given_correlation_id(Headers.from_raw(headers_of(scope)), taken, name) or new_id()
     assert TOKEN.match(correlation)
     assert len(correlation) <= 128
     assert correlation not in taken

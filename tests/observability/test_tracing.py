@@ -48,6 +48,7 @@ from asgi_agents import (
     WebSocketFrameEvent,
 )
 from asgi_agents.errors import AgentUnavailableError
+from asgi_agents.observability.correlation import outside_name
 from asgi_agents.serve import agent_app
 from tests.exchange.test_websocket import App as SocketApp
 from tests.exchange.test_websocket import Server, accept, run, send_frame
@@ -1437,7 +1438,8 @@ async def test_two_calls_over_one_stream_at_once_are_told_apart(spans: Spans) ->
             tasks.start_soon(call, "one")
             tasks.start_soon(call, "two")
     for span in spans.ours:
-        assert is_child(spans.one(f"hook {attributes(span)['asgi_agents.correlation_id']}"), span)
+        name = outside_name(str(attributes(span)["asgi_agents.correlation_id"]))
+        assert is_child(spans.one(f"hook {name}"), span)
     assert len({context_of(span).trace_id for span in spans.ours}) == 2
 
 

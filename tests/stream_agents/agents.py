@@ -114,4 +114,5 @@ class Everything(Agent):
         )
 
     async def on_request_complete(self, event: RequestCompleteEvent) -> None:
-        self.completed[event.correlation_id] = event.status
+        # The client's own id is the beginning of the name.
+        self.completed[event.correlation_id.partition("~")[0]] = event.status

@@ -32,6 +32,7 @@ from asgi_agents.errors import (
     EventTooLargeError,
 )
 from asgi_agents.failures import FailureKind
+from asgi_agents.observability.correlation import outside_name
 from asgi_agents.protocol import (
     ALLOW,
     Block,
@@ -961,7 +962,7 @@ class TestCancelMessages:
             tasks.cancel_scope.cancel()
         await until(lambda: peer.cancels)
 
-        assert [(cancel.correlation_id, cancel.reason) for cancel in peer.cancels] == [("c", 1)]
+        assert [(cancel.correlation_id, cancel.reason) for cancel in peer.cancels] == [(outside_name("c"), 1)]
 
     async def test_a_client_that_goes_away_is_reason_1_for_all_agents_that_were_asked(self) -> None:
         peers = [canceller() for _ in range(4)]
@@ -988,7 +989,7 @@ class TestCancelMessages:
             await until(lambda: peer.cancels)
 
         assert failure_of(decision) is FailureKind.TIMEOUT
-        assert [(cancel.correlation_id, cancel.reason) for cancel in peer.cancels] == [("c", 2)]
+        assert [(cancel.correlation_id, cancel.reason) for cancel in peer.cancels] == [(outside_name("c"), 2)]
 
     async def test_a_deadline_is_reason_2_also_beside_other_agents(self) -> None:
         slow, other = canceller(), canceller()
@@ -1007,7 +1008,7 @@ class TestCancelMessages:
                 await (await blocks.next()).answer(AgentResponse.block(403))
             await until(lambda: waits.cancels)
 
-        assert [(cancel.correlation_id, cancel.reason) for cancel in waits.cancels] == [("c", 3)]
+        assert [(cancel.correlation_id, cancel.reason) for cancel in waits.cancels] == [(outside_name("c"), 3)]
         assert blocks.cancels == []
 
     async def test_a_shutdown_is_reason_5(self) -> None:

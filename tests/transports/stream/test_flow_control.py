@@ -17,6 +17,7 @@ from asgi_agents import (
     FailureMode,
 )
 from asgi_agents.manager import registry_of
+from asgi_agents.observability.correlation import outside_name
 from asgi_agents.protocol.stream import FlowAction, FlowControl, MessageType, encode_message
 
 from .peer import Peer, Received, handshake
@@ -341,8 +342,8 @@ async def test_a_pause_of_one_request_is_no_pause_of_the_others() -> None:
     async with managing(peer, connections=1) as manager, anyio.create_task_group() as tasks:
         calls = Calls(manager, tasks)
         await manager.process_request_headers(head("a"))
-        await peer.links[0].flow(PAUSE, correlation_id="a")
-        await until(lambda: pool_of(client_in(manager)).rotation.is_paused("a"))
+        await peer.links[0].flow(PAUSE, correlation_id=outside_name("a"))
+        await until(lambda: pool_of(client_in(manager)).rotation.is_paused(outside_name("a")))
         calls.begin("a")
         await calls.are_held("a")
         for name in "bcd":
@@ -350,7 +351,7 @@ async def test_a_pause_of_one_request_is_no_pause_of_the_others() -> None:
         await calls.ended("b", "c", "d")
         assert "a" not in calls.decisions
 
-        await peer.links[0].flow(RESUME, correlation_id="a")
+        await peer.links[0].flow(RESUME, correlation_id=outside_name("a"))
         await calls.ended("a")
         assert states(manager) == ["up"]
 
@@ -407,8 +408,8 @@ async def test_in_fail_open_mode_a_request_that_is_paused_goes_on() -> None:
     peer = Peer(behaviour=allow)
     async with managing(peer, connections=1, failure_mode=FailureMode.OPEN) as manager:
         await manager.process_request_headers(head("a"))
-        await peer.links[0].flow(PAUSE, correlation_id="a")
-        await until(lambda: pool_of(client_in(manager)).rotation.is_paused("a"))
+        await peer.links[0].flow(PAUSE, correlation_id=outside_name("a"))
+        await until(lambda: pool_of(client_in(manager)).rotation.is_paused(outside_name("a")))
         with anyio.fail_after(2):
             decision = await manager.process_request_body(chunk("a"))
 

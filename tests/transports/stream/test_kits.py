@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 from asgi_agents import AgentMiddleware, AgentResponse, EventType, FailureKind, GuardrailResponse, InspectionType
 from asgi_agents.evaluation.guardrail import inspect_guardrail
 from asgi_agents.manager import registry_of
+from asgi_agents.observability.correlation import outside_name
 
 from .peer import Peer, Received, handshake
 from .pools import (
@@ -303,7 +304,7 @@ async def test_an_inspection_that_is_never_answered_takes_no_answer_of_its_reque
         assert not decision.is_allow
         assert decision.failure is None
     assert len(set(peer.questions)) == inspections
-    assert all(name.startswith("c/inspect-") for name in peer.questions)
+    assert all(name.startswith(f"{outside_name('c')}/inspect-") for name in peer.questions)
 
 
 async def test_an_inspection_is_answered_by_the_id_that_it_has_on_the_wire() -> None:
