@@ -263,4 +263,28 @@ CALLS: Final = (
         "Each client that leaves in the wrong moment takes a permit with it.",
         ("tests/test_limiter.py",),
     ),
+    Defect(
+        "agents-elsewhere-know-connections-by-the-ids-of-clients",
+        "guard.py",
+        "            call.event = event_outside(event)\n",
+        "            pass\n",
+        "An agent that two workers ask takes two requests of one id for one.",
+        ("tests/test_outside_names.py", "tests/threats/test_workers.py"),
+    ),
+    Defect(
+        "forked-workers-have-one-suffix",
+        "observability/correlation.py",
+        "    live_ids.clear()\n    _draw_suffix()\n",
+        "    live_ids.clear()\n",
+        "An agent that two forked workers ask takes two requests of one id for one.",
+        ("tests/test_outside_names.py", "tests/threats/test_workers.py"),
+    ),
+    Defect(
+        "an-id-is-free-before-agents-have-forgotten-it",
+        "exchange/state.py",
+        "            if not guards and outermost is None",
+        "            if outermost is None",
+        "An agent is told to forget a connection by a name that it does not know.",
+        ("tests/test_outside_names.py",),
+    ),
 )

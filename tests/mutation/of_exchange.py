@@ -257,8 +257,8 @@ EXCHANGE: Final = (
     Defect(
         "calls-keep-ids-for-ever",
         "exchange/state.py",
-        "                    outermost._pending -= 1\n",
-        "                    pass\n",
+        "                if own:\n                    outermost._pending -= 1\n",
+        "                if own:\n                    pass\n",
         "Correlation ids are never free again.",
         ("tests/test_left_behind.py::test_a_call_after_the_end_is_pinned_to_no_connection",),
     ),

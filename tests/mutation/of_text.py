@@ -202,7 +202,7 @@ TEXT: Final = (
     Defect(
         "short-way-forgets-whose-request-it-is",
         "exchange/plan.py",
-        "        live_ids[name] = True\n",
+        "                live_ids[name] = True\n",
         "",
         "Two requests have the same correlation id at a time.",
         ("tests/exchange/test_plan.py", "tests/test_correlation.py"),
