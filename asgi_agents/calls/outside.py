@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from ..observability.correlation import outside_name
+from ..observability.correlation import live_ids, outside_name
 from ..protocol import ConfigureEvent, Event, RequestHeadersEvent
 
 
@@ -14,9 +14,10 @@ def event_outside(event: Event) -> Event:
     if isinstance(event, ConfigureEvent):
         return event
     correlation_id = event.correlation_id
-    name = outside_name(correlation_id)
-    if name is correlation_id:
+    # Most are made here: seen at once, without a call.
+    if live_ids.get(correlation_id) or not correlation_id:
         return event
+    name = outside_name(correlation_id)
     if isinstance(event, RequestHeadersEvent):
         return replace(event, metadata=replace(event.metadata, correlation_id=name))
     return replace(event, correlation_id=name)
