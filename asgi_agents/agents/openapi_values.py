@@ -80,6 +80,11 @@ def takes_list(document: ApiDocument, pointer: str) -> bool:
     return any("array" in _types(schema) for schema in document.within(pointer))
 
 
+def is_of_objects(schema: dict[str, Any]) -> bool:
+    """Whether it is of objects, or of objects and others, without those schemas that it refers to."""
+    return "object" in _types(schema) or "properties" in schema
+
+
 def violations(document: ApiDocument, pointer: str, value: Any) -> list[Violation]:
     """What of a body does not conform. Cheap where it does: the library's own reports take seconds for large ones."""
     if document.is_valid(pointer, value):
