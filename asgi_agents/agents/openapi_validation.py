@@ -115,7 +115,7 @@ class OpenApiValidation(Agent):
         if self._requests == "off":
             return None
         if target is not None and target.operation is None:
-            return refusal([UNDOCUMENTED], self._requests) if self._undocumented == "block" else PASSED
+            return refusal([UNDOCUMENTED], "block") if self._undocumented == "block" else PASSED
         if without_body and not found:
             return refusal_without_body(without_body, self._requests, announced=announces_body(event))
         return refusal(found, self._requests, skip_body=exchange.request is None)
