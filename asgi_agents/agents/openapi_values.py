@@ -19,12 +19,13 @@ _MOST_STEPS: Final = 64
 
 
 def _number(text: str) -> Any:
-    """As Pydantic reads it: with blanks around it, and underscores between digits."""
-    with suppress(ValueError):
-        return int(text)
-    with suppress(ValueError):
-        number = float(text)
-        return number if math.isfinite(number) else None
+    """As Pydantic reads it: with blanks around it, and underscores between digits, which are those of ASCII."""
+    if text.strip().isascii():
+        with suppress(ValueError):
+            return int(text)
+        with suppress(ValueError):
+            number = float(text)
+            return number if math.isfinite(number) else None
     return None
 
 
