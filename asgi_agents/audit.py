@@ -187,7 +187,7 @@ class Auditor:
     def none(cls, **settings: Any) -> "Auditor":
         """One that records nothing, whatever the log takes."""
         made = cls(**settings)
-        made.wanted = bool
+        made.wanted = lambda: False
         return made
 
     def begin(self, scope: Scope, state: ExchangeState) -> "Audit":

@@ -60,6 +60,11 @@ def announces_body(event: RequestHeadersEvent) -> bool:
     return "transfer-encoding" in event.headers or event.header("content-length") not in (None, "0")
 
 
+def may_have_body(event: RequestHeadersEvent) -> bool:
+    """Whether a body may follow the head, also one of HTTP/2 that is not announced."""
+    return event.method not in ("GET", "HEAD") or announces_body(event)
+
+
 def refusal(found: Sequence[Violation], action: str, *, skip_body: bool = False) -> AgentResponse | None:
     """Of a request: says what is wrong where, and nothing of what was sent (RFC 9457)."""
     if not found or action != "block":

@@ -1,4 +1,4 @@
-"""Forms without files, as Starlette reads them."""
+"""Forms of texts, without files, as Starlette reads them."""
 
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Final, TypeVar
@@ -10,7 +10,7 @@ from starlette.formparsers import FormParser, MultiPartParser
 from .openapi_answers import Violation
 from .openapi_document import ApiDocument, below
 from .openapi_json import media_type_of
-from .openapi_values import MOST, conforms, readers_of, takes_list
+from .openapi_values import MOST, conforms, is_of_objects, readers_of, takes_list
 
 _Result = TypeVar("_Result")
 
@@ -18,14 +18,17 @@ FORM: Final = "application/x-www-form-urlencoded"
 MULTIPART: Final = "multipart/form-data"
 
 
-def has_files(document: ApiDocument, pointer: str) -> bool:
-    """Whether a form may have files, which are not kept to be judged."""
+def is_of_texts(document: ApiDocument, pointer: str) -> bool:
+    """Whether each field is a text, or a list of texts.
+
+    Files are not kept to be judged. Objects may be written in JSON, or in other ways.
+    """
     pointer, schema = document.resolve(pointer)
     properties = schema.get("properties") if isinstance(schema, dict) else None
     if not isinstance(properties, dict):
-        return True
-    return any(
-        inner.get("format") == "binary" or "contentMediaType" in inner
+        return False
+    return not any(
+        inner.get("format") == "binary" or "contentMediaType" in inner or is_of_objects(inner)
         for name in properties
         for inner in document.within(below(pointer, "properties", name), items=True)
     )

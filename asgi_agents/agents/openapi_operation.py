@@ -10,7 +10,7 @@ from ..errors import ConfigurationError
 from ..protocol import RequestHeadersEvent, ResponseHeadersEvent
 from .openapi_answers import Violation
 from .openapi_document import ApiDocument, below
-from .openapi_forms import FORM, MULTIPART, has_files
+from .openapi_forms import FORM, MULTIPART, is_of_texts
 from .openapi_json import JSON, is_json, media_type_of
 from .openapi_parameters import Parameter, headers_of, judge, parameters_of, schema_of
 from .openapi_values import MOST
@@ -125,7 +125,7 @@ def _media(document: ApiDocument, pointer: str, media_type: str) -> Media:
         return Media("other", None)
     if is_json(media_type):
         return Media("json", schema)
-    judged = media_type in (FORM, MULTIPART) and not has_files(document, schema)
+    judged = media_type in (FORM, MULTIPART) and is_of_texts(document, schema)
     return Media("form" if judged else "other", schema if judged else None)
 
 

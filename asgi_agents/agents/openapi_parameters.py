@@ -6,12 +6,12 @@ from typing import Any, Final, NamedTuple
 from ..errors import ConfigurationError
 from .openapi_answers import Violation
 from .openapi_document import ApiDocument, below
-from .openapi_values import Reader, conforms, readers_of, takes_list
+from .openapi_values import Reader, conforms, is_of_objects, readers_of, takes_list
 
 #: OpenAPI says of these that they are no parameters, whatever a description says (section 4.8.12.1).
 _NO_PARAMETERS: Final = frozenset({"accept", "authorization", "content-type"})
 _HEADERS: Final = frozenset({"header", "response_header"})
-#: How lists of parameters are judged: each value in a field of its own, as FastAPI has them.
+#: What is judged: in queries and cookies each member of a list in a field of its own, as FastAPI has them.
 _STYLES: Final = {"query": "form", "cookie": "form", "header": "simple", "path": "simple", "response_header": "simple"}
 
 
@@ -20,6 +20,7 @@ class Parameter(NamedTuple):
 
     :ivar schema: None: of a style that is not judged, so that it only has to be there, if it is ``required``.
     :ivar many: whether it is a list.
+    :ivar deep: whether it is sent as its members, ``filter[min]=1`` (style ``deepObject``).
     """
 
     place: str
@@ -29,19 +30,29 @@ class Parameter(NamedTuple):
     many: bool
     readers: Sequence[Reader]
     pointer: str
+    deep: bool
 
 
 def judge(document: ApiDocument, parameter: Parameter, given: Mapping[str, Sequence[Any]]) -> Violation | None:
     """What is wrong with one of the ``given`` values. All of them count: which one is read is not certain."""
     values = given.get(parameter.name.lower() if parameter.place in _HEADERS else parameter.name, ())
     if not values:
-        if parameter.required:
+        deep = parameter.deep and any(name.startswith(f"{parameter.name}[") for name in given)
+        if parameter.required and not deep:
             return Violation(parameter.place, parameter.name, "missing", parameter.pointer)
-    elif parameter.schema is not None and not conforms(
-        document, parameter.schema, values, parameter.readers, many=parameter.many
+    elif parameter.schema is not None and not any(
+        conforms(document, parameter.schema, texts, parameter.readers, many=parameter.many)
+        for texts in _readings(parameter, values)
     ):
         return Violation(parameter.place, parameter.name, "invalid", parameter.schema)
     return None
+
+
+def _readings(parameter: Parameter, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """FastAPI has each member of a list in a field of its own, OpenAPI has commas between them in headers."""
+    yield values
+    if parameter.many and parameter.place in _HEADERS:
+        yield [text.strip(" \t") for value in values for text in value.split(",")]
 
 
 def parameters_of(document: ApiDocument, where: str) -> Iterator[Parameter]:
@@ -58,11 +69,17 @@ def parameters_of(document: ApiDocument, where: str) -> Iterator[Parameter]:
 def _parameter(document: ApiDocument, pointer: str, node: Mapping[str, Any], place: str, name: str) -> Parameter:
     schema = schema_of(document, pointer) if "schema" in node else None
     many = schema is not None and takes_list(document, schema)
-    plain = node.get("style", _STYLES[place]) == _STYLES[place]
-    if not plain or (many and (place == "path" or not node.get("explode", True))):
+    style, exploded = node.get("style", _STYLES[place]), node.get("explode", True) is True
+    # Objects are sent as their members, in one text or in several.
+    members = schema is not None and any(map(is_of_objects, document.within(schema, items=True)))
+    # Then nothing has the name of the parameter.
+    nameless = members and style == "form" and exploded
+    listed = many and (place == "path" or (place not in _HEADERS and not exploded))
+    if style != _STYLES[place] or members or listed:
         schema = None
     readers = () if schema is None else readers_of(document, schema)
-    return Parameter(place, name, node.get("required") is True, schema, many, readers, pointer)
+    required = node.get("required") is True and not nameless
+    return Parameter(place, name, required, schema, many, readers, pointer, style == "deepObject")
 
 
 def headers_of(document: ApiDocument, pointer: str, node: Mapping[str, Any]) -> Iterator[Parameter]:

@@ -28,6 +28,7 @@ from .openapi_answers import (
     UNDOCUMENTED,
     announces_body,
     check_actions,
+    may_have_body,
     refusal,
     refusal_of_response,
     refusal_without_body,
@@ -108,22 +109,23 @@ class OpenApiValidation(Agent):
         target = description.find(event)
         exchange = self._exchange(target, event.method)
         found, without_body = ([], []) if self._requests == "off" else exchange.request_head(event)
-        if self._responses != "off" or exchange.request is not None:
+        # A body that is not judged may be shown all the same: not every transport carries `skip_body`.
+        if self._responses != "off" or exchange.request is not None or may_have_body(event):
             self._open[event.correlation_id] = exchange
             while len(self._open) > MAX_EXCHANGES:
                 self._open.popitem(last=False)
         if self._requests == "off":
             return None
         if target is not None and target.operation is None:
-            return refusal([UNDOCUMENTED], self._requests) if self._undocumented == "block" else PASSED
+            return refusal([UNDOCUMENTED], "block") if self._undocumented == "block" else PASSED
         if without_body and not found:
             return refusal_without_body(without_body, self._requests, announced=announces_body(event))
         return refusal(found, self._requests, skip_body=exchange.request is None)
 
     async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse | None:
         body = self._open[event.correlation_id].request
-        found = None if body is None else await body.found(event, self._threads)
-        return HOLD if found is None else refusal(found, self._requests)
+        found = [] if body is None else await body.found(event, self._threads)
+        return HOLD if found is None else refusal(found, self._requests, skip_body=body is None)
 
     async def on_response_headers(self, event: ResponseHeadersEvent) -> AgentResponse | None:
         exchange = self._open[event.correlation_id]
@@ -132,8 +134,8 @@ class OpenApiValidation(Agent):
 
     async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> AgentResponse | None:
         body = self._open[event.correlation_id].response
-        found = None if body is None else await body.found(event, self._threads)
-        return HOLD if found is None else refusal_of_response(found, self._responses)
+        found = [] if body is None else await body.found(event, self._threads)
+        return HOLD if found is None else refusal_of_response(found, self._responses, skip_body=body is None)
 
     async def on_request_complete(self, event: RequestCompleteEvent) -> None:
         self._open.pop(event.correlation_id, None)

@@ -19,12 +19,13 @@ _MOST_STEPS: Final = 64
 
 
 def _number(text: str) -> Any:
-    """As Pydantic reads it: with blanks around it, and underscores between digits."""
-    with suppress(ValueError):
-        return int(text)
-    with suppress(ValueError):
-        number = float(text)
-        return number if math.isfinite(number) else None
+    """As Pydantic reads it: with blanks around it, and underscores between digits, which are those of ASCII."""
+    if text.strip().isascii():
+        with suppress(ValueError):
+            return int(text)
+        with suppress(ValueError):
+            number = float(text)
+            return number if math.isfinite(number) else None
     return None
 
 
@@ -78,6 +79,11 @@ def conforms(
 def takes_list(document: ApiDocument, pointer: str) -> bool:
     """Whether a schema is of lists, or of lists and null."""
     return any("array" in _types(schema) for schema in document.within(pointer))
+
+
+def is_of_objects(schema: dict[str, Any]) -> bool:
+    """Whether it is of objects, or of objects and others, without those schemas that it refers to."""
+    return "object" in _types(schema) or "properties" in schema
 
 
 def violations(document: ApiDocument, pointer: str, value: Any) -> list[Violation]:

@@ -10,6 +10,7 @@ from ..calls.blocking import Steps, in_steps
 from ..calls.raised import answer_raised
 from ..concurrency.cancellation import cancel_requests, raise_swallowed
 from ..errors import AgentError, ConfigurationError
+from ..messages.naming import named
 from ..observability.correlation import reset_current, set_current
 from ..observability.tracing import serving_span
 from ..protocol import (
@@ -119,6 +120,12 @@ def require_agent(where: str, agent: object) -> None:
     if not isinstance(agent, Agent):
         raise ConfigurationError(f"{where}: agent={agent!r}, expected an instance of an Agent")
     check_agent(where, agent)
+
+
+def require_flag(where: str, name: str, value: object) -> None:
+    """Raise :class:`ConfigurationError` unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{where}: {name}={named(value)}, expected True or False")
 
 
 def require_positive(where: str, name: str, value: object) -> None:

@@ -16,7 +16,7 @@ from ..guardrails import TextGuardrail
 from ..messages.naming import named
 from ..protocol import PROTOCOL_VERSION, Encoding, Event, decode_event, encode_answer
 from .forward_auth import ForwardAuthApp
-from .hooks import Hooks, NoAnswer, require_agent, require_positive
+from .hooks import Hooks, NoAnswer, require_agent, require_flag, require_positive
 from .posting import PostingApp, Replier, caller_of, media_type_of
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
@@ -68,10 +68,8 @@ def agent_app(
     require_positive("agent_app", "max_event_bytes", max_event_bytes)
     if max_concurrency is not None:
         require_positive("agent_app", "max_concurrency", max_concurrency)
-    if not isinstance(mask_responses, bool):
-        raise ConfigurationError(f"agent_app: mask_responses={named(mask_responses)}, expected True or False")
-    if not isinstance(configurable, bool):
-        raise ConfigurationError(f"agent_app: configurable={named(configurable)}, expected True or False")
+    require_flag("agent_app", "mask_responses", mask_responses)
+    require_flag("agent_app", "configurable", configurable)
     if api != "litellm" and not mask_responses:
         raise ConfigurationError("agent_app: mask_responses=False is for gateways, expected api='litellm'")
     limiter = None if max_concurrency is None else SharedLimiter(max_concurrency)

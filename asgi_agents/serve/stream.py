@@ -23,7 +23,7 @@ from .accept import accept
 from .connection import Service
 from .framings import new_connection
 from .held import MAX_HELD_BYTES
-from .hooks import Hooks, require_agent, require_positive
+from .hooks import Hooks, require_agent, require_flag, require_positive
 from .sockets import Listening, listen
 
 # A client that is drained has this many seconds to send what it was about to.
@@ -86,6 +86,7 @@ async def serve_stream(
     require_positive("serve_stream", "max_held_bytes", max_held_bytes)
     if name is not None and (not isinstance(name, str) or not name):
         raise ConfigurationError(f"serve_stream: name={name!r}, expected text or None")
+    require_flag("serve_stream", "configurable", configurable)
     if not isinstance(drain_timeout, int | float) or not 0 <= drain_timeout < math.inf:
         raise ConfigurationError(f"serve_stream: drain_timeout={drain_timeout!r}, expected seconds")
     if ssl_context is not None and (address.path is not None or not isinstance(ssl_context, ssl.SSLContext)):

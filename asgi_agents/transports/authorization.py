@@ -22,8 +22,6 @@ HEADS: Final = frozenset({EventType.REQUEST_HEADERS})
 WORD_OF_A_PROXY: Final = re.compile(
     r"(?:x-forwarded-|x-original-|x-auth-request-|x-envoy-)|(?:forwarded|x-authelia-url|x-real-ip|x-rewrite-url)\Z"
 )
-#: What a request is refused for where :func:`is_asked_about` says no.
-NO_PATH: Final = "a target that is no path"
 
 _BAD_INPUT: Final = AuditMetadata(reason_codes=("bad_input",))
 #: They describe a body, and are left out with it.

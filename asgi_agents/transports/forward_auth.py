@@ -11,11 +11,11 @@ import httpx
 from ..errors import AgentError, ConfigurationError
 from ..protocol import TOKEN, AgentResponse, EventType, HeaderOp, RequestHeadersEvent
 from ..protocol.headers import as_one_spelling, without_blanks
+from ..protocol.target import NO_PATH
 from ..protocol.validation import REDIRECT_STATUSES, is_untouchable
 from .authorization import (
     AUTHORIZED_EVENTS,
     HEADS,
-    NO_PATH,
     WORD_OF_A_PROXY,
     AuthorizationClient,
     denial,

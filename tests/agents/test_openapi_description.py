@@ -128,6 +128,56 @@ async def test_a_description_alone_will_do(
     assert app.calls == (status == 200)
 
 
+OBJECT = {"$ref": "#/components/schemas/Range"}
+LIST = {"type": "array", "items": {"type": "integer"}}
+
+
+@pytest.mark.parametrize(
+    ("parameter", "target", "headers", "status"),
+    [
+        ({"in": "query", "style": "deepObject", "schema": OBJECT}, "/x?range[min]=1", {}, 200),
+        ({"in": "query", "style": "deepObject", "schema": OBJECT}, "/x?ranges[min]=1", {}, 422),
+        ({"in": "query", "schema": OBJECT}, "/x?min=1", {}, 200),
+        ({"in": "query", "schema": {"anyOf": [OBJECT, {"type": "null"}]}}, "/x?min=1", {}, 200),
+        ({"in": "query", "explode": False, "schema": OBJECT}, "/x?range=min,1", {}, 200),
+        ({"in": "query", "explode": False, "schema": OBJECT}, "/x?min=1", {}, 422),
+        ({"in": "query", "style": "pipeDelimited", "explode": False, "schema": LIST}, "/x?range=1|2", {}, 200),
+        ({"in": "query", "schema": LIST}, "/x?range=1&range=2", {}, 200),
+        ({"in": "query", "schema": LIST}, "/x?range=1,2", {}, 422),
+        ({"in": "header", "schema": OBJECT}, "/x", {"range": "min,1"}, 200),
+        ({"in": "header", "schema": LIST}, "/x", {"range": "1"}, 200),
+        ({"in": "header", "schema": LIST}, "/x", {"range": "1, 2"}, 200),
+        ({"in": "header", "schema": LIST}, "/x", {"range": "1, x"}, 422),
+        ({"in": "header", "schema": LIST}, "/x", {}, 422),
+        ({"in": "path", "schema": OBJECT}, "/min,1", {}, 200),
+        ({"in": "path", "style": "label", "schema": LIST}, "/.1.2", {}, 200),
+    ],
+)
+async def test_parameters_of_other_styles_are_refused_where_they_are_missing_alone(
+    parameter: dict[str, Any], target: str, headers: dict[str, str], status: int
+) -> None:
+    described = {**parameter, "name": "range", "required": True}
+    source = changed("paths", to={"/{range}": {"get": {"parameters": [described]}}})
+    source["components"]["schemas"]["Range"] = {"type": "object", "properties": {"min": {"type": "integer"}}}
+    app, client = App(), asking("GET", target, headers)
+    await ask(app, config(OpenApiValidation(source)), client=client)
+    assert client.status == status
+    assert app.calls == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("described", "status"),
+    [({"type": "integer"}, 422), ({"type": "object"}, 200), ({"type": "array", "items": {"properties": {}}}, 200)],
+)
+async def test_forms_with_objects_are_left_to_the_app(described: dict[str, Any], status: int) -> None:
+    schema = {"type": "object", "properties": {"range": described}}
+    content = {"application/x-www-form-urlencoded": {"schema": schema}}
+    source = changed("paths", to={"/x": {"post": {"requestBody": {"content": content}}}})
+    client = asking("POST", "/x", {"content_type": "application/x-www-form-urlencoded"}, b"range=%7B%22min%22:1%7D")
+    await ask(App(), config(OpenApiValidation(source)), client=client)
+    assert client.status == status
+
+
 @pytest.mark.parametrize(
     ("method", "target", "headers", "status"),
     [

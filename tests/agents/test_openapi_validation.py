@@ -225,9 +225,11 @@ def test_the_app_says_itself_what_it_does_not_have(method: str, url: str, status
         assert client.post("/everything/", json={}).status_code == 422
 
 
-def test_what_runs_and_is_not_described_is_blocked_where_that_is_asked_for() -> None:
+@pytest.mark.parametrize("requests", ["block", "report"])
+def test_what_runs_and_is_not_described_is_blocked_where_that_is_asked_for(requests: Any) -> None:
     records: list[AuditRecord] = []
-    with TestClient(guarded_app(routes(FastAPI()), records, undocumented="block")) as client:
+    app = guarded_app(routes(FastAPI()), records, requests=requests, undocumented="block")
+    with TestClient(app) as client:
         refused = client.get("/hidden")
         assert (refused.status_code, refused.json()["errors"]) == (404, at("undocumented", "", "undocumented"))
         assert records[-1].answers[0].reason_codes == ["undocumented"]

@@ -101,7 +101,17 @@ async def test_a_clients_configuration_is_taken_or_refused(
     assert any("it is configured where it is served, and by no client" in line for line in told) is not configurable
 
 
-def test_what_is_neither_is_an_error() -> None:
-    given: Any = "no"
-    with pytest.raises(ConfigurationError, match="agent_app: configurable='no', expected True or False"):
+@pytest.mark.parametrize("given", ["no", 0, None])
+async def test_what_is_neither_is_an_error(given: Any) -> None:
+    async def over_the_stream() -> None:
+        await serve_stream(Levels(), "tcp://127.0.0.1:0", configurable=given)
+
+    async def over_grpc() -> None:
+        AgentService(Levels(), configurable=given)
+
+    async def over_http() -> None:
         agent_app(Levels(), configurable=given)
+
+    for serve_it, where in ((over_the_stream, "serve_stream"), (over_grpc, "AgentService"), (over_http, "agent_app")):
+        with pytest.raises(ConfigurationError, match=f"{where}: configurable={given!r}, expected True or False"):
+            await serve_it()

@@ -27,7 +27,7 @@ from ..connection import Service
 from ..dispatch import ServedCall
 from ..framings import V2Connection
 from ..held import MAX_HELD_BYTES
-from ..hooks import NOT_CONFIGURABLE, Hooks, NoAnswer, require_agent
+from ..hooks import NOT_CONFIGURABLE, Hooks, NoAnswer, require_agent, require_flag
 from ..stream import capabilities_of, drained
 from .service import GrpcService, ServedRpc
 
@@ -66,6 +66,7 @@ class AgentService(GrpcService):
         configurable: bool = True,
     ) -> None:
         require_agent("AgentService", agent)
+        require_flag("AgentService", "configurable", configurable)
         self.streams = {self._method: self._process}
         self._hooks = Hooks(agent, name, configurable=configurable)
         self._capabilities = capabilities_of(self._hooks, max_concurrency, max_body_size)

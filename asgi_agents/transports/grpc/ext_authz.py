@@ -15,10 +15,10 @@ from ...imports.extras import from_extra
 from ...observability.trace_context import inject_trace_context
 from ...protocol import AgentResponse, EventType, HeaderOp, Headers, RequestHeadersEvent
 from ...protocol.headers import as_one_spelling, without_blanks
+from ...protocol.target import NO_PATH
 from ..authorization import (
     AUTHORIZED_EVENTS,
     HEADS,
-    NO_PATH,
     WORD_OF_A_PROXY,
     AuthorizationClient,
     Authorizer,

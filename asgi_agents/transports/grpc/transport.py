@@ -67,7 +67,7 @@ class GrpcTransport:
     :param target: ``grpc://host:port``, ``grpcs://host:port`` for TLS, or ``grpc+unix:///path``. With
         ``protocol="agent"`` several of them, all of the same agent: one that fails is left out until it works again.
     :param protocol: ``"agent"``: the agent protocol of the Rust proxy, ``zentinel.agent.v2.AgentServiceV2``.
-        ``"ext_proc"``: any external processor for Envoy. ``"ext_authz"``: any external authoriser for Envoy.
+        ``"ext_proc"``: any external processor for Envoy. ``"ext_authz"``: any external authorizer for Envoy.
         ``"ray"``: a deployment of :func:`asgi_agents.ray.agent_deployment`, through Ray Serve's gRPC proxy.
     :param metadata: sent with each call: names in lower case, values in ASCII. ``"ray"``: ``application`` has the name
         of the one that the deployment is in.
@@ -163,7 +163,7 @@ class GrpcTransport:
         self.events = self._protocol.events
         self._settings = GrpcSettings(
             addresses=addresses,
-            metadata=checked_metadata("GrpcTransport", metadata or {}),
+            metadata=checked_metadata("GrpcTransport", {} if metadata is None else metadata),
             tls=pem_files("GrpcTransport", verify, cert) if secure else None,
             connections=connections,
             load_balancing=balancing,

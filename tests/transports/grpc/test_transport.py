@@ -71,6 +71,7 @@ def test_addresses_are_written_as_grpc_has_them(url: str, target: str) -> None:
         ("grpc://waf:1", {"max_calls_per_connection": 0}, "max_calls_per_connection=0"),
         ("grpc://waf:1", {"connect_timeout": 0}, "connect_timeout=0"),
         ("grpc://waf:1", {"keepalive": -1}, "keepalive=-1"),
+        ("grpc://waf:1", {"metadata": ""}, "metadata is a str, expected names mapped to values"),
         ("grpc://waf:1", {"metadata": ["application"]}, "metadata is a list, expected names mapped to values"),
         ("grpc://waf:1", {"metadata": {"Key": "hunter2"}}, "metadata='Key', expected names of lower-case letters"),
         ("grpc://waf:1", {"metadata": {"key-bin": "hunter2"}}, "metadata='key-bin', expected names of"),
