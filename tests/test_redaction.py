@@ -401,6 +401,9 @@ def seconds(work: Callable[[], object]) -> float:
             "%3a%2f%2f",
             "%253a%252f%252fa%2540",
             "%25",
+            "%253a%2f%2f",
+            "%3a%252f%252f",
+            "%3a%2f%2f%253a%252f%252f%25253a%25252f%25252f",
             "?a-auth",
             "&signatur",
         ]

@@ -1,7 +1,7 @@
 """A description of an API, OpenAPI 3.1, and the values that conform to the schemas in it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -94,6 +94,11 @@ class ApiDocument:
 
     def within(self, pointer: str, *, items: bool = False) -> Iterator[dict[str, Any]]:
         """A schema and those that hold for the same value, each once; with ``items`` also those of lists in it."""
+        for _, schema in self.places_within(pointer, items=items):
+            yield schema
+
+    def places_within(self, pointer: str, *, items: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The same, with the pointer to each."""
         seen: set[str] = set()
         todo = [pointer]
         while todo:
@@ -101,10 +106,12 @@ class ApiDocument:
             if pointer in seen or not isinstance(schema, dict):
                 continue
             seen.add(pointer)
-            yield schema
+            yield pointer, schema
             todo.extend(branches_of(pointer, schema))
-            if items and "items" in schema:
-                todo.append(below(pointer, "items"))
+            if items:
+                todo.extend(prefix_of(pointer, schema))
+                if "items" in schema:
+                    todo.append(below(pointer, "items"))
 
 
 def branches_of(pointer: str, schema: dict[str, Any]) -> Iterator[str]:
@@ -113,6 +120,11 @@ def branches_of(pointer: str, schema: dict[str, Any]) -> Iterator[str]:
         branches = schema.get(keyword)
         for index in range(len(branches)) if isinstance(branches, list) else ():
             yield below(pointer, keyword, index)
+
+
+def prefix_of(pointer: str, schema: dict[str, Any]) -> Sequence[str]:
+    """Pointers to the schemas of the first items of a list, of each its own."""
+    return [below(pointer, "prefixItems", index) for index in range(len(schema.get("prefixItems", ())))]
 
 
 def below(pointer: str, *keys: str | int) -> str:

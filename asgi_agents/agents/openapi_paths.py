@@ -69,7 +69,8 @@ def is_preflight(event: RequestHeadersEvent) -> bool:
 
 def _compile(template: str) -> re.Pattern[str]:
     literals = _PARAMETER.sub("{", template).split("{")
-    return re.compile("([^/]+)".join(map(re.escape, literals)), re.DOTALL)
+    # Python's `$`, with which Starlette ends its patterns, comes before a last line feed as well: /items%0A is /items.
+    return re.compile("([^/]+)".join(map(re.escape, literals)) + r"\n?", re.DOTALL)
 
 
 def _concrete_first(template: str) -> list[tuple[int, str]]:

@@ -20,7 +20,7 @@ _HANDSHAKE: Final = "sec-websocket-version"
 class DescribedRoutes:
     """Those of a FastAPI app, as its own router finds them, mounted apps included.
 
-    :param root_path: of the server, or of what the app is mounted in. None: that of the connection, or the app's own.
+    :param root_path: of the server, or of what the app is mounted in. None: the app's own, or that of the connection.
     """
 
     def __init__(self, app: Any, root_path: str | None) -> None:
@@ -57,8 +57,9 @@ class DescribedRoutes:
     def _root_path_of(self, connection: object) -> str:
         if self._root_path is not None:
             return self._root_path.rstrip("/")
-        own = connection.root_path if isinstance(connection, ExchangeState) else ""
-        return own or str(attribute(self._app, "root_path") or "")
+        # FastAPI puts its own in the place of the server's.
+        own = str(attribute(self._app, "root_path") or "")
+        return own or (connection.root_path if isinstance(connection, ExchangeState) else "")
 
     def _is_handshake(self, event: RequestHeadersEvent, scope: Scope) -> bool:
         """Whether a websocket route takes it, where the agent is served in a process of its own, and sees events alone.

@@ -56,7 +56,7 @@ class OpenApiValidation(Agent):
     :param requests: ``"block"`` refuses what does not conform, ``"report"`` only puts it in the audit record.
     :param responses: the same of responses, which are then kept until they have been judged. A client gets 500.
     :param undocumented: ``"block"`` answers 404 where something that the description does not have would run.
-    :param root_path: what stands before the app's own paths. None: what the server says, or the app. An agent that is
+    :param root_path: what stands before the app's own paths. None: what the app says, or the server. An agent that is
         served in another process has to be told.
     :param threads: how many threads of an event loop judge large bodies at a time.
     :raises ConfigurationError: for what can't work, and without the extra. What is wrong with a description of an app

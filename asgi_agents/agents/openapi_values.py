@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ..errors import ConfigurationError
 from .openapi_answers import Violation
-from .openapi_document import ApiDocument, below, branches_of
+from .openapi_document import ApiDocument, below, branches_of, prefix_of
 
 _TRUE: Final = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE: Final = frozenset({"0", "off", "f", "false", "n", "no"})
@@ -70,10 +70,27 @@ def conforms(
 ) -> bool:
     """Whether texts, or values that are none, conform to the schema of a list, or each of them to that of a scalar."""
     for values in [texts] if many else [[text] for text in texts]:
-        read = ([reader(one) if isinstance(one, str) else one for one in values] for reader in readers)
-        if not any(document.is_valid(pointer, found if many else found[0]) for found in read):
+        read = ([_read(reader, one) for one in values] for reader in readers)
+        if any(document.is_valid(pointer, found if many else found[0]) for found in read):
+            continue
+        if not (many and any(document.is_valid(pointer, found) for found in _as_tuples(document, pointer, values))):
             return False
     return True
+
+
+def _read(reader: Reader, given: object) -> object:
+    return reader(given) if isinstance(given, str) else given
+
+
+def _as_tuples(document: ApiDocument, pointer: str, texts: Sequence[object]) -> Iterator[list[object]]:
+    """Texts, each read as the schema of its own place in a list has it."""
+    for where, schema in document.places_within(pointer):
+        if rules := prefix_of(where, schema):
+            found = list(texts)
+            for index, (rule, text) in enumerate(zip(rules, texts, strict=False)):
+                read = (_read(reader, text) for reader in readers_of(document, rule))
+                found[index] = next((value for value in read if document.is_valid(rule, value)), text)
+            yield found
 
 
 def takes_list(document: ApiDocument, pointer: str) -> bool:

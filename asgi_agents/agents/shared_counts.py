@@ -43,11 +43,10 @@ class SharedCounts:
         count, until = 0, 0.0
         if self._windows:
             place = hash((self._secret, key)) % self._places
-            current = int(now // expiry)
-            for number in (current, current + 1):
-                window = self._windows.get((expiry, number))
-                if window is not None and window[1][place] > now:
-                    count, until = max(count, window[0][place]), max(until, window[1][place])
+            # All of them: the clock may have been set back.
+            for (length, _), (counts, untils) in self._windows.items():
+                if length == expiry and untils[place] > now:
+                    count, until = max(count, counts[place]), max(until, untils[place])
         return count, until
 
     def clear(self) -> None:

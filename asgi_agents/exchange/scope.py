@@ -290,7 +290,7 @@ def request_headers_event(
     tls = extensions.get("tls") if extensions else None
     version = get("http_version", "1.1")
     target = "" if raw_path is None else raw_path.decode("latin-1")
-    if target == scope["path"]:
+    if target == scope["path"] and target.isascii():
         query = get("query_string")
         if query:
             target = f"{target}?{query.decode('latin-1')}"

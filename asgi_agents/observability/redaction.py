@@ -35,9 +35,10 @@ _SECRETS: Final = re.compile(
         (?P<url> (?: : | %(?:25){0,4}+ 3a ) (?:\\?/){2})
         (?: [^\s/@:"'?#\\] | '(?![\s,;:)\]}>]) )*+ (?: : (?: [^\s/@"'] | '(?![\s,;:)\]}>]) )*+ )?+ @
         (?: (?: [^\s/@"'?#\\] | '(?![\s,;:)\]}>]) )*+ @ )*+
-        # the same percent-encoded, as it is in the query of another URL: all of it as many times
+        # the same percent-encoded, as it is in the query of another URL: all of it as many times: a
+        # start whose slashes do not end what another has begun would be one of many that read to the end of the text.
       | (?: (?= [:/]{0,3}+ % (?P<times>(?:25){0,4}+) (?:3a|2f) ) )?+
-        (?P<encoded> (?: : | %(?:25){0,4}+ 3a ) (?: / | %(?:25){0,4}+ 2f ){2})
+        (?P<encoded> (?: : | %(?:25){0,4}+ 3a ) (?: / | (?(times) %(?P=times)2f | (?!) ) ){2})
         (?:
           (?: (?! %(?(times) (?P=times) (?:2[f3]|3f|40) | (?:25){0,4}+ 40 )) [^\s/@"'?#&] )*+
           (?P<at> @ | %(?(times) (?P=times) | (?:25){0,4}+ ) 40 )

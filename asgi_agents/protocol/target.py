@@ -9,6 +9,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 #: What a request is refused for where its target is not shown to agents.
 NO_PATH: Final = "a target that is no path"
+# All that is written as it is in a raw path that is shown.
+_ASCII: Final = "".join(map(chr, range(128)))
 
 
 class NoPathError(ValueError):
@@ -30,7 +32,8 @@ def shown_path(path: str, raw_path: bytes | None, root_path: str) -> str:
     """The path as agents see it: as the client has sent it where that leads to ``path``, else ``path``, quoted.
 
     It is ``path`` where the server gives no raw one, and where a middleware around this one has put another in its
-    place. Bytes are decoded as latin-1.
+    place. It is ASCII: bytes that the client has sent as they are, which some servers take, are quoted. Agents that
+    decode it as a text would come to other characters than the app.
 
     :raises NoPathError: for a raw path without the slash that it begins with below ``root_path``: ``GET %2fadmin``.
     """
@@ -39,7 +42,7 @@ def shown_path(path: str, raw_path: bytes | None, root_path: str) -> str:
     # A client of older versions of httpx puts the query there as well.
     raw_path = raw_path.partition(b"?")[0]
     raw = raw_path.decode("latin-1")
-    if raw == path:
+    if raw == path and raw.isascii():
         return raw
     decoded = unquote_to_bytes(raw_path)
     # Servers and frameworks differ in whether the root path is a part of the path, and of the raw one.
@@ -54,4 +57,4 @@ def shown_path(path: str, raw_path: bytes | None, root_path: str) -> str:
     below = path.startswith(f"{root_path}/") and raw.startswith(root_path)
     if below and raw[root : root + 1] not in ("/", ""):
         raise NoPathError(NO_PATH)
-    return raw
+    return raw if raw.isascii() else quote(raw_path, safe=_ASCII)

@@ -117,6 +117,8 @@ def routes(app: FastAPI) -> FastAPI:
         many: Annotated[list[int], Query(max_length=3)] = [],  # noqa: B006
         mixed: Annotated[list[int | bool | str] | None, Query()] = None,
         dec: Decimal | None = None,
+        pair: Annotated[tuple[int, str] | None, Query()] = None,
+        trio: Annotated[tuple[bool, int, Colour] | None, Query()] = None,
     ) -> str:
         return "ok"
 

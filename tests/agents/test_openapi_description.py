@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route
 
-from asgi_agents import AgentError, AuditRecord, ConfigurationError
+from asgi_agents import AgentError, AgentMiddleware, AuditRecord, ConfigurationError
 from asgi_agents.agents import OpenApiValidation
 from tests.support.asgi import App, Client
 from tests.unjudged.asking import ask, config, protect
@@ -107,6 +107,7 @@ def asking(method: str, target: str, headers: dict[str, str], body: bytes | None
         ("GET", "/styles?csv=1,2", None, {"json": "2"}, 422),
         ("GET", "/styles?csv=1,x&deep=x", None, {"json": "2"}, 200),
         ("GET", "/items/1/more", None, {}, 200),
+        ("GET", "/styles\n", None, {"json": "2"}, 422),  # Starlette runs the route
         ("DELETE", "/items/1", None, {}, 200),
     ],
 )
@@ -397,6 +398,18 @@ async def test_a_root_path_is_none_of_the_paths(own: str, given: str | None, pat
         await app(client.scope, client.receive, client.send)
         assert client.status == status
         assert (client.header(b"content-type") == PROBLEM.encode()) == (status == 422)
+
+
+@pytest.mark.parametrize("own", ["", "/x"])
+@pytest.mark.parametrize("servers", ["", "/x", "/api", "/x/api"])
+def test_the_root_path_is_the_apps_own_where_the_middleware_is_around_it_too(own: str, servers: str) -> None:
+    app = small()
+    app.root_path = own
+    guarded = AgentMiddleware(app, agents=[config(OpenApiValidation(app))])
+    with TestClient(guarded, root_path=servers) as client:
+        answers = [client.get(f"{before}/n/0") for before in ("", "/x", "/api", "/x/api", "/api/x")]
+    assert 422 in [answer.status_code for answer in answers]
+    assert all(answer.headers["content-type"] == PROBLEM for answer in answers if answer.status_code == 422)
 
 
 def test_what_browsers_ask_first_is_answered() -> None:

@@ -196,6 +196,7 @@ parameters = st.one_of(
     st.tuples(st.sampled_from(["b", "mixed"]), booleans),
     st.tuples(st.sampled_from(["s", "c", "d", "mixed", "more"]), texts),
     st.tuples(st.just("c"), st.sampled_from(["red", "blue"])),
+    st.tuples(st.just("pair"), numbers | texts),
     st.tuples(st.sampled_from(["i", "f", "b", "s", "c", "z", "d", "many", "mixed", "dec", "more"]), texts),
 )
 
@@ -208,12 +209,17 @@ def is_not_finite(text: str) -> bool:
         return False
 
 
+tuples = st.tuples(st.just("pair"), numbers, texts | numbers) | st.tuples(
+    st.just("trio"), booleans, numbers, st.sampled_from(["red", "blue", "green"])
+)
+
+
 @few
-@given(st.lists(parameters, max_size=4))
+@given(st.lists(parameters, max_size=4) | tuples.map(lambda found: [(found[0], text) for text in found[1:]]))
 def test_queries_are_taken_as_the_app_takes_them(pair: Pair, query: list[tuple[str, str]]) -> None:
     bare, guarded = pair.ask("GET", "/search", [text for _, text in query], params=query)
     if bare.status_code == 200 and guarded.status_code != 200:
-        single = [name for name, _ in query if name not in ("many", "mixed", "more")]
+        single = [name for name, _ in query if name not in ("many", "mixed", "more", "pair", "trio")]
         # Of a parameter that is no list, the app reads the last and the agent all.
         assert len(single) > len(set(single)) or any(is_not_finite(text) for _, text in query)
 
