@@ -269,4 +269,5 @@ def _check_sizes(exchange: Exchange) -> None:
             assert isinstance(event, RequestCompleteEvent)
             assert event.status == server.start["status"]
             assert event.response_body_size == (0 if exchange.method == "HEAD" else len(server.body))
-            assert event.request_body_size == len(server.body_read)
+            # While agents take their time one message may have been read ahead, which nobody has got then.
+            assert len(server.body_read) - event.request_body_size in (0, len(server.last_piece))

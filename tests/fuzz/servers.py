@@ -106,6 +106,8 @@ class HttpServer(Server):
     def __init__(self, scope: Scope, plan: Plan) -> None:
         super().__init__(scope, plan)
         self.body_read = b""
+        # The last piece of it that was read.
+        self.last_piece = b""
         self.body_ended = False
         self.start: Message | None = None
         self.complete = False
@@ -129,6 +131,7 @@ class HttpServer(Server):
                 del self._pieces[0]
                 more = bool(self._pieces) or self.plan.unfinished
                 self.body_read += data
+                self.last_piece = data
                 self.body_ended = not more
                 message: Message = {"type": "http.request", "body": data, "more_body": more}
                 # Keys that may be left out.

@@ -120,8 +120,8 @@ EXCHANGE: Final = (
     Defect(
         "interruption-leaves-the-task-cancelled",
         "exchange/interruption.py",
-        "                task.uncancel()\n",
-        "                pass\n",
+        "            task.uncancel()\n",
+        "            pass\n",
         "On asyncio a timeout in the app around receive() ends in CancelledError.",
         ("tests/exchange/test_interruption.py",),
     ),

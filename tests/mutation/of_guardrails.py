@@ -72,8 +72,8 @@ GUARDRAILS: Final = (
     Defect(
         "whole-text-is-shown-to-the-first-alone",
         "guardrails/slot_text.py",
-        "for judge in self._in_a_row[behind : behind + 1]:",
-        "for judge in self._in_a_row[behind : behind]:",
+        "        if judge is self._turn:\n            self._apply(judge, decisions)\n            self._next()\n",
+        "        if judge is self._turn:\n            self._apply(judge, decisions)\n",
         "A tool call that two guardrails judge never leaves.",
         ("tests/guardrails/test_body.py::test_redacting_judges_in_a_row_and_one_beside",),
     ),

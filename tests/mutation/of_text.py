@@ -194,8 +194,8 @@ TEXT: Final = (
     Defect(
         "short-way-lets-denied-requests-pass",
         "exchange/plan.py",
-        "plain = verdict.response is ALLOW",
-        "plain = verdict.failure is None",
+        "plain = verdict is not None and verdict.response is ALLOW",
+        "plain = verdict is not None and verdict.failure is None",
         "A request that an agent has denied reaches the app.",
         ("tests/exchange/test_plan.py",),
     ),
