@@ -53,7 +53,7 @@ async def serve_http(
     asking = evaluate(state.resolved_route.head_agents, head_event(state, scope))
     verdicts: Sequence[Verdict] | None
     if state.resolved_route.heads_may_wait:
-        attendance = Attendance(receive, head=scope)
+        attendance = Attendance(receive, state, head=scope)
         verdicts = await attendance.wait_for(asking)
         if verdicts is None:
             return None
@@ -123,7 +123,7 @@ class HttpExchange(Exchange):
         return self._ask_while_there(call) if self._resolved_route.heads_may_wait else call
 
     async def _ask_while_there(self, call: Coroutine[Any, Any, T]) -> T | None:
-        attendance = Attendance(self._raw_receive, head=self._scope)
+        attendance = Attendance(self._raw_receive, self._state, head=self._scope)
         result = await attendance.wait_for(call)
         self._disconnected = attendance.left
         self._raw_receive = attendance.remaining
@@ -144,7 +144,7 @@ class HttpExchange(Exchange):
         ):
             source, body = self._raw_receive, self._body
             if body is not None and body.may_suspend and (body.holding or body.spools):
-                self._attendance = Attendance(source)
+                self._attendance = Attendance(source, self._state)
                 source = self._attendance.receive
             self._inbound = Inbound(
                 source,

@@ -123,7 +123,7 @@ class HeadPlan:
         verdicts: Sequence[Verdict] | None
         try:
             agents = resolved_route.head_agents
-            attendance = Attendance(receive, head=scope) if resolved_route.heads_may_wait else None
+            attendance = Attendance(receive, state, head=scope) if resolved_route.heads_may_wait else None
             if len(agents) == 1:
                 agent = agents[0]
                 asking = agent.guard.call(event, agent.failure_mode, False, route, True)

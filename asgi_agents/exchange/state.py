@@ -1,6 +1,6 @@
 """The state of one connection: its correlation id, the verdicts of its agents, and what waits to be applied."""
 
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from types import MappingProxyType
@@ -150,6 +150,8 @@ class ExchangeState(Struct, eq=False):
     root_path: str = ""
     #: Whether it is a websocket, of which the event looks like that of a request.
     is_websocket: bool = False
+    #: What is called when the connection is over: it ends what still reads ahead.
+    endings: tuple[Callable[[], None], ...] = ()
 
     def __repr__(self) -> str:
         return f"<ExchangeState {self.correlation_id!r}>"
@@ -425,6 +427,8 @@ class ExchangeState(Struct, eq=False):
 
     def close(self) -> None:
         """The connection is over."""
+        for end in self.endings:
+            end()
         guards: Collection[Guard] = self.resolved_route.keeping_requests
         if self._forget_too is not None:
             guards = {*guards, *self._forget_too}

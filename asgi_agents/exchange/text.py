@@ -166,7 +166,7 @@ class TextExchange:
                     if not asking.may_wait(asking.judges.before_app):
                         overlapping = await self._judge_request(text, asking)
                     else:
-                        attendance = Attendance(self._receive, complete=True)
+                        attendance = Attendance(self._receive, self._state, complete=True)
                         left_to_judge = await attendance.wait_for(self._judge_request(text, asking))
                         if left_to_judge is None:
                             return None
