@@ -40,6 +40,7 @@ class Attendance:
     """
 
     __slots__ = (
+        "_cancellations",
         "_complete",
         "_context",
         "_error",
@@ -61,6 +62,8 @@ class Attendance:
         self._interruption: Interruption | None = None
         # On asyncio: who waits, and its context; what reads ahead.
         self._waiter: asyncio.Task[Any] | None = None
+        # How often others had cancelled it when it began to wait.
+        self._cancellations = 0
         self._context: Context | None = None
         self._task: asyncio.Task[None] | None = None
         self.left = False
@@ -78,7 +81,9 @@ class Attendance:
             return result
         # To ask for it takes longer than most of what follows.
         loop = asyncio.get_running_loop()
-        self._waiter = asyncio.current_task(loop)
+        self._waiter = waiter = asyncio.current_task(loop)
+        assert waiter is not None
+        self._cancellations = waiter.cancelling()
         self._context = copy_context()
         watches = _watches(loop)
         watches.add(self, loop)
@@ -111,7 +116,7 @@ class Attendance:
         """The call takes long: read ahead, on asyncio."""
         # It cancels the task: a scope would be entered within those that the call has entered.
         self._interruption = Interruption()
-        self._interruption.begin(self._waiter)
+        self._interruption.begin(self._waiter, self._cancellations)
         self._task = asyncio.get_running_loop().create_task(self._watch(), context=self._context)
 
     async def _stop_reading(self, task: "asyncio.Task[None]") -> None:

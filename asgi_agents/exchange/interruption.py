@@ -45,7 +45,9 @@ class Interruption:
             with anyio.CancelScope() as self._scope:
                 return await function()
             return None
-        self.begin(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None
+        self.begin(task, task.cancelling())
         try:
             return await function()
         except asyncio.CancelledError:
@@ -57,11 +59,11 @@ class Interruption:
 
     # Its parts, for who drives a coroutine; on asyncio.
 
-    def begin(self, task: "asyncio.Task[Any] | None") -> None:
-        """``task`` begins to wait."""
+    def begin(self, task: "asyncio.Task[Any] | None", cancellations: int) -> None:
+        """``task`` waits, which others had cancelled ``cancellations`` times when it began to."""
         assert task is not None
         self._task = task
-        self._cancellations = task.cancelling()
+        self._cancellations = cancellations
 
     async def is_ours(self) -> bool:
         """Whether the cancellation that has ended the wait, and is being handled, is ours alone."""
