@@ -1,5 +1,6 @@
 """A client that leaves while agents are asked, before its app is called: nobody works for it any more."""
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -299,6 +300,32 @@ async def test_a_server_that_repeats_itself_is_not_read_for_ever() -> None:
     assert await attendance.wait_for(call()) == "done"
     assert reads == 2
     assert [await attendance.remaining() for _ in range(3)] == [await receive()] * 3
+
+
+async def test_who_was_cancelled_by_others_first_stays_cancelled(anyio_backend_name: str) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("only asyncio has cancellations that can be undone")
+    inbox = anyio.Event()
+
+    async def receive() -> Message:
+        await inbox.wait()
+        return {"type": "http.disconnect"}
+
+    async def call() -> None:
+        try:
+            await anyio.sleep(LONG)
+        finally:
+            # It takes its time to end. Meanwhile the watch begins, and the client leaves.
+            asyncio.get_running_loop().call_later(2 * WATCH_AFTER, inbox.set)
+            await asyncio.shield(asyncio.sleep(4 * WATCH_AFTER))
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(WATCH_AFTER / 2):
+            await Attendance(receive, complete=True).wait_for(call())
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    assert inbox.is_set()
 
 
 async def test_it_is_read_in_the_context_of_the_request() -> None:
