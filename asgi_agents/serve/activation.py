@@ -92,7 +92,7 @@ def _handed(variables: Sequence[str | None], pid: int) -> Sequence[_Handed]:
     count, wanted, names, _ = variables
     if count is None or wanted is None:
         return []
-    if not (count.isascii() and count.isdecimal() and int(count) <= _MOST):
+    if not (count.isascii() and count.isdecimal() and len(count) <= 4 and int(count) <= _MOST):
         raise MistakeError(f"LISTEN_FDS={printable(count)}, expected a number of sockets")
     if wanted != str(pid):
         raise MistakeError(

@@ -11,6 +11,7 @@ from ..calls.raised import answer_raised
 from ..concurrency.cancellation import cancel_requests, raise_swallowed
 from ..errors import AgentError, ConfigurationError
 from ..messages.naming import named
+from ..messages.throttle import Throttle
 from ..observability.correlation import reset_current, set_current
 from ..observability.tracing import serving_span
 from ..protocol import (
@@ -50,6 +51,7 @@ class Hooks:
         self.name = type(agent).__name__ if name is None else name
         self.events = agent.events
         self.configurable = configurable
+        self._complaints = Throttle()
         self._transport = InProcessTransport(agent)
         self._steps = Steps(self.name, self._transport, logger)
 
@@ -73,7 +75,8 @@ class Hooks:
     async def _answer(self, event: Event, encode: Callable[[Answer], _T]) -> _T:
         event_type = event.event_type
         if event_type is EventType.CONFIGURE and not self.configurable:
-            logger.warning("%s: a client's configuration is refused", self.name)
+            if self._complaints.due(event_type):
+                logger.warning("%s: a client's configuration is refused (logged once a minute)", self.name)
             return encode(AgentResponse.block(403, NOT_CONFIGURABLE))
         suspends = self.may_suspend(event_type)
         # One that can't suspend may run outside of any task.

@@ -14,6 +14,8 @@ logger: Final = logging.getLogger("asgi_agents.serve")
 # Seconds that the manager may take to receive a message.
 _PATIENCE: Final = 1.0
 _MICROSECONDS: Final = 1_000_000
+# Of an interval: int() refuses what is much longer.
+_MAX_DIGITS: Final = 18
 
 
 class Notifier:
@@ -38,7 +40,8 @@ class Notifier:
         if address[0] not in "/@":
             logger.warning("NOTIFY_SOCKET: expected a path or @name; the service manager is told nothing")
             return cls()
-        watched = for_whom == str(pid) and interval.isascii() and interval.isdecimal() and int(interval) > 0
+        sane = interval.isascii() and interval.isdecimal() and len(interval) <= _MAX_DIGITS
+        watched = sane and for_whom == str(pid) and int(interval) > 0
         return cls(address, int(interval) / _MICROSECONDS if watched else None)
 
     @property

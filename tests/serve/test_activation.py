@@ -114,6 +114,7 @@ VARIABLES: Final = [
     (NAMED | {"LISTEN_FDS": "-1"}, "LISTEN_FDS=-1, expected a number of sockets"),
     (NAMED | {"LISTEN_FDS": "\u0663"}, "expected a number of sockets"),
     (NAMED | {"LISTEN_FDS": "4000000000"}, "expected a number of sockets"),
+    (NAMED | {"LISTEN_FDS": "9" * 5000}, "expected a number of sockets"),
     (NAMED | {"LISTEN_FDS": "2"}, "LISTEN_FDNAMES has 1 names, expected as many as LISTEN_FDS=2"),
     (NAMED, f"the socket waf (descriptor {FIRST}): Bad file descriptor, expected an open socket"),
 ]

@@ -23,6 +23,7 @@ from asgi_agents import (
 )
 from asgi_agents.errors import ConfigurationError
 from asgi_agents.serve import agent_app, serve_grpc, serve_stream
+from asgi_agents.serve.hooks import Hooks
 from asgi_agents.transports import HttpTransport, StreamTransport
 from tests.support.servers import serve
 
@@ -115,3 +116,15 @@ async def test_what_is_neither_is_an_error(given: Any) -> None:
     for serve_it, where in ((over_the_stream, "serve_stream"), (over_grpc, "AgentService"), (over_http, "agent_app")):
         with pytest.raises(ConfigurationError, match=f"{where}: configurable={given!r}, expected True or False"):
             await serve_it()
+
+
+async def test_a_client_that_tries_again_and_again_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    hooks = Hooks(Levels(), configurable=False)
+    with caplog.at_level(logging.WARNING, "asgi_agents.serve"):
+        for level in range(20):
+            answer = await hooks.answer(ConfigureEvent(agent_id="a", config={"level": level}), lambda each: each, {})
+            assert isinstance(answer, AgentResponse)
+            assert not answer.is_allow
+    assert [record.message for record in caplog.records] == [
+        "Levels: a client's configuration is refused (logged once a minute)"
+    ]
