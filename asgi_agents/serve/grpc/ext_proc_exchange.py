@@ -170,6 +170,10 @@ class ServedExchange:
             raise FailedError(str(_leaf(group))) from late
         if self._failure is not None:
             raise FailedError(self._failure, logged=True)
+        decision = None if self._context is None else self._context.decision
+        if not self._replied and not self._observes and decision is not None and not decision.is_allow:
+            # The response was complete already. Envoy resets it, and passes on no more of the request.
+            await self._send_reply(render_reply(decision, self._scope))
         if not self._replied and not self._incoming.exhausted:
             await self._pass_the_rest()
 
