@@ -171,7 +171,8 @@ class ServedExchange:
         if self._failure is not None:
             raise FailedError(self._failure, logged=True)
         decision = None if self._context is None else self._context.decision
-        if not self._replied and not self._observes and decision is not None and not decision.is_allow:
+        stopped = decision is not None and not decision.is_allow and not self._replied and not self._observes
+        if decision is not None and stopped and self._request.shows_body and not self._request.over:
             # The response was complete already. Envoy resets it, and passes on no more of the request.
             await self._send_reply(render_reply(decision, self._scope))
         if not self._replied and not self._incoming.exhausted:
