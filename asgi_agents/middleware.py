@@ -19,6 +19,7 @@ from .exchange import (
     ChallengeRenderer,
     ErrorRenderer,
     Renderers,
+    answer_departed,
     refuse_target,
     serve_http,
     serve_websocket,
@@ -26,7 +27,7 @@ from .exchange import (
 from .exchange.arguments import check_call, checked_alias, checked_grace, checked_header, has_policy
 from .exchange.context import STATE_KEY, state_of
 from .exchange.plan import HeadPlan
-from .exchange.scope import CORRELATION_HEADER, OwnScope, RawHeaders, cleaned, has_target, headers_of
+from .exchange.scope import CORRELATION_HEADER, App, OwnScope, RawHeaders, cleaned, has_target, headers_of
 from .exchange.state import ExchangeState
 from .guard import Guard
 from .guardrails import Guardrail, ToolPolicy
@@ -321,6 +322,7 @@ class AgentMiddleware(AsksAgents):
             exchange.join(state_of(outer))
         audit: Audit | None = None
         error: str | None = None
+        given_send = send
         state[STATE_KEY] = context = AgentContext(exchange)
         alias = self._alias
         aliased = None if alias is None else state.get(alias, context)
@@ -342,14 +344,19 @@ class AgentMiddleware(AsksAgents):
                 return await refuse_target(
                     exchange, scope, receive, send, self._renderers, self._stop_grace, self._refusals
                 )
-            app = self.app if resolved_route.refusal is None else Refusing(self._refusals, resolved_route.refusal)
+            app: App = self.app if resolved_route.refusal is None else Refusing(self._refusals, resolved_route.refusal)
             guardrails = None if resolved_route.judges is None else self._text_guardrails()
             if scope["type"] == "http":
                 if guardrails is not None:
                     app = guardrails.around(app, exchange)
                 if resolved_route.concerns_http:
-                    return await serve_http(app, exchange, scope, receive, send, self._renderers, self._stop_grace)
-                return await app(scope, receive, send)
+                    result = await serve_http(app, exchange, scope, receive, send, self._renderers, self._stop_grace)
+                else:
+                    result = await app(scope, receive, send)
+                if exchange.departed:
+                    # Not in the audit record: the client has got nothing.
+                    await answer_departed(given_send)
+                return result
             if guardrails is not None:
                 app = guardrails.around_websocket(app, exchange)
             if resolved_route.concerns_websockets:

@@ -1,5 +1,6 @@
 """One object per connection: what happens between the server, the agents and the app."""
 
+from .attendance import answer_departed
 from .context import AgentContext
 from .http import serve_http
 from .inspected_text import InspectedText
@@ -14,6 +15,7 @@ __all__ = [
     "ErrorRenderer",
     "InspectedText",
     "Renderers",
+    "answer_departed",
     "fastapi_error",
     "refuse_target",
     "serve_http",

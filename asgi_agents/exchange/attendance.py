@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import anyio
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from ..concurrency.background import on_trio
 from .interruption import Interruption
@@ -237,6 +237,8 @@ class Attendance:
             while self._waits and self._error is None:
                 if self._kept and self._kept[-1]["type"] == "http.disconnect":
                     self.left = True
+                    if self._state is not None:
+                        self._state.departed = True
                     assert self._interruption is not None
                     self._interruption.interrupt()
                     return
@@ -252,6 +254,13 @@ class Attendance:
             self._error = exc
         finally:
             self._reader = None
+
+
+async def answer_departed(send: Send) -> None:
+    """Answer for the app that is not called. Nobody gets it, but middlewares around wait for a response."""
+    with suppress(OSError):
+        await send({"type": "http.response.start", "status": 499, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
 
 
 async def _ended(reader: "asyncio.Task[None] | _TrioReader") -> None:

@@ -28,7 +28,7 @@ from ..observability.trace_context import current_context
 from ..protocol import ALLOW, Headers, RequestHeadersEvent
 from ..protocol.target import NoPathError
 from ..registry import AgentRegistry
-from .attendance import Attendance
+from .attendance import Attendance, answer_departed
 from .context import STATE_KEY, AgentContext
 from .http import HttpExchange
 from .rendering import Renderers
@@ -136,7 +136,7 @@ class HeadPlan:
                 plain = verdicts is not None and unanimous(verdicts)
             if verdicts is None:
                 # The client has left.
-                return None
+                return await answer_departed(send)
             if attendance is not None:
                 receive = attendance.remaining
             if plain:

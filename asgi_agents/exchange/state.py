@@ -152,6 +152,8 @@ class ExchangeState(Struct, eq=False):
     is_websocket: bool = False
     #: What is called when the connection is over: it ends what still reads ahead.
     endings: tuple[Callable[[], None], ...] = ()
+    #: Whether the client has left before the app was called, so that the app never is.
+    departed: bool = False
 
     def __repr__(self) -> str:
         return f"<ExchangeState {self.correlation_id!r}>"

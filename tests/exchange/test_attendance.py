@@ -10,6 +10,9 @@ from typing import Any, Final
 import anyio
 import anyio.lowlevel
 import pytest
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from asgi_agents import Agent, AgentConfig, AgentMiddleware, AgentResponse, BodyMode
@@ -364,3 +367,27 @@ async def test_of_many_that_wait_each_is_watched_from_its_own_time_on() -> None:
     assert sorted(ended) == list(range(12))
     assert list(ended.values()) == pytest.approx([WATCH_AFTER] * 12, rel=0.01)
     assert (slow.calls, slow.cancelled, app.calls) == (12, 12, 0)
+
+
+@ways
+async def test_a_middleware_around_gets_a_response_for_a_client_that_has_left(way: str) -> None:
+    """Or else Starlette's BaseHTTPMiddleware raises "No response returned." for each of these clients."""
+    app = App()
+    middleware, slow = WAYS[way](app, LONG)
+
+    async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+    client = request(PROMPT)
+
+    async def call() -> None:
+        # What servers say of a client that is gone.
+        with suppress(OSError):
+            await client.call(BaseHTTPMiddleware(middleware, dispatch=pass_on))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await anyio.sleep(1)
+        client.leave()
+    assert (slow.calls, slow.cancelled, app.calls, client.messages) == (1, 1, 0, [])
+    assert_nothing_left(middleware.manager)
