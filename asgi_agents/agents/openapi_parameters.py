@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigurationError
+from ..protocol.headers import as_one_spelling
 from .openapi_answers import Violation
 from .openapi_document import ApiDocument, below
 from .openapi_values import Reader, conforms, is_of_objects, readers_of, takes_list
@@ -31,6 +32,11 @@ class Parameter(NamedTuple):
     readers: Sequence[Reader]
     pointer: str
     deep: bool
+
+    @property
+    def header(self) -> str | None:
+        """The header of requests that it is in, in the one spelling."""
+        return as_one_spelling(self.name) if self.place == "header" else "cookie" if self.place == "cookie" else None
 
 
 def judge(document: ApiDocument, parameter: Parameter, given: Mapping[str, Sequence[Any]]) -> Violation | None:
