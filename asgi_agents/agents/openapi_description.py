@@ -9,9 +9,10 @@ from ..errors import ConfigurationError
 from ..messages.naming import named
 from ..protocol import RequestHeadersEvent
 from .openapi_document import ApiDocument, below, read_file
+from .openapi_mounts import described_app, described_within
 from .openapi_operation import Operation
 from .openapi_paths import Paths, TemplatePaths, is_preflight
-from .openapi_routes import DescribedRoutes, described_app, described_within
+from .openapi_routes import DescribedRoutes
 
 METHODS: Final = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
 
@@ -43,11 +44,14 @@ class Description:
             else:
                 root = source if isinstance(source, Mapping) else read_file(Path(source))
                 document = ApiDocument(root)
+                _check_paths(document)
                 self._paths = TemplatePaths(document.root.get("paths", {}), root_path)
                 self._add(None, document)
         except (AttributeError, KeyError, TypeError, RecursionError) as exc:
             # What is no schema has none that it could be held to.
             raise ConfigurationError("OpenApiValidation: the description is not made as OpenAPI says") from exc
+        if not self._operations:
+            raise ConfigurationError("OpenApiValidation: the description has no operation, expected paths with some")
 
     def find(self, event: RequestHeadersEvent) -> Target | None:
         """What a request is for; None: the app answers it itself, with 404, 405, a redirect or its own pages."""
@@ -90,8 +94,16 @@ def _made_by(app: Any) -> Mapping[str, Any]:
     return root
 
 
+def _check_paths(document: ApiDocument) -> None:
+    for path in document.root.get("paths", {}):
+        if not path.startswith(("/", "x-")):
+            raise ConfigurationError(f"OpenApiValidation: the path {path!r} in paths, expected '/{path}'")
+
+
 def _operations_of(document: ApiDocument) -> Iterator[tuple[str, str, str, str]]:
     for path in document.root.get("paths", {}):
+        if path.startswith("x-"):
+            continue
         pointer, item = document.resolve(below("#", "paths", path))
         if not isinstance(item, dict):
             raise ConfigurationError(f"OpenApiValidation: {pointer} is {named(item)}, expected an object")
