@@ -1,7 +1,5 @@
 """What the middleware knows of a connection, and its events don't say. An agent in another process knows none of it."""
 
-from collections.abc import Mapping
-
 from ..exchange.state import ExchangeState
 from ..observability.correlation import current
 from ..protocol import RequestHeadersEvent
@@ -26,5 +24,6 @@ def left_to_agents(event: RequestHeadersEvent) -> frozenset[str]:
     names = known.resolved_route.sets | known.resolved_route.replaces
     if not names:
         return names
-    sent: Mapping[str, tuple[str, ...]] = known.headers or {}
-    return names - {as_one_spelling(name) for name, values in event.headers.items() if sent.get(name) != values}
+    sent = known.headers
+    changed = (name for name, values in event.headers.items() if sent is None or sent.get(name) != values)
+    return names.difference(map(as_one_spelling, changed))

@@ -1,5 +1,6 @@
 """The descriptions that an agent judges by, and the operations in them."""
 
+import json
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from ..errors import ConfigurationError
 from ..messages.naming import named
 from ..protocol import RequestHeadersEvent
-from .openapi_document import ApiDocument, below, read_file
+from .openapi_document import ApiDocument, below, line_of
 from .openapi_mounts import described_app, described_within
 from .openapi_operation import Operation
 from .openapi_paths import Paths, TemplatePaths, is_preflight
@@ -42,7 +43,7 @@ class Description:
                 for app in described_within(source):
                     self._add(id(app), ApiDocument(as_pydantic_reads(_made_by(app)), {"pattern": AppPattern}))
             else:
-                root = source if isinstance(source, Mapping) else read_file(Path(source))
+                root = source if isinstance(source, Mapping) else _read_file(Path(source))
                 document = ApiDocument(root)
                 _check_paths(document)
                 self._paths = TemplatePaths(document.root.get("paths", {}), root_path)
@@ -82,6 +83,20 @@ def check_source(source: object) -> None:
         raise ConfigurationError(
             f"OpenApiValidation: source is {named(source)}, expected a FastAPI app, an OpenAPI description or a path"
         )
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    """A description in a file of JSON.
+
+    :raises ConfigurationError: where there is none.
+    """
+    try:
+        root = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ConfigurationError(f"OpenApiValidation: {str(path)!r} can't be read: {line_of(exc)}") from None
+    if not isinstance(root, dict):
+        raise ConfigurationError(f"OpenApiValidation: {str(path)!r} has {named(root)}, expected an OpenAPI description")
+    return root
 
 
 def _made_by(app: Any) -> Mapping[str, Any]:

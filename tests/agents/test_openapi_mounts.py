@@ -21,7 +21,7 @@ from tests.unjudged.asking import config, protect
 PROBLEM = "application/problem+json"
 
 
-def described() -> FastAPI:
+def described() -> Any:
     app = FastAPI()
 
     @app.get("/n/{n}")
@@ -43,40 +43,40 @@ def _other(app: Any) -> Any:
     return app
 
 
-def _mounted(api: FastAPI) -> ASGIApp:
+def _mounted(api: FastAPI) -> Any:
     app = _other(FastAPI())
     app.mount("/api", api)
     return app
 
 
-def _in_starlette(api: FastAPI) -> ASGIApp:
+def _in_starlette(api: FastAPI) -> Any:
     return Starlette(routes=[Route("/other", lambda request: PlainTextResponse("other")), Mount("/api", app=api)])
 
 
-def _deeper(api: FastAPI) -> ASGIApp:
+def _deeper(api: FastAPI) -> Any:
     app, router = _other(FastAPI()), APIRouter()
     router.mount("/api", CORSMiddleware(api, allow_origins=["*"]))
     app.include_router(router)
     return app
 
 
-def _in_two(api: FastAPI) -> ASGIApp:
+def _in_two(api: FastAPI) -> Any:
     return _other(Starlette(routes=[Mount("/api", app=Starlette(routes=[Mount("/", app=api)]))]))
 
 
-def _with_root_path(api: FastAPI) -> ASGIApp:
+def _with_root_path(api: FastAPI) -> Any:
     app = _other(FastAPI())
     app.root_path = "/behind"
     app.mount("/api", api)
     return app
 
 
-def _by_host(api: FastAPI) -> ASGIApp:
+def _by_host(api: FastAPI) -> Any:
     within = Starlette(routes=[Mount("/api", app=api)])
     return Starlette(routes=[Route("/other", lambda _: PlainTextResponse("other")), Host("testserver", app=within)])
 
 
-SHAPES: dict[str, Callable[[FastAPI], ASGIApp]] = {
+SHAPES: dict[str, Callable[[FastAPI], Any]] = {
     "mounted": _mounted,
     "in starlette": _in_starlette,
     "in a router, wrapped": _deeper,
@@ -86,18 +86,18 @@ SHAPES: dict[str, Callable[[FastAPI], ASGIApp]] = {
 }
 
 
-def _protected(app: Any, agent: OpenApiValidation, records: list[AuditRecord]) -> ASGIApp:
+def _protected(app: Any, agent: OpenApiValidation, records: list[AuditRecord]) -> Any:
     protect(app, agents=[config(agent, "openapi")], on_audit=records.append)
-    return app  # type: ignore[no-any-return]
+    return app
 
 
 def _wrapped(app: Any, agent: OpenApiValidation, records: list[AuditRecord]) -> ASGIApp:
     return AgentMiddleware(app, agents=[config(agent, "openapi")], on_audit=records.append)
 
 
-def _added(app: Any, agent: OpenApiValidation, records: list[AuditRecord]) -> ASGIApp:
+def _added(app: Any, agent: OpenApiValidation, records: list[AuditRecord]) -> Any:
     app.add_middleware(AgentMiddleware, agents=[config(agent, "openapi")], on_audit=records.append)
-    return app  # type: ignore[no-any-return]
+    return app
 
 
 PLACES = [_protected, _wrapped, _added]
