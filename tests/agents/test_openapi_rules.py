@@ -99,7 +99,8 @@ def test_of_a_union_whose_members_are_told_apart_it_is_that_of_the_member() -> N
 
 
 def test_where_it_is_not_clear_the_schema_is_named_alone() -> None:
-    for schema in ({"not": {}}, False, {"if": {}, "then": False}, {"contains": {"type": "string"}}):
+    unclear: list[Any] = [{"not": {}}, False, {"if": {}, "then": False}, {"contains": {"type": "string"}}]
+    for schema in unclear:
         assert rules(schema, [1]) == [("", "invalid", "")]
 
 
@@ -185,7 +186,7 @@ def test_a_body_of_another_type_is_told_which_there_may_be(guarded: tuple[TestCl
 
 
 async def test_an_own_type_of_a_file_is_named_as_well() -> None:
-    media = {"application/vnd.shop+json": {}, "text/csv": {}}
+    media: Any = {"application/vnd.shop+json": {}, "text/csv": {}}
     agent = OpenApiValidation({"openapi": "3.1.0", "paths": {"/": {"post": {"requestBody": {"content": media}}}}})
     client = Client("POST", "/", headers=[(b"content-type", b"image/png"), (b"content-length", b"1")], body=b"x")
     await ask(App(), config(agent), client=client)
