@@ -109,12 +109,13 @@ def test_an_app_that_is_mounted_in_the_guarded_one_is_judged(
     shape: str, place: Callable[..., ASGIApp], caplog: pytest.LogCaptureFixture
 ) -> None:
     api, records = described(), list[AuditRecord]()
+    before = "/behind" if shape == "with a root path" else ""
     with TestClient(place(SHAPES[shape](api), OpenApiValidation(api), records)) as client:
-        assert client.get("/api/n/1").text == "1"
-        refused = client.get("/api/n/0")
+        assert client.get(f"{before}/api/n/1").text == "1"
+        refused = client.get(f"{before}/api/n/0")
         assert (refused.status_code, refused.headers["content-type"]) == (422, PROBLEM)
-        assert client.get("/n/0").status_code == 404, "no such path of the guarded app"
-        assert client.get("/other").text == "other"
+        assert client.get(f"{before}/n/0").status_code == 404, "no such path of the guarded app"
+        assert client.get(f"{before}/other").text == "other"
         assert records[-1].answers[0].tags == ["openapi", "undocumented"]
     assert not caplog.records
 

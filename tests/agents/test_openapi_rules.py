@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jsonschema_rs
 import pytest
 from fastapi import Body, FastAPI, Form, Header, Query
 from fastapi.testclient import TestClient
@@ -13,6 +15,7 @@ from asgi_agents import AuditRecord
 from asgi_agents.agents import OpenApiValidation
 from asgi_agents.agents.openapi_bodies import violations
 from asgi_agents.agents.openapi_document import ApiDocument
+from tests.docs.markdown import blocks_of
 from tests.support.asgi import App, Client
 from tests.unjudged.asking import ask, config
 
@@ -192,3 +195,21 @@ async def test_an_own_type_of_a_file_is_named_as_well() -> None:
     await ask(App(), config(agent), client=client)
     assert client.status == 415
     assert b'"expected": ["application/vnd.shop+json", "text/csv"]' in client.body
+
+
+def test_a_refusal_is_as_the_page_has_it_described() -> None:
+    page = Path(__file__).parents[2] / "docs/pages/agents/openapi-validation.md"
+    [block] = [block for block in blocks_of(page.read_text()) if block.title == "described.py"]
+    names: dict[str, Any] = {}
+    exec(block.code, names)  # noqa: S102 - it is of our own page
+    app = routes(names["app"])
+    with TestClient(guarded_app(app, responses="block")) as client:
+        refused = client.get("/search?i=-1")
+        missing = client.post("/everything", json={})
+        assert client.get("/search?d=x").headers["content-type"] == "application/json", "the app's own 422"
+    described = client.app.openapi()["paths"]["/search"]["get"]["responses"]["422"]  # type: ignore[attr-defined]
+    schema = described["content"]["application/problem+json"]["schema"]
+    for response in (refused, missing):
+        assert response.status_code == 422
+        jsonschema_rs.validate(schema, response.json())
+        assert set(response.json()["errors"][0]) <= set(schema["properties"]["errors"]["items"]["properties"])

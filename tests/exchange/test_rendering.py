@@ -461,11 +461,14 @@ def test_a_renderer_gets_the_sentence_of_a_problem_document_and_the_document_its
         reply = render(Block(410, text, headers), fastapi_error)
         assert (reply.body.decode(), fields(reply, "content-type")) == (text, list(headers.values()))
     told = told_of(Block(410, text, {"content-type": "application/json"}))
-    assert told is not None and (told.detail, told.body) == (text, text)
+    assert told is not None
+    assert (told.detail, told.body) == (text, text)
 
 
 def test_a_renderer_gets_no_body_where_the_agent_gives_none() -> None:
     told = told_of(Block(410, None, PROBLEM))
-    assert told is not None and (told.detail, told.body) == ("Gone", None)
+    assert told is not None
+    assert (told.detail, told.body) == ("Gone", None)
     told = told_of(Block(410, None), failure=Failure(FailureKind.TIMEOUT, "late"))
-    assert told is not None and told.body is None
+    assert told is not None
+    assert told.body is None
