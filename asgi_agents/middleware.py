@@ -316,6 +316,7 @@ class AgentMiddleware(AsksAgents):
         exchange.given_path = scope.get("raw_path") or scope["path"]
         exchange.root_path = scope.get("root_path") or ""
         exchange.is_websocket = scope["type"] == "websocket"
+        exchange.app, exchange.scope_app = self.app, scope.get("app")
         # A websocket lets go of them once it is open.
         del headers, raw, shown
         if outer is not None:

@@ -25,6 +25,8 @@ class Violation(NamedTuple):
     :ivar at: the name of a parameter, or a JSON pointer into the body, of names that the schema has and of indices.
     :ivar problem: ``missing`` or ``invalid``, or what else is wrong.
     :ivar rule: the pointer to what it breaks in the description.
+    :ivar keyword: the keyword of JSON Schema in that; empty where it is not clear.
+    :ivar expected: the media types that there may be.
     """
 
     place: str
@@ -32,6 +34,8 @@ class Violation(NamedTuple):
     problem: str
     rule: str = ""
     status: int = 422
+    keyword: str = ""
+    expected: Sequence[str] = ()
 
 
 #: The agent need not be shown the body.
@@ -91,9 +95,17 @@ def refusal_of_response(found: Sequence[Violation], action: str, *, skip_body: b
 
 def _refusal(found: Sequence[Violation], *, needs_more: bool, audit: AuditMetadata) -> AgentResponse:
     status = found[0].status
-    errors = [{"in": one.place, "at": one.at, "problem": one.problem} for one in found]
-    body = _problem(status, _REQUEST, errors=errors)
+    body = _problem(status, _REQUEST, errors=[_error(one) for one in found])
     return AgentResponse.block(status, body, headers=_HEADERS, audit=audit, needs_more=needs_more)
+
+
+def _error(one: Violation) -> dict[str, object]:
+    error: dict[str, object] = {"in": one.place, "at": one.at, "problem": one.problem}
+    if one.keyword:
+        error["rule"] = one.keyword
+    if one.expected:
+        error["expected"] = list(one.expected)
+    return error
 
 
 def _allowed(found: Sequence[Violation], skip_body: bool) -> AgentResponse | None:

@@ -1,5 +1,6 @@
 """The descriptions that an agent judges by, and the operations in them."""
 
+import json
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any, Final, NamedTuple
 from ..errors import ConfigurationError
 from ..messages.naming import named
 from ..protocol import RequestHeadersEvent
-from .openapi_document import ApiDocument, below, read_file
+from .openapi_document import ApiDocument, below, line_of
+from .openapi_mounts import described_app, described_within
 from .openapi_operation import Operation
 from .openapi_paths import Paths, TemplatePaths, is_preflight
-from .openapi_routes import DescribedRoutes, described_app, described_within
+from .openapi_routes import DescribedRoutes
 
 METHODS: Final = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
 
@@ -41,13 +43,16 @@ class Description:
                 for app in described_within(source):
                     self._add(id(app), ApiDocument(as_pydantic_reads(_made_by(app)), {"pattern": AppPattern}))
             else:
-                root = source if isinstance(source, Mapping) else read_file(Path(source))
+                root = source if isinstance(source, Mapping) else _read_file(Path(source))
                 document = ApiDocument(root)
+                _check_paths(document)
                 self._paths = TemplatePaths(document.root.get("paths", {}), root_path)
                 self._add(None, document)
         except (AttributeError, KeyError, TypeError, RecursionError) as exc:
             # What is no schema has none that it could be held to.
             raise ConfigurationError("OpenApiValidation: the description is not made as OpenAPI says") from exc
+        if not self._operations:
+            raise ConfigurationError("OpenApiValidation: the description has no operation, expected paths with some")
 
     def find(self, event: RequestHeadersEvent) -> Target | None:
         """What a request is for; None: the app answers it itself, with 404, 405, a redirect or its own pages."""
@@ -80,6 +85,20 @@ def check_source(source: object) -> None:
         )
 
 
+def _read_file(path: Path) -> Mapping[str, Any]:
+    """A description in a file of JSON.
+
+    :raises ConfigurationError: where there is none.
+    """
+    try:
+        root = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ConfigurationError(f"OpenApiValidation: {str(path)!r} can't be read: {line_of(exc)}") from None
+    if not isinstance(root, dict):
+        raise ConfigurationError(f"OpenApiValidation: {str(path)!r} has {named(root)}, expected an OpenAPI description")
+    return root
+
+
 def _made_by(app: Any) -> Mapping[str, Any]:
     try:
         root = app.openapi()
@@ -90,8 +109,16 @@ def _made_by(app: Any) -> Mapping[str, Any]:
     return root
 
 
+def _check_paths(document: ApiDocument) -> None:
+    for path in document.root.get("paths", {}):
+        if not path.startswith(("/", "x-")):
+            raise ConfigurationError(f"OpenApiValidation: the path {path!r} in paths, expected '/{path}'")
+
+
 def _operations_of(document: ApiDocument) -> Iterator[tuple[str, str, str, str]]:
     for path in document.root.get("paths", {}):
+        if path.startswith("x-"):
+            continue
         pointer, item = document.resolve(below("#", "paths", path))
         if not isinstance(item, dict):
             raise ConfigurationError(f"OpenApiValidation: {pointer} is {named(item)}, expected an object")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -37,28 +36,28 @@ class ApiDocument:
             self.root: dict[str, Any] = json.loads(json.dumps(root, allow_nan=False))
             self._registry = jsonschema_rs.Registry([(_BASE, self.root)], retriever=_nothing)
         except (TypeError, ValueError, RecursionError) as exc:
-            raise ConfigurationError(f"OpenApiValidation: the description is no JSON: {_line(exc)}") from None
+            raise ConfigurationError(f"OpenApiValidation: the description is no JSON: {line_of(exc)}") from None
         self._keywords = dict(keywords or {})
-        self._validators: dict[str, jsonschema_rs.Draft202012Validator] = {}
+        self._validators: dict[tuple[str, str | None], jsonschema_rs.Draft202012Validator] = {}
 
-    def is_valid(self, pointer: str, value: Any) -> bool:
-        """Whether a value conforms to a schema. The time is linear in the size of the value."""
+    def is_valid(self, pointer: str, value: Any, keyword: str | None = None) -> bool:
+        """Whether a value conforms to a schema, or to one keyword of it. The time is linear in the value's size."""
         try:
-            return self.prepare(pointer).is_valid(value)
+            return self.prepare(pointer, keyword).is_valid(value)
         except UnicodeEncodeError:
             # Half of a surrogate pair, which is no text: some encodings of multipart forms have it.
             return False
 
-    def prepare(self, pointer: str) -> jsonschema_rs.Draft202012Validator:
-        """Compile a schema.
+    def prepare(self, pointer: str, keyword: str | None = None) -> jsonschema_rs.Draft202012Validator:
+        """Compile a schema, or one keyword of it that has no schemas in it.
 
         :raises ConfigurationError: where it is none, or refers to what is not in the description.
         """
-        found = self._validators.get(pointer)
+        found = self._validators.get((pointer, keyword))
         if found is None:
             try:
                 found = jsonschema_rs.Draft202012Validator(
-                    {"$ref": _BASE + quote(pointer, safe="#/~")},
+                    {"$ref": _BASE + quote(pointer, safe="#/~")} if keyword is None else self._only(pointer, keyword),
                     registry=self._registry,
                     validate_formats=False,
                     pattern_options=_PATTERNS,
@@ -66,9 +65,12 @@ class ApiDocument:
                     offline=True,
                 )
             except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as exc:
-                raise ConfigurationError(f"OpenApiValidation: the schema at {pointer}: {_line(exc)}") from None
-            self._validators[pointer] = found
+                raise ConfigurationError(f"OpenApiValidation: the schema at {pointer}: {line_of(exc)}") from None
+            self._validators[pointer, keyword] = found
         return found
+
+    def _only(self, pointer: str, keyword: str) -> dict[str, Any]:
+        return {keyword: self.resolve(pointer)[1][keyword]}
 
     def resolve(self, pointer: str) -> tuple[str, Any]:
         """Where a pointer leads, past references, and what is there.
@@ -132,23 +134,10 @@ def below(pointer: str, *keys: str | int) -> str:
     return "/".join((pointer, *(str(key).replace("~", "~0").replace("/", "~1") for key in keys)))
 
 
-def read_file(path: Path) -> Mapping[str, Any]:
-    """A description in a file of JSON.
-
-    :raises ConfigurationError: where there is none.
-    """
-    try:
-        root = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as exc:
-        raise ConfigurationError(f"OpenApiValidation: {str(path)!r} can't be read: {_line(exc)}") from None
-    if not isinstance(root, dict):
-        raise ConfigurationError(f"OpenApiValidation: {str(path)!r} has {named(root)}, expected an OpenAPI description")
-    return root
-
-
 def _nothing(uri: str) -> Any:
     raise ValueError(f"{uri} is not in the description")
 
 
-def _line(exc: BaseException) -> str:
+def line_of(exc: BaseException) -> str:
+    """The first line of what an exception says."""
     return str(exc).partition("\n")[0]

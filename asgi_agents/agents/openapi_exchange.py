@@ -81,7 +81,8 @@ class JudgedExchange:
         content_type = event.header("content-type")
         media = operation.body.of(content_type)
         if media is None:
-            wrong = Violation("content_type", "content-type", "unsupported", f"{operation.body.pointer}/content", 415)
+            rule, expected = f"{operation.body.pointer}/content", tuple(operation.body.media)
+            wrong = Violation("content_type", "content-type", "unsupported", rule, 415, expected=expected)
             if announces_body(event):
                 return found or [wrong], []
             self.request = JudgedBody(lambda data: [wrong])

@@ -8,6 +8,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import FormParser, MultiPartParser
 
 from .openapi_answers import Violation
+from .openapi_bodies import broken_by_texts
 from .openapi_document import ApiDocument, below
 from .openapi_json import media_type_of
 from .openapi_values import MOST, conforms, is_of_objects, readers_of, takes_list
@@ -53,10 +54,12 @@ def form_violations(document: ApiDocument, pointer: str, data: bytes, content_ty
         if not values:
             if name in required:
                 found.append(Violation("body", below("", name), "missing", below(pointer, "required")))
-        elif not conforms(document, rule, values, readers_of(document, rule), many=many):
-            found.append(Violation("body", below("", name), "invalid", rule))
+        elif not conforms(document, rule, values, readers := readers_of(document, rule), many=many):
+            rule, keyword = broken_by_texts(document, rule, values, readers, many=many)
+            found.append(Violation("body", below("", name), "invalid", rule, keyword=keyword))
     if schema.get("additionalProperties") is False and any(name not in properties for name in form):
-        found.append(Violation("body", "", "invalid", below(pointer, "additionalProperties")))
+        keyword = "additionalProperties"
+        found.append(Violation("body", "", "invalid", below(pointer, keyword), keyword=keyword))
     return found[:MOST]
 
 

@@ -6,8 +6,8 @@ from itertools import accumulate
 from typing import Any, Final
 
 from .openapi_answers import Violation
+from .openapi_bodies import violations
 from .openapi_document import ApiDocument
-from .openapi_values import violations
 
 JSON: Final = "application/json"
 #: How deep JSON may be nested.

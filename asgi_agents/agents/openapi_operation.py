@@ -9,6 +9,7 @@ from starlette.requests import cookie_parser
 from ..errors import ConfigurationError
 from ..protocol import RequestHeadersEvent, ResponseHeadersEvent
 from .openapi_answers import Violation
+from .openapi_connection import left_to_agents
 from .openapi_document import ApiDocument, below
 from .openapi_forms import FORM, MULTIPART, is_of_texts
 from .openapi_json import JSON, is_json, media_type_of
@@ -83,7 +84,9 @@ class Operation:
             "header": event.headers,
             "cookie": {name: [value] for name, value in cookie_parser(event.header("cookie") or "").items()},
         }
-        found = (judge(self.document, parameter, given[parameter.place]) for parameter in self._parameters)
+        left = left_to_agents(event)
+        held = (parameter for parameter in self._parameters if parameter.header not in left)
+        found = (judge(self.document, parameter, given[parameter.place]) for parameter in held)
         return [violation for violation in found if violation is not None][:MOST]
 
 

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigurationError
+from ..protocol.headers import as_one_spelling
 from .openapi_answers import Violation
+from .openapi_bodies import broken_by_texts
 from .openapi_document import ApiDocument, below
 from .openapi_values import Reader, conforms, is_of_objects, readers_of, takes_list
 
@@ -32,6 +34,11 @@ class Parameter(NamedTuple):
     pointer: str
     deep: bool
 
+    @property
+    def header(self) -> str | None:
+        """The header of requests that it is in, in the one spelling."""
+        return as_one_spelling(self.name) if self.place == "header" else "cookie" if self.place == "cookie" else None
+
 
 def judge(document: ApiDocument, parameter: Parameter, given: Mapping[str, Sequence[Any]]) -> Violation | None:
     """What is wrong with one of the ``given`` values. All of them count: which one is read is not certain."""
@@ -39,12 +46,14 @@ def judge(document: ApiDocument, parameter: Parameter, given: Mapping[str, Seque
     if not values:
         deep = parameter.deep and any(name.startswith(f"{parameter.name}[") for name in given)
         if parameter.required and not deep:
-            return Violation(parameter.place, parameter.name, "missing", parameter.pointer)
+            return Violation(parameter.place, parameter.name, "missing", below(parameter.pointer, "required"))
     elif parameter.schema is not None and not any(
         conforms(document, parameter.schema, texts, parameter.readers, many=parameter.many)
         for texts in _readings(parameter, values)
     ):
-        return Violation(parameter.place, parameter.name, "invalid", parameter.schema)
+        *_, texts = _readings(parameter, values)
+        rule, keyword = broken_by_texts(document, parameter.schema, texts, parameter.readers, many=parameter.many)
+        return Violation(parameter.place, parameter.name, "invalid", rule, keyword=keyword)
     return None
 
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import unquote
 
-from ..exchange.state import ExchangeState
-from ..observability.correlation import current
 from ..protocol import RequestHeadersEvent
+from .openapi_connection import connection
 
 _PARAMETER: Final = re.compile(r"\{([^{}]*)\}")
 
@@ -42,11 +41,11 @@ class TemplatePaths:
         self._known = [(_compile(path), path) for path in sorted(paths, key=_concrete_first)]
 
     def find(self, event: RequestHeadersEvent) -> Matched | None:
-        connection, root_path = current(), self._root_path
-        if isinstance(connection, ExchangeState):
-            if connection.is_websocket:
+        known, root_path = connection(), self._root_path
+        if known is not None:
+            if known.is_websocket:
                 return None
-            root_path = connection.root_path.rstrip("/") if root_path is None else root_path
+            root_path = known.root_path.rstrip("/") if root_path is None else root_path
         path = path_of(event)
         if root_path and path.startswith(root_path + "/"):
             path = path.removeprefix(root_path)

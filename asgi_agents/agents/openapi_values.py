@@ -1,21 +1,16 @@
-"""What the texts of parameters and forms may mean, and what of a value does not conform to a schema."""
+"""What the texts of parameters and forms may mean."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Any, Final
 
-from ..errors import ConfigurationError
-from .openapi_answers import Violation
-from .openapi_document import ApiDocument, below, branches_of, prefix_of
+from .openapi_document import ApiDocument, prefix_of
 
 _TRUE: Final = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE: Final = frozenset({"0", "off", "f", "false", "n", "no"})
 #: Violations that one answer names.
 MOST: Final = 8
-# Steps into a value, from its root to what is wrong in it.
-_MOST_STEPS: Final = 64
 
 
 def _number(text: str) -> Any:
@@ -101,67 +96,3 @@ def takes_list(document: ApiDocument, pointer: str) -> bool:
 def is_of_objects(schema: dict[str, Any]) -> bool:
     """Whether it is of objects, or of objects and others, without those schemas that it refers to."""
     return "object" in _types(schema) or "properties" in schema
-
-
-def violations(document: ApiDocument, pointer: str, value: Any) -> list[Violation]:
-    """What of a body does not conform. Cheap where it does: the library's own reports take seconds for large ones."""
-    if document.is_valid(pointer, value):
-        return []
-    with suppress(ConfigurationError):
-        return list(islice(_find(document, pointer, value, "", _MOST_STEPS), MOST))
-    # A schema with an id of its own has references that only the library follows.
-    return [Violation("body", "", "invalid", pointer)]
-
-
-def _find(document: ApiDocument, pointer: str, value: Any, at: str, steps: int) -> Iterator[Violation]:
-    """Follow what is wrong as far as it is clear which schema it is wrong by."""
-    pointer, schema = _clear(document, pointer, value)
-    found = False
-    for name, child, rule in _children(document, pointer, schema, value) if steps else ():
-        if child is _MISSING:
-            found = True
-            yield Violation("body", below(at, name), "missing", rule)
-        elif not document.is_valid(rule, child):
-            found = True
-            yield from _find(document, rule, child, below(at, name), steps - 1)
-        if found and isinstance(value, list):
-            return
-    if not found:
-        yield Violation("body", at, "invalid", pointer)
-
-
-_MISSING: Final = object()
-
-
-def _children(document: ApiDocument, pointer: str, schema: Any, value: Any) -> Iterator[tuple[str | int, Any, str]]:
-    if not isinstance(schema, dict):
-        return
-    if isinstance(value, dict):
-        for name in schema.get("required", ()):
-            if name not in value:
-                yield name, _MISSING, below(pointer, "required")
-        for name in schema.get("properties", ()):
-            if name in value:
-                yield name, value[name], below(pointer, "properties", name)
-    elif isinstance(value, list) and isinstance(schema.get("items"), dict) and "prefixItems" not in schema:
-        for index, item in enumerate(value):
-            yield index, item, below(pointer, "items")
-
-
-def _clear(document: ApiDocument, pointer: str, value: Any) -> tuple[str, Any]:
-    """Past references, and into the one branch that a value of this type can be meant for."""
-    for _ in range(_MOST_STEPS):
-        pointer, schema = document.resolve(pointer)
-        if not isinstance(schema, dict) or not isinstance(value, dict | list):
-            break
-        kind = "object" if isinstance(value, dict) else "array"
-        branches = [branch for branch in branches_of(pointer, schema) if _may_be(document, branch, kind)]
-        if len(branches) != 1 or "properties" in schema or "items" in schema:
-            break
-        pointer = branches[0]
-    return pointer, schema
-
-
-def _may_be(document: ApiDocument, pointer: str, kind: str) -> bool:
-    schema = document.resolve(pointer)[1]
-    return not isinstance(schema, dict) or schema.get("type", kind) in (kind, [kind])

@@ -24,7 +24,9 @@ class ErrorInfo(RedactedRepr, frozen=True, kw_only=True):
     """A denial or a failure that is about to be answered in the app's place.
 
     :ivar status: the status of the reply.
-    :ivar detail: what the agent says to the client, or the standard text for the status or the failure.
+    :ivar detail: what the agent says to the client, or the standard text for the status or the failure. Of a problem
+        document (RFC 9457) it is the ``detail`` in it.
+    :ivar body: the text that the agent gives as the body, whole; None where it gives none.
     :ivar kind: ``block``, or what went wrong with the agent.
     :ivar agent_id: the agent that has denied or failed; None where it was none of them.
     :ivar headers: those that agents give to this reply, such as ``retry-after``. They are put on the response
@@ -36,9 +38,10 @@ class ErrorInfo(RedactedRepr, frozen=True, kw_only=True):
     kind: Literal["block"] | FailureKind
     agent_id: str | None
     headers: Headers
+    body: str | None = None
 
     def __repr__(self) -> str:
-        return redacted_repr(self, detail=size_of(self.detail))
+        return redacted_repr(self, detail=size_of(self.detail), body=size_of(self.body))
 
 
 ChallengeRenderer = Callable[[Challenge, Scope], Response]
@@ -52,7 +55,8 @@ def fastapi_error(error: ErrorInfo, scope: Scope) -> Response:
     """
     content_type = error.headers.first("content-type")
     if content_type is not None:
-        return Response(error.detail, error.status, headers={"content-type": content_type})
+        body = error.detail if error.body is None else error.body
+        return Response(body, error.status, headers={"content-type": content_type})
     return JSONResponse({"detail": error.detail}, error.status)
 
 

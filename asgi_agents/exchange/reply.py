@@ -58,6 +58,13 @@ class Reply(Struct, frozen=True):
         )
 
 
+class _Problem(Struct):
+    """What of a problem document is for people (RFC 9457, section 3.1)."""
+
+    detail: str = ""
+    title: str = ""
+
+
 def render_reply(
     decision: AgentDecision, scope: Scope, renderers: Renderers = _BUILT_IN, *, earlier: Sequence[HeaderOp] = ()
 ) -> Reply:
@@ -119,21 +126,35 @@ def _rendered(decision: AgentDecision, scope: Scope, renderers: Renderers, other
     if not renderers.renders_errors or status in _WITHOUT_CONTENT:
         return None
     given = _raw(_headers_of_answer(decision))
+    headers_of_reply = Headers.from_raw(apply_header_ops(given, (*others, *decision.response_headers)))
+    body = decision.decision.body if isinstance(decision.decision, Block) else None
     info = ErrorInfo(
         status=status,
-        detail=detail,
+        detail=detail if body is None else _detail_in(body, headers_of_reply),
         kind="block" if decision.failure is None else decision.failure.kind,
         agent_id=decision.decided_by,
-        headers=Headers.from_raw(apply_header_ops(given, (*others, *decision.response_headers))),
+        headers=headers_of_reply,
+        body=body,
     )
     rendered = renderers.error(info, scope)
     if rendered is None:
         return None
-    status, headers, body = rendered
+    status, headers, content = rendered
     said = [pair for pair in given if pair[0].decode("latin-1") not in _OF_THE_BODY]
     headers = [*without_headers(headers, {name for name, _ in said}), *said]
     own = [op for op in decision.response_headers if op.name.lower() not in _OF_THE_BODY]
-    return Reply(status, apply_header_ops(headers, (*others, *own)), body)
+    return Reply(status, apply_header_ops(headers, (*others, *own)), content)
+
+
+def _detail_in(body: str, headers: Headers) -> str:
+    """What a body says: all of it, or the detail of a problem document, or else its title."""
+    if (headers.first("content-type") or "").partition(";")[0].strip().lower() != "application/problem+json":
+        return body
+    try:
+        problem = msgspec.json.decode(body, type=_Problem)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return body
+    return problem.detail or problem.title or body
 
 
 def close_message(close: WebSocketClose) -> Message:

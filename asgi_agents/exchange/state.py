@@ -146,7 +146,7 @@ class ExchangeState(Struct, eq=False):
     #: The path that was asked for, as it came, or as the server has decoded it. The short way leaves it to its events.
     given_path: bytes | str = ""
     #: What of that path is none of the app's own paths. The short way, whose agents ask for no more than a head, leaves
-    #: this out, and the next.
+    #: this out, and the next ones.
     root_path: str = ""
     #: Whether it is a websocket, of which the event looks like that of a request.
     is_websocket: bool = False
@@ -154,6 +154,9 @@ class ExchangeState(Struct, eq=False):
     endings: tuple[Callable[[], None], ...] = ()
     #: Whether the client has left before the app was called, so that the app never is.
     departed: bool = False
+    #: What the middleware wraps, and the app that the server or an outer app has called, where the scope says so.
+    app: object = None
+    scope_app: object = None
 
     def __repr__(self) -> str:
         return f"<ExchangeState {self.correlation_id!r}>"

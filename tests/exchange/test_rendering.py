@@ -440,3 +440,35 @@ def test_a_body_of_the_agents_own_type_stays_as_it_is(given: dict[str, str], by_
     assert (reply.status, reply.body) == (403, b"<b>no</b>")
     assert fields(reply, "content-type") == list(given.values())
     assert fields(reply, "content-length") == ["9"]
+
+
+PROBLEM = {"content-type": "application/problem+json"}
+
+
+@pytest.mark.parametrize(
+    ("text", "detail"),
+    [
+        ('{"title": "Gone", "detail": "It was here", "errors": [{"at": "x"}]}', "It was here"),
+        ('{"title": "Gone", "errors": []}', "Gone"),
+        *((text, text) for text in ("{}", "", "[]", "null", '{"detail": 1}', '{"detail": ""}', "It was", "[" * 99_999)),
+    ],
+)
+def test_a_renderer_gets_the_sentence_of_a_problem_document_and_the_document_itself(text: str, detail: str) -> None:
+    for headers in (PROBLEM, {"Content-Type": "Application/Problem+JSON; charset=utf-8"}):
+        told = told_of(Block(410, text, headers))
+        assert told is not None
+        assert (told.detail, told.body) == (detail, text)
+        reply = render(Block(410, text, headers), fastapi_error)
+        assert (reply.body.decode(), fields(reply, "content-type")) == (text, list(headers.values()))
+    told = told_of(Block(410, text, {"content-type": "application/json"}))
+    assert told is not None
+    assert (told.detail, told.body) == (text, text)
+
+
+def test_a_renderer_gets_no_body_where_the_agent_gives_none() -> None:
+    told = told_of(Block(410, None, PROBLEM))
+    assert told is not None
+    assert (told.detail, told.body) == ("Gone", None)
+    told = told_of(Block(410, None), failure=Failure(FailureKind.TIMEOUT, "late"))
+    assert told is not None
+    assert told.body is None
