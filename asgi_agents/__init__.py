@@ -113,7 +113,9 @@ else:
         "status_app": "status",
     }
 
-    __getattr__, __dir__ = lazy_names(globals(), _LAZY)
+    __getattr__, __dir__ = lazy_names(
+        globals(), _LAZY, beside=tuple(f"{__name__}.{each}" for each in ("agents", "guardrails", "testing", "serve"))
+    )
 
 
 __all__ = [

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import asgi_agents
+from asgi_agents import agents, transports
 
 # Packages that the package needs itself, with all that they import on their own.
 _NEEDED = """
@@ -118,3 +119,35 @@ def test_all_public_names_are_there() -> None:
 def test_a_name_that_does_not_exist_is_an_error_that_names_it(module: str) -> None:
     with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'HttpTransprot'"):
         getattr(sys.modules[module], "HttpTransprot")  # noqa: B009
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("asgi_agents RateLimit", "from asgi_agents.agents import RateLimit"),
+        ("asgi_agents TextGuardrail", "from asgi_agents.guardrails import TextGuardrail"),
+        ("asgi_agents serve_grpc", "from asgi_agents.serve import serve_grpc"),
+        ("asgi_agents agentConfig", "from asgi_agents import AgentConfig"),
+        ("asgi_agents.agents OpenAPIValidation", "from asgi_agents.agents import OpenApiValidation"),
+        ("asgi_agents.agents AgentConfig", "from asgi_agents import AgentConfig"),
+        ("asgi_agents.transports AgentConfig", "from asgi_agents import AgentConfig"),
+    ],
+)
+def test_a_name_that_is_elsewhere_or_misspelt_is_an_error_that_says_where_it_is(asked: str, told: str) -> None:
+    package, name = asked.split()
+    with pytest.raises(ImportError) as caught:
+        exec(f"from {package} import {name}")  # noqa: S102 - the statement that users write
+    assert str(caught.value) == f"cannot import name {name!r} from {package!r}; expected {told}"
+
+
+def test_a_name_that_nobody_has_is_missing_as_everywhere() -> None:
+    for package in (asgi_agents, agents, transports):
+        # The last ones: attributes that tools look for, and what is no name.
+        for name in ("Nothing", "__wrapped__", "_pytestfixturefunction", "a.b", ""):
+            assert not hasattr(package, name)
+
+
+def test_modules_that_are_named_as_a_class_is_can_be_imported() -> None:
+    for name in ("secrets", "presidio", "opa", "modsecurity"):
+        code = f"from asgi_agents.agents import {name}\nout = [{name}.__name__]"
+        assert run(code) == [f"asgi_agents.agents.{name}"]

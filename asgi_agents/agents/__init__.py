@@ -44,7 +44,7 @@ else:
         "hash_password": "passwords",
     }
 
-    __getattr__, __dir__ = lazy_names(globals(), _LAZY)
+    __getattr__, __dir__ = lazy_names(globals(), _LAZY, beside=("asgi_agents", "asgi_agents.guardrails"))
 
 
 __all__ = [

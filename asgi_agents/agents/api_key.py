@@ -81,8 +81,10 @@ class ApiKey(Agent):
 
 
 def _hashed(key: object) -> str:
-    if not isinstance(key, str) or not key:
-        raise ConfigurationError(f"ApiKey: keys contains {kind_of(key)} for a key, expected text that is not empty")
+    if not isinstance(key, str):
+        raise ConfigurationError(f"ApiKey: keys contains {kind_of(key)} for a key, expected text")
+    if not key:
+        raise ConfigurationError("ApiKey: keys contains a key that is empty, expected text that is not empty")
     if not key.startswith(_PREFIX):
         return hash_key(key)
     key = key.lower()

@@ -1,5 +1,6 @@
 """Counts of rate limits in Redis, for all processes together. Needs the ``ratelimit`` extra."""
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -22,6 +23,18 @@ _PREFIX: Final = "asgi-agents"
 MakeLimiter = Callable[[Storage], RateLimiter]
 
 
+# The start of a URL (RFC 3986, section 3.1). What is longer is no scheme of anything.
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30})://")
+
+
+def _fault_of(url: object) -> str:
+    """What is wrong with a URL that has none of the schemes. Of its text, the scheme alone is told."""
+    if not isinstance(url, str):
+        return f"is {kind_of(url)}"
+    found = _SCHEME.match(url)
+    return f"has the scheme {found[1]}://" if found else "is text that begins with no scheme"
+
+
 class RedisConnections:
     """Connections to one Redis, of each event loop its own."""
 
@@ -29,7 +42,7 @@ class RedisConnections:
         # No message has the URL: there may be a password in it.
         if not isinstance(url, str) or not url.startswith(_SCHEMES):
             raise ConfigurationError(
-                f"RateLimit: storage is {kind_of(url)}, expected 'memory' or a URL with {', '.join(_SCHEMES)}"
+                f"RateLimit: storage {_fault_of(url)}, expected 'memory' or a URL with {', '.join(_SCHEMES)}"
             )
         try:
             # Reads the URL, and connects nowhere.

@@ -182,6 +182,11 @@ def check_guardrail_of(guardrail: Guardrail, config: AgentConfig) -> None:
 def _check(guardrail: Guardrail, facts: _Facts) -> None:
     where = f"Guardrail({guardrail.agent_id!r})"
     if facts.hears is not None and EventType.GUARDRAIL_INSPECT not in facts.hears:
+        if EventType.GUARDRAIL_INSPECT not in getattr(facts.transport, "carries", frozenset(EventType)):
+            raise ConfigurationError(
+                f"{where}: agent {guardrail.agent_id!r} does not receive guardrail_inspect, which its transport can't"
+                " carry; expected an agent in the process, or one at unix://, tcp://, http:// or ray://"
+            )
         raise ConfigurationError(
             f"{where}: agent {guardrail.agent_id!r} does not receive guardrail_inspect; expected a TextGuardrail, an"
             " Agent with on_guardrail_inspect, or a remote agent with events=[EventType.GUARDRAIL_INSPECT]"

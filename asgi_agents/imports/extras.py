@@ -2,11 +2,31 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+# Packages whose modules have other names. Of `google` alone, which several packages are in, only one is of an extra.
+_PACKAGES: Final = {
+    "envoy": "xds-protos",
+    "google.protobuf": "protobuf",
+    "grpc": "grpcio",
+    "yaml": "pyyaml",
+}
+
+
+def package_of(module: str) -> str:
+    """The package that is to be installed where ``module`` is missing, as package registries spell it."""
+    if module == "google":
+        # Python names the outermost one that it does not find.
+        return "protobuf"
+    for known, package in _PACKAGES.items():
+        if f"{module}.".startswith(f"{known}."):
+            return package
+    return module if "." in module else module.replace("_", "-")
 
 
 def missing(where: str, extra: str, module: str) -> str:
     """The line of an error; ``where`` says what needs the module."""
-    return f"{where}: needs {module}, which is not installed; expected pip install 'asgi-agents[{extra}]'"
+    return f"{where}: needs {package_of(module)}, which is not installed; expected pip install 'asgi-agents[{extra}]'"
 
 
 @contextmanager

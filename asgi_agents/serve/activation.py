@@ -63,7 +63,7 @@ def take_sockets(environ: MutableMapping[str, str], pid: int, binds: Sequence[st
         raise MistakeError(
             f"{' '.join(options[0])}: no sockets are handed over, expected a .socket unit of this service"
         )
-    chosen: list[tuple[str, _Handed]] = []
+    chosen: list[tuple[str, str, _Handed]] = []
     left = dict.fromkeys(handed)
     # Those without a name last: they take the rest.
     for option, given in sorted(options, key=lambda each: not each[1].partition(":")[2]):
@@ -71,16 +71,18 @@ def take_sockets(environ: MutableMapping[str, str], pid: int, binds: Sequence[st
         found = [each for each in left if name in ("", each.name)]
         if not found:
             there = ", ".join(printable(each.name) for each in left) or "none"
-            raise MistakeError(f"{option} {given}: there is no such socket; those that no other option takes: {there}")
+            takers = [f"{taker} {wanted}" for taker, wanted, each in chosen if name in ("", each.name)]
+            fault = f"{takers[0]} takes it already" if takers else "there is no such socket"
+            raise MistakeError(f"{option} {given}: {fault}; those that no other option takes: {there}")
         for each in found:
             del left[each]
-            chosen.append((option, each))
+            chosen.append((option, given, each))
     for each in left:
         wanted = f"{_SCHEME}:{printable(each.name)}"
         raise MistakeError(f"{_told(each)}: no option takes it, expected --bind {wanted} or --http {wanted}")
     with ExitStack() as unfinished:
         taken = TakenSockets([], [])
-        for option, each in chosen:
+        for option, _, each in chosen:
             sock = _listening(each)
             unfinished.callback(sock.close)
             (taken.streams if option == "--bind" else taken.http).append(sock)

@@ -135,10 +135,11 @@ def check(options: argparse.Namespace) -> None:
     """Raise what is wrong with the options: :class:`MistakeError` or :class:`ConfigurationError`."""
     over_grpc = grpc_services(options)
     if not (options.bind or options.http or options.fd or options.http_fd or over_grpc):
-        raise MistakeError("nothing to bind: give --bind, --http or --grpc, or several of them")
+        *others, last = ("--bind", "--http", *(each.option for each in GRPC_OPTIONS))
+        raise MistakeError(f"nothing to bind: give {', '.join(others)} or {last}, or several of them")
     for bind in options.bind:
         if not is_activated(bind):
-            parse_address("--bind", bind)
+            parse_address("--bind", bind, also=("systemd:NAME",))
     if options.api != "agent" and not (options.http or options.http_fd):
         raise MistakeError(f"--api {options.api} is what --http serves: give --http")
     if options.no_mask_responses and options.api == "agent":
@@ -194,5 +195,6 @@ def http_address(options: argparse.Namespace) -> Address:
     except ConfigurationError:
         # Not in its words, which are about an address that nobody has written.
         port = options.http.removeprefix(":")
-        right = f"127.0.0.1:{port}" if port.isascii() and port.isdecimal() else "host:port, such as 127.0.0.1:9000"
+        likely = f"127.0.0.1:{port}" if port.isascii() and port.isdecimal() else None
+        right = likely or "host:port, such as 127.0.0.1:9000, or systemd:NAME"
         raise MistakeError(f"--http: {options.http!r}, expected {right}") from None

@@ -24,7 +24,7 @@ _MISTAKE: Final = 2
 
 
 class WorkerMistake(Exception):  # noqa: N818 - says whose it is
-    """Workers can't do what they were told; they have said why."""
+    """Workers can't be started, or can't do what they were told, and have said why."""
 
 
 class Workers:
@@ -72,24 +72,35 @@ class Workers:
         first = True
         while not self._stopping.is_set():
             started = time.monotonic()
-            code = await self._run_one()
-            if self._stopping.is_set():
-                return
-            if first and code == _MISTAKE:
-                raise WorkerMistake("a worker could not begin; it has said why")
+            try:
+                process = await self._start_one()
+            except OSError as exc:
+                told = f"{self._command[0]!r}: {exc.strerror or exc}"
+                if first:
+                    raise WorkerMistake(f"a worker can't be started: {told}") from exc
+                # Such as too many processes. The others serve on meanwhile.
+                logger.warning("a worker can't be started, and is tried again: %s", told)
+            else:
+                code = await self._wait_for(process)
+                if self._stopping.is_set():
+                    return
+                if first and code == _MISTAKE:
+                    raise WorkerMistake("a worker could not begin; it has said why")
+                if time.monotonic() - started > _MAX_BACKOFF:
+                    backoff = _FIRST_BACKOFF
+                logger.warning("a worker has ended with %s, another one follows", _describe(code))
             first = False
-            if time.monotonic() - started > _MAX_BACKOFF:
-                backoff = _FIRST_BACKOFF
-            logger.warning("a worker has ended with %s, another one follows", _describe(code))
             with move_on_after(backoff):
                 await self._stopping.wait()
             backoff = min(_MAX_BACKOFF, backoff * 2)
 
-    async def _run_one(self) -> int:
+    async def _start_one(self) -> Process:
         # By its standard input it notices when this ends.
-        process = await anyio.open_process(
+        return await anyio.open_process(
             self._command, stdin=subprocess.PIPE, stdout=None, stderr=None, **_inheriting(self._fds)
         )
+
+    async def _wait_for(self, process: Process) -> int:
         self._processes.add(process)
         if self._stopping.is_set():
             # It was no process yet when the others were told.

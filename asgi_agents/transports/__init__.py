@@ -15,7 +15,7 @@ else:
     # What only some need: httpx, which comes with one of them, takes as long to import as all the rest.
     _LAZY = {"ForwardAuthTransport": "forward_auth", "GrpcTransport": "grpc", "HttpTransport": "http"}
 
-    __getattr__, __dir__ = lazy_names(globals(), _LAZY)
+    __getattr__, __dir__ = lazy_names(globals(), _LAZY, beside=("asgi_agents",))
 
 
 __all__ = [

@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -148,9 +148,13 @@ def nearest_address(given: str, *, or_http: bool = False) -> str | None:
     return None
 
 
-def parse_address(where: str, given: object) -> Address:
-    """``unix:///path`` or ``tcp://host:port``; ``where`` begins the message of the :class:`ConfigurationError`."""
-    expected = "unix:///path or tcp://host:port"
+def parse_address(where: str, given: object, *, also: Sequence[str] = ()) -> Address:
+    """``unix:///path`` or ``tcp://host:port``; ``where`` begins the message of the :class:`ConfigurationError`.
+
+    :param also: other forms that may stand in this place, which the caller reads itself. Messages name them.
+    """
+    *forms, last = ("unix:///path", "tcp://host:port", *also)
+    expected = f"{', '.join(forms)} or {last}"
     if not isinstance(given, str):
         raise ConfigurationError(f"{where}: {given!r}, expected {expected}")
     # There may be credentials in what is none of these.

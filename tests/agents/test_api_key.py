@@ -104,8 +104,8 @@ def test_each_request_is_answered_without_a_suspension() -> None:
     [
         ({}, "keys is empty"),
         (["a"], "keys is a list"),
-        ({"": "alice"}, "keys contains a str for a key"),
-        ({b"key": "alice"}, "keys contains a bytes for a key"),
+        ({"": "alice"}, "keys contains a key that is empty, expected text that is not empty"),
+        ({b"key": "alice"}, "keys contains a bytes for a key, expected text"),
         ({"sha256:abc": "alice"}, "no 64 hex digits"),
         ({"key": ""}, "the user ''"),
         ({"key": " alice"}, "the user ' alice'"),

@@ -27,6 +27,7 @@ def test_a_file_is_shown_on_a_page_whole(path: Path) -> None:
 def test_what_the_page_on_systemd_says_that_the_log_says_is_said() -> None:
     said = (ROOT / "asgi_agents" / "serve" / "activation.py").read_text()
     said += (ROOT / "asgi_agents" / "serve" / "options.py").read_text()
+    said += (ROOT / "asgi_agents" / "serve" / "workers.py").read_text()
     rows = table(DOCS / "guide" / "systemd.md", "| it says | do |")
     assert len(rows) > 5
     for told, _ in rows:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import Final
 import httpx
 import pytest
 
+from tests.docs.pages import DOCS
 from tests.support import envoy
 from tests.support.service_manager import service_manager
 
@@ -141,6 +143,40 @@ def test_an_app_and_its_agent(agent: str, app: str, place: Place) -> None:
             assert httpx.get(f"http://127.0.0.1:{place.port('9080')}/").status_code == 200
         until(lambda: place.ask("/") == 503)
         assert place.ask("/healthz") == 200
+
+
+def test_the_app_goes_on_without_its_agent_where_it_is_told_to(place: Place) -> None:
+    app = ALL["compose.yaml: shop"]
+    with place.running(app._replace(environ={"WAF_FAILURE_MODE": "open"})):
+        until(lambda: place.ask("/healthz") == 200)
+        assert place.ask("/?file=../secret") == 200
+        # What stays of that: the record of the request, with the time.
+        [log] = place.directory.glob("*.log")
+        record = r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO asgi_agents\.audit \{.*\"passed_open\":\[\"waf\"\]"
+        until(lambda: re.search(record, log.read_text()))
+
+
+# The commands that the pages have for asking an agent by hand, without what runs them where the agent is.
+BY_HAND: Final = [
+    (page, line)
+    for page in ("deploying", "systemd", "kubernetes")
+    for line in re.findall(r"python (-m asgi_agents call .*)", (DOCS / "guide" / f"{page}.md").read_text())
+]
+
+
+@pytest.mark.parametrize(("page", "command"), BY_HAND)
+def test_an_agent_is_asked_by_hand(page: str, command: str, place: Place) -> None:
+    central = "tcp://" in command
+    agent = ALL["central.yaml: Deployment waf: waf" if central else "compose.yaml: waf"]
+    argv = place.command(["python", *shlex.split(command)])
+
+    def asked() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(argv, cwd=place.directory, capture_output=True, text=True, check=False)
+
+    assert asked().returncode != 0
+    with place.running(agent):
+        until(lambda: asked().returncode == 0)
+        assert re.match(r"request_headers +allow", asked().stdout)
 
 
 def test_the_services_of_systemd_and_a_restart_of_the_agent(place: Place) -> None:

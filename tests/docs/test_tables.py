@@ -1,8 +1,10 @@
 """What the tables of README and documentation say is what the code has."""
 
+import argparse
 import dataclasses
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,6 +25,9 @@ from asgi_agents.observability.instruments import HISTOGRAMS, METRICS, RELOADS, 
 from asgi_agents.observability.prometheus import prometheus_name
 from asgi_agents.protocol.applicability import APPLIES_TO
 from asgi_agents.protocol.events import EVENT_CLASSES
+from asgi_agents.ray import __main__ as ray_command
+from asgi_agents.serve import options as serve_options
+from tests.test_extras import EXTRAS, FOR_DEVELOPERS
 
 from .pages import DOCS, README
 
@@ -176,24 +181,29 @@ def test_the_guide_has_every_argument_of_protect() -> None:
     assert named == set(inspect.signature(asgi_agents.protect).parameters) - {"app"}
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        "--bind",
-        "--http",
-        "--api",
-        "--workers",
-        "--max-concurrency",
-        "--max-held-bytes",
-        "--drain-timeout",
-        "--framing",
-        "--log-level",
-    ],
-)
-def test_the_guide_has_the_options_of_the_server_with_their_defaults(option: str) -> None:
-    from asgi_agents.serve.options import make_parser
+def test_the_first_page_has_every_extra_for_users() -> None:
+    rows = table(DOCS / "index.md", "| extra | what it is for |")
+    named = [extra for names, _ in rows for extra in codes(names)]
+    assert sorted(named) == sorted(EXTRAS.keys() - (FOR_DEVELOPERS - {"example"}))
 
-    rows = table(GUIDE / "remote-agents.md", "| option | default | |")
-    [default] = [default.strip("`") for name, default, _ in rows if codes(name) == [option]]
-    value = make_parser().get_default(option.removeprefix("--").replace("-", "_"))
-    assert default == ("" if value in (None, []) else f"{value:g}" if isinstance(value, float) else str(value))
+
+@pytest.mark.parametrize(
+    ("page", "parser"),
+    [("remote-agents.md", serve_options.make_parser), ("ray.md", ray_command._parser)],
+    ids=["serve", "ray"],
+)
+def test_the_guide_has_the_options_of_a_command_with_their_defaults(
+    page: str, parser: Callable[[], argparse.ArgumentParser]
+) -> None:
+    expected = {
+        option: "" if action.default in (None, []) or action.nargs == 0 else str(action.default).removesuffix(".0")
+        for action in parser()._actions
+        for option in action.option_strings
+        if action.help != argparse.SUPPRESS and option not in ("-h", "--help")
+    }
+    # Where none is given, and what that means is more than nothing.
+    said = {"--judges": "all"}
+    rows = table(GUIDE / page, "| option | default | |")
+    assert {codes(name)[0]: default.strip("`") for name, default, _ in rows} == {
+        option: said.get(option, default) for option, default in expected.items()
+    }

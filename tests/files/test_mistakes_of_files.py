@@ -416,7 +416,7 @@ def test_a_suffix_says_what_a_file_is(tmp_path: Path, name: str) -> None:
 def test_yaml_without_its_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "yaml", None)
     [line] = refusal_of(tmp_path, one(), "yaml")
-    assert line == "agents.yaml: needs yaml, which is not installed; expected pip install 'asgi-agents[yaml]'"
+    assert line == "agents.yaml: needs pyyaml, which is not installed; expected pip install 'asgi-agents[yaml]'"
 
 
 def test_no_more_than_fifty_mistakes_are_shown(tmp_path: Path) -> None:

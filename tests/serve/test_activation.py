@@ -193,8 +193,22 @@ def test_what_cannot_be_served(make: Callable[[Path], Any], told: str, option: s
         (["systemd:waf"], None, "the socket web (descriptor 701): no option takes it, expected --bind systemd:web or"),
         ([], None, "the socket waf (descriptor 700): no option takes it"),
         (["unix:///run/a.sock"], None, "the socket waf (descriptor 700): no option takes it"),
-        (["systemd"], "systemd", "--http systemd: there is no such socket; those that no other option takes: none"),
-        (["systemd:waf", "systemd:waf"], None, "--bind systemd:waf: there is no such socket; those that no other "),
+        (
+            ["systemd"],
+            "systemd",
+            "--http systemd: --bind systemd takes it already; those that no other option takes: none",
+        ),
+        (
+            ["systemd:waf", "systemd:waf"],
+            None,
+            "--bind systemd:waf: --bind systemd:waf takes it already; those that no other option takes: web",
+        ),
+        (
+            ["systemd:waf"],
+            "systemd:waf",
+            "--http systemd:waf: --bind systemd:waf takes it already; those that no other option takes: web",
+        ),
+        (["systemd:waf"], "systemd:other", "--http systemd:other: there is no such socket; those that no other option"),
     ],
 )
 def test_every_socket_is_taken_once(binds: list[str], http: str | None, told: str, hand: Hand, place: Path) -> None:

@@ -73,7 +73,7 @@ def fail():
 def dictionary():
     return {}
 """
-NOTHING = "nothing to bind: give --bind, --http or --grpc, or several of them"
+NOTHING = "nothing to bind: give --bind, --http, --grpc, --ext-proc or --ext-authz, or several of them"
 CHUNK = RequestBodyChunkEvent(correlation_id="c-1", data=b"x", is_last=True)
 
 
@@ -338,7 +338,15 @@ async def test_a_socket_in_use_is_one_line(place: Path) -> None:
         ("house:Misspelt", "'house:Misspelt': Misspelt.on_request_header is no hook, expected on_request_headers"),
         ("house:Demanding", "'house:Demanding' can't be called: TypeError: "),
         ("house:fail", "'house:fail' can't be called: LookupError: no such luck (PLACE/house.py:"),
-        ("house:waf --bind http://a", "--bind: 'http://a', expected unix:///path or tcp://host:port"),
+        ("house:waf --bind http://a", "--bind: 'http://a', expected unix:///path, tcp://host:port or systemd:NAME"),
+        (
+            "house:waf --bind systemd/waf",
+            "--bind: 'systemd/waf', expected unix:///path, tcp://host:port or systemd:NAME",
+        ),
+        (
+            "house:waf --http systemd/waf",
+            "--http: 'systemd/waf', expected host:port, such as 127.0.0.1:9000, or systemd:NAME",
+        ),
         ("house:waf --http 9000", "--http: '9000', expected 127.0.0.1:9000"),
         ("house:Emails --api litellm", "--api litellm is what --http serves: give --http"),
         ("house:Emails --http 127.0.0.1:0 --no-mask-responses", "--no-mask-responses is for gateways"),

@@ -1,6 +1,7 @@
 """The page of the documentation: what works where, as the test of all ways has it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import anyio
@@ -30,10 +31,17 @@ KINDS: Final = {
 _MARKS: Final = ("events", "cases")
 
 
+Row = tuple[Sequence[str], Sequence[str]]
+"""The titles of a row, and what comes of it by each way."""
+
+
 def written() -> str:
     """The page as it is to be: what stands between its marks is what was found."""
     text = PATH.read_text()
-    for mark, lines in zip(_MARKS, (_grid(["agent", "event"], list(_events())), _cases()), strict=True):
+    events, cases = list(_events()), {kind: list(_cases(kind)) for kind in KINDS}
+    columns = _columns([*events, *chain.from_iterable(cases.values())])
+    tables = _grid(["agent", "event"], events, columns), _sections(cases, columns)
+    for mark, lines in zip(_MARKS, tables, strict=True):
         begin, end = f"<!-- {mark}: written by `python -m tests.ways --page` -->", f"<!-- /{mark} -->"
         before, rest = text.split(begin)
         _, after = rest.split(end)
@@ -41,7 +49,7 @@ def written() -> str:
     return text
 
 
-def _events() -> Iterator[tuple[list[str], list[str]]]:
+def _events() -> Iterator[Row]:
     for kind, title in KINDS.items():
         for event in sorted(agent_of(kind).events, key=list(EventType).index):
             yield [title, f"`{event.value}`"], [_asked(way, kind, event) for way in WAYS]
@@ -56,11 +64,16 @@ def _asked(way: Way, kind: Kind, event: EventType) -> str:
     return State.FAILS if all(way.fails(case) for case in cases) else State.NOT_ASKED
 
 
-def _cases() -> Iterator[str]:
-    for kind, title in KINDS.items():
-        yield f"### Agents that receive {title}\n" if kind is not Kind.TEXTS else "### Text guardrails\n"
-        cases = [case for case in TABLE if case.kind is kind]
-        yield from _grid(["the agent can"], [([case.name], [_comes_to(way, case) for way in WAYS]) for case in cases])
+def _cases(kind: Kind) -> Iterator[Row]:
+    for case in TABLE:
+        if case.kind is kind:
+            yield [case.name], [_comes_to(way, case) for way in WAYS]
+
+
+def _sections(cases: Mapping[Kind, Sequence[Row]], columns: Sequence[Sequence[int]]) -> Iterator[str]:
+    for kind, rows in cases.items():
+        yield f"### Agents that receive {KINDS[kind]}\n" if kind is not Kind.TEXTS else "### Text guardrails\n"
+        yield from _grid(["the agent can"], rows, columns)
 
 
 def _comes_to(way: Way, case: Case) -> str:
@@ -78,13 +91,19 @@ def _comes_to(way: Way, case: Case) -> str:
     return "left out" if routed else "as text"
 
 
-def _grid(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], Sequence[str]]]) -> Iterator[str]:
-    """A table with a column for each way. Ways that differ in nothing share one."""
-    columns: dict[tuple[str, ...], list[str]] = {}
-    for index, way in enumerate(WAYS):
-        columns.setdefault(tuple(cells[index] for _, cells in rows), []).append(way.name)
-    yield f"| {' | '.join([*heads, *map('; '.join, columns.values())])} |"
+def _columns(rows: Sequence[Row]) -> Sequence[Sequence[int]]:
+    """The ways of each column, by their places in WAYS. Those that differ in none of all the rows share one."""
+    columns: dict[tuple[str, ...], list[int]] = {}
+    for index in range(len(WAYS)):
+        columns.setdefault(tuple(cells[index] for _, cells in rows), []).append(index)
+    return list(columns.values())
+
+
+def _grid(heads: Sequence[str], rows: Sequence[Row], columns: Sequence[Sequence[int]]) -> Iterator[str]:
+    """A table. All of them have the same columns."""
+    names = ["; ".join(WAYS[index].name for index in column) for column in columns]
+    yield f"| {' | '.join([*heads, *names])} |"
     yield f"|{' --- |' * (len(heads) + len(columns))}"
-    for index, (titles, _) in enumerate(rows):
-        yield f"| {' | '.join([*titles, *(column[index] for column in columns)])} |"
+    for titles, cells in rows:
+        yield f"| {' | '.join([*titles, *(cells[first] for first, *_ in columns)])} |"
     yield ""

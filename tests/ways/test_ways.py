@@ -8,10 +8,12 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.docs.test_tables import table
+
 from .case import Case, Kind
 from .direct import PATIENCE, outcome_of
 from .limited import Limits, State, within
-from .page import PATH, written
+from .page import PATH, WAYS, written
 from .served import Served, serving
 from .table import BY_SLUG, TABLE
 from .way import check
@@ -29,7 +31,10 @@ def served() -> Iterator[dict[Kind, Served]]:
 
 #: What is refused where it is set up, and what the error says.
 REFUSED = {
-    ("gRPC", Kind.TEXTS): "does not receive guardrail_inspect",
+    (
+        "gRPC",
+        Kind.TEXTS,
+    ): "does not receive guardrail_inspect, which its transport can't carry; expected",
     ("ext_proc", Kind.MESSAGES): "events contains websocket_frame, which its transport can't carry",
     ("ext_authz", Kind.RESPONSES): "events contains response_body_chunk, response_headers",
     ("ext_authz", Kind.MESSAGES): "events contains websocket_frame",
@@ -94,6 +99,11 @@ async def test_in_the_process_nothing_is_missing(case: Case) -> None:
     limits = await within(IN_PROCESS, case)
     assert limits.outcome == case.outcome
     assert limits.state is State.WORKS
+
+
+def test_the_page_says_where_each_way_leads() -> None:
+    rows = table(PATH, "| way | where the agent is | how it is set up |")
+    assert [name for name, _, _ in rows] == [way.name for way in WAYS]
 
 
 def test_the_page_says_what_works_where() -> None:

@@ -92,7 +92,7 @@ def _listens(target: str) -> bool:
             ["--grpc", "unix:///s", "--workers", "2"],
             "--grpc: unix:///s, expected host:port where there are several workers",
         ),
-        ([], "nothing to bind: give --bind, --http or --grpc"),
+        ([], "nothing to bind: give --bind, --http, --grpc, --ext-proc or --ext-authz, or several"),
     ],
 )
 def test_what_cant_work_is_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
