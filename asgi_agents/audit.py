@@ -427,3 +427,21 @@ def _header_name(name: object) -> str:
     if not isinstance(name, str) or not TOKEN.match(name):
         raise ConfigurationError(f"AgentMiddleware: audit_headers contains {name!r}, expected names of headers")
     return name.lower()
+
+
+# Where the headers of a response are.
+_HEADS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+
+
+def watched(send: Send, audit: Audit | None, exposed_as: bytes | None, exchange: ExchangeState) -> Send:
+    """``send`` that puts the correlation id into the head of the response, and shows all messages to the audit."""
+
+    async def watching(message: Message) -> None:
+        if exposed_as is not None and message["type"] in _HEADS:
+            headers = [(name, value) for name, value in message.get("headers") or () if name.lower() != exposed_as]
+            message = {**message, "headers": [*headers, (exposed_as, exchange.correlation_id.encode())]}
+        await send(message)
+        if audit is not None:
+            audit.sent(message)
+
+    return watching

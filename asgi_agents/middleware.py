@@ -9,7 +9,7 @@ from opentelemetry.trace import TracerProvider
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .advice import warn_of_seconds
-from .audit import Audit, AuditHook, Auditor, Redact
+from .audit import Audit, AuditHook, Auditor, Redact, watched
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError
 from .evaluation.resolved_route import ResolvedRoute
@@ -52,8 +52,6 @@ logger: Final = logging.getLogger("asgi_agents")
 
 _FAILED_LIFESPAN = frozenset({"lifespan.startup.failed", "lifespan.shutdown.failed"})
 _CONNECTIONS = frozenset({"http", "websocket"})
-# Where the headers of a response are.
-_HEADS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
 class AgentMiddleware(AsksAgents):
@@ -340,7 +338,7 @@ class AgentMiddleware(AsksAgents):
                 audit = self._auditor.begin(given or scope, exchange)
                 send = audit.around(send)
             if audit is not None or self._exposed_as is not None:
-                send = _watched(send, audit, self._exposed_as, exchange)
+                send = watched(send, audit, self._exposed_as, exchange)
             if resolved_route.guarded and not has_target(scope):
                 return await refuse_target(
                     exchange, scope, receive, send, self._renderers, self._stop_grace, self._refusals
@@ -488,17 +486,3 @@ def finder_of(middleware: AgentMiddleware) -> RouteFinder:
 def _is_guarded(scope: Scope) -> bool:
     """Whether a middleware around this one has given the connection its id."""
     return isinstance((scope.get("state") or {}).get(STATE_KEY), AgentContext)
-
-
-def _watched(send: Send, audit: Audit | None, exposed_as: bytes | None, exchange: ExchangeState) -> Send:
-    """``send`` that puts the correlation id into the head of the response, and shows all messages to the audit."""
-
-    async def watched(message: Message) -> None:
-        if exposed_as is not None and message["type"] in _HEADS:
-            headers = [(name, value) for name, value in message.get("headers") or () if name.lower() != exposed_as]
-            message = {**message, "headers": [*headers, (exposed_as, exchange.correlation_id.encode())]}
-        await send(message)
-        if audit is not None:
-            audit.sent(message)
-
-    return watched

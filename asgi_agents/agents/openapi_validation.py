@@ -48,9 +48,9 @@ class OpenApiValidation(Agent):
         protect(app, agents=[AgentConfig("openapi", OpenApiValidation(app))])
 
     Path, query, headers, cookies, JSON and forms without files are judged. A request that does not conform gets 422,
-    400 for JSON that can't be read, or 415, with a problem document that says where and by which keyword of JSON Schema,
-    and has nothing of what was sent. Headers that other agents set are judged once they are set. Needs the ``openapi``
-    extra.
+    400 for JSON that can't be read, or 415, with a problem document. That says where and by which keyword of JSON
+    Schema, and has nothing of what was sent. Headers that other agents set are judged once they are set. Needs the
+    ``openapi`` extra.
 
     :param source: the FastAPI app that is guarded, or is mounted in that, whose ``openapi()`` is called once, when the
         agent starts: with those of the FastAPI apps that are mounted in it. Or a description, or the path of a file of
