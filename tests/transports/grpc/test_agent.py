@@ -33,6 +33,7 @@ from asgi_agents import (
 )
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol import ALLOW, Answer, Headers, RequestHeadersEvent, RequestMetadata, ResponseBodyChunkEvent
+from asgi_agents.transports.base import AgentClient
 from asgi_agents.transports.grpc.agent import GrpcClient
 from tests.support.sample_events import head
 from tests.support.wire_fields import Fields, message, read
@@ -374,7 +375,7 @@ async def test_a_stream_that_the_agent_ends_fails_its_calls_and_another_is_begun
     assert len(peer.streams) == 2
 
 
-async def _asked_until_answered(client: GrpcClient) -> object:
+async def _asked_until_answered(client: AgentClient) -> object:
     """A connection that was made while the server before was still going goes with it."""
     with anyio.fail_after(30):
         while True:
