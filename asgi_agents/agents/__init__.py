@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .jwt_auth import JwtAuth
     from .modsecurity import ModSecurity
     from .opa import Opa
-    from .openapi_validation import OpenApiValidation
+    from .openapi.validation import OpenApiValidation
     from .passwords import hash_password
     from .presidio import Presidio
     from .rate_limit import RateLimit
@@ -34,7 +34,7 @@ else:
         "JwtAuth": "jwt_auth",
         "ModSecurity": "modsecurity",
         "Opa": "opa",
-        "OpenApiValidation": "openapi_validation",
+        "OpenApiValidation": "openapi.validation",
         "Presidio": "presidio",
         "RateLimit": "rate_limit",
         "Secrets": "secrets",

@@ -488,9 +488,9 @@ def _of_app(schema: dict[str, Any]) -> OpenApiValidation:
 
 
 async def test_what_is_remembered_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from asgi_agents.agents import openapi_validation
+    from asgi_agents.agents.openapi import validation
 
-    monkeypatch.setattr(openapi_validation, "MAX_EXCHANGES", 2)
+    monkeypatch.setattr(validation, "MAX_EXCHANGES", 2)
     agent = OpenApiValidation(DESCRIPTION)
     records: list[AuditRecord] = []
     for target in ("/items/1", "/items/x", "/nothing"):

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from asgi_agents import AuditRecord
 from asgi_agents.agents import OpenApiValidation
-from asgi_agents.agents.openapi_bodies import violations
-from asgi_agents.agents.openapi_document import ApiDocument
+from asgi_agents.agents.openapi.bodies import violations
+from asgi_agents.agents.openapi.document import ApiDocument
 from tests.docs.markdown import blocks_of
 from tests.support.asgi import App, Client
 from tests.unjudged.asking import ask, config

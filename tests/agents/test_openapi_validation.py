@@ -12,7 +12,8 @@ from fastapi.testclient import TestClient
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from asgi_agents import AuditRecord, EventType
-from asgi_agents.agents import OpenApiValidation, openapi_exchange, openapi_json
+from asgi_agents.agents import OpenApiValidation
+from asgi_agents.agents.openapi import exchange, json_bodies
 from asgi_agents.serve import agent_app
 from tests.support.asgi import Client
 from tests.support.servers import serve
@@ -396,9 +397,9 @@ def test_large_bodies_are_judged_in_a_thread(monkeypatch: pytest.MonkeyPatch) ->
 
     def noting(*given: Any) -> Any:
         threads.append(threading.current_thread().name)
-        return openapi_json.json_violations(*given)
+        return json_bodies.json_violations(*given)
 
-    monkeypatch.setattr(openapi_exchange, "json_violations", noting)
+    monkeypatch.setattr(exchange, "json_violations", noting)
     with TestClient(guarded_app(routes(FastAPI()))) as client:
         for size in (10, 900_000):
             assert client.post("/everything", json={**GOOD, "anything": "x" * size}).status_code == 200

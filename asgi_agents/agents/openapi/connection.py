@@ -1,9 +1,9 @@
 """What the middleware knows of a connection, and its events don't say. An agent in another process knows none of it."""
 
-from ..exchange.state import ExchangeState
-from ..observability.correlation import current
-from ..protocol import RequestHeadersEvent
-from ..protocol.headers import as_one_spelling
+from ...exchange.state import ExchangeState
+from ...observability.correlation import current
+from ...protocol import RequestHeadersEvent
+from ...protocol.headers import as_one_spelling
 
 
 def connection() -> ExchangeState | None:

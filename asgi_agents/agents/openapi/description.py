@@ -6,14 +6,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ..errors import ConfigurationError
-from ..messages.naming import named
-from ..protocol import RequestHeadersEvent
-from .openapi_document import ApiDocument, below, line_of
-from .openapi_mounts import described_app, described_within
-from .openapi_operation import Operation
-from .openapi_paths import Paths, TemplatePaths, is_preflight
-from .openapi_routes import DescribedRoutes
+from ...errors import ConfigurationError
+from ...messages.naming import named
+from ...protocol import RequestHeadersEvent
+from .document import ApiDocument, below, line_of
+from .mounts import described_app, described_within
+from .operation import Operation
+from .paths import Paths, TemplatePaths, is_preflight
+from .routes import DescribedRoutes
 
 METHODS: Final = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
 
@@ -37,7 +37,7 @@ class Description:
         self._operations: dict[tuple[int | None, str, str], Operation] = {}
         try:
             if is_app(source):
-                from .openapi_pydantic import AppPattern, as_pydantic_reads
+                from .pydantic_patterns import AppPattern, as_pydantic_reads
 
                 self._paths = DescribedRoutes(source, root_path)
                 for app in described_within(source):

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import unquote
 
-from ..protocol import RequestHeadersEvent
-from .openapi_connection import connection
+from ...protocol import RequestHeadersEvent
+from .connection import connection
 
 _PARAMETER: Final = re.compile(r"\{([^{}]*)\}")
 

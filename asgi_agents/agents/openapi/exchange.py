@@ -6,15 +6,15 @@ from typing import Final
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 
-from ..errors import AgentError
-from ..protocol import RequestHeadersEvent, ResponseHeadersEvent
-from ..protocol.events import BodyChunkEvent
-from .openapi_answers import Violation, announces_body
-from .openapi_description import Target
-from .openapi_document import ApiDocument
-from .openapi_forms import form_violations
-from .openapi_json import json_violations
-from .openapi_operation import DescribedResponse, Media
+from ...errors import AgentError
+from ...protocol import RequestHeadersEvent, ResponseHeadersEvent
+from ...protocol.events import BodyChunkEvent
+from .answers import Violation, announces_body
+from .description import Target
+from .document import ApiDocument
+from .forms import form_violations
+from .json_bodies import json_violations
+from .operation import DescribedResponse, Media
 
 Judge = Callable[[bytes], list[Violation]]
 

@@ -5,9 +5,9 @@ import re
 from itertools import accumulate
 from typing import Any, Final
 
-from .openapi_answers import Violation
-from .openapi_bodies import violations
-from .openapi_document import ApiDocument
+from .answers import Violation
+from .bodies import violations
+from .document import ApiDocument
 
 JSON: Final = "application/json"
 #: How deep JSON may be nested.

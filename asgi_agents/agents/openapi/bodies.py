@@ -5,10 +5,10 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Final
 
-from ..errors import ConfigurationError
-from .openapi_answers import Violation
-from .openapi_document import ApiDocument, below, branches_of
-from .openapi_values import MOST, Reader
+from ...errors import ConfigurationError
+from .answers import Violation
+from .document import ApiDocument, below, branches_of
+from .values import MOST, Reader
 
 # Steps into a value, from its root to what is wrong in it.
 _MOST_STEPS: Final = 64

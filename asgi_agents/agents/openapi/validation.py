@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from anyio import to_thread
 
-from ..agent import Agent
-from ..errors import BadInput, ConfigurationError
-from ..imports.extras import from_extra
-from ..messages.naming import named
-from ..policy import require_int
-from ..protocol import (
+from ...agent import Agent
+from ...errors import BadInput, ConfigurationError
+from ...imports.extras import from_extra
+from ...messages.naming import named
+from ...policy import require_int
+from ...protocol import (
     AgentResponse,
     ConfigureEvent,
     EventType,
@@ -22,7 +22,7 @@ from ..protocol import (
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
 )
-from .openapi_answers import (
+from .answers import (
     HOLD,
     PASSED,
     UNDOCUMENTED,
@@ -35,8 +35,8 @@ from .openapi_answers import (
 )
 
 if TYPE_CHECKING:
-    from .openapi_description import Description
-    from .openapi_exchange import JudgedExchange
+    from .description import Description
+    from .exchange import JudgedExchange
 
 #: How many requests at a time are remembered.
 MAX_EXCHANGES: Final = 16_384
@@ -76,17 +76,17 @@ class OpenApiValidation(Agent):
         threads: int = 4,
     ) -> None:
         with from_extra("OpenApiValidation", "openapi", ConfigurationError):
-            from . import openapi_description, openapi_exchange
+            from . import description, exchange
         check_actions(requests, responses, undocumented)
         if root_path is not None and not isinstance(root_path, str):
             raise ConfigurationError(f"OpenApiValidation: root_path={named(root_path)}, expected such as '/api'")
         require_int("OpenApiValidation", "threads", threads, at_least=1)
-        openapi_description.check_source(source)
-        self._load: Callable[[], Description] = lambda: openapi_description.Description(source, root_path)
-        self._exchange = openapi_exchange.JudgedExchange
-        self._description = None if openapi_description.is_app(source) else self._load()
+        description.check_source(source)
+        self._load: Callable[[], Description] = lambda: description.Description(source, root_path)
+        self._exchange = exchange.JudgedExchange
+        self._description = None if description.is_app(source) else self._load()
         self._requests, self._responses, self._undocumented = requests, responses, undocumented
-        self._threads = openapi_exchange.Threads(threads)
+        self._threads = exchange.Threads(threads)
         # An agent that is down is not told that a request has ended: so that the oldest are forgotten at some time.
         self._open: OrderedDict[str, JudgedExchange] = OrderedDict()
 

@@ -7,8 +7,8 @@ from urllib.parse import quote, unquote
 
 import jsonschema_rs
 
-from ..errors import ConfigurationError
-from ..messages.naming import named
+from ...errors import ConfigurationError
+from ...messages.naming import named
 
 #: Where the description is known to the library. Nothing is ever read from there, nor from anywhere else.
 _BASE: Final = "urn:asgi-agents:openapi"

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-from ..errors import ConfigurationError
-from ..messages.naming import named
-from ..protocol import AgentResponse, AuditMetadata, RequestHeadersEvent
+from ...errors import ConfigurationError
+from ...messages.naming import named
+from ...protocol import AgentResponse, AuditMetadata, RequestHeadersEvent
 
 _ACTIONS: Final = ("block", "report", "off")
 _UNDOCUMENTED: Final = ("pass", "block")

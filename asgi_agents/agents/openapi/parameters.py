@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from ..errors import ConfigurationError
-from ..protocol.headers import as_one_spelling
-from .openapi_answers import Violation
-from .openapi_bodies import broken_by_texts
-from .openapi_document import ApiDocument, below
-from .openapi_values import Reader, conforms, is_of_objects, readers_of, takes_list
+from ...errors import ConfigurationError
+from ...protocol.headers import as_one_spelling
+from .answers import Violation
+from .bodies import broken_by_texts
+from .document import ApiDocument, below
+from .values import Reader, conforms, is_of_objects, readers_of, takes_list
 
 #: OpenAPI says of these that they are no parameters, whatever a description says (section 4.8.12.1).
 _NO_PARAMETERS: Final = frozenset({"accept", "authorization", "content-type"})

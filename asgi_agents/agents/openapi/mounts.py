@@ -5,8 +5,8 @@ from typing import Any
 
 from starlette.routing import Host, Mount
 
-from ..routing.app_chain import app_chain, attribute
-from ..routing.matching import is_included, router_of
+from ...routing.app_chain import app_chain, attribute
+from ...routing.matching import is_included, router_of
 
 
 def described_app(app: object) -> Any:

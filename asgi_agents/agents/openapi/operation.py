@@ -6,15 +6,15 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import cookie_parser
 
-from ..errors import ConfigurationError
-from ..protocol import RequestHeadersEvent, ResponseHeadersEvent
-from .openapi_answers import Violation
-from .openapi_connection import left_to_agents
-from .openapi_document import ApiDocument, below
-from .openapi_forms import FORM, MULTIPART, is_of_texts
-from .openapi_json import JSON, is_json, media_type_of
-from .openapi_parameters import Parameter, headers_of, judge, parameters_of, schema_of
-from .openapi_values import MOST
+from ...errors import ConfigurationError
+from ...protocol import RequestHeadersEvent, ResponseHeadersEvent
+from .answers import Violation
+from .connection import left_to_agents
+from .document import ApiDocument, below
+from .forms import FORM, MULTIPART, is_of_texts
+from .json_bodies import JSON, is_json, media_type_of
+from .parameters import Parameter, headers_of, judge, parameters_of, schema_of
+from .values import MOST
 
 #: FastAPI gives it to every route. Apps answer such requests in their own ways, and describe nothing of it.
 _OF_FASTAPI: Final = {

@@ -6,13 +6,13 @@ from typing import Any, Final, NamedTuple
 from starlette.routing import Match
 from starlette.types import Scope
 
-from ..protocol import RequestHeadersEvent
-from ..routing.app_chain import attribute
-from ..routing.matching import is_included, route_of, router_of
-from .openapi_connection import connection
-from .openapi_mounts import described_app, is_mount
-from .openapi_paths import Matched, is_preflight, path_of
-from .openapi_start import Beginning
+from ...protocol import RequestHeadersEvent
+from ...routing.app_chain import attribute
+from ...routing.matching import is_included, route_of, router_of
+from .connection import connection
+from .mounts import described_app, is_mount
+from .paths import Matched, is_preflight, path_of
+from .start import Beginning
 
 #: Of every websocket handshake (RFC 6455, section 4.1, and RFC 8441, section 5), and of nothing else.
 _HANDSHAKE: Final = "sec-websocket-version"

@@ -3,10 +3,10 @@
 import logging
 from typing import Any, Final, NamedTuple
 
-from ..exchange.state import ExchangeState
-from ..routing.app_chain import attribute
-from ..routing.matching import router_of
-from .openapi_mounts import described_app, is_within
+from ...exchange.state import ExchangeState
+from ...routing.app_chain import attribute
+from ...routing.matching import router_of
+from .mounts import described_app, is_within
 
 logger: Final = logging.getLogger("asgi_agents")
 

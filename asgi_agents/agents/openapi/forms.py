@@ -7,11 +7,11 @@ import python_multipart  # noqa: F401 - by which Starlette reads forms
 from starlette.datastructures import FormData, Headers
 from starlette.formparsers import FormParser, MultiPartParser
 
-from .openapi_answers import Violation
-from .openapi_bodies import broken_by_texts
-from .openapi_document import ApiDocument, below
-from .openapi_json import media_type_of
-from .openapi_values import MOST, conforms, is_of_objects, readers_of, takes_list
+from .answers import Violation
+from .bodies import broken_by_texts
+from .document import ApiDocument, below
+from .json_bodies import media_type_of
+from .values import MOST, conforms, is_of_objects, readers_of, takes_list
 
 _Result = TypeVar("_Result")
 
