@@ -153,11 +153,3 @@ def test_nothing_else_has_words_of_its_own_for_it() -> None:
     for path in (ROOT / "asgi_agents").rglob("*.py"):
         if path.name != "extras.py":
             assert "pip install 'asgi-agents[" not in path.read_text(encoding="utf-8"), path
-
-
-def test_every_extra_for_users_is_on_the_first_page() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    page = (ROOT / "docs" / "pages" / "index.md").read_text(encoding="utf-8")
-    rows = page.partition("| extra | what it is for |")[2].partition("\n\n")[0].splitlines()
-    named = [name for row in rows for name in re.findall(r"`([a-z-]+)`", row.partition(" | ")[0])]
-    assert sorted(named) == sorted(project["optional-dependencies"].keys() - FOR_DEVELOPERS)
