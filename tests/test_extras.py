@@ -105,7 +105,14 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("needing", "module"), _CASES, ids=[f"{each.who} {module}" for each, module in _CASES])
+@pytest.mark.parametrize(
+    ("needing", "module"),
+    [
+        # Each in a process of its own.
+        pytest.param(each, module, id=f"{each.who} {module}", marks=[pytest.mark.slow] if number % 4 else [])
+        for number, (each, module) in enumerate(_CASES)
+    ],
+)
 def test_without_an_extra_one_line_says_what_to_install(needing: Needing, module: str, place: Path) -> None:
     code = _HIDE.format(module=module)
     if needing.command:

@@ -169,6 +169,7 @@ def test_bodies_are_taken_as_the_app_takes_them(pair: Pair, body: Any) -> None:
         assert not conforms_strictly(data) or repeats_a_tag(body)
 
 
+@pytest.mark.slow
 @few
 @given(st.binary(max_size=20) | st.text(alphabet='{}[]",:0123456789eE.-truefalsn \\u', max_size=20).map(str.encode))
 def test_what_is_no_json_or_list_never_passes(pair: Pair, data: bytes) -> None:
@@ -224,6 +225,7 @@ def test_queries_are_taken_as_the_app_takes_them(pair: Pair, query: list[tuple[s
         assert len(single) > len(set(single)) or any(is_not_finite(text) for _, text in query)
 
 
+@pytest.mark.slow
 @few
 @given(st.sampled_from(["1", "0", "x", "9", "1.0", "%31", "1%2F2", "-1", "é"]), st.text(min_size=1, max_size=5))
 def test_paths_are_taken_as_the_app_takes_them(pair: Pair, number: str, word: str) -> None:
@@ -241,6 +243,7 @@ fields_of_forms = st.lists(
 )
 
 
+@pytest.mark.slow
 @few
 @given(fields_of_forms, st.booleans(), st.sampled_from(["/form", "/form-model"]))
 def test_forms_are_taken_as_the_app_takes_them(

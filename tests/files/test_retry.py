@@ -124,6 +124,7 @@ async def test_it_is_tried_until_the_agent_is_back_and_logged_once(
         assert len(it.lines) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reload", RELOADS)
 async def test_a_file_that_has_changed_meanwhile_is_the_one_that_counts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, reload: str
