@@ -132,6 +132,7 @@ class Attendance:
             self._waiter = self._context = None
             if self._interruption is not None:
                 self._interruption.end()
+                self._interruption = None
         if self._reader is not None:
             self._leave_reading()
         return None if self.left else result
@@ -239,8 +240,9 @@ class Attendance:
                     self.left = True
                     if self._state is not None:
                         self._state.departed = True
-                    assert self._interruption is not None
-                    self._interruption.interrupt()
+                    if self._interruption is not None:
+                        # Else this was begun by a wait before, and the present one is not watched yet.
+                        self._interruption.interrupt()
                     return
                 complete = self._complete
                 if self._kept and (not complete or self._kept[-1]["type"] != "http.request"):

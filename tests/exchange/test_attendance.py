@@ -391,3 +391,31 @@ async def test_a_middleware_around_gets_a_response_for_a_client_that_has_left(wa
         client.leave()
     assert (slow.calls, slow.cancelled, app.calls, client.messages) == (1, 1, 0, [])
     assert_nothing_left(middleware.manager)
+
+
+async def _sleep(seconds: float) -> str:
+    await anyio.sleep(seconds)
+    return "answered"
+
+
+async def test_a_cancellation_in_a_later_wait_is_what_it_is() -> None:
+    attendance = Attendance(anyio.sleep_forever)  # type: ignore[arg-type]
+    assert await attendance.wait_for(_sleep(1.0)) == "answered"
+    with anyio.move_on_after(WATCH_AFTER / 2) as scope:
+        await attendance.wait_for(_sleep(LONG))
+    assert scope.cancelled_caught
+    attendance.end()
+
+
+@pytest.mark.parametrize("leaves", [1.0 + WATCH_AFTER / 2, 1.0 + WATCH_AFTER * 2])
+async def test_a_client_that_leaves_in_a_later_wait_ends_it(leaves: float) -> None:
+    async def receive() -> Message:
+        await anyio.sleep(leaves - WATCH_AFTER)
+        return {"type": "http.disconnect"}
+
+    attendance = Attendance(receive)
+    assert await attendance.wait_for(_sleep(1.0)) == "answered"
+    began = anyio.current_time()
+    assert await attendance.wait_for(_sleep(LONG)) is None
+    assert anyio.current_time() - began < max(WATCH_AFTER, leaves - 1.0) * 1.01
+    assert attendance.left
