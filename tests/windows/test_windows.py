@@ -128,7 +128,9 @@ def test_every_module_can_be_imported_but_the_one_for_unix_sockets() -> None:
         "    try:\n"
         "        importlib.import_module(module.name)\n"
         "    except ImportError as exc:\n"
-        "        print(module.name, exc.name)"
+        # Ray is of an extra that need not be there.
+        "        if exc.name != 'ray':\n"
+        "            print(module.name, exc.name)"
     )
     assert run(code).splitlines() == ["asgi_agents.serve.lock fcntl"]
 
