@@ -83,6 +83,11 @@ class Load:
             told=lambda: f"{of}: {Counter((reply.status, reply.agent) for reply in self.since(now, of))}",
         )
 
+    def wait_for_one(self, wanted: Callable[[Reply], bool], *, of: str) -> None:
+        """Wait until a request to ``of`` gets such a reply, which may have begun before."""
+        now = time.monotonic()
+        until(lambda: any(reply.ended >= now and reply.path == of and wanted(reply) for reply in self.replies))
+
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             for number in range(self._clients):
