@@ -93,9 +93,9 @@ class ResponseInspection:
         # What is known of a body that streams in units, and the end of what the client has of it.
         self._streamed: StreamedType | None = None
         self._tail = b""
-        # The length that the head has declared, where the end is still to be judged, and the byte that waits for that.
+        # The length that the head has declared, where the end is still to be judged, and the piece that waits for that.
         self._promised: int | None = None
-        self._last_byte = b""
+        self._last_piece = b""
         # The head waits for the verdict on the body's first piece, and for no more.
         self._waits_for_first = False
         resolved_route = state.resolved_route
@@ -361,7 +361,7 @@ class ResponseInspection:
                 await self.stop(result)
                 return
             if self._promised is not None:
-                result = self._short_of_the_end(result, last)
+                result = await self._short_of_the_end(message, result, last)
             if result or last or not data:
                 if self._streamed is not None:
                     self._tail = (self._tail + result[-4:])[-4:]
@@ -370,13 +370,19 @@ class ResponseInspection:
             self._interrupted(exc)
             raise
 
-    def _short_of_the_end(self, data: bytes, last: bool) -> bytes:
-        """``data`` without the byte with which the client would take the response for complete, until it is."""
+    async def _short_of_the_end(self, message: Message, data: bytes, last: bool) -> bytes:
+        """``data``, or nothing while the client would take the response for complete with it, and it is not."""
         assert self._promised is not None
-        if self._last_byte:
-            data, self._last_byte = self._last_byte + data, b""
-        if not last and data and self.bytes_sent + len(data) >= self._promised:
-            data, self._last_byte = data[:-1], data[-1:]
+        if self._last_piece and (last or data):
+            piece, self._last_piece = self._last_piece, b""
+            # The messages are those of the app: it may end by an empty one.
+            await self._forward({**message, "body": piece, "more_body": True}, False)
+            if not last:
+                # It is longer than it should be, which the server tells the app. No more of it waits.
+                self._promised = None
+        elif not last and data and self.bytes_sent + len(data) >= self._promised:
+            self._last_piece = data
+            return b""
         return data
 
     async def _take_file(self, message: Message) -> None:
