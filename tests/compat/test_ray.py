@@ -150,7 +150,8 @@ def test_batches(nodes: Nodes) -> None:
     rates = []
     for batching in (None, Batching(max_size=64, wait=0.002)):
         nodes.run(agent_deployment(Fixed, batching=batching, max_ongoing_requests=200))
-        rates.append(anyio.run(_inspections_per_second))
+        # The fastest of three: whatever else the machine does makes batches slower, and hardly those that wait alone.
+        rates.append(max(anyio.run(_inspections_per_second) for _ in range(3)))
     assert rates[1] >= 4 * rates[0]
 
 
