@@ -108,18 +108,7 @@ class Attendance:
         watches = _watches(loop)
         watches.add(self, loop)
         try:
-            while True:
-                try:
-                    sent = yield awaited
-                except GeneratorExit:
-                    call.close()
-                    raise
-                except BaseException as exc:
-                    awaited = call.throw(exc)
-                else:
-                    awaited = call.send(sent)
-        except StopIteration as done:
-            result = done.value
+            result = yield from _resumed(call, awaited)
         except GeneratorExit:
             self.end()
             raise
