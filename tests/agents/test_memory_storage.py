@@ -3,7 +3,6 @@
 import math
 import tracemalloc
 from collections import defaultdict
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,23 +17,9 @@ from asgi_agents.agents.memory_storage import MemoryStorage
 from asgi_agents.agents.shared_counts import SharedCounts
 from asgi_agents.testing import request_headers_event, request_metadata
 
+from .clock import Clock
+
 _STRATEGIES = {"fixed-window": FixedWindowRateLimiter, "sliding-window-counter": SlidingWindowCounterRateLimiter}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in ("asgi_agents.agents.counters", "asgi_agents.agents.memory_storage", "limits.aio.strategies"):
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(time=clock))
-    return clock
 
 
 def asked(ip: str = "192.0.2.7", uri: str = "/") -> RequestHeadersEvent:

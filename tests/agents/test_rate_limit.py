@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,23 +33,7 @@ from asgi_agents.testing import (
     websocket_frame_event,
 )
 
-
-class Clock:
-    """Seconds since the epoch: the beginning of a minute."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in ("asgi_agents.agents.counters", "asgi_agents.agents.memory_storage", "limits.aio.strategies"):
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(time=clock))
-    return clock
+from .clock import Clock
 
 
 def asked(
