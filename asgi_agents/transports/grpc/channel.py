@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import grpc
 import grpc.aio
@@ -34,11 +35,14 @@ Metadata = Sequence[tuple[str, str | bytes]]
 # What a stream holds for a reader that is slow, before no more is read: messages, and bytes.
 _MANY_MESSAGES: Final = 16
 _MANY_BYTES: Final = 1024 * 1024
-# How often, and for how many seconds, is waited until gRPC's library has let go of a call that was ended.
-_TURNS: Final = 15
+# How often at least and at most, and for how many seconds, is waited until gRPC's library has let go of calls.
+_FEWEST_TURNS: Final = 2
+_TURNS: Final = 100
 _TURN: Final = 0.02
 # What a task of grpc.aio is called that waits for the end of a call.
 _WATCHER: Final = "_handle_status_once_received"
+# The streams of an event loop that have not ended. They refer to it.
+_streams: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, WeakSet[Any]]()
 # Seconds for another attempt to connect.
 _AGAIN: Final = 0.5
 _LOOK: Final = 0.005
@@ -208,12 +212,16 @@ def open_channel(settings: GrpcSettings, target: str, authority: str = "") -> Ch
 
 
 class _ClientCall:
-    """A :class:`MessageCall`."""
+    """A :class:`MessageCall`.
+
+    :param on_cut_short: called where it is ended while gRPC's library is about something of it.
+    """
 
     ends_with_us = False
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, on_cut_short: Callable[[], object]) -> None:
         self._call = call
+        self._on_cut_short = on_cut_short
         self._status: tuple[grpc.StatusCode, str] | None = None
         call.add_done_callback(self._note_status)
 
@@ -226,6 +234,7 @@ class _ClientCall:
                 return None
             raise fault from None
         except asyncio.CancelledError:
+            self._on_cut_short()
             if was_asked_for():
                 raise
             # This is how grpc.aio tells of a call that was cancelled in this process.
@@ -266,13 +275,15 @@ class _ClientCall:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return False
         except asyncio.CancelledError:
+            self._on_cut_short()
             if was_asked_for():
                 raise
             return False
         return True
 
     def cancel(self) -> None:
-        self._call.cancel()
+        if self._call.cancel():
+            self._on_cut_short()
 
 
 def _now(coroutine: Coroutine[Any, Any, T]) -> T | None:
@@ -292,9 +303,12 @@ async def _settled() -> None:
     It tells the event loop of that by and by. Where the event loop has ended by then, it is an error that is logged on
     another event loop.
     """
-    for _ in range(_TURNS):
+    others = _streams.get(asyncio.get_running_loop(), ())
+    for turn in range(_TURNS):
         await asyncio.sleep(_TURN)
-        if not any(_WATCHER in task.get_coro().__qualname__ for task in asyncio.all_tasks()):  # type: ignore[union-attr]
+        watchers = sum(_WATCHER in task.get_coro().__qualname__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
+        # Streams of other channels go on.
+        if turn + 1 >= _FEWEST_TURNS and watchers <= sum(not call.done() for call in others):
             return
 
 
@@ -329,7 +343,7 @@ class AsyncioChannel(Channel):
         except grpc.aio.UsageError:
             raise AgentConnectionError("the channel was closed") from None
         except asyncio.CancelledError:
-            self._cut_short = True
+            self._note_cut_short()
             # It is one of grpc.aio's own, in which a cancel scope does not know the one that it has asked for.
             await raise_swallowed(requests)
             raise AgentConnectionError("the call was cancelled") from None
@@ -344,15 +358,17 @@ class AsyncioChannel(Channel):
         if call is None:
             call = self._streams[method] = self._channel.stream_stream(method)
         try:
-            pump = MessagePump(_ClientCall(call(metadata=metadata)), receiver)
+            stream = call(metadata=metadata)
         except grpc.aio.UsageError:
             raise AgentConnectionError("the channel was closed") from None
-        for each in [each for each in self._pumps if each.closed]:
-            self._pumps.discard(each)
-            if each.aborted:
-                self._cut_short = True
+        _streams.setdefault(asyncio.get_running_loop(), WeakSet()).add(stream)
+        pump = MessagePump(_ClientCall(stream, self._note_cut_short), receiver)
+        self._pumps = {each for each in self._pumps if not each.closed}
         self._pumps.add(pump)
         return pump
+
+    def _note_cut_short(self) -> None:
+        self._cut_short = True
 
     async def ready(self, deadline: float = math.inf) -> None:
         try:
@@ -382,8 +398,6 @@ class AsyncioChannel(Channel):
     async def aclose(self) -> None:
         self._closing = True
         pumps, self._pumps = self._pumps, set()
-        if any(not pump.closed for pump in pumps):
-            self._cut_short = True
         # It takes a moment, whatever the peer does, and what is cut short is never let go of.
         with CancelScope(shield=True):
             for pump in pumps:

@@ -1,0 +1,126 @@
+"""gRPC's library tells an event loop of calls that were ended; it is never told once it has ended itself."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from asgi_agents import AgentError
+from asgi_agents.transports.grpc.channel import Channel, open_channel
+
+from .test_channel import ECHO, FLOOD, HANG, WAIT, serving, settings
+
+Way = Callable[[Channel], Awaitable[object]]
+
+
+async def aborted_while_it_reads(channel: Channel) -> None:
+    stream = channel.stream(HANG)
+    await stream.send(b"x")
+    stream.cancel()
+
+
+async def aborted_and_closed_before_the_channel(channel: Channel) -> None:
+    await aborted_while_it_reads(channel)
+    stream = channel.stream(HANG)
+    stream.cancel()
+    await stream.wait_closed()
+
+
+async def aborted_as_it_begins(channel: Channel) -> None:
+    channel.stream(ECHO).cancel()
+
+
+async def aborted_as_messages_come(channel: Channel) -> None:
+    stream = channel.stream(FLOOD)
+    await stream.receive()
+    stream.cancel()
+    await stream.wait_closed()
+
+
+async def aborted_as_it_sends(channel: Channel) -> None:
+    stream = channel.stream(HANG)
+    with anyio.move_on_after(0.05):
+        while True:
+            await stream.send(bytes(100_000))
+    stream.cancel()
+    await stream.wait_closed()
+
+
+async def ended_by_both(channel: Channel) -> None:
+    stream = channel.stream(ECHO)
+    await stream.send(b"x")
+    await stream.end()
+    while await stream.receive() is not None:
+        pass
+
+
+async def left_open(channel: Channel) -> None:
+    stream = channel.stream(ECHO)
+    await stream.send(b"x")
+    await stream.receive()
+
+
+async def cancelled_while_it_waits(channel: Channel) -> None:
+    with anyio.move_on_after(0.02):
+        await channel.unary(WAIT, b"x")
+
+
+async def cancelled_and_begun_anew(channel: Channel) -> None:
+    await aborted_while_it_reads(channel)
+    await left_open(channel)
+
+
+WAYS: dict[str, Way] = {
+    way.__name__: way
+    for way in (
+        aborted_while_it_reads,
+        aborted_and_closed_before_the_channel,
+        aborted_as_it_begins,
+        aborted_as_messages_come,
+        aborted_as_it_sends,
+        ended_by_both,
+        left_open,
+        cancelled_while_it_waits,
+        cancelled_and_begun_anew,
+    )
+}
+
+
+async def within(path: str, way: Way) -> None:
+    """A whole event loop, in which a channel is closed as soon as something has happened on it."""
+    channel, other = open_channel(settings(path), f"unix:{path}"), open_channel(settings(path), f"unix:{path}")
+    stream = other.stream(ECHO)
+    await stream.send(b"x")
+    assert await stream.receive() == b"x"
+    with suppress(AgentError):
+        await way(channel)
+    began = anyio.current_time()
+    await channel.aclose()
+    # What goes on elsewhere isn't waited for.
+    assert anyio.current_time() - began < 1.9
+    await other.aclose()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_event_loop_that_has_ended_is_told_nothing(tmp_path: Path, way: str, backend: str) -> None:
+    # Whichever event loop is awake finds what is to be told to others.
+    said: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    path = str(tmp_path / "s")
+    with serving(path) as server:
+        mine = open_channel(settings(path), f"unix:{path}")
+        await mine.ready()
+        for _ in range(5):
+            server.ended.clear()
+            await anyio.to_thread.run_sync(partial(anyio.run, within, path, WAYS[way], backend=backend))
+            server.go.set()
+        await mine.aclose()
+        await anyio.sleep(0.1)
+    assert said == []
