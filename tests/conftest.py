@@ -1,4 +1,5 @@
 import gc
+import os
 import re
 from collections import defaultdict
 from collections.abc import Generator, Iterator
@@ -14,6 +15,9 @@ from asgi_agents import middleware
 from asgi_agents.routing.marks import marks
 from tests.support.pairs import beyond_pairs
 from tests.support.virtual_time import in_virtual_time
+
+# gRPC's library tells standard error of connections that ended, otherwise.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 # Every run takes the same examples, and takes as long over each as it needs: what passes here passes there. 25 of them
 # find the planted defects (tests/mutation). .ci/run also takes 100.
@@ -74,6 +78,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--general-way", action="store_true", help="no request takes the short way of asgi_agents.exchange.plan"
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """How many processes ``-n auto`` makes: one more than cores, since tests wait for other processes, too."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
 
 
 @pytest.fixture(autouse=True)

@@ -109,7 +109,7 @@ def place(tmp_path: Path) -> Path:
     ("needing", "module"),
     [
         # Each in a process of its own.
-        pytest.param(each, module, id=f"{each.who} {module}", marks=[pytest.mark.slow] if number % 4 else [])
+        pytest.param(each, module, id=f"{each.who} {module}", marks=[pytest.mark.slow] if number % 8 else [])
         for number, (each, module) in enumerate(_CASES)
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 import asgi_agents
 from asgi_agents import agents, transports
+from tests.support.examples import the_first_is_short
 
 # Packages that the package needs itself, with all that they import on their own.
 _NEEDED = """
@@ -80,12 +81,14 @@ def test_agents_that_need_nothing_else_bring_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    [
-        "from asgi_agents import HttpTransport\nHttpTransport('http://127.0.0.1:9')",
-        "from asgi_agents.transports import HttpTransport\nHttpTransport('http://127.0.0.1:9')",
-        "import asgi_agents\nasgi_agents.HttpTransport('http://127.0.0.1:9')",
-        "from asgi_agents import AgentConfig\nAgentConfig('a', 'http://127.0.0.1:9', events=['request_headers'])",
-    ],
+    the_first_is_short(
+        [
+            "from asgi_agents import HttpTransport\nHttpTransport('http://127.0.0.1:9')",
+            "from asgi_agents.transports import HttpTransport\nHttpTransport('http://127.0.0.1:9')",
+            "import asgi_agents\nasgi_agents.HttpTransport('http://127.0.0.1:9')",
+            "from asgi_agents import AgentConfig\nAgentConfig('a', 'http://127.0.0.1:9', events=['request_headers'])",
+        ]
+    ),
 )
 def test_an_agent_behind_http_brings_what_it_needs_when_it_is_configured_not_at_its_first_call(code: str) -> None:
     """An import takes longer than many calls may, and nothing else runs on the event loop meanwhile."""
@@ -147,7 +150,7 @@ def test_a_name_that_nobody_has_is_missing_as_everywhere() -> None:
             assert not hasattr(package, name)
 
 
-def test_modules_that_are_named_as_a_class_is_can_be_imported() -> None:
-    for name in ("secrets", "presidio", "opa", "modsecurity"):
-        code = f"from asgi_agents.agents import {name}\nout = [{name}.__name__]"
-        assert run(code) == [f"asgi_agents.agents.{name}"]
+@pytest.mark.parametrize("name", the_first_is_short(["secrets", "presidio", "opa", "modsecurity"]))
+def test_modules_that_are_named_as_a_class_is_can_be_imported(name: str) -> None:
+    code = f"from asgi_agents.agents import {name}\nout = [{name}.__name__]"
+    assert run(code) == [f"asgi_agents.agents.{name}"]

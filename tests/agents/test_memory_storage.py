@@ -62,6 +62,7 @@ async def test_no_client_gets_a_new_limit_by_making_up_other_keys(
     assert await passes(agent, login)
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_memory_does_not_grow_with_the_keys_that_clients_make_up(clock: Clock) -> None:
     agent = RateLimit("5/minute; 100/hour", by=["ip", "path"], max_keys=500)
     storage = storage_of(agent)

@@ -18,6 +18,7 @@ from starlette.routing import Host, Mount, Route
 from asgi_agents import AgentError, AgentMiddleware, AuditRecord, ConfigurationError
 from asgi_agents.agents import OpenApiValidation
 from tests.support.asgi import App, Client
+from tests.support.examples import some_are_short
 from tests.unjudged.asking import ask, config, protect
 
 from .openapi_apps import guarded_app, routes
@@ -272,7 +273,9 @@ def places(node: Any, *keys: str | int) -> Iterator[tuple[str | int, ...]]:
 
 
 @pytest.mark.parametrize(
-    "other", [None, 1, "x", True, [], {}, ["x"], {"x": 1}, {"$ref": "#/x"}, {"$ref": "#"}], ids=repr
+    "other",
+    some_are_short([None, 1, "x", [], True, {}, {"$ref": "#/x"}, ["x"], {"x": 1}, {"$ref": "#"}], one_in=3),
+    ids=repr,
 )
 async def test_anything_anywhere_in_a_description_is_an_error_or_works(other: Any) -> None:
     worked = 0

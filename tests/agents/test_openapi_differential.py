@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from tests.support.examples import examples
+
 from .openapi_apps import Everything, guarded_app, routes
 
 JSON = {"content-type": "application/json"}
@@ -28,7 +30,7 @@ FORMATS = {
 # Of numbers that only Python reads.
 SPELLINGS = {"int_from_float", "int_parsing", "float_parsing"}
 
-few = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=examples(400), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def is_spelled_otherwise(text: str) -> bool:

@@ -16,6 +16,7 @@ from asgi_agents.agents import OpenApiValidation
 from asgi_agents.agents.openapi import exchange, json_bodies
 from asgi_agents.serve import agent_app
 from tests.support.asgi import Client
+from tests.support.examples import some_are_short
 from tests.support.servers import serve
 from tests.unjudged.asking import PATIENCE, Session, ask_again, config, protect
 
@@ -326,7 +327,7 @@ STRICTER: dict[str, tuple[tuple[str, str, dict[str, Any]], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", STRICTER)
+@pytest.mark.parametrize("name", some_are_short(STRICTER, one_in=3))
 def test_where_it_is_stricter_than_the_app(guarded: Guarded, name: str) -> None:
     """The table of the page: the app alone takes all of them."""
     (method, url, request), status = STRICTER[name]

@@ -21,6 +21,8 @@ from .pages import PAGES, ROOT, name_of
 from .running import BASH, PageRun
 from .typing_of import write_packages
 
+# Pages whose blocks start many processes.
+_SLOW: Final = {"docs/pages/guide/command-line.md"}
 #: How many blocks may be left out, with a reason in the page.
 _MOST_NOT_RUN: Final = 2
 _INSTRUCTIONS: Final = {"FROM", "RUN", "COPY", "WORKDIR", "USER", "CMD", "ENV", "EXPOSE", "ENTRYPOINT", "HEALTHCHECK"}
@@ -37,7 +39,13 @@ def where(page: Path, block: Block) -> str:
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(True for _ in blocks_of(page.read_text()))], ids=name_of
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if name_of(page) in _SLOW else [])
+        for page in PAGES
+        if any(True for _ in blocks_of(page.read_text()))
+    ],
+    ids=name_of,
 )
 def test_the_python_and_console_blocks_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> None:
     if shutil.which("curl") is None and any(block.language == "console" for block in blocks_of(page.read_text())):

@@ -30,6 +30,7 @@ from asgi_agents.middleware import finder_of
 from asgi_agents.routing.survey import SurveyedEndpoint, survey_of
 from tests.fuzz import route_tables
 from tests.fuzz.choices import Choices
+from tests.support.examples import some_are_short
 
 from .asking import World, fastapi
 from .random_apps import RandomApp
@@ -275,7 +276,7 @@ async def test_the_list_says_who_is_asked(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(12), 27, 38, *(pytest.param(n, marks=pytest.mark.slow) for n in range(100, 160))]
+    "seed", [27, 38, *some_are_short(range(12), one_in=3), *some_are_short(range(100, 160), one_in=60)]
 )
 async def test_whatever_the_routes_are_the_list_has_all_that_are_asked(seed: int) -> None:
     chance = Random(seed)  # noqa: S311 - nobody is to be kept from guessing it

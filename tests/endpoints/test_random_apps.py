@@ -7,6 +7,8 @@ import pytest
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tests.support.examples import some_are_short
+
 from .asking import World
 from .random_apps import METHODS, RandomApp
 
@@ -28,7 +30,7 @@ def lines(chance: Random, app: RandomApp) -> Iterable[tuple[str, str]]:
     return found
 
 
-SEEDS = [*range(40), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(40, 200))]
+SEEDS = some_are_short(range(200), one_in=16)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from asgi_agents import ConfigurationError, load
 from asgi_agents.files.schema import SCHEMA_PATH, schema, schema_text
 from asgi_agents.files.shape import ROOT, Shape, Table
+from tests.support.examples import some_are_short
 
 from .test_load import FIELDS, TRANSPORTS, WHOLE
 from .test_mistakes_of_files import MISTAKES, MODULE
@@ -169,7 +170,7 @@ def is_loaded(path: Path, data: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize("place", some_are_short(PLACES, one_in=3), ids=str)
 def test_what_load_takes_the_schema_takes(tmp_path: Path, place: tuple[str | int, ...]) -> None:
     path = tmp_path / "agents.json"
     for value in JUNK:

@@ -12,6 +12,7 @@ from asgi_agents.errors import AgentProtocolError
 from asgi_agents.guardrails.slots import Block, Decision, Flag, Redact, Window
 from asgi_agents.guardrails.windows import AskedWindow, SlotWindows, WindowLimits
 from tests.guardrails.detectors import CARD, EMAIL, HOLD, KEY, Detector, detector, redacted, settled
+from tests.support.examples import examples
 
 # Texts in which finds begin, end and overlap everywhere.
 _PIECES = st.one_of(
@@ -109,12 +110,13 @@ def test_a_guardrail_on_the_output_of_another(
     assert "".join(after for _, after in out) == redacted(redacted(text, emails), others)
 
 
-def test_a_thousand_cuttings_of_one_text() -> None:
+@pytest.mark.hypothesis
+def test_any_cutting_of_one_text() -> None:
     rng = random.Random(11)  # noqa: S311
     check = detector(EMAIL, CARD, KEY)
     text = "write to alice@example.com or pay with 4111 1111 1111 1111; the key is sk-abcdefgh12 thanks. " * 12
     expected = redacted(text, check)
-    for _ in range(1000):
+    for _ in range(examples(1000)):
         limits = WindowLimits(
             hold=HOLD,
             window=rng.randrange(2 * HOLD + 1, 500),

@@ -22,10 +22,12 @@ def steps_of_any_length() -> None:
     """A hook that blocks is one of the mistakes."""
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_mistakes_get(page: str) -> None:
     assert PATH.read_text() == page, "write it anew: python -m tests.mistakes"
 
 
+@pytest.mark.slow
 def test_the_page_names_no_place_of_the_machine_that_it_was_made_on(page: str) -> None:
     assert str(ROOT) not in page
     assert os.path.expanduser("~") not in page

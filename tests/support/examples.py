@@ -16,3 +16,8 @@ def the_first_is_short(cases: Iterable[Any]) -> list[Any]:
     """Parameters of a test: all but the first are slow."""
     first, *others = cases
     return [first, *(pytest.param(case, marks=pytest.mark.slow) for case in others)]
+
+
+def some_are_short(cases: Iterable[Any], *, one_in: int) -> list[Any]:
+    """Parameters of a test that has many cases of one kind: all but the first of each ``one_in`` are slow."""
+    return [pytest.param(case, marks=[pytest.mark.slow] if place % one_in else []) for place, case in enumerate(cases)]

@@ -21,12 +21,12 @@ def check(*command: str) -> str:
     return done.stdout + done.stderr if done.returncode else ""
 
 
+@pytest.mark.slow
 def test_mypy_agrees() -> None:
     # Without the project's own configuration, which users don't have. What is imported is checked elsewhere.
     assert check("mypy", "--strict", "--config-file=", "--follow-imports=silent", str(HERE)) == ""
 
 
-# mypy, above, finds most of what pyright finds.
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("basedpyright") is None, reason="pyright is not installed")
 def test_pyright_agrees(tmp_path: Path) -> None:

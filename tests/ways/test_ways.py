@@ -64,7 +64,7 @@ def _ways_and_cases() -> Iterator[Any]:
     """All of them; a third of the cases of each way, and each case by three ways, in the short run."""
     for first, way in enumerate(LOCAL):
         for number, case in enumerate(TABLE):
-            marks = [pytest.mark.slow] if (number + first) % 3 else []
+            marks = [pytest.mark.slow] if (number + first) % 6 else []
             yield pytest.param(way, case, id=f"{way.name}-{case.slug}", marks=marks)
 
 
@@ -114,5 +114,6 @@ def test_the_page_says_where_each_way_leads() -> None:
     assert [name for name, _, _ in rows] == [way.name for way in WAYS]
 
 
+@pytest.mark.slow
 def test_the_page_says_what_works_where() -> None:
     assert PATH.read_text() == written(), "write it anew: python -m tests.ways --page"

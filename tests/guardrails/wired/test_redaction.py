@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
+from hypothesis import settings
 
 from asgi_agents import Agent, AgentConfig
 from asgi_agents.guardrails import Guardrail
@@ -31,7 +32,13 @@ from tests.guardrails.wired.exchanging import (
 pytestmark = pytest.mark.anyio
 
 #: How many cuttings are tried of each dialect by each judge, on each event loop.
-CUTTINGS: Final = int(os.environ.get("GUARDRAIL_CUTTINGS", "3"))
+
+
+def cuttings() -> int:
+    """How many of each stream are tried: one in the short run, four with Hypothesis's profile ``thorough``."""
+    return int(os.environ.get("GUARDRAIL_CUTTINGS") or max(1, settings().max_examples // 25))
+
+
 _ENTITIES: Final = ("alice.smith@example.com", "bob@mail.example.org")
 _BOTH: Final = detector(EMAIL, CARD)
 _EMAILS: Final = detector(EMAIL)
@@ -137,11 +144,12 @@ def options_of(sample: Sample) -> dict[str, Any]:
     return {"dialects": [sample.dialect]} if sample.name == "pointers" else {}
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 async def test_any_cutting_gives_what_redacting_the_whole_text_gives(sample: Sample, judge: str) -> None:
     judges, transform = JUDGES[judge]
-    for seed in range(CUTTINGS):
+    for seed in range(cuttings()):
         rng = seeded(sample.name, judge, seed)
         texts = some_texts(sample, rng)
         cut = Cut(rng, longest=rng.choice([3, 9, 30]))
@@ -155,11 +163,12 @@ async def test_any_cutting_gives_what_redacting_the_whole_text_gives(sample: Sam
         check(sample, texts, client.body, transform)
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 async def test_an_unchanged_stream_is_the_same_to_the_byte(sample: Sample, judge: str) -> None:
     judges, _ = JUDGES[judge]
-    for seed in range(max(1, CUTTINGS // 3)):
+    for seed in range(max(1, cuttings() // 3)):
         rng = seeded("unchanged", sample.name, judge, seed)
         texts = {
             name: '{"to": "no one", "n": [1.50]}' if "json" in name else "no one, 42.\n" * 9 for name in sample.texts
@@ -174,10 +183,11 @@ async def test_an_unchanged_stream_is_the_same_to_the_byte(sample: Sample, judge
         assert client.status == 200
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("name", ["chat", "anthropic", "responses", "gemini", "ui message", "ollama"])
 async def test_a_stream_is_known_by_its_shape_whatever_the_path(name: str) -> None:
     sample = next(sample for sample in SAMPLES if sample.name == name)
-    for seed in range(CUTTINGS):
+    for seed in range(cuttings()):
         rng = seeded("shape", name, seed)
         texts = some_texts(sample, rng)
         cut = Cut(rng, longest=rng.choice([3, 9, 30]))

@@ -139,7 +139,7 @@ async def test_text_that_is_due_before_what_has_waited_for_longer_is_judged_when
 
 
 async def test_a_slow_judge_adds_its_own_time_and_no_more() -> None:
-    count = 400
+    count = 100
     for seconds, most in ((0.005, 0.2), (0.3, 0.5)):
         pieces: list[bytes | float] = []
         for index in range(count):
