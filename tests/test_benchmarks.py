@@ -230,6 +230,20 @@ async def test_everything_takes_its_turn_in_every_round() -> None:
         assert {*calls[-8:][2 * number : 2 * number + 2]} == {"one", "other"}
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_is_made_the_first_time_makes_no_turn_shorter() -> None:
+    now = 0.0
+    counts: list[int] = []
+
+    async def slow_at_first(times: int) -> None:
+        nonlocal now
+        now += 0.001 * times if counts else 5.0
+        counts.append(times)
+
+    await take_turns([slow_at_first], rounds=2, seconds=1.0, clock=lambda: now)
+    assert counts[-2:] == [1000, 1000]
+
+
 def test_every_job_is_done_once_in_every_round() -> None:
     jobs = {"one": Job(1, 1, 0.1, 0.1), "other": Job(2, 1, 0.1, 0.1)}
     loaded: list[int] = []
