@@ -119,7 +119,7 @@ async def test_an_event_loop_that_has_ended_is_told_nothing(tmp_path: Path, way:
     with serving(path) as server:
         mine = open_channel(settings(path), f"unix:{path}")
         await mine.ready()
-        for _ in range(5):
+        for _ in range(3):
             server.ended.clear()
             await anyio.to_thread.run_sync(partial(anyio.run, within, path, WAYS[way], backend=backend))
             server.go.set()
