@@ -37,7 +37,7 @@ _MANY_MESSAGES: Final = 16
 _MANY_BYTES: Final = 1024 * 1024
 # How often at least and at most, and for how many seconds, is waited until gRPC's library has let go of calls.
 _FEWEST_TURNS: Final = 2
-_TURNS: Final = 100
+_TURNS: Final = 50
 _TURN: Final = 0.02
 # What a task of grpc.aio is called that waits for the end of a call.
 _WATCHER: Final = "_handle_status_once_received"
