@@ -3,11 +3,18 @@
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from math import gcd
-from typing import TypeVar
+from typing import Final, TypeVar
 
 #: The names of a case's values, one for each ``parametrize`` and each fixture with parameters.
 Case = Sequence[str]
 _Item = TypeVar("_Item")
+
+
+# What most tests run on, one after the other.
+_EVENT_LOOPS: Final = frozenset({"asyncio", "trio"})
+_GOLDEN: Final = 0.618
+#: Of so many cases or more, each is taken on one event loop.
+MANY: Final = 8
 
 
 def beyond_pairs(cases: Sequence[tuple[_Item, Case]]) -> Iterator[_Item]:
@@ -15,19 +22,31 @@ def beyond_pairs(cases: Sequence[tuple[_Item, Case]]) -> Iterator[_Item]:
 
     Nearly every fault that depends on several parameters depends on two of them. Of three or more parameters, the cases
     that are not returned hold every pair; of fewer parameters they are all the cases.
+
+    Event loops are no values of pairs where there are :data:`MANY` cases: those that are not returned take turns on
+    them. A fault of one event loop shows in one of so many.
     """
-    seen: set[tuple[tuple[int, str], ...]] = set()
-    for place in _far_from_one_another(len(cases)):
-        item, case = cases[place]
-        pairs = set(combinations(enumerate(case), min(2, len(case))))
+    loops = _EVENT_LOOPS if len(cases) >= MANY else frozenset[str]()
+    alike: dict[Case, list[_Item]] = {}
+    for item, case in cases:
+        alike.setdefault(tuple(value for value in case if value not in loops), []).append(item)
+    others, seen, turn = list(alike), set[object](), 0.0
+    for place in _far_from_one_another(len(others)):
+        values, items = others[place], alike[others[place]]
+        pairs = set(combinations(enumerate(values), min(2, len(values))))
         if pairs <= seen:
-            yield item
+            yield from items
+        elif len(items) > 1 and loops:
+            # Not each second: a parameter of two values would have each of them on one event loop only.
+            taken = items[int(turn * len(items))]
+            turn = (turn + _GOLDEN) % 1
+            yield from (item for item in items if item is not taken)
         seen |= pairs
 
 
 def _far_from_one_another(count: int) -> Iterator[int]:
     """All places, in an order in which neighbours differ in most parameters: fewer cases hold every pair then."""
-    step = max(1, round(count * 0.618))
+    step = max(1, round(count * _GOLDEN))
     while gcd(step, count) > 1:
         step += 1
     return (place * step % count for place in range(count))
