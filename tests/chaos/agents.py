@@ -41,6 +41,11 @@ POISON_CLOSE = (1008, "poison")
 _SLOWEST = 1.5
 
 
+def token_of(correlation_id: str) -> str:
+    """The id that the client has given. The process of the app has added a suffix that no other has."""
+    return correlation_id.partition("~")[0]
+
+
 class Inspector(Agent):
     """Leaves a stamp on each head, and wraps each piece of a body."""
 
@@ -52,7 +57,7 @@ class Inspector(Agent):
 
     async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse:
         await self._think()
-        token, seal = event.correlation_id, self._seal
+        token, seal = token_of(event.correlation_id), self._seal
         if event.header("x-poison") is not None:
             return self._block(token)
         return AgentResponse.allow(
@@ -63,24 +68,24 @@ class Inspector(Agent):
     async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse | None:
         await self._think()
         if POISON in event.data:
-            return self._block(event.correlation_id)
+            return self._block(token_of(event.correlation_id))
         if not event.data:
             return None
-        wrapped = self._seal.wrap(event.correlation_id, "request", event.data)
+        wrapped = self._seal.wrap(token_of(event.correlation_id), "request", event.data)
         return AgentResponse.allow(request_body_mutation=BodyMutation(wrapped, event.chunk_index))
 
     async def on_response_headers(self, event: ResponseHeadersEvent) -> AgentResponse:
         await self._think()
-        stamp = self._seal.stamp(event.correlation_id, "response", b"%d" % event.status)
+        stamp = self._seal.stamp(token_of(event.correlation_id), "response", b"%d" % event.status)
         return AgentResponse.allow(response_headers=[HeaderOp.set(f"x-response-{self._seal.agent}", stamp)])
 
     async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> AgentResponse | None:
         await self._think()
         if POISON in event.data:
-            return self._block(event.correlation_id)
+            return self._block(token_of(event.correlation_id))
         if not event.data:
             return None
-        wrapped = self._seal.wrap(event.correlation_id, "response", event.data)
+        wrapped = self._seal.wrap(token_of(event.correlation_id), "response", event.data)
         return AgentResponse.allow(response_body_mutation=BodyMutation(wrapped, event.chunk_index))
 
     async def on_websocket_frame(self, event: WebSocketFrameEvent) -> AgentResponse | None:
@@ -94,7 +99,7 @@ class Inspector(Agent):
                 category="secret",
                 description="",
                 span=TextSpan(*match.span()),
-                replacement=replacement(self._seal, event.correlation_id, match[0]),
+                replacement=replacement(self._seal, token_of(event.correlation_id), match[0]),
             )
             for match in SECRET_TEXT.finditer(event.content)
         ]
@@ -119,11 +124,11 @@ class Reader(Inspector):
 
     async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse | None:
         await self._think()
-        return self._block(event.correlation_id) if POISON in event.data else None
+        return self._block(token_of(event.correlation_id)) if POISON in event.data else None
 
     async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> AgentResponse | None:
         await self._think()
-        return self._block(event.correlation_id) if POISON in event.data else None
+        return self._block(token_of(event.correlation_id)) if POISON in event.data else None
 
 
 if AGENT in os.environ:
