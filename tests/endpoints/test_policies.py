@@ -318,6 +318,20 @@ async def test_routes_that_are_added_while_serving_have_their_policies() -> None
     assert await world.call(guarded, "GET /b") == (200, ["b"], ["auth"])
 
 
+@pytest.mark.parametrize("included", ["before", "after"])
+async def test_a_router_whose_list_of_routes_is_replaced_has_its_policy_still(included: str) -> None:
+    world = World()
+    router, other = guard_router(APIRouter(), "auth"), APIRouter()
+    other.get("/a", response_model=None)(world.http("a"))
+    app = fastapi()
+    if included == "before":
+        app.include_router(router)
+    router.routes = other.routes
+    if included == "after":
+        app.include_router(router)
+    assert await world.call(world.guard(app), "GET /a") == (200, ["a"], ["auth"])
+
+
 async def test_an_app_within_that_has_agents_of_its_own_keeps_its_policies_to_itself() -> None:
     world, inner = World(), World()
     sub = fastapi()
