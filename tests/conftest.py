@@ -174,7 +174,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"tests whose names contain an address in memory: {named_by_address[:5]}")
     tables = defaultdict(list)
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
             # In a version of pytest that doesn't tell these apart, all cases are taken.
             names = getattr(item.callspec, "_idlist", (item.callspec.id,))
             tables[item.parent, item.originalname].append((item, names))

@@ -30,6 +30,7 @@ FORMATS = {
 # Of numbers that only Python reads.
 SPELLINGS = {"int_from_float", "int_parsing", "float_parsing"}
 
+many = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 few = settings(max_examples=examples(400), deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -172,7 +173,7 @@ def test_bodies_are_taken_as_the_app_takes_them(pair: Pair, body: Any) -> None:
 
 
 @pytest.mark.slow
-@few
+@many
 @given(st.binary(max_size=20) | st.text(alphabet='{}[]",:0123456789eE.-truefalsn \\u', max_size=20).map(str.encode))
 def test_what_is_no_json_or_list_never_passes(pair: Pair, data: bytes) -> None:
     bare, guarded = pair.ask("POST", "/list", content=data, headers=JSON)
@@ -228,7 +229,7 @@ def test_queries_are_taken_as_the_app_takes_them(pair: Pair, query: list[tuple[s
 
 
 @pytest.mark.slow
-@few
+@many
 @given(st.sampled_from(["1", "0", "x", "9", "1.0", "%31", "1%2F2", "-1", "é"]), st.text(min_size=1, max_size=5))
 def test_paths_are_taken_as_the_app_takes_them(pair: Pair, number: str, word: str) -> None:
     word = quote(word, safe="")
@@ -246,7 +247,7 @@ fields_of_forms = st.lists(
 
 
 @pytest.mark.slow
-@few
+@many
 @given(fields_of_forms, st.booleans(), st.sampled_from(["/form", "/form-model"]))
 def test_forms_are_taken_as_the_app_takes_them(
     pair: Pair, given_fields: list[tuple[str, str]], multipart: bool, url: str

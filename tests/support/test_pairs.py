@@ -50,3 +50,14 @@ def test_many_cases_take_turns_on_the_event_loops(values: tuple[str, ...]) -> No
 def test_few_cases_run_on_all_event_loops(values: tuple[str, ...]) -> None:
     assert len(list(product(*values, LOOPS))) < MANY
     assert _taken(*values, LOOPS) == list(product(*values, LOOPS))
+
+
+@pytest.mark.parametrize(
+    "values", [("12", "abcdefghijklmnopq"), ("abcdefghijklmnopq", "12"), ("123", "abcdefgh", "xy")]
+)
+def test_every_value_that_is_taken_often_is_taken_on_all_event_loops(values: tuple[str, ...]) -> None:
+    taken = _taken(*values, LOOPS)
+    for place, names in enumerate(values):
+        for name in names:
+            on = [sum(case[place] == name and case[-1] == loop for case in taken) for loop in LOOPS]
+            assert sum(on) < 4 or min(on) >= sum(on) / 4, (name, on)

@@ -4,6 +4,8 @@ import logging
 from functools import partial
 from typing import Any
 
+from anyio import create_task_group
+
 from ...concurrency.background import BackgroundTask
 from ...errors import AgentConnectionError, AgentError
 from ...protocol import EventType
@@ -103,8 +105,10 @@ class GrpcPool(AgentPool):
         try:
             await super().aclose()
         finally:
-            for channel in self._channels.values():
-                await channel.aclose()
+            # All at once: each may wait for gRPC's library.
+            async with create_task_group() as tasks:
+                for channel in self._channels.values():
+                    tasks.start_soon(channel.aclose)
 
 
 class _AgentProtocol:

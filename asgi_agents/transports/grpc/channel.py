@@ -303,12 +303,13 @@ async def _settled() -> None:
     It tells the event loop of that by and by. Where the event loop has ended by then, it is an error that is logged on
     another event loop.
     """
-    others = _streams.get(asyncio.get_running_loop(), ())
+    loop = asyncio.get_running_loop()
     for turn in range(_TURNS):
         await asyncio.sleep(_TURN)
-        watchers = sum(_WATCHER in task.get_coro().__qualname__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
+        # What a task is made of may be anything that can be awaited.
+        watchers = sum(_WATCHER in getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks())
         # Streams of other channels go on.
-        if turn + 1 >= _FEWEST_TURNS and watchers <= sum(not call.done() for call in others):
+        if turn + 1 >= _FEWEST_TURNS and watchers <= sum(not call.done() for call in _streams.get(loop, ())):
             return
 
 
@@ -327,6 +328,7 @@ class AsyncioChannel(Channel):
         self._closing = False
         # Whether anything was ended that was under way.
         self._cut_short = False
+        self._unary_calls = 0
 
     async def unary(self, method: str, request: bytes, *, deadline: float = math.inf, metadata: Metadata = ()) -> bytes:
         timeout = None if deadline == math.inf else deadline - time.monotonic()
@@ -336,6 +338,7 @@ class AsyncioChannel(Channel):
         if call is None:
             call = self._unary[method] = self._channel.unary_unary(method)
         requests = cancel_requests()
+        self._unary_calls += 1
         try:
             answer: bytes = await call(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as exc:
@@ -347,6 +350,8 @@ class AsyncioChannel(Channel):
             # It is one of grpc.aio's own, in which a cancel scope does not know the one that it has asked for.
             await raise_swallowed(requests)
             raise AgentConnectionError("the call was cancelled") from None
+        finally:
+            self._unary_calls -= 1
         return answer
 
     def wire(self, method: str, receiver: Receiver, *, metadata: Metadata = ()) -> MessagePump:
@@ -404,6 +409,9 @@ class AsyncioChannel(Channel):
                 pump.abort()
             for pump in pumps:
                 await pump.wait_closed()
+            if self._unary_calls:
+                # They are cancelled, and learn of it later.
+                self._note_cut_short()
             await self._channel.close()
             if self._cut_short:
                 await _settled()

@@ -31,12 +31,12 @@ from tests.guardrails.wired.exchanging import (
 
 pytestmark = pytest.mark.anyio
 
-#: How many cuttings are tried of each dialect by each judge, on each event loop.
 
-
-def cuttings() -> int:
-    """How many of each stream are tried: one in the short run, four with Hypothesis's profile ``thorough``."""
-    return int(os.environ.get("GUARDRAIL_CUTTINGS") or max(1, settings().max_examples // 25))
+@pytest.fixture
+def cuttings(request: pytest.FixtureRequest) -> int:
+    """How many of each stream are tried: one in the short run, else four."""
+    few = request.node.get_closest_marker("slow") is None and settings().max_examples < 100
+    return int(os.environ.get("GUARDRAIL_CUTTINGS") or (1 if few else 4))
 
 
 _ENTITIES: Final = ("alice.smith@example.com", "bob@mail.example.org")
@@ -147,9 +147,9 @@ def options_of(sample: Sample) -> dict[str, Any]:
 @pytest.mark.hypothesis
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
-async def test_any_cutting_gives_what_redacting_the_whole_text_gives(sample: Sample, judge: str) -> None:
+async def test_any_cutting_gives_what_redacting_the_whole_text_gives(sample: Sample, judge: str, cuttings: int) -> None:
     judges, transform = JUDGES[judge]
-    for seed in range(cuttings()):
+    for seed in range(cuttings):
         rng = seeded(sample.name, judge, seed)
         texts = some_texts(sample, rng)
         cut = Cut(rng, longest=rng.choice([3, 9, 30]))
@@ -166,9 +166,9 @@ async def test_any_cutting_gives_what_redacting_the_whole_text_gives(sample: Sam
 @pytest.mark.hypothesis
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
-async def test_an_unchanged_stream_is_the_same_to_the_byte(sample: Sample, judge: str) -> None:
+async def test_an_unchanged_stream_is_the_same_to_the_byte(sample: Sample, judge: str, cuttings: int) -> None:
     judges, _ = JUDGES[judge]
-    for seed in range(max(1, cuttings() // 3)):
+    for seed in range(max(1, cuttings // 2)):
         rng = seeded("unchanged", sample.name, judge, seed)
         texts = {
             name: '{"to": "no one", "n": [1.50]}' if "json" in name else "no one, 42.\n" * 9 for name in sample.texts
@@ -185,9 +185,9 @@ async def test_an_unchanged_stream_is_the_same_to_the_byte(sample: Sample, judge
 
 @pytest.mark.hypothesis
 @pytest.mark.parametrize("name", ["chat", "anthropic", "responses", "gemini", "ui message", "ollama"])
-async def test_a_stream_is_known_by_its_shape_whatever_the_path(name: str) -> None:
+async def test_a_stream_is_known_by_its_shape_whatever_the_path(name: str, cuttings: int) -> None:
     sample = next(sample for sample in SAMPLES if sample.name == name)
-    for seed in range(cuttings()):
+    for seed in range(cuttings):
         rng = seeded("shape", name, seed)
         texts = some_texts(sample, rng)
         cut = Cut(rng, longest=rng.choice([3, 9, 30]))

@@ -1,7 +1,7 @@
 """gRPC's library tells an event loop of calls that were ended; it is never told once it has ended itself."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -78,6 +78,17 @@ async def cancelled_while_it_waits(channel: Channel) -> None:
         await channel.unary(WAIT, b"x")
 
 
+async def closed_while_it_waits(channel: Channel) -> None:
+    async def wait() -> None:
+        with suppress(AgentError):
+            await channel.unary(WAIT, b"x")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.sleep(0.02)
+        await channel.aclose()
+
+
 async def cancelled_and_begun_anew(channel: Channel) -> None:
     await aborted_while_it_reads(channel)
     await left_open(channel)
@@ -95,6 +106,7 @@ WAYS: dict[str, Way] = {
         ended_by_both,
         left_open,
         cancelled_while_it_waits,
+        closed_while_it_waits,
         cancelled_and_begun_anew,
     )
 }
@@ -109,7 +121,7 @@ async def within(path: str, way: Way) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"], ids=["its own", "of another"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_an_event_loop_that_has_ended_is_told_nothing(tmp_path: Path, way: str, backend: str) -> None:
     # Whichever event loop is awake finds what is to be told to others.
@@ -138,3 +150,31 @@ async def test_what_goes_on_elsewhere_is_not_waited_for(tmp_path: Path) -> None:
         await channel.aclose()
         assert anyio.current_time() - began < _TURNS * _TURN
         await other.aclose()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_tasks_of_any_kind_may_run_meanwhile(tmp_path: Path) -> None:
+    class Request(Coroutine[Any, Any, None]):
+        """As aiohttp has them: awaitable, and no coroutine of a function."""
+
+        def send(self, value: Any) -> Any:
+            return asyncio.sleep(0).__await__().send(value)
+
+        def throw(self, *given: Any) -> Any:
+            raise given[0]
+
+        def close(self) -> None:
+            pass
+
+        def __await__(self) -> Any:
+            return self
+
+    path = str(tmp_path / "s")
+    with serving(path):
+        channel = open_channel(settings(path), f"unix:{path}")
+        await aborted_while_it_reads(channel)
+        task = asyncio.get_running_loop().create_task(Request())
+        await channel.aclose()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
