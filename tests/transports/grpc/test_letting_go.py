@@ -84,7 +84,8 @@ async def closed_while_it_waits(channel: Channel) -> None:
             await channel.unary(WAIT, b"x")
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(wait)
+        for _ in range(6):
+            tasks.start_soon(wait)
         await anyio.sleep(0.02)
         await channel.aclose()
 
@@ -133,6 +134,7 @@ async def test_an_event_loop_that_has_ended_is_told_nothing(tmp_path: Path, way:
         await mine.ready()
         for _ in range(3):
             server.ended.clear()
+            server.go.clear()
             await anyio.to_thread.run_sync(partial(anyio.run, within, path, WAYS[way], backend=backend))
             server.go.set()
         await mine.aclose()
