@@ -11,9 +11,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from asgi_agents import AgentError
+from asgi_agents import AgentError, EventType, GrpcTransport
 from asgi_agents.transports.grpc.channel import _TURN, _TURNS, Channel, open_channel
 
+from .peer import Peer
 from .test_channel import ECHO, FLOOD, HANG, WAIT, serving, settings
 
 Way = Callable[[Channel], Awaitable[object]]
@@ -180,3 +181,17 @@ async def test_tasks_of_any_kind_may_run_meanwhile(tmp_path: Path) -> None:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def test_an_agent_that_is_closed_by_who_is_cancelled_closes_all_its_channels() -> None:
+    with Peer().on_a_socket() as one, Peer().on_a_socket() as other:
+        transport = GrpcTransport([f"grpc+unix://{path}" for path in (one, other)], connect_timeout=30.0)
+        client: Any = transport.bind("agent", events=frozenset({EventType.REQUEST_HEADERS}))
+        await client.connect()
+        pool = client._pools.peek()
+        assert len(pool._channels) == 2
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await pool.aclose()
+        assert all(channel.closed for channel in pool._channels.values())
+        await client.aclose()
