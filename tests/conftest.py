@@ -32,7 +32,9 @@ settings.load_profile("steady")
 
 # Nothing in these goes on outside of the event loop of a test: their coroutine functions run in virtual time.
 _IN_VIRTUAL_TIME: Final = (
+    "agents/test_jwt_slow_issuer.py",
     "exchange/",
+    "files/test_handing_back.py",
     "files/test_reload.py",
     "files/test_retry.py",
     "files/test_watch.py",
@@ -51,6 +53,7 @@ _IN_VIRTUAL_TIME: Final = (
     "test_authorization.py",
     "test_cancellation.py",
     "test_correlation.py",
+    "test_former_guards.py",
     "test_frames.py",
     "test_guard.py",
     "test_limiter.py",

@@ -373,6 +373,33 @@ async def test_a_call_that_does_not_suspend_answers_in_a_cancelled_scope() -> No
     assert verdict.response is BLOCK
 
 
+CANCELLED = asyncio.CancelledError()
+GROUPS: dict[str, tuple[BaseException, str]] = {
+    "alone": (CANCELLED, "CancelledError"),
+    "in a group": (BaseExceptionGroup("", [CANCELLED, CANCELLED]), "CancelledError"),
+    "before an error": (BaseExceptionGroup("", [CANCELLED, KeyError(), OSError()]), "KeyError beside CancelledError"),
+    "behind an error": (BaseExceptionGroup("", [ValueError(), CANCELLED]), "ValueError beside CancelledError"),
+    "beside a group of errors": (
+        BaseExceptionGroup("", [BaseExceptionGroup("", [CANCELLED]), ExceptionGroup("", [ValueError()])]),
+        "ValueError beside CancelledError",
+    ),
+}
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize(("raised", "named"), GROUPS.values(), ids=GROUPS)
+async def test_a_cancellation_that_nobody_has_asked_for_is_named_with_what_has_failed_beside_it(
+    raised: BaseException, named: str
+) -> None:
+    async def fail() -> AgentResponse:
+        await checkpoint()
+        raise raised
+
+    verdict = await guard_of(InProcess, fail).call(EVENT, CLOSED)
+    assert verdict.failure is not None
+    assert verdict.failure.message.endswith(f": raised {named}, though nobody has cancelled it")
+
+
 async def test_there_is_nothing_to_raise_where_nobody_has_cancelled() -> None:
     requests = cancel_requests()
     with anyio.CancelScope() as scope:

@@ -6,6 +6,8 @@ import math
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from .background import on_trio
+
 
 def given_up() -> bool:
     """Whether the running code is cancelled, so that nobody waits for its result."""
@@ -35,6 +37,35 @@ def cancel_requests() -> int:
     except RuntimeError:
         return 0
     return 0 if task is None else task.cancelling()
+
+
+def is_of_cancellations(exc: BaseException) -> bool:
+    """Whether ``exc`` is a cancellation, or a group with one and with nothing beside it but exceptions.
+
+    Whether anybody has asked for it is another question.
+    """
+    if isinstance(exc, Exception):
+        return False
+    cancellations: tuple[type[BaseException], ...] = (asyncio.CancelledError,)
+    if on_trio():
+        cancellations += (anyio.get_cancelled_exc_class(),)
+    if not isinstance(exc, BaseExceptionGroup):
+        return isinstance(exc, cancellations)
+    cancelled, rest = exc.split(cancellations)
+    return cancelled is not None and isinstance(rest, Exception | None)
+
+
+def first_of(exc: BaseException, *, errors: bool) -> BaseException | None:
+    """The first that is an :class:`Exception`, or the first that is none, in a group or by itself."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return exc if isinstance(exc, Exception) is errors else None
+    return next((found for each in exc.exceptions if (found := first_of(each, errors=errors)) is not None), None)
+
+
+def name_of(exc: BaseException) -> str:
+    """What to call a failure that is of cancellations: the error beside them says more than the group."""
+    names = (type(found).__name__ for errors in (True, False) if (found := first_of(exc, errors=errors)) is not None)
+    return " beside ".join(names)
 
 
 async def raise_swallowed(requests: int) -> None:

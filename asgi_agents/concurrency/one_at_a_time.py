@@ -13,6 +13,11 @@ class OneAtATime:
         self._lock = RLock()
         self._under_way: SharedEvent | None = None
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a task is doing it."""
+        return self._under_way is not None
+
     def begin(self) -> SharedEvent | None:
         """Begin the work: None means that the caller does it, and calls :meth:`end` afterwards.
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from threading import RLock, get_ident
 from typing import Generic, Protocol, TypeVar
 
+import anyio
 from anyio.lowlevel import RunVar
 
 from .background import on_trio
@@ -23,6 +24,17 @@ class Closable(Protocol):
 C = TypeVar("C", bound=Closable)
 
 
+class _Kept(Generic[C]):
+    """The object of an event loop, and the generator that closes it; None: that is under way."""
+
+    __slots__ = ("closed", "connections", "generator")
+
+    def __init__(self, connections: C, generator: AsyncGenerator[C, None]) -> None:
+        self.connections = connections
+        self.generator: AsyncGenerator[C, None] | None = generator
+        self.closed = anyio.Event()
+
+
 class PerEventLoop(Generic[C]):
     """One object of ``make`` for each event loop, closed when that event loop ends.
 
@@ -33,7 +45,7 @@ class PerEventLoop(Generic[C]):
 
     def __init__(self, make: Callable[[], C]) -> None:
         self._make = make
-        self._current: RunVar[tuple[C, AsyncGenerator[C, None]] | None]
+        self._current: RunVar[_Kept[C] | None]
         self._current = RunVar("asgi_agents.connections", default=None)
         # The latest result of `peek`, with its thread and event loop. To ask asyncio or a RunVar for the running event
         # loop takes longer than the rest of a call's bookkeeping: both ask the system for the process id each time.
@@ -59,23 +71,34 @@ class PerEventLoop(Generic[C]):
         if current is None:
             return None
         if not on_trio():
-            self._latest = get_ident(), weakref.ref(asyncio.get_running_loop()), current[0]
-        return current[0]
+            self._latest = get_ident(), weakref.ref(asyncio.get_running_loop()), current.connections
+        return current.connections
 
     async def get(self) -> C:
         """The object of the running event loop; made if it has none yet."""
         current = self._current.get()
         if current is None:
             generator = self._keep()
-            current = await anext(generator), generator
+            current = _Kept(await anext(generator), generator)
             self._current.set(current)
-        return current[0]
+        return current.connections
 
     async def aclose(self) -> None:
-        """Close the object of the running event loop, if there is one; :meth:`get` makes a new one."""
+        """Close the object of the running event loop, if there is one; :meth:`get` makes a new one once it is closed.
+
+        It may be closed by several users at a time: all wait until it is.
+        """
         current = self._current.get()
-        if current is not None:
-            await current[1].aclose()
+        if current is None:
+            return
+        generator, current.generator = current.generator, None
+        if generator is None:
+            await current.closed.wait()
+            return
+        try:
+            await generator.aclose()
+        finally:
+            current.closed.set()
 
     async def aclose_everywhere(self) -> None:
         """Call :meth:`aclose` on every event loop, and wait for it on the running one only."""

@@ -279,7 +279,7 @@ async def _serve(choices: Choices) -> None:
                 decode_answer(payload, spoken, EventType.CONFIGURE)
         connection.connection_lost(None)
         assert not service.connections
-        assert service.unanswered == 0
+        assert not service.owes
         tasks.cancel_scope.cancel()
 
 

@@ -19,7 +19,8 @@ from asgi_agents.exchange.scope import (
     new_id,
     request_headers_event,
 )
-from asgi_agents.observability.redaction import is_secret_header, redact_secrets
+from asgi_agents.observability.redaction import redact_secrets
+from asgi_agents.observability.secret_names import is_secret_name
 from asgi_agents.observability.trace_context import remote_context
 from asgi_agents.protocol import TOKEN, Encoding, Headers, decode_event, encode_event
 from asgi_agents.transports import HttpTransport, StreamTransport
@@ -49,7 +50,7 @@ def redaction(data: bytes) -> None:
     # A scheme and what it had in place of its credentials are a blank apart, whatever was between them before.
     assert set(once) <= set(text) | set(" [redacted]"), "it makes something up"
     assert redact_secrets(once) == once, "it leaves something to be found"
-    assert is_secret_header(text) in (True, False)
+    assert is_secret_name(text) in (True, False)
 
 
 def audit(data: bytes) -> None:

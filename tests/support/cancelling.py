@@ -6,6 +6,9 @@ from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any
 
+import anyio
+from anyio.lowlevel import checkpoint
+
 
 @types.coroutine
 def cancelling(
@@ -25,3 +28,16 @@ def cancelling(
         except BaseException as exc:
             step = partial(call.throw, exc)
     raise AssertionError
+
+
+async def kept_cancellation() -> BaseException:
+    """A cancellation that had its time and place elsewhere, as the result of a task may be."""
+    kept: list[BaseException] = []
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await checkpoint()
+        except BaseException as exc:
+            kept.append(exc)
+            raise
+    return kept[0]
