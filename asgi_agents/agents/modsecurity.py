@@ -2,18 +2,16 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack
-
-from anyio import CapacityLimiter, to_thread
-from anyio.lowlevel import RunVar
+from typing import TYPE_CHECKING, Final
 
 from ..agent import Agent
+from ..concurrency.own_threads import OwnThreads
 from ..errors import ConfigurationError
 from ..imports.extras import from_extra
 from ..policy import require_int
 from ..protocol import (
     AgentResponse,
+    AuditMetadata,
     EventType,
     RequestBodyChunkEvent,
     RequestCompleteEvent,
@@ -21,15 +19,15 @@ from ..protocol import (
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
 )
+from .modsecurity_arguments import MAX_ARGUMENTS
 
 if TYPE_CHECKING:
     from .modsecurity_transaction import Transaction
 
-_Given = TypeVarTuple("_Given")
-_Result = TypeVar("_Result")
-
 #: How many requests at a time have a transaction, unless it is given.
 MAX_TRANSACTIONS: Final = 4096
+# No failure: whoever opens many requests would choose how it ends, and open the breaker for everybody.
+_FORGOTTEN: Final = AgentResponse.block(503, audit=AuditMetadata(reason_codes=["waf", "too-many-requests"]))
 
 
 class ModSecurity(Agent):
@@ -38,7 +36,8 @@ class ModSecurity(Agent):
         AgentConfig("waf", ModSecurity(crs="/usr/share/modsecurity-crs"))
 
     The audit record has the ids and tags of the rules that have matched, also of requests that pass. The engine runs in
-    threads, with a transaction for each request, which is freed when that has ended. Needs the ``modsecurity`` extra.
+    threads, with a transaction for each request, which is freed when that has ended. It holds Python's lock meanwhile:
+    serve the agent in a process of its own where attackers reach it. Needs the ``modsecurity`` extra.
 
     :param rules: files of rules, or patterns of their names, in their order.
     :param text: rules as text. They come last, so that ``SecRuleRemoveById`` finds what it removes.
@@ -48,7 +47,10 @@ class ModSecurity(Agent):
     :param before: rules as text that stand before those of the Core Rule Set: thresholds and exclusions by request.
     :param responses: whether responses are judged too.
     :param threads: how many threads of an event loop run the engine at a time; further calls wait.
-    :param max_transactions: how many requests have one at a time. Beyond it, the oldest loses its own, and fails.
+    :param max_transactions: how many requests have one at a time. Beyond it, the oldest loses its own, and is
+        refused with 503.
+    :param max_arguments: how many names with values a request may have for the engine, in query, header fields, cookies
+        and body together, with 50 bytes of names for each. One with more is refused with 400.
     :raises ConfigurationError: for rules that can't be loaded, and without the extra.
     """
 
@@ -63,6 +65,7 @@ class ModSecurity(Agent):
         responses: bool = False,
         threads: int = 4,
         max_transactions: int = MAX_TRANSACTIONS,
+        max_arguments: int = MAX_ARGUMENTS,
     ) -> None:
         with from_extra("ModSecurity", "modsecurity", ConfigurationError):
             from .modsecurity_rules import load
@@ -70,14 +73,17 @@ class ModSecurity(Agent):
         require_int("ModSecurity", "paranoia_level", paranoia_level, at_least=1)
         require_int("ModSecurity", "threads", threads, at_least=1)
         require_int("ModSecurity", "max_transactions", max_transactions, at_least=1)
+        require_int("ModSecurity", "max_arguments", max_arguments, at_least=1)
         if paranoia_level > 4:
             raise ConfigurationError(f"ModSecurity: paranoia_level={paranoia_level}, expected 1 to 4")
         self._rules = load(rules, text, crs, paranoia_level, before, responses=responses)
-        self._begin: Callable[[RequestHeadersEvent], Transaction] = partial(Begun, self._rules)
+        self._begin: Callable[[RequestHeadersEvent], Transaction] = lambda event: Begun(
+            self._rules, event, max_arguments
+        )
         self._responses = responses
-        self._threads = threads
+        # A call whose deadline has passed is waited for, so that the threads stay few.
+        self._threads = OwnThreads(threads)
         self._max_transactions = max_transactions
-        self._limiter: RunVar[CapacityLimiter] = RunVar("ModSecurity")
         # An agent that is down is not told that a request has ended: so that the oldest are forgotten at some time.
         self._open: OrderedDict[str, Transaction] = OrderedDict()
 
@@ -93,26 +99,29 @@ class ModSecurity(Agent):
         self._open[event.correlation_id] = transaction
         while len(self._open) > self._max_transactions:
             self._open.popitem(last=False)
-        return await self._run(transaction.request_head)
+        return await self._threads.run(transaction.request_head)
 
     async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse:
-        return await self._run(self._open[event.correlation_id].request_body, event.data, event.is_last)
+        transaction = self._open.get(event.correlation_id)
+        return (
+            _FORGOTTEN
+            if transaction is None
+            else await self._threads.run(transaction.request_body, event.data, event.is_last)
+        )
 
     async def on_response_headers(self, event: ResponseHeadersEvent) -> AgentResponse:
-        return await self._run(self._open[event.correlation_id].response_head, event)
+        transaction = self._open.get(event.correlation_id)
+        return _FORGOTTEN if transaction is None else await self._threads.run(transaction.response_head, event)
 
     async def on_response_body_chunk(self, event: ResponseBodyChunkEvent) -> AgentResponse:
-        return await self._run(self._open[event.correlation_id].response_body, event.data, event.is_last)
+        transaction = self._open.get(event.correlation_id)
+        return (
+            _FORGOTTEN
+            if transaction is None
+            else await self._threads.run(transaction.response_body, event.data, event.is_last)
+        )
 
     async def on_request_complete(self, event: RequestCompleteEvent) -> None:
         transaction = self._open.pop(event.correlation_id, None)
         if transaction is not None:
-            await self._run(transaction.end)
-
-    async def _run(self, function: Callable[[Unpack[_Given]], _Result], *given: *_Given) -> _Result:
-        """In a thread. A call whose deadline has passed is waited for: so one transaction never has two threads."""
-        limiter = self._limiter.get(None)
-        if limiter is None:
-            limiter = CapacityLimiter(self._threads)
-            self._limiter.set(limiter)
-        return await to_thread.run_sync(function, *given, limiter=limiter)
+            await self._threads.run(transaction.end)

@@ -1,51 +1,26 @@
 """The rules of ModSecurity, and where those of the OWASP Core Rule Set are found."""
 
 import glob
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from libmodsecurity import ModSecurity, RulesSet
 
 from ..errors import ConfigurationError
 from ..messages.naming import kind_of, named
+from .modsecurity_own_rules import BASE, END, PARANOIA, RESPONSES
+from .modsecurity_texts import RuleTexts, included, texts_of
 from .settings import require_strings
 
-#: What a request with a body is judged at, and no other: so that none is said to be XML that is empty.
-PORT_WITH_BODY: Final = 80
-#: What stands before all other rules. A body that the engine can't read is refused: apps may read it in another way.
-BASE: Final = r"""
-SecRule REQUEST_HEADERS:Content-Type "@rx ^application/(?:[a-z0-9._-]+\+)?json" \
-    "id:99101,phase:1,pass,nolog,t:none,t:lowercase,ctl:requestBodyProcessor=JSON"
-SecRule SERVER_PORT "@eq 80" "id:99106,phase:1,pass,nolog,t:none,chain"
-    SecRule REQUEST_HEADERS:Content-Type "@rx ^[a-z]+/(?:[a-z0-9._-]+\+)?xml" \
-        "t:none,t:lowercase,ctl:requestBodyProcessor=XML"
-SecRule REQBODY_ERROR "!@eq 0" "id:99107,phase:2,deny,status:400,log,t:none,msg:'The request body can not be read'"
-"""
-#: What stands behind all other rules. A rule that has met a limit of the engine was passed over: that is what an
-#: attacker would want, and a failure of the agent would let everybody open its breaker. So the request is refused.
-#: Of two settings the engine takes the first: these hold where no rules say otherwise. Without, it would judge nothing.
-END: Final = """
-SecRuleEngine On
-SecRequestBodyAccess On
-SecRule TX:/^MSC_/ "!@streq 0" "id:99102,phase:2,deny,log,t:none,msg:'A limit of the engine was met'"
-SecRule TX:/^MSC_/ "!@streq 0" "id:99103,phase:3,deny,log,t:none,msg:'A limit of the engine was met'"
-SecRule TX:/^MSC_/ "!@streq 0" "id:99104,phase:4,deny,log,t:none,msg:'A limit of the engine was met'"
-"""
-_RESPONSES: Final = """
-SecResponseBodyAccess On
-SecResponseBodyMimeType text/plain text/html text/xml application/json application/problem+json
-"""
-# The first names are those of CRS 3, the others those of CRS 4.
-_PARANOIA: Final = (
-    'SecAction "id:99105,phase:1,pass,nolog,t:none,setvar:tx.paranoia_level={0},'
-    'setvar:tx.blocking_paranoia_level={0},setvar:tx.detection_paranoia_level={0}"'
-)
 _DEBIAN: Final = Path("/usr/share/modsecurity-crs")
 _DEBIAN_SETUP: Final = Path("/etc/modsecurity/crs/crs-setup.conf")
 #: The wheel was built without a database of places, and refuses rules that ask for one.
 _NEEDS_PLACES: Final = "@geoLookup"
+#: What the engine says of rules that it was given as text.
+_NO_FILE: Final = "<<reference missing or not informed>>"
 
 
 @cache
@@ -61,7 +36,14 @@ def _discard(message: str) -> None:
     """The audit record has the ids and tags of the rules; the text of the message quotes the request."""
 
 
-def load(rules: object, text: str, crs: object, paranoia_level: int, before: str, *, responses: bool) -> RulesSet:
+class Rules(NamedTuple):
+    """What the engine has loaded, and what the rules say of themselves, by id."""
+
+    engine: RulesSet
+    texts: Mapping[int, RuleTexts]
+
+
+def load(rules: object, text: str, crs: object, paranoia_level: int, before: str, *, responses: bool) -> Rules:
     """All rules in their order.
 
     :raises ConfigurationError: for rules that can't be read or parsed, and where there is none.
@@ -69,22 +51,35 @@ def load(rules: object, text: str, crs: object, paranoia_level: int, before: str
     loaded = RulesSet()
     _text(loaded, "the rules of the agent", BASE)
     count = 0
+    read: list[Path] = []
     if crs is not None:
         if not isinstance(crs, str):
             raise ConfigurationError(f"ModSecurity: crs={named(crs)}, expected the name of a directory")
         setup, files = _core_rule_set(Path(crs))
         _file(loaded, setup)
-        _text(loaded, "the rules of the agent", _PARANOIA.format(paranoia_level))
+        _text(loaded, "the rules of the agent", PARANOIA.format(paranoia_level))
         _text(loaded, "before", before)
         count = sum(_file(loaded, file) for file in files)
+        read += files
     elif before:
         raise ConfigurationError("ModSecurity: before is for what stands before the Core Rule Set, expected crs")
-    count += sum(_file(loaded, file) for file in _given(require_strings("ModSecurity", "rules", rules)))
+    given = [*_given(require_strings("ModSecurity", "rules", rules))]
+    count += sum(_file(loaded, file) for file in given)
     count += _text(loaded, "text", text)
     if not count:
         raise ConfigurationError("ModSecurity: there are no rules, expected crs, rules or text")
-    _text(loaded, "the rules of the agent", END + (_RESPONSES if responses else ""))
-    return loaded
+    _text(loaded, "the rules of the agent", END + (RESPONSES if responses else ""))
+    return Rules(loaded, texts_of([BASE, END, *_written(before, text, (*read, *given))]))
+
+
+def _written(before: str, text: str, files: Sequence[Path]) -> Iterator[str]:
+    seen = set(files)
+    for rules, beside in (
+        *((rules, None) for rules in (before, text)),
+        *((file.read_text("utf-8", "replace"), file.parent) for file in files),
+    ):
+        yield rules
+        yield from included(rules, beside, seen)
 
 
 def _core_rule_set(directory: Path) -> tuple[Path, Sequence[Path]]:
@@ -109,16 +104,20 @@ def _given(patterns: Sequence[str]) -> Iterator[Path]:
 
 
 def _file(rules: RulesSet, path: Path) -> int:
-    return _checked(rules, rules.load_from_uri(str(path)))
+    return _checked(rules, str(path), rules.load_from_uri(str(path)))
 
 
 def _text(rules: RulesSet, where: str, text: object) -> int:
     if not isinstance(text, str):
         raise ConfigurationError(f"ModSecurity: {where} is {kind_of(text)}, expected text")
-    return _checked(rules, rules.load(text)) if text else 0
+    return _checked(rules, where, rules.load(text)) if text else 0
 
 
-def _checked(rules: RulesSet, count: int) -> int:
+def _checked(rules: RulesSet, where: str, count: int) -> int:
     if count < 0:
-        raise ConfigurationError(f"ModSecurity: {' '.join(rules.get_parser_error().split())}")
+        fault = " ".join(rules.get_parser_error().split()).replace(f"File: {_NO_FILE}. ", "")
+        # The engine names a file. Of a text it knows nothing but the line in it, and what that names it looks for
+        # beside no file.
+        fault = re.sub(rf", '{_NO_FILE}[^']*'", "", fault)
+        raise ConfigurationError(f"ModSecurity: {fault if where in fault else f'{where}: {fault}'}")
     return count

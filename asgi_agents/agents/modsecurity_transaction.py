@@ -1,22 +1,23 @@
-"""One request and its response, as ModSecurity judges them. Its methods block, and are called one after the other."""
+"""One request and its response, as ModSecurity judges them. Its methods block, one thread at a time."""
 
-import re
-from collections.abc import Iterable
-from typing import Any, Final
-from xml.parsers import expat
+from threading import Lock
+from typing import Any
 
-from libmodsecurity import RulesSet
-from libmodsecurity import Transaction as EngineTransaction
 from msgspec.structs import replace
 
-from ..protocol import AgentResponse, AuditMetadata, Headers, RequestHeadersEvent, ResponseHeadersEvent
-from .modsecurity_rules import PORT_WITH_BODY, engine
-
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_XML: Final = re.compile(r"[a-z]+/(?:[a-z0-9._-]+\+)?xml", re.IGNORECASE)
-_UNREADABLE: Final = AgentResponse.block(400, audit=AuditMetadata(reason_codes=("waf", "unreadable_xml")))
-# Of a request that matches everything, the record has these many rules and tags.
-_MOST: Final = 64
+from ..protocol import AgentResponse, RequestHeadersEvent, ResponseHeadersEvent
+from .modsecurity_alone import alone
+from .modsecurity_arguments import MAX_ARGUMENTS, Arguments
+from .modsecurity_audit import answer_of, denial_of
+from .modsecurity_bodies import Check, check_of
+from .modsecurity_fields import may_have_body
+from .modsecurity_head import begin
+from .modsecurity_json import Json, is_json, may_be_json
+from .modsecurity_multipart import Multipart
+from .modsecurity_own_rules import PORT_TOO_MANY, PORT_UNREADABLE, PORT_WITH_BODY, PORT_WITH_FORM, PORT_WITH_JSON
+from .modsecurity_response import ShownResponse, done
+from .modsecurity_rules import Rules
+from .modsecurity_types import APPS_MAY_READ_JSON, kind_of
 
 
 class Transaction:
@@ -26,126 +27,122 @@ class Transaction:
     second transaction of the engine judges head and body together, and takes back what the first one has denied.
     """
 
-    def __init__(self, rules: RulesSet, event: RequestHeadersEvent) -> None:
+    def __init__(self, rules: Rules, event: RequestHeadersEvent, max_arguments: int = MAX_ARGUMENTS) -> None:
+        #: That of the engine is not made for two threads.
+        self.lock = Lock()
         self._rules = rules
         self._event = event
-        self._protocol = event.metadata.protocol
-        # The type checker knows the texts that the engine takes. It takes bytes as well, which are what was sent.
         self._engine: Any = None
         self._denied_without_body: AgentResponse | None = None
-        self._has_body = False
-        # The engine writes what is wrong in XML to standard error, with the line of it: it is given no such XML.
-        is_xml = any(map(_XML.match, event.headers.get("content-type", ())))
-        self._xml = expat.ParserCreate(namespace_separator=" ") if is_xml else None
+        # Tells the rules what there is of a body, and with which of these the next piece begins to be judged.
+        self._port = 0
+        self._begin: int | None = PORT_WITH_BODY
+        self._arguments = Arguments(max_arguments)
+        self._is_bare = False
+        self._kind = kind_of(types := event.headers.get("content-type", ()))
+        self._check = check_of(self._kind, self._arguments, types)
+        # What comes of a body that may be JSON, although nobody says so, until that is known.
+        self._held = bytearray() if self._kind in APPS_MAY_READ_JSON else None
+        self._response = ShownResponse(event.metadata.protocol)
 
+    @alone
     def request_head(self) -> AgentResponse:
-        denied = self._head()
-        if denied is not None:
+        if not may_have_body(self._event):
+            self._response.forget()
+        if not self._arguments.add_head(self._event):
+            self._is_bare, self._begin, self._held = True, None, None
+            return self._not_given()
+        if denied := self._head():
             return denied
         answer = self._request_is_complete()
-        if answer.is_allow or not _may_have_body(self._event):
+        if answer.is_allow or not may_have_body(self._event):
             return answer
         self._denied_without_body = replace(answer, needs_more=True)
         return self._denied_without_body
 
+    @alone
     def request_body(self, data: bytes, is_last: bool) -> AgentResponse:
-        if not self._has_body:
-            self._has_body = True
-            denied = self._head()
-            if denied is not None:
+        answer = self._request_body(data, is_last)
+        if is_last:
+            self._response.forget()
+        return answer
+
+    def _request_body(self, data: bytes, is_last: bool) -> AgentResponse:
+        if self._held is None:
+            answer = self._judged(data, is_last)
+            form = self._check.as_form() if is_last and isinstance(self._check, Multipart) else None
+            return answer if form is None else self._also(answer, PORT_WITH_FORM, None, form)
+        self._held += data
+        begins = may_be_json(self._held, is_last=is_last)
+        if begins is not False and not is_last:
+            return self._so_far()
+        data, self._held = bytes(self._held), None
+        if not begins or not is_json(data):
+            return self._judged(data, is_last)
+        self._begin, self._check = PORT_WITH_JSON, Json(self._arguments)
+        answer = self._judged(data, is_last)
+        # It may be a form as well, for other apps.
+        check = check_of(self._kind, self._arguments)
+        return answer if check is None else self._also(answer, PORT_WITH_BODY, check, data)
+
+    def _also(self, answer: AgentResponse, port: int, check: Check | None, data: bytes) -> AgentResponse:
+        """Judged in another way, unless it was denied already."""
+        if not answer.is_allow:
+            return answer
+        self._begin, self._check = port, check
+        other = self._judged(data, True)
+        return answer if other.is_allow and not other.audit.rule_ids else other
+
+    def _judged(self, data: bytes, is_last: bool) -> AgentResponse:
+        if self._port in (PORT_UNREADABLE, PORT_TOO_MANY):
+            # Where the rules let it pass, nobody can judge it.
+            return self._answer()
+        if self._begin is not None:
+            if self._response.is_lost:
+                return self._not_given()
+            self._port, self._begin = self._begin, None
+            if denied := self._head():
                 return denied
-        if self._xml is not None and not _continues(self._xml, data, is_last):
-            return _UNREADABLE
-        _done(self._engine.append_request_body(data))
-        if is_last:
-            return self._request_is_complete()
+        given = data if self._check is None else self._check.read(data, is_last=is_last)
+        if given is None:
+            return self._not_given()
+        done(self._engine.append_request_body(given))
         # The engine may say that it is too long.
-        return self._denied() or self._denied_without_body or self._allowed()
+        return self._request_is_complete() if is_last else self._so_far()
 
+    def _not_given(self) -> AgentResponse:
+        """So that the rules say what is done about it."""
+        self._port = PORT_TOO_MANY if self._arguments.are_too_many else PORT_UNREADABLE
+        return self._head() or self._answer()
+
+    def _so_far(self) -> AgentResponse:
+        return denial_of(self._rules, self._engine) or self._denied_without_body or self._answer()
+
+    @alone
     def response_head(self, event: ResponseHeadersEvent) -> AgentResponse:
-        for name, value in _fields(event.headers):
-            _done(self._engine.add_response_header(name, value))
-        _done(self._engine.process_response_headers(event.status, self._protocol))
-        return self._denied() or self._allowed()
+        self._response.head(self._engine, event)
+        return self._answer()
 
+    @alone
     def response_body(self, data: bytes, is_last: bool) -> AgentResponse:
-        _done(self._engine.append_response_body(data))
-        if is_last:
-            _done(self._engine.process_response_body())
-        return self._denied() or self._allowed()
+        self._response.body(self._engine, data, is_last)
+        return self._answer()
 
+    @alone
     def end(self) -> None:
         """The last phase, in which the engine writes its audit log, if the rules want one."""
         if self._engine is not None:
-            _done(self._engine.process_logging())
+            done(self._engine.process_logging())
             self._engine = None
 
     def _head(self) -> AgentResponse | None:
-        about = self._event.metadata
-        self._engine = EngineTransaction(engine(), self._rules, about.correlation_id)
-        version = self._protocol.removeprefix("HTTP/")
-        port = PORT_WITH_BODY if self._has_body else 0
-        # Over a Unix socket there is no address: this is nobody's, which no rule takes for one that it knows.
-        _done(self._engine.process_connection(about.client_ip or "0.0.0.0", about.client_port, "127.0.0.1", port))  # noqa: S104
-        _done(self._engine.process_uri(self._event.uri.encode("latin-1"), self._event.method, version))
-        for name, value in _fields(self._event.headers):
-            _done(self._engine.add_request_header(name, value))
-        _done(self._engine.process_request_headers())
-        return self._denied()
+        self._engine = begin(self._rules, self._event, self._port, is_bare=self._is_bare)
+        self._response.again(self._engine)
+        return denial_of(self._rules, self._engine)
 
     def _request_is_complete(self) -> AgentResponse:
-        _done(self._engine.process_request_body())
-        return self._denied() or self._allowed()
+        done(self._engine.process_request_body())
+        return self._answer()
 
-    def _denied(self) -> AgentResponse | None:
-        intervention = self._engine.intervention()
-        if intervention is None or not intervention.disruptive:
-            return None
-        audit = self._audit(("waf",))
-        if intervention.url:
-            status = intervention.status if intervention.status in _REDIRECTS else 302
-            return AgentResponse.redirect(intervention.url, status, audit=audit)
-        return AgentResponse.block(intervention.status if intervention.status >= 400 else 403, audit=audit)
-
-    def _allowed(self) -> AgentResponse:
-        audit = self._audit(())
-        return AgentResponse.allow(audit=audit) if audit.rule_ids else AgentResponse.allow()
-
-    def _audit(self, reasons: tuple[str, ...]) -> AuditMetadata:
-        """Never what has matched: that is what the client sent."""
-        matched = self._engine.get_rule_messages()
-        return AuditMetadata(
-            rule_ids=_first(str(message.rule_id) for message in matched),
-            tags=_first(tag for message in matched for tag in message.tags),
-            reason_codes=reasons,
-        )
-
-
-def _continues(parser: expat.XMLParserType, data: bytes, is_last: bool) -> bool:
-    try:
-        parser.Parse(data, is_last)
-    except expat.ExpatError:
-        return False
-    return True
-
-
-def _may_have_body(event: RequestHeadersEvent) -> bool:
-    """HTTP/1 says so in the head, other versions need not."""
-    if not event.metadata.protocol.startswith("HTTP/1") or "transfer-encoding" in event.headers:
-        return True
-    return event.header("content-length") not in (None, "0")
-
-
-def _first(items: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(items))[:_MOST]
-
-
-def _fields(headers: Headers) -> Iterable[tuple[bytes, bytes]]:
-    for name, values in headers.items():
-        for value in values:
-            yield name.encode("latin-1"), value.encode("latin-1")
-
-
-def _done(result: int) -> None:
-    if not result:
-        raise RuntimeError("ModSecurity has failed")
+    def _answer(self) -> AgentResponse:
+        return answer_of(self._rules, self._engine)

@@ -12,10 +12,12 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
+import anyio.to_thread
 import pytest
 
 from asgi_agents import AgentConfig, AuditRecord, ConfigurationError, EventType
 from asgi_agents.agents import ModSecurity
+from asgi_agents.protocol import Headers, ResponseBodyChunkEvent, ResponseHeadersEvent
 from tests.stream_agents.processes import PythonProcess, until
 from tests.support.asgi import App, Client, body, guarded, start
 from tests.unjudged.asking import PATIENCE, Echo, Session, ask, ask_again, config
@@ -316,22 +318,34 @@ async def test_a_transaction_is_freed_when_its_request_has_ended(target: str, mo
     app = guarded(App(), config(ModSecurity(text=EVIL)))
     for _ in range(3):
         await ask_again(app, post(b"b=1", FORM_TYPE, target=target))
+    # A thread that has said its result may still be about to forget what it was given: it has when it runs again.
+    await anyio.to_thread.run_sync(int)
     gc.collect()
     assert [transaction() for transaction in made] == [None] * 3
 
 
-async def test_no_more_transactions_are_kept_than_allowed() -> None:
-    """Those of requests whose end the agent was not told."""
-    waf = ModSecurity(text=EVIL, max_transactions=1)
-    app, slow = guarded(App(), config(waf)), Client("POST", headers=[FORM_TYPE], unfinished=True)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ask_again, app, slow)
-        with anyio.fail_after(PATIENCE):
-            while not waf._open:  # noqa: ASYNC110
-                await anyio.sleep(0.001)
-        assert (await ask_again(app, get("/"))).status == 200
-        slow.give(b"a=1")
-    assert slow.status == 503
+@pytest.mark.parametrize("failure_mode", ["closed", "open"])
+async def test_a_request_whose_transaction_is_given_up_is_refused_and_is_no_failure(failure_mode: str) -> None:
+    """Those of requests whose end the agent was not told are given up. Whoever opens many would choose how it ends."""
+    waf = ModSecurity(text=EVIL, max_transactions=1, responses=True)
+    app, records = App(), list[AuditRecord]()
+    guard = guarded(app, config(waf, failure_mode=failure_mode), on_audit=records.append)
+    for _ in range(6):
+        slow = Client("POST", headers=[FORM_TYPE], unfinished=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_again, guard, slow)
+            with anyio.fail_after(PATIENCE):
+                while not waf._open:  # noqa: ASYNC110
+                    await anyio.sleep(0.001)
+            assert (await ask_again(guard, get("/"))).status == 200
+            slow.give(b"a=evil")
+        assert slow.status == 503
+    assert all(answer.failure is None for record in records for answer in record.answers)
+    assert records[-1].answers[-1].reason_codes == ["waf", "too-many-requests"]
+    head = ResponseHeadersEvent(correlation_id="none", status=200, headers=Headers())
+    assert not (await waf.on_response_headers(head)).is_allow
+    chunk = ResponseBodyChunkEvent(correlation_id="none", data=b"a", is_last=True)
+    assert not (await waf.on_response_body_chunk(chunk)).is_allow
 
 
 async def test_the_engine_writes_its_audit_log_where_the_rules_want_one(tmp_path: Path) -> None:
@@ -373,7 +387,9 @@ async def test_a_higher_paranoia_level_finds_more() -> None:
     [
         ({}, "there are no rules"),
         ({"text": "# none"}, "there are no rules"),
-        ({"text": "SecRule"}, "Rules error"),
+        ({"text": "SecRule"}, "text: Rules error. Line: 1. Column: "),
+        ({"text": f"{EVIL}\n\nNope\n"}, "text: Rules error. Line: 3. Column: "),
+        ({"text": "Include /nowhere"}, r"text: Rules error\. Line: 1\. .* Looking at: '/nowhere', '/nowhere'\.$"),
         ({"text": 1}, "text is "),
         ({"crs": 1}, "crs=1, expected the name"),
         ({"rules": "a.conf"}, "rules='a.conf'"),
@@ -388,6 +404,26 @@ async def test_a_higher_paranoia_level_finds_more() -> None:
 def test_rules_that_can_not_work_are_a_configuration_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^ModSecurity: {message}"):
         ModSecurity(**options)
+
+
+def test_a_mistake_in_rules_is_said_to_be_where_it_is(tmp_path: Path) -> None:
+    good, bad, outer = (tmp_path / name for name in ("good.conf", "bad.conf", "outer.conf"))
+    good.write_text(EVIL)
+    bad.write_text("\nSecRule X")
+    outer.write_text(f"Include {bad}")
+    crs = str(installed())
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"crs": crs, "before": "SecRule X"}, "before: Rules error. Line: 1. "),
+        ({"crs": crs, "text": "SecRule X"}, "text: Rules error. Line: 1. "),
+        ({"rules": [str(good)], "text": "SecRule X"}, "text: Rules error. Line: 1. "),
+        ({"rules": [str(good), str(bad)], "text": EVIL}, f"Rules error. File: {bad}. Line: 2. "),
+        ({"rules": [str(outer)]}, f"{outer}: Rules error. File: {bad}. Line: 2. "),
+    ]
+    for options, begin in cases:
+        with pytest.raises(ConfigurationError) as raised:
+            ModSecurity(**options)
+        assert str(raised.value).startswith(f"ModSecurity: {begin}")
+        assert "reference missing" not in str(raised.value)
 
 
 def test_responses_are_not_asked_for_unless_they_are_judged() -> None:
