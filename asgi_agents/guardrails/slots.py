@@ -50,15 +50,19 @@ class Window(RedactedRepr, frozen=True):
     :ivar start: how many code points of the slot precede ``text``.
     :ivar fresh: an index into ``text``. Finds begin there or later: ``pattern.finditer(window.text, window.fresh)``.
     :ivar final: whether the slot ends with ``text``.
+    :ivar going_on: the beginning of a redaction that ends at ``fresh``, and was longer than ``hold`` or filled its
+        window: as many code points as ``hold``, and at least 256, if it has them. What it covers may go on: redact that
+        from ``fresh``, without a text. Empty: there is none.
     """
 
     text: str
     start: int = 0
     fresh: int = 0
     final: bool = True
+    going_on: str = ""
 
     def __repr__(self) -> str:
-        return redacted_repr(self, text=size_of(self.text))
+        return redacted_repr(self, text=size_of(self.text), going_on=size_of(self.going_on))
 
 
 class Redact(RedactedRepr, frozen=True):

@@ -15,6 +15,7 @@ from .slots import Block, Decision, Flag, Redact, Slot, Window
 CONTEXT: Final = "window.context"
 START: Final = "window.start"
 FINAL: Final = "window.final"
+GOING_ON: Final = "window.going_on"
 KIND: Final = "slot.kind"
 ROLE: Final = "slot.role"
 TOOL: Final = "slot.tool"
@@ -114,6 +115,7 @@ def window_of(event: GuardrailInspectEvent) -> Window:
         int(start) if start.isdecimal() and len(start) < 20 else 0,
         len(context),
         event.metadata.get(FINAL, "true") == "true",
+        event.metadata.get(GOING_ON, ""),
     )
 
 
@@ -122,11 +124,34 @@ def metadata_of(window: Window, slot: Slot) -> dict[str, str]:
     said = {START: str(window.start), FINAL: "true" if window.final else "false", KIND: slot.kind}
     if window.fresh:
         said[CONTEXT] = window.text[: window.fresh]
+    if window.going_on:
+        said[GOING_ON] = window.going_on
     if slot.role is not None:
         said[ROLE] = slot.role
     if slot.tool is not None:
         said[TOOL] = slot.tool
     return said
+
+
+def outside(
+    event: WindowEvent, answer: GuardrailResponse | None
+) -> tuple[GuardrailInspectEvent, GuardrailResponse | None]:
+    """The event and the answer as agents in other processes have them: an event of the protocol, and detections.
+
+    Nothing else may leave the process, into a recording, say: who knows the protocol alone does not know the window.
+    """
+    asked = GuardrailInspectEvent(
+        correlation_id=event.correlation_id,
+        inspection_type=event.inspection_type,
+        content=event.content,
+        model=event.model,
+        categories=sorted(event.categories),
+        route_id=event.route_id,
+        metadata={**event.metadata, **metadata_of(event.window, event.slot)},
+    )
+    if isinstance(answer, Decisions):
+        answer = _answer(answer.decisions, event.window)
+    return asked, answer
 
 
 def _answer(decisions: Sequence[Decision], window: Window) -> GuardrailResponse:

@@ -16,7 +16,7 @@ from the beginning of the slot.
 - No find that counts crosses the limit: if one does, the limit moves back to where it begins, and so to where the finds
   begin that overlap it. So the next window is judged from there, and windows that were asked for already are judged
   again. A find longer than ``hold``, or in a window that can't grow, counts as it is; the next window begins at its
-  end.
+  end. If it was longer than ``hold``, the next window says how it began: it may go on there, and go on again.
 - Everything before the limit of a window whose verdict is applied may leave. Verdicts are applied in order.
 
 For a detector that honours ``fresh``, and whose finds are at most ``hold`` long with all that they look at, this gives
@@ -38,6 +38,10 @@ from .slots import Block, Decision, Redact, Window
 
 #: How many code points of context are kept beyond those that are needed, before they are cut off.
 _SLACK: Final = 512
+#: How many code points are told of what goes on, where `hold` is less. By what is in `hold` a find is known.
+_TOLD: Final = 256
+#: How many code points that have left last `settled` sees again where something goes on.
+_SEEN_AGAIN: Final = 128
 
 
 class WindowLimits(Struct, frozen=True, kw_only=True):
@@ -112,6 +116,7 @@ class SlotWindows:
         "_final_until",
         "_flagged",
         "_fresh",
+        "_going_on",
         "_limits",
         "_new",
         "_next",
@@ -151,6 +156,8 @@ class SlotWindows:
         self._parts: deque[tuple[int, str]] = deque()
         self._edits = Edits()
         self._flagged = 0
+        # Where a redaction has ended that may go on, and how it began.
+        self._going_on = (-1, "")
         # Where a window has ended that seemed to be the last one.
         self._final_until = -1
         # Whether `settled` has not failed yet.
@@ -284,6 +291,9 @@ class SlotWindows:
 
     def _settled(self, settled: Callable[[str], int], begin: int, end: int) -> int:
         start = begin if begin != self._final_until else self._before(begin)
+        if begin == self._going_on[0]:
+            # Something may have begun in what went on, such as a name before what is assigned to it.
+            start = max(self._before(begin), begin - _SEEN_AGAIN)
         text = self._joined()[start - self._base : end - self._base]
         try:
             count = settled(text)
@@ -306,10 +316,11 @@ class SlotWindows:
         text = self._joined()[start - self._base : end - self._base]
         # Behind text that was taken for all of the slot, finds that begin in it count as far as they reach out of it.
         # But who judges a slot as a whole can't say where anything is.
-        fresh = start if begin == self._final_until and not self._limits.whole else begin
+        going_on = self._going_on[1] if begin == self._going_on[0] else ""
+        fresh = start if begin == self._final_until and not (self._limits.whole or going_on) else begin
         if final:
             self._final_until = end
-        asked = AskedWindow(Window(text, start, fresh - start, final), begin, limit)
+        asked = AskedWindow(Window(text, start, fresh - start, final, going_on), begin, limit)
         self._asked.append(asked)
         self._next, self._seen = limit, end
         return asked
@@ -321,6 +332,7 @@ class SlotWindows:
     def _apply(self, asked: AskedWindow) -> None:
         shift, limit = asked.window.start, asked.limit
         redactions: list[tuple[int, int, str]] = []
+        found: list[tuple[int, str, int]] = []
         for decision in asked.decisions or ():
             if isinstance(decision, Block):
                 self.blocked = decision
@@ -335,6 +347,7 @@ class SlotWindows:
                 continue
             if isinstance(decision, Redact):
                 redactions.append((max(start, asked.fresh), end, decision.text))
+                found.append((start, decision.text, end))
             elif start >= self._flagged or start == end:
                 self._flagged = max(self._flagged, end)
                 self.found.append(Found(start, end, decision.category))
@@ -342,8 +355,13 @@ class SlotWindows:
         if finds and finds[-1][1] > limit:
             limit = self._crossed(asked, redactions, finds)
         self._edits.add(finds)
-        self.found += [Found(start, end) for start, end, _ in finds]
-        if limit != asked.limit:
+        # What only goes on was found before.
+        known = 1 if finds and asked.window.going_on and finds[0][0] == asked.fresh and not finds[0][2] else 0
+        self.found += [Found(start, end) for start, end, _ in finds[known:]]
+        going_on = self._beginning(asked, found, limit) if finds and finds[-1][1] == limit else ""
+        if limit > asked.fresh:
+            self._going_on = (limit, going_on) if going_on else (-1, "")
+        if limit != asked.limit or going_on:
             self._judge_again(asked, limit)
         self._fresh = limit
         self._cut_off()
@@ -359,6 +377,18 @@ class SlotWindows:
             return end
         finds.pop()
         return start
+
+    def _beginning(self, asked: AskedWindow, found: list[tuple[int, str, int]], limit: int) -> str:
+        """How the redaction that ends at ``limit`` began, if it may go on there; otherwise nothing."""
+        told = asked.window.going_on
+        if told and (asked.fresh, "", limit) in found:
+            return told
+        start = min(start for start, _, end in found if end == limit)
+        # One that is short and ends before the limit was seen with what follows it.
+        if not (told and start < asked.fresh) and limit <= asked.limit and limit - start <= self._limits.hold:
+            return ""
+        told_until = min(limit, start + max(_TOLD, self._limits.hold))
+        return self._joined()[start - self._base : told_until - self._base]
 
     def _judge_again(self, asked: AskedWindow, limit: int) -> None:
         """The next window begins at ``limit``, and not where the window after ``asked`` does."""

@@ -108,10 +108,11 @@ def test_a_prompt_with_a_secret_is_refused_before_the_app_runs() -> None:
     assert (client.post("/v1/chat/completions", json=body).status_code, called) == (200, [1])
 
 
-def test_lines_settle_and_the_lines_of_a_key_do_not() -> None:
+def test_words_settle_and_the_lines_of_a_key_do_not() -> None:
     settled = Secrets().settled
-    assert settled("one line") == 0
-    assert settled("one\ntwo") == 4
+    assert settled("one") == 0
+    assert settled("one line") == 4
+    assert settled("one\ntwo ") == 8
     assert settled("one\n-----BEGIN RSA PRIVATE KEY-----\nMIIE\n") == 4
     assert settled(f"one\n{KEY}") == 4
     assert settled(f"one\n{KEY}\n") == len(KEY) + 5

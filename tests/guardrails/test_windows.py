@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asgi_agents.errors import AgentProtocolError
@@ -350,3 +350,96 @@ def test_memory_stays_flat() -> None:
 def test_limits_that_can_not_work(fields: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"expected"):
         WindowLimits(**fields)  # type: ignore[arg-type]
+
+
+# A find without an end of its own: it goes on over windows, as a private key does.
+_REGION = re.compile(r"<[^>]*>?")
+
+
+def regions(window: Window) -> Sequence[Decision]:
+    text, begin = window.text, window.fresh
+    found: list[Decision] = []
+    if window.going_on:
+        assert re.match(r"<[^>]*\Z", window.going_on)
+        if text[begin - 1] != ">":
+            begin = text.find(">", window.fresh) + 1 or len(text)
+            found.append(Redact(window.fresh, begin))
+    found += [Redact(match.start(), match.end(), "[region]") for match in _REGION.finditer(text, begin)]
+    return found
+
+
+def before_a_region(text: str) -> int:
+    return len(text) if (begun := re.search(r"<[^>]*\Z", text)) is None else begun.start()
+
+
+@given(
+    st.lists(st.sampled_from(["<", ">", "a", "b ", "<a>", "a" * 30, "<" + "b" * 25, "><", "\n" * 90]), max_size=20).map(
+        "".join
+    ),
+    st.integers(1, 20),
+    st.integers(1, 60),
+    st.booleans(),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_what_goes_on_over_windows_is_redacted_to_its_end(
+    text: str, hold: int, more: int, eager: bool, settles: bool, rng: random.Random
+) -> None:
+    limits = WindowLimits(
+        hold=hold, window=hold + more, eager=eager, settled=before_a_region if settles else None, in_flight=3
+    )
+    windows = SlotWindows(limits)
+    out = judge(windows, cut(text, rng), regions, rng)
+    assert "".join(after for _, after in out) == _REGION.sub("[region]", text)
+    # However many windows it goes over, it is one find.
+    assert len(windows.found) == len(_REGION.findall(text))
+
+
+def test_what_goes_on_behind_a_slot_that_seemed_to_have_ended_is_redacted() -> None:
+    windows = SlotWindows(WindowLimits(hold=10, window=30, eager=True, settled=before_a_region))
+    left = []
+    for part in ("a <" + "b" * 20, "c> d"):
+        windows.resume()
+        windows.feed(part, 0.0)
+        windows.finish()
+        asked = windows.ask(0.0)
+        assert asked is not None
+        windows.verdict(asked, regions(asked.window))
+        left += [after for _, after in windows.released()]
+    assert left == ["a [region]", " d"]
+
+
+# One that is known by how it begins, which may be as long as what is held back.
+_MARKED = re.compile(r"<m*[ab][^>]*>?")
+
+
+def marked(window: Window) -> Sequence[Decision]:
+    text, begin = window.text, window.fresh
+    found: list[Decision] = []
+    if re.match(r"<m*[ab]", window.going_on) and text[begin - 1] != ">":
+        begin = text.find(">", begin) + 1 or len(text)
+        found.append(Redact(window.fresh, begin))
+    found += [Redact(match.start(), match.end(), "[marked]") for match in _MARKED.finditer(text, begin)]
+    return found
+
+
+@given(
+    st.lists(st.sampled_from(["m", "a", "b ", ">", "<", "<ma", "m" * 90, "m" * 270, "c" * 500]), max_size=20).map(
+        "".join
+    ),
+    st.integers(0, 400),
+    st.integers(0, 100),
+    st.integers(1, 500),
+    st.integers(0, 2**32),
+)
+@example("", 85, 0, 100, 0)
+@example("", 300, 0, 100, 0)
+def test_of_what_goes_on_all_is_told_by_which_it_is_known(
+    text: str, length: int, more: int, longer: int, seed: int
+) -> None:
+    text += "<" + "m" * length + "a" + "b" * 1000 + "> and more"
+    longest = max(map(len, re.findall(r"<m*[ab]?", text)))
+    limits = WindowLimits(hold=longest + more, window=longest + more + longer, in_flight=3)
+    rng = random.Random(seed)  # noqa: S311
+    out = judge(SlotWindows(limits), cut(text, rng), marked, rng)
+    assert "".join(after for _, after in out) == _MARKED.sub("[marked]", text)

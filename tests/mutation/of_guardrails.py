@@ -208,4 +208,23 @@ GUARDRAILS: Final = (
         "A message of a websocket is lost when the app gives up sending another.",
         ("tests/guardrails/wired/test_websockets.py::test_a_send_that_is_given_up_loses_no_message_of_others",),
     ),
+    Defect(
+        "long-find-is-forgotten-where-its-window-ends",
+        "guardrails/windows.py",
+        "self._going_on = (limit, going_on) if going_on else",
+        "self._going_on =",
+        "Of a private key that is longer than a window the rest leaves.",
+        (
+            "tests/guardrails/test_windows.py::test_what_goes_on_over_windows_is_redacted_to_its_end",
+            "tests/agents/test_secrets_long.py::test_none_leaves_in_part_however_long_it_is",
+        ),
+    ),
+    Defect(
+        "each-token-of-a-run-is-read-to-its-end",
+        "agents/secrets.py",
+        "        if end <= last:\n",
+        "        if False:\n",
+        "A message that is a run of tokens stops the event loop for the square of its length.",
+        ("tests/agents/test_secrets_time.py::test_no_run_of_tokens_takes_more_than_its_length",),
+    ),
 )
