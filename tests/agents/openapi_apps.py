@@ -138,6 +138,10 @@ def routes(app: FastAPI) -> FastAPI:
     async def converted(n: Annotated[int, Path(le=9)], rest: str) -> str:
         return rest
 
+    @app.get("/numbers/{n:int}")
+    async def numbers(n: int) -> str:
+        return "ok"
+
     @app.get("/words/{word}")
     async def words(word: int) -> str:
         return "ok"
@@ -147,6 +151,10 @@ def routes(app: FastAPI) -> FastAPI:
         await websocket.accept()
         await websocket.send_text("hello")
         await websocket.close()
+
+    @app.websocket("/sockets/{name}")
+    async def other_socket(websocket: WebSocket, name: str) -> None:
+        await socket(websocket)
 
     @app.post("/form")
     async def form(

@@ -43,6 +43,7 @@ SKIP: Final = AgentResponse.allow(skip_body=True)
 #: Not all of a body is there: it waits.
 HOLD: Final = AgentResponse.block(422, needs_more=True)
 UNDOCUMENTED: Final = Violation("undocumented", "", "undocumented", status=404)
+UNREADABLE_PATH: Final = Violation("path", "", "unreadable", status=400)
 #: Something that is not described, where that may run.
 PASSED: Final = AgentResponse.allow(skip_body=True, audit=AuditMetadata(tags=("openapi", "undocumented")))
 

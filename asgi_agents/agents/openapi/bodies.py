@@ -10,8 +10,11 @@ from .answers import Violation
 from .document import ApiDocument, below, branches_of
 from .values import MOST, Reader
 
-# Steps into a value, from its root to what is wrong in it.
+# Steps into a value, from its root to what is wrong in it: at least so many, and more as long as a body is short. Each
+# of them looks at all that is below, so that a long body that is deep would take as long as many.
+_LEAST_STEPS: Final = 8
 _MOST_STEPS: Final = 64
+_MOST_BYTES: Final = 4 * 1024 * 1024
 #: Keywords that say something by themselves, the telling ones first.
 _ALONE: Final = (
     *("type", "enum", "const", "pattern", "maxLength", "minLength", "maximum", "exclusiveMaximum", "minimum"),
@@ -32,12 +35,16 @@ _TYPES: Final = {
 }
 
 
-def violations(document: ApiDocument, pointer: str, value: Any) -> list[Violation]:
-    """What of a body does not conform. Cheap where it does: the library's own reports take seconds for large ones."""
+def violations(document: ApiDocument, pointer: str, value: Any, length: int = 1) -> list[Violation]:
+    """What of a body does not conform. Cheap where it does: the library's own reports take seconds for large ones.
+
+    :param length: of the body, in bytes. Of a long one less is said of where it is wrong.
+    """
     if document.is_valid(pointer, value):
         return []
+    steps = min(_MOST_STEPS, max(_LEAST_STEPS, _MOST_BYTES // max(length, 1)))
     with suppress(ConfigurationError):
-        return list(islice(_find(document, pointer, value, "", _MOST_STEPS), MOST))
+        return list(islice(_find(document, pointer, value, "", steps), MOST))
     # A schema with an id of its own has references that only the library follows.
     return [Violation("body", "", "invalid", pointer)]
 
@@ -91,12 +98,10 @@ def _children(document: ApiDocument, pointer: str, schema: Any, value: Any) -> I
     elif isinstance(value, list):
         first = len(schema.get("prefixItems", ()))
         for index, item in enumerate(value):
-            if index < first:
-                yield index, item, below(pointer, "prefixItems", index)
-            elif isinstance(schema.get("items"), dict):
-                yield index, item, below(pointer, "items")
-            else:
+            if index >= first and not isinstance(schema.get("items"), dict):
                 return
+            keys = ("prefixItems", index) if index < first else ("items",)
+            yield index, item, below(pointer, *keys)
 
 
 def _clear(document: ApiDocument, pointer: str, value: Any) -> tuple[str, Any]:

@@ -9,20 +9,26 @@ from typing import Any, Final, NamedTuple
 from ...errors import ConfigurationError
 from ...messages.naming import named
 from ...protocol import RequestHeadersEvent
+from .answers import UNREADABLE_PATH, Violation
 from .document import ApiDocument, below, line_of
+from .leaves import UnreadablePathError
 from .mounts import described_app, described_within
 from .operation import Operation
-from .paths import Paths, TemplatePaths, is_preflight
+from .paths import Paths, TemplatePaths, methods_of
 from .routes import DescribedRoutes
 
 METHODS: Final = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
 
 
 class Target(NamedTuple):
-    """What a request is for, with the values of the path's parameters. Without operation: nothing that is described."""
+    """What a request is for, with the values of the path's parameters. Without operation: nothing that is described.
+
+    :ivar wrong: what is wrong with the path, where nothing can be found by it.
+    """
 
     operation: Operation | None
     values: Mapping[str, Any]
+    wrong: Violation | None = None
 
 
 class Description:
@@ -46,8 +52,8 @@ class Description:
                 root = source if isinstance(source, Mapping) else _read_file(Path(source))
                 document = ApiDocument(root)
                 _check_paths(document)
-                self._paths = TemplatePaths(document.root.get("paths", {}), root_path)
                 self._add(None, document)
+                self._paths = TemplatePaths([(path, method) for _, path, method in self._operations], root_path)
         except (AttributeError, KeyError, TypeError, RecursionError) as exc:
             # What is no schema has none that it could be held to.
             raise ConfigurationError("OpenApiValidation: the description is not made as OpenAPI says") from exc
@@ -56,16 +62,21 @@ class Description:
 
     def find(self, event: RequestHeadersEvent) -> Target | None:
         """What a request is for; None: the app answers it itself, with 404, 405, a redirect or its own pages."""
-        method = event.method.lower()
+        try:
+            return self._find(event)
+        except UnreadablePathError:
+            return Target(None, {}, UNREADABLE_PATH)
+
+    def _find(self, event: RequestHeadersEvent) -> Target | None:
         found = self._paths.find(event)
         if found is None:
             return None
         key = None if found.app is None else id(found.app)
-        for one in (method, "get") if method == "head" else (method,):
-            operation = self._operations.get((key, found.path or "", one))
+        for method in methods_of(event):
+            operation = self._operations.get((key, found.path or "", method))
             if operation is not None:
                 return Target(operation, found.values)
-        return None if is_preflight(event) else Target(None, {})
+        return None if self._paths.is_answered(event) else Target(None, {})
 
     def _add(self, key: int | None, document: ApiDocument) -> None:
         for path, method, pointer, shared in _operations_of(document):

@@ -9,6 +9,7 @@ import jsonschema_rs
 
 from ...errors import ConfigurationError
 from ...messages.naming import named
+from .unique_items import UniqueItems, forget
 
 #: Where the description is known to the library. Nothing is ever read from there, nor from anywhere else.
 _BASE: Final = "urn:asgi-agents:openapi"
@@ -37,7 +38,7 @@ class ApiDocument:
             self._registry = jsonschema_rs.Registry([(_BASE, self.root)], retriever=_nothing)
         except (TypeError, ValueError, RecursionError) as exc:
             raise ConfigurationError(f"OpenApiValidation: the description is no JSON: {line_of(exc)}") from None
-        self._keywords = dict(keywords or {})
+        self._keywords: dict[str, type[Any]] = {"uniqueItems": UniqueItems, **(keywords or {})}
         self._validators: dict[tuple[str, str | None], jsonschema_rs.Draft202012Validator] = {}
 
     def is_valid(self, pointer: str, value: Any, keyword: str | None = None) -> bool:
@@ -47,6 +48,8 @@ class ApiDocument:
         except UnicodeEncodeError:
             # Half of a surrogate pair, which is no text: some encodings of multipart forms have it.
             return False
+        finally:
+            forget()
 
     def prepare(self, pointer: str, keyword: str | None = None) -> jsonschema_rs.Draft202012Validator:
         """Compile a schema, or one keyword of it that has no schemas in it.

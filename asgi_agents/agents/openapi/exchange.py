@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from anyio import CapacityLimiter, to_thread
-from anyio.lowlevel import RunVar
-
+from ...concurrency.own_threads import OwnThreads
 from ...errors import AgentError
 from ...protocol import RequestHeadersEvent, ResponseHeadersEvent
 from ...protocol.events import BodyChunkEvent
@@ -23,25 +21,6 @@ _AT_ONCE: Final = 16 * 1024
 _NO_BODY: Final = frozenset({204, 205, 304})
 
 
-class Threads:
-    """Where large bodies are judged, so that the event loop goes on.
-
-    :param number: of an event loop that run at a time; further bodies wait.
-    """
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-        self._limiter: RunVar[CapacityLimiter] = RunVar("OpenApiValidation")
-
-    async def judge(self, judge: Judge, data: bytes) -> list[Violation]:
-        """A call whose deadline has passed is waited for: so the threads stay few."""
-        limiter = self._limiter.get(None)
-        if limiter is None:
-            limiter = CapacityLimiter(self._number)
-            self._limiter.set(limiter)
-        return await to_thread.run_sync(judge, data, limiter=limiter)
-
-
 class JudgedBody:
     """A body that is judged once all of it is there."""
 
@@ -49,14 +28,14 @@ class JudgedBody:
         self._judge = judge
         self._pieces: list[bytes] = []
 
-    async def found(self, event: BodyChunkEvent, threads: Threads) -> list[Violation] | None:
+    async def found(self, event: BodyChunkEvent, threads: OwnThreads) -> list[Violation] | None:
         """What is wrong with it; None: more of it is to come."""
         self._pieces.append(event.data)
         if not event.is_last:
             return None
         data = b"".join(self._pieces)
         self._pieces = []
-        return self._judge(data) if len(data) <= _AT_ONCE else await threads.judge(self._judge, data)
+        return self._judge(data) if len(data) <= _AT_ONCE else await threads.run(self._judge, data)
 
 
 class JudgedExchange:
@@ -65,6 +44,7 @@ class JudgedExchange:
     def __init__(self, target: Target | None, method: str) -> None:
         self._operation = None if target is None else target.operation
         self._values = {} if target is None else target.values
+        self._wrong = None if target is None else target.wrong
         self._method = method
         #: None: it is not judged.
         self.request: JudgedBody | None = None
@@ -74,7 +54,7 @@ class JudgedExchange:
         """What is wrong, and what is if no body comes. Chooses what judges the body."""
         operation = self._operation
         if operation is None:
-            return [], []
+            return [] if self._wrong is None else [self._wrong], []
         found = operation.head(event, self._values)
         if operation.body is None:
             return found, []

@@ -38,7 +38,7 @@ def json_violations(document: ApiDocument, pointer: str, data: bytes) -> list[Vi
         value = _read_json(data)
     except _Unreadable as exc:
         return [Violation("body", "", str(exc), status=400)]
-    return violations(document, pointer, value)
+    return violations(document, pointer, value, len(data))
 
 
 def _read_json(data: bytes) -> Any:

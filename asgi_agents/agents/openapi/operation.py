@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
-from starlette.requests import cookie_parser
-
 from ...errors import ConfigurationError
 from ...protocol import RequestHeadersEvent, ResponseHeadersEvent
+from ..cookies import cookies_of
 from .answers import Violation
 from .connection import left_to_agents
 from .document import ApiDocument, below
@@ -68,6 +67,7 @@ class Operation:
             for parameter in parameters_of(document, where):
                 parameters[parameter.place, parameter.name] = parameter
         self._parameters = tuple(parameters.values())
+        self._cookies = {name for place, name in parameters if place == "cookie"}
         self.body = _bodies(document, below(self.pointer, "requestBody")) if "requestBody" in node else None
         self.responses = _responses(document, self.pointer, node)
 
@@ -82,12 +82,15 @@ class Operation:
             "path": {name: [value if isinstance(value, int | float) else str(value)] for name, value in path.items()},
             "query": query,
             "header": event.headers,
-            "cookie": {name: [value] for name, value in cookie_parser(event.header("cookie") or "").items()},
+            "cookie": {name: [value] for name, value in self._cookies_of(event).items()},
         }
         left = left_to_agents(event)
         held = (parameter for parameter in self._parameters if parameter.header not in left)
         found = (judge(self.document, parameter, given[parameter.place]) for parameter in held)
         return [violation for violation in found if violation is not None][:MOST]
+
+    def _cookies_of(self, event: RequestHeadersEvent) -> Mapping[str, str]:
+        return cookies_of(event.header("cookie") or "", self._cookies) if self._cookies else {}
 
 
 class DescribedResponse:

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from anyio import to_thread
-
 from ...agent import Agent
+from ...concurrency.own_threads import OwnThreads
 from ...errors import BadInput, ConfigurationError
 from ...imports.extras import from_extra
 from ...messages.naming import named
@@ -86,7 +85,7 @@ class OpenApiValidation(Agent):
         self._exchange = exchange.JudgedExchange
         self._description = None if description.is_app(source) else self._load()
         self._requests, self._responses, self._undocumented = requests, responses, undocumented
-        self._threads = exchange.Threads(threads)
+        self._threads = OwnThreads(threads)
         # An agent that is down is not told that a request has ended: so that the oldest are forgotten at some time.
         self._open: OrderedDict[str, JudgedExchange] = OrderedDict()
 
@@ -118,7 +117,7 @@ class OpenApiValidation(Agent):
                 self._open.popitem(last=False)
         if self._requests == "off":
             return None
-        if target is not None and target.operation is None:
+        if target is not None and target.operation is None and not found:
             return refusal([UNDOCUMENTED], "block") if self._undocumented == "block" else PASSED
         if without_body and not found:
             return refusal_without_body(without_body, self._requests, announced=announces_body(event))
@@ -145,5 +144,5 @@ class OpenApiValidation(Agent):
     async def _described(self) -> "Description":
         if self._description is None:
             # Describing a large app takes a second.
-            self._description = await to_thread.run_sync(self._load)
+            self._description = await self._threads.run(self._load)
         return self._description
