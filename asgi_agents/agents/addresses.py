@@ -8,21 +8,20 @@ name are one list (RFC 9110, section 5.3).
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from typing import Final
 
 from ..errors import ConfigurationError
-from ..messages.naming import named
-from ..protocol import RequestHeadersEvent
+from ..protocol import AgentResponse, AuditMetadata, RequestHeadersEvent
+from .networks import Address, Networks, untranslated
 from .settings import require_header, require_strings
-
-Address = IPv4Address | IPv6Address
-_Network = IPv4Network | IPv6Network
 
 #: Stands for a peer without an address among trusted proxies: one that comes over a Unix socket.
 UNIX: Final = "unix"
 #: What proxies tell the client's address in, unless they are configured otherwise.
 FORWARDED_FOR: Final = "x-forwarded-for"
+#: The answer of agents that go by the address to clients whose address nobody tells.
+ADDRESS_UNKNOWN: Final = AgentResponse.block(403, audit=AuditMetadata(reason_codes=("address_unknown",)))
 _PORT: Final = re.compile(r":[0-9]{1,5}\Z")
 # An IPv6 address with an IPv4 part, a zone id, brackets and a port is shorter.
 _MAX_LENGTH: Final = 100
@@ -33,7 +32,8 @@ def address_of(given: str) -> Address | None:
 
     Proxies write ports behind addresses, brackets around those of IPv6, and quotes around both. A zone id says which
     interface of the server an address was reached by, and is left out. An IPv4 address that is written as one of IPv6
-    (``::ffff:192.0.2.7``, RFC 4291, section 2.5.5.2) is the IPv4 address: sockets for both families give those.
+    (``::ffff:192.0.2.7``, RFC 4291, section 2.5.5.2) is the IPv4 address: sockets for both families give those. So is
+    one that a translator has written so (``64:ff9b::192.0.2.7``): a server of IPv6 alone has all IPv4 clients by it.
     """
     return _read(given) if len(given) <= _MAX_LENGTH else None
 
@@ -58,47 +58,7 @@ def _read(given: str) -> Address | None:
         address = ip_address(text)
     except ValueError:
         return None
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-class Networks:
-    """A set of addresses, given as networks. Thousands of them are looked through as fast as a few."""
-
-    def __init__(self, where: str, name: str, given: Iterable[str]) -> None:
-        # Of each version and length of prefix that there is, the prefixes as numbers.
-        self._prefixes: dict[int, dict[int, set[int]]] = {4: {}, 6: {}}
-        for text in require_strings(where, name, given):
-            network = _network_of(where, name, text)
-            prefix = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
-            self._prefixes[network.version].setdefault(network.prefixlen, set()).add(prefix)
-
-    def __contains__(self, address: Address) -> bool:
-        number, bits = int(address), address.max_prefixlen
-        return any(
-            number >> (bits - length) in prefixes for length, prefixes in self._prefixes[address.version].items()
-        )
-
-    def __bool__(self) -> bool:
-        return any(self._prefixes.values())
-
-    @property
-    def holds_all(self) -> bool:
-        """Whether all addresses of a version are in it."""
-        return any(0 in lengths for lengths in self._prefixes.values())
-
-
-def _network_of(where: str, name: str, text: str) -> _Network:
-    try:
-        network = ip_network(text)
-    except ValueError:
-        try:
-            right = str(ip_network(text, strict=False))
-        except ValueError:
-            right = "an address or a network such as 192.0.2.0/24 or 2001:db8::/32"
-        raise ConfigurationError(f"{where}: {name} contains {named(text)}, expected {right}") from None
-    if isinstance(network, IPv6Network) and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
-        return IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
-    return network
+    return getattr(address, "ipv4_mapped", None) or untranslated(address)
 
 
 class ClientAddress:

@@ -96,7 +96,11 @@ async def _take(limiter: RateLimiter, limits: Sequence[RateLimitItem], identifie
     for limit in limits:
         allowed = await limiter.hit(limit, *identifiers)
         stats = await limiter.get_window_stats(limit, *identifiers)
-        taken = Taken(allowed, limit, max(0, stats.remaining) if allowed else 0, stats.reset_time - time.time())
+        reset = stats.reset_time - time.time()
+        if reset <= 0 and isinstance(limiter, SlidingWindowCounterRateLimiter):
+            # It takes the rest of a division by the length of the window, of which all is left as it begins.
+            reset += limit.get_expiry()
+        taken = Taken(allowed, limit, max(0, stats.remaining) if allowed else 0, reset)
         if not allowed:
             return taken
         if nearest is None or taken.remaining < nearest.remaining:

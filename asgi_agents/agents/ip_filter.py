@@ -6,10 +6,10 @@ from typing import Final
 from ..agent import Agent
 from ..errors import ConfigurationError
 from ..protocol import AgentResponse, AuditMetadata, RequestHeadersEvent
-from .addresses import FORWARDED_FOR, ClientAddress, Networks
+from .addresses import ADDRESS_UNKNOWN, FORWARDED_FOR, ClientAddress
+from .networks import Networks
 
 _DENIED: Final = AgentResponse.block(403, audit=AuditMetadata(reason_codes=("address_denied",)))
-_UNKNOWN: Final = AgentResponse.block(403, audit=AuditMetadata(reason_codes=("address_unknown",)))
 
 
 class IpFilter(Agent):
@@ -47,7 +47,7 @@ class IpFilter(Agent):
     async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse | None:
         address = self._client.of(event)
         if address is None:
-            return _UNKNOWN
+            return ADDRESS_UNKNOWN
         if address in self._denied or (self._allowed and address not in self._allowed):
             return _DENIED
         return None

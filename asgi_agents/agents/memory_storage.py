@@ -45,7 +45,8 @@ class MemoryStorage(Storage, SlidingWindowCounterSupport, TimestampedSlidingWind
         return ValueError
 
     async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
-        return self._add(key, expiry, amount)
+        with self._lock:
+            return self._add(key, expiry, amount, time.time())
 
     async def get(self, key: str) -> int:
         count, until, _ = self._counts.get(key, (0, 0.0, 0.0))
@@ -69,43 +70,45 @@ class MemoryStorage(Storage, SlidingWindowCounterSupport, TimestampedSlidingWind
         return True
 
     async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        previous, previous_ttl, current, _ = self._window(key, expiry)
-        if floor(previous * previous_ttl / expiry) + current + amount > limit:
-            return False
-        # The count is that of the window before during the next one.
-        self._add(self.sliding_window_keys(key, expiry, time.time())[1], 2 * expiry, amount)
-        return True
+        now = time.time()
+        # Nobody else counts between the look and the step.
+        with self._lock:
+            previous, previous_ttl, current, _ = self._window(key, expiry, now)
+            if floor(previous * previous_ttl / expiry) + current + amount > limit:
+                return False
+            # The count is that of the window before during the next one.
+            self._add(self.sliding_window_keys(key, expiry, now)[1], 2 * expiry, amount, now)
+            return True
 
     async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
-        return self._window(key, expiry)
+        with self._lock:
+            return self._window(key, expiry, time.time())
 
     async def clear_sliding_window(self, key: str, expiry: int) -> None:
         for each in self.sliding_window_keys(key, expiry, time.time()):
             self._counts.pop(each, None)
 
-    def _window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+    # These are called with the lock held.
+
+    def _window(self, key: str, expiry: int, now: float) -> tuple[int, float, int, float]:
         """The counts of the window before and of the current one, and for how many seconds each matters."""
-        now = time.time()
         previous, current = (self._count(each, 2 * expiry, now) for each in self.sliding_window_keys(key, expiry, now))
         left = expiry - now % expiry
         return previous, left, current, left + expiry
 
     def _count(self, key: str, expiry: float, now: float) -> int:
-        with self._lock:
-            count, until, _ = self._counts.get(key, (0, 0.0, expiry))
-            return count if until > now else self._shared.find(key, expiry, now)[0]
+        count, until, _ = self._counts.get(key, (0, 0.0, expiry))
+        return count if until > now else self._shared.find(key, expiry, now)[0]
 
-    def _add(self, key: str, expiry: float, amount: int) -> int:
-        now = time.time()
-        with self._lock:
-            count, until, _ = self._counts.get(key, (0, 0.0, expiry))
-            if until <= now:
-                count, until = self._shared.find(key, expiry, now)
-                self._make_room(now)
-                until = until or now + expiry
-                heappush(self._ends, (until, key))
-            count += amount
-            self._counts[key] = count, until, expiry
+    def _add(self, key: str, expiry: float, amount: int, now: float) -> int:
+        count, until, _ = self._counts.get(key, (0, 0.0, expiry))
+        if until <= now:
+            count, until = self._shared.find(key, expiry, now)
+            self._make_room(now)
+            until = until or now + expiry
+            heappush(self._ends, (until, key))
+        count += amount
+        self._counts[key] = count, until, expiry
         return count
 
     def _make_room(self, now: float) -> None:

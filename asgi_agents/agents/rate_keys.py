@@ -9,7 +9,8 @@ from urllib.parse import unquote_to_bytes
 from ..errors import ConfigurationError
 from ..messages.naming import named
 from ..protocol import RequestHeadersEvent
-from .addresses import ClientAddress
+from .addresses import ClientAddress, address_of
+from .networks import Address
 from .settings import require_header, require_strings
 
 # The part of an IPv6 address that a provider gives to one customer (RFC 6177): the rest is for the customer to choose.
@@ -21,7 +22,7 @@ _Part = Callable[[RequestHeadersEvent], str]
 
 
 class RateKeys:
-    """Makes a short key of each request, from which nobody learns what it was made of."""
+    """Makes a short key of each request. What it was made of is found only by who tries it out."""
 
     def __init__(self, by: str | Sequence[str], user_header: str, client: ClientAddress) -> None:
         self._client = client
@@ -29,6 +30,9 @@ class RateKeys:
         names = (by,) if isinstance(by, str) else require_strings("RateLimit", "by", by)
         if not names:
             raise ConfigurationError(f"RateLimit: by={named(by)}, expected {_EXPECTED}")
+        #: The headers that are read, and those of them that clients must not choose.
+        self.headers: dict[str, None] = {}
+        self.trusted = frozenset({self._user_header} if "user" in names else ())
         self._parts = [self._part(name) for name in names]
 
     def key(self, event: RequestHeadersEvent) -> str:
@@ -37,7 +41,8 @@ class RateKeys:
 
     def of_peer(self, address: str) -> str:
         """What a connection of which nothing else is known is counted by: together with all others from there."""
-        return _short(f"peer {address}")
+        read = address_of(address)
+        return _short(f"peer {address if read is None else _customer(read)}")
 
     def _part(self, name: str) -> _Part:
         match name:
@@ -58,17 +63,23 @@ class RateKeys:
         if address is None:
             # All of them together: whoever hides where it comes from has no counter of its own.
             return "ip unknown"
-        if address.version == 6:
-            return f"ip {int(address) >> (128 - _IPV6_PREFIX):x}/{_IPV6_PREFIX}"
-        return f"ip {address}"
+        return f"ip {_customer(address)}"
 
     def _header(self, name: str) -> _Part:
+        self.headers[name] = None
+
         def of(event: RequestHeadersEvent) -> str:
             value = event.header(name)
             # Who sends none is counted by address.
             return f"{name}: {value}" if value else self._ip(event)
 
         return of
+
+
+def _customer(address: Address) -> str:
+    if address.version == 6:
+        return f"{int(address) >> (128 - _IPV6_PREFIX):x}/{_IPV6_PREFIX}"
+    return str(address)
 
 
 def _short(text: str) -> str:
@@ -81,5 +92,6 @@ def _path(event: RequestHeadersEvent) -> str:
     Decoded, as the app reads it, and without slashes and dot segments that frameworks or file systems pass over. Where
     an app takes two of these for different paths, they are counted together.
     """
-    path = unquote_to_bytes(event.uri.partition("?")[0])
+    # Python's `$`, with which Starlette ends its patterns, comes before a last line feed as well.
+    path = unquote_to_bytes(event.uri.partition("?")[0]).removesuffix(b"\n")
     return f"path {normpath(b'/' + path.strip(b'/'))!r}"

@@ -53,7 +53,8 @@ class RateLimit(Agent):
     :param strategy: ``"sliding-window-counter"`` also limits what comes around the change of two windows.
     :param messages: limits for the messages that a client sends over websockets, in all sessions of its together. One
         too many closes its session with 1008.
-    :param user_header: what ``"user"`` reads. Have the agent that sets it named in ``after``.
+    :param user_header: what ``"user"`` reads. Have the agent that sets it named in ``after``; the log warns of a route
+        where that is missing.
     :param trusted_proxies: as for :class:`IpFilter`, and ``forwarded_header``.
     :param max_keys: how many clients memory has counters for. Beyond it, those whose windows end first share a fixed
         number of counters: no client gets its count forgotten by sending many others, and some may reach their limit
@@ -83,6 +84,7 @@ class RateLimit(Agent):
         self._limits = parse("limits", limits)
         self._message_limits = [] if messages is None else parse("messages", messages)
         self._keys = RateKeys(by, user_header, ClientAddress("RateLimit", trusted_proxies, forwarded_header))
+        self.read_headers, self.trusted_headers = tuple(self._keys.headers), self._keys.trusted
         self._counters = counters_in(storage, strategy, max_keys)
         self._policy = HeaderOp.set(
             "ratelimit-policy",

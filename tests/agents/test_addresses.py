@@ -5,7 +5,9 @@ from ipaddress import ip_address
 import pytest
 
 from asgi_agents import ConfigurationError, RequestHeadersEvent
-from asgi_agents.agents.addresses import Address, ClientAddress, Networks, address_of
+from asgi_agents.agents import IpBan, IpFilter, RateLimit
+from asgi_agents.agents.addresses import ClientAddress, address_of
+from asgi_agents.agents.networks import Address, Networks, is_local
 from asgi_agents.testing import request_headers_event, request_metadata
 
 PROXIES = ["10.0.0.0/8", "2001:db8:ffff::/48"]
@@ -37,6 +39,14 @@ def client(peer: str, *forwarded: str, trusted: list[str] = PROXIES, header: str
         ("::FFFF:C000:207", "192.0.2.7"),
         ("[::ffff:192.0.2.7]:80", "192.0.2.7"),
         ("::ffff:192.0.2.7%eth0", "192.0.2.7"),
+        # As translators write it: NAT64, and SIIT.
+        ("64:ff9b::192.0.2.7", "192.0.2.7"),
+        ("[64:FF9B::C000:207]:443", "192.0.2.7"),
+        ("::ffff:0:192.0.2.7", "192.0.2.7"),
+        # Other prefixes are the operator's own, and nobody else knows them.
+        ("64:ff9b:1::192.0.2.7", "64:ff9b:1::c000:207"),
+        ("64:ff9b::1:192.0.2.7", "64:ff9b::1:c000:207"),
+        ("::192.0.2.7", "::c000:207"),
     ],
 )
 def test_an_address_is_read_however_servers_and_proxies_write_it(written: str, address: str) -> None:
@@ -115,6 +125,65 @@ def test_a_proxy_on_a_unix_socket_is_believed_where_it_is_trusted() -> None:
     assert client("testclient", "192.0.2.7", trusted=["unix"]) is None
 
 
+LOCAL = [
+    *("0.0.0.0", "10.0.0.1", "100.64.0.9", "127.0.0.1", "169.254.1.1", "172.16.0.1", "172.31.255.255", "192.168.1.1"),
+    *("::1", "fc00::1", "fd12:3456::1", "fe80::1"),
+]
+PUBLIC = [
+    *("8.8.8.8", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "172.15.0.1", "172.32.0.0"),
+    *("192.0.2.7", "203.0.113.1", "2001:db8::1", "2a00::1", "fec0::1"),
+]
+
+
+def test_what_is_local_is_said_alike_by_every_version_of_python() -> None:
+    assert [text for text in LOCAL if not is_local(ip_address(text))] == []
+    assert [text for text in PUBLIC if is_local(ip_address(text))] == []
+
+
+@pytest.mark.parametrize("local", [text for text in LOCAL if "." in text])
+@pytest.mark.parametrize("prefix", ["64:ff9b::", "::ffff:0:"])
+def test_nobody_is_a_proxy_of_this_site_by_an_address_that_no_translator_writes(prefix: str, local: str) -> None:
+    """RFC 6052, section 3.1. Whoever could send from it would be 127.0.0.1, which no peer elsewhere can be."""
+    written = f"{prefix}{local}"
+    assert client(written, "192.0.2.7", trusted=[local]) == ip_address(written)
+    assert Networks("Test", "allow", [local]).__contains__(ip_address(written)) is False
+
+
+@pytest.mark.parametrize("prefix", ["64:ff9b::", "::ffff:0:", "::ffff:"])
+async def test_clients_of_a_translator_are_as_many_as_they_are(prefix: str) -> None:
+    """Of one prefix all of them would be one client: one who is banned, or at its limit, would be everybody."""
+
+    def of(ip: str) -> RequestHeadersEvent:
+        return request_headers_event(uri="/.env", metadata=request_metadata(client_ip=f"{prefix}{ip}"))
+
+    ban, rate, allowed = IpBan(decoys=["/.env"]), RateLimit("1/hour"), IpFilter(allow=["192.0.2.0/24"])
+    for agent in (ban, rate):
+        await agent.on_request_headers(of("192.0.2.66"))
+    home = request_headers_event(metadata=request_metadata(client_ip=f"{prefix}192.0.2.7"))
+    assert await ban.on_request_headers(home) is None
+    assert (await rate.on_request_headers(home)).is_allow
+    assert await allowed.on_request_headers(home) is None
+    assert await allowed.on_request_headers(of("203.0.113.1")) is not None
+    # And one is the same client by all ways.
+    plain = request_headers_event(metadata=request_metadata(client_ip="192.0.2.66"))
+    assert await ban.on_request_headers(plain) is not None
+
+
+@pytest.mark.parametrize(
+    ("network", "right"),
+    [
+        ("64:ff9b::/96", "0.0.0.0/0"),
+        ("::ffff:0:0:0/96", "0.0.0.0/0"),
+        ("64:ff9b::192.0.2.0/120", "192.0.2.0/24"),
+        ("64:ff9b::192.0.2.7", "192.0.2.7/32"),
+    ],
+)
+def test_a_network_whose_addresses_are_read_as_others_is_a_configuration_error(network: str, right: str) -> None:
+    """It would hold nobody: what was denied by it would pass."""
+    with pytest.raises(ConfigurationError, match=f"whose addresses are read as the IPv4 addresses .* '{right}'"):
+        Networks("Test", "deny", [network])
+
+
 def test_another_header_may_tell_the_address() -> None:
     event = request_headers_event(
         headers={"X-Real-IP": "192.0.2.7", "x-forwarded-for": "203.0.113.1"},
@@ -161,10 +230,27 @@ def test_what_is_no_network_is_a_configuration_error(given: list[str], message: 
         Networks("Test", "allow", given)
 
 
-@pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0", "::ffff:0:0/96"])
-def test_to_trust_all_is_a_configuration_error(network: str) -> None:
+@pytest.mark.parametrize(
+    "networks",
+    [
+        ["0.0.0.0/0"],
+        ["::/0"],
+        ["::ffff:0:0/96"],
+        # However many parts it is given in.
+        ["0.0.0.0/1", "128.0.0.0/1"],
+        ["::/1", "8000::/1"],
+        ["::ffff:0:0/97", "128.0.0.0/1"],
+        [f"{number}.0.0.0/8" for number in range(256)],
+        ["128.0.0.0/1", "64.0.0.0/2", "0.0.0.0/3", "32.0.0.0/3"],
+    ],
+)
+def test_to_trust_all_is_a_configuration_error(networks: list[str]) -> None:
     with pytest.raises(ConfigurationError, match="anybody could choose the one to come from"):
-        ClientAddress("Test", ["10.0.0.1", network], "x-forwarded-for")
+        ClientAddress("Test", ["10.0.0.1", *networks], "x-forwarded-for")
+
+
+def test_to_trust_much_is_no_error() -> None:
+    ClientAddress("Test", ["0.0.0.0/1", *(f"{number}.0.0.0/8" for number in range(128, 255))], "x-forwarded-for")
 
 
 @pytest.mark.parametrize("header", ["forwarded", "Forwarded", "host", "x forwarded", ""])

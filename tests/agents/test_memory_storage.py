@@ -3,6 +3,7 @@
 import math
 import tracemalloc
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -175,3 +176,41 @@ def test_what_is_put_away_is_never_found_smaller_while_it_holds(puts: list[tuple
         assert len(shared._windows) <= 4
     shared.clear()
     assert shared.find("1", 60.0, now) == (0, 0.0)
+
+
+class Contended:
+    """A lock that another thread takes whenever it is free: what it does then happens in this one."""
+
+    def __init__(self, rival: Callable[[], object]) -> None:
+        self._rival = rival
+        self._held = False
+        self._rival_runs = False
+
+    def __enter__(self) -> None:
+        assert not self._held, "taken twice by one thread: it would wait for ever"
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+        if not self._rival_runs:
+            self._rival_runs = True
+            self._rival()
+            self._rival_runs = False
+
+
+@pytest.mark.parametrize("strategy", list(_STRATEGIES.values()))
+async def test_no_more_pass_where_event_loops_in_several_threads_count(
+    clock: Clock, strategy: type[RateLimiter]
+) -> None:
+    storage = MemoryStorage(10)
+    limiter, limit = strategy(storage), parse("5/hour")
+    passed: list[bool] = []
+
+    def rival() -> None:
+        with pytest.raises(StopIteration) as end:
+            limiter.hit(limit, "key").send(None)
+        passed.append(end.value.value)
+
+    storage._lock = Contended(rival)  # type: ignore[assignment]
+    passed += [await limiter.hit(limit, "key") for _ in range(10)]
+    assert passed.count(True) == 5

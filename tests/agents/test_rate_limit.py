@@ -114,6 +114,17 @@ OTHER_SPELLINGS = ["/a/b/", "//a/b", "/a//b", "/a/./b", "/./a/b", "/a/c/../b", "
 BOTH, ONE = [200, 200], [200, 429]
 
 
+@pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window-counter"])
+async def test_a_window_that_begins_has_all_of_its_time_before_it(clock: Clock, strategy: Any) -> None:
+    clock.now -= clock.now % 3600
+    agent = RateLimit("1/hour", strategy=strategy)
+    answers = [await agent.on_request_headers(asked()) for _ in range(2)]
+    assert [headers_of(answer)["ratelimit-reset"] for answer in answers] == ["3600", "3600"]
+    assert isinstance(answers[1].decision, Block)
+    assert answers[1].decision.headers is not None
+    assert answers[1].decision.headers["retry-after"] == "3600"
+
+
 @pytest.mark.parametrize(
     ("by", "first", "second", "expected"),
     [
@@ -141,6 +152,9 @@ BOTH, ONE = [200, 200], [200, 429]
         *[("path", asked(uri="/a/b"), asked(uri=uri), ONE) for uri in OTHER_SPELLINGS],
         ("path", asked(uri="/a/b"), asked(uri="/a%2fc/b"), BOTH),
         ("path", asked(uri="/"), asked(uri="//?"), ONE),
+        ("path", asked(uri="/a"), asked(uri="/a%0A"), ONE),
+        ("path", asked(uri="/a/"), asked(uri="/a/%0a?b"), ONE),
+        ("path", asked(uri="/a"), asked(uri="/a%0Ab"), BOTH),
         (["ip", "path"], asked("192.0.2.7", "/a"), asked("192.0.2.7", "/b"), BOTH),
         (["ip", "path"], asked("192.0.2.7", "/a"), asked("192.0.2.8", "/a"), BOTH),
         (["ip", "path"], asked("192.0.2.7", "/a"), asked("192.0.2.7", "/a"), ONE),
@@ -247,6 +261,26 @@ async def test_messages_of_a_session_whose_handshake_was_not_counted_have_a_coun
     answer = await agent.on_websocket_frame(frame)
     assert answer is not None
     assert not answer.is_allow
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        ("2001:db8::1", "2001:db8::2:3", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("192.0.2.7", "::ffff:192.0.2.7", True),
+        ("192.0.2.7", "192.0.2.8", False),
+        ("", "", True),
+    ],
+)
+async def test_such_messages_are_counted_by_the_same_addresses_as_requests(
+    clock: Clock, first: str, second: str, together: bool
+) -> None:
+    agent = RateLimit("1/hour", messages="1/hour")
+    assert await statuses(agent, asked(first, name="a"), asked(second, name="b")) == [200, 429 if together else 200]
+    frames = [websocket_frame_event("a", correlation_id=f"of {ip}", client_ip=ip) for ip in (first, second)]
+    answers = [await agent.on_websocket_frame(frame) for frame in frames]
+    assert [answer is None for answer in answers] == [True, not together]
 
 
 SESSION, REQUEST = "session", "request"

@@ -1,9 +1,9 @@
 """RateLimit with a real Redis, which is killed and started as it goes."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from itertools import count
-from pathlib import Path
 
 import anyio
 import pytest
@@ -38,23 +38,6 @@ _NUMBERS = count()
 PATIENCE = 60
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One that runs as long as these tests do."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """One to be started and killed."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
-
-
 # The client of Redis runs on asyncio alone; one test says what happens on trio.
 @pytest.fixture
 def anyio_backend() -> str:
@@ -81,9 +64,9 @@ def told(answer: AgentResponse) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window-counter"])
-async def test_all_processes_count_together(running: RedisServer, strategy: str) -> None:
+async def test_all_processes_count_together(running_redis: RedisServer, strategy: str) -> None:
     agent_id = f"rate-{next(_NUMBERS)}"
-    workers = [await limits(running.url, "3/hour", agent_id, strategy=strategy) for _ in range(3)]
+    workers = [await limits(running_redis.url, "3/hour", agent_id, strategy=strategy) for _ in range(3)]
     answers = [await worker.on_request_headers(asked()) for worker in workers]
     assert [told(answer)["ratelimit-remaining"] for answer in answers] == ["2", "1", "0"]
     denied = [await worker.on_request_headers(asked()) for worker in workers]
@@ -96,8 +79,8 @@ async def test_all_processes_count_together(running: RedisServer, strategy: str)
     assert await status(workers[0], asked("192.0.2.8")) == 200
 
 
-async def test_agents_of_one_redis_count_for_themselves(running: RedisServer) -> None:
-    first, second = [await limits(running.url, "1/hour", f"rate-{next(_NUMBERS)}") for _ in range(2)]
+async def test_agents_of_one_redis_count_for_themselves(running_redis: RedisServer) -> None:
+    first, second = [await limits(running_redis.url, "1/hour", f"rate-{next(_NUMBERS)}") for _ in range(2)]
     assert [await status(first, asked()), await status(second, asked()), await status(first, asked())] == [
         200,
         200,
@@ -105,9 +88,9 @@ async def test_agents_of_one_redis_count_for_themselves(running: RedisServer) ->
     ]
 
 
-async def test_messages_are_counted_there_too(running: RedisServer) -> None:
+async def test_messages_are_counted_there_too(running_redis: RedisServer) -> None:
     agent_id = f"rate-{next(_NUMBERS)}"
-    workers = [await limits(running.url, "9/hour", agent_id, messages="2/hour") for _ in range(2)]
+    workers = [await limits(running_redis.url, "9/hour", agent_id, messages="2/hour") for _ in range(2)]
     frame = websocket_frame_event("a", correlation_id="test")
     for worker in workers:
         await worker.on_request_headers(asked())
@@ -131,7 +114,7 @@ async def outcome(url: str) -> tuple[int, Mapping[str, str]]:
         return closed.rcvd.code if closed.rcvd else 0, {}
 
 
-async def test_websockets_of_a_real_server_are_limited(running: RedisServer) -> None:
+async def test_websockets_of_a_real_server_are_limited(running_redis: RedisServer) -> None:
     app = FastAPI()
 
     @app.websocket("/ws")
@@ -140,7 +123,7 @@ async def test_websockets_of_a_real_server_are_limited(running: RedisServer) -> 
         async for text in websocket.iter_text():
             await websocket.send_text(text)
 
-    limit = RateLimit("4/hour", messages="2/hour", storage=running.url, namespace=f"rate-{next(_NUMBERS)}")
+    limit = RateLimit("4/hour", messages="2/hour", storage=running_redis.url, namespace=f"rate-{next(_NUMBERS)}")
     protect(app, agents=[AgentConfig("rate", limit, timeout=30.0)])
     with serve(app) as url:
         outcomes = [await outcome(url) for _ in range(6)]
@@ -151,29 +134,29 @@ async def test_websockets_of_a_real_server_are_limited(running: RedisServer) -> 
     assert 0 < int(headers["retry-after"]) <= 3600
 
 
-async def test_redis_learns_neither_users_nor_tokens(running: RedisServer) -> None:
-    agent = await limits(running.url, "9/hour", "rate", by="header:x-token")
+async def test_redis_learns_neither_users_nor_tokens(running_redis: RedisServer) -> None:
+    agent = await limits(running_redis.url, "9/hour", "rate", by="header:x-token")
     await agent.on_request_headers(asked("203.0.113.77", **{"x-token": "hunter2"}))
-    keys = running.command("KEYS", "*")
+    keys = running_redis.command("KEYS", "*")
     assert b"rate/" in keys
     assert b"hunter2" not in keys
     assert b"203.0.113.77" not in keys
 
 
-async def test_counters_do_not_stay_in_redis(running: RedisServer) -> None:
-    agent = await limits(running.url, "9/second", f"rate-{next(_NUMBERS)}")
+async def test_counters_do_not_stay_in_redis(running_redis: RedisServer) -> None:
+    agent = await limits(running_redis.url, "9/second", f"rate-{next(_NUMBERS)}")
     await agent.on_request_headers(asked())
-    keys = [word for word in running.command("KEYS", "*rate-*second*").decode().split() if word[0] not in "*$"]
+    keys = [word for word in running_redis.command("KEYS", "*rate-*second*").decode().split() if word[0] not in "*$"]
     assert keys
-    assert all(running.command("PTTL", key)[:2] not in (b":-", b"") for key in keys)
+    assert all(running_redis.command("PTTL", key)[:2] not in (b":-", b"") for key in keys)
 
 
-async def test_the_connections_of_an_event_loop_are_closed_with_it(running: RedisServer) -> None:
+async def test_the_connections_of_an_event_loop_are_closed_with_it(running_redis: RedisServer) -> None:
     def connections() -> int:
-        return running.command("CLIENT", "LIST").count(b"\nid=")
+        return running_redis.command("CLIENT", "LIST").count(b"\nid=")
 
     before = connections()
-    agent = await limits(running.url, "9/hour", f"rate-{next(_NUMBERS)}")
+    agent = await limits(running_redis.url, "9/hour", f"rate-{next(_NUMBERS)}")
     for _ in range(20):
         await agent.on_request_headers(asked())
     assert connections() == before + 1
@@ -209,24 +192,26 @@ MODES = pytest.mark.parametrize(("mode", "while_down"), [("closed", (503, False)
 
 @MODES
 async def test_redis_that_is_down_at_start_is_the_failure_mode_and_no_crash(
-    server: RedisServer, mode: FailureModeName, while_down: tuple[int, bool], caplog: pytest.LogCaptureFixture
+    redis: RedisServer, mode: FailureModeName, while_down: tuple[int, bool], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "asgi_agents")
-    app = guarded(RateLimit("2/hour", storage=server.url), mode)
+    app = guarded(RateLimit("2/hour", storage=redis.url), mode)
     async with app.manager:
         assert [await ask(app) for _ in range(3)] == [while_down] * 3
-        assert "Redis has failed: ConnectionError" in caplog.text
-        assert server.url not in caplog.text
-        server.start()
+        assert re.search(
+            r"Redis at \S+ has failed: ConnectionError \((Connection refused|No such file or directory)\)", caplog.text
+        )
+        assert redis.url not in caplog.text
+        redis.start()
         await becomes(app, (429, True))
 
 
 @MODES
 async def test_redis_that_is_killed_under_load_and_comes_back(
-    server: RedisServer, mode: FailureModeName, while_down: tuple[int, bool]
+    redis: RedisServer, mode: FailureModeName, while_down: tuple[int, bool]
 ) -> None:
-    server.start()
-    app = guarded(RateLimit("1000000/hour", storage=server.url), mode)
+    redis.start()
+    app = guarded(RateLimit("1000000/hour", storage=redis.url), mode)
     seen: list[tuple[int | None, bool]] = []
     down: list[tuple[int | None, bool]] = []
     over = False
@@ -241,10 +226,10 @@ async def test_redis_that_is_killed_under_load_and_comes_back(
             tasks.start_soon(load)
         for _ in range(3):
             await becomes(app, (200, True))
-            server.kill()
+            redis.kill()
             await becomes(app, while_down)
             down += [await ask(app) for _ in range(20)]
-            server.start()
+            redis.start()
         await becomes(app, (200, True))
         over = True
     # Nobody was told anything else, and nothing reached the server as an exception.
@@ -257,40 +242,40 @@ async def test_redis_that_is_killed_under_load_and_comes_back(
 
 @MODES
 async def test_redis_that_does_not_answer_is_the_failure_mode(
-    server: RedisServer, mode: FailureModeName, while_down: tuple[int, bool]
+    redis: RedisServer, mode: FailureModeName, while_down: tuple[int, bool]
 ) -> None:
-    server.start()
-    app = guarded(RateLimit("1000/hour", storage=server.url), mode, timeout=0.2)
+    redis.start()
+    app = guarded(RateLimit("1000/hour", storage=redis.url), mode, timeout=0.2)
     async with app.manager:
         await becomes(app, (200, True))
-        server.halt()
+        redis.halt()
         assert await ask(app) == ((504, False) if mode == "closed" else while_down)
-        server.go_on()
+        redis.go_on()
         await becomes(app, (200, True))
 
 
-async def test_a_call_that_is_late_leaves_no_answer_for_another(server: RedisServer) -> None:
+async def test_a_call_that_is_late_leaves_no_answer_for_another(redis: RedisServer) -> None:
     """What Redis has been asked it answers, however late. Nobody else may be given that."""
-    server.start()
-    agent = await limits(server.url, "1000/hour", "rate", by="header:x-n")
+    redis.start()
+    agent = await limits(redis.url, "1000/hour", "rate", by="header:x-n")
     for _ in range(5):
         await agent.on_request_headers(asked(**{"x-n": "late"}))
     for number in range(5):
-        server.halt()
+        redis.halt()
         with anyio.move_on_after(0.05):
             async with anyio.create_task_group() as tasks:
                 for _ in range(3):
                     tasks.start_soon(agent.on_request_headers, asked(**{"x-n": "late"}))
-        server.go_on()
+        redis.go_on()
         answer = await agent.on_request_headers(asked(**{"x-n": f"other {number}"}))
         assert told(answer)["ratelimit-remaining"] == "999"
 
 
-async def test_on_trio_it_says_that_it_needs_asyncio(running: RedisServer) -> None:
+async def test_on_trio_it_says_that_it_needs_asyncio(running_redis: RedisServer) -> None:
     def on_trio() -> str:
         async def ask() -> str:
             with pytest.raises(AgentsError) as error:
-                await limits(running.url, "1/hour", "rate")
+                await limits(running_redis.url, "1/hour", "rate")
             return str(error.value)
 
         return anyio.run(ask, backend="trio")
@@ -301,8 +286,8 @@ async def test_on_trio_it_says_that_it_needs_asyncio(running: RedisServer) -> No
     )
 
 
-async def test_what_redis_says_is_not_in_the_failure(server: RedisServer) -> None:
-    server.start()
-    server.command("CONFIG", "SET", "requirepass", "hunter2")
-    with pytest.raises(AgentConnectionError, match="Redis has failed: AuthenticationError"):
-        await limits(server.url, "1/hour", "rate")
+async def test_what_redis_says_is_not_in_the_failure(redis: RedisServer) -> None:
+    redis.start()
+    redis.command("CONFIG", "SET", "requirepass", "hunter2")
+    with pytest.raises(AgentConnectionError, match=r"Redis at .* has failed: AuthenticationError$"):
+        await limits(redis.url, "1/hour", "rate")
