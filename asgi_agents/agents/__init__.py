@@ -14,6 +14,8 @@ from ..imports.lazy import lazy_names
 if TYPE_CHECKING:
     from .api_key import ApiKey, hash_key
     from .basic_auth import BasicAuth
+    from .geo_filter import GeoFilter
+    from .ip_ban import IpBan
     from .ip_filter import IpFilter
     from .jwt_auth import JwtAuth
     from .modsecurity import ModSecurity
@@ -30,6 +32,8 @@ else:
     _LAZY = {
         "ApiKey": "api_key",
         "BasicAuth": "basic_auth",
+        "GeoFilter": "geo_filter",
+        "IpBan": "ip_ban",
         "IpFilter": "ip_filter",
         "JwtAuth": "jwt_auth",
         "ModSecurity": "modsecurity",
@@ -50,6 +54,8 @@ else:
 __all__ = [
     "ApiKey",
     "BasicAuth",
+    "GeoFilter",
+    "IpBan",
     "IpFilter",
     "JwtAuth",
     "ModSecurity",

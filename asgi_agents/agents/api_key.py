@@ -1,5 +1,6 @@
 """An agent that knows users by their API keys."""
 
+import logging
 import re
 from collections.abc import Mapping
 from hashlib import sha256
@@ -13,6 +14,10 @@ from .settings import own_headers, require_header, require_user
 
 _PREFIX: Final = "sha256:"
 _HASHED: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
+# Also as it is written by who has not heard of the prefix.
+_DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}\Z")
+
+logger: Final = logging.getLogger("asgi_agents")
 
 
 def hash_key(key: str) -> str:
@@ -85,7 +90,13 @@ def _hashed(key: object) -> str:
         raise ConfigurationError(f"ApiKey: keys contains {kind_of(key)} for a key, expected text")
     if not key:
         raise ConfigurationError("ApiKey: keys contains a key that is empty, expected text that is not empty")
-    if not key.startswith(_PREFIX):
+    if not key.lower().startswith(_PREFIX):
+        if _DIGEST.match(key):
+            # Not the key itself: it may be one.
+            logger.warning(
+                "ApiKey: keys contains 64 hex digits without 'sha256:' before them, which is taken for a key as it is;"
+                " if it is the hash of one, write what hash_key returns"
+            )
         return hash_key(key)
     key = key.lower()
     if not _HASHED.match(key):

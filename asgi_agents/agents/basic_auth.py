@@ -1,5 +1,6 @@
 """An agent that knows users by name and password (RFC 7617)."""
 
+import logging
 import time
 from base64 import b64decode
 from binascii import Error
@@ -7,10 +8,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from hmac import compare_digest
 from secrets import token_bytes
-from threading import BoundedSemaphore
 from typing import Final
-
-from anyio import to_thread
 
 from ..agent import Agent
 from ..errors import ConfigurationError
@@ -18,11 +16,18 @@ from ..messages.naming import kind_of, named
 from ..policy import require_int, require_seconds
 from ..protocol import AgentResponse, AuditMetadata, HeaderOp, RequestHeadersEvent
 from ..protocol.validation import is_sendable
+from .password_checks import PasswordChecks
 from .passwords import PasswordHash
 from .settings import own_headers, require_header, require_user
 
+logger: Final = logging.getLogger("asgi_agents")
+
 _BUSY: Final = AgentResponse.block(
     503, headers={"retry-after": "1"}, audit=AuditMetadata(reason_codes=("too_many_password_checks",))
+)
+_MIXED: Final = (
+    "BasicAuth: the passwords are hashed at different costs: how long a guess takes says whose name there is, expected"
+    " hashes that are all made anew by hash_password"
 )
 # Whatever is longer is no credential that anybody types, and need not be hashed.
 _MAX_LENGTH: Final = 4096
@@ -37,8 +42,8 @@ class BasicAuth(Agent):
 
     A password is hashed in a thread, which takes some tenths of a second, also for a name that nobody has. A right one
     is then remembered for ``remember`` seconds, as a hash with a secret of this process. Wrong ones are hashed each
-    time, ``max_checks`` at once at most. While so many are under way, whoever is not remembered gets a 503: put a
-    :class:`RateLimit` beside this agent.
+    time, ``max_checks`` at once at most. While so many are under way, and where a check is not done in time, whoever is
+    not remembered gets a 503: put a :class:`RateLimit` beside this agent.
 
     :param users: the name of a user to what :func:`hash_password` returns for the password.
     :param realm: what browsers show when they ask for the password.
@@ -66,7 +71,10 @@ class BasicAuth(Agent):
         require_seconds("BasicAuth", "remember", remember)
         require_int("BasicAuth", "max_checks", max_checks, at_least=1)
         self._hashes = {_checked_name(user): _parsed(user, given) for user, given in users.items()}
-        self._of_nobody = max(self._hashes.values(), key=lambda known: (known.ln, known.r, known.p)).of_nobody()
+        by_cost = sorted(self._hashes.values(), key=lambda known: known.costs)
+        self._of_nobody = by_cost[-1].of_nobody()
+        if by_cost[0].costs != by_cost[-1].costs:
+            logger.warning("%s", _MIXED)
         self._answers = {
             user: AgentResponse.allow(
                 request_headers=[HeaderOp.remove("authorization"), HeaderOp.set(user_header, user)]
@@ -82,8 +90,7 @@ class BasicAuth(Agent):
         self._secret = token_bytes(32)
         # The latest right password of each user, hashed, and until when it is remembered.
         self._remembered: dict[str, tuple[bytes, float]] = {}
-        # Requests may come on several event loops, each in a thread of its own.
-        self._checks = BoundedSemaphore(max_checks)
+        self._checks = PasswordChecks(max_checks)
 
     async def on_request_headers(self, event: RequestHeadersEvent) -> AgentResponse:
         given = event.header("authorization")
@@ -96,12 +103,9 @@ class BasicAuth(Agent):
         known, until = self._remembered.get(user, (b"", 0.0))
         if time.monotonic() < until and compare_digest(proof, known):
             return self._answers[user]
-        if not self._checks.acquire(blocking=False):
+        right = await self._checks.is_right(self._hashes.get(user, self._of_nobody), password)
+        if right is None:
             return _BUSY
-        try:
-            right = await to_thread.run_sync(self._hashes.get(user, self._of_nobody).verify, password)
-        finally:
-            self._checks.release()
         if not right or user not in self._hashes:
             return self._wrong
         self._remembered[user] = proof, time.monotonic() + self._remember

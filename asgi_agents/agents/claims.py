@@ -5,6 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..errors import ConfigurationError
+from ..protocol.headers import as_one_spelling
+from .settings import require_header, require_mapping
+
 # JSON can have these, and no encoding can.
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
@@ -50,6 +54,20 @@ def text_of(value: object) -> str | None:
         case list() if all(isinstance(item, str) and item.split() == [item] for item in value):
             return " ".join(value)
     raise _unreadable()
+
+
+def headers_of_claims(given: object) -> dict[str, str]:
+    """Which claim goes into which header.
+
+    :raises ConfigurationError: also for a header of two claims: one of them would be lost, or taken for the other.
+    """
+    found: dict[str, str] = {}
+    for claim, value in require_mapping("JwtAuth", "headers", given).items():
+        name = require_header("JwtAuth", "headers", value)
+        if as_one_spelling(name) in map(as_one_spelling, found.values()):
+            raise ConfigurationError(f"JwtAuth: headers has two claims for {name!r}, expected a header for each")
+        found[claim] = name
+    return found
 
 
 def _unreadable() -> InvalidTokenError:

@@ -5,15 +5,14 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from starlette.requests import cookie_parser
-
 from ..agent import Agent
 from ..errors import ConfigurationError
 from ..imports.extras import from_extra
 from ..messages.naming import named
 from ..protocol import AgentResponse, AuditMetadata, ConfigureEvent, HeaderOp, RequestHeadersEvent
-from .claims import InvalidTokenError, scopes_of, text_of
-from .settings import is_user, own_headers, require_header, require_mapping, require_strings
+from .claims import InvalidTokenError, headers_of_claims, scopes_of, text_of
+from .cookies import cookies_of
+from .settings import is_user, own_headers, require_mapping, require_strings
 
 #: Signatures by key pairs. A shared secret would have to be published to verify by it.
 ALGORITHMS: Final = (
@@ -57,6 +56,7 @@ class JwtAuth(Agent):
     :param cooldown: seconds between two fetches because of a key id that is not known.
     :param allow_http: take keys over plain HTTP from other machines than this one. Whoever is on the way can then put
         others in their place.
+    :param proxy: the URL of a proxy that the keys are fetched through. One that the environment names is not asked.
     :raises ConfigurationError: for what can't work, and without the extra.
     """
 
@@ -78,19 +78,17 @@ class JwtAuth(Agent):
         max_stale: float = 86_400.0,
         cooldown: float = 30.0,
         allow_http: bool = False,
+        proxy: str | None = None,
     ) -> None:
         with from_extra("JwtAuth", "jwt", ConfigurationError):
             from .jwks import Jwks
             from .tokens import Tokens
-        self._jwks = Jwks(jwks_url, max_age=max_age, max_stale=max_stale, cooldown=cooldown, allow_http=allow_http)
+        self._jwks = Jwks(jwks_url, max_age, max_stale, cooldown, allow_http=allow_http, proxy=proxy)
         self._tokens = Tokens(issuer, audience, algorithms, types, leeway)
         self._scopes = require_strings("JwtAuth", "scopes", scopes)
         if not all(map(_SCOPE.match, self._scopes)):
             raise ConfigurationError("JwtAuth: scopes contains what is no scope, expected such as 'orders:read'")
-        self._headers = {
-            claim: require_header("JwtAuth", "headers", name)
-            for claim, name in require_mapping("JwtAuth", "headers", headers).items()
-        }
+        self._headers = headers_of_claims(headers)
         taken = () if forward_token else ("authorization",)
         self.own_headers, self.replaced_headers = own_headers(self._headers.values(), taken)
         self._metadata = require_mapping("JwtAuth", "metadata", metadata)
@@ -110,7 +108,7 @@ class JwtAuth(Agent):
         try:
             unverified = self._tokens.read(token)
             # Only what could be a token of the issuer has a key fetched.
-            claims = self._tokens.verify(unverified, await self._jwks.key(unverified.kid))
+            claims = self._tokens.verify(unverified, await self._jwks.key(unverified.kid, unverified.key_type))
             scopes = scopes_of(claims)
             if not set(self._scopes) <= set(scopes):
                 challenge = f'Bearer error="insufficient_scope", scope="{" ".join(self._scopes)}"'
@@ -127,7 +125,7 @@ class JwtAuth(Agent):
             return token.strip(" \t") if scheme.lower() == "bearer" and len(given) == 1 else None
         if self._cookie is None:
             return None
-        return cookie_parser(event.header("cookie") or "").get(self._cookie) or None
+        return cookies_of(event.header("cookie") or "", (self._cookie,)).get(self._cookie) or None
 
     def _allowed(self, claims: Mapping[str, Any]) -> AgentResponse:
         operations = [] if self._forwards else [HeaderOp.remove("authorization")]

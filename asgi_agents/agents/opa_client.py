@@ -12,6 +12,7 @@ from ..errors import AgentConnectionError, AgentProtocolError, ConfigurationErro
 from ..messages.naming import named
 from ..observability.redaction import redact_secrets
 from ..transports.http_origin import abandon, read_at_most
+from .reasons import place_of, reason_of
 
 #: What a decision is that no rule has made.
 UNDEFINED: Final = object()
@@ -50,7 +51,7 @@ class OpaClient:
                     raise AgentProtocolError(f"OPA has answered {response.status_code}")
                 body = await read_at_most(response, MAX_ANSWER_BYTES)
         except (httpx.HTTPError, OSError) as exc:
-            raise AgentConnectionError(f"OPA does not answer: {type(exc).__name__}") from exc
+            raise AgentConnectionError(f"OPA at {place_of(self._url)} does not answer: {reason_of(exc)}") from exc
         if body is None:
             raise AgentProtocolError(f"the answer of OPA has more than {MAX_ANSWER_BYTES} bytes")
         try:

@@ -61,6 +61,11 @@ class PasswordHash:
             return None
         return cls(int(found["ln"]), int(found["r"]), int(found["p"]), salt, derived)
 
+    @property
+    def costs(self) -> tuple[int, int, int]:
+        """The dearest last."""
+        return self.ln, self.r, self.p
+
     def verify(self, password: str) -> bool:
         """Whether it is the hash of ``password``. Takes long, and takes as long for a wrong one."""
         derived = _derive(password, self.salt, self.ln, self.r, self.p, len(self.derived))

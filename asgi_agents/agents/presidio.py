@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
-from anyio import to_thread
-
+from ..concurrency.own_threads import OwnThreads
 from ..errors import ConfigurationError
 from ..guardrails import Block, Decision, Flag, Redact, TextGuardrail, Window
 from ..imports.extras import from_extra
@@ -13,6 +12,8 @@ from ..messages.naming import kind_of, named
 from .settings import require_strings
 
 _ACTIONS: Final = ("redact", "block", "flag")
+# Of an event loop. To find takes processor time, so that more would only wait for each other.
+_THREADS: Final = 8
 
 
 class Presidio(TextGuardrail):
@@ -57,9 +58,10 @@ class Presidio(TextGuardrail):
         self._find = finder(wanted) if analyzer is None else finder_of(analyzer, wanted, language)
         self._action = action
         self._threshold = threshold
+        self._threads = OwnThreads(_THREADS)
 
     async def check(self, window: Window) -> Sequence[Decision]:
-        finds = await to_thread.run_sync(self._find, window.text)
+        finds = await self._threads.run(self._find, window.text)
         return [
             self._decision(start, end, kind)
             for start, end, kind, score in finds

@@ -41,6 +41,8 @@ class SecurityHeaders(Agent):
     :raises ConfigurationError: for a name or a value that can't be sent.
     """
 
+    never_stops = True
+
     def __init__(self, headers: Mapping[str, str | None] = MappingProxyType({})) -> None:
         if not isinstance(headers, Mapping):
             raise ConfigurationError(f"SecurityHeaders: headers is {kind_of(headers)}, expected a dict of strings")

@@ -27,6 +27,11 @@ class UnverifiedToken(Struct, frozen=True):
     algorithm: str
     kid: str | None
 
+    @property
+    def key_type(self) -> str:
+        """Of the keys that fit the algorithm."""
+        return jws.JWSRegistry.algorithms[self.algorithm].key_type
+
 
 class _Registry(jws.JWSRegistry):
     # Bytes of the parts of a token. Issuers put certificates into headers, and groups of users into payloads.
@@ -72,7 +77,7 @@ class Tokens:
                     f"JwtAuth: algorithms contains {named(algorithm)}, expected one with key pairs such as 'RS256'"
                 )
         self._algorithms = frozenset(algorithms)
-        self._types = frozenset(kind.lower() for kind in require_strings("JwtAuth", "types", types))
+        self._types = frozenset(map(_media_type, require_strings("JwtAuth", "types", types)))
         # Fields that nobody knows are ignored (RFC 7515, section 4).
         self._registry = _Registry(algorithms=list(algorithms), strict_check_header=False)
         self._claims = JWTClaimsRegistry(
@@ -94,7 +99,7 @@ class Tokens:
         # Extensions that have to be understood, of which none is.
         if not isinstance(kid, str | None) or "crit" in header or "b64" in header:
             raise InvalidTokenError("malformed_token", "the token is malformed")
-        if kind is not None and (not isinstance(kind, str) or kind.lower() not in self._types):
+        if kind is not None and (not isinstance(kind, str) or _media_type(kind) not in self._types):
             raise InvalidTokenError("wrong_type", "the token is of another type")
         return UnverifiedToken(text, algorithm, kid)
 
@@ -121,3 +126,9 @@ class Tokens:
         except _UNREADABLE:
             raise InvalidTokenError("wrong_claims", "the token is not valid here or now") from None
         return claims
+
+
+def _media_type(kind: str) -> str:
+    """A type is a media type, of which "application/" need not be written (RFC 7515, section 4.1.9)."""
+    lower = kind.lower()
+    return lower if "/" in lower else f"application/{lower}"

@@ -1,5 +1,6 @@
 """ApiKey, in front of an app."""
 
+from collections.abc import Callable
 from hashlib import sha256
 
 import pytest
@@ -127,3 +128,20 @@ def test_a_header_that_no_agent_may_set_is_a_configuration_error(name: str) -> N
         ApiKey(KEYS, header=name)
     with pytest.raises(ConfigurationError, match="ApiKey: user_header="):
         ApiKey(KEYS, user_header=name)
+
+
+def test_a_hash_may_be_written_in_capitals() -> None:
+    hashed = hash_key("open sesame").upper()
+    answer = client_of(ApiKey({hashed: "alice"})).get("/", headers={"x-api-key": "open sesame"})
+    assert answer.json() == seen(("x-user", "alice"))
+
+
+@pytest.mark.parametrize("change", [str, str.upper])
+def test_a_hash_without_its_prefix_is_told_and_not_shown(
+    change: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = change(sha256(b"spare key").hexdigest())
+    ApiKey({digest: "alice", "plain key": "bob", "a" * 63: "bob", "g" * 64: "bob"})
+    (record,) = caplog.records
+    assert "64 hex digits without 'sha256:'" in record.getMessage()
+    assert digest not in record.getMessage()

@@ -17,11 +17,11 @@ from asgi_agents.agents.passwords import PasswordHash
 from asgi_agents.testing import request_headers_event
 
 
-def cheap(password: str) -> str:
+def cheap(password: str, ln: int = 1, r: int = 1, p: int = 1) -> str:
     """A hash that takes no time."""
-    derived = scrypt(password.encode(), salt=b"0123456789", n=2, r=1, p=1, dklen=32)
+    derived = scrypt(password.encode(), salt=b"0123456789", n=2**ln, r=r, p=p, dklen=32)
     salt, text = (b64encode(data).decode().rstrip("=") for data in (b"0123456789", derived))
-    return f"$scrypt$ln=1,r=1,p=1${salt}${text}"
+    return f"$scrypt$ln={ln},r={r},p={p}${salt}${text}"
 
 
 USERS = {"alice": cheap("open sesame"), "bob": cheap("pæss:wörd"), "eve": cheap("")}
@@ -100,6 +100,14 @@ async def test_a_name_that_nobody_has_takes_as_long_as_one_that_somebody_has(che
     await ask(agent, basic("mallory", "guess"))
     await ask(agent, basic("alice", "guess"))
     assert checked == ["guess", "guess"]
+
+
+@pytest.mark.parametrize("costs", [{}, {"ln": 2}, {"r": 2}, {"p": 2}])
+def test_hashes_of_different_costs_are_warned_of(costs: dict[str, int], caplog: pytest.LogCaptureFixture) -> None:
+    BasicAuth({"alice": cheap("a"), "bob": cheap("b", **costs)})
+    assert [record.getMessage().partition(":")[2][:42] for record in caplog.records] == (
+        [" the passwords are hashed at different cos"] if costs else []
+    )
 
 
 async def test_a_right_password_is_hashed_once_and_a_wrong_one_each_time(checked: list[str]) -> None:

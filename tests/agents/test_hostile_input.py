@@ -9,9 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_agents.agents.addresses import address_of
+from asgi_agents.agents.askers import Askers
 from asgi_agents.agents.claims import InvalidTokenError, scopes_of, text_of
+from asgi_agents.agents.crowds import ASKERS
+from asgi_agents.agents.decoys import Decoys
 from asgi_agents.agents.key_sets import NoKeysError, keys_of
+from asgi_agents.agents.places import COUNTRY, SYSTEM, kind_of_place, places_in
 from asgi_agents.agents.tokens import Tokens
+from asgi_agents.testing import request_headers_event
 
 from .issuer import EC, claims, encoded, token
 
@@ -73,7 +78,7 @@ def test_what_is_no_key_is_left_out(body: bytes) -> None:
         found = keys_of(body)
     except NoKeysError:
         return
-    for key in found.values():
+    for key in [key for keys in found.values() for key in keys.values()]:
         with suppress(InvalidTokenError):
             TOKENS.verify(TOKENS.read(token(header={"kid": "any"})), key)
 
@@ -81,3 +86,29 @@ def test_what_is_no_key_is_left_out(body: bytes) -> None:
 @given(st.text() | st.text(alphabet='0123456789abcdef:.[]%" ,/'))
 def test_what_is_no_address_is_none(text: str) -> None:
     assert isinstance(address_of(text), IPv4Address | IPv6Address | None)
+
+
+what_browsers_say = st.sampled_from(["sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest", "origin", "host"])
+
+
+@given(st.text() | st.text(alphabet="./%20ea"), st.lists(st.tuples(what_browsers_say, st.text())))
+def test_whatever_a_client_asks_for_it_is_a_decoy_or_none(uri: str, given_headers: list[tuple[str, str]]) -> None:
+    event = request_headers_event(uri=uri, headers=dict(given_headers))
+    assert Decoys(["/.env", "/a/{rest:path}", "/b/{number:int}"]).find(event) in (
+        *(None, "/.env", "/a/{rest:path}", "/b/{number:int}"),
+    )
+    assert Askers(["https://app.shop.example"]).of(event) in ASKERS
+
+
+records = st.fixed_dictionaries(
+    {},
+    optional={
+        name: values | st.dictionaries(st.sampled_from(["iso_code", "asn"]), values)
+        for name in ("country", "country_code", "asn", "autonomous_system_number", "traits")
+    },
+)
+
+
+@given(records | values)
+def test_of_a_record_of_any_kind_there_are_two_places_at_most(record: Any) -> None:
+    assert [kind_of_place(place) for place in places_in(record)] in ([], [COUNTRY], [SYSTEM], [COUNTRY, SYSTEM])

@@ -36,7 +36,7 @@ from asgi_agents.errors import AgentUnavailableError
 from asgi_agents.testing import request_headers_event
 from tests.support.asgi import App, Client
 
-from .issuer import EC, ED, ISSUER, OTHER_EC, Issuer, claims, encoded, rsa, token
+from .issuer import EC, ED, ISSUER, OTHER_EC, Issuer, Key, claims, encoded, rsa, token
 
 # Longer than any test takes.
 PAST, FUTURE = timedelta(hours=-1), timedelta(hours=1)
@@ -252,6 +252,21 @@ async def test_a_key_is_used_with_an_algorithm_that_fits_it(issuer: Issuer) -> N
     assert reason(await ask(agent, token(EC, header={"kid": "rsa"}))) == "bad_signature"
 
 
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("turned", [False, True])
+async def test_keys_of_several_types_may_have_one_id(issuer: Issuer, turned: bool, named: bool) -> None:
+    keys: list[tuple[Key, str]] = [(rsa(), "RS256"), (EC, "ES256"), (ED, "Ed25519")]
+    issuer.keys = []
+    issuer.others = [{**key.as_dict(private=False), "kid": "2026"} for key, _ in keys]
+    if turned:
+        issuer.others.reverse()
+    agent = agent_of(issuer)
+    header = {"kid": "2026" if named else None}
+    for key, algorithm in keys:
+        assert reason(await ask(agent, token(key, algorithm=algorithm, header=header))) == ""
+    assert reason(await ask(agent, token(OTHER_EC, header=header))) == "bad_signature"
+
+
 async def test_only_algorithms_that_were_chosen_are_taken(issuer: Issuer) -> None:
     agent = agent_of(issuer, algorithms=["ES256"])
     assert reason(await ask(agent, token())) == ""
@@ -363,9 +378,26 @@ async def test_a_signed_payload_that_is_no_set_of_claims_is_refused(issuer: Issu
     assert reason(await ask(agent_of(issuer), given)) in {"wrong_claims", "bad_signature"}
 
 
+@pytest.mark.parametrize("types", [("JWT", "at+jwt"), ("Application/JWT", "application/at+jwt")])
+async def test_a_type_may_be_written_as_a_media_type(issuer: Issuer, types: tuple[str, ...]) -> None:
+    agent = agent_of(issuer, types=types)
+    for kind in ("JWT", "at+JWT", "application/at+jwt", "Application/jwt"):
+        assert (await ask(agent, token(header={"typ": kind}))).is_allow
+
+
 async def test_a_token_of_another_type_is_refused(issuer: Issuer) -> None:
     agent = agent_of(issuer)
-    for kind in ("logout+jwt", "secevent+jwt", "dpop+jwt", ""):
+    others = (
+        "logout+jwt",
+        "secevent+jwt",
+        "dpop+jwt",
+        "",
+        "application/logout+jwt",
+        "text/jwt",
+        "application/",
+        "a/at+jwt",
+    )
+    for kind in (*others, "application/application/jwt", " at+jwt", "/jwt"):
         assert reason(await ask(agent, token(header={"typ": kind}))) == "wrong_type"
     assert reason(await ask(agent, forged({"alg": "ES256", "kid": "ec", "typ": 7}, b"x"))) == "wrong_type"
 
@@ -479,7 +511,7 @@ ANSWERS: dict[str, Callable[[], Response]] = {
 async def test_an_issuer_without_keys_is_a_failure_and_no_401(issuer: Issuer, name: str, clock: Clock) -> None:
     issuer.answer = ANSWERS[name]()
     agent = agent_of(issuer)
-    with pytest.raises(AgentUnavailableError, match="the JWKS can't be fetched"):
+    with pytest.raises(AgentUnavailableError, match=r"the JWKS of .* can't be fetched: "):
         await ask(agent, token())
     issuer.answer = None
     # It is not asked again at once, but soon.
@@ -581,9 +613,10 @@ async def test_while_the_issuer_is_down_known_keys_go_on_and_unknown_ones_are_no
     issuer.answer = None
     clock.now += 6
     assert reason(await ask(agent, token())) == ""
+    place = issuer.url.split("/")[2]
     assert [record.getMessage() for record in caplog.records] == [
-        "JwtAuth: the JWKS can't be fetched: the server has answered 503",
-        "JwtAuth: the JWKS can be fetched again",
+        f"JwtAuth: the JWKS of {place} can't be fetched: the server has answered 503",
+        f"JwtAuth: the JWKS of {place} can be fetched again",
     ]
 
 
@@ -678,6 +711,8 @@ async def test_the_keys_are_there_when_the_app_has_started(issuer: Issuer) -> No
         ({"scopes": ['re"ad']}, "scopes contains what is no scope"),
         ({"headers": {"sub": "host"}}, "headers='host' belongs to the server"),
         ({"headers": ["sub"]}, "headers is a list"),
+        ({"headers": {"sub": "x-user", "name": "X-User"}}, "headers has two claims for 'x-user'"),
+        ({"headers": {"sub": "x-user", "name": "x_user"}}, "headers has two claims for 'x_user'"),
         ({"metadata": {"sub": 1}}, "metadata is a dict"),
         ({"cookie": 1}, "cookie=1"),
         ({"leeway": -1}, "leeway=-1"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from asgi_agents import AuditRecord, ConfigurationError
 from asgi_agents.agents import Opa
@@ -126,6 +126,33 @@ async def test_headers_of_an_allow_are_for_the_app(opa: str) -> None:
     assert records[0].answers[0].reason_codes == ["is-admin"]
 
 
+DECISIONS: dict[str, tuple[object, int]] = {
+    "boolean": (True, 200),
+    "bare": ({"allow": True}, 200),
+    "one of them": ({"allow": True, "headers": {"x-role": "user"}}, 200),
+    "in capitals": ({"allow": True, "headers": {"X-Role": "user", "x-team": "a"}}, 200),
+    "another": ({"allow": True, "headers": {"x-role": "user", "x-other": "a"}}, 503),
+    "another spelling": ({"allow": True, "headers": {"x_role": "user"}}, 503),
+    "of the answer": ({"allow": False, "headers": {"x-why": "law"}}, 403),
+}
+
+
+@pytest.mark.parametrize("spelling", [b"x-role", b"X-Role", b"X_Role"])
+@pytest.mark.parametrize("decision", DECISIONS)
+async def test_what_a_policy_sets_for_some_nobody_else_writes(decision: str, spelling: bytes) -> None:
+    given, status = DECISIONS[decision]
+    with serve(JSONResponse({"result": given}), lifespan="off") as url:
+        agent = Opa(f"{url}v1/data/app/authz", sets=["X-Role", "x-team"])
+        app = App()
+        client = Client(headers=[(spelling, b"admin"), (b"x-team", b"admins")])
+        await ask(app, config(agent), client=client)
+    assert (client.status, app.calls) == (status, int(status == 200))
+    if app.calls:
+        values = {name: value for name, value in app.headers if b"role" in name.lower() or b"team" in name}
+        expected = given.get("headers", {}) if isinstance(given, dict) else {}
+        assert values == {name.lower().encode(): value.encode() for name, value in expected.items()}
+
+
 async def test_a_handshake_is_asked_about(opa: str) -> None:
     for path, accepted in (("/public/ws", True), ("/private", False)):
         session = Session("hello", path=path)
@@ -217,6 +244,8 @@ async def test_an_answer_that_is_no_decision_is_a_failure(answer: bytes | int) -
         ("http://127.0.0.1/v1/data/a", {"headers": "x-user"}, "headers="),
         ("http://127.0.0.1/v1/data/a", {"headers": ["a b"]}, "headers="),
         ("http://127.0.0.1/v1/data/a", {"token": "a\nb"}, "token is"),
+        ("http://127.0.0.1/v1/data/a", {"sets": "x-role"}, "sets="),
+        ("http://127.0.0.1/v1/data/a", {"sets": ["host"]}, "sets='host' belongs to the server"),
     ],
 )
 def test_what_can_not_work_is_a_configuration_error(given: Any, options: dict[str, Any], message: str) -> None:

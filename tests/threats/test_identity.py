@@ -228,3 +228,27 @@ def _client(name: str, kind: str) -> Client:
         client._inbox.clear()
         client._inbox.append({"type": "websocket.connect"})
     return client
+
+
+async def test_a_client_has_no_other_limit_by_naming_another_user() -> None:
+    """As the documentation has it: the agent that knows the user is before the limit on every route of the limit."""
+    pytest.importorskip("limits")
+    from asgi_agents.agents import RateLimit
+
+    agents = [
+        AgentConfig("api-key", ApiKey({"key": SAID, "other": "bob"})),
+        AgentConfig("rate", RateLimit("2/minute", by="user"), after=["api-key"]),
+    ]
+    statuses = []
+    middleware = AgentMiddleware(_well, agents=agents)
+    for key, user in (("key", "a"), ("key", "b"), ("key", "c"), ("key", ""), ("other", SAID)):
+        client = Client(headers=[(b"x-api-key", key.encode()), (b"x-user", user.encode())])
+        await client.call(middleware)
+        statuses.append(client.status)
+    assert statuses == [200, 200, 429, 429, 200]
+
+
+async def _well(scope: Scope, receive: Receive, send: Send) -> None:
+    assert (b"x-user", SAID.encode()) in scope["headers"] or (b"x-user", b"bob") in scope["headers"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
