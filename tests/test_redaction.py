@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_agents import redact_secrets
-from asgi_agents.observability.redaction import REDACTED, is_secret_header, is_secret_parameter
+from asgi_agents.observability.redaction import REDACTED
+from asgi_agents.observability.secret_names import is_secret_name
 from tests.support.examples import examples, the_first_is_short
 
 # Of every secret made here, so that it can be found in what is left.
@@ -54,7 +55,7 @@ def cased(scheme: str, credentials: st.SearchStrategy[str]) -> st.SearchStrategy
 
 
 def named(value: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    separators = st.sampled_from(["=", ": ", ":", " = ", '": "', '="', "': '"])
+    separators = st.sampled_from(["=", ": ", ":", " = ", '": "', '="', "': '", '": [ "', '":["a","', '": {"a": "'])
 
     def spelt(name: str, separator: str, text: str) -> str:
         quote = separator[-1] if separator[-1] in "\"'" else ""
@@ -151,6 +152,9 @@ def test_what_is_no_secret_is_left_alone(text: str) -> None:
         ("Authorization: Bearer abcdefgh", f"Authorization: {REDACTED}"),
         ("/login?user=alice&password=hunter2&next=/", f"/login?user=alice&password={REDACTED}&next=/"),
         ('{"user": "alice", "password": "hunter2"}', f'{{"user": "alice", "password": "{REDACTED}"}}'),
+        ('{"tokens": ["hunter2", "hunter3"], "n": 1}', f'{{"tokens": ["{REDACTED}"], "n": 1}}'),
+        ('{"secret": {"value": "hunter2"}, "n": 1}', f'{{"secret": {{"{REDACTED}"}}, "n": 1}}'),
+        ("tokens=['hunter2' , 'hunter3']", f"tokens=['{REDACTED}']"),
         ("key AKIAIOSFODNN7EXAMPLE.", f"key {REDACTED}."),
     ],
 )
@@ -300,7 +304,7 @@ def test_parameters_that_are_secrets_by_their_names_are_in_any_text(words: list[
     word = joint.join(words)
     word = word.upper() if upper else word
     for name in (word, f"user[{word}]"):
-        if is_secret_parameter(name):
+        if is_secret_name(name):
             url = f"https://h/a?b=1&{name}={MARK}"
             for text in (url, f"/a?{name}={MARK}&b=1", encoded(url, 1, ""), encoded(url, 2, "")):
                 assert MARK not in redact_secrets(text)
@@ -333,12 +337,12 @@ def test_parameters_that_are_secrets_by_their_names_are_in_any_text(words: list[
     ],
 )
 def test_headers_of_credentials_are_known_by_their_names(name: str) -> None:
-    assert is_secret_header(name)
+    assert is_secret_name(name)
 
 
 @pytest.mark.parametrize("name", ["host", "user-agent", "accept", "x-request-id", "x-forwarded-for", "content-type"])
 def test_other_headers_are_not(name: str) -> None:
-    assert not is_secret_header(name)
+    assert not is_secret_name(name)
 
 
 # Time

@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         "replay",
         help="ask an agent what was recorded, and compare its decisions",
         description="Ask an agent all that a recording has asked one, and compare its decisions with the recorded"
-        " ones. Exits with 1 if some differ, with 2 if nothing could be compared.",
+        " ones. Exits with 1 if some differ or could not be replayed, with 2 if nothing could be compared.",
         allow_abbrev=False,
     )
     parser.add_argument("recording", metavar="FILE", help="what asgi_agents.recording.record has written")
@@ -70,6 +70,16 @@ def add_parser(subparsers: Any) -> None:
         metavar="FIELD",
         help="a part of answers that may differ, such as audit or response_headers; may be repeated",
     )
+    parser.add_argument(
+        "--ignore-redacted",
+        action="store_true",
+        help="don't compare what comes of events in which a secret was replaced",
+    )
+    parser.add_argument(
+        "--ignore-not-replayed",
+        action="store_true",
+        help="exit with 0 also where the agent receives events whose content was not recorded",
+    )
     parser.add_argument("--most", type=whole, default=20, metavar="N", help="differences to print (20)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=replay_recording)
@@ -91,6 +101,8 @@ def replay_recording(options: argparse.Namespace) -> int:
         config=json_of("--config", options.config),
         events=None if options.event is None else [EventType(name) for name in options.event],
         ignore=frozenset(options.ignore),
+        ignore_redacted=options.ignore_redacted,
+        ignore_not_replayed=options.ignore_not_replayed,
     )
     with captured_log(), printing_aside():
         # The log says what the report says.
@@ -99,11 +111,11 @@ def replay_recording(options: argparse.Namespace) -> int:
         print_json(ReplayedRecording(asked=[redact_secrets(agent) for agent in options.agent], report=report))
     else:
         page = Page(sys.stdout)
-        for line in report.lines(most=options.most):
+        for line in report.lines(most=options.most, width=page.width):
             page.line(line)
-    if report.different:
-        return FOUND
-    return WELL if report.ok else IMPOSSIBLE
+    if report.ok:
+        return WELL
+    return FOUND if report.different or report.judged else IMPOSSIBLE
 
 
 def _agent(given: Sequence[str]) -> Agent | str | Sequence[str]:

@@ -1,31 +1,48 @@
 """Keeping secrets out of logs, audit records and spans."""
 
 import re
+import time
+from collections.abc import Iterable, Iterator
 from typing import Final
-from urllib.parse import unquote_plus
+
+from .secret_names import CHALLENGES, is_secret_member, is_secret_name
 
 REDACTED: Final = "[redacted]"
 
-# What is in the names of headers and parameters whose values are credentials, whatever they look like.
-_NAMES: Final = (
-    "hmac|cookie|token|secret|passw|passphrase|pwd|otp|credential|session|signature|jwt|dpop"
-    "|api[-_]?key|access[-_]?key|private[-_]?key|client[-_]?key"
+# Parameters of challenges that tell a client, or a person, what is asked for (RFC 7617, 7616, 6750, 9470, 9728). Of
+# others, such as the nonce of a digest, nobody knows what they are worth.
+_SAYING: Final = frozenset(
+    (
+        *("realm", "charset", "algorithm", "qop", "stale", "domain", "userhash"),
+        *("scope", "error", "error_description", "error_uri", "resource_metadata", "acr_values", "max_age"),
+    )
 )
-_SECRET_HEADER: Final = re.compile(f"auth|{_NAMES}", re.IGNORECASE)
-# Of signed URLs and of sessions. Too short to be looked for in longer names.
-_SECRET_PARAMETERS: Final = frozenset({"sig", "sid"})
-# Who has written something is no secret.
-_AUTHOR: Final = re.compile(r"author(?!i[sz])", re.IGNORECASE)
+# Each of its parts in one look: no text takes longer than its length.
+_CHALLENGE: Final = re.compile(
+    r"""
+      (?:^|(?<=,)) (?P<space>\s*+) (?P<scheme>[A-Za-z][\w-]*+) (?=[\s,]|$)
+    | (?P<name>[\w.-]++) = (?P<value> " (?:[^"\\]|\\.)*+ "?+ | [^\s,"=] [^\s,"]*+ )
+    | (?P<word>[^\s,="]++ =*+)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+# Long texts are looked at in pieces of so many characters, and in so many more where a secret may end.
+_PIECE: Final = 16 * 1024
+_OVERLAP: Final = 4096
 # No part of these patterns is tried twice on the same text (possessive quantifiers, no prefix of any length). The path
 # of a request is a client's, and the time that it takes must grow with its length only.
 _SECRETS: Final = re.compile(
     r"""
-    # name=value, "name": "value", name: scheme value
+    # name=value, "name": "value", "name": ["value", "value"], "name": {"a": "value"}, name: scheme value
       (?P<name>
         (?:passw(?:or)?d|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)
         (?: [\w\]-] | %(?:25){0,4}+5d ){0,40}+ \\?["']? \s{0,8}+ (?:[=:]|%(?:25){0,4}+3d) \s{0,8}+
       )
-      (?: (?P<quote>\\?["']) (?:\\.|[^"'\\])*+ | (?P<kind>(?:bearer|basic|digest|token|apikey)\s++)? [^\s"'&;,]++ )
+      (?: (?P<open> [\[{] \s{0,8}+ )?+ (?P<quote>\\?["'])
+          # What was replaced before ends where it ended.
+          (?: \[redacted\] (?=\\*+["']) | (?:\\.|[^"'\\])*+ )
+          (?(open) (?: \\?["'] \s{0,8}+ [,:] \s{0,8}+ \\?["'] (?:\\.|[^"'\\])*+ )*+ )
+        | (?P<kind>(?:bearer|basic|digest|token|apikey)\s++)? [^\s"'&;,]++ )
     # a header in a text, to the end of the line: schemes differ in what they put where
     | (?P<header>(?:authorization|cookie) \\?["']? \s{0,8}+ [=:] \s{0,8}+ \\?["']?) [^\r\n"']++
     # of URLs; only these characters are looked at
@@ -43,13 +60,6 @@ _SECRETS: Final = re.compile(
           (?: (?! %(?(times) (?P=times) (?:2[f3]|3f|40) | (?:25){0,4}+ 40 )) [^\s/@"'?#&] )*+
           (?P<at> @ | %(?(times) (?P=times) | (?:25){0,4}+ ) 40 )
         )++
-        # parameters of a query: more of them than in other text, where their names are words
-      | (?P<parameter> (?:[?&]|%(?:25){0,4}+(?:3f|26))
-          (?: si[gd] | (?: [\w.\[\]-] | %(?:25){0,4}+5[bd] ){0,40}? (?:"""
-    + _NAMES
-    + r"""|auth(?!or(?!i[sz]))) (?: [\w.\[\]-] | %(?:25){0,4}+5[bd] ){0,40}+ )
-          (?: = | %(?:25){0,4}+ 3d )
-        ) [^\s"'&;,]++
       )
     # credentials by their scheme (RFC 9110, section 11.4); those of digest are many
     | (?<![\w-]) digest\s++ [^\r\n]*+
@@ -71,24 +81,153 @@ _SECRETS: Final = re.compile(
 )
 
 
+# A parameter of a query and what is behind it. Names are of any length: nothing in them begins another one.
+_PARAMETER: Final = re.compile(
+    r"""
+    (?: [?&#] | % (?:25){0,4}+ (?:3f|26|23) )
+    (?P<name> (?: [\w.\[\]+~$-] | % (?:25){0,4}+ (?!3d|3f|26|23) [\da-f]{2} )++ )
+    (?: = | % (?:25){0,4}+ 3d )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_PARAMETER_VALUE: Final = re.compile(r"""[^\s"'&;,]++""")
+
+
 def redact_secrets(text: str) -> str:
     """``text`` with whatever looks like a credential replaced by ``[redacted]``.
 
-    Authorization schemes, ``password=…`` and the like, JSON Web Tokens, private keys, and the API keys of the larger
-    services.
+    Authorization schemes, ``password=…`` and the like, JSON Web Tokens, private keys, the API keys of the larger
+    services, and parameters of a query whose names say that they are some.
     """
-    return _SECRETS.sub(_replacement, text)
+    return redact_patterns(redact_parameters(text))
 
 
-def is_secret_header(name: str) -> bool:
-    """Whether the values of headers of that name are credentials."""
-    return _SECRET_HEADER.search(name) is not None
+def redact_patterns(text: str) -> str:
+    """:func:`redact_secrets` but for parameters of a query."""
+    return replaced(text, ((*match.span(), _replacement(match)) for match in matches(_SECRETS, text)))
 
 
-def is_secret_parameter(name: str) -> bool:
-    """Whether the values of query parameters of that name, percent-encoded as it is sent, are credentials."""
-    name = _AUTHOR.sub("", unquote_plus(name))
-    return name.lower() in _SECRET_PARAMETERS or is_secret_header(name)
+def redact_parameters(text: str) -> str:
+    """``text`` without the values of parameters of a query whose names say that they are credentials."""
+    if "%" not in text and ("=" not in text or not ("?" in text or "&" in text or "#" in text)):
+        return text
+    return replaced(text, _secret_parameters(text))
+
+
+def _secret_parameters(text: str) -> Iterator[tuple[int, int, str]]:
+    done = 0
+    for match in matches(_PARAMETER, text):
+        if match.start() < done or not is_secret_name(match["name"]):
+            continue
+        value = _PARAMETER_VALUE.match(text, match.end())
+        if value is not None and is_secret_member(match["name"], value[0]):
+            done = value.end()
+            yield value.start(), done, REDACTED
+
+
+def matches(pattern: re.Pattern[str], text: str, at: int = 0) -> Iterator[re.Match[str]]:
+    """All matches of a pattern that matches no empty text, in order, from ``at`` on.
+
+    A long text is looked at piece by piece. Python's ``re`` keeps all other threads waiting while it looks at one, an
+    event loop too.
+    """
+    size = len(text)
+    while size - at > _PIECE:
+        end = at + _PIECE
+        look = min(end + _OVERLAP, size)
+        at = end
+        for found in pattern.finditer(text, end - _PIECE, look):
+            if found.start() >= end:
+                break
+            match = found
+            if found.end() == look < size:
+                # It may go on.
+                match = pattern.match(text, found.start()) or found
+            at = max(at, match.end())
+            yield match
+            if match is not found:
+                break
+        # The others have their turn.
+        time.sleep(0)
+    yield from pattern.finditer(text, at)
+
+
+def replaced(text: str, found: Iterable[tuple[int, int, str]]) -> str:
+    """``text`` with others in the places of parts of it: start, end, and what comes there, in their order."""
+    pieces: list[str] = []
+    done = 0
+    for start, end, new in found:
+        pieces += (text[done:start], new)
+        done = end
+    return "".join((*pieces, text[done:])) if pieces else text
+
+
+def is_challenge_header(name: str) -> bool:
+    """Whether headers of that name ask a client to authenticate: see :func:`redact_challenge`."""
+    return name.lower() in CHALLENGES
+
+
+def redact_challenge(value: str) -> str:
+    """The value of a header that asks a client to authenticate, with the schemes and what is said of them.
+
+    Tokens in it, such as those of ``Negotiate``, and parameters that are not known are replaced by ``[redacted]``
+    (RFC 9110, section 11.3).
+    """
+    return _CHALLENGE.sub(_part_of_challenge, value)
+
+
+def _part_of_challenge(match: re.Match[str]) -> str:
+    if match["scheme"]:
+        return match["space"] + redact_secrets(match["scheme"])
+    if match["name"]:
+        saying = match["name"].lower() in _SAYING
+        return f"{match['name']}={redact_secrets(match['value']) if saying else REDACTED}"
+    return REDACTED
+
+
+# Names of protocols are short, and none of them is a key.
+_LONG_PROTOCOL: Final = 40
+_SAYS_CREDENTIAL: Final = re.compile(
+    r"(?P<says>.*?(?:bearer|auth(?:enticate|entication|orization)?|token|jwt|api[-_]?key)(?:\.authorization\.k8s\.io)?)"
+    r"(?:(?P<joint>[.=:_-])(?P<credential>.+))?",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def redact_subprotocols(value: str) -> str:
+    """The value of ``sec-websocket-protocol`` without the credentials that clients put there.
+
+    Browsers let a page set no other header for a websocket: ``bearer, TOKEN`` or one like
+    ``base64url.bearer.authorization.k8s.io.TOKEN``.
+    """
+    kept: list[str] = []
+    secret = False
+    for given in value.split(","):
+        name = given.strip()
+        found = _SAYS_CREDENTIAL.fullmatch(name)
+        if secret or (found is None and len(name) > _LONG_PROTOCOL):
+            shown = REDACTED
+        elif found is not None and found["credential"]:
+            shown = f"{found['says']}{found['joint']}{REDACTED}"
+        else:
+            shown = name
+        secret = found is not None and not found["credential"]
+        kept.append(given.replace(name, shown) if name else given)
+    return ",".join(kept)
+
+
+# How many tokens there are, and no token: a number that has a longer name, or is one of JSON.
+_COUNTED: Final = re.compile(
+    r"""token (?: s | s?[-_]?(?:details?|counts?|limit|usage|used|remaining|left) )
+    (?P<quoted>\\*+["'])?+ \s*+ [:=] \s*+ -?\d{1,12}(?:\.\d{1,9})? [}\])]*+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def _is_count(match: re.Match[str]) -> bool:
+    found = _COUNTED.fullmatch(match[0])
+    before = match.string[match.start() - 1 : match.start()]
+    return found is not None and (found["quoted"] is not None or before.isalnum() or before in ("_", "-"))
 
 
 def _replacement(match: re.Match[str]) -> str:
@@ -100,8 +239,8 @@ def _replacement(match: re.Match[str]) -> str:
         return f"{match['url']}{REDACTED}@"
     if match["encoded"]:
         return f"{match['encoded']}{REDACTED}{match['at']}"
-    if match["parameter"]:
-        return f"{match['parameter']}{REDACTED}"
     if match["name"]:
-        return f"{match['name']}{match['quote'] or match['kind'] or ''}{REDACTED}"
+        if _is_count(match):
+            return match[0]
+        return f"{match['name']}{match['open'] or ''}{match['quote'] or match['kind'] or ''}{REDACTED}"
     return REDACTED

@@ -1,24 +1,37 @@
 """What of events and answers goes into a recording: no secrets, and bodies only where they are asked for. No I/O."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..audit import Redact
+from ..guardrails.text_guardrail import CONTEXT, FINAL, GOING_ON, KIND, ROLE, START, TOOL
 from ..messages.throttle import Throttle
-from ..observability.redaction import REDACTED, is_secret_header, is_secret_parameter, redact_secrets
+from ..observability.redaction import (
+    REDACTED,
+    is_challenge_header,
+    redact_challenge,
+    redact_patterns,
+    redact_secrets,
+    redact_subprotocols,
+)
+from ..observability.secret_names import is_secret_member
 from ..protocol import (
     ALLOW,
     Acknowledgement,
     AgentResponse,
+    Allow,
     Answer,
     AuditMetadata,
     Block,
     BodyMutation,
     Challenge,
+    ConfigureEvent,
     Decision,
     Detection,
     Event,
@@ -34,9 +47,14 @@ from ..protocol import (
     ResponseBodyChunkEvent,
     ResponseHeadersEvent,
     WebSocketClose,
+    WebSocketDrop,
     WebSocketFrameEvent,
 )
+from ..protocol.events import EVENT_CLASSES
 from .format import RecordingLine, Redaction
+from .forms import fields_without_secrets
+from .members import json_in, names_of
+from .texts import without_named_secrets
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -44,6 +62,25 @@ logger: Final = logging.getLogger("asgi_agents")
 _APPLIED: Final = frozenset(
     {"request_body_mutation", "response_body_mutation", "redacted_content", "detections.replacement"}
 )
+_EVENTS: Final = frozenset(EVENT_CLASSES.values()) - {ConfigureEvent}
+_ANSWERS: Final = frozenset({AgentResponse, GuardrailResponse, Acknowledgement})
+_DECISIONS: Final = frozenset({Allow, Block, Redirect, Challenge})
+_CLOSES: Final = frozenset({WebSocketClose, WebSocketDrop, type(None)})
+_DETECTIONS: Final = frozenset({Detection})
+_OPS: Final = frozenset({HeaderOp})
+# Of the metadata of a question, what a guardrail says of a window; all but the text that precedes it.
+_OF_WINDOWS: Final = frozenset({START, FINAL, KIND, ROLE, TOOL})
+_TEXTS_OF_WINDOWS: Final = frozenset({CONTEXT, GOING_ON})
+_SUBPROTOCOLS: Final = "sec-websocket-protocol"
+# A text that is longer is not looked at: it would keep the app waiting.
+MAX_TEXT: Final = 1024 * 1024
+# What a body that is compressed begins with: gzip, zlib, zstd, xz, bzip2. Nobody sees a secret in one.
+_COMPRESSED: Final = (b"\x1f\x8b", b"x\x01", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
+# A value that is longer is not remembered.
+_SHORT: Final = 200
+# Values are looked at so deep. A text in a text, such as JSON in the field of a form, counts as so many levels.
+_MAX_DEPTH: Final = 100
+_TEXT: Final = 20
 
 
 class Cleaned(Struct, frozen=True):
@@ -89,10 +126,65 @@ class Cleaner:
         """Plain values without secrets, at any depth."""
         return _Cleaning(self).plain(value)
 
-    def text(self, given: str) -> str:
-        """A text without secrets."""
+    def text(self, given: str, depth: int = 0) -> str:
+        """A text of any kind without secrets: those that look like some, and those whose names say so.
+
+        Names are those of members of JSON, at any depth, of fields of forms, of parameters of a query, of headers, and
+        of elements of XML.
+
+        :param depth: how deep it is within another.
+        """
         if self._redact is None or not given:
             return given
+        if len(given) > MAX_TEXT or depth > _MAX_DEPTH:
+            return REDACTED
+        cleaned = self._json(given, depth)
+        if cleaned is not None:
+            return cleaned
+        return self._own(without_named_secrets(given, partial(self.text, depth=depth + _TEXT)))
+
+    def url(self, given: str) -> str:
+        """The same of a URL, or of the target of a request: all of the value of a parameter has its name."""
+        if self._redact is None or len(given) > MAX_TEXT:
+            return self.text(given)
+        return self.text(fields_without_secrets(given, partial(self.text, depth=_TEXT)))
+
+    def looks_at(self, size: int) -> bool:
+        """Whether a content of that size is looked at; otherwise it is left out."""
+        return self._redact is None or size <= MAX_TEXT
+
+    def data(self, given: bytes) -> bytes | None:
+        """A body or a message without secrets. None: it can't be looked at, and is left out."""
+        if self._redact is None:
+            return given
+        if not self.looks_at(len(given)) or given.startswith(_COMPRESSED):
+            return None
+        encoding = json.detect_encoding(given)
+        wide = None if encoding.startswith("utf-8") else self._wide(given, encoding)
+        if wide is not None:
+            return wide
+        # A body need not be text for a secret to be found in it.
+        text = given.decode("utf-8", "surrogateescape")
+        cleaned = self.text(text)
+        return given if cleaned == text else cleaned.encode("utf-8", "surrogateescape")
+
+    def _wide(self, given: bytes, encoding: str) -> bytes | None:
+        """A text in UTF-16 or UTF-32 without secrets; None where nothing is found in it as such."""
+        # A piece may end in the middle of a character.
+        size = len(given) - len(given) % (2 if encoding.startswith("utf-16") else 4)
+        try:
+            text = given[:size].decode(encoding, "surrogatepass")
+        except UnicodeDecodeError:
+            return None
+        cleaned = self.text(text)
+        return None if cleaned == text else cleaned.encode(encoding, "surrogatepass") + given[size:]
+
+    def _own(self, given: str) -> str:
+        """What :attr:`_redact` makes of a text."""
+        assert self._redact is not None
+        if self._redact is redact_secrets:
+            # The parameters have been looked at.
+            return redact_patterns(given)
         try:
             text = self._redact(given)
             if not isinstance(text, str):
@@ -103,20 +195,43 @@ class Cleaner:
             return REDACTED
         return text
 
-    def url(self, given: str) -> str:
-        """A URL, or the target of a request, without secrets. Parameters of the query can have the names of some."""
-        path, mark, query = given.partition("?")
-        if not mark or self._redact is None:
-            return self.text(given)
-        return self.text(f"{path}?{'&'.join(map(_parameter, query.split('&')))}")
+    def _json(self, given: str, depth: int) -> str | None:
+        """JSON without secrets; None for what is no JSON, or would not be the same: that is text."""
+        bare = given.lstrip("\ufeff")
+        try:
+            value = json_in(bare)
+            if value is None:
+                return None
+            found = _Cleaning(self).plain(value, depth + _TEXT if depth else 0)
+            cleaned = bare if found == value else json.dumps(found, separators=(",", ":"))
+        except (ValueError, RecursionError):
+            return None
+        return given[: len(given) - len(bare)] + cleaned
 
-    def named(self, name: str, value: str) -> str:
+    def named(self, name: str, value: str, depth: int = 0) -> str:
         """The value of a header, or of something that is named like one."""
-        return REDACTED if self.is_secret(name) else self.text(value)
+        if self._redact is None:
+            return value
+        if is_secret_member(name, value):
+            return REDACTED
+        if is_challenge_header(name):
+            cleaned = redact_challenge(value)
+            return cleaned if self._redact is redact_secrets else self._own(cleaned)
+        if name.lower() == _SUBPROTOCOLS:
+            value = redact_subprotocols(value)
+        # Most headers of most requests are the same.
+        if self._redact is redact_secrets and len(value) <= _SHORT:
+            return _cleaned(value)
+        return self.text(value, depth)
 
-    def is_secret(self, name: str) -> bool:
+    def is_secret(self, name: str, value: object) -> bool:
         """Whether what has that name is replaced, whatever it looks like."""
-        return self._redact is not None and is_secret_header(name)
+        return self._redact is not None and is_secret_member(name, value)
+
+
+@lru_cache(maxsize=1000)
+def _cleaned(value: str) -> str:
+    return Cleaner(bodies=True).text(value)
 
 
 def cleaner_of(opening: RecordingLine, redact: Redact | None) -> Cleaner:
@@ -128,9 +243,12 @@ def cleaner_of(opening: RecordingLine, redact: Redact | None) -> Cleaner:
     return Cleaner(bodies=opening.bodies, redact=functions[opening.redaction])
 
 
-def _parameter(given: str) -> str:
-    name, _, value = given.partition("=")
-    return f"{name}={REDACTED}" if value and is_secret_parameter(name) else given
+def _require(given: object, known: frozenset[Any]) -> None:
+    """Of what is not known it is not known where its texts are. A part that another type adds would be written too."""
+    if type(given) not in known:
+        raise TypeError(
+            f"{type(given).__name__} can't be recorded, expected one of {sorted(t.__name__ for t in known)}"
+        )
 
 
 def applied_parts(left_out: Mapping[str, int]) -> Sequence[str]:
@@ -147,6 +265,7 @@ class _Cleaning:
         self._redacted = False
 
     def event(self, event: Event) -> Cleaned:
+        _require(event, _EVENTS)
         match event:
             case RequestHeadersEvent():
                 event = replace(
@@ -165,7 +284,7 @@ class _Cleaning:
                     content=self._content("content", event.content),
                     model=None if event.model is None else self._text(event.model),
                     categories=tuple(map(self._text, event.categories)),
-                    metadata={self._text(name): self._named(name, value) for name, value in event.metadata.items()},
+                    metadata={self._text(name): self._said(name, value) for name, value in event.metadata.items()},
                 )
             case RequestCompleteEvent() if event.error is not None:
                 event = replace(event, error=self._text(event.error))
@@ -174,6 +293,7 @@ class _Cleaning:
         return Cleaned(event, self._left_out, self._redacted)
 
     def answer(self, answer: Answer) -> Cleaned:
+        _require(answer, _ANSWERS)
         match answer:
             case GuardrailResponse():
                 found: Answer = replace(
@@ -194,6 +314,7 @@ class _Cleaning:
 
     def _response(self, response: AgentResponse) -> AgentResponse:
         close = response.websocket_decision
+        _require(close, _CLOSES)
         if isinstance(close, WebSocketClose):
             close = WebSocketClose(close.code, self._text(close.reason))
         return AgentResponse(
@@ -211,6 +332,7 @@ class _Cleaning:
         )
 
     def _decision(self, decision: Decision) -> Decision:
+        _require(decision, _DECISIONS)
         match decision:
             case Block(status, body, headers):
                 return Block(
@@ -236,32 +358,49 @@ class _Cleaning:
             custom=custom,
         )
 
-    def plain(self, value: Any) -> Any:
+    def plain(self, value: Any, depth: int = 0) -> Any:
         """Plain values. What has the name of a secret is replaced, whatever it is."""
         match value:
             case str():
-                return self._text(value)
-            case {"name": str(name), "value": item}:
-                # A field of a header, or of whatever else has names.
-                return {**self._members(value), "value": self._member(name, item)}
+                return self._text(value, depth)
+            case Mapping() | list() | tuple() if depth > _MAX_DEPTH:
+                self._redacted = True
+                return REDACTED
             case Mapping():
-                return self._members(value)
+                # Of a field of a header or a form, or of whatever else has names, another member says the name.
+                names = names_of(value)
+                return {
+                    self._name(name, depth): self._member((name, *names.get(name, ())), item, depth)
+                    for name, item in value.items()
+                }
             case list() | tuple():
-                return [self.plain(item) for item in value]
+                return [self._item(item, depth + 1) for item in value]
             case _:
                 return value
 
-    def _members(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        return {name: self._member(name, item) for name, item in values.items()}
+    def _item(self, item: Any, depth: int) -> Any:
+        """An item of a list, which may be a pair of a name and a value."""
+        if isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str) and depth <= _MAX_DEPTH:
+            return [self._name(item[0], depth), self._member((item[0],), item[1], depth)]
+        return self.plain(item, depth)
 
-    def _member(self, name: object, value: Any) -> Any:
-        if isinstance(name, str) and self._cleaner.is_secret(name):
+    def _name(self, name: Any, depth: int) -> Any:
+        return self._text(name, depth) if isinstance(name, str) else name
+
+    def _member(self, names: tuple[Any, ...], value: Any, depth: int) -> Any:
+        """What has one name or several of them, of which each counts."""
+        said = [name for name in names if isinstance(name, str)]
+        if any(self._cleaner.is_secret(name, value) for name in said):
             # What has such a name is as secret where it is a list.
             self._redacted = True
             return REDACTED
-        return self.plain(value)
+        if said and isinstance(value, str):
+            known = (name for name in said if is_challenge_header(name) or name.lower() == _SUBPROTOCOLS)
+            return self._named(next(known, said[0]), value, depth + 1)
+        return self.plain(value, depth + 1)
 
     def _detection(self, detection: Detection) -> Detection:
+        _require(detection, _DETECTIONS)
         return replace(
             detection,
             category=self._text(detection.category),
@@ -276,7 +415,11 @@ class _Cleaning:
         return BodyMutation(self._bytes(name, mutation.data), mutation.chunk_index)
 
     def _ops(self, ops: Sequence[HeaderOp]) -> Sequence[HeaderOp]:
-        return tuple(op if op.kind == "remove" else replace(op, value=self._named(op.name, op.value)) for op in ops)
+        return tuple(self._op(op) for op in ops)
+
+    def _op(self, op: HeaderOp) -> HeaderOp:
+        _require(op, _OPS)
+        return op if op.kind == "remove" else replace(op, value=self._named(op.name, op.value))
 
     def _headers(self, headers: Headers) -> Headers:
         return Headers({name: [self._named(name, value) for value in values] for name, values in headers.items()})
@@ -290,19 +433,30 @@ class _Cleaning:
         if not self._cleaner.bodies:
             self._left_out[name] = self._left_out.get(name, 0) + len(data)
             return b""
-        # A body need not be text for a secret to be found in it.
-        text = data.decode("utf-8", "surrogateescape")
-        cleaned = self._text(text)
-        return data if cleaned == text else cleaned.encode("utf-8", "surrogateescape")
+        cleaned = self._cleaner.data(data)
+        if cleaned is None:
+            self._left_out[name] = self._left_out.get(name, 0) + len(data)
+            return b""
+        self._redacted = self._redacted or cleaned != data
+        return cleaned
 
     def _content(self, name: str, text: str) -> str:
-        if not text or self._cleaner.bodies:
+        if not text or (self._cleaner.bodies and self._cleaner.looks_at(len(text))):
             return self._text(text)
         self._left_out[name] = self._left_out.get(name, 0) + len(text)
         return ""
 
+    def _said(self, name: str, value: str) -> str:
+        """What the metadata of a question says. Beside the content, it may be what a client or a model has written."""
+        if name in _OF_WINDOWS or (self._cleaner.bodies and name not in _TEXTS_OF_WINDOWS):
+            return self._named(name, value)
+        if name == GOING_ON and value and self._cleaner.bodies and self._cleaner.redaction != "none":
+            # It is the beginning of what an agent has taken for a secret, and too little of it to be known as one.
+            return self._noted(value, REDACTED)
+        return self._content(name if name in _TEXTS_OF_WINDOWS else "metadata", value)
+
     def _optional(self, name: str, text: str | None) -> str | None:
-        if text is None or self._cleaner.bodies:
+        if text is None or (self._cleaner.bodies and self._cleaner.looks_at(len(text))):
             return None if text is None else self._text(text)
         self._left_out[name] = self._left_out.get(name, 0) + len(text)
         return None
@@ -310,11 +464,11 @@ class _Cleaning:
     def _url(self, given: str) -> str:
         return self._noted(given, self._cleaner.url(given))
 
-    def _text(self, given: str) -> str:
-        return self._noted(given, self._cleaner.text(given))
+    def _text(self, given: str, depth: int = 0) -> str:
+        return self._noted(given, self._cleaner.text(given, depth))
 
-    def _named(self, name: str, value: str) -> str:
-        return self._noted(value, self._cleaner.named(name, value))
+    def _named(self, name: str, value: str, depth: int = 0) -> str:
+        return self._noted(value, self._cleaner.named(name, value, depth))
 
     def _noted(self, given: str, cleaned: str) -> str:
         self._redacted = self._redacted or cleaned != given

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from ..decision import Verdict
 from ..failures import FailureKind
-from ..protocol import ALLOW, Answer, Event, EventType, RequestHeadersEvent
+from ..protocol import ALLOW, Answer, EventType, RequestHeadersEvent
 from ..protocol.stream import correlation_id_of
 from .cleaning import Cleaner
 from .format import PLAIN_ALLOW, compact_answer
@@ -38,7 +38,7 @@ class Difference(Struct, frozen=True, kw_only=True):
     :ivar line: the line of the file.
     :ivar n: the number of the exchange, in the order in which the calls began.
     :ivar event: the type of the event, such as ``request_headers``.
-    :ivar request: method and target, of the head of a request; otherwise empty.
+    :ivar request: method and target of the request, as its head in the recording has them; empty where there is none.
     :ivar redacted: whether a secret was replaced in the event. That may be why the answers differ.
     """
 
@@ -83,8 +83,8 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any], ignore: Col
     ]
 
 
-def difference_of(exchange: RecordedExchange, fields: list[FieldDifference]) -> Difference:
-    """The difference of an exchange in these fields."""
+def difference_of(exchange: RecordedExchange, fields: list[FieldDifference], request: str) -> Difference:
+    """The difference of an exchange in these fields. ``request`` is what is known of it, where this is not its head."""
     event = exchange.event
     return Difference(
         line=exchange.line,
@@ -92,14 +92,15 @@ def difference_of(exchange: RecordedExchange, fields: list[FieldDifference]) -> 
         agent=exchange.about.agent,
         event=event.event_type,
         correlation_id=correlation_id_of(event),
-        request=_request_of(event),
+        request=request_of(event) if isinstance(event, RequestHeadersEvent) else request,
         fields=tuple(fields),
         redacted=exchange.about.redacted,
     )
 
 
-def _request_of(event: Event) -> str:
-    return f"{event.method} {event.uri}" if isinstance(event, RequestHeadersEvent) else ""
+def request_of(head: RequestHeadersEvent) -> str:
+    """Method and target of a request."""
+    return f"{head.method} {head.uri}"
 
 
 def _with_lengths(answer: Mapping[str, Any], left_out: Mapping[str, int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import heapq
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -9,6 +10,7 @@ from typing import Any, BinaryIO, Final
 from msgspec import UNSET, Raw, Struct
 
 from ..errors import AgentProtocolError
+from ..files.source import at_once
 from ..protocol import Acknowledgement, Answer, ConfigureEvent, Encoding, Event, decode_answer, decode_event
 from .format import (
     CLOSED,
@@ -65,13 +67,15 @@ class Traffic:
         self.agents: dict[str, AgentLine] = {}
         self.end: EndLine | None = None
         self.torn = False
-        self._file: BinaryIO = self.path.open("rb")
+        self._file: BinaryIO = open(self.path, "rb", opener=at_once)  # noqa: SIM115 - until close
         self._number = 0
         self._exchanges = 0
         try:
-            if not self._file.seekable():
+            mode = os.fstat(self._file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
                 # Most of those who read a recording read it twice.
-                raise RecordingError(f"{self.path}: this is a pipe, expected a file")
+                what = "a pipe" if stat.S_ISFIFO(mode) else "no regular file"
+                raise RecordingError(f"{self.path}: this is {what}, expected a file")
             first = self._read()
             self.opening: RecordingLine = self._checked(decode_first_line, first or b"")
         except BaseException:
@@ -173,6 +177,8 @@ class Traffic:
     def _within(self, field: str, decode: Callable[[], Any]) -> Any:
         try:
             return decode()
+        except RecursionError:
+            raise self.fault(self._number, f"{field}: nested too deeply") from None
         except (AgentProtocolError, TypeError, ValueError) as exc:
             # The values of an event check what no type says: a token, a status.
             raise self.fault(self._number, f"{field}: {exc}") from exc

@@ -1,19 +1,22 @@
 """An agent that answers as a recording says, in the place of the one that was recorded."""
 
 import os
+from base64 import b64decode
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from threading import Lock
 from typing import Any, Final, NoReturn
+from urllib.parse import quote_plus
 
 from msgspec import Struct
 
 from ..audit import Redact
 from ..errors import AgentError, ConfigurationError
 from ..failures import CallFailure
+from ..guardrails.text_guardrail import FINAL, KIND, ROLE, START, TOOL
 from ..messages.naming import named
-from ..observability.redaction import redact_secrets
+from ..observability.redaction import REDACTED, redact_secrets
 from ..protocol import (
     Answer,
     ConfigureEvent,
@@ -47,7 +50,8 @@ class _Outcome(Struct):
     event_type: EventType
     answer: bytes
     failure: FailureLine | None
-    left_out: tuple[str, ...]
+    #: Why the answer can't be given again, in words; empty where it can.
+    lacks: str
     used: bool = False
 
 
@@ -59,10 +63,13 @@ class RecordedAgent:
         AgentConfig("waf", RecordedAgent("traffic.jsonl"), circuit_breaker=None)
 
     A connection is recognised by its first event: a request by method, target and the headers named by ``headers``. The
-    k-th connection with such a first event is answered as the k-th that was recorded. The other events of a connection
-    are recognised by their type, by what is in them, and by their order. Of contents that were not recorded the length
-    has to be the same. Secrets are taken out before anything is compared. Recorded failures fail again; without a
-    circuit breaker, they are the only ones.
+    head of a request is always the first. The k-th connection with such a first event is answered as the k-th that was
+    recorded. The other events of a connection are recognised by their type, by what is in them, and by their order. Of
+    contents that were not recorded the length has to be the same. Secrets are taken out before anything is compared.
+
+    Recorded failures fail again; without a circuit breaker, they are the only ones. An answer is not given again, but
+    a failure, where the app would do with it what the agent has not said: a part that was not recorded, or in which a
+    secret was replaced.
 
     What was not recorded is a failure of the agent, to which its failure mode applies. The log says what was asked.
     It may be used on several event loops and threads, but whose request comes first is then nobody's to say.
@@ -124,8 +131,8 @@ class RecordedAgent:
         if outcome.failure is not None:
             failure = outcome.failure
             raise CallFailure(failure.kind, f"as it was recorded: {failure.message}", failure.retry_after)
-        if outcome.left_out:
-            self._refuse(event, f"its answer was recorded without {outcome.left_out[0]}; record with bodies=True")
+        if outcome.lacks:
+            self._refuse(event, f"its answer was recorded {outcome.lacks}")
         return decode_answer(outcome.answer, Encoding.JSON, event.event_type)
 
     async def aclose(self) -> None:
@@ -144,13 +151,15 @@ class RecordedAgent:
             name = correlation_id_of(exchange.event)
             outcome = self._outcome(exchange)
             known = connections.get(name)
-            if known is None:
+            if known is None or isinstance(exchange.event, RequestHeadersEvent):
+                # A client may give each of its requests the same id.
                 known = connections[name] = []
                 self._recorded.setdefault(outcome.key, []).append(known)
             known.append(outcome)
         if agent is None and len(ids) > 1:
             raise RecordingError(
-                f"{self._path}: expected the id of one of its agents; there are: {', '.join(sorted(ids))}"
+                f"{self._path}: expected the id of one of its agents; there are:"
+                f" {', '.join(sorted(ids))}; name one with agent"
             )
         if agent is not None and agent not in traffic.agents:
             known_ids = ", ".join(traffic.agents) or "none"
@@ -159,20 +168,31 @@ class RecordedAgent:
     def _outcome(self, exchange: RecordedExchange) -> _Outcome:
         sizes = exchange.about.left_out
         return _Outcome(
-            key=self._key(exchange.event, lambda name, data: sizes.get(name, len(data)) if name in sizes else data),
+            key=self._key(exchange.event, lambda name, data: sizes.get(name, data)),
             event_type=exchange.event.event_type,
             answer=exchange.encoded_answer,
             failure=exchange.failure,
-            left_out=tuple(applied_parts(exchange.about.answer_left_out)),
+            lacks=self._lacking(exchange),
         )
+
+    def _lacking(self, exchange: RecordedExchange) -> str:
+        """What of an answer was not recorded, without which an app would do something else."""
+        for part in applied_parts(exchange.about.answer_left_out):
+            return f"without {part}; record with bodies=True"
+        if exchange.about.answer_redacted:
+            for part in _redacted_parts(exchange.answer or {}, custom=self._cleaner.redaction == "custom"):
+                return f"with a secret replaced in {part}; record with redact=None"
+        return ""
 
     def _find(self, event: Event) -> _Outcome:
         cleaned = self._cleaner.event(event)
         key = self._key(cleaned.value, lambda name, data: cleaned.left_out.get(name, data))
         name = correlation_id_of(event)
-        outcomes = self._open.get(name)
+        outcomes = None if isinstance(event, RequestHeadersEvent) else self._open.get(name)
         if outcomes is None:
             outcomes = self._begin(event, key)
+            # Those that have begun last are at the end.
+            self._open.pop(name, None)
             if len(self._open) >= MAX_CONNECTIONS:
                 del self._open[next(iter(self._open))]
             self._open[name] = outcomes
@@ -194,7 +214,7 @@ class RecordedAgent:
                 self._refuse(event, f"{len(connections)} connections in the recording begin so, and this is one more")
             index %= len(connections)
         # Of its own, because a connection may be repeated.
-        return [_Outcome(one.key, one.event_type, one.answer, one.failure, one.left_out) for one in connections[index]]
+        return [_Outcome(one.key, one.event_type, one.answer, one.failure, one.lacks) for one in connections[index]]
 
     def _refuse(self, event: Event, why: str) -> NoReturn:
         what = self._cleaner.url(_description(event))
@@ -213,9 +233,51 @@ class RecordedAgent:
             case WebSocketFrameEvent():
                 return kind, event.client_to_server, event.frame_index, _digest(content("data", event.data))
             case GuardrailInspectEvent():
-                return kind, event.inspection_type, _digest(content("content", event.content))
+                # Windows that differ in what precedes them are not the same question.
+                windows = (event.metadata.get(name) for name in (START, FINAL, KIND, ROLE, TOOL))
+                return kind, event.inspection_type, _digest(content("content", event.content)), *windows
             case _:
                 return (kind,)
+
+
+# What an app does with an answer depends on these.
+_APPLIED: Final = (
+    *("decision", "request_headers", "response_headers", "routing_metadata", "websocket_decision", "redacted_content"),
+    *("request_body_mutation", "response_body_mutation", "detections"),
+)
+_REDACTED: Final = (REDACTED, quote_plus(REDACTED))
+
+
+def _redacted_parts(answer: Mapping[str, Any], *, custom: bool) -> Iterator[str]:
+    """The parts of an answer that would be applied with something else in them than the agent has said.
+
+    :param custom: a function of the application's own has replaced it, by nobody knows what.
+    """
+    for name in _APPLIED:
+        if any(custom or any(mark in text for mark in _REDACTED) for text in _applied_texts(name, answer.get(name))):
+            yield name
+
+
+def _applied_texts(name: str, value: Any) -> Iterator[str]:
+    match value:
+        case str() if name.endswith("_mutation"):
+            # Of a text in UTF-16, too.
+            yield b64decode(value).replace(b"\0", b"").decode("latin-1")
+        case str() if name not in ("decision", "websocket_decision"):
+            yield value
+        case list() if name == "detections":
+            # A category takes the place of what was found, where there is nothing else.
+            for detection in value:
+                yield from filter(None, (detection.get("category"), detection.get("replacement")))
+        case dict() if name == "decision" and "block" in value:
+            block = value["block"]
+            yield from _applied_texts("", [block.get("body"), block.get("headers")])
+        case dict():
+            for item in value.values():
+                yield from _applied_texts(name.removesuffix("decision"), item)
+        case list():
+            for item in value:
+                yield from _applied_texts(name, item)
 
 
 def _digest(content: object) -> object:

@@ -3,13 +3,14 @@
 import dataclasses
 import os
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
 import anyio
 from anyio import CancelScope
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 from ..agent import Agent
 from ..audit import Redact
@@ -21,12 +22,12 @@ from ..messages.naming import named
 from ..observability.histograms import Distribution
 from ..observability.redaction import redact_secrets
 from ..policy import FailureMode, require_int, require_seconds
-from ..protocol import EventType, GuardrailInspectEvent
+from ..protocol import EventType, GuardrailInspectEvent, RequestHeadersEvent
 from ..protocol.stream import correlation_id_of
 from ..transports.base import Transport
 from ..transports.resolve import learns_events, resolve_transport
 from .cleaning import cleaner_of
-from .comparing import NOT_ASKED, Difference, difference_of, differences, outcome_of, recorded_outcome
+from .comparing import NOT_ASKED, Difference, difference_of, differences, outcome_of, recorded_outcome, request_of
 from .format import PLAIN_ALLOW, AgentLine, RecordingError
 from .reading import RecordedExchange, Traffic
 from .report import ReplayReport, timing_of
@@ -37,6 +38,8 @@ MAX_DIFFERENCES: Final = 1000
 MAX_WAITING: Final = 1000
 # So many connections are remembered, so that the agent is told when the oldest of them is over.
 _MAX_CONNECTIONS: Final = 10_000
+# So many characters are kept of a request, for the events that follow its head.
+_MAX_REQUEST: Final = 1000
 # Seconds that an agent has, beside its timeout, until it is connected and configured.
 _CONFIGURE_TIMEOUT: Final = 10.0
 # An agent that has answered none of so many calls answers none at all.
@@ -53,6 +56,8 @@ async def replay(
     config: Any = None,
     events: Iterable[EventType] | None = None,
     ignore: Collection[str] = (),
+    ignore_redacted: bool = False,
+    ignore_not_replayed: bool = False,
     redact: Redact | None = redact_secrets,
 ) -> ReplayReport:
     """Ask ``agent`` all that the recording in ``path`` has asked one, and compare its decisions with the recorded ones.
@@ -66,9 +71,12 @@ async def replay(
     :param concurrency: calls at a time at most.
     :param timeout: seconds for each call; None: those that the agent had.
     :param config: what the agent is configured with before it is asked.
-    :param events: those that the agent receives; None: those that it has hooks for or names itself, or else those of
-        the recorded agent.
+    :param events: those that the agent receives; None: those that it has hooks for or names itself, or else all those
+        that the recorded agent has received, also where it was replaced meanwhile.
     :param ignore: names of fields of :class:`FieldDifference` that may differ, such as ``{"audit"}``.
+    :param ignore_redacted: ask about events in which a secret was replaced, and don't compare what comes of it: an
+        agent that looks at credentials decides otherwise without them.
+    :param ignore_not_replayed: call it a success, too, where the agent receives events whose content was not recorded.
     :param redact: what :func:`record` was given, where that was a function.
     :raises OSError: the file can't be opened.
     :raises RecordingError: the recording can't be read, or it has other agents than the one that is meant.
@@ -98,7 +106,15 @@ async def replay(
         )
     )
     with Traffic(path) as traffic:
-        replaying = _Replaying(traffic, guard, frozenset(ignore), redact, timeout)
+        replaying = _Replaying(
+            traffic,
+            guard,
+            frozenset(ignore),
+            redact,
+            timeout,
+            ignore_redacted=ignore_redacted,
+            ignore_not_replayed=ignore_not_replayed,
+        )
         try:
             await _configure(guard)
             await replaying.run(settings.agent, concurrency)
@@ -134,18 +150,22 @@ async def _configure(guard: Guard) -> None:
 
 
 def _settings_of(path: str | os.PathLike[str], agent_id: str | None) -> AgentLine:
-    """The first settings of the agent that is meant."""
+    """The first settings of the agent that is meant, with the events of all: it may have been replaced meanwhile."""
+    known: dict[str, AgentLine] = {}
     with Traffic(path) as traffic:
-        known: dict[str, AgentLine] = {}
         for settings in traffic.settings():
-            if settings.agent == agent_id:
-                return settings
-            known.setdefault(settings.agent, settings)
+            first = known.setdefault(settings.agent, settings)
+            if not set(settings.events) <= set(first.events):
+                events = sorted({*first.events, *settings.events})
+                known[settings.agent] = replace(first, events=events)
+    if agent_id in known:
+        return known[agent_id]
     names = ", ".join(known) or "none"
     if agent_id is not None:
         raise RecordingError(f"{path}: no agent has the id {agent_id!r}; there are: {names}")
     if len(known) != 1:
-        raise RecordingError(f"{path}: expected the id of one of its agents; there are: {names}")
+        how = "; name one with agent_id (--id on the command line)" if known else ""
+        raise RecordingError(f"{path}: expected the id of one of its agents; there are: {names}{how}")
     return next(iter(known.values()))
 
 
@@ -153,30 +173,54 @@ class _Replaying:
     """One replay: what was asked so far, and what came of it."""
 
     def __init__(
-        self, traffic: Traffic, guard: Guard, ignore: Collection[str], redact: Redact | None, timeout: float | None
+        self,
+        traffic: Traffic,
+        guard: Guard,
+        ignore: Collection[str],
+        redact: Redact | None,
+        timeout: float | None,
+        *,
+        ignore_redacted: bool,
+        ignore_not_replayed: bool,
     ) -> None:
         self._traffic = traffic
         self._guard = guard
         self._ignore = ignore
+        self._ignore_redacted = ignore_redacted
+        self._ignore_not_replayed = ignore_not_replayed
         self._cleaner = cleaner_of(traffic.opening, redact)
         self._settings: AgentLine | None = None
         self._deadline = timeout
         self._connections: OrderedDict[str, None] = OrderedDict()
+        # By correlation id, of the connections whose heads were read last.
+        self._requests: OrderedDict[str, str] = OrderedDict()
         self._differences: list[Difference] = []
         self._recorded = Distribution()
         self._now = Distribution()
         self._not_replayed: Counter[str] = Counter()
         self._compared = self._different = self._unheard = self._failed = 0
         self._redacted = self._not_asked = self._given_up = self._answered = 0
+        self._redacted_ignored = 0
 
     async def run(self, agent_id: str, concurrency: int) -> None:
         """Ask about all exchanges of that agent."""
-        exchanges = (one for one in self._traffic.exchanges() if one.about.agent == agent_id)
+        exchanges = self._exchanges_of(agent_id)
         if concurrency == 1:
             for exchange in exchanges:
                 await self._ask(exchange)
             return
         await _Lanes(self._ask, concurrency).run(exchanges)
+
+    def _exchanges_of(self, agent_id: str) -> Iterator[RecordedExchange]:
+        """Those of the agent, in their order; of all agents, the requests are noted."""
+        for exchange in self._traffic.exchanges():
+            if isinstance(exchange.event, RequestHeadersEvent):
+                # The agent itself may not receive heads.
+                self._requests[exchange.event.correlation_id] = request_of(exchange.event)[:_MAX_REQUEST]
+                if len(self._requests) > _MAX_CONNECTIONS:
+                    self._requests.popitem(last=False)
+            if exchange.about.agent == agent_id:
+                yield exchange
 
     def report(self, agent_id: str) -> ReplayReport:
         """What it has come to."""
@@ -198,6 +242,8 @@ class _Replaying:
             replayed_seconds=timing_of(self._now),
             dropped=0 if end is None else end.dropped,
             complete=self._traffic.complete,
+            redacted_ignored=self._redacted_ignored,
+            not_replayed_ignored=self._ignore_not_replayed,
         )
 
     async def _ask(self, exchange: RecordedExchange) -> None:
@@ -205,15 +251,15 @@ class _Replaying:
         if exchange.failure is not None and exchange.failure.kind in NOT_ASKED:
             self._not_asked += 1
             return
-        if about.left_out:
-            self._not_replayed[exchange.event.event_type.value] += 1
-            return
         if exchange.event.event_type not in self._guard.hears:
             if about.given_up:
                 self._given_up += 1
             else:
-                self._unheard += 1
-                self._compare(exchange, dict(PLAIN_ALLOW))
+                # It takes no content to know what comes of this.
+                self._unheard += self._compare(exchange, dict(PLAIN_ALLOW))
+            return
+        if about.left_out:
+            self._not_replayed[exchange.event.event_type.value] += 1
             return
         self._adopt(exchange.agent)
         self._remember(exchange)
@@ -241,14 +287,20 @@ class _Replaying:
         verdict = await self._guard.call(event, FailureMode.CLOSED, about.chunk, about.route)
         return verdict, outcome_of(verdict, None, self._cleaner)
 
-    def _compare(self, exchange: RecordedExchange, outcome: dict[str, Any]) -> None:
+    def _compare(self, exchange: RecordedExchange, outcome: dict[str, Any]) -> bool:
+        """Compare it, unless it is to be left out; whether it was."""
+        if exchange.about.redacted and self._ignore_redacted:
+            self._redacted_ignored += 1
+            return False
         self._compared += 1
         self._redacted += exchange.about.redacted
         found = differences(recorded_outcome(exchange), outcome, self._ignore)
         if found:
             self._different += 1
             if len(self._differences) < MAX_DIFFERENCES:
-                self._differences.append(difference_of(exchange, found))
+                request = self._requests.get(correlation_id_of(exchange.event), "")
+                self._differences.append(difference_of(exchange, found, request))
+        return True
 
     def _adopt(self, settings: AgentLine) -> None:
         """Check the answers by the settings that the agent had at the time: it may have been replaced meanwhile."""
@@ -272,11 +324,17 @@ class _Replaying:
             self._guard.forget(self._connections.popitem(last=False)[0])
 
 
+def _checks(settings: AgentLine) -> tuple[object, ...]:
+    """What of an agent's settings an answer depends on."""
+    return settings.body_access, settings.may_set_host, settings.timeout, settings.chunk_timeout
+
+
 class _Lanes:
     """Connections beside one another: each with its exchanges in order, so many at a time."""
 
     def __init__(self, ask: Callable[[RecordedExchange], Awaitable[None]], concurrency: int) -> None:
         self._ask = ask
+        self._concurrency = concurrency
         self._free = anyio.Semaphore(concurrency)
         self._room = anyio.Semaphore(MAX_WAITING)
         # A connection is in here while one of its exchanges is under way or waits.
@@ -285,9 +343,14 @@ class _Lanes:
 
     async def run(self, exchanges: Iterable[RecordedExchange]) -> None:
         """Ask about all of them. What goes wrong is raised as it is, not in a group."""
+        settings: AgentLine | None = None
         async with anyio.create_task_group() as tasks:
             try:
                 for exchange in exchanges:
+                    if settings is not None and _checks(settings) != _checks(exchange.agent):
+                        # Answers are checked by the settings of the agent, which are those of all under way.
+                        await self._all_done()
+                    settings = exchange.agent
                     await self._room.acquire()
                     name = correlation_id_of(exchange.event)
                     lane = self._lanes.get(name)
@@ -301,6 +364,13 @@ class _Lanes:
                 self._fail(exc, tasks)
         if self._error is not None:
             raise self._error
+
+    async def _all_done(self) -> None:
+        """Wait until nothing is under way."""
+        for _ in range(self._concurrency):
+            await self._free.acquire()
+        for _ in range(self._concurrency):
+            self._free.release()
 
     async def _serve(self, name: str, tasks: TaskGroup) -> None:
         lane = self._lanes[name]

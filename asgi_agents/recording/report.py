@@ -2,14 +2,13 @@
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from msgspec import Struct
 
-from ..errors import printable
 from ..observability.histograms import Distribution, percentile
-from .comparing import Difference, FieldDifference
+from .beside import cut, lines_beside
+from .comparing import Difference
 
 _WIDTH: Final = 80
 _NAME: Final = 10
@@ -35,7 +34,9 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
         allow; where there are no others, :attr:`ok` is False.
     :ivar failed: calls of the new agent that have failed.
     :ivar redacted: exchanges among those compared in whose events a secret was replaced.
-    :ivar not_replayed: events that could not be replayed, by type: what was in them was not recorded.
+    :ivar redacted_ignored: the same that were asked about and not compared, because that was asked for.
+    :ivar not_replayed: events that the agent receives and that could not be replayed, by type: what was in them was not
+        recorded. Nobody knows what it decides about them: :attr:`ok` is False, unless ``not_replayed_ignored``.
     :ivar not_asked: exchanges in which the agent was not asked when it was recorded: its breaker was open, say.
     :ivar given_up: events that were asked about again without comparing: when they were recorded, nobody waited for the
         answer.
@@ -61,11 +62,20 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
     replayed_seconds: ReplayTiming
     dropped: int
     complete: bool
+    redacted_ignored: int = 0
+    not_replayed_ignored: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether the agent was asked about something that was compared, and all of it is the same."""
-        return self.compared > self.unheard and self.different == 0
+        """Whether the agent was asked about something that was compared, all of it is the same, and nothing that it
+        receives could not be replayed.
+        """
+        return self.judged and self.different == 0 and (not self.not_replayed or self.not_replayed_ignored)
+
+    @property
+    def judged(self) -> bool:
+        """Whether the agent was asked about something that was compared."""
+        return self.compared > self.unheard
 
     def check(self) -> None:
         """Raise AssertionError, with the text of the report, unless it is :attr:`ok`."""
@@ -75,33 +85,47 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
-    def lines(self, *, most: int = 20) -> Iterator[str]:
-        """The report in lines of at most 80 columns, with the first ``most`` differences."""
+    def lines(self, *, most: int = 20, width: int = _WIDTH) -> Iterator[str]:
+        """The report in lines of at most ``width`` columns, with the first ``most`` differences."""
         shown = self.differences[:most]
         for difference in shown:
-            yield from _difference_lines(difference)
+            yield from _difference_lines(difference, width)
             yield ""
         if self.different > len(shown):
             yield f"… and {self.different - len(shown):,} more"
             yield ""
         yield from textwrap.wrap(
             f"{self.agent}: {self.compared:,} exchanges compared, {self.same:,} the same, {self.different:,} different",
-            _WIDTH,
+            width,
         )
-        yield from self._notes()
+        yield from self._notes(width)
         yield _timing_line("recorded", self.recorded_seconds)
         yield _timing_line("now", self.replayed_seconds)
 
-    def _notes(self) -> Iterator[str]:
+    def _notes(self, width: int) -> Iterator[str]:
         notes = []
         if self.compared == 0:
             notes.append("nothing could be compared")
         elif self.compared == self.unheard:
             notes.append("the agent was asked about nothing")
         for event_type, number in self.not_replayed.items():
-            notes.append(f"{number:,} {event_type} not replayed: recorded without content (bodies=False)")
+            notes.append(
+                f"{number:,} {event_type} not replayed: recorded without content (bodies=False, compressed or long)"
+            )
+        if self.not_replayed and not self.not_replayed_ignored:
+            notes.append(
+                "what the agent decides about these is not known, so this is no success: record with bodies=True, or"
+                " accept it with ignore_not_replayed=True (--ignore-not-replayed)"
+            )
         if self.redacted:
             notes.append(f"{self.redacted:,} events have secrets replaced, on which answers may depend")
+        if any(difference.redacted for difference in self.differences):
+            notes.append(
+                "what is marked (redacted) may differ for that reason alone: record tests with redact=None, or leave"
+                " these events out with ignore_redacted=True (--ignore-redacted)"
+            )
+        if self.redacted_ignored:
+            notes.append(f"{self.redacted_ignored:,} events have secrets replaced: asked, not compared")
         if self.unheard:
             notes.append(f"{self.unheard:,} events the agent does not receive now: counted as allow")
         if self.failed:
@@ -115,7 +139,8 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
         if not self.complete:
             notes.append("the recording was cut off, has stopped before its end, or lacks lines")
         for note in notes:
-            yield from textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+            # The name of an option stays whole.
+            yield from textwrap.wrap(note, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def timing_of(durations: Distribution) -> ReplayTiming:
@@ -129,28 +154,12 @@ def timing_of(durations: Distribution) -> ReplayTiming:
     )
 
 
-def _difference_lines(difference: Difference) -> Iterator[str]:
+def _difference_lines(difference: Difference, width: int) -> Iterator[str]:
     what = f"line {difference.line}: {difference.event} {difference.request or difference.correlation_id}"
-    yield _cut(what.rstrip() + ("  (redacted)" if difference.redacted else ""))
+    mark = "  (redacted)" if difference.redacted else ""
+    yield cut(what.rstrip(), width - len(mark)) + mark
     for field in difference.fields:
-        yield from _field_lines(field)
-
-
-def _field_lines(field: FieldDifference) -> Iterator[str]:
-    yield _cut(f"  {field.name}")
-    yield _cut(f"    {'recorded':<{_NAME}}{_value(field.recorded)}")
-    yield _cut(f"    {'now':<{_NAME}}{_value(field.now)}")
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
-def _cut(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+        yield from lines_beside(field.name, field.recorded, field.now, width)
 
 
 def _timing_line(name: str, timing: ReplayTiming) -> str:

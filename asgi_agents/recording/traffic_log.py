@@ -21,6 +21,7 @@ from ..config import AgentConfig
 from ..decision import Verdict
 from ..errors import ConfigurationError, UnknownAgentError
 from ..guard import Guard
+from ..guardrails.text_guardrail import WindowEvent, outside
 from ..manager import AgentManager, registry_of
 from ..memory.weighing import weigh
 from ..messages.naming import named
@@ -283,9 +284,13 @@ class TrafficLog:
     # In the thread that writes
 
     def _lines(self, entry: _Entry) -> bytes:
-        event = self._cleaner.event(entry.event)
+        asked, given = entry.event, entry.answer
+        if isinstance(asked, WindowEvent):
+            # What a text guardrail in the process is shown, and what it says, is not of the protocol.
+            asked, given = outside(asked, given if isinstance(given, GuardrailResponse) else None)
+        event = self._cleaner.event(asked)
         failure = None if entry.verdict is None else entry.verdict.failure
-        answer = None if entry.answer is None else self._cleaner.answer(entry.answer)
+        answer = None if given is None else self._cleaner.answer(given)
         encoded = UNSET if answer is None else _PLAIN
         if answer is not None and answer.value is not ALLOW:
             encoded = encode_plain(compact_answer(answer.value))
@@ -364,16 +369,17 @@ def record(
 
     :param app: the guarded app, its :class:`AgentMiddleware`, or its :class:`AgentManager`. It is looked for in mounted
         apps as well. Middlewares that the app would make with its first connection are made here: add none afterwards.
-    :param path: the file. What was there is replaced. Only the user that the app runs as may read it. Neither a link
-        nor the file of another user is taken. Who moves the file takes the recording along; where it is removed or
-        cut meanwhile, the recording ends.
+    :param path: the file. One that is there is removed, and a new one made. Only the user that the app runs as may read
+        it. Neither a link nor the file of another user is taken. Who moves the file takes the recording along; where it
+        is removed or cut meanwhile, the recording ends.
     :param bodies: record bodies, websocket messages and inspected texts, and what answers put in their places. Without
         them only their lengths are recorded, and their exchanges can't be replayed.
     :param agents: ids of the agents to record. None: all.
     :param max_bytes: how large the file becomes at most; at least 4,096.
     :param redact: what is done to every text. None: nothing at all. Otherwise the values of headers that carry
-        credentials, such as ``authorization`` and ``cookie``, are replaced too. Secrets are looked for in each event by
-        itself: one that is cut between two pieces of a body is not found.
+        credentials, such as ``authorization`` and ``cookie``, and of whatever else is named like one, are replaced too.
+        Secrets are looked for in each event by itself: one that is cut between two pieces of a body is not found.
+        Bodies that are compressed, and texts of more than 1 MiB, are left out.
     :raises ConfigurationError: for arguments that can't work. What entering the block raises is at
         :meth:`TrafficLog.start`.
     """
@@ -389,6 +395,8 @@ def _size_of(event: Event) -> int:
             return event.headers.size
         case RequestBodyChunkEvent() | ResponseBodyChunkEvent() | WebSocketFrameEvent():
             return len(event.data)
+        case WindowEvent():
+            return len(event.content) + len(event.window.text)
         case GuardrailInspectEvent():
             return len(event.content) + sum(map(len, event.metadata.values()))
         case _:

@@ -224,21 +224,49 @@ class Writer(Generic[T]):
 # write, it could lead anywhere.
 _FLAGS: Final = (
     os.O_WRONLY
-    | os.O_CREAT
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_NONBLOCK", 0)
 )
+# Another process may replace the file as well, and be in between.
+_TRIES: Final = 10
 
 
 def _open(path: Path) -> int:
-    """The file, for this process and this user alone, and empty."""
+    """A new file, for this process and this user alone.
+
+    What was there is removed. To empty it would not do: who has it open can read what is written then, whatever its
+    mode has become.
+    """
+    for _ in range(_TRIES):
+        old = _open_old(path)
+        if old is None:
+            file = _new(path)
+        else:
+            try:
+                file = _replace(path, old)
+            except BaseException:
+                os.close(old)
+                raise
+            if file != old:
+                os.close(old)
+        if file is not None:
+            return file
+    raise ConfigurationError(f"record: path={str(path)!r}, which others replace all the time, expected a file")
+
+
+def _open_old(path: Path) -> int | None:
+    """The file that is there, which nobody else records to; None for none."""
     try:
-        file = os.open(path, _FLAGS, _MODE)
+        file = os.open(path, _FLAGS)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise _no_link(path) from None
+        return None
     except OSError as exc:
         if path.is_symlink():
-            raise ConfigurationError(f"record: path={str(path)!r}, a symbolic link, expected a file") from None
+            raise _no_link(path) from None
         if exc.errno == errno.ENXIO:
             # A named pipe that nobody reads from, or a socket.
             raise _no_file(path) from None
@@ -249,22 +277,65 @@ def _open(path: Path) -> int:
             raise _no_file(path)
         if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
             raise ConfigurationError(f"record: path={str(path)!r}, which belongs to another user, expected a new file")
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigurationError(
-                    f"record: path={str(path)!r}, which is being recorded to already, expected a file of its own for"
-                    " each process: f'traffic-{os.getpid()}.jsonl'"
-                ) from None
-        if hasattr(os, "fchmod"):
-            # It may have been there before, for everybody to read.
-            os.fchmod(file, _MODE)
-        os.ftruncate(file, 0)
     except BaseException:
         os.close(file)
         raise
+    return _locked(path, file)
+
+
+def _replace(path: Path, old: int) -> int | None:
+    """A new file in the place of one that is open and locked; None where that is no longer the one at ``path``.
+
+    Where it can't be removed, it is emptied and used, unless others may have it open.
+    """
+    status = os.fstat(old)
+    if fcntl is not None:
+        try:
+            if not os.path.samestat(os.stat(path, follow_symlinks=False), status):
+                return None
+            path.unlink()
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            if stat.S_IMODE(status.st_mode) != _MODE:
+                raise ConfigurationError(
+                    f"record: path={str(path)!r}, which can't be removed ({exc.strerror}) and which others may have"
+                    " open, expected a new file"
+                ) from exc
+        else:
+            return _new(path)
+    os.ftruncate(old, 0)
+    return old
+
+
+def _new(path: Path) -> int | None:
+    """A file that was not there; None where it is."""
+    try:
+        file = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, _MODE)
+    except FileExistsError:
+        return None
+    if hasattr(os, "fchmod"):
+        # Whatever the umask is.
+        os.fchmod(file, _MODE)
+    return _locked(path, file)
+
+
+def _locked(path: Path, file: int) -> int:
+    """The file, which no other process records to from now on."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise ConfigurationError(
+                f"record: path={str(path)!r}, which is being recorded to already, expected a file of its own for"
+                " each process: f'traffic-{os.getpid()}.jsonl'"
+            ) from None
     return file
+
+
+def _no_link(path: Path) -> ConfigurationError:
+    return ConfigurationError(f"record: path={str(path)!r}, a symbolic link, expected a file")
 
 
 def _no_file(path: Path) -> ConfigurationError:

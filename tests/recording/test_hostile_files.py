@@ -59,6 +59,71 @@ def test_a_file_that_others_could_read_is_for_nobody_else_from_then_on(mode: int
     assert path.read_bytes() == b"first\nend 0 0 closed\n"
 
 
+@posix
+@pytest.mark.parametrize("mode", [0o644, 0o600])
+def test_who_had_the_file_open_before_reads_nothing_of_the_recording(mode: int, path: Path) -> None:
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    other = path.with_name("other")
+    os.link(path, other)
+    with path.open("rb") as file:
+        make(path).close()
+        assert file.read() == other.read_bytes() == b"old"
+    assert path.read_bytes() == b"first\nend 0 0 closed\n"
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_file_that_can_not_be_removed_is_used_only_where_nobody_else_can_have_it_open(
+    mode: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(b"older than this")
+    path.chmod(mode)
+    before = path.stat().st_ino
+
+    def refuse(self: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    if mode == 0o600:
+        make(path).close()
+        assert path.read_bytes() == b"first\nend 0 0 closed\n"
+    else:
+        with pytest.raises(ConfigurationError, match=r"can't be removed \(Permission denied\) and which others may"):
+            make(path)
+        assert path.read_bytes() == b"older than this"
+    assert path.stat().st_ino == before
+
+
+@posix
+def test_a_file_that_another_process_replaces_at_the_same_time_is_looked_at_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(b"old")
+    opened = os.open
+
+    def replace(*args: Any, **options: Any) -> int:
+        file = opened(*args, **options)
+        monkeypatch.undo()
+        path.unlink()
+        path.write_bytes(b"of the other")
+        return file
+
+    monkeypatch.setattr(os, "open", replace)
+    make(path).close()
+    assert path.read_bytes() == b"first\nend 0 0 closed\n"
+
+
+@posix
+def test_a_file_that_others_replace_all_the_time_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "samestat", lambda one, other: False)
+        with pytest.raises(ConfigurationError, match="which others replace all the time"):
+            make(path)
+    assert path.read_bytes() == b"old"
+
+
 def link(path: Path) -> None:
     path.with_name("victim").write_bytes(b"precious")
     path.symlink_to("victim")

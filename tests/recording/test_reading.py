@@ -5,13 +5,16 @@ import os
 import random
 from pathlib import Path
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from asgi_agents import Agent, AgentConfig, AgentManager, RequestHeadersEvent
+from asgi_agents.commands.command_line import main
 from asgi_agents.protocol import ALLOW, GuardrailResponse
-from asgi_agents.recording import RecordingError, reading
+from asgi_agents.recording import RecordingError, reading, record
 from asgi_agents.recording import format as format_module
 from asgi_agents.recording.comparing import differences, recorded_outcome
 from asgi_agents.recording.format import encode_line
@@ -196,16 +199,46 @@ def test_what_an_answer_has_besides_is_no_part_of_it(more: bytes, tmp_path: Path
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_is_refused_because_it_can_be_read_only_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_pipe_is_refused_because_it_can_be_read_only_once(writes: bool, tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    # Both ends, so that opening it waits for nobody.
-    held = os.open(path, os.O_RDWR)
+    # Nobody is waited for where there is none who writes.
+    held = os.open(path, os.O_RDWR) if writes else None
     try:
         with pytest.raises(RecordingError, match="pipe: this is a pipe, expected a file"):
             Traffic(path)
     finally:
-        os.close(held)
+        if held is not None:
+            os.close(held)
+
+
+@pytest.mark.parametrize("depth", [90, 300, 900, 20_000])
+def test_an_answer_that_is_nested_deeply_is_compared_or_refused_with_its_line(
+    depth: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "traffic.jsonl"
+    anyio.run(_record, path)
+    answer = b'"answer":{"decision":"allow","audit":{"custom":{"a":' + b"[" * depth + b"1" + b"]" * depth + b"}}}"
+    path.write_bytes(path.read_bytes().replace(b'"answer":{"decision":"allow"}', answer))
+    for options in ([], ["--json"]):
+        code = main(["replay", str(path), "--agent", "tests.recording.test_reading:Passes", *options])
+        said = capsys.readouterr()
+        if depth > 900:
+            assert (code, said.err.startswith(f"error: {path}:3: ")) == (2, True)
+        else:
+            assert (code, said.err) == (1, "")
+            assert "audit.custom" in said.out
+
+
+class Passes(Agent):
+    async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+        return None
+
+
+async def _record(path: Path) -> None:
+    async with AgentManager([AgentConfig("waf", Passes())]) as manager, record(manager, path, bodies=True):
+        await manager.process_request_headers(HEAD)
 
 
 @pytest.mark.parametrize("ahead", [10, 1000])

@@ -15,25 +15,31 @@ from asgi_agents import (
     AgentManager,
     AgentMiddleware,
     AgentResponse,
+    AuditMetadata,
     BodyMode,
     BodyMutation,
     CircuitBreakerConfig,
     ConfigurationError,
+    Detection,
     EventType,
     FailureMode,
     GuardrailInspectEvent,
+    GuardrailResponse,
     GuardrailUnavailableError,
+    HeaderOp,
     RequestBodyChunkEvent,
     RequestHeadersEvent,
     protect,
+    redact_secrets,
 )
+from asgi_agents.audit import Redact
 from asgi_agents.recording import RecordedAgent, RecordingError, record, recorded_agent, replay
 from tests.fuzz.agents import Hired, Scripted, hire
 from tests.fuzz.choices import Choices
 from tests.support.asgi import App, Client, body, start
 from tests.support.sample_events import HEAD, QUESTION, head
 
-from .judges import Judge, answering, ask, ask_all
+from .judges import Heads, Judge, answering, ask, ask_all
 
 
 @pytest.fixture
@@ -236,6 +242,109 @@ async def test_an_answer_whose_content_was_not_recorded_is_a_failure(path: Path)
         decision = await manager.process_request_body(chunk("c", b"one"))
     assert decision.failure is not None
     assert "its answer was recorded without request_body_mutation; record with bodies=True" in decision.failure.message
+
+
+TOKEN = "token=abcdefgh"
+REDACTED_PARTS: dict[str, tuple[AgentResponse, str]] = {
+    "redirect": (AgentResponse.redirect(f"/login?{TOKEN}"), "decision"),
+    "block": (AgentResponse.block(403, TOKEN), "decision"),
+    "header of a block": (AgentResponse.block(403, headers={"x-token": "a"}), "decision"),
+    "challenge": (AgentResponse.challenge("bearer", {"nonce": TOKEN}), "decision"),
+    "operation": (AgentResponse.allow(request_headers=[HeaderOp.set("x-auth-user", "ada")]), "request_headers"),
+    "response operation": (AgentResponse.allow(response_headers=[HeaderOp.add("x-a", TOKEN)]), "response_headers"),
+    "routing": (AgentResponse.allow(routing_metadata={"session": "a"}), "routing_metadata"),
+    "audit": (AgentResponse.block(403, audit=AuditMetadata(custom={"a": TOKEN}, tags=(TOKEN,))), ""),
+    "nothing": (AgentResponse.redirect("/login"), ""),
+}
+
+
+@pytest.mark.parametrize("redact", [redact_secrets, lambda text: text.replace(TOKEN, "***"), None])
+@pytest.mark.parametrize("case", REDACTED_PARTS)
+async def test_what_was_replaced_in_an_answer_is_not_applied_as_if_the_agent_had_said_it(
+    case: str, redact: Redact | None, path: Path
+) -> None:
+    answer, part = REDACTED_PARTS[case]
+    agents = [AgentConfig("says", Heads(lambda event: answer))]
+    async with AgentManager(agents) as manager, record(manager, path, bodies=True, redact=redact):
+        expected = await manager.process_request_headers(HEAD)
+    async with manager_of(path, redact=redact or redact_secrets) as manager:
+        found = await manager.process_request_headers(HEAD)
+    if part and redact is not None:
+        assert found.failure is not None
+        assert f"recorded with a secret replaced in {part}; record with redact=None" in found.failure.message
+    else:
+        assert found.failure is None
+        assert (found.decision, found.request_headers) == (expected.decision, expected.request_headers)
+        assert found.routing_metadata == expected.routing_metadata
+
+
+@pytest.mark.parametrize(
+    "data", [f"a {TOKEN}".encode(), f'{{"a":"{TOKEN}"}}'.encode("utf-16"), b"p=%7B%22otp%22%3A1%7D"]
+)
+async def test_a_body_in_which_something_was_replaced_is_not_put_in_the_place_of_another(
+    data: bytes, path: Path
+) -> None:
+    class Mutates(Agent):
+        async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse:
+            return AgentResponse.allow(request_body_mutation=BodyMutation(data if event.data == b"one" else b"two"))
+
+    config = AgentConfig("says", Mutates(), body_access="write")
+    async with AgentManager([config]) as manager, record(manager, path, bodies=True):
+        for name in ("one", "other"):
+            await manager.process_request_body(chunk(name, name.encode()))
+    again = AgentConfig("says", RecordedAgent(path), body_access="write", circuit_breaker=None)
+    async with AgentManager([again]) as manager:
+        decision = await manager.process_request_body(chunk("one", b"one"))
+        other = await manager.process_request_body(chunk("other", b"other"))
+    assert decision.failure is not None
+    assert "with a secret replaced in request_body_mutation" in decision.failure.message
+    assert other.failure is None
+
+
+async def test_a_text_in_which_something_was_replaced_is_not_put_in_the_place_of_another(path: Path) -> None:
+    detections = {
+        "redacted": GuardrailResponse(detected=True, redacted_content=f"a {TOKEN}"),
+        "replacement": GuardrailResponse(
+            detected=True, detections=(Detection(category="x", description="", replacement=TOKEN),)
+        ),
+        "description": GuardrailResponse(detected=True, detections=(Detection(category="x", description=TOKEN),)),
+    }
+
+    class Finds(Agent):
+        async def on_guardrail_inspect(self, event: GuardrailInspectEvent) -> GuardrailResponse:
+            return detections[event.content]
+
+    questions = [
+        GuardrailInspectEvent(correlation_id="c", inspection_type="x", content=content) for content in detections
+    ]
+    async with AgentManager([AgentConfig("says", Finds())]) as manager, record(manager, path, bodies=True):
+        for question in questions:
+            await manager.call_guardrail_agent("says", question)
+    async with manager_of(path) as manager:
+        for question in questions[:2]:
+            with pytest.raises(GuardrailUnavailableError):
+                await manager.call_guardrail_agent("says", question)
+        assert (await manager.call_guardrail_agent("says", questions[2])).detected
+
+
+@pytest.mark.parametrize("recorded", ["the same", "their own"])
+@pytest.mark.parametrize("asked", ["the same", "their own"])
+async def test_requests_may_have_the_same_correlation_id(recorded: str, asked: str, path: Path) -> None:
+    async def use(manager: AgentManager, ids: str) -> list[str | None]:
+        found = []
+        for number, say in enumerate("abcab"):
+            name = "same" if ids == "the same" else f"c-{number}"
+            decision = await manager.process_request_headers(head(name, "/", {"x-say": [say]}))
+            found.append(None if decision.failure else decision.routing_metadata["said"])
+            body = await manager.process_request_body(chunk(name, say.encode()))
+            found.append(None if body.failure else getattr(body.decision, "body", ""))
+        return found
+
+    async with AgentManager([AgentConfig("says", Says())]) as manager, record(manager, path, bodies=True):
+        expected = await use(manager, recorded)
+    assert None not in expected
+    async with manager_of(path) as manager:
+        assert await use(manager, asked) == expected
 
 
 async def test_failures_come_again_as_they_were(path: Path) -> None:

@@ -48,7 +48,9 @@ async def test_an_agent_is_chosen_where_there_are_several(path: Path) -> None:
     await record_two(path)
     assert (await replay(path, Fixed(None), agent_id="a")).ok
     assert (await replay(path, Fixed(AgentResponse.block()), agent_id="b")).ok
-    with pytest.raises(RecordingError, match=r"expected the id of one of its agents; there are: a, b$"):
+    with pytest.raises(
+        RecordingError, match=r"expected the id of one of its agents; there are: a, b; name one with agent_id \(--id on"
+    ):
         await replay(path, Fixed(None))
     with pytest.raises(RecordingError, match=r"no agent has the id 'c'; there are: a, b$"):
         await replay(path, Fixed(None), agent_id="c")

@@ -15,10 +15,12 @@ from asgi_agents import (
     AgentMiddleware,
     AgentResponse,
     AuditMetadata,
+    BodyMutation,
     EventType,
     FailureKind,
     HttpTransport,
     Opcode,
+    RequestBodyChunkEvent,
     RequestHeadersEvent,
     ResponseBodyChunkEvent,
     WebSocketFrameEvent,
@@ -309,7 +311,7 @@ async def test_bodies_that_were_not_recorded_are_counted_and_not_asked_about(pat
     } or set(report.not_replayed) == {"response_body_chunk", "request_body_chunk"}
     assert sum(report.not_replayed.values()) == len(bodies)
     assert report.same == report.compared == len(exchanges) - len(bodies) == len(judge.heard)
-    assert "recorded without content (bodies=False)" in str(report)
+    assert "recorded without content (bodies=False," in str(report)
 
 
 async def test_a_recording_of_bodies_alone_without_them_compares_nothing_and_is_not_ok(path: Path) -> None:
@@ -384,3 +386,64 @@ async def test_answers_are_checked_by_the_settings_that_the_agent_had_at_the_tim
     assert max(failed) < max(exchange.about.n for exchange in exchanges if "body_mutation" in str(exchange.answer))
     report = await replay(path, Judge())
     assert (report.different, report.failed) == (0, len(failed))
+
+
+# Settings that change meanwhile
+
+
+class Bodies(Agent):
+    """Blocks a body with a word in it."""
+
+    def __init__(self, word: bytes = b"none") -> None:
+        self.word = word
+
+    async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+        return None
+
+    async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse | None:
+        return AgentResponse.block(403) if self.word in event.data else None
+
+
+def behind_http(agent: Agent) -> HttpTransport:
+    return HttpTransport("http://agent/", transport=httpx.ASGITransport(agent_app(agent)))
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_an_agent_is_asked_about_all_that_the_recorded_one_has_received_in_its_time(
+    first: bool, path: Path
+) -> None:
+    heads = {EventType.REQUEST_HEADERS}
+    events = [heads, heads | {EventType.REQUEST_BODY_CHUNK}]
+    one, other = events if first else reversed(events)
+    chunk = RequestBodyChunkEvent(correlation_id="c", data=b"evil", is_last=True)
+    configs = [AgentConfig("waf", behind_http(Bodies()), events=each) for each in (one, other)]
+    async with AgentManager(configs[:1]) as manager, record(manager, path, bodies=True):
+        for config in configs:
+            await manager.replace_agent(config)
+            await manager.process_request_headers(HEAD)
+            await manager.process_request_body(chunk)
+    report = await replay(path, behind_http(Bodies(b"evil")))
+    assert (report.compared, report.different, report.unheard, report.ok) == (3, 1, 0, False)
+    assert (await replay(path, behind_http(Bodies()))).ok
+
+
+class Changes(Agent):
+    """Puts something else into the place of each body, and takes its time for that."""
+
+    async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> AgentResponse:
+        await anyio.sleep(1)
+        return AgentResponse.allow(request_body_mutation=BodyMutation(b"x"))
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 5])
+async def test_answers_are_checked_by_the_settings_that_the_agent_had_then(concurrency: int, path: Path) -> None:
+    async with AgentManager([AgentConfig("waf", Changes(), timeout=60)]) as manager, record(manager, path, bodies=True):
+        for number in range(12):
+            if number in (3, 7):
+                access: Any = "write" if number == 3 else "read"
+                config = AgentConfig("waf", Changes(), body_access=access, timeout=60, circuit_breaker=None)
+                await manager.replace_agent(config)
+            event = RequestBodyChunkEvent(correlation_id=f"c-{number % 5}", data=b"a", is_last=True)
+            await manager.process_request_body(event)
+    report = await replay(path, Changes(), concurrency=concurrency)
+    assert (report.compared, report.different, report.failed) == (12, 0, 8)

@@ -42,6 +42,7 @@ from asgi_agents.protocol import ALLOW
 from asgi_agents.recording import record
 from asgi_agents.recording.reading import Traffic
 from asgi_agents.serve import agent_app
+from asgi_agents.testing import FakeAgent, override_agents
 from tests.observability.spans import serving
 from tests.support.asgi import Client
 from tests.support.sample_events import COMPLETE, HEAD, QUESTION, head
@@ -296,6 +297,30 @@ async def test_an_agent_that_is_added_or_replaced_meanwhile_is_recorded_with_its
         ("waf", 7.0),
     ]
     assert [exchange.answer and exchange.answer["decision"] != "allow" for exchange in found] == [False, True, True]
+    assert all("call" not in vars(guard) for guard in registry_of(app.manager).guards())
+
+
+@pytest.mark.parametrize("begins", ["before", "within", "within the inner"])
+def test_an_agent_that_was_overridden_is_recorded_when_it_is_back(begins: str, path: Path) -> None:
+    app = guarded(Heads(lambda event: None))
+    log = record(app, path)
+    steps = {"before": 0, "within": 1, "within the inner": 2}
+
+    def step(number: int) -> None:
+        if steps[begins] == number:
+            log.start()
+        anyio.run(ask, app, f"/{number}")
+
+    step(0)
+    with override_agents(app, waf=FakeAgent()):
+        step(1)
+        with override_agents(app, waf=FakeAgent()):
+            step(2)
+        step(3)
+    step(4)
+    log.close()
+    uris = [exchange.event.uri for exchange in exchanges_in(path) if isinstance(exchange.event, RequestHeadersEvent)]
+    assert uris == [f"/{number}" for number in range(steps[begins], 5)]
     assert all("call" not in vars(guard) for guard in registry_of(app.manager).guards())
 
 

@@ -41,7 +41,9 @@ async def replayed(path: Path) -> None:
     )
     assert_type(report, ReplayReport)
     await replay("traffic.jsonl", ["unix:///a.sock", "unix:///b.sock"], timeout=1.0, config={"level": 2})
-    await replay(path, StreamTransport(["unix:///a.sock"]))
+    await replay(path, StreamTransport(["unix:///a.sock"]), ignore_redacted=True, ignore_not_replayed=True)
+    await replay(path, Waf(), ignore_redacted="all")  # type: ignore[arg-type]
+    assert_type((report.ok, report.judged, report.redacted_ignored), tuple[bool, bool, int])
     await replay(path, 1)  # type: ignore[arg-type]
     report.check()
     for difference in report.differences:

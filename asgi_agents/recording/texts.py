@@ -1,0 +1,280 @@
+"""Secrets that have names, in texts of any kind: JSON that is whole or not, headers, XML, YAML, forms. No I/O."""
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+from ..observability.redaction import REDACTED, matches, redact_parameters, replaced
+from ..observability.secret_names import is_secret_member, is_secret_name
+from .extents import (
+    QUOTE,
+    content_of_tag,
+    end_of_block,
+    end_of_element,
+    end_of_nested,
+    end_of_string,
+    has_count,
+)
+from .forms import fields_without_secrets, is_form, is_padding, secret_parts
+from .members import AUTHORIZATION_CODE, CODE, NAMED, NAMING
+
+# Where a name with a value behind it can be: quoted as in JSON, which may itself be in a string of JSON; the first of a
+# pair in a list; at the beginning of a line, as of a header or in YAML; in front of an equals sign, or of a quoted
+# value; in a tag of XML. In an event of a stream, JSON may have several lines.
+_GAP: Final = r"(?: \s | (?<=[\r\n]) (?:data|event|id|retry): )*+"
+_NAME: Final = re.compile(
+    rf"""
+      ["'] (?P<quoted> [^"'\r\n]{{1,200}}+ ) ["'] {_GAP} : (?P<gap>{_GAP})
+    | (?<![^\s\[(,]) [\[(] {_GAP} \\*+["'] (?P<pair> [^"'\r\n]{{1,200}}+ ) ["'] {_GAP} , {_GAP}
+    | (?<![^\r\n]) [ \t]*+ (?: -[ \t]++ )*+ (?P<line> [A-Za-z][\w.-]{{0,99}}+ ) [ \t]*+ : [ \t]*+
+    | (?P<start>(?<![^\r\n]))?+ (?<![\w.%\[\]+-]) (?P<field> (?: [\w.\[\]+-] | %[\da-fA-F]{{2}} ){{1,200}}+ )
+      [ ]{{0,8}}+ (?: = [ ]{{0,8}}+ | : [ ]{{0,8}}+ (?=\\*+["']) )
+    | < (?:[\w.-]{{1,100}}+:)?+ (?P<element> [\w.-]{{1,100}}+ ) (?=[\s>])
+    """,
+    re.VERBOSE,
+)
+# A text without any of them has no name.
+_SIGNS: Final = re.compile(r"[=:%<\[(]")
+_ESCAPE: Final = re.compile(r"(?<!\\)\\++u([\da-fA-F]{4})")
+_BARE: Final = re.compile(r"""[^\s,}\]&"']++""")
+_IN_A_FIELD: Final = re.compile(r"""[^\s"'&;,<>]++""")
+_SAID: Final = re.compile(r"""[^\s"'&;,<>=]++""")
+_AT_A_LINE: Final = re.compile(r"[^\r\n&]++")
+_REST_OF_LINE: Final = re.compile(r"[^\r\n]*+")
+_NUMBER: Final = re.compile(r"-?\d[\d.eE+-]*+")
+_SPACE: Final = re.compile(r"\s*+")
+_NO_VALUES: Final = frozenset({"null", "true", "false", "None", "True", "False"})
+# Such elements of HTML have no content and are not closed.
+_VOID: Final = frozenset({"input", "meta", "param", "img", "link", "source", "embed", "br", "hr"})
+# An object, an element or an item ends there, so that what is on one side of it does not name what is on the other.
+_BOUNDARY: Final = re.compile(r"[}>]|[\r\n][ \t]*+-")
+_LONGEST_NAME: Final = 200
+
+# A part of a text and what comes in its place.
+_Find = tuple[int, int, str]
+
+
+def without_named_secrets(text: str, clean: Callable[[str], str]) -> str:
+    """``text`` with ``[redacted]`` in the place of whatever has the name of a credential, wherever names can be in it.
+
+    It need not be whole, nor right: a piece of a body, or one that no parser takes.
+
+    :param clean: what is done to a text within it, such as JSON in the field of a form.
+    """
+    if _SIGNS.search(text) is None:
+        return text
+    if "form-data" in text.lower():
+        text = replaced(text, secret_parts(text))
+    if is_form(text):
+        text = fields_without_secrets(text, clean)
+    text = redact_parameters(text)
+    return replaced(text, _Named(text).found())
+
+
+class _Named:
+    """What has the name of a secret in one text.
+
+    A name may be a value itself, that of a member such as ``name``, before the value or behind it.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._found: list[_Find] = []
+        self._done = 0
+        # What members that say a name have said last, where it is the name of a secret, and where the value has ended.
+        self._said: dict[str, str] = {}
+        self._said_until: int | None = None
+        # Values whose name may be said behind them.
+        self._unnamed: list[_Find] = []
+        # The element that was opened last; what its content is to be replaced by; and what `key` has said, which the
+        # next element has, whatever its name is.
+        self._tag: re.Match[str] | None = None
+        self._content: _Find | None = None
+        self._next = ""
+        self._has_code = AUTHORIZATION_CODE in text
+
+    def found(self) -> list[_Find]:
+        """All of them, in order."""
+        for match in matches(_NAME, self._text):
+            if self._content is not None and match.start() >= self._content[0]:
+                self._put(self._content)
+                self._content = None
+            if match.start() >= self._done:
+                self._look_at(match)
+        if self._content is not None:
+            self._put(self._content)
+        return self._found
+
+    def _put(self, find: _Find) -> None:
+        start, end, new = find
+        # What was found within it is a part of it.
+        while self._found and self._found[-1][1] > start:
+            last = self._found.pop()
+            start, end = min(start, last[0]), max(end, last[1])
+        self._found.append((start, end, new))
+        self._done = max(self._done, end)
+
+    def _look_at(self, match: re.Match[str]) -> None:
+        name = match["quoted"] or match["pair"] or match["line"] or match["field"] or match["element"]
+        # So many backslashes are in front of each quotation mark, where the JSON is in strings of JSON.
+        bare = name.rstrip("\\")
+        level = len(name) - len(bare)
+        name = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), bare)
+        kind = name.lower()
+        if match["element"]:
+            self._tag = match
+        if kind in NAMING:
+            self._says(match, kind)
+        elif match["element"] and self._next:
+            name, self._next = self._next, ""
+        elif kind == NAMED:
+            name = self._name_of_value(match) or name
+            if name.lower() == NAMED:
+                self._keep(match, level)
+                return
+        elif kind == CODE and self._has_code:
+            name = AUTHORIZATION_CODE
+        if is_secret_name(name):
+            found = _value(self._text, match, name, level)
+            if found is not None:
+                self._put(found)
+                if kind == NAMED:
+                    self._said_until = found[1]
+
+    def _says(self, match: re.Match[str], kind: str) -> None:
+        """A member, an attribute or an element says a name."""
+        text, at = self._text, match.end()
+        if self._said_until is not None:
+            # The names before belong to a value that there was.
+            self._said.clear()
+            self._said_until = None
+        if match["element"]:
+            content = content_of_tag(text, at)
+            at = at if content is None else content
+        self._said[kind] = said = _said(text, at)
+        if not said:
+            return
+        self._take_unnamed(match.start())
+        if match["element"]:
+            self._next = said if kind == "key" else ""
+        elif match["field"] and self._tag is not None:
+            # An attribute says the name of what is in its element.
+            element, end = self._tag["element"], self._tag.end()
+            self._tag = None
+            content = content_of_tag(text, end)
+            if content is not None and content > at and element.lower() not in _VOID:
+                end = end_of_element(text, content, element)
+                if content < end and not has_count(text, content, element, said):
+                    self._content = content, end, REDACTED
+
+    def _name_of_value(self, match: re.Match[str]) -> str:
+        """The name of a secret that was said of a value."""
+        if self._said_until is not None:
+            if _BOUNDARY.search(self._text, self._said_until, match.start()):
+                self._said.clear()
+            self._said_until = None
+        return next((said for said in self._said.values() if said), "")
+
+    def _keep(self, match: re.Match[str], level: int) -> None:
+        """Remember a value whose name may be said behind it."""
+        if not self._unnamed or match.start() >= self._unnamed[-1][1]:
+            found = _value(self._text, match, "", level)
+            if found is not None:
+                self._unnamed.append(found)
+
+    def _take_unnamed(self, end: int) -> None:
+        """Replace the values before ``end`` that belong to the name that is said there."""
+        taken: list[_Find] = []
+        for find in reversed(self._unnamed):
+            if _BOUNDARY.search(self._text, find[1], end):
+                break
+            taken.append(find)
+            end = find[0]
+        self._unnamed.clear()
+        for find in reversed(taken):
+            self._put(find)
+
+
+def _said(text: str, at: int) -> str:
+    """The name that a member says, where it is that of a secret."""
+    at = _SPACE.match(text, at, at + _LONGEST_NAME).end()  # type: ignore[union-attr]
+    mark = QUOTE.match(text, at)
+    if mark is None:
+        bare = _SAID.match(text, at, at + _LONGEST_NAME)
+        name = "" if bare is None else bare[0]
+    else:
+        limit = mark.end() + _LONGEST_NAME
+        name = text[mark.end() : end_of_string(text, mark, limit)].rstrip("\\\"'")
+    return name if is_secret_name(name) else ""
+
+
+def _is_open(name: str, value: object) -> bool:
+    """Whether it need not be replaced. Nobody knows of a value without a name."""
+    return bool(name) and (is_padding(value) or not is_secret_member(name, value))
+
+
+def _value(text: str, match: re.Match[str], name: str, level: int) -> _Find | None:
+    """The value behind a name, and what is written in its place; None where there is none, or it is no secret.
+
+    :param name: what it is the value of, which may have been said elsewhere; empty where that is not known yet.
+    :param level: how many backslashes are in front of quotation marks.
+    """
+    at = match.end()
+    if match["element"]:
+        return _content(text, at, match["element"], name)
+    if match["line"]:
+        return _lines(text, at, match.start("line") - match.start(), name)
+    in_json = bool(match["quoted"] or match["pair"])
+    mark = QUOTE.match(text, at)
+    # JSON that goes on in the next line of an event is one line.
+    start = match.start("gap") if "\n" in (match["gap"] or "") or "\r" in (match["gap"] or "") else at
+    if mark is not None:
+        end = end_of_string(text, mark)
+        value = text[mark.end() : end]
+        closed = mark[0] if value.endswith(mark["quote"]) else ""
+        if _is_open(name, value[: len(value) - len(closed)]):
+            return None
+        return start, end, f"{mark[0]}{REDACTED}{closed}"
+    quote = "\\" * level + '"' if in_json else ""
+    shown = f"{quote}{REDACTED}{quote}"
+    if in_json and text.startswith(("{", "["), at):
+        # That it is a count is known before its end.
+        if _is_open(name, {} if text[at] == "{" else []):
+            return None
+        return start, end_of_nested(text, at, level), shown
+    pattern = _BARE if in_json else _IN_A_FIELD if match["start"] is None else _AT_A_LINE
+    found = pattern.match(text, at)
+    if found is None or found[0] in _NO_VALUES:
+        return None
+    number = in_json and _NUMBER.fullmatch(found[0].rstrip("\\"))
+    if _is_open(name, 0 if number else found[0]):
+        return None
+    end = found.end()
+    if in_json and not number and found[0][0] in "|>-":
+        # YAML, whose names may be quoted.
+        before = text[max(0, match.start() - _LONGEST_NAME) : match.start()]
+        column = len(before) - max(before.rfind("\n"), before.rfind("\r")) - 1
+        rest = _REST_OF_LINE.match(text, end)
+        end = end_of_block(text, end if rest is None else rest.end(), column, items=True)
+    return start, end, shown
+
+
+def _content(text: str, at: int, element: str, name: str) -> _Find | None:
+    """What is in an element, whatever that is: to the tag that closes it."""
+    start = content_of_tag(text, at)
+    if start is None or (name and has_count(text, start, element, name)):
+        return None
+    end = end_of_element(text, start, element)
+    empty = start == end or (end - start < _LONGEST_NAME and text[start:end].strip() in _NO_VALUES)
+    return None if empty else (start, end, REDACTED)
+
+
+def _lines(text: str, at: int, column: int, name: str) -> _Find | None:
+    """What is behind a name at the beginning of a line, with all lines that belong to it."""
+    rest = _REST_OF_LINE.match(text, at)
+    assert rest is not None
+    value = rest[0].strip()
+    if value in _NO_VALUES or _is_open(name, value or {}):
+        return None
+    end = end_of_block(text, rest.end(), column, items=not value)
+    return (at, end, REDACTED) if at < end else None
