@@ -21,10 +21,10 @@ class Clock:
 class Rig:
     """A breaker with a clock of its own, and what it told of its changes."""
 
-    def __init__(self, clock: Clock | None = None, **config: Any) -> None:
+    def __init__(self, clock: Clock | None = None, kind: type[CircuitBreaker] = CircuitBreaker, **config: Any) -> None:
         self.clock = clock or Clock()
         self.changes: Changes = []
-        self.breaker = CircuitBreaker(
+        self.breaker = kind(
             CircuitBreakerConfig(**{"reset_timeout": 30.0} | config),
             clock=self.clock,
             on_change=lambda old, new: self.changes.append((old, new)),

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from asgi_agents.breaker import BreakerState
+from asgi_agents.breaker import BreakerState, CircuitBreaker
 from asgi_agents.breaker.failure_window import FailureWindow
+from asgi_agents.breaker.shared_breaker import SharedBreaker
 from tests.support.examples import examples
 
 from .test_breaker import Changes, Clock, Rig
@@ -35,6 +36,7 @@ class Call:
 
 
 class AgainstModel(RuleBasedStateMachine):
+    kind: type[CircuitBreaker] = CircuitBreaker
     calls = Bundle("calls")
 
     @initialize(
@@ -48,7 +50,7 @@ class AgainstModel(RuleBasedStateMachine):
         clock = Clock()
         # So that it takes the clock for the one that callers read.
         with patch("asgi_agents.breaker.breaker.time", SimpleNamespace(monotonic=clock)):
-            self.rig = Rig(clock=clock, failure_rate=failure_rate, reset_timeout=RESET, window=WINDOW, **config)
+            self.rig = Rig(clock, self.kind, failure_rate=failure_rate, reset_timeout=RESET, window=WINDOW, **config)
         self.config = SimpleNamespace(failure_rate=failure_rate, **config)
         self.state = CLOSED
         self.epoch = 0
@@ -194,8 +196,13 @@ class AgainstModel(RuleBasedStateMachine):
         assert self.rig.changes == self.changes
 
 
+class SharedAgainstModel(AgainstModel):
+    kind = SharedBreaker
+
+
 TestAgainstModel = AgainstModel.TestCase
-TestAgainstModel.settings = settings(
+TestSharedAgainstModel = SharedAgainstModel.TestCase
+TestAgainstModel.settings = TestSharedAgainstModel.settings = settings(
     deadline=None, max_examples=examples(300), stateful_step_count=60, suppress_health_check=[HealthCheck.too_slow]
 )
 

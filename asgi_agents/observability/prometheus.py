@@ -60,8 +60,10 @@ _MAX_COUNT: Final = 2**53
 _MAX_LEFT_OUT: Final = 100
 # Before each name that an agent has chosen, so that it is the name of nothing else: neither of our metrics, nor of the
 # application's own in the same registry.
-_PREFIX: Final = "agent_reported_"
-_OURS: Final = frozenset({"agent_id", "endpoint", "le"})
+REPORTED_PREFIX: Final = "agent_reported_"
+#: The label that tells the processes of an app apart where they are exported together.
+WORKER: Final = "worker"
+_OURS: Final = frozenset({"agent_id", "endpoint", "le", WORKER})
 
 
 # What was logged about the reports of each source's agents.
@@ -96,7 +98,7 @@ class AgentCollector(Collector):
             family = families.get(name)
             if family is None:
                 family = _family(name, reported.metric)
-                if not taken.isdisjoint(_names(family)):
+                if not taken.isdisjoint(names_of(family.name)):
                     self._leave_out(reported, "another metric has this name")
                     continue
             elif type(family) is not _FAMILIES[type(reported.metric)]:
@@ -113,7 +115,7 @@ class AgentCollector(Collector):
             seen.add(series)
             if name not in families:
                 families[name] = family
-                taken |= _names(family)
+                taken |= names_of(family.name)
         return families.values()
 
     def _leave_out(self, reported: Reported, why: str) -> None:
@@ -128,7 +130,7 @@ def export(source: Source) -> str:
     return encode(AgentCollector(source)).decode()
 
 
-def encode(collector: AgentCollector, *, openmetrics: bool = False) -> bytes:
+def encode(collector: Collector, *, openmetrics: bool = False) -> bytes:
     """All metrics in the Prometheus text format, or in OpenMetrics."""
     encoder: Callable[[Collector], bytes] = generate_openmetrics if openmetrics else generate_latest
     return encoder(collector)
@@ -189,16 +191,16 @@ def _family(name: str, metric: ReportedMetric) -> Family:
     return _FAMILIES[type(metric)](name, _text(metric.help or "Reported by an agent."))
 
 
-def _names(family: Family) -> set[str]:
-    """All names of a family in the output."""
-    return {family.name, *(f"{family.name}_{suffix}" for suffix in ("total", "created", "bucket", "count", "sum"))}
+def names_of(family: str) -> set[str]:
+    """All names that the series of a family may have."""
+    return {family, *(f"{family}_{suffix}" for suffix in ("total", "created", "bucket", "count", "sum"))}
 
 
 def _metric_name(given: str) -> str:
     name = _BAD_NAME.sub("_", given)
     while name.endswith("_total"):
         name = name.removesuffix("_total")
-    return _PREFIX + (name or "_")
+    return REPORTED_PREFIX + (name or "_")
 
 
 def _labels(reported: Reported) -> dict[str, str]:
@@ -208,7 +210,7 @@ def _labels(reported: Reported) -> dict[str, str]:
         if name in _OURS or name.startswith("__") or name[0].isdigit():
             name = f"exported_{name.lstrip('_')}"
         labels[name] = _text(value)
-    return {**labels, "agent_id": reported.agent_id, "endpoint": reported.endpoint}
+    return {**labels, "agent_id": reported.agent_id, "endpoint": _text(reported.endpoint)}
 
 
 def _text(given: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import ConfigurationError
 from ..manager import AgentManager, registry_of, require_manager
 from ..observability.authorization import Authorize, refusal, require_authorize
+from ..observability.worker_directory import directory_of
 from ..registry import AgentRegistry
 from ..routing.routes import path_below_root
 from .cleaning import IncidentCleaner
@@ -75,35 +77,26 @@ def status_app(
         returns, True, False (403), or the response that refuses it.
     :param directory: in which the workers of an app tell one another how they are, so that the page of each shows all
         of them. It is made if need be; nobody but the user as whom the app runs may write to it. Each worker has one
-        file there, of at most 4 MiB, while somebody looks at the page.
+        file there, of at most 4 MiB, which it writes again while somebody looks at the page. A first look waits for
+        what the others say, for 2 seconds at most; who says nothing by then is ``silent``. It takes an app that runs
+        its lifespan, and this call before that begins: otherwise the others don't hear of this worker, and its page
+        says so.
     :raises ConfigurationError: for arguments that can't work.
     """
     require_manager("status_app: manager=", manager)
     require_authorize("status_app", authorize)
     if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0.05 <= interval <= _MAX_INTERVAL:
         raise ConfigurationError(f"status_app: interval={interval!r}, expected seconds from 0.05 to {_MAX_INTERVAL:g}")
-    return _StatusApp(registry_of(manager), authorize, interval, _checked(directory))
-
-
-def _checked(directory: object) -> Path | None:
-    if directory is None:
-        return None
-    given = os.fspath(directory) if isinstance(directory, str | os.PathLike) else directory
-    if not isinstance(given, str) or not given or "\0" in given:
-        raise ConfigurationError(f"status_app: directory={directory!r}, expected the path of a directory")
-    if not hasattr(os, "O_NOFOLLOW") or os.scandir not in os.supports_fd:
-        raise ConfigurationError(f"status_app: directory={directory!r}, expected none on this operating system")
-    # Where the process goes to another directory later, this one stays the same.
-    return Path(given).absolute()
+    return _StatusApp(registry_of(manager), authorize, interval, directory_of("status_app", directory))
 
 
 def _shared(directory: Path, registry: AgentRegistry, interval: float, cleaner: IncidentCleaner) -> "SharedStatus":
     # It needs what there is on POSIX alone.
     from .sharing import SharedStatus
 
-    shared = SharedStatus(directory, registry, interval, cleaner)
-    registry.lifecycle.companions.append(shared.run)
-    return shared
+    # However many pages show a manager: each of them would count as another worker.
+    make = partial(SharedStatus, directory, registry, interval, cleaner)
+    return registry.lifecycle.companion(SharedStatus, directory, make)
 
 
 class _StatusApp:
@@ -136,20 +129,18 @@ class _StatusApp:
                 await self._stream(receive, send)
                 return
             else:
-                if path == "/status.json":
-                    await self._look()
-                response = self._respond(path, scope)
+                response = await self._respond(path, scope)
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         await response(scope, receive, send)
 
-    def _respond(self, path: str, scope: Scope) -> Response:
+    async def _respond(self, path: str, scope: Scope) -> Response:
         match path:
             case "":
                 # Else the page's links would lead elsewhere.
                 return RedirectResponse(f"{quote(scope['path'].rpartition('/')[2])}/")
             case "/status.json":
-                return Response(self._status(min(0.5, self._interval / 2)), media_type="application/json")
+                return Response(await self._status(min(0.5, self._interval / 2)), media_type="application/json")
             case "/events":
                 return Response(media_type="text/event-stream")
         asset = _ASSETS.get(path)
@@ -158,20 +149,15 @@ class _StatusApp:
         name, content_type = asset
         return Response(self._files[name], headers={"content-type": content_type})
 
-    def _status(self, max_age: float) -> bytes:
+    async def _status(self, max_age: float) -> bytes:
         """What many viewers see at the same time is made once."""
+        if self._shared is not None:
+            return await self._shared.encoded(max_age)
         now = time.monotonic()
         if now - self._encoded_at > max_age:
-            shared = self._shared
-            status = take_snapshot(self._registry, self._interval, self._cleaner) if shared is None else shared.take()
-            self._encoded = msgspec.json.encode(status)
+            self._encoded = msgspec.json.encode(take_snapshot(self._registry, self._interval, self._cleaner))
             self._encoded_at = now
         return self._encoded
-
-    async def _look(self) -> None:
-        """Hear the other workers, if there are any."""
-        if self._shared is not None:
-            await self._shared.watch()
 
     async def _stream(self, receive: Receive, send: Send) -> None:
         error: Exception | None = None
@@ -206,8 +192,7 @@ class _StatusApp:
         ends = time.monotonic() + max(_STREAM_SECONDS, self._interval)
         data = _RETRY
         while (left := ends - time.monotonic()) > 0:
-            await self._look()
-            data += b"data: %b\n\n" % self._status(self._interval * 0.95)
+            data += b"data: %b\n\n" % await self._status(self._interval * 0.95)
             await send_in_time({"type": "http.response.body", "body": data, "more_body": True})
             data = b""
             await anyio.sleep(min(self._interval, left))

@@ -128,8 +128,8 @@ class WorkerStatus(Struct, frozen=True, kw_only=True):
     :ivar pid: its process id, on the machine or in the container called ``host``.
     :ivar started_at: when it has made its agents.
     :ivar heard_at: of when its figures are.
-    :ivar silent: whether it has said nothing for too long: its event loop is blocked, or it has stopped in another
-        container.
+    :ivar silent: whether it has said nothing for too long, because its event loop is blocked; or has more to say than
+        fits into a file.
     :ivar connections: requests and websocket sessions that were guarded, since the start; ``rates`` are theirs: which
         part of them an agent has denied, or has stopped by failing closed.
     :ivar trouble: how many of its agents are down, not configured, failing, or have an open breaker.
@@ -153,7 +153,8 @@ class Status(Struct, frozen=True, kw_only=True):
     :ivar workers: all whose figures are in ``agents``: that one first, and those that share its directory.
     :ivar connections: of all of them, as are their ``rates`` and ``slots``: the last ten minutes, oldest first.
     :ivar source: the configuration file; None: there is none. Of several workers' the one that was refused.
-    :ivar unshared: why the other workers are not shown, though they are meant to be; None: all is well.
+    :ivar unshared: why other workers are not shown, though they are meant to be: all of them, or how many; None: all is
+        well.
     """
 
     version: str = __version__

@@ -36,14 +36,16 @@ from .trouble import is_serious, trouble_of
 # As they come in a call.
 _KINDS: Final[Sequence[Kind]] = ("input", "reasoning", "output", "tool_call", "tool_result")
 
-#: What tells machines and containers apart.
 hostname: Final = cache(socket.gethostname)
 
 
-def take_snapshot(registry: AgentRegistry, interval: float = 1.0, cleaner: IncidentCleaner | None = None) -> Status:
+def take_snapshot(
+    registry: AgentRegistry, interval: float = 1.0, cleaner: IncidentCleaner | None = None, *, routes: bool = True
+) -> Status:
     """How things are now; to be called on the event loop that serves.
 
     :param cleaner: the one of the snapshots before.
+    :param routes: whether they are in it.
     """
     now, at = time.monotonic(), time.time()
     guards = registry.guards()
@@ -75,7 +77,7 @@ def take_snapshot(registry: AgentRegistry, interval: float = 1.0, cleaner: Incid
         rates=rates,
         slots=slots,
         agents=agents,
-        routes=[_route(registry, listing) for listing in registry.listings],
+        routes=[_route(registry, listing) for listing in registry.listings] if routes else (),
         source=registry.source,
     )
 

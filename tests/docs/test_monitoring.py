@@ -18,6 +18,7 @@ from asgi_agents.decision import Verdict
 from asgi_agents.failures import Failure, FailureKind
 from asgi_agents.manager import registry_of
 from asgi_agents.observability.metrics import Tally
+from asgi_agents.observability.worker_metrics import merge
 from asgi_agents.protocol import EventType
 from tests.test_manager import Fake
 
@@ -80,6 +81,10 @@ def _fill(tally: Tally, agent_id: str, *, enforced: bool) -> None:
 
 
 OUTPUT: Final = output()
+#: What there is beside, where workers are scraped together.
+OF_WORKERS: Final = {
+    sample.name: {"state": {"up", "silent"}} for family in merge((), 0).collect() for sample in family.samples
+}
 
 
 def faults_in(expression: str) -> Iterator[str]:
@@ -90,7 +95,7 @@ def faults_in(expression: str) -> Iterator[str]:
         yield "it names no metric of ours"
     for selector in named:
         name, matchers = selector["name"], selector["matchers"] or ""
-        labels = OUTPUT.get(name)
+        labels = OUTPUT.get(name) or OF_WORKERS.get(name)
         if labels is None:
             yield f"there is no {name}"
             continue
@@ -159,6 +164,43 @@ def test_what_there_is_not_is_found(expression: str, fault: str) -> None:
 def test_what_there_is_is_not() -> None:
     fine = 'sum by (job, agent_id) (rate(asgi_agents_failures_total{error_type!~"(request|response)_.*",job="a"}[5m]))'
     assert list(faults_in(fine)) == []
+
+
+# One address, and one for all workers
+
+
+def aggregated(expression: str) -> bool:
+    """Whether each series in an expression is within an aggregation, none of which keeps the worker."""
+    if any("worker" in kept for kept in kept_by(expression)) or re.search(r"\bwithout\b", expression):
+        return False
+    for selector in _SELECTOR.finditer(expression):
+        depth, around = 0, []
+        before = re.sub(r"\bby \([^)]*\) ?", "", expression[: selector.start()])
+        for place in range(len(before) - 1, -1, -1):
+            depth += {")": 1, "(": -1}.get(before[place], 0)
+            if depth < 0:
+                depth = 0
+                around.append(re.findall(r"\w*\Z", before[:place].rstrip())[0])
+        if not {"sum", "max", "absent"} & set(around):
+            return False
+    return True
+
+
+def test_what_is_not_aggregated_is_found() -> None:
+    rate = "rate(asgi_agents_decisions_total[5m])"
+    assert aggregated(f"sum by (job) ({rate}) / sum({rate}) > 0")
+    for expression in (
+        rate,
+        f"sum({rate}) / {rate}",
+        f"sum by (job, worker) ({rate})",
+        f"sum without (job) ({rate})",
+    ):
+        assert not aggregated(expression)
+
+
+def test_every_query_and_alert_is_the_same_for_one_process_and_for_workers_that_are_scraped_together() -> None:
+    queries = [target["expr"] for panel in panels() for target in panel["targets"]]
+    assert [query for query in [*queries, *(rule["expr"] for rule in rules())] if not aggregated(query)] == []
 
 
 # The dashboard

@@ -159,7 +159,7 @@ def test_a_configuration_that_was_refused_is_said_on_top(visit: Open) -> None:
     expect(visited.page.locator("#summary")).to_have_text("4 agents, no trouble; the configuration file was refused")
     refused, unshared = visited.page.locator("#notices li").all()
     expect(refused).to_contain_text("agents.toml: agents[0].timeout: -1, expected seconds")
-    expect(unshared).to_have_text("The other workers are not shown: /run/shop may be written to by others")
+    expect(unshared).to_have_text("Other workers are not shown: /run/shop may be written to by others")
 
 
 # Why
@@ -822,7 +822,14 @@ def test_long_names_do_not_make_the_page_wider_than_the_screen(start: Start, vis
         assert table.evaluate("box => box.scrollWidth - box.clientWidth") <= 0
     # All of a correlation id can be read and copied; of what is cut short, all is there to be found and copied.
     assert rows(visited).first.locator("td").nth(5).inner_text() == "c" * 128
-    assert rows(visited).first.locator(".path").text_content() == f"/{'r' * 300}"[:256] + "…"
+    for cut, whole in ((".path", f"/{'r' * 255}…"), (".route", f"/{'r' * 299}")):
+        text, lines = (
+            rows(visited)
+            .first.locator(cut)
+            .evaluate("cut => [cut.textContent, cut.clientHeight / parseFloat(getComputedStyle(cut).lineHeight)]")
+        )
+        assert text == whole
+        assert round(lines) == 3
 
 
 def test_it_can_be_zoomed_to_twice_its_size(eventful: World, visit: Open) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 
 from asgi_agents import AgentManager, status_app
 from tests.status.world import scripted
+from tests.support import living_files
 
 
 async def page_of(directory: Path, agent_id: str) -> Any:
     """What the page of a worker with that agent says, which has the directory."""
-    app = status_app(AgentManager([scripted(agent_id)]), directory=directory)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+    manager = AgentManager([scripted(agent_id)])
+    app = status_app(manager, directory=directory)
+    async with manager, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
         return (await client.get("/status.json")).json()
 
 
@@ -29,9 +32,10 @@ def forged(directory: Path, status: Any, host: str = "elsewhere") -> None:
     """Another worker's file, which says `status`."""
     status = {**status, "worker": {**status["worker"], "host": host}}
     share = {"status": status, "slot": 1, "durations": {}}
-    file = directory / f"4711-{'0' * 16}.json"
-    file.write_text(json.dumps(share))
-    file.chmod(0o600)
+    file = living_files.leave(directory / f"4711-{'0' * 16}.json", json.dumps(share).encode())
+    # As of one that answers whoever looks: what is older than the look is of one that has gone silent.
+    answered = time.time() + 1.0
+    os.utime(file, (answered, answered))
 
 
 def test_only_the_apps_user_can_write_to_the_directory_of_the_status_page_or_read_it(tmp_path: Path) -> None:

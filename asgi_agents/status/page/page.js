@@ -76,7 +76,7 @@ function showNotices() {
     notices.push(`${status.source.path} was refused at ${moment(status.source.refused_at, status.time)}, and what was ` +
       `loaded at ${moment(status.source.loaded_at, status.time)} holds: ${status.source.refusal}`);
   }
-  if (status.unshared) notices.push(`The other workers are not shown: ${status.unshared}`);
+  if (status.unshared) notices.push(`Other workers are not shown: ${status.unshared}`);
   refill(byId("notices"), notices, () => notices.map((textContent) => element("li", { textContent })));
 }
 
@@ -282,11 +282,9 @@ function incidentRow(incident) {
   const [outcome, consequence, tone] = what(incident);
   const why = reasons(incident).map(([kind, text]) => element("span", { className: `reason ${kind}`, title: kind, textContent: text }));
   const message = fault(incident, incident.agent);
-  const path = [
-    ...(incident.path ? [element("span", { className: "path clamp", title: incident.path, textContent: incident.path })] : []),
-    ...(incident.route ? [more(incident.route)] : []),
-  ];
-  if (path[1]) path[1].classList.add("route");
+  const path = [["path", incident.path], ["route more", incident.route]]
+    .filter(([, text]) => text)
+    .map(([kind, text]) => element("span", { className: `${kind} clamp`, title: text, textContent: text }));
   const row = element("tr", {},
     element("td", { className: "nowrap", textContent: moment(incident.time, status.time) }),
     element("td", { className: "agent-id" }, element("span", { className: "clamp", title: incident.agent, textContent: incident.agent }),
