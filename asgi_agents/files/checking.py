@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -25,21 +25,30 @@ _NAMES: Final[Mapping[Any, str]] = {
 
 
 class TableValues(dict[str, Any]):
-    """The checked values of a table, of which an object can be made."""
+    """The checked values of a table, of which an object can be made.
+
+    :ivar mistaken: keys whose values are not here because they were mistakes.
+    """
 
     def __init__(self, table: Table) -> None:
         super().__init__()
         self.table = table
+        self.mistaken: list[str] = []
 
 
 class Checker:
     """Turns the plain data of a file into values of the types that the Python API takes.
 
     :param raw: the data with its variables, for messages; ``variables`` has put values in their place.
+    :param unclear: what is written, by place, where the data has a truth value and others read a text.
     """
 
-    def __init__(self, raw: Any, variables: Variables, mistakes: Mistakes) -> None:
+    def __init__(
+        self, raw: Any, variables: Variables, mistakes: Mistakes, unclear: Mapping[Place, str] = MappingProxyType({})
+    ) -> None:
         self._raw = raw
+        self._unclear = unclear
+        self._around_unclear = {place[:length] for place in unclear for length in range(len(place) + 1)}
         self._variables = variables
         self._mistakes = mistakes
 
@@ -52,7 +61,9 @@ class Checker:
                 self._mistakes.add((*place, key), f"no such key; {nearest(key, fields)}")
                 continue
             result = self.value(fields[key].shape, value, (*place, key))
-            if result is not MISSING:
+            if result is MISSING:
+                checked.mistaken.append(key)
+            else:
                 checked[key] = result
         for key in missing(fields, given):
             self._mistakes.add(place, f"no {key}, expected {_described(fields[key].shape)}")
@@ -73,11 +84,13 @@ class Checker:
             return self.table(_table_meant(shape.tables, given), given, place)
         if shape.leaf is None:
             return self._wrong(shape, place)
+        if place in self._around_unclear and self._is_unclear(shape, place):
+            return MISSING
         try:
             return msgspec.convert(given, shape.leaf, strict=place not in self._variables.whole)
         except msgspec.ValidationError as exc:
             inner = tuple(_steps(str(exc)))
-            return self._wrong(shape, (*place, *inner))
+            return self._wrong(shape, (*place, *inner), _at(shape.leaf, inner))
 
     def raw(self, place: Place) -> Any:
         """What is written at a place."""
@@ -86,15 +99,29 @@ class Checker:
             value = value[part]
         return value
 
+    def _is_unclear(self, shape: Shape, place: Place) -> bool:
+        """Note what may be a text or a truth value, unless the place can only have a truth value."""
+        if bool in _members(shape.leaf):
+            return False
+        for inner, written in self._unclear.items():
+            if inner[: len(place)] != place:
+                continue
+            self._mistakes.add(
+                inner,
+                f"found {written}, which is true or false to some and text to others, expected"
+                " true or false, or quotes",
+            )
+        return True
+
     def _says_none(self, shape: Shape, given: Any, place: Place) -> bool:
         if given is None:
             return True
         return given is False or (place in self._variables.whole and shape.leaf is not str and given == "false")
 
-    def _wrong(self, shape: Shape, place: Place) -> object:
+    def _wrong(self, shape: Shape, place: Place, inner: Sequence[Any] = ()) -> object:
+        """Note that something else is expected; one of the types ``inner``, where it is about a part of a value."""
         found = found_named(self.raw(place))
-        inner = _within(shape.leaf, place)
-        expected = _described(shape) if inner is None else inner
+        expected = one_of([_named_type(kind) for kind in inner]) if inner else _described(shape)
         self._mistakes.add(place, f"found {found}, expected {expected}")
         return MISSING
 
@@ -112,14 +139,19 @@ def missing(fields: Mapping[str, Field], given: Mapping[str, Any]) -> Iterator[s
     return (key for key, field in fields.items() if field.required and key not in given)
 
 
-def _within(leaf: Any, place: Place) -> str | None:
-    """What is expected of an item of a list, where ``place`` is that of one; None: it is not."""
-    if not place or not isinstance(place[-1], int):
-        return None
-    for kind in _members(leaf):
-        if get_origin(kind) is list:
-            return one_of([_named_type(inner) for inner in _members(get_args(kind)[0])])
-    return None
+def _at(leaf: Any, steps: Sequence[int]) -> Sequence[Any]:
+    """The types that a part of a value may have: an item of a list, one of a pair, an item of an item."""
+    kinds = _members(leaf)
+    for step in steps:
+        inner: list[Any] = []
+        for kind in kinds:
+            arguments = get_args(kind)
+            if get_origin(kind) is list:
+                inner += _members(arguments[0])
+            elif get_origin(kind) is tuple:
+                inner += _members(arguments[step])
+        kinds = tuple(inner)
+    return kinds if steps else ()
 
 
 def _steps(message: str) -> Iterator[int]:
@@ -142,7 +174,7 @@ def _described(shape: Shape) -> str:
     text = one_of(words)
     if shape.many:
         text = "a list of tables" if shape.leaf is None else f"a list: {text}"
-    return f"{text}, or false for none" if shape.nullable else text
+    return f"{text}, or false for none" if shape.without else text
 
 
 def _named_type(kind: Any) -> str:

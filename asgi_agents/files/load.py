@@ -19,6 +19,7 @@ from ..guardrails.guardrail import checked_guardrails
 from ..manager import AgentManager
 from ..messages.naming import named
 from ..middleware import AgentMiddleware
+from ..policy import FailureMode
 from ..routing.routes import AgentRoute, checked_references
 from .checking import MISSING, Checker, TableValues, missing
 from .configuration import Configuration
@@ -27,15 +28,14 @@ from .objects import names_object, object_named
 from .shape import ROOT, SCHEMA_KEY, Table
 from .source import check_suffix, parse, read_bytes
 from .variables import Variables
+from .wording import in_words_of_files, object_meant
 
 logger: Final = logging.getLogger("asgi_agents")
 
 # How the classes begin their messages: themselves, perhaps with an id, and the parameter that is wrong.
 _PREFIX: Final = re.compile(r"(?:[A-Z]\w+(?:\.\w+)?(?:\([^()]*\))?: )+")
 _PARAMETER: Final = re.compile(r"(?P<name>[a-z_]+)(?:=| contains | is |: )")
-# What is spelt otherwise in files.
-_IN_FILES: Final = {"None": "false", "True": "true", "False": "false"}
-_PYTHON: Final = re.compile(r"\b(?:None|True|False)\b")
+_EXPECTED: Final = re.compile(r"[,;] expected ")
 # Hints about these would show parts of what was given.
 _ADDRESSES: Final = frozenset({"transport", "url", "address", "endpoints", "target", "uds"})
 
@@ -53,7 +53,7 @@ def load(
     Its keys are the parameters of :func:`protect`, :class:`AgentConfig`, :class:`AgentRoute` and the like.
 
     :param path: the file. Its suffix says what it is: ``.toml``, ``.json``, or ``.yaml``, for which the extra ``yaml``
-        is needed.
+        is needed. A relative path begins at the working directory of the process.
     :param agents: agents that only code can make. They come first, and the file may name them.
     :param guardrails: likewise.
     :param imports: the modules of which the file may name agents: ``transport = "my_app.agents:Waf"``. They are
@@ -110,7 +110,7 @@ def _loaded(
     data = variables.expand(raw)
     # Before anything is made of them: what lacks a variable would be wrong in other ways too.
     mistakes.check()
-    checker = Checker(raw, variables, mistakes)
+    checker = Checker(raw, variables, mistakes, content.unclear)
     checked = checker.table(ROOT, data, ())
     builder = _Builder(checker, variables, mistakes, imports, data, before)
     made = builder.agents(checked.get("agents", []))
@@ -148,6 +148,7 @@ def _loaded(
     )
 
 
+_MODES: Final = frozenset(FailureMode)
 _OBJECTS: Final = frozenset({"agents", "routes", "default_agents", "guardrails"})
 
 
@@ -207,9 +208,10 @@ class _Builder:
         table = fields.table
         values = {key: self._value(value, (*place, key)) for key, value in fields.items()}
         # Of these it was said already what is wrong; what else is wrong is to be found too.
-        unusable = [key for key, value in values.items() if value is MISSING]
+        unusable = [key for key, value in values.items() if _lacks_some(value, fields[key])]
         for key in unusable:
             del values[key]
+        unusable += fields.mistaken
         if any(missing(table.fields, values)):
             return MISSING
         if isinstance(values.get("cert"), list):
@@ -232,11 +234,12 @@ class _Builder:
         values = {key: value for key, value in checked.items() if key not in _OBJECTS and key != "debug"}
         # Without agents: those are checked by themselves.
         make = partial(AgentMiddleware, _nowhere, manager=AgentManager())
-        self._tried_until_right(checked.table, values, [], (), make)
+        mistaken = [key for key in checked.mistaken if key not in _OBJECTS]
+        self._tried_until_right(checked.table, values, mistaken, (), make)
         if "default_agents" in checked:
             fault, _ = _tried(lambda: checked_references("default_agents", checked["default_agents"]))
             if fault is not None:
-                self._complain(fault, checked, (), again=False)
+                self._complain(fault, checked.table, checked, (), ())
 
     def check_guardrails(
         self,
@@ -259,7 +262,7 @@ class _Builder:
                     continue
                 fault, _ = _tried(partial(check_guardrail_of, guardrail, by_id[guardrail.agent_id]))
                 if fault is not None:
-                    self._complain(fault, values, (*place, number), again=False)
+                    self._complain(fault, values.table, values, (*place, number), ())
 
     def _tried_until_right(
         self, table: Table, values: dict[str, Any], unusable: list[str], place: Place, make: Callable[..., Any]
@@ -269,25 +272,33 @@ class _Builder:
             fault, made = _tried(lambda: make(**values))
             if fault is None:
                 return MISSING if unusable else made
-            wrong = self._complain(fault, values, place, again=bool(unusable))
+            wrong = self._complain(fault, table, values, place, unusable)
             if wrong is None or table.fields[wrong].required:
                 return MISSING
             unusable.append(wrong)
             del values[wrong]
 
-    def _complain(self, fault: str, values: Mapping[str, Any], place: Place, *, again: bool) -> str | None:
-        """Note what a class has refused; returns the parameter that it is about.
+    def _complain(
+        self, fault: str, table: Table, values: Mapping[str, Any], place: Place, left_out: Collection[str]
+    ) -> str | None:
+        """Note what a class has refused; returns the parameter that it is about, if it is one of ``values``.
 
-        ``again``: something was left out because it was a mistake, and what is wrong now may come of that.
+        ``left_out``: these were mistakes. What is wrong because they are not there is none.
         """
-        text = _PYTHON.sub(lambda found: _IN_FILES[found[0]], _PREFIX.sub("", fault, count=1))
+        text = in_words_of_files(_PREFIX.sub("", fault, count=1))
         parameter = _PARAMETER.match(text)
         name = parameter["name"] if parameter is not None else ""
+        if any(re.search(rf"\b{key}\b", text) for key in left_out) or (left_out and name not in values):
+            return name if name in values else None
+        expected = _EXPECTED.split(text, maxsplit=1)[1:] if parameter is not None and parameter[0][-1] == "=" else []
         if name not in values:
+            if name in table.fields and expected:
+                # What is refused is what holds where the file says nothing.
+                self._mistakes.add(place, f"no {name}, expected {expected[0]}")
+                return None
             address = next((key for key in _ADDRESSES if self._variables.within((*place, key))), None)
             if address is None:
-                if not again:
-                    self._mistakes.add(place, text)
+                self._mistakes.add(place, text)
                 return None
             # It is about the address, in words that may show it.
             name = address
@@ -297,12 +308,19 @@ class _Builder:
         elif name == "path" and self._variables.within(place):
             # Starlette tells what is wrong by the parameters of the pattern.
             self._mistakes.add(place, f"found {found_named(self._checker.raw(place))}, expected a pattern of paths")
-        elif parameter is not None and parameter[0].endswith("=") and ", expected " in text:
-            expected = text.split(", expected ", 1)[1]
-            self._mistakes.add(place, f"found {found_named(self._checker.raw(place))}, expected {expected}")
+        elif expected:
+            given = self._checker.raw(place)
+            meant = object_meant(given, self._imports) if name == "transport" else None
+            right = expected[0] if meant is None else repr(meant)
+            self._mistakes.add(place, f"found {found_named(given)}, expected {right}")
         else:
             self._mistakes.add(place, text.removeprefix(name).lstrip(": "))
         return name
+
+
+def _lacks_some(made: Any, checked: Any) -> bool:
+    """Whether a value, or an item of a list, could not be made."""
+    return made is MISSING or (isinstance(made, list) and len(made) < len(checked))
 
 
 def _tried(make: Callable[[], Any]) -> tuple[str | None, Any]:
@@ -323,9 +341,12 @@ def _check_names(agents: Iterable[AgentConfig], own: int, checked: Mapping[str, 
     configs = tuple(agents)
     known = dict.fromkeys(agent.id for agent in configs)
 
-    def check(agent_id: str, place: Place) -> None:
-        if agent_id not in known:
-            mistakes.add(place, f"{agent_id!r} is no agent; {nearest(agent_id, known)}")
+    def check(agent_id: str, place: Place, before: str | None = None) -> None:
+        if agent_id in known:
+            return
+        pair = before in known and agent_id in _MODES
+        right = f"did you mean the pair [{before!r}, {agent_id!r}]?" if pair else nearest(agent_id, known)
+        mistakes.add(place, f"{agent_id!r} is no agent; {right}")
 
     for number, agent in enumerate(configs, -own):
         if agent.id in after:
@@ -345,9 +366,12 @@ def _check_names(agents: Iterable[AgentConfig], own: int, checked: Mapping[str, 
     _check_guardrails(checked.get("guardrails"), ("guardrails",), check)
 
 
-def _check_references(references: Any, place: Place, check: Callable[[str, Place], None]) -> None:
+def _check_references(references: Any, place: Place, check: Callable[[str, Place, str | None], None]) -> None:
+    before = None
     for number, reference in enumerate(references or ()):
-        check(reference if isinstance(reference, str) else reference[0], (*place, number))
+        # Behind its id, a failure mode that is written without brackets looks like another id.
+        check(reference if isinstance(reference, str) else reference[0], (*place, number), before)
+        before = reference if isinstance(reference, str) else None
 
 
 def _check_guardrails(guardrails: Any, place: Place, check: Callable[[str, Place], None]) -> None:

@@ -17,6 +17,8 @@ Place = tuple[str | int, ...]
 _BARE: Final = re.compile(r"[\w$-]{1,80}\Z", re.ASCII)
 # So many are reported at once.
 _MOST: Final = 50
+# So many are looked for: a file that has more is another file, and to say of each what was meant takes its time.
+_ENOUGH: Final = 1000
 
 
 class FileMistake(Struct, frozen=True):
@@ -51,11 +53,16 @@ class Mistakes:
         return len(self._found)
 
     def add(self, place: Place, text: str) -> None:
-        """Note a mistake. Its line is that of the place, or of what is nearest around it."""
+        """Note a mistake. Its line is that of the place, or of what is nearest around it.
+
+        Raises what :meth:`check` raises where there are 1,000.
+        """
         around = place
         while around and around not in self._lines:
             around = around[:-1]
         self._found.append(FileMistake(place, self._lines.get(around), text))
+        if len(self._found) >= _ENOUGH:
+            self.check()
 
     def check(self) -> None:
         """Raise :class:`ConfigurationError` with a line for each mistake, if there is any."""
@@ -64,7 +71,8 @@ class Mistakes:
             found = sorted(self._found, key=lambda mistake: mistake.line or 0)
             shown = [replace(one, text=self.hide(one.text)).shown(self._path) for one in found[:_MOST]]
             if len(found) > _MOST:
-                shown.append(f"{self._path}: {len(found) - _MOST} other mistakes")
+                least = "at least " if len(found) >= _ENOUGH else ""
+                shown.append(f"{self._path}: {least}{len(found) - _MOST} other mistakes")
             raise ConfigurationError("\n".join(shown))
 
 

@@ -89,4 +89,4 @@ class FileProtection:
             companions.append(partial(on_hangup, take, again))
         elif self._reload == "on-change":
             # Each event loop looks from what holds by then.
-            companions.append(lambda: on_change(FileWatch(self._path, reloader.loaded.digest), take, again))
+            companions.append(lambda: on_change(FileWatch(self._path, lambda: reloader.loaded.digest), take, again))

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from anyio import to_thread
@@ -22,6 +23,7 @@ from ..registry import Change
 from ..transports.resolve import agent_of
 from .configuration import Configuration
 from .load import load_with
+from .source import digest_of, read_bytes
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -47,6 +49,13 @@ class FileSource(Struct, frozen=True):
             if name in loaded.arguments:
                 raise ConfigurationError(f"{self.path}: {name}: given in the code too, expected it in one of them")
         return loaded
+
+    def digest(self) -> bytes | None:
+        """That of what is in the file now; None where it can't be read."""
+        try:
+            return digest_of(read_bytes(Path(self.path)))
+        except ConfigurationError:
+            return None
 
 
 class _Waiting(Struct, frozen=True):
@@ -135,6 +144,9 @@ class Reloader:
             _check_settings(self._source.path, loaded.settings, before.settings)
             change = await self._put_in_place(loaded, before)
         except (ConfigurationError, AgentError) as exc:
+            if loaded is None and expected is not None and await to_thread.run_sync(self._source.digest) != expected:
+                # Likewise where it can't be taken at all: that is refused once, when it is said to have changed.
+                return None, None
             kind, text = type(exc), hide(str(exc))
             if not text.startswith(self._source.path):
                 text = f"{self._source.path}: {text}"

@@ -28,13 +28,15 @@ class Shape(Struct, frozen=True):
     :ivar leaf: the type of what is no table, as msgspec has them; None: only tables.
     :ivar tables: the tables that may stand there. The key :attr:`Table.mark` says which.
     :ivar many: a list of these.
-    :ivar nullable: ``false``, or null, says that there is none: what is None in Python.
+    :ivar nullable: ``false``, or null, may stand there: what is None in Python.
+    :ivar without: None says that there is no such thing. Elsewhere it may say "all", or "what the agent says itself".
     """
 
     leaf: Any = None
     tables: Sequence["Table"] = ()
     many: bool = False
     nullable: bool = False
+    without: bool = False
 
 
 class Field(Struct, frozen=True):
@@ -82,8 +84,10 @@ _STREAM: Final = Table("StreamTransport", partial(transport_class, "endpoints"),
 _GRPC: Final = Table("GrpcTransport", partial(transport_class, "target"), "target")
 _MODE: Final = Shape(Literal["buffer", "stream", "hybrid"], (Table("BodyMode", lambda: BodyMode, "name"),))
 _RULES: Final = _texts(Table("ToolRule", lambda: ToolRule, "name"), many=True)
-_CERT: Final = Shape(str | list[str], nullable=True)
-_BREAKER: Final = Shape(tables=(Table("CircuitBreakerConfig", lambda: CircuitBreakerConfig),), nullable=True)
+_CERT: Final = Shape(str | list[str], nullable=True, without=True)
+_BREAKER: Final = Shape(
+    tables=(Table("CircuitBreakerConfig", lambda: CircuitBreakerConfig),), nullable=True, without=True
+)
 _GUARDRAILS: Final = Shape(tables=(_GUARDRAIL, _TOOLS), many=True)
 #: All of a file.
 ROOT: Final = Table("File", lambda: AgentMiddleware)

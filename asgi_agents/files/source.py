@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -17,6 +18,12 @@ from .mistakes import Place, refusal
 #: Nobody writes so long a configuration by hand.
 MAX_FILE_BYTES: Final = 1024 * 1024
 _SUFFIXES: Final = (".toml", ".yaml", ".yml", ".json")
+# A key of TOML of a hundred parts: "a.a.a". The time that Python takes for one grows with the cube of their number, and
+# a text that looks like one is as unlikely as the key.
+_DEEP_KEY: Final = re.compile(
+    r"""(?<![\w-]) (?: (?: [\w-]++ | "(?:[^"\\\n]|\\.){0,80}+" | '[^'\n]{0,80}+' ) [ \t]*+ \. [ \t]*+ ){100}""",
+    re.ASCII | re.VERBOSE,
+)
 
 
 class FileContent(Struct, frozen=True):
@@ -24,23 +31,29 @@ class FileContent(Struct, frozen=True):
 
     :ivar digest: of the bytes; the same for the same content.
     :ivar lines: where values stand, as far as the parser tells.
+    :ivar unclear: what is written, by place, where others read a text in place of a truth value.
     """
 
     digest: bytes
     data: Any
     lines: Mapping[Place, int]
+    unclear: Mapping[Place, str]
 
 
 def read_bytes(path: Path) -> bytes:
     """The content of the file. Raises :class:`ConfigurationError` where it can't be read."""
     try:
-        with open(path, "rb", opener=_at_once) as file:
+        with open(path, "rb", opener=at_once) as file:
             # A pipe or a device may never end, and has nothing more to say when it is read again.
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise refusal(str(path), "no regular file, expected a file that can be read")
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as exc:
-        raise refusal(str(path), f"{exc.strerror or type(exc).__name__}, expected a file that can be read") from exc
+        # A relative path begins where the process runs, which whoever has written it may not think of.
+        where = f" in the working directory, {os.getcwd()}" if _is_missing(exc) and not path.is_absolute() else ""
+        raise refusal(
+            str(path), f"{exc.strerror or type(exc).__name__}, expected a file that can be read{where}"
+        ) from exc
     except ConfigurationError:
         raise
     except ValueError:
@@ -50,8 +63,12 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def _at_once(path: str, flags: int) -> int:
-    """Open without waiting: a named pipe, for one, until somebody writes to it."""
+def _is_missing(exc: OSError) -> bool:
+    return isinstance(exc, FileNotFoundError | NotADirectoryError)
+
+
+def at_once(path: str, flags: int) -> int:
+    """An opener that does not wait: at a named pipe, for one, until somebody writes to it."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -71,15 +88,21 @@ def parse(path: Path, content: bytes) -> FileContent:
     if not text.strip():
         raise refusal(str(path), "the file is empty, expected agents, routes or guardrails in it")
     lines: Mapping[Place, int] = {}
+    unclear: Mapping[Place, str] = {}
     try:
         if suffix == ".toml":
+            deep = _DEEP_KEY.search(text)
+            if deep is not None:
+                line = text.count("\n", 0, deep.start()) + 1
+                raise refusal(str(path), "a key of more than a hundred parts, expected no more", line)
             data: Any = tomllib.loads(text)
         elif suffix == ".json":
             data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         else:
             from .yaml_source import parse_yaml
 
-            data, lines = parse_yaml(str(path), text)
+            read = parse_yaml(str(path), text)
+            data, lines, unclear = read.data, read.lines, read.unclear
     except json.JSONDecodeError as exc:
         raise refusal(str(path), f"no JSON: {exc.msg} (column {exc.colno})", exc.lineno) from None
     except tomllib.TOMLDecodeError as exc:
@@ -95,7 +118,7 @@ def parse(path: Path, content: bytes) -> FileContent:
         raise refusal(str(path), f"not readable: {exc}") from None
     if not isinstance(data, dict):
         raise refusal(str(path), f"a {type(data).__name__}, expected a table with keys such as agents")
-    return FileContent(digest_of(content), data, lines)
+    return FileContent(digest_of(content), data, lines, unclear)
 
 
 def check_suffix(path: Path) -> str:

@@ -64,7 +64,7 @@ class Variables:
                     self.whole.add(place)
                 names = dict.fromkeys(found["name"] for found in _BARE.finditer(value))
                 self.bare.extend((place, name) for name in names if name is not None and name in self._environ)
-                expanded = _TOKEN.sub(lambda found: self._value_of(found, place), value)
+                expanded = self._expanded(value, place)
                 if place in self.touched and place not in self.whole and len(expanded) >= _SHORT:
                     self._composed[expanded] = value
                 return expanded
@@ -107,14 +107,23 @@ class Variables:
                 return repr(written)
         return found[0]
 
+    def _expanded(self, text: str, place: Place) -> str:
+        parts: list[str] = []
+        end = 0
+        for found in _TOKEN.finditer(text):
+            if found["dollar"] is None and found["name"] is None:
+                # What follows may be a part of it.
+                rest = text[found.start() : found.start() + 40]
+                self._mistakes.add(place, f"{rest!r}, expected ${{NAME}}, ${{NAME:-default}}, or $$ for a dollar")
+                return ""
+            parts += text[end : found.start()], self._value_of(found, place)
+            end = found.end()
+        return "".join((*parts, text[end:]))
+
     def _value_of(self, found: re.Match[str], place: Place) -> str:
         if found["dollar"]:
             return "$"
-        name = found["name"]
-        if name is None:
-            rest = found.string[found.start() :]
-            self._mistakes.add(place, f"{rest[:40]!r}, expected ${{NAME}}, ${{NAME:-default}}, or $$ for a dollar")
-            return ""
+        name: str = found["name"]
         self.touched.add(place)
         value = self._environ.get(name)
         default = found["default"]

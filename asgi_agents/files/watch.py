@@ -18,13 +18,13 @@ logger: Final = logging.getLogger("asgi_agents")
 
 #: Seconds between two looks.
 INTERVAL: Final[float] = 1.0
-# A file that was written less than so many nanoseconds ago may be written again without its time changing: the clocks
+# A file that was written less than so many nanoseconds ago may be written again without its times changing: the clocks
 # of some file systems count seconds.
 _FRESH: Final = 3 * 10**9
 # What stands for the content of a file that can't be read.
 _UNREADABLE: Final = b"unreadable"
 
-_Signature = tuple[int, int, int, int]
+_Signature = tuple[int, int, int, int, int]
 
 
 class FileWatch:
@@ -33,25 +33,32 @@ class FileWatch:
     A change counts once the content is the same at two looks in a row, so that hardly any file is taken that is still
     being written. Links are followed at each look, also where a directory on the way is one, as for a ConfigMap.
 
-    :param digest: of the content that is known already.
+    :param taken: the digest of the content that was taken last. Others may take the file too, between two looks: what
+        is changed back after that is a change.
     """
 
-    def __init__(self, path: Path, digest: bytes, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, path: Path, taken: Callable[[], bytes], clock: Callable[[], int] = time.time_ns) -> None:
         self._path = path
         self._clock = clock
-        self._known = digest
-        self._seen = digest
+        self._digest_taken = taken
+        self._taken = self._known = self._seen = taken()
         self._unchanged: _Signature | None = None
 
     def look(self) -> bool:
         """Whether there is a change to be taken. It is known from then on. This reads the file."""
         now = self._clock()
+        taken = self._digest_taken()
+        if taken != self._taken:
+            self._taken = self._known = self._seen = taken
+            self._unchanged = None
         try:
             status = os.stat(self._path)
         except OSError:
             signature = None
         else:
-            signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            # Who keeps the time of writing, or unpacks a file that has a fixed one, can't keep that of the change.
+            times = (status.st_mtime_ns, status.st_ctime_ns)
+            signature = (status.st_dev, status.st_ino, status.st_size, *times)
             if signature == self._unchanged:
                 return False
         try:
@@ -62,7 +69,7 @@ class FileWatch:
         if not same:
             return False
         # Only what was read twice is passed over from then on.
-        if signature is not None and now - status.st_mtime_ns > _FRESH:
+        if signature is not None and now - max(times) > _FRESH:
             self._unchanged = signature
         changed, self._known = digest != self._known, digest
         return changed

@@ -1,21 +1,42 @@
 """YAML, with the line of each value. Only plain data is made: no tag makes an object."""
 
+import re
 from typing import Any, Final
+
+from msgspec import Struct
 
 from ..errors import ConfigurationError
 from ..imports.extras import from_extra
+from ..messages.naming import named
 from .mistakes import Place, refusal
 
 # References to other parts of a file multiply them. Far more than anybody writes by hand.
 _MOST_NODES: Final = 100_000
 _MERGE: Final = "tag:yaml.org,2002:merge"
 
+# Numbers that readers of YAML 1.1, such as this one, and of YAML 1.2 read differently: to the base of 60, and of 8.
+_UNCLEAR_NUMBER: Final = re.compile(r"[-+]?(?:.*:.*|0[0-7_]+)\Z")
+_NUMBERS: Final = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+# Truth values in YAML 1.1, texts in YAML 1.2.
+_UNCLEAR_TRUTH: Final = frozenset({"yes", "no", "on", "off"})
+
 # Nodes of keys and values, by key.
 _Entries = dict[str, tuple[Any, Any]]
 
 
-def parse_yaml(path: str, text: str) -> tuple[Any, dict[Place, int]]:
-    """The data, and the lines on which it stands. Raises :class:`ConfigurationError`."""
+class YamlContent(Struct, frozen=True):
+    """The data, and the lines on which it stands.
+
+    :ivar unclear: what is written, by place, where YAML 1.2 has a text in place of a truth value.
+    """
+
+    data: Any
+    lines: dict[Place, int]
+    unclear: dict[Place, str]
+
+
+def parse_yaml(path: str, text: str) -> YamlContent:
+    """Raises :class:`ConfigurationError`."""
     with from_extra(path, "yaml", ConfigurationError):
         import yaml
 
@@ -23,7 +44,7 @@ def parse_yaml(path: str, text: str) -> tuple[Any, dict[Place, int]]:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         reader = _YamlReader(path, loader, yaml)
-        return (None if node is None else reader.read(node, (), ())), reader.lines
+        return YamlContent(None if node is None else reader.read(node, (), ()), reader.lines, reader.unclear)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark
         raise refusal(path, f"no YAML: {exc.problem}", None if mark is None else mark.line + 1) from None
@@ -41,6 +62,7 @@ class _YamlReader:
         self._count = 0
         self._tables: dict[int, _Entries] = {}
         self.lines: dict[Place, int] = {}
+        self.unclear: dict[Place, str] = {}
 
     def read(self, node: Any, place: Place, around: tuple[int, ...]) -> Any:
         line = node.start_mark.line + 1
@@ -53,11 +75,20 @@ class _YamlReader:
             return self._table(node, place, around)
         if isinstance(node, self._yaml.SequenceNode):
             return [self.read(inner, (*place, number), around) for number, inner in enumerate(node.value)]
+        if node.tag in _NUMBERS and _UNCLEAR_NUMBER.match(node.value):
+            base = 60 if ":" in node.value else 8
+            shown = named(node.value)
+            raise refusal(
+                self._path, f"{shown} is a number to the base of {base} in YAML 1.1, expected decimals or quotes", line
+            )
         try:
-            return self._loader.construct_object(node)
-        except (LookupError, AttributeError, TypeError):
+            value = self._loader.construct_object(node)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             # So PyYAML fails for a text that is not what its tag says: `!!bool maybe`.
             raise refusal(self._path, f"a value that is no {node.tag.rpartition(':')[2]}", line) from None
+        if isinstance(value, bool) and node.value.lower() in _UNCLEAR_TRUTH:
+            self.unclear[place] = node.value
+        return value
 
     def _table(self, node: Any, place: Place, around: tuple[int, ...]) -> dict[str, Any]:
         table = {}

@@ -60,9 +60,22 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "no events": (
         {"agents": [{"id": "waf", "transport": "http://127.0.0.1:9"}]},
+        ["agents[0]: no events, expected a list such as ['request_headers']"],
+    ),
+    "no events though the address is a variable": (
+        {"agents": [{"id": "waf", "transport": "${WAF:-http://127.0.0.1:9}"}]},
+        ["agents[0]: no events, expected a list such as ['request_headers']"],
+    ),
+    "events that are none": (
+        one(transport="http://127.0.0.1:9", events=False),
+        ["agents[0].events: found false, expected a list such as ['request_headers']"],
+    ),
+    "an event without a list": (
+        one(events="request_headers"),
         [
-            "agents[0]: events=false, but a remote agent can't be asked; expected a set such as"
-            " {{EventType.REQUEST_HEADERS}}"
+            "agents[0].events: found 'request_headers', expected a list of 'configure', 'request_headers',"
+            " 'request_body_chunk', 'response_headers', 'response_body_chunk', 'request_complete', 'websocket_frame' or"
+            " 'guardrail_inspect'"
         ],
     ),
     "one agent without a list": ({"agents": REMOTE}, ["agents: found a table, expected a list of tables"]),
@@ -134,7 +147,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a default agent twice": (
         {**one(), "default_agents": "waf"},
-        ["default_agents: found 'waf', expected a list of texts or a pair such as ['waf', 'open'], or false for none"],
+        ["default_agents: found 'waf', expected a list of texts or a pair such as ['waf', 'open']"],
     ),
     "a default agent in a list twice": (
         {**one(), "default_agents": ["waf", ["waf", "open"]]},
@@ -184,7 +197,19 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a route with a wrong failure mode": (
         {**one(), "routes": [{"path": "/", "agents": [["waf", "maybe"]]}]},
-        ["routes[0].agents[0][1]: found 'maybe', expected {any}"],
+        ["routes[0].agents[0][1]: found 'maybe', expected 'closed' or 'open'"],
+    ),
+    "a route with a failure mode outside of a pair": (
+        {**one(), "routes": [{"path": "/", "agents": ["waf", "open"]}]},
+        ["routes[0].agents[1]: 'open' is no agent; did you mean the pair ['waf', 'open']?"],
+    ),
+    "default agents with a failure mode outside of a pair": (
+        {"agents": TWO, "default_agents": ["waf", "pii", "closed"]},
+        ["default_agents[2]: 'closed' is no agent; did you mean the pair ['pii', 'closed']?"],
+    ),
+    "a route with a failure mode and no agent": (
+        {**one(), "routes": [{"path": "/", "agents": ["open"]}]},
+        ["routes[0].agents[0]: 'open' is no agent; expected waf"],
     ),
     "a route without agents": (
         {**one(), "routes": [{"path": "/"}]},
@@ -258,6 +283,21 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a module that may not be named": (
         one(transport="os:system"),
         [f"agents[0].transport: a file may not name the module 'os', expected one of tests.files.nowhere or {MODULE}"],
+    ),
+    "an object of a module behind a dot": (
+        one(transport=f"{MODULE}.Teapot"),
+        [f"agents[0].transport: found '{MODULE}.Teapot', expected '{MODULE}:Teapot'"],
+    ),
+    "a class behind a dot, of a module that may not be named": (
+        one(transport="shop_agents.Waf"),
+        ["agents[0].transport: found 'shop_agents.Waf', expected 'shop_agents:Waf'"],
+    ),
+    "a host without a scheme": (
+        one(transport="waf.internal"),
+        [
+            "agents[0].transport: found 'waf.internal', expected an http://, https://, unix://, tcp://, grpc://,"
+            " grpcs://, grpc+unix:// or ray:// URL, or an agent as 'module:Name'"
+        ],
     ),
     "an object that there is not": (
         one(transport=f"{MODULE}:Teapt"),
@@ -364,7 +404,17 @@ UNREADABLE: list[tuple[str, str, str]] = [
     ("yaml", "a: &x\n  <<: *x\n", "agents.yaml:1: a: no such key; {any}"),
     ("yaml", "a: {[1]: 2}\n", "agents.yaml:1: a key that is no text"),
     ("yaml", "a: 1\n---\nb: 2\n", "agents.yaml:2: no YAML: {any}"),
-    ("yaml", "a: 2001-99-99\n", "agents.yaml: not readable: {any}"),
+    ("yaml", "a: 2001-99-99\n", "agents.yaml:1: a value that is no timestamp"),
+    (
+        "yaml",
+        "a: 1:30\n",
+        "agents.yaml:1: '1:30' is a number to the base of 60 in YAML 1.1, expected decimals or quotes",
+    ),
+    ("yaml", "a: 1:30.5\n", "agents.yaml:1: '1:30.5' is a number to the base of 60 in YAML 1.1, expected {any}"),
+    ("yaml", f"a: 1{':59' * 300}.5\n", "agents.yaml:1: {any} is a number to the base of 60 in YAML 1.1, {any}"),
+    ("yaml", "a: 010\n", "agents.yaml:1: '010' is a number to the base of 8 in YAML 1.1, expected decimals or quotes"),
+    ("yaml", "a: !!float x\n", "agents.yaml:1: a value that is no float"),
+    ("yaml", f"a: {'9' * 5000}\n", "agents.yaml:1: a value that is no int"),
     ("yaml", "a: \x01\n", "agents.yaml: no YAML: ReaderError"),
 ]
 

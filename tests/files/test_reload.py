@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,12 @@ class Guarded:
 
 
 @asynccontextmanager
-async def guarded(directory: Path, data: Any, **options: Any) -> AsyncIterator[Guarded]:
+async def guarded(
+    directory: Path, data: Any, *, imports: Sequence[str] = (MODULE,), **options: Any
+) -> AsyncIterator[Guarded]:
     file = File(directory, data)
     app = marked_app()
-    middleware = protect(app, config=file.path, imports=[MODULE], **options)
+    middleware = protect(app, config=file.path, imports=imports, **options)
     async with (
         middleware.manager,
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client,
@@ -345,6 +347,32 @@ async def test_an_agent_that_was_added_by_hand_stays(tmp_path: Path) -> None:
         # The file says the same of it as before, and it is there again.
         await it.take(marks(marker("a", "a2"), marker("b", "b2")))
         assert await it.seen() == "a2 b2 hand"
+
+
+@pytest.mark.parametrize("was_of_the_file", [False, True])
+async def test_a_file_takes_no_place_of_an_agent_of_the_code(tmp_path: Path, was_of_the_file: bool) -> None:
+    named = [marker("a", "a1"), marker("keys", "file")]
+    async with guarded(tmp_path, marks(*named) if was_of_the_file else marks(named[0])) as it:
+        manager = it.middleware.manager
+        if was_of_the_file:
+            await manager.remove_agent("keys")
+        await manager.add_agent(AgentConfig("keys", Marker(), config={"mark": "code"}))
+        guards = it.registry.guards()
+        # Both as it was and changed, and whatever else the file has.
+        for data in (marks(*named), marks(marker("keys", "k2"), marker("a", "a2")), marks(marker("keys", "k3"))):
+            with pytest.raises(
+                ConfigurationError, match="code has added an agent with the id 'keys', expected another"
+            ):
+                await it.take(data)
+            assert it.registry.guards() == guards
+            assert await it.seen() == "a1 code"
+        # Nor does it take that agent away.
+        await it.take(marks(marker("a", "a4")))
+        assert await it.seen() == "a4 code"
+        # What code has removed, the file may name.
+        await manager.remove_agent("keys")
+        await it.take(marks(*named))
+        assert await it.seen() == "a1 file"
 
 
 async def test_the_first_guardrail_may_come_with_a_later_file(tmp_path: Path) -> None:

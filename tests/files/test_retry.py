@@ -165,6 +165,41 @@ async def test_a_mistake_in_a_file_is_not_tried_again(
         assert len(it.lines) == 1
 
 
+CHANGED: dict[str, str | None] = {
+    "no configuration": "[[agents]]\nid = 1\n",
+    "no TOML": "[[agents",
+    "a module that is not named in the code": '[[agents]]\nid = "a"\ntransport = "os:getcwd"\n',
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("reload", RELOADS)
+async def test_a_file_that_is_refused_before_the_next_try_is_refused_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, reload: str, name: str
+) -> None:
+    async with waiting(tmp_path, caplog, reload) as it:
+        it.file.write(NEW)
+        changed(reload)
+        await anyio.sleep(2.5 * INTERVAL)
+        assert len(it.lines) == 1
+        text = CHANGED[name]
+        if text is None:
+            it.file.path.unlink()
+        else:
+            it.file.write(text)
+        # The next try comes before anybody knows of the change: it is noticed at the second look, or by a signal.
+        await anyio.sleep(SPAN)
+        if reload == "on-sighup":
+            assert len(it.lines) == 1
+        changed(reload)
+        await anyio.sleep(SPAN)
+        assert len(it.lines) == 2
+        assert it.counts == {"refused": 2}
+        assert it.refusal is not None
+        assert "nobody listens" not in it.refusal
+
+
 async def test_whoever_reloads_by_hand_is_told_and_tries_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,6 +1,7 @@
 """What counts as a change of a file, and when it is taken."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,17 +23,23 @@ class Looking:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.now = 1000 * SECOND
+        # The time at which the system has changed the file can't be set: all that happens here is later.
+        self.now = time.time_ns() + 1000 * SECOND
         self.put("0")
-        self._watch = FileWatch(path, digest_of(path.read_bytes()), lambda: self.now)
+        self.taken = digest_of(path.read_bytes())
+        self._watch = FileWatch(path, lambda: self.taken, lambda: self.now)
+
+    def take(self) -> None:
+        """Somebody takes the file as it is, without being asked to."""
+        self.taken = digest_of(self.path.read_bytes())
 
     def put(self, text: str, at: int | None = None) -> None:
         self.path.write_text(text)
         self.touch(at)
 
     def touch(self, at: int | None = None) -> None:
-        time = self.now if at is None else at
-        os.utime(self.path, ns=(time, time))
+        written = self.now if at is None else at
+        os.utime(self.path, ns=(written, written))
 
     def look(self, times: int = 1) -> list[bool]:
         """What each of so many looks says, a second after the one before."""
@@ -94,6 +101,55 @@ def test_a_change_within_the_same_tick_of_a_clock_is_noticed(file: Looking) -> N
     assert file.look(2) == [False, True]
 
 
+def unpack(path: Path, text: str) -> None:
+    """As an archive is unpacked over another: name, length and often even the place on the disk are the same."""
+    path.unlink()
+    path.write_text(text)
+
+
+def turn_back(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def put_in_place(path: Path, text: str) -> None:
+    new = path.with_name("new")
+    new.write_text(text)
+    new.replace(path)
+
+
+@pytest.mark.parametrize("write", [unpack, turn_back, put_in_place])
+def test_a_change_whose_time_of_writing_stays_the_same_is_noticed(
+    file: Looking, write: Callable[[Path, str], None]
+) -> None:
+    """As files in archives and images have, which are the same for everybody who makes them."""
+    for text in ("1", "2"):
+        file.touch(at=0)
+        file.look(8)
+        changed = os.stat(file.path).st_ctime_ns
+        while os.stat(file.path).st_ctime_ns == changed:
+            # Its clock may tick but every few milliseconds.
+            write(file.path, text)
+            file.touch(at=0)
+        assert file.look(4) == [False, True, False, False]
+
+
+def test_a_change_back_of_what_somebody_else_has_taken_is_noticed(file: Looking) -> None:
+    file.look(8)
+    kept = file.path.with_name("kept")
+    file.path.rename(kept)
+    file.put("1")
+    file.take()
+    kept.replace(file.path)
+    assert file.look(4) == [False, True, False, False]
+
+
+def test_what_somebody_else_has_taken_is_no_change_any_more(file: Looking) -> None:
+    file.look(8)
+    file.put("1")
+    file.take()
+    assert not any(file.look(8))
+
+
 def test_a_file_that_is_gone_is_a_change_and_its_return_another(file: Looking) -> None:
     file.path.unlink()
     assert file.look(4) == [False, True, False, False]
@@ -135,7 +191,7 @@ def test_a_file_that_is_put_in_place_at_once_is_noticed(tmp_path: Path, change: 
     change(tmp_path, "0")
     path = tmp_path / "agents.toml"
     now = 10**19
-    watch = FileWatch(path, digest_of(b"0"), lambda: now)
+    watch = FileWatch(path, lambda: digest_of(b"0"), lambda: now)
     assert [watch.look() for _ in range(4)] == [False] * 4
     for text in ("1", "2"):
         change(tmp_path, text)
@@ -169,6 +225,24 @@ async def test_a_file_is_taken_when_it_has_changed_and_a_bad_one_is_not(
         # A file that was refused is not tried again as long as it stays the same.
         refused = [record for record in caplog.records if record.getMessage().startswith("reload refused, all stays")]
         assert len(refused) == 3
+
+
+async def test_a_file_that_is_changed_back_after_a_reload_by_hand_is_taken(tmp_path: Path) -> None:
+    before, after = marks(marker("a", "a1")), marks(marker("a", "a2"))
+    file = File(tmp_path, before)
+    app = marked_app()
+    middleware = protect(app, config=file.path, imports=[MODULE], reload="on-change")
+    async with (
+        middleware.manager,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client,
+    ):
+        await anyio.sleep(3 * INTERVAL)
+        file.write(after)
+        await middleware.reload()
+        assert (await client.get("/")).text == "a2"
+        file.write(before)
+        await anyio.sleep(3 * INTERVAL)
+        assert (await client.get("/")).text == "a1"
 
 
 async def test_nobody_looks_at_the_file_once_the_last_user_has_left(tmp_path: Path) -> None:
@@ -211,7 +285,7 @@ async def test_a_look_does_not_hold_the_event_loop_up(tmp_path: Path) -> None:
         calls += 1
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(on_change, FileWatch(path, b""), count)
+        tasks.start_soon(on_change, FileWatch(path, lambda: b""), count)
         await anyio.sleep(5 * INTERVAL)
         tasks.cancel_scope.cancel()
     assert calls == 1

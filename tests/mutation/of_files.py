@@ -6,6 +6,14 @@ from .defect import Defect
 
 FILES: Final = (
     Defect(
+        "a-file-is-refused-before-its-change-is-known",
+        "files/reload.py",
+        "            if loaded is None and expected is not None and",
+        "            if loaded is None and expected is None and",
+        "A file that replaces one which an agent has kept from being taken is refused twice, and counted twice.",
+        ("tests/files/test_retry.py",),
+    ),
+    Defect(
         "defaults-win-over-variables",
         "files/variables.py",
         "        if default is not None and not value:\n",
@@ -62,12 +70,44 @@ FILES: Final = (
         ("tests/files/test_reload.py",),
     ),
     Defect(
+        "a-refused-configuration-is-left-to-an-agent",
+        "lifecycle.py",
+        "            lost = [guard for guard in lost if guard.configuring.lose()]\n",
+        "            lost = [guard for guard in lost if not guard.configured]\n",
+        "A file that is refused has switched off what an agent looks for, and the log says that all is as it was.",
+        ("tests/files/test_handing_back.py::test_a_file_that_is_refused_leaves_agents_in_their_configuration",),
+    ),
+    Defect(
+        "a-file-takes-the-place-of-an-agent-of-the-code",
+        "registry.py",
+        "            if config.id in self._guards and (config.id in self._added or config.id not in owned):\n",
+        "            if config.id in self._guards and config.id in self._added and config.id not in owned:\n",
+        "A file puts an agent of its own in the place of one that the code has put there after one of the file.",
+        ("tests/files/test_reload.py::test_a_file_takes_no_place_of_an_agent_of_the_code",),
+    ),
+    Defect(
         "settings-that-take-a-restart-are-accepted",
         "files/reload.py",
         "            _check_settings(self._source.path, loaded.settings, before.settings)\n",
         "",
         "A reload says that it was taken, and a part of it was not.",
         ("tests/files/test_reload.py",),
+    ),
+    Defect(
+        "a-reload-by-hand-is-not-seen-by-the-watch",
+        "files/watch.py",
+        "            self._taken = self._known = self._seen = taken\n            self._unchanged = None\n",
+        "            self._taken = taken\n",
+        "A file that is changed back after a reload by hand is never taken.",
+        ("tests/files/test_watch.py",),
+    ),
+    Defect(
+        "files-with-a-fixed-time-of-writing-are-not-read-again",
+        "files/watch.py",
+        "            times = (status.st_mtime_ns, status.st_ctime_ns)\n",
+        "            times = (status.st_mtime_ns, status.st_mtime_ns)\n",
+        "A file from an archive that replaces one of the same length is not taken.",
+        ("tests/files/test_watch.py",),
     ),
     Defect(
         "half-written-files-are-taken",
