@@ -151,6 +151,9 @@ def _said(answer: AuditAnswer) -> str:
         said += f"failed ({answer.failure}), fail-{answer.failure_mode}"
     else:
         said += answer.decision or "no answer"
+    reasons = [f"reason {code}" for code in answer.reason_codes] + [f"rule {rule}" for rule in answer.rule_ids]
+    if reasons:
+        said += f" ({', '.join(reasons)})"
     return said if answer.enforced else f"{said}, as a shadow agent (enforce=False)"
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 from weakref import WeakKeyDictionary
 
 from starlette.types import ASGIApp
@@ -26,18 +26,22 @@ from ..messages.naming import named
 from ..placement import middlewares_of
 from ..protocol import Answer, Event, EventType
 from ..registry import AgentRegistry
-from ..transports.base import AgentClient
+from ..transports.base import AgentClient, BindableTransport, PlainTransport
 from .fake_agent import FakeAgent
 from .recording import RECORDS, Recording
 
 _CONFIGURE: Final = frozenset({EventType.CONFIGURE})
 _REAL_CLOCK: Final = time.monotonic
+#: What may take the place of an agent: an agent, or a transport that keeps nothing for it, such as a recording of one.
+Replacement = Agent | PlainTransport
 #: Makes the guard that is to take the place of one.
 _Make = Callable[[AgentRegistry, Guard], Guard]
 
 
 @contextmanager
-def override_agents(app: ASGIApp, agents: Mapping[str, Agent] | None = None, /, **more: Agent) -> Iterator[Recording]:
+def override_agents(
+    app: ASGIApp, agents: Mapping[str, Replacement] | None = None, /, **more: Replacement
+) -> Iterator[Recording]:
     """Put other agents in the places of those with these ids, until the end of the ``with`` block.
 
     ::
@@ -50,9 +54,15 @@ def override_agents(app: ASGIApp, agents: Mapping[str, Agent] | None = None, /, 
     as they are configured. Its breaker is closed and its counts are 0. It receives those of the replaced agent's events
     that it has hooks for. Where the replaced one is remote, it is treated as remote.
 
+    A :class:`~asgi_agents.recording.RecordedAgent` may take the place as well, and so may any other transport that has
+    no ``bind``. It receives those of the replaced agent's events that it names.
+
     It may be entered before the app has started, while it runs, in any thread, and more than once: the one that was
     entered last counts. Requests that have begun before keep their agents. An agent that is replaced before the app
     starts is not connected.
+
+    Where the app itself replaces or removes such an agent meanwhile, as it does when it takes its file anew, that holds
+    at once, and afterwards.
 
     Meanwhile the decisions of all agents of the app are recorded, of those too that are not replaced, or if none is:
     :func:`assert_blocked_by` needs that. So each response carries the header ``x-asgi-agents-recorded``.
@@ -62,8 +72,9 @@ def override_agents(app: ASGIApp, agents: Mapping[str, Agent] | None = None, /, 
         Middlewares that the app would make with its first connection are made here: add none to it afterwards.
     :param agents: the new agents by id; for ids that are no Python names, such as ``{"api-key": FakeAgent()}``.
     :raises UnknownAgentError: the app has no agent with such an id.
-    :raises ConfigurationError: for an app without agents, for what is no agent, and for an agent that would receive
-        none of the events, or has a script for an event that the replaced one does not receive. Nothing is replaced.
+    :raises ConfigurationError: for an app without agents, for what can't take the place of one, and for an agent that
+        would receive none of the events, or has a script for an event that the replaced one does not receive. Nothing
+        is replaced.
     """
     given = dict(agents or {})
     for agent_id, agent in more.items():
@@ -102,7 +113,10 @@ def breaker_open(app: ASGIApp, *agent_ids: str) -> Iterator[Recording]:
 
 
 class _Layers:
-    """For each agent whose place is taken: its own guard, and those that were put there, the last of them in place."""
+    """For each agent whose place is taken: its own guard, and those that were put there, the last of them in place.
+
+    Where the app itself has put another agent there meanwhile, or none, that holds: all of them are out of it.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -110,27 +124,38 @@ class _Layers:
 
     def own(self, registry: AgentRegistry, agent_id: str) -> Guard:
         """The guard of the agent itself."""
-        layers = self._guards.get(registry, {}).get(agent_id)
-        return registry.guard(agent_id) if layers is None else layers[0]
+        with self._lock:
+            layers = self._find(registry, agent_id)
+            return layers[0] if layers else registry.guard(agent_id)
 
     def put(self, registry: AgentRegistry, guard: Guard) -> None:
         """Put a guard in the place of an agent, over all others."""
         agent_id = guard.config.id
         with self._lock:
-            own = self.own(registry, agent_id)
+            layers = self._find(registry, agent_id) or [registry.guard(agent_id)]
             registry.put(guard)
-            self._guards.setdefault(registry, {}).setdefault(agent_id, [own]).append(guard)
+            self._guards.setdefault(registry, {})[agent_id] = [*layers, guard]
 
     def take_away(self, registry: AgentRegistry, guard: Guard) -> None:
         """The last of those that are left has the place then."""
         agent_id = guard.config.id
         with self._lock:
-            layers = self._guards[registry][agent_id]
-            layers.remove(guard)
-            registry.put(layers[-1])
+            layers = self._find(registry, agent_id)
+            if guard in layers:
+                layers.remove(guard)
+                registry.put(layers[-1])
+                if len(layers) == 1:
+                    del self._guards[registry][agent_id]
             registry.forget(guard)
-            if len(layers) == 1:
-                del self._guards[registry][agent_id]
+
+    def _find(self, registry: AgentRegistry, agent_id: str) -> list[Guard]:
+        """The guards for that place, if one of them has it; none where nothing was put over the agent's own."""
+        known = self._guards.get(registry, {})
+        layers = known.get(agent_id, [])
+        if layers and registry.find(agent_id) is not layers[-1]:
+            del known[agent_id]
+            return []
+        return layers
 
 
 _LAYERS: Final = _Layers()
@@ -179,23 +204,38 @@ def _some(where: str, agent_ids: tuple[str, ...]) -> tuple[str, ...]:
 
 def _stand_in(agent: object, registry: AgentRegistry, own: Guard) -> Guard:
     where = f"override_agents: {own.config.id}"
-    if not isinstance(agent, Agent):
-        raise ConfigurationError(f"{where}={named(agent)}, expected an Agent, such as FakeAgent()")
-    check_agent(where, agent)
-    events = own.hears & agent.events
     names = ", ".join(sorted(own.hears - _CONFIGURE))
+    transport: Agent | _Elsewhere
+    config = own.config.config
+    if isinstance(agent, Agent):
+        check_agent(where, agent)
+        events, wanted = own.hears & agent.events, "hooks for any of"
+        transport = agent if own.local else _StandIn(agent, own.client)
+    elif _is_plain(agent):
+        known = agent.carries if agent.events is None else agent.carries & agent.events
+        events, wanted = own.hears & known, "any of"
+        transport = _StandInTransport(agent, own.client)
+        config = config if EventType.CONFIGURE in agent.carries else None
+    else:
+        raise ConfigurationError(
+            f"{where}={named(agent)}, expected an Agent, such as FakeAgent(), or a transport that keeps no connections,"
+            " such as RecordedAgent(path)"
+        )
     if not events - _CONFIGURE:
-        kind = type(agent).__name__
-        raise ConfigurationError(f"{where}: {kind} would receive no events, expected hooks for any of: {names}")
+        raise ConfigurationError(f"{where}: {type(agent).__name__} would receive no events, expected {wanted}: {names}")
     unheard = sorted(agent.scripted - own.hears - _CONFIGURE) if isinstance(agent, FakeAgent) else []
     if unheard:
         raise ConfigurationError(
             f"{where}: there is a script for {unheard[0]}, which this agent does not receive, expected any of: {names}"
         )
-    transport = agent if own.local else _StandIn(agent, own.client)
-    guard = _made(registry, replace(own.config, transport=transport, events=events))
+    guard = _made(registry, replace(own.config, transport=transport, events=events, config=config))
     registry.check_guardrails(guard)
     return guard
+
+
+def _is_plain(given: object) -> TypeGuard[PlainTransport]:
+    # A class has the members of its instances.
+    return isinstance(given, PlainTransport) and not isinstance(given, BindableTransport | type)
 
 
 def _down(registry: AgentRegistry, own: Guard) -> Guard:
@@ -261,6 +301,16 @@ class _StandIn(_Elsewhere):
         hook: Any = getattr(self._agent, HOOKS[event.event_type])
         answer: Answer | None = await hook(event)
         return answer
+
+
+class _StandInTransport(_Elsewhere):
+    """Calls a transport in the place of an agent, wherever that is."""
+
+    def __init__(self, transport: PlainTransport, client: AgentClient) -> None:
+        super().__init__(client, transport.events)
+        self.carries = transport.carries
+        self.aclose = transport.aclose  # type: ignore[method-assign]
+        self.call = transport.call
 
 
 class _Refusing(_Elsewhere):

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import pytest
 from starlette.types import ASGIApp
 
-from ..agent import Agent
-from .overriding import override_agents
+from .overriding import Replacement, override_agents
 from .recording import Recording
 from .virtual_time import virtual_time as in_virtual_time
 
@@ -22,7 +21,9 @@ VirtualTime = Callable[[str], tuple[str, dict[str, Any]]]
 class AgentOverrides(Protocol):
     """The type of the fixture :func:`agent_overrides`."""
 
-    def __call__(self, app: ASGIApp, agents: Mapping[str, Agent] | None = None, /, **more: Agent) -> Recording:
+    def __call__(
+        self, app: ASGIApp, agents: Mapping[str, Replacement] | None = None, /, **more: Replacement
+    ) -> Recording:
         """Put agents in the places of others, until the test is over."""
         ...
 
@@ -35,7 +36,9 @@ def agent_overrides() -> Iterator[AgentOverrides]:
     """
     with ExitStack() as stack:
 
-        def override(app: ASGIApp, agents: Mapping[str, Agent] | None = None, /, **more: Agent) -> Recording:
+        def override(
+            app: ASGIApp, agents: Mapping[str, Replacement] | None = None, /, **more: Replacement
+        ) -> Recording:
             return stack.enter_context(override_agents(app, agents, **more))
 
         yield override

@@ -116,10 +116,18 @@ class _VirtualTimes:
         def here() -> _Time:
             # Other event loops in other threads, such as that of TestClient, would wait for ever.
             own = times.get(get_ident())
-            return own[-1] if own else real
+            return own[-1] if own and not _is_other_loop() else real
 
         time.monotonic = lambda: here().monotonic()
         anyio.to_thread.run_sync = lambda *args, **options: here().run_sync(*args, **options)
+
+
+def _is_other_loop() -> bool:
+    """Whether an event loop of asyncio runs here that goes by no such clock, as one of a plugin of pytest's may."""
+    try:
+        return not isinstance(asyncio.get_running_loop(), VirtualLoop)
+    except RuntimeError:
+        return False
 
 
 _VIRTUAL: Final = _VirtualTimes()
@@ -134,9 +142,10 @@ def virtual_time(backend: str = "asyncio") -> Iterator[tuple[str, dict[str, Any]
         with virtual_time("trio") as (backend, options):
             anyio.run(main, backend=backend, backend_options=options)
 
-    The event loop has to run in this thread. Here :func:`time.monotonic` tells the virtual time. The breakers of agents
-    that :func:`override_agents` or :func:`agent_down` has put in place go by it; those of other agents of an app that
-    was made before keep to the real time.
+    The event loop has to run in this thread. Here :func:`time.monotonic` tells the virtual time, but for event loops of
+    asyncio without these options, which would never end. The breakers of agents that :func:`override_agents` or
+    :func:`agent_down` has put in place go by it; those of other agents of an app that was made before keep to the real
+    time.
 
     :param backend: ``asyncio`` or ``trio``.
     :return: the backend and its options, as ``anyio.run`` and anyio's fixture ``anyio_backend`` take them.
@@ -151,8 +160,13 @@ def virtual_time(backend: str = "asyncio") -> Iterator[tuple[str, dict[str, Any]
         def wait_for(silence: float) -> None:
             own.silence = silence
     elif backend == "trio":
-        # Only those who use it have it.
-        from trio.testing import MockClock
+        try:
+            # Only those who use it have it.
+            from trio.testing import MockClock
+        except ModuleNotFoundError as exc:
+            raise ConfigurationError(
+                "virtual_time: backend='trio' needs trio, which is not installed; expected pip install trio"
+            ) from exc
 
         mock = MockClock(autojump_threshold=0.0)
         mock.jump(now)

@@ -12,6 +12,7 @@ from starlette.websockets import WebSocketDisconnect
 from asgi_agents import (
     AgentResponse,
     AgentRoute,
+    AuditMetadata,
     AuditRecord,
     BadInput,
     EventType,
@@ -125,6 +126,13 @@ def of_another_route() -> Recorded:
         return get(app)  # type: ignore[no-any-return]
 
 
+def for_its_reasons() -> Recorded:
+    app = protected(remote("ban"), remote("waf", after=["ban"]))
+    said = AuditMetadata(reason_codes=("address_unknown", "status:404"), rule_ids=("942100",))
+    with override_agents(app, ban=FakeAgent(AgentResponse.block(403, audit=said)), waf=FakeAgent()):
+        return get(app)  # type: ignore[no-any-return]
+
+
 def of_a_session(*texts: str, **waf: Any) -> Recorded:
     """A session in which one text comes back."""
     app = protected(remote(events={EventType.WEBSOCKET_FRAME}))
@@ -192,6 +200,10 @@ GET /orders was not blocked by 'waf': 'waf' has stopped it by failing: breaker_o
     of_the_app: """\
 GET /secret was not blocked by 'waf': no agent has stopped it (status 403)
   waf: request_headers: allow""",
+    for_its_reasons: """\
+GET /orders was not blocked by 'waf': 'ban' has stopped it: block (status 403)
+  ban: request_headers: block (reason address_unknown, reason status:404, rule 942100)
+  waf: no answer; it was not asked, or another has stopped the request before""",
     of_another_route: """\
 GET /orders was not blocked by 'waf': 'auth' has stopped it: block (status 403)
   auth: request_headers: block

@@ -27,6 +27,7 @@ from asgi_agents import (
     FailureMode,
     GuardrailResponse,
     HeaderOp,
+    HttpTransport,
     RequestHeadersEvent,
     UnknownAgentError,
     protect,
@@ -265,15 +266,6 @@ def test_requests_that_have_begun_keep_their_agents() -> None:
     assert found == [418]
 
 
-def test_an_agent_that_the_app_replaces_meanwhile_goes_with_the_override() -> None:
-    app = protected()
-    with TestClient(app) as client, override_agents(app, waf=FakeAgent()):
-        assert client.portal is not None
-        client.portal.call(manager_of(app).replace_agent, AgentConfig("waf", FakeAgent(AgentResponse.block(418))))
-        assert client.get("/orders").status_code == 418
-    assert get(app).status_code == 503
-
-
 def test_a_plain_agent_receives_what_both_are_for() -> None:
     app = protected(remote(events={EventType.REQUEST_HEADERS, EventType.RESPONSE_HEADERS}))
     listens = Listens()
@@ -286,6 +278,22 @@ class Answers(Agent):
     """Receives nothing of what the agent of the tests receives."""
 
     async def on_response_headers(self, event: object) -> None: ...
+
+
+class Deaf:
+    """A transport that delivers none of what the replaced agent receives."""
+
+    kind = "deaf"
+    remote = False
+    events = frozenset({EventType.RESPONSE_HEADERS})
+    carries = frozenset(EventType)
+
+    def may_suspend(self, event_type: EventType) -> bool:
+        return False
+
+    async def call(self, event: object) -> None: ...
+
+    async def aclose(self) -> None: ...
 
 
 class Misspelt(Agent):
@@ -316,7 +324,23 @@ class Misspelt(Agent):
         (
             lambda app: override_agents(app, waf=cast(Any, NOBODY)),
             ConfigurationError,
-            "expected an Agent, such as FakeAgent",
+            "expected an Agent, such as FakeAgent(), or a transport that keeps no connections, such as RecordedAgent(",
+        ),
+        (
+            # It has connections of its own, which nobody would make and close.
+            lambda app: override_agents(app, waf=cast(Any, HttpTransport(NOBODY))),
+            ConfigurationError,
+            "expected an Agent, such as FakeAgent(), or a transport",
+        ),
+        (
+            lambda app: override_agents(app, waf=cast(Any, Deaf)),
+            ConfigurationError,
+            "waf=the class Deaf, expected an Agent",
+        ),
+        (
+            lambda app: override_agents(app, waf=Deaf()),
+            ConfigurationError,
+            "Deaf would receive no events, expected any of: request_headers",
         ),
         (
             lambda app: override_agents(app, waf=Misspelt()),

@@ -1,6 +1,8 @@
 """Deadlines, breakers and delays of a guarded app pass in no time."""
 
+import asyncio
 import inspect
+import sys
 import threading
 import time
 from typing import Any
@@ -280,6 +282,15 @@ def test_another_backend_is_refused() -> None:
         pass
 
 
+def test_trio_has_to_be_installed_for_trio_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trio", None)
+    monkeypatch.delitem(sys.modules, "trio.testing", raising=False)
+    with virtual_time("asyncio") as (backend, _):
+        assert backend == "asyncio"
+    with pytest.raises(ConfigurationError, match=r"needs trio, .*; expected pip install trio$"), virtual_time("trio"):
+        pass
+
+
 @each_backend
 def test_an_agent_that_fails_open_does_so_at_its_deadline(backend: Any) -> None:
     app = protected(remote(failure_mode="open", timeout=2.0), remote("auth"))
@@ -292,3 +303,17 @@ def test_an_agent_that_fails_open_does_so_at_its_deadline(backend: Any) -> None:
         response, took = run_in_virtual_time(main, backend=backend)
     assert_failed_open(response, "waf")
     assert took == pytest.approx(2.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_event_loop_without_the_options_goes_by_the_real_time(backend: str) -> None:
+    """As that of pytest-asyncio, in its mode that takes all coroutine functions. It would wait for ever."""
+
+    async def passes() -> bool:
+        before, waited = time.monotonic(), anyio.current_time()
+        await anyio.to_thread.run_sync(time.sleep, 0.001)
+        return time.monotonic() > before and anyio.current_time() > waited
+
+    with virtual_time(backend) as (name, options):
+        assert asyncio.run(passes())
+        assert anyio.run(anyio.sleep, 3600, backend=name, backend_options=options) is None

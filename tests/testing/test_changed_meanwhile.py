@@ -1,0 +1,114 @@
+"""Overrides of agents that the app itself replaces or removes while they last."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from asgi_agents import AgentConfig, AgentMiddleware, AgentResponse, protect
+from asgi_agents.testing import FakeAgent, agent_down, breaker_open, override_agents
+
+from ..files.marking import MODULE, File, marked_app, marker, marks
+
+TEAPOT = FakeAgent(AgentResponse.block(418))
+OTHER = FakeAgent(AgentResponse.block(451))
+OVERRIDES: dict[str, Callable[[Any], AbstractContextManager[Any]]] = {
+    "a fake": lambda app: override_agents(app, a=TEAPOT),
+    "an agent that is down": lambda app: agent_down(app, "a"),
+    "an open breaker": lambda app: breaker_open(app, "a"),
+}
+
+
+class Changing:
+    """An app whose agents, ``a`` and ``b``, come from a file that is taken anew."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = File(directory, marks(marker("a", "a1"), marker("b", "b1")))
+        self._app = marked_app()
+        self.middleware: AgentMiddleware = protect(self._app, config=self._file.path, imports=[MODULE])
+
+    async def take(self, *agents: dict[str, Any]) -> None:
+        self._file.write(marks(*agents))
+        await self.middleware.reload()
+
+    async def seen(self) -> str:
+        """The marks of those that have judged a request, or the status of who has stopped it."""
+        transport = httpx.ASGITransport(self._app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            response = await client.get("/")
+        return response.text if response.status_code == 200 else str(response.status_code)
+
+
+@pytest.fixture
+def it(tmp_path: Path) -> Changing:
+    return Changing(tmp_path)
+
+
+@pytest.mark.parametrize("override", OVERRIDES.values(), ids=OVERRIDES)
+async def test_an_agent_that_a_file_replaces_is_in_its_place_at_once_and_afterwards(
+    it: Changing, override: Callable[[Any], AbstractContextManager[Any]]
+) -> None:
+    async with it.middleware.manager:
+        with override(it.middleware):
+            assert await it.seen() in ("418", "503")
+            await it.take(marker("a", "a2"), marker("b", "b1"))
+            assert await it.seen() == "a2 b1"
+        assert await it.seen() == "a2 b1"
+        await it.middleware.reload()
+        assert await it.seen() == "a2 b1"
+        # It can be overridden as any other.
+        with override(it.middleware):
+            assert await it.seen() in ("418", "503")
+        assert await it.seen() == "a2 b1"
+
+
+@pytest.mark.parametrize("override", OVERRIDES.values(), ids=OVERRIDES)
+async def test_an_agent_that_a_file_removes_is_gone_at_once_and_afterwards(
+    it: Changing, override: Callable[[Any], AbstractContextManager[Any]]
+) -> None:
+    async with it.middleware.manager:
+        with override(it.middleware):
+            await it.take(marker("b", "b1"))
+            assert await it.seen() == "b1"
+        assert await it.seen() == "b1"
+        assert it.middleware.manager.agent_ids == ("b",)
+        await it.take(marker("a", "a3"), marker("b", "b1"))
+        assert await it.seen() == "a3 b1"
+
+
+async def test_an_agent_of_which_a_file_says_the_same_keeps_its_override(it: Changing) -> None:
+    async with it.middleware.manager:
+        with override_agents(it.middleware, a=TEAPOT):
+            await it.take(marker("a", "a1"), marker("b", "b2"))
+            assert await it.seen() == "418"
+        assert await it.seen() == "a1 b2"
+
+
+async def test_the_others_of_nested_overrides_are_out_too(it: Changing) -> None:
+    async with it.middleware.manager:
+        with override_agents(it.middleware, a=TEAPOT):
+            with override_agents(it.middleware, a=OTHER):
+                await it.take(marker("a", "a2"), marker("b", "b1"))
+                with override_agents(it.middleware, a=TEAPOT, b=OTHER):
+                    assert await it.seen() == "418"
+                assert await it.seen() == "a2 b1"
+            assert await it.seen() == "a2 b1"
+        assert await it.seen() == "a2 b1"
+
+
+async def test_what_code_replaces_removes_or_adds_again_stays_too(it: Changing) -> None:
+    manager = it.middleware.manager
+    async with manager:
+        with override_agents(it.middleware, a=TEAPOT, b=FakeAgent()):
+            await manager.replace_agent(AgentConfig("a", OTHER))
+            assert await it.seen() == "451"
+            await manager.remove_agent("b")
+        assert await it.seen() == "451"
+        with override_agents(it.middleware, a=FakeAgent()):
+            await manager.remove_agent("a")
+            await manager.add_agent(AgentConfig("a", TEAPOT))
+        assert await it.seen() == "418"
+        assert manager.agent_ids == ("a",)
