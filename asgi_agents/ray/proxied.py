@@ -11,6 +11,7 @@ from ray import serve
 
 from ..agent import Agent
 from ..errors import AgentConnectionError, ConfigurationError
+from ..serve import held
 from ..serve.grpc.service import ServedRpc, StatusError, StreamMethod, UnaryMethod, status_of
 from ..transports.grpc.channel import Metadata, StreamWire
 from ..transports.grpc.pump import MessagePump
@@ -78,6 +79,13 @@ class ProxiedCall:
             return None
         except Exception as exc:
             raise AgentConnectionError(f"the call broke: {type(exc).__name__}") from None
+
+    @property
+    def linger(self) -> float:
+        return held.READ_TIMEOUT
+
+    async def begin(self) -> None:
+        pass
 
     async def write(self, message: bytes) -> bool:
         self._waiting.append(message)
@@ -183,18 +191,20 @@ async def answer_stream(method: StreamMethod, messages: InputStream, context: An
 
 
 async def _run(body: Callable[[], Awaitable[None]], rpc: ProxiedRpc) -> None:
-    done = False
+    cancelled = False
     try:
         await body()
-        done = True
+    except asyncio.CancelledError:
+        cancelled = True
+        raise
     finally:
         pump = rpc.pump
         if pump is not None:
-            if done:
-                # What was written is sent.
-                pump.close()
-            else:
+            if cancelled:
                 pump.abort()
+            else:
+                # What was written is sent, also before a failure.
+                pump.close()
             await asyncio.shield(asyncio.ensure_future(pump.wait_closed()))
     if pump is not None and pump.aborted:
         raise StatusError("ABORTED", "the server has ended the call")

@@ -2,27 +2,41 @@
 
 import asyncio
 import errno
+import logging
 import socket
 import ssl
-import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
+from anyio import CancelScope, create_task_group
 from anyio.abc import ByteStream, TaskGroup
 
 from ..concurrency.background import on_trio
 from ..transports.wire import AnyioWire, AsyncioWire, Receiver, Wire
-from .sockets import BACKLOG, is_unix
+from .sockets import BACKLOG, describe
 
 if TYPE_CHECKING:
     import trio
 
+logger = logging.getLogger("asgi_agents.serve")
+
 # Seconds that a client may take for its TLS handshake.
 _TLS_TIMEOUT: Final = 5.0
-# Out of file descriptors or memory: accepting goes on when some are free again.
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_EXHAUSTED_PAUSE: Final = 0.1
+# Of one connection: it was gone before it was accepted, or its network is (accept(2) names these for Linux).
+_GONE: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ECONNABORTED", "ECONNRESET", "ETIMEDOUT", "EPROTO", "ENOPROTOOPT", "EOPNOTSUPP"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENONET"),
+    )
+    if hasattr(errno, name)
+)
+# Of the listening socket: nothing will ever be accepted from it.
+_UNUSABLE: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
+# Of the system, such as no more file descriptors or memory: some may be free again after these seconds.
+_PAUSE: Final = 0.1
 
 
 class Client(Receiver, Protocol):
@@ -33,85 +47,123 @@ class Client(Receiver, Protocol):
         ...
 
 
-async def accept(
-    sock: socket.socket, tls: ssl.SSLContext | None, client: Callable[[], Client], tasks: TaskGroup
-) -> Callable[[], None]:
-    """Accept connections until the function that this returns is called, which closes ``sock`` and nothing else."""
-    if on_trio():
-        scope = anyio.CancelScope()
-        tasks.start_soon(_accept_trio, sock, tls, client, tasks, scope)
-        return scope.cancel
-    return await _accept_asyncio(sock, tls, client)
+class Accepting:
+    """Accepts the connections of ``sock`` until :meth:`stop`, which closes the socket and nothing else.
 
+    Who is accepted is served: between a connection that the system hands over and the ``client`` that has it, the
+    server may be told to stop. So :meth:`settled` says when the last one has arrived.
+    """
 
-async def _accept_asyncio(
-    sock: socket.socket, tls: ssl.SSLContext | None, client: Callable[[], Client]
-) -> Callable[[], None]:
-    loop = asyncio.get_running_loop()
+    def __init__(
+        self, sock: socket.socket, tls: ssl.SSLContext | None, client: Callable[[], Client], tasks: TaskGroup
+    ) -> None:
+        self._sock = sock
+        self._tls = tls
+        self._client = client
+        self._accepting = CancelScope()
+        self._settled = anyio.Event()
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
+        tasks.start_soon(self._run)
 
-    def wire() -> AsyncioWire:
-        receiver = client()
-        return AsyncioWire(receiver, receiver.connected)
+    def stop(self) -> None:
+        """Accept no more. What the system has not handed over yet is left to others who listen on the same socket."""
+        self._accepting.cancel()
 
-    if not is_unix(sock):
-        timeout = None if tls is None else _TLS_TIMEOUT
-        server = await loop.create_server(wire, sock=sock, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=timeout)
-    else:
-        # Or else it removes the file from Python 3.13 on, which may be one that other processes listen on.
-        options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        server = await loop.create_unix_server(wire, sock=sock, backlog=BACKLOG, **options)
-    return server.close
+    async def settled(self) -> None:
+        """Wait until all who were accepted are connected, or have failed to say hello in time. After :meth:`stop`."""
+        await self._settled.wait()
 
-
-async def _accept_trio(
-    sock: socket.socket,
-    tls: ssl.SSLContext | None,
-    client: Callable[[], Client],
-    tasks: TaskGroup,
-    scope: anyio.CancelScope,
-) -> None:
-    import trio
-
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    with scope:
+    async def _run(self) -> None:
         try:
-            while True:
+            async with create_task_group() as arrivals:
                 try:
-                    stream = await listener.accept()
-                except OSError as exc:
-                    if exc.errno not in _EXHAUSTED:
-                        raise
-                    await anyio.sleep(_EXHAUSTED_PAUSE)
-                    continue
-                if tls is None:
-                    _connect(_TrioStream(stream), client)
-                else:
-                    tasks.start_soon(_encrypt, stream, tls, client)
+                    with self._accepting:
+                        await self._accept(arrivals)
+                finally:
+                    self._sock.close()
         finally:
-            listener.socket.close()
+            self._settled.set()
 
+    async def _accept(self, arrivals: TaskGroup) -> None:
+        warned = False
+        while True:
+            # It is cancelled here, or in the pause. A cancellation that met `accept` itself would lose a connection.
+            await anyio.wait_readable(self._sock)
+            for _ in range(BACKLOG):
+                try:
+                    sock, _ = self._sock.accept()
+                except BlockingIOError:
+                    # Another process was faster.
+                    break
+                except OSError as exc:
+                    if exc.errno in _GONE:
+                        continue
+                    if exc.errno in _UNUSABLE:
+                        raise
+                    if not warned:
+                        warned = True
+                        logger.warning("%s: connections have to wait: %s", describe(self._sock), exc)
+                    await anyio.sleep(_PAUSE)
+                    break
+                warned = False
+                sock.setblocking(False)
+                if on_trio():
+                    self._arrive_on_trio(sock, arrivals)
+                else:
+                    arrivals.start_soon(self._arrive_on_asyncio, sock)
 
-async def _encrypt(stream: "trio.SocketStream", tls: ssl.SSLContext, client: Callable[[], Client]) -> None:
-    import trio
+    async def _arrive_on_asyncio(self, sock: socket.socket) -> None:
+        made: list[AsyncioWire] = []
 
-    encrypted = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-    done = False
-    try:
-        with anyio.move_on_after(_TLS_TIMEOUT):
-            await encrypted.do_handshake()
-            done = True
-    except (trio.BrokenResourceError, ssl.SSLError):
-        pass
-    finally:
-        if not done:
-            stream.socket.close()
-    if done:
-        _connect(_TrioStream(encrypted), client)
+        def wire() -> AsyncioWire:
+            receiver = self._client()
+            made.append(AsyncioWire(receiver, receiver.connected))
+            return made[-1]
 
+        timeout = None if self._tls is None else _TLS_TIMEOUT
+        # A TLS handshake that failed, or a client that has gone, is not for the log: anyone can cause that.
+        with suppress(OSError):
+            try:
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    wire, sock, ssl=self._tls, ssl_handshake_timeout=timeout
+                )
+            except BaseException:
+                # The event loop closes the connection. It may have told of it before, in the same turn, and uvloop does
+                # not say then that it is lost.
+                for each in made:
+                    each.give_up()
+                raise
 
-def _connect(stream: ByteStream, client: Callable[[], Client]) -> None:
-    receiver = client()
-    receiver.connected(AnyioWire(stream, receiver))
+    def _arrive_on_trio(self, sock: socket.socket, arrivals: TaskGroup) -> None:
+        import trio
+
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        if self._tls is None:
+            self._connect(_TrioStream(stream))
+        else:
+            arrivals.start_soon(self._encrypt, stream, self._tls)
+
+    async def _encrypt(self, stream: "trio.SocketStream", tls: ssl.SSLContext) -> None:
+        import trio
+
+        done = False
+        try:
+            encrypted = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
+            with anyio.move_on_after(_TLS_TIMEOUT):
+                await encrypted.do_handshake()
+                done = True
+        except (trio.BrokenResourceError, ssl.SSLError):
+            pass
+        finally:
+            if not done:
+                stream.socket.close()
+        if done:
+            self._connect(_TrioStream(encrypted))
+
+    def _connect(self, stream: ByteStream) -> None:
+        receiver = self._client()
+        receiver.connected(AnyioWire(stream, receiver))
 
 
 class _TrioStream(ByteStream):

@@ -1,7 +1,6 @@
 """One client of a served agent: its events, their answers, and what is written to it."""
 
 import logging
-import time
 from collections import deque
 from typing import Final
 
@@ -58,13 +57,13 @@ class Service:
         self.connections: set[ServedConnection] = set()
         self.draining = False
         self.stopped = False
-        #: When the last event came, on :func:`time.monotonic`.
-        self.last_event = 0.0
+        #: Connections, handshakes and events so far: who drains it sees whether anything has come.
+        self.heard = 0
 
     @property
-    def unanswered(self) -> int:
-        """Events under way, on all connections."""
-        return sum(connection.unanswered for connection in self.connections)
+    def owes(self) -> bool:
+        """Whether an event is under way on any connection: it has no answer, or more of its frame is to come."""
+        return any(connection.unanswered or connection.intake.partial for connection in self.connections)
 
     def drain(self) -> None:
         """Tell the clients that the agent shuts down. Events of clients that can't be told are refused from now on."""
@@ -107,7 +106,8 @@ class ServedConnection:
         self._service = service
         self._dispatcher = service.dispatcher
         self._reader = FrameReader(self.framing)
-        self._intake = Intake(service.budget, self._reader, service.hooks.name, self._fail)
+        #: What it holds.
+        self.intake = Intake(service.budget, self._reader, service.hooks.name, self._fail)
         # Of the frame that was read last.
         self._frame_bytes = 0
         self._wire: Wire
@@ -121,11 +121,12 @@ class ServedConnection:
 
     def connected(self, wire: Wire) -> None:
         self._wire = wire
-        self._intake.start(wire)
+        self.intake.start(wire)
         if self._service.stopped:
             wire.abort()
             return
         self._service.connections.add(self)
+        self._service.heard += 1
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -141,12 +142,12 @@ class ServedConnection:
             self._fail(str(exc))
         finally:
             self._end_batch()
-        self._intake.noted()
+        self.intake.noted()
         self.close_if_drained()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deaf = self._lost = True
-        self._intake.close()
+        self.intake.close()
         self._service.connections.discard(self)
         self.waiting.clear()
         for call in self._unanswered:
@@ -217,15 +218,15 @@ class ServedConnection:
         if call.ordered:
             # The answer is held instead of the event until it can be sent.
             call.event = None
-            self._intake.add(len(answer) + EVENT_BYTES - call.size)
+            self.intake.add(len(answer) + EVENT_BYTES - call.size)
             call.size = len(answer) + EVENT_BYTES
             for due in self._unanswered.take_due(call):
                 assert due.answer is not None
-                self._intake.add(-due.size)
+                self.intake.add(-due.size)
                 self._send(due.answer)
         else:
             self._unanswered.remove(call)
-            self._intake.add(-call.size)
+            self.intake.add(-call.size)
             self._send(answer)
         self.close_if_drained()
 
@@ -239,10 +240,10 @@ class ServedConnection:
             if self._service.draining:
                 self._refuse(call, _DRAINING)
                 return
-        self._service.last_event = time.monotonic()
+        self._service.heard += 1
         if isinstance(event, BodyChunkEvent) and len(event.data) > self._service.max_body_size:
             self._refuse(call, f"the body is larger than max_body_size, {self._service.max_body_size} bytes")
-        elif self._intake.refusing:
+        elif self.intake.refusing:
             self._refuse(call, _BUSY)
         else:
             self._admit(call)
@@ -282,13 +283,13 @@ class ServedConnection:
         if call.refusal is not None:
             call.size = EVENT_BYTES + len(call.refusal)
         elif isinstance(call.event, BodyChunkEvent | WebSocketFrameEvent) or (
-            self._frame_bytes <= _SHORT and self._intake.held <= SMALL_BYTES
+            self._frame_bytes <= _SHORT and self.intake.held <= SMALL_BYTES
         ):
             call.size = EVENT_BYTES + self._frame_bytes
         else:
             # Many short texts take much more memory than their encoding.
             call.size = EVENT_BYTES + max(self._frame_bytes, weigh(call.event, self._service.budget.limit))
-        self._intake.add(call.size)
+        self.intake.add(call.size)
         if len(self._unanswered) > self._service.max_unanswered:
             self._fail(f"more than {self._service.max_unanswered} of its events are unanswered")
             return False
@@ -335,7 +336,7 @@ class ServedConnection:
         self._wire.write(data)
         if self._deaf or not (self.stalled or self._wire.congested):
             return
-        self._intake.add_unread(len(data))
+        self.intake.add_unread(len(data))
         if not self.stalled:
             self.stalled = True
             self._dispatcher.spawn(self._resume_when_drained)
@@ -348,7 +349,7 @@ class ServedConnection:
         if scope.cancelled_caught:
             self._fail(f"it has not read its answers within {held.READ_TIMEOUT:g} s")
             return
-        self._intake.caught_up()
+        self.intake.caught_up()
         self.stalled = False
         self._begin_batch()
         try:

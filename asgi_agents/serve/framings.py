@@ -134,6 +134,7 @@ class V2Connection(ServedConnection):
         self._reader.max_bytes = self.framing.max_bytes
         self._reader.extracts = self._encoding is Encoding.JSON
         self._introduced.set()
+        self._service.heard += 1
         response = HandshakeResponse(
             protocol_version=PROTOCOL_VERSION,
             success=True,

@@ -219,8 +219,8 @@ class GatewayApp(PostingApp):
 
         :raises NoAnswer: the agent has failed.
         """
-        found = [MaskedText("", 0)] * len(texts)
-        # There is nothing to find in an empty one.
+        # There is nothing to find in an empty one. The others have no verdict before they were judged.
+        found = [None if each.text else MaskedText("", 0) for each in texts]
         waiting = iter([index for index, each in enumerate(texts) if each.text])
         stopped: Block | NoAnswer | None = None
         suspends = self._hooks.may_suspend(EventType.GUARDRAIL_INSPECT)
@@ -256,7 +256,13 @@ class GatewayApp(PostingApp):
                     tasks.start_soon(judge_until_one_stops)
         if isinstance(stopped, NoAnswer):
             raise stopped
-        return found if stopped is None else stopped
+        if stopped is not None:
+            return stopped
+        judged = [each for each in found if each is not None]
+        if len(judged) < len(found):
+            logger.error("%s: %d of %d texts were not judged", self._hooks.name, len(found) - len(judged), len(found))
+            raise NoAnswer("the agent has not judged all of it")
+        return judged
 
     async def _judge(self, each: AskedText, origin: Origin, *, may_mask: bool) -> Block | MaskedText:
         window = Window(each.text)

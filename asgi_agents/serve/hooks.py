@@ -1,6 +1,5 @@
 """What an agent answers to an event, or why it doesn't; the same on every address."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
@@ -8,7 +7,7 @@ from typing import Final, TypeVar
 from ..agent import Agent, check_agent
 from ..calls.blocking import Steps, in_steps
 from ..calls.raised import answer_raised
-from ..concurrency.cancellation import cancel_requests, raise_swallowed
+from ..concurrency.cancellation import cancel_requests, is_of_cancellations, name_of, raise_swallowed
 from ..errors import AgentError, ConfigurationError
 from ..messages.naming import named
 from ..messages.throttle import Throttle
@@ -83,16 +82,22 @@ class Hooks:
         requests = cancel_requests() if suspends else 0
         try:
             answer = await in_steps(self._transport.call(event), self._steps, event_type)
-        except asyncio.CancelledError:
-            if suspends:
-                await raise_swallowed(requests)
-            raise
         except Exception as exc:
             answer = self._answer_raised(exc, event_type)
             if suspends:
                 await raise_swallowed(requests)
             if answer is None:
                 raise NoAnswer(f"agent raised {type(exc).__name__}") from exc
+        except BaseException as exc:
+            if not is_of_cancellations(exc):
+                raise
+            if suspends:
+                await raise_swallowed(requests)
+            # Nobody has cancelled the hook, but something that it awaited, such as a task or future of its own: a
+            # failure like any other. As a cancellation it would end whatever waits for the answer, without a word.
+            kind = name_of(exc)
+            logger.error("%s: %s: raised %s, though nobody has cancelled it", self.name, event_type, kind, exc_info=exc)
+            raise NoAnswer(f"agent raised {kind}") from exc
         if suspends:
             # Nobody waits for the answer of a hook that was cancelled, whether it has swallowed that or not.
             await raise_swallowed(requests)

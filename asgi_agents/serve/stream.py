@@ -3,9 +3,7 @@
 import math
 import socket
 import ssl
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Final
 
@@ -19,14 +17,15 @@ from ..errors import ConfigurationError
 from ..protocol import EventType
 from ..protocol.stream import EVENT_NUMBERS, AgentCapabilities, AgentFeatures, AgentLimits, Framing
 from ..transports.wire import parse_address
-from .accept import accept
+from .accept import Accepting
 from .connection import Service
 from .framings import new_connection
 from .held import MAX_HELD_BYTES
 from .hooks import Hooks, require_agent, require_flag, require_positive
 from .sockets import Listening, listen
 
-# A client that is drained has this many seconds to send what it was about to.
+# A client that is drained has this many seconds to send what it was about to. They are counted in ticks: of a time in
+# which the event loop stood still, it has had nothing.
 QUIET: float = 1.0
 _TICK: Final = 0.02
 # Seconds for the last answers to leave.
@@ -89,8 +88,10 @@ async def serve_stream(
     require_flag("serve_stream", "configurable", configurable)
     if not isinstance(drain_timeout, int | float) or not 0 <= drain_timeout < math.inf:
         raise ConfigurationError(f"serve_stream: drain_timeout={drain_timeout!r}, expected seconds")
-    if ssl_context is not None and (address.path is not None or not isinstance(ssl_context, ssl.SSLContext)):
-        raise ConfigurationError("serve_stream: ssl_context, expected an ssl.SSLContext, and a tcp:// address")
+    if ssl_context is not None:
+        if address.path is not None or not isinstance(ssl_context, ssl.SSLContext):
+            raise ConfigurationError("serve_stream: ssl_context, expected an ssl.SSLContext, and a tcp:// address")
+        _require_server(ssl_context)
     if sock is not None and not (isinstance(sock, socket.socket) and _is_listening(sock)):
         raise ConfigurationError(f"serve_stream: sock={sock!r}, expected a listening stream socket")
 
@@ -121,15 +122,20 @@ async def _serve(
     shutdown: anyio.Event | None,
     task_status: TaskStatus[str],
 ) -> None:
-    with ExitStack() as accepting:
-        for each in listening:
-            # The file first: whoever sees the socket refuse may replace it.
-            accepting.callback(await accept(each.sock, tls, partial(new_connection, service), tasks))
-            accepting.callback(each.unlink)
+    client = partial(new_connection, service)
+    accepting = [Accepting(each.sock, tls, client, tasks) for each in listening]
+    try:
         task_status.started(listening[0].address)
         await (anyio.sleep_forever() if shutdown is None else shutdown.wait())
+    finally:
+        for each, door in zip(listening, accepting, strict=True):
+            # The file first: whoever sees the socket refuse may replace it.
+            each.unlink()
+            door.stop()
     service.drain()
     with move_on_after(drain_timeout):
+        for door in accepting:
+            await door.settled()
         await drained(service)
     # What is still at work is cancelled when its connection is gone. It gets no answer: the client, which has not given
     # it up, would take any for the agent's.
@@ -142,11 +148,20 @@ async def _serve(
 
 async def drained(service: Service) -> None:
     """Wait until a service that drains owes no answers, and its clients have sent what they were about to."""
-    began = time.monotonic()
-    while service.connections and (  # noqa: ASYNC110 - time has to pass anyway
-        service.unanswered or time.monotonic() < max(began, service.last_event) + QUIET
-    ):
+    quiet = 0.0
+    while service.connections and quiet < QUIET:
+        heard = service.heard
         await anyio.sleep(_TICK)
+        quiet = quiet + _TICK if service.heard == heard and not service.owes else 0.0
+
+
+def _require_server(context: ssl.SSLContext) -> None:
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    except ssl.SSLError as exc:
+        raise ConfigurationError(
+            "serve_stream: ssl_context is for clients, expected ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+        ) from exc
 
 
 def _is_listening(sock: socket.socket) -> bool:

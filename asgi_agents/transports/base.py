@@ -140,6 +140,12 @@ class AgentClient:
         """
         return False
 
+    def awaits_end(self, event_type: EventType, correlation_id: str) -> bool:
+        """Whether the agent is to be told that such a body is over though there was none: it waits for that, or has not
+        answered the head yet. Its provisional denial of the head stands for that answer.
+        """
+        return False
+
     def forget(self, correlation_id: str) -> None:
         """The app's connection of that id is over: nothing more is asked about it."""
 
@@ -159,6 +165,24 @@ class AgentClient:
         :raises AgentError: it does not take it. What it had before holds.
         """
         raise NotImplementedError
+
+    async def hold_config(self) -> None:
+        """Have connections to come wait before they hand over the configuration, until :meth:`release_config`.
+
+        Returns once :meth:`config_handed_over` does. Of clients that configure the agent.
+        """
+
+    async def config_handed_over(self) -> None:
+        """Wait for the connections, on any event loop, with which the agent is being configured."""
+
+    def release_config(self) -> None:
+        """Undo :meth:`hold_config`, also where that was cancelled."""
+
+    def adopt_config(self, config: Any) -> None:
+        """Another client has given the agent this configuration: for connections to come; of clients that configure it.
+
+        Those that say with each call what it is to be judged by keep theirs.
+        """
 
     async def aclose(self) -> None:
         """Close what belongs to the running event loop. A later call opens it again."""

@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import stat
 
 from msgspec import Struct
 
@@ -30,9 +31,11 @@ def _load_chain(where: str, context: ssl.SSLContext, cert: object) -> None:
     if chain:
         path, key, password = chain
         try:
+            for file in (path, key or path):
+                _check_readable(file)
             # Without a password OpenSSL would ask for one on the terminal.
             context.load_cert_chain(path, key, password or "")
-        except OSError as exc:
+        except (OSError, ValueError) as exc:
             raise ConfigurationError(
                 f"{where}: cert={path!r}, expected a certificate and its key in PEM, and the key's password: {exc}"
             ) from exc
@@ -82,6 +85,12 @@ def _authorities(verify: object, context: ssl.SSLContext) -> bytes:
     return b"\n".join(data for data in map(_read, sorted(files)) if b"-----BEGIN CERTIFICATE-----" in data)
 
 
+def _check_readable(path: str) -> None:
+    """Raise OSError or ValueError for what is no regular file: to read a pipe or a device may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is no regular file")
+
+
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
@@ -112,8 +121,9 @@ def _trusting(where: str, verify: object) -> ssl.SSLContext:
     try:
         if os.path.isdir(verify):
             return ssl.create_default_context(capath=verify)
+        _check_readable(verify)
         return ssl.create_default_context(cafile=verify)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:
         raise ConfigurationError(
             f"{where}: verify={verify!r}, expected a PEM file, or a directory of them: {exc}"
         ) from exc

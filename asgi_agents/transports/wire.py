@@ -259,11 +259,18 @@ class AsyncioWire(asyncio.Protocol):
             self._writable = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._closed.is_set():
+            return
         self.resume_writing()
         self._closed.set()
         self._receiver.connection_lost(exc)
 
     # What we call
+
+    def give_up(self) -> None:
+        """The event loop was kept from connecting it: whoever has been told of it is told that it is lost."""
+        if self._transport is not None:
+            self.connection_lost(None)
 
     @property
     def congested(self) -> bool:

@@ -78,20 +78,22 @@ class Slow(Agent):
         try:
             await anyio.sleep(float(event.header("x-seconds") or 0))
         except anyio.get_cancelled_exc_class():
-            with open(os.environ["CANCELLED"], "a") as file:  # noqa: ASYNC230
+            with open(os.environ["TOLD"], "a") as file:  # noqa: ASYNC230
                 file.write("x")
             raise
         return None
 
 
 class Fixed(Agent):
-    """An inspection takes 20 ms of the processor's time, however many texts there are."""
+    """A batch takes 20 ms in which the replica does nothing else, however many texts it has; a file tells of each."""
 
     async def on_guardrail_inspect(self, event: GuardrailInspectEvent) -> GuardrailResponse | None:
         return (await self.inspect_batch([event]))[0]
 
     async def inspect_batch(self, events: Sequence[GuardrailInspectEvent]) -> Sequence[GuardrailResponse | None]:
         time.sleep(0.02)  # noqa: ASYNC251 - a model does not give the event loop back
+        with open(os.environ["TOLD"], "a") as file:  # noqa: ASYNC230
+            file.write("b")
         return [
             GuardrailResponse(detected=True, confidence=1.0) if "attack" in event.content else None for event in events
         ]

@@ -32,8 +32,9 @@ class Nodes:
         self.http_port, self.grpc_port = _free_ports(2)
         #: What a test has deployed, for those that would deploy the same.
         self.deployed: object = None
-        self.cancelled = directory / "cancelled"
-        environment = {"PYTHONPATH": str(ROOT), "CANCELLED": str(self.cancelled)}
+        #: What agents tell of what happens to them.
+        self.told = directory / "told"
+        environment = {"PYTHONPATH": str(ROOT), "TOLD": str(self.told)}
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         self.others = [self.cluster.add_node(num_cpus=8, resources={"agents": 8}) for _ in range(others)]
         ray.init(

@@ -104,14 +104,14 @@ def test_events_of_a_request_go_to_one_replica(nodes: Nodes) -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_call_past_its_deadline_is_cancelled_at_the_replica(nodes: Nodes, backend: Any) -> None:
     nodes.run(agent_deployment(Slow))
-    nodes.cancelled.write_text("")
+    nodes.told.write_text("")
     with TestClient(guarded(config("Slow", timeout=3.0)), backend=backend) as client:
         assert client.get("/").status_code == 200
         assert client.get("/", headers={"x-seconds": "600"}).status_code == 504
         give_up = time.monotonic() + PATIENCE
-        while not nodes.cancelled.read_text() and time.monotonic() < give_up:
+        while not nodes.told.read_text() and time.monotonic() < give_up:
             time.sleep(0.05)
-    assert nodes.cancelled.read_text() == "x"
+    assert nodes.told.read_text() == "x"
 
 
 def test_an_update_loses_no_call_and_is_noticed(nodes: Nodes) -> None:
@@ -146,16 +146,18 @@ def test_an_update_loses_no_call_and_is_noticed(nodes: Nodes) -> None:
 
 
 def test_batches(nodes: Nodes) -> None:
-    """20 ms for a batch, however large, are shared; verdicts keep to their texts."""
-    rates = []
+    """What comes while a batch is judged is the next one, whatever the machine does; verdicts keep to their texts."""
+    batches = []
     for batching in (None, Batching(max_size=64, wait=0.002)):
         nodes.run(agent_deployment(Fixed, batching=batching, max_ongoing_requests=200))
-        # The fastest of three: whatever else the machine does makes batches slower, and hardly those that wait alone.
-        rates.append(max(anyio.run(_inspections_per_second) for _ in range(3)))
-    assert rates[1] >= 4 * rates[0]
+        nodes.told.write_text("")
+        asked = anyio.run(_ask_at_once)
+        batches.append(len(nodes.told.read_text()))
+    assert batches[0] == asked
+    assert batches[1] <= asked / 4
 
 
-async def _inspections_per_second() -> float:
+async def _ask_at_once() -> int:
     client = RayTransport("ray://guards/Fixed").bind("guard", events=None, config=None, max_concurrent_calls=200)
     texts = ["attack" if number % 3 else "harmless" for number in range(300)]
     found: dict[int, bool] = {}
@@ -167,15 +169,12 @@ async def _inspections_per_second() -> float:
         verdict = await client.call(event)
         found[number] = bool(getattr(verdict, "detected", False))
 
-    await inspect(0)
-    began = time.perf_counter()
     async with anyio.create_task_group() as tasks:
         for number in range(len(texts)):
             tasks.start_soon(inspect, number)
-    took = time.perf_counter() - began
     await client.aclose()
     assert found == {number: text == "attack" for number, text in enumerate(texts)}
-    return len(texts) / took
+    return len(texts)
 
 
 def test_a_text_guardrail_in_batches(nodes: Nodes) -> None:

@@ -109,14 +109,14 @@ def test_events_of_a_request_go_to_one_replica(nodes: Nodes) -> None:
 @pytest.mark.parametrize("protocol", SPOKEN)
 def test_a_call_past_its_deadline_is_cancelled_at_the_replica(nodes: Nodes, protocol: str, backend: Any) -> None:
     deployed(nodes, Slow)
-    nodes.cancelled.write_text("")
+    nodes.told.write_text("")
     with TestClient(guarded(config(nodes, protocol, timeout=3.0)), backend=backend) as client:
         assert client.get("/").status_code == 200
         assert client.get("/", headers={"x-seconds": "600"}).status_code == 504
         give_up = time.monotonic() + PATIENCE
-        while not nodes.cancelled.read_text() and time.monotonic() < give_up:
+        while not nodes.told.read_text() and time.monotonic() < give_up:
             time.sleep(0.05)
-    assert nodes.cancelled.read_text() == "x"
+    assert nodes.told.read_text() == "x"
 
 
 @pytest.mark.parametrize("protocol", SPOKEN)

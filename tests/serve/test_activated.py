@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,6 +20,7 @@ import pytest
 from asgi_agents import AgentConfig, StreamTransport
 from asgi_agents.protocol.stream import MessageType
 from asgi_agents.serve.sockets import describe
+from asgi_agents.serve.stream import QUIET
 from tests.serve.client import connected
 from tests.support.asgi import App, Client, body, guarded, start
 from tests.support.sample_events import head
@@ -99,6 +101,15 @@ async def answered(address: str, uri: str = "/") -> str:
                 return str(payload["decision"]["block"]["body"])
 
 
+async def answered_once_it_listens(address: str) -> str:
+    """The same, where the file of the socket may be there already and nobody listens yet."""
+    with anyio.fail_after(60):
+        while True:
+            with suppress(ConnectionRefusedError):
+                return await answered(address)
+            await anyio.sleep(0.02)
+
+
 async def existence(path: Path) -> None:
     """Wait until there is such a file."""
     with anyio.fail_after(60):
@@ -156,13 +167,15 @@ async def test_restarts_refuse_no_connection(place: Path, kind: str, workers: in
     arguments = command("--bind", "systemd:waf", "--workers", str(workers))
 
     async def call() -> str:
+        began = anyio.current_time()
         try:
             await answered(address)
         except OSError as exc:
             # To connect is what may never fail.
             return f"not connected: {exc}"
         except (anyio.EndOfStream, anyio.BrokenResourceError):
-            return "lost"
+            # An agent that stops gives its clients a moment to say what they came for. This one did not use it.
+            return "lost" if anyio.current_time() - began < QUIET else "late"
         return "answered"
 
     with service_manager(place, arguments, [("waf", sock)]) as manager:
@@ -175,7 +188,7 @@ async def test_restarts_refuse_no_connection(place: Path, kind: str, workers: in
         found = await under_load(CLIENTS, call, restart)
         assert await in_thread(service[0].stop) == 0
     # What a killed process had accepted is lost, and nothing else is.
-    assert set(found) <= ({"answered"} if signum == signal.SIGTERM else {"answered", "lost"}), found
+    assert set(found) <= ({"answered", "late"} if signum == signal.SIGTERM else {"answered", "late", "lost"}), found
     assert found["lost"] <= ROUNDS * CLIENTS
     assert found["answered"] > ROUNDS * CLIENTS
 
@@ -333,8 +346,13 @@ async def test_systemds_own_tool_hands_a_socket_over(place: Path) -> None:
             stdout=None,
             stderr=log,
         )
-    async with process:
+    try:
         await existence(path)
-        assert await answered(f"unix://{path}") == str(process.pid)
+        assert await answered_once_it_listens(f"unix://{path}") == str(process.pid)
         process.terminate()
         assert await process.wait() == 0
+    finally:
+        # A process that is closed is waited for: after a failure, for ever.
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.aclose()

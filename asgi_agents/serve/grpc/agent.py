@@ -186,7 +186,7 @@ class GrpcServedConnection(V2Connection):
             self._received(data)
         except AgentProtocolError as exc:
             self._fail(str(exc))
-        self._intake.noted()
+        self.intake.noted()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:

@@ -8,14 +8,16 @@ from typing import Any, Final, Protocol, TypeVar
 import grpc
 from anyio import CancelScope
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint_if_cancelled
 
-from ...concurrency.cancellation import was_asked_for
+from ...concurrency.cancellation import is_of_cancellations, was_asked_for
 from ...concurrency.event_loop import EventLoop
 from ...errors import AgentConnectionError
 from ...transports.grpc.channel import Metadata, StreamWire
 from ...transports.grpc.pump import MessagePump
 from ...transports.grpc.thread import AsyncioThread, ThreadedWire
 from ...transports.wire import Receiver
+from .. import held
 from .service import GrpcService, ServedRpc, StatusError, status_of
 
 # What a type checker sees of these depends on the stubs that it has.
@@ -79,10 +81,17 @@ class OtherLoop:
                     scope.append(own)
                     if cancelled:
                         own.cancel()
-                    try:
-                        result, fault = await method(), None
-                    except Exception as exc:
-                        fault = exc
+                    result, fault = await method(), None
+            # Around the scope, which takes its own cancellation out of a group with what has failed over it. What is
+            # left must not get to the tasks of the server, all of which it would end.
+            except Exception as exc:
+                fault = exc
+            except BaseException as exc:
+                if not is_of_cancellations(exc):
+                    raise
+                # Where the server itself was cancelled, nothing but that is left of it.
+                await checkpoint_if_cancelled()
+                fault = status_of(exc)
             finally:
                 self._thread.call(partial(settle, result, fault))
 
@@ -125,6 +134,22 @@ class _ServerCall:
             raise AgentConnectionError(f"the call broke: {type(exc).__name__}") from None
         return None if message is grpc.aio.EOF else message
 
+    @property
+    def linger(self) -> float:
+        return held.READ_TIMEOUT
+
+    async def begin(self) -> None:
+        # With a message, gRPC's library only notes that the headers were sent once that is on its way. A status before
+        # then has them a second time, which the library refuses without a word, and the client waits for ever.
+        try:
+            await self._context.send_initial_metadata(())
+        except asyncio.CancelledError:
+            if was_asked_for():
+                raise
+        except Exception:
+            # The call is over, as the message will find.
+            return
+
     async def write(self, message: bytes) -> bool:
         try:
             await self._context.write(message)
@@ -152,9 +177,13 @@ class _Rpc(ServedRpc):
         self._loop = loop
         # In the thread of grpc.aio's server.
         self.pump: MessagePump | None = None
+        #: Whether nobody waits for the end of a pump that is made now.
+        self.over = False
 
     def wire(self, receiver: Receiver, *, half_open: bool = False) -> StreamWire:
         def open_pump(receiver: Receiver) -> MessagePump:
+            if self.over:
+                raise AgentConnectionError("the call is over")
             self.pump = MessagePump(_ServerCall(self._context), receiver, half_open=half_open)
             return self.pump
 
@@ -183,31 +212,60 @@ class Methods(grpc.GenericRpcHandler):
         async def body() -> None:
             answer.append(await method(request, rpc))
 
-        await self._run(body, context)
+        failure = await self._run(body)
+        if failure is not None:
+            await _abort(context, failure)
         return answer[0]
 
     async def _stream(self, method: Callable[[Any], Awaitable[None]], requests: object, context: Any) -> None:
         rpc = _Rpc(context, self._loop)
-        aborted = True
+        failure: StatusError | None = None
+        cancelled = True
         try:
-            await self._run(lambda: method(rpc), context)
-            aborted = False
+            failure = await self._run(lambda: method(rpc))
+            cancelled = False
         finally:
+            # On another event loop its method may not even have begun.
+            rpc.over = True
             pump = rpc.pump
             if pump is not None:
-                if aborted:
+                if cancelled:
                     pump.abort()
                 else:
                     # What was written is sent.
                     pump.close()
-                with CancelScope(shield=True):
-                    await pump.wait_closed()
-        if pump is not None and pump.aborted:
-            await context.abort(grpc.StatusCode.ABORTED, "the server has ended the call")
+                await _end_of(pump)
+        if failure is None and pump is not None and pump.aborted:
+            failure = StatusError("ABORTED", "the server has ended the call")
+        # Behind what was written before, which arrives, unless the client is too slow to take it.
+        if failure is not None:
+            await _abort(context, failure)
 
-    async def _run(self, body: Callable[[], Awaitable[None]], context: Any) -> None:
+    async def _run(self, body: Callable[[], Awaitable[None]]) -> StatusError | None:
+        """What the call is to end with, if it has failed."""
         try:
             await self._loop.run(body)
         except Exception as exc:
-            status = status_of(exc)
-            await context.abort(grpc.StatusCode[status.code], status.details)
+            return status_of(exc)
+        except BaseException as exc:
+            if not is_of_cancellations(exc):
+                raise
+            if was_asked_for():
+                # As it is, and not in a group with what has failed over it: gRPC's library does not know those.
+                raise asyncio.CancelledError from exc
+            # Where a handler ends like this, the library tells neither the client nor the log.
+            return status_of(exc)
+        return None
+
+
+async def _end_of(pump: MessagePump) -> None:
+    try:
+        await pump.wait_closed()
+    except asyncio.CancelledError:
+        # gRPC's library cancels the task itself, whatever a scope of anyio's shields.
+        pump.abort()
+        raise
+
+
+async def _abort(context: Any, failure: StatusError) -> None:
+    await context.abort(grpc.StatusCode[failure.code], failure.details)

@@ -27,12 +27,15 @@ from ...transports.in_process import InProcessTransport
 from ..held import MAX_HELD_BYTES
 from ..hooks import require_agent, require_positive
 from .ext_proc_exchange import FailedError, ServedExchange, Wanted, upstream
-from .service import GrpcService, ServedRpc, StatusError, values_of
+from .service import Beginnings, GrpcService, ServedRpc, StatusError, values_of
 
 logger: Final = logging.getLogger("asgi_agents.serve")
 
 #: Bytes of a body that is judged as a whole.
 MAX_BODY_BYTES: Final = 10 * 1024 * 1024
+
+#: Seconds that the first message of a stream may take once the server shuts down.
+FIRST_MESSAGE: Final = 1.0
 
 _TRACE_CONTEXT: Final = ("traceparent", "tracestate")
 # Seconds. Envoy's filter has a timeout for each message, and ends the stream, and so the hook, when that has passed.
@@ -119,16 +122,20 @@ class ExtProcService(GrpcService):
         # The modes of Envoy's in which it is shown all that it hears.
         self._sound: set[tuple[int, ...]] = set()
         self._wanted = self._what_is_wanted()
+        self._beginnings = Beginnings(FIRST_MESSAGE)
         self.streams = {"Process": self._process}
         # What can't work is seen now, and not with the first request.
         self._app(ProcessingMode.BUFFERED, ProcessingMode.BUFFERED, "request_headers")
+
+    async def drain(self) -> None:
+        self._beginnings.drain()
 
     async def _process(self, rpc: ServedRpc) -> None:
         stream = _Stream(rpc, self._held)
         exchange = ServedExchange(stream.incoming, stream.write)
         token = _carrier.set(values_of(rpc.metadata, _TRACE_CONTEXT))
         try:
-            scope = await exchange.begin()
+            scope = await self._beginnings.wait_for(exchange.begin)
             if scope is not None:
                 if exchange.modes not in self._sound:
                     self._check(*exchange.modes)

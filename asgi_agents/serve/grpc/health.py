@@ -9,7 +9,7 @@ from typing import Final
 
 import anyio
 
-from .service import GrpcService, Rpc, ServedRpc, StatusError
+from .service import Beginnings, GrpcService, Rpc, ServedRpc, StatusError
 
 # The first field, of wire type 2: a length, and as many bytes (https://protobuf.dev/programming-guides/encoding).
 _NAME_TAG: Final = 0x0A
@@ -40,6 +40,7 @@ class HealthService(GrpcService):
         self._draining = False
         self._changed = anyio.Event()
         self._ended = anyio.Event()
+        self._beginnings = Beginnings(0.0)
 
     def stop(self) -> None:
         """Say that the server does not serve any more."""
@@ -50,6 +51,7 @@ class HealthService(GrpcService):
     async def drain(self) -> None:
         self.stop()
         self._ended.set()
+        self._beginnings.drain()
 
     def _status(self, name: str | None) -> ServingStatus:
         if name not in self._names:
@@ -64,7 +66,8 @@ class HealthService(GrpcService):
 
     async def _watch(self, rpc: ServedRpc) -> None:
         stream = rpc.stream()
-        name = _name_in(await stream.receive() or b"")
+        asked = await self._beginnings.wait_for(stream.receive)
+        name = _name_in(asked or b"")
         told: ServingStatus | None = None
         while True:
             changed, status = self._changed, self._status(name)

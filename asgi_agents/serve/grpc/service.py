@@ -3,15 +3,18 @@
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import anyio
+from anyio import CancelScope
 
 from ...errors import AgentConnectionError
 from ...transports.grpc.channel import BidiStream, Metadata, StreamWire
 from ...transports.wire import Receiver
 
 logger: Final = logging.getLogger("asgi_agents.serve")
+
+T = TypeVar("T")
 
 UnaryMethod = Callable[[bytes, "Rpc"], Awaitable[bytes]]
 StreamMethod = Callable[["ServedRpc"], Awaitable[None]]
@@ -30,7 +33,7 @@ class StatusError(Exception):
         self.details = details
 
 
-def status_of(exc: Exception) -> StatusError:
+def status_of(exc: BaseException) -> StatusError:
     """The status that a call ends with whose method has raised ``exc``. What nobody has foreseen is logged."""
     if isinstance(exc, StatusError):
         return exc
@@ -88,6 +91,43 @@ class GrpcService:
 
         New calls are refused from now on. It is cancelled when the time for that is over.
         """
+
+
+class Beginnings:
+    """Streams that wait for their first message. They need not wait any more once the server shuts down.
+
+    :param patience: seconds that one has then, because the message may be on its way. None of it was judged, which some
+        clients take for a permission.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._waiting: set[CancelScope] = set()
+        self._draining = False
+
+    async def wait_for(self, receive: Callable[[], Awaitable[T]]) -> T:
+        """Await ``receive()``.
+
+        :raises StatusError: the server shuts down, and nothing has come.
+        """
+        with CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                if self._draining:
+                    self._hurry(scope)
+                return await receive()
+            finally:
+                self._waiting.discard(scope)
+        raise StatusError("UNAVAILABLE", "the server is shutting down")
+
+    def drain(self) -> None:
+        """The server shuts down."""
+        self._draining = True
+        for scope in self._waiting:
+            self._hurry(scope)
+
+    def _hurry(self, scope: CancelScope) -> None:
+        scope.deadline = anyio.current_time() + self._patience
 
 
 def values_of(metadata: Metadata, names: Sequence[str]) -> dict[str, list[str]]:

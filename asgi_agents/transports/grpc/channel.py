@@ -23,7 +23,7 @@ from ...concurrency.per_event_loop import PerEventLoop
 from ...errors import AgentConnectionError, AgentError, AgentTimeoutError
 from ..tls import PemFiles
 from ..wire import Receiver, Wire
-from .pump import MessagePump
+from .pump import LINGER, MessagePump
 from .settings import GrpcSettings, target_of
 from .status import error_of, error_of_status, is_provisional
 from .thread import AsyncioThread, ThreadedWire
@@ -218,6 +218,7 @@ class _ClientCall:
     """
 
     ends_with_us = False
+    linger = LINGER
 
     def __init__(self, call: Any, on_cut_short: Callable[[], object]) -> None:
         self._call = call
@@ -262,6 +263,9 @@ class _ClientCall:
             await asyncio.sleep(_PAUSE)
             self._note_status(self._call)
         return error_of(exc)
+
+    async def begin(self) -> None:
+        pass
 
     async def write(self, message: bytes) -> bool:
         return await self._unless_over(self._call.write(message))

@@ -74,6 +74,12 @@ class ExtProcClient(AgentClient):
         side = Side.REQUEST if event_type is EventType.REQUEST_BODY_CHUNK else Side.RESPONSE
         return exchange is not None and exchange.holds(side)
 
+    def awaits_end(self, event_type: EventType, correlation_id: str) -> bool:
+        exchanges = self._exchanges.peek()
+        exchange = None if exchanges is None else exchanges.open.get(correlation_id)
+        side = Side.REQUEST if event_type is EventType.REQUEST_BODY_CHUNK else Side.RESPONSE
+        return exchange is not None and exchange.head_due(side)
+
     def forget(self, correlation_id: str) -> None:
         exchanges = self._exchanges.peek()
         exchange = None if exchanges is None else exchanges.open.pop(correlation_id, None)

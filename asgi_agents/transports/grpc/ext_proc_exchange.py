@@ -51,7 +51,7 @@ from .settings import GrpcSettings
 #: the answer is that it holds that back. The next piece, or the end, brings what it has released meanwhile.
 PATIENCE: Final = 0.05
 
-# It counts unless the answer to the body says something else.
+# It counts unless the answer to the body says something else. Of a body that is empty its end is shown, as by Envoy.
 _UNDECIDED: Final = AgentResponse.block(503, "Agent unavailable", needs_more=True)
 # What a message may be, but for a reply in pieces, which not all stubs know.
 _KNOWN: Final = frozenset(
@@ -128,6 +128,10 @@ class ProcessedExchange:
     def holds(self, side: Side) -> bool:
         """Whether the processor may have bytes of that side that it has not released."""
         return self._halves[side].holds
+
+    def head_due(self, side: Side) -> bool:
+        """Whether the processor has not answered the head of that side."""
+        return self._halves[side].head_due
 
     def close(self) -> None:
         """The exchange is over."""

@@ -16,17 +16,25 @@ from ..wire import Receiver
 
 # Bytes that may wait to be sent before `congested` says so.
 _HIGH_WATER: Final = 256 * 1024
-# Seconds that a peer may take to end its side, once we have ended ours.
-_LINGER: Final = 1.0
+#: Seconds that a server may take to end its side, once we have ended ours.
+LINGER: Final = 1.0
 
 
 class MessageCall(Protocol):
     """A call of grpc.aio, from either end of it.
 
     :ivar ends_with_us: whether it is over once we send no more, as it is at the serving end.
+    :ivar linger: seconds that the peer may take, once we have closed, for what was written and to end its side.
     """
 
     ends_with_us: bool
+
+    @property
+    def linger(self) -> float: ...
+
+    async def begin(self) -> None:
+        """Called once, before the first message is sent. It takes a moment, and is not cancelled. Raises nothing."""
+        ...
 
     async def read(self) -> bytes | None:
         """The next message; None where the peer has ended its side in order.
@@ -67,6 +75,7 @@ class MessagePump:
         self._writable: asyncio.Event | None = None
         self._readable: asyncio.Event | None = None
         self._ending = self._lost_told = self._read_to_the_end = False
+        self._begun = self._beginning = False
         self._lost: Exception | None = None
         #: Whether :meth:`abort` has ended it.
         self.aborted = False
@@ -86,12 +95,8 @@ class MessagePump:
             # Or else asyncio says that nobody has asked.
             reader.exception()
         self._unsent.clear()
-        if self._call.ends_with_us:
-            # A status can't be sent while a message is.
-            self._wake_writer()
-            self._linger = Timer(self._writer.cancel)
-            self._linger.arm(_LINGER)
-        else:
+        # One that begins the call finds that there is nothing more to do.
+        if not self._beginning:
             self._writer.cancel()
         self._writer.add_done_callback(self._finish)
         # If neither the peer nor we have ended it, the event loop is ending, and the receiver is not called.
@@ -99,7 +104,6 @@ class MessagePump:
             self._receiver.connection_lost(self._lost)
 
     def _finish(self, writer: asyncio.Task[None]) -> None:
-        self._linger.disarm()
         self._call.cancel()
         self._caught_up()
         self._closed.set()
@@ -128,6 +132,11 @@ class MessagePump:
         loop = asyncio.get_running_loop()
         while True:
             while unsent:
+                if not self._begun:
+                    self._begun = self._beginning = True
+                    await call.begin()
+                    self._beginning = False
+                    continue
                 message = unsent.popleft()
                 if not await call.write(message):
                     # The reader learns why.
@@ -198,7 +207,7 @@ class MessagePump:
     def close(self) -> None:
         self.end()
         if not self.closed:
-            self._linger.arm(_LINGER)
+            self._linger.arm(self._call.linger)
 
     @property
     def closed(self) -> bool:

@@ -22,9 +22,12 @@ from .pump import MessagePump
 
 T = TypeVar("T")
 
-# Messages on their way to the other event loop before no more are read, and how few there are when reading goes on.
+# Messages on their way to the other event loop before no more are read, and their bytes; and how few there are when
+# reading goes on.
 _MANY: Final = 64
+_MANY_BYTES: Final = 1024 * 1024
 _FEW: Final = 16
+_FEW_BYTES: Final = 256 * 1024
 
 
 class AsyncioThread:
@@ -122,6 +125,9 @@ class ThreadedWire:
         self._closed = anyio.Event()
         # Counted in the thread, and on the event loop.
         self._came = self._handed_over = 0
+        self._came_bytes = self._handed_over_bytes = 0
+        # The other way round. Both are bytes.
+        self._written = self._passed_on = 0
         self._held_up = False
         # The receiver takes no more, whatever the event loop has caught up with.
         self._paused = False
@@ -141,9 +147,20 @@ class ThreadedWire:
     def _set_closed(self) -> None:
         self._home.call_soon(self._closed.set)
 
+    def _pass_on(self, data: bytes) -> None:
+        self._passed_on += len(data)
+        if self._pump is not None:
+            self._pump.write(data)
+
+    async def _drained(self) -> None:
+        # It is called behind all that was written before.
+        if self._pump is not None:
+            await self._pump.drain()
+
     def data_received(self, data: bytes) -> None:
         self._came += 1
-        if self._came - self._handed_over > _MANY:
+        self._came_bytes += len(data)
+        if self._came - self._handed_over > _MANY or self._came_bytes - self._handed_over_bytes >= _MANY_BYTES:
             self._held_up = True
             assert self._pump is not None
             self._pump.pause_reading()
@@ -156,7 +173,12 @@ class ThreadedWire:
 
     def _hand_over(self, data: bytes) -> None:
         self._handed_over += 1
-        if self._held_up and self._came - self._handed_over < _FEW:
+        self._handed_over_bytes += len(data)
+        if (
+            self._held_up
+            and self._came - self._handed_over < _FEW
+            and self._came_bytes - self._handed_over_bytes < _FEW_BYTES
+        ):
             self._held_up = False
             if not self._paused:
                 self._tell(MessagePump.resume_reading)
@@ -171,7 +193,10 @@ class ThreadedWire:
 
     @property
     def congested(self) -> bool:
-        return self._pump is not None and self._pump.congested
+        # What has not come to the pump yet is held as well.
+        return not self.closed and (
+            self._written - self._passed_on >= _MANY_BYTES or (self._pump is not None and self._pump.congested)
+        )
 
     @property
     def unread(self) -> bool:
@@ -190,12 +215,12 @@ class ThreadedWire:
         self._tell(MessagePump.resume_reading)
 
     def write(self, data: bytes) -> None:
-        self._tell(lambda pump: pump.write(data))
+        self._written += len(data)
+        self._thread.call(partial(self._pass_on, data))
 
     async def drain(self) -> None:
-        pump = self._pump
-        if pump is not None and pump.congested:
-            await self._thread.run(pump.drain)
+        if self.congested:
+            await self._thread.run(self._drained)
 
     def end(self) -> None:
         """Send no more than what was written. The peer may still send."""

@@ -1,8 +1,12 @@
 """What the guard of one agent needs of its connections, on whichever event loop it runs."""
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from threading import Lock
+from typing import Any, Final
+
+import anyio
 
 from ...concurrency.per_event_loop import PerEventLoop
 from ...errors import AgentUnavailableError
@@ -15,6 +19,8 @@ from .pool import AgentPool
 
 logger = logging.getLogger("asgi_agents")
 
+# Seconds between two looks whether an agent may be configured.
+_INTERVAL: Final = 0.005
 # A guardrail question is about no other event, and a configuration about no request.
 _ALONE = frozenset({EventType.GUARDRAIL_INSPECT, EventType.CONFIGURE})
 # Of these a request has one.
@@ -50,6 +56,10 @@ class StreamClient(AgentClient):
         #: Events that the log has named as configured, though an instance says that it doesn't support them.
         self._overruled: frozenset[EventType] = frozenset()
         self._retired = False
+        # Connections that are being made, and those who have them wait. Event loops have threads of their own.
+        self._lock = Lock()
+        self._handovers = 0
+        self._holds = 0
         self.keeps_to_one_connection = True
         self._pools = PerEventLoop(lambda: make_pool(self))
 
@@ -99,12 +109,50 @@ class StreamClient(AgentClient):
         await (await self._pool()).wait_connected()
 
     async def push_config(self, config: Any) -> None:
-        before, self.config = self.config, config
+        try:
+            # A connection that is being made would hand over the one of before, and after this one.
+            await self.hold_config()
+            before, self.config = self.config, config
+        finally:
+            self.release_config()
         try:
             await (await self._pool()).push_config(config)
         except BaseException:
             self.config = before
             raise
+
+    def adopt_config(self, config: Any) -> None:
+        self.config = config
+
+    @asynccontextmanager
+    async def handing_over(self) -> AsyncIterator[Any]:
+        """While a connection is made that gives the agent the configuration, which is yielded, once it may."""
+        while not self._begin():  # noqa: ASYNC110 - connections of several event loops wait for this, and seldom
+            await anyio.sleep(_INTERVAL)
+        try:
+            yield self.config
+        finally:
+            with self._lock:
+                self._handovers -= 1
+
+    def _begin(self) -> bool:
+        with self._lock:
+            if not self._holds:
+                self._handovers += 1
+            return not self._holds
+
+    async def hold_config(self) -> None:
+        with self._lock:
+            self._holds += 1
+        await self.config_handed_over()
+
+    async def config_handed_over(self) -> None:
+        while self._handovers:  # noqa: ASYNC110 - likewise
+            await anyio.sleep(_INTERVAL)
+
+    def release_config(self) -> None:
+        with self._lock:
+            self._holds -= 1
 
     async def aclose(self) -> None:
         await self._pools.aclose()

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -188,13 +189,17 @@ class Connector:
         settings, pool = self._settings, self._pool
         connection = pool.new_connection(self._endpoint)
         try:
-            with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:
-                wire = await pool.open_wire(self._endpoint, connection)
-                await connection.shake_hands(wire, proxy_id=self._client.agent_id, config=self._client.config)
-            if scope.cancelled_caught:
-                raise AgentConnectionError(f"not connected within {settings.connect_timeout:g} s{pool.handshake_hint}")
-            self._settle_events(connection)
-            await self._configure(connection)
+            async with AsyncExitStack() as handing_over:
+                with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:
+                    wire = await pool.open_wire(self._endpoint, connection)
+                    config = await handing_over.enter_async_context(self._client.handing_over())
+                    await connection.shake_hands(wire, proxy_id=self._client.agent_id, config=config)
+                if scope.cancelled_caught:
+                    raise AgentConnectionError(
+                        f"not connected within {settings.connect_timeout:g} s{pool.handshake_hint}"
+                    )
+                self._settle_events(connection)
+                await self._configure(connection, config)
             if not connection.alive:
                 raise AgentConnectionError(connection.fault)
         except BaseException:
@@ -214,13 +219,13 @@ class Connector:
                 self._client.overrule(supported)
             connection.events = configured | (supported & {EventType.CONFIGURE})
 
-    async def _configure(self, connection: AgentConnection) -> None:
-        if self._client.config is None:
+    async def _configure(self, connection: AgentConnection, config: Any) -> None:
+        if config is None:
             # Agents of the published kits refuse a configuration that says nothing.
             return
         # In the older framing agents don't say which events they receive, and this is taken to be one of them.
         if EventType.CONFIGURE in connection.events:
-            await hand_over(connection, self._client.agent_id, self._client.config)
+            await hand_over(connection, self._client.agent_id, config)
         elif connection.handshake.needs_configure:
             raise AgentConnectionError(
                 f"its configuration is longer than the {MAX_HANDSHAKE_REQUEST_BYTES} bytes of a handshake, and it "

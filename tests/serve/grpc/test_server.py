@@ -1,6 +1,8 @@
 """The gRPC server: addresses, TLS, health, draining, services."""
 
+import asyncio
 import errno
+import json
 import os
 import socket
 import stat
@@ -15,15 +17,20 @@ import anyio
 import grpc
 import pytest
 import trustme
+from anyio.lowlevel import checkpoint
 
 from asgi_agents import Agent, ConfigurationError, GrpcTransport
-from asgi_agents.serve import serve_grpc
+from asgi_agents.serve import held, serve_grpc
+from asgi_agents.serve.grpc import ext_proc
 from asgi_agents.serve.grpc.agent import AgentService
-from asgi_agents.serve.grpc.service import GrpcService, Rpc, ServedRpc, StatusError
+from asgi_agents.serve.grpc.ext_proc import ExtProcService
+from asgi_agents.serve.grpc.service import Beginnings, GrpcService, Rpc, ServedRpc, StatusError
+from asgi_agents.transports.grpc import pump
+from asgi_agents.transports.grpc.pump import MessagePump
 from tests.support.sample_events import head
 from tests.support.wire_fields import message, read
 
-from .client import serving
+from .client import Served, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +48,7 @@ class Echo(GrpcService):
 
     def __init__(self) -> None:
         self.unary = {"One": self._one, "Fail": self._fail, "Raise": self._raise}
-        self.streams = {"Many": self._many, "Hang": self._hang}
+        self.streams = {"Many": self._many, "Hang": self._hang, "Refuse": self._refuse}
         self.running = 0
         self.threads: set[int] = set()
         self.served = False
@@ -71,6 +78,17 @@ class Echo(GrpcService):
             await stream.send(message)
         # The client sends no more, and still reads.
         await stream.send(b"bye")
+
+    async def _refuse(self, rpc: ServedRpc) -> None:
+        """Answer, and fail so many turns of the event loop later; where that is less than 0, end in order."""
+        stream = rpc.stream()
+        turns, size, times = json.loads(await stream.receive() or b"")
+        for _ in range(times):
+            await stream.send(bytes(size))
+        for _ in range(abs(turns)):
+            await checkpoint()
+        if turns >= 0:
+            raise StatusError("PERMISSION_DENIED", "not you")
 
     async def _hang(self, rpc: ServedRpc) -> None:
         rpc.stream()
@@ -106,6 +124,88 @@ async def test_a_service_has_methods_of_two_kinds_and_they_run_where_it_is_serve
         assert await in_thread(lambda: list(many(iter([b"a", b"b"]), timeout=60))) == [b"a", b"b", b"bye"]
         assert echo.threads == {threading.get_ident()}
     assert not echo.served
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_failure_is_told_behind_what_was_sent_before_it_and_does_not_wait_for_a_timeout(
+    size: int, times: int
+) -> None:
+    """gRPC's library refuses a status beside the first message, and then the call never ends."""
+    async with serving(Echo()) as served:
+        refuse = served.channel().stream_stream("/test.Echo/Refuse")
+        for turns in range(25):
+            received: list[bytes] = []
+
+            def consume(turns: int, received: list[bytes]) -> None:
+                received.extend(refuse(iter([json.dumps([turns, size, times]).encode()]), timeout=60))
+
+            with pytest.raises(grpc.RpcError) as raised:
+                await in_thread(consume, turns, received)
+            error: Any = raised.value
+            assert error.code() is grpc.StatusCode.PERMISSION_DENIED, turns
+            assert [len(each) for each in received] == [size] * times, turns
+
+
+async def _read_late(served: Served, event: threading.Event, turns: int, size: int, times: int) -> tuple[int, str]:
+    """Of a server whose method has ended: how many messages came, and the status. Nothing is read before ``event``."""
+    received: list[bytes] = []
+    question = json.dumps([turns, size, times]).encode()
+
+    def consume() -> str:
+        # A client that does not guess how much it could be sent at a time.
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65535)]
+        channel: Any
+        with grpc.insecure_channel(served.address.removeprefix("grpc://"), options) as channel:
+            call = channel.stream_stream("/test.Echo/Refuse")(iter([question]), timeout=60)
+            assert event.wait(60)
+            try:
+                received.extend(call)
+            except grpc.RpcError as exc:
+                code: Any = exc
+                return str(code.code().name)
+            return "OK"
+
+    found = await in_thread(consume)
+    return len(received), found
+
+
+@pytest.mark.parametrize(("turns", "status"), [(-1, "OK"), (0, "PERMISSION_DENIED")])
+@pytest.mark.parametrize(("size", "times"), [(250_000, 1), (25_000, 10)])
+async def test_what_was_written_is_sent_to_a_client_that_is_slow_to_read(
+    size: int, times: int, turns: int, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump, "LINGER", 0.0)
+    event = threading.Event()
+    close = MessagePump.close
+
+    def closing(self: MessagePump) -> None:
+        close(self)
+        asyncio.get_running_loop().call_later(0.05, event.set)
+
+    monkeypatch.setattr(MessagePump, "close", closing)
+    async with serving(Echo()) as served:
+        assert await _read_late(served, event, turns, size, times) == (times, status)
+
+
+@pytest.mark.parametrize(("turns", "status"), [(-1, "ABORTED"), (0, "PERMISSION_DENIED")])
+@pytest.mark.parametrize(("size", "times"), [(250_000, 1), (25_000, 10)])
+async def test_a_client_that_does_not_read_in_time_is_told_so_whichever_message_is_on_its_way(
+    size: int, times: int, turns: int, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "READ_TIMEOUT", 0.0)
+    event = threading.Event()
+    finish = MessagePump._finish
+
+    def finishing(self: MessagePump, writer: Any) -> None:
+        finish(self, writer)
+        event.set()
+
+    monkeypatch.setattr(MessagePump, "_finish", finishing)
+    async with serving(Echo()) as served:
+        received, found = await _read_late(served, event, turns, size, times)
+    assert found == status
+    assert received < times or times == 1
 
 
 async def test_a_method_may_fail_with_a_status_and_what_else_it_raises_stays_in_the_log(
@@ -171,6 +271,76 @@ async def test_a_server_that_is_shut_down_lets_calls_end_and_takes_no_more() -> 
         other = served.channel()
         await until(lambda: not listens(served.address))
         assert (await status_of(other, "/test.Echo/One"))[0] is grpc.StatusCode.UNAVAILABLE
+
+
+PROCESS_EXCHANGE = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+
+
+@pytest.mark.parametrize("method", [WATCH, PROCESS_EXCHANGE])
+async def test_a_stream_on_which_nothing_was_said_does_not_hold_a_shutdown_up(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ext_proc, "FIRST_MESSAGE", 0.05)
+    begun = threading.Event()
+    wait_for = Beginnings.wait_for
+
+    async def noting(self: Beginnings, receive: Any) -> Any:
+        begun.set()
+        return await wait_for(self, receive)
+
+    monkeypatch.setattr(Beginnings, "wait_for", noting)
+    async with serving(ExtProcService(Waf()), drain_timeout=3600) as served:
+        said = threading.Event()
+
+        def silent() -> Any:
+            said.wait(60)
+            yield from ()
+
+        def consume() -> str:
+            try:
+                list(served.channel().stream_stream(method)(silent(), timeout=60))
+            except grpc.RpcError as exc:
+                error: Any = exc
+                return f"{error.code().name}: {error.details()}"
+            return "OK"
+
+        async with anyio.create_task_group() as tasks:
+            found: list[str] = []
+
+            async def ask() -> None:
+                found.append(await in_thread(consume))
+
+            tasks.start_soon(ask)
+            await in_thread(begun.wait, 60)
+            served.shutdown.set()
+        said.set()
+    assert found == ["UNAVAILABLE: the server is shutting down"]
+
+
+async def test_a_first_message_that_is_on_its_way_when_the_server_shuts_down_is_taken() -> None:
+    beginnings = Beginnings(3600)
+    taken: list[str] = []
+    arrives = anyio.Event()
+
+    async def receive() -> str:
+        await arrives.wait()
+        return "message"
+
+    async def begin() -> None:
+        taken.append(await beginnings.wait_for(receive))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(begin)
+        await anyio.wait_all_tasks_blocked()
+        beginnings.drain()
+        tasks.start_soon(begin)
+        await anyio.wait_all_tasks_blocked()
+        arrives.set()
+    assert taken == ["message"] * 2
+    hurried = Beginnings(0)
+    hurried.drain()
+    with pytest.raises(StatusError, match="UNAVAILABLE"):
+        await hurried.wait_for(anyio.sleep_forever)
 
 
 def listens(address: str) -> bool:

@@ -578,6 +578,72 @@ async def test_a_processor_may_answer_to_the_head_when_it_has_seen_the_body() ->
     assert app.calls == 0
 
 
+@pytest.mark.parametrize("side", ["request", "response"])
+@pytest.mark.parametrize("mode", ["buffer", "stream"])
+@pytest.mark.parametrize("denies", [False, True])
+async def test_a_processor_that_waits_for_a_body_is_shown_the_end_of_an_empty_one(
+    side: str, mode: str, denies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Envoy: that a body is empty is known only when it has ended, and the processor may answer late as well."""
+    monkeypatch.setattr(ext_proc_exchange, "PATIENCE", 0)
+    shown: list[Any] = []
+
+    async def script(stream: Stream) -> None:
+        while (message := await stream.next()) is not None:
+            kind = message.WhichOneof("request")
+            if kind == f"{side}_headers":
+                continue
+            if kind != f"{side}_body":
+                await stream.say(**{kind: {}})
+                continue
+            part = getattr(message, kind)
+            shown.append((part.body, part.end_of_stream))
+            if denies:
+                await stream.say(immediate_response=immediate(451))
+                return
+            await stream.say(**{f"{side}_headers": sets("x-late", "1")})
+            await stream.stream(kind, b"", True)
+
+    app = App(start(200), body(b"", more=True), body(b""))
+    events = REQUESTS if side == "request" else RESPONSES
+    config = {f"{side}_body_mode": mode, **DUPLEX}
+    client = await ask(script, app, Client("POST", body=[b"", b""]), events, **config)
+    assert shown == [(b"", True)]
+    assert client.status == (451 if denies else 200)
+    assert app.calls == (0 if denies and side == "request" else 1)
+    if not denies:
+        assert (app.header(b"x-late") if side == "request" else client.header(b"x-late")) == b"1"
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_another_agent_is_not_shown_the_end_of_an_empty_body_and_its_denial_stands(
+    held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ext_proc_exchange, "PATIENCE", 0)
+
+    async def script(stream: Stream) -> None:
+        await stream.expect("request_headers")
+        await stream.expect("request_body")
+        await stream.say(request_headers={})
+        await stream.stream("request_body", b"", True)
+        await stream.next()
+
+    answer = AgentResponse.block(418, needs_more=True) if held else None
+    beside = Probe(request_headers=answer, request_body=AgentResponse.block(500))
+    async with serving(Processor(script)) as address:
+        transport = GrpcTransport(address, protocol="ext_proc", body_mode="full_duplex_streamed")
+        agents = [
+            AgentConfig("beside", beside, request_body_mode="stream"),
+            AgentConfig("processor", transport, events=REQUESTS, request_body_mode="stream"),
+        ]
+        app, client = App(), Client("POST", body=[b""])
+        middleware = AgentMiddleware(app, agents=agents)
+        async with middleware.manager:
+            await client.call(middleware)
+    assert (client.status, app.calls) == ((418, 0) if held else (200, 1))
+    assert not beside.of("request_body")
+
+
 @pytest.mark.parametrize("mode", ["buffer", "stream"])
 async def test_a_processor_may_answer_to_the_head_when_it_has_seen_all_pieces_of_the_body(mode: str) -> None:
     async def script(stream: Stream) -> None:

@@ -27,7 +27,7 @@ from asgi_agents.protocol.stream import MessageType, encode_frame
 from asgi_agents.serve import agent_app
 
 from .peer import ALL_EVENTS, Peer, Received, handshake
-from .pools import agent, allow, get, head, lines, managing, settle, until, warnings
+from .pools import agent, allow, client_in, get, head, lines, managing, settle, until, warnings
 from .test_pool import impatient as impatient
 
 CONFIGURABLE = ALL_EVENTS | {EventType.CONFIGURE}
@@ -421,3 +421,51 @@ async def test_a_callback_may_use_the_manager() -> None:
         await until(lambda: asked)
         tasks.start_soon(manager.push_config, "waf", asked[0].update_type)
         await until(lambda: configured.configs == [{"rules": ["a"]}])
+
+
+# While another guard configures the agent
+
+
+async def test_while_a_configuration_is_held_no_connection_hands_it_over() -> None:
+    configured = Configured()
+    peer = peer_with(configured)
+    async with managing(peer, connections=1, config=1) as manager:
+        client = client_in(manager)
+        await client.hold_config()
+        await peer.links[0].aclose()
+        await settle()
+        assert configured.configs == [1]
+        client.adopt_config(2)
+        client.release_config()
+        await until(lambda: configured.configs == [1, 2])
+        assert peer.handshakes[-1]["config"] == 2
+
+
+async def test_who_holds_a_configuration_waits_for_connections_that_are_made_with_it() -> None:
+    asked, go = anyio.Event(), anyio.Event()
+
+    async def take(event: Received) -> None:
+        asked.set()
+        await go.wait()
+        await event.answer(Acknowledgement(success=True))
+
+    peer = Peer(handshake(events=CONFIGURABLE), behaviour=take)
+    manager = AgentManager([agent(peer, config=1)])
+    client = client_in(manager)
+    async with peer.listening(), anyio.create_task_group() as tasks:
+        tasks.start_soon(client.connect)
+        await asked.wait()
+        held = anyio.Event()
+
+        async def hold() -> None:
+            await client.hold_config()
+            held.set()
+
+        tasks.start_soon(hold)
+        await settle()
+        assert not held.is_set()
+        go.set()
+        await held.wait()
+        assert client.connected
+        client.release_config()
+        await client.aclose()
