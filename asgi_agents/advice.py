@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
-from .agent import HOOKS
+from .agent import HOOKS, overrides
 from .config import AgentConfig
 from .policy import BodyMode
 from .protocol import EventType
@@ -74,16 +74,29 @@ def warn_of_hold(agent_id: str, hold: int) -> None:
     )
 
 
+def warn_of_short_hold(agent_id: str, hold: int, needed: int) -> None:
+    """Warn in the log of a guardrail that holds less text back than its agent says that it has to see."""
+    logger.warning(
+        "Guardrail(%r): hold=%d is less than the %d code points that the agent looks for: what is longer may leave in"
+        " part; leave hold out",
+        agent_id,
+        hold,
+        needed,
+    )
+
+
 def _without_effect(config: AgentConfig) -> Iterator[str]:
     hears = config.hears
     if hears is None:
         # Its events are known only once it is connected.
         return
-    local = agent_of(config.resolved_transport) is not None
+    agent = agent_of(config.resolved_transport)
     for name, (usual, needed) in _NEEDED.items():
         if getattr(config, name) != usual and hears.isdisjoint(needed):
-            lacking = " or ".join(HOOKS[event] if local else event.value for event in needed)
-            what = f"the agent has no {lacking}" if local else f"its events have no {lacking}"
+            if agent is None or any(overrides(agent, HOOKS[event]) for event in needed):
+                what = f"its events have no {' or '.join(needed)}"
+            else:
+                what = f"the agent has no {' or '.join(HOOKS[event] for event in needed)}"
             yield f"{name} has no effect, because {what}; add that, or leave {name} out"
     for name in ("sets", "replaces"):
         if getattr(config, name) and not config.enforce:
@@ -91,5 +104,6 @@ def _without_effect(config: AgentConfig) -> Iterator[str]:
                 f"{name} has no effect, because a shadow agent (enforce=False) sets nothing: what clients send in these"
                 f" headers reaches the app; name them in {name} of the agent that is enforced"
             )
-    if local and config.config is not None and EventType.CONFIGURE not in hears:
+    # An agent that is given a configuration is asked to take it, be that among its events or not.
+    if agent is not None and config.config is not None and not overrides(agent, HOOKS[EventType.CONFIGURE]):
         yield "config has no effect, because the agent has no on_configure; add that, or leave config out"

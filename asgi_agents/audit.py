@@ -20,7 +20,8 @@ from .exchange.scope import client_ip, headers_of
 from .exchange.state import ExchangeState
 from .messages.json_escapes import escape_unprintable
 from .messages.throttle import Throttle
-from .observability.redaction import REDACTED, is_secret_header, redact_secrets
+from .observability.redaction import REDACTED, redact_secrets
+from .observability.secret_names import is_secret_name
 from .observability.tracing import current_trace_id
 from .protocol import TOKEN, AgentResponse, EventType
 from .protocol.applicability import APPLIES_TO, changes_something
@@ -232,7 +233,7 @@ class Auditor:
         for raw_name, raw_value in headers_of(scope) if self.headers else ():
             name = raw_name.decode("latin-1").lower()
             if name in self.headers:
-                secret = self._redact is not None and is_secret_header(name)
+                secret = self._redact is not None and is_secret_name(name)
                 value = REDACTED if secret else self.clean(raw_value.decode("latin-1"))
                 chosen[name] = f"{chosen[name]}, {value}"[: _MAX_VALUE_LENGTH + 1] if name in chosen else value
         return chosen

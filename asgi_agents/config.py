@@ -1,6 +1,6 @@
 """Configuration values: frozen, and checked when they are made."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, Literal
 
@@ -24,6 +24,7 @@ from .protocol.headers import as_one_spelling
 from .protocol.validation import is_untouchable
 from .transports.base import Transport
 from .transports.resolve import (
+    agent_of,
     default_events,
     learns_events,
     replaces_of,
@@ -169,6 +170,7 @@ class AgentConfig:
                 for names in (getattr(self, name), names_of(self.resolved_transport))
             )
             object.__setattr__(self, name, given | known)
+        _require_read_headers(where, agent_of(self.resolved_transport))
 
     @property
     def fails(self) -> FailureMode:
@@ -266,6 +268,17 @@ def _resolve_headers(where: str, field: str, given: object, *, may_set_host: boo
             raise ConfigurationError(f"{where}: {field} contains {name!r}, expected may_set_host=True beside it")
         names.add(normalized)
     return frozenset(names)
+
+
+def _require_read_headers(where: str, agent: Agent | None) -> None:
+    for attribute in ("read_headers", "trusted_headers"):
+        given = getattr(agent, attribute, ())
+        what = f"{where}: {type(agent).__name__}.{attribute}"
+        if isinstance(given, str) or not isinstance(given, Collection):
+            raise ConfigurationError(f"{what}={given!r}, expected a set of header names")
+        for name in given:
+            if not isinstance(name, str) or not TOKEN.match(name):
+                raise ConfigurationError(f"{what} contains {name!r}, expected names of headers such as 'x-user'")
 
 
 def _resolve_events(where: str, transport: Transport, given: object) -> frozenset[EventType] | None:

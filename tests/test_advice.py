@@ -68,6 +68,27 @@ def test_a_field_that_a_hook_can_use_is_none(caplog: pytest.LogCaptureFixture, f
     assert warnings_of(caplog, managed(Everything(), **{field: value})) == []
 
 
+@pytest.mark.parametrize(("field", "value"), OPTIONS)
+async def test_an_agent_that_has_the_hook_is_warned_of_by_its_events(
+    caplog: pytest.LogCaptureFixture, field: str, value: Any
+) -> None:
+    """Where that is true: it is given its configuration whichever events ``events`` names."""
+    given: list[Any] = []
+
+    class Asked(Everything):
+        async def on_configure(self, event: Any) -> None:
+            given.append(event.config)
+
+    found = warnings_of(caplog, managed(Asked(), events={EventType.REQUEST_COMPLETE}, **{field: value}))
+    async with AgentManager([AgentConfig("waf", Asked(), events={EventType.REQUEST_COMPLETE}, config={"a": 1})]):
+        assert given == [{"a": 1}]
+    if field == "config":
+        assert found == []
+    else:
+        (warning,) = found
+        assert warning.startswith(f"AgentConfig('waf'): {field} has no effect, because its events have no ")
+
+
 def test_a_remote_agent_is_warned_of_by_its_events(caplog: pytest.LogCaptureFixture) -> None:
     (warning,) = warnings_of(caplog, managed("http://agent.example/", events={EventType.REQUEST_HEADERS}, decode=True))
 

@@ -21,7 +21,7 @@ from ..policy import FailureMode
 from ..protocol import EventType
 from ..terminal.arguments import seconds, whole
 from ..terminal.loading import MistakeError
-from ..terminal.output import Page, Painted, captured_log, printing_aside
+from ..terminal.output import Page, Painted, captured_log, complain, printing_aside
 from .call import configure
 from .outcome import FOUND, IMPOSSIBLE, WELL, print_json
 from .running import run
@@ -111,6 +111,8 @@ def bench(options: argparse.Namespace) -> int:
     else:
         _print(Page(sys.stdout), report)
     if not report.calls or report.failed == report.calls:
+        if not interrupted:
+            complain(report.failure or "there was no time for a call")
         return IMPOSSIBLE
     return FOUND if report.failed else WELL
 

@@ -3,10 +3,11 @@
 import argparse
 import contextlib
 import inspect
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
@@ -19,10 +20,13 @@ from ..routing.survey import Survey, survey_app
 from ..terminal.arguments import seconds
 from ..terminal.loading import MistakeError, as_mistakes, call_object, find_object
 from ..terminal.output import Page, captured_log, printing_aside
+from .allowing import checked_patterns, is_allowed
 from .outcome import FOUND, WELL, print_json
 from .report import CheckFinding, CheckReport, EndpointReport, State, print_report, report_of, report_of_agent, title_of
 from .running import run
 
+# How messages about a file begin: agents.yaml:2: agents[0].config.password: ...
+_IN_FILE: Final = re.compile(r"(?P<file>[^\n]*?\.(?:toml|yaml|json)(?::\d+)?: )(?P<place>[^\s:]+: )")
 _Answers = dict[Guard, tuple[State, str | None, str]]
 
 
@@ -39,7 +43,18 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("app", help="module:name of an ASGI app")
     parser.add_argument("--factory", action="store_true", help="the name is a function that makes the app")
     parser.add_argument("--offline", action="store_true", help="connect to no agent, and configure none")
-    parser.add_argument("--fail-unguarded", action="store_true", help="exit with 1 if any endpoint is unguarded")
+    parser.add_argument(
+        "--fail-unguarded",
+        action="store_true",
+        help="exit with 1 if any endpoint is unguarded that does not say so, with @unguarded or agents=[]",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="paths that may be open, such as /docs or /static/{rest:path}; may be repeated",
+    )
     parser.add_argument("--timeout", type=seconds, default=10.0, metavar="S", help="seconds for each agent (10)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=check)
@@ -48,12 +63,15 @@ def add_parser(subparsers: Any) -> None:
 def check(options: argparse.Namespace) -> int:
     """Check an app; the exit code."""
     findings: list[CheckFinding] = []
+    allowed = checked_patterns(options.allow)
     survey: Survey | None = None
     with captured_log() as messages, printing_aside():
         try:
             survey = _list(_load(options.app, factory=options.factory))
         except ConfigurationError as exc:
-            findings.append(CheckFinding(kind="configuration", subject=None, message=redact_secrets(str(exc))))
+            # Each mistake of a file is a line.
+            lines = str(exc).splitlines() or [""]
+            findings += [CheckFinding(kind="configuration", subject=None, message=_redacted(line)) for line in lines]
         guards = [] if survey is None else _guards(survey)
         answers: _Answers = dict.fromkeys(guards, ("not asked", None, ""))
     if not options.offline:
@@ -62,8 +80,8 @@ def check(options: argparse.Namespace) -> int:
         failed = tuple(f"agent {guard.config.id!r}" for guard, (state, _, _) in answers.items() if state == "failed")
         # Of those that have failed, the report says more.
         messages += [text for text in more if not text.startswith(failed)]
-    endpoints = [] if survey is None else [report_of(endpoint) for endpoint in survey.endpoints]
-    findings += [CheckFinding(kind="warning", subject=None, message=redact_secrets(text)) for text in messages]
+    endpoints = [] if survey is None else [report_of(endpoint, allowed) for endpoint in survey.endpoints]
+    findings += [CheckFinding(kind="warning", subject=None, message=_redacted(text)) for text in messages]
     for guard, (state, error, kind) in answers.items():
         if state == "failed":
             message = f"agent {guard.config.id!r}: {error}"
@@ -75,7 +93,7 @@ def check(options: argparse.Namespace) -> int:
         endpoints=endpoints,
         agents=[report_of_agent(guard, state, error) for guard, (state, error, _) in answers.items()],
         findings=list(dict.fromkeys(findings)),
-        notes=[] if survey is None else list(_notes(survey, endpoints)),
+        notes=[] if survey is None else [*_notes(survey, endpoints), *_unused(allowed, endpoints)],
     )
     if options.json:
         print_json(report)
@@ -110,6 +128,14 @@ def _makes_app(found: Any) -> bool:
     except TypeError:
         return True
     return False
+
+
+def _redacted(text: str) -> str:
+    """A message without secrets. What it says of a place in a file is none, though the place may be named like one."""
+    found = _IN_FILE.match(text)
+    if found is None:
+        return redact_secrets(text)
+    return redact_secrets(found["file"]) + found["place"] + redact_secrets(text[found.end() :])
 
 
 def _list(app: Any) -> Survey:
@@ -180,13 +206,29 @@ def _without_agents(survey: Survey, endpoints: Sequence[EndpointReport], *, fail
     if not fail:
         return
     for endpoint in endpoints:
+        if endpoint.declared is not None:
+            continue
         if endpoint.guarded is False:
             where = title_of(endpoint)
-            yield CheckFinding(kind="unguarded", subject=where, message=f"{where} is unguarded")
+            yield CheckFinding(kind="unguarded", subject=where, message=f"{where} is unguarded{_why(endpoint)}")
         elif endpoint.guarded is None:
             where = title_of(endpoint)
             message = f"{where}: nobody can tell whether it is guarded"
             yield CheckFinding(kind="unguarded", subject=where, message=message)
+
+
+def _why(endpoint: EndpointReport) -> str:
+    """Why an endpoint is unguarded that has agents."""
+    if not endpoint.agents and not endpoint.guardrails:
+        return ""
+    return ": none of its agents can stop a request"
+
+
+def _unused(allowed: Sequence[str], endpoints: Sequence[EndpointReport]) -> Iterator[CheckFinding]:
+    for pattern in allowed:
+        if not any(is_allowed(endpoint.only or endpoint.path, pattern) for endpoint in endpoints):
+            message = f"--allow {pattern!r} is for no endpoint of the app"
+            yield CheckFinding(kind="unmatched_allow", subject=pattern, message=message)
 
 
 def _notes(survey: Survey, endpoints: Sequence[EndpointReport]) -> Iterator[CheckFinding]:

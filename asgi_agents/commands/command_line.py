@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ _EXIT_CODES: Final = (
     " 130 interrupted."
 )
 _PROGRAM: Final = "python -m asgi_agents"
+# Programs of the package that are no subcommands, and what they do.
+_PROGRAMS: Final = {"serve": "serves an agent", "ray": "runs an agent on Ray Serve"}
 _BROKEN_PIPE: Final = 141
 _INTERRUPTED: Final = 130
 
@@ -39,7 +42,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        raise _UsageError(self.prog.removeprefix(_PROGRAM).strip() or None, message)
+        command = self.prog.removeprefix(_PROGRAM).strip() or None
+        program = re.match(r"argument COMMAND: invalid choice: '(\w+)'", message) if command is None else None
+        if program is not None and program[1] in _PROGRAMS:
+            name = program[1]
+            message = f"{name!r} is a program of its own, which {_PROGRAMS[name]}: python -m asgi_agents.{name}"
+        raise _UsageError(command, message)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = make_parser().parse_args(given)
             command = options.command
             find_from_here()
-            code: int = options.run(options)
+            code = _run(options)
         except (MistakeError, AgentsError, OSError) as exc:
             if isinstance(exc, BrokenPipeError):
                 raise
@@ -78,6 +86,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return IMPOSSIBLE
     except KeyboardInterrupt:
         return _INTERRUPTED
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the subcommand; the exit code.
+
+    :raises MistakeError: what it has called wanted to end the process, or has raised what ends it. The exit code of
+        that would be taken for ours.
+    """
+    try:
+        code: int = options.run(options)
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as exc:
+        raise MistakeError(f"what was called has raised {type(exc).__name__}: {exc}") from exc
     return code
 
 

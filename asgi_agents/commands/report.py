@@ -6,14 +6,17 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from ..evaluation.resolved_route import ResolvedRoute
+from ..evaluation.route_agent import RouteAgent
 from ..guard import Guard
 from ..guardrails import ToolPolicy, ToolRule
 from ..guardrails.slots import Kind
 from ..observability.redaction import redact_secrets
 from ..policy import FailureMode
 from ..protocol import EventType
+from ..routing.openness import OpenDeclaration
 from ..routing.survey import SurveyedEndpoint
 from ..terminal.output import Page
+from .allowing import declaration_of
 
 State = Literal["ready", "failed", "not asked"]
 
@@ -33,16 +36,21 @@ _EVENTS: Final = {
     "app": frozenset(EventType) - {EventType.CONFIGURE},
     "unreadable": frozenset(EventType) - {EventType.CONFIGURE},
 }
-# What comes too late to stop anything, or only where a handler asks.
-_NO_GUARD: Final = frozenset({EventType.CONFIGURE, EventType.REQUEST_COMPLETE, EventType.GUARDRAIL_INSPECT})
+# An agent that receives none of these can't stop a request before the endpoint has run.
+_OF_REQUESTS: Final = frozenset(
+    {EventType.REQUEST_HEADERS, EventType.REQUEST_BODY_CHUNK, EventType.WEBSOCKET_FRAME},
+)
+# The same of the kinds of texts: calls of tools and their results stand in requests as well as in answers.
+_TEXTS_OF_REQUESTS: Final = frozenset({"input", "tool_call", "tool_result"})
 _KINDS: Final[Sequence[Kind]] = ("input", "reasoning", "output", "tool_call", "tool_result")
 
 
 class EndpointAgent(Struct, frozen=True, kw_only=True):
     """An agent on an endpoint, with the events that it receives there; ``enforced`` is False for a shadow agent.
 
-    ``decided_by`` is ``endpoint`` for a policy on the endpoint or a router around it, ``route`` for a route of ours,
-    and ``default`` for the default agents.
+    ``stops`` is whether it can stop a request or a message: it is enforced, receives any there, and does not say of
+    itself that it never stops anything. ``decided_by`` is ``endpoint`` for a policy on the endpoint or a router around
+    it, ``route`` for a route of ours, and ``default`` for the default agents.
     """
 
     id: str
@@ -50,14 +58,19 @@ class EndpointAgent(Struct, frozen=True, kw_only=True):
     failure_mode: str
     enforced: bool
     events: Sequence[str]
+    stops: bool
+    never_stops: bool
 
 
 class EndpointGuardrail(Struct, frozen=True, kw_only=True):
-    """A text guardrail on an endpoint: its agent, and the kinds of text that it judges."""
+    """A text guardrail on an endpoint: its agent, the kinds of text that it judges, and whether that can stop a request
+    (``stops``): it is enforced, and judges texts that stand in requests.
+    """
 
     agent: str
     on: Sequence[str]
     enforced: bool
+    stops: bool
 
 
 class EndpointToolRule(Struct, frozen=True, kw_only=True):
@@ -78,7 +91,8 @@ class EndpointReport(Struct, frozen=True, kw_only=True):
     """An endpoint, or some of its methods or paths.
 
     ``agents`` are those that are asked, outermost middleware first. ``guarded`` is whether any of them, or a guardrail,
-    can stop a connection; None where nobody can tell. A tool policy looks at calls of tools alone, and does not count.
+    can stop a request or a message of the client; None where nobody can tell. A tool policy looks at calls of tools
+    alone, and does not count. ``declared`` is who says that an endpoint that is not guarded is meant to be open.
     The other fields are those of :class:`~asgi_agents.routing.survey.SurveyedEndpoint`.
     """
 
@@ -91,6 +105,7 @@ class EndpointReport(Struct, frozen=True, kw_only=True):
     example: str | None
     taken_by: str | None
     guarded: bool | None
+    declared: OpenDeclaration | None
     agents: Sequence[EndpointAgent]
     guardrails: Sequence[EndpointGuardrail]
     tools: Sequence[EndpointTools]
@@ -133,26 +148,16 @@ class CheckReport(Struct, frozen=True, kw_only=True):
     notes: Sequence[CheckFinding] = ()
 
 
-def report_of(endpoint: SurveyedEndpoint) -> EndpointReport:
-    """What is reported of an endpoint."""
-    there = _EVENTS[endpoint.kind]
+def report_of(endpoint: SurveyedEndpoint, allowed: Sequence[str] = ()) -> EndpointReport:
+    """What is reported of an endpoint. ``allowed`` are the patterns of those that may be open."""
     agents = [
-        EndpointAgent(
-            id=agent.guard.config.id,
-            decided_by=_decided_by(found),
-            failure_mode=agent.failure_mode.value,
-            enforced=agent.guard.config.enforce,
-            events=in_order(agent.guard.hears & there),
-        )
-        for found in endpoint.asked
-        for agent in found.agents
+        _agent(agent, _decided_by(found), _EVENTS[endpoint.kind]) for found in endpoint.asked for agent in found.agents
     ]
     guardrails = [guardrail for found in endpoint.asked for guardrail in _guardrails(found)]
     tools = [_tools(policy) for found in endpoint.asked if found.judges for policy in found.judges.policies]
     # A policy that can't be carried out lets nothing run.
-    guards = any(found.refusal is not None for found in endpoint.asked) or any(
-        agent.enforced and any(EventType(event) not in _NO_GUARD for event in agent.events) for agent in agents
-    )
+    refused = any(found.refusal is not None for found in endpoint.asked)
+    guards = refused or any(agent.stops for agent in agents) or any(guardrail.stops for guardrail in guardrails)
     unknown = endpoint.kind == "unreadable" or (endpoint.example is None and endpoint.taken_by is None)
     return EndpointReport(
         kind=endpoint.kind,
@@ -163,10 +168,26 @@ def report_of(endpoint: SurveyedEndpoint) -> EndpointReport:
         only=endpoint.only,
         example=endpoint.example,
         taken_by=endpoint.taken_by,
-        guarded=None if unknown else guards or any(guardrail.enforced for guardrail in guardrails),
+        guarded=None if unknown else guards,
+        declared=None if guards and not unknown else declaration_of(endpoint, allowed),
         agents=[] if unknown else agents,
         guardrails=[] if unknown else guardrails,
         tools=[] if unknown else tools,
+    )
+
+
+def _agent(agent: RouteAgent, decided_by: str, there: frozenset[EventType]) -> EndpointAgent:
+    guard = agent.guard
+    events = guard.hears & there
+    never_stops = bool(getattr(guard.client.agent, "never_stops", False))
+    return EndpointAgent(
+        id=guard.config.id,
+        decided_by=decided_by,
+        failure_mode=agent.failure_mode.value,
+        enforced=guard.config.enforce,
+        events=in_order(events),
+        stops=guard.config.enforce and not never_stops and not events.isdisjoint(_OF_REQUESTS),
+        never_stops=never_stops,
     )
 
 
@@ -179,7 +200,9 @@ def _guardrails(found: ResolvedRoute) -> Iterable[EndpointGuardrail]:
         return
     for guardrail, agent in zip(found.judges.guardrails, found.judges.agents, strict=True):
         on = [kind for kind in _KINDS if kind in guardrail.kinds]
-        yield EndpointGuardrail(agent=guardrail.agent_id, on=on, enforced=agent.guard.config.enforce)
+        enforced = agent.guard.config.enforce
+        stops = enforced and not _TEXTS_OF_REQUESTS.isdisjoint(on)
+        yield EndpointGuardrail(agent=guardrail.agent_id, on=on, enforced=enforced, stops=stops)
 
 
 def _tools(policy: ToolPolicy) -> EndpointTools:
@@ -215,6 +238,11 @@ def in_order(events: frozenset[EventType]) -> Sequence[str]:
 
 # Printing
 
+_HINT: Final = (
+    "an endpoint that is meant to be open says so with @unguarded or AgentRoute(path, agents=[]); --allow PATTERN says"
+    " it of what can't, such as /docs"
+)
+
 
 def title_of(endpoint: EndpointReport) -> str:
     """Methods and path of an endpoint, for a sentence."""
@@ -243,18 +271,22 @@ def print_report(page: Page, report: CheckReport) -> None:
         page.wrapped("found: ", finding.message, colour="red")
     for note in report.notes:
         page.wrapped("note:  ", note.message)
+    if any(finding.kind == "unguarded" for finding in report.findings):
+        page.wrapped("hint:  ", _HINT)
     if report.findings or report.notes:
         page.line()
     page.line(_summary(report))
 
 
 def _summary(report: CheckReport) -> str:
-    unguarded = sum(one.guarded is False for one in report.endpoints)
+    unguarded = sum(one.guarded is False and one.declared is None for one in report.endpoints)
+    declared = sum(one.declared is not None for one in report.endpoints)
     failed = sum(one.state == "failed" for one in report.agents)
     endpoints = sum(one.only is None for one in report.endpoints)
     parts = [
         f"{endpoints} {'endpoint' if endpoints == 1 else 'endpoints'}",
         f"{unguarded} unguarded",
+        *([f"{declared} open as declared"] if declared else []),
         f"{len(report.agents)} {'agent' if len(report.agents) == 1 else 'agents'}",
         f"{failed} failed",
         f"{len(report.findings)} found",
@@ -279,17 +311,19 @@ def _path(endpoint: EndpointReport) -> str:
 
 
 def _agents(endpoint: EndpointReport) -> str:
+    said = "" if endpoint.declared is None else f", open: {endpoint.declared}"
     if endpoint.kind == "unreadable":
-        return f"unknown: {endpoint.name} has no path that can be read"
+        return f"unknown: {endpoint.name} has no path that can be read{said}"
     if endpoint.guarded is None:
-        return "unknown: no path was found that leads here"
+        return f"unknown: no path was found that leads here{said}"
     parts = [_with_marks(agent) for agent in endpoint.agents]
     if endpoint.guardrails:
-        parts.append("text: " + " + ".join(guardrail.agent for guardrail in endpoint.guardrails))
+        parts.append("text: " + " + ".join(map(_guardrail_with_marks, endpoint.guardrails)))
     parts += [f"tools: {_named_tools(tools)}" for tools in endpoint.tools]
     text = ", ".join(parts)
     if endpoint.guarded is False:
-        text = f"UNGUARDED ({text})" if text else "UNGUARDED"
+        said = "UNGUARDED" if endpoint.declared is None else f"open: {endpoint.declared}"
+        text = f"{said} ({text})" if text else said
     return text if endpoint.taken_by is None else f"never runs, {endpoint.taken_by} does: {text}"
 
 
@@ -310,11 +344,23 @@ def _with_marks(agent: EndpointAgent) -> str:
         marks.append("open")
     if not agent.events:
         marks.append("receives nothing here")
+    elif agent.never_stops:
+        marks.append("never stops")
+    elif agent.enforced and not agent.stops:
+        marks.append("receives no request")
     return f"{agent.id} ({', '.join(marks)})" if marks else agent.id
 
 
+def _guardrail_with_marks(guardrail: EndpointGuardrail) -> str:
+    if not guardrail.enforced:
+        return f"{guardrail.agent} (shadow)"
+    return guardrail.agent if guardrail.stops else f"{guardrail.agent} (answers only)"
+
+
 def _colour(endpoint: EndpointReport) -> str | None:
-    return "yellow" if endpoint.guarded is None else None if endpoint.guarded else "red"
+    if endpoint.declared is not None or endpoint.guarded:
+        return None
+    return "yellow" if endpoint.guarded is None else "red"
 
 
 def _where(agent: AgentReport) -> str:

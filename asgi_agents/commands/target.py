@@ -2,15 +2,17 @@
 
 import argparse
 import json
+import os
+import stat
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ..config import AgentConfig
 from ..exchange.scope import timestamp
+from ..files.source import at_once
 from ..guard import Guard
 from ..policy import MAX_SECONDS
 from ..protocol import TOKEN, EventType, Headers, RequestBodyChunkEvent, RequestHeadersEvent, RequestMetadata
@@ -22,6 +24,8 @@ from ..transports.resolve import transport_of_url
 # Of an agent that does not say itself what it receives. Not the end of a request: those that don't know it may fail.
 _USUAL: Final = frozenset(EventType) - {EventType.CONFIGURE, EventType.REQUEST_COMPLETE}
 _ID: Final = "agent"
+# Printable, and no blank.
+_IN_A_TARGET: Final = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -93,12 +97,16 @@ def json_of(option: str, text: str | None) -> Any:
     if text is None:
         return None
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         fault = "nested too deeply"
     except ValueError as exc:
         fault = str(exc)
     raise MistakeError(f"{option}: {fault}, expected JSON such as '{{\"level\": 2}}'")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 # The request
@@ -123,12 +131,26 @@ def body_of(text: str | None, file: str | None) -> bytes | None:
     """A body from the command line; None for none.
 
     :raises OSError: the file can't be read.
+    :raises MistakeError: it is none.
     """
     if text is not None:
         return text.encode(errors="surrogateescape")
     if file is None:
         return None
-    return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    if file == "-":
+        return sys.stdin.buffer.read()
+    with open(file, "rb", opener=at_once) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise MistakeError(f"{file}: no regular file, expected a file, or - for standard input")
+        return opened.read()
+
+
+def as_sent(uri: str) -> str:
+    """A request target as clients send it: what none can stand in one, blanks and what is no ASCII, is percent-encoded.
+
+    All else stays as it is given: what is encoded already, and characters that clients should encode, and may not.
+    """
+    return quote(uri.encode(errors="surrogateescape"), safe=_IN_A_TARGET)
 
 
 class Question:
@@ -145,7 +167,7 @@ class Question:
                 parts = urlsplit(uri)
                 hint = f": {(parts.path or '/') + ('?' + parts.query if parts.query else '')!r}"
             raise MistakeError(f"{uri!r} is no path, expected one that begins with '/'{hint}")
-        self.method, self.uri = method, uri
+        self.method, self.uri = method, as_sent(uri)
         self._headers = headers_of(options.header)
         self.body = body_of(options.body, options.body_file)
         self.client_ip: str = options.client_ip

@@ -1,15 +1,16 @@
 """From a connection to the agents that are asked about it."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from starlette.types import Scope
 
 from ..errors import ConfigurationError, UnknownAgentError
+from ..evaluation.read_headers import headers_set
 from ..evaluation.resolved_route import ResolvedRoute, RouteListing
 from ..evaluation.route_agent import AgentReference
-from ..evaluation.text_judges import check_guardrail
+from ..evaluation.text_judges import check_guardrail, require_guardrail, warn_of_guardrail
 from ..guard import Guard
 from ..guardrails import Guardrail, ToolPolicy
 from ..protocol.target import NO_PATH, is_path
@@ -19,6 +20,7 @@ from .app_chain import app_chain, attribute
 from .cache import PathCache, PathKey
 from .endpoints import AppEndpoint
 from .marks import PolicyMark, marks
+from .order_advice import AskedTogether, check_headers, set_around
 from .refusal import consequence
 from .resolver import AppRoutes, Resolver
 from .router_checks import check_endpoints
@@ -93,6 +95,11 @@ class RouteFinder:
     def registry(self) -> AgentRegistry:
         """The agents that it finds."""
         return self._registry
+
+    @property
+    def headers_set(self) -> frozenset[str]:
+        """The request headers that any of its agents sets."""
+        return headers_set([guard.config for guard in self._registry.guards()])
 
     @property
     def patterns(self) -> Sequence[str]:
@@ -201,7 +208,7 @@ class RouteFinder:
         for guardrail in mark.policy.guardrails or ():
             if isinstance(guardrail, Guardrail):
                 try:
-                    check_guardrail(guardrail, find_guard(guardrail.agent_id))
+                    require_guardrail(guardrail, find_guard(guardrail.agent_id))
                 except (UnknownAgentError, ConfigurationError) as exc:
                     return f"Guardrail({guardrail.agent_id!r}): {exc}"
         return None
@@ -222,12 +229,13 @@ class RouteFinder:
                 if mark is not None and (fault := self._fault(mark, find_guard)) is not None:
                     raise ConfigurationError(f"{mark} on {endpoint.name} at {endpoint.path!r}: {fault}")
 
-    def examine(self, scope: Scope, *, strict: bool = False) -> None:
+    def examine(self, scope: Scope, *, strict: bool = False, around: frozenset[str] | None = None) -> None:
         """Warn in the log of routes and agents that are most likely mistakes, once.
 
         :param scope: a connection, or the lifespan of an app that has its routes.
         :param strict: raise :class:`ConfigurationError` where an endpoint's policy can't be carried out, rather than
             log it.
+        :param around: the headers that agents of middlewares around this one set. None: as the running code is called.
         """
         if marks.used:
             self._list_routes(scope)
@@ -238,10 +246,22 @@ class RouteFinder:
             return
         self._examined = True
         check_routes(self._router, self._resolver, scope)
+        check_headers(self._registry, self._asked_together(scope), set_around() if around is None else around)
         if self._owns_agents:
             check_text_guardrails(self._registry)
             if self._router.default_agents is not None:
                 check_agents(self._registry, self._router)
+
+    def _asked_together(self, scope: Scope) -> Iterator[AskedTogether]:
+        routes = self._router.routes or ()
+        for route in routes:
+            yield AskedTogether(repr(route.path), route.agents)
+        if marks.used:
+            for endpoint in self._resolver.policies(scope)[0]:
+                for mark, _ in endpoint.policies:
+                    if mark is not None:
+                        yield AskedTogether(repr(endpoint.path), mark.policy.agents)
+        yield AskedTogether("paths that match no route" if routes else None, self._router.default_agents)
 
     def _examine_policies(self, scope: Scope, *, strict: bool) -> None:
         endpoints, readable = self._resolver.policies(scope)
@@ -251,10 +271,17 @@ class RouteFinder:
                 " seen, and these endpoints do not run unless the routes name the same agents"
             )
         faults: list[tuple[AppEndpoint, str]] = []
+        judging: dict[Guardrail, None] = {}
         for endpoint in endpoints:
             for mark, _ in endpoint.policies:
-                if mark is not None and (fault := self._fault(mark)) is not None:
+                if mark is None:
+                    continue
+                if (fault := self._fault(mark)) is not None:
                     faults.append((endpoint, f"{mark} on {endpoint.name} at {endpoint.path!r}: {fault}"))
+                else:
+                    judging |= dict.fromkeys(one for one in mark.policy.guardrails or () if isinstance(one, Guardrail))
+        for guardrail in judging if not self._examined else ():
+            warn_of_guardrail(guardrail, self._registry.guard(guardrail.agent_id))
         if faults and strict:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
             raise ConfigurationError(faults[0][1] + more)

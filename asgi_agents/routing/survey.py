@@ -19,6 +19,7 @@ from ..evaluation.resolved_route import ResolvedRoute
 from .endpoints import AppEndpoint, AppWalk, EndpointKind, Within, app_key, name_of
 from .finder import RouteFinder
 from .matching import Around, innermost, router_of
+from .openness import declared_open
 from .patterns import covers, may_meet
 from .tracer import FinderOf, Tracer, Way, finders_of, root_path_of
 
@@ -167,7 +168,11 @@ class _Surveyor:
         for method in _methods_of(leaf):
             for only, path, way in self._ways(leaf, method):
                 for methods, same_only, taken_by, _, same in found:
-                    if same_only == only and _signature(same) == _signature(way) and taken_by == self._taker(leaf, way):
+                    if (
+                        same_only == only
+                        and _signature(same, leaf) == _signature(way, leaf)
+                        and taken_by == self._taker(leaf, way)
+                    ):
                         methods.append(method)
                         break
                 else:
@@ -218,9 +223,9 @@ class _Surveyor:
                 # What a reader would take to hold here, of the lines so far.
                 filled = next(_fill(merged, self._values), path)
                 said = [signature for regex, signature in told if regex.match(filled)]
-                taken = said or [_signature(way)]
-                if _signature(special) not in taken:
-                    told.append((compile_path(merged)[0], _signature(special)))
+                taken = said or [_signature(way, leaf)]
+                if _signature(special, leaf) not in taken:
+                    told.append((compile_path(merged)[0], _signature(special, leaf)))
                     yield merged, path, special
 
     def _trace_first(self, leaf: AppEndpoint, method: str, paths: Iterator[str]) -> tuple[str, Way]:
@@ -277,9 +282,10 @@ def _methods_of(leaf: AppEndpoint) -> Sequence[str]:
     return _USUAL if leaf.methods is None else sorted(leaf.methods, key=_rank)
 
 
-def _signature(way: Way) -> object:
-    """What is the same where the same is asked."""
-    return tuple(
+def _signature(way: Way, leaf: AppEndpoint) -> object:
+    """What is the same where the same is asked, and where nobody is, whether that is meant."""
+    declared = declared_open([asked.resolved_route for asked in way.asked], leaf.path) is not None
+    return declared, tuple(
         (
             tuple((agent.guard, agent.failure_mode) for agent in asked.resolved_route.agents),
             None if asked.resolved_route.judges is None else asked.resolved_route.judges.guardrails,

@@ -18,6 +18,7 @@ from .app_chain import attribute
 from .endpoints import EndpointKey, app_key, endpoint_key
 from .finder import RouteFinder
 from .matching import is_included, route_of, router_of
+from .order_advice import setting_around
 
 #: From a middleware that asks agents to its finder; None of anything else.
 FinderOf = Callable[[object], RouteFinder | None]
@@ -141,7 +142,9 @@ class Tracer:
             if finder is not None:
                 # It sees what the middlewares see, and may not keep it: the scope is written to further on.
                 look_up = finder.look_up if self._around is None else finder.ask
-                asked.append(FinderStep(finder, look_up({**scope}), scope.get("root_path", "")))
+                with setting_around({name for step in asked for name in step.finder.headers_set}):
+                    found = look_up({**scope})
+                asked.append(FinderStep(finder, found, scope.get("root_path", "")))
         return layer
 
     def _route(

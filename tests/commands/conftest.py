@@ -63,6 +63,14 @@ class Refusing(Agent):
         return None
 
 
+class Limit(Agent):
+    async def on_configure(self, event):
+        self.rate = event.config["rate"]
+
+    async def on_request_headers(self, event):
+        return None
+
+
 class Frames(Agent):
     async def on_websocket_frame(self, event):
         return None

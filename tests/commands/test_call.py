@@ -1,5 +1,6 @@
 """``call``: what one agent answers, and the exit code that follows from it."""
 
+import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from asgi_agents import Agent, AgentResponse, Framing, RequestHeadersEvent
 from asgi_agents.serve import agent_app, serve_stream
+from tests.support.names import free_port
 from tests.support.servers import serve
 
 from .conftest import Command
@@ -79,11 +81,11 @@ CALLS: dict[str, tuple[list[str], int, str]] = {
 def test_the_answer_and_the_exit_code(name: str, command: Command) -> None:
     arguments, code, line = CALLS[name]
     done = command("call", *arguments)
-    assert (done.code, done.err) == (code, "")
+    assert (done.code, done.err.count("\n")) == (code, code == 2)
     assert line in done.out
     report = command("call", *arguments, "--json").json
-    assert list(report) == ["command", "format", "agent", "outcome", "connect_ms", "calls", "not_asked"]
-    assert all(list(one) == ["event", "outcome", "ms", "answer", "failure"] for one in report["calls"])
+    assert list(report) == ["command", "format", "agent", "request", "outcome", "connect_ms", "calls", "not_asked"]
+    assert all(list(one) == ["event", "outcome", "ms", "answer", "failure", "status"] for one in report["calls"])
     assert (report["outcome"] == "allow") is (code == 0)
     assert any(one["failure"] is not None for one in report["calls"]) is (code == 2)
 
@@ -125,7 +127,10 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["house:Waf", "--header", "x"], "--header 'x', expected 'name: value'"),
     (["house:Waf", "--response-header", "x y: 1"], "--response-header 'x y', expected 'name: value'"),
     (["house:Waf", "--status", "42"], "--status 42, expected 100 to 599"),
+    (["house:Waf", "--status", "0"], "--status 0, expected 100 to 599"),
     (["house:Waf", "--timeout", "0"], "--timeout 0, expected seconds above 0"),
+    (["house:Waf", "--config", "NaN"], "--config: NaN is no JSON, expected JSON such as"),
+    (["house:Waf", "--config", "[-Infinity]"], "--config: -Infinity is no JSON, expected JSON such as"),
     (["house:Waf", "--config", "{"], "--config: Expecting property name enclosed in double quotes"),
     (
         ["house:Waf", "--inspect", "x", "--inspection-type", "a b"],
@@ -145,6 +150,71 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], message: st
     assert "s3cret" not in done.err
     as_json = command("call", *arguments, "--json")
     assert list(as_json.json) == ["command", "format", "error"]
+
+
+@pytest.mark.parametrize("arguments", [["call"], ["bench", "--calls", "3"]], ids=["call", "bench"])
+def test_an_agent_that_needs_a_configuration_is_said_the_option_for_it(arguments: list[str], command: Command) -> None:
+    done = command(*arguments, "house:Limit")
+    assert done.code == 2
+    assert done.err.endswith("; it has no configuration, expected --config JSON\n")
+    assert command(*arguments, "house:Limit", "--config", '{"rate": 1}').code == 0
+
+
+@pytest.mark.parametrize("arguments", [["call"], ["bench", "--calls", "3"]], ids=["call", "bench"])
+@pytest.mark.parametrize("scheme", ["http", "tcp"])
+def test_an_agent_that_can_not_be_reached_is_said_on_standard_error_whatever_its_transport(
+    scheme: str, arguments: list[str], command: Command
+) -> None:
+    agent = f"{scheme}://127.0.0.1:{free_port()}"
+    for options in ([], ["--json"]):
+        done = command(arguments[0], agent, *arguments[1:], "--timeout", "5", *options)
+        assert done.code == 2
+        assert len(done.err.splitlines()) == 1
+        assert done.err.startswith("error: ")
+        assert "127.0.0.1" in done.err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("option", ["--body-file", "--response-body-file"])
+def test_a_body_is_not_waited_for_at_a_pipe(option: str, command: Command, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = command("call", "house:Waf", option, str(tmp_path / "pipe"))
+    assert (done.code, done.out) == (2, "")
+    assert "pipe: no regular file, expected a file, or - for standard input" in done.err
+
+
+SAYS_SECRETS = """
+import json
+
+from asgi_agents import *
+
+BODY = json.dumps({"otp": "zq9S3cretZq9", "session": "zq9S3cretZq9", "lamp": 1})
+
+
+class Block(Agent):
+    async def on_request_headers(self, event):
+        return AgentResponse.block(403, BODY, headers={"x-a": "sid=zq9S3cretZq9"})
+
+    async def on_guardrail_inspect(self, event):
+        found = Detection(category="x", description=BODY, replacement=BODY)
+        return GuardrailResponse(detected=True, redacted_content=BODY, detections=[found])
+
+
+class Audit(Agent):
+    async def on_request_headers(self, event):
+        custom = {"sid": "zq9S3cretZq9", "query": "session=zq9S3cretZq9", "body": BODY, "prompt_tokens": 5}
+        custom["author"] = "anna"
+        return AgentResponse(audit=AuditMetadata(custom=custom), routing_metadata={"sig": "zq9S3cretZq9"})
+"""
+
+
+@pytest.mark.parametrize("arguments", [["says:Block"], ["says:Block", "--inspect", "x"], ["says:Audit"]])
+def test_what_is_named_like_a_secret_is_not_printed(arguments: list[str], command: Command) -> None:
+    for options in ([], ["--json"]):
+        done = command("call", *arguments, *options, says=SAYS_SECRETS)
+        assert "zq9S3cretZq9" not in done.out + done.err
+        assert "lamp" in done.out
+        assert ("prompt_tokens" in done.out) is ("anna" in done.out) is (arguments == ["says:Audit"])
 
 
 @pytest.mark.parametrize("framing", [Framing.V2, Framing.ENVELOPE])

@@ -1,6 +1,8 @@
 """``check``: the table, what it finds, and the shape of its JSON."""
 
+import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,7 +75,7 @@ def test_endpoints_are_listed_with_their_agents_in_order(command: Command) -> No
         "GET       /items/secret  auth, waf\n"
         "POST    /items/{id}      waf (open), auth\n"
         "POST      /items/secret  auth, waf\n"
-        "GET     /healthz         UNGUARDED\n"
+        "GET     /healthz         open: AgentRoute('/healthz')\n"
         "WS      /room            auth\n"
         "\n"
         "AGENT  FAILS   STATE  WHERE AND WHAT IT RECEIVES\n"
@@ -81,7 +83,7 @@ def test_endpoints_are_listed_with_their_agents_in_order(command: Command) -> No
         "                      response_body_chunk, websocket_frame, guardrail_inspect\n"
         "auth   closed  ready  in_process: request_headers\n"
         "\n"
-        "4 endpoints, 1 unguarded, 2 agents, 0 failed, 0 found\n"
+        "4 endpoints, 0 unguarded, 1 open as declared, 2 agents, 0 failed, 0 found\n"
     )
 
 
@@ -99,6 +101,7 @@ def test_the_json_says_all_of_it(command: Command) -> None:
         "example": "/items/an-example",
         "taken_by": None,
         "guarded": True,
+        "declared": None,
         "agents": [
             {
                 "id": "waf",
@@ -106,6 +109,8 @@ def test_the_json_says_all_of_it(command: Command) -> None:
                 "failure_mode": "closed",
                 "enforced": True,
                 "events": ["request_headers", "request_body_chunk", "response_body_chunk", "guardrail_inspect"],
+                "stops": True,
+                "never_stops": False,
             }
         ],
         "guardrails": [],
@@ -410,6 +415,44 @@ def test_what_is_found_and_what_is_only_noted(name: str, command: Command) -> No
     assert text.count("found: ") == len(findings)
 
 
+CONFIGURED = """
+from fastapi import FastAPI
+from asgi_agents import protect
+
+app = FastAPI()
+protect(app, config="agents.json", imports=["house"])
+"""
+
+
+def test_each_mistake_of_a_file_is_found_and_its_place_is_shown(command: Command, tmp_path: Path) -> None:
+    # Places that are named like secrets, which are no secrets.
+    (tmp_path / "agents.json").write_text("""{
+        "stop_grace": -1, "routs": [], "password": "hunter2-and-more",
+        "agents": [{"id": "waf", "transport": "house:Waf", "timeuot": 2, "authorization": "Bearer hunter2-and-more"}]
+    }""")
+    done = command("check", "main:app", "--json", main=CONFIGURED)
+    lines = [each["message"].partition("agents.json: ")[2] for each in done.json["findings"]]
+    assert kinds(done.json) == ["configuration"] * 5
+    begins = ["routs: no", "password: no", "agents[0].timeuot: no", "agents[0].authorization: no", "stop_grace: found"]
+    for begin in begins:
+        assert any(line.startswith(begin) for line in lines), lines
+    assert "hunter2" not in done.out
+    shown = command("check", "main:app", main=CONFIGURED)
+    assert shown.out.count("found: ") == 5
+    assert "5 found" in shown.out
+
+
+@pytest.mark.parametrize("name", ["password", "authorization", "api_key", "x", "cookie"])
+def test_the_name_of_a_variable_without_braces_is_shown(name: str, command: Command, tmp_path: Path) -> None:
+    config = {name: "$PATH", "token": "abcd1234"}
+    data = {"agents": [{"id": "waf", "transport": "house:Waf", "config": config}]}
+    (tmp_path / "agents.json").write_text(json.dumps(data))
+    done = command("check", "main:app", "--json", main=CONFIGURED)
+    [warning] = [each["message"] for each in done.json["findings"] if "is read as text" in each["message"]]
+    assert f"agents.json: agents[0].config.{name}: $PATH is read as text" in warning
+    assert "abcd1234" not in done.out
+
+
 def test_offline_asks_no_agent(command: Command) -> None:
     lines = 'protect(app, agents=[AgentConfig("waf", Refusing()), AgentConfig("b", "tcp://127.0.0.1:9")])'
     done = command("check", "main:app", "--offline", "--json", main=f"{APP}\n{lines}\n")
@@ -418,41 +461,6 @@ def test_offline_asks_no_agent(command: Command) -> None:
         ("not asked", True),
         ("not asked", False),
     ]
-
-
-UNGUARDED: dict[str, tuple[str, int]] = {
-    "all are guarded": ('protect(app, agents=[AgentConfig("waf", Waf())])', 0),
-    "a shadow agent": ('protect(app, agents=[AgentConfig("waf", Waf(), enforce=False)])', 4),
-    "an agent that receives nothing of http": ('protect(app, agents=[AgentConfig("waf", Frames())])', 3),
-    "an agent that only hears the end": (
-        'protect(app, agents=[AgentConfig("waf", "tcp://127.0.0.1:9", events=["request_complete"])])',
-        4,
-    ),
-    "a text guardrail": (
-        'protect(app, agents=[AgentConfig("waf", Waf())], routes=[], guardrails=[Guardrail("waf", on={"input"})])',
-        0,
-    ),
-    "default agents": (
-        'protect(app, agents=[AgentConfig("waf", Waf())], routes=[AgentRoute("/healthz", agents=[])],'
-        ' default_agents=["waf"])',
-        1,
-    ),
-    "some of its paths": (
-        'protect(app, agents=[AgentConfig("waf", Waf())], routes=[AgentRoute("/items/open", agents=[])],'
-        ' default_agents=["waf"])',
-        2,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", UNGUARDED)
-def test_unguarded_endpoints_are_found_where_that_is_asked_for(name: str, command: Command) -> None:
-    lines, count = UNGUARDED[name]
-    module = f"{APP}\n{lines}\n"
-    assert "unguarded" not in kinds(command("check", "main:app", "--offline", "--json", main=module).json)
-    done = command("check", "main:app", "--offline", "--json", "--fail-unguarded", main=module)
-    assert kinds(done.json).count("unguarded") == count
-    assert done.code == (1 if count else 0)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+import asgi_agents
 from asgi_agents import AgentConfig, AgentManager
 from asgi_agents.commands.command_line import make_parser
 from asgi_agents.recording import record
@@ -18,6 +19,8 @@ from asgi_agents.testing import FakeAgent
 from tests.support.sample_events import HEAD
 
 from .conftest import AGENTS, Command
+
+PACKAGE = Path(asgi_agents.__file__).parent
 
 
 class Terminal(io.StringIO):
@@ -32,6 +35,22 @@ def test_what_is_no_command_has_exit_code_2(arguments: str, command: Command) ->
     done = command(*arguments.split())
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("usage: python -m asgi_agents")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__main__.py")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_program_that_is_no_command_is_named(path: Path, form: list[str], command: Command) -> None:
+    name = path.parent.name
+    done = command(name, "waf:Waf", *form)
+    assert done.code == 2
+    message = done.json["error"] if form else done.err.splitlines()[-1].removeprefix("error: ")
+    assert message.startswith(f"{name!r} is a program of its own, which ")
+    assert message.endswith(f": python -m asgi_agents.{name}")
+
+
+def test_what_is_no_command_at_all_is_not_taken_for_a_program(command: Command) -> None:
+    assert "invalid choice: 'server'" in command("server").err
+    assert "is a program of its own" not in command("check", "serve", "serve").err
 
 
 @pytest.mark.parametrize(

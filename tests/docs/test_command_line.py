@@ -9,6 +9,7 @@ import pytest
 from asgi_agents.commands import bench, call, check, replay, report
 from asgi_agents.commands.command_line import make_parser
 from asgi_agents.recording import Difference, FieldDifference, ReplayReport, ReplayTiming
+from asgi_agents.routing.openness import OpenDeclaration
 
 from .pages import DOCS
 from .test_tables import codes, table
@@ -46,6 +47,7 @@ ROWS: list[tuple[str, list[type[msgspec.Struct]]]] = [
         "`check`, each of `endpoints`",
         [
             report.EndpointReport,
+            OpenDeclaration,
             report.EndpointAgent,
             report.EndpointGuardrail,
             report.EndpointTools,
@@ -66,7 +68,8 @@ ROWS: list[tuple[str, list[type[msgspec.Struct]]]] = [
 def test_the_guide_has_every_member_of_the_json(name: str, structs: list[type[msgspec.Struct]]) -> None:
     [members] = [cell for what, cell in table(PAGE, "| command | members |") if what == name]
     there = {field for struct in structs for field in struct.__struct_fields__} - {"command", "format"}
-    values = {"http", "websocket", "app", "unreadable", "endpoint", "route", "default", "ready", "failed", "not asked"}
+    values = {"http", "websocket", "app", "unreadable", "endpoint", "route", "default", "option"}
+    values |= {"ready", "failed", "not asked"}
     assert set(codes(members)) - values | (there & values) == there
 
 

@@ -94,6 +94,32 @@ protect(app, agents=[AgentConfig("stamp", Stamp(), sets={"x-user"})])
         instead='`AgentConfig("waf-2", Waf())`',
     ),
     Mistake(
+        title="A limit by user that is not asked after the agent that knows the user",
+        code="""
+from asgi_agents.agents import ApiKey, RateLimit
+
+agents = [AgentConfig("api-key", ApiKey({"s3cret": "alice"})), AgentConfig("rate", RateLimit("100/minute", by="user"))]
+protect(app, agents=agents)
+""",
+        ask="/items",
+        instead='`AgentConfig("rate", ..., after=["api-key"])`. Without it all users of an address share a limit.',
+    ),
+    Mistake(
+        title="A limit by user on a route without the agent that knows the user",
+        code="""
+from asgi_agents.agents import ApiKey, RateLimit
+
+limit = RateLimit("100/minute", by="user")
+agents = [AgentConfig("api-key", ApiKey({"s3cret": "alice"})), AgentConfig("rate", limit, after=["api-key"])]
+protect(app, agents=agents, routes=[AgentRoute("/items", ["rate"])], default_agents=["api-key", "rate"])
+""",
+        ask="/items",
+        instead=(
+            '`AgentRoute("/items", ["api-key", "rate"])`. Without the key there is no limit: a client sends another'
+            " `x-user` each time."
+        ),
+    ),
+    Mistake(
         title="After an agent that does not exist",
         code='protect(app, agents=[AgentConfig("waf", Waf(), after=["api_key"]), AgentConfig("api-key", Waf())])',
         instead='`after=["api-key"]`',
