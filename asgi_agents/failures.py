@@ -150,6 +150,10 @@ def unreadable(event_type: EventType) -> FailureKind:
     )
 
 
+#: Of an agent that needs a configuration and has none.
+NO_CONFIG: Final = "its AgentConfig has no config, expected AgentConfig(..., config={...})"
+
+
 def failure_of(
     exc: Exception,
     event_type: EventType,
@@ -188,7 +192,7 @@ def failure_of(
             # Not str(exc): an agent's own exception may carry the data that it choked on.
             fault = raised_by(exc, function)
             if event_type is EventType.CONFIGURE and not configured and isinstance(exc, TypeError):
-                fault += "; its AgentConfig has no config, expected AgentConfig(..., config={...})"
+                fault += f"; {NO_CONFIG}"
     counts = counts and RULES[kind].counts_for_breaker and not given_up
     return Failure(kind, describe(agent_id, event_type, fault), retry_after, counts)
 

@@ -41,6 +41,7 @@ from .protocol import Headers
 from .routing.advice import agents_asked_twice
 from .routing.app_chain import AsksAgents
 from .routing.finder import RouteFinder
+from .routing.order_advice import set_around, setting_around
 from .routing.refusal import Refusing
 from .routing.routes import AgentRoute
 
@@ -396,6 +397,7 @@ class AgentMiddleware(AsksAgents):
             await send({"type": "lifespan.startup.failed", "message": str(exc)})
             raise
         stopping = False
+        around = set_around()
 
         async def replay() -> Message:
             nonlocal stopping
@@ -410,7 +412,7 @@ class AgentMiddleware(AsksAgents):
             if message["type"] == "lifespan.startup.complete":
                 # By now the app has its routes, also those that it adds as it starts.
                 try:
-                    self._finder.examine(scope, strict=True)
+                    self._finder.examine(scope, strict=True, around=around)
                 except ConfigurationError as exc:
                     refused = str(exc)
                     raise
@@ -430,7 +432,8 @@ class AgentMiddleware(AsksAgents):
             await send(message)
 
         try:
-            await self.app(scope, replay, close_first)
+            with setting_around(self._finder.headers_set):
+                await self.app(scope, replay, close_first)
         except Exception:
             if stopping:
                 await close()

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from ..advice import warn_of_hold
+from ..advice import warn_of_hold, warn_of_short_hold
 from ..agent import Agent
 from ..config import AgentConfig
 from ..errors import ConfigurationError
@@ -162,10 +162,25 @@ def _facts_of(guard: Guard) -> _Facts:
 
 
 def check_guardrail(guardrail: Guardrail, guard: Guard) -> None:
-    """Raise :class:`ConfigurationError` where an agent can't judge what a guardrail asks for."""
+    """:func:`require_guardrail`, and warn in the log of what most likely leaks."""
+    require_guardrail(guardrail, guard)
+    warn_of_guardrail(guardrail, guard)
+
+
+def require_guardrail(guardrail: Guardrail, guard: Guard) -> None:
+    """Raise :class:`ConfigurationError` where an agent can't judge what a guardrail asks for. Logs nothing."""
     _check(guardrail, _facts_of(guard))
-    if guard.client.agent is None and guardrail.hold is None and not guard.stands_in:
+
+
+def warn_of_guardrail(guardrail: Guardrail, guard: Guard) -> None:
+    """Warn in the log of a guardrail that holds less text back than its agent needs, or maybe does."""
+    agent = guard.client.agent
+    if agent is None and guardrail.hold is None and not guard.stands_in:
         warn_of_hold(guardrail.agent_id, _DEFAULT_HOLD)
+    # The default is what nobody has thought about.
+    said = agent.hold if isinstance(agent, TextGuardrail) and agent.hold != TextGuardrail.hold else 0
+    if guardrail.hold is not None and guardrail.hold < said:
+        warn_of_short_hold(guardrail.agent_id, guardrail.hold, said)
 
 
 def check_guardrail_of(guardrail: Guardrail, config: AgentConfig) -> None:

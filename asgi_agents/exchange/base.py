@@ -4,7 +4,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import anyio
 from msgspec import Struct
@@ -19,6 +19,9 @@ from .scope import App
 from .state import ExchangeState
 
 T = TypeVar("T")
+
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_REQUEST_COMPLETE: Final = EventType.REQUEST_COMPLETE
 
 
 class Summary(Struct, frozen=True):
@@ -102,7 +105,7 @@ class Exchange(ABC):
             error = exc
             raise
         finally:
-            if self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
+            if self._resolved_route.agents_for(_REQUEST_COMPLETE):
                 await self._complete(started, error)
 
     async def refuse(self, decision: AgentDecision) -> None:

@@ -5,16 +5,23 @@ Each step of the chain decides what to ask, and what comes of the answers; askin
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
+from typing import Final
 
 from ..decision import AgentDecision, Verdict
 from ..evaluation.resolved_route import chain_steps
 from ..evaluation.route_agent import RouteAgent
 from ..policy import BodyMode
-from ..protocol import EventType
+from ..protocol import EventType, RequestBodyChunkEvent, ResponseBodyChunkEvent
 from .decoding_stage import DecodingStage
 from .stage import BodyStage
 from .state import ExchangeState
 from .units import Cutter
+
+# That something is one of these is seen at once. That it is no decision takes longer: a decision is a struct.
+_EVENTS: Final = (RequestBodyChunkEvent, ResponseBodyChunkEvent)
+
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_REQUEST_BODY_CHUNK: Final = EventType.REQUEST_BODY_CHUNK
 
 
 class BodyInspection:
@@ -45,7 +52,7 @@ class BodyInspection:
     ) -> None:
         self.changed = False
         self._state = state
-        self._request = event_type is EventType.REQUEST_BODY_CHUNK
+        self._request = event_type is _REQUEST_BODY_CHUNK
         # Whether what arrives is encoded, if anything does: also where the head declares an empty body.
         self._encoded = bool(codings)
         self._declared_empty = length == 0
@@ -143,7 +150,7 @@ class BodyInspection:
         for stage in self._stages:
             outcome = stage.feed(data, last, encoded)
             while not isinstance(outcome, bytes):
-                if isinstance(outcome, AgentDecision):
+                if not isinstance(outcome, _EVENTS):
                     return outcome
                 verdicts = await self._state.evaluate(stage.agents, outcome, chunk=stage.chunked, final=outcome.is_last)
                 outcome = stage.resume(verdicts)

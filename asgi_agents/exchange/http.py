@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import anyio
 from starlette.requests import ClientDisconnect
@@ -31,6 +31,11 @@ T = TypeVar("T")
 _DISCONNECT: Message = {"type": "http.disconnect"}
 _RANGE_HEADERS = frozenset({b"range", b"if-range"})
 _CODING_HEADERS = frozenset({b"accept-encoding"})
+
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_REQUEST_BODY_CHUNK: Final = EventType.REQUEST_BODY_CHUNK
+_RESPONSE_BODY_CHUNK: Final = EventType.RESPONSE_BODY_CHUNK
+_REQUEST_COMPLETE: Final = EventType.REQUEST_COMPLETE
 
 
 async def serve_http(
@@ -117,7 +122,7 @@ class HttpExchange(Exchange):
         return self._made_response
 
     def _body_agents(self) -> Sequence[RouteAgent]:
-        return self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK) if self._may_have_body else ()
+        return self._resolved_route.agents_for(_REQUEST_BODY_CHUNK) if self._may_have_body else ()
 
     def _while_there(self, call: Coroutine[Any, Any, T]) -> Awaitable[T | None]:
         return self._ask_while_there(call) if self._resolved_route.heads_may_wait else call
@@ -140,7 +145,7 @@ class HttpExchange(Exchange):
         if (
             self._body is not None
             or self._resolved_route.inspects_responses
-            or self._resolved_route.agents_for(EventType.REQUEST_COMPLETE)
+            or self._resolved_route.agents_for(_REQUEST_COMPLETE)
         ):
             source, body = self._raw_receive, self._body
             if body is not None and body.may_suspend and (body.holding or body.spools):
@@ -178,7 +183,7 @@ class HttpExchange(Exchange):
 
     def _begin_body(self, decision: AgentDecision, provisional: Mapping[str, Verdict]) -> AgentDecision | None:
         """Get ready to show the body to its agents. Returns the decision that refuses it by its head alone, or None."""
-        agents = self._resolved_route.agents_for(EventType.REQUEST_BODY_CHUNK)
+        agents = self._resolved_route.agents_for(_REQUEST_BODY_CHUNK)
         if agents:
             skipping = skipping_body(decision)
             agents = tuple(agent for agent in agents if agent.guard.config.id not in skipping)
@@ -187,7 +192,7 @@ class HttpExchange(Exchange):
         self._declared_length = declared_length(headers_of(self._scope))
         self._body = BodyInspection(
             self._state,
-            EventType.REQUEST_BODY_CHUNK,
+            _REQUEST_BODY_CHUNK,
             agents=agents,
             codings=codings_of(headers_of(self._scope)),
             length=self._declared_length,
@@ -245,7 +250,7 @@ class HttpExchange(Exchange):
         headers_for_app = self._headers_for_app(headers)
         if headers_for_app is not headers:
             changes["headers"] = headers_for_app
-        if self._resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK):
+        if self._resolved_route.agents_for(_RESPONSE_BODY_CHUNK):
             changes |= without_bypasses(self._scope)
         if not changes:
             return None
@@ -262,7 +267,7 @@ class HttpExchange(Exchange):
 
     def _send_for_app(self) -> Send:
         """The ``send`` of an app whose response no agent receives."""
-        if self._state.response_ops or self._resolved_route.agents_for(EventType.REQUEST_COMPLETE):
+        if self._state.response_ops or self._resolved_route.agents_for(_REQUEST_COMPLETE):
             return self._response.send
         return self._raw_send
 
@@ -335,7 +340,7 @@ class HttpExchange(Exchange):
                 return
         else:
             result = await judging
-        if isinstance(result, AgentDecision):
+        if not isinstance(result, bytes):
             await self._refuse(result)
             return
         self._body_ended = last

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.lowlevel
 
-from ..concurrency.background import on_trio
+from ..concurrency.background import asyncio_loop
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class Interruption:
     It belongs to the event loop that it was made on.
     """
 
-    __slots__ = ("_called", "_cancellations", "_on_trio", "_scope", "_task")
+    __slots__ = ("_called", "_cancellations", "_loop", "_scope", "_task")
 
     def __init__(self) -> None:
         self._scope: anyio.CancelScope | None = None
@@ -29,7 +29,8 @@ class Interruption:
         # How often others had cancelled it before the wait.
         self._cancellations = 0
         self._called = False
-        self._on_trio = on_trio()
+        # asyncio's; to ask for it takes longer than the rest of most waits.
+        self._loop = asyncio_loop()
 
     def interrupt(self) -> None:
         """End the wait, if there is one."""
@@ -41,11 +42,11 @@ class Interruption:
 
     async def wait_for(self, function: Callable[[], Awaitable[T]]) -> T | None:
         """What ``function`` comes to, or None where it was interrupted."""
-        if self._on_trio:
+        if self._loop is None:
             with anyio.CancelScope() as self._scope:
                 return await function()
             return None
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         self.begin(task, task.cancelling())
         try:

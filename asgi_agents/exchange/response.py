@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import Message, Scope, Send
 
@@ -35,7 +35,12 @@ class _Phase(Enum):
     CUT = auto()  # the client has a part, and the connection is to be broken off
 
 
-RESPONSE_EVENTS = (EventType.RESPONSE_HEADERS, EventType.RESPONSE_BODY_CHUNK)
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_IDLE, _HELD, _OPEN, _DONE, _REPLACED, _CUT = _Phase
+_RESPONSE_HEADERS: Final = EventType.RESPONSE_HEADERS
+_RESPONSE_BODY_CHUNK: Final = EventType.RESPONSE_BODY_CHUNK
+
+RESPONSE_EVENTS = (_RESPONSE_HEADERS, _RESPONSE_BODY_CHUNK)
 
 # What would send a file's bytes past us. They are not offered where bodies are inspected.
 BODY_BYPASSES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
@@ -56,6 +61,39 @@ class ResponseInspection:
         its response was broken off or ended early. False: its response was replaced, and it may go on as it likes.
     :param on_noticed: called when an app that was stopped has noticed it, or has sent its whole response nevertheless.
     """
+
+    __slots__ = (
+        "_bodiless",
+        "_body",
+        "_body_agents",
+        "_changes",
+        "_dropping",
+        "_encoded",
+        "_head_agents",
+        "_headers",
+        "_last_piece",
+        "_method",
+        "_on_stop",
+        "_phase",
+        "_prefix",
+        "_promised",
+        "_renderers",
+        "_scope",
+        "_send",
+        "_start",
+        "_started",
+        "_state",
+        "_streamed",
+        "_tail",
+        "_turn",
+        "_waits_for_first",
+        "bytes_sent",
+        "error",
+        "finished_at",
+        "inspects",
+        "inspects_bodies",
+        "status",
+    )
 
     def __init__(
         self,
@@ -80,7 +118,7 @@ class ResponseInspection:
         self._renderers = renderers
         self._on_stop = on_stop
         self._prefix = prefix
-        self._phase = _Phase.IDLE
+        self._phase = _IDLE
         self._started = False
         self._dropping = Dropping(scope, "an agent has stopped this response", on_stop=on_stop, on_noticed=on_noticed)
         self._turn = Limiter(1)
@@ -99,8 +137,8 @@ class ResponseInspection:
         # The head waits for the verdict on the body's first piece, and for no more.
         self._waits_for_first = False
         resolved_route = state.resolved_route
-        self._head_agents = resolved_route.agents_for(EventType.RESPONSE_HEADERS)
-        self._body_agents = resolved_route.agents_for(EventType.RESPONSE_BODY_CHUNK)
+        self._head_agents = resolved_route.agents_for(_RESPONSE_HEADERS)
+        self._body_agents = resolved_route.agents_for(_RESPONSE_BODY_CHUNK)
         self.inspects_bodies = bool(self._body_agents)
         #: Whether any agent receives the response.
         self.inspects = self.inspects_bodies or bool(self._head_agents)
@@ -108,7 +146,7 @@ class ResponseInspection:
     @property
     def stopped(self) -> bool:
         """Whether the client gets something else than what the app sends."""
-        return self._phase in (_Phase.REPLACED, _Phase.CUT)
+        return self._phase in (_REPLACED, _CUT)
 
     async def send(self, message: Message) -> None:
         """The app's ``send``."""
@@ -125,7 +163,7 @@ class ResponseInspection:
 
     async def _dispatch(self, message: Message) -> None:
         phase = self._phase
-        if phase is _Phase.REPLACED or phase is _Phase.CUT:
+        if phase is _REPLACED or phase is _CUT:
             await self._dropping.take(message)
             return
         kind = message["type"].removeprefix(self._prefix)
@@ -135,7 +173,7 @@ class ResponseInspection:
             await self._take_body(message)
         elif kind in BODY_BYPASSES:
             await self._take_file(message)
-        elif kind == "http.response.trailers" and self._phase is _Phase.HELD:
+        elif kind == "http.response.trailers" and self._phase is _HELD:
             await self._show_too_early(message)
         elif kind == "http.response.trailers":
             await self._send(self._changes.trailers(message))
@@ -158,7 +196,7 @@ class ResponseInspection:
         """
         match self._phase:
             case _Phase.IDLE | _Phase.HELD:
-                self._phase = _Phase.REPLACED
+                self._phase = _REPLACED
                 self._state.decide(decision)
                 try:
                     await self._reply(decision)
@@ -166,7 +204,7 @@ class ResponseInspection:
                     self._dropping.cut_off = cut_off
                     self._on_stop(cut_off)
             case _Phase.OPEN if (ending := self._ending(decision)) is not None:
-                self._phase = _Phase.REPLACED
+                self._phase = _REPLACED
                 self._state.decide(decision)
                 try:
                     await self._send_last(ending)
@@ -174,7 +212,7 @@ class ResponseInspection:
                     self._dropping.cut_off = True
                     self._on_stop(True)
             case _Phase.OPEN:
-                self._phase = _Phase.CUT
+                self._phase = _CUT
                 self._state.decide(decision)
                 self.finished_at = time.monotonic()
                 self.error = ResponseAborted(f"response broken off after it had started: {describe(decision)}")
@@ -186,7 +224,7 @@ class ResponseInspection:
 
     async def send_abort_marker(self) -> None:
         """Tell the middlewares around this one that the response was broken off, if it was."""
-        if self._phase is _Phase.CUT and self._started:
+        if self._phase is _CUT and self._started:
             await send_abort_marker(self._send, self.error, self._prefix)
 
     async def release_head(self) -> None:
@@ -196,7 +234,7 @@ class ResponseInspection:
         has denied it, and only its answer to the body could have taken that back; nor where the body is buffered, so
         that the decision on the body would have been one on the head as well.
         """
-        if self._phase is not _Phase.HELD or not self._waits_for_first:
+        if self._phase is not _HELD or not self._waits_for_first:
             return
         assert self._body is not None
         if self._body.denial is not None:
@@ -230,15 +268,15 @@ class ResponseInspection:
         error = await send_whole(self._send, *messages)
         self.finished_at = time.monotonic()
         if error is not None:
-            self._phase = _Phase.CUT
+            self._phase = _CUT
             self.error = error
         return error is None
 
     async def _take_start(self, message: Message) -> None:
-        if self._phase is _Phase.HELD:
+        if self._phase is _HELD:
             # The server has not seen the first one, so it could not complain about the second.
             raise RuntimeError("Unexpected ASGI message 'http.response.start': the response has already been started.")
-        if self._phase is not _Phase.IDLE:
+        if self._phase is not _IDLE:
             await self._send({**message, "headers": []} if self.inspects else message)
             return
         try:
@@ -253,11 +291,11 @@ class ResponseInspection:
         self._bodiless = self._method == "HEAD" or status < 200 or status in (204, 304)
         if not self.inspects and not self._state.response_ops:
             self.status = status
-            self._phase = _Phase.OPEN
+            self._phase = _OPEN
             self._state.response_head_gone = True
             await self._send(message)
             return
-        self._phase = _Phase.HELD
+        self._phase = _HELD
         self._start = message
         self._headers = self._changes.apply(message.get("headers", ()), self._state.response_ops)
         self._state.response_ops = ()
@@ -318,7 +356,7 @@ class ResponseInspection:
         length = declared_length(self._headers)
         self._body = BodyInspection(
             self._state,
-            EventType.RESPONSE_BODY_CHUNK,
+            _RESPONSE_BODY_CHUNK,
             agents=agents,
             codings=codings,
             length=length,
@@ -329,7 +367,7 @@ class ResponseInspection:
         return self._body.admit()
 
     async def _take_body(self, message: Message) -> None:
-        if self.inspects_bodies and self._phase not in (_Phase.HELD, _Phase.OPEN):
+        if self.inspects_bodies and self._phase not in (_HELD, _OPEN):
             # Too early or too late: the server raises. If it doesn't, it has been given nothing that was not judged.
             await self._send({**message, "body": b""})
             return
@@ -345,19 +383,19 @@ class ResponseInspection:
         data = given if isinstance(given, bytes) else bytes(given)
         try:
             result = await body.feed(data, last)
-            if self._phase is not _Phase.OPEN:
+            if self._phase is not _OPEN:
                 if self.stopped:
                     return
-                if isinstance(result, AgentDecision):
+                if not isinstance(result, bytes):
                     await self.stop(result)
                     return
-                if self._phase is _Phase.HELD:
+                if self._phase is _HELD:
                     if not last and (body.holding or (self._waits_for_first and not body.judged)):
                         return
                     await self._release_start(len(result) if last else None)
                     if self.stopped:
                         return
-            elif isinstance(result, AgentDecision):
+            elif not isinstance(result, bytes):
                 await self.stop(result)
                 return
             if self._promised is not None:
@@ -397,7 +435,7 @@ class ResponseInspection:
 
         It gets both without headers, and so nothing that was not judged.
         """
-        self._phase = _Phase.CUT
+        self._phase = _CUT
         self.error = ResponseAborted("response broken off: the app sent trailers before the end of the body")
         await self._send({**self._start, "headers": []})
         await self._send({**message, "headers": []})
@@ -407,8 +445,8 @@ class ResponseInspection:
 
         The message is lost then, and what the app sends next would be sent with a gap before it.
         """
-        if self.inspects and self._phase in (_Phase.HELD, _Phase.OPEN):
-            self._phase = _Phase.CUT
+        if self.inspects and self._phase in (_HELD, _OPEN):
+            self._phase = _CUT
             # An OSError is how a server says that the client is gone, so that there is no response to break off.
             if not isinstance(exc, OSError):
                 self.error = ResponseAborted("response broken off: the app cancelled a send that was under way")
@@ -421,7 +459,7 @@ class ResponseInspection:
             headers = without_body_claims(headers, length, decoded=body.decoded)
         if body is not None and length is None:
             self._promised = declared_length(headers)
-        self._phase = _Phase.OPEN
+        self._phase = _OPEN
         self._started = self._state.response_head_gone = True
         self.status = self._start["status"]
         await self._send({**self._start, "headers": headers})
@@ -429,7 +467,7 @@ class ResponseInspection:
     async def _forward(self, message: Message, last: bool) -> None:
         if last:
             # Before the send, not after it: the decision on what the client has must not wait for the client.
-            self._phase = _Phase.DONE
+            self._phase = _DONE
         await self._send(message)
         if not self._bodiless:
             self.bytes_sent += len(message.get("body", b""))

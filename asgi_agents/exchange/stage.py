@@ -1,6 +1,7 @@
 """One step of a body's way past its agents, over all the chunks of the body. No I/O: it says what to ask."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -17,6 +18,9 @@ from .units import MAX_UNIT_BYTES, Cutter
 #: What a stage makes of bytes: an event, which its agents have to be asked about first; or the bytes that may go on; or
 #: the decision that ends the body.
 Outcome = BodyChunkEvent | bytes | AgentDecision
+
+# To look a member of an enumeration up by its name takes long (CPython 3.11).
+_REQUEST_BODY_CHUNK: Final = EventType.REQUEST_BODY_CHUNK
 
 
 class BodyStage(ChainStep):
@@ -65,7 +69,7 @@ class BodyStage(ChainStep):
         self._chunk_index = 0
         # What the agents are being asked about, whether it is the last of the body, and whether it is all of it.
         self._asked = (b"", False, False)
-        self._request = event_type is EventType.REQUEST_BODY_CHUNK
+        self._request = event_type is _REQUEST_BODY_CHUNK
         # Up to this size no limit has to be checked. -1: always, for agents may change what they take at a time.
         self._free = -1.0 if not self.chunked or self.spools else min(map(self._limit, agents))
 
@@ -170,7 +174,8 @@ class BodyStage(ChainStep):
         if self.seen == 0 and last:
             # An empty body makes no event, but a provisional denial of the head has become final.
             denial = self.denial
-            return self._release(data) if denial is None else denial
+            if denial is None or not self._await_end():
+                return self._release(data) if denial is None else denial
         if not data and not last:
             return b""
         event = self._event(data, last)
@@ -207,6 +212,17 @@ class BodyStage(ChainStep):
         for agent in self.agents:
             self._state.note_encoded(agent, self.event_type)
         return None
+
+    def _await_end(self) -> bool:
+        """Whether what was denied for now is so only because agents have not answered the head. They are shown the end
+        of the empty body; the others are not.
+        """
+        correlation_id = self._state.correlation_id
+        agents = [agent for agent in self.agents if agent.guard.awaits_end(self.event_type, correlation_id)]
+        if not self.provisional.keys() <= {agent.guard.config.id for agent in agents}:
+            return False
+        self.agents = agents
+        return True
 
     def _event(self, data: bytes, last: bool) -> BodyChunkEvent:
         # Known once all of it was seen. Before that, what was declared, unless that is wrong.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -31,6 +31,9 @@ _CLOSE_TIMEOUT = 5.0
 # To look a member of an enumeration up by its name takes long (CPython 3.11).
 _WEBSOCKET_FRAME = EventType.WEBSOCKET_FRAME
 _TEXT, _BINARY = Opcode.TEXT, Opcode.BINARY
+
+# What is customary for a client that left before the handshake was answered.
+_LEFT: Final = 499
 
 
 def serve_websocket(
@@ -137,6 +140,7 @@ class WebSocketExchange(Exchange):
     async def _deny(self, decision: AgentDecision) -> None:
         self._state.decide(decision)
         if (await self._raw_receive())["type"] != "websocket.connect":
+            self._status = _LEFT
             return
         if decision.websocket_decision is not None or not self._can_send_response:
             self._status = 403  # what servers make of a close before accept
@@ -207,7 +211,10 @@ class WebSocketExchange(Exchange):
 
     def _screen(self, message: Message) -> bool:
         if message["type"] != "websocket.receive":
-            self._over = self._over or message["type"] == "websocket.disconnect"
+            if message["type"] == "websocket.disconnect":
+                if not self._status and not self._over:
+                    self._status = _LEFT
+                self._over = True
             return True
         if self._agents:
             return False
@@ -241,18 +248,28 @@ class WebSocketExchange(Exchange):
                 self._to_client.count(message)
                 await self._raw_send(message)
             case "websocket.accept":
-                self._status = 101
                 if self._state.response_ops:
                     headers = apply_header_ops(message.get("headers") or (), self._state.response_ops)
                     message = {**message, "headers": headers}
-                await self._raw_send(message)
+                await self._accept(message)
             case "websocket.http.response.start" | "websocket.http.response.body":
                 await self._send_denial(message)
             case "websocket.close":
+                if self._status == _LEFT and self._denial is None:
+                    return  # nobody is there to be refused, so that no refusal is written down
                 self._over = True
                 await self._raw_send(message)
             case _:
                 await self._raw_send(message)
+
+    async def _accept(self, message: Message) -> None:
+        try:
+            await self._raw_send(message)
+        except OSError:
+            # The server says so that the client has left.
+            self._status = _LEFT
+            raise
+        self._status = 101
 
     async def _send_denial(self, message: Message) -> None:
         """The app itself refuses the handshake: that is a response like any other."""

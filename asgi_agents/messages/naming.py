@@ -13,7 +13,11 @@ def named(value: object) -> str:
     The content of other objects is left out: it can be long or secret.
     """
     if isinstance(value, _PLAIN):
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except ValueError:
+            # An integer of more digits than Python writes: one in hexadecimal is read all the same.
+            return kind_of(value)
         return shown if len(shown) <= _MAX_LENGTH else f"{shown[:_MAX_LENGTH]}..."
     return kind_of(value)
 

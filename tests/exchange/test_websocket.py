@@ -25,6 +25,7 @@ from asgi_agents import (
     AgentMiddleware,
     AgentResponse,
     AuditMetadata,
+    AuditRecord,
     Block,
     BodyMode,
     CircuitBreakerConfig,
@@ -2051,6 +2052,94 @@ async def test_bytes_are_counted_also_where_nobody_hears_frames() -> None:
     assert app.got == ["é"]
     assert server.frames == ["four"]
     assert (told.heard[0].request_body_size, told.heard[0].response_body_size) == (2, 4)
+
+
+async def closes(receive: Receive, send: Send) -> None:
+    await send({"type": "websocket.close", "code": 1000, "reason": ""})
+
+
+async def closes_and_reads(receive: Receive, send: Send) -> None:
+    await closes(receive, send)
+    assert (await receive())["type"] == "websocket.disconnect"
+
+
+async def accepts(receive: Receive, send: Send) -> None:
+    await send({"type": "websocket.accept"})
+
+
+async def raises(receive: Receive, send: Send) -> None:
+    raise WebSocketDisconnect(1001)
+
+
+async def refuses(receive: Receive, send: Send) -> None:
+    await send({"type": "websocket.http.response.start", "status": 429, "headers": []})
+    await send({"type": "websocket.http.response.body", "body": b""})
+
+
+async def returns(receive: Receive, send: Send) -> None:
+    """It has nothing to say."""
+
+
+@pytest.mark.parametrize(
+    ("then", "leaves", "status", "sent"),
+    [
+        (returns, True, 499, []),
+        (closes, True, 499, []),
+        (raises, True, 499, []),
+        # The server says that nobody is there.
+        (accepts, True, 499, []),
+        (refuses, True, 499, []),
+        (returns, False, 403, []),
+        (closes, False, 403, ["close"]),
+        (closes_and_reads, False, 403, ["close"]),
+        (raises, False, 500, []),
+        (accepts, False, 101, ["accept"]),
+        (refuses, False, 429, ["http.response.start", "http.response.body"]),
+    ],
+)
+@pytest.mark.parametrize("with_frames", [True, False])
+async def test_a_client_that_leaves_before_the_handshake_is_answered_was_not_refused(
+    then: Callable[[Receive, Send], Awaitable[None]], leaves: bool, status: int, sent: list[str], with_frames: bool
+) -> None:
+    """The event and the audit record tell alike what the client got: of one that left, that is nothing."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "websocket.connect"
+        if leaves:
+            assert (await receive())["type"] == "websocket.disconnect"
+        await then(receive, send)
+
+    told, server, records = Completions(), Server(then_leaves=leaves), list[AuditRecord]()
+    judges = [AtOnce()] if with_frames else []
+    with suppress(WebSocketDisconnect, OSError):
+        await run(guarded(app, *judges, told, on_audit=records.append), server, extensions=DENIAL_EXTENSION)
+    assert (told.heard[0].status, server.types) == (status, sent)
+    assert records[0].status == (status if sent else None)
+
+
+@pytest.mark.parametrize("with_frames", [True, False])
+async def test_of_a_client_that_left_before_its_session_was_accepted_that_is_told(with_frames: bool) -> None:
+    """The app has not heard of it before the server tells it."""
+    told, server, records = Completions(), Server(), list[AuditRecord]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        server.client_leaves()
+        await server.receive()
+        await send({"type": "websocket.accept"})
+
+    judges = [AtOnce()] if with_frames else []
+    with pytest.raises(OSError, match="gone"):
+        await run(guarded(app, *judges, told, on_audit=records.append), server)
+    assert (told.heard[0].status, server.sent, records[0].status) == (499, [], None)
+
+
+async def test_of_a_client_that_left_before_it_could_be_denied_that_is_told() -> None:
+    told, server = Completions(), Server()
+    await server.receive()
+    server.client_leaves()
+    await run(guarded(App(), Head(BLOCK), told), server)
+    assert (told.heard[0].status, server.sent) == (499, [])
 
 
 @pytest.mark.parametrize("extensions", [{}, DENIAL_EXTENSION])

@@ -135,6 +135,14 @@ CALLS: Final = (
         ("tests/test_guard.py",),
     ),
     Defect(
+        "removed-agents-keep-their-configuration",
+        "lifecycle.py",
+        "            yield\n            self._settle()\n",
+        "            yield\n",
+        "An agent that was removed and added again has its old configuration as soon as a connection is made anew.",
+        ("tests/test_former_guards.py",),
+    ),
+    Defect(
         "log-line-for-each-failure",
         "calls/recording.py",
         "self._quiet_until = now + _LOG_INTERVAL",
