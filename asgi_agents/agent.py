@@ -2,7 +2,7 @@
 
 import dis
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from types import CodeType, FunctionType, MethodType
@@ -46,6 +46,15 @@ class Agent:
     #: Names of request headers that this agent reads, and the app is to see no client's value of: likewise added to
     #: :attr:`AgentConfig.replaces`.
     replaced_headers: Iterable[str] = ()
+    #: True for an agent that never stops a connection, because it only sets headers or keeps records. ``python -m
+    #: asgi_agents check`` does not count it as a guard then.
+    never_stops: bool = False
+    #: Names of request headers that this agent reads as other agents have set them. The log warns of a route on which
+    #: it does not come :attr:`~AgentConfig.after` an agent that sets one of them.
+    read_headers: Collection[str] = ()
+    #: Those of which it trusts that clients can't choose them, such as ``x-user``: the log also warns of a route on
+    #: which no agent sets one of them.
+    trusted_headers: Collection[str] = ()
 
     async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
         """Before the first call. ``event.config`` is ``AgentConfig.config``; raise an exception to refuse it.
@@ -86,7 +95,7 @@ class Agent:
     @property
     def events(self) -> frozenset[EventType]:
         """The events that this agent receives: those whose hook it overrides."""
-        return frozenset(event_type for event_type, hook in HOOKS.items() if _overrides(self, hook))
+        return frozenset(event_type for event_type, hook in HOOKS.items() if overrides(self, hook))
 
 
 def check_agent(where: str, agent: Agent) -> None:
@@ -103,9 +112,9 @@ def check_agent(where: str, agent: Agent) -> None:
             right = nearest[0] if nearest else f"one of {', '.join(HOOKS.values())}, or a name without 'on_'"
             raise ConfigurationError(f"{where}: {name}.{attribute} is no hook, expected {right}")
     for hook in HOOKS.values():
-        if _overrides(agent, hook) and (fault := _fault_of(getattr(agent, hook))):
+        if overrides(agent, hook) and (fault := _fault_of(getattr(agent, hook))):
             raise ConfigurationError(f"{where}: {name}.{hook} is {fault}, expected an 'async def' without 'yield'")
-        if _overrides(agent, hook) and (parameters := _wrong_parameters(agent, hook)) is not None:
+        if overrides(agent, hook) and (parameters := _wrong_parameters(agent, hook)) is not None:
             raise ConfigurationError(
                 f"{where}: {name}.{hook}{parameters} can't be called with an event alone, expected {hook}(self, event)"
             )
@@ -122,7 +131,8 @@ def _attributes(agent: Agent) -> Iterator[str]:
         yield from vars(kind)
 
 
-def _overrides(agent: Agent, hook: str) -> bool:
+def overrides(agent: Agent, hook: str) -> bool:
+    """Whether the agent has that hook, rather than the one of :class:`Agent`."""
     return getattr(getattr(agent, hook), "__func__", None) is not getattr(Agent, hook)
 
 

@@ -382,6 +382,10 @@ class Guard:
         """The app's connection of that id is over: nothing more is asked about it."""
         self.client.forget(self._name_for_client(correlation_id))
 
+    def awaits_end(self, event_type: EventType, correlation_id: str) -> bool:
+        """Whether the agent is to be told of the end of a body that turns out to be empty."""
+        return self.client.awaits_end(event_type, self._name_for_client(correlation_id))
+
     def _mode(self, event_type: EventType, name: str, failure_mode: FailureMode) -> FailureMode:
         """The failure mode that holds where the call fails. The client knows the connection by ``name``."""
         return FailureMode.CLOSED if self.client.holds(event_type, name) else failure_mode
@@ -415,6 +419,8 @@ class Guard:
         most = self.client.max_concurrency
         limit = self.config.max_concurrent_calls
         self._limiter.resize(limit if most is None else min(limit, most))
+        if came_up:
+            self.configuring.try_again()
         if came_up and self.breaker is not None:
             self.breaker.try_again()
         changed = False

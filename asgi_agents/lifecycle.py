@@ -3,12 +3,17 @@
 Each event loop has users of its own, and a task of its own for each of them that retries the agents that are down.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from threading import Lock
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import anyio
+from anyio import CancelScope
 
 from .concurrency.background import BackgroundTask
 from .concurrency.event_loop import EventLoop
@@ -16,8 +21,24 @@ from .errors import AgentError
 from .guard import Guard
 from .retirement import Retirements
 
+logger: Final = logging.getLogger("asgi_agents")
+
+# Seconds that connections may take to be made, with which an agent is configured that another guard configures too.
+_HANDOVER_TIMEOUT: Final = 10.0
+
 #: Leaves what was entered. A second call does nothing.
 Leave = Callable[[], Awaitable[None]]
+
+
+class Companion(Protocol):
+    """What apps of a manager have run in the background."""
+
+    async def run(self) -> None:
+        """Until cancelled, once for each user of the manager."""
+        ...
+
+
+C = TypeVar("C", bound=Companion)
 
 
 class Lifecycle:
@@ -44,8 +65,59 @@ class Lifecycle:
         self._watchers: list[Callable[[Guard], None]] = []
         #: What runs beside the retry task of each user, until that user leaves.
         self.companions: list[Callable[[], Awaitable[object]]] = []
+        self._shared: dict[tuple[type[Companion], Hashable], Companion] = {}
         # What each task has entered and not left, by the id of the task.
         self._entered: dict[int, list[Leave]] = {}
+
+    def present(self) -> Sequence[Guard]:
+        """The guards of the agents that there are now, and of those that are out of their places for a while."""
+        return (*self._guards(), *self._aside())
+
+    def leading(self) -> Sequence[Guard]:
+        """All that may configure an agent: those that have left their places and are not closed, and then those that
+        are :meth:`present`.
+        """
+        return (*self._retirements.open, *self.present())
+
+    def leave(self, guards: Iterable[Guard]) -> None:
+        """They were replaced or removed. From now on they hand over what those give that lead to their agents."""
+        for guard in guards:
+            if not guard.stands_in:
+                self._retirements.begin(guard)
+        self._settle()
+
+    @asynccontextmanager
+    async def placing(self, guard: Guard) -> AsyncIterator[None]:
+        """While a guard is put in a new place: no former one hands its agent another configuration, nor later on."""
+        async with _held(former for former in self._retirements.open if _overwrites(guard, former)):
+            yield
+            self._settle()
+
+    async def push(self, guard: Guard, config: Any) -> None:
+        """:meth:`Guard.push_config`, also for the former ones that lead to the agent."""
+        following = [one for one in self._retirements.open if one.configuring.follows(guard.configuring)]
+        async with _held(following, guard):
+            await guard.push_config(config)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Those that have left their places follow whoever leads to their agents now, of the same id if there is one.
+
+        Where the agent is one object, ids may differ.
+        """
+        present = [guard for guard in self.present() if not guard.stands_in]
+        for former in self._retirements.open:
+            for guard in sorted(present, key=lambda guard: guard.config.id == former.config.id):
+                former.configuring.follow(guard.configuring)
+
+    def companion(self, kind: type[C], key: Hashable, make: Callable[[], C]) -> C:
+        """One that runs beside the others, which is made once for each key."""
+        known = self._shared.get((kind, key))
+        if isinstance(known, kind):
+            return known
+        made = self._shared[kind, key] = make()
+        self.companions.append(made.run)
+        return made
 
     async def initialize(self) -> None:
         """Configure all agents, in parallel. One that is down is configured later.
@@ -79,7 +151,7 @@ class Lifecycle:
 
         # At once: each may have to wait for calls under way.
         async with anyio.create_task_group() as tasks:
-            for guard in (*self._guards(), *self._aside()):
+            for guard in self.present():
                 tasks.start_soon(close, guard)
             tasks.start_soon(self._retirements.hasten)
         if errors:
@@ -147,7 +219,9 @@ class Lifecycle:
         async def retry(guard: Guard) -> None:
             while not guard.configured and guard in self._guards():
                 await anyio.sleep(guard.configuring.delay)
-                await try_to_configure(guard)
+                # It may have been replaced or removed meanwhile.
+                if guard in self._guards():
+                    await try_to_configure(guard)
 
         loop = EventLoop()
         async with anyio.create_task_group() as tasks:
@@ -169,8 +243,8 @@ class Lifecycle:
 
             self._watchers.append(watch)
             try:
-                for guard in self._guards():
-                    watch(guard)
+                # No name of this function is bound to one for as long as it sleeps: it may be replaced meanwhile.
+                deque(map(watch, self._guards()), maxlen=0)
                 await anyio.sleep_forever()
             finally:
                 self._watchers.remove(watch)
@@ -180,3 +254,159 @@ async def try_to_configure(guard: Guard) -> None:
     """Ask an agent to take its configuration. Where it fails, the guard has logged it and will be asked again."""
     with suppress(AgentError):
         await guard.configuring.configure()
+
+
+class Handover:
+    """Has new agents take their configuration before they are put in place, and takes that back where they are not.
+
+    An agent that is one object, or at one address, has one configuration. Where a new guard leads to an agent that
+    another one leads to already, the agent is asked last: once all others have taken theirs. Until it is left, the
+    guards that are in place don't configure such agents.
+
+    :param new: guards that are in no place yet.
+    :param lifecycle: of the guards that are in place.
+    """
+
+    def __init__(self, new: Iterable[Guard], lifecycle: Lifecycle) -> None:
+        self._new = tuple(new)
+        self._lifecycle = lifecycle
+        # Those that were asked: they may have taken their configuration, also where they have failed.
+        self._asked: tuple[Guard, ...] = ()
+        self._held = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with CancelScope(shield=True):
+            if exc is None:
+                await self._held.aclose()
+            else:
+                await self._take_back()
+
+    async def configure(self, fatal: Callable[[str, AgentError], bool]) -> Mapping[str, AgentError]:
+        """Ask them; returns the errors of those that do not take it, by id.
+
+        :param fatal: whether no more are to be asked after such an error.
+        """
+        last = self._overwriting(self._overwritten(self._new))
+        failures = await self._ask([guard for guard in self._new if guard not in last], fatal)
+        held: set[Guard] = set()
+        # Until nobody has come to one of the agents while it was asked: who it has listened to last is not known then.
+        while not any(fatal(*failure) for failure in failures.items()):
+            overwritten = self._overwritten(self._new)
+            if held.issuperset(overwritten):
+                break
+            await self._held.aclose()
+            await self._held.enter_async_context(_held(overwritten))
+            held = {*overwritten}
+            last = self._overwriting(overwritten)
+            for guard in last:
+                failures.pop(guard.config.id, None)
+                if guard in self._asked:
+                    guard.configuring.lose()
+                    guard.configuring.try_again()
+            failures |= await self._ask(last, fatal)
+        return failures
+
+    async def _ask(self, guards: Sequence[Guard], fatal: Callable[[str, AgentError], bool]) -> dict[str, AgentError]:
+        self._asked = (*self._asked, *guards)
+        return await _configure_all(guards, fatal)
+
+    def _overwritten(self, new: Iterable[Guard]) -> Sequence[Guard]:
+        """The guards whose agents lose their configuration, or may have lost it, to ``new`` ones."""
+        return [guard for guard in self._lifecycle.leading() if any(_overwrites(one, guard) for one in new)]
+
+    def _overwriting(self, overwritten: Sequence[Guard]) -> Sequence[Guard]:
+        return [guard for guard in self._new if any(_overwrites(guard, other) for other in overwritten)]
+
+    def done(self, previous: Iterable[Guard]) -> None:
+        """They are in place of ``previous``, which may still have calls, and are not to configure their agents back."""
+        self._lifecycle.leave(previous)
+
+    async def _take_back(self) -> None:
+        """Close them, and hand the agents that are in place their configuration again, as far as they may have lost it.
+
+        One that does not take it again is not configured: it is treated by its failure mode, and asked again.
+        """
+        lost = self._overwritten(self._asked)
+        overwriting = [guard for guard in self._overwriting(lost) if guard in self._asked]
+        try:
+            for new in overwriting:
+                for guard in lost:
+                    new.configuring.follow(guard.configuring)
+            # What is cut short while it configures an agent may do so all the same, and later.
+            with anyio.move_on_after(_HANDOVER_TIMEOUT):
+                for new in overwriting:
+                    await new.configuring.handed_over()
+            async with anyio.create_task_group() as tasks:
+                for guard in self._new:
+                    tasks.start_soon(_close, guard)
+        finally:
+            await self._held.aclose()
+            lost = [guard for guard in lost if guard.configuring.lose()]
+        present = self._lifecycle.present()
+        async with anyio.create_task_group() as tasks:
+            for guard in lost:
+                # Others are asked before their next call.
+                if guard in present:
+                    tasks.start_soon(self._restore, guard)
+
+    async def _restore(self, guard: Guard) -> None:
+        guard.configuring.logged = False
+        try:
+            await guard.configuring.configure()
+        except AgentError as exc:
+            logger.error(
+                "agent %r was asked to take another configuration, which is not in force, and does not take its own"
+                " again: %s; it is treated by its failure mode and asked again",
+                guard.config.id,
+                exc,
+            )
+            self._lifecycle.watch(guard)
+        finally:
+            guard.configuring.logged = True
+
+
+@asynccontextmanager
+async def _held(guards: Iterable[Guard], pushing: Guard | None = None) -> AsyncIterator[None]:
+    """None of them hands its agent a configuration meanwhile, save ``pushing``, which is given another one."""
+    those = {*guards, *(() if pushing is None else (pushing,))}
+    async with AsyncExitStack() as held:
+        # All who hold several do so in the same order: nobody waits for one who waits for him.
+        for guard in sorted(those, key=id):
+            configuring = guard.configuring
+            await held.enter_async_context(configuring.turn() if guard is pushing else configuring.held())
+        yield
+
+
+def _overwrites(new: Guard, other: Guard) -> bool:
+    return not other.stands_in and new.configuring.overwrites(other.configuring)
+
+
+async def _close(guard: Guard) -> None:
+    try:
+        await guard.client.retire()
+    except Exception:
+        # The agents in place are to have their configuration all the same.
+        logger.exception("agent %r: its connections could not be closed", guard.config.id)
+
+
+async def _configure_all(guards: Sequence[Guard], fatal: Callable[[str, AgentError], bool]) -> dict[str, AgentError]:
+    """Ask agents to take their configuration, all at once, and at the first fatal error no further."""
+    failures: dict[str, AgentError] = {}
+
+    async def configure(guard: Guard) -> None:
+        try:
+            await guard.configuring.configure()
+        except AgentError as exc:
+            failures[guard.config.id] = exc
+            if fatal(guard.config.id, exc):
+                tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for guard in guards:
+            tasks.start_soon(configure, guard)
+    return failures

@@ -281,6 +281,9 @@ class AgentManager:
         one stays; later, the old one is closed all the same. Of several calls for one id, each waits for the one before
         it to have put its agent in place, so that the last one's stays.
 
+        Where both are one object, or at one address, that has one configuration. If it was asked to take the new one,
+        and the old agent stays, it is given the old one again, or else treated by its failure mode.
+
         Raises :class:`AgentError` when the new one can't be reached, or does not take its configuration, and
         :class:`ConfigurationError` where it can't do what a :class:`Guardrail` asks of it: the old one stays. Raises
         :class:`UnknownAgentError`, also when the old one is removed meanwhile.
@@ -291,10 +294,12 @@ class AgentManager:
     async def push_config(self, agent_id: str, config: Any) -> None:
         """Give an agent another ``AgentConfig.config`` while it runs, all its instances, and those that connect later.
 
-        Raises :class:`AgentError` when it doesn't take it; what it had before then holds for those that did not get it.
+        It waits for what the agent is being asked to take. Raises :class:`AgentError` when it doesn't take it, or was
+        replaced or removed meanwhile; what it had before then holds for those that did not get it.
+
         A stream agent gets it over the connections of the running event loop; those of others keep what they have.
         """
-        await self._registry.guard(agent_id).push_config(config)
+        await self._registry.lifecycle.push(self._registry.guard(agent_id), config)
 
     async def remove_agent(self, agent_id: str, *, drain_timeout: float = 30.0) -> None:
         """Remove an agent, also from the routes that name it. Drains like :meth:`replace_agent`.

@@ -85,8 +85,8 @@ def protect(
         denials the headers without which a browser doesn't show them. No agent is asked about what these middlewares
         answer themselves. They are made at once, not when the app starts.
     :param config: a TOML, YAML or JSON file with agents, routes, guardrails and other parameters, as :func:`load` reads
-        it. Agents and guardrails that are given here stand before those of the file. All else may be in one of both
-        places only.
+        it. A relative path begins at the working directory of the process, as it is when this is called. Agents and
+        guardrails that are given here stand before those of the file. All else may be in one of both places only.
     :param imports: the modules of which the file may name agents: ``transport = "my_app.agents:Waf"``. They are
         imported then.
     :param reload: when the file is taken anew while the app runs: ``"on-change"``, for which it is looked at once a

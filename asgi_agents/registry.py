@@ -11,7 +11,6 @@ from functools import partial
 from threading import RLock
 from typing import Final
 
-import anyio
 from msgspec import Struct
 
 from .advice import warn_of
@@ -27,7 +26,7 @@ from .evaluation.stages import check_order
 from .evaluation.text_judges import RouteJudges, check_guardrail, judge_of
 from .guard import Guard
 from .guardrails import Guardrail, ToolPolicy
-from .lifecycle import Lifecycle, try_to_configure
+from .lifecycle import Handover, Lifecycle, try_to_configure
 from .messages.naming import named
 from .observability.instruments import Metered
 from .observability.metrics import Tally
@@ -88,7 +87,7 @@ class AgentRegistry:
         self.source: SourceStatus | None = None
         #: The routes, for the status page.
         self.listings = RouteListings()
-        #: Called with each guard that is made from now on, before anything is asked of its agent.
+        #: Called with each guard that is made, or put in a place again, from now on, before anything is asked of it.
         self.on_guard: list[Callable[[Guard], object]] = []
         self._guards: dict[str, Guard] = {}
         # Held while agents are changed or resolved, on whichever event loop. Reentrant: a change of agents also retires
@@ -101,6 +100,8 @@ class AgentRegistry:
         self._retired: list[ResolvedRoute] = []
         # Connections on those that nothing holds any more.
         self._begun_before = 0
+        # The ids of agents that code has added since then.
+        self._added: set[str] = set()
         # Agents that were removed and are not closed yet.
         self._leaving: list[Guard] = []
         # By agent: held by the call that replaces it.
@@ -242,21 +243,28 @@ class AgentRegistry:
 
     async def add(self, config: AgentConfig) -> None:
         """Add an agent, last in the order, and ask it to take its configuration."""
-        with self._lock:
-            if config.id in self._guards:
-                raise ConfigurationError(
-                    f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
-                )
-            check_order(config, self._guards)
-            guard = self.make_guard(config)
-            self.check_guardrails(guard)
-            self._guards[config.id] = guard
-            self._retire_resolved_routes()
+        self._check_addable(config)
+        guard = self.make_guard(config)
+        self.check_guardrails(guard)
+        async with self.lifecycle.placing(guard):
+            with self._lock:
+                # Another may have been added meanwhile.
+                self._check_addable(config)
+                self._guards[config.id] = guard
+                self._added.add(config.id)
+                self._retire_resolved_routes()
         self.telemetry.metering.add(guard)
         try:
             await try_to_configure(guard)
         finally:
             self.lifecycle.watch(guard)
+
+    def _check_addable(self, config: AgentConfig) -> None:
+        if config.id in self._guards:
+            raise ConfigurationError(
+                f"AgentManager: an agent has the id {config.id!r} already; replace_agent replaces it"
+            )
+        check_order(config, self._guards)
 
     async def replace(self, config: AgentConfig, drain_timeout: float) -> None:
         """Configure a new agent, put it in the place of the one with the same id, and close that once it is drained."""
@@ -279,15 +287,16 @@ class AgentRegistry:
         with self._lock:
             old = self.guard(agent_id)
             del self._guards[agent_id]
+            self._added.discard(agent_id)
             self._replacing.pop(agent_id, None)
             self._retire_resolved_routes()
             self._leaving.append(old)
+        self.lifecycle.leave([old])
         self.reports.forget(agent_id)
         if any(guardrail.agent_id == agent_id for listing in self.listings for guardrail in listing.guardrails):
             logger.warning(
                 "agent %r is removed: from now on the text that its Guardrail is for passes without it", agent_id
             )
-
         await self._retire(old, drain_timeout, then=partial(self._left, old))
 
     async def change(
@@ -311,8 +320,10 @@ class AgentRegistry:
         :param routes: checks routes with the function that finds an agent by its id, and returns what puts them in
             place. It is called before any agent is configured.
 
-        Raises :class:`ConfigurationError` or :class:`AgentError`: nothing has changed then.
+        Raises :class:`ConfigurationError` or :class:`AgentError`: all is as before then. Agents that may have lost
+        their configuration to a new guard were given it again.
         """
+        self._check_owned(configs, owned)
         before = self._guards
         old = {config.id: before[config.id] for config in configs if config.id in before}
         new = {
@@ -324,33 +335,33 @@ class AgentRegistry:
             # What fails is raised here, or logged afterwards.
             guard.configuring.logged = False
         try:
-            commit = routes(partial(_find, {**old, **new}))
-            failures = await _configure_all(new.values())
-            for agent_id, failure in failures.items():
-                if fatal(agent_id, failure):
-                    raise type(failure)(f"agent {agent_id!r}: {failure}") from failure
-            with self._lock:
-                now = self._guards
-                guards = {
-                    config.id: new[config.id] if config.id in new else _find(now, config.id) for config in configs
-                }
-                removed = [guard for agent_id, guard in now.items() if agent_id in owned and agent_id not in guards]
-                replaced = [(now[agent_id], guard) for agent_id, guard in new.items() if agent_id in now]
-                guards |= {
-                    agent_id: guard for agent_id, guard in now.items() if agent_id not in (guards.keys() | owned)
-                }
-                # First: who resolves a route meanwhile, in another thread, looks afterwards whether that holds still.
-                commit()
-                self._guards = guards
-                self._leaving += removed
-                self._retire_resolved_routes()
-        except BaseException as exc:
-            with anyio.CancelScope(shield=True):
-                for guard in new.values():
-                    await guard.client.retire()
-            if isinstance(exc, UnknownAgentError):
-                raise ConfigurationError(str(exc)) from exc
-            raise
+            async with Handover(new.values(), self.lifecycle) as handover:
+                commit = routes(partial(_find, {**old, **new}))
+                failures = await handover.configure(fatal)
+                for agent_id, failure in failures.items():
+                    if fatal(agent_id, failure):
+                        raise type(failure)(f"agent {agent_id!r}: {failure}") from failure
+                with self._lock:
+                    # Code may have added one meanwhile.
+                    self._check_owned(configs, owned)
+                    now = self._guards
+                    guards = {
+                        config.id: new[config.id] if config.id in new else _find(now, config.id) for config in configs
+                    }
+                    owned = frozenset(owned) - self._added
+                    removed = [guard for agent_id, guard in now.items() if agent_id in owned and agent_id not in guards]
+                    replaced = [(now[agent_id], guard) for agent_id, guard in new.items() if agent_id in now]
+                    guards |= {
+                        agent_id: guard for agent_id, guard in now.items() if agent_id not in (guards.keys() | owned)
+                    }
+                    # First: who resolves a route meanwhile, in another thread, looks afterwards whether it holds still.
+                    commit()
+                    self._guards = guards
+                    self._leaving += removed
+                    self._retire_resolved_routes()
+                handover.done((*removed, *(previous for previous, _ in replaced)))
+        except UnknownAgentError as exc:
+            raise ConfigurationError(str(exc)) from exc
         self._changed(new.values(), removed, replaced, drain_timeout)
         for agent_id, failure in failures.items():
             logger.warning("agent %r: %s; it is treated by its failure mode and asked again", agent_id, failure)
@@ -360,6 +371,12 @@ class AgentRegistry:
             replaced=tuple(agent_id for agent_id in new if agent_id in was),
             removed=tuple(guard.config.id for guard in removed),
         )
+
+    def _check_owned(self, configs: Iterable[AgentConfig], owned: Collection[str]) -> None:
+        """Raise ConfigurationError where one would take the place of an agent that is not ``owned``."""
+        for config in configs:
+            if config.id in self._guards and (config.id in self._added or config.id not in owned):
+                raise ConfigurationError(f"code has added an agent with the id {config.id!r}, expected another id")
 
     def _changed(
         self,
@@ -393,6 +410,8 @@ class AgentRegistry:
 
         For :mod:`asgi_agents.testing`. Connections that are open keep the guards that they have.
         """
+        for watch in tuple(self.on_guard):
+            watch(guard)
         with self._lock:
             old = self._guards.get(guard.config.id)
             self._guards[guard.config.id] = guard
@@ -413,27 +432,31 @@ class AgentRegistry:
         # The caller of replace_agent gets the error: no log line.
         new.configuring.logged = False
         try:
-            self.check_guardrails(new)
-            await new.configuring.configure()
-            with self._lock:
-                old = self.guard(config.id)
-                # Agents may have been added or removed meanwhile.
-                check_order(config, self._guards)
-                self._guards[config.id] = new
-                self._retire_resolved_routes()
-        except BaseException as exc:
-            with anyio.CancelScope(shield=True):
-                await new.client.retire()
-            if isinstance(exc, AgentError):
-                raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
-            raise
+            async with Handover([new], self.lifecycle) as handover:
+                self.check_guardrails(new)
+                failures = await handover.configure(lambda agent_id, failure: True)
+                if failures:
+                    raise failures[config.id]
+                with self._lock:
+                    old = self.guard(config.id)
+                    # Agents may have been added or removed meanwhile.
+                    check_order(config, self._guards)
+                    self._guards[config.id] = new
+                    self._retire_resolved_routes()
+                handover.done([old])
+        except AgentError as exc:
+            raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
         new.configuring.logged = True
         return old, new
 
     async def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> None:
         def needed() -> bool:
-            return guard.busy or any(
-                resolved_route.connections and guard in resolved_route.guards for resolved_route in self._retired
+            return (
+                guard.busy
+                or guard.configuring.asking
+                or any(
+                    resolved_route.connections and guard in resolved_route.guards for resolved_route in self._retired
+                )
             )
 
         await self._retirements.retire(guard, needed, timeout, then)
@@ -473,19 +496,3 @@ def _find(guards: Mapping[str, Guard], agent_id: str) -> Guard:
     except KeyError:
         known = ", ".join(guards) or "none"
         raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {known}") from None
-
-
-async def _configure_all(guards: Iterable[Guard]) -> Mapping[str, AgentError]:
-    """Ask agents to take their configuration, all at once; returns the errors of those that do not."""
-    failures: dict[str, AgentError] = {}
-
-    async def configure(guard: Guard) -> None:
-        try:
-            await guard.configuring.configure()
-        except AgentError as exc:
-            failures[guard.config.id] = exc
-
-    async with anyio.create_task_group() as tasks:
-        for guard in guards:
-            tasks.start_soon(configure, guard)
-    return failures

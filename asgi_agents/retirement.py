@@ -1,7 +1,7 @@
 """Agents that were replaced or removed: each is closed once no connection needs it any more."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 from anyio import CancelScope
@@ -26,6 +26,29 @@ class Retirements:
 
     def __init__(self) -> None:
         self._under_way: dict[Guard, _UnderWay] = {}
+        # Those that have left their places and are not closed. Event loops have threads of their own: a dictionary is
+        # copied in one step.
+        self._open: dict[Guard, None] = {}
+
+    @property
+    def open(self) -> Sequence[Guard]:
+        """Those that were replaced or removed and may configure their agents still.
+
+        Those are not closed yet, or were while they asked. What an agent is asked then may come later than what another
+        guard asks it.
+        """
+        self._forget_closed()
+        return tuple(self._open)
+
+    def _forget_closed(self) -> None:
+        for guard in tuple(self._open):
+            if guard.configuring.closed and not guard.configuring.asking:
+                self._open.pop(guard, None)
+
+    def begin(self, guard: Guard) -> None:
+        """It has left its place. :meth:`retire` is to be called, now or later."""
+        guard.configuring.leave()
+        self._open[guard] = None
 
     async def retire(
         self, guard: Guard, needed: Callable[[], bool], timeout: float, then: Callable[[], object]
@@ -44,6 +67,7 @@ class Retirements:
                     while needed():  # noqa: ASYNC110 - an event would cost every connection, this only an operator
                         await anyio.sleep(0.02)
             finally:
+                guard.configuring.close()
                 try:
                     with CancelScope(shield=True):
                         await guard.client.retire()
@@ -53,6 +77,7 @@ class Retirements:
                         logger.exception("agent %r: its connections could not be closed", guard.config.id)
                 finally:
                     self._under_way.pop(guard, None)
+                    self._forget_closed()
                     then()
 
         task = BackgroundTask(drain_and_close)

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
@@ -11,7 +12,7 @@ from anyio import CancelScope
 from ..concurrency.cancellation import cancel_requests, raise_swallowed
 from ..concurrency.one_at_a_time import OneAtATime
 from ..config import AgentConfig
-from ..errors import AgentError
+from ..errors import AgentError, AgentUnavailableError
 from ..failures import CallFailure, Failure, failure_of
 from ..policy import FailureMode
 from ..protocol import ConfigureEvent, EventType, reason_of
@@ -22,6 +23,7 @@ from .deadlines import no_answer
 from .delivery import Delivery
 from .given_config import GivenConfig
 from .recording import Recorder
+from .sharing import is_same_config, lead_to_one_agent
 
 logger = logging.getLogger("asgi_agents")
 
@@ -34,9 +36,13 @@ _CONFIGURE_TIMEOUT: Final = 10.0
 class Configuring:
     """Whether one agent has its configuration, and how it gets it.
 
-    Clients that configure the agent themselves are only asked to connect, and to push another configuration.
+    Clients that configure the agent themselves are only asked to connect, and to push a configuration.
+
+    Once its guard was replaced or removed, it hands over what another one gives that leads to the same agent now. Where
+    there is none it has its own configuration until its guard is closed, and nothing to hand over then.
 
     :ivar done: whether the agent has taken its configuration, or needs none.
+    :ivar closed: whether its guard was closed, and hands over nothing of its own any more.
     :ivar logged: whether the log says that the agent refuses. Of one that is only to take another's place, the caller
         is told.
     """
@@ -56,6 +62,13 @@ class Configuring:
         self._recorder = recorder
         self._clock = clock
         self._asking = OneAtATime()
+        # How often the agent was given another configuration by another guard, and whether it has had ours since.
+        self._overwritten = 0
+        self._lost = False
+        self.closed = False
+        # Its guard is in no place any more; and who leads to the agent now, where that is known.
+        self._has_left = False
+        self._successor: Configuring | None = None
         self.logged = True
         self.done = not self._needed
         self._error = ""
@@ -67,13 +80,18 @@ class Configuring:
         """Seconds until :meth:`configure` asks the agent again."""
         return max(0.0, self._not_before - self._clock())
 
+    @property
+    def asking(self) -> bool:
+        """Whether the agent is being asked to take a configuration, or somebody has the :meth:`turn`."""
+        return self._asking.is_under_way
+
     async def configure(self) -> None:
         """Hand the agent its configuration, unless it has it; raises :class:`AgentError` when it doesn't take it.
 
         Of concurrent calls one asks, the others wait for it. An agent behind lasting connections is waited for until
         there is one.
         """
-        if self._client.configures_itself:
+        if self.done and self._client.configures_itself:
             await self._client.connect()
             return
         try:
@@ -84,6 +102,10 @@ class Configuring:
     async def wait(self, timeout: float, started: float) -> None:
         """Ask the agent to take its configuration, or wait for whoever does, and take over should that be cancelled."""
         while not self.done:
+            if self._successor is not None:
+                await self._latest.wait(timeout, started)
+                self.done, self._lost = True, False
+                return
             under_way = self._asking.begin()
             if under_way is not None:
                 requests = cancel_requests()
@@ -95,15 +117,27 @@ class Configuring:
                     raise no_answer(timeout)
             else:
                 try:
-                    if not self.done and self._clock() >= self._not_before:
+                    # Whoever had the turn may have changed any of this.
+                    in_force = self._successor is None and not self.closed
+                    if in_force and not self.done and self._clock() >= self._not_before:
                         await self._ask(timeout, started)
                 finally:
                     self._asking.end()
-            if not self.done and self._clock() < self._not_before:
+            if self.done or self._successor is not None:
+                continue
+            if self.closed:
+                raise AgentUnavailableError("not configured: it was removed")
+            if self._clock() < self._not_before:
                 raise AgentError(f"not configured: {self._error}")
 
     async def push(self, config: Any) -> None:
-        """Give the agent another configuration while it runs; raises :class:`AgentError` when it doesn't take it."""
+        """Give the agent another configuration while it runs; raises :class:`AgentError` when it doesn't take it.
+
+        The caller has its :meth:`turn`.
+        """
+        if self._has_left:
+            raise AgentError(f"agent {self._config.id!r} was replaced or removed meanwhile")
+        overwritten = self._overwritten
         if self._client.configures_itself:
             await self._client.push_config(config)
         else:
@@ -111,26 +145,129 @@ class Configuring:
                 await self._hand_over(config, self._timeout, time.monotonic())
             except Exception as exc:
                 raise AgentError(self._failure_of(exc).message) from exc
-            self.done = True
         self._given = config
+        self._taken(overwritten)
 
     def forget(self) -> None:
         """The agent is to be configured anew before its next call."""
         self.done = not self._needed
+        self.try_again()
+
+    def try_again(self) -> None:
+        """The agent may be asked at once: what it has failed in before says nothing any more."""
         self._not_before = self._backoff = 0.0
 
     @property
-    def _needed(self) -> bool:
-        if self._client.configures_itself:
-            return False
+    def asks(self) -> bool:
+        """Whether the agent is asked to take anything at all."""
         # An agent in the same process is told that it is being connected; others may refuse what says nothing.
         return self._given is not None or (not self._client.remote and EventType.CONFIGURE in self._client.hears)
+
+    @property
+    def _needed(self) -> bool:
+        return self._lost or (self.asks and not self._client.configures_itself)
+
+    # Where several guards lead to one agent
+
+    def overwrites(self, other: "Configuring") -> bool:
+        """Whether an agent that is asked to take this configuration may lose that of ``other``.
+
+        It may have taken it also where it has failed, and where nobody has waited for its answer.
+        """
+        if not self.asks:
+            return False
+        is_one = lead_to_one_agent(self._config, self._client, other._config, other._client)
+        # One agent may have several addresses. To give it its own configuration once more does no harm.
+        may_be_one = (
+            self._config.id == other._config.id
+            and self._client.remote
+            and other._client.remote
+            and other._latest._given is not None
+        )
+        return (is_one or may_be_one) and not is_same_config(self._given, other._latest._given)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Nobody else hands the agent a configuration by this one meanwhile, save whoever connects."""
+        while (under_way := self._asking.begin()) is not None:
+            await under_way.wait()
+        try:
+            yield
+        finally:
+            self._asking.end()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Nobody hands the agent this configuration meanwhile, and whoever was about to has done so before.
+
+        Calls to an agent that has not taken it yet wait, and so do connections that are made.
+        """
+        async with self.turn():
+            try:
+                await self._client.hold_config()
+                yield
+            finally:
+                self._client.release_config()
+
+    async def handed_over(self) -> None:
+        """Wait for what is under way to configure the agent."""
+        await self._client.config_handed_over()
+
+    def lose(self) -> bool:
+        """The agent was asked to take another configuration: it is to be handed this one again, and calls wait for it.
+
+        Returns whether it was not going to be anyway.
+        """
+        self._overwritten += 1
+        if not (self.done or self._lost):
+            return False
+        self._lost = True
+        self.done = False
+        self.try_again()
+        return True
+
+    def follow(self, other: "Configuring") -> None:
+        """``other`` leads to the agent now. Whenever that is configured from now on, it gets what ``other`` gives.
+
+        Else one that connects anew for the last calls of this guard would have the configuration of before again. Does
+        nothing where ``other`` may lead to another agent.
+
+        To be called again when ``other`` was given another configuration, for connections to come.
+        """
+        # At one host and port there may be several agents.
+        same_name = self._config.id == other._config.id or self._client.agent is not None
+        if same_name and lead_to_one_agent(self._config, self._client, other._config, other._client):
+            latest = other._latest
+            if latest is not self:
+                self._successor = latest
+                self._client.adopt_config(latest._given)
+
+    def follows(self, other: "Configuring") -> bool:
+        """Whether it hands over what ``other`` gives."""
+        return self._latest is other
+
+    def leave(self) -> None:
+        """Its guard was replaced or removed: nobody gives the agent another configuration by it any more."""
+        self._has_left = True
+
+    def close(self) -> None:
+        """Its guard is closed: it has nothing to hand over any more, be it asked for calls that are still under way."""
+        self.closed = True
+
+    @property
+    def _latest(self) -> "Configuring":
+        """Whoever gives the agent its configuration: this one, or the last that has come after it."""
+        latest = self
+        while latest._successor is not None:
+            latest = latest._successor
+        return latest
 
     @property
     def _timeout(self) -> float:
         return max(self._config.timeout, _CONFIGURE_TIMEOUT)
 
     async def _ask(self, timeout: float, started: float) -> None:
+        overwritten = self._overwritten
         try:
             await self._hand_over(self._given, timeout, started)
         except Exception as exc:
@@ -138,12 +275,26 @@ class Configuring:
             if isinstance(exc, CallFailure):
                 raise
         else:
-            if self._error:
-                logger.info("agent %r has taken its configuration", self._config.id)
-            self.done = True
-            self._error = ""
+            self._taken(overwritten)
+
+    def _taken(self, overwritten: int) -> None:
+        """The agent has taken what it was given, when it had been overwritten so many times."""
+        if overwritten != self._overwritten:
+            return
+        if self._error:
+            logger.info("agent %r has taken its configuration", self._config.id)
+        self.done = True
+        self._lost = False
+        self._error = ""
 
     async def _hand_over(self, config: Any, timeout: float, started: float) -> None:
+        if self._client.configures_itself:
+            with CancelScope(deadline=anyio.current_time() + started + timeout - time.monotonic()) as scope:
+                # Whoever connects hands it over.
+                await (self._client.push_config(config) if self._client.connected else self._client.connect())
+            if scope.cancelled_caught:
+                raise no_answer(timeout)
+            return
         if self._client.agent is not None and type(config) is dict:
             config = GivenConfig(config)
         event = ConfigureEvent(agent_id=self._config.id, config=config)

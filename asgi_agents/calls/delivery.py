@@ -1,13 +1,11 @@
 """Brings an event to the agent and the answer back, and makes answers and errors of what the agent raises."""
 
-import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ..concurrency.cancellation import was_asked_for
+from ..concurrency.cancellation import first_of, is_of_cancellations, name_of, was_asked_for
 from ..errors import AgentError, AgentTimeoutError
 from ..failures import CallFailure, FailureKind
 from ..protocol import Answer
@@ -53,19 +51,15 @@ class Delivery:
             match exc:
                 case AgentTimeoutError():
                     raise CallFailure(FailureKind.TIMEOUT, f"{exc} within the deadline of {call.timeout:g} s") from exc
-                case asyncio.CancelledError():
+                case _ if is_of_cancellations(exc):
                     # No cancellation reaches what can't suspend.
                     if self._client.may_suspend(event_type) and was_asked_for():
                         # In the caller's scope's own words, if it has not had its say yet.
                         await checkpoint_if_cancelled()
-                        raise exc
+                        # Cancelled, and maybe failed over it in a task group: what counts is that it was cancelled.
+                        raise first_of(exc, errors=False) or exc
                     # Its own, from a task or future of the agent's that was cancelled: a failure like any other.
-                    raise AgentError("raised CancelledError, though nobody has cancelled it") from exc
-                case BaseExceptionGroup():
-                    # Cancelled, and failed over it in a task group: what counts is that it was cancelled.
-                    cancelled, rest = exc.split(anyio.get_cancelled_exc_class())
-                    if cancelled is not None and isinstance(rest, Exception | None):
-                        raise _first_leaf(cancelled) from exc
+                    raise AgentError(f"raised {name_of(exc)}, though nobody has cancelled it") from exc
             answer = None
             if isinstance(exc, Exception):
                 answer = answer_raised(exc, event_type, self._steps.function(event_type))
@@ -86,9 +80,3 @@ class Delivery:
     async def _at_place(self, call: AgentCall) -> Answer | None:
         place = await self._queue.place(call)
         return await place.call(call.event, call.started + call.timeout)
-
-
-def _first_leaf(exc: BaseException) -> BaseException:
-    while isinstance(exc, BaseExceptionGroup):
-        exc = exc.exceptions[0]
-    return exc
