@@ -36,11 +36,13 @@ anyio.run(serve_grpc, main.Waf(), "127.0.0.1:0")
 """
 _RAY: Final = "from asgi_agents.transports.ray_serve import RayTransport\nRayTransport('ray://guards/Waf')"
 NEEDING: Final = (
+    Needing("geo", "GeoFilter", "agents.GeoFilter('x.mmdb', allow=['DE'])", ("maxminddb",)),
     Needing("jwt", "JwtAuth", "agents.JwtAuth('https://id.example/jwks', issuer='a', audience='b')", ("joserfc",)),
     Needing("modsecurity", "ModSecurity", "agents.ModSecurity(text='# none')", ("libmodsecurity",)),
     Needing("openapi", "OpenApiValidation", "agents.OpenApiValidation('x')", ("jsonschema_rs", "python_multipart")),
     Needing("presidio", "Presidio", "agents.Presidio()", ("presidio_analyzer",)),
     Needing("ratelimit", "RateLimit", "agents.RateLimit('1/minute')", ("limits",)),
+    Needing("ratelimit", "IpBan", "agents.IpBan(storage='redis://h')", ("limits", "redis")),
     Needing("secrets", "Secrets", "agents.Secrets()", ("detect_secrets",)),
     Needing("prometheus", "asgi_agents.prometheus", "import asgi_agents.prometheus", ("prometheus_client",)),
     Needing(

@@ -161,4 +161,4 @@ def test_a_name_that_is_not_counted_is_refused(
     monkeypatch.setattr(sys, "argv", ["instructions", "requests"])
     with pytest.raises(SystemExit):
         instructions.main()
-    assert "requests: expected request, message, call, guardrail, exchange, served" in capsys.readouterr().err
+    assert "requests: expected request, upload, message, call, guardrail, exchange, served" in capsys.readouterr().err

@@ -11,6 +11,7 @@ TOOLS = {"basedpyright", "coverage", "mypy", "playwright", "ruff"}
 EXTRAS = (
     "example",
     "fast",
+    "geo",
     "grpc",
     "jwt",
     "modsecurity",

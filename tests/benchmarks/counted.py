@@ -13,10 +13,10 @@ from typing import Any, Final
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asgi_agents import AgentConfig, AgentMiddleware, StreamTransport
+from asgi_agents import AgentConfig, AgentMiddleware, BodyMode, StreamTransport
 from asgi_agents.serve import serve_stream
 
-from .agents import AllowFrames, allow
+from .agents import AllowBody, AllowFrames, allow
 from .driver import body_messages, drive, frame_messages, http_scope, websocket_scope
 from .variant import is_there
 
@@ -24,6 +24,9 @@ from .variant import is_there
 _LONG: Final = 300.0
 # In a stream of so many tokens there is something to redact.
 _REDACTED: Final = 300
+# 1 MiB, as a server reads it. The agent finds what it looks for at once: not its search is to be counted.
+_PIECES: Final = 16
+_PIECE: Final = b"\0" * 65536
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,12 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body"})
 
 
+async def _take(scope: Scope, receive: Receive, send: Send) -> None:
+    while (await receive())["more_body"]:
+        pass
+    await _answer(scope, receive, send)
+
+
 async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
     await receive()
     await send({"type": "websocket.accept"})
@@ -58,6 +67,14 @@ async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _request(times: int, socket: Path) -> None:
     await _drive_requests(AgentMiddleware(_answer, agents=[AgentConfig("allow", allow, timeout=_LONG)]), times)
+
+
+async def _upload(times: int, socket: Path) -> None:
+    config = AgentConfig("allow", AllowBody(), request_body_mode=BodyMode.STREAM, chunk_timeout=_LONG)
+    headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % (_PIECES * len(_PIECE)))]
+    scope = http_scope("/uploads", method="POST", headers=headers)
+    sent = await drive(AgentMiddleware(_take, agents=[config]), scope, body_messages(*[_PIECE] * _PIECES), times)
+    _check(sent[0].get("status") == 200, sent)
 
 
 async def _message(times: int, socket: Path) -> None:
@@ -109,6 +126,7 @@ async def _exchange(times: int, socket: Path) -> None:
 
 COUNTED: Final[Mapping[str, Counted]] = {
     "request": Counted("a request, judged by its headers in the process", _request),
+    "upload": Counted("an upload of 1 MiB, each of its 16 pieces judged in the process", _upload),
     "message": Counted("a websocket message and its echo, each judged in the process", _message),
     "call": Counted("a request, judged over a Unix socket; only what the guarded app does", _call, peer=True),
     "guardrail": Counted("a token of a chat's stream, judged by a guardrail in the process", _token),

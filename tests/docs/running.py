@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from tests.support.servers import serve
 
+from .installing import CONFTEST, missing_for
 from .markdown import Block, blocks_of
 from .pages import ROOT, name_of
 
@@ -30,7 +31,7 @@ SHOWN: Final = "http://127.0.0.1:8000"
 BASH: Final = shutil.which("bash") or "bash"
 # Seconds after which a command is taken to hang.
 _PATIENCE: Final = 120.0
-# Their levels are those of before when a page has run.
+# Their levels and filters are those of before when a page has run.
 _LOGGERS: Final = ("asgi_agents", "asgi_agents.audit")
 
 
@@ -38,7 +39,8 @@ class PageRun:
     """The run of one page, in a directory of its own.
 
     Python blocks share one namespace. One with a ``title`` is a file instead, which is imported; a file whose name
-    begins with ``test_`` is for pytest, which runs in the end. Functions ``test_…`` of the namespace are called.
+    begins with ``test_`` is for pytest, which runs in the end with no more packages than the pages name. Functions
+    ``test_…`` of the namespace are called.
     ``console`` blocks are played against the ``app`` that was defined last.
 
     Marks, in a comment before the block: ``not run: REASON``; ``run by: FILE`` for one that those tests run, because it
@@ -69,6 +71,7 @@ class PageRun:
                     exc.add_note(f"in the {block.language} block at {name_of(self._page)}:{block.line}")
                     raise
             if any(self._directory.glob("test_*.py")):
+                (self._directory / "conftest.py").write_text(CONFTEST.format(missing=missing_for(self._page)))
                 pytest(self._directory)
 
     @contextlib.contextmanager
@@ -80,6 +83,7 @@ class PageRun:
         )
         modules, before = set(sys.modules), Path.cwd()
         levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+        filters = {name: list(logging.getLogger(name).filters) for name in _LOGGERS}
         sys.modules[self._module.__name__] = self._module
         sys.path.insert(0, str(self._directory))
         os.chdir(self._directory)
@@ -88,6 +92,7 @@ class PageRun:
         finally:
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
+                logging.getLogger(name).filters[:] = filters[name]
             os.chdir(before)
             sys.path.remove(str(self._directory))
             del sys.modules[self._module.__name__]

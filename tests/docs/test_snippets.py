@@ -59,6 +59,36 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
     assert len(left_out) <= _MOST_NOT_RUN, left_out
 
 
+def test_a_block_that_begins_with_imports_runs_as_it_is_printed(tmp_path: Path) -> None:
+    """It has all names from itself or from blocks before it on the page, also where it is quoted from a file."""
+    for page in PAGES:
+        before = ""
+        for block in blocks_of(page.read_text()):
+            if block.language != "python":
+                continue
+            begins = re.match(r"(?:from|import) ", block.code) is not None
+            if begins:
+                code = block.code if block.title is not None else before + block.code
+                (tmp_path / f"{len([*tmp_path.iterdir()])}.py").write_text(f"# {where(page, block)}\n{code}")
+            if block.title is None and (begins or "from" not in block.marks):
+                before += block.code
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--no-cache",
+        "--quiet",
+        "--select",
+        "F821",
+        str(tmp_path),
+    ]
+    found = subprocess.run(command, capture_output=True, text=True)
+    names = {path.name: path.read_text().partition("\n")[0] for path in tmp_path.iterdir()}
+    assert found.returncode == 0, re.sub(r"\d+\.py", lambda name: names.get(name[0], name[0]), found.stdout)
+
+
 def test_what_others_have_to_run_is_run_by_them() -> None:
     """It needs packages that are not installed for the tests of the pages; those tests skip what is missing."""
     runners = {(page.parent.name, block.marks["run by"]) for page, block in blocks() if "run by" in block.marks}

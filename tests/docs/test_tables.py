@@ -29,7 +29,7 @@ from asgi_agents.ray import __main__ as ray_command
 from asgi_agents.serve import options as serve_options
 from tests.test_extras import EXTRAS, FOR_DEVELOPERS
 
-from .pages import DOCS, README
+from .pages import DOCS, README, ROOT
 
 GUIDE = DOCS / "guide"
 
@@ -207,3 +207,11 @@ def test_the_guide_has_the_options_of_a_command_with_their_defaults(
     assert {codes(name)[0]: default.strip("`") for name, default, _ in rows} == {
         option: said.get(option, default) for option, default in expected.items()
     }
+
+
+def test_the_changelog_has_one_list_of_each_kind() -> None:
+    """Two branches that each begin one are merged without a conflict."""
+    for version in re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]:
+        kinds = re.findall(r"^### (\w+)$", version, flags=re.MULTILINE)
+        kept = [kind for kind in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security") if kind in kinds]
+        assert kinds == kept, version.partition("\n")[0]

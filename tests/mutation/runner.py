@@ -43,6 +43,7 @@ _OF_CALLS: Final = (
 #: The tests that are about a part of the package, by the part; of several the longest name counts.
 AREAS: Final[Mapping[str, Sequence[str]]] = {
     "": ("tests/unjudged", "tests/test_manager.py", "tests/test_middleware.py"),
+    "agents/": ("tests/agents",),
     "breaker/": ("tests/test_breaker.py", "tests/test_breaker_counting.py", "tests/test_breaker_model.py"),
     "calls/": _OF_CALLS,
     "commands/": ("tests/commands", "tests/recording"),
