@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -57,7 +57,7 @@ class PipeExporter(SpanExporter):
 
 
 class TraceTrees(SpanExporter):
-    """Collects spans and prints each trace as a tree, once what came first of it here has ended.
+    """Collects spans and prints each trace as a tree, once what came first of it here has ended. They keep that order.
 
     :param show: is given the lines.
     """
@@ -65,6 +65,8 @@ class TraceTrees(SpanExporter):
     def __init__(self, show: Callable[[str], object]) -> None:
         self._show = show
         self._traces: defaultdict[str, list[SpanNote]] = defaultdict(list)
+        # The ids of those that wait for stragglers. The one that has waited longest comes first.
+        self._ended: deque[str] = deque()
         self._lock = threading.Lock()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -82,21 +84,27 @@ class TraceTrees(SpanExporter):
         with self._lock:
             self._traces[note.trace_id].append(note)
             if note.first:
-                timer = threading.Timer(_STRAGGLERS, self._print, (note.trace_id,))
+                self._ended.append(note.trace_id)
+                timer = threading.Timer(_STRAGGLERS, self._print_next)
                 timer.daemon = True
                 timer.start()
 
     def flush(self) -> None:
         """Wait until everything is printed."""
         deadline = time.monotonic() + 10 * _STRAGGLERS
-        while self._traces and time.monotonic() < deadline:
+        while self._waits() and time.monotonic() < deadline:
             time.sleep(_STRAGGLERS / 4)
 
-    def _print(self, trace_id: str) -> None:
+    def _waits(self) -> bool:
         with self._lock:
-            notes = self._traces.pop(trace_id, [])
-        if notes:
-            self._show("\n".join(tree(notes)))
+            return bool(self._traces)
+
+    def _print_next(self) -> None:
+        # Two timers that are due at about the same time may go off in either order, each in a thread of its own.
+        with self._lock:
+            notes = self._traces.pop(self._ended.popleft(), [])
+            if notes:
+                self._show("\n".join(tree(notes)))
 
 
 def tree(notes: Sequence[SpanNote]) -> Iterator[str]:
