@@ -196,8 +196,9 @@ async def test_restarts_refuse_no_connection(place: Path, kind: str, workers: in
 @both_signals
 async def test_an_app_whose_agent_is_restarted(place: Path, signum: signal.Signals) -> None:
     sock = listening("unix", place)
-    transport = StreamTransport(f"unix://{place}/waf.sock", connections=2)
-    app = guarded(App(start(200), body(b"ok")), AgentConfig("waf", transport, timeout=30.0))
+    # A connection that waits for the next process is not given up before that has started, however long it takes.
+    transport = StreamTransport(f"unix://{place}/waf.sock", connections=2, connect_timeout=60.0)
+    app = guarded(App(start(200), body(b"ok")), AgentConfig("waf", transport, timeout=60.0))
 
     async def call() -> str:
         client = Client()
