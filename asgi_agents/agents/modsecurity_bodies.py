@@ -29,7 +29,7 @@ def check_of(kind: BodyKind, arguments: Arguments, content_types: Iterable[str] 
         case BodyKind.JSON:
             return Json(arguments)
         case BodyKind.XML:
-            return Xml()
+            return Xml(arguments)
         case BodyKind.MULTIPART:
             return Multipart(arguments, content_types)
         case BodyKind.FORM:

@@ -3,6 +3,8 @@
 from typing import Final, NoReturn
 from xml.parsers import expat
 
+from .modsecurity_arguments import Arguments
+
 # Those that expat and the engine know by the same names.
 _ENCODINGS: Final = frozenset({"utf-8", "us-ascii", "iso-8859-1"})
 #: Bytes of XML that are read more than once, at most: a tag of 500 KiB may come in pieces of 1 KiB.
@@ -23,10 +25,19 @@ class Xml:
     would take the square of its length.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
         self._parser = expat.ParserCreate(namespace_separator=" ")
         self._parser.XmlDeclHandler = self._declared
         self._parser.StartDoctypeDeclHandler = self._doctype
+        # The engine compares each attribute of a tag with the others, and a prefix with all that are declared.
+        self._parser.ordered_attributes = True
+        self._parser.StartElementHandler = lambda name, attributes: self._count(len(attributes) // 2)
+        self._parser.StartNamespaceDeclHandler = lambda prefix, uri: self._count(1)
+        # It keeps each name once, and each short text that stands alone, and finds them slowly where they are many.
+        self._parser.ProcessingInstructionHandler = lambda target, data: self._count(0)
+        self._parser.CommentHandler = lambda text: self._count(0)
+        self._parser.StartCdataSectionHandler = lambda: self._count(0)
         self._length = self._read_again = 0
         self.has_doctype = False
 
@@ -47,3 +58,8 @@ class Xml:
     def _doctype(self, name: str, system: str | None, public: str | None, has_subset: int) -> NoReturn:
         self.has_doctype = True
         raise _UnreadableError
+
+    def _count(self, attributes: int) -> None:
+        """Markup, which is counted as a byte of names, with attributes."""
+        if not self._arguments.add(attributes, 1):
+            raise _UnreadableError

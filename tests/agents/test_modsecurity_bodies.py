@@ -305,7 +305,7 @@ def test_xml_that_would_be_read_again_and_again_is_refused(kind: str, piece: int
 def test_long_text_in_xml_is_read_once_and_passes_in_any_pieces() -> None:
     check = check_of(BodyKind.XML, Arguments())
     assert check is not None
-    assert all(check.read(each, is_last=False) for each in (b"<a>", *[b"x" * 64] * 20_000, *[b"<b c='d'/>"] * 9000))
+    assert all(check.read(each, is_last=False) for each in (b"<a>", *[b"x" * 64] * 20_000, *[b"<b/>"] * 9000))
     assert check.read(b"</a>", is_last=True)
 
 
