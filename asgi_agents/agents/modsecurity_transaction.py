@@ -13,6 +13,7 @@ from .modsecurity_bodies import Check, check_of, why_not_given
 from .modsecurity_fields import may_have_body
 from .modsecurity_head import begin
 from .modsecurity_json import Json, is_json, may_be_json
+from .modsecurity_messages import drop_messages
 from .modsecurity_multipart import Multipart
 from .modsecurity_own_rules import NOT_GIVEN, PORT_WITH_BODY, PORT_WITH_FORM, PORT_WITH_JSON
 from .modsecurity_response import ShownResponse, done
@@ -140,6 +141,7 @@ class Transaction:
         return denial_of(self._rules, self._engine)
 
     def _request_is_complete(self) -> AgentResponse:
+        drop_messages()
         done(self._engine.process_request_body())
         return self._answer()
 

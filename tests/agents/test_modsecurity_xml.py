@@ -111,3 +111,43 @@ def test_rules_are_shown_all_texts_and_attributes_that_an_app_reads() -> None:
             assert not asked(data).is_allow, data
         else:
             assert asked(data).is_allow or b"<!DOCTYPE" in data, data
+
+
+SECRET = "password=hunter2"
+#: What apps read, and the engine's reader of XML says something of.
+SAID_SOMETHING_OF = {
+    "deep": "<a>" * 300 + SECRET + "</a>" * 300,
+    "a-long-name": f"<a{'b' * 60_000}>{SECRET}</a{'b' * 60_000}>",
+    "a-long-value": f"<a b='{SECRET}{'b' * 10_000_001}'/>",
+    "an-identifier": f"<a xml:id='{SECRET}'/>",
+    "the-same-identifier": f"<a><b xml:id='hunter2'>{SECRET}</b><b xml:id='hunter2'/></a>",
+    "blanks": f"<a xml:space='{SECRET}'/>",
+    "a-namespace": f"<a xmlns='{SECRET}'/>",
+    "a-namespace-of-a-prefix": f"<a xmlns:b='{SECRET}'/>",
+    "no-uri": f"<a xmlns:b='a b:{SECRET}'/>",
+    "a-language": f"<a xml:lang='{SECRET}'/>",
+    "an-instruction": f"<a><?XML {SECRET}?></a>",
+    "a-stylesheet": f"<?xml-stylesheet {SECRET}?><a/>",
+    "a-document-type": f"<!DOCTYPE a [<!ATTLIST a b ID '{SECRET}'>]><a/>",
+    "an-entity": f"<!DOCTYPE a SYSTEM 'x'><a>{SECRET} &b;</a>",
+}
+
+
+@pytest.mark.parametrize("name", SAID_SOMETHING_OF)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+async def test_nothing_of_xml_is_printed(name: str, encoding: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """In this thread, and in those of the agent."""
+    data = SAID_SOMETHING_OF[name].encode(encoding)
+    asked(data)
+    client = Client("POST", headers=[(b"content-type", b"text/xml")], body=data)
+    await ask(App(), config(WAF, max_request_body_bytes=50_000_000), client=client)
+    assert client.status in (200, 400)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_is_printed_of_a_body_that_rules_of_ones_own_say_is_xml(capfd: pytest.CaptureFixture[str]) -> None:
+    rule = 'SecAction "id:1,phase:1,pass,nolog,ctl:requestBodyProcessor=XML"'
+    waf = ModSecurity(text=f"{rule}\n{RULES}")
+    for data in (f"<a>{SECRET}</b>", SAID_SOMETHING_OF["an-entity"]):
+        asked(data.encode(), waf, "text/plain")
+    assert capfd.readouterr() == ("", "")
