@@ -174,6 +174,7 @@ def generated(random: Random) -> Iterator[tuple[str, bytes, str, str]]:
             (FORM, text.encode(), "/", ""),
             ("", b"1", f"/?{text}", ""),
             ("", b"1", "/", ";".join(pairs)),
+            ("", b"1", "/", ";".join(f'{at}="1"' for at in range(random.randint(0, 9)))),
             (MULTIPART, multipart(*names), "/", ""),
             (XML, b"<a>%b</a>" % b"".join(random.choices(TAGS, k=random.randint(0, 9))), "/", ""),
         )
