@@ -4,6 +4,7 @@ import re
 from typing import Final
 
 from ..protocol import RequestHeadersEvent
+from .modsecurity_fields import request_fields_of
 
 #: Of a request, unless it is given: those of query, header fields, cookies and body together.
 MAX_ARGUMENTS: Final = 1_200
@@ -44,11 +45,10 @@ class Arguments:
     def add_head(self, event: RequestHeadersEvent) -> bool:
         query = event.uri.partition("?")[2]
         self._add_pairs(query.encode("latin-1"), b"&")
-        for name, values in event.headers.items():
-            self.add(len(values), len(name) * len(values))
-            if name == "cookie":
-                for value in values:
-                    self._add_pairs(value.encode("latin-1"), b";")
+        for name, value in request_fields_of(event.headers):
+            self.add(1, len(name))
+            if name == b"cookie":
+                self._add_pairs(value, b";")
         return not self.are_too_many
 
     def _add_pairs(self, text: bytes, between: bytes) -> None:

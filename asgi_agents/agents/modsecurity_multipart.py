@@ -11,6 +11,9 @@ from .modsecurity_dispositions import Dispositions
 # The engine takes no longer line in the head of a part.
 _LONGEST_LINE: Final = 4096
 _BOUNDARY: Final = re.compile(r"boundary\s*=(.*)", re.DOTALL)
+# The engine reads no form of an empty boundary, or of one that begins with a null, and says nothing of it. It does of
+# others with a character that none may have (RFC 2046, section 5.1.1).
+_READ_BY_THE_ENGINE: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]+")
 _LINE_END: Final = re.compile(rb"\r?\n")
 # Behind two backslashes, or four, a quote ends the name for the engine, and does not for Starlette.
 _QUOTED: Final = rb'"(?:[^"\\]|\\[^\\]|\\\\(?!"))*+"'
@@ -34,18 +37,16 @@ class Multipart:
     def __init__(self, arguments: Arguments, content_types: Iterable[str] = ()) -> None:
         self._arguments = arguments
         self._dispositions = Dispositions()
-        found = _BOUNDARY.search("".join(content_types))
-        boundary = "" if found is None else found[1]
-        if len(boundary) > 1 and boundary[0] == boundary[-1] == '"':
-            boundary = boundary[1:-1]
-        self._delimiter = b"--" + boundary.partition(";")[0].encode("latin-1")
+        boundary = _boundary_of(content_types)
+        self._has_boundary = _READ_BY_THE_ENGINE.fullmatch(boundary) is not None
+        self._delimiter = b"--" + boundary.encode("latin-1")
         self._rest = b""
         self._fields = list[tuple[bytes, bytearray]]()
         self._is_empty, self._has_lines = True, False
         self._in_head = self._in_content = self._is_file = self._has_ended = False
 
     def read(self, data: bytes, *, is_last: bool) -> bytes | None:
-        if not self._dispositions.are_single(data):
+        if (data and not self._has_boundary) or not self._dispositions.are_single(data):
             return None
         if self._has_ended:
             return data
@@ -126,3 +127,11 @@ class Multipart:
                 end = line
             end -= text.endswith(b"\r", at, end)
         return end, end
+
+
+def _boundary_of(content_types: Iterable[str]) -> str:
+    found = _BOUNDARY.search("".join(content_types))
+    boundary = "" if found is None else found[1]
+    if len(boundary) > 1 and boundary[0] == boundary[-1] == '"':
+        boundary = boundary[1:-1]
+    return boundary.partition(";")[0]

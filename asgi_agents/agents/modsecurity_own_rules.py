@@ -12,6 +12,10 @@ PORT_UNREADABLE: Final = 82
 PORT_TOO_MANY: Final = 83
 #: A multipart form, given as a form without parts: so that the line ends in its fields are judged.
 PORT_WITH_FORM: Final = 84
+#: One with XML that has a document type, which the engine is not given.
+PORT_WITH_DOCTYPE: Final = 85
+#: Those of which the engine is given no body. Where the rules let such a request pass, nobody can judge it.
+NOT_GIVEN: Final = frozenset({PORT_UNREADABLE, PORT_TOO_MANY, PORT_WITH_DOCTYPE})
 #: What stands before all other rules. A body that the engine can't read is refused: apps may read it in another way.
 #: They also read a type behind blanks that HTTP has none of, such as those of Latin-1, and one that for them ends
 #: at another sign than a semicolon.
@@ -24,6 +28,8 @@ SecRule SERVER_PORT "@eq 82" \
     "id:99112,phase:1,deny,status:400,log,t:none,msg:'The request body can not be read'"
 SecRule SERVER_PORT "@eq 83" \
     "id:99115,phase:1,deny,status:400,log,t:none,msg:'There are too many arguments'"
+SecRule SERVER_PORT "@eq 85" \
+    "id:99118,phase:1,deny,status:400,log,t:none,msg:'The XML has a document type'"
 SecRule SERVER_PORT "@eq 80" "id:99106,phase:1,pass,nolog,t:none,chain"
     SecRule REQUEST_HEADERS:Content-Type "@rx ^[a-z]+/(?:[a-z0-9._-]+\+)?xml" \
         "t:none,t:lowercase,ctl:requestBodyProcessor=XML"

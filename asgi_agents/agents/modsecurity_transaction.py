@@ -9,12 +9,13 @@ from ..protocol import AgentResponse, RequestHeadersEvent, ResponseHeadersEvent
 from .modsecurity_alone import alone
 from .modsecurity_arguments import MAX_ARGUMENTS, Arguments
 from .modsecurity_audit import answer_of, denial_of
-from .modsecurity_bodies import Check, check_of
+from .modsecurity_bodies import Check, check_of, why_not_given
 from .modsecurity_fields import may_have_body
 from .modsecurity_head import begin
 from .modsecurity_json import Json, is_json, may_be_json
+from .modsecurity_messages import drop_messages
 from .modsecurity_multipart import Multipart
-from .modsecurity_own_rules import PORT_TOO_MANY, PORT_UNREADABLE, PORT_WITH_BODY, PORT_WITH_FORM, PORT_WITH_JSON
+from .modsecurity_own_rules import NOT_GIVEN, PORT_WITH_BODY, PORT_WITH_FORM, PORT_WITH_JSON
 from .modsecurity_response import ShownResponse, done
 from .modsecurity_rules import Rules
 from .modsecurity_types import APPS_MAY_READ_JSON, kind_of
@@ -94,8 +95,7 @@ class Transaction:
         return answer if other.is_allow and not other.audit.rule_ids else other
 
     def _judged(self, data: bytes, is_last: bool) -> AgentResponse:
-        if self._port in (PORT_UNREADABLE, PORT_TOO_MANY):
-            # Where the rules let it pass, nobody can judge it.
+        if self._port in NOT_GIVEN:
             return self._answer()
         if self._begin is not None:
             if self._response.is_lost:
@@ -112,7 +112,7 @@ class Transaction:
 
     def _not_given(self) -> AgentResponse:
         """So that the rules say what is done about it."""
-        self._port = PORT_TOO_MANY if self._arguments.are_too_many else PORT_UNREADABLE
+        self._port = why_not_given(self._arguments, self._check)
         return self._head() or self._answer()
 
     def _so_far(self) -> AgentResponse:
@@ -141,6 +141,7 @@ class Transaction:
         return denial_of(self._rules, self._engine)
 
     def _request_is_complete(self) -> AgentResponse:
+        drop_messages()
         done(self._engine.process_request_body())
         return self._answer()
 

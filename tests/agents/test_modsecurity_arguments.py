@@ -24,6 +24,7 @@ from asgi_agents.agents.modsecurity_transaction import Transaction
 
 MULTIPART = "multipart/form-data; boundary=x"
 JSON = "application/json"
+XML = "text/xml"
 EVIL = ModSecurity(text='SecRule ARGS "@contains evil" "id:7,phase:2,deny,log"')
 TOO_MANY = "99115"
 
@@ -54,6 +55,9 @@ def similar(count: int) -> list[str]:
 
 SIMILAR = "=&".join(similar(4000))
 HEADS = "\r\n".join(["", *(f"{name}:" for name in similar(4000)), "", "1"]).encode()
+EMPTY = "='' "
+DECLARED = "='u:1' xmlns:"
+MARKUP = BYTES_OF_NAMES * MAX_ARGUMENTS
 HOSTILE: dict[str, tuple[str, bytes, str, str]] = {
     "a-form": (FORM, SIMILAR.encode(), "/", ""),
     "a-query": ("", b"", f"/?{SIMILAR}", ""),
@@ -68,6 +72,14 @@ HOSTILE: dict[str, tuple[str, bytes, str, str]] = {
     "json-of-no-type": ("", b"[" + b"1," * 4000 + b"1]", "/", ""),
     "json-that-is-a-form": (FORM, b'{"a":"' + b"&" * 4000 + b'"}', "/", ""),
     "a-long-name": (FORM, b"k" * 100_000 + b"=1", "/", ""),
+    "attributes-of-one-tag": (XML, f"<a {EMPTY.join(similar(1201))}{EMPTY}/>".encode(), "/", ""),
+    "attributes-of-tags": (XML, b"<a>" + b"<b c=''/>" * 1201 + b"</a>", "/", ""),
+    "namespaces-of-one-tag": (XML, f"<a xmlns:{DECLARED.join(similar(1201))}{DECLARED}z='u:1'/>".encode(), "/", ""),
+    "namespaces-of-tags": (XML, b"<a>" + b"<b xmlns='u:1'/>" * 1201 + b"</a>", "/", ""),
+    "tags": (XML, b"<a>" + b"<b/>" * MARKUP + b"</a>", "/", ""),
+    "comments": (XML, b"<a>" + b"<!---->1" * MARKUP + b"</a>", "/", ""),
+    "instructions": (XML, b"<a>" + b"<?b?>" * MARKUP + b"</a>", "/", ""),
+    "sections": (XML, b"<a>" + b"<![CDATA[]]>" * MARKUP + b"</a>", "/", ""),
     "an-end-that-is-missing": (JSON, b'["' + b'\\"' * 50_000 + b"," * 4000, "/", ""),
 }
 
@@ -103,6 +115,8 @@ ORDINARY: dict[str, tuple[str, bytes]] = {
     "numbers": (JSON, json.dumps([*range(1000)]).encode()),
     "objects": (JSON, json.dumps({"items": [dict.fromkeys(["id", "name", "price", "title"], 1)] * 250}).encode()),
     "a-long-text": (JSON, json.dumps({"text": '[1, 2], {"a": 3}, ' * 9000}).encode()),
+    "attributes": (XML, b"<a>" + b'<point lat="1" lon="2"/>' * 500 + b"</a>"),
+    "tags": (XML, b"<a xmlns='https://a.example'>" + b"<point><lat>1</lat><lon>2</lon></point>\n" * 15_000 + b"</a>"),
     "a-long-value": (FORM, b"a=" + b"b=" * 50_000),
 }
 
@@ -137,6 +151,9 @@ def test_where_the_rules_let_it_pass_the_engine_is_not_given_it(first: str, plac
     assert "7" not in answer.audit.rule_ids
 
 
+TAGS = [b"<b/>", b"<b c='1'/>", b"<b c='1' d='2'>e</b>", b"<b xmlns='u:1'/>", b"<b xmlns:e='u:1' e:f='1' g='2'/>", b"h"]
+
+
 def generated(random: Random) -> Iterator[tuple[str, bytes, str, str]]:
     def value(depth: int) -> Any:
         match random.randrange(6 if depth < 4 else 3):
@@ -157,7 +174,9 @@ def generated(random: Random) -> Iterator[tuple[str, bytes, str, str]]:
             (FORM, text.encode(), "/", ""),
             ("", b"1", f"/?{text}", ""),
             ("", b"1", "/", ";".join(pairs)),
+            ("", b"1", "/", ";".join(f'{at}="1"' for at in range(random.randint(0, 9)))),
             (MULTIPART, multipart(*names), "/", ""),
+            (XML, b"<a>%b</a>" % b"".join(random.choices(TAGS, k=random.randint(0, 9))), "/", ""),
         )
 
 
@@ -167,14 +186,14 @@ def test_the_engine_never_finds_more_than_there_may_be(most: int) -> None:
     found = "|".join(("ARGS_NAMES", "REQUEST_COOKIES_NAMES"))
     numbers = "\n".join(
         f'SecRule &{name} "@gt {most}" "id:{at},phase:2,deny,log"'
-        for at, name in enumerate(("ARGS", "REQUEST_COOKIES", "REQUEST_HEADERS"), 1)
+        for at, name in enumerate(("ARGS", "REQUEST_COOKIES", "REQUEST_HEADERS", "XML://@*"), 1)
     )
     long = f'SecRule {found} "@rx (?s)^.{{{most * BYTES_OF_NAMES + 1},}}" "id:9,phase:2,deny,log"'
     waf, random = ModSecurity(text=f"{numbers}\n{long}"), Random(most)  # noqa: S311 - no secret
     for kind, data, uri, cookie in islice(generated(random), examples(400)):
         at = random.randrange(len(data) + 1)
         answer = asked(waf, kind, [data[:at], data[at:]], most, uri, cookie)
-        assert not {"1", "2", "3", "9"} & set(answer.audit.rule_ids), (kind, data, uri, cookie)
+        assert not {"1", "2", "3", "4", "9"} & set(answer.audit.rule_ids), (kind, data, uri, cookie)
 
 
 def test_the_names_of_json_are_those_of_the_engine() -> None:

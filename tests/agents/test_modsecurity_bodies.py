@@ -282,7 +282,7 @@ def test_a_body_that_was_judged_is_kept_by_nobody_but_the_engine(start: bytes) -
 def test_a_blank_before_the_colon_is_refused_wherever_it_is_cut(blanks: str, others: list[str]) -> None:
     data = part("1", FILE.replace(":", f"{blanks}:"), *others)
     for pieces in ways(data):
-        check = check_of(BodyKind.MULTIPART, Arguments())
+        check = check_of(BodyKind.MULTIPART, Arguments(), ["multipart/form-data; boundary=x"])
         assert check is not None
         read = [check.read(piece, is_last=at == len(pieces) - 1) for at, piece in enumerate(pieces)]
         assert None in read, pieces
@@ -305,7 +305,7 @@ def test_xml_that_would_be_read_again_and_again_is_refused(kind: str, piece: int
 def test_long_text_in_xml_is_read_once_and_passes_in_any_pieces() -> None:
     check = check_of(BodyKind.XML, Arguments())
     assert check is not None
-    assert all(check.read(each, is_last=False) for each in (b"<a>", *[b"x" * 64] * 20_000, *[b"<b c='d'/>"] * 9000))
+    assert all(check.read(each, is_last=False) for each in (b"<a>", *[b"x" * 64] * 20_000, *[b"<b/>"] * 9000))
     assert check.read(b"</a>", is_last=True)
 
 

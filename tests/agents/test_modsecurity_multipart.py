@@ -7,6 +7,7 @@ from random import Random
 from urllib.parse import quote_plus
 
 import pytest
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartParser
 
@@ -168,7 +169,7 @@ READ_BY_BOTH = [
 ]
 
 
-async def _are_fields(data: bytes) -> list[bool]:
+async def _are_fields(data: bytes, kind: str = TYPE) -> list[bool]:
     """Of each part whether Starlette takes it for a field; none where it can't read the form."""
 
     async def whole() -> AsyncGenerator[bytes, None]:
@@ -176,7 +177,7 @@ async def _are_fields(data: bytes) -> list[bool]:
         yield b""
 
     async with aclosing(whole()) as stream:
-        parser = MultiPartParser(Headers({"content-type": TYPE}), stream)
+        parser = MultiPartParser(Headers({"content-type": kind}), stream)
         try:
             return [not isinstance(value, UploadFile) for _, value in (await parser.parse()).multi_items()]
         except Exception:
@@ -220,3 +221,44 @@ def test_no_form_is_given_to_the_engine_whose_boundary_is_another_one_here(bound
     """What is not found to be a form of parts here would be one without line ends there."""
     answer = asked(UNION, f"multipart/form-data; boundary={boundary}", [HEAD + b"union\nselect" + END])
     assert not answer.is_allow
+
+
+SIGNS = [chr(code) for code in range(256)]
+SPELLINGS = [
+    *("", '""', '"', '"\\""', '" "', "''", "-", "--", "=", ";", '";"', ",", "x y", '"x y"', "x" * 70, "x" * 1100),
+    *(pattern.format(sign) for sign in SIGNS for pattern in ("{}", "{}x", "x{}", "x{}x", '"{}"', '"{}x"', '"x{}"')),
+]
+BEFORE = [
+    *("multipart/form-data; boundary=", "multipart/form-data;boundary=", "Multipart/Form-Data; Boundary="),
+    *("multipart/form-data; boundary =", "multipart/form-data; boundary= ", "multipart/form-data;; boundary="),
+    *("multipart/form-data ;boundary=", "multipart/form-data; a=b; boundary=", "multipart/form-data; \0boundary="),
+    *("multipart/form-data; boundary=; boundary=", "multipart/form-data; boundary*=y; boundary="),
+    "multipart/form-data\0; boundary=",
+]
+BEHIND = ["", ";", "; charset=utf-8", '; a="b"', "; boundary=", "\0"]
+TABLE = list(product(BEFORE, SPELLINGS, BEHIND))
+
+
+def _of_boundary(boundary: bytes) -> bytes:
+    return (HEAD + b"union select" + END).replace(b"--x", b"--" + boundary)
+
+
+@pytest.mark.parametrize("boundary", ["", '""', "\0", "\0x", '""\0', "\0; charset=utf-8"])
+async def test_a_form_of_a_boundary_that_the_engine_takes_for_none_is_refused(boundary: str) -> None:
+    kind = f"multipart/form-data; boundary={boundary}"
+    data = _of_boundary(parse_options_header(kind)[1][b"boundary"])
+    assert await _are_fields(data, kind) == [True]
+    for pieces in ([data], [b"", data], [data[:1], data[1:]], [data, b""]):
+        assert list(asked(UNION, kind, pieces).audit.rule_ids) == ["99112"]
+
+
+async def test_what_starlette_takes_for_a_boundary_the_engine_takes_for_none_or_the_same() -> None:
+    """Each body is a form for the boundary that Starlette reads."""
+    read = 0
+    for before, spelling, behind in islice(TABLE, 0, None, max(1, 400_000 // examples(2000))):
+        kind = f"{before}{spelling}{behind}"
+        boundary = parse_options_header(kind)[1].get(b"boundary")
+        if boundary is not None and any(await _are_fields(data := _of_boundary(boundary), kind)):
+            read += 1
+            assert not asked(UNION, kind, [data]).is_allow, kind
+    assert read > 100
