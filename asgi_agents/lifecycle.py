@@ -297,12 +297,14 @@ class Handover:
         # Until nobody has come to one of the agents while it was asked: who it has listened to last is not known then.
         while not any(fatal(*failure) for failure in failures.items()):
             overwritten = self._overwritten(self._new)
-            if held.issuperset(overwritten):
+            if held.issuperset(overwritten) and all(guard in self._asked for guard in self._new):
                 break
             await self._held.aclose()
             await self._held.enter_async_context(_held(overwritten))
             held = {*overwritten}
-            last = self._overwriting(overwritten)
+            # While this has waited, those that it has waited for may have been given the same configuration.
+            overwriting = self._overwriting(overwritten)
+            last = [guard for guard in self._new if guard in overwriting or guard not in self._asked]
             for guard in last:
                 failures.pop(guard.config.id, None)
                 if guard in self._asked:

@@ -447,6 +447,7 @@ class AgentRegistry:
         except AgentError as exc:
             raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
         new.configuring.logged = True
+        self.lifecycle.watch(new)
         return old, new
 
     async def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> None:
