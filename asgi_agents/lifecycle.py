@@ -319,6 +319,7 @@ class Handover:
 
     def _overwritten(self, new: Iterable[Guard]) -> Sequence[Guard]:
         """The guards whose agents lose their configuration, or may have lost it, to ``new`` ones."""
+        new = tuple(new)
         return [guard for guard in self._lifecycle.leading() if any(_overwrites(one, guard) for one in new)]
 
     def _overwriting(self, overwritten: Sequence[Guard]) -> Sequence[Guard]:
@@ -333,11 +334,11 @@ class Handover:
 
         One that does not take it again is not configured: it is treated by its failure mode, and asked again.
         """
-        lost = self._overwritten(self._asked)
-        overwriting = [guard for guard in self._overwriting(lost) if guard in self._asked]
+        overwritten = self._overwritten(self._asked)
+        overwriting = [guard for guard in self._overwriting(overwritten) if guard in self._asked]
         try:
             for new in overwriting:
-                for guard in lost:
+                for guard in overwritten:
                     new.configuring.follow(guard.configuring)
             # What is cut short while it configures an agent may do so all the same, and later.
             with anyio.move_on_after(_HANDOVER_TIMEOUT):
@@ -348,6 +349,8 @@ class Handover:
                     tasks.start_soon(_close, guard)
         finally:
             await self._held.aclose()
+            # Nobody has lost anything to those that could not be connected to, such as at a mistaken address.
+            lost = self._overwritten(guard for guard in self._asked if guard.configuring.may_have_configured)
             lost = [guard for guard in lost if guard.configuring.lose()]
         present = self._lifecycle.present()
         async with anyio.create_task_group() as tasks:

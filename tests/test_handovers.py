@@ -4,6 +4,7 @@ An agent that is one object, or at one address, has one configuration, whichever
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,9 +12,22 @@ import anyio
 import httpx
 import pytest
 
-from asgi_agents import Agent, AgentConfig, AgentError, AgentResponse, EventType, FailureMode, HttpTransport
+from asgi_agents import (
+    Agent,
+    AgentConfig,
+    AgentError,
+    AgentManager,
+    AgentResponse,
+    EventType,
+    FailureMode,
+    HttpTransport,
+)
+from asgi_agents.manager import registry_of
 
-from .test_former_guards import Case, Way, as_object, each_way, guarded, over_http, over_stream, until
+from .test_former_guards import QUIET, Case, Way, as_object, each_way, guarded, over_http, over_stream, until
+from .transports.stream.peer import Peer, Received, handshake
+from .transports.stream.pools import agent, client_in, head, managing, nowhere, pool_of
+from .transports.stream.test_configuring import Configured, peer_with
 
 # What puts an agent in place that is configured first
 
@@ -112,3 +126,126 @@ async def test_one_that_gives_the_same_as_the_other_was_given_meanwhile_is_confi
         # Before anybody calls it, or looks after it.
         assert case.registry.guard("a").configured
         await case.check("v2")
+
+
+# Who has the configuration in the handshake is given it back by connecting anew
+
+
+async def judge(event: Received) -> None:
+    await event.answer(AgentResponse.block(403, "judged"))
+
+
+REFUSED: Final = handshake(success=False, error="no such rules")
+
+
+class Served:
+    """An agent that has its configuration in the handshake, and takes no configure event."""
+
+    def __init__(self, peer: Peer, manager: AgentManager) -> None:
+        self.peer = peer
+        self.manager = manager
+        self.guard = registry_of(manager).guard("waf")
+        self.asked = 0
+
+    async def ask(self) -> str:
+        self.asked += 1
+        decision = await self.manager.process_request_headers(head(str(self.asked)))
+        return "let go on" if decision.decision is None else str(decision.decision.body)
+
+    async def replace(self, new: AgentConfig) -> None:
+        await self.manager.replace_agent(new)
+
+    async def reload(self, new: AgentConfig) -> None:
+        await registry_of(self.manager).change(
+            [new],
+            owned=["waf"],
+            kept=(),
+            fatal=lambda agent_id, error: True,
+            routes=lambda find: lambda: None,
+            drain_timeout=1.0,
+        )
+
+    async def restart(self) -> None:
+        for link in tuple(self.peer.links):
+            await link.aclose()
+
+
+async def refused(served: Served, put: Callable[[AgentConfig], Awaitable[None]], **fields: Any) -> None:
+    served.peer.greeting = REFUSED
+    with pytest.raises(AgentError, match="no such rules"):
+        await put(agent(served.peer, config={"rules": 2}, **fields))
+
+
+async def cancelled(served: Served, put: Callable[[AgentConfig], Awaitable[None]], **fields: Any) -> None:
+    served.peer.greeting = None
+    with anyio.move_on_after(0.5):
+        await put(agent(served.peer, config={"rules": 2}, **fields))
+
+
+async def mistaken(served: Served, put: Callable[[AgentConfig], Awaitable[None]], **fields: Any) -> None:
+    with pytest.raises(AgentError, match="No such file"):
+        await put(agent(nowhere(), config={"rules": 2}, **fields))
+
+
+@pytest.mark.parametrize("mode", ["open", "closed"])
+@pytest.mark.parametrize("connections", [1, 3])
+@pytest.mark.parametrize("put", [Served.replace, Served.reload], ids=lambda put: put.__name__)
+@pytest.mark.parametrize("how", [refused, cancelled, mistaken], ids=lambda how: how.__name__)
+async def test_who_has_it_in_the_handshake_goes_on_after_another_has_failed(
+    how: Callable[..., Awaitable[None]],
+    put: Callable[[Served, AgentConfig], Awaitable[None]],
+    connections: int,
+    mode: str,
+) -> None:
+    peer = Peer(behaviour=judge)
+    good = peer.greeting
+    stream = {"connections": connections}
+    async with managing(
+        peer, stream=stream, connections=connections, config={"rules": 1}, failure_mode=mode
+    ) as manager:
+        served = Served(peer, manager)
+        before = len(peer.handshakes)
+        for _ in range(3):
+            await how(served, partial(put, served), failure_mode=mode)
+            peer.greeting = good
+            await anyio.sleep(QUIET)
+            assert registry_of(manager).guard("waf") is served.guard
+            assert served.guard.configured
+            assert await served.ask() == "judged"
+            assert len(pool_of(client_in(manager)).rotation.connections) == connections
+        # Nobody has lost anything to an agent that could not be connected to.
+        assert (len(peer.handshakes) == before) is (how is mistaken)
+
+
+async def test_a_connection_that_was_made_since_has_given_it() -> None:
+    """An agent may take one connection at a time, so that none can be made beside."""
+    peer = Peer(behaviour=judge)
+    good = peer.greeting
+    async with managing(peer, connections=1, config={"rules": 1}) as manager:
+        served = Served(peer, manager)
+        await refused(served, served.replace)
+        await anyio.sleep(QUIET)
+        assert not served.guard.configured
+
+        peer.greeting = good
+        accepted = peer.accepted
+        await served.restart()
+        await until(lambda: peer.accepted > accepted)
+        await anyio.sleep(0.01)
+        peer.greeting = REFUSED
+        await anyio.sleep(QUIET)
+        assert peer.accepted == accepted + 1
+        assert await served.ask() == "judged"
+
+
+@pytest.mark.parametrize("put", [Served.replace, Served.reload], ids=lambda put: put.__name__)
+async def test_an_agent_that_could_not_be_connected_to_is_not_handed_anything_back(put: Any) -> None:
+    """The configuration of the one that stays is handed to nobody anew."""
+    configured = Configured()
+    peer = peer_with(configured)
+    async with managing(peer, connections=1, config="x") as manager:
+        served = Served(peer, manager)
+        for transport in (nowhere(), HttpTransport("http://typo", transport=httpx.MockTransport(_unreachable))):
+            with pytest.raises(AgentError):
+                await put(served, AgentConfig("waf", transport, events={EventType.REQUEST_HEADERS}, config="y"))
+        assert configured.configs == ["x"]

@@ -16,7 +16,7 @@ from ..errors import AgentError, AgentUnavailableError
 from ..failures import CallFailure, Failure, failure_of
 from ..policy import FailureMode
 from ..protocol import ConfigureEvent, EventType, reason_of
-from ..transports.base import AgentClient
+from ..transports.base import AgentClient, NotConnectedError
 from .call import AgentCall
 from .checking import check_general
 from .deadlines import no_answer
@@ -62,9 +62,10 @@ class Configuring:
         self._recorder = recorder
         self._clock = clock
         self._asking = OneAtATime()
-        # How often the agent was given another configuration by another guard, and whether it has had ours since.
-        self._overwritten = 0
+        # Whether the agent was given another configuration by another guard, and has not had ours since.
         self._lost = False
+        # Of clients that don't configure the agent themselves: whether it may have been handed one.
+        self._handed_over = False
         self.closed = False
         # Its guard is in no place any more; and who leads to the agent now, where that is known.
         self._has_left = False
@@ -137,7 +138,7 @@ class Configuring:
         """
         if self._has_left:
             raise AgentError(f"agent {self._config.id!r} was replaced or removed meanwhile")
-        overwritten = self._overwritten
+        overwritten = self._client.overwritten
         if self._client.configures_itself:
             await self._client.push_config(config)
         else:
@@ -166,6 +167,11 @@ class Configuring:
     @property
     def _needed(self) -> bool:
         return self._lost or (self.asks and not self._client.configures_itself)
+
+    @property
+    def may_have_configured(self) -> bool:
+        """Whether an agent may have been handed a configuration by this one, whatever has come of that."""
+        return self._client.may_have_configured if self._client.configures_itself else self._handed_over
 
     # Where several guards lead to one agent
 
@@ -218,7 +224,7 @@ class Configuring:
 
         Returns whether it was not going to be anyway.
         """
-        self._overwritten += 1
+        self._client.overwritten += 1
         if not (self.done or self._lost):
             return False
         self._lost = True
@@ -267,7 +273,7 @@ class Configuring:
         return max(self._config.timeout, _CONFIGURE_TIMEOUT)
 
     async def _ask(self, timeout: float, started: float) -> None:
-        overwritten = self._overwritten
+        overwritten = self._client.overwritten
         try:
             await self._hand_over(self._given, timeout, started)
         except Exception as exc:
@@ -279,7 +285,7 @@ class Configuring:
 
     def _taken(self, overwritten: int) -> None:
         """The agent has taken what it was given, when it had been overwritten so many times."""
-        if overwritten != self._overwritten:
+        if overwritten != self._client.overwritten:
             return
         if self._error:
             logger.info("agent %r has taken its configuration", self._config.id)
@@ -291,14 +297,19 @@ class Configuring:
         if self._client.configures_itself:
             with CancelScope(deadline=anyio.current_time() + started + timeout - time.monotonic()) as scope:
                 # Whoever connects hands it over.
-                await (self._client.push_config(config) if self._client.connected else self._client.connect())
+                await (self._client.give_again(config) if self._client.connected else self._client.connect())
             if scope.cancelled_caught:
                 raise no_answer(timeout)
             return
         if self._client.agent is not None and type(config) is dict:
             config = GivenConfig(config)
         event = ConfigureEvent(agent_id=self._config.id, config=config)
-        answer = await self._delivery.answer_to(AgentCall(event, FailureMode.CLOSED, None, timeout, started))
+        before, self._handed_over = self._handed_over, True
+        try:
+            answer = await self._delivery.answer_to(AgentCall(event, FailureMode.CLOSED, None, timeout, started))
+        except NotConnectedError:
+            self._handed_over = before
+            raise
         response = check_general(self._config, event, answer)
         if not response.is_allow:
             raise AgentError(f"refused its configuration: {reason_of(response)}")
