@@ -3,7 +3,9 @@
 An agent that is one object, or at one address, has one configuration, whichever guard hands it over.
 """
 
+import dataclasses
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -125,6 +127,91 @@ async def test_one_that_gives_the_same_as_the_other_was_given_meanwhile_is_confi
         await put(case, case.make("a", "v2", seconds=5))
         # Before anybody calls it, or looks after it.
         assert case.registry.guard("a").configured
+        await case.check("v2")
+
+
+# Who gives the same waits for its turn all the same
+
+
+async def again(case: Case, put: Put, mark: str, **config: Any) -> None:
+    """Another agent, with the configuration of the one that is there: only another field is another."""
+    await put(case, dataclasses.replace(case.make("a", mark, **config), failure_mode="open"))
+
+
+async def remove_and_add(case: Case, config: AgentConfig) -> None:
+    await case.remove()
+    await case.manager.add_agent(config)
+
+
+@pytest.mark.parametrize("put", [replace, reload, remove_and_add], ids=lambda put: put.__name__)
+@each_way
+async def test_the_same_comes_after_what_is_being_pushed(tmp_path: Path, way: Way, put: Put) -> None:
+    async with guarded(way, tmp_path, "v1") as case, anyio.create_task_group() as tasks:
+
+        async def push() -> None:
+            with suppress(AgentError):
+                await a_push(case, "v2")
+
+        tasks.start_soon(push)
+        await until(lambda: case.judge.asking > 0)
+        await again(case, put, "v1")
+        await case.check("v1")
+        assert case.judge.asked == ["v1", "v2", "v1"]
+
+
+@each_way
+async def test_what_is_pushed_to_one_that_leaves_meanwhile_is_said_not_to_be_in_force(tmp_path: Path, way: Way) -> None:
+    async with guarded(way, tmp_path, "v1") as case, anyio.create_task_group() as tasks:
+
+        async def push() -> None:
+            with pytest.raises(AgentError, match="'a' was replaced or removed meanwhile"):
+                await a_push(case, "v2")
+
+        tasks.start_soon(push)
+        await until(lambda: case.judge.asking > 0)
+        await case.remove()
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["late", "early"])
+@pytest.mark.parametrize("how", ["refused", "cancelled"])
+@pytest.mark.parametrize("under_way", [a_push, a_replacement, a_reload], ids=lambda under_way: under_way.__name__)
+@each_put
+@each_way
+async def test_the_same_that_comes_to_nothing_leaves_what_was_under_way_in_force(
+    tmp_path: Path, way: Way, put: Put, under_way: UnderWay, how: str, early: bool
+) -> None:
+    same = {"early": early, "seconds": 2}
+    async with guarded(way, tmp_path, "v1", **same) as case, anyio.create_task_group() as tasks:
+        tasks.start_soon(under_way, case, "v2")
+        await until(lambda: case.judge.asking > 0)
+        if how == "refused":
+            case.judge.refused.add("v1")
+            with pytest.raises(AgentError):
+                await again(case, put, "v1", **same)
+        else:
+            # Before its turn has come, or while it is asked.
+            for seconds in (1.5, 4.5):
+                with anyio.move_on_after(seconds):
+                    await again(case, put, "v1", **same)
+        await case.check("v2")
+
+
+# Of several that lead to one agent, the later waits for the earlier
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["late", "early"])
+@pytest.mark.parametrize("how", ["refused", "cancelled"])
+@each_way
+async def test_one_that_comes_to_nothing_leaves_the_one_before_in_force_where_there_was_none(
+    tmp_path: Path, way: Way, how: str, early: bool
+) -> None:
+    async with guarded(way, tmp_path, "v1") as case, anyio.create_task_group() as tasks:
+        await case.remove()
+        await anyio.sleep(QUIET)
+        tasks.start_soon(case.change, case.make("a", "v2", early=early, seconds=5))
+        await until(lambda: case.judge.asking > 0)
+        with suppress(AgentError), anyio.move_on_after(2 if how == "cancelled" else QUIET):
+            await case.change(case.make("a", "v3", early=early, seconds=1, refuses=how == "refused"))
         await case.check("v2")
 
 

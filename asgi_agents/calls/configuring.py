@@ -134,10 +134,9 @@ class Configuring:
     async def push(self, config: Any) -> None:
         """Give the agent another configuration while it runs; raises :class:`AgentError` when it doesn't take it.
 
-        The caller has its :meth:`turn`.
+        The caller has its :meth:`turn`. What it was given by one that leaves its place meanwhile is not in force.
         """
-        if self._has_left:
-            raise AgentError(f"agent {self._config.id!r} was replaced or removed meanwhile")
+        self._require_place()
         overwritten = self._client.overwritten
         if self._client.configures_itself:
             await self._client.push_config(config)
@@ -148,6 +147,11 @@ class Configuring:
                 raise AgentError(self._failure_of(exc).message) from exc
         self._given = config
         self._taken(overwritten)
+        self._require_place()
+
+    def _require_place(self) -> None:
+        if self._has_left:
+            raise AgentError(f"agent {self._config.id!r} was replaced or removed meanwhile")
 
     def forget(self) -> None:
         """The agent is to be configured anew before its next call."""
@@ -175,22 +179,32 @@ class Configuring:
 
     # Where several guards lead to one agent
 
-    def overwrites(self, other: "Configuring") -> bool:
-        """Whether an agent that is asked to take this configuration may lose that of ``other``.
+    def may_share_agent(self, other: "Configuring") -> bool:
+        """Whether an agent that is asked to take this configuration may be that of ``other``.
 
-        It may have taken it also where it has failed, and where nobody has waited for its answer.
+        It is to be asked in its turn then, also where ``other`` gives the same: what that is being given, or has been
+        given and not answered, is not known here.
         """
         if not self.asks:
             return False
-        is_one = lead_to_one_agent(self._config, self._client, other._config, other._client)
         # One agent may have several addresses. To give it its own configuration once more does no harm.
-        may_be_one = (
-            self._config.id == other._config.id
-            and self._client.remote
-            and other._client.remote
-            and other._latest._given is not None
-        )
-        return (is_one or may_be_one) and not is_same_config(self._given, other._latest._given)
+        may_be_one = self._config.id == other._config.id and self._client.remote and other._client.remote
+        return may_be_one or self._is_one_with(other)
+
+    def overwrites(self, other: "Configuring", *, held: bool) -> bool:
+        """Whether an agent that was asked to take this configuration may have lost that of ``other``.
+
+        It may have taken it also where it has failed, and where nobody has waited for its answer.
+
+        :param held: whether ``other`` was :meth:`held` all the time. Else the same may have come after another one.
+        """
+        given = other._latest._given
+        if not self.may_share_agent(other) or (held and is_same_config(self._given, given)):
+            return False
+        return given is not None or self._is_one_with(other)
+
+    def _is_one_with(self, other: "Configuring") -> bool:
+        return lead_to_one_agent(self._config, self._client, other._config, other._client)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
