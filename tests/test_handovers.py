@@ -4,8 +4,8 @@ An agent that is one object, or at one address, has one configuration, whichever
 """
 
 import dataclasses
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from asgi_agents import (
     HttpTransport,
 )
 from asgi_agents.manager import registry_of
+from asgi_agents.serve import agent_app, serve_stream
 
 from .test_former_guards import QUIET, Case, Way, as_object, each_way, guarded, over_http, over_stream, until
 from .transports.stream.peer import Peer, Received, handshake
@@ -336,3 +337,51 @@ async def test_an_agent_that_could_not_be_connected_to_is_not_handed_anything_ba
             with pytest.raises(AgentError):
                 await put(served, AgentConfig("waf", transport, events={EventType.REQUEST_HEADERS}, config="y"))
         assert configured.configs == ["x"]
+
+
+# Who can be configured by no client has lost nothing
+
+
+class Waf(Agent):
+    """An agent that has its configuration from where it is served."""
+
+    async def on_configure(self, event: object) -> None: ...
+
+    async def on_request_headers(self, event: object) -> AgentResponse:
+        return AgentResponse.block(403, "judged")
+
+
+@asynccontextmanager
+async def not_configurable_over_http(directory: Path) -> AsyncIterator[Any]:
+    yield HttpTransport("http://agent", transport=httpx.ASGITransport(agent_app(Waf(), configurable=False)))
+
+
+@asynccontextmanager
+async def not_configurable_over_stream(directory: Path) -> AsyncIterator[Any]:
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(partial(serve_stream, Waf(), f"unix://{directory}/a", configurable=False))
+        yield f"unix://{directory}/a"
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("mode", ["open", "closed"])
+@pytest.mark.parametrize("put", [Served.replace, Served.reload], ids=lambda put: put.__name__)
+@pytest.mark.parametrize("way", [not_configurable_over_http, not_configurable_over_stream])
+async def test_an_agent_that_no_client_configures_goes_on_after_one_has_tried(
+    tmp_path: Path, way: Any, put: Any, mode: str
+) -> None:
+    async with way(tmp_path) as transport:
+        config = AgentConfig("waf", transport, events={EventType.REQUEST_HEADERS}, failure_mode=mode)
+        async with AgentManager([config]) as manager:
+            served = Served(Peer(), manager)
+            for _ in range(2):
+                assert await served.ask() == "judged"
+                with pytest.raises(AgentError, match="it is configured where it is served, and by no client"):
+                    await put(served, dataclasses.replace(config, config={"rules": 2}))
+                assert served.guard.configured
+                assert registry_of(manager).guard("waf") is served.guard
+            assert await served.ask() == "judged"
+            # Who gives it one is told so as before.
+            with pytest.raises(AgentError, match="it is configured where it is served, and by no client"):
+                await manager.push_config("waf", {"rules": 2})
+            assert await served.ask() == "judged"

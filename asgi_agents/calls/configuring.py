@@ -16,6 +16,7 @@ from ..errors import AgentError, AgentUnavailableError
 from ..failures import CallFailure, Failure, failure_of
 from ..policy import FailureMode
 from ..protocol import ConfigureEvent, EventType, reason_of
+from ..protocol.responses import NOT_CONFIGURABLE
 from ..transports.base import AgentClient, NotConnectedError
 from .call import AgentCall
 from .checking import check_general
@@ -326,7 +327,11 @@ class Configuring:
             raise
         response = check_general(self._config, event, answer)
         if not response.is_allow:
-            raise AgentError(f"refused its configuration: {reason_of(response)}")
+            reason = reason_of(response)
+            if self._lost and config is None and reason == NOT_CONFIGURABLE:
+                # It has lost nothing: nobody can have given it another one.
+                return
+            raise AgentError(f"refused its configuration: {reason}")
 
     def _refused(self, failure: Failure, exc: Exception) -> None:
         if self.logged and self._error != failure.message:

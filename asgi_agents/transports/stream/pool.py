@@ -9,6 +9,7 @@ from anyio import CancelScope
 from ...errors import AgentConnectionError, AgentError, AgentUnavailableError
 from ...observability.endpoints import EndpointStatistics
 from ...protocol import Event, EventType
+from ...protocol.responses import NOT_CONFIGURABLE
 from ...protocol.stream import CancelReason, ConfigUpdateRequest, HealthState, MetricsReport, correlation_id_of
 from ..wire import Wire
 from .connection import AgentConnection
@@ -290,7 +291,12 @@ class AgentPool:
                     if again and connection.overwritten == count and not (by_event and config is None):
                         continue
                     if by_event:
-                        await hand_over(connection, self._client.agent_id, config)
+                        try:
+                            await hand_over(connection, self._client.agent_id, config)
+                        except AgentError as exc:
+                            # Who can't be configured has lost nothing.
+                            if not again or config is not None or NOT_CONFIGURABLE not in str(exc):
+                                raise
                         connection.overwritten = count
                     elif not again:
                         raise AgentError("it takes no configuration")
