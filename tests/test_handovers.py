@@ -216,6 +216,24 @@ async def test_one_that_comes_to_nothing_leaves_the_one_before_in_force_where_th
         await case.check("v2")
 
 
+@each_way
+async def test_what_is_being_handed_over_when_it_is_lost_is_handed_over_again(tmp_path: Path, way: Way) -> None:
+    """By a connection that is being made, say: it may come to be long after the agent has heard of it."""
+    async with guarded(way, tmp_path, "v1") as case, anyio.create_task_group() as tasks:
+        await case.remove()
+        await anyio.sleep(QUIET)
+
+        async def change() -> None:
+            with anyio.move_on_after(2):
+                await case.change(case.make("a", "v2", seconds=0.5))
+
+        tasks.start_soon(change)
+        await until(lambda: case.judge.asking > 0)
+        # It has the mark at once, and the other one takes its own after that.
+        await case.add("v3", early=True, seconds=3)
+        await case.check("v3")
+
+
 # Who has the configuration in the handshake is given it back by connecting anew
 
 

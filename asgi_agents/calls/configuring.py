@@ -311,8 +311,9 @@ class Configuring:
     async def _hand_over(self, config: Any, timeout: float, started: float) -> None:
         if self._client.configures_itself:
             with CancelScope(deadline=anyio.current_time() + started + timeout - time.monotonic()) as scope:
-                # Whoever connects hands it over.
-                await (self._client.give_again(config) if self._client.connected else self._client.connect())
+                # Whoever connects hands it over, and may have begun with that before the agent has lost it.
+                await self._client.connect()
+                await self._client.give_again(config)
             if scope.cancelled_caught:
                 raise no_answer(timeout)
             return
