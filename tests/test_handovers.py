@@ -23,11 +23,12 @@ from asgi_agents import (
     EventType,
     FailureMode,
     HttpTransport,
+    UnknownAgentError,
 )
 from asgi_agents.manager import registry_of
 from asgi_agents.serve import agent_app, serve_stream
 
-from .test_former_guards import QUIET, Case, Way, as_object, each_way, guarded, over_http, over_stream, until
+from .test_former_guards import QUIET, Case, Judge, Way, as_object, each_way, guarded, over_http, over_stream, until
 from .transports.stream.peer import Peer, Received, handshake
 from .transports.stream.pools import agent, client_in, head, managing, nowhere, pool_of
 from .transports.stream.test_configuring import Configured, peer_with
@@ -403,3 +404,79 @@ async def test_an_agent_that_no_client_configures_goes_on_after_one_has_tried(
             with pytest.raises(AgentError, match="it is configured where it is served, and by no client"):
                 await manager.push_config("waf", {"rules": 2})
             assert await served.ask() == "judged"
+
+
+# What replaces an agent that is removed meanwhile replaces nothing that comes after it
+
+
+Make = Callable[[str], AgentConfig]
+
+
+async def removed(case: Case, make: Make) -> None:
+    await case.remove()
+
+
+async def removed_and_added(case: Case, make: Make) -> None:
+    await case.remove()
+    await case.manager.add_agent(make("v3"))
+
+
+async def added_again_and_replaced(case: Case, make: Make) -> None:
+    await removed_and_added(case, make)
+    await replace(case, make("v4"))
+
+
+async def reloaded_without_and_with_it(case: Case, make: Make) -> None:
+    await case.change()
+    await reload(case, make("v3"))
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["asking", "waiting"])
+@pytest.mark.parametrize("one", [False, True], ids=["of their own", "one object"])
+@pytest.mark.parametrize(
+    "after",
+    [removed, removed_and_added, added_again_and_replaced, reloaded_without_and_with_it],
+    ids=lambda after: after.__name__,
+)
+async def test_a_replacement_of_what_was_removed_comes_to_nothing(
+    tmp_path: Path, after: Callable[[Case, Make], Awaitable[None]], one: bool, waiting: bool
+) -> None:
+    async with guarded(as_object, tmp_path, "v1") as case, anyio.create_task_group() as tasks:
+
+        def make(mark: str, **config: Any) -> AgentConfig:
+            made = case.make("a", mark, **config)
+            return made if one else dataclasses.replace(made, transport=Judge())
+
+        async def replace_in_vain(mark: str) -> None:
+            with pytest.raises(UnknownAgentError, match="'a'"):
+                await replace(case, make(mark, seconds=5))
+
+        tasks.start_soon(replace_in_vain, "v2")
+        await anyio.sleep(1)
+        if waiting:
+            tasks.start_soon(replace_in_vain, "in line")
+            await anyio.sleep(1)
+        await after(case, make)
+        there = case.registry.find("a")
+        await anyio.sleep(QUIET)
+        assert case.registry.find("a") is there
+        if there is not None:
+            assert there.config.config["mark"] == ("v4" if after is added_again_and_replaced else "v3")
+            assert there.configured
+            if one:
+                assert case.judge.mark == there.config.config["mark"]
+
+
+async def test_a_replacement_does_not_wait_for_those_of_what_was_removed(tmp_path: Path) -> None:
+    async with guarded(as_object, tmp_path, "v1") as case, anyio.create_task_group() as tasks:
+
+        async def replace_in_vain() -> None:
+            with pytest.raises(UnknownAgentError, match="'a' was removed meanwhile"):
+                await replace(case, dataclasses.replace(case.make("a", "v2", seconds=5), transport=Judge()))
+
+        tasks.start_soon(replace_in_vain)
+        await anyio.sleep(1)
+        began = anyio.current_time()
+        await removed_and_added(case, partial(case.make, "a"))
+        await replace(case, dataclasses.replace(case.make("a", "v4"), transport=Judge()))
+        assert anyio.current_time() < began + 1
