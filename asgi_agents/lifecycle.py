@@ -218,18 +218,24 @@ class Lifecycle:
     async def _keep_configuring(self) -> None:
         """Ask the agents that are down again and again, each in its own time, until cancelled."""
 
+        retried: set[Guard] = set()
+
         async def retry(guard: Guard) -> None:
-            while not guard.configured and guard in self._guards():
-                await anyio.sleep(guard.configuring.delay)
-                # It may have been replaced or removed meanwhile.
-                if guard in self._guards():
-                    await try_to_configure(guard)
+            try:
+                while not guard.configured and guard in self._guards():
+                    await anyio.sleep(guard.configuring.delay)
+                    # It may have been replaced or removed meanwhile.
+                    if guard in self._guards():
+                        await try_to_configure(guard)
+            finally:
+                retried.remove(guard)
 
         loop = EventLoop()
         async with anyio.create_task_group() as tasks:
 
             def watch_here(guard: Guard) -> None:
-                if not guard.configured:
+                if not guard.configured and guard not in retried:
+                    retried.add(guard)
                     tasks.start_soon(retry, guard)
 
             async def watch_from_elsewhere(guard: Guard) -> None:

@@ -24,7 +24,10 @@ from asgi_agents import (
     FailureMode,
     HttpTransport,
     UnknownAgentError,
+    lifecycle,
 )
+from asgi_agents.guard import Guard
+from asgi_agents.lifecycle import try_to_configure
 from asgi_agents.manager import registry_of
 from asgi_agents.serve import agent_app, serve_stream
 
@@ -480,3 +483,40 @@ async def test_a_replacement_does_not_wait_for_those_of_what_was_removed(tmp_pat
         await removed_and_added(case, partial(case.make, "a"))
         await replace(case, dataclasses.replace(case.make("a", "v4"), transport=Judge()))
         assert anyio.current_time() < began + 1
+
+
+# Who does not take its own again is asked by one task
+
+
+@each_put
+@each_way
+async def test_one_that_can_not_be_given_its_own_again_is_looked_after_once(
+    tmp_path: Path, way: Way, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    async def look(guard: Guard) -> None:
+        nonlocal looks
+        looks += 1
+        await try_to_configure(guard)
+
+    async with guarded(way, tmp_path, "v1") as case:
+        monkeypatch.setattr(lifecycle, "try_to_configure", look)
+        case.judge.refused |= {"v1", "v2"}
+        for _ in range(10):
+            with pytest.raises(AgentError):
+                await put(case, case.make("a", "v2"))
+        await anyio.sleep(QUIET)
+        looks = 0
+        # It is asked every 30 seconds by now.
+        await anyio.sleep(300)
+        assert 5 <= looks <= 11
+
+        case.judge.refused.clear()
+        await case.check("v1")
+        # And it is looked after again when it is lost again.
+        case.judge.refused |= {"v1", "v2"}
+        with pytest.raises(AgentError):
+            await put(case, case.make("a", "v2"))
+        case.judge.refused.clear()
+        await case.check("v1")
