@@ -20,12 +20,14 @@ from asgi_agents import (
     AgentError,
     AgentManager,
     AgentResponse,
+    ConfigureEvent,
     EventType,
     FailureMode,
     HttpTransport,
     UnknownAgentError,
     lifecycle,
 )
+from asgi_agents.calls.sharing import is_same_config
 from asgi_agents.guard import Guard
 from asgi_agents.lifecycle import try_to_configure
 from asgi_agents.manager import registry_of
@@ -520,3 +522,96 @@ async def test_one_that_can_not_be_given_its_own_again_is_looked_after_once(
             await put(case, case.make("a", "v2"))
         case.judge.refused.clear()
         await case.check("v1")
+
+
+# What agents can tell apart
+
+
+@dataclasses.dataclass
+class Rules:
+    mark: str = "x"
+    _denies: bool = True
+
+
+@dataclasses.dataclass
+class OtherRules:
+    mark: str = "x"
+
+
+class AlwaysAlike(str):
+    """Says of any text that it is the same, as classes of users may."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+class Keeping(Agent):
+    """Has a configuration also where it refuses it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.refuses = False
+
+    async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
+        self.asked.append(event.config)
+        refuses, self.refuses = self.refuses, False
+        return AgentResponse.block(400) if refuses else None
+
+    async def on_request_headers(self, event: object) -> None: ...
+
+
+SHARED: Final = Rules()
+#: Two configurations, whether an agent in the process can tell them apart, and whether one elsewhere can.
+PAIRS: Final[list[tuple[Any, Any, bool, bool]]] = [
+    ({"a": [1, 0.5, "x", None, True]}, {"a": [1, 0.5, "x", None, True]}, False, False),
+    (("x", b"y"), ("x", b"y"), False, False),
+    ({"a": SHARED}, {"a": SHARED}, False, False),
+    ({"a": 1}, {"a": 2}, True, True),
+    ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True, True),
+    ({"a": 1}, {"a": True}, True, True),
+    ({"a": 0.0}, {"a": -0.0}, True, True),
+    ({"a": 1}, {"a": 1.0}, True, True),
+    ([1], [1, 2], True, True),
+    (None, {}, True, True),
+    (b"ab", "YWI=", True, True),
+    ({1: "x"}, {"1": "x"}, True, True),
+    (("x",), ["x"], True, False),
+    (Rules(), Rules(_denies=False), True, True),
+    (Rules(), Rules(), True, False),
+    (OtherRules(), {"mark": "x"}, True, False),
+    ({"a": AlwaysAlike("x")}, {"a": AlwaysAlike("y")}, True, True),
+    (object(), object(), True, True),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "in_process", "elsewhere"), PAIRS)
+def test_what_agents_can_tell_apart_is_another_configuration(
+    one: Any, other: Any, in_process: bool, elsewhere: bool
+) -> None:
+    for first, second in ((one, other), (other, one)):
+        assert is_same_config(first, second, sent=False) is not in_process
+        assert is_same_config(first, second, sent=True) is not elsewhere
+        assert is_same_config(first, first, sent=False)
+
+
+def test_configurations_that_contain_themselves_are_not_compared() -> None:
+    one: list[Any] = []
+    one.append(one)
+    other: list[Any] = []
+    other.append(other)
+    assert not is_same_config(one, other, sent=False)
+
+
+@pytest.mark.parametrize(("before", "after"), [pair[:2] for pair in PAIRS if pair[2] and pair[0] is not None])
+async def test_an_agent_in_the_process_has_its_own_again_after_one_that_is_sent_alike(before: Any, after: Any) -> None:
+    agent = Keeping()
+    async with AgentManager([AgentConfig("a", agent, config=before)]) as manager:
+        agent.refuses = True
+        with pytest.raises(AgentError):
+            await manager.replace_agent(AgentConfig("a", agent, config=after))
+        # What it is given of a dict is a copy.
+        assert len(agent.asked) == 3
+        assert agent.asked[2] is before or (type(before) is dict and repr(agent.asked[2]) == repr(before))

@@ -200,7 +200,9 @@ class Configuring:
         :param held: whether ``other`` was :meth:`held` all the time. Else the same may have come after another one.
         """
         given = other._latest._given
-        if not self.may_share_agent(other) or (held and is_same_config(self._given, given)):
+        if not self.may_share_agent(other):
+            return False
+        if held and is_same_config(self._given, given, sent=self._client.remote):
             return False
         return given is not None or self._is_one_with(other)
 
