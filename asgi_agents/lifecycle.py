@@ -16,7 +16,7 @@ import anyio
 from anyio import CancelScope
 
 from .concurrency.background import BackgroundTask
-from .concurrency.event_loop import EventLoop
+from .concurrency.event_loop import EventLoop, SharedEvent
 from .errors import AgentError
 from .guard import Guard
 from .retirement import Retirements
@@ -66,6 +66,8 @@ class Lifecycle:
         #: What runs beside the retry task of each user, until that user leaves.
         self.companions: list[Callable[[], Awaitable[object]]] = []
         self._shared: dict[tuple[type[Companion], Hashable], Companion] = {}
+        #: Those that are under way.
+        self.handovers: list[Handover] = []
         # What each task has entered and not left, by the id of the task.
         self._entered: dict[int, list[Leave]] = {}
 
@@ -89,7 +91,7 @@ class Lifecycle:
     @asynccontextmanager
     async def placing(self, guard: Guard) -> AsyncIterator[None]:
         """While a guard is put in a new place: no former one hands its agent another configuration, nor later on."""
-        async with _held(former for former in self._retirements.open if _overwrites(guard, former)):
+        async with _held(former for former in self._retirements.open if _may_share_agent(guard, former)):
             yield
             self._settle()
 
@@ -216,18 +218,24 @@ class Lifecycle:
     async def _keep_configuring(self) -> None:
         """Ask the agents that are down again and again, each in its own time, until cancelled."""
 
+        retried: set[Guard] = set()
+
         async def retry(guard: Guard) -> None:
-            while not guard.configured and guard in self._guards():
-                await anyio.sleep(guard.configuring.delay)
-                # It may have been replaced or removed meanwhile.
-                if guard in self._guards():
-                    await try_to_configure(guard)
+            try:
+                while not guard.configured and guard in self._guards():
+                    await anyio.sleep(guard.configuring.delay)
+                    # It may have been replaced or removed meanwhile.
+                    if guard in self._guards():
+                        await try_to_configure(guard)
+            finally:
+                retried.remove(guard)
 
         loop = EventLoop()
         async with anyio.create_task_group() as tasks:
 
             def watch_here(guard: Guard) -> None:
-                if not guard.configured:
+                if not guard.configured and guard not in retried:
+                    retried.add(guard)
                     tasks.start_soon(retry, guard)
 
             async def watch_from_elsewhere(guard: Guard) -> None:
@@ -261,7 +269,7 @@ class Handover:
 
     An agent that is one object, or at one address, has one configuration. Where a new guard leads to an agent that
     another one leads to already, the agent is asked last: once all others have taken theirs. Until it is left, the
-    guards that are in place don't configure such agents.
+    guards that are in place don't configure such agents. Of several handovers to one agent each waits for those before.
 
     :param new: guards that are in no place yet.
     :param lifecycle: of the guards that are in place.
@@ -272,37 +280,50 @@ class Handover:
         self._lifecycle = lifecycle
         # Those that were asked: they may have taken their configuration, also where they have failed.
         self._asked: tuple[Guard, ...] = ()
+        # Those whose turn it has.
+        self._holding: frozenset[Guard] = frozenset()
         self._held = AsyncExitStack()
+        self._over = SharedEvent()
 
     async def __aenter__(self) -> Self:
+        self._lifecycle.handovers.append(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with CancelScope(shield=True):
-            if exc is None:
-                await self._held.aclose()
-            else:
-                await self._take_back()
+        try:
+            with CancelScope(shield=True):
+                if exc is None:
+                    await self._held.aclose()
+                else:
+                    await self._take_back()
+        finally:
+            self._lifecycle.handovers.remove(self)
+            self._over.set()
 
     async def configure(self, fatal: Callable[[str, AgentError], bool]) -> Mapping[str, AgentError]:
         """Ask them; returns the errors of those that do not take it, by id.
 
         :param fatal: whether no more are to be asked after such an error.
         """
-        last = self._overwriting(self._overwritten(self._new))
+        handovers = tuple(self._lifecycle.handovers)
+        for before in handovers[: handovers.index(self)]:
+            if any(_may_share_agent(guard, other) for guard in self._new for other in before._new):
+                await before._over.wait()
+        last = self._sharing(self._leading_to_agents_of(self._new))
         failures = await self._ask([guard for guard in self._new if guard not in last], fatal)
-        held: set[Guard] = set()
         # Until nobody has come to one of the agents while it was asked: who it has listened to last is not known then.
         while not any(fatal(*failure) for failure in failures.items()):
-            overwritten = self._overwritten(self._new)
-            if held.issuperset(overwritten):
+            others = self._leading_to_agents_of(self._new)
+            if self._holding.issuperset(others) and all(guard in self._asked for guard in self._new):
                 break
+            self._holding = frozenset()
             await self._held.aclose()
-            await self._held.enter_async_context(_held(overwritten))
-            held = {*overwritten}
-            last = self._overwriting(overwritten)
+            await self._held.enter_async_context(_held(others))
+            self._holding = frozenset(others)
+            sharing = self._sharing(others)
+            last = [guard for guard in self._new if guard in sharing or guard not in self._asked]
             for guard in last:
                 failures.pop(guard.config.id, None)
                 if guard in self._asked:
@@ -315,12 +336,17 @@ class Handover:
         self._asked = (*self._asked, *guards)
         return await _configure_all(guards, fatal)
 
-    def _overwritten(self, new: Iterable[Guard]) -> Sequence[Guard]:
-        """The guards whose agents lose their configuration, or may have lost it, to ``new`` ones."""
-        return [guard for guard in self._lifecycle.leading() if any(_overwrites(one, guard) for one in new)]
+    def _leading_to_agents_of(self, new: Sequence[Guard]) -> Sequence[Guard]:
+        """The guards that may configure the agents of ``new`` ones as well."""
+        return [guard for guard in self._lifecycle.leading() if any(_may_share_agent(one, guard) for one in new)]
 
-    def _overwriting(self, overwritten: Sequence[Guard]) -> Sequence[Guard]:
-        return [guard for guard in self._new if any(_overwrites(guard, other) for other in overwritten)]
+    def _sharing(self, others: Sequence[Guard]) -> Sequence[Guard]:
+        return [guard for guard in self._new if any(_may_share_agent(guard, other) for other in others)]
+
+    def _has_lost(self, guard: Guard, asked: Sequence[Guard]) -> bool:
+        """Whether the agent of ``guard`` may have lost its configuration to these."""
+        held = guard in self._holding
+        return any(one.configuring.overwrites(guard.configuring, held=held) for one in asked)
 
     def done(self, previous: Iterable[Guard]) -> None:
         """They are in place of ``previous``, which may still have calls, and are not to configure their agents back."""
@@ -331,21 +357,24 @@ class Handover:
 
         One that does not take it again is not configured: it is treated by its failure mode, and asked again.
         """
-        lost = self._overwritten(self._asked)
-        overwriting = [guard for guard in self._overwriting(lost) if guard in self._asked]
+        others = self._leading_to_agents_of(self._asked)
+        sharing = [guard for guard in self._sharing(others) if guard in self._asked]
         try:
-            for new in overwriting:
-                for guard in lost:
+            for new in sharing:
+                for guard in others:
                     new.configuring.follow(guard.configuring)
             # What is cut short while it configures an agent may do so all the same, and later.
             with anyio.move_on_after(_HANDOVER_TIMEOUT):
-                for new in overwriting:
+                for new in sharing:
                     await new.configuring.handed_over()
             async with anyio.create_task_group() as tasks:
                 for guard in self._new:
                     tasks.start_soon(_close, guard)
         finally:
             await self._held.aclose()
+            # Nobody has lost anything to those that could not be connected to, such as at a mistaken address.
+            asked = [guard for guard in self._asked if guard.configuring.may_have_configured]
+            lost = [guard for guard in self._leading_to_agents_of(asked) if self._has_lost(guard, asked)]
             lost = [guard for guard in lost if guard.configuring.lose()]
         present = self._lifecycle.present()
         async with anyio.create_task_group() as tasks:
@@ -382,8 +411,8 @@ async def _held(guards: Iterable[Guard], pushing: Guard | None = None) -> AsyncI
         yield
 
 
-def _overwrites(new: Guard, other: Guard) -> bool:
-    return not other.stands_in and new.configuring.overwrites(other.configuring)
+def _may_share_agent(new: Guard, other: Guard) -> bool:
+    return not other.stands_in and new.configuring.may_share_agent(other.configuring)
 
 
 async def _close(guard: Guard) -> None:

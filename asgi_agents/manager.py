@@ -286,7 +286,7 @@ class AgentManager:
 
         Raises :class:`AgentError` when the new one can't be reached, or does not take its configuration, and
         :class:`ConfigurationError` where it can't do what a :class:`Guardrail` asks of it: the old one stays. Raises
-        :class:`UnknownAgentError`, also when the old one is removed meanwhile.
+        :class:`UnknownAgentError`, also when the old one is removed meanwhile, and another one is added in its place.
         """
         _require_config("AgentManager.replace_agent: config=", config)
         await self._registry.replace(config, drain_timeout)

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from .advice import warn_of
 from .concurrency.background import BackgroundTask
-from .concurrency.shared_limiter import SharedLimiter
+from .concurrency.turns import Turns
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError, UnknownAgentError
 from .evaluation.endpoint_policy import EndpointPolicy
@@ -104,8 +104,8 @@ class AgentRegistry:
         self._added: set[str] = set()
         # Agents that were removed and are not closed yet.
         self._leaving: list[Guard] = []
-        # By agent: held by the call that replaces it.
-        self._replacing: dict[str, SharedLimiter] = {}
+        # Of the calls that replace one agent.
+        self._replacing = Turns()
         self._retirements = Retirements()
         # Agents in whose place others were put for a while. Their connections are closed with those of all others.
         self._aside: list[Guard] = []
@@ -270,12 +270,8 @@ class AgentRegistry:
         """Configure a new agent, put it in the place of the one with the same id, and close that once it is drained."""
         self.guard(config.id)
         check_order(config, self._guards)
-        turn = self._replacing.setdefault(config.id, SharedLimiter(1))
-        await turn.acquire()
-        try:
-            old, new = await self._swap(config)
-        finally:
-            turn.release()
+        async with self._replacing.turn(config.id) as check_turn:
+            old, new = await self._swap(config, check_turn)
         self.telemetry.metering.discard(old)
         self.telemetry.metering.add(new)
         self.reports.forget(config.id)
@@ -288,7 +284,7 @@ class AgentRegistry:
             old = self.guard(agent_id)
             del self._guards[agent_id]
             self._added.discard(agent_id)
-            self._replacing.pop(agent_id, None)
+            self._replacing.void(agent_id)
             self._retire_resolved_routes()
             self._leaving.append(old)
         self.lifecycle.leave([old])
@@ -358,6 +354,8 @@ class AgentRegistry:
                     commit()
                     self._guards = guards
                     self._leaving += removed
+                    for guard in removed:
+                        self._replacing.void(guard.config.id)
                     self._retire_resolved_routes()
                 handover.done((*removed, *(previous for previous, _ in replaced)))
         except UnknownAgentError as exc:
@@ -392,7 +390,6 @@ class AgentRegistry:
             then: Callable[[], object] = partial(setattr, guard, "predecessor", None)
             BackgroundTask(partial(self._retire, previous, drain_timeout, then=then))
         for guard in removed:
-            self._replacing.pop(guard.config.id, None)
             BackgroundTask(partial(self._retire, guard, drain_timeout, then=partial(self._left, guard)))
         for guard in (*removed, *(previous for previous, _ in replaced)):
             self.reports.forget(guard.config.id)
@@ -426,8 +423,9 @@ class AgentRegistry:
         with self._lock:
             self._aside = [one for one in self._aside if one is not guard]
 
-    async def _swap(self, config: AgentConfig) -> tuple[Guard, Guard]:
+    async def _swap(self, config: AgentConfig, check_turn: Callable[[], None]) -> tuple[Guard, Guard]:
         """Configure a new agent and put it in the place of the old one; returns old and new."""
+        check_turn()
         new = self.make_guard(config, self.guard(config.id).tally)
         # The caller of replace_agent gets the error: no log line.
         new.configuring.logged = False
@@ -438,6 +436,7 @@ class AgentRegistry:
                 if failures:
                     raise failures[config.id]
                 with self._lock:
+                    check_turn()
                     old = self.guard(config.id)
                     # Agents may have been added or removed meanwhile.
                     check_order(config, self._guards)
@@ -447,6 +446,7 @@ class AgentRegistry:
         except AgentError as exc:
             raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
         new.configuring.logged = True
+        self.lifecycle.watch(new)
         return old, new
 
     async def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> None:

@@ -56,6 +56,7 @@ _IN_VIRTUAL_TIME: Final = (
     "test_former_guards.py",
     "test_frames.py",
     "test_guard.py",
+    "test_handovers.py",
     "test_limiter.py",
     "test_manager.py",
     "test_metering.py",

@@ -50,6 +50,8 @@ class Judge(Agent):
         self.asked: list[str] = []
         self.asking = 0
         self.mark = ""
+        #: Marks that it does not take any more.
+        self.refused: set[str] = set()
 
     async def on_configure(self, event: ConfigureEvent) -> AgentResponse | None:
         config = event.config
@@ -64,7 +66,8 @@ class Judge(Agent):
                 self.mark = config["mark"]
         finally:
             self.asking -= 1
-        return AgentResponse.block(400, "no such mark") if config.get("refuses") else None
+        refuses = config.get("refuses") or config["mark"] in self.refused
+        return AgentResponse.block(400, "no such mark") if refuses else None
 
     async def on_request_headers(self, event: RequestHeadersEvent) -> None: ...
 
@@ -414,8 +417,13 @@ class Walk:
         self._file = anyio.Lock()
 
     def _config(self) -> tuple[str, dict[str, Any]]:
-        self._marks += 1
         choose = self._random.random
+        there = self._case.registry.find("a")
+        if there is not None and choose() < 0.25:
+            # The same, as where only other fields have changed.
+            same: dict[str, Any] = {**there.config.config}
+            return same.pop("mark"), same
+        self._marks += 1
         config: dict[str, Any] = {"early": choose() < 0.5}
         if choose() < 0.3:
             config["refuses"] = True

@@ -16,7 +16,8 @@ from ..errors import AgentError, AgentUnavailableError
 from ..failures import CallFailure, Failure, failure_of
 from ..policy import FailureMode
 from ..protocol import ConfigureEvent, EventType, reason_of
-from ..transports.base import AgentClient
+from ..protocol.responses import NOT_CONFIGURABLE
+from ..transports.base import AgentClient, NotConnectedError
 from .call import AgentCall
 from .checking import check_general
 from .deadlines import no_answer
@@ -62,9 +63,10 @@ class Configuring:
         self._recorder = recorder
         self._clock = clock
         self._asking = OneAtATime()
-        # How often the agent was given another configuration by another guard, and whether it has had ours since.
-        self._overwritten = 0
+        # Whether the agent was given another configuration by another guard, and has not had ours since.
         self._lost = False
+        # Of clients that don't configure the agent themselves: whether it may have been handed one.
+        self._handed_over = False
         self.closed = False
         # Its guard is in no place any more; and who leads to the agent now, where that is known.
         self._has_left = False
@@ -133,11 +135,10 @@ class Configuring:
     async def push(self, config: Any) -> None:
         """Give the agent another configuration while it runs; raises :class:`AgentError` when it doesn't take it.
 
-        The caller has its :meth:`turn`.
+        The caller has its :meth:`turn`. What it was given by one that leaves its place meanwhile is not in force.
         """
-        if self._has_left:
-            raise AgentError(f"agent {self._config.id!r} was replaced or removed meanwhile")
-        overwritten = self._overwritten
+        self._require_place()
+        overwritten = self._client.overwritten
         if self._client.configures_itself:
             await self._client.push_config(config)
         else:
@@ -147,6 +148,11 @@ class Configuring:
                 raise AgentError(self._failure_of(exc).message) from exc
         self._given = config
         self._taken(overwritten)
+        self._require_place()
+
+    def _require_place(self) -> None:
+        if self._has_left:
+            raise AgentError(f"agent {self._config.id!r} was replaced or removed meanwhile")
 
     def forget(self) -> None:
         """The agent is to be configured anew before its next call."""
@@ -167,24 +173,41 @@ class Configuring:
     def _needed(self) -> bool:
         return self._lost or (self.asks and not self._client.configures_itself)
 
+    @property
+    def may_have_configured(self) -> bool:
+        """Whether an agent may have been handed a configuration by this one, whatever has come of that."""
+        return self._client.may_have_configured if self._client.configures_itself else self._handed_over
+
     # Where several guards lead to one agent
 
-    def overwrites(self, other: "Configuring") -> bool:
-        """Whether an agent that is asked to take this configuration may lose that of ``other``.
+    def may_share_agent(self, other: "Configuring") -> bool:
+        """Whether an agent that is asked to take this configuration may be that of ``other``.
 
-        It may have taken it also where it has failed, and where nobody has waited for its answer.
+        It is to be asked in its turn then, also where ``other`` gives the same: what that is being given, or has been
+        given and not answered, is not known here.
         """
         if not self.asks:
             return False
-        is_one = lead_to_one_agent(self._config, self._client, other._config, other._client)
         # One agent may have several addresses. To give it its own configuration once more does no harm.
-        may_be_one = (
-            self._config.id == other._config.id
-            and self._client.remote
-            and other._client.remote
-            and other._latest._given is not None
-        )
-        return (is_one or may_be_one) and not is_same_config(self._given, other._latest._given)
+        may_be_one = self._config.id == other._config.id and self._client.remote and other._client.remote
+        return may_be_one or self._is_one_with(other)
+
+    def overwrites(self, other: "Configuring", *, held: bool) -> bool:
+        """Whether an agent that was asked to take this configuration may have lost that of ``other``.
+
+        It may have taken it also where it has failed, and where nobody has waited for its answer.
+
+        :param held: whether ``other`` was :meth:`held` all the time. Else the same may have come after another one.
+        """
+        given = other._latest._given
+        if not self.may_share_agent(other):
+            return False
+        if held and is_same_config(self._given, given, sent=self._client.remote):
+            return False
+        return given is not None or self._is_one_with(other)
+
+    def _is_one_with(self, other: "Configuring") -> bool:
+        return lead_to_one_agent(self._config, self._client, other._config, other._client)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -218,7 +241,7 @@ class Configuring:
 
         Returns whether it was not going to be anyway.
         """
-        self._overwritten += 1
+        self._client.overwritten += 1
         if not (self.done or self._lost):
             return False
         self._lost = True
@@ -267,7 +290,7 @@ class Configuring:
         return max(self._config.timeout, _CONFIGURE_TIMEOUT)
 
     async def _ask(self, timeout: float, started: float) -> None:
-        overwritten = self._overwritten
+        overwritten = self._client.overwritten
         try:
             await self._hand_over(self._given, timeout, started)
         except Exception as exc:
@@ -279,7 +302,7 @@ class Configuring:
 
     def _taken(self, overwritten: int) -> None:
         """The agent has taken what it was given, when it had been overwritten so many times."""
-        if overwritten != self._overwritten:
+        if overwritten != self._client.overwritten:
             return
         if self._error:
             logger.info("agent %r has taken its configuration", self._config.id)
@@ -290,18 +313,28 @@ class Configuring:
     async def _hand_over(self, config: Any, timeout: float, started: float) -> None:
         if self._client.configures_itself:
             with CancelScope(deadline=anyio.current_time() + started + timeout - time.monotonic()) as scope:
-                # Whoever connects hands it over.
-                await (self._client.push_config(config) if self._client.connected else self._client.connect())
+                # Whoever connects hands it over, and may have begun with that before the agent has lost it.
+                await self._client.connect()
+                await self._client.give_again(config)
             if scope.cancelled_caught:
                 raise no_answer(timeout)
             return
         if self._client.agent is not None and type(config) is dict:
             config = GivenConfig(config)
         event = ConfigureEvent(agent_id=self._config.id, config=config)
-        answer = await self._delivery.answer_to(AgentCall(event, FailureMode.CLOSED, None, timeout, started))
+        before, self._handed_over = self._handed_over, True
+        try:
+            answer = await self._delivery.answer_to(AgentCall(event, FailureMode.CLOSED, None, timeout, started))
+        except NotConnectedError:
+            self._handed_over = before
+            raise
         response = check_general(self._config, event, answer)
         if not response.is_allow:
-            raise AgentError(f"refused its configuration: {reason_of(response)}")
+            reason = reason_of(response)
+            if self._lost and config is None and reason == NOT_CONFIGURABLE:
+                # It has lost nothing: nobody can have given it another one.
+                return
+            raise AgentError(f"refused its configuration: {reason}")
 
     def _refused(self, failure: Failure, exc: Exception) -> None:
         if self.logged and self._error != failure.message:

@@ -20,15 +20,35 @@ def lead_to_one_agent(config: AgentConfig, client: AgentClient, other: AgentConf
     return not _addresses(client).isdisjoint(_addresses(other_client))
 
 
-def is_same_config(one: Any, other: Any) -> bool:
-    """Whether agents can't tell the two apart. False for what can't be compared by what is sent."""
+def is_same_config(one: Any, other: Any, *, sent: bool) -> bool:
+    """Whether agents can't tell the two apart. False where that is not known.
+
+    :param sent: whether an agent is given what is sent, in one encoding or the other, and not the objects themselves.
+    """
+    if one is other:
+        return True
     if one is None or other is None:
-        return one is other
+        return False
     try:
-        return msgspec.json.encode(one) == msgspec.json.encode(other)
+        if sent:
+            return all(encode(one) == encode(other) for encode in (msgspec.json.encode, msgspec.msgpack.encode))
+        return _are_alike(one, other)
     except Exception:
         # What an agent of the process may be given is any object at all.
         return False
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Whether all in them is the same object, or of the same type and value. Objects of other classes may hide some."""
+    kind = type(one)
+    if one is other or kind is not type(other):
+        return one is other
+    if kind is dict:
+        # Their order can be told, too.
+        return _are_alike([*one.items()], [*other.items()])
+    if kind in (list, tuple):
+        return len(one) == len(other) and all(map(_are_alike, one, other))
+    return kind in (str, int, float, bool, bytes) and repr(one) == repr(other)
 
 
 def _addresses(client: AgentClient) -> frozenset[str]:

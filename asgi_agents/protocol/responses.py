@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
@@ -279,6 +279,10 @@ class AgentResponse(Struct, frozen=True, kw_only=True):
 
 #: The plain allow, which a hook also gives by returning None. The fast path recognises it by identity.
 ALLOW = AgentResponse()
+
+
+#: Why a configuration is refused by an agent that no client may configure. Those that ask it know it by these words.
+NOT_CONFIGURABLE: Final = "it is configured where it is served, and by no client"
 
 
 def reason_of(refusal: AgentResponse) -> str:

@@ -24,9 +24,10 @@ from ..protocol import (
     reason_of,
 )
 from ..protocol.codec import decode_value, encode_value
+from ..protocol.responses import NOT_CONFIGURABLE
 from ..serve import agent_app
 from ..serve.grpc.service import StatusError
-from ..serve.hooks import NOT_CONFIGURABLE, Hooks, NoAnswer, require_agent
+from ..serve.hooks import Hooks, NoAnswer, require_agent
 from ..serve.stream import capabilities_of
 from ..transports.ray_client import RayQuestion, RayReply, config_id_of
 from .batching import Batching, batched

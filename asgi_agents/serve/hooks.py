@@ -24,16 +24,13 @@ from ..protocol import (
     check_response,
     reason_of,
 )
+from ..protocol.responses import NOT_CONFIGURABLE
 from ..protocol.stream import correlation_id_of
 from ..transports import InProcessTransport
 
 logger: Final = logging.getLogger("asgi_agents.serve")
 
 _T = TypeVar("_T")
-
-
-#: Why a configuration is refused by an agent that clients may not configure.
-NOT_CONFIGURABLE: Final = "it is configured where it is served, and by no client"
 
 
 class NoAnswer(Exception):  # noqa: N818 - says what there is not

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 from ..agent import Agent
+from ..errors import AgentConnectionError
 from ..observability.endpoints import EndpointStatistics
 from ..protocol import Answer, Event, EventType
 from ..protocol.stream import AgentCapabilities, CancelReason, ConfigUpdateRequest, MetricsReport
@@ -24,6 +25,10 @@ ConfigUpdateCallback = Callable[[str, ConfigUpdateRequest], object]
 
 #: Tells, of a call that is being cancelled, why. Set by whoever cancels calls for a reason that the agent may know.
 cancel_reason: ContextVar[Callable[[], CancelReason] | None] = ContextVar("asgi_agents.cancel_reason", default=None)
+
+
+class NotConnectedError(AgentConnectionError):
+    """No connection could be made. Nothing was sent."""
 
 
 class Place(Protocol):
@@ -57,6 +62,9 @@ class AgentClient:
     :ivar keeps_requests: :meth:`forget` has to be called when a connection of the app's is over.
     :ivar configures_itself: the client hands the agent its configuration whenever it connects. Otherwise the guard asks
         the agent to take it, before its first call.
+    :ivar may_have_configured: whether it may have handed an agent a configuration, whatever has come of that; of
+        clients that configure the agent.
+    :ivar overwritten: how often another client may have given the agent another configuration. The guard counts it.
     :ivar capabilities: what instances of the agent have said of themselves, those first that are up.
     :ivar max_concurrency: how many calls at a time the agent has said that it takes; None: it has not said.
     :ivar max_body_size: how many bytes of a body it has said that it takes at a time; None: it has not said.
@@ -76,6 +84,8 @@ class AgentClient:
     reserves: bool = False
     keeps_requests: bool = False
     configures_itself: bool = False
+    may_have_configured: bool = True
+    overwritten: int = 0
     capabilities: Sequence[AgentCapabilities] = ()
     max_concurrency: int | None = None
     max_body_size: int | None = None
@@ -165,6 +175,13 @@ class AgentClient:
         :raises AgentError: it does not take it. What it had before holds.
         """
         raise NotImplementedError
+
+    async def give_again(self, config: Any) -> None:
+        """Hand the agent its configuration once more, where it may have lost it; of clients that configure it.
+
+        :raises AgentError: it does not take it.
+        """
+        await self.push_config(config)
 
     async def hold_config(self) -> None:
         """Have connections to come wait before they hand over the configuration, until :meth:`release_config`.

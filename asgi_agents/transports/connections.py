@@ -13,7 +13,7 @@ import httpcore
 import httpx
 from anyio import CancelScope
 
-from ..errors import AgentConnectionError, text_of
+from ..errors import text_of
 from .coalescing_backend import CoalescingBackend
 from .http1.request import HttpRequest
 from .http_answer import HttpAnswer
@@ -26,10 +26,6 @@ KEEPALIVE_EXPIRY: Final = 4.0
 _QUOTED_BYTES: Final = re.compile(r"(?:bytearray\()?b['\"].*", re.DOTALL)
 
 _CONNECTED: Final = frozenset({"connection.connect_tcp.complete", "connection.connect_unix_socket.complete"})
-
-
-class NotConnectedError(AgentConnectionError):
-    """No connection could be made. Nothing was sent."""
 
 
 def describe(exc: BaseException) -> str:

@@ -24,7 +24,8 @@ from ..observability.redaction import redact_secrets
 from ..observability.trace_context import inject_trace_context
 from ..policy import require_seconds, wrong
 from ..protocol import TOKEN
-from .connections import ConnectionStack, LeasingPool, NotConnectedError, SharedTransport, describe
+from .base import NotConnectedError
+from .connections import ConnectionStack, LeasingPool, SharedTransport, describe
 from .discovery import Member, has_to_be_looked_up
 from .http1.request import HttpRequest, RequestHead
 from .http_answer import AnswerTooLongError, HttpAnswer

@@ -7,7 +7,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from ..concurrency.background import BackgroundTask
 from ..errors import AgentConnectionError, AgentError, EventTooLargeError, NotApplicableError
 from ..observability.endpoints import EndpointState, EndpointStatistics
-from .connections import NotConnectedError
+from .base import NotConnectedError
 from .discovery import Ejection, Member, Watch, can_be_spared, less_loaded
 
 # Seconds by which an event loop may cancel a call before its deadline has passed on the clock.

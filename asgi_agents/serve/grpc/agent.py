@@ -22,12 +22,13 @@ from ...protocol.grpc import control
 from ...protocol.grpc.answers import encode_answer, encode_no_verdict
 from ...protocol.grpc.events import CARRIED, correlation_id_in, decode_event, event_type_of, is_event
 from ...protocol.grpc.messages import PROCESS_STREAM, ProxyToAgent, parse
+from ...protocol.responses import NOT_CONFIGURABLE
 from ...protocol.stream import EVENT_NUMBERS, CallIds, Cancel, Framing, HealthState
 from ..connection import Service
 from ..dispatch import ServedCall
 from ..framings import V2Connection
 from ..held import MAX_HELD_BYTES
-from ..hooks import NOT_CONFIGURABLE, Hooks, NoAnswer, require_agent, require_flag
+from ..hooks import Hooks, NoAnswer, require_agent, require_flag
 from ..stream import capabilities_of, drained
 from .service import GrpcService, ServedRpc
 

@@ -83,7 +83,7 @@ class GrpcPool(AgentPool):
         if channel is not None:
             BackgroundTask(channel.aclose)
 
-    async def push_config(self, config: Any) -> None:
+    async def push_config(self, config: Any, *, again: bool = False) -> None:
         """A configuration travels in the handshake: begin another stream with it, and let the others come to an end.
 
         The client has it already, and goes back to the one before where this raises.

@@ -6,6 +6,7 @@ from collections import deque
 
 from ...concurrency.background import Timer
 from .. import connections
+from ..base import NotConnectedError
 from ..http_answer import HttpAnswer
 from .answer import AnswerParser, CheckHead
 from .connecting import Http1Connector
@@ -75,7 +76,7 @@ class Http1Pool:
         try:
             return await self._connector.connect(self._make)
         except Exception as exc:
-            raise connections.NotConnectedError(connections.describe(exc)) from exc
+            raise NotConnectedError(connections.describe(exc)) from exc
 
     def _make(self) -> Http1Connection:
         answers = AnswerParser(self._check_head, self._max_answer_bytes, keep_headers=self._keep_headers)

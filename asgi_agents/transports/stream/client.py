@@ -60,6 +60,7 @@ class StreamClient(AgentClient):
         self._lock = Lock()
         self._handovers = 0
         self._holds = 0
+        self.may_have_configured = False
         self.keeps_to_one_connection = True
         self._pools = PerEventLoop(lambda: make_pool(self))
 
@@ -121,6 +122,9 @@ class StreamClient(AgentClient):
             self.config = before
             raise
 
+    async def give_again(self, config: Any) -> None:
+        await (await self._pool()).push_config(config, again=True)
+
     def adopt_config(self, config: Any) -> None:
         self.config = config
 
@@ -139,6 +143,7 @@ class StreamClient(AgentClient):
         with self._lock:
             if not self._holds:
                 self._handovers += 1
+                self.may_have_configured = True
             return not self._holds
 
     async def hold_config(self) -> None:

@@ -100,6 +100,7 @@ class AgentConnection:
     :ivar fault: why it was lost.
     :ivar requests: correlation ids of the requests whose events have to come here.
     :ivar wire_format: how events and answers are encoded.
+    :ivar overwritten: how often, by the count of its client, the agent had lost its configuration when it was given it.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class AgentConnection:
         self.alive = False
         self.fault = ""
         self.requests: set[str] = set()
+        self.overwritten = 0
         self.health = Health(time.monotonic())
         self.flow = Flow(capacity, max_calls)
         self.pending_calls = PendingCalls()

@@ -193,6 +193,7 @@ class Connector:
                 with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:
                     wire = await pool.open_wire(self._endpoint, connection)
                     config = await handing_over.enter_async_context(self._client.handing_over())
+                    connection.overwritten = self._client.overwritten
                     await connection.shake_hands(wire, proxy_id=self._client.agent_id, config=config)
                 if scope.cancelled_caught:
                     raise AgentConnectionError(

@@ -9,6 +9,7 @@ from anyio import CancelScope
 from ...errors import AgentConnectionError, AgentError, AgentUnavailableError
 from ...observability.endpoints import EndpointStatistics
 from ...protocol import Event, EventType
+from ...protocol.responses import NOT_CONFIGURABLE
 from ...protocol.stream import CancelReason, ConfigUpdateRequest, HealthState, MetricsReport, correlation_id_of
 from ..wire import Wire
 from .connection import AgentConnection
@@ -269,21 +270,42 @@ class AgentPool:
                 raise refusal
             await self._changed.wait()
 
-    async def push_config(self, config: Any) -> None:
-        """Hand ``config`` to each instance of the agent; raises :class:`AgentError` when one doesn't take it."""
+    async def push_config(self, config: Any, *, again: bool = False) -> None:
+        """Hand ``config`` to each instance of the agent; raises :class:`AgentError` when one doesn't take it.
+
+        ``again``: they were given it before, and may have lost it. One that takes no configure event is connected anew
+        then: the configuration is in the handshake.
+        """
         reached = False
+        count = self._client.overwritten
         for endpoint in tuple(self.rotation.endpoints):
-            # Each connection may lead to a process of its own.
-            for connection in tuple(endpoint.connections):
-                if not connection.alive:
-                    continue
-                if EventType.CONFIGURE not in connection.events:
-                    raise AgentError(f"{endpoint.address}: it takes no configuration")
-                try:
-                    await hand_over(connection, self._client.agent_id, config)
-                except AgentError as exc:
-                    raise type(exc)(f"{endpoint.address}: {exc}") from exc
-                reached = True
+            in_handshake: list[AgentConnection] = []
+            try:
+                # Each connection may lead to a process of its own.
+                for connection in tuple(endpoint.connections):
+                    if not connection.alive:
+                        continue
+                    reached = True
+                    by_event = EventType.CONFIGURE in connection.events
+                    # A connection that was made since has given it. That there is none is not said by then.
+                    if again and connection.overwritten == count and not (by_event and config is None):
+                        continue
+                    if by_event:
+                        try:
+                            await hand_over(connection, self._client.agent_id, config)
+                        except AgentError as exc:
+                            # Who can't be configured has lost nothing.
+                            if not again or config is not None or NOT_CONFIGURABLE not in str(exc):
+                                raise
+                        connection.overwritten = count
+                    elif not again:
+                        raise AgentError("it takes no configuration")
+                    elif not connection.health.leaving:
+                        in_handshake.append(connection)
+                if in_handshake:
+                    await self.replace(endpoint, in_handshake)
+            except AgentError as exc:
+                raise type(exc)(f"{endpoint.address}: {exc}") from exc
         if not reached:
             raise AgentConnectionError(self.rotation.fault or "there is no connection to it")
 
