@@ -266,7 +266,10 @@ class AgentManager:
         """Add an agent, last in the order, and ask it to take its configuration.
 
         It counts at once, for all connections that come from now on. Until it has taken its configuration it is treated
-        by its failure mode, and asked again if it is down or refuses. It stays also where this call is cancelled.
+        by its failure mode, and asked again if it is down or refuses. It stays also where this call is cancelled then.
+
+        Where an agent that was removed leads to the same one, and is still being given a configuration, this waits for
+        that first: until then there is no new agent, also where this call is cancelled.
 
         Raises :class:`ConfigurationError` where it can't do what a :class:`Guardrail` asks of it.
         """

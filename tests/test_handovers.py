@@ -4,7 +4,7 @@ An agent that is one object, or at one address, has one configuration, whichever
 """
 
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from asgi_agents import (
     AgentError,
     AgentManager,
     AgentResponse,
+    Block,
     ConfigureEvent,
     EventType,
     FailureMode,
@@ -68,7 +69,7 @@ async def a_reload(case: Case, mark: str) -> None:
     await reload(case, case.make("a", mark, seconds=5))
 
 
-UnderWay = Callable[[Case, str], Awaitable[None]]
+UnderWay = Callable[[Case, str], Coroutine[Any, Any, None]]
 each_under_way = pytest.mark.parametrize(
     "under_way", [a_push, a_replacement, a_reload], ids=lambda under_way: under_way.__name__
 )
@@ -262,7 +263,7 @@ class Served:
     async def ask(self) -> str:
         self.asked += 1
         decision = await self.manager.process_request_headers(head(str(self.asked)))
-        return "let go on" if decision.decision is None else str(decision.decision.body)
+        return str(decision.decision.body) if isinstance(decision.decision, Block) else "let go on"
 
     async def replace(self, new: AgentConfig) -> None:
         await self.manager.replace_agent(new)
@@ -395,7 +396,7 @@ async def test_an_agent_that_no_client_configures_goes_on_after_one_has_tried(
     tmp_path: Path, way: Any, put: Any, mode: str
 ) -> None:
     async with way(tmp_path) as transport:
-        config = AgentConfig("waf", transport, events={EventType.REQUEST_HEADERS}, failure_mode=mode)
+        config = AgentConfig("waf", transport, events={EventType.REQUEST_HEADERS}, failure_mode=FailureMode(mode))
         async with AgentManager([config]) as manager:
             served = Served(Peer(), manager)
             for _ in range(2):
