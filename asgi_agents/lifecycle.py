@@ -61,6 +61,7 @@ class Lifecycle:
         # Users of several event loops come and go in threads of their own.
         self._lock = Lock()
         self._users: dict[EventLoop, int] = {}
+        retirements.loops = lambda: tuple(self._users)
         # One of each retry task: it is called with an agent that was added.
         self._watchers: list[Callable[[Guard], None]] = []
         #: What runs beside the retry task of each user, until that user leaves.
@@ -166,6 +167,7 @@ class Lifecycle:
         loop = EventLoop()
         with self._lock:
             self._users[loop] = self._users.get(loop, 0) + 1
+        self._retirements.look()
         tasks: list[BackgroundTask] = []
         left = False
 

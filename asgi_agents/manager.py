@@ -233,7 +233,7 @@ class AgentManager:
     async def shutdown(self) -> None:
         """Close the connections that belong to the running event loop. The manager can be used again afterwards.
 
-        Agents that were replaced or removed on this event loop are not waited for any longer.
+        Agents that were replaced or removed are not waited for any longer, unless another event loop uses the manager.
         """
         await self._registry.lifecycle.shutdown()
 

@@ -14,7 +14,6 @@ from typing import Final
 from msgspec import Struct
 
 from .advice import warn_of
-from .concurrency.background import BackgroundTask
 from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
 from .errors import AgentError, ConfigurationError, UnknownAgentError
@@ -36,7 +35,7 @@ from .observability.telemetry import Telemetry
 from .observability.traffic import GuardedTraffic
 from .policy import as_failure_mode
 from .protocol.stream import MetricsReport
-from .retirement import Retirements
+from .retirement import Retirement, Retirements
 from .transports.base import ConfigUpdateCallback, MetricsCallback
 
 logger: Final = logging.getLogger("asgi_agents")
@@ -280,7 +279,7 @@ class AgentRegistry:
         self.telemetry.metering.add(new)
         self.reports.forget(config.id)
         new.predecessor = old
-        await self._retire(old, drain_timeout, then=partial(setattr, new, "predecessor", None))
+        await self._retire(old, drain_timeout, then=partial(setattr, new, "predecessor", None)).wait()
 
     async def remove(self, agent_id: str, drain_timeout: float) -> None:
         """Remove an agent, also from the routes that name it, and close it once it is drained."""
@@ -297,7 +296,7 @@ class AgentRegistry:
             logger.warning(
                 "agent %r is removed: from now on the text that its Guardrail is for passes without it", agent_id
             )
-        await self._retire(old, drain_timeout, then=partial(self._left, old))
+        await self._retire(old, drain_timeout, then=partial(self._left, old)).wait()
 
     async def change(
         self,
@@ -389,11 +388,10 @@ class AgentRegistry:
         for previous, guard in replaced:
             self.telemetry.metering.discard(previous)
             guard.predecessor = previous
-            then: Callable[[], object] = partial(setattr, guard, "predecessor", None)
-            BackgroundTask(partial(self._retire, previous, drain_timeout, then=then))
+            self._retire(previous, drain_timeout, then=partial(setattr, guard, "predecessor", None))
         for guard in removed:
             self._replacing.pop(guard.config.id, None)
-            BackgroundTask(partial(self._retire, guard, drain_timeout, then=partial(self._left, guard)))
+            self._retire(guard, drain_timeout, then=partial(self._left, guard))
         for guard in (*removed, *(previous for previous, _ in replaced)):
             self.reports.forget(guard.config.id)
         for guard in new:
@@ -450,7 +448,7 @@ class AgentRegistry:
         self.lifecycle.watch(new)
         return old, new
 
-    async def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> None:
+    def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> Retirement:
         def needed() -> bool:
             return (
                 guard.busy
@@ -460,7 +458,7 @@ class AgentRegistry:
                 )
             )
 
-        await self._retirements.retire(guard, needed, timeout, then)
+        return self._retirements.retire(guard, needed, timeout, then)
 
     def make_guard(
         self, config: AgentConfig, tally: Tally | None = None, clock: Callable[[], float] | None = None
