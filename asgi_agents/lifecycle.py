@@ -17,7 +17,7 @@ from anyio import CancelScope
 
 from .concurrency.background import BackgroundTask
 from .concurrency.event_loop import EventLoop
-from .errors import AgentError
+from .errors import AgentError, reworded
 from .guard import Guard
 from .retirement import Retirements
 
@@ -133,7 +133,7 @@ class Lifecycle:
                 try:
                     await guard.configuring.configure()
                 except AgentError as exc:
-                    raise type(exc)(f"agent {guard.config.id!r} is required at startup: {exc}") from exc
+                    raise reworded(exc, f"agent {guard.config.id!r} is required at startup: {exc}") from exc
 
     async def shutdown(self) -> None:
         """Close the connections that belong to the running event loop."""

@@ -16,7 +16,7 @@ from msgspec import Struct
 from .advice import warn_of
 from .concurrency.shared_limiter import SharedLimiter
 from .config import AgentConfig
-from .errors import AgentError, ConfigurationError, UnknownAgentError
+from .errors import AgentError, ConfigurationError, UnknownAgentError, reworded
 from .evaluation.endpoint_policy import EndpointPolicy
 from .evaluation.resolved_route import ResolvedRoute, begun_on
 from .evaluation.route_agent import AgentReference, RouteAgent
@@ -339,7 +339,7 @@ class AgentRegistry:
                 failures = await handover.configure(fatal)
                 for agent_id, failure in failures.items():
                     if fatal(agent_id, failure):
-                        raise type(failure)(f"agent {agent_id!r}: {failure}") from failure
+                        raise reworded(failure, f"agent {agent_id!r}: {failure}") from failure
                 with self._lock:
                     # Code may have added one meanwhile.
                     self._check_owned(configs, owned)
@@ -443,7 +443,7 @@ class AgentRegistry:
                     self._retire_resolved_routes()
                 handover.done([old])
         except AgentError as exc:
-            raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
+            raise reworded(exc, f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
         new.configuring.logged = True
         self.lifecycle.watch(new)
         return old, new

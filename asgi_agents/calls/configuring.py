@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import anyio
@@ -92,7 +92,8 @@ class Configuring:
         there is one.
         """
         if self.done and self._client.configures_itself:
-            await self._client.connect()
+            with self._as_agent_errors():
+                await self._client.connect()
             return
         try:
             await self.wait(self._timeout, time.monotonic())
@@ -139,7 +140,8 @@ class Configuring:
             raise AgentError(f"agent {self._config.id!r} was replaced or removed meanwhile")
         overwritten = self._overwritten
         if self._client.configures_itself:
-            await self._client.push_config(config)
+            with self._as_agent_errors():
+                await self._client.push_config(config)
         else:
             try:
                 await self._hand_over(config, self._timeout, time.monotonic())
@@ -313,6 +315,19 @@ class Configuring:
         self._error = failure.message
         self._backoff = min(_MAX_BACKOFF, max(0.1, self._backoff * 2))
         self._not_before = self._clock() + self._backoff
+
+    @contextmanager
+    def _as_agent_errors(self) -> Iterator[None]:
+        """Clients of users may raise anything: it is told as an :class:`AgentError`, and logged with its traceback."""
+        try:
+            yield
+        except AgentError:
+            raise
+        except Exception as exc:
+            message = self._failure_of(exc).message
+            if self.logged:
+                logger.warning("%s", message, exc_info=self._recorder.traceback_of(exc))
+            raise AgentError(message) from exc
 
     def _failure_of(self, exc: Exception) -> Failure:
         return failure_of(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import CancelScope
 
-from ...errors import AgentConnectionError, AgentError, AgentUnavailableError
+from ...errors import AgentConnectionError, AgentError, AgentUnavailableError, reworded
 from ...observability.endpoints import EndpointStatistics
 from ...protocol import Event, EventType
 from ...protocol.stream import CancelReason, ConfigUpdateRequest, HealthState, MetricsReport, correlation_id_of
@@ -282,7 +282,7 @@ class AgentPool:
                 try:
                     await hand_over(connection, self._client.agent_id, config)
                 except AgentError as exc:
-                    raise type(exc)(f"{endpoint.address}: {exc}") from exc
+                    raise reworded(exc, f"{endpoint.address}: {exc}") from exc
                 reached = True
         if not reached:
             raise AgentConnectionError(self.rotation.fault or "there is no connection to it")
