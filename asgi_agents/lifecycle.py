@@ -67,8 +67,8 @@ class Lifecycle:
         #: What runs beside the retry task of each user, until that user leaves.
         self.companions: list[Callable[[], Awaitable[object]]] = []
         self._shared: dict[tuple[type[Companion], Hashable], Companion] = {}
-        # What each task has entered and not left, by the id of the task.
-        self._entered: dict[int, list[Leave]] = {}
+        # What was entered on each event loop and not left.
+        self._entered: dict[EventLoop, list[Leave]] = {}
 
     def present(self) -> Sequence[Guard]:
         """The guards of the agents that there are now, and of those that are out of their places for a while."""
@@ -176,11 +176,7 @@ class Lifecycle:
             if left:
                 return
             left = True
-            with self._lock:
-                self._users[loop] -= 1
-                is_last = not self._users[loop]
-                if is_last:
-                    del self._users[loop]
+            is_last = self._remove_user(loop)
             with anyio.CancelScope(shield=True):
                 for task in tasks:
                     task.cancel()
@@ -197,18 +193,47 @@ class Lifecycle:
         tasks += map(BackgroundTask, (self._keep_configuring, *self.companions))
         return leave
 
-    async def start_in_task(self) -> None:
-        """:meth:`start`, until the running task calls :meth:`stop_in_task`."""
-        leave = await self.start()
-        self._entered.setdefault(anyio.get_current_task().id, []).append(leave)
+    def _remove_user(self, loop: EventLoop) -> bool:
+        """Returns whether it was the last one of that event loop."""
+        with self._lock:
+            self._users[loop] -= 1
+            is_last = not self._users[loop]
+            if is_last:
+                del self._users[loop]
+        return is_last
 
-    async def stop_in_task(self) -> None:
-        """Leave what the running task has entered last. Tasks may leave in any order."""
-        task = anyio.get_current_task().id
-        leave = self._entered[task].pop()
-        if not self._entered[task]:
-            del self._entered[task]
-        await leave()
+    async def start_on_loop(self) -> None:
+        """:meth:`start`, until any task of the running event loop calls :meth:`stop_on_loop`."""
+        leave = await self.start()
+        with self._lock:
+            self._entered.setdefault(EventLoop(), []).append(leave)
+
+    async def stop_on_loop(self) -> None:
+        """Leave what was entered last on the running event loop. It makes no difference which task has entered it.
+
+        Raises :class:`RuntimeError` where nothing was. What another event loop has entered, if that is the only one, is
+        left there.
+        """
+        leave = self._last_entered(EventLoop())
+        if leave is not None:
+            await leave()
+            return
+        others = tuple(self._entered)
+        leave = self._last_entered(others[0]) if len(others) == 1 else None
+        if leave is not None and not others[0].start_soon(leave):
+            # It has ended, and its connections were closed with it.
+            self._remove_user(others[0])
+        raise RuntimeError("AgentManager: it is left on an event loop on which it was not entered")
+
+    def _last_entered(self, loop: EventLoop) -> Leave | None:
+        with self._lock:
+            entered = self._entered.get(loop)
+            if not entered:
+                return None
+            leave = entered.pop()
+            if not entered:
+                del self._entered[loop]
+            return leave
 
     def watch(self, guard: Guard) -> None:
         """Retry an agent that was added, if it is not configured, on every event loop that has users."""

@@ -252,13 +252,13 @@ class AgentManager:
             await leave()
 
     async def __aenter__(self) -> Self:
-        await self._registry.lifecycle.start_in_task()
+        await self._registry.lifecycle.start_on_loop()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._registry.lifecycle.stop_in_task()
+        await self._registry.lifecycle.stop_on_loop()
 
     # Change while serving
 
