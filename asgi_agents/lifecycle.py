@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 import anyio
 from anyio import CancelScope
+from msgspec import Struct
 
 from .concurrency.background import BackgroundTask
 from .concurrency.event_loop import EventLoop
@@ -39,6 +40,13 @@ class Companion(Protocol):
 
 
 C = TypeVar("C", bound=Companion)
+
+
+class _Work(Struct, eq=False):
+    """What may open connections on an event loop, and whether those were closed meanwhile."""
+
+    loop: EventLoop
+    late: bool = False
 
 
 class Lifecycle:
@@ -67,6 +75,8 @@ class Lifecycle:
         #: What runs beside the retry task of each user, until that user leaves.
         self.companions: list[Callable[[], Awaitable[object]]] = []
         self._shared: dict[tuple[type[Companion], Hashable], Companion] = {}
+        # Changes of agents that are under way.
+        self._work: list[_Work] = []
         # What was entered on each event loop and not left.
         self._entered: dict[EventLoop, list[Leave]] = {}
 
@@ -97,9 +107,27 @@ class Lifecycle:
     async def push(self, guard: Guard, config: Any) -> None:
         """:meth:`Guard.push_config`, also for the former ones that lead to the agent."""
         following = [one for one in self._retirements.open if one.configuring.follows(guard.configuring)]
-        async with _held(following, guard):
+        async with self.connecting(), _held(following, guard):
             await guard.push_config(config)
             self._settle()
+
+    @asynccontextmanager
+    async def connecting(self) -> AsyncIterator[None]:
+        """While agents are configured that are in place afterwards: what that opens is closed again where the last user
+        of the event loop leaves meanwhile. Nobody else would close it.
+        """
+        work = _Work(EventLoop())
+        self._work.append(work)
+        try:
+            yield
+        finally:
+            self._work.remove(work)
+            if work.late and work.loop not in self._users:
+                with CancelScope(shield=True):
+                    try:
+                        await self.shutdown()
+                    except Exception:
+                        logger.exception("connections to agents could not be closed")
 
     def _settle(self) -> None:
         """Those that have left their places follow whoever leads to their agents now, of the same id if there is one.
@@ -138,6 +166,8 @@ class Lifecycle:
     async def shutdown(self) -> None:
         """Close the connections that belong to the running event loop."""
         errors: list[Exception] = []
+        for work in tuple(self._work):
+            work.late = work.late or work.loop.is_current
         # What an agent is configured with does not belong to one event loop.
         in_use = any(loop.alive and not loop.is_current for loop in tuple(self._users))
 

@@ -254,7 +254,8 @@ class AgentRegistry:
                 self._retire_resolved_routes()
         self.telemetry.metering.add(guard)
         try:
-            await try_to_configure(guard)
+            async with self.lifecycle.connecting():
+                await try_to_configure(guard)
         finally:
             self.lifecycle.watch(guard)
 
@@ -334,7 +335,7 @@ class AgentRegistry:
             # What fails is raised here, or logged afterwards.
             guard.configuring.logged = False
         try:
-            async with Handover(new.values(), self.lifecycle) as handover:
+            async with self.lifecycle.connecting(), Handover(new.values(), self.lifecycle) as handover:
                 commit = routes(partial(_find, {**old, **new}))
                 failures = await handover.configure(fatal)
                 for agent_id, failure in failures.items():
@@ -430,7 +431,7 @@ class AgentRegistry:
         # The caller of replace_agent gets the error: no log line.
         new.configuring.logged = False
         try:
-            async with Handover([new], self.lifecycle) as handover:
+            async with self.lifecycle.connecting(), Handover([new], self.lifecycle) as handover:
                 self.check_guardrails(new)
                 failures = await handover.configure(lambda agent_id, failure: True)
                 if failures:
