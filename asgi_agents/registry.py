@@ -35,7 +35,7 @@ from .observability.telemetry import Telemetry
 from .observability.traffic import GuardedTraffic
 from .policy import as_failure_mode
 from .protocol.stream import MetricsReport
-from .retirement import Retirement, Retirements
+from .retirement import Retirements
 from .transports.base import ConfigUpdateCallback, MetricsCallback
 
 logger: Final = logging.getLogger("asgi_agents")
@@ -105,7 +105,7 @@ class AgentRegistry:
         self._leaving: list[Guard] = []
         # By agent: held by the call that replaces it.
         self._replacing: dict[str, SharedLimiter] = {}
-        self._retirements = Retirements()
+        self._retirements = Retirements(lambda: self._retired)
         # Agents in whose place others were put for a while. Their connections are closed with those of all others.
         self._aside: list[Guard] = []
         self.lifecycle = Lifecycle(self.guards, self._retirements, aside=lambda: tuple(self._aside))
@@ -273,31 +273,34 @@ class AgentRegistry:
         turn = self._replacing.setdefault(config.id, SharedLimiter(1))
         await turn.acquire()
         try:
-            old, new = await self._swap(config)
+            (*aside, old), new = await self._swap(config)
         finally:
             turn.release()
         self.telemetry.metering.discard(old)
         self.telemetry.metering.add(new)
         self.reports.forget(config.id)
         new.predecessor = old
-        await self._retire(old, drain_timeout, then=partial(setattr, new, "predecessor", None)).wait()
+        self._retirements.retire_each(aside, drain_timeout)
+        await self._retirements.retire(old, drain_timeout, partial(setattr, new, "predecessor", None)).wait()
 
     async def remove(self, agent_id: str, drain_timeout: float) -> None:
         """Remove an agent, also from the routes that name it, and close it once it is drained."""
         with self._lock:
             old = self.guard(agent_id)
+            aside = self._take_aside([old])
             del self._guards[agent_id]
             self._added.discard(agent_id)
             self._replacing.pop(agent_id, None)
             self._retire_resolved_routes()
             self._leaving.append(old)
-        self.lifecycle.leave([old])
+        self.lifecycle.leave([*aside, old])
         self.reports.forget(agent_id)
         if any(guardrail.agent_id == agent_id for listing in self.listings for guardrail in listing.guardrails):
             logger.warning(
                 "agent %r is removed: from now on the text that its Guardrail is for passes without it", agent_id
             )
-        await self._retire(old, drain_timeout, then=partial(self._left, old)).wait()
+        self._retirements.retire_each(aside, drain_timeout)
+        await self._retirements.retire(old, drain_timeout, partial(self._left, old)).wait()
 
     async def change(
         self,
@@ -354,14 +357,16 @@ class AgentRegistry:
                     guards |= {
                         agent_id: guard for agent_id, guard in now.items() if agent_id not in (guards.keys() | owned)
                     }
+                    aside = self._take_aside([*removed, *(previous for previous, _ in replaced)])
                     # First: who resolves a route meanwhile, in another thread, looks afterwards whether it holds still.
                     commit()
                     self._guards = guards
                     self._leaving += removed
                     self._retire_resolved_routes()
-                handover.done((*removed, *(previous for previous, _ in replaced)))
+                handover.done((*aside, *removed, *(previous for previous, _ in replaced)))
         except UnknownAgentError as exc:
             raise ConfigurationError(str(exc)) from exc
+        self._retirements.retire_each(aside, drain_timeout)
         self._changed(new.values(), removed, replaced, drain_timeout)
         for agent_id, failure in failures.items():
             logger.warning("agent %r: %s; it is treated by its failure mode and asked again", agent_id, failure)
@@ -389,10 +394,10 @@ class AgentRegistry:
         for previous, guard in replaced:
             self.telemetry.metering.discard(previous)
             guard.predecessor = previous
-            self._retire(previous, drain_timeout, then=partial(setattr, guard, "predecessor", None))
+            self._retirements.retire(previous, drain_timeout, partial(setattr, guard, "predecessor", None))
         for guard in removed:
             self._replacing.pop(guard.config.id, None)
-            self._retire(guard, drain_timeout, then=partial(self._left, guard))
+            self._retirements.retire(guard, drain_timeout, partial(self._left, guard))
         for guard in (*removed, *(previous for previous, _ in replaced)):
             self.reports.forget(guard.config.id)
         for guard in new:
@@ -425,8 +430,15 @@ class AgentRegistry:
         with self._lock:
             self._aside = [one for one in self._aside if one is not guard]
 
-    async def _swap(self, config: AgentConfig) -> tuple[Guard, Guard]:
-        """Configure a new agent and put it in the place of the old one; returns old and new."""
+    def _take_aside(self, out: Sequence[Guard]) -> Sequence[Guard]:
+        """The agents' own guards, where those that are ``out`` of their places for good only stand in for them."""
+        ids = {guard.config.id for guard in out}
+        aside = [guard for guard in self._aside if guard.config.id in ids and not guard.stands_in]
+        self._aside = [guard for guard in self._aside if guard.config.id not in ids]
+        return aside
+
+    async def _swap(self, config: AgentConfig) -> tuple[Sequence[Guard], Guard]:
+        """Configure a new agent and put it in the place of the old one; returns all that are out of it, and the new."""
         new = self.make_guard(config, self.guard(config.id).tally)
         # The caller of replace_agent gets the error: no log line.
         new.configuring.logged = False
@@ -440,26 +452,15 @@ class AgentRegistry:
                     old = self.guard(config.id)
                     # Agents may have been added or removed meanwhile.
                     check_order(config, self._guards)
+                    aside = self._take_aside([old])
                     self._guards[config.id] = new
                     self._retire_resolved_routes()
-                handover.done([old])
+                handover.done([*aside, old])
         except AgentError as exc:
             raise reworded(exc, f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
         new.configuring.logged = True
         self.lifecycle.watch(new)
-        return old, new
-
-    def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> Retirement:
-        def needed() -> bool:
-            return (
-                guard.busy
-                or guard.configuring.asking
-                or any(
-                    resolved_route.connections and guard in resolved_route.guards for resolved_route in self._retired
-                )
-            )
-
-        return self._retirements.retire(guard, needed, timeout, then)
+        return [*aside, old], new
 
     def make_guard(
         self, config: AgentConfig, tally: Tally | None = None, clock: Callable[[], float] | None = None

@@ -16,12 +16,17 @@ from anyio import CancelScope
 from .concurrency.background import BackgroundTask
 from .concurrency.event_loop import EventLoop, SharedEvent
 from .concurrency.one_at_a_time import OneAtATime
+from .evaluation.resolved_route import ResolvedRoute
 from .guard import Guard
 
 logger = logging.getLogger("asgi_agents")
 
 # Seconds between two looks whether an agent is needed.
 _INTERVAL: Final = 0.02
+
+
+def _nothing() -> None:
+    pass
 
 
 class Retirement:
@@ -107,10 +112,12 @@ class Retirement:
 class Retirements:
     """The agents of a manager that were replaced or removed.
 
+    :param routes: returns those that were resolved before a change, while connections hold them.
     :ivar loops: returns the event loops that have users.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, routes: Callable[[], Iterable[ResolvedRoute]]) -> None:
+        self._routes = routes
         self.loops: Callable[[], Iterable[EventLoop]] = tuple
         # Event loops have threads of their own: dictionaries are copied in one step.
         self._under_way: dict[Guard, Retirement] = {}
@@ -137,10 +144,15 @@ class Retirements:
         guard.configuring.leave()
         self._open[guard] = None
 
-    def retire(
-        self, guard: Guard, needed: Callable[[], bool], timeout: float, then: Callable[[], object]
-    ) -> Retirement:
-        """Have ``guard`` closed as soon as it is not ``needed``, or after ``timeout`` seconds; then call ``then``."""
+    def retire(self, guard: Guard, timeout: float, then: Callable[[], object] = _nothing) -> Retirement:
+        """Have ``guard`` closed as soon as nobody needs it, or after ``timeout`` seconds; then call ``then``."""
+
+        def needed() -> bool:
+            return (
+                guard.busy
+                or guard.configuring.asking
+                or any(route.connections and guard in route.guards for route in self._routes())
+            )
 
         def over() -> None:
             self._under_way.pop(guard, None)
@@ -150,6 +162,11 @@ class Retirements:
         retirement = self._under_way[guard] = Retirement(guard, needed, timeout, over)
         self.look()
         return retirement
+
+    def retire_each(self, guards: Iterable[Guard], timeout: float) -> None:
+        """:meth:`retire` them; nobody waits for that."""
+        for guard in guards:
+            self.retire(guard, timeout)
 
     def look(self) -> None:
         """Have all of them looked after here, and wherever there are users.
