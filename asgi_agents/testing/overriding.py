@@ -247,9 +247,10 @@ def _down(registry: AgentRegistry, own: Guard) -> Guard:
 
 def _with_open_breaker(registry: AgentRegistry, own: Guard) -> Guard:
     now = time.monotonic()
+    # It needs no configuration, however often the app is started: it has taken it before its breaker has opened.
+    config = replace(own.config, transport=_Refusing(own.client), events=own.hears - _CONFIGURE, config=None)
     # Its breaker has a clock that stands still: it stays open.
-    guard = _made(registry, replace(own.config, transport=_Refusing(own.client), events=own.hears), clock=lambda: now)
-    guard.configuring.done = True
+    guard = _made(registry, config, clock=lambda: now)
     breaker = guard.breaker
     if breaker is None:
         raise ConfigurationError(f"breaker_open: {own.config.id!r} has circuit_breaker=None, expected it to have one")
