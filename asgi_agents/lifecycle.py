@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 from types import TracebackType
@@ -105,10 +106,14 @@ class Lifecycle:
             self._settle()
 
     async def push(self, guard: Guard, config: Any) -> None:
-        """:meth:`Guard.push_config`, also for the former ones that lead to the agent."""
+        """:meth:`Guard.push_config`, also for the former ones that lead to the agent, and the one it stands in for."""
         following = [one for one in self._retirements.open if one.configuring.follows(guard.configuring)]
         async with self.connecting(), _held(following, guard):
             await guard.push_config(config)
+            for own in self._aside():
+                if own.config.id == guard.config.id and not own.stands_in:
+                    own.configuring.give(config)
+                    own.config = replace(own.config, config=config)
             self._settle()
 
     @asynccontextmanager

@@ -150,6 +150,12 @@ class Configuring:
         self._given = config
         self._taken(overwritten)
 
+    def give(self, config: Any) -> None:
+        """The agent is to take another configuration before its next call."""
+        self._given = config
+        self._client.adopt_config(config)
+        self.lose()
+
     def forget(self) -> None:
         """The agent is to be configured anew before its next call."""
         self.done = not self._needed

@@ -62,7 +62,8 @@ def override_agents(
     starts is not connected.
 
     Where the app itself replaces or removes such an agent meanwhile, as it does when it takes its file anew, that holds
-    at once, and afterwards.
+    at once, and afterwards. A configuration that it pushes goes to the new agent, and to the replaced one before
+    its next call.
 
     Meanwhile the decisions of all agents of the app are recorded, of those too that are not replaced, or if none is:
     :func:`assert_blocked_by` needs that. So each response carries the header ``x-asgi-agents-recorded``.

@@ -15,7 +15,7 @@ from asgi_agents.manager import registry_of
 from asgi_agents.testing import FakeAgent, agent_down, breaker_open, override_agents
 
 from ..files.marking import MODULE, File, marked_app, marker, marks
-from ..test_former_guards import Judge, config_of
+from ..test_former_guards import Case, Judge, Way, as_object, ask, config_of, each_way, guarded
 from .test_connections import Counting
 
 TEAPOT = FakeAgent(AgentResponse.block(418))
@@ -195,3 +195,64 @@ async def test_the_agent_itself_is_asked_nothing_any_more() -> None:
             with suppress(AgentError):
                 await manager.replace_agent(make("a", "v3", refuses=True))
             assert judge.asked == ["v3", "v2"]
+
+
+# Configurations that are pushed
+
+
+async def in_force(case: Case, mark: str) -> None:
+    guard = case.registry.guard("a")
+    assert await ask(guard)
+    assert (case.judge.mark, guard.config.config["mark"]) == (mark, mark)
+
+
+@pytest.mark.parametrize("called", [False, True], ids=["not called", "called"])
+@each_way
+async def test_what_is_pushed_is_given_to_both(tmp_path: Path, way: Way, called: bool) -> None:
+    async with guarded(way, tmp_path, "v1") as case:
+        middleware = AgentMiddleware(marked_app(), manager=case.manager)
+        own = case.registry.guard("a")
+        if called:
+            await in_force(case, "v1")
+        fakes = FakeAgent(), FakeAgent()
+        with override_agents(middleware, a=fakes[0]):
+            with override_agents(middleware, a=fakes[1]):
+                await case.manager.push_config("a", {"mark": "v2"})
+                assert fakes[1].configurations[-1] == {"mark": "v2"}
+            assert case.judge.asked == ["v1"]
+            # Connections that have begun before have it still.
+            assert await ask(own)
+            assert case.judge.asked == ["v1", "v2"]
+        await in_force(case, "v2")
+        # Others stand in for what it is now.
+        with override_agents(middleware, a=fakes[0]):
+            assert case.registry.guard("a").config.config == {"mark": "v2"}
+
+
+@each_way
+async def test_what_is_pushed_before_the_app_starts_is_what_the_agent_is_given_first(tmp_path: Path, way: Way) -> None:
+    judge = Judge()
+    async with way(judge, tmp_path) as make:
+        manager = AgentManager([make("a", "v1")])
+        with override_agents(AgentMiddleware(marked_app(), manager=manager), a=FakeAgent()):
+            await manager.push_config("a", {"mark": "v2"})
+        async with manager:
+            assert await ask(registry_of(manager).guard("a"))
+            assert set(judge.asked) == {"v2"}
+
+
+REFUSING: dict[str, Callable[[Any], AbstractContextManager[Any]]] = {
+    "a fake": lambda app: override_agents(app, a=FakeAgent(configure=AgentResponse.block(400))),
+    "an agent that is down": lambda app: agent_down(app, "a"),
+}
+
+
+@pytest.mark.parametrize("override", REFUSING.values(), ids=REFUSING)
+async def test_what_is_pushed_in_vain_is_given_to_nobody(
+    tmp_path: Path, override: Callable[[Any], AbstractContextManager[Any]]
+) -> None:
+    async with guarded(as_object, tmp_path, "v1") as case:
+        with override(AgentMiddleware(marked_app(), manager=case.manager)), pytest.raises(AgentError):
+            await case.manager.push_config("a", {"mark": "v2"})
+        await in_force(case, "v1")
+        assert case.judge.asked == ["v1"]
