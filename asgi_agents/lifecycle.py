@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterab
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
@@ -19,6 +18,7 @@ from msgspec import Struct
 
 from .concurrency.background import BackgroundTask
 from .concurrency.event_loop import EventLoop
+from .concurrency.users import Leave, Users
 from .errors import AgentError, reworded
 from .guard import Guard
 from .retirement import Retirements
@@ -27,9 +27,6 @@ logger: Final = logging.getLogger("asgi_agents")
 
 # Seconds that connections may take to be made, with which an agent is configured that another guard configures too.
 _HANDOVER_TIMEOUT: Final = 10.0
-
-#: Leaves what was entered. A second call does nothing.
-Leave = Callable[[], Awaitable[None]]
 
 
 class Companion(Protocol):
@@ -67,10 +64,8 @@ class Lifecycle:
         self._guards = guards
         self._aside = aside
         self._retirements = retirements
-        # Users of several event loops come and go in threads of their own.
-        self._lock = Lock()
-        self._users: dict[EventLoop, int] = {}
-        retirements.loops = lambda: tuple(self._users)
+        self._users = Users()
+        retirements.loops = lambda: self._users.loops
         # One of each retry task: it is called with an agent that was added.
         self._watchers: list[Callable[[Guard], None]] = []
         #: What runs beside the retry task of each user, until that user leaves.
@@ -78,8 +73,6 @@ class Lifecycle:
         self._shared: dict[tuple[type[Companion], Hashable], Companion] = {}
         # Changes of agents that are under way.
         self._work: list[_Work] = []
-        # What was entered on each event loop and not left.
-        self._entered: dict[EventLoop, list[Leave]] = {}
 
     def present(self) -> Sequence[Guard]:
         """The guards of the agents that there are now, and of those that are out of their places for a while."""
@@ -127,7 +120,7 @@ class Lifecycle:
             yield
         finally:
             self._work.remove(work)
-            if work.late and work.loop not in self._users:
+            if work.late and work.loop not in self._users.loops:
                 with CancelScope(shield=True):
                     try:
                         await self.shutdown()
@@ -174,7 +167,7 @@ class Lifecycle:
         for work in tuple(self._work):
             work.late = work.late or work.loop.is_current
         # What an agent is configured with does not belong to one event loop.
-        in_use = any(loop.alive and not loop.is_current for loop in tuple(self._users))
+        in_use = self._users.are_elsewhere
 
         async def close(guard: Guard) -> None:
             try:
@@ -200,8 +193,7 @@ class Lifecycle:
         leaves, the connections of that event loop are closed.
         """
         loop = EventLoop()
-        with self._lock:
-            self._users[loop] = self._users.get(loop, 0) + 1
+        self._users.add(loop)
         self._retirements.look()
         tasks: list[BackgroundTask] = []
         left = False
@@ -211,7 +203,7 @@ class Lifecycle:
             if left:
                 return
             left = True
-            is_last = self._remove_user(loop)
+            is_last = self._users.remove(loop)
             with anyio.CancelScope(shield=True):
                 for task in tasks:
                     task.cancel()
@@ -228,20 +220,9 @@ class Lifecycle:
         tasks += map(BackgroundTask, (self._keep_configuring, *self.companions))
         return leave
 
-    def _remove_user(self, loop: EventLoop) -> bool:
-        """Returns whether it was the last one of that event loop."""
-        with self._lock:
-            self._users[loop] -= 1
-            is_last = not self._users[loop]
-            if is_last:
-                del self._users[loop]
-        return is_last
-
     async def start_on_loop(self) -> None:
         """:meth:`start`, until any task of the running event loop calls :meth:`stop_on_loop`."""
-        leave = await self.start()
-        with self._lock:
-            self._entered.setdefault(EventLoop(), []).append(leave)
+        self._users.entered(await self.start())
 
     async def stop_on_loop(self) -> None:
         """Leave what was entered last on the running event loop. It makes no difference which task has entered it.
@@ -249,26 +230,8 @@ class Lifecycle:
         Raises :class:`RuntimeError` where nothing was. What another event loop has entered, if that is the only one, is
         left there.
         """
-        leave = self._last_entered(EventLoop())
-        if leave is not None:
-            await leave()
-            return
-        others = tuple(self._entered)
-        leave = self._last_entered(others[0]) if len(others) == 1 else None
-        if leave is not None and not others[0].start_soon(leave):
-            # It has ended, and its connections were closed with it.
-            self._remove_user(others[0])
-        raise RuntimeError("AgentManager: it is left on an event loop on which it was not entered")
-
-    def _last_entered(self, loop: EventLoop) -> Leave | None:
-        with self._lock:
-            entered = self._entered.get(loop)
-            if not entered:
-                return None
-            leave = entered.pop()
-            if not entered:
-                del self._entered[loop]
-            return leave
+        if not await self._users.leave():
+            raise RuntimeError("AgentManager: it is left on an event loop on which it was not entered")
 
     def watch(self, guard: Guard) -> None:
         """Retry an agent that was added, if it is not configured, on every event loop that has users."""

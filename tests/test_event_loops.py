@@ -602,7 +602,7 @@ def test_what_is_left_on_another_event_loop_is_closed_where_it_was_entered(pair:
         await manager.__aenter__()
         entered.set()
         await eventually(lambda: transport.closed)
-        assert not registry_of(manager).lifecycle._users
+        assert not registry_of(manager).lifecycle._users.loops
 
     async def leave() -> None:
         await eventually(entered.is_set)
@@ -624,8 +624,8 @@ def test_what_is_left_after_its_event_loop_has_ended_counts_no_more(pair: tuple[
 
     run(pair[0], manager.__aenter__)
     run(pair[1], leave)
-    assert not registry_of(manager).lifecycle._users
-    assert not registry_of(manager).lifecycle._entered
+    assert not registry_of(manager).lifecycle._users.loops
+    assert not registry_of(manager).lifecycle._users._entered
 
 
 def test_of_several_event_loops_that_have_entered_none_is_left_by_another(pair: tuple[str, str]) -> None:

@@ -1288,7 +1288,7 @@ async def test_another_task_may_leave_than_the_one_that_has_entered() -> None:
             await settle()
 
     assert fake(manager, "a").closed == 1
-    assert not registry_of(manager).lifecycle._users
+    assert not registry_of(manager).lifecycle._users.loops
     async with manager:
         assert fake(manager, "a").configured == 2
     assert fake(manager, "a").closed == 2
