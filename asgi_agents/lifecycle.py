@@ -16,6 +16,7 @@ import anyio
 from anyio import CancelScope
 from msgspec import Struct
 
+from .calls.configuring import give
 from .concurrency.background import BackgroundTask
 from .concurrency.event_loop import EventLoop
 from .concurrency.users import Leave, Users
@@ -105,7 +106,7 @@ class Lifecycle:
             await guard.push_config(config)
             for own in self._aside():
                 if own.config.id == guard.config.id and not own.stands_in:
-                    own.configuring.give(config)
+                    give(own.configuring, config)
                     own.config = replace(own.config, config=config)
             self._settle()
 

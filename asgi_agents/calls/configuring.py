@@ -92,7 +92,7 @@ class Configuring:
         there is one.
         """
         if self.done and self._client.configures_itself:
-            with self._as_agent_errors():
+            with _as_agent_errors(self):
                 await self._client.connect()
             return
         try:
@@ -140,7 +140,7 @@ class Configuring:
             raise AgentError(f"agent {self._config.id!r} was replaced or removed meanwhile")
         overwritten = self._overwritten
         if self._client.configures_itself:
-            with self._as_agent_errors():
+            with _as_agent_errors(self):
                 await self._client.push_config(config)
         else:
             try:
@@ -149,12 +149,6 @@ class Configuring:
                 raise AgentError(self._failure_of(exc).message) from exc
         self._given = config
         self._taken(overwritten)
-
-    def give(self, config: Any) -> None:
-        """The agent is to take another configuration before its next call."""
-        self._given = config
-        self._client.adopt_config(config)
-        self.lose()
 
     def forget(self) -> None:
         """The agent is to be configured anew before its next call."""
@@ -322,19 +316,6 @@ class Configuring:
         self._backoff = min(_MAX_BACKOFF, max(0.1, self._backoff * 2))
         self._not_before = self._clock() + self._backoff
 
-    @contextmanager
-    def _as_agent_errors(self) -> Iterator[None]:
-        """Clients of users may raise anything: it is told as an :class:`AgentError`, and logged with its traceback."""
-        try:
-            yield
-        except AgentError:
-            raise
-        except Exception as exc:
-            message = self._failure_of(exc).message
-            if self.logged:
-                logger.warning("%s", message, exc_info=self._recorder.traceback_of(exc))
-            raise AgentError(message) from exc
-
     def _failure_of(self, exc: Exception) -> Failure:
         return failure_of(
             exc,
@@ -343,3 +324,24 @@ class Configuring:
             function=self._client.function(EventType.CONFIGURE),
             configured=self._given is not None,
         )
+
+
+def give(configuring: Configuring, config: Any) -> None:
+    """The agent is to take another configuration before its next call."""
+    configuring._given = config
+    configuring._client.adopt_config(config)
+    configuring.lose()
+
+
+@contextmanager
+def _as_agent_errors(configuring: Configuring) -> Iterator[None]:
+    """Clients of users may raise anything: it is told as an :class:`AgentError`, and logged with its traceback."""
+    try:
+        yield
+    except AgentError:
+        raise
+    except Exception as exc:
+        message = configuring._failure_of(exc).message
+        if configuring.logged:
+            logger.warning("%s", message, exc_info=configuring._recorder.traceback_of(exc))
+        raise AgentError(message) from exc
