@@ -181,6 +181,7 @@ class AgentRegistry:
                     refusal=refusal,
                     lacks_guardrails=not all(one in guardrails for one in handlers_too),
                 )
+            self._retirements.look_if_used_here()
         return resolved_route
 
     def _route_agents(
@@ -495,5 +496,4 @@ def _find(guards: Mapping[str, Guard], agent_id: str) -> Guard:
     try:
         return guards[agent_id]
     except KeyError:
-        known = ", ".join(guards) or "none"
-        raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {known}") from None
+        raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {', '.join(guards) or 'none'}") from None

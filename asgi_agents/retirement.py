@@ -178,6 +178,16 @@ class Retirements:
             BackgroundTask(retirement.look)
             self._look_elsewhere(retirement)
 
+    def look_if_used_here(self) -> None:
+        """:meth:`look`, where an event loop runs. Apps without a lifespan serve on event loops that have no users."""
+        if not self._under_way:
+            return
+        try:
+            EventLoop()
+        except RuntimeError:
+            return
+        self.look()
+
     def _look_elsewhere(self, retirement: Retirement) -> bool:
         """Have it looked after by another event loop that has users; returns whether there is one that runs."""
         running = [loop for loop in self.loops() if not loop.is_current and loop.start_soon(retirement.look)]

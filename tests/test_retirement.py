@@ -14,7 +14,7 @@ from asgi_agents import AgentManager
 from asgi_agents.manager import registry_of
 from asgi_agents.registry import AgentRegistry
 
-from .test_manager import Fake, config, fake
+from .test_manager import REQUEST, Fake, config, fake
 
 # Reached only by what would never have ended.
 PATIENCE: Final = 30.0
@@ -172,6 +172,26 @@ async def test_whoever_uses_the_manager_next_sees_to_what_an_event_loop_has_left
         assert not it.is_closed
         it.let_go()
         await it.closed()
+
+
+@each_end
+@each_change
+@each_other
+async def test_an_event_loop_that_serves_without_users_sees_to_that_too(other: str, change: Change, steps: int) -> None:
+    it = Held()
+    await elsewhere(other, lambda: change(it.manager), steps)
+    # The next connection finds other agents than those before.
+    assert (await it.manager.process_request_headers(REQUEST)).is_allow
+    assert not it.is_closed
+    it.let_go()
+    await it.closed()
+
+
+def test_routes_are_resolved_also_where_no_event_loop_runs() -> None:
+    it = Held()
+    anyio.run(removed_by_a_file, it.manager)
+    assert [agent.guard.config.id for agent in it.registry.resolved_route(None).agents] == ["b"]
+    assert not it.is_closed
 
 
 @each_end
