@@ -1,5 +1,6 @@
 """The exceptions of the package."""
 
+from contextlib import suppress
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -127,6 +128,21 @@ def text_of(exc: BaseException) -> str:
     while cause is not None and not str(cause):
         cause = cause.__cause__ or cause.__context__
     return str(cause or "")
+
+
+def reworded(error: AgentError, text: str) -> AgentError:
+    """An error of the same class that says ``text``: to be raised from ``error``.
+
+    Classes of users may take other arguments than a text, or make another text of it. Then it is of the first of their
+    base classes that does not.
+    """
+    for kind in type(error).__mro__:
+        if issubclass(kind, AgentError):
+            with suppress(Exception):
+                made = kind(text)
+                if str(made) == text:
+                    return made
+    return AgentError(text)
 
 
 def caused_by_closing(exc: BaseException | None, *disconnects: type[BaseException]) -> bool:

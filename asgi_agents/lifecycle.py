@@ -7,17 +7,20 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
-from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
 import anyio
 from anyio import CancelScope
+from msgspec import Struct
 
+from .calls.configuring import give
 from .concurrency.background import BackgroundTask
 from .concurrency.event_loop import EventLoop, SharedEvent
-from .errors import AgentError
+from .concurrency.users import Leave, Users
+from .errors import AgentError, reworded
 from .guard import Guard
 from .retirement import Retirements
 
@@ -25,9 +28,6 @@ logger: Final = logging.getLogger("asgi_agents")
 
 # Seconds that connections may take to be made, with which an agent is configured that another guard configures too.
 _HANDOVER_TIMEOUT: Final = 10.0
-
-#: Leaves what was entered. A second call does nothing.
-Leave = Callable[[], Awaitable[None]]
 
 
 class Companion(Protocol):
@@ -39,6 +39,13 @@ class Companion(Protocol):
 
 
 C = TypeVar("C", bound=Companion)
+
+
+class _Work(Struct, eq=False):
+    """What may open connections on an event loop, and whether those were closed meanwhile."""
+
+    loop: EventLoop
+    late: bool = False
 
 
 class Lifecycle:
@@ -58,9 +65,8 @@ class Lifecycle:
         self._guards = guards
         self._aside = aside
         self._retirements = retirements
-        # Users of several event loops come and go in threads of their own.
-        self._lock = Lock()
-        self._users: dict[EventLoop, int] = {}
+        self._users = Users()
+        retirements.loops = lambda: self._users.loops
         # One of each retry task: it is called with an agent that was added.
         self._watchers: list[Callable[[Guard], None]] = []
         #: What runs beside the retry task of each user, until that user leaves.
@@ -68,8 +74,8 @@ class Lifecycle:
         self._shared: dict[tuple[type[Companion], Hashable], Companion] = {}
         #: Those that are under way.
         self.handovers: list[Handover] = []
-        # What each task has entered and not left, by the id of the task.
-        self._entered: dict[int, list[Leave]] = {}
+        # Changes of agents that are under way.
+        self._work: list[_Work] = []
 
     def present(self) -> Sequence[Guard]:
         """The guards of the agents that there are now, and of those that are out of their places for a while."""
@@ -96,11 +102,33 @@ class Lifecycle:
             self._settle()
 
     async def push(self, guard: Guard, config: Any) -> None:
-        """:meth:`Guard.push_config`, also for the former ones that lead to the agent."""
+        """:meth:`Guard.push_config`, also for the former ones that lead to the agent, and the one it stands in for."""
         following = [one for one in self._retirements.open if one.configuring.follows(guard.configuring)]
-        async with _held(following, guard):
+        async with self.connecting(), _held(following, guard):
             await guard.push_config(config)
+            for own in self._aside():
+                if own.config.id == guard.config.id and not own.stands_in:
+                    give(own.configuring, config)
+                    own.config = replace(own.config, config=config)
             self._settle()
+
+    @asynccontextmanager
+    async def connecting(self) -> AsyncIterator[None]:
+        """While agents are configured that are in place afterwards: what that opens is closed again where the last user
+        of the event loop leaves meanwhile. Nobody else would close it.
+        """
+        work = _Work(EventLoop())
+        self._work.append(work)
+        try:
+            yield
+        finally:
+            self._work.remove(work)
+            if work.late and work.loop not in self._users.loops:
+                with CancelScope(shield=True):
+                    try:
+                        await self.shutdown()
+                    except Exception:
+                        logger.exception("connections to agents could not be closed")
 
     def _settle(self) -> None:
         """Those that have left their places follow whoever leads to their agents now, of the same id if there is one.
@@ -134,13 +162,15 @@ class Lifecycle:
                 try:
                     await guard.configuring.configure()
                 except AgentError as exc:
-                    raise type(exc)(f"agent {guard.config.id!r} is required at startup: {exc}") from exc
+                    raise reworded(exc, f"agent {guard.config.id!r} is required at startup: {exc}") from exc
 
     async def shutdown(self) -> None:
         """Close the connections that belong to the running event loop."""
         errors: list[Exception] = []
+        for work in tuple(self._work):
+            work.late = work.late or work.loop.is_current
         # What an agent is configured with does not belong to one event loop.
-        in_use = any(loop.alive and not loop.is_current for loop in tuple(self._users))
+        in_use = self._users.are_elsewhere
 
         async def close(guard: Guard) -> None:
             try:
@@ -166,8 +196,8 @@ class Lifecycle:
         leaves, the connections of that event loop are closed.
         """
         loop = EventLoop()
-        with self._lock:
-            self._users[loop] = self._users.get(loop, 0) + 1
+        self._users.add(loop)
+        self._retirements.look()
         tasks: list[BackgroundTask] = []
         left = False
 
@@ -176,11 +206,7 @@ class Lifecycle:
             if left:
                 return
             left = True
-            with self._lock:
-                self._users[loop] -= 1
-                is_last = not self._users[loop]
-                if is_last:
-                    del self._users[loop]
+            is_last = self._users.remove(loop)
             with anyio.CancelScope(shield=True):
                 for task in tasks:
                     task.cancel()
@@ -197,18 +223,18 @@ class Lifecycle:
         tasks += map(BackgroundTask, (self._keep_configuring, *self.companions))
         return leave
 
-    async def start_in_task(self) -> None:
-        """:meth:`start`, until the running task calls :meth:`stop_in_task`."""
-        leave = await self.start()
-        self._entered.setdefault(anyio.get_current_task().id, []).append(leave)
+    async def start_on_loop(self) -> None:
+        """:meth:`start`, until any task of the running event loop calls :meth:`stop_on_loop`."""
+        self._users.entered(await self.start())
 
-    async def stop_in_task(self) -> None:
-        """Leave what the running task has entered last. Tasks may leave in any order."""
-        task = anyio.get_current_task().id
-        leave = self._entered[task].pop()
-        if not self._entered[task]:
-            del self._entered[task]
-        await leave()
+    async def stop_on_loop(self) -> None:
+        """Leave what was entered last on the running event loop. It makes no difference which task has entered it.
+
+        Raises :class:`RuntimeError` where nothing was. What another event loop has entered, if that is the only one, is
+        left there.
+        """
+        if not await self._users.leave():
+            raise RuntimeError("AgentManager: it is left on an event loop on which it was not entered")
 
     def watch(self, guard: Guard) -> None:
         """Retry an agent that was added, if it is not configured, on every event loop that has users."""

@@ -233,7 +233,7 @@ class AgentManager:
     async def shutdown(self) -> None:
         """Close the connections that belong to the running event loop. The manager can be used again afterwards.
 
-        Agents that were replaced or removed on this event loop are not waited for any longer.
+        Agents that were replaced or removed are not waited for any longer, unless another event loop uses the manager.
         """
         await self._registry.lifecycle.shutdown()
 
@@ -252,13 +252,13 @@ class AgentManager:
             await leave()
 
     async def __aenter__(self) -> Self:
-        await self._registry.lifecycle.start_in_task()
+        await self._registry.lifecycle.start_on_loop()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._registry.lifecycle.stop_in_task()
+        await self._registry.lifecycle.stop_on_loop()
 
     # Change while serving
 

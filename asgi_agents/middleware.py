@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .advice import warn_of_seconds
 from .audit import Audit, AuditHook, Auditor, Redact, watched
 from .config import AgentConfig
-from .errors import AgentError, ConfigurationError
+from .errors import ConfigurationError
 from .evaluation.resolved_route import ResolvedRoute
 from .evaluation.route_agent import AgentReference
 from .exchange import (
@@ -391,10 +391,10 @@ class AgentMiddleware(AsksAgents):
         unread = [await receive()]
         try:
             close = await self._registry.lifecycle.start()
-        except AgentError as exc:
+        except Exception as exc:
             # Both, as Starlette does it. Raising alone would not stop the server: it would take lifespan for
             # unsupported.
-            await send({"type": "lifespan.startup.failed", "message": str(exc)})
+            await send({"type": "lifespan.startup.failed", "message": str(exc) or type(exc).__name__})
             raise
         stopping = False
         around = set_around()

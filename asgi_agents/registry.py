@@ -14,10 +14,9 @@ from typing import Final
 from msgspec import Struct
 
 from .advice import warn_of
-from .concurrency.background import BackgroundTask
 from .concurrency.turns import Turns
 from .config import AgentConfig
-from .errors import AgentError, ConfigurationError, UnknownAgentError
+from .errors import AgentError, ConfigurationError, UnknownAgentError, reworded
 from .evaluation.endpoint_policy import EndpointPolicy
 from .evaluation.resolved_route import ResolvedRoute, begun_on
 from .evaluation.route_agent import AgentReference, RouteAgent
@@ -106,7 +105,7 @@ class AgentRegistry:
         self._leaving: list[Guard] = []
         # Of the calls that replace one agent.
         self._replacing = Turns()
-        self._retirements = Retirements()
+        self._retirements = Retirements(lambda: self._retired)
         # Agents in whose place others were put for a while. Their connections are closed with those of all others.
         self._aside: list[Guard] = []
         self.lifecycle = Lifecycle(self.guards, self._retirements, aside=lambda: tuple(self._aside))
@@ -182,6 +181,7 @@ class AgentRegistry:
                     refusal=refusal,
                     lacks_guardrails=not all(one in guardrails for one in handlers_too),
                 )
+            self._retirements.look_if_used_here()
         return resolved_route
 
     def _route_agents(
@@ -255,7 +255,8 @@ class AgentRegistry:
                 self._retire_resolved_routes()
         self.telemetry.metering.add(guard)
         try:
-            await try_to_configure(guard)
+            async with self.lifecycle.connecting():
+                await try_to_configure(guard)
         finally:
             self.lifecycle.watch(guard)
 
@@ -271,29 +272,32 @@ class AgentRegistry:
         self.guard(config.id)
         check_order(config, self._guards)
         async with self._replacing.turn(config.id) as check_turn:
-            old, new = await self._swap(config, check_turn)
+            (*aside, old), new = await self._swap(config, check_turn)
         self.telemetry.metering.discard(old)
         self.telemetry.metering.add(new)
         self.reports.forget(config.id)
         new.predecessor = old
-        await self._retire(old, drain_timeout, then=partial(setattr, new, "predecessor", None))
+        self._retirements.retire_each(aside, drain_timeout)
+        await self._retirements.retire(old, drain_timeout, partial(setattr, new, "predecessor", None)).wait()
 
     async def remove(self, agent_id: str, drain_timeout: float) -> None:
         """Remove an agent, also from the routes that name it, and close it once it is drained."""
         with self._lock:
             old = self.guard(agent_id)
+            aside = self._take_aside([old])
             del self._guards[agent_id]
             self._added.discard(agent_id)
             self._replacing.void(agent_id)
             self._retire_resolved_routes()
             self._leaving.append(old)
-        self.lifecycle.leave([old])
+        self.lifecycle.leave([*aside, old])
         self.reports.forget(agent_id)
         if any(guardrail.agent_id == agent_id for listing in self.listings for guardrail in listing.guardrails):
             logger.warning(
                 "agent %r is removed: from now on the text that its Guardrail is for passes without it", agent_id
             )
-        await self._retire(old, drain_timeout, then=partial(self._left, old))
+        self._retirements.retire_each(aside, drain_timeout)
+        await self._retirements.retire(old, drain_timeout, partial(self._left, old)).wait()
 
     async def change(
         self,
@@ -331,12 +335,12 @@ class AgentRegistry:
             # What fails is raised here, or logged afterwards.
             guard.configuring.logged = False
         try:
-            async with Handover(new.values(), self.lifecycle) as handover:
+            async with self.lifecycle.connecting(), Handover(new.values(), self.lifecycle) as handover:
                 commit = routes(partial(_find, {**old, **new}))
                 failures = await handover.configure(fatal)
                 for agent_id, failure in failures.items():
                     if fatal(agent_id, failure):
-                        raise type(failure)(f"agent {agent_id!r}: {failure}") from failure
+                        raise reworded(failure, f"agent {agent_id!r}: {failure}") from failure
                 with self._lock:
                     # Code may have added one meanwhile.
                     self._check_owned(configs, owned)
@@ -350,6 +354,7 @@ class AgentRegistry:
                     guards |= {
                         agent_id: guard for agent_id, guard in now.items() if agent_id not in (guards.keys() | owned)
                     }
+                    aside = self._take_aside([*removed, *(previous for previous, _ in replaced)])
                     # First: who resolves a route meanwhile, in another thread, looks afterwards whether it holds still.
                     commit()
                     self._guards = guards
@@ -357,9 +362,10 @@ class AgentRegistry:
                     for guard in removed:
                         self._replacing.void(guard.config.id)
                     self._retire_resolved_routes()
-                handover.done((*removed, *(previous for previous, _ in replaced)))
+                handover.done((*aside, *removed, *(previous for previous, _ in replaced)))
         except UnknownAgentError as exc:
             raise ConfigurationError(str(exc)) from exc
+        self._retirements.retire_each(aside, drain_timeout)
         self._changed(new.values(), removed, replaced, drain_timeout)
         for agent_id, failure in failures.items():
             logger.warning("agent %r: %s; it is treated by its failure mode and asked again", agent_id, failure)
@@ -387,10 +393,9 @@ class AgentRegistry:
         for previous, guard in replaced:
             self.telemetry.metering.discard(previous)
             guard.predecessor = previous
-            then: Callable[[], object] = partial(setattr, guard, "predecessor", None)
-            BackgroundTask(partial(self._retire, previous, drain_timeout, then=then))
+            self._retirements.retire(previous, drain_timeout, partial(setattr, guard, "predecessor", None))
         for guard in removed:
-            BackgroundTask(partial(self._retire, guard, drain_timeout, then=partial(self._left, guard)))
+            self._retirements.retire(guard, drain_timeout, partial(self._left, guard))
         for guard in (*removed, *(previous for previous, _ in replaced)):
             self.reports.forget(guard.config.id)
         for guard in new:
@@ -423,14 +428,21 @@ class AgentRegistry:
         with self._lock:
             self._aside = [one for one in self._aside if one is not guard]
 
-    async def _swap(self, config: AgentConfig, check_turn: Callable[[], None]) -> tuple[Guard, Guard]:
-        """Configure a new agent and put it in the place of the old one; returns old and new."""
+    def _take_aside(self, out: Sequence[Guard]) -> Sequence[Guard]:
+        """The agents' own guards, where those that are ``out`` of their places for good only stand in for them."""
+        ids = {guard.config.id for guard in out}
+        aside = [guard for guard in self._aside if guard.config.id in ids and not guard.stands_in]
+        self._aside = [guard for guard in self._aside if guard.config.id not in ids]
+        return aside
+
+    async def _swap(self, config: AgentConfig, check_turn: Callable[[], None]) -> tuple[Sequence[Guard], Guard]:
+        """Configure a new agent and put it in the place of the old one; returns all that are out of it, and the new."""
         check_turn()
         new = self.make_guard(config, self.guard(config.id).tally)
         # The caller of replace_agent gets the error: no log line.
         new.configuring.logged = False
         try:
-            async with Handover([new], self.lifecycle) as handover:
+            async with self.lifecycle.connecting(), Handover([new], self.lifecycle) as handover:
                 self.check_guardrails(new)
                 failures = await handover.configure(lambda agent_id, failure: True)
                 if failures:
@@ -440,26 +452,15 @@ class AgentRegistry:
                     old = self.guard(config.id)
                     # Agents may have been added or removed meanwhile.
                     check_order(config, self._guards)
+                    aside = self._take_aside([old])
                     self._guards[config.id] = new
                     self._retire_resolved_routes()
-                handover.done([old])
+                handover.done([*aside, old])
         except AgentError as exc:
-            raise type(exc)(f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
+            raise reworded(exc, f"agent {config.id!r} was not replaced, the old one stays: {exc}") from exc
         new.configuring.logged = True
         self.lifecycle.watch(new)
-        return old, new
-
-    async def _retire(self, guard: Guard, timeout: float, *, then: Callable[[], object]) -> None:
-        def needed() -> bool:
-            return (
-                guard.busy
-                or guard.configuring.asking
-                or any(
-                    resolved_route.connections and guard in resolved_route.guards for resolved_route in self._retired
-                )
-            )
-
-        await self._retirements.retire(guard, needed, timeout, then)
+        return [*aside, old], new
 
     def make_guard(
         self, config: AgentConfig, tally: Tally | None = None, clock: Callable[[], float] | None = None
@@ -494,5 +495,4 @@ def _find(guards: Mapping[str, Guard], agent_id: str) -> Guard:
     try:
         return guards[agent_id]
     except KeyError:
-        known = ", ".join(guards) or "none"
-        raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {known}") from None
+        raise UnknownAgentError(f"no agent has the id {agent_id!r}; there are: {', '.join(guards) or 'none'}") from None

@@ -1,33 +1,127 @@
-"""Agents that were replaced or removed: each is closed once no connection needs it any more."""
+"""Agents that were replaced or removed: each is closed once no connection needs it any more.
+
+Whoever changes agents may do so on an event loop that ends right afterwards, while others still serve. So an agent that
+is to be closed belongs to no event loop: on each that has users a task looks whether it is needed still, and the first
+to find that it is not closes it everywhere. A task that ends with its event loop leaves that to the others.
+"""
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import anyio
 from anyio import CancelScope
-from msgspec import Struct
 
 from .concurrency.background import BackgroundTask
-from .concurrency.event_loop import EventLoop
+from .concurrency.event_loop import EventLoop, SharedEvent
+from .concurrency.one_at_a_time import OneAtATime
+from .evaluation.resolved_route import ResolvedRoute
 from .guard import Guard
 
 logger = logging.getLogger("asgi_agents")
 
+# Seconds between two looks whether an agent is needed.
+_INTERVAL: Final = 0.02
 
-class _UnderWay(Struct, frozen=True):
-    """A retirement, and the event loop on which it is waited for."""
 
-    loop: EventLoop
-    task: BackgroundTask
+def _nothing() -> None:
+    pass
+
+
+class Retirement:
+    """One agent that is closed as soon as it is not ``needed``, or after ``timeout`` seconds; then ``then`` is called.
+
+    That is done whether anybody waits for it or not.
+
+    :ivar over: whether that is done.
+    """
+
+    def __init__(self, guard: Guard, needed: Callable[[], bool], timeout: float, then: Callable[[], object]) -> None:
+        self.guard = guard
+        self.over = False
+        self._needed = needed
+        self._until = time.monotonic() + timeout
+        self._then = then
+        self._closing = OneAtATime()
+        self._done = SharedEvent()
+        self._waiting = 0
+        self._errors: list[Exception] = []
+        # Those on which a task looks. Each event loop has a thread of its own, and writes of itself only.
+        self._looking: dict[EventLoop, None] = {}
+
+    async def wait(self) -> None:
+        """Return when it is done, and raise what closing has raised. Where nobody waits, that is logged."""
+        self._waiting += 1
+        try:
+            await self._done.wait()
+        finally:
+            self._waiting -= 1
+        if self._errors:
+            raise self._errors[0]
+
+    async def look(self) -> None:
+        """Look again and again on the running event loop, and close it when it is time."""
+        loop = EventLoop()
+        if loop in self._looking:
+            return
+        self._looking[loop] = None
+        try:
+            while not self.over:
+                left = self._until - time.monotonic()
+                if left <= 0 or not self._needed():
+                    await self.close()
+                else:
+                    await anyio.sleep(min(_INTERVAL, left))
+        finally:
+            del self._looking[loop]
+
+    @property
+    def looked_after_elsewhere(self) -> bool:
+        """Whether a task of another event loop looks."""
+        return any(loop.alive and not loop.is_current for loop in tuple(self._looking))
+
+    async def close(self) -> None:
+        """Close it now, on every event loop, or wait for whoever does, and take over should that be cancelled."""
+        while not self.over:
+            under_way = self._closing.begin()
+            if under_way is not None:
+                await under_way.wait()
+                continue
+            try:
+                if not self.over:
+                    await self._close()
+            finally:
+                self._closing.end()
+
+    async def _close(self) -> None:
+        self.guard.configuring.close()
+        try:
+            with CancelScope(shield=True):
+                # Where the event loop ends meanwhile, another one does it again.
+                await self.guard.client.retire()
+        except Exception as exc:
+            self._errors.append(exc)
+            if not self._waiting:
+                logger.exception("agent %r: its connections could not be closed", self.guard.config.id)
+        self.over = True
+        self._then()
+        self._done.set()
 
 
 class Retirements:
-    """Closes agents in tasks of their own. So it happens also where the caller is cancelled."""
+    """The agents of a manager that were replaced or removed.
 
-    def __init__(self) -> None:
-        self._under_way: dict[Guard, _UnderWay] = {}
-        # Those that have left their places and are not closed. Event loops have threads of their own: a dictionary is
-        # copied in one step.
+    :param routes: returns those that were resolved before a change, while connections hold them.
+    :ivar loops: returns the event loops that have users.
+    """
+
+    def __init__(self, routes: Callable[[], Iterable[ResolvedRoute]]) -> None:
+        self._routes = routes
+        self.loops: Callable[[], Iterable[EventLoop]] = tuple
+        # Event loops have threads of their own: dictionaries are copied in one step.
+        self._under_way: dict[Guard, Retirement] = {}
+        # Those that have left their places and are not closed.
         self._open: dict[Guard, None] = {}
 
     @property
@@ -50,51 +144,58 @@ class Retirements:
         guard.configuring.leave()
         self._open[guard] = None
 
-    async def retire(
-        self, guard: Guard, needed: Callable[[], bool], timeout: float, then: Callable[[], object]
-    ) -> None:
-        """Close ``guard`` as soon as it is not ``needed``, or after ``timeout`` seconds, and call ``then``.
+    def retire(self, guard: Guard, timeout: float, then: Callable[[], object] = _nothing) -> Retirement:
+        """Have ``guard`` closed as soon as nobody needs it, or after ``timeout`` seconds; then call ``then``."""
 
-        Returns when that is done, and raises what closing has raised. Where it is cancelled, it is done all the same,
-        and what closing raises is logged.
+        def needed() -> bool:
+            return (
+                guard.busy
+                or guard.configuring.asking
+                or any(route.connections and guard in route.guards for route in self._routes())
+            )
+
+        def over() -> None:
+            self._under_way.pop(guard, None)
+            self._forget_closed()
+            then()
+
+        retirement = self._under_way[guard] = Retirement(guard, needed, timeout, over)
+        self.look()
+        return retirement
+
+    def retire_each(self, guards: Iterable[Guard], timeout: float) -> None:
+        """:meth:`retire` them; nobody waits for that."""
+        for guard in guards:
+            self.retire(guard, timeout)
+
+    def look(self) -> None:
+        """Have all of them looked after here, and wherever there are users.
+
+        To be called on each event loop that comes to have users. Those that were looked after on event loops that have
+        ended are not forgotten.
         """
-        errors: list[Exception] = []
-        waited_for = True
+        for retirement in tuple(self._under_way.values()):
+            BackgroundTask(retirement.look)
+            self._look_elsewhere(retirement)
 
-        async def drain_and_close() -> None:
-            try:
-                with anyio.move_on_after(timeout):
-                    while needed():  # noqa: ASYNC110 - an event would cost every connection, this only an operator
-                        await anyio.sleep(0.02)
-            finally:
-                guard.configuring.close()
-                try:
-                    with CancelScope(shield=True):
-                        await guard.client.retire()
-                except Exception as exc:
-                    errors.append(exc)
-                    if not waited_for:
-                        logger.exception("agent %r: its connections could not be closed", guard.config.id)
-                finally:
-                    self._under_way.pop(guard, None)
-                    self._forget_closed()
-                    then()
-
-        task = BackgroundTask(drain_and_close)
-        if not task.ended:
-            self._under_way[guard] = _UnderWay(EventLoop(), task)
+    def look_if_used_here(self) -> None:
+        """:meth:`look`, where an event loop runs. Apps without a lifespan serve on event loops that have no users."""
+        if not self._under_way:
+            return
         try:
-            await task.wait()
-        finally:
-            waited_for = False
-        if errors:
-            raise errors[0]
+            EventLoop()
+        except RuntimeError:
+            return
+        self.look()
+
+    def _look_elsewhere(self, retirement: Retirement) -> bool:
+        """Have it looked after by another event loop that has users; returns whether there is one that runs."""
+        running = [loop for loop in self.loops() if not loop.is_current and loop.start_soon(retirement.look)]
+        return bool(running)
 
     async def hasten(self) -> None:
-        """Close at once what waits on this event loop, and what belongs to it of agents that wait on others."""
-        for guard, under_way in tuple(self._under_way.items()):
-            if under_way.loop.is_current:
-                under_way.task.cancel()
-                await under_way.task.wait()
-            else:
-                await guard.client.aclose()
+        """Close at once what no other event loop looks after, and of the others what belongs to the running one."""
+        async with anyio.create_task_group() as tasks:
+            for guard, retirement in tuple(self._under_way.items()):
+                elsewhere = self._look_elsewhere(retirement) or retirement.looked_after_elsewhere
+                tasks.start_soon(guard.client.aclose if elsewhere else retirement.close)

@@ -57,6 +57,7 @@ _IN_VIRTUAL_TIME: Final = (
     "test_frames.py",
     "test_guard.py",
     "test_handovers.py",
+    "test_left_meanwhile.py",
     "test_limiter.py",
     "test_manager.py",
     "test_metering.py",

@@ -17,6 +17,7 @@ from asgi_agents.errors import (
     ResponseAborted,
     UnknownAgentError,
     caused_by_closing,
+    reworded,
 )
 
 
@@ -137,3 +138,52 @@ def test_a_group_that_is_the_context_of_its_own_member_is_no_endless_loop() -> N
 
     assert not caused_by_closing(member)
     assert not caused_by_closing(group)
+
+
+class PlainError(AgentConnectionError):
+    pass
+
+
+class WithTwoParametersError(AgentConnectionError):
+    def __init__(self, host: str, why: str) -> None:
+        super().__init__(f"{host}: {why}")
+
+
+class WithACodeError(AgentError):
+    def __init__(self, code: object) -> None:
+        super().__init__(f"code {code}")
+
+
+class OfSuchAnError(PlainError, WithACodeError):
+    pass
+
+
+class WithoutTextError(AgentError):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+class WithAKeywordError(AgentError):
+    def __init__(self, *, why: str) -> None:
+        super().__init__(why)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (AgentError("down"), AgentError),
+        (AgentConnectionError("down"), AgentConnectionError),
+        (PlainError("down"), PlainError),
+        (WithTwoParametersError("h", "down"), AgentConnectionError),
+        (WithACodeError(3), AgentError),
+        (OfSuchAnError("down"), PlainError),
+        (WithoutTextError("down"), AgentError),
+        (WithAKeywordError(why="down"), AgentError),
+        (GuardrailUnavailableError(503, "Agent unavailable", "down"), AgentError),
+    ],
+    ids=lambda given: given.__name__ if isinstance(given, type) else type(given).__name__,
+)
+def test_an_error_of_any_class_can_be_given_another_text(error: AgentError, kind: type[AgentError]) -> None:
+    made = reworded(error, "agent 'a': down")
+    assert type(made) is kind
+    assert str(made) == "agent 'a': down"

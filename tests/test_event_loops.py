@@ -588,3 +588,64 @@ def test_an_agent_that_is_added_on_one_event_loop_is_asked_again_on_those_that_r
 
     together(pair, runs, adds)
     assert transport.configured == 2
+
+
+NOT_ENTERED = "AgentManager: it is left on an event loop on which it was not entered"
+
+
+def test_what_is_left_on_another_event_loop_is_closed_where_it_was_entered(pair: tuple[str, str]) -> None:
+    entered, left = threading.Event(), threading.Event()
+    transport = Fake()
+    manager = AgentManager([config("a", transport)])
+
+    async def enter() -> None:
+        await manager.__aenter__()
+        entered.set()
+        await eventually(lambda: transport.closed)
+        assert not registry_of(manager).lifecycle._users.loops
+
+    async def leave() -> None:
+        await eventually(entered.is_set)
+        with pytest.raises(RuntimeError, match=NOT_ENTERED):
+            await manager.__aexit__(None, None, None)
+        left.set()
+
+    together(pair, enter, leave)
+    assert left.is_set()
+    assert transport.closed == 1
+
+
+def test_what_is_left_after_its_event_loop_has_ended_counts_no_more(pair: tuple[str, str]) -> None:
+    manager = AgentManager([config("a", Fake())])
+
+    async def leave() -> None:
+        with pytest.raises(RuntimeError, match=NOT_ENTERED):
+            await manager.__aexit__(None, None, None)
+
+    run(pair[0], manager.__aenter__)
+    run(pair[1], leave)
+    assert not registry_of(manager).lifecycle._users.loops
+    assert not registry_of(manager).lifecycle._users._entered
+
+
+def test_of_several_event_loops_that_have_entered_none_is_left_by_another(pair: tuple[str, str]) -> None:
+    transport = Fake()
+    manager = AgentManager([config("a", transport)])
+    everyone, tried = threading.Barrier(3), threading.Event()
+
+    async def use() -> None:
+        async with manager:
+            await anyio.to_thread.run_sync(everyone.wait)
+            await eventually(tried.is_set)
+            assert transport.closed == 0
+            await anyio.to_thread.run_sync(everyone.wait)
+
+    async def leave() -> None:
+        await anyio.to_thread.run_sync(everyone.wait)
+        with pytest.raises(RuntimeError, match=NOT_ENTERED):
+            await manager.__aexit__(None, None, None)
+        tried.set()
+        await anyio.to_thread.run_sync(everyone.wait)
+
+    together(pair, use, leave, use)
+    assert transport.closed == 2

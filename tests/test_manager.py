@@ -1273,6 +1273,35 @@ async def test_who_entered_first_may_leave_first() -> None:
     assert not manager.left_by_another_task
 
 
+async def test_another_task_may_leave_than_the_one_that_has_entered() -> None:
+    """As fixtures of tests do, which are set up and torn down in tasks of their own."""
+    manager = AgentManager([configured()])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(manager.__aenter__)
+        tasks.start_soon(manager.__aenter__)
+        await settle()
+        assert fake(manager, "a").configured == 1
+        for closed in range(2):
+            assert fake(manager, "a").closed == 0, closed
+            tasks.start_soon(manager.__aexit__, None, None, None)
+            await settle()
+
+    assert fake(manager, "a").closed == 1
+    assert not registry_of(manager).lifecycle._users.loops
+    async with manager:
+        assert fake(manager, "a").configured == 2
+    assert fake(manager, "a").closed == 2
+
+
+async def test_leaving_what_was_not_entered_is_an_error() -> None:
+    manager = AgentManager([configured()])
+    async with manager.running():
+        with pytest.raises(RuntimeError, match="AgentManager: it is left on an event loop on which it was not entered"):
+            await manager.__aexit__(None, None, None)
+        assert fake(manager, "a").closed == 0
+
+
 async def test_leaving_before_the_end_closes_and_configures_nobody_again(fast: Fast) -> None:
     manager = AgentManager([configured(), configured(raising(ValueError()), id="down")], clock=fast.clock)
 

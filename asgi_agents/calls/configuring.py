@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import anyio
@@ -94,7 +94,8 @@ class Configuring:
         there is one.
         """
         if self.done and self._client.configures_itself:
-            await self._client.connect()
+            with _as_agent_errors(self):
+                await self._client.connect()
             return
         try:
             await self.wait(self._timeout, time.monotonic())
@@ -140,7 +141,8 @@ class Configuring:
         self._require_place()
         overwritten = self._client.overwritten
         if self._client.configures_itself:
-            await self._client.push_config(config)
+            with _as_agent_errors(self):
+                await self._client.push_config(config)
         else:
             try:
                 await self._hand_over(config, self._timeout, time.monotonic())
@@ -355,3 +357,24 @@ class Configuring:
             function=self._client.function(EventType.CONFIGURE),
             configured=self._given is not None,
         )
+
+
+def give(configuring: Configuring, config: Any) -> None:
+    """The agent is to take another configuration before its next call."""
+    configuring._given = config
+    configuring._client.adopt_config(config)
+    configuring.lose()
+
+
+@contextmanager
+def _as_agent_errors(configuring: Configuring) -> Iterator[None]:
+    """Clients of users may raise anything: it is told as an :class:`AgentError`, and logged with its traceback."""
+    try:
+        yield
+    except AgentError:
+        raise
+    except Exception as exc:
+        message = configuring._failure_of(exc).message
+        if configuring.logged:
+            logger.warning("%s", message, exc_info=configuring._recorder.traceback_of(exc))
+        raise AgentError(message) from exc

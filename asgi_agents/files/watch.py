@@ -38,7 +38,7 @@ class FileWatch:
     """
 
     def __init__(self, path: Path, taken: Callable[[], bytes], clock: Callable[[], int] = time.time_ns) -> None:
-        self._path = path
+        self.path = path
         self._clock = clock
         self._digest_taken = taken
         self._taken = self._known = self._seen = taken()
@@ -52,7 +52,7 @@ class FileWatch:
             self._taken = self._known = self._seen = taken
             self._unchanged = None
         try:
-            status = os.stat(self._path)
+            status = os.stat(self.path)
         except OSError:
             signature = None
         else:
@@ -62,7 +62,7 @@ class FileWatch:
             if signature == self._unchanged:
                 return False
         try:
-            digest = digest_of(read_bytes(self._path))
+            digest = digest_of(read_bytes(self.path))
         except ConfigurationError:
             digest = _UNREADABLE
         same, self._seen = digest == self._seen, digest
@@ -85,9 +85,19 @@ async def on_change(
     :param again: what is called while the file stays the same, as long as the last call has returned True.
     """
     retry = Retry()
+    failing = False
     while True:
         await anyio.sleep(INTERVAL)
-        if await to_thread.run_sync(watch.look):
+        try:
+            changed = await to_thread.run_sync(watch.look)
+        except Exception:
+            # There may be no thread, for one, as long as the app has taken all that there are.
+            if not failing:
+                logger.exception("%s: can't be looked at; looking again and again (logged once)", watch.path)
+            failing = True
+            continue
+        failing = False
+        if changed:
             retry.note(await function(), first=True)
         elif again is not None and retry.left <= 0:
             retry.note(await again(), first=False)

@@ -62,7 +62,8 @@ def override_agents(
     starts is not connected.
 
     Where the app itself replaces or removes such an agent meanwhile, as it does when it takes its file anew, that holds
-    at once, and afterwards.
+    at once, and afterwards. A configuration that it pushes goes to the new agent, and to the replaced one before
+    its next call.
 
     Meanwhile the decisions of all agents of the app are recorded, of those too that are not replaced, or if none is:
     :func:`assert_blocked_by` needs that. So each response carries the header ``x-asgi-agents-recorded``.
@@ -247,9 +248,10 @@ def _down(registry: AgentRegistry, own: Guard) -> Guard:
 
 def _with_open_breaker(registry: AgentRegistry, own: Guard) -> Guard:
     now = time.monotonic()
+    # It needs no configuration, however often the app is started: it has taken it before its breaker has opened.
+    config = replace(own.config, transport=_Refusing(own.client), events=own.hears - _CONFIGURE, config=None)
     # Its breaker has a clock that stands still: it stays open.
-    guard = _made(registry, replace(own.config, transport=_Refusing(own.client), events=own.hears), clock=lambda: now)
-    guard.configuring.done = True
+    guard = _made(registry, config, clock=lambda: now)
     breaker = guard.breaker
     if breaker is None:
         raise ConfigurationError(f"breaker_open: {own.config.id!r} has circuit_breaker=None, expected it to have one")

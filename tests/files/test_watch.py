@@ -275,6 +275,27 @@ async def test_what_fails_without_a_reason_of_ours_ends_no_watch(
         assert middleware.manager.agent_ids == ("c",)
 
 
+async def test_a_look_that_fails_ends_no_watch_and_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = File(tmp_path, marks(marker("a", "a1")))
+    middleware = protect(marked_app(), config=file.path, imports=[MODULE], reload="on-change")
+
+    async def no_thread(*_: object, **options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with middleware.manager:
+        for times, agent_id in enumerate("bc", 1):
+            with monkeypatch.context() as patched:
+                patched.setattr("anyio.to_thread.run_sync", no_thread)
+                file.write(marks(marker(agent_id, "1")))
+                await anyio.sleep(5 * INTERVAL)
+            assert caplog.text.count(f"{file.path}: can't be looked at") == times
+            assert agent_id not in middleware.manager.agent_ids
+            await anyio.sleep(3 * INTERVAL)
+            assert middleware.manager.agent_ids == (agent_id,)
+
+
 async def test_a_look_does_not_hold_the_event_loop_up(tmp_path: Path) -> None:
     path = tmp_path / "agents.toml"
     path.write_text("0")

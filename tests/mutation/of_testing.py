@@ -48,8 +48,8 @@ TESTING: Final = (
     Defect(
         "open-breakers-close-with-time",
         "testing/overriding.py",
-        "events=own.hears), clock=lambda: now)",
-        "events=own.hears))",
+        "_made(registry, config, clock=lambda: now)",
+        "_made(registry, config)",
         "In a test that takes longer than reset_timeout, breaker_open holds no longer.",
         ("tests/testing/test_down.py",),
     ),

@@ -133,6 +133,17 @@ def test_an_open_breaker_is_like_one_that_failures_have_opened(failure_mode: Fai
     assert found[4] == state == "open"
 
 
+@pytest.mark.parametrize("config", [None, {"rules": 1}])
+@pytest.mark.parametrize("transport", [FakeAgent(), FakeAgent(events=HEADS), NOBODY])
+def test_an_open_breaker_stays_open_however_often_the_app_is_started(transport: Any, config: Any) -> None:
+    agent = AgentConfig("waf", transport, events=HEADS, config=config, require_at_startup=True)
+    app = protected(agent)
+    with breaker_open(app, "waf"):
+        for _ in range(3):
+            with TestClient(app) as client:
+                assert client.get("/orders").text == "Service unavailable"
+
+
 def test_an_open_breaker_stays_open_and_its_agent_is_not_asked() -> None:
     fake = FakeAgent(events=HEADS)
     # Its real breaker would let calls through again at once.

@@ -1,7 +1,8 @@
 """A transport that the package has never seen does what its own do: it is the one file ``toy.py``."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -186,6 +187,85 @@ async def test_an_agent_that_is_required_at_startup_has_to_be_there() -> None:
     with pytest.raises(AgentError, match="agent 'waf' is required at startup: nobody listens there"):
         async with AgentManager([configured(require_at_startup=True)]):
             raise AssertionError
+
+
+# What clients of users may raise
+
+
+class HostError(AgentError):
+    def __init__(self, host: str, why: str) -> None:
+        super().__init__(f"{host}: {why}")
+
+
+@dataclass
+class Raising(ToyTransport):
+    """Its client raises whatever it is asked for."""
+
+    make: Callable[[], Exception]
+    address: str = URL
+
+    def bind(self, agent_id: str, *, events: Any, config: Any, max_concurrent_calls: int) -> ToyClient:
+        make = self.make
+
+        class Client(ToyClient):
+            async def connect(self) -> None:
+                raise make()
+
+            async def push_config(self, config: Any) -> None:
+                raise make()
+
+        return Client(self.address, agent_id, frozenset(HEADS), config)
+
+
+RAISED: dict[str, tuple[Callable[[], Exception], str]] = {
+    "an error with other parameters": (lambda: HostError("h", "down"), "h: down"),
+    "no error of an agent": (lambda: OSError("secret"), "configure: raised OSError at test_toy.py:"),
+    "a group": (
+        lambda: ExceptionGroup("", [OSError("secret")]),
+        "configure: raised ExceptionGroup of OSError at ",
+    ),
+}
+each_raised = pytest.mark.parametrize(("make", "said"), RAISED.values(), ids=RAISED)
+
+
+@each_raised
+async def test_whatever_a_client_raises_ends_a_start_that_requires_it(make: Callable[[], Exception], said: str) -> None:
+    agents = [AgentConfig("waf", Raising(make), events=HEADS, require_at_startup=True)]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app = AgentMiddleware(App(), agents=agents)
+    with pytest.raises(AgentError, match="agent 'waf' is required at startup: "):
+        await app({"type": "lifespan"}, receive, send)
+    (message,) = sent
+    assert message["type"] == "lifespan.startup.failed"
+    assert said in message["message"]
+    assert "secret" not in message["message"]
+
+
+@each_raised
+async def test_whatever_a_client_raises_ends_no_other_start(make: Callable[[], Exception], said: str) -> None:
+    async with AgentManager([AgentConfig("waf", Raising(make), events=HEADS)]) as manager:
+        assert manager.agent_ids == ("waf",)
+
+
+@each_raised
+async def test_whatever_a_client_raises_is_the_error_of_whoever_asks(make: Callable[[], Exception], said: str) -> None:
+    raising = AgentConfig("waf", Raising(make), events=HEADS)
+    async with listening(Waf()), AgentManager([configured(config=418)]) as manager:
+        with pytest.raises(AgentError, match="the old one stays: ") as caught:
+            await manager.replace_agent(raising)
+        assert said in str(caught.value)
+        assert await status_of(manager) == 418
+        await manager.add_agent(replace(raising, id="other"))
+        with pytest.raises(AgentError) as caught:
+            await manager.push_config("other", 429)
+        assert said in str(caught.value)
 
 
 # Schemes

@@ -7,7 +7,7 @@ from typing import Any
 from anyio import create_task_group
 
 from ...concurrency.background import BackgroundTask
-from ...errors import AgentConnectionError, AgentError
+from ...errors import AgentConnectionError, AgentError, reworded
 from ...protocol import EventType
 from ...protocol.grpc.events import CARRIED
 from ...protocol.grpc.messages import PROCESS_STREAM
@@ -96,7 +96,7 @@ class GrpcPool(AgentPool):
             try:
                 await self.replace(endpoint, old)
             except AgentError as exc:
-                raise type(exc)(f"{endpoint.address}: {exc}") from exc
+                raise reworded(exc, f"{endpoint.address}: {exc}") from exc
             reached = True
         if not reached:
             raise AgentConnectionError(self.rotation.fault or "there is no connection to it")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import CancelScope
 
-from ...errors import AgentConnectionError, AgentError, AgentUnavailableError
+from ...errors import AgentConnectionError, AgentError, AgentUnavailableError, reworded
 from ...observability.endpoints import EndpointStatistics
 from ...protocol import Event, EventType
 from ...protocol.responses import NOT_CONFIGURABLE
@@ -305,7 +305,7 @@ class AgentPool:
                 if in_handshake:
                     await self.replace(endpoint, in_handshake)
             except AgentError as exc:
-                raise type(exc)(f"{endpoint.address}: {exc}") from exc
+                raise reworded(exc, f"{endpoint.address}: {exc}") from exc
         if not reached:
             raise AgentConnectionError(self.rotation.fault or "there is no connection to it")
 
