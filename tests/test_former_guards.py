@@ -417,12 +417,15 @@ class Walk:
         self._file = anyio.Lock()
 
     def _config(self) -> tuple[str, dict[str, Any]]:
-        choose = self._random.random
         there = self._case.registry.find("a")
-        if there is not None and choose() < 0.25:
+        if there is not None and self._random.random() < 0.25:
             # The same, as where only other fields have changed.
             same: dict[str, Any] = {**there.config.config}
             return same.pop("mark"), same
+        return self._another()
+
+    def _another(self) -> tuple[str, dict[str, Any]]:
+        choose = self._random.random
         self._marks += 1
         config: dict[str, Any] = {"early": choose() < 0.5}
         if choose() < 0.3:
@@ -436,7 +439,7 @@ class Walk:
         await self._case.manager.replace_agent(self._case.make("a", mark, **config), drain_timeout=5)
 
     async def _push(self) -> None:
-        mark, config = self._config()
+        mark, config = self._another()
         # Of what is pushed in vain, an agent keeps what it likes: nothing is handed back.
         config.pop("refuses", None)
         with anyio.CancelScope(shield=True):
@@ -465,8 +468,17 @@ class Walk:
             for connection in () if pool is None else pool.connections:
                 connection.fail("lost")
 
+    def _change_the_mind_of_the_judge(self) -> None:
+        """For a while it takes no more what it has taken."""
+        chosen = self._random.random()
+        if chosen < 0.15:
+            self._case.judge.refused |= {guard.config.config["mark"] for guard in self._case.registry.guards()}
+        elif chosen < 0.4:
+            self._case.judge.refused.clear()
+
     async def step(self) -> None:
         self._left += self._case.registry.guards()
+        self._change_the_mind_of_the_judge()
         doing = self._random.choice(
             [self._replace, self._add, self._remove, self._change, self._push, self._ask, self._reconnect]
         )
@@ -479,6 +491,7 @@ class Walk:
             for _ in range(steps):
                 tasks.start_soon(self.step)
                 await anyio.sleep(self._random.choice([0, 0.001, 0.05, 0.3, 4]))
+        self._case.judge.refused.clear()
 
 
 @pytest.mark.parametrize("seed", some_are_short(range(12), one_in=4))
