@@ -26,69 +26,92 @@ _CHALLENGE: Final = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-# Long texts are looked at in pieces of so many characters, and in so many more where a secret may end.
+# Long texts are looked at in pieces of so many characters, and in so many more where a secret may end. What is of a
+# limited length in a pattern, between parts of any length, is no longer than the tail of these.
 _PIECE: Final = 16 * 1024
 _OVERLAP: Final = 4096
+_TAIL: Final = 1024
 # No part of these patterns is tried twice on the same text (possessive quantifiers, no prefix of any length). The path
 # of a request is a client's, and the time that it takes must grow with its length only.
-_SECRETS: Final = re.compile(
-    r"""
-    # name=value, "name": "value", "name": ["value", "value"], "name": {"a": "value"}, name: scheme value
-      (?P<name>
+_NAME: Final = r"""(?P<name>
         (?:passw(?:or)?d|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)
         (?: [\w\]-] | %(?:25){0,4}+5d ){0,40}+ \\?["']? \s{0,8}+ (?:[=:]|%(?:25){0,4}+3d) \s{0,8}+
-      )
-      (?: (?P<open> [\[{] \s{0,8}+ )?+ (?P<quote>\\?["'])
+      )"""
+_KIND: Final = r"(?:bearer|basic|digest|token|apikey)\s++"
+_SCHEME: Final = r"(?<![A-Za-z]) (?P<scheme>bearer|basic|token|apikey) \s++"
+_BEGIN_OF_JWT: Final = r"(?<![\w-]) eyJ"
+_BEGIN_OF_URL: Final = r"(?: : | %(?:25){0,4}+ 3a ) (?:\\?/){2}"
+_BEGIN_OF_ENCODED: Final = r"""(?: (?= [:/]{0,3}+ % (?P<times>(?:25){0,4}+) (?:3a|2f) ) )?+
+        (?P<encoded> (?: : | %(?:25){0,4}+ 3a ) (?: / | (?(times) %(?P=times)2f | (?!) ) ){2})"""
+_SECRETS: Final = re.compile(
+    rf"""
+    # name=value, "name": "value", "name": ["value", "value"], "name": {{"a": "value"}}, name: scheme value
+      {_NAME}
+      (?: (?P<open> [\[{{] \s{{0,8}}+ )?+ (?P<quote>\\?["'])
           # What was replaced before ends where it ended.
           (?: \[redacted\] (?=\\*+["']) | (?:\\.|[^"'\\])*+ )
-          (?(open) (?: \\?["'] \s{0,8}+ [,:] \s{0,8}+ \\?["'] (?:\\.|[^"'\\])*+ )*+ )
-        | (?P<kind>(?:bearer|basic|digest|token|apikey)\s++)? [^\s"'&;,]++ )
+          (?(open) (?: \\?["'] \s{{0,8}}+ [,:] \s{{0,8}}+ \\?["'] (?:\\.|[^"'\\])*+ )*+ )
+        | (?P<kind>{_KIND})? [^\s"'&;,]++ )
     # a header in a text, to the end of the line: schemes differ in what they put where
-    | (?P<header>(?:authorization|cookie) \\?["']? \s{0,8}+ [=:] \s{0,8}+ \\?["']?) [^\r\n"']++
+    | (?P<header>(?:authorization|cookie) \\?["']? \s{{0,8}}+ [=:] \s{{0,8}}+ \\?["']?) [^\r\n"']++
     # of URLs; only these characters are looked at
     | (?=[:%?&]) (?:
         # user:password@ or token@ (RFC 3986, 3.2.1), up to the last @ that may belong to it. Slashes may be escaped for
         # JSON. A quote within a password is not the end of the URL.
-        (?P<url> (?: : | %(?:25){0,4}+ 3a ) (?:\\?/){2})
-        (?: [^\s/@:"'?#\\] | '(?![\s,;:)\]}>]) )*+ (?: : (?: [^\s/@"'] | '(?![\s,;:)\]}>]) )*+ )?+ @
-        (?: (?: [^\s/@"'?#\\] | '(?![\s,;:)\]}>]) )*+ @ )*+
+        (?P<url> {_BEGIN_OF_URL})
+        (?: [^\s/@:"'?#\\] | '(?![\s,;:)\]}}>]) )*+ (?: : (?: [^\s/@"'] | '(?![\s,;:)\]}}>]) )*+ )?+ @
+        (?: (?: [^\s/@"'?#\\] | '(?![\s,;:)\]}}>]) )*+ @ )*+
         # the same percent-encoded, as it is in the query of another URL: all of it as many times: a
         # start whose slashes do not end what another has begun would be one of many that read to the end of the text.
-      | (?: (?= [:/]{0,3}+ % (?P<times>(?:25){0,4}+) (?:3a|2f) ) )?+
-        (?P<encoded> (?: : | %(?:25){0,4}+ 3a ) (?: / | (?(times) %(?P=times)2f | (?!) ) ){2})
+      | {_BEGIN_OF_ENCODED}
         (?:
-          (?: (?! %(?(times) (?P=times) (?:2[f3]|3f|40) | (?:25){0,4}+ 40 )) [^\s/@"'?#&] )*+
-          (?P<at> @ | %(?(times) (?P=times) | (?:25){0,4}+ ) 40 )
+          (?: (?! %(?(times) (?P=times) (?:2[f3]|3f|40) | (?:25){{0,4}}+ 40 )) [^\s/@"'?#&] )*+
+          (?P<at> @ | %(?(times) (?P=times) | (?:25){{0,4}}+ ) 40 )
         )++
       )
     # credentials by their scheme (RFC 9110, section 11.4); those of digest are many
     | (?<![\w-]) digest\s++ [^\r\n]*+
-    | (?<![A-Za-z]) (?P<scheme>bearer|basic|token|apikey) \s++ [\w.~+/=-]{6,}+
+    | {_SCHEME} [\w.~+/=-]{{6,}}+
     # JSON Web Tokens, signed (RFC 7515) or encrypted (RFC 7516)
-    | (?<![\w-]) eyJ[\w-]{8,}+ (?:\.[\w-]*+){1,4}+
+    | {_BEGIN_OF_JWT}[\w-]{{8,}}+ (?:\.[\w-]*+){{1,4}}+
     # API keys that say what they are
-    | (?<![A-Za-z-]) (?:sk|pk|rk)[-_] (?=[\w-]{16}) [\w-]++
-    | (?<![A-Za-z]) gh[opsur]_[A-Za-z0-9]{16,}+
-    | (?<![A-Za-z]) github_pat_\w{16,}+
-    | (?<![\w-]) glpat-[\w-]{16,}+
-    | (?<![\w-]) xox[abeoprs]-[\w-]{10,}+
-    | (?<![A-Za-z]) AIza[\w-]{30,}+
-    | (?<![A-Za-z]) npm_[A-Za-z0-9]{16,}+
-    | (?<![A-Za-z]) A[KS]IA[A-Z0-9]{16,}+
-    | -----BEGIN[ ][A-Z ]{0,40}?PRIVATE[ ]KEY(?:[ ]BLOCK)?-----.*
+    | (?<![A-Za-z-]) (?:sk|pk|rk)[-_] (?=[\w-]{{16}}) [\w-]++
+    | (?<![A-Za-z]) gh[opsur]_[A-Za-z0-9]{{16,}}+
+    | (?<![A-Za-z]) github_pat_\w{{16,}}+
+    | (?<![\w-]) glpat-[\w-]{{16,}}+
+    | (?<![\w-]) xox[abeoprs]-[\w-]{{10,}}+
+    | (?<![A-Za-z]) AIza[\w-]{{30,}}+
+    | (?<![A-Za-z]) npm_[A-Za-z0-9]{{16,}}+
+    | (?<![A-Za-z]) A[KS]IA[A-Z0-9]{{16,}}+
+    | -----BEGIN[ ][A-Z ]{{0,40}}?PRIVATE[ ]KEY(?:[ ]BLOCK)?-----.*
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+# What may go on, from each of its parts that are of any length and precede what decides whether it is a secret.
+_SECRETS_BEGUN: Final = re.compile(
+    rf"""
+    # to look that up first is many times as fast
+    (?=[:%abcepst]) (?:
+        {_NAME} {_KIND} \Z
+      | {_BEGIN_OF_URL} [^\s/"]*+ \Z
+      | {_BEGIN_OF_ENCODED} (?: (?! %(?(times) (?P=times) (?:2[f3]|3f) | (?!) )) [^\s/"'?#&] )*+ \Z
+      | {_SCHEME} \Z
+      | {_BEGIN_OF_JWT} [\w-]*+ \Z
+    )
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
 # A parameter of a query and what is behind it. Names are of any length: nothing in them begins another one.
+_BEGIN_OF_PARAMETER: Final = r"(?: [?&#] | % (?:25){0,4}+ (?:3f|26|23) )"
+_OF_ITS_NAME: Final = r"[\w.\[\]+~$-] | % (?:25){0,4}+ (?!3d|3f|26|23) [\da-f]{2}"
 _PARAMETER: Final = re.compile(
-    r"""
-    (?: [?&#] | % (?:25){0,4}+ (?:3f|26|23) )
-    (?P<name> (?: [\w.\[\]+~$-] | % (?:25){0,4}+ (?!3d|3f|26|23) [\da-f]{2} )++ )
-    (?: = | % (?:25){0,4}+ 3d )
-    """,
+    rf"{_BEGIN_OF_PARAMETER} (?P<name> (?: {_OF_ITS_NAME} )++ ) (?: = | % (?:25){{0,4}}+ 3d )",
     re.IGNORECASE | re.VERBOSE,
+)
+_PARAMETER_BEGUN: Final = re.compile(
+    rf"{_BEGIN_OF_PARAMETER} (?: {_OF_ITS_NAME} )*+ (?:%[\da-f]{{0,10}}+)?+ \Z", re.IGNORECASE | re.VERBOSE
 )
 _PARAMETER_VALUE: Final = re.compile(r"""[^\s"'&;,]++""")
 
@@ -104,7 +127,9 @@ def redact_secrets(text: str) -> str:
 
 def redact_patterns(text: str) -> str:
     """:func:`redact_secrets` but for parameters of a query."""
-    return replaced(text, ((*match.span(), _replacement(match)) for match in matches(_SECRETS, text)))
+    return replaced(
+        text, ((*match.span(), _replacement(match)) for match in matches(_SECRETS, text, begun=_SECRETS_BEGUN))
+    )
 
 
 def redact_parameters(text: str) -> str:
@@ -116,7 +141,7 @@ def redact_parameters(text: str) -> str:
 
 def _secret_parameters(text: str) -> Iterator[tuple[int, int, str]]:
     done = 0
-    for match in matches(_PARAMETER, text):
+    for match in matches(_PARAMETER, text, begun=_PARAMETER_BEGUN):
         if match.start() < done or not is_secret_name(match["name"]):
             continue
         value = _PARAMETER_VALUE.match(text, match.end())
@@ -125,28 +150,41 @@ def _secret_parameters(text: str) -> Iterator[tuple[int, int, str]]:
             yield value.start(), done, REDACTED
 
 
-def matches(pattern: re.Pattern[str], text: str, at: int = 0) -> Iterator[re.Match[str]]:
+def matches(
+    pattern: re.Pattern[str], text: str, at: int = 0, *, begun: re.Pattern[str] | None = None
+) -> Iterator[re.Match[str]]:
     """All matches of a pattern that matches no empty text, in order, from ``at`` on.
 
     A long text is looked at piece by piece. Python's ``re`` keeps all other threads waiting while it looks at one, an
-    event loop too.
+    event loop too. What is found is the same.
+
+    :param begun: matches, to the end of a text, what ``pattern`` may match the beginning of where more than a limited
+        number of characters decides. Few such beginnings are in one text. None: such a number always decides.
     """
     size = len(text)
     while size - at > _PIECE:
         end = at + _PIECE
         look = min(end + _OVERLAP, size)
-        at = end
-        for found in pattern.finditer(text, end - _PIECE, look):
-            if found.start() >= end:
-                break
-            match = found
-            if found.end() == look < size:
-                # It may go on.
-                match = pattern.match(text, found.start()) or found
-            at = max(at, match.end())
-            yield match
-            if match is not found:
-                break
+        # What is not undecided here is decided before the end of what is looked at.
+        near = look - _TAIL if look < size else size
+        while at < end:
+            unsure = begun.search(text, at, near) if begun is not None and look < size else None
+            stop = end if unsure is None else min(unsure.start(), end)
+            for found in pattern.finditer(text, at, look):
+                if found.start() >= stop:
+                    break
+                if found.end() > near:
+                    # It may go on.
+                    stop = found.start()
+                    break
+                at = found.end()
+                yield found
+            at = max(at, stop)
+            if at == stop < end:
+                match = pattern.match(text, stop)
+                at = stop + 1 if match is None else match.end()
+                if match is not None:
+                    yield match
         # The others have their turn.
         time.sleep(0)
     yield from pattern.finditer(text, at)

@@ -30,6 +30,7 @@ _PART: Final = re.compile(
     r"|[ \t]*+content-disposition[ \t]*+:[ \t]*+form-data(?P<parameters>(?:[^\r\n]|\r?\n[ \t])*+))",
     re.IGNORECASE,
 )
+_PART_BEGUN: Final = re.compile(r"(?<![^\n])[ \t]*+(?:content-disposition[ \t]*+(?::[ \t]*+)?+)?+\Z", re.IGNORECASE)
 _PART_NAME: Final = re.compile(
     r"""[;\s]name\*?[ \t]*+=\s*+(?:[\w-]*+'[\w-]*+')?(?:"(?P<quoted>(?:\\.|[^"\\])*+)|(?P<token>[^\s;"]++))""",
     re.IGNORECASE,
@@ -46,7 +47,7 @@ def is_form(text: str) -> bool:
 def secret_parts(text: str) -> Iterator[tuple[int, int, str]]:
     """The secret parts of a form of several parts."""
     boundary, done = "", 0
-    for match in matches(_PART, text):
+    for match in matches(_PART, text, begun=_PART_BEGUN):
         if match["boundary"]:
             boundary = match["boundary"].rstrip()
             continue

@@ -22,14 +22,27 @@ from .members import AUTHORIZATION_CODE, CODE, NAMED, NAMING
 # pair in a list; at the beginning of a line, as of a header or in YAML; in front of an equals sign, or of a quoted
 # value; in a tag of XML. In an event of a stream, JSON may have several lines.
 _GAP: Final = r"(?: \s | (?<=[\r\n]) (?:data|event|id|retry): )*+"
+_QUOTED: Final = r"""["'] (?P<quoted> [^"'\r\n]{1,200}+ ) ["']"""
+_OPEN: Final = r"(?<![^\s\[(,]) [\[(]"
+_FIRST: Final = r"""["'] (?P<pair> [^"'\r\n]{1,200}+ ) ["']"""
+_INDENT: Final = r"(?<![^\r\n]) [ \t]*+ (?: -[ \t]++ )*+"
+_LINE: Final = r"(?P<line> [A-Za-z][\w.-]{0,99}+ )"
 _NAME: Final = re.compile(
     rf"""
-      ["'] (?P<quoted> [^"'\r\n]{{1,200}}+ ) ["'] {_GAP} : (?P<gap>{_GAP})
-    | (?<![^\s\[(,]) [\[(] {_GAP} \\*+["'] (?P<pair> [^"'\r\n]{{1,200}}+ ) ["'] {_GAP} , {_GAP}
-    | (?<![^\r\n]) [ \t]*+ (?: -[ \t]++ )*+ (?P<line> [A-Za-z][\w.-]{{0,99}}+ ) [ \t]*+ : [ \t]*+
+      {_QUOTED} {_GAP} : (?P<gap>{_GAP})
+    | {_OPEN} {_GAP} \\*+ {_FIRST} {_GAP} , {_GAP}
+    | {_INDENT} {_LINE} [ \t]*+ : [ \t]*+
     | (?P<start>(?<![^\r\n]))?+ (?<![\w.%\[\]+-]) (?P<field> (?: [\w.\[\]+-] | %[\da-fA-F]{{2}} ){{1,200}}+ )
-      [ ]{{0,8}}+ (?: = [ ]{{0,8}}+ | : [ ]{{0,8}}+ (?=\\*+["']) )
+      [ ]{{0,8}}+ (?: = [ ]{{0,8}}+ | : [ ]{{0,8}}+ (?=\\{{0,200}}+["']) )
     | < (?:[\w.-]{{1,100}}+:)?+ (?P<element> [\w.-]{{1,100}}+ ) (?=[\s>])
+    """,
+    re.VERBOSE,
+)
+# The same where more than a limited number of characters decides.
+_NAME_BEGUN: Final = re.compile(
+    rf"""
+      (?=["'\[(]) (?: {_QUOTED} {_GAP} | {_OPEN} {_GAP} (?: \\*+ (?: {_FIRST} {_GAP} )?+ )?+ ) [a-z]{{0,5}}+ \Z
+    | {_INDENT} -?+ (?: {_LINE} [ \t]*+ )?+ \Z
     """,
     re.VERBOSE,
 )
@@ -95,7 +108,7 @@ class _Named:
 
     def found(self) -> list[_Find]:
         """All of them, in order."""
-        for match in matches(_NAME, self._text):
+        for match in matches(_NAME, self._text, begun=_NAME_BEGUN):
             if self._content is not None and match.start() >= self._content[0]:
                 self._put(self._content)
                 self._content = None
