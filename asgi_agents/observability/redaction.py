@@ -30,7 +30,7 @@ _CHALLENGE: Final = re.compile(
 # limited length in a pattern, between parts of any length, is no longer than the tail of these.
 _PIECE: Final = 16 * 1024
 _OVERLAP: Final = 4096
-_TAIL: Final = 1024
+_TAIL: Final = 2048
 # No part of these patterns is tried twice on the same text (possessive quantifiers, no prefix of any length). The path
 # of a request is a client's, and the time that it takes must grow with its length only.
 _NAME: Final = r"""(?P<name>
