@@ -310,6 +310,28 @@ def test_parameters_that_are_secrets_by_their_names_are_in_any_text(words: list[
                 assert MARK not in redact_secrets(text)
 
 
+@pytest.mark.parametrize("name", ["password", "sid", "X-Amz-Signature"])
+@pytest.mark.parametrize("value", ["a,S", "a;S", "a'S", 'a"S', "a,b;S", "a'b\"S", "a,'S", "(S)", "a:S", "[S", "it's-S"])
+def test_a_parameter_is_redacted_to_where_it_ends(name: str, value: str) -> None:
+    value = value.replace("S", MARK)
+    for before, after in [
+        *(
+            ("/?", ""),
+            ("/?a=1&", ""),
+            ("/?", "&b=1"),
+            ("/?", " HTTP/1.1"),
+            ("https://h/?", ", and more"),
+            ("/?", "\nx"),
+        ),
+        *(("'/?", "'"), ('"/?', '"'), ('{"url": "/?', '", "n": 1}'), ("['/?", "', 'b']"), ('<a href="/?', '">b</a>')),
+        *(("https://h/?", ",https://h/"), ("see /?", "; it is"), ("/#", ""), ("'/?", "'.")),
+    ]:
+        if value[-1] not in "'\"":
+            text = f"{before}{name}={value}{after}"
+            assert redact_secrets(text) == f"{before}{name}={REDACTED}{after}"
+            assert redact_secrets(redact_secrets(text)) == redact_secrets(text)
+
+
 # Header names
 
 
@@ -410,6 +432,9 @@ def seconds(work: Callable[[], object]) -> float:
             "%3a%2f%2f%253a%252f%252f%25253a%25252f%25252f",
             "?a-auth",
             "&signatur",
+            "?token=a,",
+            "?token=a'",
+            "?token=',",
         ]
     ),
 )

@@ -113,7 +113,14 @@ _PARAMETER: Final = re.compile(
 _PARAMETER_BEGUN: Final = re.compile(
     rf"{_BEGIN_OF_PARAMETER} (?: {_OF_ITS_NAME} )*+ (?:%[\da-f]{{0,10}}+)?+ \Z", re.IGNORECASE | re.VERBOSE
 )
-_PARAMETER_VALUE: Final = re.compile(r"""[^\s"'&;,]++""")
+# A quotation mark ends it only where the URL may stand between two of them, and a comma where another text may follow.
+_PARAMETER_VALUE: Final = re.compile(
+    r"""
+    [^\s"'&;,]
+    (?: [^\s"'&;,] | ["'] (?![\s"'&;,:.)\]}>\\/]|\Z) | [;,] (?![\s&;,]|\Z|[A-Za-z][\w+.-]{0,20}+://) )*+
+    """,
+    re.VERBOSE,
+)
 
 
 def redact_secrets(text: str) -> str:
