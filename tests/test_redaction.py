@@ -155,11 +155,27 @@ def test_what_is_no_secret_is_left_alone(text: str) -> None:
         ('{"tokens": ["hunter2", "hunter3"], "n": 1}', f'{{"tokens": ["{REDACTED}"], "n": 1}}'),
         ('{"secret": {"value": "hunter2"}, "n": 1}', f'{{"secret": {{"{REDACTED}"}}, "n": 1}}'),
         ("tokens=['hunter2' , 'hunter3']", f"tokens=['{REDACTED}']"),
+        ('{"secret": [1, "hunter2"], "n": 1}', f'{{"secret": ["{REDACTED}"], "n": 1}}'),
+        ('{"secret": {"a": 1, "b": "hunter2"}, "n": 1}', f'{{"secret": {{"{REDACTED}"}}, "n": 1}}'),
+        ('{"secret": {"a": {"b": "hunter2"}}, "n": 1}', f'{{"secret": {{"{REDACTED}"}}, "n": 1}}'),
+        ('{"secret": [["]", "hunter2"], {}], "n": 1}', f'{{"secret": ["{REDACTED}"], "n": 1}}'),
+        ("{'secret': [None, ']', 'hunter2'], 'n': 1}", f"{{'secret': ['{REDACTED}'], 'n': 1}}"),
+        ("{'secret': b'hunter2', 'n': 1}", f"{{'secret': '{REDACTED}', 'n': 1}}"),
+        ("secret=SecretStr('hunter2') n=1", f"secret='{REDACTED}') n=1"),
+        ("secret=[a, hunter2] n=1", f"secret=[{REDACTED}] n=1"),
+        ('{"secret": [1, "hunter2', f'{{"secret": ["{REDACTED}"'),
+        ('{"password": "it\'s hunter2", "n": 1}', f'{{"password": "{REDACTED}", "n": 1}}'),
+        ("{'password': 'a\"hunter2', 'n': 1}", f"{{'password': '{REDACTED}', 'n': 1}}"),
+        ('"{\\"secret\\": [1, \\"]hunter2\\"], \\"n\\": 1}"', f'"{{\\"secret\\": [\\"{REDACTED}\\"], \\"n\\": 1}}"'),
+        ("secret: [token=b]hunter2 n", f"secret: [{REDACTED}] n"),
+        ('{"tokens_details": {"cached": 5, "n": 1}}', '{"tokens_details": {"cached": 5, "n": 1}}'),
+        ('{"tokens_details": {"token": "a", "n": 1}}', f'{{"tokens_details": {{"token": "{REDACTED}", "n": 1}}}}'),
         ("key AKIAIOSFODNN7EXAMPLE.", f"key {REDACTED}."),
     ],
 )
 def test_what_stands_around_a_secret_is_kept(text: str, redacted: str) -> None:
     assert redact_secrets(text) == redacted
+    assert redact_secrets(redacted) == redacted
 
 
 @pytest.mark.parametrize(
@@ -432,6 +448,12 @@ def seconds(work: Callable[[], object]) -> float:
             "%3a%2f%2f%253a%252f%252f%25253a%25252f%25252f",
             "?a-auth",
             "&signatur",
+            "token=[",
+            'token={"a":',
+            "token=[1, 'a",
+            "tokens_details={",
+            "token=[]",
+            "token=b('",
             "?token=a,",
             "?token=a'",
             "?token=',",

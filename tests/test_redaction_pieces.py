@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 
 from asgi_agents import redact_secrets
-from asgi_agents.observability import redaction
-from asgi_agents.observability.redaction import matches
+from asgi_agents.observability import brackets, pieces, redaction
+from asgi_agents.observability.pieces import matches
 from asgi_agents.recording import extents, forms, texts
 from asgi_agents.recording.texts import without_named_secrets
 from tests.support.examples import the_first_is_short
@@ -99,7 +99,7 @@ PATTERNS = {
     "parameters": (redaction._PARAMETER, redaction._PARAMETER_BEGUN),
     "names": (texts._NAME, texts._NAME_BEGUN),
     "parts": (forms._PART, forms._PART_BEGUN),
-    "brackets": (extents._NESTING, None),
+    "brackets": (brackets.NESTING['"'], None),
     "tags": (extents._TAG, None),
 }
 
@@ -125,7 +125,7 @@ def test_what_is_found_is_the_same_in_pieces(kind: str, seed: int, monkeypatch: 
         text = text_of(5 * seed + number)
         whole = [match.span() for match in pattern.finditer(text)]
         for piece in (977, 5_000, 16 * 1024):
-            monkeypatch.setattr(redaction, "_PIECE", piece)
+            monkeypatch.setattr(pieces, "_PIECE", piece)
             assert [match.span() for match in matches(pattern, text, begun=begun)] == whole
 
 

@@ -1,10 +1,11 @@
 """Keeping secrets out of logs, audit records and spans."""
 
 import re
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
+from .brackets import end_of_closed
+from .pieces import matches, replaced
 from .secret_names import CHALLENGES, is_secret_member, is_secret_name
 
 REDACTED: Final = "[redacted]"
@@ -26,11 +27,6 @@ _CHALLENGE: Final = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-# Long texts are looked at in pieces of so many characters, and in so many more where a secret may end. What is of a
-# limited length in a pattern, between parts of any length, is no longer than the tail of these.
-_PIECE: Final = 16 * 1024
-_OVERLAP: Final = 4096
-_TAIL: Final = 2048
 # No part of these patterns is tried twice on the same text (possessive quantifiers, no prefix of any length). The path
 # of a request is a client's, and the time that it takes must grow with its length only.
 _NAME: Final = r"""(?P<name>
@@ -45,12 +41,12 @@ _BEGIN_OF_ENCODED: Final = r"""(?: (?= [:/]{0,3}+ % (?P<times>(?:25){0,4}+) (?:3
         (?P<encoded> (?: : | %(?:25){0,4}+ 3a ) (?: / | (?(times) %(?P=times)2f | (?!) ) ){2})"""
 _SECRETS: Final = re.compile(
     rf"""
-    # name=value, "name": "value", "name": ["value", "value"], "name": {{"a": "value"}}, name: scheme value
+    # name=value, "name": "value", name=[…], name: {{…}}, name: scheme value; what Python writes of bytes, name=b'value'
       {_NAME}
-      (?: (?P<open> [\[{{] \s{{0,8}}+ )?+ (?P<quote>\\?["'])
+      (?: (?P<open> [\[{{] (?!redacted\]) )
+        | (?: [a-z_]\w{{0,40}}+ \( [a-z]? | [bfru]{{1,2}} )?+ (?P<quote>\\?(?: " | (?P<single>') ))
           # What was replaced before ends where it ended.
-          (?: \[redacted\] (?=\\*+["']) | (?:\\.|[^"'\\])*+ )
-          (?(open) (?: \\?["'] \s{{0,8}}+ [,:] \s{{0,8}}+ \\?["'] (?:\\.|[^"'\\])*+ )*+ )
+          (?: \[redacted\] (?=\\*+["']) | (?(single) (?:\\.|[^'\\])*+ | (?:\\.|[^"\\])*+ ) )
         | (?P<kind>{_KIND})? [^\s"'&;,]++ )
     # a header in a text, to the end of the line: schemes differ in what they put where
     | (?P<header>(?:authorization|cookie) \\?["']? \s{{0,8}}+ [=:] \s{{0,8}}+ \\?["']?) [^\r\n"']++
@@ -103,6 +99,11 @@ _SECRETS_BEGUN: Final = re.compile(
 )
 
 
+# Which quotation marks strings have within brackets: those of the name, or else of what is first.
+_QUOTE_BEFORE: Final = re.compile(r"""(?P<mark>\\?["'])\s*+[=:]\s*+\Z""")
+_QUOTE_BEHIND: Final = re.compile(r"""[\[{]\s{0,8}+(?P<mark>\\?["'])""")
+
+
 # A parameter of a query and what is behind it. Names are of any length: nothing in them begins another one.
 _BEGIN_OF_PARAMETER: Final = r"(?: [?&#] | % (?:25){0,4}+ (?:3f|26|23) )"
 _OF_ITS_NAME: Final = r"[\w.\[\]+~$-] | % (?:25){0,4}+ (?!3d|3f|26|23) [\da-f]{2}"
@@ -134,9 +135,37 @@ def redact_secrets(text: str) -> str:
 
 def redact_patterns(text: str) -> str:
     """:func:`redact_secrets` but for parameters of a query."""
-    return replaced(
-        text, ((*match.span(), _replacement(match)) for match in matches(_SECRETS, text, begun=_SECRETS_BEGUN))
-    )
+    return replaced(text, _secrets(text))
+
+
+def _secrets(text: str) -> Iterator[tuple[int, int, str]]:
+    brackets: tuple[int, int, str] | None = None
+    for match in matches(_SECRETS, text, begun=_SECRETS_BEGUN):
+        if brackets is not None and match.start() < brackets[1]:
+            if match.end() > brackets[1]:
+                # What has begun in them goes on behind them.
+                brackets = brackets[0], match.end(), brackets[2]
+            continue
+        if brackets is not None:
+            yield brackets
+        brackets = _in_brackets(match) if match["open"] else None
+        if not match["open"]:
+            yield *match.span(), _replacement(match)
+    if brackets is not None:
+        yield brackets
+
+
+def _in_brackets(match: re.Match[str]) -> tuple[int, int, str] | None:
+    """A list or an object that has the name of a secret: all of it. None: it says how many tokens there are."""
+    text, begin = match.string, match.start("open")
+    if not is_secret_member(match["name"].rstrip("\\\"' \t\r\n:="), {} if match["open"] == "{" else []):
+        return None
+    quote = _QUOTE_BEFORE.search(match["name"]) or _QUOTE_BEHIND.match(text, begin)
+    mark = "" if quote is None else quote["mark"]
+    end = end_of_closed(text, begin, len(mark) - 1 if mark else 0, mark[-1:] or '"')
+    closing = "" if end is None else text[end - 1]
+    end = len(text) if end is None else end
+    return match.start(), end, f"{match['name']}{match['open']}{mark}{REDACTED}{mark}{closing}"
 
 
 def redact_parameters(text: str) -> str:
@@ -155,56 +184,6 @@ def _secret_parameters(text: str) -> Iterator[tuple[int, int, str]]:
         if value is not None and is_secret_member(match["name"], value[0]):
             done = value.end()
             yield value.start(), done, REDACTED
-
-
-def matches(
-    pattern: re.Pattern[str], text: str, at: int = 0, *, begun: re.Pattern[str] | None = None
-) -> Iterator[re.Match[str]]:
-    """All matches of a pattern that matches no empty text, in order, from ``at`` on.
-
-    A long text is looked at piece by piece. Python's ``re`` keeps all other threads waiting while it looks at one, an
-    event loop too. What is found is the same.
-
-    :param begun: matches, to the end of a text, what ``pattern`` may match the beginning of where more than a limited
-        number of characters decides. Few such beginnings are in one text. None: such a number always decides.
-    """
-    size = len(text)
-    while size - at > _PIECE:
-        end = at + _PIECE
-        look = min(end + _OVERLAP, size)
-        # What is not undecided here is decided before the end of what is looked at.
-        near = look - _TAIL if look < size else size
-        while at < end:
-            unsure = begun.search(text, at, near) if begun is not None and look < size else None
-            stop = end if unsure is None else min(unsure.start(), end)
-            for found in pattern.finditer(text, at, look):
-                if found.start() >= stop:
-                    break
-                if found.end() > near:
-                    # It may go on.
-                    stop = found.start()
-                    break
-                at = found.end()
-                yield found
-            at = max(at, stop)
-            if at == stop < end:
-                match = pattern.match(text, stop)
-                at = stop + 1 if match is None else match.end()
-                if match is not None:
-                    yield match
-        # The others have their turn.
-        time.sleep(0)
-    yield from pattern.finditer(text, at)
-
-
-def replaced(text: str, found: Iterable[tuple[int, int, str]]) -> str:
-    """``text`` with others in the places of parts of it: start, end, and what comes there, in their order."""
-    pieces: list[str] = []
-    done = 0
-    for start, end, new in found:
-        pieces += (text[done:start], new)
-        done = end
-    return "".join((*pieces, text[done:])) if pieces else text
 
 
 def is_challenge_header(name: str) -> bool:
@@ -287,5 +266,5 @@ def _replacement(match: re.Match[str]) -> str:
     if match["name"]:
         if _is_count(match):
             return match[0]
-        return f"{match['name']}{match['open'] or ''}{match['quote'] or match['kind'] or ''}{REDACTED}"
+        return f"{match['name']}{match['quote'] or match['kind'] or ''}{REDACTED}"
     return REDACTED

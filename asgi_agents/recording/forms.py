@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 from urllib.parse import quote_plus, unquote_plus
 
-from ..observability.redaction import REDACTED, matches
+from ..observability.pieces import matches
+from ..observability.redaction import REDACTED
 from ..observability.secret_names import is_secret_member, is_secret_name
 
 # A form, or a piece of one, which has a field at its beginning; and a URL, or what a request line has of one. A first

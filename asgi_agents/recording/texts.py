@@ -5,14 +5,15 @@ from collections.abc import Callable
 from html import unescape
 from typing import Final
 
-from ..observability.redaction import REDACTED, matches, redact_parameters, replaced
+from ..observability.brackets import end_of_nested
+from ..observability.pieces import matches, replaced
+from ..observability.redaction import REDACTED, redact_parameters
 from ..observability.secret_names import is_secret_member, is_secret_name
 from .extents import (
     QUOTE,
     content_of_tag,
     end_of_block,
     end_of_element,
-    end_of_nested,
     end_of_string,
     has_count,
 )
