@@ -26,6 +26,8 @@ from .members import AUTHORIZATION_CODE, CODE, NAMED, NAMING
 _GAP: Final = r"(?: \s | (?<=[\r\n]) (?:data|event|id|retry): )*+"
 _QUOTED: Final = r"""["'] (?P<quoted> [^"'\r\n]{1,200}+ ) ["']"""
 _OPEN: Final = r"(?<![^\s\[(,]) [\[(]"
+# What Python writes in front of a quotation mark.
+_BYTES: Final = r"(?: [bBfFrRuU]{1,2} (?=\\{0,200}+[\"']) )?+"
 _FIRST: Final = r"""["'] (?P<pair> [^"'\r\n]{1,200}+ ) ["']"""
 # Keys of YAML. One of several words has a blank behind its colon.
 _WORD: Final = r"[\w.$@~!*&/+-][\w.$@/+-]{0,99}+"
@@ -40,7 +42,7 @@ _EQUALS: Final = r"""\s{0,100}+ = \s{0,100}+ (?=\\{0,200}+["']) | [ \t]{0,100}+ 
 _NAME: Final = re.compile(
     rf"""
       {_QUOTED} {_GAP} : (?P<gap>{_GAP})
-    | {_OPEN} {_GAP} \\*+ {_FIRST} {_GAP} , {_GAP}
+    | {_OPEN} {_GAP} {_BYTES} \\*+ {_FIRST} {_GAP} , {_GAP}
     | {_INDENT} {_LINE} [ \t]*+ : [ \t]*+
     | {_ASKED}
     | {_IN_BRACES}
@@ -53,7 +55,7 @@ _NAME: Final = re.compile(
 # The same where more than a limited number of characters decides.
 _NAME_BEGUN: Final = re.compile(
     rf"""
-      (?=["'\[(]) (?: {_QUOTED} {_GAP} | {_OPEN} {_GAP} (?: \\*+ (?: {_FIRST} {_GAP} )?+ )?+ ) [a-z]{{0,5}}+ \Z
+      (?=["'\[(]) (?: {_QUOTED} {_GAP} | {_OPEN} {_GAP} {_BYTES} (?: \\*+ (?: {_FIRST} {_GAP} )?+ )?+ ) [a-z]{{0,5}}+ \Z
     | {_INDENT} [?-]{{0,3}}+ (?: {_WORD} {_MORE_WORDS}{{0,4}}+ [ \t]*+ )?+ \Z
     """,
     re.VERBOSE,
@@ -65,6 +67,7 @@ _ESCAPE: Final = re.compile(r"(?<!\\)\\++u([\da-fA-F]{4})")
 _BARE: Final = re.compile(r"""[^\s,}\]&"']++""")
 _IN_A_FIELD: Final = re.compile(r"""[^\s"'&;,<>]++""")
 _IN_FLOW: Final = re.compile(r"[^,\[\]{}\r\n]++(?:(?:\r\n|[\r\n])[ \t]++[^,\[\]{}\r\n]++)*+")
+_BEFORE_QUOTE: Final = re.compile(_BYTES, re.VERBOSE)
 # Or what was replaced before.
 _OPEN_WITH_QUOTE: Final = re.compile(r"""[\[{]\s*+\\*+["']|\[redacted\]""")
 _PROPERTIES: Final = re.compile(r"(?:[!&]\S*+[ \t]++)*+")
@@ -258,7 +261,8 @@ def _value(text: str, match: re.Match[str], name: str, level: int) -> _Find | No
     if match["line"] or match["asked"]:
         return _lines(text, at, match.start("line") - match.start() if match["line"] else 0, name)
     in_json = bool(match["quoted"] or match["pair"])
-    mark = QUOTE.match(text, at)
+    before = _BEFORE_QUOTE.match(text, at)
+    mark = QUOTE.match(text, at if before is None else before.end())
     # JSON that goes on in the next line of an event is one line.
     start = match.start("gap") if "\n" in (match["gap"] or "") or "\r" in (match["gap"] or "") else at
     if mark is not None:
@@ -274,7 +278,8 @@ def _value(text: str, match: re.Match[str], name: str, level: int) -> _Find | No
         # That it is a count is known before its end.
         if _is_open(name, {} if text[at] == "{" else []):
             return None
-        return start, end_of_nested(text, at, level), shown
+        mark_of_name = text[match.start("quoted" if match["quoted"] else "pair") - 1] if in_json else '"'
+        return start, end_of_nested(text, at, level, mark_of_name), shown
     in_a_field = _IN_A_FIELD if match["start"] is None else _AT_A_LINE
     pattern = _IN_FLOW if match["flow"] else _BARE if in_json else in_a_field
     found = pattern.match(text, at)

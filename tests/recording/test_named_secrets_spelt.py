@@ -54,6 +54,9 @@ OTHER = {
     "a field whose value begins with a line end": "a=1&@=\r\n$&b=1",
     "a field with a line that looks like another": "a=1&@=x\nb=$&c=1",
     "a field of several lines that is alone": "@=x\r$",
+    "bytes of Python": "{'a': 1, '@': b'$', 'b': 2}",
+    "pairs of bytes of Python": "[(b'host', b'x'), (b'@', b'$')]",
+    "a list of Python": "{'a': 1, '@': [']', '$'], 'b': None}",
     "a list behind an equals sign": 'f(a: 1) {@=["$", "$"]}',
 }
 SPELLINGS = YAML | OTHER
