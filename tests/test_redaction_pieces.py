@@ -120,13 +120,13 @@ def text_of(seed: int) -> str:
 @pytest.mark.parametrize("kind", PATTERNS)
 @pytest.mark.parametrize("seed", the_first_is_short(range(40)))
 def test_what_is_found_is_the_same_in_pieces(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pattern, begun = PATTERNS[kind]
+    pattern, undecided = PATTERNS[kind]
     for number in range(5):
         text = text_of(5 * seed + number)
         whole = [match.span() for match in pattern.finditer(text)]
         for piece in (977, 5_000, 16 * 1024):
             monkeypatch.setattr(pieces, "_PIECE", piece)
-            assert [match.span() for match in matches(pattern, text, begun=begun)] == whole
+            assert [match.span() for match in matches(pattern, text, undecided=undecided)] == whole
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,6 @@ def test_what_is_found_is_the_same_in_pieces(kind: str, seed: int, monkeypatch: 
         'password="\\S" ',
         'password=["S", "S"] ',
         'password="L\\"S" ',
-        "password: bearer BS ",
         "bearer BS ",
         "eyJS.S.S ",
         '"pin"B:"S" ',
@@ -156,5 +155,5 @@ def test_a_long_secret_is_found_wherever_a_piece_ends(secret: str) -> None:
     clean = partial(without_named_secrets, clean=str) if "pin" in secret and "[pin]" not in secret else redact_secrets
     for length in (5_000, 12_000):
         text = secret.replace("S", SECRET * (length // 4)).replace("L", "a" * length).replace("B", " " * length)
-        for before in (0, 14_000, 16_300, 16_380):
+        for before in (0, 14_000, 16_300, 16_372, 16_378, 16_382):
             assert SECRET not in clean(f"{'x' * before} {text}{'y ' * 20_000}")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from .brackets import end_of_closed
-from .pieces import matches, replaced
+from .pieces import begun, matches, replaced
 from .secret_names import CHALLENGES, is_secret_member, is_secret_name
 
 REDACTED: Final = "[redacted]"
@@ -33,7 +33,7 @@ _NAME: Final = r"""(?P<name>
         (?:passw(?:or)?d|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)
         (?: [\w\]-] | %(?:25){0,4}+5d ){0,40}+ \\?["']? \s{0,8}+ (?:[=:]|%(?:25){0,4}+3d) \s{0,8}+
       )"""
-_KIND: Final = r"(?:bearer|basic|digest|token|apikey)\s++"
+_KIND: Final = r"(?:bearer|basic|digest|token|apikey)\s{1,1000}+"
 _SCHEME: Final = r"(?<![A-Za-z]) (?P<scheme>bearer|basic|token|apikey) \s++"
 _BEGIN_OF_JWT: Final = r"(?<![\w-]) eyJ"
 _BEGIN_OF_URL: Final = r"(?: : | %(?:25){0,4}+ 3a ) (?:\\?/){2}"
@@ -84,18 +84,18 @@ _SECRETS: Final = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 # What may go on, from each of its parts that are of any length and precede what decides whether it is a secret.
-_SECRETS_BEGUN: Final = re.compile(
-    rf"""
-    # to look that up first is many times as fast
-    (?=[:%abcepst]) (?:
-        {_NAME} {_KIND} \Z
-      | {_BEGIN_OF_URL} [^\s/"]*+ \Z
-      | {_BEGIN_OF_ENCODED} (?: (?! %(?(times) (?P=times) (?:2[f3]|3f) | (?!) )) [^\s/"'?#&] )*+ \Z
-      | {_SCHEME} \Z
-      | {_BEGIN_OF_JWT} [\w-]*+ \Z
-    )
-    """,
-    re.IGNORECASE | re.VERBOSE,
+_SECRETS_BEGUN: Final = begun(
+    {
+        r'[^\s/"]': rf"""
+            (?=[:%]) (?:
+              {_BEGIN_OF_URL} [^\s/"]*+ \Z
+            | {_BEGIN_OF_ENCODED} (?: (?! %(?(times) (?P=times) (?:2[f3]|3f) | (?!) )) [^\s/"'?#&] )*+ \Z
+            )
+        """,
+        r"\s": rf"{_SCHEME} \Z",
+        r"[\w-]": rf"{_BEGIN_OF_JWT} [\w-]*+ \Z",
+    },
+    re.IGNORECASE,
 )
 
 
@@ -111,8 +111,8 @@ _PARAMETER: Final = re.compile(
     rf"{_BEGIN_OF_PARAMETER} (?P<name> (?: {_OF_ITS_NAME} )++ ) (?: = | % (?:25){{0,4}}+ 3d )",
     re.IGNORECASE | re.VERBOSE,
 )
-_PARAMETER_BEGUN: Final = re.compile(
-    rf"{_BEGIN_OF_PARAMETER} (?: {_OF_ITS_NAME} )*+ (?:%[\da-f]{{0,10}}+)?+ \Z", re.IGNORECASE | re.VERBOSE
+_PARAMETER_BEGUN: Final = begun(
+    {r"[\w.\[\]+~$%-]": rf"{_BEGIN_OF_PARAMETER} (?: {_OF_ITS_NAME} )*+ (?:%[\da-f]{{0,10}}+)?+ \Z"}, re.IGNORECASE
 )
 # A quotation mark ends it only where the URL may stand between two of them, and a comma where another text may follow.
 _PARAMETER_VALUE: Final = re.compile(
@@ -140,7 +140,7 @@ def redact_patterns(text: str) -> str:
 
 def _secrets(text: str) -> Iterator[tuple[int, int, str]]:
     brackets: tuple[int, int, str] | None = None
-    for match in matches(_SECRETS, text, begun=_SECRETS_BEGUN):
+    for match in matches(_SECRETS, text, undecided=_SECRETS_BEGUN):
         if brackets is not None and match.start() < brackets[1]:
             if match.end() > brackets[1]:
                 # What has begun in them goes on behind them.
@@ -177,7 +177,7 @@ def redact_parameters(text: str) -> str:
 
 def _secret_parameters(text: str) -> Iterator[tuple[int, int, str]]:
     done = 0
-    for match in matches(_PARAMETER, text, begun=_PARAMETER_BEGUN):
+    for match in matches(_PARAMETER, text, undecided=_PARAMETER_BEGUN):
         if match.start() < done or not is_secret_name(match["name"]):
             continue
         value = _PARAMETER_VALUE.match(text, match.end())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 from urllib.parse import quote_plus, unquote_plus
 
-from ..observability.pieces import matches
+from ..observability.pieces import begun, matches
 from ..observability.redaction import REDACTED
 from ..observability.secret_names import is_secret_member, is_secret_name
 
@@ -34,7 +34,9 @@ _PART: Final = re.compile(
     r"|[ \t]*+content-disposition[ \t]*+:[ \t]*+form-data(?P<parameters>(?:[^\r\n]|\r?\n[ \t])*+))",
     re.IGNORECASE,
 )
-_PART_BEGUN: Final = re.compile(r"(?<![^\n])[ \t]*+(?:content-disposition[ \t]*+(?::[ \t]*+)?+)?+\Z", re.IGNORECASE)
+_PART_BEGUN: Final = begun(
+    {r"[^\r\n]": r"(?<![^\n])[ \t]*+(?:content-disposition[ \t]*+(?::[ \t]*+)?+)?+\Z"}, re.IGNORECASE
+)
 _PART_NAME: Final = re.compile(
     r"""[;\s]name\*?[ \t]*+=\s*+(?:[\w-]*+'[\w-]*+')?(?:"(?P<quoted>(?:\\.|[^"\\])*+)|(?P<token>[^\s;"]++))""",
     re.IGNORECASE,
@@ -51,7 +53,7 @@ def is_form(text: str) -> bool:
 def secret_parts(text: str) -> Iterator[tuple[int, int, str]]:
     """The secret parts of a form of several parts."""
     boundary, done = "", 0
-    for match in matches(_PART, text, begun=_PART_BEGUN):
+    for match in matches(_PART, text, undecided=_PART_BEGUN):
         if match["boundary"]:
             boundary = match["boundary"].rstrip()
             continue

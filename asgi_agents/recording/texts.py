@@ -6,7 +6,7 @@ from html import unescape
 from typing import Final
 
 from ..observability.brackets import end_of_nested
-from ..observability.pieces import matches, replaced
+from ..observability.pieces import begun, matches, replaced
 from ..observability.redaction import REDACTED, redact_parameters
 from ..observability.secret_names import is_secret_member, is_secret_name
 from .extents import (
@@ -53,12 +53,14 @@ _NAME: Final = re.compile(
     re.VERBOSE,
 )
 # The same where more than a limited number of characters decides.
-_NAME_BEGUN: Final = re.compile(
-    rf"""
-      (?=["'\[(]) (?: {_QUOTED} {_GAP} | {_OPEN} {_GAP} {_BYTES} (?: \\*+ (?: {_FIRST} {_GAP} )?+ )?+ ) [a-z]{{0,5}}+ \Z
-    | {_INDENT} [?-]{{0,3}}+ (?: {_WORD} {_MORE_WORDS}{{0,4}}+ [ \t]*+ )?+ \Z
-    """,
-    re.VERBOSE,
+_NAME_BEGUN: Final = begun(
+    {
+        r"[\s\S]": rf"""
+              (?=["'\[(]) (?: {_QUOTED} {_GAP} | {_OPEN} {_GAP} {_BYTES} (?: \\*+ (?: {_FIRST} {_GAP} )?+ )?+ )
+              [a-z]{{0,5}}+ \Z
+            | {_INDENT} [?-]{{0,3}}+ (?: {_WORD} {_MORE_WORDS}{{0,4}}+ [ \t]*+ )?+ \Z
+        """
+    }
 )
 _KINDS_OF_NAMES: Final = ("quoted", "pair", "line", "asked", "flow", "field", "element")
 # A text without any of them has no name.
@@ -129,7 +131,7 @@ class _Named:
 
     def found(self) -> list[_Find]:
         """All of them, in order."""
-        for match in matches(_NAME, self._text, begun=_NAME_BEGUN):
+        for match in matches(_NAME, self._text, undecided=_NAME_BEGUN):
             if self._content is not None and match.start() >= self._content[0]:
                 self._put(self._content)
                 self._content = None
@@ -261,8 +263,8 @@ def _value(text: str, match: re.Match[str], name: str, level: int) -> _Find | No
     if match["line"] or match["asked"]:
         return _lines(text, at, match.start("line") - match.start() if match["line"] else 0, name)
     in_json = bool(match["quoted"] or match["pair"])
-    before = _BEFORE_QUOTE.match(text, at)
-    mark = QUOTE.match(text, at if before is None else before.end())
+    prefix = _BEFORE_QUOTE.match(text, at)
+    mark = QUOTE.match(text, at if prefix is None else prefix.end())
     # JSON that goes on in the next line of an event is one line.
     start = match.start("gap") if "\n" in (match["gap"] or "") or "\r" in (match["gap"] or "") else at
     if mark is not None:
