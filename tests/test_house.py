@@ -1,6 +1,7 @@
 """How the package is built: its layers, its sizes, its names. Computed from the source."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -133,6 +134,9 @@ OLD_DEFINITIONS: Final = {
 }
 
 
+_LETTER: Final = re.compile("[a-z]", re.IGNORECASE)
+
+
 def old_names(package: Mapping[str, Module]) -> list[str]:
     found: list[str] = []
     for module in package.values():
@@ -185,6 +189,24 @@ def too_wide(package: Mapping[str, Module], most: int) -> dict[str, int]:
     return {name: count for name, count in widths(package).items() if count > most}
 
 
+def changed_in_passing(package: Mapping[str, Module]) -> list[str]:
+    """Characters that an editor may replace by others that look the same, and that are to be written as escapes.
+
+    NFC makes others of them, or they are ASCII letters where capitals don't count.
+    """
+    return [
+        f"{name}:{number}: {char!a}"
+        for name, module in package.items()
+        for number, line in enumerate(module.path.read_text(encoding="utf-8").split("\n"), 1)
+        for char in (line if not line.isascii() else "")
+        if not char.isascii() and (unicodedata.normalize("NFC", char) != char or _LETTER.fullmatch(char))
+    ] + [
+        f"{name}: not in NFC"
+        for name, module in package.items()
+        if not unicodedata.is_normalized("NFC", module.path.read_text(encoding="utf-8"))
+    ]
+
+
 def test_no_module_imports_itself_through_others() -> None:
     assert circles(imports(PACKAGE)) == []
 
@@ -227,6 +249,10 @@ def test_names_that_were_replaced_are_gone() -> None:
 
 def test_no_two_classes_have_one_name() -> None:
     assert names_of_several_classes(PACKAGE) == []
+
+
+def test_nothing_in_a_source_file_changes_unseen() -> None:
+    assert changed_in_passing(PACKAGE) == []
 
 
 # That each check finds what it is for is shown on packages that are wrong.
@@ -376,3 +402,12 @@ def test_everyday_words_may_be_used(tmp_path: Path) -> None:
 def test_classes_of_one_name_are_found(tmp_path: Path) -> None:
     files = {"a.py": "class Call: ...\nclass Other: ...", "b/c.py": "def f():\n    class Call: ..."}
     assert names_of_several_classes(package_of(tmp_path, files)) == ["Call"]
+
+
+@pytest.mark.parametrize("char", ["\u212a", "\u212b", "e\u0301", "\u017f", "\u0130", "\u0131"])
+def test_a_character_that_changes_unseen_is_found(tmp_path: Path, char: str) -> None:
+    package = package_of(
+        tmp_path, {"a.py": f"x = 1\n# {char}", "b.py": f"# \xe9 {char.encode('unicode_escape').decode()}"}
+    )
+    assert [found.partition(":")[0] for found in changed_in_passing(package)][:1] == ["wrong.a"]
+    assert not [found for found in changed_in_passing(package) if found.startswith("wrong.b")]

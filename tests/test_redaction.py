@@ -155,11 +155,27 @@ def test_what_is_no_secret_is_left_alone(text: str) -> None:
         ('{"tokens": ["hunter2", "hunter3"], "n": 1}', f'{{"tokens": ["{REDACTED}"], "n": 1}}'),
         ('{"secret": {"value": "hunter2"}, "n": 1}', f'{{"secret": {{"{REDACTED}"}}, "n": 1}}'),
         ("tokens=['hunter2' , 'hunter3']", f"tokens=['{REDACTED}']"),
+        ('{"secret": [1, "hunter2"], "n": 1}', f'{{"secret": ["{REDACTED}"], "n": 1}}'),
+        ('{"secret": {"a": 1, "b": "hunter2"}, "n": 1}', f'{{"secret": {{"{REDACTED}"}}, "n": 1}}'),
+        ('{"secret": {"a": {"b": "hunter2"}}, "n": 1}', f'{{"secret": {{"{REDACTED}"}}, "n": 1}}'),
+        ('{"secret": [["]", "hunter2"], {}], "n": 1}', f'{{"secret": ["{REDACTED}"], "n": 1}}'),
+        ("{'secret': [None, ']', 'hunter2'], 'n': 1}", f"{{'secret': ['{REDACTED}'], 'n': 1}}"),
+        ("{'secret': b'hunter2', 'n': 1}", f"{{'secret': '{REDACTED}', 'n': 1}}"),
+        ("secret=SecretStr('hunter2') n=1", f"secret='{REDACTED}') n=1"),
+        ("secret=[a, hunter2] n=1", f"secret=[{REDACTED}] n=1"),
+        ('{"secret": [1, "hunter2', f'{{"secret": ["{REDACTED}"'),
+        ('{"password": "it\'s hunter2", "n": 1}', f'{{"password": "{REDACTED}", "n": 1}}'),
+        ("{'password': 'a\"hunter2', 'n': 1}", f"{{'password': '{REDACTED}', 'n': 1}}"),
+        ('"{\\"secret\\": [1, \\"]hunter2\\"], \\"n\\": 1}"', f'"{{\\"secret\\": [\\"{REDACTED}\\"], \\"n\\": 1}}"'),
+        ("secret: [token=b]hunter2 n", f"secret: [{REDACTED}] n"),
+        ('{"tokens_details": {"cached": 5, "n": 1}}', '{"tokens_details": {"cached": 5, "n": 1}}'),
+        ('{"tokens_details": {"token": "a", "n": 1}}', f'{{"tokens_details": {{"token": "{REDACTED}", "n": 1}}}}'),
         ("key AKIAIOSFODNN7EXAMPLE.", f"key {REDACTED}."),
     ],
 )
 def test_what_stands_around_a_secret_is_kept(text: str, redacted: str) -> None:
     assert redact_secrets(text) == redacted
+    assert redact_secrets(redacted) == redacted
 
 
 @pytest.mark.parametrize(
@@ -310,6 +326,28 @@ def test_parameters_that_are_secrets_by_their_names_are_in_any_text(words: list[
                 assert MARK not in redact_secrets(text)
 
 
+@pytest.mark.parametrize("name", ["password", "sid", "X-Amz-Signature"])
+@pytest.mark.parametrize("value", ["a,S", "a;S", "a'S", 'a"S', "a,b;S", "a'b\"S", "a,'S", "(S)", "a:S", "[S", "it's-S"])
+def test_a_parameter_is_redacted_to_where_it_ends(name: str, value: str) -> None:
+    value = value.replace("S", MARK)
+    for before, after in [
+        *(
+            ("/?", ""),
+            ("/?a=1&", ""),
+            ("/?", "&b=1"),
+            ("/?", " HTTP/1.1"),
+            ("https://h/?", ", and more"),
+            ("/?", "\nx"),
+        ),
+        *(("'/?", "'"), ('"/?', '"'), ('{"url": "/?', '", "n": 1}'), ("['/?", "', 'b']"), ('<a href="/?', '">b</a>')),
+        *(("https://h/?", ",https://h/"), ("see /?", "; it is"), ("/#", ""), ("'/?", "'.")),
+    ]:
+        if value[-1] not in "'\"":
+            text = f"{before}{name}={value}{after}"
+            assert redact_secrets(text) == f"{before}{name}={REDACTED}{after}"
+            assert redact_secrets(redact_secrets(text)) == redact_secrets(text)
+
+
 # Header names
 
 
@@ -410,6 +448,15 @@ def seconds(work: Callable[[], object]) -> float:
             "%3a%2f%2f%253a%252f%252f%25253a%25252f%25252f",
             "?a-auth",
             "&signatur",
+            "token=[",
+            'token={"a":',
+            "token=[1, 'a",
+            "tokens_details={",
+            "token=[]",
+            "token=b('",
+            "?token=a,",
+            "?token=a'",
+            "?token=',",
         ]
     ),
 )

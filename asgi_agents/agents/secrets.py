@@ -24,8 +24,9 @@ _PRIVATE_KEY: Final = re.compile(rf"{_BEGIN.pattern}.*?(?:{_END.pattern}|\Z)", r
 _IN_A_ROW: Final = 64
 _REST_OF_TOKEN: Final = re.compile(rf"(?<=[\w.=])(?:[.+/-]{{0,{_IN_A_ROW}}}+[\w=]++)++", re.ASCII)
 # What stands between words: blanks, and all that is no ASCII but digits, and letters that stand for ASCII ones where
-# capitals don't count. Most patterns match nothing of it. Some of these characters stand for all.
-_TO_BREAK: Final = re.compile(r"(?:[\s\S]*)(?:\s|[^\x00-\x7f\dİıſK])")
+# capitals don't count: I with a dot, i without one, long s, the sign of Kelvin. Most patterns match nothing of it. Some
+# of these characters stand for all.
+_TO_BREAK: Final = re.compile(r"(?:[\s\S]*)(?:\s|[^\x00-\x7f\d\u0130\u0131\u017f\u212a])")
 # Code points before the place where a long find goes on, in which something may begin that reaches further than it: the
 # last line of a key, or a name before what is assigned to it.
 _LOOK_BACK: Final = 128

@@ -51,6 +51,7 @@ from ..protocol import (
     WebSocketFrameEvent,
 )
 from ..protocol.events import EVENT_CLASSES
+from .compressed import is_compressed
 from .format import RecordingLine, Redaction
 from .forms import fields_without_secrets
 from .members import json_in, names_of
@@ -74,8 +75,6 @@ _TEXTS_OF_WINDOWS: Final = frozenset({CONTEXT, GOING_ON})
 _SUBPROTOCOLS: Final = "sec-websocket-protocol"
 # A text that is longer is not looked at: it would keep the app waiting.
 MAX_TEXT: Final = 1024 * 1024
-# What a body that is compressed begins with: gzip, zlib, zstd, xz, bzip2. Nobody sees a secret in one.
-_COMPRESSED: Final = (b"\x1f\x8b", b"x\x01", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
 # A value that is longer is not remembered.
 _SHORT: Final = 200
 # Values are looked at so deep. A text in a text, such as JSON in the field of a form, counts as so many levels.
@@ -157,7 +156,8 @@ class Cleaner:
         """A body or a message without secrets. None: it can't be looked at, and is left out."""
         if self._redact is None:
             return given
-        if not self.looks_at(len(given)) or given.startswith(_COMPRESSED):
+        # Nobody sees a secret in what is compressed.
+        if not self.looks_at(len(given)) or is_compressed(given):
             return None
         encoding = json.detect_encoding(given)
         wide = None if encoding.startswith("utf-8") else self._wide(given, encoding)

@@ -6,12 +6,11 @@ Each passes a part of the text once. Who asks goes on behind what was found, so 
 import re
 from typing import Final
 
-from ..observability.redaction import matches
+from ..observability.brackets import closes
+from ..observability.pieces import matches
 from ..observability.secret_names import is_secret_member
 
 QUOTE: Final = re.compile(r"""(?P<slashes>\\*+)(?P<quote>["'])""")
-# A run of backslashes is taken whole, with the quotation mark behind it or without one.
-_NESTING: Final = re.compile(r'(?P<slashes>\\*+)"|\\++|[{}\[\]]')
 _REST_OF_TAG: Final = re.compile(r"(?P<attributes>[^<>]*+)(?P<end>>)?+")
 _TAG: Final = re.compile(
     r"(?P<hiding><!\[CDATA\[|<!--|<\?)|<(?P<closing>/)?+(?:[\w.-]{1,100}+:)?+(?P<name>[\w.-]{1,100}+)(?=[\s/>])"
@@ -34,27 +33,9 @@ def end_of_string(text: str, mark: re.Match[str], limit: int | None = None) -> i
     while (at := text.find(mark["quote"], end, limit)) >= 0:
         before = text[end:at]
         end = at + 1
-        if _closes(len(before) - len(before.rstrip("\\")), level):
+        if closes(len(before) - len(before.rstrip("\\")), level):
             return end
     return limit
-
-
-def _closes(slashes: int, level: int) -> bool:
-    """Whether a quotation mark behind so many backslashes ends a string that has begun behind ``level`` of them."""
-    return slashes <= level or (slashes - level) % (2 * (level + 1)) == 0
-
-
-def end_of_nested(text: str, at: int, level: int) -> int:
-    """Behind the bracket that closes the one at ``at``, or the end of the text."""
-    depth, within = 0, False
-    for found in matches(_NESTING, text, at):
-        if found["slashes"] is not None:
-            within = not within if _closes(len(found["slashes"]), level) else within
-        elif not within and found[0][0] != "\\":
-            depth += 1 if found[0] in "{[" else -1
-            if not depth:
-                return found.end()
-    return len(text)
 
 
 def content_of_tag(text: str, at: int) -> int | None:

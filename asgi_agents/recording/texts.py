@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Callable
+from html import unescape
 from typing import Final
 
-from ..observability.redaction import REDACTED, matches, redact_parameters, replaced
+from ..observability.brackets import end_of_nested
+from ..observability.pieces import begun, matches, replaced
+from ..observability.redaction import REDACTED, redact_parameters
 from ..observability.secret_names import is_secret_member, is_secret_name
 from .extents import (
     QUOTE,
     content_of_tag,
     end_of_block,
     end_of_element,
-    end_of_nested,
     end_of_string,
     has_count,
 )
@@ -22,23 +24,57 @@ from .members import AUTHORIZATION_CODE, CODE, NAMED, NAMING
 # pair in a list; at the beginning of a line, as of a header or in YAML; in front of an equals sign, or of a quoted
 # value; in a tag of XML. In an event of a stream, JSON may have several lines.
 _GAP: Final = r"(?: \s | (?<=[\r\n]) (?:data|event|id|retry): )*+"
+_QUOTED: Final = r"""["'] (?P<quoted> [^"'\r\n]{1,200}+ ) ["']"""
+_OPEN: Final = r"(?<![^\s\[(,]) [\[(]"
+# What Python writes in front of a quotation mark.
+_BYTES: Final = r"(?: [bBfFrRuU]{1,2} (?=\\{0,200}+[\"']) )?+"
+_FIRST: Final = r"""["'] (?P<pair> [^"'\r\n]{1,200}+ ) ["']"""
+# Keys of YAML. One of several words has a blank behind its colon.
+_WORD: Final = r"[\w.$@~!*&/+-][\w.$@/+-]{0,99}+"
+_MORE_WORDS: Final = rf"(?: [ ]{{1,8}}+ {_WORD} )"
+_INDENT: Final = r"(?<![^\r\n]) [ \t]*+ (?: (?:-|---|\?) [ \t]++ )*+"
+_LINE: Final = rf"(?P<line> {_WORD} (?: {_MORE_WORDS}{{1,4}}+ (?= [ \t]*+ : (?:\s|\Z) ) )?+ )"
+_ASKED: Final = rf"""(?<![^\r\n]) [ \t]{{0,100}}+ (?: -[ \t]{{1,50}}+ ){{0,4}}+ \?[ \t]{{1,50}}+
+      (?P<asked> {_WORD} {_MORE_WORDS}{{0,4}}+ ) [ \t]{{0,50}}+ (?:\r\n|[\r\n]) [ \t]{{0,100}}+ : [ \t]*+"""
+_IN_BRACES: Final = rf"[{{,] \s{{0,50}}+ (?P<flow> {_WORD} {_MORE_WORDS}{{0,4}}+ ) [ \t]{{0,50}}+ : \s{{0,50}}+ (?!//)"
+# Around an equals sign in a tag, or in a file of settings.
+_EQUALS: Final = r"""\s{0,100}+ = \s{0,100}+ (?=\\{0,200}+["']) | [ \t]{0,100}+ = [ \t]{0,100}+"""
 _NAME: Final = re.compile(
     rf"""
-      ["'] (?P<quoted> [^"'\r\n]{{1,200}}+ ) ["'] {_GAP} : (?P<gap>{_GAP})
-    | (?<![^\s\[(,]) [\[(] {_GAP} \\*+["'] (?P<pair> [^"'\r\n]{{1,200}}+ ) ["'] {_GAP} , {_GAP}
-    | (?<![^\r\n]) [ \t]*+ (?: -[ \t]++ )*+ (?P<line> [A-Za-z][\w.-]{{0,99}}+ ) [ \t]*+ : [ \t]*+
+      {_QUOTED} {_GAP} : (?P<gap>{_GAP})
+    | {_OPEN} {_GAP} {_BYTES} \\*+ {_FIRST} {_GAP} , {_GAP}
+    | {_INDENT} {_LINE} [ \t]*+ : [ \t]*+
+    | {_ASKED}
+    | {_IN_BRACES}
     | (?P<start>(?<![^\r\n]))?+ (?<![\w.%\[\]+-]) (?P<field> (?: [\w.\[\]+-] | %[\da-fA-F]{{2}} ){{1,200}}+ )
-      [ ]{{0,8}}+ (?: = [ ]{{0,8}}+ | : [ ]{{0,8}}+ (?=\\*+["']) )
+      (?: {_EQUALS} | [ ]{{0,8}}+ : [ ]{{0,8}}+ (?=\\{{0,200}}+["']) )
     | < (?:[\w.-]{{1,100}}+:)?+ (?P<element> [\w.-]{{1,100}}+ ) (?=[\s>])
     """,
     re.VERBOSE,
 )
+# The same where more than a limited number of characters decides.
+_NAME_BEGUN: Final = begun(
+    {
+        r"[\s\S]": rf"""
+              (?=["'\[(]) (?: {_QUOTED} {_GAP} | {_OPEN} {_GAP} {_BYTES} (?: \\*+ (?: {_FIRST} {_GAP} )?+ )?+ )
+              [a-z]{{0,5}}+ \Z
+            | {_INDENT} [?-]{{0,3}}+ (?: {_WORD} {_MORE_WORDS}{{0,4}}+ [ \t]*+ )?+ \Z
+        """
+    }
+)
+_KINDS_OF_NAMES: Final = ("quoted", "pair", "line", "asked", "flow", "field", "element")
 # A text without any of them has no name.
 _SIGNS: Final = re.compile(r"[=:%<\[(]")
 _ESCAPE: Final = re.compile(r"(?<!\\)\\++u([\da-fA-F]{4})")
 _BARE: Final = re.compile(r"""[^\s,}\]&"']++""")
 _IN_A_FIELD: Final = re.compile(r"""[^\s"'&;,<>]++""")
-_SAID: Final = re.compile(r"""[^\s"'&;,<>=]++""")
+_IN_FLOW: Final = re.compile(r"[^,\[\]{}\r\n]++(?:(?:\r\n|[\r\n])[ \t]++[^,\[\]{}\r\n]++)*+")
+_BEFORE_QUOTE: Final = re.compile(_BYTES, re.VERBOSE)
+# Or what was replaced before.
+_OPEN_WITH_QUOTE: Final = re.compile(r"""[\[{]\s*+\\*+["']|\[redacted\]""")
+_PROPERTIES: Final = re.compile(r"(?:[!&]\S*+[ \t]++)*+")
+_SAID: Final = re.compile(r"""(?:[^\s"'&;,<>=]|&\#?\w{1,20};)++""")
+_MARKUP: Final = re.compile(r"<!\[CDATA\[|\]\]>|<!--(?:(?!-->)[^<]){0,200}+-->")
 _AT_A_LINE: Final = re.compile(r"[^\r\n&]++")
 _REST_OF_LINE: Final = re.compile(r"[^\r\n]*+")
 _NUMBER: Final = re.compile(r"-?\d[\d.eE+-]*+")
@@ -95,7 +131,7 @@ class _Named:
 
     def found(self) -> list[_Find]:
         """All of them, in order."""
-        for match in matches(_NAME, self._text):
+        for match in matches(_NAME, self._text, undecided=_NAME_BEGUN):
             if self._content is not None and match.start() >= self._content[0]:
                 self._put(self._content)
                 self._content = None
@@ -115,7 +151,7 @@ class _Named:
         self._done = max(self._done, end)
 
     def _look_at(self, match: re.Match[str]) -> None:
-        name = match["quoted"] or match["pair"] or match["line"] or match["field"] or match["element"]
+        name = next(match[kind] for kind in _KINDS_OF_NAMES if match[kind])
         # So many backslashes are in front of each quotation mark, where the JSON is in strings of JSON.
         bare = name.rstrip("\\")
         level = len(name) - len(bare)
@@ -199,12 +235,14 @@ def _said(text: str, at: int) -> str:
     """The name that a member says, where it is that of a secret."""
     at = _SPACE.match(text, at, at + _LONGEST_NAME).end()  # type: ignore[union-attr]
     mark = QUOTE.match(text, at)
-    if mark is None:
-        bare = _SAID.match(text, at, at + _LONGEST_NAME)
-        name = "" if bare is None else bare[0]
-    else:
+    if mark is not None:
         limit = mark.end() + _LONGEST_NAME
         name = text[mark.end() : end_of_string(text, mark, limit)].rstrip("\\\"'")
+    else:
+        # Of an element, the name may be in parts.
+        said = _SAID.match(_MARKUP.sub("", text[at : at + 2 * _LONGEST_NAME]))
+        name = "" if said is None else said[0]
+    name = unescape(name)
     return name if is_secret_name(name) else ""
 
 
@@ -222,10 +260,11 @@ def _value(text: str, match: re.Match[str], name: str, level: int) -> _Find | No
     at = match.end()
     if match["element"]:
         return _content(text, at, match["element"], name)
-    if match["line"]:
-        return _lines(text, at, match.start("line") - match.start(), name)
+    if match["line"] or match["asked"]:
+        return _lines(text, at, match.start("line") - match.start() if match["line"] else 0, name)
     in_json = bool(match["quoted"] or match["pair"])
-    mark = QUOTE.match(text, at)
+    prefix = _BEFORE_QUOTE.match(text, at)
+    mark = QUOTE.match(text, at if prefix is None else prefix.end())
     # JSON that goes on in the next line of an event is one line.
     start = match.start("gap") if "\n" in (match["gap"] or "") or "\r" in (match["gap"] or "") else at
     if mark is not None:
@@ -237,17 +276,19 @@ def _value(text: str, match: re.Match[str], name: str, level: int) -> _Find | No
         return start, end, f"{mark[0]}{REDACTED}{closed}"
     quote = "\\" * level + '"' if in_json else ""
     shown = f"{quote}{REDACTED}{quote}"
-    if in_json and text.startswith(("{", "["), at):
+    if _opens(text, at, any_value=in_json or match["flow"] is not None):
         # That it is a count is known before its end.
         if _is_open(name, {} if text[at] == "{" else []):
             return None
-        return start, end_of_nested(text, at, level), shown
-    pattern = _BARE if in_json else _IN_A_FIELD if match["start"] is None else _AT_A_LINE
+        mark_of_name = text[match.start("quoted" if match["quoted"] else "pair") - 1] if in_json else '"'
+        return start, end_of_nested(text, at, level, mark_of_name), shown
+    in_a_field = _IN_A_FIELD if match["start"] is None else _AT_A_LINE
+    pattern = _IN_FLOW if match["flow"] else _BARE if in_json else in_a_field
     found = pattern.match(text, at)
-    if found is None or found[0] in _NO_VALUES:
+    if found is None or found[0].strip() in _NO_VALUES:
         return None
     number = in_json and _NUMBER.fullmatch(found[0].rstrip("\\"))
-    if _is_open(name, 0 if number else found[0]):
+    if _is_open(name, 0 if number else found[0].strip()):
         return None
     end = found.end()
     if in_json and not number and found[0][0] in "|>-":
@@ -257,6 +298,14 @@ def _value(text: str, match: re.Match[str], name: str, level: int) -> _Find | No
         rest = _REST_OF_LINE.match(text, end)
         end = end_of_block(text, end if rest is None else rest.end(), column, items=True)
     return start, end, shown
+
+
+def _opens(text: str, at: int, *, any_value: bool) -> bool:
+    """Whether a list or an object begins there.
+
+    :param any_value: it may begin with any value; otherwise it has to be a quoted one.
+    """
+    return text.startswith(("{", "["), at) and (any_value or _OPEN_WITH_QUOTE.match(text, at) is not None)
 
 
 def _content(text: str, at: int, element: str, name: str) -> _Find | None:
@@ -276,5 +325,23 @@ def _lines(text: str, at: int, column: int, name: str) -> _Find | None:
     value = rest[0].strip()
     if value in _NO_VALUES or _is_open(name, value or {}):
         return None
-    end = end_of_block(text, rest.end(), column, items=not value)
+    end = max(end_of_block(text, rest.end(), column, items=not value), _end_of_open(text, at))
     return (at, end, REDACTED) if at < end else None
+
+
+def _end_of_open(text: str, at: int) -> int:
+    """The end of the line in which a quoted value of YAML ends, or one in brackets. Its lines need no indent."""
+    properties = _PROPERTIES.match(text, at)
+    assert properties is not None
+    end, mark = properties.end(), QUOTE.match(text, properties.end())
+    if mark is not None:
+        end = end_of_string(text, mark)
+        # Two of them are one within it.
+        while mark[0] == "'" and (mark := QUOTE.match(text, end)) is not None:
+            end = end_of_string(text, mark)
+    elif text.startswith(("{", "["), end):
+        end = end_of_nested(text, end, 0)
+    else:
+        return end
+    rest = _REST_OF_LINE.match(text, end)
+    return end if rest is None else rest.end()

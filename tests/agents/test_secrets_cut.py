@@ -179,6 +179,34 @@ def test_what_is_said_to_contain_no_break_contains_none(pattern: re.Pattern[str]
     assert may_contain(pattern, BREAKS) or not any(char in BREAKS for char in text)
 
 
+# What stands for letters of ASCII where capitals don't count.
+RELATIVES = [chr(code) for code in range(0x80, 0x3000) if re.fullmatch("[a-z]", chr(code), re.IGNORECASE)]
+IN_ANY_CASE = [each for each in EVERY if each.flags & re.IGNORECASE]
+
+
+@pytest.mark.parametrize("pattern", IN_ANY_CASE, ids=range(len(IN_ANY_CASE)))
+@given(st.data())
+async def test_letters_that_count_as_those_of_ascii_are_no_breaks(
+    pattern: re.Pattern[str], data: st.DataObject
+) -> None:
+    """Where one of them ended a word, the first part of a token left before the rest had come."""
+    text = data.draw(st.from_regex(pattern, fullmatch=True).filter(lambda text: len(text) < 500))
+    places = [(at, char) for at in range(len(text)) for char in RELATIVES if _is_letter(text, at, char, pattern)]
+    if not places:
+        return
+    at, char = data.draw(st.sampled_from(places))
+    text = f"{data.draw(st.sampled_from(['', 'x ']))}{text[:at]}{char}{text[at + 1 :]}' and"
+    whole = await left(AGENT, [text])
+    assert "".join(await left(AGENT, list(text))) == "".join(whole)
+    for cut in range(1, len(text)):
+        assert "".join(await left(AGENT, [text[:cut], text[cut:]])) == "".join(whole)
+
+
+def _is_letter(text: str, at: int, char: str, pattern: re.Pattern[str]) -> bool:
+    """Whether a letter may be written as ``char``, and the pattern matches none the less."""
+    return text[at].isascii() and text[at].isalpha() and bool(pattern.fullmatch(f"{text[:at]}{char}{text[at + 1 :]}"))
+
+
 def test_what_is_not_known_counts_as_unfinished() -> None:
     for pattern in (r"(a)b\1", r"(?i:a) b", r"(?>a) b"):
         compiled = re.compile(pattern)

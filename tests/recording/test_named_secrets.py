@@ -22,7 +22,7 @@ from asgi_agents import (
     HeaderOp,
     redact_secrets,
 )
-from asgi_agents.observability import redaction
+from asgi_agents.observability import pieces, redaction
 from asgi_agents.observability.redaction import redact_subprotocols
 from asgi_agents.observability.secret_names import is_secret_member, is_secret_name
 from asgi_agents.protocol import encode_answer, encode_event
@@ -444,7 +444,7 @@ def test_a_long_text_is_looked_at_in_pieces_without_a_difference(monkeypatch: py
     ]
     found = [Cleaner(bodies=True).text(text) for text in long]
     assert not [text for text in found if SECRET in text]
-    monkeypatch.setattr(redaction, "_PIECE", 10**9)
+    monkeypatch.setattr(pieces, "_PIECE", 10**9)
     assert found == [Cleaner(bodies=True).text(text) for text in long]
 
 
