@@ -24,7 +24,7 @@ from ...transports.tls import ClientCertificate, PemFiles, server_pem_files
 from ...transports.wire import Address
 from ..held import MAX_HELD_BYTES
 from ..hooks import require_positive
-from ..sockets import claim, explained, identity, listen
+from ..sockets import claim, explained, identity, listen, remove
 from .binds import parse_bind
 from .calls import MethodLoop, Methods, OtherLoop, SameLoop
 from .health import HealthService
@@ -218,8 +218,8 @@ class _Socket:
 
     def close(self) -> None:
         """Remove the file, unless it is another's, and let others have the path."""
-        if self._path is not None and self._made is not None and identity(self._path) == self._made:
-            os.unlink(self._path)
+        if self._path is not None:
+            remove(self._path, self._made)
         if self._lock is not None:
             self._lock.release()
             self._lock = None

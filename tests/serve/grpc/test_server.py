@@ -446,3 +446,25 @@ async def test_only_clients_with_a_certificate_of_the_authority_are_served(tmp_p
 async def test_one_agent_can_be_served_at_several_addresses() -> None:
     async with serving([AgentService(Waf())]) as one, serving([AgentService(Waf())]) as other:
         assert one.address != other.address
+
+
+async def test_a_file_that_cannot_be_removed_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "s"
+
+    really = os.lstat
+
+    def refuse(name: Any) -> os.stat_result:
+        if name == str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return really(name)
+
+    with monkeypatch.context() as refusing:
+        async with serving(Waf(), f"unix://{path}"):
+            # gRPC's library removes it itself where it may, and does not say so.
+            refusing.setattr(os, "lstat", refuse)
+    assert f"{path}: can't be removed, and stays: Permission denied" in caplog.messages
+    # It is in nobody's way.
+    async with serving(Waf(), f"unix://{path}"):
+        pass
