@@ -136,6 +136,8 @@ class MessagePump:
                     break
                 self._heard_at = time.monotonic()
                 receiver.data_received(message)
+                # Not held until the next comes, nor by what this ends with.
+                del message
         except AgentError as exc:
             self._lost = exc
         self._read_to_the_end = True
