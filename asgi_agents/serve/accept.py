@@ -52,12 +52,22 @@ class Accepting:
 
     Who is accepted is served: between a connection that the system hands over and the ``client`` that has it, the
     server may be told to stop. So :meth:`settled` says when the last one has arrived.
+
+    :param alone: nobody else accepts from the socket. Who waits there when it is closed would be reset, so that all of
+        them are accepted first.
     """
 
     def __init__(
-        self, sock: socket.socket, tls: ssl.SSLContext | None, client: Callable[[], Client], tasks: TaskGroup
+        self,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None,
+        client: Callable[[], Client],
+        tasks: TaskGroup,
+        *,
+        alone: bool,
     ) -> None:
         self._sock = sock
+        self._alone = alone
         self._tls = tls
         self._client = client
         self._accepting = CancelScope()
@@ -67,7 +77,9 @@ class Accepting:
         tasks.start_soon(self._run)
 
     def stop(self) -> None:
-        """Accept no more. What the system has not handed over yet is left to others who listen on the same socket."""
+        """Accept no more. What the system has not handed over yet is left to others who listen on the same socket, if
+        there may be any.
+        """
         self._accepting.cancel()
 
     async def settled(self) -> None:
@@ -80,6 +92,8 @@ class Accepting:
                 try:
                     with self._accepting:
                         await self._accept(arrivals)
+                    if self._alone:
+                        self._accept_all(arrivals)
                 finally:
                     self._sock.close()
         finally:
@@ -90,28 +104,34 @@ class Accepting:
         while True:
             # It is cancelled here, or in the pause. A cancellation that met `accept` itself would lose a connection.
             await anyio.wait_readable(self._sock)
-            for _ in range(BACKLOG):
-                try:
-                    sock, _ = self._sock.accept()
-                except BlockingIOError:
-                    # Another process was faster.
-                    break
-                except OSError as exc:
-                    if exc.errno in _GONE:
-                        continue
-                    if exc.errno in _UNUSABLE:
-                        raise
-                    if not warned:
-                        warned = True
-                        logger.warning("%s: connections have to wait: %s", describe(self._sock), exc)
-                    await anyio.sleep(_PAUSE)
-                    break
-                warned = False
-                sock.setblocking(False)
-                if on_trio():
-                    self._arrive_on_trio(sock, arrivals)
-                else:
-                    arrivals.start_soon(self._arrive_on_asyncio, sock)
+            fault = self._accept_all(arrivals)
+            if fault is not None:
+                if not warned:
+                    logger.warning("%s: connections have to wait: %s", describe(self._sock), fault)
+                await anyio.sleep(_PAUSE)
+            warned = fault is not None
+
+    def _accept_all(self, arrivals: TaskGroup) -> OSError | None:
+        """Accept who waits. Returns what keeps the system from handing over more of them."""
+        # Linux lets one more wait than it was told.
+        for _ in range(BACKLOG + 1):
+            try:
+                sock, _ = self._sock.accept()
+            except BlockingIOError:
+                # That was all, or another process was faster.
+                break
+            except OSError as exc:
+                if exc.errno in _GONE:
+                    continue
+                if exc.errno in _UNUSABLE:
+                    raise
+                return exc
+            sock.setblocking(False)
+            if on_trio():
+                self._arrive_on_trio(sock, arrivals)
+            else:
+                arrivals.start_soon(self._arrive_on_asyncio, sock)
+        return None
 
     async def _arrive_on_asyncio(self, sock: socket.socket) -> None:
         made: list[AsyncioWire] = []

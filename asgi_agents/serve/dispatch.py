@@ -137,6 +137,11 @@ class Dispatcher:
             self._turns.append(caller)
             self._start_waiting()
 
+    def start(self, call: ServedCall) -> None:
+        """Run it now, however many are at work. It is none of those."""
+        call.at_work = True
+        self.spawn(self._work, call, 0)
+
     def resume(self, caller: Caller) -> None:
         """The connection isn't stalled any more: those of its calls that wait are last in the queue."""
         self._turns.extend([caller] * caller.owed)
@@ -168,7 +173,7 @@ class Dispatcher:
         else:
             call.caller.settle(call, self.at_once(call))
 
-    async def _work(self, call: ServedCall) -> None:
+    async def _work(self, call: ServedCall, permits: int = 1) -> None:
         caller = call.caller
         answer: bytes | None = None
         error = "CancelledError"
@@ -188,7 +193,7 @@ class Dispatcher:
                 raise
             error = type(group).__name__
         finally:
-            self._at_work -= 1
+            self._at_work -= permits
         if answer is None:
             given_up = call.given_up
             answer = caller.cancellation(call) if given_up else caller.refusal(call, f"agent raised {error}", error)

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import stat
+from contextlib import suppress
 from typing import Final
 
 from ..errors import ConfigurationError
@@ -70,9 +71,11 @@ class Lock:
         """Let go of the lock, also on behalf of the processes that have inherited it, and remove the file."""
         if self._fd < 0:
             return
-        # Removed first: whoever opened it before finds, once it is unlocked, that it is no longer there.
-        if self._is_at_its_path():
-            os.unlink(self._path)
+        # Removed first: whoever opened it before finds, once it is unlocked, that it is no longer there. A file that
+        # can't be removed, which the socket's file beside it has told of, locks nothing either.
+        with suppress(OSError):
+            if self._is_at_its_path():
+                os.unlink(self._path)
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
         self._fd = -1

@@ -1,6 +1,7 @@
 """Sockets that listen, and the files of those that are Unix sockets."""
 
 import errno
+import logging
 import os
 import socket
 import stat
@@ -16,6 +17,8 @@ from ..transports.wire import HAS_UNIX_SOCKETS, Address
 
 if TYPE_CHECKING:
     from .lock import Lock
+
+logger: Final = logging.getLogger("asgi_agents.serve")
 
 BACKLOG: Final = 2048
 
@@ -48,9 +51,12 @@ class Listening:
         return [self.sock.fileno(), *([] if self._lock is None else [self._lock.fileno()])]
 
     def unlink(self) -> None:
-        """Remove the socket's file, unless it is another server's by now, and let others have the path."""
-        if self._path is not None and self._file is not None and identity(self._path) == self._file:
-            os.unlink(self._path)
+        """Remove the socket's file, unless it is another server's by now, and let others have the path.
+
+        It raises nothing. Who may not remove the file, such as a server that has given up its privileges, says so.
+        """
+        if self._path is not None:
+            remove(self._path, self._file)
         self._path = None
         if self._lock is not None:
             self._lock.release()
@@ -200,6 +206,16 @@ def identity(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def remove(path: str, made: tuple[int, int] | None) -> None:
+    """Remove the file ``made``, if it is still the one at ``path``. That it can't be removed is logged."""
+    try:
+        if made is not None and identity(path) == made:
+            os.unlink(path)
+    except OSError as exc:
+        # The next server replaces it.
+        logger.warning("%s: can't be removed, and stays: %s", path, exc.strerror)
 
 
 async def _listen_tcp(address: Address) -> Sequence[Listening]:

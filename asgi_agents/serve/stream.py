@@ -104,7 +104,9 @@ async def serve_stream(
                 hooks, Framing(framing), capabilities, max_concurrency, max_body_size, tasks, max_held_bytes
             )
             try:
-                await _serve(service, tasks, listening, ssl_context, drain_timeout, shutdown, task_status)
+                await _serve(
+                    service, tasks, listening, ssl_context, drain_timeout, shutdown, task_status, alone=sock is None
+                )
             finally:
                 await service.stop()
                 tasks.cancel_scope.cancel()
@@ -121,9 +123,11 @@ async def _serve(
     drain_timeout: float,
     shutdown: anyio.Event | None,
     task_status: TaskStatus[str],
+    *,
+    alone: bool,
 ) -> None:
     client = partial(new_connection, service)
-    accepting = [Accepting(each.sock, tls, client, tasks) for each in listening]
+    accepting = [Accepting(each.sock, tls, client, tasks, alone=alone) for each in listening]
     try:
         task_status.started(listening[0].address)
         await (anyio.sleep_forever() if shutdown is None else shutdown.wait())

@@ -24,6 +24,7 @@ from asgi_agents.protocol.stream import CallIds, HandshakeRequest, MessageType, 
 from asgi_agents.serve import accept, serve_stream
 from asgi_agents.serve import stream as stream_module
 from asgi_agents.serve.sockets import describe
+from asgi_agents.transports.wire import parse_address
 from tests.serve.client import RawClient, connected
 from tests.support.sample_events import head
 
@@ -234,6 +235,45 @@ async def test_a_frame_that_has_begun_to_come_is_waited_for(
         await anyio.sleep(0.1)
         await client.send(QUESTION[3:])
         assert await answer(client) == "first"
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+@pytest.mark.parametrize("turns", range(4))
+async def test_who_waits_to_be_accepted_by_the_only_server_is_served_whenever_it_stops(kind: str, turns: int) -> None:
+    """It has made the socket itself, and nobody else listens there: whom it leaves behind the system resets."""
+    shutdown = anyio.Event()
+    with tempfile.TemporaryDirectory(prefix="agents-") as place:
+        bind = f"unix://{place}/s" if kind == "unix" else "tcp://127.0.0.1:0"
+        async with anyio.create_task_group() as tasks:
+
+            async def run(*, task_status: Any) -> None:
+                await serve_stream(Named("only"), bind, shutdown=shutdown, task_status=task_status)
+
+            address = parse_address("test", await tasks.start(run))
+            clients = [socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET) for _ in range(5)]
+            # Without a turn of the event loop in which the server could accept them.
+            for client in clients:
+                client.connect(address.path or (address.host, address.port))
+                client.sendall(HANDSHAKE + QUESTION)
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            shutdown.set()
+            assert [await anyio.to_thread.run_sync(read_answer, client) for client in clients] == ["only"] * 5
+
+
+def read_answer(client: socket.socket) -> str:
+    data = b""
+    with client:
+        client.settimeout(60)
+        try:
+            while b"only" not in data:
+                piece = client.recv(65536)
+                if not piece:
+                    return "ended"
+                data += piece
+        except OSError as exc:
+            return type(exc).__name__
+    return "only"
 
 
 class Failing(socket.socket):

@@ -1015,6 +1015,38 @@ async def test_what_is_not_done_within_the_drain_timeout_is_cancelled_without_an
         await agent.until(lambda: agent.cancelled == ["a"])
 
 
+@pytest.mark.parametrize("call", ["unlink", "lstat"])
+@pytest.mark.parametrize("suffix", ["", ".lock"])
+async def test_what_is_under_way_is_answered_also_where_the_file_cannot_be_removed(
+    call: str, suffix: str, bind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where a server has given up its privileges once it listens."""
+    path = bind.removeprefix("unix://")
+    really = getattr(os, call)
+
+    def refuse(name: Any, *arguments: Any, **more: Any) -> Any:
+        if str(name) == path + suffix:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return really(name, *arguments, **more)
+
+    agent = Gated()
+    async with drainable(agent, bind) as (address, shutdown, _), connected(address) as client:
+        await client.send(client.spell(chunk("1", b"a"), call_id=1))
+        await agent.until(lambda: agent.running == 1)
+        with monkeypatch.context() as refusing:
+            refusing.setattr(os, call, refuse)
+            shutdown.set()
+            assert (await client.message())[1]["state"] == 3
+        agent.open("a")
+        assert body_of((await client.answer())[1]) == "a"
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == (
+        [] if suffix else [f"{path}: can't be removed, and stays: Permission denied"]
+    )
+    # Neither is in the way of the next.
+    async with serving(Instant(), bind):
+        pass
+
+
 async def test_without_clients_it_ends_at_once(bind: str) -> None:
     async with drainable(Instant(), bind) as (_, shutdown, _ended):
         shutdown.set()

@@ -5,15 +5,17 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
+import grpc
 import pytest
 import trustme
 
-from asgi_agents import AgentError, AgentResponse, EventType, HttpTransport, StreamTransport
+from asgi_agents import AgentError, AgentResponse, EventType, GrpcTransport, HttpTransport, StreamTransport
 from asgi_agents.protocol import ALLOW, Answer, Block, Encoding, RequestBodyChunkEvent, encode_answer
 from asgi_agents.protocol.stream import (
     CallIds,
@@ -23,6 +25,8 @@ from asgi_agents.protocol.stream import (
     encode_envelope_frame,
     encode_frame,
 )
+from asgi_agents.transports.grpc.ext_proc_messages import METHOD, messages
+from tests.transports.grpc import peer as grpc_peer
 from tests.transports.stream.peer import handshake
 
 # Each test has a hostile server in threads, and waits for it.
@@ -157,7 +161,7 @@ class Hostile:
     def __init__(self, speech: Http | Stream, kind: Callable[[bytes], bytes], time: str, tls: Any = None) -> None:
         self._speech = speech
         self._kind = kind
-        self._time = time
+        self.time = time
         self._tls = tls
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
@@ -201,15 +205,15 @@ class Hostile:
             return
         answer, more = self._speech.answer(block("first")), self._speech.answer(ALLOWED)
         surplus = self._kind(more)
-        if self._time == "together":
+        if self.time == "together":
             # With TLS they are two records in one segment.
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
         peer.sendall(answer)
-        if self._time in ("while idle", "just before the next"):
+        if self.time in ("while idle", "just before the next"):
             self.go.wait(PATIENCE)
         try:
             peer.sendall(surplus)
-            if self._time == "together":
+            if self.time == "together":
                 peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         finally:
             # A client that has noticed it may be gone before all of it was sent.
@@ -253,13 +257,19 @@ async def outcome(call: Callable[[RequestBodyChunkEvent], Any], number: int) -> 
         return "failed"
 
 
-async def provoke(agent: Hostile, call: Callable[[RequestBodyChunkEvent], Any]) -> list[str]:
+class Provoked(Protocol):
+    go: threading.Event
+    said: threading.Event
+    time: str
+
+
+async def provoke(agent: Provoked, call: Callable[[RequestBodyChunkEvent], Any]) -> list[str]:
     """The verdicts on one event after the other, of which the first is the last that the agent answers properly."""
     verdicts = [await outcome(call, 0)]
     agent.go.set()
     # Blocking, so that the event loop has no turn in which it could read what was said.
     assert agent.said.wait(PATIENCE)
-    if agent._time == "while idle":
+    if agent.time == "while idle":
         await anyio.sleep(0.02)
     verdicts.append(await outcome(call, 1))
     with anyio.fail_after(PATIENCE):
@@ -349,3 +359,117 @@ async def test_nothing_that_comes_after_an_answer_on_a_stream_is_the_next_one(
         assert verdicts[-1] == "own"
         if speech == "envelope":
             assert not agent.reused
+
+
+class Grpc:
+    """The agent protocol over gRPC. ``named``: whether answers carry their correlation id."""
+
+    method = f"/{grpc_peer.SERVICE}/ProcessStream"
+    greeting: bytes | None = grpc_peer.greeting(events=(1, 2))
+    transport: Final = {"protocol": "agent", "connections": 1, "ping_interval": 3600.0, "drain_timeout": 0.01}
+
+    def __init__(self, *, named: bool) -> None:
+        self._name = "c-1" if named else ""
+
+    def answer(self, blocked: str | None) -> bytes:
+        decision = grpc_peer.ALLOW if blocked is None else grpc_peer.block(403, blocked)
+        return grpc_peer.answer(self._name, decision)
+
+
+class ExtProc:
+    """An external processor. A stream is that of an exchange, and a refusal is the last that counts on it."""
+
+    method = METHOD
+    greeting: bytes | None = None
+    transport: Final = {"protocol": "ext_proc"}
+
+    def answer(self, blocked: str | None) -> bytes:
+        if blocked in (None, "first"):
+            response = messages.ProcessingResponse(request_body={})
+        else:
+            refusal = {"status": {"code": 403}, "body": str(blocked).encode()}
+            response = messages.ProcessingResponse(immediate_response=refusal)
+        data: bytes = response.SerializeToString()
+        return data
+
+
+class HostileGrpc(grpc.GenericRpcHandler):
+    """As :class:`Hostile`, with streams for connections: the same answer ``surplus`` times too often."""
+
+    def __init__(self, speech: Grpc | ExtProc, surplus: int, time: str) -> None:
+        self._speech = speech
+        self._surplus = surplus
+        self.time = time
+        self.go = threading.Event()
+        self.said = threading.Event()
+        self._streams = 0
+        self._server = grpc.server(ThreadPoolExecutor(max_workers=10), handlers=[self])
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def service(self, handler_call_details: Any) -> Any:
+        assert handler_call_details.method == self._speech.method
+        return grpc.stream_stream_rpc_method_handler(self._serve)
+
+    def _serve(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        self._streams += 1
+        # A client that has noticed it may be gone before all of it was sent.
+        context.add_callback(self.said.set)
+        own = "again" if self._streams == 1 else "own"
+        if self._speech.greeting is not None:
+            next(requests)
+            yield self._speech.greeting
+        if own == "again":
+            next(requests)
+            yield self._speech.answer("first")
+            if self.time != "just after":
+                self.go.wait(PATIENCE)
+            for _ in range(self._surplus):
+                yield self._speech.answer(None)
+            # What comes behind a message is only asked for once that was sent.
+            self.said.set()
+        for _ in requests:
+            yield self._speech.answer(own)
+
+    def close(self) -> None:
+        self.go.set()
+        self._server.stop(None).wait()
+
+
+GRPC: dict[str, Callable[[], Grpc | ExtProc]] = {
+    "agent": lambda: Grpc(named=False),
+    "agent, named": lambda: Grpc(named=True),
+    "ext_proc": ExtProc,
+}
+
+
+@pytest.mark.parametrize("time", TIMES[1:])
+@pytest.mark.parametrize("surplus", [1, 2])
+@pytest.mark.parametrize("speech", GRPC)
+async def test_nothing_that_comes_after_an_answer_over_grpc_is_the_next_one(
+    speech: str, surplus: int, time: str
+) -> None:
+    spoken = GRPC[speech]()
+    agent = HostileGrpc(spoken, surplus, time)
+    settings: dict[str, Any] = dict(spoken.transport)
+    client = GrpcTransport(f"grpc://127.0.0.1:{agent.port}", **settings).bind(
+        "agent", events=frozenset({EventType.REQUEST_BODY_CHUNK}), config=None, max_concurrent_calls=10
+    )
+
+    async def call(event: RequestBodyChunkEvent) -> Any:
+        try:
+            return await client.call(event)
+        except AgentError:
+            # Where a stream is an exchange's, the next event is of another one.
+            client.forget("c-1")
+            raise
+
+    try:
+        verdicts = await provoke(agent, call)
+        await client.aclose()
+    finally:
+        agent.close()
+
+    assert verdicts[0] == ("allow" if speech == "ext_proc" else "first")
+    assert set(verdicts[1:]) <= {"own", "failed"}
+    assert verdicts[-1] == "own"

@@ -27,7 +27,7 @@ from ...protocol.stream import EVENT_NUMBERS, CallIds, Cancel, Framing, HealthSt
 from ..connection import Service
 from ..dispatch import ServedCall
 from ..framings import V2Connection
-from ..held import MAX_HELD_BYTES
+from ..held import EVENT_BYTES, MAX_HELD_BYTES
 from ..hooks import Hooks, NoAnswer, require_agent, require_flag
 from ..stream import capabilities_of, drained
 from .service import GrpcService, ServedRpc
@@ -128,13 +128,15 @@ class _Configuration:
         self._lock = anyio.Lock()
 
     async def hand_over(self, text: str, agent_id: str) -> str:
-        """Configure the agent, if it has a hook for it; returns why it does not take it, or an empty text."""
+        """Configure the agent, if it has a hook for it; returns why it does not take it, or an empty text.
+
+        To be cancelled when the client has left.
+        """
         try:
-            config = control.decode_config(text)
+            if control.decode_config(text) is None:
+                return ""
         except AgentProtocolError as exc:
             return str(exc)
-        if config is None:
-            return ""
         if not self._hooks.configurable:
             return NOT_CONFIGURABLE
         if EventType.CONFIGURE not in self._hooks.events:
@@ -142,9 +144,12 @@ class _Configuration:
         async with self._lock:
             if text == self._taken:
                 return ""
-            refusal = await self._ask(ConfigureEvent(agent_id=agent_id, config=config))
-            # What it has after it has refused one is for the agent to say.
-            self._taken = None if refusal else text
+            # What the agent has after it has refused one, or was interrupted, is for the agent to say.
+            self._taken = None
+            # Decoded again: those that wait hold the text alone.
+            refusal = await self._ask(ConfigureEvent(agent_id=agent_id, config=control.decode_config(text)))
+            if not refusal:
+                self._taken = text
             return refusal
 
     async def _ask(self, event: ConfigureEvent) -> str:
@@ -173,6 +178,9 @@ class GrpcServedConnection(V2Connection):
         super().__init__(service)
         self._configuration = configuration
         self._greeted = self._ready = self._half_closed = False
+        # Stands for the handshake until it is answered: that is under way as an event is, and ends with the stream.
+        self._greeting = ServedCall(self, CallIds(), EventType.CONFIGURE, None, True)
+        self._config = self._client = ""
         # What has come before the handshake was answered.
         self._early: list[bytes] = []
 
@@ -181,6 +189,8 @@ class GrpcServedConnection(V2Connection):
             return
         if self._greeted and not self._ready:
             self._early.append(data)
+            self.intake.add(EVENT_BYTES + len(data))
+            self.intake.noted()
             return
         self._frame_bytes = len(data)
         try:
@@ -202,6 +212,9 @@ class GrpcServedConnection(V2Connection):
         super().connection_lost(None)
 
     def settle(self, call: ServedCall, answer: bytes) -> None:
+        if call is self._greeting:
+            self._handshake_settled(answer.decode())
+            return
         super().settle(call, answer)
         self._close_if_done()
 
@@ -223,6 +236,8 @@ class GrpcServedConnection(V2Connection):
         return self._no_verdict(call, "cancelled")
 
     async def perform(self, call: ServedCall) -> bytes:
+        if call is self._greeting:
+            return (await self._configuration.hand_over(self._config, self._client)).encode()
         assert call.event is not None
         caller = {"traceparent": [call.ids.traceparent]} if call.ids.traceparent else {}
         try:
@@ -233,6 +248,8 @@ class GrpcServedConnection(V2Connection):
             return self._no_verdict(call, str(exc))
 
     def _no_verdict(self, call: ServedCall, reason: str) -> bytes:
+        if call is self._greeting:
+            return reason.encode()
         return encode_no_verdict(reason, call.ids.correlation_id)
 
     # Messages
@@ -245,8 +262,7 @@ class GrpcServedConnection(V2Connection):
                 raise AgentProtocolError(f"expected a handshake, got {kind or 'an empty message'}")
             self._greeted = True
             self._introduced.set()
-            self._wire.pause_reading()
-            self._dispatcher.spawn(self._greet, message.handshake)
+            self._shake_hands(message.handshake, len(frame))
         elif kind is None:
             # A message of a later version.
             pass
@@ -276,8 +292,29 @@ class GrpcServedConnection(V2Connection):
         else:
             self._heard(ids, event)
 
-    async def _greet(self, handshake: Any) -> None:
-        error = await self._why_not(handshake)
+    def _shake_hands(self, handshake: Any, size: int) -> None:
+        """The client has introduced itself, with a message of so many bytes."""
+        call = self._greeting
+        call.size = EVENT_BYTES + size
+        self._unanswered.add(call)
+        self.intake.add(call.size)
+        self._service.heard += 1
+        versions = list(handshake.supported_versions)
+        if PROTOCOL_VERSION not in versions:
+            self._handshake_settled(f"version {PROTOCOL_VERSION} is supported, and none of {versions}")
+            return
+        self._config, self._client = handshake.config_json, handshake.proxy_id
+        self._dispatcher.start(call)
+
+    def _handshake_settled(self, error: str) -> None:
+        """The agent has its configuration, or has refused it."""
+        self._config = ""
+        if self._lost:
+            return
+        self._unanswered.remove(self._greeting)
+        early, self._early = self._early, []
+        self.intake.add(-self._greeting.size - sum(EVENT_BYTES + len(data) for data in early))
+        self.intake.noted()
         if self._deaf:
             return
         if error:
@@ -290,19 +327,9 @@ class GrpcServedConnection(V2Connection):
         numbers = sorted(EVENT_NUMBERS[event_type] for event_type in listed)
         self._send(control.encode_handshake_response(self._service.capabilities, numbers))
         self.report_health()
-        early, self._early = self._early, []
         for data in early:
             self.data_received(data)
-        if not self._deaf:
-            self._wire.resume_reading()
-            self._close_if_done()
-
-    async def _why_not(self, handshake: Any) -> str:
-        """Why the handshake is refused; empty where it isn't."""
-        versions = list(handshake.supported_versions)
-        if PROTOCOL_VERSION not in versions:
-            return f"version {PROTOCOL_VERSION} is supported, and none of {versions}"
-        return await self._configuration.hand_over(handshake.config_json, handshake.proxy_id)
+        self._close_if_done()
 
     def _send(self, frame: bytes) -> None:
         # Each message is one of gRPC's: they are not joined.

@@ -1,6 +1,7 @@
 """Calls of grpc.aio's server, handed to the methods of services: here, or on an event loop that is not asyncio's."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -18,10 +19,11 @@ from ...transports.grpc.pump import MessagePump
 from ...transports.grpc.thread import AsyncioThread, ThreadedWire
 from ...transports.wire import Receiver
 from .. import held
+from . import service
 from .service import GrpcService, ServedRpc, StatusError, status_of
 
 # What a type checker sees of these depends on the stubs that it has.
-_unary_handler: Final[Any] = grpc.unary_unary_rpc_method_handler
+_unary_handler: Final[Any] = grpc.stream_unary_rpc_method_handler
 _stream_handler: Final[Any] = grpc.stream_stream_rpc_method_handler
 
 T = TypeVar("T")
@@ -190,22 +192,40 @@ class _Rpc(ServedRpc):
         return self._loop.wire(open_pump, receiver)
 
 
-class Methods(grpc.GenericRpcHandler):
-    """The methods of all services of a server."""
+class _CallLimit:
+    """How many calls may be under way at a time."""
 
-    def __init__(self, services: Mapping[str, GrpcService], loop: MethodLoop) -> None:
+    def __init__(self, most: float) -> None:
+        self.most = most
+        self.taken = 0
+
+
+class Methods(grpc.GenericRpcHandler):
+    """The methods of all services of a server.
+
+    :param most_streams: how many calls with messages in both directions there may be at a time, of all services that
+        have no bound of their own.
+    """
+
+    def __init__(
+        self, services: Mapping[str, GrpcService], loop: MethodLoop, *, most_streams: float = math.inf
+    ) -> None:
         self._loop = loop
         self._handlers: dict[str, Any] = {}
-        for service in services.values():
-            for name, unary in service.unary.items():
-                self._handlers[f"/{service.name}/{name}"] = _unary_handler(partial(self._unary, unary))
-            for name, method in service.streams.items():
-                self._handlers[f"/{service.name}/{name}"] = _stream_handler(partial(self._stream, method))
+        shared = _CallLimit(most_streams)
+        for each in services.values():
+            for name, unary in each.unary.items():
+                self._handlers[f"/{each.name}/{name}"] = _unary_handler(partial(self._unary, unary))
+            room = shared if each.most_streams is None else _CallLimit(each.most_streams)
+            for name, method in each.streams.items():
+                self._handlers[f"/{each.name}/{name}"] = _stream_handler(partial(self._bounded, room, method))
 
     def service(self, handler_call_details: Any) -> Any:
         return self._handlers.get(handler_call_details.method)
 
-    async def _unary(self, method: Callable[[bytes, Any], Awaitable[bytes]], request: bytes, context: Any) -> bytes:
+    async def _unary(self, method: Callable[[bytes, Any], Awaitable[bytes]], requests: object, context: Any) -> bytes:
+        # gRPC's library has a kind of handler that is called with the message, and waits for that as long as it takes.
+        request = await _only_message(context)
         rpc = _Rpc(context, self._loop)
         answer: list[bytes] = []
 
@@ -216,6 +236,17 @@ class Methods(grpc.GenericRpcHandler):
         if failure is not None:
             await _abort(context, failure)
         return answer[0]
+
+    async def _bounded(
+        self, room: _CallLimit, method: Callable[[Any], Awaitable[None]], requests: object, context: Any
+    ) -> None:
+        if room.taken >= room.most:
+            await _abort(context, StatusError("RESOURCE_EXHAUSTED", f"{room.most} such calls are under way"))
+        room.taken += 1
+        try:
+            await self._stream(method, requests, context)
+        finally:
+            room.taken -= 1
 
     async def _stream(self, method: Callable[[Any], Awaitable[None]], requests: object, context: Any) -> None:
         rpc = _Rpc(context, self._loop)
@@ -265,6 +296,21 @@ async def _end_of(pump: MessagePump) -> None:
         # gRPC's library cancels the task itself, whatever a scope of anyio's shields.
         pump.abort()
         raise
+
+
+async def _only_message(context: Any) -> bytes:
+    """The message of a call that has one. Ends the call where that does not come."""
+    message: Any = grpc.aio.EOF
+    failure = StatusError("INVALID_ARGUMENT", "it has no message")
+    try:
+        async with asyncio.timeout(service.BEGIN_TIMEOUT):
+            message = await context.read()
+    except TimeoutError:
+        failure = service.too_late()
+    if message is grpc.aio.EOF:
+        await _abort(context, failure)
+    request: bytes = message
+    return request
 
 
 async def _abort(context: Any, failure: StatusError) -> None:

@@ -1,10 +1,11 @@
 """An agent as an Envoy external processor: ``envoy.service.ext_proc.v3.ExternalProcessor``."""
 
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, Literal
 
+from anyio import CancelScope
 from opentelemetry import trace
 from starlette.types import ASGIApp
 
@@ -23,6 +24,7 @@ from ...protocol import Answer, Event, EventType
 from ...protocol.stream import correlation_id_of
 from ...transports.grpc.ext_proc_messages import ProcessingMode, decode, messages, side_of
 from ...transports.grpc.ext_proc_sides import Held, TwoSides
+from ...transports.grpc.transport import MAX_EVENT_BYTES
 from ...transports.in_process import InProcessTransport
 from ..held import MAX_HELD_BYTES
 from ..hooks import require_agent, require_positive
@@ -80,8 +82,9 @@ class ExtProcService(GrpcService):
         content (``etag``, ``digest``) stay also where a body is streamed.
     :param max_concurrency: how many hooks may be at work at a time; the rest wait.
     :param max_body_bytes: a longer body that is to be judged as a whole is refused.
-    :param max_held_bytes: the bytes of messages that wait for the agent, over all streams. Where there are more, each
-        stream has to wait until most of its own are judged.
+    :param max_held_bytes: the bytes of messages that the agent has not judged, over all streams. Where there are more,
+        each stream has to wait until most of its own are judged. Where there are twice as many, and 4 MiB, the stream
+        of which more come is refused with ``RESOURCE_EXHAUSTED``.
     :param name: what the agent calls itself; its class' name by default.
     :raises ConfigurationError: for arguments that can't work.
     """
@@ -117,7 +120,7 @@ class ExtProcService(GrpcService):
         self._max_concurrency = max_concurrency
         self._max_body_bytes = max_body_bytes
         self._apps: dict[tuple[int, int, frozenset[EventType]], ASGIApp] = {}
-        self._held = Held(max_held_bytes)
+        self._held = Held(max_held_bytes, 2 * max_held_bytes + MAX_EVENT_BYTES)
         self._complaints = Throttle()
         # The modes of Envoy's in which it is shown all that it hears.
         self._sound: set[tuple[int, ...]] = set()
@@ -131,7 +134,15 @@ class ExtProcService(GrpcService):
         self._beginnings.drain()
 
     async def _process(self, rpc: ServedRpc) -> None:
-        stream = _Stream(rpc, self._held)
+        with CancelScope() as scope:
+            await self._exchange(rpc, scope.cancel)
+        if scope.cancel_called:
+            fault = f"all streams together hold more than {self._held.most_of_all} bytes"
+            self._complain(fault)
+            raise StatusError("RESOURCE_EXHAUSTED", fault)
+
+    async def _exchange(self, rpc: ServedRpc, refuse: Callable[[], object]) -> None:
+        stream = _Stream(rpc, self._held, refuse)
         exchange = ServedExchange(stream.incoming, stream.write)
         token = _carrier.set(values_of(rpc.metadata, _TRACE_CONTEXT))
         try:
@@ -245,9 +256,9 @@ class _ServedMiddleware(AgentMiddleware):
 class _Stream:
     """The messages of one call."""
 
-    def __init__(self, rpc: ServedRpc, held: Held) -> None:
+    def __init__(self, rpc: ServedRpc, held: Held, refuse: Callable[[], object]) -> None:
         self.incoming: TwoSides[Any] = TwoSides(
-            lambda: self._wire.pause_reading(), lambda: self._wire.resume_reading(), held
+            lambda: self._wire.pause_reading(), lambda: self._wire.resume_reading(), held, refuse
         )
         self._wire = rpc.wire(self, half_open=True)
 

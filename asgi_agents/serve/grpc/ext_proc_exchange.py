@@ -248,6 +248,8 @@ class ServedExchange:
                     return
                 last = not message.get("more_body", False)
                 await self._send_all(self._request.pass_on(message.get("body", b""), last), tell=last)
+                if last:
+                    self._incoming.done(Side.REQUEST)
         finally:
             taken.set()
         # The response may be long, and Envoy passes the request on when its trailers are answered.
@@ -296,6 +298,7 @@ class ServedExchange:
                 data, _ = response.take_body(message.response_body)
             message = None
             await send({"type": "http.response.body", "body": data, "more_body": not response.ended})
+            self._incoming.done(Side.RESPONSE)
             # Where it was stopped, what is left of it must not look like all of it.
             await checkpoint_if_cancelled()
             if self._reply is None:

@@ -15,6 +15,8 @@ from .service import Beginnings, GrpcService, Rpc, ServedRpc, StatusError
 _NAME_TAG: Final = 0x0A
 _STATUS_TAG: Final = 0x08
 _MAX_NAME: Final = 0x7F
+#: Calls of ``Watch`` at a time. They last as long as their clients like.
+MAX_WATCHES: Final = 500
 
 
 class ServingStatus(IntEnum):
@@ -32,6 +34,7 @@ class HealthService(GrpcService):
     """
 
     name = "grpc.health.v1.Health"
+    most_streams = MAX_WATCHES
 
     def __init__(self, names: frozenset[str]) -> None:
         self.unary = {"Check": self._check}

@@ -24,10 +24,10 @@ from ...transports.tls import ClientCertificate, PemFiles, server_pem_files
 from ...transports.wire import Address
 from ..held import MAX_HELD_BYTES
 from ..hooks import require_positive
-from ..sockets import claim, explained, identity, listen
+from ..sockets import claim, explained, identity, listen, remove
 from .binds import parse_bind
 from .calls import MethodLoop, Methods, OtherLoop, SameLoop
-from .health import HealthService
+from .health import MAX_WATCHES, HealthService
 from .service import GrpcService
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ _PINGS: Final = 30_000
 _PING_TIMEOUT: Final = 10_000
 # Calls that a client may have under way on one connection.
 _STREAMS: Final = 1_000
+# Calls with messages in both directions, over all clients, beside ten for each hook that may be at work.
+_MORE_STREAMS: Final = 1_000
+# Calls with one message and one answer, at a time, beside all streams.
+_SHORT_CALLS: Final = 1_000
 # Seconds for the rest to end, once the time for draining is over.
 _CLOSING: Final = 1.0
 _FOR_EVER: Final = 365 * 24 * 3600.0
@@ -133,7 +137,10 @@ async def serve_grpc(
             loop, run = OtherLoop(thread, tasks), thread.run
         for each in by_name.values():
             await stack.enter_async_context(each.serving())
-        listening = _Listening(Methods(by_name, loop), options, tls, 10 * max_concurrency + 1000)
+        most_streams = 10 * max_concurrency + _MORE_STREAMS
+        methods = Methods(by_name, loop, most_streams=most_streams)
+        # However many streams there are, there is room for calls that are over in a moment.
+        listening = _Listening(methods, options, tls, most_streams + MAX_WATCHES + _SHORT_CALLS)
         stack.push_async_callback(_shielded, partial(run, listening.stop))
         port = await run(partial(listening.start, address))
         socket.bound()
@@ -218,8 +225,8 @@ class _Socket:
 
     def close(self) -> None:
         """Remove the file, unless it is another's, and let others have the path."""
-        if self._path is not None and self._made is not None and identity(self._path) == self._made:
-            os.unlink(self._path)
+        if self._path is not None:
+            remove(self._path, self._made)
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -14,6 +14,9 @@ from ...transports.wire import Receiver
 
 logger: Final = logging.getLogger("asgi_agents.serve")
 
+#: Seconds within which the first message of a call has to come.
+BEGIN_TIMEOUT: float = 10.0
+
 T = TypeVar("T")
 
 UnaryMethod = Callable[[bytes, "Rpc"], Awaitable[bytes]]
@@ -76,11 +79,14 @@ class GrpcService:
     :ivar name: ``package.Service``.
     :ivar unary: methods that take one message and return one, by name.
     :ivar streams: methods with messages in both directions, by name.
+    :ivar most_streams: how many calls of ``streams`` there may be at a time, whatever other services have. None: as
+        many as the server takes for all of these together.
     """
 
     name: str
     unary: Mapping[str, UnaryMethod] = {}
     streams: Mapping[str, StreamMethod] = {}
+    most_streams: int | None = None
 
     def serving(self) -> AbstractAsyncContextManager[object]:
         """Around the time for which it is served."""
@@ -94,7 +100,7 @@ class GrpcService:
 
 
 class Beginnings:
-    """Streams that wait for their first message. They need not wait any more once the server shuts down.
+    """Streams that wait for their first message, for :data:`BEGIN_TIMEOUT` seconds, or until the server shuts down.
 
     :param patience: seconds that one has then, because the message may be on its way. None of it was judged, which some
         clients take for a permission.
@@ -108,9 +114,9 @@ class Beginnings:
     async def wait_for(self, receive: Callable[[], Awaitable[T]]) -> T:
         """Await ``receive()``.
 
-        :raises StatusError: the server shuts down, and nothing has come.
+        :raises StatusError: nothing has come in time, or before the server has shut down.
         """
-        with CancelScope() as scope:
+        with CancelScope(deadline=anyio.current_time() + BEGIN_TIMEOUT) as scope:
             self._waiting.add(scope)
             try:
                 if self._draining:
@@ -118,7 +124,9 @@ class Beginnings:
                 return await receive()
             finally:
                 self._waiting.discard(scope)
-        raise StatusError("UNAVAILABLE", "the server is shutting down")
+        if self._draining:
+            raise StatusError("UNAVAILABLE", "the server is shutting down")
+        raise too_late()
 
     def drain(self) -> None:
         """The server shuts down."""
@@ -127,7 +135,12 @@ class Beginnings:
             self._hurry(scope)
 
     def _hurry(self, scope: CancelScope) -> None:
-        scope.deadline = anyio.current_time() + self._patience
+        scope.deadline = min(scope.deadline, anyio.current_time() + self._patience)
+
+
+def too_late() -> StatusError:
+    """What a call ends with whose first message has not come in time."""
+    return StatusError("DEADLINE_EXCEEDED", f"no message has come within {BEGIN_TIMEOUT:g} s")
 
 
 def values_of(metadata: Metadata, names: Sequence[str]) -> dict[str, list[str]]:

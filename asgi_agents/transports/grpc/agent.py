@@ -76,7 +76,10 @@ class GrpcPool(AgentPool):
             channel = self._channels[endpoint] = open_channel(
                 self._grpc_settings, target_of(address), address.server_name and f"{address.server_name}:{address.port}"
             )
-        return channel.wire(PROCESS_STREAM, connection, metadata=self._grpc_settings.metadata.pairs)
+        assert isinstance(connection, GrpcConnection)
+        wire = channel.wire(PROCESS_STREAM, connection, metadata=self._grpc_settings.metadata.pairs)
+        connection.stream = wire
+        return wire
 
     def dropped(self, endpoint: Endpoint) -> None:
         channel = self._channels.pop(endpoint, None)

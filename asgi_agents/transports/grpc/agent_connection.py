@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,6 +22,7 @@ from ..stream.flow_control import Capacity
 from ..stream.handshake import Handshake
 from ..stream.pending_calls import PendingCall
 from ..stream.wire_format import WireFormat
+from .channel import StreamWire
 
 logger: Final = logging.getLogger("asgi_agents")
 
@@ -110,6 +112,10 @@ class GrpcConnection(AgentConnection):
         not_carried: Callable[[frozenset[EventType]], object],
     ) -> None:
         self._grpc_handshake = GrpcHandshake(max_event_bytes)
+        #: Its wire, once that is open.
+        self.stream: StreamWire | None = None
+        # Whether an answer has named no request, as it may where one call is under way.
+        self._names_none = False
         self._not_carried = not_carried
         self._logs = Throttle()
         super().__init__(
@@ -122,6 +128,17 @@ class GrpcConnection(AgentConnection):
             handshake=self._grpc_handshake,
         )
 
+    async def call(self, event: Event, deadline: float = math.inf) -> Answer:
+        # An answer names the request: one too many that has come already would be taken for that to the next event of
+        # the request. To the first event of a request nobody can have answered yet.
+        if self.stream is not None and (self._names_none or event.event_type is not EventType.REQUEST_HEADERS):
+            try:
+                await self.stream.catch_up()
+            except BaseException:
+                self.give_back()
+                raise
+        return await super().call(event, deadline)
+
     def data_received(self, data: bytes) -> None:
         self.health.heard_at = time.monotonic()
         if self.fault:
@@ -133,8 +150,10 @@ class GrpcConnection(AgentConnection):
                 self._agreed(self._grpc_handshake.agree(kind, message))
             elif kind == "response":
                 response = message.response
-                if not response.correlation_id and len(self.pending_calls) > 1:
-                    raise AgentProtocolError("an answer names no request, and there are several")
+                if not response.correlation_id:
+                    self._names_none = True
+                    if len(self.pending_calls) > 1:
+                        raise AgentProtocolError("an answer names no request, and there are several")
                 self._answer_received(CallIds(response.correlation_id), response, None)
             else:
                 self._said(kind, message)

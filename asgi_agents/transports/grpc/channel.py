@@ -9,6 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -53,6 +54,10 @@ _PAUSE: Final = 0.02
 
 class StreamWire(Wire, Protocol):
     """A Wire whose pieces are messages, on a call in both directions."""
+
+    async def catch_up(self) -> None:
+        """Wait until the receiver has what has come."""
+        ...
 
     def end(self) -> None:
         """Send no more than what was written. The peer may still send."""
@@ -371,10 +376,15 @@ class AsyncioChannel(Channel):
         except grpc.aio.UsageError:
             raise AgentConnectionError("the channel was closed") from None
         _streams.setdefault(asyncio.get_running_loop(), WeakSet()).add(stream)
-        pump = MessagePump(_ClientCall(stream, self._note_cut_short), receiver)
+        pump = MessagePump(_ClientCall(stream, self._note_cut_short), receiver, pass_through=self._pass_through)
         self._pumps = {each for each in self._pumps if not each.closed}
         self._pumps.add(pump)
         return pump
+
+    async def _pass_through(self) -> None:
+        # That its state is not this one comes by the queue by which messages come, and behind them.
+        with suppress(grpc.aio.UsageError):
+            await self._channel.wait_for_state_change(grpc.ChannelConnectivity.SHUTDOWN)
 
     def _note_cut_short(self) -> None:
         self._cut_short = True

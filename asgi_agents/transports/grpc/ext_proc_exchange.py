@@ -202,6 +202,8 @@ class ProcessedExchange:
         return await (self._duplex(event, side) if self._full_duplex else self._body(event, side))
 
     async def _send(self, event: ShownEvent) -> None:
+        if self._begun and not self._full_duplex:
+            await self._wire.catch_up()
         if not self._full_duplex and self._incoming.waits(side_of_event(event)):
             # It would be taken for the answer to this event, and all later answers for those to others.
             raise AgentProtocolError("it has answered what it was not asked")

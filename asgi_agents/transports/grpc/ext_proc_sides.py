@@ -23,10 +23,13 @@ class Held:
     """What all streams of a server, or to a processor, hold together.
 
     :param limit: bytes. Beyond it streams hold :data:`FEW_WAITING_BYTES` each.
+    :param most: bytes that are never exceeded. None: a message of each stream is read in any case, and those that were
+        taken do not count.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, most: int | None = None) -> None:
         self.total = 0
+        self.most_of_all = most
         self._limit = limit
 
     @property
@@ -40,17 +43,28 @@ class TwoSides(Generic[M]):
 
     :param pause: called when so much waits that no more is to be read; ``resume``: read on.
     :param held: counts what waits, with that of other streams.
+    :param refuse: called when all streams hold more than they may after a message of this one. Nobody takes any more
+        then.
     """
 
-    def __init__(self, pause: Callable[[], object], resume: Callable[[], object], held: Held) -> None:
+    def __init__(
+        self,
+        pause: Callable[[], object],
+        resume: Callable[[], object],
+        held: Held,
+        refuse: Callable[[], object] = lambda: None,
+    ) -> None:
         self._pause = pause
         self._resume = resume
+        self._refuse = refuse
         self._shared = held
         self._queues: dict[Side, deque[tuple[M, int]]] = {side: deque() for side in Side}
         self._everyones: M | None = None
         self._waiting: dict[Side, Signal] = {}
         self._waiting_for_the_end: list[Signal] = []
         self._held = 0
+        # Bytes of the message that was taken last, until :meth:`done`.
+        self._taken = dict.fromkeys(Side, 0)
         self._paused = self._discarded = False
         #: Whether nothing more comes. What waits can still be taken.
         self.ended = False
@@ -72,7 +86,12 @@ class TwoSides(Generic[M]):
         size += MESSAGE_BYTES
         self._queues[side].append((message, size))
         self._count(size)
-        if self._held > self._shared.most and not self._paused:
+        shared = self._shared
+        if shared.most_of_all is not None and shared.total > shared.most_of_all:
+            self.discard()
+            self._refuse()
+            return
+        if self._held > shared.most and not self._paused:
             self._paused = True
             self._pause()
         waiting = self._waiting.pop(side, None)
@@ -99,10 +118,19 @@ class TwoSides(Generic[M]):
             return self._everyones
         message, size = queue.popleft()
         self._count(-size)
+        self.done(side)
+        if self._shared.most_of_all is not None and not self._discarded:
+            self._taken[side] = size
+            self._shared.total += size
         if self._paused and self._held <= self._shared.most // 2:
             self._paused = False
             self._resume()
         return message
+
+    def done(self, side: Side) -> None:
+        """Nobody needs the message any more that was taken last of that side. To take the next one says so as well."""
+        self._shared.total -= self._taken[side]
+        self._taken[side] = 0
 
     async def next(self, side: Side) -> M | None:
         """The next message of that side, of which one task waits; None where the stream has ended in order before.
@@ -147,6 +175,8 @@ class TwoSides(Generic[M]):
         for queue in self._queues.values():
             queue.clear()
         self._count(-self._held)
+        for side in Side:
+            self.done(side)
 
     def _count(self, size: int) -> None:
         self._held += size

@@ -5,8 +5,9 @@ whole call.
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Final, Protocol
 
@@ -18,6 +19,11 @@ from ..wire import Receiver
 _HIGH_WATER: Final = 256 * 1024
 #: Seconds that a server may take to end its side, once we have ended ours.
 LINGER: Final = 1.0
+# Seconds in which a message that was sent right behind another has come.
+_RIGHT_BEHIND: Final = 0.002
+# How often :meth:`MessagePump.catch_up` goes through gRPC's library. Of 600 messages that had just come, on a machine
+# with four times as many busy threads as processors, the first time came before 9, and the second before one.
+_ROUNDS: Final = 3
 
 
 class MessageCall(Protocol):
@@ -61,13 +67,23 @@ class MessagePump:
 
     It is for asyncio only, and begins at once. It may be made in a callback, in which anyio has no tasks.
 
+    :param pass_through: comes back once gRPC's library has handed over what it had for the event loop when this began.
     :param half_open: go on writing when the peer has ended its side, until this side is ended too. Otherwise the peer
         is gone then.
     """
 
-    def __init__(self, call: MessageCall, receiver: Receiver, *, half_open: bool = False) -> None:
+    def __init__(
+        self,
+        call: MessageCall,
+        receiver: Receiver,
+        *,
+        pass_through: Callable[[], Awaitable[object]] | None = None,
+        half_open: bool = False,
+    ) -> None:
         self._call = call
         self._receiver = receiver
+        self._pass_through = pass_through
+        self._heard_at = 0.0
         self._half_open = half_open
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
@@ -118,7 +134,10 @@ class MessagePump:
                 message = await call.read()
                 if message is None:
                     break
+                self._heard_at = time.monotonic()
                 receiver.data_received(message)
+                # Not held until the next comes, nor by what this ends with.
+                del message
         except AgentError as exc:
             self._lost = exc
         self._read_to_the_end = True
@@ -176,6 +195,18 @@ class MessagePump:
     @property
     def turns_behind(self) -> int:
         return 0
+
+    async def catch_up(self) -> None:
+        """Wait until the receiver has what has come, and what was sent right behind that: a few milliseconds.
+
+        gRPC's library does not say whether a message has come that nobody has read yet.
+        """
+        rest = self._heard_at + _RIGHT_BEHIND - time.monotonic()
+        if rest > 0:
+            await asyncio.sleep(rest)
+        if self._pass_through is not None:
+            for _ in range(_ROUNDS):
+                await self._pass_through()
 
     def pause_reading(self) -> None:
         if self._readable is None:

@@ -152,6 +152,10 @@ class ThreadedWire:
         if self._pump is not None:
             self._pump.write(data)
 
+    async def _caught_up(self) -> None:
+        if self._pump is not None:
+            await self._pump.catch_up()
+
     async def _drained(self) -> None:
         # It is called behind all that was written before.
         if self._pump is not None:
@@ -205,6 +209,12 @@ class ThreadedWire:
     @property
     def turns_behind(self) -> int:
         return 1
+
+    async def catch_up(self) -> None:
+        """Wait until the receiver has what has come."""
+        if not self.closed:
+            # That it is done comes behind what has come.
+            await self._thread.run(self._caught_up)
 
     def pause_reading(self) -> None:
         self._paused = True

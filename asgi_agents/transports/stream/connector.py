@@ -19,6 +19,7 @@ from ...protocol import (
     reason_of,
 )
 from ...protocol.stream import MAX_HANDSHAKE_REQUEST_BYTES
+from ..wire import Wire
 from .connection import AgentConnection
 from .endpoint import Endpoint
 from .settings import PoolSettings
@@ -188,6 +189,7 @@ class Connector:
         """Connect, shake hands and configure; raises :class:`AgentError`."""
         settings, pool = self._settings, self._pool
         connection = pool.new_connection(self._endpoint)
+        wire: Wire | None = None
         try:
             async with AsyncExitStack() as handing_over:
                 with CancelScope(deadline=anyio.current_time() + settings.connect_timeout) as scope:
@@ -205,6 +207,9 @@ class Connector:
                 raise AgentConnectionError(connection.fault)
         except BaseException:
             connection.fail("never used")
+            if wire is not None:
+                # The connection may not have it yet.
+                wire.abort()
             raise
         return connection
 

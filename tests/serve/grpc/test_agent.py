@@ -448,6 +448,91 @@ async def test_a_configuration_is_handed_over_once_however_many_streams_bring_it
     assert agent.given == [{"a": 1}, {"a": 2}, {"a": 1}, {"bad": True}, {"a": 1}]
 
 
+class Loading(Agent):
+    """Takes for ever to take a configuration whose name begins with "slow"."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.taken: list[str] = []
+
+    async def on_request_headers(self, event: RequestHeadersEvent) -> None:
+        pass
+
+    async def on_configure(self, event: ConfigureEvent) -> None:
+        name = str(event.config)[:6]
+        self.begun.append(name)
+        if name.startswith("slow"):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.sleep_forever)
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    if name == "slow-r":
+                        raise RuntimeError("what it does when it is interrupted fails")
+        self.taken.append(name)
+
+
+@pytest.mark.parametrize("leave", [RawStream.cancel, RawStream.end], ids=["cancels", "half-closes, and cancels"])
+@pytest.mark.parametrize("name", ["slow", "slow-r"])
+async def test_a_configuration_is_given_up_when_its_client_leaves(
+    name: str, leave: Callable[[RawStream], None]
+) -> None:
+    """Also those that wait for another: none of them is applied later, or in the way of another client's."""
+    service = AgentService(agent := Loading())
+    async with serving(service) as served:
+        assert service._service is not None
+        budget = service._service.budget
+        for _ in range(2):
+            streams = [served.stream() for _ in range(3)]
+            streams[0].send(handshake(f'"{name}"'))
+            await until(lambda: agent.begun == [name])
+            for stream in streams[1:]:
+                stream.send(handshake('"left!' + "x" * 100_000 + '"'))
+            # What waits is counted.
+            await until(lambda: budget.total > 200_000)
+            for stream in streams[1:]:
+                leave(stream)
+                stream.cancel()
+            await until(lambda: budget.total < 100_000)
+            leave(streams[0])
+            streams[0].cancel()
+            await until(lambda: budget.total == 0)
+            agent.begun.clear()
+        stream = served.stream()
+        stream.send(handshake('"quick"'))
+        assert (await stream.message())[1].get(3) == [1]
+    assert agent.taken == ["quick"]
+
+
+async def test_a_configuration_that_was_interrupted_leaves_none_behind_that_counts() -> None:
+    """What the agent has then is for it to say: it is asked again, also about the one that it had before."""
+    async with serving(agent := Loading()) as served:
+        for name in ("a", "slow", "a"):
+            stream = served.stream()
+            stream.send(handshake(f'"{name}"'))
+            if name == "a":
+                assert (await stream.message())[1].get(3) == [1]
+            else:
+                await until(lambda: agent.begun[-1] == "slow")
+                stream.cancel()
+    assert agent.taken == ["a", "a"]
+
+
+async def test_what_comes_while_a_configuration_is_taken_is_held_within_bounds() -> None:
+    service = AgentService(agent := Loading(), max_held_bytes=1024 * 1024)
+    async with serving(service) as served:
+        assert service._service is not None
+        budget = service._service.budget
+        stream = served.stream()
+        stream.send(handshake('"slow"'), *[chunk(data=b"x" * 50_000)] * 100)
+        await until(lambda: agent.begun and budget.total >= budget.share)
+        await anyio.sleep(0.1)
+        # No more is read than what was on its way between two event loops.
+        assert budget.total < 3 * 1024 * 1024
+        stream.cancel()
+        await until(lambda: budget.total == 0)
+
+
 # The end
 
 

@@ -1003,6 +1003,58 @@ def test_the_command_says_what_can_not_work(capsys: pytest.CaptureFixture[str]) 
     assert "--ext-proc: '127.0.0.1', expected unix:///path or host:port" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("max_concurrency", [1, 100])
+async def test_what_was_not_judged_counts_and_streams_are_refused_beyond_what_all_may_hold(
+    max_concurrency: int,
+) -> None:
+    """Whether a body waits to be taken, for a permit, or for its hook."""
+    judge = anyio.Event()
+
+    class Slow(Agent):
+        async def on_request_body_chunk(self, event: RequestBodyChunkEvent) -> None:
+            await judge.wait()
+
+    service = ExtProcService(Slow(), max_concurrency=max_concurrency, max_held_bytes=100_000)
+    held, size = service._held, 1024 * 1024
+    passed: list[Proxy] = []
+    refused: list[str] = []
+    async with anyio.create_task_group() as tasks:
+        address = await tasks.start(serve_grpc, service, "127.0.0.1:0")
+        channel = open_channel(settings_of(address), address.replace("grpc://", "dns:///"))
+
+        async def exchange() -> None:
+            proxy = Proxy(channel, "BUFFERED")
+            await proxy.request()
+            assert await proxy.receive()
+            await proxy.body(REQUEST, b"x" * size, True)
+            try:
+                answer = await proxy.receive()
+            except AgentError as exc:
+                refused.append(str(exc))
+            else:
+                assert answer is not None
+                assert answer.HasField("request_body")
+                passed.append(proxy)
+
+        async with anyio.create_task_group() as exchanges:
+            for _ in range(10):
+                exchanges.start_soon(exchange)
+            with anyio.fail_after(60):
+                while len(refused) < 6:  # noqa: ASYNC110 - they say so themselves
+                    await anyio.sleep(0.01)
+            assert 3 * size < held.total <= 200_000 + 4 * size
+            judge.set()
+        assert len(passed) == 4
+        assert all("RESOURCE_EXHAUSTED" in each for each in refused), refused
+        # They go on with the response, and nothing of the request is needed any more.
+        assert held.total < size
+        for proxy in passed:
+            proxy.cancel()
+        await channel.aclose()
+        tasks.cancel_scope.cancel()
+    assert held.total == 0
+
+
 # On trio some are on their way from the thread of gRPC's library.
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_what_waits_for_a_slow_agent_is_bounded() -> None:

@@ -21,9 +21,10 @@ from anyio.lowlevel import checkpoint
 
 from asgi_agents import Agent, ConfigurationError, GrpcTransport
 from asgi_agents.serve import held, serve_grpc
-from asgi_agents.serve.grpc import ext_proc
+from asgi_agents.serve.grpc import ext_proc, server, service
 from asgi_agents.serve.grpc.agent import AgentService
 from asgi_agents.serve.grpc.ext_proc import ExtProcService
+from asgi_agents.serve.grpc.health import HealthService
 from asgi_agents.serve.grpc.service import Beginnings, GrpcService, Rpc, ServedRpc, StatusError
 from asgi_agents.transports.grpc import pump
 from asgi_agents.transports.grpc.pump import MessagePump
@@ -446,3 +447,103 @@ async def test_only_clients_with_a_certificate_of_the_authority_are_served(tmp_p
 async def test_one_agent_can_be_served_at_several_addresses() -> None:
     async with serving([AgentService(Waf())]) as one, serving([AgentService(Waf())]) as other:
         assert one.address != other.address
+
+
+async def test_a_file_that_cannot_be_removed_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "s"
+
+    really = os.lstat
+
+    def refuse(name: Any) -> os.stat_result:
+        if name == str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return really(name)
+
+    with monkeypatch.context() as refusing:
+        async with serving(Waf(), f"unix://{path}"):
+            # gRPC's library removes it itself where it may, and does not say so.
+            refusing.setattr(os, "lstat", refuse)
+    assert f"{path}: can't be removed, and stays: Permission denied" in caplog.messages
+    # It is in nobody's way.
+    async with serving(Waf(), f"unix://{path}"):
+        pass
+
+
+# Calls that say nothing
+
+
+def silent(end: threading.Event) -> Any:
+    end.wait(60)
+    yield from ()
+
+
+async def ended_with(call: Any) -> str:
+    def consume() -> str:
+        try:
+            list(call)
+        except grpc.RpcError as exc:
+            error: Any = exc
+            return f"{error.code().name}: {error.details()}"
+        return "OK"
+
+    found: str = await in_thread(consume)
+    return found
+
+
+@pytest.mark.parametrize("method", [WATCH, PROCESS_EXCHANGE, CHECK, "/test.Echo/One"])
+async def test_a_call_on_which_nothing_is_said_ends(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "BEGIN_TIMEOUT", 0.05)
+    end = threading.Event()
+    async with serving([ExtProcService(Waf()), Echo()]) as served:
+        call = served.channel().stream_stream(method)(silent(end), timeout=60)
+        assert await ended_with(call) == "DEADLINE_EXCEEDED: no message has come within 0.05 s"
+        end.set()
+        # The server goes on.
+        assert await in_thread(ask, served.channel(), CHECK) == b"\x08\x01"
+
+
+async def test_a_call_that_has_no_message_is_refused() -> None:
+    async with serving(Echo()) as served:
+        call = served.channel().stream_stream("/test.Echo/One")(iter(()), timeout=60)
+        assert await ended_with(call) == "INVALID_ARGUMENT: it has no message"
+
+
+@pytest.mark.parametrize("hoarded", ["/test.Echo/Hang", WATCH])
+async def test_streams_that_last_keep_nobody_from_asking_for_the_health_nor_others_from_their_streams(
+    hoarded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_MORE_STREAMS", 3 - 10)
+    monkeypatch.setattr(HealthService, "most_streams", 3)
+    other = WATCH if hoarded != WATCH else "/test.Echo/Hang"
+    end = threading.Event()
+
+    def begun() -> Any:
+        yield b""
+        end.wait(60)
+
+    async with serving(echo := Echo(), max_concurrency=1) as served:
+        hoarding = served.channel()
+        calls = [hoarding.stream_stream(hoarded)(begun(), timeout=60) for _ in range(3)]
+        for call in calls if hoarded == WATCH else ():
+            assert await in_thread(next, call) == b"\x08\x01"
+        await until(lambda: hoarded == WATCH or echo.running == 3)
+        for _ in range(3):
+            refused = hoarding.stream_stream(hoarded)(begun(), timeout=60)
+            assert await ended_with(refused) == "RESOURCE_EXHAUSTED: 3 such calls are under way"
+        channel = served.channel()
+        assert await in_thread(ask, channel, CHECK) == b"\x08\x01"
+        call = channel.stream_stream(other)(begun(), timeout=60)
+        if other == WATCH:
+            assert await in_thread(next, call) == b"\x08\x01"
+        else:
+            await until(lambda: echo.running)
+        for each in (*calls, call):
+            each.cancel()
+        end.set()
+        # Whoever leaves makes room.
+        await until(lambda: not echo.running)
+        again = channel.stream_stream(hoarded)(iter([b""]), timeout=60)
+        await until(lambda: hoarded == WATCH or echo.running)
+        again.cancel()
