@@ -72,6 +72,7 @@ _IN_FLOW: Final = re.compile(r"[^,\[\]{}\r\n]++(?:(?:\r\n|[\r\n])[ \t]++[^,\[\]{
 _BEFORE_QUOTE: Final = re.compile(_BYTES, re.VERBOSE)
 # Or what was replaced before.
 _OPEN_WITH_QUOTE: Final = re.compile(r"""[\[{]\s*+\\*+["']|\[redacted\]""")
+_TAG_WITH_QUOTES: Final = re.compile(r"""(?:[^<>"']|"[^"]*+"|'[^']*+')*+>""")
 _PROPERTIES: Final = re.compile(r"(?:[!&]\S*+[ \t]++)*+")
 _SAID: Final = re.compile(r"""(?:[^\s"'&;,<>=]|&\#?\w{1,20};)++""")
 _MARKUP: Final = re.compile(r"<!\[CDATA\[|\]\]>|<!--(?:(?!-->)[^<]){0,200}+-->")
@@ -311,9 +312,14 @@ def _opens(text: str, at: int, *, any_value: bool) -> bool:
 def _content(text: str, at: int, element: str, name: str) -> _Find | None:
     """What is in an element, whatever that is: to the tag that closes it."""
     start = content_of_tag(text, at)
-    if start is None or (name and has_count(text, start, element, name)):
+    if start is None:
         return None
-    end = end_of_element(text, start, element)
+    # For some parsers its tag ends behind the attribute that has a bracket.
+    tag = _TAG_WITH_QUOTES.match(text, at)
+    content = start if tag is None else max(start, tag.end())
+    if name and has_count(text, content, element, name):
+        return None
+    end = end_of_element(text, content, element)
     empty = start == end or (end - start < _LONGEST_NAME and text[start:end].strip() in _NO_VALUES)
     return None if empty else (start, end, REDACTED)
 

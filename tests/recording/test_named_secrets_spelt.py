@@ -47,6 +47,7 @@ OTHER = {
     "an attribute that says the name in other lines": '<input name\n=\n"@" value\n=\n"$">',
     "an element that says the name in CDATA": "<m><name><![CDATA[@]]></name><value>$</value></m>",
     "an element that says the name in parts": "<m><name><!-- x -->@<![CDATA[]]></name><value>$</value></m>",
+    "an element with an attribute that seems to end it": '<a><@ b="></@>">$</@></a>',
     "settings with tabs": "[a]\n@\t=\t$\n",
     "settings with many blanks": "[a]\n@              = $\n",
     "a setting of several lines": '@="a\n$"\nb=1\n',

@@ -118,6 +118,9 @@ def test_whatever_is_repeated_takes_time_in_proportion_to_its_length(seed: int) 
             ("a=1&pin=\n", "b\n"),
             ("pin=x", "\nb "),
             ("<name>", "<![CDATA["),
+            ("<a>", '<token ">'),
+            ("<a>", "<token '"),
+            ("<token a='", '<token b=">'),
             ("x ", "pin\n"),
             ("x ", "a b "),
         ]
