@@ -199,10 +199,14 @@ class _Named:
             element, end = self._tag["element"], self._tag.end()
             self._tag = None
             content = content_of_tag(text, end)
-            if content is not None and content > at and element.lower() not in _VOID:
-                end = end_of_element(text, content, element)
-                if content < end and not has_count(text, content, element, said):
-                    self._content = content, end, REDACTED
+            if content is None or content <= at or element.lower() in _VOID:
+                return
+            # Asked first: where it is, the element is not to be read to its end, nor the next one in it once more.
+            if has_count(text, content, element, said):
+                return
+            end = end_of_element(text, content, element)
+            if content < end:
+                self._content = content, end, REDACTED
 
     def _name_of_value(self, match: re.Match[str]) -> str:
         """The name of a secret that was said of a value."""

@@ -17,6 +17,7 @@ TOKENS = [
     *("1", "1.5", "ms", "a", " ", "\n", "\r\n", "\n  ", "\n- ", "--a\n", "%5B", "%255B", "%7B%22", "%22", "%3D", "%26"),
     *("a=", "&token=", "?a_tokens=", '"tokens":', '"tokens_details":', '"password":', "password", "password:", "pin="),
     *("name=", '"name":', '"key":"', '"value":', "value:", "name: otp", "otp", "authorization_code", '"code":'),
+    *('<a name="token_details"><b>', "<p key='token_details'><q>"),
     *("<token>", "<token ", "</token>", "<name>", "<value>", "<tokens_details>", "<![CDATA[", "]]>", "<!--", "-->"),
     *(
         ", pin: ",
