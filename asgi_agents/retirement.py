@@ -76,10 +76,16 @@ class Retirement:
         finally:
             del self._looking[loop]
 
-    @property
-    def looked_after_elsewhere(self) -> bool:
-        """Whether a task of another event loop looks."""
-        return any(loop.alive and not loop.is_current for loop in tuple(self._looking))
+    async def close_here(self) -> None:
+        """Close what belongs to the running event loop. Another one sees to the rest."""
+        try:
+            await self.guard.client.aclose()
+        except Exception:
+            # The others are to be closed all the same.
+            self._tell()
+
+    def _tell(self) -> None:
+        logger.exception("agent %r: its connections could not be closed", self.guard.config.id)
 
     async def close(self) -> None:
         """Close it now, on every event loop, or wait for whoever does, and take over should that be cancelled."""
@@ -103,10 +109,12 @@ class Retirement:
         except Exception as exc:
             self._errors.append(exc)
             if not self._waiting:
-                logger.exception("agent %r: its connections could not be closed", self.guard.config.id)
+                self._tell()
         self.over = True
-        self._then()
-        self._done.set()
+        try:
+            self._then()
+        finally:
+            self._done.set()
 
 
 class Retirements:
@@ -194,8 +202,11 @@ class Retirements:
         return bool(running)
 
     async def hasten(self) -> None:
-        """Close at once what no other event loop looks after, and of the others what belongs to the running one."""
+        """Close at once all of them, or what belongs to the running event loop, if another one has users.
+
+        One that looks without having users may be about to end, as that of a user who has left before.
+        """
         async with anyio.create_task_group() as tasks:
-            for guard, retirement in tuple(self._under_way.items()):
-                elsewhere = self._look_elsewhere(retirement) or retirement.looked_after_elsewhere
-                tasks.start_soon(guard.client.aclose if elsewhere else retirement.close)
+            for retirement in tuple(self._under_way.values()):
+                elsewhere = self._look_elsewhere(retirement)
+                tasks.start_soon(retirement.close_here if elsewhere else retirement.close)

@@ -3,6 +3,7 @@
 The event loop that serves is that of the test. The other one runs in a thread, and ends while the connection is open.
 """
 
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final
@@ -204,6 +205,70 @@ async def test_a_shutdown_closes_what_an_event_loop_has_left(other: str, change:
     await it.manager.shutdown()
     assert it.is_forgotten
     assert it.transport.closed == 1
+
+
+@each_change
+@each_other
+async def test_the_last_of_several_users_to_leave_closes_it_also_while_the_event_loop_of_another_runs(
+    other: str, change: Change
+) -> None:
+    it = Held()
+    entered, leave, left, end = (threading.Event() for _ in range(4))
+
+    async def enter() -> None:
+        async with it.manager:
+            entered.set()
+            await anyio.to_thread.run_sync(leave.wait)
+        left.set()
+        # It has no users any more, and what looks on it may end at any time.
+        await anyio.to_thread.run_sync(end.wait)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(elsewhere, other, enter)
+        try:
+            await anyio.to_thread.run_sync(entered.wait)
+            async with it.manager:
+                await change(it.manager)
+                leave.set()
+                await anyio.to_thread.run_sync(left.wait)
+                assert not it.guard.configuring.closed
+            assert it.is_forgotten
+        finally:
+            leave.set()
+            end.set()
+
+
+@each_change
+@each_other
+async def test_one_that_cannot_be_closed_keeps_no_other_open(
+    other: str, change: Change, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = Held()
+    standing = fake(it.manager, "b")
+    entered, leave = threading.Event(), threading.Event()
+
+    async def fail() -> None:
+        raise OSError("no such luck")
+
+    it.guard.client.aclose = fail  # type: ignore[method-assign]
+
+    async def enter() -> None:
+        async with it.manager:
+            entered.set()
+            await anyio.to_thread.run_sync(leave.wait)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(elsewhere, other, enter)
+        try:
+            await anyio.to_thread.run_sync(entered.wait)
+            async with it.manager:
+                await change(it.manager)
+                standing.closed = 0
+            assert standing.closed == 1
+            assert "agent 'a': its connections could not be closed" in caplog.text
+        finally:
+            it.let_go()
+            leave.set()
 
 
 @pytest.mark.parametrize("change", [replaced_by_a_file, removed_by_a_file], ids=lambda change: change.__name__)
