@@ -501,6 +501,7 @@ async def test_a_call_on_which_nothing_is_said_ends(method: str, monkeypatch: py
         assert await ended_with(call) == "DEADLINE_EXCEEDED: no message has come within 0.05 s"
         end.set()
         # The server goes on.
+        monkeypatch.setattr(service, "BEGIN_TIMEOUT", 60.0)
         assert await in_thread(ask, served.channel(), CHECK) == b"\x08\x01"
 
 
