@@ -35,6 +35,7 @@ from asgi_agents.guard import Guard
 from asgi_agents.manager import registry_of
 from asgi_agents.serve import agent_app, serve_stream
 from asgi_agents.transports.stream.client import StreamClient
+from tests.support.changes import take_a_file
 from tests.support.examples import some_are_short
 
 from .test_manager import REQUEST
@@ -142,14 +143,7 @@ class Case:
 
     async def change(self, *configs: AgentConfig) -> None:
         """As a file does that is taken anew."""
-        await self.registry.change(
-            configs,
-            owned=["a"],
-            kept=(),
-            fatal=lambda agent_id, error: True,
-            routes=lambda find: lambda: None,
-            drain_timeout=30.0,
-        )
+        await take_a_file(self.manager, *configs)
 
     async def check(self, mark: str) -> None:
         await anyio.sleep(QUIET)

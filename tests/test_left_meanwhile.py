@@ -12,6 +12,7 @@ from asgi_agents import AgentConfig, AgentError, AgentManager, ConfigureEvent
 from asgi_agents.manager import registry_of
 from asgi_agents.protocol import Answer, Event
 from asgi_agents.transports.stream.client import StreamClient
+from tests.support.changes import take_a_file
 
 from .test_former_guards import QUIET, Judge, Make, as_object, config_of, over_stream, until
 from .test_manager import REQUEST, Fake
@@ -86,22 +87,11 @@ async def pushed(case: Case) -> None:
 
 
 async def taken_from_a_file(case: Case) -> None:
-    await _taken(case, case.config("a", "v2"), case.config("b", "v2", seconds=3))
+    await take_a_file(case.manager, case.config("a", "v2"), case.config("b", "v2", seconds=3))
 
 
 async def taken_from_a_file_in_vain(case: Case) -> None:
-    await _taken(case, case.config("a", "v2", seconds=3, refuses=True), case.config("b", "v2"))
-
-
-async def _taken(case: Case, *configs: AgentConfig) -> None:
-    await case.registry.change(
-        configs,
-        owned=["a"],
-        kept=(),
-        fatal=lambda agent_id, error: True,
-        routes=lambda find: lambda: None,
-        drain_timeout=30.0,
-    )
+    await take_a_file(case.manager, case.config("a", "v2", seconds=3, refuses=True), case.config("b", "v2"))
 
 
 Change = Callable[[Case], Awaitable[None]]

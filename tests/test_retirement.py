@@ -4,7 +4,8 @@ The event loop that serves is that of the test. The other one runs in a thread, 
 """
 
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import pytest
 from asgi_agents import AgentManager
 from asgi_agents.manager import registry_of
 from asgi_agents.registry import AgentRegistry
+from tests.support.changes import take_a_file
 
 from .test_manager import REQUEST, Fake, config, fake
 
@@ -39,22 +41,11 @@ async def _begun(change: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def replaced_by_a_file(manager: AgentManager) -> None:
-    await _taken(manager, config("a", Fake()))
+    await take_a_file(manager, config("a", Fake()))
 
 
 async def removed_by_a_file(manager: AgentManager) -> None:
-    await _taken(manager)
-
-
-async def _taken(manager: AgentManager, *configs: Any) -> None:
-    await registry_of(manager).change(
-        configs,
-        owned=["a"],
-        kept=(),
-        fatal=lambda agent_id, error: True,
-        routes=lambda find: lambda: None,
-        drain_timeout=PATIENCE,
-    )
+    await take_a_file(manager)
 
 
 Change = Callable[[AgentManager], Awaitable[None]]
@@ -110,6 +101,33 @@ async def elsewhere(backend: str, function: Callable[[], Awaitable[Any]], steps:
             await anyio.lowlevel.checkpoint()
 
     await anyio.to_thread.run_sync(partial(anyio.run, main, backend=backend))
+
+
+@asynccontextmanager
+async def used_elsewhere(manager: AgentManager, backend: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """While an event loop of a thread runs that has a user, until the function is called that this gives."""
+    entered, leave, left, end = (threading.Event() for _ in range(4))
+
+    async def enter() -> None:
+        async with manager:
+            entered.set()
+            await anyio.to_thread.run_sync(leave.wait)
+        left.set()
+        # It has no users any more, and what looks on it may end at any time.
+        await anyio.to_thread.run_sync(end.wait)
+
+    async def leave_elsewhere() -> None:
+        leave.set()
+        await anyio.to_thread.run_sync(left.wait)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(elsewhere, backend, enter)
+        try:
+            await anyio.to_thread.run_sync(entered.wait)
+            yield leave_elsewhere
+        finally:
+            leave.set()
+            end.set()
 
 
 @each_end
@@ -213,29 +231,12 @@ async def test_the_last_of_several_users_to_leave_closes_it_also_while_the_event
     other: str, change: Change
 ) -> None:
     it = Held()
-    entered, leave, left, end = (threading.Event() for _ in range(4))
-
-    async def enter() -> None:
+    async with used_elsewhere(it.manager, other) as leave_elsewhere:
         async with it.manager:
-            entered.set()
-            await anyio.to_thread.run_sync(leave.wait)
-        left.set()
-        # It has no users any more, and what looks on it may end at any time.
-        await anyio.to_thread.run_sync(end.wait)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(elsewhere, other, enter)
-        try:
-            await anyio.to_thread.run_sync(entered.wait)
-            async with it.manager:
-                await change(it.manager)
-                leave.set()
-                await anyio.to_thread.run_sync(left.wait)
-                assert not it.guard.configuring.closed
-            assert it.is_forgotten
-        finally:
-            leave.set()
-            end.set()
+            await change(it.manager)
+            await leave_elsewhere()
+            assert not it.guard.configuring.closed
+        assert it.is_forgotten
 
 
 @each_change
@@ -245,30 +246,19 @@ async def test_one_that_cannot_be_closed_keeps_no_other_open(
 ) -> None:
     it = Held()
     standing = fake(it.manager, "b")
-    entered, leave = threading.Event(), threading.Event()
 
     async def fail() -> None:
         raise OSError("no such luck")
 
     it.guard.client.aclose = fail  # type: ignore[method-assign]
 
-    async def enter() -> None:
+    async with used_elsewhere(it.manager, other):
         async with it.manager:
-            entered.set()
-            await anyio.to_thread.run_sync(leave.wait)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(elsewhere, other, enter)
-        try:
-            await anyio.to_thread.run_sync(entered.wait)
-            async with it.manager:
-                await change(it.manager)
-                standing.closed = 0
-            assert standing.closed == 1
-            assert "agent 'a': its connections could not be closed" in caplog.text
-        finally:
-            it.let_go()
-            leave.set()
+            await change(it.manager)
+            standing.closed = 0
+        assert standing.closed == 1
+        assert "agent 'a': its connections could not be closed" in caplog.text
+        it.let_go()
 
 
 @pytest.mark.parametrize("change", [replaced_by_a_file, removed_by_a_file], ids=lambda change: change.__name__)

@@ -13,6 +13,7 @@ import pytest
 from asgi_agents import AgentConfig, AgentError, AgentManager, AgentMiddleware, AgentResponse, protect
 from asgi_agents.manager import registry_of
 from asgi_agents.testing import FakeAgent, agent_down, breaker_open, override_agents
+from tests.support.changes import take_a_file
 
 from ..files.marking import MODULE, File, marked_app, marker, marks
 from ..test_former_guards import Case, Judge, Way, as_object, ask, config_of, each_way, guarded
@@ -128,17 +129,6 @@ async def replace(manager: AgentManager) -> None:
 
 async def remove(manager: AgentManager) -> None:
     await manager.remove_agent("a")
-
-
-async def take_a_file(manager: AgentManager, *configs: AgentConfig) -> None:
-    await registry_of(manager).change(
-        configs,
-        owned=["a"],
-        kept=(),
-        fatal=lambda agent_id, error: True,
-        routes=lambda find: lambda: None,
-        drain_timeout=30.0,
-    )
 
 
 CHANGES: dict[str, Callable[[AgentManager], Awaitable[None]]] = {
