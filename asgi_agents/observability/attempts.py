@@ -25,6 +25,14 @@ class Fault(Struct, frozen=True):
     reason: str
 
 
+def unheard(app: str) -> Fault:
+    """What is to be told where the other workers would answer, and don't hear of this one."""
+    return Fault(
+        f"this worker tells the others nothing, expected {app}(...) before the app starts, and an app that runs its"
+        " lifespan"
+    )
+
+
 class Attempts:
     """What is tried, and comes back with its :class:`Fault`.
 

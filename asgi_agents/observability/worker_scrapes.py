@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from ..concurrency.rounds import Rounds
 from ..messages.throttle import Throttle
-from .attempts import Attempts, Fault, UnusableDirectoryError
+from .attempts import Attempts, Fault, UnusableDirectoryError, unheard
 from .worker_directory import MAX_BYTES, Heard, Others, WorkerDirectory
 from .worker_metrics import METRICS_FILES, NOTHING, MetricsShare, encoded, merge, take
 
@@ -28,11 +28,7 @@ _COARSE: Final = 2.0
 # Seconds between two scrapes that are one after the other, and not long apart.
 _SCRAPED_FOR: Final = 600.0
 
-# The others would answer without it.
-_UNHEARD: Final = Fault(
-    "this worker tells the others nothing, expected metrics_app(...) before the app starts, and an app that runs its"
-    " lifespan"
-)
+_UNHEARD: Final = unheard("metrics_app")
 
 
 class _Asked(NamedTuple):

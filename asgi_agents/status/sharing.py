@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, to_thread
 from msgspec.structs import replace
 
 from ..concurrency.rounds import Rounds
-from ..observability.attempts import Attempts, Fault
+from ..observability.attempts import Attempts, Fault, unheard
 from ..observability.worker_directory import MAX_BYTES, Heard, Others
 from ..registry import AgentRegistry
 from .cleaning import IncidentCleaner
@@ -37,10 +37,7 @@ _LOOK_EVERY: Final = 0.02
 # Seconds by which the time of a file may be too early: file systems have clocks of their own.
 _COARSE: Final = 0.02
 
-_UNHEARD: Final = Fault(
-    "this worker tells the others nothing, expected status_app(...) before the app starts, and an app that runs its"
-    " lifespan"
-)
+_UNHEARD: Final = unheard("status_app")
 
 
 class _Look(NamedTuple):
