@@ -4,8 +4,6 @@ import gc
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +27,7 @@ from asgi_agents.observability.worker_metrics import encoded, take
 from asgi_agents.prometheus import metrics_app
 from asgi_agents.protocol import AgentResponse
 from tests.support import living_files
+from tests.support.two_workers import two_workers
 from tests.test_prometheus import judged, managed
 
 PATIENCE: Final = 60.0  # seconds after which a test that hangs has failed
@@ -399,28 +398,12 @@ def test_a_server_of_several_workers_is_one_target_and_stays_one_when_a_worker_i
     path: Path, tmp_path: Path
 ) -> None:
     """uvicorn with two workers: no counter is missing or goes back, whichever worker a scrape comes to."""
-    (tmp_path / "guarded.py").write_text(APP)
-    place = str(tmp_path / "app.sock")
-    arguments = ["uvicorn", "guarded:app", "--workers", "2", "--uds", place, "--log-level", "warning"]
-    places = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    environment = {**os.environ, "SHARED": str(path), "PYTHONPATH": places}
-    server = subprocess.Popen([sys.executable, "-m", *arguments], env=environment)
     deadline = time.monotonic() + PATIENCE
-
-    def ask(path_of_it: str, **headers: str) -> str | None:
-        assert time.monotonic() < deadline
-        try:
-            # Each time on a new connection, which any of the workers may take.
-            with httpx.Client(transport=httpx.HTTPTransport(uds=place), base_url="http://app") as client:
-                return client.get(path_of_it, headers=headers, timeout=PATIENCE).text
-        except httpx.TransportError:
-            time.sleep(0.1)
-            return None
 
     def scrape() -> str:
         while (found := ask("/-/metrics")) is None:
             pass
-        return found
+        return found.text
 
     def wait_for(workers: set[str]) -> str:
         while True:
@@ -428,7 +411,7 @@ def test_a_server_of_several_workers_is_one_target_and_stays_one_when_a_worker_i
             if set(values(found, "asgi_agents_call_active")) == workers:
                 return found
 
-    try:
+    with two_workers(APP, path, tmp_path) as ask:
         while len(files(path)) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -449,7 +432,4 @@ def test_a_server_of_several_workers_is_one_target_and_stays_one_when_a_worker_i
         # One goes on where it was; the other has nothing yet, or what it was asked since.
         assert any(after.get(worker) == count for worker, count in before.items())
         assert set(after) <= {"0", "1"}
-    finally:
-        server.terminate()
-        server.wait(PATIENCE)
     assert files(path) == []

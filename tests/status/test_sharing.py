@@ -5,8 +5,6 @@ import logging
 import os
 import socket
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +32,7 @@ from asgi_agents.status.model import Status, WorkerShare
 from asgi_agents.status.sharing import SharedStatus
 from asgi_agents.status.snapshot import hostname, take_share, take_snapshot
 from tests.support import living_files
+from tests.support.two_workers import two_workers
 
 from .world import head_event, scripted
 
@@ -806,23 +805,7 @@ protect(app, manager=manager, routes=[AgentRoute("/-/{rest:path}", agents=[])], 
 @pytest.mark.slow
 def test_the_workers_of_a_server_are_shown_together_and_one_that_is_killed_is_not(path: Path, tmp_path: Path) -> None:
     """uvicorn with two workers: each shows what both have denied. A new one takes the place of one that is killed."""
-    (tmp_path / "guarded.py").write_text(APP)
-    place = str(tmp_path / "app.sock")
-    arguments = ["uvicorn", "guarded:app", "--workers", "2", "--uds", place, "--log-level", "warning"]
-    places = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    environment = {**os.environ, "SHARED": str(path), "PYTHONPATH": places}
-    server = subprocess.Popen([sys.executable, "-m", *arguments], env=environment)
     deadline = time.monotonic() + PATIENCE
-
-    def get(path_of_it: str, **headers: str) -> httpx.Response | None:
-        assert time.monotonic() < deadline
-        try:
-            # Each time on a new connection, which any of the workers may take.
-            with httpx.Client(transport=httpx.HTTPTransport(uds=place), base_url="http://app") as client:
-                return client.get(path_of_it, headers=headers)
-        except httpx.TransportError:
-            time.sleep(0.1)
-            return None
 
     def status() -> Any:
         response = get("/-/agents/status.json")
@@ -833,11 +816,7 @@ def test_the_workers_of_a_server_are_shown_together_and_one_that_is_killed_is_no
             time.sleep(0.05)
         return found
 
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            while probe.connect_ex(place):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+    with two_workers(APP, path, tmp_path) as get:
         while len(list(path.glob("*.json"))) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -858,7 +837,4 @@ def test_the_workers_of_a_server_are_shown_together_and_one_that_is_killed_is_no
             lambda found: len(found["workers"]) == 2 and killed not in {worker["pid"] for worker in found["workers"]}
         )
         assert not any(worker["silent"] for worker in found["workers"])
-    finally:
-        server.terminate()
-        server.wait(PATIENCE)
     assert list(path.glob("*.json")) == []
